@@ -1,0 +1,175 @@
+"""What the rooms promise each other: agents, policies, and what the system must know of an agent to run it.
+
+The distributed system knows an algorithm only through this file. If it ever needs ``if algo ==``, a field is missing here.
+Axis legend: N envs, B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.sequence import SequenceBatch
+from worldloom.core.specs import ArraySpec
+from worldloom.core.weights import WeightsSnapshot
+
+__all__ = ["ActOutput", "Agent", "AgentSpec", "Carry", "Policy", "SamplingSpec", "TrainOutput"]
+
+Carry = dict[str, Any]
+"""What a policy remembers between steps: name -> array (numpy or torch) with the env axis first, so that rows of it can be
+gathered, scattered and sent. Owned by whoever calls ``act``: the worker, or the inference server's table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpec:
+    """Which windows of rows one train step reads.
+
+    A window has ``context + length + bootstrap`` consecutive rows of one stream, of which ``length`` positions are trained:
+    context rows only provide a start state, bootstrap rows only a target.
+
+    Args:
+        batch_size: Windows per batch (B).
+        length: Trained positions per window.
+        context: Leading rows that are not trained.
+        bootstrap: Trailing rows that are not trained.
+        cross_episodes: May a window run across the end of an episode into the next one of the same stream?
+        online: Serve each new window once, as soon as it is complete, before drawing uniformly (DreamerV3's online queue).
+    """
+
+    batch_size: int
+    length: int
+    context: int = 0
+    bootstrap: int = 0
+    cross_episodes: bool = False
+    online: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.length < 1 or self.context < 0 or self.bootstrap < 0:
+            raise ConfigurationError(f"sampling needs batch_size >= 1, length >= 1, context >= 0, bootstrap >= 0; got {self}")
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of one window."""
+        return self.context + self.length + self.bootstrap
+
+    @property
+    def trained_positions(self) -> int:
+        """Positions whose loss enters one update (16 x 64 for DreamerV3, 256 x 3 for TD-MPC2)."""
+        return self.batch_size * self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """What the system must know of an agent. Needs no torch.
+
+    Args:
+        name: ``algorithm:preset``.
+        sampling: What a train step reads.
+        train_ratio: Default trained positions per agent step, over the whole run.
+        prefill_agent_steps: Agent steps before the first update. They are not owed to the train ratio.
+        random_prefill: Act uniformly at random during the prefill; otherwise the untrained policy acts.
+        pretrain_updates: Updates made in one burst when the prefill is complete.
+        extras: Further columns that ``act`` emits for every row (for example replay latents).
+        writes_back: True when ``train_step`` returns refreshed extras.
+        acting: How dear one action is: ``light`` (a network) or ``planner`` (a search).
+    """
+
+    name: str
+    sampling: SamplingSpec
+    train_ratio: float
+    prefill_agent_steps: int
+    random_prefill: bool = True
+    pretrain_updates: int = 0
+    extras: Mapping[str, ArraySpec] = field(default_factory=dict)
+    writes_back: bool = False
+    acting: Literal["light", "planner"] = "light"
+
+
+@dataclass(frozen=True, slots=True)
+class ActOutput:
+    """Result of one batched decision.
+
+    Attributes:
+        action: Per action key ``[N, ...]``, numpy on the host; continuous values in [-1, 1], discrete ones int.
+        carry: The next carry, env axis first.
+        extras: Columns for the stored rows, ``[N, ...]``, numpy.
+    """
+
+    action: Mapping[str, np.ndarray]
+    carry: Carry
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutput:
+    """Result of one train step.
+
+    Attributes:
+        metrics: Scalars by name; they stay on the device until somebody flushes them (no ``.item()`` in the step).
+        nonfinite: 0-d tensor or number, 1 when the step was skipped because a loss or gradient was not finite.
+        refreshed: Extras to write back to replay, per column ``[B, T, ...]``, aligned with ``batch.row_ids``; or None.
+        priorities: ``[B]`` new priorities of the windows, or None.
+    """
+
+    metrics: Mapping[str, Any]
+    nonfinite: Any = 0
+    refreshed: Mapping[str, Any] | None = None
+    priorities: Any = None
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """All that acting needs: no optimizer, no target networks."""
+
+    def initial_carry(self, num_envs: int) -> Carry:
+        """A carry for ``num_envs`` envs at the start of an episode."""
+
+    def act(self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool) -> ActOutput:
+        """Choose one action per env.
+
+        Args:
+            obs: Per key ``[N, ...]``.
+            carry: From :meth:`initial_carry` or the previous call; not modified.
+            is_first: ``[N]`` bool; where True the carry is reset before use, so no caller can forget it.
+            explore: False for evaluation.
+        """
+
+    def load_weights(self, snapshot: WeightsSnapshot) -> None:
+        """Act with these weights from now on.
+
+        Raises:
+            CheckpointError: If names, shapes or dtypes do not fit this policy.
+        """
+
+    def rng_state(self) -> dict[str, Any]:
+        """The random state that acting uses, as a tree for a checkpoint."""
+
+    def load_rng_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`rng_state`."""
+
+
+@runtime_checkable
+class Agent(Policy, Protocol):
+    """What the learner needs."""
+
+    spec: AgentSpec
+
+    def train_step(self, batch: SequenceBatch) -> TrainOutput:
+        """One update of everything (world model, policy, critics, targets) from a batch of tensors on this agent's device."""
+
+    def policy_weights(self) -> WeightsSnapshot:
+        """A copy of what ``act`` reads, and nothing else."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to resume: a nested dict of tensors, arrays and JSON scalars. Includes random state."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: If the state belongs to another architecture; names the first difference.
+        """

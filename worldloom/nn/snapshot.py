@@ -1,0 +1,63 @@
+"""Torch tensors to and from ``core.weights.WeightsSnapshot``: the one place where weights leave or enter torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from worldloom.core.exceptions import CheckpointError
+from worldloom.core.weights import WeightsSnapshot
+
+__all__ = ["pack", "unpack_into"]
+
+TORCH_DTYPES = {
+    "F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def pack(tensors: Mapping[str, Tensor], *, dtype: Literal["float32", "bfloat16"] = "float32") -> WeightsSnapshot:
+    """Copy tensors to the host into one flat buffer.
+
+    Args:
+        tensors: By name; any device.
+        dtype: What floating-point tensors become on the way; the others keep their own dtype.
+    """
+    target = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    arrays, halves = {}, []
+    for name, tensor in tensors.items():
+        host = tensor.detach().to("cpu", target if tensor.is_floating_point() else tensor.dtype).contiguous()
+        if host.dtype == torch.bfloat16:
+            halves.append(name)
+            host = host.view(torch.uint16)
+        arrays[name] = host.numpy()
+    return WeightsSnapshot.from_arrays(arrays, bfloat16=tuple(halves))
+
+
+@torch.no_grad()
+def unpack_into(snapshot: WeightsSnapshot, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a snapshot into existing tensors of the same names and shapes (in place; dtype and device are the target's).
+
+    Raises:
+        CheckpointError: If a name is missing or unknown, or a shape differs. Nothing is written then.
+    """
+    shapes = {e.name: e.shape for e in snapshot.entries}
+    expected = {name: tuple(t.shape) for name, t in tensors.items()}
+    for name in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"weights: tensor {name!r} has shape {shapes.get(name)}, this policy needs {expected.get(name)}"
+            )
+    data = (
+        torch.frombuffer(bytearray(snapshot.buffer.tobytes()), dtype=torch.uint8)
+        if snapshot.nbytes
+        else torch.empty(0, dtype=torch.uint8)
+    )
+    for entry in snapshot.entries:
+        flat = data[entry.start : entry.stop]
+        if entry.start % 8:
+            flat = flat.clone()
+        tensors[entry.name].copy_(flat.view(TORCH_DTYPES[entry.dtype]).reshape(entry.shape))

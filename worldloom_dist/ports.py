@@ -1,0 +1,168 @@
+"""The doors between the roles. A role knows these protocols and the library; it never knows another role, and never Ray.
+
+    RolloutWorker --Chunk--> ReplayWriter            (blocks until acknowledged: the only back-pressure)
+    Learner       --SampleRequest--> ReplayReader --SampledWindows-->
+    Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> RolloutWorker, inference, evaluator   (pull)
+    every role    --MetricMap--> MetricSink
+
+Who waits for whom: a worker waits for an acknowledgement, which waits for the ledger's insert credit; a learner waits for a
+sample, which waits for the ledger's sample credit. The ledger's band always allows at least one side (``data.rate_limiter``),
+so the two never wait for each other. Fakes that check what they are given live in ``tests/fakes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from worldloom.core.metrics import MetricMap
+from worldloom.core.sequence import Chunk, PolicyVersion, Rows
+from worldloom.core.weights import WeightsSnapshot
+
+__all__ = [
+    "MetricSink",
+    "ReplayReader",
+    "ReplayWriter",
+    "RowBooks",
+    "SampleRequest",
+    "SampledWindows",
+    "WeightSink",
+    "WeightSource",
+    "WriteBack",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RowBooks:
+    """The books of a shard, or summed over shards: ``inserted == stored + evicted + lost_acked`` at every moment.
+
+    Attributes:
+        inserted: Rows acknowledged, each counted once, over the whole run.
+        stored: Rows that can be sampled now.
+        evicted: Rows that made room for newer ones.
+        lost_acked: Acknowledged rows that a lost disk took away.
+        duplicate: Rows of chunks that came again and were ignored.
+        agent_steps: Decisions whose result was inserted (``core.sequence.agent_steps``).
+        payload_bytes: Bytes that the stored rows take in memory.
+    """
+
+    inserted: int = 0
+    stored: int = 0
+    evicted: int = 0
+    lost_acked: int = 0
+    duplicate: int = 0
+    agent_steps: int = 0
+    payload_bytes: int = 0
+
+    def __add__(self, other: RowBooks) -> RowBooks:
+        mine, theirs = asdict(self), asdict(other)
+        return RowBooks(**{name: mine[name] + theirs[name] for name in mine})
+
+    @property
+    def is_balanced(self) -> bool:
+        """True when no row is unaccounted for."""
+        return self.inserted == self.stored + self.evicted + self.lost_acked
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Ask one shard for windows.
+
+    Attributes:
+        windows: How many.
+        seed: Entropy of the draws: equal seeds on equal content give equal windows, so nobody has to save a generator.
+    """
+
+    windows: int
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SampledWindows:
+    """Windows of one shard, or of several glued together.
+
+    Attributes:
+        columns: ``[n, window_rows, ...]`` per column.
+        row_ids: ``[n, window_rows]`` int64, unique per row for ever within a shard (a row's number in insertion order).
+        shard: ``[n]`` int64, which shard each window came from.
+        versions: ``[n]`` int64, the update number of the policy that acted the first trained row (for staleness).
+        inserted_s: ``[n]`` float64 ``time.time()`` at which that row was inserted (for sample age).
+    """
+
+    columns: Rows
+    row_ids: np.ndarray
+    shard: np.ndarray
+    versions: np.ndarray
+    inserted_s: np.ndarray
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[SampledWindows]) -> SampledWindows:
+        """Glue the windows of several shards, in the given order."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("row_ids", "shard", "versions", "inserted_s")
+        columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
+        return cls(columns, *(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+class WriteBack(NamedTuple):
+    """Outcome of writing refreshed extras: rows changed, and rows that had been evicted meanwhile."""
+
+    applied: int
+    rejected: int
+
+
+class ReplayWriter(Protocol):
+    """Where a worker's chunks go."""
+
+    def append(self, chunk: Chunk) -> None:
+        """Return when the chunk is acknowledged: stored as durably as the run promises. Safe to repeat for the same chunk."""
+
+
+class ReplayReader(Protocol):
+    """Where a learner's batches come from."""
+
+    def sample(self, request: SampleRequest) -> SampledWindows:
+        """Draw windows over all live shards.
+
+        Raises:
+            BufferError: If fewer rows are stored than one window needs.
+        """
+
+    def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
+        """Overwrite extras of sampled rows, per column ``[n, T, ...]`` for the last T rows of each window; may be late."""
+
+
+class WeightSource(Protocol):
+    """Where acting roles find weights."""
+
+    def version(self) -> PolicyVersion:
+        """The newest version; cheap, so it may be asked between any two steps."""
+
+    def fetch(self) -> WeightsSnapshot:
+        """The newest weights.
+
+        Raises:
+            StateError: If nothing has been published yet.
+        """
+
+
+class WeightSink(Protocol):
+    """Where a learner puts weights."""
+
+    def publish(self, snapshot: WeightsSnapshot) -> None:
+        """Make a version the newest one.
+
+        Raises:
+            StateError: If the version is not above the newest one.
+        """
+
+
+class MetricSink(Protocol):
+    """Where metrics go."""
+
+    def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
+        """Hand over what happened since the last call; never blocks for long, never raises."""
