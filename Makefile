@@ -1,0 +1,35 @@
+# Every target makes .venv first if it is missing or older than the files that define it.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS ?= dev,viz
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-long check bench clean
+
+.venv: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("worldloom needs Python 3.11 or newer, this is %d.%d; run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch .venv
+
+demo: .venv  ## train TD-MPC2 on Pendulum-v1 through the distributed system, on this machine
+	$(BIN)/python -m worldloom_dist.launch --preset quick
+
+test: .venv  ## everything that guards a change, within twelve minutes on two cores
+	$(BIN)/python -m pytest -m "not long and not gpu"
+
+test-long: .venv  ## chaos rounds, learning curves, soak
+	$(BIN)/python -m pytest -m "long" --timeout 5400
+
+check: .venv  ## what a commit must pass: lint, format, types, quick tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not long and not gpu and not ray and not chaos and not learn"
+
+bench: .venv  ## run every benchmark; results go to benchmarks/results
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,61 @@
+"""Imports go down, never up or sideways; ray stays in ``worldloom_dist.runtime`` and ``worldloom_dist.submit``."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each other
+    {"worldloom.core"},
+    {"worldloom.nn", "worldloom.data", "worldloom.envs"},
+    {"worldloom.models.dreamer", "worldloom.models.tdmpc2", "worldloom.models.mlp"},
+    {"worldloom.agents.dreamerv3", "worldloom.agents.tdmpc2"},
+    {"worldloom.agents.registry"},
+    {"worldloom.training", "worldloom.evaluation", "worldloom.factory", "worldloom.testing"},
+    {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},
+    {"worldloom_dist.presets", "worldloom_dist.run_folder"},
+    {"worldloom_dist.actors", "worldloom_dist.replay", "worldloom_dist.learner", "worldloom_dist.metrics"},
+    {"worldloom_dist.assembly"},
+    {"worldloom_dist.local", "worldloom_dist.runtime"},
+    {"worldloom_dist.cli"},
+    {"worldloom_dist.launch", "worldloom_dist.submit", "worldloom_dist.evaluate", "worldloom_dist.check_env"},
+]
+RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = sorted(p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py"))
+RAY_ROOMS = {"worldloom_dist.runtime", "worldloom_dist.submit"}
+
+
+def room_of(module: str) -> str | None:
+    return next((room for room in RANK if module == room or module.startswith(room + ".")), None)
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Absolute names imported anywhere in a file, function bodies and TYPE_CHECKING blocks included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the absolute name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    home = room_of(module)
+    assert home or module.count(".") == 0 or path.name == "__init__.py", f"{module} has no floor: add it to FLOORS"
+    for name in imported_names(path):
+        target = room_of(name)
+        if home and target and target != home:
+            assert RANK[target] < RANK[home], f"{module} must not import {name} ({target} is not below {home})"
+        if name.split(".")[0] == "ray":
+            assert home in RAY_ROOMS, f"{module} imports ray; only {sorted(RAY_ROOMS)} may"
+
+
+def test_the_floor_test_can_fail(tmp_path: Path) -> None:
+    assert RANK["worldloom.core"] < RANK["worldloom.data"] < RANK["worldloom_dist.replay"]
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    import ray\n    from worldloom_dist.local import x\n")
+    assert list(imported_names(bad)) == ["ray", "worldloom_dist.local.x"]

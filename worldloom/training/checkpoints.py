@@ -1,0 +1,190 @@
+"""Checkpoints: a nested dict of tensors, arrays and JSON values in a folder that appears whole or not at all.
+
+    step-000012000/
+      tensors.safetensors   every tensor and array, keyed by its path in the tree
+      tree.json             the rest of the tree, with a mark where a tensor belongs
+      manifest.json         format version, sha256 and size of the files above, and the caller's own facts
+
+A folder is written under a temporary name, flushed, and renamed. Nothing is ever unpickled. A folder whose manifest or checksum
+does not fit is skipped by :meth:`CheckpointStore.newest`, with a warning that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldloom.core.exceptions import CheckpointError
+from worldloom.core.files import sync, write_json
+
+__all__ = ["CheckpointStore", "load_tree", "read_manifest", "save_tree"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+TENSOR, ARRAY, TUPLE = "__tensor__", "__array__", "__tuple__"
+FILES = ("tensors.safetensors", "tree.json")
+Tree = Mapping[str, Any]
+
+
+def save_tree(folder: Path, tree: Tree, facts: Mapping[str, Any] | None = None) -> None:
+    """Write ``tree`` as a checkpoint folder; an existing one of that name is replaced.
+
+    Args:
+        folder: Final name.
+        tree: Nested dicts, lists and tuples of tensors, numpy arrays, and JSON scalars.
+        facts: JSON values for the manifest (counters, scores) that can be read without loading the tree.
+
+    Raises:
+        CheckpointError: If the tree holds something that cannot be stored without pickle; names where.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _strip(tree, "", tensors)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(tensors, temporary / FILES[0])
+    (temporary / FILES[1]).write_text(json.dumps(skeleton))
+    files = {name: {"sha256": _sha256(temporary / name), "bytes": (temporary / name).stat().st_size} for name in FILES}
+    write_json(temporary / "manifest.json", {"format": FORMAT, "files": files, "facts": dict(facts or {})})
+    for path in temporary.iterdir():
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+    sync(folder.parent)
+
+
+def load_tree(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint folder after checking every checksum.
+
+    Raises:
+        CheckpointError: If a file is missing, truncated, corrupt, or of another format.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path}: missing, truncated or changed since it was written; use an earlier checkpoint")
+    try:
+        tensors = load_file(folder / FILES[0])
+        tree: dict[str, Any] = _restore(json.loads((folder / FILES[1]).read_text()), tensors)
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
+    return tree
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder.
+
+    Raises:
+        CheckpointError: If it is missing or of another format.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
+            raise CheckpointError(f"{folder}: format {manifest['format']!r}, this version reads {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
+    return manifest
+
+
+def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Replace tensors by marks; what remains is JSON."""
+    if isinstance(node, Tensor | np.ndarray):
+        value = node.detach().to("cpu") if isinstance(node, Tensor) else torch.from_numpy(np.array(node))
+        tensors[path] = value.contiguous().clone()
+        return {TENSOR if isinstance(node, Tensor) else ARRAY: path}
+    if isinstance(node, Mapping):
+        if not all(isinstance(key, str | int) for key in node):
+            raise CheckpointError(f"checkpoint: keys of {path or 'the tree'} must be text or integers, got {list(node)[:3]}")
+        return {"__int__" + str(k) if isinstance(k, int) else k: _strip(v, f"{path}/{k}", tensors) for k, v in node.items()}
+    if isinstance(node, list | tuple):
+        items = [_strip(item, f"{path}/{index}", tensors) for index, item in enumerate(node)]
+        return {TUPLE: items} if isinstance(node, tuple) else items
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    if isinstance(node, np.generic):
+        return node.item()
+    raise CheckpointError(f"checkpoint: {path} is a {type(node).__name__}, which cannot be stored without pickle")
+
+
+def _restore(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(node, dict):
+        if TENSOR in node:
+            return tensors[node[TENSOR]]
+        if ARRAY in node:
+            return tensors[node[ARRAY]].numpy()
+        if TUPLE in node:
+            return tuple(_restore(item, tensors) for item in node[TUPLE])
+        return {int(k[7:]) if k.startswith("__int__") else k: _restore(v, tensors) for k, v in node.items()}
+    return [_restore(item, tensors) for item in node] if isinstance(node, list) else node
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointStore:
+    """The checkpoints of one run: the newest ``keep`` and the best one.
+
+    Args:
+        root: Folder that holds the checkpoint folders; made when first written to.
+        keep: How many of the newest stay.
+    """
+
+    root: Path
+    keep: int = 3
+
+    def save(self, step: int, tree: Tree, facts: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint named after ``step`` and drop those that are too old."""
+        folder = self.root / f"step-{step:012d}"
+        save_tree(folder, tree, {"step": step, **(facts or {})})
+        for old in self.folders()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def mark_best(self, folder: Path, score: float) -> bool:
+        """Keep a copy of ``folder`` as ``best`` if its score is above that of the present one (or there is none)."""
+        best = self.root / "best"
+        if best.exists() and read_manifest(best)["facts"].get("score", -np.inf) >= score:
+            return False
+        temporary = self.root / "best.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(folder, temporary, copy_function=os.link)
+        manifest = read_manifest(folder)
+        manifest["facts"]["score"] = score
+        (temporary / "manifest.json").unlink()
+        write_json(temporary / "manifest.json", manifest)
+        shutil.rmtree(best, ignore_errors=True)
+        os.replace(temporary, best)
+        return True
+
+    def folders(self) -> list[Path]:
+        """Checkpoint folders, newest first; unfinished ones are not among them."""
+        return sorted((p for p in self.root.glob("step-*") if p.suffix != ".tmp"), reverse=True)
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that loads, or None; a corrupt one is skipped with a warning."""
+        for folder in self.folders():
+            try:
+                tree = load_tree(folder)
+            except CheckpointError as error:
+                logger.warning("skipping a checkpoint: %s", error)
+            else:
+                return folder, tree
+        return None

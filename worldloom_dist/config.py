@@ -1,0 +1,225 @@
+"""Everything a run can be told, as frozen dataclasses: a field is the only home of a default, and the line below it its help.
+
+Torch-free and ray-free, so that ``--help`` answers at once. ``RunConfig.problems`` checks across sections and reports all
+problems together; nothing is written or started before it returns an empty list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from worldloom.agents.registry import AgentConfig, env_defaults, make_agent_config
+from worldloom.core.exceptions import ConfigurationError, WorldLoomError
+from worldloom.envs.config import EnvConfig
+
+__all__ = ["ActorsConfig", "LearnerConfig", "ReplayConfig", "RunConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorsConfig:
+    """Env workers."""
+
+    chunk_rows: int = 64
+    """Rows per chunk that a worker sends to replay."""
+    max_chunk_age_s: float = 1.0
+    """Send an open chunk after this many seconds even if it is not full."""
+    pull_interval_s: float = 1.0
+    """Look for newer weights at most this often, between two steps."""
+    min_live: int = 1
+    """Stop the run with an error when fewer workers than this are alive and none is being restarted."""
+    max_restarts: int = 20
+    """Restarts of one worker, within restart_window_s, before it is given up."""
+    restart_window_s: float = 600.0
+    """Window in which restarts are counted."""
+    step_timeout_s: float = 60.0
+    """A worker whose env step takes longer is killed and replaced."""
+    reset_timeout_s: float = 120.0
+    """A worker whose env reset takes longer is killed and replaced."""
+    supervise: bool = True
+    """With several envs per worker, run each env in its own child process so that a hang costs one env."""
+    start_wave: int = 8
+    """Workers started at the same time."""
+    max_batch: int = 64
+    """Central inference: rows in one batch."""
+    max_wait_ms: float = 2.0
+    """Central inference: how long a batch waits for more rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayConfig:
+    """Sharded replay."""
+
+    shards: int = 1
+    """Replay shards; each is one process."""
+    capacity_steps: int = 1_000_000
+    """Rows kept over all shards; the oldest make room."""
+    durability: Literal["none", "journal", "fsync"] = "journal"
+    """What an acknowledgement promises: none = in memory; journal = survives kill -9; fsync = survives power loss."""
+    band_steps: int | None = None
+    """Width of the train ratio's band in agent steps (default: what the chunks and batches of the run need)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerConfig:
+    """The learner."""
+
+    device: str = "auto"
+    """Where it trains: auto, cpu, cuda, cuda:1 ..."""
+    threads: int | None = None
+    """Torch threads of the learner (default: all cores but those that the other roles keep busy)."""
+    prefetch: int = 2
+    """Sample requests kept ahead of the training step."""
+    publish_every_s: float = 1.0
+    """Publish weights at most this often."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints on Ray."""
+    checkpoint_every_steps: int = 5_000
+    """Env steps between checkpoints with --runtime local (there a checkpoint is part of the deterministic schedule)."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept, besides the best one."""
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What weights become on their way to the workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run: what to train, on what, with how much, and where it is written."""
+
+    preset: str = "quick"
+    """A whole run by name; every other flag overrides it."""
+    env: str = "gym:Pendulum-v1"
+    """gym:ID, atari:pong, dmc:walker-walk, toy:point, or package.module:callable."""
+    agent: str = "tdmpc2:ci"
+    """algorithm:preset; settings of the algorithm are --agent.FIELD VALUE."""
+    workers: int = 2
+    """Env workers."""
+    envs_per_worker: int = 1
+    """Envs in each worker."""
+    inference: Literal["local", "central", "auto"] = "auto"
+    """Where the policy runs: in each worker, in inference servers, or chosen by cost."""
+    inference_servers: int = 1
+    """Inference servers when the policy runs centrally."""
+    train_ratio: float | None = None
+    """Trained positions per agent step (default: the agent's own)."""
+    learners: int = 1
+    """Data-parallel learner ranks."""
+    env_steps: int = 100_000
+    """Stop when the run has this many env steps in all, those before a resume included."""
+    eval_every: int = 10_000
+    """Env steps between evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 10
+    """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
+    seed: int = 0
+    """Root of all randomness."""
+    runtime: Literal["ray", "local"] = "ray"
+    """ray = distributed; local = all roles in one process, in lock-step, deterministic."""
+    barrier: bool = False
+    """On Ray: make the version that acts a function of the row count, as --runtime local does (slow; for comparisons)."""
+    address: str | None = None
+    """Address of an existing Ray cluster; without it a local one is started and stopped for you."""
+    run_dir: Path | None = None
+    """Run folder (default: runs/NAME-NNNN, a new one)."""
+    if_exists: Literal["error", "resume"] = "error"
+    """What to do when the run folder holds a run."""
+    resume: Path | None = None
+    """Carry on the run in this folder; its settings are kept, other flags override them."""
+    metrics_port: int | None = None
+    """Prometheus endpoint (default: 9464 or the next free port; 0 = off)."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the Prometheus endpoint listens on."""
+    envs: EnvConfig = field(default_factory=EnvConfig)
+    """Settings of the environment."""
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    """Env workers."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """Sharded replay."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """The learner."""
+    agent_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the agent's own config that were set (not a flag: filled from --agent.FIELD)."""
+
+    def agent_config(self) -> AgentConfig:
+        """The agent's config with the overrides applied."""
+        return make_agent_config(self.agent, self.agent_overrides)
+
+    def env_config(self) -> EnvConfig:
+        """The env's settings: what the user set, else what the agent was published with for this suite."""
+        return dataclasses.replace(self.envs, env=self.env).with_defaults(env_defaults(self.agent_config()))
+
+    @property
+    def num_envs(self) -> int:
+        """Envs that feed replay."""
+        return self.workers * self.envs_per_worker
+
+    def problems(self) -> list[str]:
+        """One sentence per setting that cannot work; an empty list when the run may start. Starts and writes nothing."""
+        found = self._range_problems()
+        for check in (self.agent_config, self.env_config):
+            try:
+                check()
+            except WorldLoomError as error:
+                found.append(str(error))
+        if self.learners > 1:
+            found.append(f"learners must be 1, got {self.learners}: several learner ranks are not supported yet")
+        if self.runtime == "local" and self.address:
+            found.append("address is for --runtime ray, and runtime is local: drop one of the two")
+        if self.barrier and (self.workers > 1 or self.inference == "central"):
+            found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
+        return found
+
+    def _range_problems(self) -> list[str]:
+        actors, replay, learner = self.actors, self.replay, self.learner
+        return [
+            *_at_least(1, workers=self.workers, envs_per_worker=self.envs_per_worker, env_steps=self.env_steps),
+            *_at_least(1, inference_servers=self.inference_servers, learners=self.learners, replay__shards=replay.shards),
+            *_at_least(1, replay__capacity_steps=replay.capacity_steps, replay__band_steps=replay.band_steps),
+            *_at_least(1, actors__chunk_rows=actors.chunk_rows, actors__start_wave=actors.start_wave),
+            *_at_least(1, actors__max_batch=actors.max_batch, learner__threads=learner.threads),
+            *_at_least(1, learner__prefetch=learner.prefetch, learner__keep_checkpoints=learner.keep_checkpoints),
+            *_at_least(1, learner__checkpoint_every_steps=learner.checkpoint_every_steps),
+            *_at_least(0, eval_every=self.eval_every, eval_episodes=self.eval_episodes, metrics_port=self.metrics_port),
+            *_at_least(0, seed=self.seed, actors__min_live=actors.min_live, actors__max_restarts=actors.max_restarts),
+            *_at_least(0, actors__pull_interval_s=actors.pull_interval_s, actors__max_wait_ms=actors.max_wait_ms),
+            *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),
+            *_positive(actors__step_timeout_s=actors.step_timeout_s, actors__reset_timeout_s=actors.reset_timeout_s),
+            *_positive(learner__publish_every_s=learner.publish_every_s),
+            *_positive(learner__checkpoint_every_s=learner.checkpoint_every_s),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: nested sections, paths as text."""
+        data = dataclasses.asdict(self)
+        for name in ("run_dir", "resume"):
+            data[name] = str(data[name]) if data[name] is not None else None
+        data["agent_overrides"] = dict(self.agent_overrides)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigurationError: If a field is unknown to this version.
+        """
+        sections = {"envs": EnvConfig, "actors": ActorsConfig, "replay": ReplayConfig, "learner": LearnerConfig}
+        values = dict(data)
+        try:
+            for name, kind in sections.items():
+                values[name] = kind(**values.get(name, {}))
+            for name in ("run_dir", "resume"):
+                values[name] = Path(values[name]) if values.get(name) else None
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigurationError(f"config.json is of another version: {error}") from error
+
+
+def _at_least(low: int, **values: float | None) -> list[str]:
+    return [f"{name.replace('__', '.')} must be >= {low}, got {v}" for name, v in values.items() if v is not None and v < low]
+
+
+def _positive(**values: float | None) -> list[str]:
+    return [f"{name.replace('__', '.')} must be > 0, got {v}" for name, v in values.items() if v is not None and not v > 0]

@@ -1,0 +1,116 @@
+"""The run folder: what a run writes, where, and in which words.
+
+    config.json  command.txt  versions.txt  metrics.jsonl  console.log  summary.json  checkpoints/  replay/  videos/
+
+``summary.json`` is replaced atomically at every checkpoint and at the end, so a reader always finds a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.files import write_json, write_text
+from worldloom_dist.config import RunConfig
+
+__all__ = ["RunFolder", "choose_folder"]
+
+PACKAGES = ("worldloom-dist", "torch", "ray", "numpy", "gymnasium", "mujoco", "dm-control", "ale-py")
+
+
+def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, bool]:
+    """The folder of a run, and whether a run in it goes on. Creates nothing.
+
+    Raises:
+        ConfigurationError: If the folder holds a run and ``if_exists`` is ``error``.
+    """
+    if config.resume is not None:
+        return config.resume, True
+    if config.run_dir is not None:
+        exists = (config.run_dir / "config.json").exists()
+        if exists and config.if_exists == "error":
+            raise ConfigurationError(
+                f"run_dir: {config.run_dir} holds a run already; add --if-exists resume to go on with it, or name another folder"
+            )
+        return config.run_dir, exists
+    taken = [int(p.name.rsplit("-", 1)[1]) for p in root.glob(f"{config.preset}-[0-9]*") if p.name.rsplit("-", 1)[1].isdigit()]
+    return root / f"{config.preset}-{max(taken, default=0) + 1:04d}", False
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run and the files that describe it."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoint folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> Path:
+        """Replay journals, one folder per shard."""
+        return self.path / "replay"
+
+    @property
+    def summary_path(self) -> Path:
+        """``summary.json``."""
+        return self.path / "summary.json"
+
+    def open(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+        """Make the folder and write what describes the run; on a resume the run keeps its id.
+
+        Returns:
+            The run's id.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        known = self.read_json("config.json")
+        run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
+        write_json(self.path / "config.json", {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent})
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with (self.path / "command.txt").open("a") as file:
+            file.write(f"{stamp}  {shlex.join([Path(sys.executable).name, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n")
+        write_text(self.path / "versions.txt", versions())
+        return run_id
+
+    def next_incarnation(self) -> int:
+        """Number of this learner process in the run's life, persisted before it is used, so that versions never fall."""
+        value = int(self.read_json("incarnation.json").get("learner", 0)) + 1
+        write_json(self.path / "incarnation.json", {"learner": value})
+        return value
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder, ``{}`` when it does not exist."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace ``summary.json``."""
+        write_json(self.summary_path, summary)
+
+
+def versions() -> str:
+    """Versions of python, of the machine, and of the packages that matter, one per line."""
+    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+    for name in PACKAGES:
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return "\n".join(lines) + "\n"

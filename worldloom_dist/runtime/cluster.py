@@ -1,0 +1,113 @@
+"""Start, join and leave a Ray cluster. The authentication mode is always set before ``import ray``, because Ray reads it once.
+
+A cluster that we start is private: it listens on the loopback only, uses a token from a 0600 file in a private folder, keeps its
+files in a folder of its own, and is stopped by us, on every way out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError
+
+__all__ = ["Cluster", "ray_cluster"]
+
+logger = logging.getLogger(__name__)
+
+STORE_BYTES = 512 * 2**20
+CPUS_PER_ROLE = 0.001
+"""Roles share the machine by threads and niceness, not by Ray's counting; a tiny share keeps any number of them schedulable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A connected Ray.
+
+    Attributes:
+        namespace: Ray namespace of this run's actors.
+        is_own: True when we started it and will stop it.
+        resources: Logical resources of the whole cluster.
+    """
+
+    namespace: str
+    is_own: bool
+    resources: Mapping[str, float]
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None, run_id: str) -> Iterator[Cluster]:
+    """Connect to ``address``, or start a local cluster; leave (and stop what we started) at the end.
+
+    Raises:
+        ConfigurationError: If nothing answers at ``address``.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="wl-")) if address is None else None
+    environment = dict(os.environ)
+    try:
+        _prepare_environment(folder)
+        import ray
+
+        _connect(address, folder, run_id)
+        try:
+            yield Cluster(run_id, folder is not None, dict(ray.cluster_resources()))
+        finally:
+            ray.shutdown()
+    finally:
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare_environment(folder: Path | None) -> None:
+    """Variables that Ray and its children read, set before the import."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if folder is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if _token_known() else "disabled")
+        return
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.pop("RAY_ADDRESS", None)
+    if os.environ.get("RAY_AUTH_MODE") != "disabled":
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+
+
+def _token_known() -> bool:
+    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")) or (Path.home() / ".ray/auth_token").exists()
+
+
+def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
+    import ray
+
+    common: dict[str, Any] = {"namespace": run_id, "log_to_driver": False, "logging_level": logging.ERROR}
+    if folder is not None:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            _temp_dir=str(folder / "ray"),
+            **common,
+        )
+        return
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigurationError(
+            f"address: no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}); start one with 'ray start --head', "
+            "check the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH), or leave --address out"
+        ) from error
