@@ -1,1 +1,1 @@
-"""envs."""
+"""Environments: one factory, one row contract, supervised processes."""

@@ -1,1 +1,1 @@
-"""suites."""
+"""One module per family of environments; each has ``make(config)``."""

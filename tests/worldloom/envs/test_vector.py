@@ -1,0 +1,194 @@
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from worldloom.core.exceptions import EnvFailureError, StateError
+from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.factory import make_env
+from worldloom.envs.local import LocalVectorEnv
+from worldloom.envs.toy import CountingEnv
+from worldloom.envs.vector import EnvStep, sample_actions
+from worldloom.envs.wrappers import EnvAdapter, RawEnv
+
+ZERO = {"action": np.zeros((1, 2), np.float32)}
+
+
+class BrokenEnv(CountingEnv):
+    """Misbehaves at a given step of every ``period``-th instance."""
+
+    def __init__(self, failure: str, at_step: int = 2) -> None:
+        super().__init__()
+        self.failure, self.at_step, self.closed = failure, at_step, False
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self._step == self.at_step:
+            if self.failure == "raise":
+                raise RuntimeError("broken on purpose")
+            if self.failure == "nan_obs":
+                obs = obs * np.nan
+            if self.failure == "nan_reward":
+                reward = float("nan")
+            if self.failure == "shape":
+                obs = obs[:2]
+        return obs, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert 0 < seconds < 1e6
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def vector_of(envs: list[gymnasium.Env], limits: EnvLimits, clock: Clock, num_envs: int) -> LocalVectorEnv:
+    config = EnvConfig(env="toy:counting").resolved()
+    return LocalVectorEnv(
+        lambda: EnvAdapter(RawEnv(envs.pop(0)), config), num_envs, 0, limits=limits, clock=clock, sleep=clock.sleep
+    )
+
+
+def test_step_after_the_last_row_ignores_the_action_and_gives_the_reset_row() -> None:
+    env = make_env(EnvConfig(env="toy:counting"), seed=0)
+    rows = [env.reset(), *(env.step({"action": np.full((1, 2), 0.25, np.float32)}) for _ in range(12))]
+    seen = [(*row.obs["obs"][0].tolist(), float(row.reward[0])) for row in rows]
+    assert seen[:9] == [
+        (0, 0, 0, 0),
+        *((0, step, 0.25, step) for step in range(1, 6)),
+        (1, 0, 0, 0),
+        (1, 1, 0.25, 1),
+        (2, 0, 0, 0),
+    ]
+    assert [i for i, row in enumerate(rows) if row.is_first[0]] == [0, 6, 8, 12]
+    assert [i for i, row in enumerate(rows) if row.terminated[0]] == [5, 11]
+    assert [i for i, row in enumerate(rows) if row.truncated[0]] == [7]
+
+
+def test_step_before_reset_is_an_error() -> None:
+    with pytest.raises(StateError, match="before reset"):
+        make_env(EnvConfig(env="toy:counting"), seed=0).step(ZERO)
+
+
+@pytest.mark.parametrize("failure", ["raise", "nan_obs", "nan_reward", "shape"])
+def test_failing_env_is_rebuilt_and_starts_a_new_episode(failure: str) -> None:
+    broken = BrokenEnv(failure)
+    env = vector_of([broken, CountingEnv(), CountingEnv()], EnvLimits(), Clock(), num_envs=2)
+    action = {"action": np.zeros((2, 2), np.float32)}
+    env.reset()
+    env.step(action)
+    row = env.step(action)
+    assert row.is_first.tolist() == [True, False]
+    assert row.live.all()
+    assert row.reward.tolist() == [0, 2]
+    assert row.obs["obs"][0].tolist() == [0, 0, 0]
+    (fault,) = env.drain_faults()
+    assert (fault.env, fault.kind, fault.is_quarantined) == (0, "raised", False)
+    assert broken.closed
+    assert env.drain_faults() == []
+
+
+def test_env_that_fails_again_waits_while_the_others_go_on() -> None:
+    clock = Clock()
+    limits = EnvLimits(backoff_s=5.0, max_failures=10)
+    env = vector_of([BrokenEnv("raise", 1), CountingEnv(), BrokenEnv("raise", 1), CountingEnv()], limits, clock, num_envs=2)
+    action = {"action": np.zeros((2, 2), np.float32)}
+    env.reset()
+    assert env.step(action).live.tolist() == [True, True]
+    waiting = env.step(action)
+    assert waiting.live.tolist() == [False, True]
+    assert waiting.is_first.tolist() == [True, False]
+    clock.now += 4.9
+    assert env.step(action).live.tolist() == [False, True]
+    clock.now += 0.2
+    back = env.step(action)
+    assert (back.live.tolist(), back.is_first.tolist()) == ([True, True], [True, False])
+    assert clock.slept == []
+
+
+def test_back_off_is_slept_when_no_other_env_can_be_stepped() -> None:
+    clock = Clock()
+    env = vector_of([BrokenEnv("raise", 1), BrokenEnv("raise", 1), CountingEnv()], EnvLimits(backoff_s=3.0), clock, num_envs=1)
+    env.reset()
+    env.step(ZERO)
+    assert env.step(ZERO).is_first.tolist() == [True]
+    assert clock.slept == [3.0]
+
+
+def test_env_that_fails_too_often_goes_into_quarantine_and_the_last_one_ends_the_run() -> None:
+    clock = Clock()
+    broken: list[gymnasium.Env] = [BrokenEnv("raise", 1) for _ in range(3)]
+    env = vector_of([broken[0], BrokenEnv("raise", 20), *broken[1:]], EnvLimits(max_failures=3), clock, num_envs=2)
+    action = {"action": np.zeros((2, 2), np.float32)}
+    env.reset()
+    for _ in range(9):
+        clock.now += 10
+        row = env.step(action)
+    assert row.live.tolist() == [False, True]
+    assert [fault.is_quarantined for fault in env.drain_faults()] == [False, False, True]
+    alone = vector_of([BrokenEnv("raise", 1) for _ in range(2)], EnvLimits(max_failures=2), clock, num_envs=1)
+    alone.reset()
+    alone.step(ZERO)
+    with pytest.raises(EnvFailureError, match=r"no env is left of 1; .*broken on purpose"):
+        alone.step(ZERO)
+
+
+def test_old_failures_are_forgotten() -> None:
+    clock = Clock()
+    env = vector_of([BrokenEnv("raise", 1) for _ in range(9)], EnvLimits(max_failures=2, failure_window_s=60), clock, num_envs=1)
+    env.reset()
+    for _ in range(8):
+        clock.now += 61
+        env.step(ZERO)
+    assert len(env.drain_faults()) == 8
+
+
+@pytest.mark.parametrize("name", ["counting", "point", "pixel"])
+def test_state_restores_the_future_exactly(name: str) -> None:
+    def make() -> LocalVectorEnv:
+        env = make_env(EnvConfig(env=f"toy:{name}"), num_envs=2, seed=5)
+        assert isinstance(env, LocalVectorEnv)
+        return env
+
+    def play(env: LocalVectorEnv, steps: int, rngs: list[np.random.Generator]) -> list[EnvStep]:
+        return [env.step(sample_actions(env.spec, rngs)) for _ in range(steps)]
+
+    env, rngs = make(), [np.random.default_rng(i) for i in range(2)]
+    env.reset()
+    play(env, 7, rngs)
+    state = env.state()
+    assert state is not None
+    twins = [np.random.default_rng(9), np.random.default_rng(10)]
+    expected = play(env, 120, twins)
+    copy = make()
+    copy.set_state(state)
+    got = play(copy, 120, [np.random.default_rng(9), np.random.default_rng(10)])
+    for a, b in zip(expected, got, strict=True):
+        assert np.array_equal(a.obs["obs"], b.obs["obs"])
+        assert np.array_equal(a.reward, b.reward)
+        assert np.array_equal(a.is_first, b.is_first)
+
+
+def test_env_without_state_says_so() -> None:
+    env = make_env(EnvConfig(env="gym:Pendulum-v1"), seed=0)
+    env.reset()
+    assert env.state() is None
+
+
+def test_rows_belong_to_the_caller() -> None:
+    env = make_env(EnvConfig(env="toy:pixel"), seed=0)
+    first = env.reset()
+    copy = first.obs["obs"].copy()
+    for move in (1, 2, 3, 4):
+        env.step({"action": np.full(1, move, np.int32)})
+    assert np.array_equal(first.obs["obs"], copy)

@@ -1,0 +1,195 @@
+"""Which environment, with which settings, and how long it may take. Imports neither gymnasium nor torch.
+
+``EnvConfig`` is what a person types and what a run folder records; ``None`` means "what the suite does by default".
+Three layers are merged, the first one that says something wins: the user's flags, the agent's published settings for the
+suite (``EnvConfig.with_defaults``), the suite's own defaults (``EnvConfig.resolved``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError, nearest
+
+__all__ = ["SUITES", "EnvConfig", "EnvLimits"]
+
+SUITES: Mapping[str, Mapping[str, Any]] = {
+    "gym": {},
+    "mujoco": {},
+    "atari": {
+        "action_repeat": 4,
+        "time_limit": 27_000,
+        "image_size": 96,
+        "grayscale": True,
+        "sticky": 0.25,
+        "noops": 30,
+        "full_actions": True,
+    },
+    "dmc": {"image_size": 64},
+    "toy": {},
+    "module": {},
+    "none": {},
+}
+"""Suite -> settings it runs with unless told otherwise (Atari: the settings of DreamerV3, where 27,000 decisions are
+108,000 frames)."""
+
+ALWAYS = {"action_repeat": 1, "grayscale": False, "frame_stack": 1, "pixels": False}
+ATARI_ONLY = ("sticky", "noops", "full_actions")
+POSITIVE = ("action_repeat", "time_limit", "image_size", "frame_stack")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvConfig:
+    """An environment and its settings.
+
+    Raises:
+        ConfigurationError: Names every wrong field at once.
+
+    Example:
+        >>> EnvConfig(env="Pendulum-v1").suite
+        'gym'
+        >>> EnvConfig(env="atari:pong").resolved().action_repeat
+        4
+    """
+
+    env: str = "gym:Pendulum-v1"
+    """Environment: gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME, package.module:callable, or none."""
+    action_repeat: int | None = None
+    """Simulator steps per decision; rewards are summed, and the repeat ends when the episode does."""
+    time_limit: int | None = None
+    """Decisions after which an episode is truncated; replaces the limit of a gym id."""
+    image_size: int | None = None
+    """Height and width to which images are resized."""
+    grayscale: bool | None = None
+    """Turn RGB images into one channel."""
+    frame_stack: int | None = None
+    """Images of so many decisions are stacked along the channels, oldest first."""
+    pixels: bool | None = None
+    """Observe rendered images instead of state (dmc and gym)."""
+    camera: int | None = None
+    """Camera that renders pixels (dmc); by default the task's usual one."""
+    sticky: float | None = None
+    """Probability that Atari repeats the previous action instead of the new one."""
+    noops: int | None = None
+    """Largest number of random no-op frames at the start of an Atari episode."""
+    full_actions: bool | None = None
+    """Offer all 18 Atari actions instead of the game's minimal set."""
+
+    def __post_init__(self) -> None:
+        problems = [*self._name_problems(), *self._number_problems()]
+        if problems:
+            raise ConfigurationError("; ".join(problems))
+
+    @property
+    def suite(self) -> str:
+        """The part before the colon; ``gym`` when there is none, ``module`` for ``package.module:callable``."""
+        return _split(self.env)[0]
+
+    @property
+    def name(self) -> str:
+        """What the suite knows the environment by."""
+        return _split(self.env)[1]
+
+    @property
+    def is_none(self) -> bool:
+        """True for offline training, without an environment."""
+        return self.suite == "none"
+
+    def with_defaults(self, defaults: Mapping[str, Mapping[str, Any]]) -> EnvConfig:
+        """Fill what is still open from a table suite -> settings (an agent's published settings)."""
+        return self._filled(defaults.get(self.suite, {}))
+
+    def resolved(self) -> EnvConfig:
+        """Fill what is still open from the suite's defaults. What stays None has no effect for this env."""
+        return self._filled({**ALWAYS, **SUITES[self.suite]})
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting that is not None, without the name: what a checkpoint records."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None and name != "env"}
+
+    @classmethod
+    def from_settings(cls, env: str, settings: Mapping[str, Any]) -> EnvConfig:
+        """Inverse of :meth:`settings`: the same wrappers for evaluation as for training.
+
+        Raises:
+            ConfigurationError: If a setting does not exist.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise ConfigurationError(f"env setting {name!r} does not exist{nearest(name, known)}")
+        return cls(env=env, **settings)
+
+    def _filled(self, defaults: Mapping[str, Any]) -> EnvConfig:
+        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+    def _name_problems(self) -> list[str]:
+        suite, name = _split(self.env)
+        if suite == "none":
+            return []
+        if suite == "module":
+            module, _, attribute = name.partition(":")
+            if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+                return [f"env {self.env!r}: no suite {module!r}{nearest(module, SUITES)} (suites: {_suite_names()})"]
+            return []
+        return [] if name else [f"env {self.env!r}: a name must follow the colon, for example gym:Pendulum-v1"]
+
+    def _number_problems(self) -> list[str]:
+        problems = []
+        for field in POSITIVE:
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                problems.append(f"env.{field} must be >= 1, got {value}")
+        if self.sticky is not None and not 0 <= self.sticky < 1:
+            problems.append(f"env.sticky must be in [0, 1), got {self.sticky}")
+        if self.noops is not None and self.noops < 0:
+            problems.append(f"env.noops must be >= 0, got {self.noops}")
+        if self.suite != "atari":
+            used = [field for field in ATARI_ONLY if getattr(self, field) is not None]
+            problems += [f"env.{field} is for atari only, and the env is {self.env!r}; leave it out" for field in used]
+        if self.camera is not None and self.suite != "dmc":
+            problems.append(f"env.camera is for dmc only, and the env is {self.env!r}; leave it out")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvLimits:
+    """How long an environment may take and how often it may fail."""
+
+    step_timeout_s: float = 60.0
+    """Seconds that one decision may take before a supervised env is killed."""
+    reset_timeout_s: float = 120.0
+    """Seconds that building the env, and each reset, may take."""
+    max_failures: int = 5
+    """So many failures within the window put an env into quarantine: it is not built again."""
+    failure_window_s: float = 600.0
+    """Seconds after which a failure is forgotten."""
+    backoff_s: float = 0.2
+    """Pause before the second rebuild within a window; it doubles with each further one."""
+    max_backoff_s: float = 30.0
+    """Longest pause between two rebuilds."""
+
+    def __post_init__(self) -> None:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        problems = [f"env limit {name} must be > 0, got {value}" for name, value in fields.items() if value <= 0]
+        if problems:
+            raise ConfigurationError("; ".join(problems))
+
+
+def _split(env: str) -> tuple[str, str]:
+    prefix, colon, rest = env.strip().partition(":")
+    if prefix == "none" and not rest:
+        return "none", ""
+    if not colon:
+        return "gym", prefix
+    if prefix in SUITES and prefix not in ("module", "none"):
+        return prefix, rest
+    return "module", env.strip()
+
+
+def _suite_names() -> str:
+    return ", ".join(sorted(set(SUITES) - {"module", "none"})) + ", or package.module:callable"

@@ -1,0 +1,92 @@
+"""What went wrong with which env, when it may be built again, and when we stop trying."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from worldloom.core.exceptions import EnvFailureError
+from worldloom.envs.config import EnvLimits
+
+__all__ = ["EnvFault", "FaultBook", "FaultKind"]
+
+logger = logging.getLogger(__name__)
+
+FaultKind = Literal["raised", "hung", "died"]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvFault:
+    """One failure of one env.
+
+    Attributes:
+        env: Index of the env in its vector.
+        kind: ``raised`` (an exception, a NaN, a wrong shape), ``hung`` (a deadline passed), ``died`` (its process ended).
+        detail: What happened, in one line.
+        is_quarantined: True when this failure was one too many: the env is not built again.
+    """
+
+    env: int
+    kind: FaultKind
+    detail: str
+    is_quarantined: bool
+
+
+class FaultBook:
+    """Counts failures per env within a window; owned and used by one thread.
+
+    Args:
+        limits: Window, back-off and number of failures.
+        num_envs: Envs in the vector.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, limits: EnvLimits, num_envs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._clock = limits, clock
+        self._times: list[deque[float]] = [deque() for _ in range(num_envs)]
+        self._faults: list[EnvFault] = []
+        self._quarantined: dict[int, EnvFault] = {}
+        self._due_s = [0.0] * num_envs
+
+    def record(self, env: int, kind: FaultKind, detail: str) -> None:
+        """Enter a failure and set when the env may be built again.
+
+        Raises:
+            EnvFailureError: If this was the last env that was not in quarantine.
+        """
+        now, times = self._clock(), self._times[env]
+        while times and now - times[0] > self._limits.failure_window_s:
+            times.popleft()
+        times.append(now)
+        fault = EnvFault(env, kind, detail, len(times) >= self._limits.max_failures)
+        self._faults.append(fault)
+        if fault.is_quarantined:
+            self._quarantined[env] = fault
+        pause = 0.0 if len(times) == 1 else self._limits.backoff_s * 2.0 ** (len(times) - 2)
+        self._due_s[env] = now + min(pause, self._limits.max_backoff_s)
+        logger.warning("env %d %s (failure %d in the window)%s: %s", env, kind, len(times),
+                       ", in quarantine now" if fault.is_quarantined else "", detail)  # fmt: skip
+        if len(self._quarantined) == len(self._times):
+            raise EnvFailureError(f"no env is left of {len(self._times)}; the last failure: env {env} {kind}: {detail}")
+
+    def is_quarantined(self, env: int) -> bool:
+        """True when the env is not built again."""
+        return env in self._quarantined
+
+    def wait_s(self, env: int) -> float:
+        """Seconds until the env may be built again; 0 when it may now, infinite in quarantine."""
+        return float("inf") if env in self._quarantined else max(0.0, self._due_s[env] - self._clock())
+
+    @property
+    def quarantined(self) -> dict[int, EnvFault]:
+        """The envs in quarantine, with the failure that put them there."""
+        return dict(self._quarantined)
+
+    def drain(self) -> list[EnvFault]:
+        """The failures since the last call."""
+        faults, self._faults = self._faults, []
+        return faults

@@ -1,0 +1,147 @@
+"""Envs in this process, one after the other, with failing ones rebuilt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.specs import EnvSpec
+from worldloom.envs.config import EnvLimits
+from worldloom.envs.faults import EnvFault, FaultBook
+from worldloom.envs.vector import EnvStep, env_seed
+from worldloom.envs.wrappers import EnvAdapter
+
+__all__ = ["LocalVectorEnv"]
+
+
+class LocalVectorEnv:
+    """Envs in this process, one after the other.
+
+    A failing env is closed and built again, after a growing pause when it fails often; the others go on meanwhile. What a
+    process boundary is needed for (hangs, crashes of the interpreter) is ``envs.supervised``.
+
+    Args:
+        build: Makes one env.
+        num_envs: How many.
+        seed: Root of the envs' seeds.
+        limits: Failures that are borne.
+        clock, sleep: Monotonic seconds, and how to wait when no env can be stepped.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], EnvAdapter],
+        num_envs: int,
+        seed: int,
+        *,
+        limits: EnvLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._build, self._seed, self._sleep = build, seed, sleep
+        self._book = FaultBook(limits or EnvLimits(), num_envs, clock)
+        self._envs: list[EnvAdapter | None] = [build() for _ in range(num_envs)]
+        self._ended = [False] * num_envs
+        self._rebuilds = [0] * num_envs
+        self._started = False
+        self.spec: EnvSpec = self._envs[0].spec  # type: ignore[union-attr]
+        self.num_envs = num_envs
+
+    def reset(self, seed: int | None = None) -> EnvStep:
+        """Start a new episode everywhere (see :class:`VectorEnv`)."""
+        reseed = seed is not None or not self._started
+        if seed is not None:
+            self._seed, self._rebuilds = seed, [0] * self.num_envs
+        self._started = True
+
+        def start(row: EnvStep, index: int, env: EnvAdapter) -> None:
+            row.put_first(index, env.reset(env_seed(self._seed, index) if reseed else None))
+
+        return self._sweep(start)
+
+    def step(self, action: Mapping[str, np.ndarray]) -> EnvStep:
+        """Act (see :class:`VectorEnv`)."""
+        if not self._started:
+            raise StateError("step was called before reset")
+
+        def advance(row: EnvStep, index: int, env: EnvAdapter) -> None:
+            if self._ended[index]:
+                row.put_first(index, env.reset())
+            else:
+                row.put(index, *env.step({key: value[index] for key, value in action.items()}))
+
+        return self._sweep(advance)
+
+    def state(self) -> list[Any] | None:
+        """The state of every env (see :class:`VectorEnv`)."""
+        states = [None if env is None else env.get_state() for env in self._envs]
+        if any(state is None for state in states):
+            return None
+        return [{"adapter": state, "ended": ended} for state, ended in zip(states, self._ended, strict=True)]
+
+    def set_state(self, state: Sequence[Any]) -> None:
+        """Inverse of :meth:`state`."""
+        for index, saved in enumerate(state):
+            env = self._envs[index] or self._build()
+            env.set_state(saved["adapter"])
+            self._envs[index], self._ended[index] = env, bool(saved["ended"])
+        self._started = True
+
+    def drain_faults(self) -> list[EnvFault]:
+        """Failures since the last call."""
+        return self._book.drain()
+
+    def close(self) -> None:
+        """Close every env."""
+        for index, env in enumerate(self._envs):
+            self._envs[index] = None
+            if env is not None:
+                env.close()
+
+    def _sweep(self, advance: Callable[[EnvStep, int, EnvAdapter], None]) -> EnvStep:
+        """Advance each env once, at least one of them for real."""
+        row = EnvStep.blank(self.spec, self.num_envs)
+        for index, env in enumerate(self._envs):
+            try:
+                if env is not None:
+                    advance(row, index, env)
+                elif self._book.wait_s(index) == 0:
+                    self._rebuild(row, index)
+            except (ConfigurationError, MissingDependencyError):
+                raise
+            except Exception as error:  # the edge of somebody else's code: any failure costs this env only
+                self._fail(row, index, error)
+        if not row.live.any():
+            self._sleep(min(self._book.wait_s(index) for index in range(self.num_envs)))
+            return self._sweep(advance)
+        self._ended = list(row.is_last)
+        return row
+
+    def _rebuild(self, row: EnvStep, index: int) -> None:
+        self._rebuilds[index] += 1
+        env = self._envs[index] = self._build()
+        row.put_first(index, env.reset(env_seed(self._seed, index, self._rebuilds[index])))
+
+    def _fail(self, row: EnvStep, index: int, error: Exception) -> None:
+        broken, self._envs[index] = self._envs[index], None
+        row.live[index], row.is_first[index] = False, True
+        if broken is not None:
+            _close_quietly(broken)
+        detail = str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
+        self._book.record(index, "raised", detail)
+        if self._book.wait_s(index) == 0:
+            try:
+                self._rebuild(row, index)
+            except Exception as again:  # the same edge; its back-off is longer now, so this ends
+                self._fail(row, index, again)
+
+
+def _close_quietly(env: EnvAdapter) -> None:
+    try:
+        env.close()
+    except Exception:  # a broken env may fail at anything; it is thrown away in either case
+        return

@@ -1,0 +1,81 @@
+"""``gym:ID`` and ``mujoco:ID`` (Gymnasium's MuJoCo v5 envs), by Gymnasium's own registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+from gymnasium.wrappers import AddRenderObservation
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.suites.rendering import set_up_headless
+from worldloom.envs.wrappers import RawEnv
+
+__all__ = ["make"]
+
+NEVER_TERMINATE = ("Pendulum", "HalfCheetah", "Swimmer", "Reacher", "Pusher", "HumanoidStandup")
+EXTRA_OF_ENTRY_POINT = {"gymnasium.envs.mujoco": "mujoco", "ale_py": "atari"}
+
+
+def make(config: EnvConfig) -> RawEnv:
+    """Build a registered environment.
+
+    Raises:
+        ConfigurationError: If the id is unknown; offers the nearest registered one.
+        MissingDependencyError: If the env's package is not installed; says what installs it.
+    """
+    name = _mujoco_id(config.name) if config.suite == "mujoco" else config.name
+    if name.startswith("ALE/"):
+        _register_atari()
+    options: dict[str, Any] = {"disable_env_checker": True}
+    if config.time_limit is not None:
+        options["max_episode_steps"] = -1
+    if config.pixels:
+        set_up_headless()
+        options["render_mode"] = "rgb_array"
+    try:
+        env = gymnasium.make(name, **options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise _missing(name, error) from error
+    except gymnasium.error.UnregisteredEnv as error:
+        hint = nearest(name, gymnasium.registry)
+        raise ConfigurationError(f"env {config.env!r}: gymnasium knows no {name!r}{hint}") from error
+    except gymnasium.error.Error as error:
+        raise ConfigurationError(f"env {config.env!r}: {_first_line(error)}") from error
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from error
+    if config.pixels:
+        env = AddRenderObservation(env, render_only=True)
+    spec = env.spec
+    limit = None if spec is None or config.time_limit is not None else spec.max_episode_steps
+    return RawEnv(env, episode_limit=limit, may_terminate=not name.startswith(NEVER_TERMINATE))
+
+
+def _mujoco_id(name: str) -> str:
+    """``half-cheetah``, ``halfcheetah`` and ``HalfCheetah-v5`` name the same env."""
+    wanted = name.lower().replace("-", "").replace("_", "").removesuffix("v5")
+    for known in gymnasium.registry:
+        if known.endswith("-v5") and known.lower().replace("-", "").removesuffix("v5") == wanted:
+            return known
+    return name
+
+
+def _register_atari() -> None:
+    try:
+        import ale_py
+    except ImportError as error:
+        raise MissingDependencyError("atari envs", "ale-py", "atari") from error
+    gymnasium.register_envs(ale_py)
+
+
+def _missing(name: str, error: Exception) -> Exception:
+    entry_point = str(gymnasium.spec(name).entry_point)
+    for prefix, extra in EXTRA_OF_ENTRY_POINT.items():
+        if entry_point.startswith(prefix):
+            return MissingDependencyError(f"env {name!r}", getattr(error, "name", None) or "a package", extra)
+    return ConfigurationError(f"env {name!r} cannot be built: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,65 @@
+"""``package.module:callable``: somebody's own environment, single or vector."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from gymnasium.vector import VectorEnv as GymVectorEnv
+
+from worldloom.core.exceptions import ConfigurationError, nearest
+from worldloom.envs.config import SUITES, EnvConfig
+from worldloom.envs.wrappers import RawEnv
+
+__all__ = ["make"]
+
+NEEDED = ("reset", "step", "observation_space", "action_space")
+
+
+def make(config: EnvConfig, num_envs: int | None = None) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+    """Call it; a callable that has a parameter ``num_envs`` is told how many are wanted.
+
+    Raises:
+        ConfigurationError: If the module, the callable or the result is not what it should be.
+    """
+    factory = _find(config)
+    wants_count = num_envs is not None and _has_parameter(factory, "num_envs")
+    env = factory(num_envs=num_envs) if wants_count else factory()
+    if isinstance(env, GymVectorEnv):
+        return env
+    missing = [name for name in NEEDED if not hasattr(env, name)]
+    if missing:
+        raise ConfigurationError(
+            f"env {config.env!r} returned a {type(env).__name__} without {', '.join(missing)}; it must return a Gymnasium env"
+        )
+    spec = getattr(env, "spec", None)
+    limit = getattr(env, "episode_limit", None) or (spec.max_episode_steps if spec is not None else None)
+    return RawEnv(env, episode_limit=limit, may_terminate=bool(getattr(env, "may_terminate", True)))
+
+
+def _find(config: EnvConfig) -> Callable[..., Any]:
+    module_name, _, attribute = config.name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise
+        hint = nearest(module_name, SUITES) or "; run from the folder that holds it, or install it"
+        raise ConfigurationError(f"env {config.env!r}: no module {module_name!r}{hint}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"env {config.env!r}: {module_name} has no {attribute!r}{nearest(part, dir(found))}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigurationError(f"env {config.env!r} is a {type(found).__name__}; it must be callable and return an env")
+    result: Callable[..., Any] = found
+    return result
+
+
+def _has_parameter(factory: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
