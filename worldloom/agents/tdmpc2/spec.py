@@ -1,0 +1,239 @@
+"""TD-MPC2's settings and what the system must know of it. Needs no torch.
+
+Defaults are the authors' (TD-MPC2, arXiv:2310.16828v2, and their code); a value of None means "follow the environment" and is
+filled in by :func:`resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.protocol import AgentSpec, SamplingSpec
+from worldloom.core.specs import EnvSpec
+
+__all__ = ["DEFAULT_PRESET", "ENV_DEFAULTS", "PRESETS", "TDMPC2AgentConfig", "make_spec", "resolve"]
+
+DEFAULT_PRESET = "5m"
+
+ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "dmc": {"action_repeat": 2, "frame_stack": 3, "image_size": 64, "grayscale": False},
+    "gym": {"action_repeat": 1, "frame_stack": 3, "image_size": 64, "grayscale": False},
+}
+"""Env settings per suite; image size and frame stack concern image observations only."""
+
+UNKNOWN_LIMIT_PREFILL = 2500
+"""Prefill for an environment without a known time limit: what an episode of 500 decisions would give."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TDMPC2AgentConfig:
+    """Settings of a TD-MPC2 agent."""
+
+    name: str = "tdmpc2:5m"
+    """Algorithm and preset."""
+
+    latent_dim: int = 512
+    """Size of the latent state, a multiple of simnorm_dim."""
+    encoder_dim: int = 256
+    """Hidden size of the encoder of vector observations."""
+    encoder_layers: int = 2
+    """Layers of the encoder of vector observations, the output layer included."""
+    mlp_dim: int = 512
+    """Hidden size of dynamics, reward, termination, policy and critics."""
+    num_channels: int = 32
+    """Channels of the convolutions of image observations."""
+    num_q: int = 5
+    """Critics in the ensemble."""
+    num_bins: int = 101
+    """Bins of reward and critics."""
+    bin_low: float = -10.0
+    """Lowest bin, in symlog space."""
+    bin_high: float = 10.0
+    """Highest bin, in symlog space."""
+    simnorm_dim: int = 8
+    """Group size of the simplicial normalization of the latent."""
+    dropout: float = 0.01
+    """Dropout rate in the first layer of each critic, while training."""
+    log_std_min: float = -10.0
+    """Lowest log standard deviation of the policy prior."""
+    log_std_max: float = 2.0
+    """Highest log standard deviation of the policy prior."""
+    episodic: Literal["auto", "on", "off"] = "auto"
+    """Learn when episodes terminate; auto does so when the environment may terminate."""
+
+    batch_size: int = 256
+    """Windows per update."""
+    horizon: int = 3
+    """Decisions per window, and the planning horizon."""
+    rho: float | None = None
+    """Weight decay of later steps of a window; None is 0.7 for gym environments and 0.5 elsewhere."""
+    learning_rate: float = 3e-4
+    """Step size of Adam."""
+    encoder_lr_scale: float = 0.3
+    """Factor on the encoder's step size."""
+    grad_clip: float = 20.0
+    """Largest global gradient norm, for the model and for the policy."""
+    tau: float = 0.01
+    """Speed of the target critics and of the running scale of the policy loss."""
+    consistency_coef: float = 20.0
+    """Weight of the latent consistency loss."""
+    reward_coef: float = 0.1
+    """Weight of the reward loss."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    termination_coef: float = 1.0
+    """Weight of the termination loss."""
+    entropy_coef: float = 1e-4
+    """Weight of the policy's entropy."""
+    discount: float | None = None
+    """Discount per decision; None derives it from the episode limit."""
+    discount_denom: float = 5.0
+    """The derived discount looks ahead one episode limit divided by this."""
+    discount_min: float = 0.95
+    """Lowest derived discount."""
+    discount_max: float | None = None
+    """Highest derived discount, also used when no limit is known; None is 0.99 for gym environments and 0.995 elsewhere."""
+
+    iterations: int | None = None
+    """Planner iterations; None is 6, and 8 with 20 or more action components."""
+    num_samples: int = 512
+    """Action sequences per planner iteration, those of the policy prior included."""
+    num_elites: int = 64
+    """Best sequences that form the next distribution."""
+    num_policy_samples: int = 24
+    """Sequences proposed by the policy prior."""
+    min_std: float = 0.05
+    """Lowest standard deviation of the planner's distribution."""
+    max_std: float = 2.0
+    """Highest, and initial, standard deviation of the planner's distribution."""
+    temperature: float = 0.5
+    """Sharpness of the weights of the elites."""
+
+    updates_per_decision: float = 1.0
+    """Updates per agent step, over the whole run."""
+    prefill_agent_steps: int | None = None
+    """Random agent steps before the first update; None is 5 episodes, at least 1000."""
+    pretrain_updates: int | None = None
+    """Updates in one burst behind the prefill; None is as many as prefill steps."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{field} must be > 0, got {getattr(self, field)}"
+            for field in _POSITIVE
+            if getattr(self, field) is not None and getattr(self, field) <= 0
+        ]
+        if self.episodic not in ("auto", "on", "off"):
+            problems.append(f"episodic must be auto, on or off, got {self.episodic!r}")
+        if self.simnorm_dim > 0 and self.latent_dim % self.simnorm_dim:
+            problems.append(f"latent_dim must be a multiple of simnorm_dim ({self.simnorm_dim}), got {self.latent_dim}")
+        if self.num_q < 2:
+            problems.append(f"num_q must be >= 2, because targets use a pair of critics, got {self.num_q}")
+        if self.num_elites > self.num_samples:
+            problems.append(f"num_elites must be <= num_samples ({self.num_samples}), got {self.num_elites}")
+        if not 0 <= self.num_policy_samples < self.num_samples:
+            problems.append(f"num_policy_samples must be in 0..{self.num_samples - 1}, got {self.num_policy_samples}")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.discount is not None and not 0 < self.discount <= 1:
+            problems.append(f"discount must be in (0, 1], got {self.discount}")
+        if problems:
+            raise ConfigurationError("; ".join(problems), self.name)
+
+
+_POSITIVE = (
+    *("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "num_channels", "simnorm_dim", "batch_size", "horizon", "rho"),
+    *("learning_rate", "encoder_lr_scale", "grad_clip", "tau", "discount_denom", "discount_min", "discount_max", "iterations"),
+    *("num_samples", "num_elites", "min_std", "max_std", "temperature", "updates_per_decision", "prefill_agent_steps"),
+)
+
+
+def _official(size: str, **sizes: int) -> Callable[[], TDMPC2AgentConfig]:
+    def preset() -> TDMPC2AgentConfig:
+        return TDMPC2AgentConfig(name=f"tdmpc2:{size}", **sizes)  # type: ignore[arg-type]
+
+    return preset
+
+
+def _ci() -> TDMPC2AgentConfig:
+    """Small enough for a laptop and for tests; solves Pendulum-v1 within minutes."""
+    return TDMPC2AgentConfig(
+        name="tdmpc2:ci",
+        latent_dim=64,
+        encoder_dim=128,
+        mlp_dim=128,
+        num_q=2,
+        batch_size=128,
+        iterations=4,
+        num_samples=128,
+        num_elites=16,
+        num_policy_samples=12,
+        prefill_agent_steps=1000,
+    )
+
+
+PRESETS: dict[str, Callable[[], TDMPC2AgentConfig]] = {
+    "ci": _ci,
+    "1m": _official("1m", encoder_dim=256, mlp_dim=384, latent_dim=128, encoder_layers=2, num_q=2),
+    "5m": _official("5m", encoder_dim=256, mlp_dim=512, latent_dim=512, encoder_layers=2, num_q=5),
+    "19m": _official("19m", encoder_dim=1024, mlp_dim=1024, latent_dim=768, encoder_layers=3, num_q=5),
+    "48m": _official("48m", encoder_dim=1792, mlp_dim=1792, latent_dim=768, encoder_layers=4, num_q=5),
+    "317m": _official("317m", encoder_dim=4096, mlp_dim=4096, latent_dim=1376, encoder_layers=5, num_q=8),
+}
+"""Preset name -> config; the sizes are the authors', ``ci`` is ours."""
+
+
+def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
+    """Fill in every setting that follows the environment.
+
+    The derived discount is ``clip((f - 1) / f, discount_min, discount_max)`` with ``f = episode_limit / discount_denom``, in
+    agent steps; without a known limit it is ``discount_max``.
+    """
+    is_gym = env.name.startswith("gym:")
+    discount_max = config.discount_max if config.discount_max is not None else (0.99 if is_gym else 0.995)
+    discount = config.discount if config.discount is not None else discount_max
+    prefill = config.prefill_agent_steps or UNKNOWN_LIMIT_PREFILL
+    if env.episode_limit is not None:
+        if config.discount is None:
+            reach = env.episode_limit / config.discount_denom
+            discount = min(max((reach - 1) / reach, config.discount_min), discount_max)
+        prefill = config.prefill_agent_steps or max(1000, 5 * env.episode_limit)
+    episodic = config.episodic if config.episodic != "auto" else ("on" if env.may_terminate else "off")
+    many_actions = sum(spec.size for spec in env.action.values()) >= 20
+    return replace(
+        config,
+        rho=config.rho if config.rho is not None else (0.7 if is_gym else 0.5),
+        discount=discount,
+        discount_max=discount_max,
+        episodic=episodic,
+        iterations=config.iterations if config.iterations is not None else (8 if many_actions else 6),
+        prefill_agent_steps=prefill,
+        pretrain_updates=config.pretrain_updates if config.pretrain_updates is not None else prefill,
+    )
+
+
+def make_spec(config: TDMPC2AgentConfig, env: EnvSpec) -> AgentSpec:
+    """What the system must know to run this agent in this env.
+
+    Raises:
+        ConfigurationError: If an action is not continuous.
+    """
+    discrete = [key for key, spec in env.action.items() if spec.is_discrete]
+    if discrete:
+        raise ConfigurationError(
+            f"agent {config.name} plans in continuous action spaces only, but action {discrete[0]!r} of {env.name} is discrete; "
+            "use --agent dreamerv3",
+            config.name,
+        )
+    resolved = resolve(config, env)
+    sampling = SamplingSpec(batch_size=config.batch_size, length=config.horizon, bootstrap=1)
+    return AgentSpec(
+        name=config.name,
+        sampling=sampling,
+        train_ratio=config.updates_per_decision * sampling.trained_positions,
+        prefill_agent_steps=resolved.prefill_agent_steps or 0,
+        pretrain_updates=resolved.pretrain_updates or 0,
+        acting="planner",
+    )

@@ -1,0 +1,122 @@
+"""Several equal MLPs whose parameters are stacked on axis 0 and evaluated with one batched product per layer.
+
+The functions take the stacked tensors, so the same code serves all members, a drawn pair of them, a frozen copy, and one
+pair per environment. Shape legend: Q members, R rows, I inputs, M hidden size, K outputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldloom.nn.normed import INIT_STD, mish
+
+__all__ = ["EnsembleMLP", "StackedLayer", "ensemble_after_first", "ensemble_forward"]
+
+
+class StackedLayer(NamedTuple):
+    """Parameters of one layer of Q members: weight [Q, out, in], bias [Q, out]; LayerNorm [Q, out] or None (output layer)."""
+
+    weight: Tensor
+    bias: Tensor
+    ln_weight: Tensor | None = None
+    ln_bias: Tensor | None = None
+
+    def select(self, members: Tensor) -> StackedLayer:
+        """The layer of the chosen members (indices [G])."""
+        return StackedLayer(*(None if t is None else t.index_select(0, members) for t in self))  # type: ignore[arg-type]
+
+    def detach(self) -> StackedLayer:
+        """The same values without gradient."""
+        return StackedLayer(*(None if t is None else t.detach() for t in self))  # type: ignore[arg-type]
+
+    def product(self, x: Tensor) -> Tensor:
+        """[Q, R, in] (or [R, in], shared by all members) -> [Q, R, out]."""
+        inputs = x.expand(self.weight.shape[0], *x.shape) if x.dim() == 2 else x
+        return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.transpose(1, 2))
+
+
+def _activate(layer: StackedLayer, pre: Tensor) -> Tensor:
+    if layer.ln_weight is None or layer.ln_bias is None:
+        return pre
+    normed = F.layer_norm(pre, pre.shape[-1:])
+    return mish(torch.addcmul(layer.ln_bias.unsqueeze(1), normed, layer.ln_weight.unsqueeze(1)))
+
+
+def ensemble_after_first(layers: list[StackedLayer], pre: Tensor, dropout: Tensor | None = None) -> Tensor:
+    """The network behind the first matrix product.
+
+    Args:
+        layers: The whole network; the product of layer 0 is already done.
+        pre: [Q, R, M] result of that product, bias included.
+        dropout: [Q, R, M] multiplier (0 or 1/(1-p)) applied to ``pre``, or None.
+
+    Returns:
+        [Q, R, K].
+    """
+    x = _activate(layers[0], pre if dropout is None else pre * dropout)
+    for layer in layers[1:]:
+        x = _activate(layer, layer.product(x))
+    return x
+
+
+def ensemble_forward(layers: list[StackedLayer], x: Tensor, dropout: Tensor | None = None) -> Tensor:
+    """All members on ``x`` ([Q, R, I], or [R, I] shared) -> [Q, R, K]; ``dropout`` as in :func:`ensemble_after_first`."""
+    return ensemble_after_first(layers, layers[0].product(x), dropout)
+
+
+class _Norm(nn.Module):
+    def __init__(self, members: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, size))
+        self.bias = nn.Parameter(torch.empty(members, size))
+
+
+class _Layer(nn.Module):
+    def __init__(self, members: int, inputs: int, outputs: int, *, is_output: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(members, outputs))
+        self.ln = None if is_output else _Norm(members, outputs)
+
+    def stacked(self) -> StackedLayer:
+        return StackedLayer(self.weight, self.bias, *(() if self.ln is None else (self.ln.weight, self.ln.bias)))
+
+
+class EnsembleMLP(nn.Sequential):
+    """Q independent MLPs with Mish NormedLinear hidden layers and a linear output that starts at zero.
+
+    Args:
+        members: Q.
+        inputs, hidden, outputs: Sizes, as for :class:`worldloom.nn.normed.MLP`.
+    """
+
+    def __init__(self, members: int, inputs: int, hidden: tuple[int, ...], outputs: int) -> None:
+        sizes = (inputs, *hidden, outputs)
+        pairs = list(itertools.pairwise(sizes))
+        super().__init__(*(_Layer(members, i, o, is_output=n == len(hidden)) for n, (i, o) in enumerate(pairs)))
+
+    @property
+    def stacked(self) -> list[StackedLayer]:
+        """The parameters, layer by layer."""
+        return [layer.stacked() for layer in self]  # type: ignore[operator]
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw each member's hidden weights from N(0, 0.02^2); outputs and biases zero, norms the identity."""
+        for layer in self.stacked:
+            layer.bias.zero_()
+            if layer.ln_weight is None or layer.ln_bias is None:
+                layer.weight.zero_()
+            else:
+                layer.weight.normal_(0.0, INIT_STD, generator=generator)
+                layer.ln_weight.fill_(1.0)
+                layer.ln_bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All members: [R, I] or [Q, R, I] -> [Q, R, K]."""
+        return ensemble_forward(self.stacked, x)
