@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.sequence import NO_POLICY, StreamId
+from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import decode_rows, encode_rows, make_chunk, split_rows
+
+COLUMNS = {
+    "obs/camera": ArraySpec((32, 32, 3), "uint8"),
+    "obs/vector": ArraySpec((5,)),
+    "action": ArraySpec((), "int64"),
+    "reward": ArraySpec(()),
+    "is_first": ArraySpec((), "bool"),
+    "terminated": ArraySpec((), "bool"),
+    "truncated": ArraySpec((), "bool"),
+    "latent": ArraySpec((4,), "uint16"),
+}
+
+
+def make_rows(count, *, noise=False, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = {name: spec.zeros(count) for name, spec in COLUMNS.items()}
+    if noise:
+        rows["obs/camera"] = rng.integers(0, 256, rows["obs/camera"].shape, dtype=np.uint8)
+    rows["obs/vector"] = rng.normal(size=(count, 5)).astype(np.float32)
+    rows["latent"] = rng.integers(0, 1 << 16, (count, 4)).astype(np.uint16)
+    rows["is_first"][0] = True
+    return rows
+
+
+@given(count=st.integers(1, 70), noise=st.booleans())
+@settings(max_examples=50, derandomize=True, deadline=None)
+def test_decoded_rows_equal_the_encoded_ones(count, noise):
+    rows = make_rows(count, noise=noise)
+    decoded = decode_rows(encode_rows(rows), COLUMNS)
+    assert list(decoded) == list(rows)
+    for name, array in rows.items():
+        np.testing.assert_array_equal(decoded[name], array)
+        assert decoded[name].dtype == array.dtype
+
+
+def test_images_are_compressed_only_when_it_pays():
+    flat, noisy = (split_rows(encode_rows(make_rows(64, noise=n)), COLUMNS)["obs/camera"] for n in (False, True))
+    assert flat.encoding == "zstd"
+    assert len(flat.blob) < flat.decoded_bytes / 50
+    assert noisy.encoding == "raw"
+    assert len(noisy.blob) == noisy.decoded_bytes
+
+
+@given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+@settings(max_examples=50, derandomize=True, deadline=None)
+def test_a_payload_with_any_altered_byte_is_refused(position, flip):
+    payload = bytearray(encode_rows(make_rows(8)))
+    payload[int(position * len(payload))] ^= flip
+    with pytest.raises(CheckpointError):
+        decode_rows(bytes(payload), COLUMNS)
+
+
+@given(keep=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=50, derandomize=True, deadline=None)
+def test_a_torn_payload_is_refused(keep):
+    payload = encode_rows(make_rows(8))
+    with pytest.raises(CheckpointError):
+        decode_rows(payload[: int(keep * len(payload))], COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"obs/vector": ArraySpec((6,))},
+        {"obs/vector": ArraySpec((5,), "float64")},
+        {"extra": ArraySpec(())},
+    ],
+)
+def test_rows_of_another_layout_are_refused_by_name(changed):
+    with pytest.raises(ShapeMismatchError, match=next(iter(changed))):
+        decode_rows(encode_rows(make_rows(3)), COLUMNS | changed)
+
+
+def test_columns_of_unequal_length_are_refused():
+    rows = make_rows(3)
+    rows["reward"] = rows["reward"][:2]
+    with pytest.raises(ShapeMismatchError, match="one length"):
+        encode_rows(rows)
+
+
+def test_a_chunk_counts_its_rows_and_decisions():
+    rows = make_rows(7)
+    rows["is_first"][4] = True
+    chunk = make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows)
+    assert (chunk.num_rows, chunk.num_agent_steps, chunk.seq) == (7, 5, 9)
+    np.testing.assert_array_equal(decode_rows(chunk.payload, COLUMNS)["obs/vector"], rows["obs/vector"])

@@ -1,0 +1,187 @@
+"""The train ratio as a two-sided limit, in the only units that count: agent steps inserted and positions trained.
+
+    debt = train_ratio * max(0, I - prefill) + burst * (I >= prefill) - S - forgiven
+
+I: agent steps inserted. S: positions sampled for training. debt: positions owed to training, negative when training is ahead.
+
+    may insert c steps     when I < prefill, or the debt afterwards is at most ``slack_insert``
+    may sample P positions when I >= prefill, and the debt afterwards is at least ``-slack_sample``
+
+Invariants, for inserts of at most c steps and samples of at most P positions:
+
+* once the prefill is complete, ``-slack_sample <= debt <= max(slack_insert, burst + train_ratio * c)``; the second bound is the
+  burst, which blocks inserts until it is paid, as in the published schedules that pretrain when the prefill is complete;
+* at least one side may always proceed. Before the prefill it is the insert. After it, both sides would wait only if
+  ``slack_insert - train_ratio * c < debt < P - slack_sample``, and the constructor refuses settings that leave such a gap.
+
+Counts are exact: the ratio is kept as the fraction of its decimal text, and sums are integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from worldloom.core.exceptions import ConfigurationError
+
+__all__ = ["RateLimiter", "RateLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """Settings of a :class:`RateLimiter`.
+
+    Args:
+        train_ratio: Trained positions per agent step, > 0.
+        prefill_agent_steps: Steps before the first update; not owed to training.
+        batch_positions: Positions of one update (``SamplingSpec.trained_positions``).
+        pretrain_updates: Updates owed in one burst when the prefill is complete.
+        max_insert_steps: The most steps that one insert brings (rows of a chunk, or a credit).
+        band_agent_steps: How far the two sides may drift apart, as agent steps; None takes twice what is needed.
+        lead_share: Part of the band in which training may be ahead; 0 means never ahead, as lock-step needs it.
+
+    Raises:
+        ConfigurationError: If a value is out of range, or the band is so narrow that both sides could wait for ever.
+    """
+
+    train_ratio: float
+    prefill_agent_steps: int
+    batch_positions: int
+    pretrain_updates: int = 0
+    max_insert_steps: int = 64
+    band_agent_steps: int | None = None
+    lead_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_ratio < float("inf"):
+            raise ConfigurationError(f"train_ratio must be a finite number > 0, got {self.train_ratio}")
+        small = min(self.prefill_agent_steps, self.pretrain_updates)
+        if small < 0 or min(self.batch_positions, self.max_insert_steps) < 1 or not 0 <= self.lead_share <= 1:
+            raise ConfigurationError(
+                "rate limits need prefill_agent_steps and pretrain_updates >= 0, batch_positions and max_insert_steps >= 1, "
+                f"lead_share in [0, 1]; got {self}"
+            )
+        if self.band_agent_steps is not None and self.band_positions < self.needed_positions:
+            raise ConfigurationError(
+                f"band_agent_steps={self.band_agent_steps} could block inserts and samples at once: train_ratio * band_agent_steps "
+                f"= {float(self.band_positions):g} positions must be >= batch_positions + train_ratio * max_insert_steps = "
+                f"{self.batch_positions} + {self.train_ratio:g} * {self.max_insert_steps} = {float(self.needed_positions):g}; "
+                f"widen the band to {-(-self.needed_positions // self.ratio)} agent steps"
+            )
+
+    @property
+    def ratio(self) -> Fraction:
+        """``train_ratio`` without binary rounding."""
+        return Fraction(repr(float(self.train_ratio)))
+
+    @property
+    def needed_positions(self) -> Fraction:
+        """The narrowest band, in positions, that never blocks both sides."""
+        return self.batch_positions + self.ratio * self.max_insert_steps
+
+    @property
+    def band_positions(self) -> Fraction:
+        """Width of the band in positions."""
+        return 2 * self.needed_positions if self.band_agent_steps is None else self.ratio * self.band_agent_steps
+
+    @property
+    def slack_sample(self) -> Fraction:
+        """Positions by which training may be ahead."""
+        return self.band_positions * Fraction(repr(float(self.lead_share)))
+
+    @property
+    def slack_insert(self) -> Fraction:
+        """Positions by which training may be behind before inserts wait."""
+        return self.band_positions - self.slack_sample
+
+    @property
+    def burst_positions(self) -> int:
+        """Positions owed at once when the prefill is complete."""
+        return self.pretrain_updates * self.batch_positions
+
+
+class RateLimiter:
+    """Counts both sides and says who may proceed; see the module for formula and invariants. Holds no lock and never waits.
+
+    Example::
+
+        limiter = RateLimiter(RateLimits(train_ratio=768, prefill_agent_steps=500, batch_positions=768))
+        if limiter.may_insert(64):
+            limiter.inserted(64)
+
+    Args:
+        limits: The settings.
+    """
+
+    def __init__(self, limits: RateLimits) -> None:
+        self.limits = limits
+        self.agent_steps = 0
+        self.positions = 0
+        self._forgiven = Fraction(0)
+        self._ratio, self._slack_insert, self._slack_sample = limits.ratio, limits.slack_insert, limits.slack_sample
+
+    @property
+    def debt(self) -> Fraction:
+        """Positions owed to training now, exact; meaningful once the prefill is complete."""
+        return self._debt(self.agent_steps)
+
+    @property
+    def is_prefilled(self) -> bool:
+        """True when sampling may begin."""
+        return self.agent_steps >= self.limits.prefill_agent_steps
+
+    def may_insert(self, steps: int) -> bool:
+        """True when ``steps`` agent steps may be inserted now."""
+        return not self.is_prefilled or self._debt(self.agent_steps + steps) <= self._slack_insert
+
+    def may_sample(self, positions: int) -> bool:
+        """True when ``positions`` positions may be sampled now."""
+        return self.is_prefilled and self._debt(self.agent_steps) - positions >= -self._slack_sample
+
+    def inserted(self, steps: int) -> None:
+        """Count steps that were inserted (negative to take back a reservation that was not used)."""
+        self.agent_steps += steps
+
+    def sampled(self, positions: int) -> None:
+        """Count positions that were sampled (negative to take back)."""
+        self.positions += positions
+
+    def updates_due(self, agent_steps: int) -> int:
+        """Updates that should have happened, over the whole run, by the time ``agent_steps`` steps are inserted."""
+        return max(0, int((self._owed(agent_steps) - self._forgiven) // self.limits.batch_positions))
+
+    def rebase(self, agent_steps: int, positions: int) -> None:
+        """Take over the counts of a resumed run and forgive what lies outside the band: no burst of updates after a resume.
+
+        For a resume that must equal the uninterrupted run use :meth:`load`.
+        """
+        self.agent_steps, self.positions, self._forgiven = agent_steps, positions, Fraction(0)
+        self.clamp_debt()
+
+    def clamp_debt(self) -> None:
+        """Forgive the part of the debt (or lead) that lies outside the band."""
+        debt = self._debt(self.agent_steps)
+        self._forgiven += debt - min(max(debt, -self._slack_sample), self._slack_insert)
+
+    def state(self) -> dict[str, int]:
+        """Counts as JSON integers, for a checkpoint."""
+        top, bottom = self._forgiven.as_integer_ratio()
+        return {
+            "agent_steps": self.agent_steps,
+            "positions": self.positions,
+            "forgiven_numerator": top,
+            "forgiven_denominator": bottom,
+        }
+
+    def load(self, state: Mapping[str, int]) -> None:
+        """Inverse of :meth:`state`."""
+        self.agent_steps, self.positions = state["agent_steps"], state["positions"]
+        self._forgiven = Fraction(state["forgiven_numerator"], state["forgiven_denominator"])
+
+    def _owed(self, agent_steps: int) -> Fraction:
+        beyond = agent_steps - self.limits.prefill_agent_steps
+        return Fraction(0) if beyond < 0 else self._ratio * beyond + self.limits.burst_positions
+
+    def _debt(self, agent_steps: int) -> Fraction:
+        return self._owed(agent_steps) - self.positions - self._forgiven

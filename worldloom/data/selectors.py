@@ -1,0 +1,222 @@
+"""Which windows are drawn: uniform, prioritised, by recency, or a mixture; the cost hardly depends on how many rows are stored.
+
+A selector knows only slots (places in a ring of ``size`` rows) at which a valid window starts. The slot of the oldest row,
+``origin``, is given with every draw, and ranks run from it, so the draw is a function of the stored rows and the generator
+alone: not of chunk sizes, and not of what the process did before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from worldloom.core.exceptions import ConfigurationError
+
+__all__ = ["Mixture", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
+
+Slots = npt.NDArray[np.int64]
+FANOUT = 64
+
+
+class SumTree:
+    """Sums over a fixed number of leaves with 64 children per node: 10 k leaves have three levels, 10 M have four.
+
+    Parents are recomputed from their children, never incremented, so that rounding cannot drift.
+
+    Args:
+        size: Number of leaves.
+        dtype: Of the leaves; sums are int64 or float64.
+    """
+
+    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
+        total: npt.DTypeLike = np.float64 if np.issubdtype(dtype, np.floating) else np.int64
+        self._sum_dtype = np.dtype(total)
+        self._levels = [_padded(size, dtype)]
+        while len(self._levels[-1]) > FANOUT:
+            self._levels.append(_padded(len(self._levels[-1]) // FANOUT, total))
+
+    @property
+    def total(self) -> Any:
+        """Sum of all leaves."""
+        return self._levels[-1].sum(dtype=self._sum_dtype)
+
+    @property
+    def leaves(self) -> npt.NDArray[Any]:
+        """The leaves; change them through :meth:`set` only."""
+        return self._levels[0]
+
+    def set(self, slots: Slots, values: Any) -> None:
+        """Write leaves."""
+        self._levels[0][slots] = values
+        nodes = slots
+        for below, level in zip(self._levels, self._levels[1:], strict=False):
+            nodes = np.unique(nodes // FANOUT)
+            level[nodes] = below.reshape(-1, FANOUT)[nodes].sum(axis=1, dtype=self._sum_dtype)
+
+    def prefix(self, slot: int) -> Any:
+        """Sum of the leaves before ``slot``."""
+        total = self._sum_dtype.type(0)
+        for level in self._levels:
+            total += level[slot // FANOUT * FANOUT : slot].sum(dtype=self._sum_dtype)
+            slot //= FANOUT
+        return total
+
+    def select(self, targets: npt.NDArray[Any]) -> Slots:
+        """The leaf in which the running sum passes each target in [0, total)."""
+        nodes = np.zeros(len(targets), np.int64)
+        for level in reversed(self._levels):
+            running = level.reshape(-1, FANOUT)[nodes].cumsum(axis=1, dtype=self._sum_dtype)  # [n, FANOUT]
+            # Rounding may push a float target past the end of its node: then the first child that reaches the end is meant.
+            picks = np.minimum((running <= targets[:, None]).sum(axis=1), (running < running[:, -1:]).sum(axis=1))
+            before = np.take_along_axis(running, np.maximum(picks - 1, 0)[:, None], axis=1)[:, 0]
+            targets = targets - np.where(picks > 0, before, 0)
+            nodes = nodes * FANOUT + picks
+        return nodes
+
+
+class Selector(Protocol):
+    """What a buffer asks of a selector; the slots given to ``add`` are absent, those given to ``remove`` are present."""
+
+    def add(self, slots: Slots) -> None:
+        """Windows that start at these slots are complete."""
+
+    def remove(self, slots: Slots) -> None:
+        """The rows at these slots were evicted."""
+
+    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+        """Draw ``count`` slots with replacement; at least one slot is present."""
+
+    def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
+        """New priorities of slots that are present; selectors without priorities ignore them."""
+
+
+class Uniform:
+    """Every valid start is equally likely.
+
+    Args:
+        size: Number of slots.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._tree = SumTree(size, np.uint8)
+
+    def add(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        self._tree.set(slots, 1)
+
+    def remove(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        self._tree.set(slots, 0)
+
+    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+        """See :class:`Selector`."""
+        return self._at_rank(rng.integers(0, self._tree.total, count), origin)
+
+    def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
+        """See :class:`Selector`."""
+
+    def _at_rank(self, ranks: Slots, origin: int) -> Slots:
+        """Slots by rank in order of age, the oldest first."""
+        return self._tree.select((ranks + self._tree.prefix(origin)) % self._tree.total)
+
+
+class Recency(Uniform):
+    """The k-th newest start (k from 0) is drawn in proportion to the integral of ``x ** -power`` over [k+1, k+2].
+
+    That is 1 / age for ``power=1`` up to the rounding of ages to whole numbers, in closed form: no table grows with the buffer.
+
+    Args:
+        size: Number of slots.
+        power: How strongly new rows are preferred; 0 is uniform.
+    """
+
+    def __init__(self, size: int, power: float = 1.0) -> None:
+        if power < 0:
+            raise ConfigurationError(f"recency power must be >= 0, got {power}")
+        super().__init__(size)
+        self._power = power
+
+    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+        """See :class:`Selector`."""
+        total = int(self._tree.total)
+        u, last, rest = rng.random(count), float(total + 1), 1.0 - self._power
+        age = last**u if rest == 0 else (1.0 + u * (last**rest - 1.0)) ** (1.0 / rest)
+        newest_first = np.minimum(age.astype(np.int64) - 1, total - 1)
+        return self._at_rank(total - 1 - newest_first, origin)
+
+
+class Prioritised:
+    """A start is drawn with probability proportional to its priority to the power ``exponent``; new ones get the highest seen.
+
+    Args:
+        size: Number of slots.
+        exponent: 0 is uniform, 1 fully proportional (0.6 in arXiv:1511.05952v4, section 3.3).
+    """
+
+    def __init__(self, size: int, exponent: float = 0.6) -> None:
+        if exponent < 0:
+            raise ConfigurationError(f"priority exponent must be >= 0, got {exponent}")
+        self._tree = SumTree(size, np.float64)
+        self._exponent, self._highest = exponent, 1.0
+
+    def add(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        self._tree.set(slots, self._highest**self._exponent)
+
+    def remove(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        self._tree.set(slots, 0.0)
+
+    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+        """See :class:`Selector`."""
+        total = self._tree.total
+        return self._tree.select((rng.random(count) * total + self._tree.prefix(origin)) % total)
+
+    def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
+        """See :class:`Selector`; a priority must be positive, or its window could never be drawn again."""
+        if not np.all(priorities > 0):
+            raise ConfigurationError(f"priorities must be > 0, got a minimum of {np.min(priorities)}")
+        self._highest = max(self._highest, float(np.max(priorities, initial=0.0)))
+        self._tree.set(slots, priorities**self._exponent)
+
+
+class Mixture:
+    """Each draw first picks one of several selectors.
+
+    Args:
+        parts: Selectors with their probabilities, which sum to 1.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Selector, float]]) -> None:
+        shares = [share for _, share in parts]
+        if not parts or min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-9:
+            raise ConfigurationError(f"mixture shares must be >= 0 and sum to 1, got {shares}")
+        self._selectors, self._shares = [selector for selector, _ in parts], shares
+
+    def add(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        for selector in self._selectors:
+            selector.add(slots)
+
+    def remove(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        for selector in self._selectors:
+            selector.remove(slots)
+
+    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+        """See :class:`Selector`."""
+        counts = rng.multinomial(count, self._shares)
+        parts = [s.sample(int(n), rng, origin) for s, n in zip(self._selectors, counts, strict=True) if n]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
+        """See :class:`Selector`."""
+        for selector in self._selectors:
+            selector.update(slots, priorities)
+
+
+def _padded(size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.zeros(-(-size // FANOUT) * FANOUT, dtype)

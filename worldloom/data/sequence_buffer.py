@@ -1,0 +1,477 @@
+"""THE storage of sequences: used by the replay shard and by the public ``training.ReplayBuffer``.
+
+Rows of many streams lie in insertion order; a row's number in that order is its id for ever. Small columns are rings indexed by
+``id % capacity``; packed columns (images) stay the compressed blobs that arrived, one per chunk, and are decoded when sampled.
+Each row knows the id of its successor in its stream, so a window is T steps along that chain: windows never join two streams and
+never jump a gap. No Python object exists per row, and memory is touched only as rows arrive.
+
+Which rows start a valid window is kept incrementally: row r does when T - 1 successors are stored and, unless episodes may be
+crossed, none of them is ``is_first``. Starts are ranked by row id, so a draw depends on the stored rows, the selector and
+the generator only. We draw uniformly over starts; the authors of TD-MPC2 draw an episode first and then a start in it, which
+prefers short episodes (the two agree when all episodes have one length).
+
+The end of an episode that a crash cut off is inferred: when the next row of the stream is ``is_first`` or the stream has a gap, the
+row before counts as truncated unless it is a last row already.
+
+Not thread safe, except that ``PendingWindows.finish`` may run without the lock that guards the buffer.
+Axis legend: n windows, T rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMismatchError
+from worldloom.core.protocol import SamplingSpec
+from worldloom.core.sequence import Rows, StreamId
+from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import PackedColumn
+from worldloom.data.selectors import Selector, Uniform
+
+__all__ = ["PendingWindows", "SequenceBuffer", "StreamPosition", "Windows"]
+
+Ids = npt.NDArray[np.int64]
+NO_ROW = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Sampled windows.
+
+    Attributes:
+        columns: ``[n, T, ...]`` per column; fresh arrays that the caller owns.
+        row_ids: ``[n, T]`` int64.
+        versions: ``[n]`` int64, policy update number of each window's first trained row.
+        inserted_s: ``[n]`` float64, insertion time of that row.
+    """
+
+    columns: Rows
+    row_ids: Ids
+    versions: Ids
+    inserted_s: npt.NDArray[np.float64]
+
+
+class StreamPosition(NamedTuple):
+    """How far a stream has come: the seq of its next chunk, and its rows since the last break that windows may not cross."""
+
+    next_seq: int
+    run_rows: int
+
+
+@dataclass(slots=True)
+class _Tail:
+    """The open end of a stream. ``recent``: ids of the last ``min(run_rows, T - 1)`` rows of the run, NO_ROW where unknown."""
+
+    recent: Ids
+    next_seq: int = 0
+    run_rows: int = 0
+    last_row: int = NO_ROW
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkRecord:
+    """What is kept once per chunk: rows [start, stop), who acted them, when they came, and their packed columns."""
+
+    start: int
+    stop: int
+    version: int
+    inserted_s: float
+    packed: Mapping[str, PackedColumn]
+    packed_bytes: int
+
+
+@dataclass(slots=True)
+class PendingWindows:
+    """Drawn windows whose packed columns are still to be decoded; needs the buffer no more."""
+
+    _windows: Windows
+    _records: Mapping[int, _ChunkRecord]
+    _ordinals: Ids
+    _packed: Mapping[str, ArraySpec]
+
+    def finish(self) -> Windows:
+        """Decode what is packed and return the whole windows."""
+        if not self._packed:
+            return self._windows
+        shape = self._ordinals.shape
+        outputs = {name: np.empty((self._ordinals.size, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
+        flat_ids, flat_ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
+        order = np.argsort(flat_ordinals, kind="stable")
+        cuts = np.flatnonzero(np.diff(flat_ordinals[order])) + 1
+        for places in np.split(order, cuts):
+            record = self._records[int(flat_ordinals[places[0]])]
+            inside = flat_ids[places] - record.start
+            for name, output in outputs.items():
+                output[places] = record.packed[name].unpack()[inside]
+        self._windows.columns.update({name: output.reshape(*shape, *output.shape[1:]) for name, output in outputs.items()})
+        return self._windows
+
+
+@dataclass(slots=True)
+class _OnlineQueue:
+    """Starts of windows that nobody has seen. Counts are absolute, so that they survive a restart."""
+
+    queued: int = 0
+    served: int = 0
+    starts: deque[int] = field(default_factory=deque)
+
+
+class SequenceBuffer:
+    """Append-only rows of many streams, evicted first in, first out, sampled as windows.
+
+    Example::
+
+        buffer = SequenceBuffer(env_spec.columns(), agent_spec.sampling, capacity_rows=100_000)
+        buffer.append(StreamId(0, 0, 0), 0, rows)
+        windows = buffer.sample(16, np.random.default_rng(0))
+
+    Args:
+        columns: What every row has.
+        sampling: Length of windows, and whether they may cross episodes; ``online`` serves each new window once.
+        capacity_rows: Rows kept; exact at every moment.
+        capacity_bytes: If given, the oldest chunks also go while the rows take more than this (one chunk always stays).
+        packed: Columns kept as the blobs they arrive in; by default the images. Arrays given for them are kept as they are.
+        mutable: Columns that :meth:`write_back` may change; never packed.
+        selector: Which valid starts are drawn; ``Uniform(capacity_rows)`` by default.
+
+    Raises:
+        ConfigurationError: If the capacity cannot hold a window, or a mutable column is unknown or packed.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, ArraySpec],
+        sampling: SamplingSpec,
+        *,
+        capacity_rows: int,
+        capacity_bytes: int | None = None,
+        packed: Collection[str] | None = None,
+        mutable: Collection[str] = (),
+        selector: Selector | None = None,
+    ) -> None:
+        if capacity_rows < sampling.window_rows:
+            raise ConfigurationError(
+                f"replay capacity must hold a window of {sampling.window_rows} rows, got {capacity_rows} rows; raise the capacity"
+            )
+        names = {n for n, spec in columns.items() if spec.is_image and n not in mutable} if packed is None else set(packed)
+        if names & set(mutable) or set(mutable) - set(columns):
+            raise ConfigurationError(
+                f"mutable columns must be stored and not packed, got {sorted(mutable)}, packed {sorted(names)}"
+            )
+        self.columns, self.sampling = dict(columns), sampling
+        self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
+        self.mutable = frozenset(mutable)
+        self._packed = {name: spec for name, spec in columns.items() if name in names}
+        self._rings = {n: np.empty((capacity_rows, *s.shape), s.dtype) for n, s in columns.items() if n not in names}
+        self._row_bytes = sum(spec.nbytes for name, spec in columns.items() if name not in names)
+        self._next_row_of = np.empty(capacity_rows, np.int64)
+        self._chunk_of = np.empty(capacity_rows, np.int64)
+        self._is_start = np.zeros(capacity_rows, bool)
+        self._selector = selector or Uniform(capacity_rows)
+        self._tails: dict[StreamId, _Tail] = {}
+        self._chunks: dict[int, _ChunkRecord] = {}
+        self._oldest_chunk, self._next_chunk = 0, 0
+        self._first_row, self._next_row = 0, 0
+        self._holes: list[tuple[int, int]] = []
+        self._num_windows, self._packed_bytes = 0, 0
+        self._online = _OnlineQueue()
+
+    def __len__(self) -> int:
+        """Rows stored."""
+        holes = sum(max(0, stop - max(start, self._first_row)) for start, stop in self._holes)
+        return self._next_row - self._first_row - holes
+
+    @property
+    def num_windows(self) -> int:
+        """Valid window starts."""
+        return self._num_windows
+
+    @property
+    def next_row(self) -> int:
+        """Id that the next row will get: the rows ever appended (and skipped)."""
+        return self._next_row
+
+    @property
+    def first_row(self) -> int:
+        """Id below which every row is gone."""
+        return self._first_row
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored rows: plain columns at full size, packed ones as they lie in memory."""
+        return len(self) * self._row_bytes + self._packed_bytes
+
+    @property
+    def online_queued(self) -> int:
+        """Windows ever put into the online queue."""
+        return self._online.queued
+
+    @property
+    def online_served(self) -> int:
+        """Windows ever taken from the online queue, stale ones included."""
+        return self._online.served
+
+    def append(
+        self,
+        stream: StreamId,
+        seq: int,
+        rows: Mapping[str, np.ndarray | PackedColumn],
+        *,
+        version: int = 0,
+        inserted_s: float = 0.0,
+    ) -> int:
+        """Store consecutive rows of one stream.
+
+        A ``seq`` above the expected one is a gap, which no window jumps. One below it is a late chunk: its rows are stored and can
+        be sampled, but are joined to nothing. Telling duplicates from late chunks is the caller's business.
+
+        Args:
+            stream: Whose rows.
+            seq: Number of this chunk in its stream.
+            rows: Per column ``[rows, ...]``, or that encoded.
+            version: Policy update number that acted them.
+            inserted_s: ``time.time()`` of the insertion.
+
+        Returns:
+            Rows evicted to make room.
+
+        Raises:
+            BufferError: If the chunk alone exceeds the capacity.
+            ShapeMismatchError: If a column is missing or unknown, or lengths differ.
+        """
+        plain, packed = self._split(rows)
+        first_flags = plain["is_first"]
+        ids = np.arange(self._next_row, self._next_row + len(first_flags), dtype=np.int64)
+        if len(ids) > self.capacity_rows:
+            raise BufferError(f"a chunk of {len(ids)} rows does not fit into a replay of {self.capacity_rows} rows")
+        stored_before = len(self)
+        self._evict_to(self._next_row + len(ids) - self.capacity_rows)
+        slots = ids % self.capacity_rows
+        for name, ring in self._rings.items():
+            ring[slots] = plain[name]
+        tail = self._tail_for(stream, seq)
+        self._link(tail, ids, slots, first_flags)
+        self._record(ids, slots, version, inserted_s, packed)
+        self._next_row += len(ids)
+        self._mark_starts(tail, ids, first_flags)
+        tail.last_row = int(ids[-1])
+        self._evict_bytes()
+        return stored_before + len(ids) - len(self)
+
+    def skip(self, rows: int) -> None:
+        """Account for ``rows`` acknowledged rows that are lost: their ids are used up, and they count as holes until evicted."""
+        if rows <= 0:
+            return
+        stop = self._next_row + rows
+        self._evict_to(stop - self.capacity_rows)
+        ids = np.arange(max(self._next_row, self._first_row), stop, dtype=np.int64)
+        self._chunk_of[ids % self.capacity_rows] = NO_ROW
+        self._holes.append((self._next_row, stop))
+        self._next_row = stop
+
+    def sample(self, windows: int, rng: np.random.Generator) -> Windows:
+        """Draw windows with replacement (those of the online queue first, each once).
+
+        Raises:
+            BufferError: If no window is complete.
+        """
+        return self.draw(windows, rng).finish()
+
+    def draw(self, windows: int, rng: np.random.Generator) -> PendingWindows:
+        """As :meth:`sample`, with the decoding of packed columns left to do, so that a lock need not be held for it."""
+        if not self._num_windows:
+            kind = "across episodes" if self.sampling.cross_episodes else "inside one episode"
+            raise BufferError(
+                f"replay holds {len(self)} rows but no {self.sampling.window_rows} consecutive ones of one stream {kind}; "
+                "insert more rows or sample shorter windows"
+            )
+        starts = self._pop_online(windows)
+        if len(starts) < windows:
+            origin = self._first_row % self.capacity_rows
+            slots = self._selector.sample(windows - len(starts), rng, origin)
+            starts = np.concatenate([starts, self._first_row + (slots - origin) % self.capacity_rows])
+        return self._gather(starts)
+
+    def write_back(self, row_ids: Ids, columns: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Overwrite mutable columns of rows that are still stored.
+
+        Args:
+            row_ids: Any shape.
+            columns: Per mutable column an array of that shape and then the column's own.
+
+        Returns:
+            Rows written, and rows that had been evicted meanwhile.
+
+        Raises:
+            ShapeMismatchError: If a column is not mutable or has the wrong shape.
+        """
+        ids = np.asarray(row_ids).reshape(-1)
+        slots = ids % self.capacity_rows
+        alive = (ids >= self._first_row) & (ids < self._next_row)
+        alive[alive] &= self._chunk_of[slots[alive]] != NO_ROW
+        for name, values in columns.items():
+            expected = (*np.shape(row_ids), *self.columns[name].shape) if name in self.mutable else None
+            if values.shape != expected:
+                raise ShapeMismatchError(f"write-back of column {name!r} (mutable: {sorted(self.mutable)})", expected, values.shape)
+            self._rings[name][slots[alive]] = values.reshape(len(ids), *self.columns[name].shape)[alive]
+        return int(np.count_nonzero(alive)), int(len(ids) - np.count_nonzero(alive))
+
+    def update_priorities(self, start_ids: Ids, priorities: npt.NDArray[np.float64]) -> tuple[int, int]:
+        """Give windows, named by their first row's id, new priorities; returns how many were applied and how many are gone."""
+        slots = start_ids % self.capacity_rows
+        alive = (start_ids >= self._first_row) & (start_ids < self._next_row)
+        alive[alive] &= self._is_start[slots[alive]]
+        if alive.any():
+            self._selector.update(slots[alive], priorities[alive])
+        return int(np.count_nonzero(alive)), int(len(alive) - np.count_nonzero(alive))
+
+    def export_mutable(self) -> tuple[Ids, Rows]:
+        """Ids and values of the mutable columns of all stored rows: what :meth:`write_back` needs to restore them."""
+        ids = np.arange(self._first_row, self._next_row, dtype=np.int64)
+        ids = ids[self._chunk_of[ids % self.capacity_rows] != NO_ROW]
+        return ids, {name: self._rings[name][ids % self.capacity_rows] for name in sorted(self.mutable)}
+
+    def streams(self) -> dict[StreamId, StreamPosition]:
+        """The position of every stream ever seen."""
+        return {stream: StreamPosition(tail.next_seq, tail.run_rows) for stream, tail in self._tails.items()}
+
+    def restore(self, streams: Mapping[StreamId, StreamPosition], *, next_row: int, online_queued: int = 0) -> None:
+        """Continue, in a new buffer, from a point whose earlier rows were all evicted."""
+        self._first_row = self._next_row = next_row
+        self._online.queued = self._online.served = online_queued
+        for stream, position in streams.items():
+            known = min(position.run_rows, self.sampling.window_rows - 1)
+            self._tails[stream] = _Tail(np.full(known, NO_ROW, np.int64), position.next_seq, position.run_rows)
+
+    def mark_served(self, served: int) -> None:
+        """Drop windows from the online queue until ``served`` have ever left it."""
+        while self._online.served < served and self._online.starts:
+            self._online.starts.popleft()
+            self._online.served += 1
+
+    def _split(self, rows: Mapping[str, np.ndarray | PackedColumn]) -> tuple[Rows, dict[str, PackedColumn]]:
+        if set(rows) != set(self.columns):
+            raise ShapeMismatchError("columns of rows", sorted(self.columns), sorted(rows))
+        plain, packed = {}, {}
+        for name, value in rows.items():
+            if name in self._packed:
+                packed[name] = value if isinstance(value, PackedColumn) else _keep(value)
+            else:
+                plain[name] = value.unpack() if isinstance(value, PackedColumn) else value
+        length = len(plain["is_first"])
+        for name, spec in self.columns.items():
+            if rows[name].shape != (length, *spec.shape) or not length:
+                raise ShapeMismatchError(f"column {name!r} of rows", (max(1, length), *spec.shape), rows[name].shape)
+        return plain, packed
+
+    def _tail_for(self, stream: StreamId, seq: int) -> _Tail:
+        """The tail that a chunk continues; a throw-away one for a late chunk."""
+        nothing = np.empty(0, np.int64)
+        tail = self._tails.setdefault(stream, _Tail(nothing))
+        if seq < tail.next_seq:
+            return _Tail(nothing)
+        if seq > tail.next_seq:
+            self._close_episode(tail.last_row)
+            tail.recent, tail.run_rows, tail.last_row = nothing, 0, NO_ROW
+        tail.next_seq = seq + 1
+        return tail
+
+    def _close_episode(self, row: int) -> None:
+        """Let a row that turned out to be an episode's last one count as truncated."""
+        if row >= self._first_row and row != NO_ROW:
+            slot = row % self.capacity_rows
+            self._rings["truncated"][slot] |= ~self._rings["terminated"][slot]
+
+    def _link(self, tail: _Tail, ids: Ids, slots: Ids, first_flags: np.ndarray) -> None:
+        self._next_row_of[slots[:-1]] = ids[1:]
+        self._next_row_of[slots[-1]] = NO_ROW
+        if tail.last_row >= self._first_row and tail.last_row != NO_ROW:
+            self._next_row_of[tail.last_row % self.capacity_rows] = ids[0]
+        cut = slots[:-1][first_flags[1:]]
+        self._rings["truncated"][cut] |= ~self._rings["terminated"][cut]
+        if first_flags[0]:
+            self._close_episode(tail.last_row)
+
+    def _record(self, ids: Ids, slots: Ids, version: int, inserted_s: float, packed: Mapping[str, PackedColumn]) -> None:
+        size = sum(len(column.blob) for column in packed.values())
+        self._chunks[self._next_chunk] = _ChunkRecord(int(ids[0]), int(ids[-1]) + 1, version, inserted_s, packed, size)
+        self._chunk_of[slots] = self._next_chunk
+        self._next_chunk += 1
+        self._packed_bytes += size
+
+    def _mark_starts(self, tail: _Tail, ids: Ids, first_flags: np.ndarray) -> None:
+        """Find the windows that these rows complete."""
+        reach = self.sampling.window_rows - 1
+        index = np.arange(len(ids))
+        run_start = np.full(len(ids), -tail.run_rows)
+        if not self.sampling.cross_episodes:
+            run_start = np.maximum.accumulate(np.where(first_flags, index, run_start))
+        position = index - run_start  # [rows] place of each row in its run
+        chain = np.concatenate([tail.recent, ids])
+        complete = position >= reach
+        starts = chain[(len(tail.recent) + index - reach)[complete]]
+        alive = starts >= self._first_row
+        slots = starts[alive] % self.capacity_rows
+        if len(slots):
+            self._is_start[slots] = True
+            self._selector.add(slots)
+            self._num_windows += len(slots)
+        if self.sampling.online:
+            fresh = starts[(position[complete] - reach) % (reach + 1) == 0]
+            self._online.starts.extend(fresh.tolist())
+            self._online.queued += len(fresh)
+        tail.run_rows = int(position[-1]) + 1
+        tail.recent = chain[len(chain) - min(tail.run_rows, reach) :]
+
+    def _evict_to(self, first_row: int) -> None:
+        """Forget every row below ``first_row``."""
+        if first_row <= self._first_row:
+            return
+        gone = np.arange(self._first_row, min(first_row, self._next_row), dtype=np.int64) % self.capacity_rows
+        starts = gone[self._is_start[gone]]
+        if len(starts):
+            self._is_start[starts] = False
+            self._selector.remove(starts)
+            self._num_windows -= len(starts)
+        self._first_row = first_row
+        while self._oldest_chunk < self._next_chunk and self._chunks[self._oldest_chunk].stop <= first_row:
+            self._packed_bytes -= self._chunks.pop(self._oldest_chunk).packed_bytes
+            self._oldest_chunk += 1
+        self._holes = [hole for hole in self._holes if hole[1] > first_row]
+
+    def _evict_bytes(self) -> None:
+        while self.capacity_bytes is not None and self.nbytes > self.capacity_bytes and len(self._chunks) > 1:
+            self._evict_to(self._chunks[self._oldest_chunk].stop)
+
+    def _pop_online(self, windows: int) -> Ids:
+        starts: list[int] = []
+        while self._online.starts and len(starts) < windows:
+            start = self._online.starts.popleft()
+            self._online.served += 1
+            if start >= self._first_row:
+                starts.append(start)
+        return np.array(starts, np.int64)
+
+    def _gather(self, starts: Ids) -> PendingWindows:
+        ids = np.empty((len(starts), self.sampling.window_rows), np.int64)  # [n, T]
+        ids[:, 0] = starts
+        for t in range(1, ids.shape[1]):
+            ids[:, t] = self._next_row_of[ids[:, t - 1] % self.capacity_rows]
+        slots = ids % self.capacity_rows
+        columns = {name: ring.take(slots, axis=0) for name, ring in self._rings.items()}
+        ordinals = self._chunk_of[slots]
+        trained = [self._chunks[ordinal] for ordinal in ordinals[:, self.sampling.context].tolist()]
+        versions = np.array([record.version for record in trained], np.int64)
+        inserted_s = np.array([record.inserted_s for record in trained], np.float64)
+        records = {ordinal: self._chunks[ordinal] for ordinal in np.unique(ordinals).tolist()} if self._packed else {}
+        return PendingWindows(Windows(columns, ids, versions, inserted_s), records, ordinals, self._packed)
+
+
+def _keep(array: np.ndarray) -> PackedColumn:
+    return PackedColumn(array.tobytes(), "raw", array.dtype.name, array.shape)
