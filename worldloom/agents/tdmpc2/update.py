@@ -74,7 +74,7 @@ class Updater:
         """One update; returns metrics (0-d tensors) and ``nonfinite`` (0-d, 1.0 when something was skipped)."""
         z, metrics, model_bad = self.step_model(batch, draws)
         policy_metrics, policy_bad = self.step_policy(z, batch.task, draws, model_bad)
-        self._move_targets(model_bad)
+        self.move_targets(model_bad)
         return metrics | policy_metrics, policy_bad
 
     def step_model(self, batch: UpdateBatch, draws: UpdateDraws) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -83,7 +83,7 @@ class Updater:
         parameters = list(self.model_parameters.values())
         gradients = torch.autograd.grad(loss.total, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # the fused optimizer reads memory in the parameter's order
         if self.leaked is not None and self.model.task_emb is not None and self.model.task_emb.grad is not None:
             self.model.task_emb.grad = self.model.task_emb.grad + self.leaked
         norm, bad = self._apply(self.model_optimizer, parameters, loss.total.detach().isfinite())
@@ -100,7 +100,7 @@ class Updater:
             wanted.append(self.model.task_emb)
         gradients = torch.autograd.grad(loss.total, wanted)
         for parameter, gradient in zip(parameters, gradients, strict=False):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()
         norm, bad = self._apply(self.policy_optimizer, parameters, loss.total.detach().isfinite() & (model_bad == 0))
         if len(wanted) > len(parameters):
             self.leaked = torch.where(bad == 0, gradients[-1], torch.zeros_like(gradients[-1]))
@@ -119,7 +119,8 @@ class Updater:
         return norm, bad
 
     @torch.no_grad()
-    def _move_targets(self, model_bad: Tensor) -> None:
+    def move_targets(self, model_bad: Tensor) -> None:
+        """Move the target critics, unless ``model_bad`` (0-d) is 1."""
         weight = self.settings.tau * (1 - model_bad)
         for slow, fast in zip(self.target.parameters(), self.model.critics.parameters(), strict=True):
             slow.lerp_(fast, weight)
