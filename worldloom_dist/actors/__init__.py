@@ -1,1 +1,1 @@
-"""actors."""
+"""Env workers, where their actions come from, and evaluation: plain classes that know only ports and the library."""

@@ -1,0 +1,83 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fakes import FakePolicy, snapshot_of
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.sequence import PolicyVersion
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import env_spec, make_env
+from worldloom.envs.local import LocalVectorEnv
+from worldloom.envs.toy import CountingEnv
+from worldloom.envs.vector import VectorEnv
+from worldloom.envs.wrappers import EnvAdapter, RawEnv
+from worldloom_dist.actors.evaluation import Evaluator
+
+
+def evaluator(env: str = "toy:point", num_envs: int = 3, seed: int = 4) -> Evaluator:
+    config = EnvConfig(env=env)
+    return Evaluator(lambda: make_env(config, num_envs=num_envs, seed=seed), FakePolicy(env_spec(config)))
+
+
+def test_equal_weights_give_equal_numbers_whenever_and_wherever_they_are_evaluated() -> None:
+    weights = snapshot_of(0.3, PolicyVersion(1, 5))
+    training, offline = evaluator(), evaluator()
+    training.load_weights(snapshot_of(-0.9, PolicyVersion(1, 1)))
+    early = training.evaluate(5)
+    training.load_weights(weights)
+    offline.load_weights(weights)
+    first, again, other = training.evaluate(5), training.evaluate(5), offline.evaluate(5)
+    assert first == again == other
+    assert first.version == PolicyVersion(1, 5)
+    assert early.returns != first.returns
+    assert len(set(first.returns)) == 5
+
+
+def test_other_seed_gives_other_episodes() -> None:
+    assert evaluator(seed=4).evaluate().returns != evaluator(seed=5).evaluate().returns
+
+
+def test_every_env_plays_its_share_so_that_short_episodes_do_not_count_more() -> None:
+    result = evaluator("toy:counting", num_envs=2).evaluate(5)
+    assert result.lengths == (5, 1, 3, 5, 1)
+    assert result.returns == (15.0, 1.0, 6.0, 15.0, 1.0)
+    assert result.return_mean == pytest.approx(7.6)
+    assert result.return_std == pytest.approx(np.std([15, 1, 6, 15, 1]))
+    assert result.to_dict()["episodes"] == 5
+
+
+def test_one_episode_per_env_is_the_default() -> None:
+    assert evaluator("toy:counting", num_envs=4).evaluate().lengths == (5, 5, 5, 5)
+
+
+def test_policy_is_asked_not_to_explore() -> None:
+    class Strict(FakePolicy):
+        def act(self, obs: Any, carry: Any, is_first: np.ndarray, *, explore: bool) -> Any:
+            assert not explore
+            return super().act(obs, carry, is_first, explore=explore)
+
+    config = EnvConfig(env="toy:counting")
+    Evaluator(lambda: make_env(config, num_envs=2, seed=0), Strict(env_spec(config))).evaluate()
+
+
+def test_episode_that_its_env_breaks_off_is_played_again() -> None:
+    class FragileEnv(CountingEnv):
+        failures = 1
+
+        def step(self, action: np.ndarray) -> Any:
+            if self._step == 3 and FragileEnv.failures:
+                FragileEnv.failures -= 1
+                raise RuntimeError("broken on purpose")
+            return super().step(action)
+
+    def envs() -> VectorEnv:
+        return LocalVectorEnv(lambda: EnvAdapter(RawEnv(FragileEnv()), EnvConfig(env="toy:counting").resolved()), 1, 0)
+
+    config = EnvConfig(env="toy:counting")
+    assert Evaluator(envs, FakePolicy(env_spec(config))).evaluate(2).returns == (15.0, 1.0)
+
+
+def test_no_episode_is_no_evaluation() -> None:
+    with pytest.raises(ConfigurationError, match="eval episodes must be >= 1, got 0"):
+        evaluator().evaluate(0)

@@ -1,0 +1,279 @@
+"""Where a worker's actions come from: a policy in its own process, or a request to an inference server. Needs no torch.
+
+A row that is not live consumes no decision: its carry stays what it was, whatever the policy computed beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from worldloom.core.metrics import Last, MetricMap, Sum
+from worldloom.core.protocol import Carry, Policy
+from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom_dist.ports import WeightSource
+
+__all__ = ["ActClient", "ActReply", "ActRequest", "Actions", "LocalActing", "RemoteActing", "WeightPuller"]
+
+logger = logging.getLogger(__name__)
+
+
+class Actions(NamedTuple):
+    """One decision for every env: action per key ``[N, ...]``, extra columns ``[N, ...]``, and the weights that made it."""
+
+    action: Mapping[str, np.ndarray]
+    extras: Mapping[str, np.ndarray]
+    version: PolicyVersion
+
+
+class ActClient(Protocol):
+    """What a worker knows of its policy."""
+
+    @property
+    def version(self) -> PolicyVersion:
+        """Weights that act now; ``NO_POLICY`` before the first ones arrived."""
+
+    def refresh(self) -> None:
+        """Fetch newer weights if it is time to look; called between two steps."""
+
+    def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
+        """Decide for all envs of the worker.
+
+        Args:
+            obs: Per key ``[N, ...]``.
+            is_first: ``[N]`` bool.
+            live: ``[N]`` bool; rows that are not live get an action that nobody uses, and keep their carry.
+        """
+
+    def drain_metrics(self) -> MetricMap:
+        """What happened since the last call."""
+
+    def state(self) -> dict[str, Any] | None:
+        """Carry and random state for an exact resume, or None when they live elsewhere."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state`."""
+
+
+class WeightPuller:
+    """Keeps a policy at the newest weights, by pulling.
+
+    Args:
+        policy: Whose weights.
+        source: Where weights are found; None for a policy whose weights never change.
+        interval_s: Look at most this often; 0 looks every time.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        source: WeightSource | None,
+        interval_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy, self._source, self._interval_s, self._clock = policy, source, interval_s, clock
+        self._next_s = -float("inf")
+        self.version: PolicyVersion = NO_POLICY
+        self._pulled = self._failed = 0
+        self._seconds = 0.0
+
+    def pull(self) -> None:
+        """Load newer weights if it is time to look and there are any; after a failure the old ones stay."""
+        now = self._clock()
+        if self._source is None or now < self._next_s:
+            return
+        self._next_s = now + self._interval_s
+        try:
+            if self._source.version() > self.version:
+                snapshot = self._source.fetch()
+                self._policy.load_weights(snapshot)
+                self.version = snapshot.version
+                self._pulled += 1
+        except Exception:  # whatever the transport raises: acting goes on with the old weights, and it is counted
+            self._failed += 1
+            logger.warning("weights could not be pulled; %s keeps acting", self.version, exc_info=self._failed == 1)
+        self._seconds += self._clock() - now
+
+    def drain_metrics(self) -> MetricMap:
+        """Pulls, failures and seconds since the last call, and the version in use."""
+        values: MetricMap = {
+            "policy_version": Last(float(self.version.update), time.time()),
+            "weights_pulled_total": Sum(self._pulled),
+            "weights_pull_failures_total": Sum(self._failed),
+            "actor_seconds_total{state=pull_weights}": Sum(self._seconds),
+        }
+        self._pulled, self._failed, self._seconds = 0, 0, 0.0
+        return values
+
+
+class LocalActing:
+    """The policy lives in the worker's process, with the carries of its envs.
+
+    Args:
+        policy: Decides.
+        num_envs: Rows of every call.
+        source: Where weights are found; None when they never change.
+        pull_interval_s: Look for newer weights at most this often.
+        explore: False for evaluation.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        num_envs: int,
+        source: WeightSource | None = None,
+        *,
+        pull_interval_s: float = 1.0,
+        explore: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy, self._explore = policy, explore
+        self._carry: Carry = policy.initial_carry(num_envs)
+        self._puller = WeightPuller(policy, source, pull_interval_s, clock)
+
+    @property
+    def version(self) -> PolicyVersion:
+        """Weights that act now."""
+        return self._puller.version
+
+    def refresh(self) -> None:
+        """Fetch newer weights if it is time to look."""
+        self._puller.pull()
+
+    def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
+        """Decide for all envs (see :class:`ActClient`)."""
+        out = self._policy.act(obs, self._carry, is_first, explore=self._explore)
+        self._carry = out.carry if live is None or live.all() else _merge(self._carry, out.carry, live)
+        return Actions(out.action, out.extras, self.version)
+
+    def drain_metrics(self) -> MetricMap:
+        """What happened since the last call."""
+        return self._puller.drain_metrics()
+
+    def state(self) -> dict[str, Any] | None:
+        """Carry, random state; the weights are the checkpoint's own business."""
+        return {"carry": dict(self._carry), "rng": self._policy.rng_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state`."""
+        self._carry = dict(state["carry"])
+        self._policy.load_rng_state(state["rng"])
+
+
+@dataclass(frozen=True, slots=True)
+class ActRequest:
+    """Rows of one worker that need actions.
+
+    Attributes:
+        slot, incarnation: Which worker.
+        envs: ``[n]`` int64 indices of its envs; with slot and incarnation they name the carries.
+        obs: Per key ``[n, ...]``.
+        is_first: ``[n]`` bool.
+    """
+
+    slot: int
+    incarnation: int
+    envs: np.ndarray
+    obs: Mapping[str, np.ndarray]
+    is_first: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.envs)
+
+
+@dataclass(frozen=True, slots=True)
+class ActReply:
+    """The answer to an :class:`ActRequest`, row by row.
+
+    Attributes:
+        action, extras: Per key ``[n, ...]``.
+        version: Weights that decided.
+        carry_reset: ``[n]`` bool; True where the server had no carry in the middle of an episode (it was restarted) and began
+            with an empty one. ``is_first`` stays what it is.
+    """
+
+    action: Mapping[str, np.ndarray]
+    extras: Mapping[str, np.ndarray]
+    version: PolicyVersion
+    carry_reset: np.ndarray
+
+
+@dataclass
+class RemoteActing:
+    """Asks an inference server; only live rows travel.
+
+    Args:
+        slot, incarnation: This worker.
+        call: Reaches a server and waits for its answer; may raise when no server can be reached within its deadline.
+        newest: Asks for the version that the server acts with, without acting; only used before the first answer.
+        clock: Monotonic seconds.
+    """
+
+    slot: int
+    incarnation: int
+    call: Callable[[ActRequest], ActReply]
+    newest: Callable[[], PolicyVersion] | None = None
+    clock: Callable[[], float] = time.monotonic
+    refresh_interval_s: float = 0.5
+    version: PolicyVersion = NO_POLICY
+    _carry_resets: int = field(default=0, init=False)
+    _next_s: float = field(default=-float("inf"), init=False)
+
+    def refresh(self) -> None:
+        """Before the first weights: ask whether the server has some now."""
+        now = self.clock()
+        if self.newest is not None and self.version == NO_POLICY and now >= self._next_s:
+            self._next_s = now + self.refresh_interval_s
+            self.version = self.newest()
+
+    def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
+        """Decide for all live envs (see :class:`ActClient`)."""
+        envs = np.arange(len(is_first)) if live is None else np.flatnonzero(live)
+        rows = {key: value[envs] for key, value in obs.items()} if live is not None else obs
+        reply = self.call(ActRequest(self.slot, self.incarnation, envs, rows, is_first[envs]))
+        self.version = reply.version
+        self._carry_resets += int(np.count_nonzero(reply.carry_reset))
+        if len(envs) == len(is_first):
+            return Actions(reply.action, reply.extras, reply.version)
+        total = len(is_first)
+        return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version)
+
+    def drain_metrics(self) -> MetricMap:
+        """What happened since the last call."""
+        resets, self._carry_resets = self._carry_resets, 0
+        values: MetricMap = {"policy_version": Last(float(self.version.update), time.time())}
+        return values | ({"carry_resets_total": Sum(resets)} if resets else {})
+
+    def state(self) -> dict[str, Any] | None:
+        """None: carries and random state live on the server."""
+        return None
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def _merge(old: Carry, new: Carry, live: np.ndarray) -> Carry:
+    """The new carry where live, the old one elsewhere. Indexing copies, so neither argument is written to."""
+    awake, everybody = np.flatnonzero(live), np.arange(len(live))
+    merged = {key: value[everybody] for key, value in old.items()}
+    for key, value in merged.items():
+        value[awake] = new[key][awake]
+    return merged
+
+
+def _spread(values: Mapping[str, np.ndarray], rows: np.ndarray, total: int) -> dict[str, np.ndarray]:
+    """Put ``[n, ...]`` at ``rows`` of ``[total, ...]``, zeros elsewhere."""
+    result = {}
+    for key, value in values.items():
+        result[key] = np.zeros((total, *value.shape[1:]), value.dtype)
+        result[key][rows] = value
+    return result

@@ -1,0 +1,130 @@
+"""The evaluator: own envs, own seeds, ``explore=False``, and no way to replay.
+
+The evaluation during training and ``worldloom_dist.evaluate`` use this class with the same env config and seeds, so the same
+weights give the same number. Every evaluation starts from fresh envs and the same random state: it depends on nothing but weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.protocol import Policy
+from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom.core.weights import WeightsSnapshot
+from worldloom.envs.vector import EnvStep, VectorEnv
+from worldloom_dist.actors.acting import LocalActing
+
+__all__ = ["Evaluation", "Evaluator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        returns: Sum of rewards of every episode, in a fixed order (env by env).
+        lengths: Decisions of every episode.
+        version: Weights that acted.
+    """
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    version: PolicyVersion = NO_POLICY
+
+    @property
+    def return_mean(self) -> float:
+        """Mean over the episodes."""
+        return float(np.mean(self.returns))
+
+    @property
+    def return_std(self) -> float:
+        """Population standard deviation over the episodes."""
+        return float(np.std(self.returns))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``summary.json`` has it, without the step count."""
+        return {
+            "episodes": len(self.returns),
+            "return_mean": self.return_mean,
+            "return_std": self.return_std,
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+        }
+
+
+class Evaluator:
+    """Plays episodes and reports their returns; used by one thread.
+
+    Args:
+        env: Makes the evaluation envs; called once per evaluation, so each starts from the same seeds.
+        policy: Decides, with ``explore=False``. Its random state now is the one that every evaluation starts from.
+    """
+
+    def __init__(self, env: Callable[[], VectorEnv], policy: Policy) -> None:
+        self._make_env, self._policy = env, policy
+        self._rng_state = policy.rng_state()
+        self._version = NO_POLICY
+
+    def load_weights(self, snapshot: WeightsSnapshot) -> None:
+        """Evaluate these weights from now on."""
+        self._policy.load_weights(snapshot)
+        self._version = snapshot.version
+
+    def evaluate(self, episodes: int | None = None) -> Evaluation:
+        """Play episodes, all envs side by side.
+
+        Each env plays its fixed share, so short episodes are not counted more often than long ones. An episode that its env
+        breaks off by failing does not count and is played again.
+
+        Args:
+            episodes: How many; by default one per env.
+
+        Raises:
+            ConfigurationError: If it is not positive.
+            EnvFailureError: If every env fails too often.
+        """
+        if episodes is not None and episodes < 1:
+            raise ConfigurationError(f"eval episodes must be >= 1, got {episodes}")
+        env = self._make_env()
+        try:
+            results = self._play(env, env.num_envs if episodes is None else episodes)
+        finally:
+            env.close()
+        returns, lengths = zip(*results, strict=True)
+        return Evaluation(returns, lengths, self._version)
+
+    def _play(self, env: VectorEnv, episodes: int) -> list[tuple[float, int]]:
+        self._policy.load_rng_state(self._rng_state)
+        acting = LocalActing(self._policy, env.num_envs, explore=False)
+        share = [episodes // env.num_envs + (index < episodes % env.num_envs) for index in range(env.num_envs)]
+        books = [_EnvBook() for _ in range(env.num_envs)]
+        row = env.reset()
+        while True:
+            for index, book in enumerate(books):
+                book.enter(row, index)
+            if all(len(book.results) >= count for book, count in zip(books, share, strict=True)):
+                return [result for book, count in zip(books, share, strict=True) for result in book.results[:count]]
+            row = env.step(acting.act(row.obs, row.is_first, row.live).action)
+
+
+class _EnvBook:
+    """Adds up the episodes of one env."""
+
+    def __init__(self) -> None:
+        self.results: list[tuple[float, int]] = []
+        self._return, self._length = 0.0, 0
+
+    def enter(self, row: EnvStep, index: int) -> None:
+        if not row.live[index]:
+            return
+        if row.is_first[index]:
+            self._return, self._length = 0.0, 0
+            return
+        self._return, self._length = self._return + float(row.reward[index]), self._length + 1
+        if row.terminated[index] or row.truncated[index]:
+            self.results.append((self._return, self._length))

@@ -1,0 +1,279 @@
+"""The env worker: steps its envs, stores every row, and does nothing else.
+
+    obs --act--> action;  (obs, action, reward, flags, extras) --StreamWriter--> ReplayWriter (blocks);  action --env.step--> obs
+
+One ``step()`` is one decision of every env. The caller (a loop on Ray, the lock-step runtime) decides how often. It waits for
+the policy, the envs and the acknowledgement of chunks, each bounded by a deadline of its owner; nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.metrics import MetricMap, Sum, merge_into
+from worldloom.core.sequence import NO_POLICY, StreamId
+from worldloom.core.specs import ACTION, OBS, ArraySpec, column_name
+from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
+from worldloom_dist.actors.acting import ActClient, Actions
+from worldloom_dist.actors.stream_writer import StreamWriter
+from worldloom_dist.ports import ReplayWriter
+
+__all__ = ["EpisodeResult", "RolloutWorker"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """One episode that ended.
+
+    Attributes:
+        episode_return: Sum of its rewards.
+        length: Decisions.
+        reason: ``terminated``, ``truncated``, or ``error`` when the env failed.
+    """
+
+    episode_return: float
+    length: int
+    reason: str
+
+    def to_fact(self) -> dict[str, Any]:
+        """As the metrics hub takes it."""
+        return {"return": self.episode_return, "length": self.length, "reason": self.reason}
+
+
+class RolloutWorker:
+    """A worker with N envs; used by one thread.
+
+    Args:
+        slot: Which worker of the run.
+        incarnation: How often it was started; rows of another incarnation belong to other streams.
+        env: Makes the envs.
+        acting: The policy, near or far.
+        writer: Where chunks go.
+        columns: Columns of a row, the agent's extras included.
+        seed: Of the random actions.
+        chunk_rows, max_chunk_age_s: When a chunk is closed.
+        random_prefill: Act at random until ``may_use_policy``; otherwise the policy acts from the start.
+        may_use_policy: Asked before every step until it says yes; by default, whether weights have arrived.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        incarnation: int,
+        *,
+        env: Callable[[], VectorEnv],
+        acting: ActClient,
+        writer: ReplayWriter,
+        columns: Mapping[str, ArraySpec],
+        seed: int,
+        chunk_rows: int = 64,
+        max_chunk_age_s: float = 1.0,
+        random_prefill: bool = True,
+        may_use_policy: Callable[[], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.slot, self.incarnation, self._acting, self._columns, self._clock = slot, incarnation, acting, columns, clock
+        self._env = env()
+        self.spec, self.num_envs = self._env.spec, self._env.num_envs
+        self._writers = [
+            StreamWriter(
+                StreamId(slot, incarnation, index), columns, writer,
+                chunk_rows=chunk_rows, max_age_s=max_chunk_age_s, clock=clock,
+            )
+            for index in range(self.num_envs)
+        ]  # fmt: skip
+        self._seed = seed
+        self._reset_seed: int | None = None
+        self._rngs = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
+        self._may_use_policy = may_use_policy or self._has_weights
+        self._is_random = random_prefill
+        self._row: EnvStep | None = None
+        self._returns, self._lengths = np.zeros(self.num_envs), np.full(self.num_envs, -1)
+        self._episodes: list[EpisodeResult] = []
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._faults: Counter[str] = Counter()
+        self._reported_agent_steps, self._reported_blocked_s = 0, 0.0
+        self.agent_steps = self.rows = 0
+
+    @property
+    def env_steps(self) -> int:
+        """Simulator steps so far: agent steps times action repeat."""
+        return self.agent_steps * self.spec.action_repeat
+
+    @property
+    def open_rows(self) -> int:
+        """Rows that would be lost if this process died now."""
+        return sum(writer.open_rows for writer in self._writers)
+
+    @property
+    def is_random(self) -> bool:
+        """True while actions are random."""
+        return self._is_random
+
+    def step(self) -> int:
+        """One decision of every env.
+
+        Returns:
+            Rows written: one per live env.
+
+        Raises:
+            EnvFailureError: If every env is in quarantine; what is open has been sent.
+        """
+        row = self._start() if self._row is None else self._row
+        started = self._clock()
+        choice = self._choose(row)
+        chosen = self._clock()
+        written = self._store(row, choice)
+        stored = self._clock()
+        try:
+            self._row = self._env.step(choice.action)
+        except Exception:
+            self.flush()
+            raise
+        self._collect_faults()
+        for state, seconds in (("inference", chosen - started), ("encode", stored - chosen), ("env", self._clock() - stored)):
+            self._seconds[state] += seconds
+        return written
+
+    def flush(self) -> None:
+        """Send every open chunk; returns when all are acknowledged."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Send what is open and close the envs."""
+        try:
+            self.flush()
+        finally:
+            self._env.close()
+
+    def drain_episodes(self) -> list[EpisodeResult]:
+        """Episodes that ended since the last call."""
+        episodes, self._episodes = self._episodes, []
+        return episodes
+
+    def drain_metrics(self) -> MetricMap:
+        """What happened since the last call."""
+        fresh, self._reported_agent_steps = self.agent_steps - self._reported_agent_steps, self.agent_steps
+        values: MetricMap = {"agent_steps_total": Sum(fresh), "env_steps_total": Sum(fresh * self.spec.action_repeat)}
+        blocked = sum(writer.blocked_s for writer in self._writers)
+        self._seconds["blocked"] = blocked - self._reported_blocked_s
+        self._seconds["encode"] = max(0.0, self._seconds["encode"] - self._seconds["blocked"])
+        self._reported_blocked_s = blocked
+        values |= {f"actor_seconds_total{{state={state}}}": Sum(seconds) for state, seconds in self._seconds.items()}
+        values |= {f"env_errors_total{{reason={kind}}}": Sum(count) for kind, count in self._faults.items()}
+        self._seconds, self._faults = defaultdict(float), Counter()
+        merge_into(values, self._acting.drain_metrics())
+        return values
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Send what is open and return everything needed to go on exactly.
+
+        Envs that cannot be saved are reset, in this run as in the one that resumes, from a seed that both derive alike.
+        """
+        self.flush()
+        envs = None if self._row is None else self._env.state()
+        if envs is None:
+            self._abandon_episodes()
+        row = self._row
+        return {
+            "env": envs,
+            "row": None if row is None else {**{f"obs/{key}": value for key, value in row.obs.items()}, **_flags(row)},
+            "rngs": [rng.bit_generator.state for rng in self._rngs],
+            "writers": [writer.state() for writer in self._writers],
+            "acting": self._acting.state(),
+            "is_random": self._is_random,
+            "reset_seed": self._reset_seed,
+            "returns": self._returns.copy(),
+            "lengths": self._lengths.copy(),
+            "agent_steps": self.agent_steps,
+            "rows": self.rows,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`checkpoint`, in a worker with the same arguments."""
+        for rng, saved in zip(self._rngs, state["rngs"], strict=True):
+            rng.bit_generator.state = saved
+        for writer, saved in zip(self._writers, state["writers"], strict=True):
+            writer.set_state(saved)
+        if state["acting"] is not None:
+            self._acting.set_state(state["acting"])
+        self._is_random, self._reset_seed = bool(state["is_random"]), state["reset_seed"]
+        self._returns, self._lengths = np.array(state["returns"]), np.array(state["lengths"])
+        self.agent_steps, self.rows = int(state["agent_steps"]), int(state["rows"])
+        self._reported_agent_steps = self.agent_steps
+        self._row = None
+        if state["env"] is not None:
+            self._env.set_state(state["env"])
+            saved_row = {name: np.array(value) for name, value in state["row"].items()}
+            obs = {key: saved_row.pop(f"obs/{key}") for key in self.spec.obs}
+            self._row = EnvStep(obs=obs, **saved_row)
+
+    def _abandon_episodes(self) -> None:
+        self._lengths[:] = -1
+        if self._row is not None:
+            sequence = np.random.SeedSequence(self._seed, spawn_key=(self.num_envs, self.agent_steps))
+            self._row, self._reset_seed = None, int(sequence.generate_state(1)[0])
+
+    def _start(self) -> EnvStep:
+        self._row, self._reset_seed = self._env.reset(self._reset_seed), None
+        self._collect_faults()
+        return self._row
+
+    def _has_weights(self) -> bool:
+        return self._acting.version != NO_POLICY
+
+    def _choose(self, row: EnvStep) -> Actions:
+        self._acting.refresh()
+        if self._is_random and self._may_use_policy():
+            self._is_random = False
+        if self._is_random:
+            return Actions(sample_actions(self.spec, self._rngs), {}, NO_POLICY)
+        return self._acting.act(row.obs, row.is_first, row.live)
+
+    def _store(self, row: EnvStep, choice: Actions) -> int:
+        columns = {column_name(OBS, key): value for key, value in row.obs.items()}
+        columns |= {column_name(ACTION, key): value for key, value in choice.action.items()}
+        columns |= {"reward": row.reward, "is_first": row.is_first, "terminated": row.terminated, "truncated": row.truncated}
+        columns |= choice.extras
+        for name, spec in self._columns.items():
+            if name not in columns:  # extras of random actions
+                columns[name] = spec.zeros(self.num_envs)
+        for index in np.flatnonzero(row.live).tolist():
+            self._count(row, index)
+            self._writers[index].add(columns, index, choice.version)
+        for index in np.flatnonzero(~row.live).tolist():
+            self._writers[index].flush_if_old()
+        return int(np.count_nonzero(row.live))
+
+    def _count(self, row: EnvStep, index: int) -> None:
+        self.rows += 1
+        if row.is_first[index]:
+            self._returns[index], self._lengths[index] = 0.0, 0
+            return
+        self.agent_steps += 1
+        self._returns[index] += row.reward[index]
+        self._lengths[index] += 1
+        if row.terminated[index] or row.truncated[index]:
+            self._end_episode(index, "terminated" if row.terminated[index] else "truncated")
+
+    def _end_episode(self, index: int, reason: str) -> None:
+        if self._lengths[index] >= 0:
+            self._episodes.append(EpisodeResult(float(self._returns[index]), int(self._lengths[index]), reason))
+        self._lengths[index] = -1
+
+    def _collect_faults(self) -> None:
+        for fault in self._env.drain_faults():
+            self._faults[fault.kind] += 1
+            self._end_episode(fault.env, "error")
+
+
+def _flags(row: EnvStep) -> dict[str, np.ndarray]:
+    return {name: getattr(row, name) for name in ("reward", "is_first", "terminated", "truncated", "live")}

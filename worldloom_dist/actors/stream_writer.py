@@ -1,0 +1,124 @@
+"""Packs the rows of one env stream into chunks and hands them over, one at a time, each acknowledged before the next.
+
+A chunk is closed when it is full, too old, at the end of an episode, before a reset row and where the policy version changes.
+``ReplayWriter.append`` blocks until the chunk is acknowledged; that is the only back-pressure, and nothing is ever dropped here.
+If it raises, the chunk is kept under its number and sent again, before anything newer, by the next call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, StreamId
+from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import make_chunk
+from worldloom_dist.ports import ReplayWriter
+
+__all__ = ["StreamWriter"]
+
+Encoder = Callable[[StreamId, int, PolicyVersion, Mapping[str, np.ndarray]], Chunk]
+
+
+class StreamWriter:
+    """The writing end of one stream; used by one thread.
+
+    Args:
+        stream: Which stream.
+        columns: Columns of a row; their buffers are allocated once.
+        writer: Where chunks go.
+        chunk_rows: Rows of a full chunk.
+        max_age_s: An open chunk is sent when its first row is this old; infinite for never.
+        clock: Monotonic seconds.
+        encode: Makes a chunk of rows.
+
+    Raises:
+        ConfigurationError: If ``chunk_rows`` is not positive.
+    """
+
+    def __init__(
+        self,
+        stream: StreamId,
+        columns: Mapping[str, ArraySpec],
+        writer: ReplayWriter,
+        *,
+        chunk_rows: int = 64,
+        max_age_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        encode: Encoder = make_chunk,
+    ) -> None:
+        if chunk_rows < 1:
+            raise ConfigurationError(f"actors.chunk_rows must be >= 1, got {chunk_rows}")
+        self.stream, self._writer, self._encode, self._clock = stream, writer, encode, clock
+        self._chunk_rows, self._max_age_s = chunk_rows, max_age_s
+        self._buffers = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
+        self._open, self._opened_s = 0, 0.0
+        self._version: PolicyVersion = NO_POLICY
+        self._pending: Chunk | None = None
+        self._seq = 0
+        self.acked_rows = 0
+        self.blocked_s = 0.0
+
+    @property
+    def open_rows(self) -> int:
+        """Rows that would be lost if this process died now."""
+        return self._open + (self._pending.num_rows if self._pending else 0)
+
+    def add(self, columns: Mapping[str, np.ndarray], index: int, version: PolicyVersion) -> None:
+        """Add the row ``columns[name][index]`` of every column; the values are copied.
+
+        Args:
+            columns: Per column ``[N, ...]``, all columns of a row.
+            index: Which of the N rows.
+            version: Weights that chose its action.
+        """
+        self._send_pending()
+        is_first = bool(columns["is_first"][index])
+        if self._open and (version != self._version or is_first):
+            self.flush()
+        if self._open == 0:
+            self._opened_s, self._version = self._clock(), version
+        for name, buffer in self._buffers.items():
+            buffer[self._open] = columns[name][index]
+        self._open += 1
+        is_last = columns["terminated"][index] or columns["truncated"][index]
+        if self._open == self._chunk_rows or is_last or self._is_old():
+            self.flush()
+
+    def flush_if_old(self) -> None:
+        """Send the open chunk if its time has come (an env may be waiting while its rows grow old)."""
+        if self._open and self._is_old():
+            self.flush()
+
+    def flush(self) -> None:
+        """Send everything; returns when it is acknowledged."""
+        self._send_pending()
+        if self._open:
+            rows = {name: buffer[: self._open] for name, buffer in self._buffers.items()}
+            self._pending = self._encode(self.stream, self._seq, self._version, rows)
+            self._seq, self._open = self._seq + 1, 0
+            self._send_pending()
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint needs, taken when nothing is open."""
+        return {"seq": self._seq, "acked_rows": self.acked_rows}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Inverse of :meth:`state`; what is open is forgotten."""
+        self._seq, self.acked_rows = int(state["seq"]), int(state["acked_rows"])
+        self._open, self._pending = 0, None
+
+    def _is_old(self) -> bool:
+        return self._clock() - self._opened_s >= self._max_age_s
+
+    def _send_pending(self) -> None:
+        if self._pending is None:
+            return
+        started = self._clock()
+        self._writer.append(self._pending)
+        self.blocked_s += self._clock() - started
+        self.acked_rows += self._pending.num_rows
+        self._pending = None
