@@ -1,0 +1,1 @@
+"""DreamerV3: behaviour learnt in imagination. ``spec`` imports no torch; ``agent`` does."""

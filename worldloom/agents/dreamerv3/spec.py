@@ -1,0 +1,249 @@
+"""What DreamerV3 is before any network exists: settings, presets, and what the system must know to run it. No torch.
+
+Sizes and constants are those of the official code; where the papers differ, the code's value is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.protocol import AgentSpec, SamplingSpec
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.models.dreamer.config import DreamerSizes
+
+__all__ = [
+    "CONFIG",
+    "DEFAULT_PRESET",
+    "ENV_DEFAULTS",
+    "LATENT_DETER",
+    "LATENT_STOCH",
+    "PRESETS",
+    "DreamerV3Config",
+    "make_spec",
+]
+
+LATENT_DETER, LATENT_STOCH = "latent/deter", "latent/stoch"
+"""Extra columns of a row: the posterior after seeing it, deter as bfloat16 bits and one byte per categorical."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DreamerV3Config:
+    """Settings of one DreamerV3 agent; the defaults are the official ones at size12m."""
+
+    name: str = "dreamerv3:size12m"
+    """Algorithm and preset."""
+    deter: int = 2048
+    """Size of the deterministic recurrent state."""
+    hidden: int = 256
+    """Width of the layers around the recurrent core."""
+    stoch: int = 32
+    """Number of categorical latents."""
+    classes: int = 16
+    """Classes of each categorical latent."""
+    units: int = 256
+    """Width of encoder, decoder and head MLPs."""
+    depth: int = 16
+    """Channel base of the convolutions; 4 x depth must be divisible by space_blocks."""
+    blocks: int = 8
+    """Blocks of the recurrent core."""
+    space_blocks: int = 8
+    """Blocks of the decoder's first image layer."""
+    bins: int = 255
+    """Bins of the two-hot reward and value heads."""
+    unimix: float = 0.01
+    """Share of the uniform distribution in the latents."""
+    actor_layers: int = 3
+    """Dense layers of the actor."""
+    critic_layers: int = 3
+    """Dense layers of the critic."""
+    batch_size: int = 16
+    """Windows per batch."""
+    batch_length: int = 64
+    """Trained steps per window."""
+    replay_context: int = 1
+    """1: windows start from latents stored in replay, refreshed after each update; 0: from zeros."""
+    train_ratio: float = 32.0
+    """Trained steps per agent step."""
+    horizon: int = 333
+    """Discount horizon; the discount is 1 - 1/horizon."""
+    learn_discount: bool = True
+    """Train the continuation head towards continuation times discount, instead of discounting returns."""
+    imagine_length: int = 15
+    """Imagined steps from each trained state."""
+    lam: float = 0.95
+    """Weight of longer returns in the lambda-return."""
+    entropy_scale: float = 3e-4
+    """Factor of the actor's entropy bonus."""
+    slow_scale: float = 1.0
+    """Factor of the critic's regulariser towards its slow copy."""
+    slow_rate: float = 0.02
+    """Share of the critic that enters its slow copy after each update."""
+    slow_target: bool = False
+    """Compute imagined returns from the slow critic."""
+    return_rate: float = 0.01
+    """Rate of the return normaliser's averages."""
+    return_limit: float = 1.0
+    """Smallest scale that the return normaliser divides by."""
+    return_low: float = 0.05
+    """Lower percentile of returns."""
+    return_high: float = 0.95
+    """Upper percentile of returns."""
+    free_nats: float = 1.0
+    """KL per step below which the latents are not penalised."""
+    scale_obs: float = 1.0
+    """Loss scale of the reconstruction of each observation key."""
+    scale_rew: float = 1.0
+    """Loss scale of the reward head."""
+    scale_con: float = 1.0
+    """Loss scale of the continuation head."""
+    scale_dyn: float = 1.0
+    """Loss scale of the KL that trains the prior."""
+    scale_rep: float = 0.1
+    """Loss scale of the KL that trains the posterior."""
+    scale_policy: float = 1.0
+    """Loss scale of the actor."""
+    scale_value: float = 1.0
+    """Loss scale of the critic in imagination."""
+    scale_repval: float = 0.3
+    """Loss scale of the critic on replayed steps."""
+    lr: float = 4e-5
+    """Learning rate."""
+    warmup: int = 1000
+    """Updates over which the learning rate rises from 0."""
+    agc: float = 0.3
+    """Adaptive gradient clipping: largest ratio of gradient norm to parameter norm, per tensor."""
+    pmin: float = 1e-3
+    """Smallest parameter norm that clipping assumes."""
+    beta1: float = 0.9
+    """Decay of the optimizer's momentum."""
+    beta2: float = 0.999
+    """Decay of the optimizer's mean square."""
+    eps: float = 1e-20
+    """Added to the optimizer's root mean square."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of kernels."""
+    report_length: int = 32
+    """Steps of the open-loop prediction video, the first half of them with observations."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"agent.{name} must be {allowed}, got {getattr(self, name)}"
+            for name, (allowed, is_right) in ALLOWED.items()
+            if not is_right(getattr(self, name))
+        ]
+        if wrong:
+            raise ConfigurationError("; ".join(wrong), self.name)
+        self.sizes()
+
+    def sizes(self) -> DreamerSizes:
+        """The part that decides network shapes."""
+        names = ("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins", "unimix")
+        return DreamerSizes(**{name: getattr(self, name) for name in names})
+
+    def loss_scale(self, loss: str) -> float:
+        """Factor of a loss by name; ``obs/...`` is the reconstruction of one key."""
+        scale: float = getattr(self, "scale_" + loss.partition("/")[0])
+        return scale
+
+
+def _positive(value: float) -> bool:
+    return value > 0
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _fraction(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+ALLOWED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("train_ratio", "lr", "horizon", "pmin"), ("> 0", _positive)),
+    **dict.fromkeys(("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup"), (">= 0", _not_negative)),
+    **{name: (">= 1", lambda v: v >= 1) for name in ("batch_size", "imagine_length", "actor_layers", "critic_layers")},
+    **dict.fromkeys(("lam", "slow_rate", "return_rate", "return_low", "return_high"), ("in [0, 1]", _fraction)),
+    "batch_length": (">= 2", lambda v: v >= 2),
+    "report_length": (">= 2", lambda v: v >= 2),
+    "replay_context": ("0 or 1", lambda v: v in (0, 1)),
+}
+
+CONFIG = DreamerV3Config
+DEFAULT_PRESET = "size12m"
+
+
+def _sized(preset: str, width: int) -> Callable[[], DreamerV3Config]:
+    """Official family: hidden = units = width, deter = 8 width, classes = depth = width / 16."""
+
+    def make() -> DreamerV3Config:
+        return DreamerV3Config(
+            name=f"dreamerv3:{preset}", deter=8 * width, hidden=width, units=width, classes=width // 16, depth=width // 16
+        )
+
+    return make
+
+
+def _ci() -> DreamerV3Config:
+    """A model that trains a step in tens of milliseconds and solves classic control within minutes on a CPU."""
+    return replace(
+        _sized("ci", 64)(),
+        deter=128,
+        stoch=16,
+        classes=8,
+        bins=127,
+        batch_size=16,
+        batch_length=32,
+        train_ratio=256.0,
+        lr=4e-4,
+        warmup=100,
+    )
+
+
+PRESETS: Mapping[str, Callable[[], DreamerV3Config]] = {
+    "ci": _ci,
+    "size1m": _sized("size1m", 64),
+    "size12m": _sized("size12m", 256),
+    "size25m": _sized("size25m", 384),
+    "size50m": _sized("size50m", 512),
+    "size100m": _sized("size100m", 768),
+    "size200m": _sized("size200m", 1024),
+    "size400m": _sized("size400m", 1536),
+}
+
+ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "atari": {
+        "action_repeat": 4, "image_size": (96, 96), "frame_stack": 1, "grayscale": True, "time_limit": 108_000, "sticky": True,
+        "noops": 30,
+    },
+    "dmc": {"action_repeat": 1, "image_size": (64, 64), "frame_stack": 1, "grayscale": False},
+}  # fmt: skip
+"""Env settings per suite, as the official code runs them. Atari: the time limit counts simulator frames."""
+
+
+def make_spec(config: DreamerV3Config, env: EnvSpec) -> AgentSpec:
+    """What the system must know: windows, ratio, prefill, and the latent columns that replay stores.
+
+    Training starts once as many windows can be drawn as a batch has trained steps; the untrained policy acts until then.
+    """
+    if not env.obs or not env.action:
+        raise ConfigurationError(f"env {env.name!r} needs at least one observation and one action key for dreamerv3", config.name)
+    sampling = SamplingSpec(
+        batch_size=config.batch_size,
+        length=config.batch_length,
+        context=config.replay_context,
+        cross_episodes=True,
+        online=True,
+    )
+    latents = {LATENT_DETER: ArraySpec((config.deter,), "uint16"), LATENT_STOCH: ArraySpec((config.stoch,), "uint8")}
+    return AgentSpec(
+        name=config.name,
+        sampling=sampling,
+        train_ratio=config.train_ratio,
+        prefill_agent_steps=sampling.trained_positions + sampling.window_rows - 1,
+        random_prefill=False,
+        extras=latents if config.replay_context else {},
+        writes_back=bool(config.replay_context),
+    )

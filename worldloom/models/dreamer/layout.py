@@ -1,0 +1,187 @@
+"""How observations and actions become network inputs: which keys are images, which vectors, and where each one goes.
+
+Images may be HWC or CHW, of any size from 32 up and not square. They are laid on one canvas whose sides are multiples of 16
+(zero padding at bottom and right; sides above 256 are first averaged down), so that four halvings always work. At the
+official sizes (64, 96) nothing is padded. No network is in this file. Legend: N rows, H/W canvas sides, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.specs import ArraySpec
+from worldloom.nn.functional import symlog
+
+__all__ = ["ActionKey", "ActionLayout", "ImageKey", "ObsLayout", "VectorKey"]
+
+STRIDE, MIN_SIDE, MAX_SIDE = 16, 32, 256
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKey:
+    """One image observation; ``height`` and ``width`` are after averaging down by ``shrink``."""
+
+    name: str
+    channels_first: bool
+    height: int
+    width: int
+    channels: int
+    shrink: int
+
+    @classmethod
+    def from_spec(cls, name: str, spec: ArraySpec) -> ImageKey:
+        """Find the channel axis (the smaller of first and last) and check the size."""
+        first = spec.shape[0] < spec.shape[-1]
+        height, width, channels = (*spec.shape[1:], spec.shape[0]) if first else spec.shape
+        if min(height, width) < MIN_SIDE:
+            raise ConfigurationError(
+                f"image observation {name!r} has size {height}x{width}; both sides must be >= {MIN_SIDE}: set the env's image_size"
+            )
+        shrink = -(-max(height, width) // MAX_SIDE)
+        return cls(name, first, -(-height // shrink), -(-width // shrink), channels, shrink)
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Raw uint8 ``[N, ...]`` to float channels-first ``[N, C, height, width]`` in [0, 1]."""
+        image = image if self.channels_first else image.movedim(-1, 1)
+        pixels = image.to(torch.get_autocast_dtype(image.device.type) if _autocasting(image) else torch.float32) / 255
+        return functional.avg_pool2d(pixels, self.shrink, ceil_mode=True) if self.shrink > 1 else pixels
+
+
+@dataclass(frozen=True, slots=True)
+class VectorKey:
+    """One vector observation: ``size`` numbers, or one-hot codes of ``classes`` when it is discrete."""
+
+    name: str
+    size: int
+    classes: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Width of its encoding."""
+        return sum(self.classes) if self.classes else self.size
+
+    def encode(self, value: Tensor) -> Tensor:
+        """Raw ``[N, ...]`` to ``[N, width]``: symlog of numbers, one-hot of classes."""
+        flat = value.reshape(len(value), -1)
+        return one_hot_groups(flat, self.classes) if self.classes else symlog(flat.float())
+
+
+@dataclass(frozen=True, slots=True)
+class ObsLayout:
+    """All observation keys, sorted by name within images and vectors."""
+
+    images: tuple[ImageKey, ...]
+    vectors: tuple[VectorKey, ...]
+
+    @classmethod
+    def from_specs(cls, specs: Mapping[str, ArraySpec]) -> ObsLayout:
+        """Sort observation keys into images and vectors; keys of size 0 are ignored."""
+        names = sorted(name for name, spec in specs.items() if spec.size)
+        images = tuple(ImageKey.from_spec(n, specs[n]) for n in names if specs[n].is_image)
+        vectors = tuple(VectorKey(n, specs[n].size, specs[n].num_classes) for n in names if not specs[n].is_image)
+        if not names:
+            raise ConfigurationError("observations are empty; dreamerv3 needs at least one image or vector key")
+        return cls(images, vectors)
+
+    @property
+    def names(self) -> list[str]:
+        """Every key that is used."""
+        return [key.name for key in self.images] + [key.name for key in self.vectors]
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the canvas that holds every image; (0, 0) without images."""
+        if not self.images:
+            return 0, 0
+        height, width = max(k.height for k in self.images), max(k.width for k in self.images)
+        return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
+
+    @property
+    def channels(self) -> int:
+        """Channels of all images together."""
+        return sum(key.channels for key in self.images)
+
+    @property
+    def vector_width(self) -> int:
+        """Width of all encoded vectors together."""
+        return sum(key.width for key in self.vectors)
+
+    def vector(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Encoded vectors side by side. [N, vector_width]."""
+        return torch.cat([key.encode(obs[key.name]) for key in self.vectors], -1)
+
+    def image(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Images on the canvas, shifted to [-0.5, 0.5]. [N, C, H, W], channels last in memory."""
+        height, width = self.canvas
+        parts = []
+        for key in self.images:
+            pixels = key.pixels(obs[key.name]) - 0.5
+            if (key.height, key.width) != (height, width):
+                pixels = functional.pad(pixels, (0, width - key.width, 0, height - key.height))
+            parts.append(pixels)
+        joint = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return joint.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionKey:
+    """One action key; ``classes`` is empty for a continuous one."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Width of its encoding."""
+        size = 1
+        for side in self.shape:
+            size *= side
+        return sum(self.classes) if self.classes else size
+
+    def encode(self, value: Tensor) -> Tensor:
+        """Raw ``[N, ...]`` to ``[N, width]``: classes to one-hot, numbers as they are."""
+        flat = value.reshape(len(value), -1)
+        return one_hot_groups(flat, self.classes) if self.classes else flat.float()
+
+
+@dataclass(frozen=True, slots=True)
+class ActionLayout:
+    """All action keys, sorted by name."""
+
+    keys: tuple[ActionKey, ...]
+
+    @classmethod
+    def from_specs(cls, specs: Mapping[str, ArraySpec]) -> ActionLayout:
+        """Read the action space."""
+        keys = tuple(ActionKey(n, s.shape, s.dtype, s.num_classes) for n, s in sorted(specs.items()))
+        if not keys or any(not key.width for key in keys):
+            raise ConfigurationError("the action space is empty; dreamerv3 needs at least one action of size >= 1")
+        return cls(keys)
+
+    @property
+    def width(self) -> int:
+        """Width of all encoded actions together (A)."""
+        return sum(key.width for key in self.keys)
+
+    def encode(self, action: Mapping[str, Tensor]) -> Tensor:
+        """Encoded actions side by side. [N, A]."""
+        parts = [key.encode(action[key.name]) for key in self.keys]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def one_hot_groups(index: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """[N, k] integer components to [N, sum(classes)] float32 codes side by side; an index out of range codes as zeros."""
+    parts = [(index[:, i, None] == torch.arange(c, device=index.device)) for i, c in enumerate(classes)]
+    return torch.cat(parts, -1).float()
+
+
+def _autocasting(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)

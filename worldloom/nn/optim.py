@@ -1,0 +1,120 @@
+"""DreamerV3's optimizer: adaptive gradient clipping, RMS scaling, momentum of the scaled gradient (LaProp), warm-up.
+
+No host synchronisation: step count and learning rate are device tensors, so a step can be captured in a CUDA graph, and a
+non-finite step is skipped by arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LaProp", "LaPropConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaPropConfig:
+    """Settings of :class:`LaProp`; the defaults are DreamerV3's."""
+
+    lr: float = 4e-5
+    """Learning rate after the warm-up."""
+    warmup: int = 1000
+    """Updates over which the rate rises linearly from 0; the first update is then a no-op."""
+    agc: float = 0.3
+    """Largest gradient norm as a fraction of the parameter norm, per tensor; 0 turns clipping off."""
+    pmin: float = 1e-3
+    """Smallest parameter norm that clipping assumes."""
+    beta1: float = 0.9
+    """Decay of the momentum."""
+    beta2: float = 0.999
+    """Decay of the mean square."""
+    eps: float = 1e-20
+    """Added to the root mean square."""
+    weight_decay: float = 0.0
+    """Decoupled decay, applied to kernels (tensors with at least two axes) only."""
+
+
+class LaProp:
+    """Optimizes a fixed list of tensors in place, one whole-tensor step each.
+
+    t = 1, 2, ...:
+        g <- g / max(1, |g| / (agc max(pmin, |p|)))          Frobenius norms of the whole tensor
+        v <- beta2 v + (1 - beta2) g^2;   u = g / (sqrt(v / (1 - beta2^t)) + eps)
+        m <- beta1 m + (1 - beta1) u;     p <- p - lr min(1, (t - 1) / warmup) (m / (1 - beta1^t) + weight_decay p)
+
+    >>> p = torch.tensor([1.0, -1.0])
+    >>> LaProp([p], LaPropConfig(lr=0.1, warmup=0)).step([torch.tensor([0.5, -0.5])])
+    >>> p
+    tensor([ 0.9000, -0.9000])
+    """
+
+    def __init__(self, params: Sequence[Tensor], config: LaPropConfig) -> None:
+        self.params = [p.detach() for p in params]
+        self.config = config
+        self.mean_square = [torch.zeros_like(p) for p in self.params]
+        self.momentum = [torch.zeros_like(p) for p in self.params]
+        self.count = torch.zeros((), dtype=torch.float64, device=self.params[0].device)
+
+    @torch.no_grad()
+    def step(self, grads: Sequence[Tensor], accept: Tensor | None = None) -> None:
+        """Apply one update.
+
+        Args:
+            grads: One per parameter; consumed (overwritten).
+            accept: 0-d bool; when False, parameters and state stay exactly as they are, even if gradients are NaN.
+        """
+        c, grads = self.config, list(grads)
+        accept = torch.ones_like(self.count, dtype=torch.bool) if accept is None else accept
+        on = accept.to(torch.float32)
+        if c.agc:
+            self._clip(grads)
+        for g in grads:
+            g.masked_fill_(~accept, 0.0)
+        t = self.count + 1
+        square_fix = (1 - c.beta2**t).rsqrt().float()
+        mean_fix = (1 - c.beta1**t).reciprocal().float()
+        squares = torch._foreach_mul(grads, grads)
+        torch._foreach_lerp_(self.mean_square, squares, [on * (1 - c.beta2)] * len(grads))
+        torch._foreach_copy_(squares, self.mean_square)
+        torch._foreach_sqrt_(squares)
+        torch._foreach_mul_(squares, square_fix)
+        torch._foreach_add_(squares, c.eps)
+        torch._foreach_div_(grads, squares)
+        torch._foreach_lerp_(self.momentum, grads, [on * (1 - c.beta1)] * len(grads))
+        step = torch._foreach_mul(self.momentum, mean_fix)
+        if c.weight_decay:
+            kernels = [i for i, p in enumerate(self.params) if p.ndim > 1]
+            torch._foreach_add_([step[i] for i in kernels], [self.params[i] for i in kernels], alpha=c.weight_decay)
+        warm = torch.clamp(self.count / c.warmup, max=1.0) if c.warmup else torch.ones_like(self.count)
+        torch._foreach_mul_(step, (-c.lr * warm).float() * on)
+        torch._foreach_add_(self.params, step)
+        self.count.add_(on)
+
+    def _clip(self, grads: list[Tensor]) -> None:
+        limits = torch._foreach_norm(self.params)
+        torch._foreach_clamp_min_(limits, self.config.pmin)
+        torch._foreach_mul_(limits, self.config.agc)
+        ratios = torch._foreach_norm(grads)
+        torch._foreach_div_(ratios, limits)
+        torch._foreach_clamp_min_(ratios, 1.0)
+        torch._foreach_div_(grads, ratios)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the step count and both moments, in parameter order."""
+        return {
+            "count": self.count.clone(),
+            "mean_square": [t.clone() for t in self.mean_square],
+            "momentum": [t.clone() for t in self.momentum],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; shapes must fit."""
+        self.count.copy_(state["count"])
+        for name in ("mean_square", "momentum"):
+            for target, source in zip(getattr(self, name), state[name], strict=True):
+                target.copy_(source)
