@@ -337,6 +337,11 @@ class SequenceBuffer:
         ids = ids[self._chunk_of[ids % self.capacity_rows] != NO_ROW]
         return ids, {name: self._rings[name][ids % self.capacity_rows] for name in sorted(self.mutable)}
 
+    def next_seq(self, stream: StreamId) -> int:
+        """Number that the next chunk of a stream has if none is missing."""
+        tail = self._tails.get(stream)
+        return tail.next_seq if tail else 0
+
     def streams(self) -> dict[StreamId, StreamPosition]:
         """The position of every stream ever seen."""
         return {stream: StreamPosition(tail.next_seq, tail.run_rows) for stream, tail in self._tails.items()}

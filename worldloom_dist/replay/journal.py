@@ -1,0 +1,267 @@
+"""An append-only log in segments: what was acknowledged is still there after the process was killed.
+
+A record is a frame of 16 bytes (magic, kind, length, crc32 of all that follows the magic but itself) and its bytes. A segment is
+one file; its first record is a *head*, written by the owner, that says everything one must know to start reading there. So old
+segments can be deleted, and reading what is left still restores the owner's state.
+
+Promises: when ``append`` returns the record is in the operating system's hands and survives ``kill -9`` of this process. When
+``sync`` returns and ``fsync`` is on, it survives a power loss; threads that call it together share one fsync (group commit).
+Nothing is promised if the disk itself is damaged, but damage is noticed: a bad frame is skipped up to the next good one.
+
+One process at a time: the directory is locked until ``close`` or the death of the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from worldloom.core.exceptions import CheckpointError, StateError
+
+__all__ = ["DEFAULT_SEGMENT_BYTES", "HEAD", "Journal", "JournalDamage", "JournalPosition", "Record"]
+
+logger = logging.getLogger(__name__)
+
+MAGIC = b"WLJ1"
+FRAME = struct.Struct("<4sIII")
+HEAD = 1
+DEFAULT_SEGMENT_BYTES = 32 << 20
+
+
+class Record(NamedTuple):
+    """One record: its segment, the owner's kind (``HEAD`` is 1), and its bytes."""
+
+    segment: int
+    kind: int
+    payload: bytes
+
+
+class JournalPosition(NamedTuple):
+    """A cut through the log: everything before ``offset`` in ``segment``, and all segments before it."""
+
+    segment: int
+    offset: int
+
+
+@dataclass(slots=True)
+class JournalDamage:
+    """What reading found: bytes of a record that was being written when the process died, and bytes that were altered later."""
+
+    torn_bytes: int = 0
+    corrupt_bytes: int = 0
+
+
+class Journal:
+    """A log of records in a directory.
+
+    Args:
+        directory: Where the segments lie; created if missing.
+        fsync: Make :meth:`sync` wait for the disk.
+        segment_bytes: Size after which the owner should :meth:`rotate`.
+
+    Raises:
+        StateError: If another process holds the directory.
+    """
+
+    def __init__(self, directory: Path, *, fsync: bool = False, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> None:
+        self.directory, self.damage = directory, JournalDamage()
+        self._fsync, self._segment_bytes = fsync, segment_bytes
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock_file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock_file)
+            raise StateError(f"replay journal {directory} is held by another process; stop it before this one starts") from error
+        self._sync_lock = threading.Lock()
+        self._file, self._segment, self._offset = -1, -1, 0
+        self._written, self._synced = 0, 0
+        self._broken: OSError | None = None
+
+    @property
+    def segments(self) -> list[int]:
+        """Numbers of the segments on disk, the oldest first."""
+        return sorted(int(path.stem.partition("-")[2]) for path in self.directory.glob("segment-*.wal"))
+
+    @property
+    def position(self) -> JournalPosition:
+        """The end of the log."""
+        return JournalPosition(self._segment, self._offset)
+
+    @property
+    def needs_rotation(self) -> bool:
+        """True before the first record and when the current segment is full."""
+        return self._file < 0 or self._offset >= self._segment_bytes
+
+    def read(self) -> Iterator[Record]:
+        """Yield every intact record, then open the end of the log for appending. Call it once, before anything else."""
+        self.damage = JournalDamage()
+        segments = self.segments
+        for number in segments:
+            is_last = number == segments[-1]
+            end = yield from self._read_segment(number, is_last=is_last)
+            if is_last:
+                self._open_segment(number, end)
+
+    def append(self, kind: int, parts: Sequence[bytes]) -> None:
+        """Add a record; when this returns it survives the death of the process.
+
+        Raises:
+            StateError: If the disk takes no more; the log is then as before the call.
+        """
+        if self._broken or self._file < 0:
+            raise StateError(f"replay journal {self.directory} takes no records: {self._broken or 'no segment is open'}")
+        frame = _frame(kind, parts)
+        size = sum(len(part) for part in frame)
+        try:
+            _write_all(self._file, frame, size)
+        except OSError as error:
+            self._cut_failed_write()
+            raise StateError(
+                f"replay journal {self.directory}: cannot write {size} bytes ({error}); nothing is acknowledged, free space"
+            ) from error
+        self._offset += size
+        self._written += size
+
+    def sync(self) -> None:
+        """With ``fsync``: wait until everything appended before this call is on the disk."""
+        if not self._fsync:
+            return
+        target = self._written
+        with self._sync_lock:
+            if self._synced >= target:
+                return
+            upto = self._written
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._broken = error
+                raise StateError(f"replay journal {self.directory}: fsync failed ({error}); the disk cannot be trusted") from error
+            self._synced = upto
+
+    def rotate(self, head: bytes) -> None:
+        """Begin a new segment whose first record is ``head``. A segment without its head never exists, whenever we die."""
+        number = max([self._segment, *self.segments], default=-1) + 1
+        path = self._path(number)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.writelines(_frame(HEAD, [head]))
+            file.flush()
+            if self._fsync:
+                os.fsync(file.fileno())
+        self.sync()
+        temporary.rename(path)
+        self._sync_directory()
+        self._open_segment(number, path.stat().st_size)
+
+    def truncate(self, position: JournalPosition) -> None:
+        """Forget everything after ``position``.
+
+        Raises:
+            CheckpointError: If the log does not reach that far.
+        """
+        path = self._path(position.segment)
+        if not path.exists() or path.stat().st_size < position.offset:
+            raise CheckpointError(f"replay journal {self.directory} does not reach {position}; it was cut or its disk was replaced")
+        for number in self.segments:
+            if number > position.segment:
+                self._path(number).unlink()
+        self._open_segment(position.segment, position.offset)
+        self._sync_directory()
+
+    def drop_before(self, segment: int) -> None:
+        """Delete the segments before ``segment``; never the current one."""
+        for number in self.segments:
+            if number < min(segment, self._segment):
+                self._path(number).unlink()
+
+    def close(self) -> None:
+        """Flush if ``fsync`` is on, and let go of the directory."""
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+
+    def _path(self, segment: int) -> Path:
+        return self.directory / f"segment-{segment:08d}.wal"
+
+    def _open_segment(self, number: int, offset: int) -> None:
+        with self._sync_lock:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = os.open(self._path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            os.ftruncate(self._file, offset)
+            self._segment, self._offset = number, offset
+
+    def _sync_directory(self) -> None:
+        if self._fsync:
+            handle = os.open(self.directory, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+
+    def _cut_failed_write(self) -> None:
+        try:
+            os.ftruncate(self._file, self._offset)
+        except OSError as error:
+            self._broken = error
+
+    def _read_segment(self, number: int, *, is_last: bool) -> Generator[Record, None, int]:
+        """Yield a segment's intact records; returns where the last one ends."""
+        data = self._path(number).read_bytes()
+        offset = end = 0
+        while offset < len(data):
+            found = _parse(data, offset)
+            if found is None:
+                offset = data.find(MAGIC, offset + 1)
+                if offset < 0:
+                    break
+                continue
+            if offset > end:
+                self.damage.corrupt_bytes += offset - end
+                logger.warning("replay journal %s: %d damaged bytes skipped at %d", self._path(number), offset - end, end)
+            kind, payload = found
+            offset = end = offset + FRAME.size + len(payload)
+            yield Record(number, kind, payload)
+        if is_last:
+            self.damage.torn_bytes += len(data) - end
+        else:
+            self.damage.corrupt_bytes += len(data) - end
+        return end
+
+
+def _frame(kind: int, parts: Sequence[bytes]) -> list[bytes]:
+    size = sum(len(part) for part in parts)
+    checksum = zlib.crc32(struct.pack("<II", kind, size))
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return [FRAME.pack(MAGIC, kind, size, checksum), *parts]
+
+
+def _parse(data: bytes, offset: int) -> tuple[int, bytes] | None:
+    """The kind and payload of the frame at ``offset``, or None if there is no intact one."""
+    if offset + FRAME.size > len(data):
+        return None
+    magic, kind, size, checksum = FRAME.unpack_from(data, offset)
+    payload = data[offset + FRAME.size : offset + FRAME.size + size]
+    if magic != MAGIC or len(payload) != size or zlib.crc32(payload, zlib.crc32(struct.pack("<II", kind, size))) != checksum:
+        return None
+    return kind, payload
+
+
+def _write_all(file: int, parts: list[bytes], size: int) -> None:
+    written = os.writev(file, parts)
+    if written < size:
+        rest = memoryview(b"".join(parts))[written:]
+        while rest:
+            rest = rest[os.write(file, rest) :]
