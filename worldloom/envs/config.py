@@ -163,7 +163,9 @@ class EnvLimits:
     step_timeout_s: float = 60.0
     """Seconds that one decision may take before a supervised env is killed."""
     reset_timeout_s: float = 120.0
-    """Seconds that building the env, and each reset, may take."""
+    """Seconds that a reset may take."""
+    start_timeout_s: float = 120.0
+    """Seconds that starting an env's process, building the env and its first reset may take together."""
     max_failures: int = 5
     """So many failures within the window put an env into quarantine: it is not built again."""
     failure_window_s: float = 600.0

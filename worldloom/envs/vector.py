@@ -50,7 +50,8 @@ class EnvStep:
     @property
     def is_last(self) -> np.ndarray:
         """``[N]`` bool: the episode ends with this row."""
-        return np.logical_or(self.terminated, self.truncated)
+        ended: np.ndarray = self.terminated | self.truncated
+        return ended
 
     def put_first(self, env: int, obs: Mapping[str, np.ndarray]) -> None:
         """Enter a reset row."""

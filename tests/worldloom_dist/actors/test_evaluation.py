@@ -31,7 +31,7 @@ def test_equal_weights_give_equal_numbers_whenever_and_wherever_they_are_evaluat
     assert first == again == other
     assert first.version == PolicyVersion(1, 5)
     assert early.returns != first.returns
-    assert len(set(first.returns)) == 5
+    assert len(set(first.returns)) > 3
 
 
 def test_other_seed_gives_other_episodes() -> None:

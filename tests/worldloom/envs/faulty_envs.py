@@ -1,0 +1,93 @@
+"""Counting envs of which the first to get there misbehaves, once: in whichever process it is.
+
+``FAULTY_DIR`` names a folder; a file in it says that the misbehaviour has happened.
+"""
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloom.envs.toy import CountingEnv
+
+
+def _is_first_time() -> bool:
+    try:
+        (Path(os.environ["FAULTY_DIR"]) / "happened").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+class FaultyEnv(CountingEnv):
+    def __init__(self, in_step: Callable[[], Any] | None = None, in_reset: Callable[[], Any] | None = None) -> None:
+        super().__init__()
+        self._in_step, self._in_reset = in_step, in_reset
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        if self._in_reset is not None and self._episode >= 0 and _is_first_time():
+            self._in_reset()
+        return super().reset(**kwargs)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self._in_step is not None and self._step == 3 and _is_first_time():
+            broken = self._in_step()
+            obs = obs if broken is None else broken
+        return obs, reward, terminated, truncated, info
+
+
+def _sleep() -> None:
+    time.sleep(1000)
+
+
+def _sleep_with_the_lock() -> None:
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def _raise() -> None:
+    raise RuntimeError("broken on purpose")
+
+
+def hangs_in_step() -> FaultyEnv:
+    return FaultyEnv(_sleep)
+
+
+def hangs_holding_the_interpreter() -> FaultyEnv:
+    return FaultyEnv(_sleep_with_the_lock)
+
+
+def hangs_in_reset() -> FaultyEnv:
+    return FaultyEnv(in_reset=_sleep)
+
+
+def exits() -> FaultyEnv:
+    return FaultyEnv(lambda: os._exit(3))
+
+
+def segfaults() -> FaultyEnv:
+    return FaultyEnv(lambda: ctypes.string_at(0))
+
+
+def raises() -> FaultyEnv:
+    return FaultyEnv(_raise)
+
+
+def gives_nan() -> FaultyEnv:
+    return FaultyEnv(lambda: np.full(3, np.nan, np.float32))
+
+
+def gives_wrong_shape() -> FaultyEnv:
+    return FaultyEnv(lambda: np.zeros(2, np.float32))
+
+
+def always_exits() -> FaultyEnv:
+    os._exit(4)
+
+
+def cannot_be_built() -> FaultyEnv:
+    raise RuntimeError("no licence for this simulator")

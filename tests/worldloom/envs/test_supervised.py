@@ -1,0 +1,180 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
+from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.factory import make_env
+from worldloom.envs.supervised import SupervisedVectorEnv
+from worldloom.envs.vector import EnvStep, sample_actions
+
+ZERO = {"action": np.zeros((2, 2), np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def _faulty_envs_are_importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def opened() -> Iterator[list[SupervisedVectorEnv]]:
+    envs: list[SupervisedVectorEnv] = []
+    yield envs
+    for env in envs:
+        env.close()
+
+
+def supervised(
+    opened: list[SupervisedVectorEnv], name: str, limits: EnvLimits | None = None, num_envs: int = 2
+) -> SupervisedVectorEnv:
+    env = make_env(EnvConfig(env=name), num_envs=num_envs, seed=0, limits=limits, processes=True)
+    assert isinstance(env, SupervisedVectorEnv)
+    opened.append(env)
+    return env
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def step_until_back(env: SupervisedVectorEnv) -> list[EnvStep]:
+    """Step until one env has failed and is back."""
+    rows, deadline = [env.step(ZERO)], time.monotonic() + 60
+    while len(rows) < 2 or rows[-2].live.all() or not rows[-1].live.all():
+        assert time.monotonic() < deadline, "the env did not come back"
+        rows.append(env.step(ZERO))
+    return rows
+
+
+def test_processes_give_the_same_rows_as_envs_in_this_process(opened: list[SupervisedVectorEnv]) -> None:
+    far = supervised(opened, "gym:Pendulum-v1")
+    near = make_env(EnvConfig(env="gym:Pendulum-v1"), num_envs=2, seed=0)
+    assert far.spec == near.spec
+    rngs = [np.random.default_rng(index) for index in range(2)]
+    pairs = [(far.reset(), near.reset())]
+    for _ in range(203):
+        action = sample_actions(far.spec, rngs)
+        pairs.append((far.step(action), near.step(action)))
+    for a, b in pairs:
+        for name in ("reward", "is_first", "terminated", "truncated", "live"):
+            assert np.array_equal(getattr(a, name), getattr(b, name))
+        assert np.array_equal(a.obs["obs"], b.obs["obs"])
+    assert sum(a.truncated.sum() for a, _ in pairs) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "detail"),
+    [
+        ("hangs_in_step", "hung", "step took longer than 0.6 s"),
+        ("hangs_in_reset", "hung", "reset took longer than 0.6 s"),
+        ("hangs_holding_the_interpreter", "hung", "step took longer"),
+        ("exits", "died", "exited with status 3"),
+        ("segfaults", "died", "killed by SIGSEGV"),
+        ("raises", "raised", "RuntimeError: broken on purpose"),
+        ("gives_nan", "raised", "not finite"),
+        ("gives_wrong_shape", "raised", "observation 'obs'"),
+    ],
+)
+def test_misbehaving_env_costs_itself_only_and_comes_back(
+    name: str, kind: str, detail: str, opened: list[SupervisedVectorEnv], caplog: pytest.LogCaptureFixture
+) -> None:
+    env = supervised(opened, f"faulty_envs:{name}", EnvLimits(step_timeout_s=0.6, reset_timeout_s=0.6))
+    first = env.reset()
+    assert first.live.all()
+    before = env.pids
+    with caplog.at_level(logging.WARNING):
+        rows = step_until_back(env)
+    (fault,) = env.drain_faults()
+    assert (fault.kind, fault.is_quarantined) == (kind, False)
+    assert detail in fault.detail
+    broken, other = fault.env, 1 - fault.env
+    assert all(row.live[other] for row in rows)
+    back = rows[-1]
+    assert back.is_first[broken]
+    assert back.obs["obs"][broken].tolist() == [0, 0, 0]
+    after = env.pids
+    assert before[other] == after[other]
+    assert before[broken] != after[broken]
+    assert not is_running(before[broken] or 0)
+    if kind == "hung":
+        assert "faulty_envs.py" in caplog.text, "the log must hold the stack of the env that hung"
+
+
+def test_killed_process_is_replaced(opened: list[SupervisedVectorEnv]) -> None:
+    env = supervised(opened, "toy:counting")
+    env.reset()
+    os.kill(env.pids[0] or 0, signal.SIGKILL)
+    rows = step_until_back(env)
+    assert [fault.kind for fault in env.drain_faults()] == ["died"]
+    assert rows[-1].is_first[0]
+    counts = [row.obs["obs"][1, :2].tolist() for row in rows[:6]]
+    assert counts == [[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [1, 0]][: len(counts)]
+
+
+def test_env_that_always_dies_ends_in_quarantine_with_the_reason(opened: list[SupervisedVectorEnv]) -> None:
+    limits = EnvLimits(max_failures=2, backoff_s=0.01)
+    with pytest.raises(EnvFailureError, match=r"no env is left of 1; .* exited with status 4"):
+        supervised(opened, "faulty_envs:always_exits", limits, num_envs=1)
+
+
+def test_env_that_cannot_be_built_says_why(opened: list[SupervisedVectorEnv]) -> None:
+    with pytest.raises(EnvFailureError, match="no licence for this simulator"):
+        supervised(opened, "faulty_envs:cannot_be_built", EnvLimits(max_failures=1), num_envs=1)
+
+
+def test_wrong_config_is_refused_at_once(opened: list[SupervisedVectorEnv]) -> None:
+    with pytest.raises(ConfigurationError, match="did you mean counting"):
+        supervised(opened, "toy:cuonting")
+
+
+def test_close_ends_every_process(opened: list[SupervisedVectorEnv]) -> None:
+    env = supervised(opened, "toy:counting")
+    with pytest.raises(StateError, match="before reset"):
+        env.step(ZERO)
+    pids = [pid for pid in env.pids if pid]
+    env.close()
+    env.close()
+    assert len(pids) == 2
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_env_processes_end_with_their_parent_even_while_they_hang(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import sys, numpy as np
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from worldloom.envs.config import EnvConfig
+        from worldloom.envs.factory import make_env
+        env = make_env(EnvConfig(env="faulty_envs:hangs_holding_the_interpreter"), num_envs=2, seed=0, processes=True)
+        env.reset()
+        assert not {{"torch", "ray", "gymnasium"}} & set(sys.modules)
+        print(*env.pids, flush=True)
+        for _ in range(9):
+            env.step({{"action": np.zeros((2, 2), np.float32)}})
+    """)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "happened").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.communicate()
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "an env process outlived its parent"
+        time.sleep(0.02)

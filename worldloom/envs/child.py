@@ -1,0 +1,85 @@
+"""What runs in an env's own process: build one env, then answer requests until the pipe closes. Never imports torch or ray.
+
+Started by ``worldloom.envs.process`` as ``python -m worldloom.envs.child CONNECTION LIFE DUMP`` (three inherited descriptors): a
+fresh interpreter, neither a fork nor a second run of the parent's main module. Messages in: the config, then ``("reset", seed)``
+and ``("step", action)``. Out: ``("spec", spec)`` once, then ``("row", obs, reward, terminated, truncated)`` for each request; or
+``("refused", error)`` for a config that cannot work, or ``("fault", text)`` as the last message.
+
+The parent's end, whatever ends it, ends this process too, even if the env holds the interpreter lock for ever: the kernel sends
+SIGIO, whose default action is to terminate, when the parent's side of the LIFE pipe closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, WorldLoomError
+
+__all__ = ["main", "serve"]
+
+Pipe = Connection  # messages are pickled; both ends are ours
+
+
+def main(arguments: list[str]) -> None:
+    """Serve on the inherited descriptors."""
+    connection, life, dump = (int(argument) for argument in arguments)
+    _die_with_parent(life)
+    dump_file = os.fdopen(dump, "w")
+    faulthandler.enable(dump_file)
+    faulthandler.register(signal.SIGUSR1, dump_file)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, ConnectionError):
+        serve(Pipe(connection))
+
+
+def serve(pipe: Pipe) -> None:
+    """Build the env that the first message describes and answer requests until the other end closes.
+
+    Raises:
+        EOFError, ConnectionError: When it does.
+    """
+    from worldloom.envs.factory import build_env
+
+    config = pipe.recv()
+    try:
+        env = build_env(config)
+    except (ConfigurationError, MissingDependencyError) as error:
+        pipe.send(("refused", error))
+        return
+    except Exception as error:  # somebody else's code: the parent decides what its failure means
+        pipe.send(("fault", f"could not be built: {_text(error)}"))
+        return
+    pipe.send(("spec", env.spec))
+    while True:
+        request, argument = pipe.recv()
+        try:
+            answer: tuple[Any, ...] = (env.reset(argument), 0.0, False, False) if request == "reset" else env.step(argument)
+        except Exception as error:  # as above
+            pipe.send(("fault", f"{request}: {_text(error)}"))
+            return
+        pipe.send(("row", *answer))
+
+
+def _die_with_parent(life: int) -> None:
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+    # The parent may have ended before the signal was asked for; then the pipe is at its end already.
+    with contextlib.suppress(BlockingIOError):
+        if os.read(life, 1) == b"":
+            os._exit(0)
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,230 @@
+"""Envs in processes of their own, with deadlines: one that hangs or dies costs itself only, and not for long.
+
+Who waits for whom: ``step`` asks every ready process and waits for their answers, each at most until its own deadline. A process
+that misses it is killed (its stack goes to the log first), one that died is noticed at once; both are started anew after a
+pause that grows (``envs.faults``). Nobody waits for a starting process unless there is no other; its env's rows are not live
+until its reset row is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from multiprocessing import connection
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import StateError
+from worldloom.core.specs import EnvSpec
+from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.faults import EnvFault, FaultBook, FaultKind
+from worldloom.envs.process import EnvProcess
+from worldloom.envs.vector import EnvStep, env_seed
+
+__all__ = ["SupervisedVectorEnv"]
+
+
+class _Phase(Enum):
+    DOWN = "no process"
+    STARTING = "process started, first row not here yet"
+    BUSY = "asked, not answered"
+    READY = "answered"
+
+
+@dataclass
+class _Slot:
+    process: EnvProcess | None = None
+    phase: _Phase = _Phase.DOWN
+    deadline_s: float = 0.0
+    doing: str = "start"  # what the deadline is for: start (up to the first row), reset or step
+    rebuilds: int = 0
+
+
+class SupervisedVectorEnv:
+    """One supervised process per env (see :class:`worldloom.envs.vector.VectorEnv`).
+
+    Args:
+        config: Resolved settings.
+        num_envs: How many.
+        seed: Root of the envs' seeds.
+        limits: Deadlines, and failures that are borne.
+        clock: Monotonic seconds.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: If the env cannot be built at all.
+        EnvFailureError: If every env fails too often while starting.
+    """
+
+    def __init__(
+        self,
+        config: EnvConfig,
+        num_envs: int,
+        seed: int,
+        *,
+        limits: EnvLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._seed, self._clock = config, seed, clock
+        limits = limits or EnvLimits()
+        self._timeouts = {"start": limits.start_timeout_s, "reset": limits.reset_timeout_s, "step": limits.step_timeout_s}
+        self._book = FaultBook(limits, num_envs, clock)
+        self._slots = [_Slot() for _ in range(num_envs)]
+        self._ended = np.zeros(num_envs, bool)
+        self._started = False
+        self._spec: EnvSpec | None = None
+        self.num_envs = num_envs
+        try:
+            for index in range(num_envs):
+                self._launch(index)
+            while self._spec is None:
+                self._wait_once(None)
+        except BaseException:
+            self.close()
+            raise
+        self.spec: EnvSpec = self._spec
+
+    @property
+    def pids(self) -> list[int | None]:
+        """Process of each env, None where there is none now."""
+        return [slot.process.pid if slot.process else None for slot in self._slots]
+
+    def reset(self, seed: int | None = None) -> EnvStep:
+        """Start a new episode everywhere (see :class:`worldloom.envs.vector.VectorEnv`)."""
+        if seed is not None:
+            self._seed = seed
+        reseed = seed is not None or not self._started
+        for index, slot in enumerate(self._slots):
+            if slot.phase is _Phase.READY or not self._started:
+                self._ask(index, "reset", env_seed(self._seed, index) if reseed else None)
+        self._started = True
+        return self._collect()
+
+    def step(self, action: Mapping[str, np.ndarray]) -> EnvStep:
+        """Act (see :class:`worldloom.envs.vector.VectorEnv`)."""
+        if not self._started:
+            raise StateError("step was called before reset")
+        for index, slot in enumerate(self._slots):
+            if slot.phase is _Phase.READY and self._ended[index]:
+                self._ask(index, "reset", None)
+            elif slot.phase is _Phase.READY:
+                self._ask(index, "step", {key: value[index] for key, value in action.items()})
+        return self._collect()
+
+    def state(self) -> list[Any] | None:
+        """None: exact resume is for envs in this process."""
+        return None
+
+    def set_state(self, state: Sequence[Any]) -> None:
+        """Never succeeds.
+
+        Raises:
+            StateError: Always.
+        """
+        raise StateError("envs in processes of their own cannot be resumed exactly; use envs in this process")
+
+    def drain_faults(self) -> list[EnvFault]:
+        """Failures since the last call."""
+        return self._book.drain()
+
+    def close(self) -> None:
+        """End every process."""
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.kill()
+            slot.process, slot.phase = None, _Phase.DOWN
+
+    def _collect(self) -> EnvStep:
+        row = EnvStep.blank(self.spec, self.num_envs)
+        self._relaunch_due()
+        while any(slot.phase is _Phase.BUSY for slot in self._slots) or not row.live.any():
+            self._wait_once(row)
+        self._receive_ready(row, 0.0)
+        self._ended = row.is_last
+        return row
+
+    def _wait_once(self, row: EnvStep | None) -> None:
+        """Wait for the next answer, deadline or end of a pause, and deal with it."""
+        now = self._clock()
+        times = [slot.deadline_s - now for slot in self._slots if slot.phase in (_Phase.BUSY, _Phase.STARTING)]
+        times += [self._book.wait_s(index) for index, slot in enumerate(self._slots) if slot.phase is _Phase.DOWN]
+        self._receive_ready(row, max(0.0, min(times)))
+        for index, slot in enumerate(self._slots):
+            if slot.phase in (_Phase.BUSY, _Phase.STARTING) and self._clock() >= slot.deadline_s:
+                self._on_hang(index)
+        self._relaunch_due()
+
+    def _receive_ready(self, row: EnvStep | None, timeout_s: float) -> None:
+        waiting = {
+            slot.process.connection: index
+            for index, slot in enumerate(self._slots)
+            if slot.process is not None and slot.phase in (_Phase.BUSY, _Phase.STARTING)
+        }
+        if not waiting:
+            time.sleep(timeout_s)
+            return
+        for ready in connection.wait(list(waiting), timeout_s):
+            self._receive(waiting[ready], row)  # type: ignore[index]
+
+    def _receive(self, index: int, row: EnvStep | None) -> None:
+        slot = self._slots[index]
+        assert slot.process is not None
+        try:
+            kind, *content = slot.process.answer()
+        except (EOFError, OSError):
+            self._fail(index, "died", slot.process.how_it_died())
+            return
+        if kind == "refused":
+            raise content[0]
+        if kind == "fault":
+            self._fail(index, "raised", content[0])
+        elif kind == "spec":
+            self._spec = content[0]
+        else:
+            assert row is not None
+            obs, reward, terminated, truncated = content
+            if slot.doing == "step":
+                row.put(index, obs, reward, terminated, truncated)
+            else:
+                row.put_first(index, obs)
+            slot.phase = _Phase.READY
+
+    def _on_hang(self, index: int) -> None:
+        slot = self._slots[index]
+        assert slot.process is not None
+        slot.process.kill_hung()
+        self._fail(index, "hung", f"{slot.doing} took longer than {self._timeouts[slot.doing]:g} s")
+
+    def _fail(self, index: int, kind: FaultKind, detail: str) -> None:
+        slot = self._slots[index]
+        if slot.process is not None:
+            slot.process.kill()
+        slot.process, slot.phase = None, _Phase.DOWN
+        self._book.record(index, kind, detail)
+
+    def _relaunch_due(self) -> None:
+        for index, slot in enumerate(self._slots):
+            if slot.phase is _Phase.DOWN and self._book.wait_s(index) == 0:
+                slot.rebuilds += 1
+                self._launch(index)
+                if self._started and slot.process is not None:
+                    slot.process.ask(("reset", env_seed(self._seed, index, slot.rebuilds)))
+
+    def _launch(self, index: int) -> None:
+        slot = self._slots[index]
+        slot.process, slot.phase = EnvProcess(self._config), _Phase.STARTING
+        self._set_deadline(slot, "start")
+
+    def _ask(self, index: int, request: str, argument: Any) -> None:
+        slot = self._slots[index]
+        if slot.process is None:
+            return
+        slot.process.ask((request, argument))
+        if slot.phase is not _Phase.STARTING:
+            self._set_deadline(slot, request)
+        slot.phase = _Phase.BUSY
+
+    def _set_deadline(self, slot: _Slot, doing: str) -> None:
+        slot.doing, slot.deadline_s = doing, self._clock() + self._timeouts[doing]
