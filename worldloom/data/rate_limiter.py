@@ -19,6 +19,7 @@ Counts are exact: the ratio is kept as the fraction of its decimal text, and sum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -138,6 +139,26 @@ class RateLimiter:
     def may_sample(self, positions: int) -> bool:
         """True when ``positions`` positions may be sampled now."""
         return self.is_prefilled and self._debt(self.agent_steps) - positions >= -self._slack_sample
+
+    def insert_waits_for(self, steps: int) -> int:
+        """Positions that must be sampled before ``steps`` agent steps may be inserted; 0 when they may be now."""
+        if self.may_insert(steps):
+            return 0
+        return math.ceil(self._debt(self.agent_steps + steps) - self._slack_insert)
+
+    def sample_waits_for(self, positions: int) -> int:
+        """Agent steps that must be inserted before ``positions`` positions may be sampled; 0 when they may be now."""
+        if self.may_sample(positions):
+            return 0
+        prefill = max(self.agent_steps, self.limits.prefill_agent_steps)
+        short = positions - self._slack_sample - self._debt(prefill)
+        return prefill - self.agent_steps + math.ceil(max(Fraction(0), short) / self._ratio)
+
+    @property
+    def actual_ratio(self) -> float:
+        """Trained positions per agent step so far, prefill and pretraining burst left out; NaN before the prefill is complete."""
+        beyond = self.agent_steps - self.limits.prefill_agent_steps
+        return (self.positions - min(self.positions, self.limits.burst_positions)) / beyond if beyond > 0 else math.nan
 
     def inserted(self, steps: int) -> None:
         """Count steps that were inserted (negative to take back a reservation that was not used)."""

@@ -1,0 +1,135 @@
+"""The replay of a run in one process: shards and ledger behind the same doors that the distributed one has.
+
+A call that the ledger refuses waits for the other side, at most ``wait_s``. In lock-step there is one thread and nobody to wait
+for, so the schedule must never ask for what is refused: ``RateLimiter.updates_due`` says how many updates to make, and
+``max_insert_steps`` of the limits must cover what is inserted between two rounds of updates.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from worldloom.core.exceptions import BufferError, StateError
+from worldloom.core.sequence import Chunk
+from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
+from worldloom_dist.replay.ledger import Ledger, shard_of
+from worldloom_dist.replay.shard import ReplayShard, ShardMark
+
+__all__ = ["DirectReplay"]
+
+T = TypeVar("T")
+
+
+class DirectReplay:
+    """Implements ``ports.ReplayWriter`` and ``ports.ReplayReader`` over shards in this process. Safe for several threads.
+
+    Args:
+        shards: All shards of the run, by index; they join the ledger here, with what they found on disk.
+        ledger: Keeps the train ratio.
+        wait_s: How long a refused call waits for the other side before it fails.
+    """
+
+    def __init__(self, shards: Sequence[ReplayShard], ledger: Ledger, *, wait_s: float = 0.0) -> None:
+        self.shards, self.ledger = list(shards), ledger
+        self._wait_s = wait_s
+        self._changed = threading.Condition()
+        self._written_back = WriteBack(0, 0)
+        self._join_all()
+
+    @property
+    def written_back(self) -> WriteBack:
+        """Rows refreshed so far, and refreshed rows that had been evicted meanwhile."""
+        return self._written_back
+
+    def append(self, chunk: Chunk) -> None:
+        """See ``ports.ReplayWriter``.
+
+        Raises:
+            StateError: If the train ratio blocks the insert for longer than ``wait_s``; nothing is stored then.
+        """
+        index = shard_of(chunk.stream, len(self.shards))
+        shard, steps = self.shards[index], chunk.num_agent_steps
+        self._wait(lambda: self.ledger.try_insert(index, steps) or None, "insert", lambda: self._insert_problem(steps))
+        is_new = False
+        try:
+            is_new = shard.append(chunk)
+        finally:
+            with self._changed:
+                if not is_new:
+                    self.ledger.give_back(index, steps)
+                self.ledger.report(index, shard.live_windows())
+                self._changed.notify_all()
+
+    def sample(self, request: SampleRequest) -> SampledWindows:
+        """See ``ports.ReplayReader``.
+
+        Raises:
+            BufferError: If no window is complete in any shard.
+            StateError: If the train ratio blocks the sample for longer than ``wait_s``.
+        """
+        if not self._wait_s and not any(shard.live_windows() for shard in self.shards):
+            rows = sum(shard.books().stored for shard in self.shards)
+            raise BufferError(f"replay holds {rows} rows but no complete window; insert more before sampling")
+        parts = self._wait(lambda: self.ledger.try_sample(request), "sample", lambda: self._sample_problem(request.windows))
+        with self._changed:
+            self._changed.notify_all()
+        return SampledWindows.concatenate([self.shards[index].sample(part) for index, part in parts.items()])
+
+    def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
+        """See ``ports.ReplayReader``; rows evicted meanwhile are counted in :attr:`written_back`."""
+        length = next(iter(refreshed.values())).shape[1]
+        for index in np.unique(windows.shard).tolist():
+            mine = windows.shard == index
+            ids = windows.row_ids[mine, windows.row_ids.shape[1] - length :]
+            applied, rejected = self.shards[index].write_back(ids, {name: value[mine] for name, value in refreshed.items()})
+            self._written_back = WriteBack(self._written_back.applied + applied, self._written_back.rejected + rejected)
+
+    def books(self) -> RowBooks:
+        """The books summed over all shards."""
+        return sum((shard.books() for shard in self.shards), RowBooks())
+
+    def mark(self) -> list[ShardMark]:
+        """A cut through every shard; one cut through the run if nobody inserts meanwhile."""
+        return [shard.mark() for shard in self.shards]
+
+    def rollback(self, marks: Sequence[ShardMark]) -> None:
+        """Return every shard to its mark. Load the limiter's own state afterwards."""
+        for shard, mark in zip(self.shards, marks, strict=True):
+            shard.rollback(mark)
+        self._join_all()
+
+    def close(self) -> None:
+        """Let go of the shards' directories."""
+        for shard in self.shards:
+            shard.close()
+
+    def _join_all(self) -> None:
+        for index, shard in enumerate(self.shards):
+            self.ledger.join(index, shard.books(), shard.live_windows())
+
+    def _wait(self, attempt: Callable[[], T | None], side: str, problem: Callable[[], str]) -> T:
+        """Try until granted; each change on the other side wakes us."""
+        granted: list[T] = []
+
+        def is_granted() -> bool:
+            result = attempt()
+            granted.extend([] if result is None else [result])
+            return bool(granted)
+
+        with self._changed:
+            if not self._changed.wait_for(is_granted, self._wait_s):
+                raise StateError(f"replay: the train ratio blocks this {side}: {problem()} (waited {self._wait_s:g} s)")
+        return granted[0]
+
+    def _insert_problem(self, steps: int) -> str:
+        limiter = self.ledger.limiter
+        missing, most = limiter.insert_waits_for(steps), limiter.limits.max_insert_steps
+        return f"{missing} positions must be trained before {steps} agent steps fit into the band (max_insert_steps {most})"
+
+    def _sample_problem(self, windows: int) -> str:
+        positions = windows * self.ledger.window_positions
+        return f"{self.ledger.limiter.sample_waits_for(positions)} agent steps must be inserted before {windows} windows are due"
