@@ -7,8 +7,11 @@ flag is tried alone so that all mistakes are reported together, each with the ne
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import sys
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from worldloom.agents.registry import make_agent_config
+from worldloom.agents.registry import architecture_changes, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError, nearest
 from worldloom_dist.config import RunConfig
 from worldloom_dist.presets import PRESETS
@@ -26,6 +29,9 @@ __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 PROGRAM = "python -m worldloom_dist.launch"
 HIDDEN = ("agent_overrides",)
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+ENV_FLAG = "--env.env"
+"""What tyro calls the flag that people type as ``--env``."""
+Pairs = list[tuple[str, str]]
 
 
 class UsageError(ConfigurationError):
@@ -40,17 +46,16 @@ def parse(words: Sequence[str]) -> RunConfig:
         SystemExit: With status 0 after ``--help``.
     """
     if any(word in ("-h", "--help") for word in words):
-        tyro.cli(RunConfig, prog=PROGRAM, description=_description(), args=["--help"], default=PRESETS["quick"](), config=MARKERS)
+        _print_help()
     pairs, mistakes = _split(words)
-    base = _base(dict(pairs), mistakes)
-    own = [(flag, value) for flag, value in pairs if not flag.startswith("--agent.")]
-    config = _read(own, base, mistakes)
-    overrides = _agent_overrides(config.agent, [(f, v) for f, v in pairs if f.startswith("--agent.")], mistakes)
+    base, is_resumed = _base(dict(pairs), mistakes)
+    config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
+    overrides = _agent_overrides(config.agent, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes)
     kept = base.agent_overrides if config.agent == base.agent else {}
     config = dataclasses.replace(config, agent_overrides={**kept, **overrides})
-    mistakes += [text for text in config.problems() if not mistakes or text not in mistakes]
+    mistakes += config.problems() or (_resume_problems(base, config) if is_resumed else [])
     if mistakes:
-        raise UsageError("\n".join(mistakes))
+        raise UsageError("\n".join(dict.fromkeys(mistakes)))
     return config
 
 
@@ -70,42 +75,47 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def flag_names(kind: Any = RunConfig, prefix: str = "--") -> Iterator[str]:
-    """Every flag of a config dataclass, sections included."""
+    """Every flag of a config dataclass as people type it, sections included."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hints[field.name]):
             yield from flag_names(hints[field.name], name + ".")
         elif field.name not in HIDDEN:
-            yield name
+            yield "--env" if name == ENV_FLAG else name
 
 
-def _description() -> str:
-    presets = ", ".join(f"{name} ({(make.__doc__ or '').split(':')[0].rstrip('.')})" for name, make in PRESETS.items())
-    return f"Train a world model agent with distributed actors, replay and learner. Presets: {presets}."
+def _print_help() -> None:
+    presets = "; ".join(f"{name}: {(make.__doc__ or '').partition(':')[0].rstrip('.')}" for name, make in PRESETS.items())
+    text = f"Train a world model agent with distributed actors, replay and learner. Presets: {presets}."
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            tyro.cli(RunConfig, prog=PROGRAM, description=text, args=["--help"], default=PRESETS["quick"](), config=MARKERS)
+    finally:
+        sys.stdout.write(out.getvalue().replace(ENV_FLAG + " ", "--env ".ljust(len(ENV_FLAG) + 1)))
 
 
-def _split(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
     """(flag, value) pairs with dashes normalised, and what is wrong with the words themselves."""
     known, pairs, mistakes = set(flag_names()), [], []
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--"):
-            mistakes.append(f"{word}: expected a flag like --env; write the flag before its value")
-            continue
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                value = ""
-                mistakes.append(f"{flag}: expected a value after it" if flag in known else _unknown(flag, known))
-                continue
-            value = rest.pop(0)
-        if flag in known or flag.startswith("--agent."):
-            pairs.append((flag, value))
-        else:
+        if not word.startswith("--"):
+            mistakes.append(f"{word}: expected a flag like --env before it")
+        elif flag not in known and not flag.startswith("--agent."):
             mistakes.append(_unknown(flag, known))
+            if not equals and rest and not rest[0].startswith("--"):
+                rest.pop(0)
+        elif equals:
+            pairs.append((flag, value))
+        elif rest and not rest[0].startswith("--"):
+            pairs.append((flag, rest.pop(0)))
+        else:
+            mistakes.append(f"{flag}: expected a value after it")
     return pairs, mistakes
 
 
@@ -113,56 +123,79 @@ def _unknown(flag: str, known: set[str]) -> str:
     return f"{flag}: no such option{nearest(flag, known)}"
 
 
-def _base(given: dict[str, str], mistakes: list[str]) -> RunConfig:
-    """What the flags override: the resumed run's config, or the preset."""
-    if "--resume" in given:
+def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
+    """What the flags override: the config of the run that goes on (then True), or the preset."""
+    folder = given.get("--resume")
+    if folder is None and given.get("--if-exists") == "resume" and Path(given.get("--run-dir", ""), "config.json").exists():
+        folder = given["--run-dir"]
+    if folder is not None:
         try:
-            return read_config(Path(given["--resume"]))
+            return dataclasses.replace(read_config(Path(folder)), resume=None, if_exists="error"), True
         except ConfigurationError as error:
             mistakes.append(str(error))
     name = given.get("--preset", "quick")
     if name not in PRESETS:
         mistakes.append(f"--preset: no preset named {name!r}{nearest(name, PRESETS)} (available: {', '.join(PRESETS)})")
         name = "quick"
-    return PRESETS[name]()
+    return PRESETS[name](), False
 
 
-def _read(pairs: list[tuple[str, str]], base: RunConfig, mistakes: list[str]) -> RunConfig:
-    """Tyro over the whole line, or flag by flag when something in it is wrong."""
-    whole = _try(pairs, base)
-    if whole is not None:
-        return whole
-    config = base
-    for flag, value in pairs:
-        one = _try([(flag, value)], config)
-        if one is None:
-            mistakes.append(f"{flag}: cannot be {value!r}{_allowed(flag)}")
-        else:
-            config = one
-    return config
+def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
+    """What a resumed run cannot change: its rows and its weights must fit."""
+    changes = architecture_changes(base.agent_config(), config.agent_config())
+    old, new = base.env_config().resolved(), config.env_config().resolved()
+    for field in dataclasses.fields(old):
+        if getattr(old, field.name) != getattr(new, field.name):
+            changes.append(
+                f"env.{field.name}: the run was made with {getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
+            )
+    if config.replay.shards != base.replay.shards:
+        changes.append(f"replay.shards: the run was made with {base.replay.shards}, not {config.replay.shards}")
+    return [f"{change}; leave the flag out, or start a new run with --run-dir" for change in changes]
 
 
-def _try(pairs: list[tuple[str, str]], base: Any) -> Any:
-    arguments = [word for pair in pairs for word in pair]
+def _read(pairs: Pairs, base: RunConfig, mistakes: list[str]) -> RunConfig:
+    """The whole line at once, or flag by flag when something in it is wrong."""
     try:
+        whole: RunConfig = _apply(pairs, base)
+    except (SystemExit, ConfigurationError):
+        whole = base
+        for flag, value in pairs:
+            try:
+                whole = _apply([(flag, value)], whole)
+            except (SystemExit, ConfigurationError):
+                mistakes.append(_explain(flag, ENV_FLAG if flag == "--env" else flag, value, whole))
+    return whole
+
+
+def _apply(pairs: Pairs, base: Any) -> Any:
+    """Let tyro put flags onto a config; it leaves with SystemExit when it cannot."""
+    arguments = [word for flag, value in pairs for word in (ENV_FLAG if flag == "--env" else flag, value)]
+    with contextlib.redirect_stderr(io.StringIO()):  # we say ourselves what is wrong
         return tyro.cli(type(base), args=arguments, default=base, console_outputs=False, config=MARKERS)
-    except SystemExit:
-        return None
 
 
-def _allowed(flag: str, kind: Any = RunConfig) -> str:
-    """What a flag takes, in words."""
-    hint: Any = kind
-    for part in flag.removeprefix("--").split("."):
-        hint = typing.get_type_hints(hint)[part.replace("-", "_")]
+def _explain(flag: str, path: str, value: str, config: Any) -> str:
+    """Why ``value`` cannot be put at ``path`` of a config: its type is wrong, or the section refuses it and says why."""
+    *sections, name = path.removeprefix("--").replace("-", "_").split(".")
+    for section in sections:
+        config = getattr(config, section)
+    hint = typing.get_type_hints(type(config))[name]
     options = [option for option in (typing.get_args(hint) or (hint,)) if option is not type(None)]
     if all(isinstance(option, str) for option in options):
-        return f"; allowed: {', '.join(options)}"
+        return f"{flag}: cannot be {value!r}; allowed: {', '.join(options)}"
+    for option in options:
+        try:
+            dataclasses.replace(config, **{name: option(value)})
+        except ConfigurationError as error:
+            return f"{flag}: {error}"
+        except (ValueError, TypeError):
+            continue
     names = {int: "an integer", float: "a number", bool: "True or False", Path: "a path", str: "text"}
-    return f"; it takes {' or '.join(names.get(option, str(option)) for option in options)}"
+    return f"{flag}: cannot be {value!r}; it takes {' or '.join(names.get(option, str(option)) for option in options)}"
 
 
-def _agent_overrides(agent: str, pairs: list[tuple[str, str]], mistakes: list[str]) -> dict[str, Any]:
+def _agent_overrides(agent: str, pairs: Pairs, mistakes: list[str]) -> dict[str, Any]:
     """``--agent.FIELD VALUE`` read by the agent's own config."""
     try:
         config = make_agent_config(agent)
@@ -171,14 +204,13 @@ def _agent_overrides(agent: str, pairs: list[tuple[str, str]], mistakes: list[st
     known = {"--agent." + name.removeprefix("--") for name in flag_names(type(config))} - {"--agent.name"}
     overrides: dict[str, Any] = {}
     for flag, value in pairs:
+        inner = "--" + flag.removeprefix("--agent.")
+        name = inner.removeprefix("--").replace("-", "_")
         if flag not in known:
             mistakes.append(_unknown(flag, known))
             continue
-        inner = "--" + flag.removeprefix("--agent.")
-        changed = _try([(inner, value)], config)
-        if changed is None:
-            mistakes.append(f"{flag}: cannot be {value!r}{_allowed(inner, type(config))}")
-        else:
-            name = inner.removeprefix("--").replace("-", "_")
-            overrides[name] = getattr(changed, name)
+        try:
+            overrides[name] = getattr(_apply([(inner, value)], config), name)
+        except (SystemExit, ConfigurationError):
+            mistakes.append(_explain(flag, inner, value, config))
     return overrides

@@ -91,8 +91,8 @@ class RunConfig:
 
     preset: str = "quick"
     """A whole run by name; every other flag overrides it."""
-    env: str = "gym:Pendulum-v1"
-    """gym:ID, atari:pong, dmc:walker-walk, toy:point, or package.module:callable."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The environment: --env SPEC, and its settings as --env.FIELD VALUE."""
     agent: str = "tdmpc2:ci"
     """algorithm:preset; settings of the algorithm are --agent.FIELD VALUE."""
     workers: int = 2
@@ -131,8 +131,6 @@ class RunConfig:
     """Prometheus endpoint (default: 9464 or the next free port; 0 = off)."""
     metrics_host: str = "127.0.0.1"
     """Address that the Prometheus endpoint listens on."""
-    envs: EnvConfig = field(default_factory=EnvConfig)
-    """Settings of the environment."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Env workers."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -148,7 +146,7 @@ class RunConfig:
 
     def env_config(self) -> EnvConfig:
         """The env's settings: what the user set, else what the agent was published with for this suite."""
-        return dataclasses.replace(self.envs, env=self.env).with_defaults(env_defaults(self.agent_config()))
+        return self.env.with_defaults(env_defaults(self.agent_config()))
 
     @property
     def num_envs(self) -> int:
@@ -205,7 +203,7 @@ class RunConfig:
         Raises:
             ConfigurationError: If a field is unknown to this version.
         """
-        sections = {"envs": EnvConfig, "actors": ActorsConfig, "replay": ReplayConfig, "learner": LearnerConfig}
+        sections = {"env": EnvConfig, "actors": ActorsConfig, "replay": ReplayConfig, "learner": LearnerConfig}
         values = dict(data)
         try:
             for name, kind in sections.items():

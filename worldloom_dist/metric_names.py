@@ -81,6 +81,7 @@ METRICS: dict[str, MetricInfo] = {
     "replay_ratio_actual": _gauge("Trained positions per agent step so far, without prefill and burst.", "= target"),
     "rate_limiter_blocked_seconds_total": _counter("Time a side waited for the other, by side.", "", "both grow: nothing moves"),
     "actor_seconds_total": _counter("Where env workers spend their time, by state."),
+    "carry_resets_total": _counter("Carries that an inference server had lost and began anew in mid-episode.", "0"),
     "inference_batch_items": _gauge("Rows in one batch of an inference server."),
     "inference_seconds": _histogram("Model time of one batch of an inference server."),
     "worker_restarts_total": _counter("Roles restarted, by role.", "0", "grows: read the log"),

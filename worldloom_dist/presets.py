@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from worldloom.envs.config import EnvConfig
 from worldloom_dist.config import ActorsConfig, LearnerConfig, ReplayConfig, RunConfig
 
 __all__ = ["PRESETS"]
@@ -13,7 +14,7 @@ def quick() -> RunConfig:
     """TD-MPC2 learns Pendulum-v1 from scratch on a laptop: a few minutes on two cores, no extra packages."""
     return RunConfig(
         preset="quick",
-        env="gym:Pendulum-v1",
+        env=EnvConfig(env="gym:Pendulum-v1"),
         agent="tdmpc2:ci",
         workers=2,
         env_steps=6_000,
@@ -29,9 +30,9 @@ def debug() -> RunConfig:
     """Every role once around in seconds, on a built-in toy: for tests and for trying a change."""
     return RunConfig(
         preset="debug",
-        env="toy:point",
+        env=EnvConfig(env="toy:point"),
         agent="tdmpc2:ci",
-        agent_overrides={"batch_size": 16, "prefill_agent_steps": 100, "num_samples": 16, "num_elites": 4, "num_pi_trajs": 4},
+        agent_overrides={"batch_size": 16, "prefill_agent_steps": 100, "num_samples": 16, "num_elites": 4, "num_policy_samples": 4},
         workers=1,
         env_steps=400,
         eval_every=200,

@@ -84,10 +84,11 @@ class RunFolder:
         write_text(self.path / "versions.txt", versions())
         return run_id
 
-    def next_incarnation(self) -> int:
-        """Number of this learner process in the run's life, persisted before it is used, so that versions never fall."""
-        value = int(self.read_json("incarnation.json").get("learner", 0)) + 1
-        write_json(self.path / "incarnation.json", {"learner": value})
+    def next_incarnation(self, role: str) -> int:
+        """How often ``role`` was started in the run's life (1, 2, ...); persisted before it is used, so it never repeats."""
+        known = self.read_json("incarnations.json")
+        value = int(known.get(role, 0)) + 1
+        write_json(self.path / "incarnations.json", {**known, role: value})
         return value
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, ne
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import EnvSpec
 
-__all__ = ["AgentConfig", "agent_names", "agent_spec", "env_defaults", "make_agent", "make_agent_config", "make_policy"]
+__all__ = ["AgentConfig", "agent_names", "agent_spec", "architecture_changes", "env_defaults", "make_agent", "make_agent_config", "make_policy"]
 
 ALGORITHMS = {"dreamerv3": "worldloom.agents.dreamerv3", "tdmpc2": "worldloom.agents.tdmpc2"}
 """Algorithm name -> package; each has a torch-free ``spec`` module (CONFIG, PRESETS, make_spec) and an ``agent`` module."""
@@ -65,6 +65,15 @@ def env_defaults(config: AgentConfig) -> Mapping[str, Mapping[str, Any]]:
     """Env settings the algorithm was published with: suite -> settings of ``envs.config.EnvConfig``; flags override them."""
     defaults: Mapping[str, Mapping[str, Any]] = _spec_module(_algorithm(config)).ENV_DEFAULTS
     return defaults
+
+
+def architecture_changes(old: AgentConfig, new: AgentConfig) -> list[str]:
+    """One sentence per setting that would make the weights of ``old`` unusable for ``new``."""
+    if old.name != new.name:
+        return [f"agent: the run was made with {old.name!r}, not {new.name!r}"]
+    names = sorted(_spec_module(_algorithm(old)).ARCHITECTURE)
+    changed = [(name, getattr(old, name), getattr(new, name)) for name in names if getattr(old, name) != getattr(new, name)]
+    return [f"agent.{name}: the run was made with {was!r}, not {now!r}" for name, was, now in changed]
 
 
 def make_agent(config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> Agent:

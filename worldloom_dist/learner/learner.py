@@ -35,12 +35,12 @@ class Learner:
         weights: Where new versions go.
         device: The agent's device.
         incarnation: Of this learner in the run's life: 1, 2, ...; the higher part of every version it publishes.
-        write_back: Called with (windows, refreshed extras) when the agent refreshed some; None when it never does.
         bad_batches: Folder for the batches of skipped updates.
 
     Attributes:
         train_steps: Updates made over the run's life, those before a resume included.
         replayed_steps: Trained positions, likewise.
+        write_back: Called with (windows, refreshed extras) when the agent refreshed some; None drops them.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class Learner:
         *,
         device: str = "cpu",
         incarnation: int = 1,
-        write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None,
         bad_batches: Path | None = None,
     ) -> None:
         self.agent = agent
@@ -59,7 +58,7 @@ class Learner:
         self.incarnation = incarnation
         self._weights = weights
         self._device = torch.device(device)
-        self._write_back = write_back
+        self.write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None
         self._guard = NonfiniteGuard(bad_batches)
         self._skipped_reported = 0
         self._scalars: Mapping[str, Any] = {}
@@ -83,8 +82,8 @@ class Learner:
         self.train_steps += 1
         self.replayed_steps += self.agent.spec.sampling.trained_positions
         self._guard.watch(self.train_steps, output.nonfinite, windows)
-        if output.refreshed is not None and self._write_back is not None:
-            self._write_back(windows, {name: np.asarray(value.cpu()) for name, value in output.refreshed.items()})
+        if output.refreshed is not None and self.write_back is not None:
+            self.write_back(windows, {name: np.asarray(value.cpu()) for name, value in output.refreshed.items()})
         self._scalars = output.metrics
         self._note("to_device", copied - started)
         self._note("forward_backward", time.monotonic() - copied)

@@ -14,7 +14,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import EnvSpec
 
-__all__ = ["DEFAULT_PRESET", "ENV_DEFAULTS", "PRESETS", "TDMPC2AgentConfig", "make_spec", "resolve"]
+__all__ = ["ARCHITECTURE", "DEFAULT_PRESET", "ENV_DEFAULTS", "PRESETS", "TDMPC2AgentConfig", "make_spec", "resolve"]
 
 DEFAULT_PRESET = "5m"
 
@@ -23,6 +23,11 @@ ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gym": {"action_repeat": 1, "frame_stack": 3, "image_size": 64, "grayscale": False},
 }
 """Env settings per suite; image size and frame stack concern image observations only."""
+
+ARCHITECTURE = frozenset(
+    {"latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "num_channels", "num_q", "num_bins", "simnorm_dim", "episodic"}
+)
+"""Settings that decide the shape of the weights; a resumed run keeps them."""
 
 UNKNOWN_LIMIT_PREFILL = 2500
 """Prefill for an environment without a known time limit: what an episode of 500 decisions would give."""

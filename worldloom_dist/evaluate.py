@@ -1,0 +1,90 @@
+"""``python -m worldloom_dist.evaluate RUN_DIR``: play episodes with a checkpoint of a run, in the run's own env with its own settings.
+
+The same evaluator and seeds as in training: for the same weights it prints the same number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
+from worldloom_dist.assembly import build_evaluator, resolve, restore_agent
+from worldloom_dist.cli import read_config
+from worldloom_dist.run_folder import RunFolder
+
+__all__ = ["evaluate", "main"]
+
+
+def evaluate(run_dir: Path, *, checkpoint: str = "newest", episodes: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Evaluate a checkpoint.
+
+    Args:
+        run_dir: A run folder.
+        checkpoint: ``newest``, ``best``, or the name of a folder under ``checkpoints/``.
+        episodes: How many; by default as many as the run's own evaluations.
+        device: Where the policy acts.
+
+    Returns:
+        As ``eval`` in ``summary.json``, with ``checkpoint`` and ``train_steps`` beside it.
+
+    Raises:
+        ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
+    """
+    config = read_config(run_dir)
+    if episodes is not None and episodes < 1:
+        raise ConfigurationError(f"episodes must be >= 1, got {episodes}")
+    plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10))
+    folder = find_checkpoint(RunFolder(run_dir), checkpoint)
+    agent, train_steps = restore_agent(plan, folder, device=device)
+    evaluator = build_evaluator(plan, device=device)
+    evaluator.load_weights(agent.policy_weights())
+    return {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
+
+
+def find_checkpoint(folder: RunFolder, name: str) -> Path:
+    """The folder of a checkpoint by name.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    from worldloom.training.checkpoints import CheckpointStore
+
+    if name == "newest":
+        found = CheckpointStore(folder.checkpoints).newest()
+        if found is None:
+            raise CheckpointError(f"{folder.path} holds no checkpoint yet; a run writes one after its first updates")
+        return found[0]
+    path = folder.checkpoints / name
+    if not path.is_dir():
+        known = sorted(p.name for p in folder.checkpoints.glob("*") if p.is_dir())
+        raise CheckpointError(f"{path} does not exist; there are {', '.join(known) or 'no checkpoints'}")
+    return path
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.evaluate", description="Play episodes with a checkpoint of a run.")
+    parser.add_argument("run_dir", type=Path, help="a run folder")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)")
+    parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in the run)")
+    parser.add_argument("--device", default="cpu", help="where the policy acts (default: cpu)")
+    options = parser.parse_args(words)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        result = evaluate(options.run_dir, checkpoint=options.checkpoint, episodes=options.episodes, device=options.device)
+    except WorldLoomError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigurationError) else 1
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

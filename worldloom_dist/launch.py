@@ -1,0 +1,145 @@
+"""``python -m worldloom_dist.launch``: train. Exit status 0 = completed, or stopped by the user with a checkpoint; 2 = wrong input;
+1 = anything else. Nothing is written or started before the whole input has been checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
+from worldloom_dist.assembly import Plan, resolve
+from worldloom_dist.cli import parse
+from worldloom_dist.config import RunConfig
+from worldloom_dist.run_folder import RunFolder, choose_folder
+from worldloom_dist.stopping import StopFlag, stop_on_signals
+
+__all__ = ["main"]
+
+logger = logging.getLogger("worldloom_dist")
+
+DEFAULT_PORT, PORTS_TRIED = 9464, 50
+USAGE_ERRORS = (ConfigurationError, MissingDependencyError, ModelNotFoundError)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    words = list(sys.argv[1:] if words is None else words)
+    wants_traceback = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        config = parse(words)
+        folder, is_resumed = choose_folder(config)
+        plan = resolve(config)
+        port = choose_port(config)
+    except USAGE_ERRORS as error:
+        if wants_traceback:
+            raise
+        for line in str(error).splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        return 2
+    with stop_on_signals() as stop:
+        try:
+            return run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed)
+        except USAGE_ERRORS as error:
+            logger.error("error: %s", error)
+            return 2
+        except WorldLoomError as error:
+            logger.error("the run failed: %s", error, exc_info=wants_traceback)
+            return 1
+        except KeyboardInterrupt:
+            logger.error("left at once; the last checkpoint is kept: go on with --resume %s", folder)
+            return 130
+
+
+def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed: bool) -> int:
+    """Open the run folder and hand over to the runtime."""
+    config = plan.config
+    run_id = folder.open(config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
+    plan = dataclasses.replace(plan, run_id=run_id)
+    open_log(folder)
+    announce(plan, folder, port, is_resumed=is_resumed)
+    if config.runtime == "local":
+        from worldloom_dist.local import LocalRun
+
+        status = LocalRun(plan, folder, stop).run()
+    else:
+        from worldloom_dist.runtime.cluster import ray_cluster
+
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with ray_cluster(config.address, run_id):
+            from worldloom_dist.runtime.driver import RayRun
+
+            status = RayRun(plan, folder, port, stop).run()
+    logger.info("%s; everything is in %s", status, folder.path)
+    if status == "stopped":
+        logger.info("go on with: python -m worldloom_dist.launch --resume %s", folder.path)
+    return 0
+
+
+def open_log(folder: RunFolder) -> None:
+    """Life events to the terminal and to ``console.log``."""
+    form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(folder.path / "console.log")):
+        handler.setFormatter(form)
+        logging.getLogger().addHandler(handler)
+    logging.getLogger("worldloom").setLevel(logging.INFO)
+    logging.getLogger("worldloom_dist").setLevel(logging.INFO)
+
+
+def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> None:
+    """Say what runs before it does."""
+    config, spec, env = plan.config, plan.spec, plan.env_spec
+    row_bytes = sum(column.nbytes for column in plan.columns.values())
+    capacity = config.replay.capacity_steps
+    logger.info("run      %s%s", folder.path, " (resumed)" if is_resumed else "")
+    logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
+    logger.info("agent    %s: train ratio %g (%g updates per agent step), prefill %d agent steps, then %d updates at once",
+                plan.agent.name, spec.train_ratio, spec.train_ratio / spec.sampling.trained_positions, spec.prefill_agent_steps,
+                spec.pretrain_updates)  # fmt: skip
+    logger.info("workers  %d x %d envs, seed %d, runtime %s", config.workers, config.envs_per_worker, config.seed, config.runtime)
+    logger.info("replay   %s rows in %d shards, at most %.2f GB, durability %s", f"{capacity:,}", config.replay.shards,
+                capacity * row_bytes / 1e9, config.replay.durability)  # fmt: skip
+    if port and config.runtime == "ray":
+        logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
+
+
+def choose_port(config: RunConfig) -> int:
+    """The port of the metrics endpoint; 0 for none.
+
+    Raises:
+        ConfigurationError: If the user named a port that is taken.
+    """
+    if config.metrics_port == 0 or config.runtime == "local":
+        return 0
+    if config.metrics_port is not None:
+        if not _is_free(config.metrics_host, config.metrics_port):
+            raise ConfigurationError(
+                f"metrics_port: {config.metrics_port} on {config.metrics_host} is in use; name another one, or leave the flag out "
+                "to take the next free one, or 0 to serve no metrics"
+            )
+        return config.metrics_port
+    free = (port for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if _is_free(config.metrics_host, port))
+    return next(free, 0)
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _shapes(specs: object) -> str:
+    return ", ".join(f"{key} {list(spec.shape)} {spec.dtype}" for key, spec in specs.items())  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""All roles of a run in one process, in lock-step: the same classes as on Ray, in a fixed order, so that a seed fixes everything.
+
+    for ever:  every worker makes one decision per env  ->  chunks that closed are stored
+               ->  every update that is now due is made  ->  new weights are published
+
+The version that acts is a function of the row count. A checkpoint is one cut through all roles: open chunks are flushed, replay is
+marked, and envs that can be saved are saved; those that cannot begin new episodes there, in a run that was never interrupted too.
+So a resumed run equals an uninterrupted one, bit for bit on a CPU. Does not need Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+import torch
+
+from worldloom.core.exceptions import TrainingError
+from worldloom.core.metrics import Last
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom_dist.actors.acting import LocalActing
+from worldloom_dist.actors.rollout_worker import RolloutWorker
+from worldloom_dist.assembly import Plan, build_evaluator, build_learner, build_policy, build_shard, build_worker, role_seed
+from worldloom_dist.learner.weight_store import WeightStore
+from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.direct import DirectReplay
+from worldloom_dist.replay.ledger import Ledger
+from worldloom_dist.replay.shard import ShardMark
+from worldloom_dist.report import Counts, Report
+from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.stopping import StopFlag
+
+__all__ = ["LocalRun"]
+
+logger = logging.getLogger(__name__)
+
+SAY_EVERY_AGENT_STEPS = 500
+
+
+class LocalRun:
+    """One run in this process.
+
+    Args:
+        plan: What runs.
+        folder: Where it writes.
+        stop: Asks it to checkpoint and leave.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag) -> None:
+        self._plan, self._folder, self._stop = plan, folder, stop
+        torch.set_num_threads(plan.config.learner.threads or torch.get_num_threads())
+        self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name})
+        self.report = Report(plan, folder, folder.read_json("summary.json"))
+        self.weights = WeightStore()
+        shards = [build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)]
+        self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length))
+        device = "cpu" if plan.config.learner.device == "auto" else plan.config.learner.device
+        self.learner = build_learner(plan, self.weights, device=device, incarnation=1, folder=folder.path)
+        self.learner.write_back = self.replay.write_back
+        self._store = CheckpointStore(folder.checkpoints, keep=plan.config.learner.keep_checkpoints)
+        self.workers: list[RolloutWorker] = []
+        self._evaluated_at = self._said_at = 0
+        self._checkpoint_at = 0
+
+    def run(self) -> str:
+        """Run to the end.
+
+        Returns:
+            ``completed`` or ``stopped``.
+
+        Raises:
+            TrainingError: If the run cannot go on; ``summary.json`` says so too.
+        """
+        try:
+            self._restore()
+            while not self._is_complete() and not self._stop.is_set:
+                self.round()
+            status = "completed" if self._is_complete() else "stopped"
+            self._checkpoint()
+            if status == "completed" and self._plan.config.eval_episodes and self._evaluated_at < self.report.env_steps:
+                self._evaluate()
+            self._say(status)
+        except TrainingError as error:
+            self._look()
+            self._folder.write_summary(self.report.summary("failed", str(error)))
+            raise
+        finally:
+            self.close()
+        return status
+
+    def round(self) -> None:
+        """One decision of every env, the updates that it makes due, and whatever else is due then."""
+        for worker in self.workers:
+            worker.step()
+        self.train_due()
+        self._look()
+        config = self._plan.config
+        steps = self.report.env_steps
+        if config.eval_every and config.eval_episodes and steps - self._evaluated_at >= config.eval_every and self._has_trained():
+            self._evaluate()
+        if steps - self._checkpoint_at >= config.learner.checkpoint_every_steps:
+            self._checkpoint()
+        if self.report.counts.books.agent_steps - self._said_at >= SAY_EVERY_AGENT_STEPS:
+            self._said_at = self.report.counts.books.agent_steps
+            self._say("running")
+
+    def train_due(self) -> None:
+        """Make every update that is due, then publish."""
+        limiter, sampling = self.replay.ledger.limiter, self._plan.spec.sampling
+        before = self.learner.train_steps
+        while limiter.may_sample(sampling.trained_positions) and not self._stop.is_set:
+            request = SampleRequest(sampling.batch_size, (role_seed(self._plan, "sampling"), self.learner.train_steps, 0))
+            self.learner.train(self.replay.sample(request))
+        if self.learner.train_steps > before and self._has_trained():
+            self.learner.publish()
+
+    def close(self) -> None:
+        """Close envs and shards."""
+        for worker in self.workers:
+            worker.close()
+        self.replay.close()
+
+    def _has_trained(self) -> bool:
+        return self.learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
+
+    def _is_complete(self) -> bool:
+        return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
+
+    def _build_workers(self) -> None:
+        config = self._plan.config
+        for slot in range(config.workers):
+            policy = build_policy(self._plan, slot, 0, num_envs=config.envs_per_worker)
+            acting = LocalActing(policy, config.envs_per_worker, self.weights, pull_interval_s=0.0)
+            self.workers.append(build_worker(self._plan, slot, 0, acting, self.replay))
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint, or begin."""
+        found = self._store.newest()
+        if found is not None:
+            folder, tree = found
+            self.learner.load_state_dict(tree["learner"])
+            self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
+            self.replay.ledger.limiter.load(tree["limiter"])
+            self._evaluated_at = tree["evaluated_at"]
+            logger.info("goes on from %s", folder.name)
+        if not self._plan.spec.random_prefill or self._has_trained():
+            self.learner.publish()
+        self._build_workers()
+        for worker, state in zip(self.workers, found[1]["workers"] if found else (), strict=False):
+            worker.restore(state)
+        self._look()
+        self._checkpoint_at = self.report.env_steps
+
+    def _checkpoint(self) -> None:
+        """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
+        states = [worker.checkpoint() for worker in self.workers]
+        self.train_due()
+        self._look()
+        self._checkpoint_at = self.report.env_steps
+        tree = {
+            "learner": self.learner.state_dict(),
+            "marks": [asdict(mark) for mark in self.replay.mark()],
+            "limiter": self.replay.ledger.limiter.state(),
+            "workers": states,
+            "evaluated_at": self._evaluated_at,
+        }
+        facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps}
+        folder = self._store.save(self.report.counts.books.agent_steps, tree, facts)
+        if self.report.evaluation is not None and self._evaluated_at == self.report.env_steps:
+            self._store.mark_best(folder, self.report.evaluation["return_mean"])
+        self._folder.write_summary(self.report.summary("running"))
+
+    def _evaluate(self) -> None:
+        evaluator = build_evaluator(self._plan)
+        evaluator.load_weights(self.weights.fetch())
+        self._evaluated_at = self.report.env_steps
+        result = {"env_steps": self._evaluated_at, **evaluator.evaluate().to_dict()}
+        self.report.note_evaluation(result)
+        self.hub.emit("evaluator", 0, {"eval_return_mean": Last(result["return_mean"])})
+        logger.info("eval at env_steps %d: return %.1f +- %.1f", self._evaluated_at, result["return_mean"], result["return_std"])
+
+    def _collect(self, worker: RolloutWorker) -> None:
+        episodes = [episode.to_fact() for episode in worker.drain_episodes()]
+        self.hub.emit("actor", worker.slot, worker.drain_metrics(), {"episodes": episodes})
+
+    def _look(self) -> None:
+        ledger = self.replay.ledger
+        counts = Counts(
+            books=self.replay.books(),
+            positions=ledger.limiter.positions,
+            train_steps=self.learner.train_steps,
+            policy_version=str(self.weights.version()),
+            debt=ledger.limiter.debt,
+        )
+        self.report.update(counts, self.report.snapshot)
+
+    def _say(self, status: str) -> None:
+        for worker in self.workers:
+            self._collect(worker)
+        self.hub.emit("learner", 0, self.learner.drain_metrics())
+        self.report.update(self.report.counts, self.hub.snapshot())
+        logger.info("%s", self.report.line())
+        self.report.record()
+        self._folder.write_summary(self.report.summary(status))

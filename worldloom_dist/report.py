@@ -1,0 +1,214 @@
+"""What a run says of itself: the console line, ``metrics.jsonl`` and ``summary.json``, from one set of numbers.
+
+Both runtimes fill a ``Counts`` and hand it over with the hub's snapshot; nothing is computed twice or named twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from worldloom.core.metrics import Last, MetricMap, Sum
+from worldloom_dist.assembly import Plan
+from worldloom_dist.ports import RowBooks
+from worldloom_dist.run_folder import RunFolder
+
+__all__ = ["Counts", "Report"]
+
+RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The run's counters at one moment; all of them over the whole run, those before a resume included.
+
+    Attributes:
+        books: Summed over shards.
+        positions: Trained positions that the ledger admitted.
+        train_steps: Updates made.
+        policy_version: Newest version, as text.
+        debt: Positions owed to training.
+        blocked_s: Seconds that a side has waited, by ``insert`` and ``sample``.
+        lost_open: Rows that no acknowledgement had covered when their worker died.
+        restarts: By kind.
+    """
+
+    books: RowBooks = field(default_factory=RowBooks)
+    positions: int = 0
+    train_steps: int = 0
+    policy_version: str = "0.0"
+    debt: float = 0.0
+    blocked_s: Mapping[str, float] = field(default_factory=dict)
+    lost_open: int = 0
+    restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Report:
+    """Keeps the numbers of one run and writes them.
+
+    Args:
+        plan: Of the run.
+        folder: Where it writes.
+        earlier: The summary of the run before a resume, ``{}`` for a new run.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
+        self._plan, self._folder = plan, folder
+        self._started = time.monotonic()
+        self._wall_before = float(earlier.get("wall_time_s", 0.0))
+        self._episodes_before = int(earlier.get("episodes", 0))
+        self._restarts_before = dict(earlier.get("restarts", {}))
+        self._lost_before = int(earlier.get("rows", {}).get("lost_open", 0))
+        self.evaluation: dict[str, Any] | None = earlier.get("eval")
+        self._last: tuple[float, Counts] | None = None
+        self._first: tuple[float, Counts] | None = None
+        self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
+        self.counts = Counts()
+        self.snapshot: Mapping[str, float] = {}
+
+    def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
+        """Take the newest numbers."""
+        now = time.monotonic()
+        self._first = self._first or (now, counts)
+        if self._last is not None and now > self._last[0]:
+            seconds, before = now - self._last[0], self._last[1]
+            self._rates = {
+                "env_steps_per_s": (self._env_steps(counts) - self._env_steps(before)) / seconds,
+                "updates_per_s": (counts.train_steps - before.train_steps) / seconds,
+            }
+        self._last = (now, counts)
+        self.counts, self.snapshot = counts, snapshot
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of the whole run."""
+        return self._env_steps(self.counts)
+
+    def note_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Take the result of an evaluation that began at ``result["env_steps"]``."""
+        self.evaluation = dict(result)
+        self._folder.append_metrics({"kind": "eval", "time": time.time(), **result})
+
+    def gauges(self) -> MetricMap:
+        """What only the driver knows, for the hub."""
+        books, limits = self.counts.books, self._plan.limits
+        values: MetricMap = {
+            "replay_steps": Last(books.stored),
+            "replay_capacity_steps": Last(self._plan.config.replay.capacity_steps),
+            "replay_bytes": Last(books.payload_bytes),
+            "replay_ratio_target": Last(limits.train_ratio),
+            "replay_ratio_actual": Last(self.train_ratio_actual),
+            "workers_wanted": Last(self._plan.config.workers),
+        }
+        if self.evaluation is not None:
+            values["eval_return_mean"] = Last(self.evaluation["return_mean"])
+        return values
+
+    def increments(self, before: Counts) -> MetricMap:
+        """Counters of replay and ledger as increments since ``before``, for the hub."""
+        now, old = self.counts.books, before.books
+        values: MetricMap = {
+            "replay_inserted_steps_total": Sum(now.inserted - old.inserted),
+            "replay_evicted_steps_total": Sum(now.evicted - old.evicted),
+            "replay_duplicate_steps_total": Sum(now.duplicate - old.duplicate),
+        }
+        for side, seconds in self.counts.blocked_s.items():
+            fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
+            values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
+        for kind, count in self.counts.restarts.items():
+            values[f"worker_restarts_total{{kind={kind}}}"] = Sum(count - before.restarts.get(kind, 0))
+        return values
+
+    @property
+    def train_ratio_actual(self) -> float:
+        """Trained positions per agent step, over the run, without what is not owed: the prefill and its burst."""
+        limits = self._plan.limits
+        steps = self.counts.books.agent_steps - limits.prefill_agent_steps
+        return (self.counts.positions - limits.burst_positions) / steps if steps > 0 else 0.0
+
+    def line(self) -> str:
+        """One line for people."""
+        target, counts, value = self._plan.config.env_steps, self.counts, self.snapshot
+        parts = [f"env_steps {self.env_steps:,}/{target:,}"]
+        train = value.get("episode_return_mean{split=train}")
+        shown = f"return {train:.1f}" if train is not None else "return -"
+        parts.append(f"{shown} (eval {self.evaluation['return_mean']:.1f})" if self.evaluation else shown)
+        parts.append(f"{self._rates['env_steps_per_s']:.0f} env/s {self._rates['updates_per_s']:.0f} upd/s")
+        if self.train_ratio_actual > 0:
+            per_step = self.train_ratio_actual / self._plan.limits.batch_positions
+            wanted = self._plan.limits.train_ratio / self._plan.limits.batch_positions
+            parts.append(f"updates/step {per_step:.3g} (target {wanted:.3g})")
+        parts.append(f"replay {counts.books.stored:,}")
+        if "policy_lag_updates" in value:
+            parts.append(f"lag {value['policy_lag_updates']:.0f}")
+        restarts = sum(counts.restarts.values())
+        parts.append(f"restarts {restarts}" if restarts else "")
+        parts.append(self.phase())
+        return " | ".join(part for part in parts if part)
+
+    def phase(self) -> str:
+        """What the run is at, or what binds it, in a few words."""
+        limits, counts = self._plan.limits, self.counts
+        if counts.books.agent_steps < limits.prefill_agent_steps:
+            return f"prefill {counts.books.agent_steps}/{limits.prefill_agent_steps}"
+        if counts.train_steps < self._plan.spec.pretrain_updates:
+            return f"pretraining {counts.train_steps}/{self._plan.spec.pretrain_updates}"
+        return self.bottleneck()
+
+    def bottleneck(self) -> str:
+        """Which side waits for the other: by how long inserts and samples waited for credit."""
+        waited = self.counts.blocked_s
+        inserts, samples = waited.get("insert", 0.0) / max(1, self._plan.config.num_envs), waited.get("sample", 0.0)
+        if inserts + samples < 0.05 * (time.monotonic() - self._started):
+            return "balanced"
+        return "learner-bound" if inserts > samples else "env-bound"
+
+    def record(self) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        base = {"kind": "train", "time": time.time(), "env_steps": self.env_steps, "train_steps": self.counts.train_steps}
+        self._folder.append_metrics({**base, **self._rates, **{k: v for k, v in sorted(self.snapshot.items()) if v == v}})
+
+    def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        counts, value = self.counts, self.snapshot
+        books = counts.books
+        episodes = sum(v for key, v in value.items() if key.startswith("episodes_total"))
+        seconds = time.monotonic() - self._started
+        rows = {name: getattr(books, name) for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")}
+        restarts = {kind: self._restarts_before.get(kind, 0) + counts.restarts.get(kind, 0) for kind in self._kinds()}
+        return {
+            "run_id": self._plan.run_id,
+            "status": status,
+            "error": error,
+            "env_steps": self.env_steps,
+            "agent_steps": books.agent_steps,
+            "train_steps": counts.train_steps,
+            "replayed_steps": counts.positions,
+            "train_ratio_actual": self.train_ratio_actual,
+            "episodes": self._episodes_before + int(episodes),
+            "train_return_mean": value.get("episode_return_mean{split=train}"),
+            "eval": self.evaluation,
+            "wall_time_s": self._wall_before + seconds,
+            "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
+            "restarts": restarts,
+            "policy_version": counts.policy_version,
+            "staleness": {"mean": value.get("policy_lag_updates"), "p99": value.get("policy_lag_updates:p99")},
+            "bottleneck": self.bottleneck(),
+            "throughput": self._mean_rates(),
+        }
+
+    def _kinds(self) -> list[str]:
+        return [*RESTART_KINDS, *sorted(set(self.counts.restarts) - set(RESTART_KINDS))]
+
+    def _env_steps(self, counts: Counts) -> int:
+        return counts.books.agent_steps * self._plan.env_spec.action_repeat
+
+    def _mean_rates(self) -> dict[str, float]:
+        if self._first is None or self._last is None or self._last[0] <= self._first[0]:
+            return dict(self._rates)
+        seconds = self._last[0] - self._first[0]
+        steps = self._env_steps(self._last[1]) - self._env_steps(self._first[1])
+        updates = self._last[1].train_steps - self._first[1].train_steps
+        return {"env_steps_per_s": steps / seconds, "updates_per_s": updates / seconds}

@@ -1,0 +1,293 @@
+"""The run on Ray: starts the roles, keeps them up, watches the counters, evaluates, and ends in order.
+
+The driver is the control plane only; no row, batch or weight passes through it. Its thread does five things in a loop: look after the
+roles, read the ledger's counters, start evaluations, write what people read, and decide whether the run is complete.
+
+    start:  hub, ledger, weights, shards  ->  learner, inference, evaluator  ->  workers in waves
+    end:    workers (flush) -> learner (checkpoint) -> last evaluation -> summary -> the rest
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from worldloom.core.exceptions import TrainingError
+from worldloom.core.metrics import Last
+from worldloom_dist.assembly import Plan, choose_inference
+from worldloom_dist.ports import RowBooks
+from worldloom_dist.report import Counts, Report
+from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.hub_role import HubRole
+from worldloom_dist.runtime.learner_roles import LearnerRole, Pace, WeightStoreRole
+from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole
+from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
+from worldloom_dist.runtime.supervisor import Role, Supervisor
+from worldloom_dist.runtime.worker_role import WorkerRole
+from worldloom_dist.stopping import StopFlag
+
+__all__ = ["RayRun"]
+
+logger = logging.getLogger(__name__)
+
+POLL_S, LOOK_EVERY_S, SAY_EVERY_S = 0.25, 1.0, 10.0
+LIVES_PER_RUN = 1_000_000
+"""Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
+
+
+class RayRun:
+    """One run on a connected Ray.
+
+    Args:
+        plan: What runs.
+        folder: Where it writes.
+        port: Of the Prometheus endpoint; 0 for none.
+        stop: Set by a signal.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, port: int, stop: StopFlag) -> None:
+        self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
+        earlier = folder.read_json("summary.json")
+        self._report = Report(plan, folder, earlier)
+        actors = plan.config.actors
+        self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
+        self._lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
+        self._earlier_positions = int(earlier.get("replayed_steps", 0))
+        self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
+        self._evaluation: Any = None
+        self._evaluated_at = int(earlier.get("env_steps", 0))
+        self._waiting_workers = list(range(plan.config.workers))
+
+    def run(self) -> str:
+        """Run to the end.
+
+        Returns:
+            ``completed`` or ``stopped``.
+
+        Raises:
+            TrainingError: If the run cannot go on; ``summary.json`` says so too.
+        """
+        try:
+            self._start()
+            status = self._loop()
+            self._finish(status)
+        except TrainingError as error:
+            self._abort(str(error))
+            raise
+        return status
+
+    def _start(self) -> None:
+        plan, add = self._plan, self._add
+        where, why = choose_inference(plan.config, plan.spec)
+        logger.info("inference: %s (%s)", where, why)
+        constants = {"env": plan.env.env, "agent": plan.agent.name, "preset": plan.config.preset, "seed": str(plan.config.seed)}
+        add("hub", 0, lambda _: _actor(HubRole, "hub-0", threads=8).remote(plan.run_id, constants, plan.config.metrics_host, self._port))
+        add("ledger", 0, lambda _: _actor(LedgerRole, "ledger-0").remote(plan, self._positions()))
+        add("weights", 0, lambda _: _actor(WeightStoreRole, "weights-0").remote())
+        for index in range(plan.config.replay.shards):
+            make = partial(_start_shard, plan, index, self._folder)
+            add("shard", index, make, on_down=partial(self._ledger.tell, "shard_down", index))
+        if where == "central":
+            for index in range(plan.config.inference_servers):
+                add("inference", index, partial(_start_inference, plan, index))
+        add("learner", 0, partial(_start_learner, plan, self._folder), method="run", ping_timeout_s=120.0)
+        if plan.config.eval_episodes:
+            add("evaluator", 0, lambda _: _actor(EvaluatorRole, "evaluator-0", threads=3).remote(plan), is_vital=False)
+        self._start_workers()
+
+    def _start_workers(self) -> None:
+        """Start the next wave when the previous one is up."""
+        workers = self._supervisor.of_kind("worker")
+        starting = sum(not (worker.is_up or worker.is_given_up) for worker in workers)
+        for slot in self._waiting_workers[: max(0, self._plan.config.actors.start_wave - starting)]:
+            self._waiting_workers.remove(slot)
+            make = partial(_start_worker, self._plan, slot, self._lives)
+            self._add("worker", slot, make, method="run", is_vital=False)
+
+    def _add(self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any) -> None:
+        role = Role(kind, index, start, lifeline=lambda handle: getattr(handle, method).remote(), **more)
+        self._supervisor.add(role)
+
+    def _loop(self) -> str:
+        look, say = Pace(LOOK_EVERY_S), Pace(SAY_EVERY_S)
+        while True:
+            self._supervisor.poll(POLL_S)
+            if self._waiting_workers:
+                self._start_workers()
+            self._check_workers()
+            if look.is_due():
+                self._look()
+                self._evaluate_when_due()
+                if say.is_due():
+                    self._say()
+                if self._is_complete():
+                    return "completed"
+            if self._stop.is_set:
+                logger.info("stopping: %s; checkpointing first", self._stop.reason)
+                return "stopped"
+
+    def _check_workers(self) -> None:
+        alive = sum(not role.is_given_up for role in self._supervisor.of_kind("worker")) + len(self._waiting_workers)
+        if alive < max(1, self._plan.config.actors.min_live):
+            raise TrainingError(
+                f"only {alive} of {self._plan.config.workers} env workers are left, and actors.min_live is "
+                f"{self._plan.config.actors.min_live}; console.log says why they failed"
+            )
+
+    def _look(self) -> None:
+        """Read the counters and tell the hub what only the driver knows."""
+        before = self._report.counts
+        try:
+            counts = self._ledger.call("counts", timeout_s=5.0, patience_s=0.0)
+            snapshot = self._hub.call("snapshot", timeout_s=5.0, patience_s=0.0)
+        except RoleGoneError as error:
+            logger.warning("no counters just now: %s", error)
+            return
+        status = self._learner_status()
+        books = RowBooks(**counts["books"])
+        self._report.update(
+            Counts(
+                books=books if books.inserted >= before.books.inserted else before.books,
+                positions=max(counts["positions"], before.positions),
+                train_steps=status.get("train_steps", before.train_steps),
+                policy_version=".".join(map(str, status.get("version", (0, 0)))),
+                debt=counts["debt"],
+                blocked_s=counts["blocked_s"],
+                lost_open=before.lost_open,
+                restarts=self._restarts(snapshot),
+            ),
+            snapshot,
+        )
+        live = sum(role.is_up for role in self._supervisor.of_kind("worker"))
+        values = {**self._report.gauges(), **self._report.increments(before), "workers{state=alive}": Last(live)}
+        self._hub.tell("emit", "driver", 0, values)
+
+    def _restarts(self, snapshot: dict[str, float]) -> Counter[str]:
+        restarts = Counter(self._supervisor.restarts)
+        restarts["env"] = int(sum(value for key, value in snapshot.items() if key.startswith("env_errors_total")))
+        return restarts
+
+    def _learner_status(self) -> dict[str, Any]:
+        return next((role.status for role in self._supervisor.of_kind("learner")), {})
+
+    def _positions(self) -> int:
+        """What a new ledger takes as trained so far."""
+        return max(self._report.counts.positions, self._earlier_positions)
+
+    def _say(self) -> None:
+        logger.info("%s", self._report.line())
+        self._report.record()
+        self._folder.write_summary(self._report.summary("running"))
+
+    def _evaluate_when_due(self) -> None:
+        self._collect_evaluation()
+        every = self._plan.config.eval_every
+        steps = self._report.env_steps
+        has_trained = self._report.counts.train_steps > self._plan.spec.pretrain_updates
+        if every and self._evaluation is None and has_trained and steps - self._evaluated_at >= every:
+            self._start_evaluation(steps)
+
+    def _start_evaluation(self, steps: int) -> None:
+        role = next((role for role in self._supervisor.of_kind("evaluator") if role.handle is not None), None)
+        if role is not None:
+            self._evaluated_at = steps
+            self._evaluation = (steps, role.handle.evaluate.remote())
+
+    def _collect_evaluation(self, timeout_s: float = 0.0) -> None:
+        if self._evaluation is None:
+            return
+        steps, reference = self._evaluation
+        ready, _ = ray.wait([reference], timeout=timeout_s)
+        if not ready:
+            return
+        self._evaluation = None
+        try:
+            result = ray.get(reference)
+        except RayError as error:
+            logger.warning("evaluation at %d env steps failed: %s", steps, str(error).strip().splitlines()[-1])
+            return
+        self._report.note_evaluation({"env_steps": steps, **result})
+        logger.info(
+            "eval at env_steps %s: return %.1f +- %.1f over %d episodes",
+            f"{steps:,}", result["return_mean"], result["return_std"], result["episodes"],
+        )  # fmt: skip
+        learner = next(iter(self._supervisor.of_kind("learner")), None)
+        if learner is not None and learner.handle is not None:
+            learner.handle.note_score.remote(result["return_mean"])
+
+    def _is_complete(self) -> bool:
+        """Enough steps are stored, and what they owe to training has been paid."""
+        counts = self._report.counts
+        enough = counts.books.agent_steps >= self._plan.target_agent_steps
+        return enough and counts.debt < self._plan.limits.batch_positions
+
+    def _finish(self, status: str) -> None:
+        """Leave in order; every step has a deadline."""
+        self._waiting_workers.clear()
+        self._ledger.call("drain", timeout_s=10.0)
+        self._lost_open(self._supervisor.stop(("worker",), timeout_s=15.0))
+        self._look()
+        if status == "completed" and self._plan.config.eval_episodes and self._evaluated_at < self._report.env_steps:
+            self._last_evaluation()
+        self._supervisor.stop(("learner",), timeout_s=60.0)
+        self._look()
+        self._say()
+        self._folder.write_summary(self._report.summary(status))
+
+    def _last_evaluation(self) -> None:
+        deadline = time.monotonic() + 600.0
+        while self._evaluation is not None and time.monotonic() < deadline and not self._stop.is_set:
+            self._supervisor.poll(POLL_S)
+            self._collect_evaluation()
+        self._start_evaluation(self._report.env_steps)
+        while self._evaluation is not None and time.monotonic() < deadline and not self._stop.is_set:
+            self._supervisor.poll(POLL_S)
+            self._collect_evaluation()
+
+    def _lost_open(self, ended: list[dict[str, Any]]) -> None:
+        lost = sum(result.get("open_rows", 0) for result in ended)
+        self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + lost)
+
+    def _abort(self, error: str) -> None:
+        """Save what can be saved and say why."""
+        try:
+            self._supervisor.stop(("worker", "learner"), timeout_s=30.0)
+            self._look()
+        except (RayError, TrainingError, ValueError) as second:
+            logger.warning("while stopping: %s", second)
+        self._folder.write_summary(self._report.summary("failed", error))
+
+
+def _actor(kind: type, name: str, *, threads: int = 0) -> Any:
+    """Options of every role: named, never restarted or retried by Ray, because that is the supervisor's work."""
+    options: dict[str, Any] = {"name": name, "num_cpus": CPUS_PER_ROLE, "max_restarts": 0, "max_task_retries": 0}
+    if threads:
+        options["max_concurrency"] = threads
+    else:
+        options["max_concurrency"] = 10_000  # async: everything that waits for credit waits inside
+    return ray.remote(kind).options(**options)
+
+
+def _start_shard(plan: Plan, index: int, folder: RunFolder, _: int) -> Any:
+    return _actor(ShardRole, f"shard-{index}").remote(plan, index, folder.replay)
+
+
+def _start_inference(plan: Plan, index: int, incarnation: int) -> Any:
+    return _actor(InferenceRole, f"inference-{index}").remote(plan, index, incarnation)
+
+
+def _start_learner(plan: Plan, folder: RunFolder, _: int) -> Any:
+    return _actor(LearnerRole, "learner-0", threads=4).remote(plan, folder.path, folder.next_incarnation("learner"))
+
+
+def _start_worker(plan: Plan, slot: int, lives: int, incarnation: int) -> Any:
+    return _actor(WorkerRole, f"worker-{slot}", threads=3).remote(plan, slot, lives + incarnation)

@@ -1,0 +1,135 @@
+"""The learner's feed: asks the ledger for credit and the shards for windows, a few batches ahead of the training step.
+
+    feed thread: ledger credit -> sample requests to all shards at once -> one glued batch -> bounded queue -> learner thread
+
+The thread waits for credit (which inserts unblock) or for room in the queue (which training unblocks). When a shard dies or has
+too little, its windows are drawn from the others; nothing waits for its return.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import ray
+
+from worldloom.core.exceptions import BufferError
+from worldloom_dist.assembly import Plan, role_seed
+from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
+
+__all__ = ["Feed"]
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_TIMEOUT_S = 30.0
+
+
+class Feed:
+    """Batches of windows over all shards, in the background.
+
+    Args:
+        plan: Of the run.
+        first_batch: Number of the first batch; the draws are a function of it.
+    """
+
+    def __init__(self, plan: Plan, first_batch: int) -> None:
+        self._spec = plan.spec.sampling
+        self._seed = role_seed(plan, "sampling")
+        self._batch = first_batch
+        self._ledger = Remote("ledger-0")
+        self._shards = [Remote(f"shard-{index}") for index in range(plan.config.replay.shards)]
+        self._ready: queue.Queue[SampledWindows | Exception] = queue.Queue(maxsize=plan.config.learner.prefetch)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._thread.start()
+
+    def get(self, timeout_s: float) -> SampledWindows | None:
+        """The next batch, or None when none was ready in time.
+
+        Raises:
+            RoleGoneError: If the ledger or every shard stayed away.
+        """
+        try:
+            item = self._ready.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
+        """Send refreshed extras to the shards their rows live in; nobody waits for it."""
+        length = next(iter(refreshed.values())).shape[1]
+        for index in np.unique(windows.shard):
+            mine = windows.shard == index
+            columns = {name: value[mine] for name, value in refreshed.items()}
+            self._shards[index].tell("write_back", windows.row_ids[mine][:, -length:], columns)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                split = self._ledger.call("admit_sample", self._batch, timeout_s=None, patience_s=120.0)
+                if split is None:
+                    return
+                self._put(self._collect(split))
+                self._batch += 1
+        except Exception as error:  # the edge of the thread: hand it to the learner
+            self._put(error)
+
+    def _put(self, item: SampledWindows | Exception) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+            return
+
+    def _collect(self, split: Sequence[int]) -> SampledWindows:
+        """Draw ``split[i]`` windows from shard i, and from others what some could not give."""
+        parts: list[SampledWindows] = []
+        give_up, attempt = time.monotonic() + 120.0, 0
+        while True:
+            missing = self._ask(split, attempt, parts)
+            if not missing:
+                return SampledWindows.concatenate(parts)
+            if time.monotonic() > give_up:
+                raise RoleGoneError("no shard could be sampled for 120 s")
+            attempt += 1
+            time.sleep(0.0 if attempt < 3 else 0.2)
+            split = self._ledger.call("split", missing, self._batch, attempt)
+
+    def _ask(self, split: Sequence[int], attempt: int, parts: list[SampledWindows]) -> int:
+        """Ask all shards at once; append what they give and return how many windows are missing."""
+        missing, pending = 0, []
+        for index, windows in enumerate(split):
+            if not windows:
+                continue
+            request = SampleRequest(windows, (self._seed, self._batch, attempt, index))
+            try:
+                pending.append((index, windows, self._shards[index].handle.sample.remote(request)))
+            except ValueError:
+                missing += self._lost(index, windows)
+        for index, windows, reference in pending:
+            try:
+                parts.append(ray.get(reference, timeout=SAMPLE_TIMEOUT_S))
+            except GONE:
+                missing += self._lost(index, windows)
+            except BufferError:
+                missing += windows
+        return missing
+
+    def _lost(self, index: int, windows: int) -> int:
+        logger.warning("shard-%d is away; its %d windows come from the others", index, windows)
+        self._shards[index].forget()
+        self._ledger.call("shard_down", index)
+        return windows

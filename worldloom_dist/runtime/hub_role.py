@@ -1,0 +1,44 @@
+"""The metrics hub as a Ray actor: one process that merges, and serves Prometheus."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from worldloom.core.metrics import MetricMap
+from worldloom_dist.metrics.hub import MetricsHub, serve
+
+__all__ = ["HubRole"]
+
+
+class HubRole:
+    """Holds the hub. A restarted hub starts its counters anew, which Prometheus understands as a reset.
+
+    Args:
+        run_id, constants: As :class:`MetricsHub`.
+        host, port: Of the endpoint; port 0 serves nothing.
+    """
+
+    def __init__(self, run_id: str, constants: Mapping[str, str], host: str, port: int) -> None:
+        self._hub = MetricsHub(run_id, constants)
+        self._gone = threading.Event()
+        if port:
+            serve(self._hub, host, port)
+
+    def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
+        """Merge one flush."""
+        self._hub.emit(role, index, values, facts)
+
+    def snapshot(self) -> dict[str, float]:
+        """Every value now."""
+        return self._hub.snapshot()
+
+    def ping(self) -> dict[str, Any]:
+        """Alive."""
+        return {"pid": os.getpid()}
+
+    def lifeline(self) -> None:
+        """Lasts as long as the process."""
+        self._gone.wait()

@@ -1,0 +1,249 @@
+"""The learner and the weight store as Ray actors: thin shells around ``worldloom_dist.learner``.
+
+The learner's ``run`` is its lifeline: it trains until it is told to stop. ``ping`` and ``save`` arrive on other threads and only set
+or read plain values; everything that touches the agent happens on the thread of ``run``, between two updates, so a checkpoint is
+one cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from worldloom.core.exceptions import CheckpointError
+from worldloom.core.metrics import Histogram, Last
+from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom.core.weights import WeightsSnapshot
+from worldloom_dist.assembly import Plan, build_learner
+from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.runtime.feed import Feed
+from worldloom_dist.runtime.remote import Remote
+
+__all__ = ["LearnerRole", "Pace", "RemoteWeights", "WeightStoreRole", "choose_device"]
+
+logger = logging.getLogger(__name__)
+
+FLUSH_EVERY_S = 2.0
+THREADS_SHARE = 2
+"""The learner takes one in so many cores unless told otherwise."""
+
+
+class WeightStoreRole:
+    """Holds the newest weights in the object store and outlives the learner. Keeps the last two versions alive for slow pullers."""
+
+    def __init__(self) -> None:
+        self._version = NO_POLICY
+        self._references: list[Any] = []
+
+    async def publish(self, snapshot: WeightsSnapshot) -> bool:
+        """Take a version; False when it is not above the newest one (a dead learner's last words)."""
+        if snapshot.version <= self._version:
+            return False
+        self._references = [*self._references[-1:], ray.put(snapshot)]
+        self._version = snapshot.version
+        return True
+
+    async def version(self) -> PolicyVersion:
+        """The newest version."""
+        return self._version
+
+    async def fetch(self) -> list[Any]:
+        """A list with the newest reference (so that Ray does not copy it on the way), or an empty one."""
+        return self._references[-1:]
+
+    async def ping(self) -> dict[str, Any]:
+        """Alive."""
+        return {"pid": os.getpid()}
+
+    async def lifeline(self) -> None:
+        """Lasts as long as the process."""
+        await asyncio.Event().wait()
+
+
+class RemoteWeights:
+    """``ports.WeightSource`` and ``ports.WeightSink`` over the weight store."""
+
+    def __init__(self, timeout_s: float = 10.0) -> None:
+        self._store = Remote("weights-0")
+        self._timeout_s = timeout_s
+
+    def version(self) -> PolicyVersion:
+        """The newest version."""
+        version: PolicyVersion = self._store.call("version", timeout_s=self._timeout_s, patience_s=0.0)
+        return version
+
+    def fetch(self) -> WeightsSnapshot:
+        """The newest weights, one copy per node, read-only.
+
+        Raises:
+            CheckpointError: If nothing has been published.
+        """
+        references = self._store.call("fetch", timeout_s=self._timeout_s, patience_s=0.0)
+        if not references:
+            raise CheckpointError("no weights have been published yet")
+        snapshot: WeightsSnapshot = ray.get(references[0], timeout=self._timeout_s)
+        return snapshot
+
+    def publish(self, snapshot: WeightsSnapshot) -> None:
+        """Send a version; the learner does not wait, and a store that is away gets the next one."""
+        self._store.tell("publish", snapshot)
+
+
+class LearnerRole:
+    """Trains until told to stop.
+
+    Args:
+        plan: Of the run.
+        folder: The run folder.
+        incarnation: Of this learner in the run's life.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, incarnation: int) -> None:
+        self._plan, self._folder, self._incarnation = plan, RunFolder(folder), incarnation
+        self._stopping, self._save_wanted = threading.Event(), threading.Event()
+        self._status: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
+        self._published = NO_POLICY
+        self._score: float | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Build or restore the agent, train, publish, checkpoint; returns the last status."""
+        import torch
+
+        from worldloom.training.checkpoints import CheckpointStore
+
+        config = self._plan.config.learner
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE))
+        self._store = CheckpointStore(self._folder.checkpoints, keep=config.keep_checkpoints)
+        self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
+        self._learner = build_learner(
+            self._plan, RemoteWeights(), device=choose_device(config.device), incarnation=self._incarnation, folder=self._folder.path
+        )
+        self._restore()
+        self._feed = Feed(self._plan, self._learner.train_steps)
+        if self._plan.spec.writes_back:
+            self._learner.write_back = self._feed.write_back
+        gc.collect()
+        gc.freeze()
+        try:
+            self._loop()
+        finally:
+            self._feed.stop()
+        self._save()
+        self._flush()
+        self._note("stopped")
+        return dict(self._status)
+
+    def ping(self) -> dict[str, Any]:
+        """Counters and what it is doing."""
+        return dict(self._status)
+
+    def save(self) -> None:
+        """Ask for a checkpoint at the next update's end."""
+        self._save_wanted.set()
+
+    def note_score(self, score: float) -> None:
+        """Take the result of an evaluation: a checkpoint of about now is kept as ``best`` if no better one is there."""
+        self._score = score
+        self._save_wanted.set()
+
+    def stop(self) -> None:
+        """Ask to end, with a checkpoint."""
+        self._stopping.set()
+
+    def _restore(self) -> None:
+        found = self._store.newest()
+        if found is not None:
+            folder, tree = found
+            self._learner.load_state_dict(tree["learner"])
+            logger.info("learner %d goes on from %s", self._incarnation, folder.name)
+        if found is not None or not self._plan.spec.random_prefill:
+            self._publish()
+        self._note("training")
+
+    def _loop(self) -> None:
+        config = self._plan.config.learner
+        publish = Pace(0.0 if self._plan.is_lockstep else config.publish_every_s)
+        flush, save = Pace(FLUSH_EVERY_S), Pace(config.checkpoint_every_s)
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            windows = self._feed.get(timeout_s=0.2)
+            self._learner.note_wait(time.monotonic() - started)
+            if windows is not None:
+                self._learner.train(windows)
+                self._note("training")
+            if self._may_publish() and publish.is_due():
+                self._publish()
+            if flush.is_due():
+                self._flush()
+            if save.is_due() or self._save_wanted.is_set():
+                self._save_wanted.clear()
+                self._save()
+
+    def _may_publish(self) -> bool:
+        """There is something new, the burst is over, and in lock-step every update that is due has been made."""
+        steps = self._learner.train_steps
+        if self._learner.version <= self._published or steps < max(1, self._plan.spec.pretrain_updates):
+            return False
+        return not self._plan.is_lockstep or steps >= self._ledger.call("updates_due")
+
+    def _publish(self) -> None:
+        self._published = self._learner.publish().version
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        counts = self._ledger.call("counts")
+        tree = {"learner": self._learner.state_dict(), "agent": self._plan.agent.name, "ledger": counts}
+        facts = {"train_steps": self._learner.train_steps, "replayed_steps": self._learner.replayed_steps, **counts}
+        saved = self._store.save(self._learner.train_steps, tree, facts)
+        score, self._score = self._score, None
+        if score is not None:
+            self._store.mark_best(saved, score)
+        self._status["checkpoint_at"] = time.time()
+        took = Histogram.of(BUCKETS_S, time.monotonic() - started)
+        stamp = Last(time.time())
+        values = {"checkpoint_seconds": took, "checkpoint_last_success_timestamp_seconds": stamp}
+        self._hub.tell("emit", "learner", 0, values)
+
+    def _flush(self) -> None:
+        self._hub.tell("emit", "learner", 0, self._learner.drain_metrics())
+
+    def _note(self, state: str) -> None:
+        steps, replayed = self._learner.train_steps, self._learner.replayed_steps
+        self._status.update(state=state, train_steps=steps, replayed_steps=replayed, version=tuple(self._learner.version))
+
+
+class Pace:
+    """True at most once per interval.
+
+    Args:
+        interval_s: Seconds; 0 is always.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s, self._last = interval_s, time.monotonic()
+
+    def is_due(self) -> bool:
+        """True when the interval has passed; starts the next one."""
+        now = time.monotonic()
+        if now - self._last < self._interval_s:
+            return False
+        self._last = now
+        return True
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` becomes cuda when there is one."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,210 @@
+"""Keeps the roles of a run alive: notices death at once and hangs by deadline, restarts with back-off, counts, and gives up in time.
+
+Ray notices that a process died, but not that it hangs, and restarts without pause or limit; so restarting is ours. Every role has a
+lifeline, a call that returns only when the role ends, whose failure says at once that the process died. Roles also answer a
+ping from a thread of their own; one that stays silent past its deadline is killed and then treated like one that died.
+
+Called by the driver's thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from worldloom.core.exceptions import TrainingError
+
+__all__ = ["Role", "Supervisor"]
+
+logger = logging.getLogger(__name__)
+
+PING_EVERY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 0.5, 30.0
+
+
+@dataclass
+class Role:
+    """One instance of a role.
+
+    Attributes:
+        kind, index: For example ``shard``, 0.
+        start: Makes the actor of a given incarnation and returns its handle.
+        lifeline: Calls the method that lasts as long as the role does.
+        incarnation: Of the present process; rises with every restart.
+        ping_timeout_s: Silence after which it counts as hanging.
+        start_timeout_s: Likewise while it starts.
+        is_vital: True when the run cannot go on once this role is given up.
+        on_down: Called when the process is found dead.
+    """
+
+    kind: str
+    index: int
+    start: Callable[[int], Any]
+    lifeline: Callable[[Any], Any]
+    incarnation: int = 0
+    ping_timeout_s: float = 30.0
+    start_timeout_s: float = 180.0
+    is_vital: bool = True
+    on_down: Callable[[], None] = lambda: None
+    handle: Any = None
+    line: Any = None
+    status: dict[str, Any] = field(default_factory=dict)
+    is_done: bool = False
+    is_given_up: bool = False
+    ready_at: float | None = None
+    _ping: Any = None
+    _asked_at: float = 0.0
+    _start_at: float = 0.0
+    _deaths: deque[float] = field(default_factory=deque)
+
+    @property
+    def name(self) -> str:
+        """The actor's name."""
+        return f"{self.kind}-{self.index}"
+
+    @property
+    def is_up(self) -> bool:
+        """True while there is a process that has answered."""
+        return self.handle is not None and self.ready_at is not None
+
+
+class Supervisor:
+    """Starts roles and keeps them up.
+
+    Args:
+        max_restarts: Of one role within ``window_s``; one more and it is given up.
+        window_s: Seconds after which a restart is forgotten.
+
+    Attributes:
+        restarts: Restarts so far, by kind.
+    """
+
+    def __init__(self, *, max_restarts: int, window_s: float) -> None:
+        self.roles: dict[str, Role] = {}
+        self.restarts: Counter[str] = Counter()
+        self._max_restarts, self._window_s = max_restarts, window_s
+
+    def add(self, role: Role) -> None:
+        """Start a role and keep it up from now on."""
+        self.roles[role.name] = role
+        self._start(role)
+
+    def of_kind(self, kind: str) -> list[Role]:
+        """The roles of one kind."""
+        return [role for role in self.roles.values() if role.kind == kind]
+
+    def poll(self, timeout_s: float) -> None:
+        """Look after every role once, waiting up to ``timeout_s`` for something to happen.
+
+        Raises:
+            TrainingError: If a vital role was given up.
+        """
+        by_line = {role.line: role for role in self.roles.values() if role.line is not None}
+        ended, _ = ray.wait(list(by_line), num_returns=len(by_line), timeout=timeout_s) if by_line else ([], [])
+        for line in ended:
+            self._ended(by_line[line])
+        now = time.monotonic()
+        for role in list(self.roles.values()):
+            if role.handle is None and not (role.is_given_up or role.is_done) and now >= role._start_at:
+                self._start(role)
+            elif role.handle is not None:
+                self._check_ping(role, now)
+
+    def stop(self, kinds: tuple[str, ...], timeout_s: float) -> list[dict[str, Any]]:
+        """Ask roles to end, wait, and kill those that do not.
+
+        Returns:
+            What the roles that ended by themselves returned.
+        """
+        roles = [role for kind in kinds for role in self.of_kind(kind)]
+        for role in roles:
+            role.is_done = True
+            if role.handle is not None:
+                role.handle.stop.remote()
+        lines = [role.line for role in roles if role.line is not None]
+        ended = ray.wait(lines, num_returns=len(lines), timeout=timeout_s)[0] if lines else []
+        results = []
+        for line in ended:
+            try:
+                results.append(ray.get(line) or {})
+            except RayError as error:
+                logger.warning("a role failed while it was stopped: %s", str(error).strip().splitlines()[-1])
+        for role in roles:
+            self._kill(role)
+        return results
+
+    def _start(self, role: Role) -> None:
+        try:
+            role.handle = role.start(role.incarnation)
+        except ValueError:  # the name of the dead actor is not free yet
+            role._start_at = time.monotonic() + 0.1
+            return
+        role.line = role.lifeline(role.handle)
+        role._ping, role._asked_at, role.ready_at = role.handle.ping.remote(), time.monotonic(), None
+
+    def _ended(self, role: Role) -> None:
+        try:
+            ray.get(role.line)
+            role.is_done, role.line = True, None
+        except RayActorError as error:
+            self._died(role, f"its process died ({str(error).strip().splitlines()[-1][:200]})")
+        except RayTaskError as error:
+            if isinstance(error, TrainingError):
+                raise TrainingError(str(error.cause)) from error
+            logger.error("%s failed:\n%s", role.name, error)
+            self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
+
+    def _check_ping(self, role: Role, now: float) -> None:
+        if role._ping is None:
+            if now - role._asked_at >= PING_EVERY_S:
+                role._ping, role._asked_at = role.handle.ping.remote(), now
+            return
+        answered, _ = ray.wait([role._ping], timeout=0)
+        deadline = role.ping_timeout_s if role.ready_at is not None else role.start_timeout_s
+        if not answered:
+            if now - role._asked_at > deadline:
+                self._died(role, f"it did not answer for {deadline:.0f} s")
+            return
+        try:
+            role.status = ray.get(role._ping) or {}
+            role.ready_at = role.ready_at or now
+        except RayActorError:
+            return  # the lifeline says so too, with the reason
+        finally:
+            role._ping = None
+        stuck = role.status.get("stuck")
+        if stuck:
+            self._died(role, stuck)
+
+    def _died(self, role: Role, reason: str) -> None:
+        self._kill(role)
+        if role.is_done:
+            return
+        now = time.monotonic()
+        role._deaths.append(now)
+        while now - role._deaths[0] > self._window_s:
+            role._deaths.popleft()
+        role.on_down()
+        if len(role._deaths) > self._max_restarts:
+            role.is_given_up = True
+            text = f"{role.name} is given up after {self._max_restarts} restarts in {self._window_s:.0f} s; the last time {reason}"
+            if role.is_vital:
+                raise TrainingError(text)
+            logger.error("%s", text)
+            return
+        pause = 0.0 if len(role._deaths) == 1 else min(FIRST_PAUSE_S * 2 ** (len(role._deaths) - 2), LONGEST_PAUSE_S)
+        logger.warning("%s: %s; starting it again%s", role.name, reason, f" in {pause:.1f} s" if pause else "")
+        self.restarts[role.kind] += 1
+        role.incarnation += 1
+        role._start_at = now + pause
+
+    def _kill(self, role: Role) -> None:
+        if role.handle is not None:
+            ray.kill(role.handle, no_restart=True)
+        role.handle = role.line = role._ping = role.ready_at = None
