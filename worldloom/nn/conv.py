@@ -40,8 +40,9 @@ class UpConv5x5(Conv5x5):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, I, H, W] -> cells [N, H, W, 2, 2, O], where (y, x) of the last axes but one is the pixel within the cell."""
-        fold = FOLD.to(x.device, self.weight.dtype)
-        kernel = torch.einsum("pay,qbx,oiyx->pqoiab", fold, fold, self.weight)
+        fold = FOLD.to(x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = torch.einsum("pay,qbx,oiyx->pqoiab", fold, fold, self.weight)
         kernel = kernel.reshape(-1, *kernel.shape[3:]).contiguous(memory_format=torch.channels_last)
         cells = functional.conv2d(x, kernel, self.bias.repeat(4), padding=1)
         n, _, height, width = cells.shape

@@ -108,7 +108,8 @@ def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     half = (len(bins) + 1) // 2
     probs = functional.softmax(logits.float(), -1)
     pairs = probs[..., half:] - probs[..., : len(bins) - half].flip(-1)
-    return pairs @ bins[half:]
+    with torch.autocast(logits.device.type, enabled=False):
+        return pairs @ bins[half:]
 
 
 def unimix_probs(logits: Tensor, unimix: float) -> Tensor:

@@ -125,6 +125,8 @@ class DreamerV3Config:
     """Added to the optimizer's root mean square."""
     weight_decay: float = 0.0
     """Decoupled weight decay of kernels."""
+    precision: str = "auto"
+    """float32 or bfloat16 for matrix products and convolutions; auto is bfloat16 on CUDA, float32 elsewhere."""
     report_length: int = 32
     """Steps of the open-loop prediction video, the first half of them with observations."""
 
@@ -168,6 +170,7 @@ ALLOWED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("lam", "slow_rate", "return_rate", "return_low", "return_high"), ("in [0, 1]", _fraction)),
     "batch_length": (">= 2", lambda v: v >= 2),
     "report_length": (">= 2", lambda v: v >= 2),
+    "precision": ("auto, float32 or bfloat16", lambda v: v in ("auto", "float32", "bfloat16")),
     "replay_context": ("0 or 1", lambda v: v in (0, 1)),
 }
 
@@ -215,12 +218,18 @@ PRESETS: Mapping[str, Callable[[], DreamerV3Config]] = {
 
 ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "atari": {
-        "action_repeat": 4, "image_size": (96, 96), "frame_stack": 1, "grayscale": True, "time_limit": 108_000, "sticky": True,
+        "action_repeat": 4,
+        "time_limit": 27_000,
+        "image_size": 96,
+        "grayscale": True,
+        "frame_stack": 1,
+        "sticky": 0.25,
         "noops": 30,
+        "full_actions": True,
     },
-    "dmc": {"action_repeat": 1, "image_size": (64, 64), "frame_stack": 1, "grayscale": False},
-}  # fmt: skip
-"""Env settings per suite, as the official code runs them. Atari: the time limit counts simulator frames."""
+    "dmc": {"action_repeat": 1, "image_size": 64, "grayscale": False, "frame_stack": 1},
+}
+"""Env settings per suite, as the official code runs them; 27,000 decisions are its 108,000 Atari frames."""
 
 
 def make_spec(config: DreamerV3Config, env: EnvSpec) -> AgentSpec:
