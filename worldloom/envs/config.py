@@ -14,7 +14,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, nearest
 
-__all__ = ["SUITES", "EnvConfig", "EnvLimits"]
+__all__ = ["NEUTRAL", "SUITES", "EnvConfig", "EnvLimits"]
 
 SUITES: Mapping[str, Mapping[str, Any]] = {
     "gym": {},
@@ -36,7 +36,8 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
 """Suite -> settings it runs with unless told otherwise (Atari: the settings of DreamerV3, where 27,000 decisions are
 108,000 frames)."""
 
-ALWAYS = {"action_repeat": 1, "grayscale": False, "frame_stack": 1, "pixels": False}
+NEUTRAL: Mapping[str, Any] = {"action_repeat": 1, "grayscale": False, "frame_stack": 1, "pixels": False}
+"""Values of settings that change nothing."""
 ATARI_ONLY = ("sticky", "noops", "full_actions")
 POSITIVE = ("action_repeat", "time_limit", "image_size", "frame_stack")
 
@@ -104,7 +105,7 @@ class EnvConfig:
 
     def resolved(self) -> EnvConfig:
         """Fill what is still open from the suite's defaults. What stays None has no effect for this env."""
-        return self._filled({**ALWAYS, **SUITES[self.suite]})
+        return self._filled({**NEUTRAL, **SUITES[self.suite]})
 
     def settings(self) -> dict[str, Any]:
         """Every setting that is not None, without the name: what a checkpoint records."""

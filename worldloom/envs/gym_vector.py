@@ -17,14 +17,14 @@ from gymnasium.vector import VectorEnv as GymVectorEnv
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
 from worldloom.core.specs import EnvSpec
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import NEUTRAL, EnvConfig
 from worldloom.envs.faults import EnvFault
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 from worldloom.envs.vector import EnvStep, env_seed
 
 __all__ = ["GymVectorAdapter"]
 
-OURS_ONLY = ("time_limit", "image_size", "grayscale", "frame_stack", "pixels")
+OURS_ONLY = ("action_repeat", "time_limit", "image_size", "grayscale", "frame_stack", "pixels")
 
 
 class GymVectorAdapter:
@@ -48,9 +48,9 @@ class GymVectorAdapter:
                 f"env {config.env!r} holds {env.num_envs} envs and {num_envs} were asked for; "
                 "give its callable a parameter num_envs, or ask for as many"
             )
-        used = [name for name in OURS_ONLY if getattr(config, name) not in (None, False, 1)]
-        if used or config.action_repeat != 1:
-            names = ", ".join(f"env.{name}" for name in used) or "env.action_repeat"
+        used = [name for name in OURS_ONLY if getattr(config, name) not in (None, NEUTRAL.get(name))]
+        if used:
+            names = ", ".join(f"env.{name}" for name in used)
             raise ConfigurationError(f"{names} cannot be applied to the vector env {config.env!r}; do it inside the env")
         self._env, self._seed = env, seed
         self._mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))

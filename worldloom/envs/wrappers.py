@@ -18,7 +18,7 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import NEUTRAL, EnvConfig
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 
 __all__ = ["EnvAdapter", "GymEnv", "RawEnv"]
@@ -78,9 +78,7 @@ class EnvAdapter:
     def __init__(self, raw: RawEnv, config: EnvConfig) -> None:
         self._env, self._repeat = raw.env, 1 if raw.handles_repeat else config.action_repeat or 1
         self._map_obs, self._map_action = ObsMapper(raw.env.observation_space), ActionMapper(raw.env.action_space)
-        self._images = {
-            key: _ImagePipeline(spec, config, raw.handles_repeat) for key, spec in self._map_obs.specs.items() if spec.is_image
-        }
+        self._images = {key: _ImagePipeline(spec, config) for key, spec in self._map_obs.specs.items() if spec.is_image}
         if not self._images:
             _refuse_image_settings(config)
         self._limit, self._elapsed = config.time_limit, 0
@@ -155,9 +153,9 @@ class EnvAdapter:
 class _ImagePipeline:
     """Resize, grey, stack: for one HWC image key."""
 
-    def __init__(self, spec: ArraySpec, config: EnvConfig, done_inside: bool) -> None:
+    def __init__(self, spec: ArraySpec, config: EnvConfig) -> None:
         height, width, channels = spec.shape
-        size = None if done_inside else config.image_size
+        size = config.image_size
         self._resize = _resizer(size) if size is not None and (height, width) != (size, size) else None
         if self._resize is not None:
             height = width = int(size or 0)
@@ -211,7 +209,7 @@ def _episode_limit(raw: RawEnv, config: EnvConfig) -> int | None:
 
 
 def _refuse_image_settings(config: EnvConfig) -> None:
-    used = [name for name in ("grayscale", "frame_stack") if getattr(config, name) not in (None, False, 1)]
+    used = [name for name in ("grayscale", "frame_stack") if getattr(config, name) not in (None, NEUTRAL[name])]
     if used:
         names = " and ".join(f"env.{name}" for name in used)
         raise ConfigurationError(f"{names} need images, and {config.env!r} observes none; add env.pixels or leave it out")

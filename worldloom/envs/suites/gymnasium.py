@@ -36,6 +36,8 @@ def make(config: EnvConfig) -> RawEnv:
         options["render_mode"] = "rgb_array"
     try:
         env = gymnasium.make(name, **options)
+        if config.pixels:
+            env = AddRenderObservation(env, render_only=True)
     except gymnasium.error.DependencyNotInstalled as error:
         raise _missing(name, error) from error
     except gymnasium.error.UnregisteredEnv as error:
@@ -45,8 +47,6 @@ def make(config: EnvConfig) -> RawEnv:
         raise ConfigurationError(f"env {config.env!r}: {_first_line(error)}") from error
     except ModuleNotFoundError as error:
         raise _missing(name, error) from error
-    if config.pixels:
-        env = AddRenderObservation(env, render_only=True)
     spec = env.spec
     limit = None if spec is None or config.time_limit is not None else spec.max_episode_steps
     return RawEnv(env, episode_limit=limit, may_terminate=not name.startswith(NEVER_TERMINATE))

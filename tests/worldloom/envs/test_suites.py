@@ -1,0 +1,182 @@
+import logging
+import os
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import env_spec, make_env
+from worldloom.envs.suites.rendering import set_up_headless
+from worldloom.envs.toy import TOYS, CountingEnv, PixelToyEnv, PointEnv
+from worldloom.envs.wrappers import EnvAdapter, RawEnv
+
+
+def adapted(env: gymnasium.Env, **settings: object) -> EnvAdapter:
+    return EnvAdapter(RawEnv(env), EnvConfig(env="my.module:make", **settings).resolved())  # type: ignore[arg-type]
+
+
+class FilmEnv(gymnasium.Env):
+    """Shows its step number as a flat RGB image."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (80, 48, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+    number = 0
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.number = 10
+        return self.frame(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.number += 10
+        return self.frame(), 1.0, self.number == 60, False, {}
+
+    def frame(self) -> np.ndarray:
+        return np.full((80, 48, 3), (self.number, 0, 100), np.uint8)
+
+
+def test_images_are_resized_then_grey_then_stacked_oldest_first() -> None:
+    pytest.importorskip("PIL")
+    env = adapted(FilmEnv(), image_size=32, grayscale=True, frame_stack=3)
+    assert env.spec.obs["obs"].shape == (32, 32, 3)
+    grey = [int(np.float32(number) * np.float32(0.299) + np.float32(11.4)) for number in (10, 20, 30, 40)]
+    first = env.reset()["obs"]
+    assert first[5, 5].tolist() == [grey[0]] * 3
+    for _ in range(3):
+        last, *_ = env.step({"action": np.int32(0)})
+    assert last["obs"][31, 0].tolist() == grey[1:]
+    assert env.reset()["obs"][0, 0].tolist() == [grey[0]] * 3
+
+
+def test_action_repeat_sums_rewards_and_stops_at_the_end_of_the_episode() -> None:
+    env = adapted(FilmEnv(), action_repeat=3)
+    env.reset()
+    assert env.step({"action": np.int32(0)})[1:] == (3.0, False, False)
+    obs, reward, terminated, truncated = env.step({"action": np.int32(0)})
+    assert (obs["obs"][0, 0, 0], reward, terminated, truncated) == (60, 2.0, True, False)
+
+
+def test_time_limit_truncates_unless_the_episode_terminates_there() -> None:
+    env = adapted(FilmEnv(), time_limit=2)
+    env.reset()
+    assert [env.step({"action": np.int32(0)})[2:] for _ in range(2)] == [(False, False), (False, True)]
+    same = adapted(FilmEnv(), time_limit=5)
+    same.reset()
+    assert [same.step({"action": np.int32(0)})[2:] for _ in range(5)][-1] == (True, False)
+
+
+def test_image_settings_without_an_image_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"env.grayscale and env.frame_stack need images"):
+        adapted(CountingEnv(), grayscale=True, frame_stack=4)
+
+
+def test_mujoco_renders_without_a_screen_and_says_how(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    with caplog.at_level(logging.WARNING):
+        set_up_headless()
+    chosen = os.environ["MUJOCO_GL"]
+    assert chosen in ("egl", "osmesa")
+    assert chosen in caplog.text
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    set_up_headless()
+    assert os.environ["MUJOCO_GL"] == "glfw"
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_toys_keep_gymnasiums_rules(name: str) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on bounds and render modes
+        check_env(TOYS[name](), skip_render_check=True)
+
+
+def test_point_is_solved_by_going_straight_to_the_goal() -> None:
+    env, returns = PointEnv(), []
+    for seed in range(20):
+        obs, _ = env.reset(seed=seed)
+        total, truncated = 0.0, False
+        while not truncated:
+            obs, reward, _, truncated, _ = env.step(np.clip(10 * obs[2:], -1, 1))
+            total += reward
+        returns.append(total)
+    assert 29 < np.mean(returns) < 35
+
+
+def test_pixel_toy_is_solved_by_sight_alone() -> None:
+    def place(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray | None:
+        rows, columns = np.nonzero((image == colour).all(-1))
+        return None if not len(rows) else np.array([rows.mean(), columns.mean()])
+
+    env, returns = PixelToyEnv(), []
+    for seed in range(10):
+        image, _ = env.reset(seed=seed)
+        total, truncated = 0.0, False
+        while not truncated:
+            me, target = place(image, env.COLOURS[0]), place(image, env.COLOURS[1])
+            assert me is not None
+            assert target is not None
+            down, right = np.round(target - me)
+            action = (2 if down > 0 else 1) if down else (4 if right > 0 else 3)
+            image, reward, _, truncated, _ = env.step(action)
+            total += reward
+        returns.append(total)
+    assert 15 < np.mean(returns) < 25
+
+
+def test_half_cheetah_goes_by_its_short_name() -> None:
+    pytest.importorskip("mujoco")
+    pytest.importorskip("imageio")
+    spec = env_spec(EnvConfig(env="mujoco:half-cheetah"))
+    assert (spec.obs["obs"].shape, spec.action["action"].shape, spec.episode_limit, spec.may_terminate) == (
+        (17,),
+        (6,),
+        1000,
+        False,
+    )
+
+
+def test_dm_control_has_its_own_names_and_never_terminates() -> None:
+    pytest.importorskip("dm_control")
+    config = EnvConfig(env="dmc:cup-catch", action_repeat=2)
+    env = make_env(config, seed=3)
+    assert {key: spec.shape for key, spec in env.spec.obs.items()} == {"position": (4,), "velocity": (4,)}
+    assert (env.spec.episode_limit, env.spec.may_terminate) == (500, False)
+    rows = [env.reset(), *(env.step({"action": np.zeros((1, 2), np.float32)}) for _ in range(501))]
+    assert [index for index, row in enumerate(rows) if row.truncated[0]] == [500]
+    assert [index for index, row in enumerate(rows) if row.is_first[0]] == [0, 501]
+    twin = make_env(config, seed=3).reset().obs["position"]
+    assert np.array_equal(twin, rows[0].obs["position"])
+    assert not np.array_equal(make_env(config, seed=4).reset().obs["position"], twin)
+    with pytest.raises(ConfigurationError, match="did you mean walker-walk"):
+        make_env(EnvConfig(env="dmc:walkr-walk"), seed=0)
+
+
+def test_atari_has_the_settings_of_dreamerv3() -> None:
+    pytest.importorskip("ale_py")
+    env = make_env(EnvConfig(env="atari:pong"), seed=0)
+    assert (env.spec.obs["obs"].shape, env.spec.action["action"].num_classes) == ((96, 96, 1), (18,))
+    assert (env.spec.episode_limit, env.spec.action_repeat) == (27_000, 4)
+    small = env_spec(EnvConfig(env="atari:pong", image_size=64, grayscale=False, full_actions=False))
+    assert (small.obs["obs"].shape, small.action["action"].num_classes) == ((64, 64, 3), (6,))
+    with pytest.raises(ConfigurationError, match="did you mean pong"):
+        make_env(EnvConfig(env="atari:pongg"), seed=0)
+
+
+def test_atari_is_reproducible_and_ends_with_the_game() -> None:
+    pytest.importorskip("ale_py")
+
+    def play(seed: int) -> list[tuple[float, bool, int]]:
+        env = make_env(EnvConfig(env="atari:pong", image_size=32, action_repeat=16), seed=seed)
+        rng = np.random.default_rng(0)
+        env.reset()
+        rows = [env.step({"action": rng.integers(0, 18, 1).astype(np.int32)}) for _ in range(70)]
+        return [(float(row.reward[0]), bool(row.terminated[0]), int(row.obs["obs"].sum())) for row in rows]
+
+    first = play(0)
+    assert first == play(0)
+    assert first != play(1)
+    assert -21 <= sum(reward for reward, *_ in first) <= -2

@@ -1,0 +1,105 @@
+"""``atari:GAME``: the Arcade Learning Environment with DreamerV3's protocol.
+
+One step is one decision: the action is repeated, rewards are summed without clipping, and the image is the pixelwise maximum of
+the last two frames. A random number of no-ops starts an episode; losing a life ends nothing; fire is an action like any other.
+Only the end of the game terminates; the time limit (``EnvConfig.time_limit``) truncates. Resizing and grey happen in
+``worldloom.envs.wrappers``. Source: DreamerV3, arXiv:2301.04104v2, appendix, and its authors' published code; unlike there, the
+image of an episode's end is the frame at the end and not an older one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.wrappers import RawEnv
+
+__all__ = ["AtariEnv", "make"]
+
+
+def make(config: EnvConfig) -> RawEnv:
+    """Build a game from a resolved config.
+
+    Raises:
+        MissingDependencyError: If ale-py is not installed.
+        ConfigurationError: If there is no such game.
+    """
+    try:
+        from ale_py import roms
+    except ImportError as error:
+        raise MissingDependencyError("atari envs", "ale-py", "atari") from error
+    game, known = config.name.lower().replace("-", "_"), roms.get_all_rom_ids()
+    if game not in known:
+        raise ConfigurationError(f"env {config.env!r}: there is no such game{nearest(game, known)}")
+    if config.pixels:
+        raise ConfigurationError("env.pixels is not for atari, which observes images anyway; leave it out")
+    env = AtariEnv(
+        str(roms.get_rom_path(game)),
+        repeat=config.action_repeat or 1,
+        sticky=config.sticky or 0.0,
+        noops=config.noops or 0,
+        full_actions=bool(config.full_actions),
+    )
+    return RawEnv(env, handles_repeat=True)
+
+
+class AtariEnv(gymnasium.Env[np.ndarray, Any]):
+    """One game.
+
+    Args:
+        rom: Path of the game.
+        repeat: Frames per decision.
+        sticky: Probability that a frame repeats the previous action.
+        noops: Largest number of no-op frames after a reset, drawn uniformly from 0 to this.
+        full_actions: All 18 actions or the game's own.
+    """
+
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
+
+    def __init__(self, rom: str, *, repeat: int, sticky: float, noops: int, full_actions: bool) -> None:
+        import ale_py
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self._ale = ale_py.ALEInterface()
+        self._ale.setFloat("repeat_action_probability", sticky)
+        self._ale.setInt("random_seed", 0)
+        self._ale.loadROM(rom)
+        self._rom, self._repeat, self._noops = rom, repeat, noops
+        self._actions = self._ale.getLegalActionSet() if full_actions else self._ale.getMinimalActionSet()
+        height, width = self._ale.getScreenDims()
+        self._frames = np.zeros((2, height, width, 3), np.uint8)
+        self.action_space = spaces.Discrete(len(self._actions))
+        self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start a game; with a seed, also the emulator's own random numbers."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._ale.setInt("random_seed", seed % 2**31)
+            self._ale.loadROM(self._rom)
+        self._ale.reset_game()
+        for _ in range(int(self.np_random.integers(self._noops + 1))):
+            self._ale.act(0)
+            if self._ale.game_over():
+                self._ale.reset_game()
+        self._ale.getScreenRGB(self._frames[0])
+        self._frames[1] = self._frames[0]
+        return self._frames[0].copy(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Repeat the action until the decision is over or the game is."""
+        reward, is_over = 0.0, False
+        for frame in range(self._repeat):
+            reward += self._ale.act(self._actions[int(action)])
+            is_over = self._ale.game_over()
+            if frame >= self._repeat - 2 or is_over:
+                self._frames[0], self._frames[1] = self._frames[1], self._frames[0].copy()
+                self._ale.getScreenRGB(self._frames[1])
+            if is_over:
+                break
+        return self._frames.max(axis=0), reward, is_over, False, {}

@@ -1,0 +1,111 @@
+"""``dmc:DOMAIN-TASK``: the DeepMind Control Suite, from state or from pixels."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.suites.rendering import set_up_headless
+from worldloom.envs.wrappers import RawEnv
+
+__all__ = ["DmcEnv", "make"]
+
+SHORT_NAMES = {"cup": "ball-in-cup", "pointmass": "point-mass"}
+CAMERAS = {"quadruped": 2, "rodent": 4}
+DEFAULT_IMAGE_SIZE = 64
+
+
+def make(config: EnvConfig) -> RawEnv:
+    """Build a task from a resolved config.
+
+    Raises:
+        MissingDependencyError: If dm_control is not installed.
+        ConfigurationError: If there is no such task.
+    """
+    set_up_headless()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rendering backends that are not used
+            from dm_control import suite
+    except ImportError as error:
+        raise MissingDependencyError("dmc envs", "dm-control", "dmc") from error
+    known = {f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, task in suite.ALL_TASKS}
+    wanted = config.name.lower().replace("_", "-")
+    for short, full in SHORT_NAMES.items():
+        if wanted.startswith(short + "-"):
+            wanted = full + wanted.removeprefix(short)
+    if wanted not in known:
+        raise ConfigurationError(f"env {config.env!r}: there is no such task{nearest(wanted, known)}")
+    domain, task = known[wanted]
+    camera = config.camera if config.camera is not None else CAMERAS.get(domain, 0)
+    size = (config.image_size or DEFAULT_IMAGE_SIZE) if config.pixels else None
+    env = DmcEnv(suite.load(domain, task), repeat=config.action_repeat or 1, image_size=size, camera=camera)
+    return RawEnv(env, handles_repeat=True, episode_limit=env.step_limit, may_terminate=domain == "lqr")
+
+
+class DmcEnv(gymnasium.Env[Any, np.ndarray]):
+    """A dm_control environment as a Gymnasium one.
+
+    State observations keep the suite's names (a slash becomes an underscore); from pixels there is one image and nothing else.
+
+    Args:
+        env: A ``dm_control.rl.control.Environment``.
+        repeat: Control steps per decision; rewards are summed, and only the last one is observed (and rendered).
+        image_size: Side of the image, or None to observe the state.
+        camera: Which camera renders.
+    """
+
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
+
+    def __init__(self, env: Any, *, repeat: int, image_size: int | None, camera: int) -> None:
+        self._env, self._repeat, self._size, self._camera = env, repeat, image_size, camera
+        action = env.action_spec()
+        low, high = (np.broadcast_to(bound, action.shape).astype(np.float64) for bound in (action.minimum, action.maximum))
+        self.action_space = spaces.Box(low, high, action.shape, np.float64)
+        if image_size is not None:
+            self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        else:
+            boxes: dict[str, spaces.Space[Any]] = {
+                key.replace("/", "_"): spaces.Box(-np.inf, np.inf, spec.shape, np.float64)
+                for key, spec in env.observation_spec().items()
+            }
+            self.observation_space = spaces.Dict(boxes)
+
+    @property
+    def step_limit(self) -> int | None:
+        """Control steps of an episode, None when there is no limit."""
+        limit = self._env._step_limit
+        return math.ceil(limit) if math.isfinite(limit) else None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        if seed is not None:
+            self._env.task.random.seed(seed % 2**32)
+        return self._observe(self._env.reset()), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One decision; a discount of 0 terminates, the time limit truncates."""
+        total = 0.0
+        for _ in range(self._repeat):
+            result = self._env.step(action)
+            total += float(result.reward or 0.0)
+            if result.last():
+                break
+        is_last, terminates = result.last(), result.discount == 0
+        return self._observe(result), total, is_last and terminates, is_last and not terminates, {}
+
+    def close(self) -> None:
+        """Free the physics and its renderer."""
+        self._env.close()
+
+    def _observe(self, result: Any) -> Any:
+        if self._size is not None:
+            return self._env.physics.render(self._size, self._size, camera_id=self._camera)
+        return {key.replace("/", "_"): np.asarray(value, np.float64) for key, value in result.observation.items()}
