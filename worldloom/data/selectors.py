@@ -7,6 +7,7 @@ alone: not of chunk sizes, and not of what the process did before.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["Mixture", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
+__all__ = ["Mixture", "OnlineQueue", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
 
 Slots = npt.NDArray[np.int64]
 FANOUT = 64
@@ -216,6 +217,39 @@ class Mixture:
         """See :class:`Selector`."""
         for selector in self._selectors:
             selector.update(slots, priorities)
+
+
+class OnlineQueue:
+    """Windows that nobody has seen, in the order of their completion: each is served once, before anything is drawn.
+
+    Attributes:
+        queued, served: Windows ever put in and taken out; counts are absolute, so that they survive a restart.
+    """
+
+    def __init__(self) -> None:
+        self.queued = self.served = 0
+        self._starts: deque[int] = deque()
+
+    def put(self, starts: Slots) -> None:
+        """Add windows by the ids of their first rows."""
+        self._starts.extend(starts.tolist())
+        self.queued += len(starts)
+
+    def pop(self, count: int, first_row: int) -> Slots:
+        """Take at most ``count`` windows; those that start before ``first_row`` were evicted and are skipped."""
+        starts: list[int] = []
+        while self._starts and len(starts) < count:
+            start = self._starts.popleft()
+            self.served += 1
+            if start >= first_row:
+                starts.append(start)
+        return np.array(starts, np.int64)
+
+    def discard_until(self, served: int) -> None:
+        """Take windows out unseen until ``served`` have ever left the queue."""
+        while self.served < served and self._starts:
+            self._starts.popleft()
+            self.served += 1
 
 
 def _padded(size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

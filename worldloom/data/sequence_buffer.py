@@ -19,10 +19,7 @@ Axis legend: n windows, T rows.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,94 +29,13 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import PackedColumn
-from worldloom.data.selectors import Selector, Uniform
+from worldloom.data.selectors import OnlineQueue, Selector, Uniform
+from worldloom.data.stream_tails import NO_ROW, StreamPosition, StreamTails, Tail
+from worldloom.data.windows import ChunkRecord, PendingWindows, Windows
 
-__all__ = ["PendingWindows", "SequenceBuffer", "StreamPosition", "Windows"]
+__all__ = ["SequenceBuffer"]
 
 Ids = npt.NDArray[np.int64]
-NO_ROW = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Sampled windows.
-
-    Attributes:
-        columns: ``[n, T, ...]`` per column; fresh arrays that the caller owns.
-        row_ids: ``[n, T]`` int64.
-        versions: ``[n]`` int64, policy update number of each window's first trained row.
-        inserted_s: ``[n]`` float64, insertion time of that row.
-    """
-
-    columns: Rows
-    row_ids: Ids
-    versions: Ids
-    inserted_s: npt.NDArray[np.float64]
-
-
-class StreamPosition(NamedTuple):
-    """How far a stream has come: the seq of its next chunk, and its rows since the last break that windows may not cross."""
-
-    next_seq: int
-    run_rows: int
-
-
-@dataclass(slots=True)
-class _Tail:
-    """The open end of a stream. ``recent``: ids of the last ``min(run_rows, T - 1)`` rows of the run, NO_ROW where unknown."""
-
-    recent: Ids
-    next_seq: int = 0
-    run_rows: int = 0
-    last_row: int = NO_ROW
-
-
-@dataclass(frozen=True, slots=True)
-class _ChunkRecord:
-    """What is kept once per chunk: rows [start, stop), who acted them, when they came, and their packed columns."""
-
-    start: int
-    stop: int
-    version: int
-    inserted_s: float
-    packed: Mapping[str, PackedColumn]
-    packed_bytes: int
-
-
-@dataclass(slots=True)
-class PendingWindows:
-    """Drawn windows whose packed columns are still to be decoded; needs the buffer no more."""
-
-    _windows: Windows
-    _records: Mapping[int, _ChunkRecord]
-    _ordinals: Ids
-    _packed: Mapping[str, ArraySpec]
-
-    def finish(self) -> Windows:
-        """Decode what is packed and return the whole windows."""
-        if not self._packed:
-            return self._windows
-        shape = self._ordinals.shape
-        outputs = {name: np.empty((self._ordinals.size, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
-        flat_ids, flat_ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
-        order = np.argsort(flat_ordinals, kind="stable")
-        cuts = np.flatnonzero(np.diff(flat_ordinals[order])) + 1
-        for places in np.split(order, cuts):
-            record = self._records[int(flat_ordinals[places[0]])]
-            inside = flat_ids[places] - record.start
-            for name, output in outputs.items():
-                output[places] = record.packed[name].unpack()[inside]
-        self._windows.columns.update({name: output.reshape(*shape, *output.shape[1:]) for name, output in outputs.items()})
-        return self._windows
-
-
-@dataclass(slots=True)
-class _OnlineQueue:
-    """Starts of windows that nobody has seen. Counts are absolute, so that they survive a restart."""
-
-    queued: int = 0
-    served: int = 0
-    starts: deque[int] = field(default_factory=deque)
 
 
 class SequenceBuffer:
@@ -174,13 +90,13 @@ class SequenceBuffer:
         self._chunk_of = np.empty(capacity_rows, np.int64)
         self._is_start = np.zeros(capacity_rows, bool)
         self._selector = selector or Uniform(capacity_rows)
-        self._tails: dict[StreamId, _Tail] = {}
-        self._chunks: dict[int, _ChunkRecord] = {}
+        self._tails = StreamTails(sampling)
+        self._chunks: dict[int, ChunkRecord] = {}
         self._oldest_chunk, self._next_chunk = 0, 0
         self._first_row, self._next_row = 0, 0
         self._holes: list[tuple[int, int]] = []
         self._num_windows, self._packed_bytes = 0, 0
-        self._online = _OnlineQueue()
+        self._online = OnlineQueue()
 
     def __len__(self) -> int:
         """Rows stored."""
@@ -255,12 +171,12 @@ class SequenceBuffer:
         slots = ids % self.capacity_rows
         for name, ring in self._rings.items():
             ring[slots] = plain[name]
-        tail = self._tail_for(stream, seq)
+        tail, cut_off = self._tails.open(stream, seq)
+        self._close_episode(cut_off)
         self._link(tail, ids, slots, first_flags)
         self._record(ids, slots, version, inserted_s, packed)
         self._next_row += len(ids)
-        self._mark_starts(tail, ids, first_flags)
-        tail.last_row = int(ids[-1])
+        self._mark_starts(*self._tails.extend(tail, ids, first_flags))
         self._evict_bytes()
         return stored_before + len(ids) - len(self)
 
@@ -291,7 +207,7 @@ class SequenceBuffer:
                 f"replay holds {len(self)} rows but no {self.sampling.window_rows} consecutive ones of one stream {kind}; "
                 "insert more rows or sample shorter windows"
             )
-        starts = self._pop_online(windows)
+        starts = self._online.pop(windows, self._first_row) if self.sampling.online else np.empty(0, np.int64)
         if len(starts) < windows:
             origin = self._first_row % self.capacity_rows
             slots = self._selector.sample(windows - len(starts), rng, origin)
@@ -339,26 +255,21 @@ class SequenceBuffer:
 
     def next_seq(self, stream: StreamId) -> int:
         """Number that the next chunk of a stream has if none is missing."""
-        tail = self._tails.get(stream)
-        return tail.next_seq if tail else 0
+        return self._tails.next_seq(stream)
 
     def streams(self) -> dict[StreamId, StreamPosition]:
         """The position of every stream ever seen."""
-        return {stream: StreamPosition(tail.next_seq, tail.run_rows) for stream, tail in self._tails.items()}
+        return self._tails.positions()
 
     def restore(self, streams: Mapping[StreamId, StreamPosition], *, next_row: int, online_queued: int = 0) -> None:
         """Continue, in a new buffer, from a point whose earlier rows were all evicted."""
         self._first_row = self._next_row = next_row
         self._online.queued = self._online.served = online_queued
-        for stream, position in streams.items():
-            known = min(position.run_rows, self.sampling.window_rows - 1)
-            self._tails[stream] = _Tail(np.full(known, NO_ROW, np.int64), position.next_seq, position.run_rows)
+        self._tails.restore(streams)
 
     def mark_served(self, served: int) -> None:
         """Drop windows from the online queue until ``served`` have ever left it."""
-        while self._online.served < served and self._online.starts:
-            self._online.starts.popleft()
-            self._online.served += 1
+        self._online.discard_until(served)
 
     def _split(self, rows: Mapping[str, np.ndarray | PackedColumn]) -> tuple[Rows, dict[str, PackedColumn]]:
         if set(rows) != set(self.columns):
@@ -375,25 +286,13 @@ class SequenceBuffer:
                 raise ShapeMismatchError(f"column {name!r} of rows", (max(1, length), *spec.shape), rows[name].shape)
         return plain, packed
 
-    def _tail_for(self, stream: StreamId, seq: int) -> _Tail:
-        """The tail that a chunk continues; a throw-away one for a late chunk."""
-        nothing = np.empty(0, np.int64)
-        tail = self._tails.setdefault(stream, _Tail(nothing))
-        if seq < tail.next_seq:
-            return _Tail(nothing)
-        if seq > tail.next_seq:
-            self._close_episode(tail.last_row)
-            tail.recent, tail.run_rows, tail.last_row = nothing, 0, NO_ROW
-        tail.next_seq = seq + 1
-        return tail
-
     def _close_episode(self, row: int) -> None:
         """Let a row that turned out to be an episode's last one count as truncated."""
         if row >= self._first_row and row != NO_ROW:
             slot = row % self.capacity_rows
             self._rings["truncated"][slot] |= ~self._rings["terminated"][slot]
 
-    def _link(self, tail: _Tail, ids: Ids, slots: Ids, first_flags: np.ndarray) -> None:
+    def _link(self, tail: Tail, ids: Ids, slots: Ids, first_flags: np.ndarray) -> None:
         self._next_row_of[slots[:-1]] = ids[1:]
         self._next_row_of[slots[-1]] = NO_ROW
         if tail.last_row >= self._first_row and tail.last_row != NO_ROW:
@@ -405,34 +304,20 @@ class SequenceBuffer:
 
     def _record(self, ids: Ids, slots: Ids, version: int, inserted_s: float, packed: Mapping[str, PackedColumn]) -> None:
         size = sum(len(column.blob) for column in packed.values())
-        self._chunks[self._next_chunk] = _ChunkRecord(int(ids[0]), int(ids[-1]) + 1, version, inserted_s, packed, size)
+        self._chunks[self._next_chunk] = ChunkRecord(int(ids[0]), int(ids[-1]) + 1, version, inserted_s, packed, size)
         self._chunk_of[slots] = self._next_chunk
         self._next_chunk += 1
         self._packed_bytes += size
 
-    def _mark_starts(self, tail: _Tail, ids: Ids, first_flags: np.ndarray) -> None:
-        """Find the windows that these rows complete."""
-        reach = self.sampling.window_rows - 1
-        index = np.arange(len(ids))
-        run_start = np.full(len(ids), -tail.run_rows)
-        if not self.sampling.cross_episodes:
-            run_start = np.maximum.accumulate(np.where(first_flags, index, run_start))
-        position = index - run_start  # [rows] place of each row in its run
-        chain = np.concatenate([tail.recent, ids])
-        complete = position >= reach
-        starts = chain[(len(tail.recent) + index - reach)[complete]]
-        alive = starts >= self._first_row
-        slots = starts[alive] % self.capacity_rows
+    def _mark_starts(self, starts: Ids, places: Ids) -> None:
+        """Let windows that are complete now be drawn."""
+        slots = starts[starts >= self._first_row] % self.capacity_rows
         if len(slots):
             self._is_start[slots] = True
             self._selector.add(slots)
             self._num_windows += len(slots)
         if self.sampling.online:
-            fresh = starts[(position[complete] - reach) % (reach + 1) == 0]
-            self._online.starts.extend(fresh.tolist())
-            self._online.queued += len(fresh)
-        tail.run_rows = int(position[-1]) + 1
-        tail.recent = chain[len(chain) - min(tail.run_rows, reach) :]
+            self._online.put(starts[places % self.sampling.window_rows == 0])
 
     def _evict_to(self, first_row: int) -> None:
         """Forget every row below ``first_row``."""
@@ -453,15 +338,6 @@ class SequenceBuffer:
     def _evict_bytes(self) -> None:
         while self.capacity_bytes is not None and self.nbytes > self.capacity_bytes and len(self._chunks) > 1:
             self._evict_to(self._chunks[self._oldest_chunk].stop)
-
-    def _pop_online(self, windows: int) -> Ids:
-        starts: list[int] = []
-        while self._online.starts and len(starts) < windows:
-            start = self._online.starts.popleft()
-            self._online.served += 1
-            if start >= self._first_row:
-                starts.append(start)
-        return np.array(starts, np.int64)
 
     def _gather(self, starts: Ids) -> PendingWindows:
         ids = np.empty((len(starts), self.sampling.window_rows), np.int64)  # [n, T]

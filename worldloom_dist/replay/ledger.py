@@ -121,6 +121,11 @@ class Ledger:
         self._count(shard, agent_steps)
         return True
 
+    def force_insert(self, shard: int, agent_steps: int) -> None:
+        """Grant steps beyond the band, for what is still on its way when a run ends; counted like everything else."""
+        self._insert_blocked.granted(self._clock())
+        self._count(shard, agent_steps)
+
     def give_back(self, shard: int, agent_steps: int) -> None:
         """Return granted steps that were not inserted (a duplicate, a failure, a credit that is not needed)."""
         self._count(shard, -agent_steps)

@@ -33,7 +33,8 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Chunk, PolicyVersion, SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import PackedColumn, decode_rows, encode_rows, split_rows
-from worldloom.data.sequence_buffer import SequenceBuffer, StreamPosition
+from worldloom.data.sequence_buffer import SequenceBuffer
+from worldloom.data.stream_tails import StreamPosition
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, HEAD, Journal, JournalPosition, Record
 
@@ -262,9 +263,8 @@ class ReplayShard:
                 )
             self._journal.truncate(JournalPosition(mark.segment, mark.offset))
             self._reset()
-            self._recover(self._journal)
+            self._recover(self._journal, online_served=mark.online_served)
             self._restore_mutable(mark.mutable_file)
-            self._buffer.mark_served(mark.online_served)
             if self._buffer.next_row != mark.next_row:
                 raise CheckpointError(f"replay shard {self.index}: {self._buffer.next_row} rows found instead of {mark.next_row}")
             self._set_marks([kept for kept in self._marks if kept.next_row < mark.next_row] + [mark])
@@ -363,8 +363,8 @@ class ReplayShard:
         self._missing = {}
         self._segment_rows = {}
 
-    def _recover(self, journal: Journal) -> None:
-        """Read the journal from its oldest segment into the empty buffer."""
+    def _recover(self, journal: Journal, online_served: int | None = None) -> None:
+        """Read the journal from its oldest segment into the empty buffer; windows found there count as seen unless told."""
         started, chunks, oldest_segment = time.monotonic(), 0, min(journal.segments, default=0)
         for record in journal.read():
             if record.segment not in self._segment_rows:
@@ -378,7 +378,7 @@ class ReplayShard:
             elif record.kind == CHUNK:
                 self._replay_chunk(record.payload)
                 chunks += 1
-        self._buffer.mark_served(self._buffer.online_queued)
+        self._buffer.mark_served(self._buffer.online_queued if online_served is None else online_served)
         damage, rows = journal.damage, len(self._buffer)
         seconds = time.monotonic() - started
         self.recovered = RecoveryReport(

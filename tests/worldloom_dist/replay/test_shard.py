@@ -303,6 +303,23 @@ def test_rollback_to_a_mark_makes_the_run_go_on_bit_equal(tmp_path, restart, onl
         np.testing.assert_array_equal(a.columns[name], b.columns[name])
 
 
+def test_new_windows_that_were_not_served_before_a_mark_are_served_after_it(tmp_path):
+    sampling = SamplingSpec(batch_size=4, length=5, cross_episodes=True, online=True)
+    shard = open_shard(tmp_path, sampling=sampling)
+    for seq in range(8):
+        shard.append(counting_chunk(0, seq))
+    assert shard.sample(SampleRequest(3, (0,))).row_ids[:, 0].tolist() == [0, 5, 10]
+    mark = shard.mark()
+    shard.append(counting_chunk(0, 8))
+    shard.sample(SampleRequest(5, (0,)))
+    shard.rollback(mark)
+    assert shard.sample(SampleRequest(4, (0,))).row_ids[:, 0].tolist() == [15, 20, 25, 30]
+    shard.close()
+    again = open_shard(tmp_path, sampling=sampling)
+    again.append(counting_chunk(0, 8))
+    assert again.sample(SampleRequest(1, (0,))).row_ids[0, 0] == 40
+
+
 def test_a_mark_keeps_what_it_needs_and_an_old_one_is_refused(tmp_path):
     shard = open_shard(tmp_path, capacity=20, segment_bytes=400)
     run_on(shard, 0, 10)
