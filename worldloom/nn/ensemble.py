@@ -7,7 +7,7 @@ pair per environment. Shape legend: Q members, R rows, I inputs, M hidden size, 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,29 @@ from torch import Tensor, nn
 from worldloom.nn.normed import INIT_STD, mish
 
 __all__ = ["EnsembleMLP", "StackedLayer", "ensemble_after_first", "ensemble_forward"]
+
+
+class _BatchedLinear(torch.autograd.Function):
+    """x [Q, R, I], weight [Q, M, I], bias [Q, M] -> [Q, R, M].
+
+    Autograd's own backward of ``baddbmm`` returns the weight's gradient transposed in memory, which optimizers must copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (grad,) = grads
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if needs_x else None,
+            torch.bmm(grad.transpose(1, 2), x) if needs_weight else None,
+            grad.sum(1) if needs_bias else None,
+        )
 
 
 class StackedLayer(NamedTuple):
@@ -36,8 +59,11 @@ class StackedLayer(NamedTuple):
 
     def product(self, x: Tensor) -> Tensor:
         """[Q, R, in] (or [R, in], shared by all members) -> [Q, R, out]."""
-        inputs = x.expand(self.weight.shape[0], *x.shape) if x.dim() == 2 else x
-        return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.transpose(1, 2))
+        if x.dim() == 2:  # one product for all members, whose backward needs no sum over them
+            flat = F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
+            return flat.view(len(x), *self.bias.shape).transpose(0, 1)
+        result: Tensor = _BatchedLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return result
 
 
 def _activate(layer: StackedLayer, pre: Tensor) -> Tensor:
@@ -52,13 +78,13 @@ def ensemble_after_first(layers: list[StackedLayer], pre: Tensor, dropout: Tenso
 
     Args:
         layers: The whole network; the product of layer 0 is already done.
-        pre: [Q, R, M] result of that product, bias included.
+        pre: [Q, R, M] result of that product, bias included; overwritten when there is dropout.
         dropout: [Q, R, M] multiplier (0 or 1/(1-p)) applied to ``pre``, or None.
 
     Returns:
         [Q, R, K].
     """
-    x = _activate(layers[0], pre if dropout is None else pre * dropout)
+    x = _activate(layers[0], pre if dropout is None else pre.mul_(dropout))
     for layer in layers[1:]:
         x = _activate(layer, layer.product(x))
     return x

@@ -48,7 +48,7 @@ class SymlogBins:
         position = (symlog(x).clamp(self.low, self.high) - self.low) / self.width
         below = position.floor()
         above_weight = (position - below).unsqueeze(-1)
-        index = below.long().unsqueeze(-1)
+        index = below.nan_to_num(0.0).long().unsqueeze(-1)  # NaN stays in the weights; as an index it would be fatal
         target = torch.zeros(*x.shape, self.count, dtype=x.dtype, device=x.device)
         target.scatter_(-1, index, 1 - above_weight)
         return target.scatter_add_(-1, (index + 1).clamp_max(self.count - 1), above_weight)
