@@ -85,14 +85,14 @@ def build_env(config: EnvConfig) -> EnvAdapter:
     """
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-    raw = _make_raw(config)
+    raw = _make_raw(config, 1)
     if not isinstance(raw, RawEnv):
         raw.close()
         raise ConfigurationError(f"env {config.env!r} is a vector env, which cannot be split into supervised processes")
     return EnvAdapter(raw, config)
 
 
-def _make_raw(config: EnvConfig, num_envs: int | None = None) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+def _make_raw(config: EnvConfig, num_envs: int) -> RawEnv | GymVectorEnv[Any, Any, Any]:
     if config.is_none:
         raise ConfigurationError(
             "env 'none' is for offline training and has nothing to step; name an env, for example gym:Pendulum-v1"

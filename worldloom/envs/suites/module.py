@@ -18,15 +18,14 @@ __all__ = ["make"]
 NEEDED = ("reset", "step", "observation_space", "action_space")
 
 
-def make(config: EnvConfig, num_envs: int | None = None) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+def make(config: EnvConfig, num_envs: int) -> RawEnv | GymVectorEnv[Any, Any, Any]:
     """Call it; a callable that has a parameter ``num_envs`` is told how many are wanted.
 
     Raises:
         ConfigurationError: If the module, the callable or the result is not what it should be.
     """
     factory = _find(config)
-    wants_count = num_envs is not None and _has_parameter(factory, "num_envs")
-    env = factory(num_envs=num_envs) if wants_count else factory()
+    env = factory(num_envs=num_envs) if _has_parameter(factory, "num_envs") else factory()
     if isinstance(env, GymVectorEnv):
         return env
     missing = [name for name in NEEDED if not hasattr(env, name)]

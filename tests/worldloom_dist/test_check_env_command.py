@@ -1,0 +1,55 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worldloom_dist.check_env import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_good_env_gives_status_0_and_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["toy:point", "--steps", "100", "--env.action-repeat", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["spec"]["action_repeat"] == 2
+    assert (report["facts"]["episodes"], report["facts"]["decisions"]) == (4, 96)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gym:Pendulm-v1"], "did you mean Pendulum-v1"),
+        (["toy:point", "--steps", "0"], "steps must be >= 1"),
+        (["toy:point", "--env.action-repeat", "0"], "env.action_repeat must be >= 1, got 0"),
+        (["toy:point", "--timeout-s", "0"], "step_timeout_s must be > 0"),
+    ],
+)
+def test_wrong_input_gives_status_2_and_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_wrong_flag_value_gives_status_2() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["toy:point", "--env.pixels", "maybe"])
+    assert caught.value.code == 2
+
+
+def test_broken_env_gives_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "worldloom" / "envs"))
+    monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
+    assert main(["faulty_envs:raises", "--steps", "50"]) == 1
+    assert "NOT good" in capsys.readouterr().out
+
+
+def test_example_env_is_found_from_its_folder_and_fit_to_train_on() -> None:
+    command = [sys.executable, "-m", "worldloom_dist.check_env", "custom_env:Thermostat", "--steps", "200"]
+    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "good to train on" in done.stdout
+    assert "nothing to change" in done.stdout

@@ -1,0 +1,72 @@
+"""``python -m worldloom_dist.check_env ENV``: look an environment over before training on it.
+
+Exit status: 0 it can be trained on (there may be advice), 1 it cannot, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, WorldLoomError
+from worldloom.envs.config import EnvConfig, EnvLimits
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = vars(_parser().parse_args(words))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    settings = {f.name: options[f.name] for f in dataclasses.fields(EnvConfig) if options.get(f.name) is not None}
+    wait_s = options["timeout_s"]
+    try:
+        limits = EnvLimits(step_timeout_s=wait_s, reset_timeout_s=wait_s, start_timeout_s=wait_s + 60, max_failures=1)
+        from worldloom.envs.check import check_env
+
+        report = check_env(EnvConfig(**settings), steps=options["steps"], seed=options["seed"], limits=limits)
+    except WorldLoomError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
+    if options["json"]:
+        findings = [dataclasses.asdict(finding) for finding in report.findings]
+        sys.stdout.write(json.dumps({"spec": report.spec.to_dict(), "facts": report.facts, "findings": findings}, indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(report.lines()) + "\n")
+    return 0 if report.is_good else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Look an environment over: rules, spaces, seeding, statistics, speed, memory, and what to change."
+    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.check_env", description=description)
+    parser.add_argument("env", help="gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME or package.module:callable")
+    parser.add_argument("--steps", type=int, default=1000, help="decisions to make (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of env and actions (default: 0)")
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds that a step or reset may take (default: 60)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    hints = typing.get_type_hints(EnvConfig)
+    for field in dataclasses.fields(EnvConfig):
+        if field.name != "env":
+            kind: Any = next(option for option in typing.get_args(hints[field.name]) if option is not type(None))
+            flag = "--env." + field.name.replace("_", "-")
+            parser.add_argument(flag, dest=field.name, type=_truth if kind is bool else kind, metavar=kind.__name__.upper())
+    return parser
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be True or False, got {text!r}")
+    return text.lower() == "true"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
