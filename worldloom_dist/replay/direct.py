@@ -17,7 +17,8 @@ from worldloom.core.exceptions import BufferError, StateError
 from worldloom.core.sequence import Chunk
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
 from worldloom_dist.replay.ledger import Ledger, shard_of
-from worldloom_dist.replay.shard import ReplayShard, ShardMark
+from worldloom_dist.replay.marks import ShardMark
+from worldloom_dist.replay.shard import ReplayShard
 
 __all__ = ["DirectReplay"]
 

@@ -8,8 +8,8 @@ Restart is construction on the same directory: the journal is read, the rows, bo
 Durability: ``none`` keeps rows in this process only. ``journal`` (the default of a run) survives the death of the process in any
 way, but not of the machine. ``fsync`` survives a power loss too. Where something is lost all the same, books say how much.
 
-A mark is a cut for checkpoints: a few numbers and no copy of rows. The segments that the two newest marks need are kept, so that
-``rollback`` can drop everything after either.
+A mark is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest marks need are kept, so that
+``rollback`` can drop everything after one of them.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Chunk, PolicyVersion, SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import PackedColumn, decode_rows, encode_rows, split_rows
+from worldloom.data.codec import PackedColumn, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom.data.stream_tails import StreamPosition
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
+from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, HEAD, Journal, JournalPosition, Record
+from worldloom_dist.replay.marks import MarkFiles, ShardMark
 
-__all__ = ["Durability", "RecoveryReport", "ReplayShard", "ShardMark"]
+__all__ = ["Durability", "RecoveryReport", "ReplayShard"]
 
 logger = logging.getLogger(__name__)
 
 Durability = Literal["none", "journal", "fsync"]
 CHUNK, DUPLICATE, LOST = 2, 3, 4
 CHUNK_HEAD = struct.Struct("<10qd")
-KEPT_MARKS = 2
 FORMAT = 1
 
 
@@ -69,25 +70,14 @@ class RecoveryReport:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class ShardMark:
-    """A cut through one shard's history, small enough for any checkpoint; JSON through ``dataclasses.asdict``."""
-
-    segment: int
-    offset: int
-    oldest_segment: int
-    next_row: int
-    online_served: int
-    mutable_file: str = ""
-
-
 @dataclass(slots=True)
 class _Counters:
-    """What the buffer cannot know; restored from journal heads."""
+    """What the buffer cannot know; restored from journal heads. ``unrecorded``: lost rows that no LOST record covers yet."""
 
     agent_steps: int = 0
     lost: int = 0
     duplicate: int = 0
+    unrecorded: int = 0
 
 
 class ReplayShard:
@@ -103,6 +93,7 @@ class ReplayShard:
         durability: What an acknowledgement promises, see the module.
         segment_bytes: Size of a journal segment, the unit in which disk space is freed.
         packed: Columns kept compressed in memory, by default the images.
+        kept_marks: How many of the newest marks can be rolled back to.
 
     Raises:
         CheckpointError: If the directory belongs to another shard or to rows of another layout.
@@ -121,6 +112,7 @@ class ReplayShard:
         durability: Durability = "journal",
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
         packed: tuple[str, ...] | None = None,
+        kept_marks: int = 2,
     ) -> None:
         self.index, self.columns, self.sampling = index, dict(columns), sampling
         self._mutable = _extras(columns)
@@ -134,11 +126,8 @@ class ReplayShard:
             mutable=self._mutable,
         )
         self._lock = threading.Lock()
-        self._directory = directory if durability != "none" else None
-        self._missing: dict[StreamId, list[tuple[int, int]]] = {}
         self._segment_rows: dict[int, int] = {}
         self._reset()
-        self._marks: list[ShardMark] = []
         self._journal: Journal | None = None
         self.recovered = RecoveryReport()
         if durability == "none":
@@ -147,10 +136,11 @@ class ReplayShard:
             raise CheckpointError(f"replay shard {index}: durability {durability!r} needs a directory")
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
-            self._check_identity(directory / "shard.json")
-            self._marks = [ShardMark(**mark) for mark in _read_json(directory / "marks.json", [])]
+            self._files = MarkFiles(directory, kept_marks)
+            self._files.claim({"format": FORMAT, "index": index, "columns": {n: s.to_dict() for n, s in sorted(columns.items())}})
             self._recover(self._journal)
-            self._restore_mutable(self._marks[-1].mutable_file if self._marks else "")
+            if self._files.marks:
+                self._restore_mutable(self._files.marks[-1])
         except BaseException:
             self._journal.close()
             raise
@@ -168,7 +158,7 @@ class ReplayShard:
         """
         rows = self._check(chunk)
         with self._lock:
-            is_new = chunk.seq >= self._buffer.next_seq(chunk.stream) or self._is_missing(chunk.stream, chunk.seq)
+            is_new = self._gaps.is_new(chunk.stream, chunk.seq, self._buffer.next_seq(chunk.stream))
             inserted_s = time.time()
             if self._journal is not None:
                 self._write(self._journal, chunk, inserted_s, is_new=is_new)
@@ -225,7 +215,7 @@ class ReplayShard:
             self._skip(acknowledged.inserted, max(self._counters.agent_steps, acknowledged.agent_steps))
             self._counters.lost = acknowledged.inserted - len(self._buffer) - evicted
             if self._journal is not None:
-                self._append_record(self._journal, LOST, [json.dumps(self._head()).encode()])
+                self._record_loss(self._journal)
             logger.warning("replay shard %d: %d acknowledged rows are lost", self.index, self._counters.lost - mine.lost_acked)
             return self._counters.lost - mine.lost_acked
 
@@ -237,9 +227,9 @@ class ReplayShard:
             if self._journal.needs_rotation:
                 self._rotate(self._journal)
             place, oldest = self._journal.position, self._oldest_needed()
-            file = self._save_mutable() if self._mutable else ""
+            file = self._files.save_mutable(*self._buffer.export_mutable()) if self._mutable else ""
             mark = ShardMark(*place, oldest, self._buffer.next_row, self._buffer.online_served, file)
-            self._set_marks([*self._marks, mark])
+            self._files.set_marks([*self._files.marks, mark])
         self._journal.sync()
         return mark
 
@@ -259,15 +249,15 @@ class ReplayShard:
                 return
             if self._journal.segments[0] > mark.oldest_segment:
                 raise CheckpointError(
-                    f"replay shard {self.index}: the journal of {mark} was deleted; only the two newest marks are kept"
+                    f"replay shard {self.index}: the journal of {mark} was deleted; only the newest marks are kept"
                 )
             self._journal.truncate(JournalPosition(mark.segment, mark.offset))
             self._reset()
             self._recover(self._journal, online_served=mark.online_served)
-            self._restore_mutable(mark.mutable_file)
+            self._restore_mutable(mark)
             if self._buffer.next_row != mark.next_row:
                 raise CheckpointError(f"replay shard {self.index}: {self._buffer.next_row} rows found instead of {mark.next_row}")
-            self._set_marks([kept for kept in self._marks if kept.next_row < mark.next_row] + [mark])
+            self._files.set_marks([kept for kept in self._files.marks if kept.next_row < mark.next_row] + [mark])
 
     def close(self) -> None:
         """Let go of the directory; rows stay in memory."""
@@ -288,9 +278,6 @@ class ReplayShard:
             )
         return rows
 
-    def _is_missing(self, stream: StreamId, seq: int) -> bool:
-        return any(start <= seq < stop for start, stop in self._missing.get(stream, ()))
-
     def _write(self, journal: Journal, chunk: Chunk, inserted_s: float, *, is_new: bool) -> None:
         if not is_new:
             self._append_record(journal, DUPLICATE, [struct.pack("<q", chunk.num_rows)])
@@ -309,7 +296,7 @@ class ReplayShard:
         """Begin a segment, and delete those whose rows were all evicted and that no mark needs."""
         journal.rotate(json.dumps(self._head()).encode())
         self._segment_rows[journal.position.segment] = self._buffer.next_row
-        keep = min([self._oldest_needed(), *(mark.oldest_segment for mark in self._marks)])
+        keep = min([self._oldest_needed(), *(mark.oldest_segment for mark in self._files.marks)])
         journal.drop_before(keep)
         self._segment_rows = {number: row for number, row in self._segment_rows.items() if number >= keep}
 
@@ -319,19 +306,9 @@ class ReplayShard:
         return max(reaching, default=min(self._segment_rows))
 
     def _store(self, chunk: Chunk, rows: Mapping[str, PackedColumn], inserted_s: float) -> None:
-        expected = self._buffer.next_seq(chunk.stream)
-        if chunk.seq > expected:
-            self._missing.setdefault(chunk.stream, []).append((expected, chunk.seq))
-        elif chunk.seq < expected:
-            self._fill_gap(chunk.stream, chunk.seq)
+        self._gaps.stored(chunk.stream, chunk.seq, self._buffer.next_seq(chunk.stream))
         self._buffer.append(chunk.stream, chunk.seq, rows, version=chunk.version.update, inserted_s=inserted_s)
         self._counters.agent_steps += chunk.num_agent_steps
-
-    def _fill_gap(self, stream: StreamId, seq: int) -> None:
-        parts = [part for start, stop in self._missing[stream] for part in _without(start, stop, seq)]
-        self._missing[stream] = parts
-        if not parts:
-            del self._missing[stream]
 
     def _books(self) -> RowBooks:
         inserted, stored, lost = self._buffer.next_row, len(self._buffer), self._counters.lost
@@ -354,13 +331,13 @@ class ReplayShard:
             "duplicate": self._counters.duplicate,
             "online_queued": self._buffer.online_queued,
             "streams": [[*stream, *position] for stream, position in self._buffer.streams().items()],
-            "missing": [[*stream, ranges] for stream, ranges in self._missing.items()],
+            "gaps": self._gaps.state(),
         }
 
     def _reset(self) -> None:
         self._buffer = self._make_buffer()
         self._counters = _Counters()
-        self._missing = {}
+        self._gaps = GapTable()
         self._segment_rows = {}
 
     def _recover(self, journal: Journal, online_served: int | None = None) -> None:
@@ -372,13 +349,16 @@ class ReplayShard:
             if record.kind == LOST:
                 head = json.loads(record.payload)
                 self._skip(head["next_row"], head["agent_steps"])
-                self._counters.lost = head["lost"]
+                self._counters.lost, self._counters.unrecorded = head["lost"], 0
             elif record.kind == DUPLICATE:
                 self._counters.duplicate += struct.unpack("<q", record.payload)[0]
             elif record.kind == CHUNK:
                 self._replay_chunk(record.payload)
                 chunks += 1
         self._buffer.mark_served(self._buffer.online_queued if online_served is None else online_served)
+        self._know_damaged_segments(journal, oldest_segment)
+        if self._counters.unrecorded:
+            self._record_loss(journal)
         damage, rows = journal.damage, len(self._buffer)
         seconds = time.monotonic() - started
         self.recovered = RecoveryReport(
@@ -398,6 +378,13 @@ class ReplayShard:
             self._lose(next_row, steps)
         self._segment_rows[record.segment] = next_row
 
+    def _know_damaged_segments(self, journal: Journal, oldest_segment: int) -> None:
+        """The first and the current segment may have no intact record, and count all the same when segments are deleted."""
+        if oldest_segment == 0:
+            self._segment_rows[0] = 0
+        if journal.segments:
+            self._segment_rows.setdefault(journal.position.segment, self._buffer.next_row)
+
     def _place_of(self, record: Record) -> tuple[int, int]:
         """Rows and agent steps before a record."""
         if record.kind == CHUNK:
@@ -409,7 +396,7 @@ class ReplayShard:
         """Begin in an empty buffer; everything before was evicted."""
         streams = {StreamId(*entry[:3]): StreamPosition(*entry[3:]) for entry in head.get("streams", ())}
         self._buffer.restore(streams, next_row=next_row, online_queued=head.get("online_queued", 0))
-        self._missing = {StreamId(*entry[:3]): [(a, b) for a, b in entry[3]] for entry in head.get("missing", ())}
+        self._gaps.load(head.get("gaps", ()))
         self._counters = _Counters(head.get("agent_steps", 0), head.get("lost", 0), head.get("duplicate", 0))
 
     def _replay_chunk(self, payload: bytes) -> None:
@@ -423,73 +410,24 @@ class ReplayShard:
     def _lose(self, next_row: int, steps: int) -> None:
         """Count the rows up to ``next_row``, which the journal should hold and does not, as lost."""
         self._counters.lost += next_row - self._buffer.next_row
+        self._counters.unrecorded += next_row - self._buffer.next_row
         self._skip(next_row, steps)
+
+    def _record_loss(self, journal: Journal) -> None:
+        """Write down what is lost, for the day on which the segments that show it are deleted."""
+        self._append_record(journal, LOST, [json.dumps(self._head()).encode()])
+        self._counters.unrecorded = 0
 
     def _skip(self, next_row: int, steps: int) -> None:
         self._buffer.skip(next_row - self._buffer.next_row)
         self._counters.agent_steps = steps
 
-    def _check_identity(self, path: Path) -> None:
-        """Refuse a directory that belongs to another shard or to other columns; claim an empty one."""
-        mine = {"format": FORMAT, "index": self.index, "columns": {n: s.to_dict() for n, s in sorted(self.columns.items())}}
-        found = _read_json(path, None)
-        if found is None:
-            _write_atomically(path, json.dumps(mine).encode())
-            return
-        for key, value in mine.items():
-            if found.get(key) != value:
-                raise CheckpointError(
-                    f"replay shard {self.index}: {path.parent} was written with {key} {found.get(key)}, now it is {value}; "
-                    "use another run folder"
-                )
-
-    def _set_marks(self, marks: list[ShardMark]) -> None:
-        """Remember the newest marks (on disk too, or a restart would free what they need) and drop their older files."""
-        if self._directory is None:
-            return
-        self._marks = marks[-KEPT_MARKS:]
-        entries = [{name: getattr(mark, name) for name in ShardMark.__slots__} for mark in self._marks]
-        _write_atomically(self._directory / "marks.json", json.dumps(entries).encode())
-        used = {mark.mutable_file for mark in self._marks}
-        for path in self._directory.glob("mutable-*.rows"):
-            if path.name not in used:
-                path.unlink()
-
-    def _save_mutable(self) -> str:
-        ids, columns = self._buffer.export_mutable()
-        name = f"mutable-{self._buffer.next_row}-{time.time_ns()}.rows"
-        assert self._directory is not None
-        _write_atomically(self._directory / name, encode_rows({"row_id": ids, **columns}))
-        return name
-
-    def _restore_mutable(self, name: str) -> None:
-        if not name or self._directory is None:
-            return
-        specs = {"row_id": ArraySpec((), "int64"), **{column: self.columns[column] for column in self._mutable}}
-        try:
-            saved = decode_rows((self._directory / name).read_bytes(), specs)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"replay shard {self.index}: {name} of its newest mark is missing") from error
-        self._buffer.write_back(saved.pop("row_id"), saved)
+    def _restore_mutable(self, mark: ShardMark) -> None:
+        if mark.mutable_file:
+            specs = {column: self.columns[column] for column in self._mutable}
+            self._buffer.write_back(*self._files.load_mutable(mark.mutable_file, specs))
 
 
 def _extras(columns: Mapping[str, ArraySpec]) -> frozenset[str]:
     """The agent's own columns: they may be written back."""
     return frozenset(SequenceBatch.from_columns(columns).extras)
-
-
-def _without(start: int, stop: int, seq: int) -> list[tuple[int, int]]:
-    """The range [start, stop) with ``seq`` taken out."""
-    if not start <= seq < stop:
-        return [(start, stop)]
-    return [(a, b) for a, b in ((start, seq), (seq + 1, stop)) if a < b]
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
