@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldloom.agents.registry import AgentConfig, agent_spec, make_agent, make_policy
+from worldloom.agents.registry import AgentConfig, agent_spec, env_defaults, make_agent, make_policy
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
@@ -26,12 +26,26 @@ from worldloom_dist.actors.acting import ActClient
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.config import RunConfig
-from worldloom_dist.learner.learner import Learner
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.shard import ReplayShard
 
-__all__ = ["Plan", "build_evaluator", "build_learner", "build_policy", "build_shard", "build_worker", "resolve", "restore_agent", "role_seed"]
+if TYPE_CHECKING:
+    from worldloom_dist.learner.learner import Learner
 
+__all__ = [
+    "Plan",
+    "build_evaluator",
+    "build_learner",
+    "build_policy",
+    "build_shard",
+    "build_worker",
+    "choose_inference",
+    "resolve",
+    "restore_agent",
+    "role_seed",
+]
+
+IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
 ROLES = ("agent", "worker", "prefill", "policy", "sampling", "evaluation", "evaluation_policy")
 
 
@@ -89,7 +103,8 @@ def resolve(config: RunConfig) -> Plan:
     Raises:
         ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work; nothing has been started.
     """
-    agent, env = config.agent_config(), config.env_config().resolved()
+    agent = config.agent_config()
+    env = settle_env(config.env, env_defaults(agent))
     observed = env_spec(env)
     spec = agent_spec(agent, observed)
     if config.train_ratio is not None:
@@ -111,6 +126,17 @@ def resolve(config: RunConfig) -> Plan:
         lead_share=0.0 if in_lockstep else 0.5,
     )
     return Plan(config, env, observed, agent, spec, observed.columns(spec.extras), limits)
+
+
+def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> EnvConfig:
+    """Every setting of the env: the user's, else what the agent was published with for the suite, else the suite's own.
+
+    The agent's settings for images concern only envs that observe some.
+    """
+    defaults = dict(published.get(own.suite, {}))
+    if not any(spec.is_image for spec in env_spec(own.resolved()).obs.values()):
+        defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
+    return own.with_defaults({own.suite: defaults}).resolved()
 
 
 def choose_inference(config: RunConfig, spec: AgentSpec) -> tuple[str, str]:
@@ -164,6 +190,8 @@ def build_policy(plan: Plan, *index: int, num_envs: int | None = None, device: s
 
 def build_learner(plan: Plan, weights: WeightSink, *, device: str, incarnation: int, folder: Path, **hooks: Any) -> Learner:
     """The learner with an untrained agent."""
+    from worldloom_dist.learner.learner import Learner
+
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
     return Learner(agent, weights, device=device, incarnation=incarnation, bad_batches=folder / "nonfinite", **hooks)
 

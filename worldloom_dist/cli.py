@@ -143,7 +143,7 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
 def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
     """What a resumed run cannot change: its rows and its weights must fit."""
     changes = architecture_changes(base.agent_config(), config.agent_config())
-    old, new = base.env_config().resolved(), config.env_config().resolved()
+    old, new = base.env.resolved(), config.env.resolved()
     for field in dataclasses.fields(old):
         if getattr(old, field.name) != getattr(new, field.name):
             changes.append(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from worldloom.agents.registry import AgentConfig, env_defaults, make_agent_config
+from worldloom.agents.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.envs.config import EnvConfig
 
@@ -144,10 +144,6 @@ class RunConfig:
         """The agent's config with the overrides applied."""
         return make_agent_config(self.agent, self.agent_overrides)
 
-    def env_config(self) -> EnvConfig:
-        """The env's settings: what the user set, else what the agent was published with for this suite."""
-        return self.env.with_defaults(env_defaults(self.agent_config()))
-
     @property
     def num_envs(self) -> int:
         """Envs that feed replay."""
@@ -156,11 +152,10 @@ class RunConfig:
     def problems(self) -> list[str]:
         """One sentence per setting that cannot work; an empty list when the run may start. Starts and writes nothing."""
         found = self._range_problems()
-        for check in (self.agent_config, self.env_config):
-            try:
-                check()
-            except WorldLoomError as error:
-                found.append(str(error))
+        try:
+            self.agent_config()
+        except WorldLoomError as error:
+            found.append(str(error))
         if self.learners > 1:
             found.append(f"learners must be 1, got {self.learners}: several learner ranks are not supported yet")
         if self.runtime == "local" and self.address:

@@ -1,4 +1,4 @@
-"""``python -m worldloom_dist.evaluate RUN_DIR``: play episodes with a checkpoint of a run, in the run's own env with its own settings.
+"""``python -m worldloom_dist.evaluate RUN_DIR``: play episodes with a checkpoint of a run, in its own env and settings.
 
 The same evaluator and seeds as in training: for the same weights it prints the same number.
 """
@@ -70,7 +70,9 @@ def find_checkpoint(folder: RunFolder, name: str) -> Path:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.evaluate", description="Play episodes with a checkpoint of a run.")
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.evaluate", description="Play episodes with a checkpoint of a run."
+    )
     parser.add_argument("run_dir", type=Path, help="a run folder")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)")
     parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in the run)")

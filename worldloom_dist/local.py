@@ -26,7 +26,7 @@ from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.ledger import Ledger
-from worldloom_dist.replay.shard import ShardMark
+from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.stopping import StopFlag
@@ -191,7 +191,7 @@ class LocalRun:
             positions=ledger.limiter.positions,
             train_steps=self.learner.train_steps,
             policy_version=str(self.weights.version()),
-            debt=ledger.limiter.debt,
+            debt=float(ledger.limiter.debt),
         )
         self.report.update(counts, self.report.snapshot)
 

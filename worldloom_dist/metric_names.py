@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BUCKETS_S", "LAG_BUCKETS", "METRICS", "MetricInfo", "split_key"]
+__all__ = ["AGE_BUCKETS_S", "BUCKETS_S", "LAG_BUCKETS", "METRICS", "MetricInfo", "split_key"]
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 """Bucket bounds of durations, seconds."""
+AGE_BUCKETS_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+"""Bucket bounds of the age of rows, seconds."""
 LAG_BUCKETS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
 """Bucket bounds of policy lag, updates."""
 
@@ -64,7 +66,7 @@ METRICS: dict[str, MetricInfo] = {
     "grad_norm": _gauge("Gradient norms before clipping, by name."),
     "model_stat": _gauge("Other scalars of the algorithm, by name."),
     "policy_version": _gauge("Update number of the weights: newest (learner) or last used (actor).", "grows"),
-    "policy_lag_updates": _histogram("Updates between the newest weights and the acting ones.", "", "grows: see pulls"),
+    "policy_lag_updates": _histogram("Updates between the newest weights and those that acted, at insert.", "", "grows: see pulls"),
     "sample_age_seconds": _histogram("Age of a sampled row: insert to use in an update."),
     "weights_publish_seconds": _histogram("Device to host to store, per publish."),
     "weights_bytes": _gauge("Size of the policy's weights."),

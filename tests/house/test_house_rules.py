@@ -92,10 +92,17 @@ def modules_after(code: str) -> set[str]:
         "import worldloom_dist.cli, worldloom_dist.presets; worldloom_dist.cli.parse(['--workers', '3'])",
         "import worldloom.data.sequence_buffer, worldloom.envs.factory, worldloom.agents.registry",
         "import worldloom_dist.actors.rollout_worker, worldloom_dist.actors.acting, worldloom_dist.replay.shard",
+        "import worldloom_dist.assembly, worldloom_dist.report, worldloom_dist.launch, worldloom_dist.metrics.hub",
     ],
 )
 def test_light_rooms_import_neither_torch_nor_ray(code: str) -> None:
     assert not {"torch", "ray"} & modules_after(code)
+
+
+def test_roles_that_do_not_compute_import_no_torch() -> None:
+    code = "import worldloom_dist.runtime.worker_role, worldloom_dist.runtime.replay_roles, worldloom_dist.runtime.hub_role"
+    assert "torch" not in modules_after(code)
+    assert "torch" not in modules_after("import worldloom_dist.runtime.driver")
 
 
 def test_every_module_imports() -> None:

@@ -46,7 +46,7 @@ class NonfiniteGuard:
         if isinstance(nonfinite, torch.Tensor) and nonfinite.device.type == "cuda":
             flag = torch.empty((), dtype=torch.float32, pin_memory=True)
             flag.copy_(nonfinite, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         self._pending.append((step, flag, arrived, windows))
         while self._pending and (self._pending[0][2] is None or self._pending[0][2].query()):

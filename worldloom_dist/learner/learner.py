@@ -18,13 +18,12 @@ from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.learner.guard import NonfiniteGuard
-from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
+from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S
 from worldloom_dist.ports import SampledWindows, WeightSink
 
 __all__ = ["Learner"]
 
 GROUPS = {"loss": "loss", "grad_norm": "grad_norm"}
-AGE_BUCKETS_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 
 
 class Learner:
@@ -148,12 +147,10 @@ class Learner:
         merge_into(self._metrics, {f"learner_update_seconds{{phase={phase}}}": Histogram.of(BUCKETS_S, seconds)})
 
     def _note_freshness(self, windows: SampledWindows) -> None:
-        lags = np.maximum(self.train_steps - windows.versions, 0)
         ages = np.maximum(time.time() - windows.inserted_s, 0.0)
         update: dict[str, Metric] = {
             "learner_updates_total": Sum(1),
             "learner_replayed_steps_total": Sum(self.agent.spec.sampling.trained_positions),
-            "policy_lag_updates": Histogram.of(LAG_BUCKETS, float(lags.mean())),
             "sample_age_seconds": Histogram.of(AGE_BUCKETS_S, float(ages.mean())),
         }
         merge_into(self._metrics, update)

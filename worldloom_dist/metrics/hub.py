@@ -137,7 +137,7 @@ class MetricsHub(Collector):
                 for bound, count in zip((*map(str, value.bounds), "+Inf"), value.counts, strict=True):
                     running += count
                     buckets.append((bound, running))
-                family.add_metric(texts, buckets, value.total)  # type: ignore[call-arg, arg-type]
+                family.add_metric(texts, buckets, value.total)  # type: ignore[arg-type]
             else:
                 family.add_metric(texts, float(value.value))  # type: ignore[call-arg, arg-type]
         yield family

@@ -58,7 +58,8 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[Cluster]:
 
         _connect(address, folder, run_id)
         try:
-            yield Cluster(run_id, folder is not None, dict(ray.cluster_resources()))
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            yield Cluster(run_id, folder is not None, dict(resources))
         finally:
             ray.shutdown()
     finally:
@@ -88,7 +89,10 @@ def _prepare_environment(folder: Path | None) -> None:
 
 
 def _token_known() -> bool:
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")) or (Path.home() / ".ray/auth_token").exists()
+    return (
+        bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+        or (Path.home() / ".ray/auth_token").exists()
+    )
 
 
 def _connect(address: str | None, folder: Path | None, run_id: str) -> None:

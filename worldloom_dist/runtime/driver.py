@@ -1,7 +1,7 @@
 """The run on Ray: starts the roles, keeps them up, watches the counters, evaluates, and ends in order.
 
-The driver is the control plane only; no row, batch or weight passes through it. Its thread does five things in a loop: look after the
-roles, read the ledger's counters, start evaluations, write what people read, and decide whether the run is complete.
+The driver is the control plane only; no row, batch or weight passes through it. Its thread does five things in a loop: look after
+the roles, read the ledger's counters, start evaluations, write what people read, and decide whether the run is complete.
 
     start:  hub, ledger, weights, shards  ->  learner, inference, evaluator  ->  workers in waves
     end:    workers (flush) -> learner (checkpoint) -> last evaluation -> summary -> the rest
@@ -27,11 +27,13 @@ from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.hub_role import HubRole
-from worldloom_dist.runtime.learner_roles import LearnerRole, Pace, WeightStoreRole
+from worldloom_dist.runtime.learner_roles import LearnerRole
+from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
 from worldloom_dist.runtime.supervisor import Role, Supervisor
+from worldloom_dist.runtime.weight_roles import WeightStoreRole
 from worldloom_dist.runtime.worker_role import WorkerRole
 from worldloom_dist.stopping import StopFlag
 
@@ -90,7 +92,11 @@ class RayRun:
         where, why = choose_inference(plan.config, plan.spec)
         logger.info("inference: %s (%s)", where, why)
         constants = {"env": plan.env.env, "agent": plan.agent.name, "preset": plan.config.preset, "seed": str(plan.config.seed)}
-        add("hub", 0, lambda _: _actor(HubRole, "hub-0", threads=8).remote(plan.run_id, constants, plan.config.metrics_host, self._port))
+        add(
+            "hub",
+            0,
+            lambda _: _actor(HubRole, "hub-0", threads=8).remote(plan.run_id, constants, plan.config.metrics_host, self._port),
+        )
         add("ledger", 0, lambda _: _actor(LedgerRole, "ledger-0").remote(plan, self._positions()))
         add("weights", 0, lambda _: _actor(WeightStoreRole, "weights-0").remote())
         for index in range(plan.config.replay.shards):
@@ -157,7 +163,7 @@ class RayRun:
         self._report.update(
             Counts(
                 books=books if books.inserted >= before.books.inserted else before.books,
-                positions=max(counts["positions"], before.positions),
+                positions=status.get("replayed_steps", before.positions),
                 train_steps=status.get("train_steps", before.train_steps),
                 policy_version=".".join(map(str, status.get("version", (0, 0)))),
                 debt=counts["debt"],
@@ -234,11 +240,13 @@ class RayRun:
         """Leave in order; every step has a deadline."""
         self._waiting_workers.clear()
         self._ledger.call("drain", timeout_s=10.0)
-        self._lost_open(self._supervisor.stop(("worker",), timeout_s=15.0))
+        ended = self._supervisor.stop(("worker",), timeout_s=15.0)
+        self._lost_open(sum(result["open_rows"] for result in ended.values()))
         self._look()
         if status == "completed" and self._plan.config.eval_episodes and self._evaluated_at < self._report.env_steps:
             self._last_evaluation()
-        self._supervisor.stop(("learner",), timeout_s=60.0)
+        for name, result in self._supervisor.stop(("learner",), timeout_s=60.0).items():
+            self._supervisor.roles[name].status = result
         self._look()
         self._say()
         self._folder.write_summary(self._report.summary(status))
@@ -253,9 +261,8 @@ class RayRun:
             self._supervisor.poll(POLL_S)
             self._collect_evaluation()
 
-    def _lost_open(self, ended: list[dict[str, Any]]) -> None:
-        lost = sum(result.get("open_rows", 0) for result in ended)
-        self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + lost)
+    def _lost_open(self, rows: int) -> None:
+        self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)
 
     def _abort(self, error: str) -> None:
         """Save what can be saved and say why."""

@@ -12,7 +12,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Mapping
 
 import numpy as np
 import ray
@@ -40,7 +41,7 @@ class Feed:
     def __init__(self, plan: Plan, first_batch: int) -> None:
         self._spec = plan.spec.sampling
         self._seed = role_seed(plan, "sampling")
-        self._batch = first_batch
+        self._batch, self._life = first_batch, uuid.uuid4().hex
         self._ledger = Remote("ledger-0")
         self._shards = [Remote(f"shard-{index}") for index in range(plan.config.replay.shards)]
         self._ready: queue.Queue[SampledWindows | Exception] = queue.Queue(maxsize=plan.config.learner.prefetch)
@@ -78,13 +79,16 @@ class Feed:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                split = self._ledger.call("admit_sample", self._batch, timeout_s=None, patience_s=120.0)
-                if split is None:
+                requests = self._ledger.call("admit_sample", self._life, self._seed_of(0), timeout_s=None, patience_s=120.0)
+                if requests is None:
                     return
-                self._put(self._collect(split))
+                self._put(self._collect(requests))
                 self._batch += 1
         except Exception as error:  # the edge of the thread: hand it to the learner
             self._put(error)
+
+    def _seed_of(self, attempt: int) -> tuple[int, int, int]:
+        return self._seed, self._batch, attempt
 
     def _put(self, item: SampledWindows | Exception) -> None:
         while not self._stopping.is_set():
@@ -94,38 +98,35 @@ class Feed:
                 continue
             return
 
-    def _collect(self, split: Sequence[int]) -> SampledWindows:
-        """Draw ``split[i]`` windows from shard i, and from others what some could not give."""
+    def _collect(self, requests: Mapping[int, SampleRequest]) -> SampledWindows:
+        """Draw what was granted, and from other shards what some could not give."""
         parts: list[SampledWindows] = []
         give_up, attempt = time.monotonic() + 120.0, 0
         while True:
-            missing = self._ask(split, attempt, parts)
+            missing = self._ask(requests, parts)
             if not missing:
                 return SampledWindows.concatenate(parts)
             if time.monotonic() > give_up:
                 raise RoleGoneError("no shard could be sampled for 120 s")
             attempt += 1
             time.sleep(0.0 if attempt < 3 else 0.2)
-            split = self._ledger.call("split", missing, self._batch, attempt)
+            requests = self._ledger.call("split", missing, self._seed_of(attempt))
 
-    def _ask(self, split: Sequence[int], attempt: int, parts: list[SampledWindows]) -> int:
+    def _ask(self, requests: Mapping[int, SampleRequest], parts: list[SampledWindows]) -> int:
         """Ask all shards at once; append what they give and return how many windows are missing."""
         missing, pending = 0, []
-        for index, windows in enumerate(split):
-            if not windows:
-                continue
-            request = SampleRequest(windows, (self._seed, self._batch, attempt, index))
+        for index, request in requests.items():
             try:
-                pending.append((index, windows, self._shards[index].handle.sample.remote(request)))
+                pending.append((index, request, self._shards[index].handle.sample.remote(request)))
             except ValueError:
-                missing += self._lost(index, windows)
-        for index, windows, reference in pending:
+                missing += self._lost(index, request.windows)
+        for index, request, reference in pending:
             try:
                 parts.append(ray.get(reference, timeout=SAMPLE_TIMEOUT_S))
             except GONE:
-                missing += self._lost(index, windows)
+                missing += self._lost(index, request.windows)
             except BufferError:
-                missing += windows
+                missing += request.windows
         return missing
 
     def _lost(self, index: int, windows: int) -> int:

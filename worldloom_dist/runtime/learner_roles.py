@@ -1,13 +1,12 @@
-"""The learner and the weight store as Ray actors: thin shells around ``worldloom_dist.learner``.
+"""The learner as a Ray actor: a thin shell around ``worldloom_dist.learner``.
 
-The learner's ``run`` is its lifeline: it trains until it is told to stop. ``ping`` and ``save`` arrive on other threads and only set
-or read plain values; everything that touches the agent happens on the thread of ``run``, between two updates, so a checkpoint is
-one cut.
+The learner's ``run`` is its lifeline: it trains until it is told to stop. ``ping`` and ``save`` arrive on other threads and only
+set or read plain values; everything that touches the agent happens on the thread of ``run``, between two updates, so a checkpoint
+is one cut.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -16,86 +15,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from worldloom.core.exceptions import CheckpointError
 from worldloom.core.metrics import Histogram, Last
-from worldloom.core.sequence import NO_POLICY, PolicyVersion
-from worldloom.core.weights import WeightsSnapshot
+from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.assembly import Plan, build_learner
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed
+from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["LearnerRole", "Pace", "RemoteWeights", "WeightStoreRole", "choose_device"]
+__all__ = ["LearnerRole", "choose_device"]
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY_S = 2.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
-
-
-class WeightStoreRole:
-    """Holds the newest weights in the object store and outlives the learner. Keeps the last two versions alive for slow pullers."""
-
-    def __init__(self) -> None:
-        self._version = NO_POLICY
-        self._references: list[Any] = []
-
-    async def publish(self, snapshot: WeightsSnapshot) -> bool:
-        """Take a version; False when it is not above the newest one (a dead learner's last words)."""
-        if snapshot.version <= self._version:
-            return False
-        self._references = [*self._references[-1:], ray.put(snapshot)]
-        self._version = snapshot.version
-        return True
-
-    async def version(self) -> PolicyVersion:
-        """The newest version."""
-        return self._version
-
-    async def fetch(self) -> list[Any]:
-        """A list with the newest reference (so that Ray does not copy it on the way), or an empty one."""
-        return self._references[-1:]
-
-    async def ping(self) -> dict[str, Any]:
-        """Alive."""
-        return {"pid": os.getpid()}
-
-    async def lifeline(self) -> None:
-        """Lasts as long as the process."""
-        await asyncio.Event().wait()
-
-
-class RemoteWeights:
-    """``ports.WeightSource`` and ``ports.WeightSink`` over the weight store."""
-
-    def __init__(self, timeout_s: float = 10.0) -> None:
-        self._store = Remote("weights-0")
-        self._timeout_s = timeout_s
-
-    def version(self) -> PolicyVersion:
-        """The newest version."""
-        version: PolicyVersion = self._store.call("version", timeout_s=self._timeout_s, patience_s=0.0)
-        return version
-
-    def fetch(self) -> WeightsSnapshot:
-        """The newest weights, one copy per node, read-only.
-
-        Raises:
-            CheckpointError: If nothing has been published.
-        """
-        references = self._store.call("fetch", timeout_s=self._timeout_s, patience_s=0.0)
-        if not references:
-            raise CheckpointError("no weights have been published yet")
-        snapshot: WeightsSnapshot = ray.get(references[0], timeout=self._timeout_s)
-        return snapshot
-
-    def publish(self, snapshot: WeightsSnapshot) -> None:
-        """Send a version; the learner does not wait, and a store that is away gets the next one."""
-        self._store.tell("publish", snapshot)
 
 
 class LearnerRole:
@@ -125,7 +61,11 @@ class LearnerRole:
         self._store = CheckpointStore(self._folder.checkpoints, keep=config.keep_checkpoints)
         self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
         self._learner = build_learner(
-            self._plan, RemoteWeights(), device=choose_device(config.device), incarnation=self._incarnation, folder=self._folder.path
+            self._plan,
+            RemoteWeights(),
+            device=choose_device(config.device),
+            incarnation=self._incarnation,
+            folder=self._folder.path,
         )
         self._restore()
         self._feed = Feed(self._plan, self._learner.train_steps)
@@ -219,25 +159,6 @@ class LearnerRole:
     def _note(self, state: str) -> None:
         steps, replayed = self._learner.train_steps, self._learner.replayed_steps
         self._status.update(state=state, train_steps=steps, replayed_steps=replayed, version=tuple(self._learner.version))
-
-
-class Pace:
-    """True at most once per interval.
-
-    Args:
-        interval_s: Seconds; 0 is always.
-    """
-
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s, self._last = interval_s, time.monotonic()
-
-    def is_due(self) -> bool:
-        """True when the interval has passed; starts the next one."""
-        now = time.monotonic()
-        if now - self._last < self._interval_s:
-            return False
-        self._last = now
-        return True
 
 
 def choose_device(wanted: str) -> str:

@@ -18,8 +18,10 @@ from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.assembly import Plan, build_evaluator, build_policy
-from worldloom_dist.runtime.learner_roles import Pace, RemoteWeights, choose_device
+from worldloom_dist.runtime.learner_roles import choose_device
+from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 __all__ = ["EvaluatorRole", "InferenceRole"]
 
@@ -87,7 +89,8 @@ class InferenceRole:
             left = close_at - time.monotonic()
             if left <= 0 or not await self._wait(left, for_more=True):
                 break
-        batch, size = [], 0
+        batch: list[tuple[ActRequest, asyncio.Future[ActReply]]] = []
+        size = 0
         while self._pending and (not batch or size + self._pending[0][0].num_rows <= actors.max_batch):
             batch.append(self._pending.pop(0))
             size += batch[-1][0].num_rows

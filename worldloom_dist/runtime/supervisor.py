@@ -1,4 +1,4 @@
-"""Keeps the roles of a run alive: notices death at once and hangs by deadline, restarts with back-off, counts, and gives up in time.
+"""Keeps the roles of a run alive: notices death at once and hangs by deadline, restarts with back-off, and gives up in time.
 
 Ray notices that a process died, but not that it hangs, and restarts without pause or limit; so restarting is ours. Every role has a
 lifeline, a call that returns only when the role ends, whose failure says at once that the process died. Roles also answer a
@@ -116,25 +116,25 @@ class Supervisor:
             elif role.handle is not None:
                 self._check_ping(role, now)
 
-    def stop(self, kinds: tuple[str, ...], timeout_s: float) -> list[dict[str, Any]]:
+    def stop(self, kinds: tuple[str, ...], timeout_s: float) -> dict[str, Any]:
         """Ask roles to end, wait, and kill those that do not.
 
         Returns:
-            What the roles that ended by themselves returned.
+            What the roles that ended by themselves returned, by name.
         """
         roles = [role for kind in kinds for role in self.of_kind(kind)]
         for role in roles:
             role.is_done = True
             if role.handle is not None:
                 role.handle.stop.remote()
-        lines = [role.line for role in roles if role.line is not None]
-        ended = ray.wait(lines, num_returns=len(lines), timeout=timeout_s)[0] if lines else []
-        results = []
+        names = {role.line: role.name for role in roles if role.line is not None}
+        ended = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)[0] if names else []
+        results = {}
         for line in ended:
             try:
-                results.append(ray.get(line) or {})
+                results[names[line]] = ray.get(line)
             except RayError as error:
-                logger.warning("a role failed while it was stopped: %s", str(error).strip().splitlines()[-1])
+                logger.warning("%s failed while it was stopped: %s", names[line], str(error).strip().splitlines()[-1])
         for role in roles:
             self._kill(role)
         return results

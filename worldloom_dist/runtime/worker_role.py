@@ -19,8 +19,8 @@ import ray
 from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.assembly import Plan, build_policy, build_worker
-from worldloom_dist.runtime.learner_roles import RemoteWeights
 from worldloom_dist.runtime.remote import GONE, Remote
+from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 __all__ = ["ShardWriter", "WorkerRole"]
 
@@ -68,7 +68,9 @@ class ShardWriter:
                     ray.get(reference)
                     return True
         except GONE as error:
-            logger.warning("%s went away (%s); chunk %s/%d is sent again", self._shard.name, type(error).__name__, chunk.stream, chunk.seq)
+            logger.warning(
+                "%s went away (%s); chunk %s/%d is sent again", self._shard.name, type(error).__name__, chunk.stream, chunk.seq
+            )
         except ValueError as error:  # no actor of that name yet
             if "Failed to look up actor" not in str(error):
                 raise
@@ -158,4 +160,3 @@ class WorkerRole:
     def _emit(self, worker: Any) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]
         self._hub.tell("emit", "actor", self._slot, worker.drain_metrics(), {"episodes": episodes})
-

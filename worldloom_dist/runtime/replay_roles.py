@@ -1,0 +1,245 @@
+"""The ledger and the replay shards as Ray actors: thin asynchronous shells around ``worldloom_dist.replay``.
+
+    worker --append(chunk)--> ShardRole --admit_insert--> LedgerRole      waits until the train ratio allows it
+    feed   --admit_sample--------------------------------> LedgerRole     waits likewise, answers windows per shard
+
+Every grant wakes those who wait for the other side. A ledger that is started again knows nothing: shards report to it about once a
+second, and the driver tells it what was trained, so it is whole again within a second or two, and admits nothing until then.
+A request names the life of the process that asks: when its successor shows up, what the dead one still waits for is void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from worldloom.core.exceptions import StateError
+from worldloom.core.metrics import Histogram
+from worldloom.core.sequence import NO_POLICY, Chunk
+from worldloom_dist.assembly import Plan, build_shard
+from worldloom_dist.metric_names import LAG_BUCKETS
+from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
+from worldloom_dist.replay.ledger import Ledger
+from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.weight_roles import RemoteWeights
+
+__all__ = ["LedgerRole", "ShardRole"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REPORT_EVERY_S = 1.0
+
+
+class LedgerRole:
+    """Admits inserts and samples over all shards.
+
+    Args:
+        plan: Of the run.
+        positions: Trained positions so far (a resumed run, or a ledger that died).
+    """
+
+    def __init__(self, plan: Plan, positions: int) -> None:
+        self._plan, self._positions = plan, positions
+        self._ledger = Ledger(plan.limits, window_positions=plan.spec.sampling.length)
+        self._books: dict[int, RowBooks] = {}
+        self._live: dict[int, int] = {}
+        self._lives: dict[str, str] = {}
+        self._is_whole = self._is_draining = False
+        self._changed = asyncio.Condition()
+
+    async def join(self, shard: int, books: RowBooks, live_windows: int) -> None:
+        """A shard started; its books replace what was counted for it."""
+        self._books[shard], self._live[shard] = books, live_windows
+        if self._is_whole:
+            self._ledger.join(shard, books, live_windows)
+        elif len(self._books) == self._plan.config.replay.shards:
+            found = {index: (books, self._live[index]) for index, books in sorted(self._books.items())}
+            self._ledger.rebuild(found, self._positions)
+            self._is_whole = True
+        await self._notify()
+
+    async def report(self, shard: int, books: RowBooks, live_windows: int) -> None:
+        """A shard's regular report."""
+        if shard not in self._books or shard not in self._ledger.live_shards:
+            await self.join(shard, books, live_windows)
+            return
+        self._books[shard] = books
+        if live_windows != self._live[shard]:
+            self._live[shard] = live_windows
+            self._ledger.report(shard, live_windows)
+            await self._notify()
+
+    async def shard_down(self, shard: int) -> None:
+        """A shard died: sample from the others until it reports again."""
+        if self._is_whole and shard in self._ledger.live_shards:
+            self._ledger.leave(shard)
+            await self._notify()
+
+    async def admit_insert(self, shard: int, life: str, agent_steps: int) -> bool:
+        """Return True when the steps may be inserted; False when a successor of the shard has shown up."""
+        granted = await self._wait(f"shard-{shard}", life, lambda: self._try_insert(shard, agent_steps) or None)
+        return granted is not None
+
+    async def give_back(self, shard: int, agent_steps: int) -> None:
+        """Steps that were admitted and not inserted."""
+        self._ledger.give_back(shard, agent_steps)
+        await self._notify()
+
+    async def admit_sample(self, life: str, seed: tuple[int, ...]) -> dict[int, SampleRequest] | None:
+        """Return a request per shard for one batch, when it may be sampled; None when a successor of the learner has shown up."""
+        request = SampleRequest(self._plan.spec.sampling.batch_size, seed)
+        return await self._wait("learner", life, lambda: self._ledger.try_sample(request) if self._is_whole else None)
+
+    async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
+        """Requests for windows of an admitted batch that a shard could not give."""
+        while True:
+            live = {index: self._live[index] for index in self._ledger.live_shards if self._live[index]}
+            if live:
+                break
+            await asyncio.sleep(0.05)
+        weights = np.array(list(live.values()), float)
+        counts = np.random.default_rng(list(seed)).multinomial(windows, weights / weights.sum())
+        return {index: SampleRequest(int(count), (*seed, index + 1)) for index, count in zip(live, counts, strict=True) if count}
+
+    async def updates_due(self) -> int:
+        """Updates that should have been made by now (lock-step)."""
+        limiter = self._ledger.limiter
+        return limiter.updates_due(limiter.agent_steps)
+
+    async def counts(self) -> dict[str, Any]:
+        """Counters for the driver and for checkpoints; plain values."""
+        limiter = self._ledger.limiter
+        return {
+            "books": asdict(sum(self._books.values(), RowBooks())),
+            "agent_steps": limiter.agent_steps,
+            "positions": limiter.positions if self._is_whole else self._positions,
+            "debt": float(limiter.debt),
+            "blocked_s": {"insert": self._ledger.insert_blocked_s, "sample": self._ledger.sample_blocked_s},
+            "shards_live": len(self._ledger.live_shards),
+        }
+
+    async def drain(self) -> None:
+        """The run ends: let through what workers still hold."""
+        self._is_draining = True
+        await self._notify()
+
+    async def ping(self) -> dict[str, Any]:
+        """Alive."""
+        return {"pid": os.getpid()}
+
+    async def lifeline(self) -> None:
+        """Lasts as long as the process."""
+        await asyncio.Event().wait()
+
+    def _try_insert(self, shard: int, agent_steps: int) -> bool:
+        """When the run drains, what workers still hold goes in beyond the band; before that, nothing beyond the run's target."""
+        if self._is_draining:
+            self._ledger.force_insert(shard, agent_steps)
+            return True
+        is_open = self._is_whole and self._ledger.limiter.agent_steps < self._plan.target_agent_steps
+        return is_open and self._ledger.try_insert(shard, agent_steps)
+
+    async def _wait(self, asker: str, life: str, attempt: Callable[[], T | None]) -> T | None:
+        """Try again at every change until it succeeds, or until another life of the asker has shown up."""
+        async with self._changed:
+            if self._lives.get(asker) != life:
+                self._lives[asker] = life
+                self._changed.notify_all()
+            while self._lives[asker] == life:
+                granted = attempt()
+                if granted is not None:
+                    self._changed.notify_all()
+                    return granted
+                await self._changed.wait()
+        return None
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class ShardRole:
+    """One shard.
+
+    Args:
+        plan: Of the run.
+        index: Which shard.
+        folder: The run's replay folder; what is found there is served again.
+    """
+
+    def __init__(self, plan: Plan, index: int, folder: Path) -> None:
+        self._index = index
+        self._shard = build_shard(plan, index, folder)
+        self._ledger = Remote("ledger-0")
+        self._life = uuid.uuid4().hex
+        self._weights, self._newest = RemoteWeights(), NO_POLICY
+        self._hub, self._lags = Remote("hub-0"), Histogram.of(LAG_BUCKETS)
+        self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
+
+    async def append(self, chunk: Chunk) -> bool:
+        """Acknowledge a chunk once it is admitted and stored; False when it had been stored before.
+
+        A chunk that is sent again while its first copy still waits shares that copy's fate.
+        """
+        name = (chunk.stream, chunk.seq)
+        if name in self._arriving:
+            return await asyncio.shield(self._arriving[name])
+        future = self._arriving[name] = asyncio.ensure_future(self._append(chunk))
+        try:
+            return await asyncio.shield(future)
+        finally:
+            self._arriving.pop(name, None)
+
+    async def sample(self, request: SampleRequest) -> SampledWindows:
+        """Windows."""
+        return await asyncio.to_thread(self._shard.sample, request)
+
+    async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
+        """Refresh extras of rows that are still there."""
+        await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
+
+    async def books(self) -> RowBooks:
+        """Where every row went."""
+        return self._shard.books()
+
+    async def ping(self) -> dict[str, Any]:
+        """Alive."""
+        return {"pid": os.getpid(), "stored": self._shard.books().stored}
+
+    async def lifeline(self) -> None:
+        """Report to the ledger for as long as the process lives."""
+        await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            self._report()
+            if self._lags.count:
+                self._hub.tell("emit", "replay", self._index, {"policy_lag_updates": self._lags})
+                self._lags = Histogram.of(LAG_BUCKETS)
+            self._newest = await self._weights.aversion(self._newest)
+
+    async def _append(self, chunk: Chunk) -> bool:
+        if not await self._ledger.acall("admit_insert", self._index, self._life, chunk.num_agent_steps, timeout_s=None):
+            raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
+        is_new = False
+        try:
+            is_new = await asyncio.to_thread(self._shard.append, chunk)
+        finally:
+            if not is_new:
+                self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
+        self._report()
+        if is_new and chunk.version != NO_POLICY:
+            lag = max(0, self._newest.update - chunk.version.update)
+            self._lags = self._lags.merge(Histogram.of(LAG_BUCKETS, lag))
+        return is_new
+
+    def _report(self) -> None:
+        self._ledger.tell("report", self._index, self._shard.books(), self._shard.live_windows())
