@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ from worldloom.nn.distributions import categorical_log_prob
 from worldloom.nn.functional import symexp, symlog
 from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 
-__all__ = ["Decoder", "ImageDecoder"]
+__all__ = ["Decoder", "ImageDecoder", "image_loss", "plain_image_loss", "vector_loss"]
+
+CHUNK = 64
+"""Images per pass of the image loss: few enough for the cache."""
 
 
 class ImageDecoder(nn.Module):
@@ -95,9 +99,45 @@ class Decoder(nn.Module):
 
     def losses(self, deter: Tensor, stoch: Tensor, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Reconstruction loss per key [N]: squared error summed over dimensions or pixels (no factor 1/2), or cross-entropy."""
+        if self.image is not None and self.layout.is_plain_image:
+            key = self.layout.images[0]
+            vectors = self.vec(torch.cat([stoch, deter], -1)) if self.vec is not None else {}
+            losses = {key.name: plain_image_loss(key, self.image.cells(deter, stoch), obs[key.name])}
+            return losses | {k.name: vector_loss(k, vectors[k.name], obs[k.name]) for k in self.layout.vectors}
         raw = self.raw(deter, stoch)
         losses = {key.name: vector_loss(key, raw[key.name], obs[key.name]) for key in self.layout.vectors}
         return losses | {key.name: image_loss(key, raw[key.name], obs[key.name]) for key in self.layout.images}
+
+
+class _PlainImageLoss(torch.autograd.Function):
+    """Sum of (sigmoid(cells) - image / 255)^2, with the derivative taken on the way: one map is kept instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, image: Tensor) -> Tensor:
+        rows, height, width, _, _, channels = cells.shape
+        slope, loss = torch.empty_like(cells, dtype=torch.float32), []
+        grid = image.view(rows, height, 2, width, 2, channels).transpose(2, 3)
+        for begin in range(0, rows, CHUNK):
+            part = slice(begin, begin + CHUNK)
+            predicted = torch.sigmoid(cells[part].float())
+            error = predicted - grid[part].float().div_(255)
+            loss.append(error.square().sum((1, 2, 3, 4, 5)))
+            torch.mul(error.mul_(2), predicted.mul_(1 - predicted), out=slope[part])
+        ctx.save_for_backward(slope)
+        ctx.dtype = cells.dtype
+        return torch.cat(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return (slope * grads[0].view(-1, 1, 1, 1, 1, 1)).to(ctx.dtype), None
+
+
+def plain_image_loss(key: ImageKey, cells: Tensor, image: Tensor) -> Tensor:
+    """:func:`image_loss` of a single image that fills the canvas, straight from the decoder's cells. [N]."""
+    image = image.movedim(1, -1) if key.channels_first else image
+    loss: Tensor = _PlainImageLoss.apply(cells, image.contiguous())  # type: ignore[no-untyped-call]
+    return loss
 
 
 def vector_loss(key: VectorKey, raw: Tensor, value: Tensor) -> Tensor:

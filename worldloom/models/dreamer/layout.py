@@ -49,7 +49,7 @@ class ImageKey:
     def pixels(self, image: Tensor) -> Tensor:
         """Raw uint8 ``[N, ...]`` to float channels-first ``[N, C, height, width]`` in [0, 1]."""
         image = image if self.channels_first else image.movedim(-1, 1)
-        pixels = image.to(torch.get_autocast_dtype(image.device.type) if _autocasting(image) else torch.float32) / 255
+        pixels = image.to(torch.float32).div_(255)
         return functional.avg_pool2d(pixels, self.shrink, ceil_mode=True) if self.shrink > 1 else pixels
 
 
@@ -103,6 +103,11 @@ class ObsLayout:
         return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
     @property
+    def is_plain_image(self) -> bool:
+        """True for a single image that fills the canvas as it is."""
+        return len(self.images) == 1 and self.images[0].shrink == 1 and self.canvas == (self.images[0].height, self.images[0].width)
+
+    @property
     def channels(self) -> int:
         """Channels of all images together."""
         return sum(key.channels for key in self.images)
@@ -121,7 +126,7 @@ class ObsLayout:
         height, width = self.canvas
         parts = []
         for key in self.images:
-            pixels = key.pixels(obs[key.name]) - 0.5
+            pixels = key.pixels(obs[key.name]).sub_(0.5)
             if (key.height, key.width) != (height, width):
                 pixels = functional.pad(pixels, (0, width - key.width, 0, height - key.height))
             parts.append(pixels)
@@ -181,7 +186,3 @@ def one_hot_groups(index: Tensor, classes: tuple[int, ...]) -> Tensor:
     """[N, k] integer components to [N, sum(classes)] float32 codes side by side; an index out of range codes as zeros."""
     parts = [(index[:, i, None] == torch.arange(c, device=index.device)) for i, c in enumerate(classes)]
     return torch.cat(parts, -1).float()
-
-
-def _autocasting(tensor: Tensor) -> bool:
-    return torch.is_autocast_enabled(tensor.device.type)
