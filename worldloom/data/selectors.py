@@ -67,13 +67,13 @@ class SumTree:
 
     def select(self, targets: npt.NDArray[Any]) -> Slots:
         """The leaf in which the running sum passes each target in [0, total)."""
-        nodes = np.zeros(len(targets), np.int64)
+        nodes, rows = np.zeros(len(targets), np.int64), np.arange(len(targets))
         for level in reversed(self._levels):
             running = level.reshape(-1, FANOUT)[nodes].cumsum(axis=1, dtype=self._sum_dtype)  # [n, FANOUT]
-            # Rounding may push a float target past the end of its node: then the first child that reaches the end is meant.
-            picks = np.minimum((running <= targets[:, None]).sum(axis=1), (running < running[:, -1:]).sum(axis=1))
-            before = np.take_along_axis(running, np.maximum(picks - 1, 0)[:, None], axis=1)[:, 0]
-            targets = targets - np.where(picks > 0, before, 0)
+            if self._sum_dtype.kind == "f":  # rounding may push a target past the end of its node
+                targets = np.minimum(targets, np.nextafter(running[:, -1], 0.0))
+            picks = (running > targets[:, None]).argmax(axis=1)
+            targets = targets - np.where(picks > 0, running[rows, picks - 1], 0)
             nodes = nodes * FANOUT + picks
         return nodes
 

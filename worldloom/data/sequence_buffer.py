@@ -339,11 +339,25 @@ class SequenceBuffer:
         while self.capacity_bytes is not None and self.nbytes > self.capacity_bytes and len(self._chunks) > 1:
             self._evict_to(self._chunks[self._oldest_chunk].stop)
 
+    def _follow(self, starts: Ids) -> Ids:
+        """Ids of the T rows from each start: [n, T].
+
+        Rows of one chunk have consecutive ids, so we guess that all have, and shift the rest of a window where a link says
+        otherwise: there are as many rounds as a window has chunks, not rows.
+        """
+        ids = starts[:, None] + np.arange(self.sampling.window_rows)
+        while True:
+            successor = self._next_row_of[ids[:, :-1] % self.capacity_rows]
+            wrong = successor != ids[:, 1:]
+            windows = np.flatnonzero(wrong.any(axis=1))
+            if not len(windows):
+                return ids
+            at = wrong[windows].argmax(axis=1)
+            shift = successor[windows, at] - ids[windows, at + 1]
+            ids[windows] += np.where(np.arange(ids.shape[1]) > at[:, None], shift[:, None], 0)
+
     def _gather(self, starts: Ids) -> PendingWindows:
-        ids = np.empty((len(starts), self.sampling.window_rows), np.int64)  # [n, T]
-        ids[:, 0] = starts
-        for t in range(1, ids.shape[1]):
-            ids[:, t] = self._next_row_of[ids[:, t - 1] % self.capacity_rows]
+        ids = self._follow(starts)
         slots = ids % self.capacity_rows
         columns = {name: ring.take(slots, axis=0) for name, ring in self._rings.items()}
         ordinals = self._chunk_of[slots]

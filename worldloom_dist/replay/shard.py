@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -28,9 +27,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
 from worldloom.core.protocol import SamplingSpec
-from worldloom.core.sequence import Chunk, PolicyVersion, SequenceBatch, StreamId, agent_steps
+from worldloom.core.sequence import Chunk, SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import PackedColumn, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
@@ -39,35 +38,14 @@ from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteB
 from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, HEAD, Journal, JournalPosition, Record
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
+from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, StoredChunk, pack_count, unpack_count
 
-__all__ = ["Durability", "RecoveryReport", "ReplayShard"]
+__all__ = ["Durability", "ReplayShard"]
 
 logger = logging.getLogger(__name__)
 
 Durability = Literal["none", "journal", "fsync"]
-CHUNK, DUPLICATE, LOST = 2, 3, 4
-CHUNK_HEAD = struct.Struct("<10qd")
 FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryReport:
-    """What a shard found on its disk when it started.
-
-    Attributes:
-        chunks, rows: Intact chunks read, and the rows stored now.
-        torn_bytes: Bytes of a record that was being written at the time of death; it was never acknowledged (unless damaged later).
-        corrupt_bytes: Bytes that were altered on the disk.
-        lost_rows: Acknowledged rows that are known to be lost, over the whole run.
-        seconds: How long it took.
-    """
-
-    chunks: int = 0
-    rows: int = 0
-    torn_bytes: int = 0
-    corrupt_bytes: int = 0
-    lost_rows: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -98,6 +76,7 @@ class ReplayShard:
     Raises:
         CheckpointError: If the directory belongs to another shard or to rows of another layout.
         StateError: If another process holds the directory.
+        ConfigurationError: If a journal has no directory, or the capacity cannot hold a window.
     """
 
     def __init__(
@@ -133,7 +112,7 @@ class ReplayShard:
         if durability == "none":
             return
         if directory is None:
-            raise CheckpointError(f"replay shard {index}: durability {durability!r} needs a directory")
+            raise ConfigurationError(f"replay shard {index}: durability {durability!r} needs a directory; name one or say none")
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
             self._files = MarkFiles(directory, kept_marks)
@@ -279,13 +258,11 @@ class ReplayShard:
         return rows
 
     def _write(self, journal: Journal, chunk: Chunk, inserted_s: float, *, is_new: bool) -> None:
-        if not is_new:
-            self._append_record(journal, DUPLICATE, [struct.pack("<q", chunk.num_rows)])
-            return
-        place = (self._buffer.next_row, self._counters.agent_steps)
-        counts = (chunk.num_rows, chunk.num_agent_steps)
-        head = CHUNK_HEAD.pack(*chunk.stream, chunk.seq, *chunk.version, *counts, *place, inserted_s)
-        self._append_record(journal, CHUNK, [head, chunk.payload])
+        if is_new:
+            stored = StoredChunk(chunk, self._buffer.next_row, self._counters.agent_steps, inserted_s)
+            self._append_record(journal, CHUNK, stored.pack())
+        else:
+            self._append_record(journal, DUPLICATE, pack_count(chunk.num_rows))
 
     def _append_record(self, journal: Journal, kind: int, parts: list[bytes]) -> None:
         if journal.needs_rotation:
@@ -351,9 +328,9 @@ class ReplayShard:
                 self._skip(head["next_row"], head["agent_steps"])
                 self._counters.lost, self._counters.unrecorded = head["lost"], 0
             elif record.kind == DUPLICATE:
-                self._counters.duplicate += struct.unpack("<q", record.payload)[0]
+                self._counters.duplicate += unpack_count(record.payload)
             elif record.kind == CHUNK:
-                self._replay_chunk(record.payload)
+                self._replay_chunk(StoredChunk.unpack(record.payload))
                 chunks += 1
         self._buffer.mark_served(self._buffer.online_queued if online_served is None else online_served)
         self._know_damaged_segments(journal, oldest_segment)
@@ -388,8 +365,8 @@ class ReplayShard:
     def _place_of(self, record: Record) -> tuple[int, int]:
         """Rows and agent steps before a record."""
         if record.kind == CHUNK:
-            fields = CHUNK_HEAD.unpack_from(record.payload)
-            return fields[8], fields[9]
+            stored = StoredChunk.unpack(record.payload)
+            return stored.first_row, stored.steps_before
         return self._buffer.next_row, self._counters.agent_steps
 
     def _start_at(self, head: Mapping[str, Any], next_row: int) -> None:
@@ -399,13 +376,10 @@ class ReplayShard:
         self._gaps.load(head.get("gaps", ()))
         self._counters = _Counters(head.get("agent_steps", 0), head.get("lost", 0), head.get("duplicate", 0))
 
-    def _replay_chunk(self, payload: bytes) -> None:
-        fields, blob = CHUNK_HEAD.unpack_from(payload), payload[CHUNK_HEAD.size :]
-        chunk = Chunk(StreamId(*fields[:3]), fields[3], PolicyVersion(*fields[4:6]), fields[6], fields[7], blob)
-        first_row, steps_before, inserted_s = fields[8:]
-        if first_row > self._buffer.next_row:
-            self._lose(first_row, steps_before)
-        self._store(chunk, split_rows(blob, self.columns), inserted_s)
+    def _replay_chunk(self, stored: StoredChunk) -> None:
+        if stored.first_row > self._buffer.next_row:
+            self._lose(stored.first_row, stored.steps_before)
+        self._store(stored.chunk, split_rows(stored.chunk.payload, self.columns), stored.inserted_s)
 
     def _lose(self, next_row: int, steps: int) -> None:
         """Count the rows up to ``next_row``, which the journal should hold and does not, as lost."""

@@ -1,0 +1,70 @@
+"""What a shard writes into its journal, byte by byte (chunks as fixed fields and payload, the rest as JSON), and finds again."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
+
+__all__ = ["CHUNK", "DUPLICATE", "LOST", "RecoveryReport", "StoredChunk", "pack_count", "unpack_count"]
+
+CHUNK, DUPLICATE, LOST = 2, 3, 4
+"""Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and the books after a loss (JSON)."""
+
+FIELDS = struct.Struct("<10qd")
+COUNT = struct.Struct("<q")
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What a shard found on its disk when it started.
+
+    Attributes:
+        chunks, rows: Intact chunks read, and the rows stored now.
+        torn_bytes: Bytes of a record that was being written at the time of death; it was never acknowledged (unless damaged later).
+        corrupt_bytes: Bytes that were altered on the disk.
+        lost_rows: Acknowledged rows that are known to be lost, over the whole run.
+        seconds: How long it took.
+    """
+
+    chunks: int = 0
+    rows: int = 0
+    torn_bytes: int = 0
+    corrupt_bytes: int = 0
+    lost_rows: int = 0
+    seconds: float = 0.0
+
+
+class StoredChunk(NamedTuple):
+    """A chunk and where it stands: the rows and agent steps inserted before it, and the wall time of its insertion."""
+
+    chunk: Chunk
+    first_row: int
+    steps_before: int
+    inserted_s: float
+
+    def pack(self) -> list[bytes]:
+        """The record's parts; the payload is not copied."""
+        c = self.chunk
+        place = (self.first_row, self.steps_before, self.inserted_s)
+        return [FIELDS.pack(*c.stream, c.seq, *c.version, c.num_rows, c.num_agent_steps, *place), c.payload]
+
+    @classmethod
+    def unpack(cls, record: bytes) -> StoredChunk:
+        """Inverse of :meth:`pack`."""
+        fields = FIELDS.unpack_from(record)
+        version = PolicyVersion(*fields[4:6])
+        return cls(Chunk(StreamId(*fields[:3]), fields[3], version, fields[6], fields[7], record[FIELDS.size :]), *fields[8:])
+
+
+def pack_count(count: int) -> list[bytes]:
+    """The parts of a record that holds one number."""
+    return [COUNT.pack(count)]
+
+
+def unpack_count(record: bytes) -> int:
+    """Inverse of :func:`pack_count`."""
+    count: int = COUNT.unpack(record)[0]
+    return count
