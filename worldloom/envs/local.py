@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError, WorldLoomError
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import EnvLimits
 from worldloom.envs.faults import EnvFault, FaultBook
@@ -44,11 +44,13 @@ class LocalVectorEnv:
     ) -> None:
         self._build, self._seed, self._sleep = build, seed, sleep
         self._book = FaultBook(limits or EnvLimits(), num_envs, clock)
-        self._envs: list[EnvAdapter | None] = [build() for _ in range(num_envs)]
+        envs = [self._build_one() for _ in range(num_envs)]
+        self._envs: list[EnvAdapter | None] = list(envs)
+        self._map_action = envs[0].map_action
         self._ended = [False] * num_envs
         self._rebuilds = [0] * num_envs
         self._started = False
-        self.spec: EnvSpec = self._envs[0].spec  # type: ignore[union-attr]
+        self.spec: EnvSpec = envs[0].spec
         self.num_envs = num_envs
 
     def reset(self, seed: int | None = None) -> EnvStep:
@@ -67,12 +69,13 @@ class LocalVectorEnv:
         """Act (see :class:`VectorEnv`)."""
         if not self._started:
             raise StateError("step was called before reset")
+        native = self._map_action.rows(action, self.num_envs)
 
         def advance(row: EnvStep, index: int, env: EnvAdapter) -> None:
             if self._ended[index]:
                 row.put_first(index, env.reset())
             else:
-                row.put(index, *env.step({key: value[index] for key, value in action.items()}))
+                row.put(index, *env.step_native(native[index]))
 
         return self._sweep(advance)
 
@@ -86,7 +89,7 @@ class LocalVectorEnv:
     def set_state(self, state: Sequence[Any]) -> None:
         """Inverse of :meth:`state`."""
         for index, saved in enumerate(state):
-            env = self._envs[index] or self._build()
+            env = self._envs[index] or self._build_one()
             env.set_state(saved["adapter"])
             self._envs[index], self._ended[index] = env, bool(saved["ended"])
         self._started = True
@@ -115,20 +118,34 @@ class LocalVectorEnv:
                 raise
             except Exception as error:  # the edge of somebody else's code: any failure costs this env only
                 self._fail(row, index, error)
+        while (broken := self._not_finite(row)) is not None:
+            self._fail(row, broken, EnvFailureError("an observation holds a number that is not finite"))
         if not row.live.any():
             self._sleep(min(self._book.wait_s(index) for index in range(self.num_envs)))
             return self._sweep(advance)
         self._ended = list(row.is_last)
         return row
 
+    def _not_finite(self, row: EnvStep) -> int | None:
+        """The first env with a NaN or infinity; looked for in all rows at once, because that is cheaper."""
+        for value in row.obs.values():
+            if value.dtype != np.uint8 and not np.isfinite(value).all():
+                return int(np.argwhere(~np.isfinite(value))[0, 0])
+        return None
+
+    def _build_one(self) -> EnvAdapter:
+        env = self._build()
+        env.check_finite = False
+        return env
+
     def _rebuild(self, row: EnvStep, index: int) -> None:
         self._rebuilds[index] += 1
-        env = self._envs[index] = self._build()
+        env = self._envs[index] = self._build_one()
         row.put_first(index, env.reset(env_seed(self._seed, index, self._rebuilds[index])))
 
     def _fail(self, row: EnvStep, index: int, error: Exception) -> None:
         broken, self._envs[index] = self._envs[index], None
-        row.live[index], row.is_first[index] = False, True
+        row.clear(index)
         if broken is not None:
             _close_quietly(broken)
         detail = str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ Actions: continuous ones are [-1, 1] outside and rescaled to finite bounds insid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,13 @@ class ObsMapper:
             raise ConfigurationError(f"observation space {space} holds no array; give the env something to observe")
         self.specs: dict[str, ArraySpec] = {key: leaf.spec for key, leaf in self._leaves.items()}
 
-    def __call__(self, obs: Any, lead: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+    def __call__(self, obs: Any, lead: tuple[int, ...] = (), *, check_finite: bool = True) -> dict[str, np.ndarray]:
         """Convert and check one observation.
+
+        Args:
+            obs: As the space describes it, with the leading axes ``lead``.
+            lead: Leading axes.
+            check_finite: False when the caller checks many observations at once.
 
         Raises:
             ShapeMismatchError: If an array has not the shape that its space promises.
@@ -66,7 +71,7 @@ class ObsMapper:
             if value.shape != (*lead, *leaf.native_shape):
                 raise ShapeMismatchError(f"observation {key!r}", (*lead, *leaf.native_shape), value.shape)
             array = leaf.convert(value)
-            if array.dtype != np.uint8 and not np.isfinite(array).all():
+            if check_finite and array.dtype != np.uint8 and not np.isfinite(array).all():
                 raise EnvFailureError(f"observation {key!r} holds a number that is not finite")
             result[key] = array
         return result
@@ -102,6 +107,17 @@ class ActionMapper:
                 raise ShapeMismatchError(f"action {key!r}", (*lead, *leaf.spec.shape), value.shape)
             native[leaf.path] = leaf.convert(value)
         return native[()] if () in native else _nest(self._space, native, ())
+
+    def rows(self, action: Mapping[str, np.ndarray], count: int) -> Sequence[Any]:
+        """``[count, ...]`` actions as ``count`` native ones; a space that is one array is converted in one go.
+
+        Raises:
+            ShapeMismatchError: As for a single action.
+        """
+        if all(leaf.path == () for leaf in self._leaves.values()):
+            native: Sequence[Any] = self(action, (count,))
+            return native
+        return [self({key: value[index] for key, value in action.items()}) for index in range(count)]
 
 
 def _walk(space: Any, name: str, path: tuple[str | int, ...] = ()) -> list[tuple[str, tuple[str | int, ...], Any]]:
@@ -220,9 +236,11 @@ class _Rescale:
         self._scale = np.where(finite, (np.where(finite, high, 1) - np.where(finite, low, 0)) / 2, 1.0)
         self._shift = np.where(finite, (np.where(finite, high, 0) + np.where(finite, low, 0)) / 2, 0.0)
         self._low, self._high, self._dtype = low, high, np.dtype(space.dtype)
+        self._is_unit = bool(np.all((low == -1) & (high == 1))) and self._dtype.kind == "f"
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         unit = np.minimum(np.maximum(value, -1.0), 1.0)
-        native = np.minimum(np.maximum(unit * self._scale + self._shift, self._low), self._high)
-        result: np.ndarray = (np.rint(native) if self._dtype.kind in "iu" else native).astype(self._dtype)
-        return result
+        if not self._is_unit:
+            unit = np.minimum(np.maximum(unit * self._scale + self._shift, self._low), self._high)
+        native: np.ndarray = (np.rint(unit) if self._dtype.kind in "iu" else unit).astype(self._dtype, copy=False)
+        return native

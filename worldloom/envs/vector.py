@@ -64,6 +64,14 @@ class EnvStep:
         self.is_first[env], self.reward[env] = False, reward
         self.terminated[env], self.truncated[env] = terminated, truncated
 
+    def clear(self, env: int) -> None:
+        """Take a row back: there is none."""
+        for array in self.obs.values():
+            array[env] = 0
+        self.reward[env] = 0
+        self.terminated[env] = self.truncated[env] = self.live[env] = False
+        self.is_first[env] = True
+
     def _put(self, env: int, obs: Mapping[str, np.ndarray]) -> None:
         for key, array in self.obs.items():
             array[env] = obs[key]

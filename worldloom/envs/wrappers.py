@@ -71,13 +71,18 @@ class EnvAdapter:
         raw: The environment and what its suite knows about it.
         config: Resolved settings.
 
+    Attributes:
+        map_action: From flat actions to the env's own.
+        check_finite: Look for NaN in every observation; False when the caller does.
+
     Raises:
         ConfigurationError: If a space is not supported or an image setting finds no image.
     """
 
     def __init__(self, raw: RawEnv, config: EnvConfig) -> None:
         self._env, self._repeat = raw.env, 1 if raw.handles_repeat else config.action_repeat or 1
-        self._map_obs, self._map_action = ObsMapper(raw.env.observation_space), ActionMapper(raw.env.action_space)
+        self._map_obs, self.map_action = ObsMapper(raw.env.observation_space), ActionMapper(raw.env.action_space)
+        self.check_finite = True
         self._images = {key: _ImagePipeline(spec, config) for key, spec in self._map_obs.specs.items() if spec.is_image}
         if not self._images:
             _refuse_image_settings(config)
@@ -86,7 +91,7 @@ class EnvAdapter:
         self.spec = EnvSpec(
             name=config.env,
             obs=obs,
-            action=self._map_action.specs,
+            action=self.map_action.specs,
             episode_limit=_episode_limit(raw, config),
             action_repeat=config.action_repeat or 1,
             may_terminate=raw.may_terminate,
@@ -106,7 +111,11 @@ class EnvAdapter:
             EnvFailureError: If the reward or an observation is not finite.
             ShapeMismatchError: If an array has not the promised shape.
         """
-        native, total = self._map_action(action), 0.0
+        return self.step_native(self.map_action(action))
+
+    def step_native(self, native: Any) -> tuple[dict[str, np.ndarray], float, bool, bool]:
+        """As :meth:`step`, with an action as the env itself takes it (from ``map_action``)."""
+        total = 0.0
         for _ in range(self._repeat):
             obs, reward, terminated, truncated, _ = self._env.step(native)
             total += float(reward)
@@ -144,7 +153,7 @@ class EnvAdapter:
         self._env.close()
 
     def _observe(self, obs: Any, *, first: bool) -> dict[str, np.ndarray]:
-        flat = self._map_obs(obs)
+        flat = self._map_obs(obs, check_finite=self.check_finite)
         for key, pipeline in self._images.items():
             flat[key] = pipeline(flat[key], first=first)
         return flat

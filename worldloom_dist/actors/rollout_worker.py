@@ -246,11 +246,12 @@ class RolloutWorker:
         for name, spec in self._columns.items():
             if name not in columns:  # extras of random actions
                 columns[name] = spec.zeros(self.num_envs)
-        for index in np.flatnonzero(row.live).tolist():
-            self._count(row, index)
-            self._writers[index].add(columns, index, choice.version)
-        for index in np.flatnonzero(~row.live).tolist():
-            self._writers[index].flush_if_old()
+        for index, is_live in enumerate(row.live.tolist()):
+            if is_live:
+                self._count(row, index)
+                self._writers[index].add(columns, index, choice.version)
+            else:
+                self._writers[index].flush_if_old()
         return int(np.count_nonzero(row.live))
 
     def _count(self, row: EnvStep, index: int) -> None:

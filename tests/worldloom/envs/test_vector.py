@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from worldloom.core.exceptions import EnvFailureError, StateError
+from worldloom.core.exceptions import EnvFailureError, ShapeMismatchError, StateError
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.local import LocalVectorEnv
@@ -192,3 +192,23 @@ def test_rows_belong_to_the_caller() -> None:
     for move in (1, 2, 3, 4):
         env.step({"action": np.full(1, move, np.int32)})
     assert np.array_equal(first.obs["obs"], copy)
+
+
+def test_env_that_never_gives_a_finite_observation_ends_in_quarantine() -> None:
+    class NanEnv(CountingEnv):
+        def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+            return np.full(3, np.nan, np.float32), {}
+
+    env = vector_of([CountingEnv(), *(NanEnv() for _ in range(4))], EnvLimits(max_failures=3), Clock(), num_envs=2)
+    row = env.reset()
+    assert row.live.tolist() == [True, False]
+    assert row.obs["obs"].tolist() == [[0, 0, 0]] * 2
+    assert {fault.env for fault in env.drain_faults()} == {1}
+
+
+def test_action_of_a_wrong_shape_is_the_callers_mistake() -> None:
+    env = make_env(EnvConfig(env="toy:counting"), num_envs=2, seed=0)
+    env.reset()
+    with pytest.raises(ShapeMismatchError, match="action 'action'"):
+        env.step({"action": np.zeros((2, 3), np.float32)})
+    assert env.drain_faults() == []

@@ -72,7 +72,7 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         self._rom, self._repeat, self._noops = rom, repeat, noops
         self._actions = self._ale.getLegalActionSet() if full_actions else self._ale.getMinimalActionSet()
         height, width = self._ale.getScreenDims()
-        self._frames = np.zeros((2, height, width, 3), np.uint8)
+        self._frames, self._newest = np.zeros((2, height, width, 3), np.uint8), 0  # the last two that were drawn
         self.action_space = spaces.Discrete(len(self._actions))
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
 
@@ -98,8 +98,8 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
             reward += self._ale.act(self._actions[int(action)])
             is_over = self._ale.game_over()
             if frame >= self._repeat - 2 or is_over:
-                self._frames[0], self._frames[1] = self._frames[1], self._frames[0].copy()
-                self._ale.getScreenRGB(self._frames[1])
+                self._newest = 1 - self._newest
+                self._ale.getScreenRGB(self._frames[self._newest])
             if is_over:
                 break
-        return self._frames.max(axis=0), reward, is_over, False, {}
+        return np.maximum(self._frames[0], self._frames[1]), reward, is_over, False, {}
