@@ -1,0 +1,139 @@
+"""Run the real command line in a subprocess, look at what it wrote, and make sure that nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from worldloom.core.sequence import Rows, StreamId
+from worldloom.core.specs import EnvSpec
+from worldloom.data.codec import decode_rows
+from worldloom.envs.toy import CountingEnv
+from worldloom_dist.replay.journal import Journal
+from worldloom_dist.replay.records import CHUNK, StoredChunk
+
+MARK = "WORLDLOOM_TEST_RUN"
+
+
+class Launched:
+    """A running ``python -m worldloom_dist.launch``; every process it starts carries its mark in the environment."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder, self.mark = folder, uuid.uuid4().hex
+        environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+        self.output = folder.parent / f"{folder.name}-{self.mark[:6]}.out"
+        command = [sys.executable, "-m", "worldloom_dist.launch", *words]
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+    def pids(self, title: str) -> list[int]:
+        """Processes of this run whose command line begins with ``title`` (for example ``ray::ShardRole``)."""
+        return [p.pid for p in self._marked() if " ".join(p.cmdline()).startswith(title)]
+
+    def summary(self) -> dict[str, Any]:
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def wait_until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+        """Wait for a condition; fails with the run's output when it ends or takes too long."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            value = condition()
+            if value:
+                return value
+            assert self.process.poll() is None, self.output.read_text()
+            time.sleep(0.1)
+        raise AssertionError(f"waited {timeout_s} s in vain:\n{self.output.read_text()}")
+
+    def stored_rows(self) -> int:
+        """Rows in the journals now (read from outside, while shards write)."""
+        return sum(path.stat().st_size for path in self.folder.glob("replay/shard-*/segment-*.wal"))
+
+    def finish(self, timeout_s: float = 100.0) -> int:
+        """Wait for the end; returns the exit status."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"still running after {timeout_s} s:\n{self.output.read_text()}") from error
+
+    def leftovers(self) -> list[str]:
+        """Command lines of processes that outlived the run."""
+        deadline = time.monotonic() + 10.0
+        while self._marked() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return [" ".join(p.cmdline()) for p in self._marked()]
+
+    def kill_all(self) -> None:
+        for process in self._marked():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def _marked(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+
+@contextlib.contextmanager
+def launched(folder: Path, *words: str) -> Iterator[Launched]:
+    """A run in ``folder``; killed with everything it started when the block ends."""
+    run = Launched(folder, *words)
+    try:
+        yield run
+    finally:
+        run.kill_all()
+
+
+def read_journals(folder: Path) -> dict[StreamId, list[StoredChunk]]:
+    """Every stored chunk of a run folder, by stream, in the order of insertion."""
+    streams: dict[StreamId, list[StoredChunk]] = {}
+    for directory in sorted((folder / "replay").glob("shard-*")):
+        journal = Journal(directory)
+        try:
+            for record in journal.read():
+                if record.kind == CHUNK:
+                    stored = StoredChunk.unpack(record.payload)
+                    streams.setdefault(stored.chunk.stream, []).append(stored)
+        finally:
+            journal.close()
+    return streams
+
+
+def rows_of(chunks: list[StoredChunk], env: EnvSpec) -> Rows:
+    """The rows of one stream; its chunks must be numbered without gap or repeat."""
+    assert [stored.chunk.seq for stored in chunks] == list(range(len(chunks)))
+    parts = [decode_rows(stored.chunk.payload, env.columns()) for stored in chunks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def check_counting(rows: Rows) -> int:
+    """Prove by ``toy:counting``'s own counters that no row is lost, doubled or shifted; returns the number of decisions."""
+    episode, step, led_here = rows["obs"].T
+    expected_episode, expected_step = 0, 0
+    for t in range(len(step)):
+        assert (episode[t], step[t]) == (expected_episode, expected_step), f"row {t}"
+        assert rows["is_first"][t] == (expected_step == 0)
+        assert rows["reward"][t] == expected_step
+        if expected_step:
+            assert led_here[t] == rows["action"][t - 1, 0], f"row {t} was reached by another action than row {t - 1} holds"
+        is_last = expected_step == CountingEnv.LENGTHS[expected_episode % len(CountingEnv.LENGTHS)]
+        assert rows["terminated"][t] == (is_last and expected_episode % 2 == 0)
+        assert rows["truncated"][t] == (is_last and expected_episode % 2 == 1)
+        expected_episode, expected_step = (expected_episode + 1, 0) if is_last else (expected_episode, expected_step + 1)
+    return int(np.count_nonzero(~rows["is_first"]))

@@ -1,0 +1,107 @@
+"""The whole system on a real local Ray, as a user starts it."""
+
+import json
+import os
+import signal
+import socket
+import urllib.request
+
+import pytest
+from tests.integration.running import check_counting, launched, read_journals, rows_of
+
+from worldloom.core.specs import EnvSpec
+from worldloom.training.checkpoints import CheckpointStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+COUNTING = "--preset debug --env toy:counting --workers 2 --replay.shards 2 --eval-episodes 0".split()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def check_rows(folder, summary) -> None:
+    """Every acknowledged row is there, once, in its place, and the books of the summary say the same."""
+    env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
+    streams = read_journals(folder)
+    decisions = [check_counting(rows_of(chunks, env)) for chunks in streams.values()]
+    rows = sum(stored.chunk.num_rows for chunks in streams.values() for stored in chunks)
+    books = summary["rows"]
+    assert sum(decisions) == summary["agent_steps"] == summary["env_steps"]
+    assert books["inserted"] == books["stored"] + books["evicted"] + books["lost_acked"] == rows
+    assert books["lost_acked"] == 0
+
+
+def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
+    folder, port = tmp_path / "run", free_port()
+    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000", "--metrics-port", str(port)]
+    with launched(folder, *words) as run:
+        run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 90)
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        run.process.send_signal(signal.SIGINT)
+        assert run.finish() == 0, run.output.read_text()
+        stopped = run.summary()
+        assert run.leftovers() == []
+    assert "worldloom_learner_updates_total" in text
+    assert 'worldloom_workers{role="driver"' in text
+    assert stopped["status"] == "stopped"
+    assert stopped["rows"]["lost_open"] == 0
+    check_rows(folder, stopped)
+    target = stopped["env_steps"] + 200
+    with launched(folder, "--resume", str(folder), "--env-steps", str(target), "--metrics-port", "0") as run:
+        assert run.finish() == 0, run.output.read_text()
+        resumed = run.summary()
+        assert run.leftovers() == []
+    assert resumed["status"] == "completed"
+    assert target <= resumed["env_steps"] <= target + 2 * 2 * 16, "at most the open chunks of two workers too many"
+    assert resumed["train_steps"] > stopped["train_steps"]
+    before, after = (tuple(map(int, s["policy_version"].split("."))) for s in (stopped, resumed))
+    assert after > before
+    assert after[0] == before[0] + 1
+    check_rows(folder, resumed)
+    assert abs(resumed["train_ratio_actual"] / 12.0 - 1) < 0.25
+    newest = CheckpointStore(folder / "checkpoints").newest()
+    assert newest[1]["learner"]["train_steps"] == resumed["train_steps"]
+
+
+@pytest.mark.chaos
+def test_killed_workers_and_shards_cost_no_acknowledged_row(tmp_path):
+    folder = tmp_path / "run"
+    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "3000", "--metrics-port", "0", "--train-ratio", "6"]
+    with launched(folder, *words) as run:
+        run.wait_until(lambda: run.stored_rows() > 20_000, 90)
+        for title in ("ray::WorkerRole", "ray::ShardRole", "ray::LedgerRole", "ray::WeightStoreRole", "ray::HubRole"):
+            victims = run.wait_until(lambda title=title: run.pids(title))
+            before = run.stored_rows()
+            os.kill(victims[0], signal.SIGKILL)
+            run.wait_until(lambda before=before: run.stored_rows() > before + 2000 or run.process.poll() is not None, 60)
+        assert run.finish(120) == 0, run.output.read_text()
+        summary = run.summary()
+        assert run.leftovers() == []
+    assert summary["status"] == "completed"
+    assert summary["restarts"]["worker"] >= 1
+    assert summary["restarts"]["shard"] >= 1
+    assert summary["restarts"]["ledger"] == summary["restarts"]["hub"] == summary["restarts"]["weights"] == 1
+    check_rows(folder, summary)
+
+
+def test_one_worker_in_barrier_mode_stores_the_rows_of_the_local_runtime(tmp_path):
+    common = "--preset debug --env toy:point --env-steps 300 --eval-episodes 0 --learner.threads 1 --inference local".split()
+    common += "--learner.checkpoint-every-steps 100000 --metrics-port 0".split()
+    for name, own in (("local", ["--runtime", "local"]), ("ray", ["--barrier", "True"])):
+        with launched(tmp_path / name, *common, *own, "--run-dir", str(tmp_path / name)) as run:
+            assert run.finish() == 0, run.output.read_text()
+            assert run.leftovers() == []
+    local, ray = (read_journals(tmp_path / name) for name in ("local", "ray"))
+    assert local.keys() == ray.keys()
+    for stream, chunks in local.items():
+        both = list(zip(chunks, ray[stream], strict=False))
+        assert len(both) >= 15
+        for mine, theirs in both[:-1]:  # the last chunk is cut where a run ends
+            assert mine.chunk.payload == theirs.chunk.payload
+            assert mine.chunk.version == theirs.chunk.version
+    acted = {stored.chunk.version.update for chunks in ray.values() for stored in chunks}
+    assert len(acted) > 10, "trained weights acted"
