@@ -48,6 +48,8 @@ class _NormSilu(torch.autograd.Function):
 
 def norm_silu(x: Tensor, scale: Tensor, eps: float = RMS_EPS) -> Tensor:
     """silu(RMSNorm(x)) with ``scale`` [D]; computes in float32 and returns the dtype of ``x`` ``[..., D]``."""
+    if not torch.is_grad_enabled():
+        return functional.silu((x.float() * inverse_rms(x, eps)).mul_(scale), inplace=True).to(x.dtype)
     result: Tensor = _NormSilu.apply(x, scale, eps)  # type: ignore[no-untyped-call]
     return result
 
