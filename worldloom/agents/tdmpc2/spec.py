@@ -13,6 +13,7 @@ from typing import Any, Literal
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import EnvSpec
+from worldloom.models.tdmpc2.architecture import SIZES
 
 __all__ = ["ARCHITECTURE", "DEFAULT_PRESET", "ENV_DEFAULTS", "PRESETS", "TDMPC2AgentConfig", "make_spec", "resolve"]
 
@@ -155,9 +156,9 @@ _POSITIVE = (
 )
 
 
-def _official(size: str, **sizes: int) -> Callable[[], TDMPC2AgentConfig]:
+def _official(size: str) -> Callable[[], TDMPC2AgentConfig]:
     def preset() -> TDMPC2AgentConfig:
-        return TDMPC2AgentConfig(name=f"tdmpc2:{size}", **sizes)  # type: ignore[arg-type]
+        return TDMPC2AgentConfig(name=f"tdmpc2:{size}", **SIZES[size])  # type: ignore[arg-type]
 
     return preset
 
@@ -181,11 +182,7 @@ def _ci() -> TDMPC2AgentConfig:
 
 PRESETS: dict[str, Callable[[], TDMPC2AgentConfig]] = {
     "ci": _ci,
-    "1m": _official("1m", encoder_dim=256, mlp_dim=384, latent_dim=128, encoder_layers=2, num_q=2),
-    "5m": _official("5m", encoder_dim=256, mlp_dim=512, latent_dim=512, encoder_layers=2, num_q=5),
-    "19m": _official("19m", encoder_dim=1024, mlp_dim=1024, latent_dim=768, encoder_layers=3, num_q=5),
-    "48m": _official("48m", encoder_dim=1792, mlp_dim=1792, latent_dim=768, encoder_layers=4, num_q=5),
-    "317m": _official("317m", encoder_dim=4096, mlp_dim=4096, latent_dim=1376, encoder_layers=5, num_q=8),
+    **{size: _official(size) for size in SIZES},
 }
 """Preset name -> config; the sizes are the authors', ``ci`` is ours."""
 

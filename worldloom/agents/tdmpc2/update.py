@@ -68,7 +68,8 @@ class Updater:
         self.model_optimizer = torch.optim.Adam(groups, lr=rate, **common)
         self.policy_optimizer = torch.optim.Adam(self.policy_parameters.values(), lr=rate, eps=POLICY_ADAM_EPS, **common)
         self.scale = torch.ones((), device=device)
-        self.leaked: Tensor | None = None
+        embedding = model.task_emb if optimizers.leaks_task_gradient else None
+        self.leaked = None if embedding is None else torch.zeros_like(embedding, requires_grad=False)
 
     def step(self, batch: UpdateBatch, draws: UpdateDraws) -> tuple[dict[str, Tensor], Tensor]:
         """One update; returns metrics (0-d tensors) and ``nonfinite`` (0-d, 1.0 when something was skipped)."""
@@ -96,15 +97,15 @@ class Updater:
         loss = policy_loss(self.model, z, self.scale, task, draws, self.losses, self.settings.tau)
         parameters = list(self.policy_parameters.values())
         wanted = [*parameters]
-        if self.settings.leaks_task_gradient and self.model.task_emb is not None:
+        if self.leaked is not None and self.model.task_emb is not None:
             wanted.append(self.model.task_emb)
         gradients = torch.autograd.grad(loss.total, wanted)
         for parameter, gradient in zip(parameters, gradients, strict=False):
             parameter.grad = gradient.contiguous()
         norm, bad = self._apply(self.policy_optimizer, parameters, loss.total.detach().isfinite() & (model_bad == 0))
-        if len(wanted) > len(parameters):
-            self.leaked = torch.where(bad == 0, gradients[-1], torch.zeros_like(gradients[-1]))
-        self.scale = torch.where(bad == 0, loss.scale, self.scale)
+        if self.leaked is not None:
+            self.leaked.copy_(torch.where(bad == 0, gradients[-1], 0.0))
+        self.scale.copy_(torch.where(bad == 0, loss.scale, self.scale))
         return loss.metrics | {"pi_grad_norm": norm}, bad
 
     def _apply(self, optimizer: torch.optim.Adam, parameters: list[Any], is_good: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,9 +143,9 @@ class Updater:
         """
         _load_optimizer(self.model_optimizer, self.model_parameters, state["model_optimizer"])
         _load_optimizer(self.policy_optimizer, self.policy_parameters, state["policy_optimizer"])
-        self.scale = state["scale"].to(self.scale.device, copy=True)
-        leaked = state.get("leaked")
-        self.leaked = None if leaked is None else leaked.to(self.scale.device, copy=True)
+        self.scale.copy_(state["scale"])
+        if self.leaked is not None:
+            self.leaked.copy_(state["leaked"])
 
 
 def _optimizer_state(optimizer: torch.optim.Adam, named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -35,6 +35,11 @@ class MLPEncoder(nn.Sequential):
         sizes = (inputs, *hidden, architecture.latent_dim)
         super().__init__(*(NormedLinear(i, o) for i, o in itertools.pairwise(sizes)))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; inputs must have it too."""
+        return next(self.parameters()).dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """[R, I] -> [R, L] pre-activations."""
         *hidden, last = self
@@ -81,7 +86,7 @@ class ImageBranch(nn.Module):
         x = resize(x, IMAGE_SIZE)
         if shift is not None:
             x = shift_crop(x, shift)
-        x = x.float() / 255.0 - 0.5
+        x = x.to(next(self.parameters()).dtype) / 255.0 - 0.5
         *inner, last = self.convs
         for conv in inner:
             x = F.relu(conv(x))
@@ -127,7 +132,8 @@ class Encoder(nn.Module):
         lead = lead[: len(lead) - len(spec.shape)]
         total: Tensor | None = None
         if self.state is not None:
-            parts = [obs[key].reshape(*lead, a.obs[key].size).float() for key in a.vector_keys]
+            dtype = self.state.dtype
+            parts = [obs[key].reshape(*lead, a.obs[key].size).to(dtype) for key in a.vector_keys]
             if task is not None:
                 parts.append(task.expand(*lead, a.task_dim))
             total = self.state(parts[0] if len(parts) == 1 else torch.cat(parts, -1))

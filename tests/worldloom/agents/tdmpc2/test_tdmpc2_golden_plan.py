@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.golden_support import assert_agrees
 from tests.worldloom.models.tdmpc2.golden_table import (
@@ -17,10 +20,12 @@ from tests.worldloom.models.tdmpc2.golden_table import (
     VARIANTS,
     golden,
     model_of,
+    official_file,
     tensor,
 )
 from worldloom.agents.tdmpc2.draws import PlanDraws
 from worldloom.agents.tdmpc2.planner import PlanIteration, PlannerSettings, plan
+from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel
 
 pytestmark = pytest.mark.golden
 
@@ -79,3 +84,19 @@ def test_every_iteration_agrees_with_the_authors_code(variant: str) -> None:
         assert_agrees(result.mean[0], call["out_mean"], tolerance=PLANNING, name="mean")
         assert_agrees(result.std[0], call["out_std"], tolerance=PLANNING, name="std")
         assert_agrees(result.action[0], call["out_action"], tolerance=PLANNING, name="action")
+
+
+@pytest.mark.parametrize("file", ["model_episodic.pt", "ckpt_oldformat_single.pt", "ckpt_prerelease_single_synthetic.pt"])
+def test_an_official_file_saved_and_loaded_again_plans_identically(file: str, tmp_path: Path) -> None:
+    call = calls(golden("plan_single.npz"))[0]
+    model = official_file(file).model
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again = TDMPC2WorldModel(model.architecture)
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    obs, mean = {"obs": tensor(call["in_obs"]).unsqueeze(0)}, torch.zeros(1, *call["in_prev_mean"].shape)
+    plans = []
+    for each in (model, again):
+        with torch.no_grad():
+            z = each.encode(obs)
+        plans.append(plan(each, z, mean, draws_of(call), SETTINGS, DISCOUNT, explore=True))
+    assert all(torch.equal(one, other) for one, other in zip(*plans, strict=True))
