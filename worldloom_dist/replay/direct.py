@@ -1,8 +1,7 @@
 """The replay of a run in one process: shards and ledger behind the same doors that the distributed one has.
 
 A call that the ledger refuses waits for the other side, at most ``wait_s``. In lock-step there is one thread and nobody to wait
-for, so the schedule must never ask for what is refused: ``RateLimiter.updates_due`` says how many updates to make, and
-``max_insert_steps`` of the limits must cover what is inserted between two rounds of updates.
+for: inserts are only counted, and the schedule makes every update that is due after each round of inserts.
 """
 
 from __future__ import annotations
@@ -29,14 +28,16 @@ class DirectReplay:
     """Implements ``ports.ReplayWriter`` and ``ports.ReplayReader`` over shards in this process. Safe for several threads.
 
     Args:
-        shards: All shards of the run, by index; they join the ledger here, with what they found on disk.
+        shards: All shards of the run, by index; they join the ledger here, with what they found on disk. After a resume, load or
+            rebase ``ledger.limiter`` next, or everything found is owed to training at once.
         ledger: Keeps the train ratio.
         wait_s: How long a refused call waits for the other side before it fails.
+        is_lockstep: Count inserts and never refuse them; the caller keeps the ratio by its schedule.
     """
 
-    def __init__(self, shards: Sequence[ReplayShard], ledger: Ledger, *, wait_s: float = 0.0) -> None:
+    def __init__(self, shards: Sequence[ReplayShard], ledger: Ledger, *, wait_s: float = 0.0, is_lockstep: bool = False) -> None:
         self.shards, self.ledger = list(shards), ledger
-        self._wait_s = wait_s
+        self._wait_s, self._is_lockstep = wait_s, is_lockstep
         self._changed = threading.Condition()
         self._written_back = WriteBack(0, 0)
         self._join_all()
@@ -54,7 +55,10 @@ class DirectReplay:
         """
         index = shard_of(chunk.stream, len(self.shards))
         shard, steps = self.shards[index], chunk.num_agent_steps
-        self._wait(lambda: self.ledger.try_insert(index, steps) or None, "insert", lambda: self._insert_problem(steps))
+        if self._is_lockstep:
+            self.ledger.force_insert(index, steps)
+        else:
+            self._wait(lambda: self.ledger.try_insert(index, steps) or None, "insert", lambda: self._insert_problem(steps))
         is_new = False
         try:
             is_new = shard.append(chunk)

@@ -122,7 +122,7 @@ class Ledger:
         return True
 
     def force_insert(self, shard: int, agent_steps: int) -> None:
-        """Grant steps beyond the band, for what is still on its way when a run ends; counted like everything else."""
+        """Grant steps beyond the band (lock-step, and what is on its way when a run ends); counted like everything else."""
         self._insert_blocked.granted(self._clock())
         self._count(shard, agent_steps)
 

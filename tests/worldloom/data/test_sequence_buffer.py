@@ -168,6 +168,17 @@ def test_an_episode_that_a_crash_cut_off_ends_as_truncated_when_the_next_one_beg
     assert not window["terminated"].any()
 
 
+def test_a_slow_stream_goes_on_after_its_older_rows_were_evicted():
+    buffer = SequenceBuffer(COLUMNS, SamplingSpec(batch_size=1, length=3), capacity_rows=10)
+    buffer.append(StreamId(0, 0, 0), 0, counting_rows(0, 0, [True, False]))
+    buffer.append(StreamId(1, 0, 0), 0, counting_rows(1, 0, [True] * 9))
+    assert (len(buffer), buffer.num_windows) == (10, 0)
+    buffer.append(StreamId(0, 0, 0), 1, counting_rows(0, 2, [False]))
+    assert buffer.num_windows == 0
+    buffer.append(StreamId(0, 0, 0), 2, counting_rows(0, 3, [False, False]))
+    assert buffer.sample(20, np.random.default_rng(0)).columns["obs"][:, :, 1].tolist() == [[2, 3, 4]] * 20
+
+
 def test_a_terminated_row_is_never_made_truncated():
     buffer = SequenceBuffer(COLUMNS, SamplingSpec(batch_size=1, length=3, cross_episodes=True), capacity_rows=50)
     rows = counting_rows(0, 0, [True, False, True])

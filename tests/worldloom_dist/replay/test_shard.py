@@ -134,6 +134,16 @@ def test_a_missing_chunk_breaks_the_stream_and_is_welcome_when_it_comes_late(tmp
     assert again.books().inserted == 30
 
 
+def test_a_late_chunk_is_welcome_even_when_the_journal_of_its_gap_was_deleted(tmp_path):
+    shard = open_shard(tmp_path, capacity=20, segment_bytes=600)
+    for seq in [0, 1, *range(4, 40)]:
+        shard.append(counting_chunk(0, seq))
+    shard.close()
+    assert not (tmp_path / "segment-00000000.wal").exists()
+    again = open_shard(tmp_path, capacity=20, segment_bytes=600)
+    assert [again.append(counting_chunk(0, seq)) for seq in (2, 1, 2, 3, 3, 4)] == [True, False, False, True, False, False]
+
+
 def test_equal_requests_give_equal_windows_and_other_seeds_others(tmp_path):
     shard = open_shard(tmp_path)
     for seq in range(20):
