@@ -67,7 +67,7 @@ class ObsMapper:
         """
         result = {}
         for key, leaf in self._leaves.items():
-            value = np.asarray(_find(obs, leaf.path))
+            value = np.asarray(_find(obs, leaf.path) if leaf.path else obs)
             if value.shape != (*lead, *leaf.native_shape):
                 raise ShapeMismatchError(f"observation {key!r}", (*lead, *leaf.native_shape), value.shape)
             array = leaf.convert(value)
@@ -188,7 +188,7 @@ def _same(value: np.ndarray) -> np.ndarray:
 
 
 def _to_float32(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32)
+    return value.astype(np.float32, copy=False)
 
 
 def _add_channel(value: np.ndarray) -> np.ndarray:

@@ -114,11 +114,14 @@ def env_seed(seed: int, env: int, rebuild: int = 0) -> int:
 
 def sample_actions(spec: EnvSpec, generators: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
     """Uniformly random actions ``[N, ...]``, row i drawn from ``generators[i]`` alone."""
-    result = {key: array.zeros(len(generators)) for key, array in spec.action.items()}
-    for row, rng in enumerate(generators):
-        for key, array in spec.action.items():
-            if array.is_discrete:
-                result[key][row] = rng.integers(0, np.reshape(array.num_classes, array.shape))
-            else:
-                result[key][row] = rng.uniform(-1.0, 1.0, array.shape)
+    sizes = {key: array.size for key, array in spec.action.items()}
+    uniform = np.empty((len(generators), sum(sizes.values())))
+    for row, rng in zip(uniform, generators, strict=True):
+        rng.random(out=row)
+    result, start = {}, 0
+    for key, array in spec.action.items():
+        part = uniform[:, start : start + sizes[key]].reshape(-1, *array.shape)
+        start += sizes[key]
+        values = np.floor(part * np.reshape(array.num_classes, array.shape)) if array.is_discrete else 2 * part - 1
+        result[key] = values.astype(array.dtype)
     return result

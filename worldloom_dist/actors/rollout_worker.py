@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from worldloom.core.exceptions import TrainingError
 from worldloom.core.metrics import MetricMap, Sum, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ACTION, OBS, ArraySpec, column_name
@@ -61,6 +62,10 @@ class RolloutWorker:
         random_prefill: Act at random until ``may_use_policy``; otherwise the policy acts from the start.
         may_use_policy: Asked before every step until it says yes; by default, whether weights have arrived.
         clock: Monotonic seconds.
+
+    Attributes:
+        agent_steps, rows: Decisions whose result was written, and rows written.
+        quarantined: Envs that failed too often and are not built again, with the last failure.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class RolloutWorker:
         self._faults: Counter[str] = Counter()
         self._reported_agent_steps, self._reported_blocked_s = 0, 0.0
         self.agent_steps = self.rows = 0
+        self.quarantined: dict[int, str] = {}
 
     @property
     def env_steps(self) -> int:
@@ -125,6 +131,7 @@ class RolloutWorker:
 
         Raises:
             EnvFailureError: If every env is in quarantine; what is open has been sent.
+            TrainingError: If the policy gives an action that is not finite.
         """
         row = self._start() if self._row is None else self._row
         started = self._clock()
@@ -236,7 +243,13 @@ class RolloutWorker:
             self._is_random = False
         if self._is_random:
             return Actions(sample_actions(self.spec, self._rngs), {}, NO_POLICY)
-        return self._acting.act(row.obs, row.is_first, row.live)
+        choice = self._acting.act(row.obs, row.is_first, row.live)
+        for key, value in choice.action.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise TrainingError(
+                    f"the policy of version {choice.version} gave an action {key!r} that is not finite; it diverged"
+                )
+        return choice
 
     def _store(self, row: EnvStep, choice: Actions) -> int:
         columns = {column_name(OBS, key): value for key, value in row.obs.items()}
@@ -246,23 +259,24 @@ class RolloutWorker:
         for name, spec in self._columns.items():
             if name not in columns:  # extras of random actions
                 columns[name] = spec.zeros(self.num_envs)
-        for index, is_live in enumerate(row.live.tolist()):
+        self._count(row)
+        for writer, index, is_live in zip(self._writers, range(self.num_envs), row.live.tolist(), strict=True):
             if is_live:
-                self._count(row, index)
-                self._writers[index].add(columns, index, choice.version)
+                writer.add(columns, index, choice.version)
             else:
-                self._writers[index].flush_if_old()
+                writer.flush_if_old()
         return int(np.count_nonzero(row.live))
 
-    def _count(self, row: EnvStep, index: int) -> None:
-        self.rows += 1
-        if row.is_first[index]:
-            self._returns[index], self._lengths[index] = 0.0, 0
-            return
-        self.agent_steps += 1
-        self._returns[index] += row.reward[index]
-        self._lengths[index] += 1
-        if row.terminated[index] or row.truncated[index]:
+    def _count(self, row: EnvStep) -> None:
+        moved = row.live & ~row.is_first
+        self.rows += int(np.count_nonzero(row.live))
+        self.agent_steps += int(np.count_nonzero(moved))
+        self._returns += np.where(moved, row.reward, 0)
+        self._lengths += moved
+        if (row.live & row.is_first).any():
+            self._returns[row.live & row.is_first] = 0.0
+            self._lengths[row.live & row.is_first] = 0
+        for index in np.flatnonzero(row.is_last).tolist():
             self._end_episode(index, "terminated" if row.terminated[index] else "truncated")
 
     def _end_episode(self, index: int, reason: str) -> None:
@@ -274,6 +288,8 @@ class RolloutWorker:
         for fault in self._env.drain_faults():
             self._faults[fault.kind] += 1
             self._end_episode(fault.env, "error")
+            if fault.is_quarantined:
+                self.quarantined[fault.env] = f"{fault.kind}: {fault.detail}"
 
 
 def _flags(row: EnvStep) -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ class StreamWriter:
             version: Weights that chose its action.
         """
         self._send_pending()
-        is_first = bool(columns["is_first"][index])
+        is_first = columns["is_first"].item(index)
         if self._open and (version != self._version or is_first):
             self.flush()
         if self._open == 0:
@@ -84,7 +84,7 @@ class StreamWriter:
         for name, buffer in self._buffers.items():
             buffer[self._open] = columns[name][index]
         self._open += 1
-        is_last = columns["terminated"][index] or columns["truncated"][index]
+        is_last = columns["terminated"].item(index) or columns["truncated"].item(index)
         if self._open == self._chunk_rows or is_last or self._is_old():
             self.flush()
 

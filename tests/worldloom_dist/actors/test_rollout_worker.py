@@ -1,5 +1,8 @@
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +10,13 @@ import numpy as np
 import pytest
 
 from tests.fakes import FakeMetricSink, FakePolicy, FakeReplayWriter, FakeWeights, check_counting_rows, snapshot_of
-from worldloom.core.exceptions import EnvFailureError
+from worldloom.core.exceptions import EnvFailureError, TrainingError
 from worldloom.core.sequence import NO_POLICY, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import env_spec, make_env
 from worldloom.envs.local import LocalVectorEnv
+from worldloom.envs.supervised import SupervisedVectorEnv
 from worldloom.envs.toy import CountingEnv
 from worldloom.envs.wrappers import EnvAdapter, RawEnv
 from worldloom_dist.actors.acting import LocalActing, RemoteActing
@@ -190,6 +194,69 @@ def test_failing_env_leaves_no_last_row_and_its_episode_ends_in_error() -> None:
     assert not (rows["terminated"] | rows["truncated"]).any()
     assert [(e.reason, e.length, e.episode_return) for e in worker.drain_episodes()] == [("error", 2, 3.0)]
     assert worker.drain_metrics()["env_errors_total{reason=raised}"].value == 1
+
+
+def test_policy_that_diverged_is_named_and_not_blamed_on_the_env() -> None:
+    sink, weights = counting_sink(), FakeWeights()
+    weights.publish(snapshot_of(float("nan"), PolicyVersion(1, 3)))
+    worker = make_worker(sink, weights=weights)
+    with pytest.raises(TrainingError, match=r"policy of version 1.3 gave an action 'action' that is not finite"):
+        worker.step()
+
+
+def test_env_in_quarantine_is_listed_and_the_others_go_on() -> None:
+    class SickEnv(CountingEnv):
+        built = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            SickEnv.built += 1
+            self.is_sick = SickEnv.built != 1
+
+        def step(self, action: np.ndarray) -> Any:
+            if self.is_sick:
+                raise RuntimeError("broken on purpose")
+            return super().step(action)
+
+    sink = counting_sink()
+    config = EnvConfig(env="toy:counting").resolved()
+    worker = make_worker(sink, num_envs=2)
+    limits = EnvLimits(max_failures=2, backoff_s=0.001)
+    worker._env = LocalVectorEnv(lambda: EnvAdapter(RawEnv(SickEnv()), config), 2, 0, limits=limits)
+    for _ in range(20):
+        worker.step()
+    worker.close()
+    assert list(worker.quarantined) == [1]
+    assert "broken on purpose" in worker.quarantined[1]
+    check_counting_rows(sink.rows(StreamId(2, 7, 0)))
+    assert len(sink.rows(StreamId(2, 7, 0))["reward"]) == 20
+    assert sink.rows(StreamId(2, 7, 1))["is_first"].tolist() == [True, True]
+
+
+def test_killed_env_process_costs_no_stored_row() -> None:
+    sink = counting_sink()
+    config = EnvConfig(env="toy:counting")
+    worker = make_worker(sink, num_envs=3)
+    supervised = make_env(config, num_envs=3, seed=0, processes=True)
+    assert isinstance(supervised, SupervisedVectorEnv)
+    worker._env = supervised
+    written = sum(worker.step() for _ in range(9))
+    os.kill(supervised.pids[1] or 0, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not worker.drain_metrics().get("env_errors_total{reason=died}") or None in supervised.pids:
+        assert time.monotonic() < deadline
+        written += worker.step()
+    while not sink.chunks[StreamId(2, 7, 1)] or sink.rows(StreamId(2, 7, 1))["is_first"].sum() < 4:
+        assert time.monotonic() < deadline
+        written += worker.step()
+    worker.close()
+    assert (sink.num_rows, worker.rows) == (written, written)
+    for env in (0, 2):
+        check_counting_rows(sink.rows(StreamId(2, 7, env)))
+    killed = sink.rows(StreamId(2, 7, 1))
+    cut = next(t for t in range(1, len(killed["reward"])) if killed["is_first"][t] and killed["obs"][t, 0] == 0)
+    check_counting_rows({name: value[:cut] for name, value in killed.items()})
+    check_counting_rows({name: value[cut:] for name, value in killed.items()})
 
 
 def test_rows_are_sent_before_the_worker_gives_up() -> None:
