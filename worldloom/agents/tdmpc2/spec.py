@@ -168,14 +168,14 @@ def _ci() -> TDMPC2AgentConfig:
     return TDMPC2AgentConfig(
         name="tdmpc2:ci",
         latent_dim=64,
-        encoder_dim=128,
-        mlp_dim=128,
+        encoder_dim=96,
+        mlp_dim=96,
         num_q=2,
         batch_size=128,
-        iterations=4,
-        num_samples=128,
-        num_elites=16,
-        num_policy_samples=12,
+        iterations=3,
+        num_samples=96,
+        num_elites=12,
+        num_policy_samples=8,
         prefill_agent_steps=1000,
     )
 

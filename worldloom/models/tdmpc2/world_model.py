@@ -70,8 +70,8 @@ class TDMPC2WorldModel(nn.Module):
         >>> sizes = Architecture(obs={"obs": ArraySpec((3,))}, action_dim=1, latent_dim=16, mlp_dim=16, encoder_dim=16)
         >>> model = TDMPC2WorldModel(sizes).reset_parameters(torch.Generator().manual_seed(0))
         >>> z = model.encode({"obs": torch.zeros(2, 3)})
-        >>> z.shape, model.reward(z, torch.zeros(2, 1)).tolist()
-        (torch.Size([2, 16]), [0.0, 0.0])
+        >>> model.next_latent(z, torch.zeros(2, 1)).shape, model.reward(z, torch.zeros(2, 1)).shape
+        (torch.Size([2, 16]), torch.Size([2]))
     """
 
     def __init__(self, architecture: Architecture) -> None:
