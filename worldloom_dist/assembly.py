@@ -121,7 +121,7 @@ def resolve(config: RunConfig) -> Plan:
         prefill_agent_steps=spec.prefill_agent_steps,
         batch_positions=spec.sampling.trained_positions,
         pretrain_updates=spec.pretrain_updates,
-        max_insert_steps=config.actors.chunk_rows * (config.num_envs if in_lockstep else 1),
+        max_insert_steps=config.actors.chunk_rows,
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
     )

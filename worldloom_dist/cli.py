@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ def parse(words: Sequence[str]) -> RunConfig:
     pairs, mistakes = _split(words)
     base, is_resumed = _base(dict(pairs), mistakes)
     config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
-    overrides = _agent_overrides(config.agent, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes)
     kept = base.agent_overrides if config.agent == base.agent else {}
-    config = dataclasses.replace(config, agent_overrides={**kept, **overrides})
+    overrides = _agent_overrides(config.agent, kept, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes)
+    config = dataclasses.replace(config, agent_overrides=overrides)
     mistakes += config.problems() or (_resume_problems(base, config) if is_resumed else [])
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
@@ -195,22 +195,26 @@ def _explain(flag: str, path: str, value: str, config: Any) -> str:
     return f"{flag}: cannot be {value!r}; it takes {' or '.join(names.get(option, str(option)) for option in options)}"
 
 
-def _agent_overrides(agent: str, pairs: Pairs, mistakes: list[str]) -> dict[str, Any]:
-    """``--agent.FIELD VALUE`` read by the agent's own config."""
+def _agent_overrides(agent: str, kept: Mapping[str, Any], pairs: Pairs, mistakes: list[str]) -> dict[str, Any]:
+    """``kept`` and what ``--agent.FIELD VALUE`` adds, read by the agent's own config."""
     try:
-        config = make_agent_config(agent)
+        config = make_agent_config(agent, kept)
     except WorldLoomError:
-        return {}  # RunConfig.problems names the unknown agent
+        return dict(kept)  # RunConfig.problems says what is wrong
     known = {"--agent." + name.removeprefix("--") for name in flag_names(type(config))} - {"--agent.name"}
-    overrides: dict[str, Any] = {}
-    for flag, value in pairs:
-        inner = "--" + flag.removeprefix("--agent.")
-        name = inner.removeprefix("--").replace("-", "_")
-        if flag not in known:
-            mistakes.append(_unknown(flag, known))
-            continue
-        try:
-            overrides[name] = getattr(_apply([(inner, value)], config), name)
-        except (SystemExit, ConfigurationError):
-            mistakes.append(_explain(flag, inner, value, config))
-    return overrides
+    mistakes += [_unknown(flag, known) for flag, _ in pairs if flag not in known]
+    inner = [("--" + flag.removeprefix("--agent."), value) for flag, value in pairs if flag in known]
+    names = [flag.removeprefix("--").replace("-", "_") for flag, _ in inner]
+    try:
+        config = _apply(inner, config)
+    except (SystemExit, ConfigurationError):
+        mistakes += [_explain(f"--agent.{flag[2:]}", flag, value, config) for flag, value in inner if _is_bad(flag, value, config)]
+    return {**kept, **{name: getattr(config, name) for name in names}}
+
+
+def _is_bad(flag: str, value: str, config: Any) -> bool:
+    try:
+        _apply([(flag, value)], config)
+    except (SystemExit, ConfigurationError):
+        return True
+    return False

@@ -54,7 +54,7 @@ class LocalRun:
         self.report = Report(plan, folder, folder.read_json("summary.json"))
         self.weights = WeightStore()
         shards = [build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)]
-        self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length))
+        self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
         device = "cpu" if plan.config.learner.device == "auto" else plan.config.learner.device
         self.learner = build_learner(plan, self.weights, device=device, incarnation=1, folder=folder.path)
         self.learner.write_back = self.replay.write_back

@@ -1,0 +1,117 @@
+"""The lock-step runtime: what it stores, and that a resumed run equals one that was never interrupted."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integration.running import check_counting, read_journals, rows_of
+from worldloom.core.exceptions import TrainingError
+from worldloom.core.specs import EnvSpec
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom_dist.assembly import resolve
+from worldloom_dist.cli import parse
+from worldloom_dist.local import LocalRun
+from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.stopping import StopFlag
+
+SMALL = """--preset debug --runtime local --agent.latent-dim 16 --agent.mlp-dim 16 --agent.encoder-dim 16 --agent.batch-size 8
+--agent.prefill-agent-steps 40 --agent.num-samples 8 --agent.num-elites 2 --agent.num-policy-samples 2 --agent.iterations 2
+--train-ratio 6 --learner.threads 1 --eval-episodes 0 --learner.checkpoint-every-steps 60""".split()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def start(folder, *words) -> LocalRun:
+    plan = resolve(parse([*SMALL, *words]))
+    run_folder = RunFolder(folder)
+    run_folder.open(plan.config, plan.env_spec.to_dict(), {})
+    return LocalRun(plan, run_folder, StopFlag())
+
+
+def newest_state(folder) -> dict:
+    return CheckpointStore(folder / "checkpoints").newest()[1]
+
+
+def flat(tree, path="") -> dict:
+    if isinstance(tree, dict):
+        return {key: value for name, part in tree.items() for key, value in flat(part, f"{path}/{name}").items()}
+    if isinstance(tree, list | tuple):
+        return {key: value for index, part in enumerate(tree) for key, value in flat(part, f"{path}/{index}").items()}
+    return {path: tree}
+
+
+def assert_equal_trees(one, two) -> None:
+    one, two = flat(one), flat(two)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, two[name]), name
+        elif isinstance(value, np.ndarray):
+            assert np.array_equal(value, two[name], equal_nan=True), name
+        else:
+            assert value == two[name], name
+
+
+def payloads(folder) -> dict:
+    return {stream: [stored.chunk for stored in chunks] for stream, chunks in read_journals(folder).items()}
+
+
+@pytest.mark.parametrize("env", ["toy:point", "gym:Pendulum-v1"])
+def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
+    words = ["--env", env, "--workers", "2", "--env-steps", "180"]
+    assert start(tmp_path / "whole", *words).run() == "completed"
+    broken = start(tmp_path / "broken", *words)
+    broken._restore()
+    while broken.report.env_steps < 150:  # a checkpoint at 120, then 30 steps that the kill takes away
+        broken.round()
+    broken.replay.close()  # as death does: the lock goes, everything in memory is lost
+    resumed = start(tmp_path / "broken", *words)
+    assert resumed.run() == "completed"
+    whole, again = newest_state(tmp_path / "whole"), newest_state(tmp_path / "broken")
+    assert_equal_trees(whole["learner"], again["learner"])
+    assert_equal_trees(whole["limiter"], again["limiter"])
+    assert payloads(tmp_path / "whole") == payloads(tmp_path / "broken")
+
+
+def test_equal_seeds_give_equal_runs_and_another_seed_does_not(tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert start(tmp_path / name, "--env-steps", "100", "--seed", seed).run() == "completed"
+    a, b, c = (payloads(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):
+    run = start(tmp_path / "run", "--env", "toy:counting", "--workers", "2", "--envs-per-worker", "2", "--env-steps", "400")
+    assert run.run() == "completed"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    env = EnvSpec.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())["env"])
+    streams = read_journals(tmp_path / "run")
+    assert len(streams) == 4
+    assert sum(check_counting(rows_of(chunks, env)) for chunks in streams.values()) == summary["agent_steps"]
+    assert summary["rows"]["inserted"] == summary["rows"]["stored"] == sum(len(rows_of(c, env)["reward"]) for c in streams.values())
+    limits = run._plan.limits
+    owed = limits.train_ratio * (summary["agent_steps"] - limits.prefill_agent_steps) + limits.burst_positions
+    assert owed - limits.batch_positions < summary["replayed_steps"] <= owed
+
+
+def test_ten_bad_updates_in_a_row_end_the_run_and_say_where_the_batches_are(tmp_path):
+    run = start(tmp_path / "run", "--env-steps", "400")
+    state = run.learner.agent.state_dict()
+    weights = [t for t in flat(state).values() if isinstance(t, torch.Tensor) and t.is_floating_point() and t.dim() >= 2]
+    for tensor in weights:
+        tensor.fill_(float("nan"))
+    run.learner.agent.load_state_dict(state)
+    with pytest.raises(TrainingError, match="10 updates in a row"):
+        run.run()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "10 updates in a row" in summary["error"]
+    assert len(list((tmp_path / "run" / "nonfinite").glob("update-*.npz"))) == 10
