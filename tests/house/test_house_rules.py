@@ -18,9 +18,7 @@ from worldloom.core import exceptions
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(
-    info.name
-    for package in (worldloom, worldloom_dist)
-    for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    info.name for package in (worldloom, worldloom_dist) for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
 )
 SAMPLES = {
     "ConfigurationError": ("workers must be >= 1", "run"),
@@ -75,7 +73,9 @@ def test_every_config_field_has_a_line_of_help() -> None:
         body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__).body
         for node, after in zip(body, [*body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign) and node.target.id != "name":
-                has_help = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+                has_help = (
+                    isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+                )
                 assert has_help, f"{kind.__name__}.{node.target.id} has no help string below it"
 
 

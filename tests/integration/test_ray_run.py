@@ -7,14 +7,14 @@ import socket
 import urllib.request
 
 import pytest
-from tests.integration.running import check_counting, launched, read_journals, rows_of
 
+from tests.integration.running import check_counting, launched, read_journals, rows_of
 from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
-COUNTING = "--preset debug --env toy:counting --workers 2 --replay.shards 2 --eval-episodes 0".split()
+COUNTING = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--replay.shards", "2", "--eval-episodes", "0"]
 
 
 def free_port() -> int:
@@ -89,8 +89,21 @@ def test_killed_workers_and_shards_cost_no_acknowledged_row(tmp_path):
 
 
 def test_one_worker_in_barrier_mode_stores_the_rows_of_the_local_runtime(tmp_path):
-    common = "--preset debug --env toy:point --env-steps 300 --eval-episodes 0 --learner.threads 1 --inference local".split()
-    common += "--learner.checkpoint-every-steps 100000 --metrics-port 0".split()
+    common = [
+        "--preset",
+        "debug",
+        "--env",
+        "toy:point",
+        "--env-steps",
+        "300",
+        "--eval-episodes",
+        "0",
+        "--learner.threads",
+        "1",
+        "--inference",
+        "local",
+    ]
+    common += ["--learner.checkpoint-every-steps", "100000", "--metrics-port", "0"]
     for name, own in (("local", ["--runtime", "local"]), ("ray", ["--barrier", "True"])):
         with launched(tmp_path / name, *common, *own, "--run-dir", str(tmp_path / name)) as run:
             assert run.finish() == 0, run.output.read_text()

@@ -11,9 +11,31 @@ from worldloom_dist.cli import UsageError, flag_names, parse
 from worldloom_dist.config import RunConfig
 from worldloom_dist.presets import PRESETS
 
-FIXED_FLAGS = """--preset --env --agent --workers --envs-per-worker --inference --inference-servers --replay.shards
---replay.capacity-steps --replay.durability --train-ratio --learners --env-steps --eval-every --eval-episodes --seed --runtime
---address --run-dir --if-exists --resume --metrics-port --metrics-host""".split()
+FIXED_FLAGS = [
+    "--preset",
+    "--env",
+    "--agent",
+    "--workers",
+    "--envs-per-worker",
+    "--inference",
+    "--inference-servers",
+    "--replay.shards",
+    "--replay.capacity-steps",
+    "--replay.durability",
+    "--train-ratio",
+    "--learners",
+    "--env-steps",
+    "--eval-every",
+    "--eval-episodes",
+    "--seed",
+    "--runtime",
+    "--address",
+    "--run-dir",
+    "--if-exists",
+    "--resume",
+    "--metrics-port",
+    "--metrics-host",
+]
 
 
 def mistakes(*words: str) -> list[str]:
@@ -31,7 +53,21 @@ def test_no_flags_is_the_quick_preset():
 
 
 def test_flags_override_the_preset_and_reach_every_section():
-    config = parse("--preset debug --workers 3 --replay.shards=4 --env toy:counting --env.time-limit 7 --agent.batch-size 32".split())
+    config = parse(
+        [
+            "--preset",
+            "debug",
+            "--workers",
+            "3",
+            "--replay.shards=4",
+            "--env",
+            "toy:counting",
+            "--env.time-limit",
+            "7",
+            "--agent.batch-size",
+            "32",
+        ]
+    )
     assert (config.preset, config.workers, config.replay.shards) == ("debug", 3, 4)
     assert (config.env.env, config.env.time_limit) == ("toy:counting", 7)
     assert config.agent_config().batch_size == 32
@@ -43,7 +79,7 @@ def test_underscores_and_equals_signs_are_accepted():
 
 
 def test_a_config_survives_json():
-    config = parse("--run-dir runs/x --train-ratio 3.5 --agent.batch-size 32 --env.time-limit 9".split())
+    config = parse(["--run-dir", "runs/x", "--train-ratio", "3.5", "--agent.batch-size", "32", "--env.time-limit", "9"])
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -72,7 +108,7 @@ def test_a_mistake_gets_one_sentence(words, expected):
 
 
 def test_all_mistakes_are_reported_together():
-    found = mistakes(*"--workers 0 --train-ratio -2 --replay.shard 2 --seed x".split())
+    found = mistakes(*["--workers", "0", "--train-ratio", "-2", "--replay.shard", "2", "--seed", "x"])
     assert len(found) == 4
 
 
@@ -115,7 +151,7 @@ def test_a_resume_that_changes_the_architecture_shows_the_difference(tmp_path, c
 
 
 def test_resume_keeps_the_settings_of_the_run(tmp_path):
-    before = parse("--workers 5 --seed 3 --agent.batch-size 32".split())
+    before = parse(["--workers", "5", "--seed", "3", "--agent.batch-size", "32"])
     (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": before.to_dict()}))
     after = parse(["--resume", str(tmp_path), "--env-steps", "999"])
     assert after == dataclasses.replace(before, resume=tmp_path, env_steps=999)

@@ -16,9 +16,38 @@ from worldloom_dist.local import LocalRun
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.stopping import StopFlag
 
-SMALL = """--preset debug --runtime local --agent.latent-dim 16 --agent.mlp-dim 16 --agent.encoder-dim 16 --agent.batch-size 8
---agent.prefill-agent-steps 40 --agent.num-samples 8 --agent.num-elites 2 --agent.num-policy-samples 2 --agent.iterations 2
---train-ratio 6 --learner.threads 1 --eval-episodes 0 --learner.checkpoint-every-steps 60""".split()
+SMALL = [
+    "--preset",
+    "debug",
+    "--runtime",
+    "local",
+    "--agent.latent-dim",
+    "16",
+    "--agent.mlp-dim",
+    "16",
+    "--agent.encoder-dim",
+    "16",
+    "--agent.batch-size",
+    "8",
+    "--agent.prefill-agent-steps",
+    "40",
+    "--agent.num-samples",
+    "8",
+    "--agent.num-elites",
+    "2",
+    "--agent.num-policy-samples",
+    "2",
+    "--agent.iterations",
+    "2",
+    "--train-ratio",
+    "6",
+    "--learner.threads",
+    "1",
+    "--eval-episodes",
+    "0",
+    "--learner.checkpoint-every-steps",
+    "60",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import urllib.request
 from prometheus_client.parser import text_string_to_metric_families
 
 from worldloom.core.metrics import Histogram, Last, Sum
-from worldloom_dist.metrics.hub import MetricsHub, serve
 from worldloom_dist.metric_names import METRICS, split_key
+from worldloom_dist.metrics.hub import MetricsHub, serve
 
 
 def filled() -> MetricsHub:
@@ -40,7 +40,9 @@ def test_a_scrape_parses_and_carries_run_id_and_role():
     finally:
         server.shutdown()
         server.server_close()
-    samples = {(s.name, s.labels.get("role"), s.labels.get("le")): s for f in text_string_to_metric_families(text) for s in f.samples}
+    samples = {
+        (s.name, s.labels.get("role"), s.labels.get("le")): s for f in text_string_to_metric_families(text) for s in f.samples
+    }
     assert samples["worldloom_learner_updates_total", "learner", None].value == 5
     assert samples["worldloom_sample_age_seconds_bucket", "learner", "5.0"].value == 2
     assert samples["worldloom_sample_age_seconds_count", "learner", None].value == 3
