@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -49,6 +50,9 @@ class ActClient(Protocol):
             is_first: ``[N]`` bool.
             live: ``[N]`` bool; rows that are not live get an action that nobody uses, and keep their carry.
         """
+
+    def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:
+        """Ask as :meth:`act` does, but do not wait: the result does, when it is called. One question is open at a time."""
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
@@ -153,6 +157,10 @@ class LocalActing:
         self._carry = out.carry if live is None or live.all() else _merge(self._carry, out.carry, live)
         return Actions(out.action, out.extras, self.version)
 
+    def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:
+        """The decision, not made yet: there is nobody to make it meanwhile."""
+        return partial(self.act, obs, is_first, live)
+
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
         return self._puller.drain_metrics()
@@ -216,6 +224,8 @@ class RemoteActing:
         call: Reaches a server and waits for its answer; may raise when no server can be reached within its deadline.
         newest: Asks for the version that the server acts with, without acting; only used before the first answer.
         clock: Monotonic seconds.
+        submit: As ``call``, but returns at once with a function that waits for the answer; without it nothing overlaps.
+        first_env: Index of the first env among the envs of the worker (a group of them may act by itself).
     """
 
     slot: int
@@ -225,6 +235,8 @@ class RemoteActing:
     clock: Callable[[], float] = time.monotonic
     refresh_interval_s: float = 0.5
     version: PolicyVersion = NO_POLICY
+    submit: Callable[[ActRequest], Callable[[], ActReply]] | None = None
+    first_env: int = 0
     _carry_resets: int = field(default=0, init=False)
     _next_s: float = field(default=-float("inf"), init=False)
 
@@ -237,14 +249,22 @@ class RemoteActing:
 
     def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
         """Decide for all live envs (see :class:`ActClient`)."""
+        return self.begin(obs, is_first, live)()
+
+    def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:
+        """Send the request; the result waits for the answer."""
         envs = np.arange(len(is_first)) if live is None else np.flatnonzero(live)
         rows = {key: value[envs] for key, value in obs.items()} if live is not None else obs
-        reply = self.call(ActRequest(self.slot, self.incarnation, envs, rows, is_first[envs]))
+        request = ActRequest(self.slot, self.incarnation, envs + self.first_env, rows, is_first[envs])
+        answer = self.submit(request) if self.submit is not None else partial(self.call, request)
+        return partial(self._finish, answer, envs, len(is_first))
+
+    def _finish(self, answer: Callable[[], ActReply], envs: np.ndarray, total: int) -> Actions:
+        reply = answer()
         self.version = reply.version
         self._carry_resets += int(np.count_nonzero(reply.carry_reset))
-        if len(envs) == len(is_first):
+        if len(envs) == total:
             return Actions(reply.action, reply.extras, reply.version)
-        total = len(is_first)
         return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version)
 
     def drain_metrics(self) -> MetricMap:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import TrainingError
+from worldloom.core.exceptions import StateError, TrainingError
 from worldloom.core.metrics import MetricMap, Sum, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ACTION, OBS, ArraySpec, column_name
@@ -61,6 +61,7 @@ class RolloutWorker:
         chunk_rows, max_chunk_age_s: When a chunk is closed.
         random_prefill: Act at random until ``may_use_policy``; otherwise the policy acts from the start.
         may_use_policy: Asked before every step until it says yes; by default, whether weights have arrived.
+        first_env: Number of the first env in the names of the streams, for a group of a worker's envs.
         clock: Monotonic seconds.
 
     Attributes:
@@ -82,14 +83,16 @@ class RolloutWorker:
         max_chunk_age_s: float = 1.0,
         random_prefill: bool = True,
         may_use_policy: Callable[[], bool] | None = None,
+        first_env: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slot, self.incarnation, self._acting, self._columns, self._clock = slot, incarnation, acting, columns, clock
+        self.slot, self.incarnation, self.first_env = slot, incarnation, first_env
+        self._acting, self._columns, self._clock = acting, columns, clock
         self._env = env()
         self.spec, self.num_envs = self._env.spec, self._env.num_envs
         self._writers = [
             StreamWriter(
-                StreamId(slot, incarnation, index), columns, writer,
+                StreamId(slot, incarnation, first_env + index), columns, writer,
                 chunk_rows=chunk_rows, max_age_s=max_chunk_age_s, clock=clock,
             )
             for index in range(self.num_envs)
@@ -100,6 +103,7 @@ class RolloutWorker:
         self._may_use_policy = may_use_policy or self._has_weights
         self._is_random = random_prefill
         self._row: EnvStep | None = None
+        self._question: Callable[[], Actions] | None = None
         self._returns, self._lengths = np.zeros(self.num_envs), np.full(self.num_envs, -1)
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -123,6 +127,11 @@ class RolloutWorker:
         """True while actions are random."""
         return self._is_random
 
+    def begin(self) -> None:
+        """Ask for the next actions without waiting for them; :meth:`step` goes on from there."""
+        if self._question is None:
+            self._question = self._ask(self._start() if self._row is None else self._row)
+
     def step(self) -> int:
         """One decision of every env.
 
@@ -133,9 +142,12 @@ class RolloutWorker:
             EnvFailureError: If every env is in quarantine; what is open has been sent.
             TrainingError: If the policy gives an action that is not finite.
         """
-        row = self._start() if self._row is None else self._row
         started = self._clock()
-        choice = self._choose(row)
+        self.begin()
+        assert self._row is not None
+        assert self._question is not None
+        row, choice, self._question = self._row, self._question(), None
+        _check_finite(choice)
         chosen = self._clock()
         written = self._store(row, choice)
         stored = self._clock()
@@ -184,7 +196,12 @@ class RolloutWorker:
         """Send what is open and return everything needed to go on exactly.
 
         Envs that cannot be saved are reset, in this run as in the one that resumes, from a seed that both derive alike.
+
+        Raises:
+            StateError: If :meth:`begin` was called and ``step`` was not.
         """
+        if self._question is not None:
+            raise StateError("a worker that waits for actions cannot be saved; step it first")
         self.flush()
         envs = None if self._row is None else self._env.state()
         if envs is None:
@@ -216,7 +233,7 @@ class RolloutWorker:
         self._returns, self._lengths = np.array(state["returns"]), np.array(state["lengths"])
         self.agent_steps, self.rows = int(state["agent_steps"]), int(state["rows"])
         self._reported_agent_steps = self.agent_steps
-        self._row = None
+        self._row = self._question = None
         if state["env"] is not None:
             self._env.set_state(state["env"])
             saved_row = {name: np.array(value) for name, value in state["row"].items()}
@@ -237,19 +254,16 @@ class RolloutWorker:
     def _has_weights(self) -> bool:
         return self._acting.version != NO_POLICY
 
-    def _choose(self, row: EnvStep) -> Actions:
+    def _ask(self, row: EnvStep) -> Callable[[], Actions]:
         self._acting.refresh()
         if self._is_random and self._may_use_policy():
             self._is_random = False
         if self._is_random:
-            return Actions(sample_actions(self.spec, self._rngs), {}, NO_POLICY)
-        choice = self._acting.act(row.obs, row.is_first, row.live)
-        for key, value in choice.action.items():
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise TrainingError(
-                    f"the policy of version {choice.version} gave an action {key!r} that is not finite; it diverged"
-                )
-        return choice
+            return self._random_actions
+        return self._acting.begin(row.obs, row.is_first, row.live)
+
+    def _random_actions(self) -> Actions:
+        return Actions(sample_actions(self.spec, self._rngs), {}, NO_POLICY)
 
     def _store(self, row: EnvStep, choice: Actions) -> int:
         columns = {column_name(OBS, key): value for key, value in row.obs.items()}
@@ -290,6 +304,12 @@ class RolloutWorker:
             self._end_episode(fault.env, "error")
             if fault.is_quarantined:
                 self.quarantined[fault.env] = f"{fault.kind}: {fault.detail}"
+
+
+def _check_finite(choice: Actions) -> None:
+    for key, value in choice.action.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise TrainingError(f"the policy of version {choice.version} gave an action {key!r} that is not finite")
 
 
 def _flags(row: EnvStep) -> dict[str, np.ndarray]:

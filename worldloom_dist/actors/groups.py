@@ -1,0 +1,101 @@
+"""The envs of one worker in groups that take turns: while one group steps, the request of the next one is being answered.
+
+    group 0   ask ---------------- wait, store, step | ask ----------------- wait, ...
+    group 1                 ask    ---------------- wait, store, step | ask
+
+Only worth it where actions come from afar (``RemoteActing`` with ``submit``); a policy in this process has nobody to overlap with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.metrics import MetricMap, merge_into
+from worldloom_dist.actors.rollout_worker import EpisodeResult, RolloutWorker
+
+__all__ = ["GroupedWorker"]
+
+
+class GroupedWorker:
+    """Several groups of envs as one worker; used by one thread. What it offers means the same as in ``RolloutWorker``.
+
+    Args:
+        groups: Workers of one slot and incarnation whose ``first_env`` differ, so that no stream is written twice.
+
+    Raises:
+        ConfigurationError: If there is no group.
+    """
+
+    def __init__(self, groups: Sequence[RolloutWorker]) -> None:
+        if not groups:
+            raise ConfigurationError("a grouped worker needs at least one group")
+        self._groups, self._turn = list(groups), 0
+        self.slot, self.incarnation, self.spec = groups[0].slot, groups[0].incarnation, groups[0].spec
+
+    @property
+    def num_envs(self) -> int:
+        """Envs of all groups."""
+        return sum(group.num_envs for group in self._groups)
+
+    @property
+    def agent_steps(self) -> int:
+        """Decisions whose result was written."""
+        return sum(group.agent_steps for group in self._groups)
+
+    @property
+    def env_steps(self) -> int:
+        """Simulator steps."""
+        return sum(group.env_steps for group in self._groups)
+
+    @property
+    def open_rows(self) -> int:
+        """Rows that would be lost if this process died now."""
+        return sum(group.open_rows for group in self._groups)
+
+    @property
+    def quarantined(self) -> dict[int, str]:
+        """Envs that are not built again, numbered over all groups."""
+        return {group.first_env + env: why for group in self._groups for env, why in group.quarantined.items()}
+
+    def step(self) -> int:
+        """One decision of every env of the group whose turn it is, with the next group's request on its way.
+
+        Returns:
+            Rows written.
+
+        Raises:
+            EnvFailureError, TrainingError: As ``RolloutWorker.step``.
+        """
+        group = self._groups[self._turn]
+        self._turn = (self._turn + 1) % len(self._groups)
+        group.begin()
+        self._groups[self._turn].begin()
+        return group.step()
+
+    def flush(self) -> None:
+        """Send every open chunk; returns when all are acknowledged."""
+        for group in self._groups:
+            group.flush()
+
+    def close(self) -> None:
+        """Send what is open and close every env, also when one group cannot."""
+        failures = []
+        for group in self._groups:
+            try:
+                group.close()
+            except Exception as error:  # the other groups are closed first; then it is raised
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def drain_episodes(self) -> list[EpisodeResult]:
+        """Episodes that ended since the last call."""
+        return [episode for group in self._groups for episode in group.drain_episodes()]
+
+    def drain_metrics(self) -> MetricMap:
+        """What happened since the last call."""
+        values: MetricMap = {}
+        for group in self._groups:
+            merge_into(values, group.drain_metrics())
+        return values
