@@ -38,24 +38,22 @@ class SumTree:
         self._levels = [_padded(size, dtype)]
         while len(self._levels[-1]) > FANOUT:
             self._levels.append(_padded(len(self._levels[-1]) // FANOUT, total))
+        self._blocks = [level.reshape(-1, FANOUT) for level in self._levels]
+        self._total = self._sum_dtype.type(0)
 
     @property
     def total(self) -> Any:
         """Sum of all leaves."""
-        return self._levels[-1].sum(dtype=self._sum_dtype)
-
-    @property
-    def leaves(self) -> npt.NDArray[Any]:
-        """The leaves; change them through :meth:`set` only."""
-        return self._levels[0]
+        return self._total
 
     def set(self, slots: Slots, values: Any) -> None:
         """Write leaves."""
         self._levels[0][slots] = values
         nodes = slots
-        for below, level in zip(self._levels, self._levels[1:], strict=False):
+        for below, level in zip(self._blocks, self._levels[1:], strict=False):
             nodes = np.unique(nodes // FANOUT)
-            level[nodes] = below.reshape(-1, FANOUT)[nodes].sum(axis=1, dtype=self._sum_dtype)
+            level[nodes] = below[nodes].sum(axis=1, dtype=self._sum_dtype)
+        self._total = self._levels[-1].sum(dtype=self._sum_dtype)
 
     def prefix(self, slot: int) -> Any:
         """Sum of the leaves before ``slot``."""
@@ -68,8 +66,8 @@ class SumTree:
     def select(self, targets: npt.NDArray[Any]) -> Slots:
         """The leaf in which the running sum passes each target in [0, total)."""
         nodes, rows = np.zeros(len(targets), np.int64), np.arange(len(targets))
-        for level in reversed(self._levels):
-            running = level.reshape(-1, FANOUT)[nodes].cumsum(axis=1, dtype=self._sum_dtype)  # [n, FANOUT]
+        for blocks in reversed(self._blocks):
+            running = blocks[nodes].cumsum(axis=1, dtype=self._sum_dtype)  # [n, FANOUT]
             if self._sum_dtype.kind == "f":  # rounding may push a target past the end of its node
                 targets = np.minimum(targets, np.nextafter(running[:, -1], 0.0))
             picks = (running > targets[:, None]).argmax(axis=1)

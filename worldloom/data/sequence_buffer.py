@@ -1,9 +1,10 @@
 """THE storage of sequences: used by the replay shard and by the public ``training.ReplayBuffer``.
 
-Rows of many streams lie in insertion order; a row's number in that order is its id for ever. Small columns are rings indexed by
-``id % capacity``; packed columns (images) stay the compressed blobs that arrived, one per chunk, and are decoded when sampled.
-Each row knows the id of its successor in its stream, so a window is T steps along that chain: windows never join two streams and
-never jump a gap. No Python object exists per row, and memory is touched only as rows arrive.
+Rows of many streams lie in insertion order; a row's number in that order is its id for ever. Plain columns are rings indexed by
+``id % capacity``, the small ones interleaved in one ring, so that reading a row touches few cache lines; packed columns (images)
+stay the compressed blobs that arrived, one per chunk, and are decoded when sampled. Each row knows the id of its successor in its
+stream, so a window is T steps along that chain: windows never join two streams and never jump a gap. No Python object exists per
+row, and memory is touched only as rows arrive.
 
 Which rows start a valid window is kept incrementally: row r does when T - 1 successors are stored and, unless episodes may be
 crossed, none of them is ``is_first``. Starts are ranked by row id, so a draw depends on the stored rows, the selector and
@@ -36,6 +37,9 @@ from worldloom.data.windows import ChunkRecord, PendingWindows, Windows
 __all__ = ["SequenceBuffer"]
 
 Ids = npt.NDArray[np.int64]
+SMALL_COLUMN_BYTES = 256
+LINKS = [("#next_row", "int64"), ("#chunk", "int64")]
+"""Fields beside the small columns: the id of the successor (NO_ROW at the end of a stream), and which chunk the row came in."""
 
 
 class SequenceBuffer:
@@ -84,10 +88,15 @@ class SequenceBuffer:
         self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
         self.mutable = frozenset(mutable)
         self._packed = {name: spec for name, spec in columns.items() if name in names}
-        self._rings = {n: np.empty((capacity_rows, *s.shape), s.dtype) for n, s in columns.items() if n not in names}
-        self._row_bytes = sum(spec.nbytes for name, spec in columns.items() if name not in names)
-        self._next_row_of = np.empty(capacity_rows, np.int64)
-        self._chunk_of = np.empty(capacity_rows, np.int64)
+        plain = {name: spec for name, spec in columns.items() if name not in names}
+        self._small = [name for name, spec in plain.items() if spec.nbytes <= SMALL_COLUMN_BYTES]
+        fields = [(name, plain[name].dtype, plain[name].shape) for name in self._small]
+        self._records = np.empty(capacity_rows, np.dtype([*fields, *LINKS], align=True))
+        self._rings = {
+            n: self._records[n] if n in self._small else np.empty((capacity_rows, *s.shape), s.dtype) for n, s in plain.items()
+        }
+        self._row_bytes = sum(spec.nbytes for spec in plain.values())
+        self._next_row_of, self._chunk_of = (self._records[name] for name, _ in LINKS)
         self._is_start = np.zeros(capacity_rows, bool)
         self._selector = selector or Uniform(capacity_rows)
         self._tails = StreamTails(sampling)
@@ -359,13 +368,15 @@ class SequenceBuffer:
     def _gather(self, starts: Ids) -> PendingWindows:
         ids = self._follow(starts)
         slots = ids % self.capacity_rows
-        columns = {name: ring.take(slots, axis=0) for name, ring in self._rings.items()}
-        ordinals = self._chunk_of[slots]
+        records = self._records.take(slots)
+        columns = {name: ring.take(slots, axis=0) for name, ring in self._rings.items() if name not in self._small}
+        columns.update({name: np.ascontiguousarray(records[name]) for name in self._small})
+        ordinals = records[LINKS[1][0]]
         trained = [self._chunks[ordinal] for ordinal in ordinals[:, self.sampling.context].tolist()]
         versions = np.array([record.version for record in trained], np.int64)
         inserted_s = np.array([record.inserted_s for record in trained], np.float64)
-        records = {ordinal: self._chunks[ordinal] for ordinal in np.unique(ordinals).tolist()} if self._packed else {}
-        return PendingWindows(Windows(columns, ids, versions, inserted_s), records, ordinals, self._packed)
+        chunks = {ordinal: self._chunks[ordinal] for ordinal in np.unique(ordinals).tolist()} if self._packed else {}
+        return PendingWindows(Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed)
 
 
 def _keep(array: np.ndarray) -> PackedColumn:

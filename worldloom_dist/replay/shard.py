@@ -104,7 +104,8 @@ class ReplayShard:
             packed=packed,
             mutable=self._mutable,
         )
-        self._lock = threading.Lock()
+        self._lock, self._mark_lock = threading.Lock(), threading.Lock()
+        self._pinned: list[int] = []
         self._segment_rows: dict[int, int] = {}
         self._reset()
         self._journal: Journal | None = None
@@ -199,18 +200,26 @@ class ReplayShard:
             return self._counters.lost - mine.lost_acked
 
     def mark(self) -> ShardMark:
-        """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with :meth:`rollback`."""
-        with self._lock:
-            if self._journal is None:
-                return ShardMark(-1, 0, -1, self._buffer.next_row, self._buffer.online_served)
-            if self._journal.needs_rotation:
-                self._rotate(self._journal)
-            place, oldest = self._journal.position, self._oldest_needed()
-            file = self._files.save_mutable(*self._buffer.export_mutable()) if self._mutable else ""
-            mark = ShardMark(*place, oldest, self._buffer.next_row, self._buffer.online_served, file)
-            self._files.set_marks([*self._files.marks, mark])
-        self._journal.sync()
-        return mark
+        """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with :meth:`rollback`.
+
+        Inserts wait only while mutable columns, if there are any, are copied in memory; writing them to disk blocks nobody.
+        """
+        with self._mark_lock:
+            with self._lock:
+                next_row, served = self._buffer.next_row, self._buffer.online_served
+                if self._journal is None:
+                    return ShardMark(-1, 0, -1, next_row, served)
+                if self._journal.needs_rotation:
+                    self._rotate(self._journal)
+                place, oldest = self._journal.position, self._oldest_needed()
+                self._pinned = [oldest]
+                copied = self._buffer.export_mutable()
+            mark = ShardMark(*place, oldest, next_row, served, self._files.save_mutable(*copied) if self._mutable else "")
+            with self._lock:
+                self._files.set_marks([*self._files.marks, mark])
+                self._pinned = []
+            self._journal.sync()
+            return mark
 
     def rollback(self, mark: ShardMark) -> None:
         """Return to a mark, forgetting everything since.
@@ -273,7 +282,7 @@ class ReplayShard:
         """Begin a segment, and delete those whose rows were all evicted and that no mark needs."""
         journal.rotate(json.dumps(self._head()).encode())
         self._segment_rows[journal.position.segment] = self._buffer.next_row
-        keep = min([self._oldest_needed(), *(mark.oldest_segment for mark in self._files.marks)])
+        keep = min([self._oldest_needed(), *self._pinned, *(mark.oldest_segment for mark in self._files.marks)])
         journal.drop_before(keep)
         self._segment_rows = {number: row for number, row in self._segment_rows.items() if number >= keep}
 

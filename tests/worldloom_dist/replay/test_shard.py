@@ -357,6 +357,23 @@ def test_a_mark_keeps_what_it_needs_and_an_old_one_is_refused(tmp_path):
         shard.rollback(old)
 
 
+def test_a_mark_made_while_others_insert_is_still_one_cut(tmp_path):
+    shard, marks = open_shard(tmp_path, capacity=20, columns=LATENT, segment_bytes=600), []
+
+    def write():
+        for seq in range(150):
+            shard.append(counting_chunk(0, seq, columns=LATENT))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        marks.append(shard.mark())
+    writer.join()
+    shard.rollback(marks[-2])
+    assert shard.books().inserted == marks[-2].next_row
+    assert numbers_of(shard, windows=100) <= {(0, n) for n in expected_starts(150)}
+
+
 def test_without_a_journal_nothing_is_written_and_nothing_rolls_back(tmp_path):
     shard = open_shard(tmp_path / "none", durability="none")
     shard.append(counting_chunk(0, 0))
