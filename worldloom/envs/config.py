@@ -38,7 +38,7 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
 
 NEUTRAL: Mapping[str, Any] = {"action_repeat": 1, "grayscale": False, "frame_stack": 1, "pixels": False}
 """Values of settings that change nothing."""
-ATARI_ONLY = ("sticky", "noops", "full_actions")
+ATARI_ONLY = ("sticky", "noops", "full_actions", "ale_vector")
 POSITIVE = ("action_repeat", "time_limit", "image_size", "frame_stack")
 
 
@@ -78,6 +78,8 @@ class EnvConfig:
     """Largest number of random no-op frames at the start of an Atari episode."""
     full_actions: bool | None = None
     """Offer all 18 Atari actions instead of the game's minimal set."""
+    ale_vector: bool | None = None
+    """Step Atari in the ALE's own vector env (C++ threads in the worker's process; it shrinks images by another rule)."""
 
     def __post_init__(self) -> None:
         problems = [*self._name_problems(), *self._number_problems()]

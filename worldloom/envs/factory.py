@@ -40,7 +40,8 @@ def make_env(
         num_envs: How many.
         seed: Root of all their randomness.
         limits: Deadlines (for processes) and failures that are borne.
-        processes: One supervised process per env, which can be killed when it hangs; otherwise all in this process.
+        processes: One supervised process per env, which can be killed when it hangs; otherwise all in this process. The ALE's
+            own vector env (``config.ale_vector``) is always in this process.
 
     Raises:
         ConfigurationError: If the env or a setting does not exist; offers the nearest one.
@@ -49,6 +50,11 @@ def make_env(
     if num_envs < 1:
         raise ConfigurationError(f"num_envs must be >= 1, got {num_envs}")
     config = config.resolved()
+    if config.ale_vector:
+        from worldloom.envs.gym_vector import GymVectorAdapter
+        from worldloom.envs.suites.atari import make_vector
+
+        return GymVectorAdapter(make_vector(config, num_envs), config, num_envs, seed, applies_settings=True)
     if processes:
         from worldloom.envs.supervised import SupervisedVectorEnv
 

@@ -37,19 +37,22 @@ class GymVectorAdapter:
         config: Resolved settings; those that wrap single envs are refused.
         num_envs: How many the caller wants.
         seed: Root of its randomness.
+        applies_settings: True when the env itself applies the settings of ``config``.
 
     Raises:
         ConfigurationError: If the number of envs differs or a setting cannot be applied from outside.
     """
 
-    def __init__(self, env: GymVectorEnv[Any, Any, Any], config: EnvConfig, num_envs: int, seed: int) -> None:
+    def __init__(
+        self, env: GymVectorEnv[Any, Any, Any], config: EnvConfig, num_envs: int, seed: int, *, applies_settings: bool = False
+    ) -> None:
         if env.num_envs != num_envs:
             raise ConfigurationError(
                 f"env {config.env!r} holds {env.num_envs} envs and {num_envs} were asked for; "
                 "give its callable a parameter num_envs, or ask for as many"
             )
         used = [name for name in OURS_ONLY if getattr(config, name) not in (None, NEUTRAL.get(name))]
-        if used:
+        if used and not applies_settings:
             names = ", ".join(f"env.{name}" for name in used)
             raise ConfigurationError(f"{names} cannot be applied to the vector env {config.env!r}; do it inside the env")
         self._env, self._seed = env, seed
@@ -66,7 +69,8 @@ class GymVectorAdapter:
             name=config.env,
             obs=self._map_obs.specs,
             action=self._map_action.specs,
-            episode_limit=getattr(env.spec, "max_episode_steps", None),
+            episode_limit=config.time_limit if applies_settings else getattr(env.spec, "max_episode_steps", None),
+            action_repeat=config.action_repeat or 1,
             may_terminate=bool(getattr(env, "may_terminate", True)),
             settings=config.settings(),
         )

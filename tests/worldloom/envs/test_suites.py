@@ -1,3 +1,4 @@
+import itertools
 import logging
 import os
 import warnings
@@ -11,6 +12,7 @@ from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import env_spec, make_env
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.toy import TOYS, CountingEnv, PixelToyEnv, PointEnv
+from worldloom.envs.vector import EnvStep, sample_actions
 from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
 
@@ -164,6 +166,25 @@ def test_atari_has_the_settings_of_dreamerv3() -> None:
     assert (small.obs["obs"].shape, small.action["action"].num_classes) == ((64, 64, 3), (6,))
     with pytest.raises(ConfigurationError, match="did you mean pong"):
         make_env(EnvConfig(env="atari:pongg"), seed=0)
+
+
+@pytest.mark.parametrize(("grayscale", "channels"), [(True, 2), (False, 6)])
+def test_ales_own_vector_env_keeps_the_row_contract(grayscale: bool, channels: int) -> None:
+    pytest.importorskip("ale_py")
+    config = EnvConfig(env="atari:pong", ale_vector=True, time_limit=20, grayscale=grayscale, frame_stack=2, image_size=40)
+
+    def play(seed: int) -> list[EnvStep]:
+        env, rngs = make_env(config, num_envs=2, seed=seed, processes=True), [np.random.default_rng(i) for i in range(2)]
+        assert (env.spec.obs["obs"].shape, env.spec.action_repeat, env.spec.episode_limit) == ((40, 40, channels), 4, 20)
+        return [env.reset(), *(env.step(sample_actions(env.spec, rngs)) for _ in range(45))]
+
+    rows, again, other = play(0), play(0), play(1)
+    assert all(np.array_equal(a.obs["obs"], b.obs["obs"]) for a, b in zip(rows, again, strict=True))
+    assert not all(np.array_equal(a.obs["obs"], b.obs["obs"]) for a, b in zip(rows, other, strict=True))
+    assert sum(row.truncated.sum() for row in rows) >= 4
+    for before, row in itertools.pairwise(rows):
+        assert np.array_equal(row.is_first, before.is_last)
+        assert not row.reward[row.is_first].any()
 
 
 def test_atari_is_reproducible_and_ends_with_the_game() -> None:

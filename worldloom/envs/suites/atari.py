@@ -9,17 +9,21 @@ image of an episode's end is the frame at the end and not an older one.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv as GymVectorEnv
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.wrappers import RawEnv
 
-__all__ = ["AtariEnv", "make"]
+__all__ = ["AtariEnv", "make", "make_vector"]
+
+NO_LIMIT = 10**8
 
 
 def make(config: EnvConfig) -> RawEnv:
@@ -29,6 +33,51 @@ def make(config: EnvConfig) -> RawEnv:
         MissingDependencyError: If ale-py is not installed.
         ConfigurationError: If there is no such game.
     """
+    game = _game(config)
+    from ale_py import roms
+
+    env = AtariEnv(
+        str(roms.get_rom_path(game)),
+        repeat=config.action_repeat or 1,
+        sticky=config.sticky or 0.0,
+        noops=config.noops or 0,
+        full_actions=bool(config.full_actions),
+    )
+    return RawEnv(env, handles_repeat=True)
+
+
+def make_vector(config: EnvConfig, num_envs: int) -> GymVectorEnv[Any, Any, Any]:
+    """Build the ALE's own vector env from a resolved config.
+
+    Differs from :func:`make` in how images shrink (by areas), and in that the time limit counts the no-ops' frames too.
+
+    Raises:
+        MissingDependencyError, ConfigurationError: As :func:`make`.
+    """
+    game = _game(config)
+    from ale_py.vector_env import AtariVectorEnv
+
+    size, repeat = config.image_size or 0, config.action_repeat or 1
+    env = AtariVectorEnv(
+        game,
+        num_envs,
+        num_threads=min(num_envs, os.cpu_count() or 1),
+        frameskip=repeat,
+        max_num_frames_per_episode=(config.time_limit or NO_LIMIT) * repeat,
+        repeat_action_probability=config.sticky or 0.0,
+        full_action_space=bool(config.full_actions),
+        img_height=size or 210,
+        img_width=size or 160,
+        grayscale=bool(config.grayscale),
+        stack_num=config.frame_stack or 1,
+        noop_max=config.noops or 0,
+        reward_clipping=False,
+        use_fire_reset=False,
+    )
+    return _AleVectorEnv(env)
+
+
+def _game(config: EnvConfig) -> str:
     try:
         from ale_py import roms
     except ImportError as error:
@@ -38,14 +87,33 @@ def make(config: EnvConfig) -> RawEnv:
         raise ConfigurationError(f"env {config.env!r}: there is no such game{nearest(game, known)}")
     if config.pixels:
         raise ConfigurationError("env.pixels is not for atari, which observes images anyway; leave it out")
-    env = AtariEnv(
-        str(roms.get_rom_path(game)),
-        repeat=config.action_repeat or 1,
-        sticky=config.sticky or 0.0,
-        noops=config.noops or 0,
-        full_actions=bool(config.full_actions),
-    )
-    return RawEnv(env, handles_repeat=True)
+    return game
+
+
+class _AleVectorEnv(GymVectorEnv[np.ndarray, Any, Any]):
+    """The ALE's vector env with images as ``[N, height, width, channels]`` and seeds as any sequence."""
+
+    def __init__(self, env: Any) -> None:
+        self._env, self.num_envs, self.metadata = env, env.num_envs, dict(env.metadata)
+        self.single_action_space = env.single_action_space
+        shape = self._channels_last(np.empty((1, *env.single_observation_space.shape), np.uint8)).shape[1:]
+        self.single_observation_space = spaces.Box(0, 255, shape, np.uint8)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start a game in every env."""
+        seeds = None if seed is None else np.asarray(seed, np.int64) % 2**31
+        obs, info = self._env.reset(seed=seeds)
+        return self._channels_last(obs), info
+
+    def step(self, actions: Any) -> tuple[np.ndarray, Any, Any, Any, dict[str, Any]]:
+        """One decision of every env."""
+        obs, *rest = self._env.step(actions)
+        return self._channels_last(obs), *rest
+
+    def _channels_last(self, obs: np.ndarray) -> np.ndarray:
+        """[N, stack, height, width] or [N, stack, height, width, 3] -> [N, height, width, stack (x 3)], oldest first."""
+        moved = np.moveaxis(obs, 1, 3)
+        return moved.reshape(*moved.shape[:3], -1)
 
 
 class AtariEnv(gymnasium.Env[np.ndarray, Any]):
