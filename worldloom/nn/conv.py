@@ -6,15 +6,18 @@ channels in and out, H/W sides.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from worldloom.nn.dense import init_kernel
 
-__all__ = ["Conv5x5", "UpConv5x5", "cells_to_map"]
+__all__ = ["Conv5x5", "PooledConv5x5", "UpConv5x5", "cells_to_map", "chunks", "corners"]
 
 KERNEL = 5
+CHUNK_ELEMENTS = 2**20
 
 
 class Conv5x5(nn.Module):
@@ -29,6 +32,82 @@ class Conv5x5(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
         return functional.conv2d(x, self.weight, self.bias, padding=2)
+
+
+class PooledConv5x5(Conv5x5):
+    """The same followed by 2x2 max-pooling, in chunks of rows: the large map before the pooling never exists as a whole.
+
+    What is kept for the derivative is one byte per pooled value, which of the four pixels it came from. ``forward`` of the base
+    class is :meth:`convolve` here.
+    """
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The map before pooling. [N, I, H, W] -> [N, O, H, W]."""
+        return super().forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, I, H, W] -> [N, O, H/2, W/2]; H and W even."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        weight = self.weight.to(dtype, memory_format=torch.channels_last)
+        result: Tensor = _ConvPool.apply(x.to(dtype), weight, self.bias.to(dtype))  # type: ignore[no-untyped-call]
+        return result
+
+
+class _ConvPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows, _, height, width = x.shape
+        out = torch.empty(
+            rows, len(weight), height // 2, width // 2, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
+        codes, corner = torch.empty_like(out, dtype=torch.uint8), corners(height, width, x.device)
+        for part in chunks(x, len(weight)):
+            large = functional.conv2d(x[part], weight, bias, padding=2)
+            out[part], index = functional.max_pool2d_with_indices(large, [2, 2])
+            offset = index.sub_(corner)
+            codes[part] = (offset & 1) + 2 * (offset >= width)
+        ctx.save_for_backward(x, weight, codes)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight, codes = ctx.saved_tensors
+        wants_x = ctx.needs_input_grad[0]
+        d_x = torch.empty_like(x) if wants_x else None
+        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])
+        height, width = x.shape[2:]
+        corner = corners(height, width, x.device)
+        for part in chunks(x, len(weight)):
+            code = codes[part].long()
+            index = corner + (code >> 1) * width + (code & 1)
+            large = torch.empty(
+                len(code), len(weight), height, width, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+            )
+            d_large = torch.ops.aten.max_pool2d_with_indices_backward(
+                grads[0][part], large, [2, 2], [2, 2], [0, 0], [1, 1], False, index
+            )
+            parts = torch.ops.aten.convolution_backward(
+                d_large, x[part], weight, [len(weight)], [1, 1], [2, 2], [1, 1], False, [0, 0], 1, [wants_x, True, True]
+            )
+            if d_x is not None:
+                d_x[part] = parts[0]
+            d_weight += parts[1]
+            d_bias += parts[2]
+        return d_x, d_weight, d_bias
+
+
+def corners(height: int, width: int, device: torch.device) -> Tensor:
+    """Flat index of the upper left pixel of each 2x2 cell. [height / 2, width / 2]."""
+    y, x = (torch.arange(0, side, 2, device=device) for side in (height, width))
+    return y.unsqueeze(1) * width + x
+
+
+def chunks(x: Tensor, outputs: int) -> list[slice]:
+    """Slices of rows: on a CPU few enough that one chunk's map stays in the cache, on an accelerator all of them."""
+    rows, _, height, width = x.shape
+    size = max(1, CHUNK_ELEMENTS // (outputs * height * width)) if x.device.type == "cpu" else rows
+    return [slice(begin, begin + size) for begin in range(0, rows, size)]
 
 
 class UpConv5x5(Conv5x5):

@@ -197,7 +197,7 @@ def _ci() -> DreamerV3Config:
         stoch=16,
         classes=8,
         bins=127,
-        batch_size=16,
+        batch_size=8,
         batch_length=32,
         train_ratio=256.0,
         lr=4e-4,

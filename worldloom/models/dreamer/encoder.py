@@ -7,11 +7,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from worldloom.models.dreamer.config import DreamerSizes
 from worldloom.models.dreamer.layout import ObsLayout
-from worldloom.nn.conv import Conv5x5
+from worldloom.nn.conv import PooledConv5x5
 from worldloom.nn.dense import MLP
 from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 
@@ -28,14 +27,13 @@ class ConvTower(nn.Module):
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
         sizes = [channels, *(depth * m for m in CHANNELS)]
-        self.convs = nn.ModuleList(Conv5x5(i, o) for i, o in itertools.pairwise(sizes))
+        self.convs = nn.ModuleList(PooledConv5x5(i, o) for i, o in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(RMSNorm(o) for o in sizes[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, H/16 * W/16 * 4 depth], flattened in H, W, channel order."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            pooled = functional.max_pool2d(conv(x), 2)
-            x = norm_silu(pooled.permute(0, 2, 3, 1), norm.get_parameter("scale")).permute(0, 3, 1, 2)
+            x = norm_silu(conv(x).permute(0, 2, 3, 1), norm.get_parameter("scale")).permute(0, 3, 1, 2)
         return x.permute(0, 2, 3, 1).flatten(1)
 
 

@@ -218,7 +218,7 @@ def test_every_layer_agrees_at_the_first_step(variant: str) -> None:
     golden, networks, _, _ = case(variant)
     seen: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output))
+        module.register_forward_hook(lambda _m, inputs, output, name=name: seen.update({name: output, f"{name} input": inputs[0]}))
         for name, module in networks.named_modules()
         if not isinstance(module, Dense)
     ]
@@ -250,8 +250,6 @@ def compare_layers(golden: Golden, networks: Networks, seen: dict[str, Tensor], 
     seen |= core_layers(golden, networks)
     for official, expected in golden.layers.items():
         got = layer_output(golden, networks, seen, official)
-        if got.ndim == 4 and official.startswith("enc/cnn") and not official.endswith("norm"):
-            got = got.permute(0, 2, 3, 1)
         got = got[: len(expected)]
         assert_close(got.reshape(expected.shape), expected, official)
         checked.add(official)
@@ -262,6 +260,9 @@ def layer_output(golden: Golden, networks: Networks, seen: dict[str, Tensor], of
     """Output of one official layer from what our modules put out."""
     is_norm = "norm" in official.rpartition("/")[2]
     name = golden.our_name(official + ("/scale" if is_norm else "/bias")).rpartition(".")[0]
+    if official.startswith("enc/cnn") and not is_norm:
+        conv = networks.get_submodule(name)
+        return conv.convolve(seen[f"{name} input"]).permute(0, 2, 3, 1)
     if not is_norm:
         got = seen[name]
         if got.ndim == 6:
@@ -277,7 +278,7 @@ def norm_input(name: str, networks: Networks, seen: dict[str, Tensor]) -> Tensor
     if name.endswith(".norm"):
         return seen[name.removesuffix("norm") + "linear"]
     if name.startswith("model.enc.cnn"):
-        return torch.nn.functional.max_pool2d(seen[name.replace("norms", "convs")], 2).permute(0, 2, 3, 1)
+        return seen[name.replace("norms", "convs")].permute(0, 2, 3, 1)
     if name.startswith("model.dec.image.norms"):
         cells = seen[name.replace("norms", "convs")]
         return cells.transpose(2, 3).reshape(len(cells), 2 * cells.shape[1], 2 * cells.shape[2], -1)
