@@ -72,6 +72,7 @@ def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed:
 
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         with ray_cluster(config.address, run_id):
+            stop.listen()
             from worldloom_dist.runtime.driver import RayRun
 
             status = RayRun(plan, folder, port, stop).run()

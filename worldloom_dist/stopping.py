@@ -10,6 +10,8 @@ from types import FrameType
 
 __all__ = ["StopFlag", "stop_on_signals"]
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopFlag:
     """Set once; says why."""
@@ -28,6 +30,16 @@ class StopFlag:
         self.reason = self.reason or reason
         self._event.set()
 
+    def listen(self) -> None:
+        """Handle the signals from now on; call it again after a library has put its own handlers in the way (Ray does)."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.set("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
@@ -36,13 +48,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
     Call from the main thread. The former handlers come back at the end.
     """
     flag = StopFlag()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if flag.is_set:
-            raise KeyboardInterrupt
-        flag.set("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    flag.listen()
     try:
         yield flag
     finally:
