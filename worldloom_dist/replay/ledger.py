@@ -44,12 +44,15 @@ class _Blocked:
     since: float | None = None
 
     def refused(self, now: float) -> None:
+        """The side has to wait from now on, if it does not wait already."""
         self.since = now if self.since is None else self.since
 
     def granted(self, now: float) -> None:
+        """The side proceeds."""
         self.seconds, self.since = self.until(now), None
 
     def until(self, now: float) -> float:
+        """Seconds so far, a wait that goes on included."""
         return self.seconds + (0.0 if self.since is None else now - self.since)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 
-__all__ = ["CHUNK", "DUPLICATE", "LOST", "RecoveryReport", "StoredChunk", "pack_count", "unpack_count"]
+__all__ = ["CHUNK", "DUPLICATE", "LOST", "RecoveryReport", "ShardCounters", "StoredChunk", "pack_count", "unpack_count"]
 
 CHUNK, DUPLICATE, LOST = 2, 3, 4
 """Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and the books after a loss (JSON)."""
@@ -35,6 +35,23 @@ class RecoveryReport:
     corrupt_bytes: int = 0
     lost_rows: int = 0
     seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class ShardCounters:
+    """What a shard counts and its buffer cannot know; restored from journal heads.
+
+    Attributes:
+        agent_steps: Decisions inserted.
+        lost: Acknowledged rows that the disk does not have.
+        duplicate: Rows that came again and were ignored.
+        unrecorded: Lost rows that no LOST record covers yet.
+    """
+
+    agent_steps: int = 0
+    lost: int = 0
+    duplicate: int = 0
+    unrecorded: int = 0
 
 
 class StoredChunk(NamedTuple):

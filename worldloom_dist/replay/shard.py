@@ -19,7 +19,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +37,16 @@ from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteB
 from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, HEAD, Journal, JournalPosition, Record
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
-from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, StoredChunk, pack_count, unpack_count
+from worldloom_dist.replay.records import (
+    CHUNK,
+    DUPLICATE,
+    LOST,
+    RecoveryReport,
+    ShardCounters,
+    StoredChunk,
+    pack_count,
+    unpack_count,
+)
 
 __all__ = ["Durability", "ReplayShard"]
 
@@ -46,16 +54,6 @@ logger = logging.getLogger(__name__)
 
 Durability = Literal["none", "journal", "fsync"]
 FORMAT = 1
-
-
-@dataclass(slots=True)
-class _Counters:
-    """What the buffer cannot know; restored from journal heads. ``unrecorded``: lost rows that no LOST record covers yet."""
-
-    agent_steps: int = 0
-    lost: int = 0
-    duplicate: int = 0
-    unrecorded: int = 0
 
 
 class ReplayShard:
@@ -322,7 +320,7 @@ class ReplayShard:
 
     def _reset(self) -> None:
         self._buffer = self._make_buffer()
-        self._counters = _Counters()
+        self._counters = ShardCounters()
         self._gaps = GapTable()
         self._segment_rows = {}
 
@@ -383,7 +381,7 @@ class ReplayShard:
         streams = {StreamId(*entry[:3]): StreamPosition(*entry[3:]) for entry in head.get("streams", ())}
         self._buffer.restore(streams, next_row=next_row, online_queued=head.get("online_queued", 0))
         self._gaps.load(head.get("gaps", ()))
-        self._counters = _Counters(head.get("agent_steps", 0), head.get("lost", 0), head.get("duplicate", 0))
+        self._counters = ShardCounters(head.get("agent_steps", 0), head.get("lost", 0), head.get("duplicate", 0))
 
     def _replay_chunk(self, stored: StoredChunk) -> None:
         if stored.first_row > self._buffer.next_row:
