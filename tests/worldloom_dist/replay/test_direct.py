@@ -26,11 +26,11 @@ def counting_chunk(slot, seq, size=10):
     return make_chunk(StreamId(slot, 0, 0), seq, NO_POLICY, rows)
 
 
-def open_replay(directory, *, shards=2, wait_s=0.0, **limits):
+def open_replay(directory, *, shards=2, wait_s=0.0, is_lockstep=False, **limits):
     settings = {"train_ratio": 3.2, "prefill_agent_steps": 40, "batch_positions": 32, "max_insert_steps": 10} | limits
     ledger = Ledger(RateLimits(**settings), window_positions=SAMPLING.length)
     parts = [ReplayShard(i, COLUMNS, SAMPLING, capacity_steps=2000, directory=directory / f"shard-{i}") for i in range(shards)]
-    return DirectReplay(parts, ledger, wait_s=wait_s)
+    return DirectReplay(parts, ledger, wait_s=wait_s, is_lockstep=is_lockstep)
 
 
 def check(windows):
@@ -90,6 +90,19 @@ def test_a_call_that_nobody_can_unblock_fails_with_the_numbers(tmp_path):
     with pytest.raises(StateError, match=r"blocks this insert: \d+ positions must be trained"):
         replay.append(counting_chunk(0, seq))
     assert replay.books().stored == replay.ledger.limiter.agent_steps + 1 == seq * 10
+
+
+def test_lock_step_counts_inserts_beyond_the_band_and_samples_by_it(tmp_path):
+    replay = open_replay(tmp_path, is_lockstep=True, lead_share=0.0)
+    for seq in range(50):
+        replay.append(counting_chunk(0, seq))
+    limiter, samples = replay.ledger.limiter, 0
+    assert limiter.agent_steps == 499
+    assert not limiter.may_insert(10)
+    while limiter.may_sample(32):
+        replay.sample(SampleRequest(8, (samples,)))
+        samples += 1
+    assert samples == limiter.updates_due(499) == (499 - 40) * 32 // 320
 
 
 def test_refreshed_latents_reach_the_last_rows_of_their_windows(tmp_path):
