@@ -117,7 +117,11 @@ class RayRun:
         for slot in self._waiting_workers[: max(0, self._plan.config.actors.start_wave - starting)]:
             self._waiting_workers.remove(slot)
             make = partial(_start_worker, self._plan, slot, self._lives)
-            self._add("worker", slot, make, method="run", is_vital=False)
+            self._add("worker", slot, make, method="run", is_vital=False, on_down=partial(self._worker_down, slot))
+
+    def _worker_down(self, slot: int) -> None:
+        """Book the rows of its open chunk, as of its last sign of life (at most a few seconds ago), as lost."""
+        self._lost_open(self._supervisor.roles[f"worker-{slot}"].status.get("open_rows", 0))
 
     def _add(self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any) -> None:
         role = Role(kind, index, start, lifeline=lambda handle: getattr(handle, method).remote(), **more)

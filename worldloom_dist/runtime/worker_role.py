@@ -18,6 +18,7 @@ import ray
 
 from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
+from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import Plan, build_policy, build_worker
 from worldloom_dist.runtime.remote import GONE, Remote
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -99,10 +100,12 @@ class WorkerRole:
         self._doing, self._since = "starting", time.monotonic()
         self._steps = 0
         self._is_waiting_for_policy = False
+        self._worker: RolloutWorker | None = None
 
     def run(self) -> dict[str, Any]:
         """Step until told to stop; what is open has been sent then."""
         worker = build_worker(self._plan, self._slot, self._incarnation, self._acting(), self._writer)
+        self._worker = worker
         flushed = time.monotonic()
         try:
             while not self._stopping.is_set():
@@ -120,12 +123,14 @@ class WorkerRole:
         return {"agent_steps": worker.agent_steps, "open_rows": worker.open_rows}
 
     def ping(self) -> dict[str, Any]:
-        """What it is doing; ``stuck`` names a call of the env that is past its deadline."""
-        seconds = time.monotonic() - self._since
+        """What it is doing, and the rows that would be lost now; ``stuck`` names a call of the env that is past its deadline."""
+        config, seconds = self._plan.config, time.monotonic() - self._since
         status = {"pid": os.getpid(), "doing": self._doing, "seconds": seconds, "steps": self._steps, "stuck": ""}
-        actors = self._plan.config.actors
-        limit = {"step": actors.step_timeout_s, "reset": actors.reset_timeout_s}.get(self._doing)
-        if limit is not None and self._writer.waiting_since is None and not self._is_waiting_for_policy and seconds > limit:
+        status["open_rows"] = self._worker.open_rows if self._worker else 0
+        limit = {"step": config.actors.step_timeout_s, "reset": config.actors.reset_timeout_s}.get(self._doing)
+        is_waiting = self._writer.waiting_since is not None or self._is_waiting_for_policy
+        has_children = config.envs_per_worker > 1 and config.actors.supervise  # they have deadlines of their own
+        if limit is not None and seconds > limit and not (is_waiting or has_children):
             status["stuck"] = f"its env did not return from {self._doing} for {seconds:.0f} s"
         return status
 
@@ -157,6 +162,6 @@ class WorkerRole:
 
         return call
 
-    def _emit(self, worker: Any) -> None:
+    def _emit(self, worker: RolloutWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]
         self._hub.tell("emit", "actor", self._slot, worker.drain_metrics(), {"episodes": episodes})
