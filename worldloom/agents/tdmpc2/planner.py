@@ -97,7 +97,7 @@ def plan(
         The plan; actions are in [-1, 1].
     """
     search = _Search(model, z, discount, None if task is None else task.unsqueeze(1), None if mask is None else mask.unsqueeze(1))
-    policy_actions = search.policy_actions(draws.policy_noise)
+    policy_actions = search.policy_actions(draws.policy_noise).nan_to_num(0.0)  # or the carry would stay poisoned
     policy_end = search.rollout(policy_actions)
     std = torch.full_like(mean, settings.max_std)
     found: PlanIteration | None = None

@@ -214,6 +214,21 @@ def test_a_nonfinite_batch_changes_nothing_and_is_counted() -> None:
     assert float(agent.train_step(good).nonfinite) == 0
 
 
+def test_an_observation_that_is_not_a_number_poisons_neither_the_carry_nor_other_envs() -> None:
+    env = make_env()
+    obs, bad = random_obs(env, 2), random_obs(env, 2)
+    bad["obs"][1] = np.nan
+    runs = []
+    for first_obs in (obs, bad):
+        agent = build(env)
+        out = agent.act(first_obs, agent.initial_carry(2), first(2), explore=True)
+        assert np.isfinite(out.action["action"]).all()
+        runs.append((out, agent.act(obs, out.carry, first(2, False), explore=True)))
+    assert np.isfinite(runs[1][1].carry["prev_mean"]).all()
+    for one, other in zip(*runs, strict=True):
+        np.testing.assert_allclose(one.action["action"][0], other.action["action"][0], rtol=1e-5)
+
+
 def test_the_spec_counts_one_update_per_decision() -> None:
     spec = agent_spec(tiny_config(updates_per_decision=1.0), make_env(VECTOR))
     assert spec.train_ratio == spec.sampling.trained_positions == 15
