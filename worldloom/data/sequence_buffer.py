@@ -38,8 +38,9 @@ __all__ = ["SequenceBuffer"]
 
 Ids = npt.NDArray[np.int64]
 SMALL_COLUMN_BYTES = 256
-LINKS = [("#next_row", "int64"), ("#chunk", "int64")]
-"""Fields beside the small columns: the id of the successor (NO_ROW at the end of a stream), and which chunk the row came in."""
+NOTES = [("#next_row", "int64"), ("#chunk", "int64"), ("#inserted_s", "float64"), ("#version", "int32")]
+"""Fields beside the small columns: the successor's id (NO_ROW at the end of a stream), which chunk the row came in and when, and
+the policy update that acted it."""
 
 
 class SequenceBuffer:
@@ -91,12 +92,12 @@ class SequenceBuffer:
         plain = {name: spec for name, spec in columns.items() if name not in names}
         self._small = [name for name, spec in plain.items() if spec.nbytes <= SMALL_COLUMN_BYTES]
         fields = [(name, plain[name].dtype, plain[name].shape) for name in self._small]
-        self._records = np.empty(capacity_rows, np.dtype([*fields, *LINKS], align=True))
+        self._records = np.empty(capacity_rows, np.dtype([*fields, *NOTES], align=True))
         self._rings = {
             n: self._records[n] if n in self._small else np.empty((capacity_rows, *s.shape), s.dtype) for n, s in plain.items()
         }
         self._row_bytes = sum(spec.nbytes for spec in plain.values())
-        self._next_row_of, self._chunk_of = (self._records[name] for name, _ in LINKS)
+        self._next_row_of, self._chunk_of = self._records["#next_row"], self._records["#chunk"]
         self._is_start = np.zeros(capacity_rows, bool)
         self._selector = selector or Uniform(capacity_rows)
         self._tails = StreamTails(sampling)
@@ -221,7 +222,14 @@ class SequenceBuffer:
             origin = self._first_row % self.capacity_rows
             slots = self._selector.sample(windows - len(starts), rng, origin)
             starts = np.concatenate([starts, self._first_row + (slots - origin) % self.capacity_rows])
-        return self._gather(starts)
+        return self._gather(starts, self.sampling.window_rows)
+
+    def windows_at(self, starts: Ids, rows: int) -> PendingWindows:
+        """Windows of ``rows`` rows that begin at rows of the caller's choice, whatever ``sampling`` says.
+
+        The caller answers for it that every start is stored and has ``rows - 1`` successors in its stream.
+        """
+        return self._gather(starts, rows)
 
     def write_back(self, row_ids: Ids, columns: Mapping[str, np.ndarray]) -> tuple[int, int]:
         """Overwrite mutable columns of rows that are still stored.
@@ -313,8 +321,9 @@ class SequenceBuffer:
 
     def _record(self, ids: Ids, slots: Ids, version: int, inserted_s: float, packed: Mapping[str, PackedColumn]) -> None:
         size = sum(len(column.blob) for column in packed.values())
-        self._chunks[self._next_chunk] = ChunkRecord(int(ids[0]), int(ids[-1]) + 1, version, inserted_s, packed, size)
+        self._chunks[self._next_chunk] = ChunkRecord(int(ids[0]), int(ids[-1]) + 1, packed, size)
         self._chunk_of[slots] = self._next_chunk
+        self._records["#version"][slots], self._records["#inserted_s"][slots] = version, inserted_s
         self._next_chunk += 1
         self._packed_bytes += size
 
@@ -371,10 +380,8 @@ class SequenceBuffer:
         records = self._records.take(slots)
         columns = {name: ring.take(slots, axis=0) for name, ring in self._rings.items() if name not in self._small}
         columns.update({name: np.ascontiguousarray(records[name]) for name in self._small})
-        ordinals = records[LINKS[1][0]]
-        trained = [self._chunks[ordinal] for ordinal in ordinals[:, self.sampling.context].tolist()]
-        versions = np.array([record.version for record in trained], np.int64)
-        inserted_s = np.array([record.inserted_s for record in trained], np.float64)
+        ordinals, trained = records["#chunk"], records[:, self.sampling.context]
+        versions, inserted_s = trained["#version"].astype(np.int64), trained["#inserted_s"].copy()
         chunks = {ordinal: self._chunks[ordinal] for ordinal in np.unique(ordinals).tolist()} if self._packed else {}
         return PendingWindows(Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed)
 

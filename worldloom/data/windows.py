@@ -36,12 +36,10 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRecord:
-    """What is kept once per chunk: rows [start, stop), who acted them, when they came, and their packed columns."""
+    """What is kept once per chunk: rows [start, stop) and their packed columns."""
 
     start: int
     stop: int
-    version: int
-    inserted_s: float
     packed: Mapping[str, PackedColumn]
     packed_bytes: int
 
