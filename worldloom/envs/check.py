@@ -151,6 +151,7 @@ class _Statistics:
         self._return, self._length = 0.0, 0
 
     def enter(self, row: EnvStep) -> None:
+        """Add the row of env 0."""
         for key, value in row.obs.items():
             if value.dtype != np.uint8:
                 self.extremes[key] = max(self.extremes.get(key, 0.0), float(np.abs(value).max()))

@@ -120,6 +120,7 @@ class _EnvBook:
         self._return, self._length = 0.0, 0
 
     def enter(self, row: EnvStep, index: int) -> None:
+        """Add the row of env ``index``."""
         if not row.live[index]:
             return
         if row.is_first[index]:
