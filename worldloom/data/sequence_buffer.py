@@ -357,13 +357,13 @@ class SequenceBuffer:
         while self.capacity_bytes is not None and self.nbytes > self.capacity_bytes and len(self._chunks) > 1:
             self._evict_to(self._chunks[self._oldest_chunk].stop)
 
-    def _follow(self, starts: Ids) -> Ids:
-        """Ids of the T rows from each start: [n, T].
+    def _follow(self, starts: Ids, rows: int) -> Ids:
+        """Ids of ``rows`` rows (T) from each start: [n, T].
 
         Rows of one chunk have consecutive ids, so we guess that all have, and shift the rest of a window where a link says
         otherwise: there are as many rounds as a window has chunks, not rows.
         """
-        ids = starts[:, None] + np.arange(self.sampling.window_rows)
+        ids = starts[:, None] + np.arange(rows)
         while True:
             successor = self._next_row_of[ids[:, :-1] % self.capacity_rows]
             wrong = successor != ids[:, 1:]
@@ -374,13 +374,13 @@ class SequenceBuffer:
             shift = successor[windows, at] - ids[windows, at + 1]
             ids[windows] += np.where(np.arange(ids.shape[1]) > at[:, None], shift[:, None], 0)
 
-    def _gather(self, starts: Ids) -> PendingWindows:
-        ids = self._follow(starts)
+    def _gather(self, starts: Ids, rows: int) -> PendingWindows:
+        ids = self._follow(starts, rows)
         slots = ids % self.capacity_rows
         records = self._records.take(slots)
         columns = {name: ring.take(slots, axis=0) for name, ring in self._rings.items() if name not in self._small}
         columns.update({name: np.ascontiguousarray(records[name]) for name in self._small})
-        ordinals, trained = records["#chunk"], records[:, self.sampling.context]
+        ordinals, trained = records["#chunk"], records[:, min(self.sampling.context, rows - 1)]
         versions, inserted_s = trained["#version"].astype(np.int64), trained["#inserted_s"].copy()
         chunks = {ordinal: self._chunks[ordinal] for ordinal in np.unique(ordinals).tolist()} if self._packed else {}
         return PendingWindows(Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed)
