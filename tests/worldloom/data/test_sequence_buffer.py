@@ -328,6 +328,17 @@ def test_evicting_while_others_sample_never_shows_a_wrong_window():
     assert not wrong
 
 
+@pytest.mark.parametrize("rows", [1, 2, 13])
+def test_windows_of_the_callers_choice_follow_the_stream_whatever_their_length(rows):
+    buffer = filled(sampling=SamplingSpec(batch_size=1, length=4, context=2), capacity=200, chunk=5, rows=60)
+    starts = np.array([0, 3, 41, 60])
+    windows = buffer.windows_at(starts, rows).finish()
+    assert windows.row_ids[:, 0].tolist() == starts.tolist()
+    obs = windows.columns["obs"]
+    assert (np.diff(obs[..., 1], axis=1) == 1).all()
+    assert (obs[..., 0] == obs[:, :1, 0]).all()
+
+
 def test_a_capacity_below_one_window_is_refused():
     with pytest.raises(ConfigurationError, match="window of 8 rows, got 7"):
         SequenceBuffer(COLUMNS, SamplingSpec(batch_size=1, length=8), capacity_rows=7)
