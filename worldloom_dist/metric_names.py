@@ -6,10 +6,11 @@ A key is a Prometheus series without the common prefix and labels: ``learner_upd
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AGE_BUCKETS_S", "BUCKETS_S", "LAG_BUCKETS", "METRICS", "MetricInfo", "split_key"]
+__all__ = ["AGE_BUCKETS_S", "BUCKETS_S", "LAG_BUCKETS", "METRICS", "MetricInfo", "split_key", "to_markdown"]
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 """Bucket bounds of durations, seconds."""
@@ -103,3 +104,18 @@ def split_key(key: str) -> tuple[str, dict[str, str]]:
     if not brace:
         return name, {}
     return name, dict(pair.split("=", 1) for pair in rest.rstrip("}").split(","))
+
+
+def to_markdown() -> str:
+    """The page ``docs/metrics.md``; ``python -m worldloom_dist.metric_names`` prints it."""
+    head = (
+        "# Metrics\n\nGenerated from `worldloom_dist/metric_names.py`. Prometheus adds the prefix `worldloom_` and the labels `run_id` and\n"
+        "`role`; `metrics.jsonl` has the same names without them. Durations are seconds, sizes bytes.\n\n"
+        "| Name | Type | Meaning | Normal | A bad value |\n|---|---|---|---|---|\n"
+    )
+    rows = (f"| `{name}` | {info.kind} | {info.help} | {info.normal} | {info.bad} |\n" for name, info in METRICS.items())
+    return head + "".join(rows)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_markdown())

@@ -57,8 +57,8 @@ class Launched:
             time.sleep(0.1)
         raise AssertionError(f"waited {timeout_s} s in vain:\n{self.output.read_text()}")
 
-    def stored_rows(self) -> int:
-        """Rows in the journals now (read from outside, while shards write)."""
+    def journal_bytes(self) -> int:
+        """Size of the journals now."""
         return sum(path.stat().st_size for path in self.folder.glob("replay/shard-*/segment-*.wal"))
 
     def finish(self, timeout_s: float = 100.0) -> int:

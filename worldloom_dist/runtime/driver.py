@@ -41,7 +41,7 @@ __all__ = ["RayRun"]
 
 logger = logging.getLogger(__name__)
 
-POLL_S, LOOK_EVERY_S, SAY_EVERY_S = 0.25, 1.0, 10.0
+POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S = 0.25, 1.0, 2.0, 10.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
 
@@ -128,7 +128,7 @@ class RayRun:
         self._supervisor.add(role)
 
     def _loop(self) -> str:
-        look, say = Pace(LOOK_EVERY_S), Pace(SAY_EVERY_S)
+        look, summary, say = Pace(LOOK_EVERY_S), Pace(SUMMARY_EVERY_S), Pace(SAY_EVERY_S)
         while True:
             self._supervisor.poll(POLL_S)
             if self._waiting_workers:
@@ -137,6 +137,8 @@ class RayRun:
             if look.is_due():
                 self._look()
                 self._evaluate_when_due()
+                if summary.is_due():
+                    self._folder.write_summary(self._report.summary("running"))
                 if say.is_due():
                     self._say()
                 if self._is_complete():
@@ -156,6 +158,8 @@ class RayRun:
     def _look(self) -> None:
         """Read the counters and tell the hub what only the driver knows."""
         before = self._report.counts
+        if not all(self._supervisor.roles[name].is_up for name in ("ledger-0", "hub-0")):
+            return
         try:
             counts = self._ledger.call("counts", timeout_s=5.0, patience_s=0.0)
             snapshot = self._hub.call("snapshot", timeout_s=5.0, patience_s=0.0)
@@ -196,7 +200,6 @@ class RayRun:
     def _say(self) -> None:
         logger.info("%s", self._report.line())
         self._report.record()
-        self._folder.write_summary(self._report.summary("running"))
 
     def _evaluate_when_due(self) -> None:
         self._collect_evaluation()

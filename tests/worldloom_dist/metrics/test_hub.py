@@ -2,11 +2,12 @@
 
 import math
 import urllib.request
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from worldloom.core.metrics import Histogram, Last, Sum
-from worldloom_dist.metric_names import METRICS, split_key
+from worldloom_dist.metric_names import METRICS, split_key, to_markdown
 from worldloom_dist.metrics.hub import MetricsHub, serve
 
 
@@ -64,3 +65,8 @@ def test_the_table_follows_the_naming_rules():
         assert info.help.endswith("."), name
     assert split_key("loss{name=total,kind=a}") == ("loss", {"name": "total", "kind": "a"})
     assert math.isnan(Histogram.of((1.0,)).value)
+
+
+def test_the_page_of_metrics_is_current():
+    page = Path(__file__).parents[3] / "docs" / "metrics.md"
+    assert page.read_text() == to_markdown(), "run: python -m worldloom_dist.metric_names > docs/metrics.md"

@@ -1,0 +1,91 @@
+"""What a run says of itself: the numbers of the summary, of the line, and of the folder."""
+
+import json
+
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.assembly import resolve
+from worldloom_dist.cli import parse
+from worldloom_dist.ports import RowBooks
+from worldloom_dist.report import Counts, Report
+from worldloom_dist.run_folder import RunFolder, choose_folder
+
+
+@pytest.fixture
+def plan():
+    return resolve(parse(["--preset", "debug", "--env-steps", "1000", "--env.action-repeat", "2"]))
+
+
+def counts(agent_steps=300, **more) -> Counts:
+    books = RowBooks(inserted=agent_steps + 9, stored=agent_steps, evicted=9, agent_steps=agent_steps)
+    owed = 12 * (agent_steps - 100) + 100 * 48
+    return Counts(**{"books": books, "positions": owed, "train_steps": owed // 48, "policy_version": "1.7", **more})
+
+
+def test_the_ratio_leaves_out_the_prefill_and_its_burst(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.update(counts(), {})
+    assert report.train_ratio_actual == pytest.approx(12.0)
+    assert report.env_steps == 600
+    assert "updates/step 0.25 (target 0.25)" in report.line()
+    assert "env_steps 600/1,000" in report.line()
+
+
+def test_phases_are_named_before_anything_binds(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.update(counts(40, train_steps=0, positions=0), {})
+    assert "prefill 40/100" in report.line()
+    report.update(counts(100, train_steps=20), {})
+    assert "pretraining 20/100" in report.line()
+
+
+def test_a_resumed_run_counts_on(plan, tmp_path):
+    earlier = {"wall_time_s": 50.0, "episodes": 7, "restarts": {"worker": 2}, "rows": {"lost_open": 3}, "eval": {"return_mean": 1.0}}
+    report = Report(plan, RunFolder(tmp_path), earlier)
+    snapshot = {"episodes_total{reason=truncated}": 4.0, "episodes_total{reason=error}": 1.0, "policy_lag_updates:p99": 5.0}
+    report.update(counts(restarts={"worker": 1, "hub": 1}, lost_open=2), snapshot)
+    summary = report.summary("running")
+    assert summary["episodes"] == 12
+    assert summary["restarts"] == {"env": 0, "worker": 3, "inference": 0, "shard": 0, "learner": 0, "hub": 1}
+    assert summary["rows"]["lost_open"] == 5
+    assert summary["wall_time_s"] > 50
+    assert summary["eval"] == {"return_mean": 1.0}
+    assert summary["staleness"]["p99"] == 5.0
+    books = summary["rows"]
+    assert books["inserted"] == books["stored"] + books["evicted"] + books["lost_acked"]
+
+
+def test_who_waits_names_the_bottleneck(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.update(counts(blocked_s={"insert": 90.0, "sample": 1.0}), {})
+    assert report.bottleneck() == "learner-bound"
+    report.update(counts(blocked_s={"insert": 1.0, "sample": 90.0}), {})
+    assert report.bottleneck() == "env-bound"
+
+
+def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    first = folder.open(plan.config, plan.env_spec.to_dict(), {})
+    assert folder.open(plan.config, plan.env_spec.to_dict(), {}) == first
+    assert [folder.next_incarnation("learner") for _ in range(3)] == [1, 2, 3]
+    assert folder.next_incarnation("driver") == 1
+    folder.write_summary({"a": 1})
+    assert json.loads(folder.summary_path.read_text()) == {"a": 1}
+    assert {"config.json", "command.txt", "versions.txt", "summary.json"} <= {p.name for p in folder.path.iterdir()}
+    assert len((folder.path / "command.txt").read_text().splitlines()) == 2
+
+
+def test_a_new_run_gets_the_next_number(tmp_path):
+    config = parse([])
+    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0001", False)
+    (tmp_path / "quick-0007").mkdir()
+    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0008", False)
+
+
+def test_an_existing_run_goes_on_only_when_asked(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": parse([]).to_dict()}))
+    with pytest.raises(ConfigurationError, match="--if-exists resume"):
+        choose_folder(parse(["--run-dir", str(tmp_path)]))
+    assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (tmp_path, True)
+    assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (tmp_path / "new", False)
