@@ -41,7 +41,8 @@ def test_phases_are_named_before_anything_binds(plan, tmp_path):
 
 
 def test_a_resumed_run_counts_on(plan, tmp_path):
-    earlier = {"wall_time_s": 50.0, "episodes": 7, "restarts": {"worker": 2}, "rows": {"lost_open": 3}, "eval": {"return_mean": 1.0}}
+    earlier = {"wall_time_s": 50.0, "episodes": 7, "restarts": {"worker": 2}, "rows": {"lost_open": 3}}
+    earlier["eval"] = {"return_mean": 1.0}
     report = Report(plan, RunFolder(tmp_path), earlier)
     snapshot = {"episodes_total{reason=truncated}": 4.0, "episodes_total{reason=error}": 1.0, "policy_lag_updates:p99": 5.0}
     report.update(counts(restarts={"worker": 1, "hub": 1}, lost_open=2), snapshot)
