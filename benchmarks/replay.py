@@ -23,7 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import gymnasium
 import numpy as np
+import zstandard
 
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
@@ -99,6 +101,18 @@ def image_rows(frames: np.ndarray) -> Rows:
     return empty_rows(image_columns(), len(frames)) | {"obs": frames}
 
 
+def pendulum_rows() -> tuple[Rows, dict[str, ArraySpec]]:
+    """A chunk of Pendulum-v1 with random actions, and its columns."""
+    columns = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}).columns()
+    rows, env = empty_rows(columns, CHUNK_ROWS), gymnasium.make("Pendulum-v1")
+    env.action_space.seed(0)
+    rows["obs"][0] = env.reset(seed=0)[0]
+    for row in range(1, CHUNK_ROWS):
+        rows["obs"][row] = env.step(env.action_space.sample())[0]
+    env.close()
+    return rows, columns
+
+
 def fill(buffer: SequenceBuffer, rows: int, chunk_rows: int) -> None:
     """Append one stream of zeros with episodes of 500 rows."""
     block = empty_rows(buffer.columns, chunk_rows)
@@ -116,6 +130,7 @@ def bench_codec() -> dict[str, Any]:
         ("atari", image_rows(frames_of("atari", CHUNK_ROWS)), image_columns()),
         ("noise", image_rows(frames_of("noise", CHUNK_ROWS)), image_columns()),
         ("vector24", vectors, vector_columns()),
+        ("pendulum", *pendulum_rows()),
     ):
         payload = encode_rows(rows)
         encode_s, decode_s = best_s(partial(encode_rows, rows), partial(decode_rows, payload, columns), calls=10)
@@ -123,6 +138,7 @@ def bench_codec() -> dict[str, Any]:
         results[name] = {
             "raw_bytes": raw,
             "encoded_bytes": len(payload),
+            "obs_bytes_after_zstd1": len(zstandard.ZstdCompressor(level=1).compress(rows["obs"].tobytes())),
             "encode_ms": 1e3 * encode_s,
             "decode_ms": 1e3 * decode_s,
         }

@@ -3,9 +3,9 @@
 Layout, little endian: magic ``WLC1``, crc32 of everything after it, header length, JSON header, one blob per column. The header
 names every column with dtype, shape, encoding and size, so any program can read a payload; nothing is ever unpickled.
 
-Which column is compressed was measured on 64-row chunks (``benchmarks/replay.py``): zstd level 1 shrinks uint8 frames of
-Atari about a hundredfold at more than 1 GB/s, while float vectors gain a tenth at twenty times the cost of a copy. So uint8
-columns of 1 KiB or more are compressed, and kept so only if that saves a tenth; everything else is stored as it is.
+Which column is compressed was measured on 64-row chunks (``benchmarks/replay.py``): zstd level 1 shrinks frames of Pong more than
+two hundredfold at more than 1 GB/s, while it takes 7 % off 24 random float32 and makes three observations of a pendulum larger. So
+uint8 columns of 1 KiB or more are compressed, and kept so only if that saves a tenth; everything else is stored as it is.
 """
 
 from __future__ import annotations
