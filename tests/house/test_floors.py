@@ -10,9 +10,11 @@ ROOT = Path(__file__).parents[2]
 FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each other
     {"worldloom.core"},
     {"worldloom.nn", "worldloom.data", "worldloom.envs"},
+    {"worldloom.models.pretrained"},
+    {"worldloom.models.base"},
     {"worldloom.models.dreamer", "worldloom.models.tdmpc2", "worldloom.models.mlp"},
     {"worldloom.agents.dreamerv3", "worldloom.agents.tdmpc2"},
-    {"worldloom.agents.registry"},
+    {"worldloom.agents.registry", "worldloom.models.public"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.factory", "worldloom.testing"},
     {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},
     {"worldloom_dist.presets", "worldloom_dist.run_folder", "worldloom_dist.stopping"},

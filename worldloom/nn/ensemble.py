@@ -31,8 +31,8 @@ class _BatchedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
         (grad,) = grads
+        x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)  # they differ under autocast only
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             torch.bmm(grad, weight) if needs_x else None,

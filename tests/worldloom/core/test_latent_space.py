@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from worldloom import CategoricalLatentSpace, GaussianLatentSpace, LatentSpace, SimNormLatentSpace
+
+SPACES = [GaussianLatentSpace(6), CategoricalLatentSpace(3, 4), SimNormLatentSpace(16, 8)]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda s: type(s).__name__)
+def test_samples_and_divergences_behave(space: LatentSpace) -> None:
+    torch.manual_seed(0)
+    params, other = torch.randn(5, space.param_dim), torch.randn(5, space.param_dim)
+    assert space.sample(params).shape == (5, space.sample_dim)
+    assert torch.equal(space.sample(params, deterministic=True), space.sample(params, deterministic=True))
+    assert space.kl_divergence(params, params).abs().max() < 1e-5
+    plain = space.kl_divergence(params, other)
+    assert (plain > 0).all()
+    assert (space.kl_divergence(params, other, 0.05) <= plain).all()
+
+
+def test_categorical_samples_are_one_hot_with_gradient() -> None:
+    space = CategoricalLatentSpace(3, 4)
+    params = torch.randn(5, 12, requires_grad=True)
+    sample = space.sample(params)
+    assert torch.allclose(sample.view(5, 3, 4).sum(-1), torch.ones(5, 3))
+    (sample * torch.randn(12)).sum().backward()
+    assert params.grad is not None
+    assert params.grad.abs().sum() > 0
+
+
+def test_simnorm_refuses_a_ragged_size() -> None:
+    with pytest.raises(ValueError, match="multiple"):
+        SimNormLatentSpace(10, 8)

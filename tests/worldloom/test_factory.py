@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from worldloom import MODEL_ALIASES, MODEL_CATALOG, create_world_model, get_config, get_model_info, list_models
+from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError
+from worldloom.core.registry import WorldModelRegistry
+
+
+@pytest.mark.parametrize("name", [n for n in MODEL_CATALOG if n not in ("tdmpc2:317m", "dreamerv3:size200m")])
+def test_the_catalog_counts_parameters(name: str) -> None:
+    with torch.device("meta"):
+        config = get_config(name, device="meta")
+        model = WorldModelRegistry.model_class(config.model_type)(config)
+    assert model.num_parameters == MODEL_CATALOG[name]["params"]
+
+
+def test_names_and_facts_are_listed() -> None:
+    assert list_models() == list(MODEL_CATALOG)
+    details = list_models(verbose=True)
+    assert isinstance(details, dict)
+    assert set(details["tdmpc2:5m"]) == {"description", "params", "type", "default_obs"}
+    info = get_model_info("dreamer-large")
+    assert (info["model_id"], info["alias"]) == ("dreamerv3:size200m", "dreamer-large")
+    assert len(MODEL_ALIASES) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *(("drimer", "Invalid model identifier"), ("./nowhere", "Invalid model identifier"), ("planet:5m", "Unknown model type")),
+        *(("tdmpc2:6m", "Unknown size '6m'; did you mean"), ("dreamerv3:", "Unknown size")),
+    ],
+)
+def test_unknown_names_are_value_errors_that_offer_what_exists(name: str, words: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=words) as caught:
+        create_world_model(name)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_other_errors_have_their_words() -> None:
+    with pytest.raises(ValueError, match="Invalid model format"):
+        get_config("nothing")
+    with pytest.raises(ValueError, match="Unknown model"):
+        get_model_info("nothing")
+    with pytest.raises(ConfigurationError, match="did you mean latent_dim"):
+        create_world_model("tdmpc2:ci", latent_dm=3)
+    with pytest.raises(ConfigurationError, match="device"):
+        create_world_model("mlp:ci", device="abacus")
+
+
+def test_defaults_are_those_of_the_quick_start() -> None:
+    assert get_config("dreamerv3").action_dim == 4
+    assert get_config("dreamer").obs_shape == (3, 64, 64)
+    assert create_world_model("mlp").config.obs_shape == (7,)

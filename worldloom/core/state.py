@@ -1,0 +1,142 @@
+"""Latent states as the public API shows them. Networks have their own small tuples inside; this is the door only.
+
+Legend: B batch, S categoricals, C classes, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldloom.core.exceptions import ShapeMismatchError, StateError
+from worldloom.core.state_kinds import DynamicsType, LatentType
+
+__all__ = ["DynamicsType", "LatentState", "LatentType", "Predictions"]
+
+
+def _plain(value: Any) -> Any:
+    """Tensors in place of states and predictions, at any depth of arguments."""
+    if isinstance(value, LatentState):
+        return value.features
+    if isinstance(value, Predictions):
+        return value["obs"]
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _call_plain(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    return function(*(_plain(arg) for arg in args), **{name: _plain(arg) for name, arg in (kwargs or {}).items()})
+
+
+@dataclass(eq=False)
+class LatentState:
+    """A batch of latent states. A torch function that gets one (``mse_loss(state, target)``) reads its ``features``.
+
+    Attributes:
+        deterministic: ``[B, D]`` history.
+        stochastic: ``[B, Z]`` or ``[B, S, C]`` sampled part.
+        logits: Of the distribution that ``stochastic`` was drawn from.
+        mean, std: Of a Gaussian latent.
+        prior_logits, posterior_logits: ``[B, S, C]`` before and after seeing the observation.
+        codebook_indices, commitment_loss: Of a vector-quantised latent.
+        latent_type: A :class:`LatentType` or its name.
+        metadata: Anything a caller wants to keep beside it.
+
+    Raises:
+        StateError: If deterministic, stochastic and codebook_indices are all missing.
+    """
+
+    deterministic: Tensor | None = None
+    stochastic: Tensor | None = None
+    logits: Tensor | None = None
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    prior_logits: Tensor | None = None
+    posterior_logits: Tensor | None = None
+    codebook_indices: Tensor | None = None
+    commitment_loss: Tensor | None = None
+    latent_type: str = LatentType.DETERMINISTIC
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.deterministic is None and self.stochastic is None and self.codebook_indices is None:
+            raise StateError("a LatentState needs deterministic, stochastic or codebook_indices; got none of them")
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Iterable[type], args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Let torch functions read the features."""
+        return _call_plain(function, args, kwargs)
+
+    @property
+    def features(self) -> Tensor:
+        """Deterministic and flattened stochastic part side by side, ``[B, F]``: what downstream networks read.
+
+        Raises:
+            StateError: If the stochastic part has more than three axes, or there is neither part.
+            ShapeMismatchError: If the two parts differ in batch size.
+        """
+        parts = [] if self.deterministic is None else [self.deterministic]
+        if self.stochastic is not None:
+            if self.stochastic.ndim > 3:
+                raise StateError(f"stochastic must have at most 3 axes [B, S, C] to be flattened, got {self.stochastic.ndim}")
+            parts.append(self.stochastic.flatten(1))
+        if not parts:
+            raise StateError("features need a deterministic or a stochastic part; this state has codebook indices only")
+        if len(parts) == 2 and parts[0].shape[:-1] != parts[1].shape[:-1]:
+            raise ShapeMismatchError("stochastic part of a state", tuple(parts[0].shape[:-1]), tuple(parts[1].shape[:-1]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    @property
+    def _first(self) -> Tensor:
+        parts = (self.deterministic, self.stochastic, self.codebook_indices)
+        return next(part for part in parts if part is not None)
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return int(self._first.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._first.device
+
+    @property
+    def feature_dim(self) -> int:
+        """F, the width of :attr:`features`."""
+        return int(self.features.shape[-1])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> LatentState:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **(changed | {"metadata": dict(self.metadata)}))
+
+    def to(self, device: torch.device | str) -> LatentState:
+        """The same state on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def detach(self) -> LatentState:
+        """The same values without gradient."""
+        return self._map(lambda tensor: tensor.detach())
+
+    def clone(self) -> LatentState:
+        """A copy that shares no memory."""
+        return self._map(lambda tensor: tensor.clone())
+
+
+class Predictions(dict[str, Tensor]):
+    """What ``decode`` returns: a dict (``obs``, ``reward``, ``continue``, ...). A torch function that gets one reads ``obs``."""
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Iterable[type], args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Let torch functions read the reconstruction."""
+        return _call_plain(function, args, kwargs)

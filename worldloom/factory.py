@@ -1,0 +1,126 @@
+"""From a name to a world model: presets, aliases, saved folders. Needs torch only when a model is built."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.config import WorldModelConfig
+from worldloom.core.registry import TYPE_ALIASES, UnknownModelError, WorldModelRegistry
+
+__all__ = ["MODEL_ALIASES", "MODEL_CATALOG", "create_world_model", "get_config", "get_model_info", "list_models"]
+
+MODEL_ALIASES: dict[str, str] = {
+    "dreamer": "dreamerv3:size12m",
+    "dreamerv3": "dreamerv3:size12m",
+    "dreamer-small": "dreamerv3:size12m",
+    "dreamer-medium": "dreamerv3:size50m",
+    "dreamer-large": "dreamerv3:size200m",
+    "tdmpc": "tdmpc2:5m",
+    "tdmpc2": "tdmpc2:5m",
+    "tdmpc-small": "tdmpc2:5m",
+    "tdmpc-medium": "tdmpc2:48m",
+    "tdmpc-large": "tdmpc2:317m",
+}
+"""Short names of presets."""
+FURTHER_ALIASES: dict[str, str] = {"mlp": "mlp:small"}
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "dreamerv3": {"obs_shape": (3, 64, 64), "action_dim": 4},
+    "tdmpc2": {"obs_shape": (39,), "action_dim": 6},
+    "mlp": {"obs_shape": (7,), "action_dim": 3},
+}
+"""Shapes of a model that is created without them."""
+
+
+def _entry(kind: str, description: str, params: int) -> dict[str, Any]:
+    return {"description": description, "params": params, "type": kind, "default_obs": DEFAULTS[kind]["obs_shape"]}
+
+
+MODEL_CATALOG: dict[str, dict[str, Any]] = {
+    "dreamerv3:size12m": _entry("dreamerv3", "DreamerV3, small and fast", 8_849_091),
+    "dreamerv3:size25m": _entry("dreamerv3", "DreamerV3, balanced", 19_842_211),
+    "dreamerv3:size50m": _entry("dreamerv3", "DreamerV3, standard", 35_214_467),
+    "dreamerv3:size100m": _entry("dreamerv3", "DreamerV3, large", 79_096_387),
+    "dreamerv3:size200m": _entry("dreamerv3", "DreamerV3, very large", 140_494_851),
+    "tdmpc2:5m": _entry("tdmpc2", "TD-MPC2, small and fast", 4_964_458),
+    "tdmpc2:19m": _entry("tdmpc2", "TD-MPC2, balanced", 18_077_802),
+    "tdmpc2:48m": _entry("tdmpc2", "TD-MPC2, large", 47_235_178),
+    "tdmpc2:317m": _entry("tdmpc2", "TD-MPC2, very large", 312_656_857),
+    "mlp:small": _entry("mlp", "Plain latent MLP, the sizes of the guide", 400_393),
+    "mlp:medium": _entry("mlp", "Plain latent MLP, twice as wide", 1_587_209),
+    "mlp:large": _entry("mlp", "Plain latent MLP, four times as wide", 6_320_137),
+}
+"""Presets and the trained numbers that a model of the default shapes has (counted; actor and critic are not part of it)."""
+
+
+def create_world_model(
+    model: str | PathLike[str],
+    *,
+    obs_shape: tuple[int, ...] | None = None,
+    action_dim: int | None = None,
+    device: str = "cpu",
+    **kwargs: Any,
+) -> Any:
+    """A new world model of a preset, or a saved one.
+
+    Args:
+        model: ``type:size``, an alias of it, or a folder that ``save_pretrained`` wrote.
+        obs_shape: Shape of one observation; ``(3, 64, 64)`` for DreamerV3, ``(39,)`` for TD-MPC2, ``(7,)`` for mlp by default.
+        action_dim: Action components; 4, 6 and 3 by default.
+        device: cpu, cuda, cuda:N, or auto.
+        **kwargs: Fields of the model's config.
+
+    Raises:
+        ModelNotFoundError: If nothing has this name; offers the nearest one.
+        ConfigurationError: If a field does not exist, its value is not allowed, or it contradicts a saved model.
+        CheckpointError: If the files of a saved model are missing or damaged.
+    """
+    wanted = {name: value for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim)) if value is not None}
+    if Path(model).is_dir():
+        return WorldModelRegistry.from_pretrained(model, device=device, **wanted, **kwargs)
+    return WorldModelRegistry.build(_preset(str(model), wanted | kwargs | {"device": device}, "Invalid model identifier"))
+
+
+def get_config(
+    model: str | PathLike[str], *, obs_shape: tuple[int, ...] | None = None, action_dim: int | None = None, **kwargs: Any
+) -> WorldModelConfig:
+    """The config that :func:`create_world_model` would use; the arguments are the same."""
+    wanted = {name: value for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim)) if value is not None}
+    if Path(model).is_dir():
+        return WorldModelConfig.load(model).replaced(**wanted, **kwargs)
+    return _preset(str(model), wanted | kwargs)
+
+
+def list_models(verbose: bool = False) -> list[str] | dict[str, dict[str, Any]]:
+    """Names of the presets, or with ``verbose`` what is known about each: description, params, type, default_obs."""
+    return {name: dict(entry) for name, entry in MODEL_CATALOG.items()} if verbose else list(MODEL_CATALOG)
+
+
+def get_model_info(model: str) -> dict[str, Any]:
+    """What is known about a preset: the catalog's entry, ``model_id``, and ``alias`` (None when its own name was given).
+
+    Raises:
+        ModelNotFoundError: If nothing has this name.
+    """
+    name = _resolve(model)
+    if name not in MODEL_CATALOG:
+        raise UnknownModelError("Unknown model", model, [*MODEL_CATALOG, *MODEL_ALIASES])
+    return {**MODEL_CATALOG[name], "model_id": name, "alias": model if name != model else None}
+
+
+def _resolve(model: str) -> str:
+    """Aliases to presets; a type's other spellings to its own name."""
+    name = (MODEL_ALIASES | FURTHER_ALIASES).get(model.lower(), model)
+    kind, colon, size = name.partition(":")
+    return f"{TYPE_ALIASES.get(kind.lower(), kind.lower())}:{size.lower()}" if colon else name
+
+
+def _preset(model: str, fields: dict[str, Any], problem: str = "Invalid model format") -> WorldModelConfig:
+    name = _resolve(model)
+    if ":" not in name or "/" in name:
+        raise UnknownModelError(problem, model, [*MODEL_CATALOG, *MODEL_ALIASES])
+    kind = WorldModelRegistry.resolve_type(name.partition(":")[0])
+    defaults = DEFAULTS.get(kind, {})
+    return WorldModelRegistry.config(name, **(defaults | fields))

@@ -1,0 +1,305 @@
+"""What all public world models share: the door for tensors, imagination, saving and loading, and the trainer's hooks.
+
+A subclass says how to encode, step and decode; shapes, dtypes and devices are checked here, once.
+Legend: B batch, T time, A action.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from worldloom.core.config import WorldModelConfig
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError, StateError
+from worldloom.core.state import LatentState
+from worldloom.core.trajectory import Trajectory
+from worldloom.models.pretrained import check_conflicts, load_weights, save_model
+
+__all__ = ["BaseWorldModel", "place_of", "torch_generator"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_HORIZON = 15
+TRAINING_FIELDS = frozenset({"learning_rate", "grad_clip", "dtype"})
+
+
+def place_of(name: str) -> torch.device:
+    """The device that a config names; ``cuda`` and ``auto`` are the CPU on a machine without CUDA.
+
+    Raises:
+        ConfigurationError: If there is no such device.
+    """
+    if name in ("cuda", "auto"):
+        if not torch.cuda.is_available() and name == "cuda":
+            logger.info("device 'cuda': this machine has none, using the CPU")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"device must be auto, cpu, cuda or cuda:N of this machine, got {name!r}") from error
+    return device
+
+
+def torch_generator(device: torch.device) -> torch.Generator:
+    """The global generator of a device, for functions that take one."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or torch.cuda.current_device()]
+    return torch.default_generator
+
+
+class BaseWorldModel(nn.Module):
+    """Base of the public world models; see :class:`worldloom.core.world_model.WorldModel`.
+
+    Args:
+        config: Checked settings.
+    """
+
+    tunable: ClassVar[frozenset[str]] = TRAINING_FIELDS
+    """Config fields that may change without building the networks anew."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    # -- what a subclass says ---------------------------------------------------------------------------------------
+
+    def _step(self, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
+        """State behind checked actions [B, A]."""
+        raise NotImplementedError
+
+    def _outcome(self, states: list[LatentState], actions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Rewards, values and continuation [T, B, 1] of T + 1 states and T actions."""
+        raise NotImplementedError
+
+    def _checkpointed(self) -> Iterable[nn.Module]:
+        """Modules whose activations are recomputed when gradient checkpointing is on."""
+        return ()
+
+    # -- the shared part of the protocol ----------------------------------------------------------------------------
+
+    def predict(self, state: LatentState, action: Tensor, deterministic: bool = False) -> LatentState:
+        """State behind ``action`` ``[B, A]``, imagined."""
+        with self.precision():
+            return self._step(self._state(state), self._action(action, state.batch_size), deterministic)
+
+    def imagine(
+        self,
+        initial_state: LatentState,
+        actions: Tensor | Callable[[LatentState], Tensor],
+        deterministic: bool = False,
+        *,
+        horizon: int | None = None,
+    ) -> Trajectory:
+        """Follow actions without observations.
+
+        Args:
+            initial_state: Where to begin, B rows.
+            actions: ``[T, B, A]``, or a policy that maps a state to actions ``[B, A]``.
+            deterministic: Take the most likely latents instead of drawing them.
+            horizon: T when ``actions`` is a policy; 15 by default.
+
+        Returns:
+            T + 1 states and the predicted outcome of each action, in natural units.
+        """
+        state = self._state(initial_state)
+        rows, states, taken = state.batch_size, [state], []
+        given = None if callable(actions) else self._actions(actions, rows)
+        with self.precision():
+            for t in range(len(given) if given is not None else horizon or DEFAULT_HORIZON):
+                action = given[t] if given is not None else self._action(actions(state), rows)  # type: ignore[operator]
+                state = self._step(state, action, deterministic)
+                states.append(state)
+                taken.append(action)
+            joint = given if given is not None else torch.stack(taken)
+            rewards, values, continues = self._outcome(states, joint)
+        return Trajectory(states, joint, rewards, values, continues)
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Compute in the config's dtype; parameters stay float32."""
+        dtype = getattr(torch, self.config.dtype)
+        if dtype is torch.float32:
+            yield
+        else:
+            with torch.autocast(self.device.type, dtype):
+                yield
+
+    # -- the door ---------------------------------------------------------------------------------------------------
+
+    def _obs(self, obs: Any, *lead: int | None, name: str = "obs") -> Tensor:
+        """Observations on this device, checked: ``lead`` axes (None is any size) and then ``obs_shape``."""
+        tensor = torch.as_tensor(obs)
+        shape, want = tuple(tensor.shape), self.config.obs_shape
+        lead = lead or (None,)
+        fits = len(shape) == len(lead) + len(want) and shape[len(lead) :] == want
+        if not fits or any(n is not None and n != m for n, m in zip(lead, shape, strict=False)):
+            raise ShapeMismatchError(f"{name}{self._axis_hint(shape, len(lead))}", _pattern(lead, want), list(shape))
+        if tensor.is_complex():
+            raise ShapeMismatchError(f"dtype of {name}", "uint8, integer or real", str(tensor.dtype))
+        _check_finite(name, tensor)
+        tensor = tensor.to(self.device)
+        return tensor if tensor.dtype == torch.uint8 else tensor.float()
+
+    def _axis_hint(self, shape: tuple[int, ...], lead: int) -> str:
+        """What a wrong observation shape looks like."""
+        want = self.config.obs_shape
+        if shape == want:
+            return " has no batch axis, use obs.unsqueeze(0)"
+        inner = shape[lead:]
+        if len(want) == 3 and len(inner) == 3 and inner != want:
+            if (inner[2], *inner[:2]) == want:
+                return f" has its channels on the last axis, use obs.permute({', '.join(map(str, _moved(lead, last=True)))})"
+            if (*inner[1:], inner[0]) == want:
+                return f" has its channels first, use obs.permute({', '.join(map(str, _moved(lead, last=False)))})"
+        return ""
+
+    def _action(self, action: Any, rows: int | None, *lead: int, name: str = "action") -> Tensor:
+        """Actions ``[..., B, A]`` on this device; integers become one-hot codes when actions are discrete."""
+        tensor, width = torch.as_tensor(action), self.config.action_dim
+        if self.config.action_type == "discrete" and not tensor.is_floating_point() and tensor.shape[-1:] != (width,):
+            index = tensor.squeeze(-1) if tensor.ndim > 1 + len(lead) else tensor
+            if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < width):
+                found = sorted(set(index.flatten().tolist()))
+                raise ShapeMismatchError(f"{name} of a discrete model", f"integers in 0..{width - 1}", found)
+            tensor = nn.functional.one_hot(index.long(), width)
+        want = (*lead, rows, width)
+        is_wrong = tensor.ndim != len(want) or any(n is not None and n != m for n, m in zip(want, tensor.shape, strict=True))
+        if is_wrong:
+            names = ["B" if n is None else n for n in want]
+            raise ShapeMismatchError(f"{name} (this model was created with action_dim={width})", names, list(tensor.shape))
+        _check_finite(name, tensor)
+        return tensor.to(self.device).float()
+
+    def _actions(self, actions: Any, rows: int) -> Tensor:
+        """Action sequences [T, B, A]."""
+        tensor = torch.as_tensor(actions)
+        if tensor.ndim < 2 or not len(tensor):
+            want = ["T >= 1", rows, self.config.action_dim]
+            raise ShapeMismatchError("actions of imagine", want, list(tensor.shape))
+        return self._action(tensor, rows, len(tensor), name="actions")
+
+    def _state(self, state: LatentState) -> LatentState:
+        if not isinstance(state, LatentState):
+            raise StateError(f"state must be a LatentState (from encode or initial_state), got {type(state).__name__}")
+        return state if state.device == self.device else state.to(self.device)
+
+    def _batch(self, batch: Mapping[str, Any], *, needs_continues: bool = True) -> dict[str, Tensor]:
+        """A training batch on this device, checked; ``continues`` is filled with ones where it may be missing."""
+        missing = [key for key in ("obs", "actions", "rewards") if key not in batch]
+        missing += ["continues"] if needs_continues and "continues" not in batch else []
+        if missing:
+            raise ShapeMismatchError("keys of a batch", ["obs", "actions", "rewards", "continues"], sorted(batch))
+        obs = self._obs(batch["obs"], None, None)
+        lead = tuple(obs.shape[:2])
+        result = {"obs": obs, "actions": self._action(batch["actions"], lead[1], lead[0], name="actions")}
+        for key in ("rewards", "continues"):
+            value = torch.as_tensor(batch[key]) if key in batch else torch.ones(lead)
+            value = value.squeeze(-1) if value.ndim == 3 else value
+            if tuple(value.shape) != lead:
+                raise ShapeMismatchError(f"{key} of a batch", list(lead), list(value.shape))
+            _check_finite(key, value)
+            result[key] = value.to(self.device).float()
+        if "last_obs" in batch:
+            result["last_obs"] = self._obs(batch["last_obs"], lead[0], name="last_obs")
+            mask = batch.get("last_obs_mask", torch.ones(lead[0], dtype=torch.bool))
+            result["last_obs_mask"] = torch.as_tensor(mask).to(self.device).bool()
+        return result
+
+    # -- the trainer's hooks ----------------------------------------------------------------------------------------
+
+    def parameter_groups(self, config: Any) -> list[dict[str, Any]]:
+        """Parameters as an optimizer takes them; ``config`` has ``learning_rate`` and ``weight_decay``."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": trained, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
+
+    def after_update(self, losses: Mapping[str, Tensor]) -> None:
+        """Called by the trainer behind every optimizer step with what ``compute_loss`` returned."""
+
+    def reconfigure(self, **changes: Any) -> None:
+        """Change settings that do not decide the shape of the networks.
+
+        Raises:
+            ConfigurationError: If a field decides the networks; create a new model then.
+        """
+        known = self.config.known(changes)
+        fixed = sorted(set(known) - self.tunable)
+        if fixed:
+            allowed = ", ".join(sorted(self.tunable))
+            raise ConfigurationError(f"{fixed[0]} is built into the networks; create a new model, or change one of {allowed}")
+        self.config = self.config.replaced(**known)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them: less memory, more time, equal gradients."""
+        for module in self._checkpointed():
+            if "forward" not in vars(module):
+                module.forward = functools.partial(_recompute, module.forward)
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write ``config.json``, ``model.pt`` and ``model.safetensors`` into a folder (made if missing)."""
+        save_model(path, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, path: str | PathLike[str], *, device: str | None = None, **kwargs: Any) -> Self:
+        """Load a model that :meth:`save_pretrained` wrote; nothing in the folder is executed.
+
+        Args:
+            path: The folder.
+            device: Where to load it; by default where the config says.
+            **kwargs: Settings that the saved model must have.
+
+        Raises:
+            CheckpointError: If a file is missing, corrupt, cut, oversized or foreign.
+            ConfigurationError: If a keyword contradicts the saved config.
+        """
+        folder = Path(path)
+        config = WorldModelConfig.load(folder)
+        check_conflicts(folder, config, kwargs)
+        model = cls(config.replaced(device=device) if device else config)
+        if type(config) is WorldModelConfig:
+            raise CheckpointError(f"{folder}/config.json: model_type {config.model_type!r} is not a model of this library")
+        model.load_state_dict(load_weights(folder, model.state_dict()))
+        return model
+
+
+def _recompute(forward: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity; tensors on an accelerator are not read, because that would wait for the device."""
+    if tensor.device.type == "cpu" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        count = int((~torch.isfinite(tensor)).sum())
+        raise ShapeMismatchError(f"values of {name}", "finite numbers", f"{count} that are NaN or infinite; clean the data")
+
+
+def _moved(lead: int, *, last: bool) -> list[int]:
+    """The permutation that moves the channel axis where it belongs."""
+    axes = [lead + 2, lead, lead + 1] if last else [lead + 1, lead + 2, lead]
+    return [*range(lead), *axes]
+
+
+def _pattern(lead: tuple[int | None, ...], shape: tuple[int, ...]) -> list[Any]:
+    names = ["B", "T"]
+    return [names[i] if n is None else n for i, n in enumerate(lead)] + list(shape)

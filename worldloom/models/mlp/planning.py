@@ -1,0 +1,108 @@
+"""Planning by imagining: random shooting and the cross-entropy method, for any model with ``imagine``.
+
+Legend: B states, S sequences per state, H horizon, A action, K elites.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.state import LatentState
+
+__all__ = ["Plan", "plan", "sequence_returns"]
+
+MIN_STD = 0.05
+
+
+class Plan(NamedTuple):
+    """Best action [B, A], the sequence it begins [B, H, A], and its predicted return [B]."""
+
+    action: Tensor
+    sequence: Tensor
+    value: Tensor
+
+
+@torch.no_grad()
+def sequence_returns(model: Any, state: LatentState, sequences: Tensor, *, discount: float, uncertainty_bonus: float) -> Tensor:
+    """Predicted discounted return of sequences ``[B, S, H, A]``. ``[B, S]``.
+
+    A step counts with the probability that the episode goes on until it; the bonus is per unit of ``model.uncertainty``.
+    """
+    count, samples, horizon, width = sequences.shape
+    tiled = LatentState(
+        deterministic=_tile(state.deterministic, samples),
+        stochastic=_tile(state.stochastic, samples),
+        latent_type=state.latent_type,
+    )
+    actions = sequences.permute(2, 0, 1, 3).reshape(horizon, count * samples, width)
+    dreamt = model.imagine(tiled, actions)
+    reward = dreamt.rewards.squeeze(-1)  # [H, B S]
+    if uncertainty_bonus:
+        doubt = [model.uncertainty(s, a).squeeze(-1) for s, a in zip(dreamt.states, actions, strict=False)]
+        reward = reward + uncertainty_bonus * torch.stack(doubt)
+    alive = torch.ones_like(reward)
+    if dreamt.continues is not None:
+        alive[1:] = dreamt.continues.squeeze(-1)[:-1].cumprod(0)
+    weights = discount ** torch.arange(horizon, device=reward.device)
+    total: Tensor = (weights[:, None] * alive * reward).sum(0)
+    return total.view(count, samples)
+
+
+@torch.no_grad()
+def plan(
+    model: Any,
+    state: LatentState,
+    *,
+    method: Literal["cem", "random"] = "cem",
+    horizon: int = 15,
+    num_samples: int = 256,
+    num_elites: int = 32,
+    iterations: int = 5,
+    discount: float = 0.99,
+    uncertainty_bonus: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Plan:
+    """Choose actions in [-1, 1] by imagining what follows.
+
+    Args:
+        model: Any world model; ``uncertainty_bonus`` needs one with ``uncertainty``.
+        state: B states.
+        method: ``random`` shoots ``num_samples`` uniform sequences; ``cem`` refits a Gaussian to the best ``iterations`` times.
+        horizon, num_samples, num_elites, iterations: Size of the search.
+        discount: Per step.
+        uncertainty_bonus: Reward per unit of uncertainty; positive explores, negative avoids.
+        generator: Source of the draws, on the model's device.
+
+    Raises:
+        ConfigurationError: If a size is not positive or there are more elites than samples.
+    """
+    if min(horizon, num_samples, num_elites, iterations) < 1 or num_elites > num_samples or method not in ("cem", "random"):
+        sizes = f"horizon={horizon}, num_samples={num_samples}, num_elites={num_elites}, iterations={iterations}, method={method!r}"
+        raise ConfigurationError(f"plan needs sizes >= 1, num_elites <= num_samples and method cem or random, got {sizes}")
+    shape = (state.batch_size, num_samples, horizon, model.config.action_dim)
+    options = {"discount": discount, "uncertainty_bonus": uncertainty_bonus}
+    sequences = torch.rand(shape, generator=generator, device=state.device) * 2 - 1
+    value = sequence_returns(model, state, sequences, **options)
+    for _ in range(iterations - 1 if method == "cem" else 0):
+        elites = _best(sequences, value, num_elites)
+        mean, std = elites.mean(1, keepdim=True), elites.std(1, keepdim=True, unbiased=False).clamp(min=MIN_STD)
+        noise = torch.randn(shape, generator=generator, device=state.device)
+        # The best ones found so far stay among the candidates, so the result never gets worse.
+        sequences = torch.cat([elites, (mean + std * noise)[:, num_elites:].clamp(-1, 1)], 1)
+        value = sequence_returns(model, state, sequences, **options)
+    best = _best(sequences, value, 1)[:, 0]
+    return Plan(best[:, 0], best, value.amax(1))
+
+
+def _best(sequences: Tensor, value: Tensor, count: int) -> Tensor:
+    """The ``count`` best sequences of each state, best first. [B, count, H, A]."""
+    index = value.topk(count, dim=1).indices
+    return sequences.gather(1, index[:, :, None, None].expand(-1, -1, *sequences.shape[2:]))
+
+
+def _tile(part: Tensor | None, samples: int) -> Tensor | None:
+    return None if part is None else part.repeat_interleave(samples, 0)
