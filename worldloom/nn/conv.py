@@ -117,11 +117,16 @@ class UpConv5x5(Conv5x5):
     kernels, applied to the small map. The result is equal up to the order of additions.
     """
 
+    fold: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("fold", _fold(), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, I, H, W] -> cells [N, H, W, 2, 2, O], where (y, x) of the last axes but one is the pixel within the cell."""
-        fold = FOLD.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            kernel = torch.einsum("pay,qbx,oiyx->pqoiab", fold, fold, self.weight)
+            kernel = torch.einsum("pay,qbx,oiyx->pqoiab", self.fold, self.fold, self.weight)
         kernel = kernel.reshape(-1, *kernel.shape[3:]).contiguous(memory_format=torch.channels_last)
         cells = functional.conv2d(x, kernel, self.bias.repeat(4), padding=1)
         n, _, height, width = cells.shape
@@ -141,6 +146,3 @@ def _fold() -> Tensor:
         for row in range(KERNEL):
             fold[pixel, (pixel + row - 2) // 2 + 1, row] = 1.0
     return fold
-
-
-FOLD = _fold()

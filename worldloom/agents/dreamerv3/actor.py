@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloom.models.dreamer.heads import Head
-from worldloom.models.dreamer.layout import ActionKey, ActionLayout
+from worldloom.models.dreamer.layout import ActionKey, ActionLayout, one_hot_groups
 from worldloom.nn.distributions import (
     bounded_normal,
     categorical_entropy,
@@ -61,7 +61,7 @@ class Actor(nn.Module):
             if key.classes:
                 for group in torch.split(out[f"{key.name}/logits"], list(key.classes), -1):
                     classes = sample_classes(group.softmax(-1), uniform[..., used_uniform])
-                    parts.append(nn.functional.one_hot(classes, group.shape[-1]).float())
+                    parts.append(one_hot_groups(classes.unsqueeze(-1), (group.shape[-1],)))
                     used_uniform += 1
             else:
                 mean, std = self._normal(out, key)

@@ -86,8 +86,8 @@ class ReturnNormalizer(NamedTuple):
         """Move the averages towards the statistics of ``values`` (any shape)."""
         flat = values.detach().flatten()
         if self.kind == "percentile":
-            levels = torch.tensor([self.low, self.high], device=flat.device)
-            first, second = torch.quantile(flat, levels)
+            ordered = flat.sort().values
+            first, second = _percentile(ordered, self.low), _percentile(ordered, self.high)
         else:
             first, second = flat.mean(), flat.square().mean()
         new = (first, second, torch.ones_like(state.weight))
@@ -100,6 +100,14 @@ class ReturnNormalizer(NamedTuple):
         if self.kind == "percentile":
             return first, (second - first).clamp(min=self.limit)
         return first, (second - first.square()).clamp(min=0).sqrt().clamp(min=self.limit)
+
+
+def _percentile(ordered: Tensor, level: float) -> Tensor:
+    """Linear interpolation in sorted values; the positions are known beforehand, so nothing waits for the device."""
+    position = level * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return torch.lerp(ordered[below], ordered[above], position - below)
 
 
 class ImagineLosses(NamedTuple):

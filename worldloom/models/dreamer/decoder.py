@@ -120,7 +120,7 @@ class _PlainImageLoss(torch.autograd.Function):
         for begin in range(0, rows, CHUNK):
             part = slice(begin, begin + CHUNK)
             predicted = torch.sigmoid(cells[part].float())
-            error = predicted - grid[part].float().div_(255)
+            error = predicted - grid[part] / 255
             loss.append(error.square().sum((1, 2, 3, 4, 5)))
             torch.mul(error.mul_(2), predicted.mul_(1 - predicted), out=slope[part])
         ctx.save_for_backward(slope)

@@ -18,7 +18,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import ArraySpec
 from worldloom.nn.functional import symlog
 
-__all__ = ["ActionKey", "ActionLayout", "ImageKey", "ObsLayout", "VectorKey"]
+__all__ = ["ActionKey", "ActionLayout", "ImageKey", "ObsLayout", "VectorKey", "one_hot_groups"]
 
 STRIDE, MIN_SIDE, MAX_SIDE = 16, 32, 256
 
@@ -49,7 +49,7 @@ class ImageKey:
     def pixels(self, image: Tensor) -> Tensor:
         """Raw uint8 ``[N, ...]`` to float channels-first ``[N, C, height, width]`` in [0, 1]."""
         image = image if self.channels_first else image.movedim(-1, 1)
-        pixels = image.to(torch.float32).div_(255)
+        pixels = image / 255
         return functional.avg_pool2d(pixels, self.shrink, ceil_mode=True) if self.shrink > 1 else pixels
 
 
@@ -183,6 +183,6 @@ class ActionLayout:
 
 
 def one_hot_groups(index: Tensor, classes: tuple[int, ...]) -> Tensor:
-    """[N, k] integer components to [N, sum(classes)] float32 codes side by side; an index out of range codes as zeros."""
-    parts = [(index[:, i, None] == torch.arange(c, device=index.device)) for i, c in enumerate(classes)]
+    """[..., k] integer components to [..., sum(classes)] float32 codes side by side; an index out of range codes as zeros."""
+    parts = [index[..., i, None] == torch.arange(c, device=index.device) for i, c in enumerate(classes)]
     return torch.cat(parts, -1).float()
