@@ -47,6 +47,8 @@ class PooledConv5x5(Conv5x5):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, I, H, W] -> [N, O, H/2, W/2]; H and W even."""
+        if not torch.is_grad_enabled():
+            return functional.max_pool2d(self.convolve(x), 2)
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         weight = self.weight.to(dtype, memory_format=torch.channels_last)

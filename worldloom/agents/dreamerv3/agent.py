@@ -24,7 +24,6 @@ from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
-from worldloom.nn.cpu_memory import keep_freed_memory
 from worldloom.nn.optim import LaProp, LaPropConfig
 
 __all__ = ["DreamerV3Agent", "make_agent", "make_policy"]
@@ -42,8 +41,6 @@ class DreamerV3Agent(DreamerV3Policy):
     def __init__(self, config: DreamerV3Config, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> None:
         self.spec = make_spec(config, env)
         place = torch.device(device)
-        if place.type == "cpu":
-            keep_freed_memory()
         init, acting, training = np.random.SeedSequence(seed).spawn(3)
         with fresh_weights(init):
             self.all_networks = Networks(config, env)

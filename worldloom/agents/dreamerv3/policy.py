@@ -26,6 +26,7 @@ from worldloom.models.dreamer.layout import ActionLayout, ObsLayout
 from worldloom.models.dreamer.rssm import RSSM, State
 from worldloom.models.dreamer.scan import CellWeights
 from worldloom.models.dreamer.world_model import compute_dtype
+from worldloom.nn.cpu_memory import keep_freed_memory
 from worldloom.nn.snapshot import pack, unpack_into
 
 __all__ = ["ActingNetworks", "DreamerV3Policy", "autocast", "seeded_generator"]
@@ -88,6 +89,8 @@ class DreamerV3Policy:
         self.config, self.env, self.device, self.networks = config, env, device, networks
         self._generators, self._is_per_env = generators, is_per_env
         self._cell: CellWeights | None = None
+        if device.type == "cpu":
+            keep_freed_memory()
 
     def initial_carry(self, num_envs: int) -> Carry:
         """Zeros: the state at the start of an episode, without a previous action."""
