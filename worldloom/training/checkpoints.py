@@ -5,6 +5,9 @@
       tree.json             the rest of the tree, with a mark where a tensor belongs
       manifest.json         format version, sha256 and size of the files above, and the caller's own facts
 
+A small checkpoint can be one file instead (:func:`save_tree_file`): safetensors layout with the rest of the tree, the facts and a
+sha256 of the tensors in its metadata.
+
 A folder is written under a temporary name, flushed, and renamed. Nothing is ever unpickled. A folder whose manifest or checksum
 does not fit is skipped by :meth:`CheckpointStore.newest`, with a warning that says what is wrong.
 """
@@ -23,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import sync, write_json
 
-__all__ = ["CheckpointStore", "load_tree", "read_manifest", "save_tree"]
+__all__ = ["CheckpointStore", "load_tree", "load_tree_file", "read_manifest", "save_tree", "save_tree_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +103,54 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
     return manifest
+
+
+def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = None) -> None:
+    """Write ``tree`` as one file, whole or not at all; an existing one is replaced.
+
+    Raises:
+        CheckpointError: If the tree holds something that cannot be stored without pickle; names where.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _strip(tree, "", tensors)
+    metadata = {
+        "worldloom": str(FORMAT),
+        "tree": json.dumps(skeleton),
+        "facts": json.dumps(dict(facts or {})),
+        "sha256": _tensors_sha256(tensors),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata=metadata)
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tree and facts of a file of :func:`save_tree_file`; nothing in it is executed.
+
+    Raises:
+        CheckpointError: If it is missing, truncated, corrupt, or something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("worldloom") != str(FORMAT):
+                raise CheckpointError(f"{path}: format {metadata.get('worldloom')!r}, this version reads {FORMAT}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        if _tensors_sha256(tensors) != metadata["sha256"]:
+            raise CheckpointError(f"{path}: changed since it was written; use an earlier checkpoint")
+        return _restore(json.loads(metadata["tree"]), tensors), json.loads(metadata["facts"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: is not a readable checkpoint, it is missing, truncated or foreign ({error})") from error
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:

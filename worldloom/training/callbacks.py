@@ -1,0 +1,339 @@
+"""What happens beside the updates of a :class:`worldloom.training.Trainer`: logging, checkpoints, early stopping, a progress bar.
+
+A callback gets the trainer and may read ``trainer.state`` and set ``trainer.state.should_stop``. ``on_step_end`` may also take the
+losses of the step: ``on_step_end(self, step, losses)``. An epoch is the span between two evaluations.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
+
+__all__ = [
+    "Callback",
+    "CallbackList",
+    "CheckpointCallback",
+    "EarlyStoppingCallback",
+    "LoggingCallback",
+    "ProgressCallback",
+]
+
+EVENTS = tuple(f"on_{span}_{edge}" for span in ("train", "epoch", "step") for edge in ("begin", "end"))
+BAR_WIDTH = 24
+
+
+class Callback:
+    """Base class: every hook does nothing. ``state_dict`` and ``load_state_dict`` travel in checkpoints."""
+
+    def on_train_begin(self, trainer: Any) -> None:
+        """Called once before the first update."""
+
+    def on_train_end(self, trainer: Any) -> None:
+        """Called once when training ends, also after Ctrl-C."""
+
+    def on_epoch_begin(self, trainer: Any) -> None:
+        """Called before each span of ``eval_interval`` updates."""
+
+    def on_epoch_end(self, trainer: Any) -> None:
+        """Called behind each such span, after the evaluation."""
+
+    def on_step_begin(self, trainer: Any) -> None:
+        """Called before each update."""
+
+    def on_step_end(self, trainer: Any) -> None:
+        """Called behind each update; may be defined with the arguments ``(step, losses)`` instead."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+
+
+class CallbackList:
+    """Callbacks that are called in order.
+
+    Args:
+        callbacks: Any objects with some of the hooks.
+    """
+
+    def __init__(self, callbacks: Sequence[Any] = ()) -> None:
+        self.callbacks = list(callbacks)
+
+    def __iter__(self) -> Any:
+        return iter(self.callbacks)
+
+    def __len__(self) -> int:
+        return len(self.callbacks)
+
+    def append(self, callback: Any) -> None:
+        """Add a callback behind the others."""
+        self.callbacks.append(callback)
+
+    def call(self, event: str, trainer: Any) -> None:
+        """Call one hook of all callbacks.
+
+        Raises:
+            ConfigurationError: If there is no such hook.
+        """
+        if event not in EVENTS:
+            raise ConfigurationError(f"callbacks have no hook {event!r}; there are {', '.join(EVENTS)}")
+        for callback in self.callbacks:
+            hook = getattr(callback, event, None)
+            if hook is None:
+                continue
+            if event == "on_step_end" and _wants_losses(hook):
+                hook(trainer.state.global_step, dict(trainer.state.metrics))
+            else:
+                hook(trainer)
+
+
+def _wants_losses(hook: Callable[..., Any]) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds for p in inspect.signature(hook).parameters.values()) >= 2
+
+
+def _console(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+class LoggingCallback(Callback):
+    """Writes losses every ``log_interval`` updates: to the console, to ``metrics.jsonl``, to TensorBoard, to W&B.
+
+    Args:
+        log_interval: Updates between lines; None takes the trainer's.
+        use_wandb, wandb_project, wandb_run_name: Log to Weights & Biases.
+        log_dir: Where ``metrics.jsonl`` and TensorBoard files go; None takes the trainer's ``output_dir``.
+        log_to_console: Write a line to stderr.
+        log_to_tensorboard: Write event files.
+    """
+
+    def __init__(
+        self,
+        log_interval: int | None = 100,
+        use_wandb: bool = False,
+        wandb_project: str | None = None,
+        wandb_run_name: str | None = None,
+        *,
+        log_dir: str | None = None,
+        log_to_console: bool = True,
+        log_to_tensorboard: bool = False,
+    ) -> None:
+        if log_interval is not None and log_interval < 1:
+            raise ConfigurationError(f"log_interval must be >= 1, got {log_interval}")
+        self.log_interval, self.log_dir, self.log_to_console = log_interval, log_dir, log_to_console
+        self.use_wandb, self.log_to_tensorboard = use_wandb, log_to_tensorboard
+        self._wandb_settings = {"project": wandb_project or "worldloom", "name": wandb_run_name}
+        self._file: IO[str] | None = None
+        self._board: Any = None
+        self._run: Any = None
+        self._mark = (0, 0.0)
+
+    def on_train_begin(self, trainer: Any) -> None:
+        """Open what is written to."""
+        folder = Path(self.log_dir or trainer.config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "metrics.jsonl").open("a")
+        self._board = _tensorboard(folder) if self.log_to_tensorboard else None
+        self._run = _wandb(self._wandb_settings) if self.use_wandb else None
+        self._mark = (trainer.state.global_step, time.monotonic())
+
+    def on_step_end(self, trainer: Any) -> None:
+        """Write every ``log_interval`` updates."""
+        step = trainer.state.global_step
+        if step % (self.log_interval or trainer.config.log_interval) == 0:
+            self._write(step, {n: v for n, v in trainer.state.metrics.items() if not n.startswith("eval/")})
+
+    def on_epoch_end(self, trainer: Any) -> None:
+        """Write the evaluation."""
+        held_out = {name: value for name, value in trainer.state.metrics.items() if name.startswith("eval/")}
+        if held_out:
+            self._write(trainer.state.global_step, held_out)
+
+    def on_train_end(self, trainer: Any) -> None:
+        """Close everything."""
+        for target in (self._file, self._board):
+            if target is not None:
+                target.close()
+        if self._run is not None:
+            self._run.finish()
+        self._file = self._board = self._run = None
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        now, (last_step, last_time) = time.monotonic(), self._mark
+        if step > last_step:
+            metrics["steps_per_s"] = (step - last_step) / max(now - last_time, 1e-9)
+            self._mark = (step, now)
+        if self.log_to_console:
+            shown = {name: value for name, value in metrics.items() if not name.endswith("_loss")}
+            _console(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+        if self._run is not None:
+            self._run.log(metrics, step=step)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError("log_to_tensorboard", "tensorboard", "training") from error
+    return SummaryWriter(str(folder))
+
+
+def _wandb(settings: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingDependencyError("use_wandb", "wandb", "wandb") from error
+    return wandb.init(**settings)
+
+
+class CheckpointCallback(Callback):
+    """Saves ``checkpoint_{step}.pt`` every so often, ``checkpoint_best.pt`` by held-out loss, ``checkpoint_final.pt`` at the end.
+
+    Args:
+        save_interval, save_every: Updates between checkpoints (two spellings); None takes the trainer's.
+        output_dir, save_dir: Where they go (two spellings); None takes the trainer's.
+        save_best: Keep the one with the lowest ``monitor``.
+        max_checkpoints, keep_last: How many numbered ones stay (two spellings).
+        monitor: Metric that decides: ``eval/loss``, or ``loss`` where nothing is held out.
+    """
+
+    def __init__(
+        self,
+        save_interval: int | None = 10000,
+        output_dir: str | None = None,
+        save_best: bool = True,
+        max_checkpoints: int = 5,
+        *,
+        save_dir: str | None = None,
+        save_every: int | None = None,
+        keep_last: int | None = None,
+        monitor: str = "eval/loss",
+    ) -> None:
+        self.save_interval = save_every if save_every is not None else save_interval
+        self.max_checkpoints = keep_last if keep_last is not None else max_checkpoints
+        if (self.save_interval is not None and self.save_interval < 1) or self.max_checkpoints < 1:
+            got = f"save_interval={self.save_interval}, max_checkpoints={self.max_checkpoints}"
+            raise ConfigurationError(f"checkpoints need save_interval >= 1 and max_checkpoints >= 1, got {got}")
+        self.output_dir, self.save_best = save_dir or output_dir, save_best
+        self.monitor = monitor if "/" in monitor or monitor.startswith("eval") else f"eval/{monitor}"
+        self.best = float("inf")
+
+    def _folder(self, trainer: Any) -> Path:
+        return Path(self.output_dir or trainer.config.output_dir)
+
+    def on_step_end(self, trainer: Any) -> None:
+        """Save every ``save_interval`` updates and drop the oldest."""
+        step = trainer.state.global_step
+        if step % (self.save_interval or trainer.config.save_interval):
+            return
+        folder = self._folder(trainer)
+        trainer.save_checkpoint(folder / f"checkpoint_{step}.pt")
+        numbered = sorted(folder.glob("checkpoint_[0-9]*.pt"), key=lambda p: int(p.stem.split("_")[1]))
+        for old in numbered[: -self.max_checkpoints]:
+            old.unlink()
+
+    def on_epoch_end(self, trainer: Any) -> None:
+        """Save when the held-out loss is the lowest so far."""
+        score = trainer.state.metrics.get(self.monitor)
+        if self.save_best and score is not None and score < self.best:
+            self.best = score
+            trainer.save_checkpoint(self._folder(trainer) / "checkpoint_best.pt")
+
+    def on_train_end(self, trainer: Any) -> None:
+        """Save the end."""
+        trainer.save_checkpoint(self._folder(trainer) / "checkpoint_final.pt")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.best = state["best"]
+
+
+class EarlyStoppingCallback(Callback):
+    """Stops when a metric has not improved for ``patience`` updates.
+
+    Args:
+        patience: Updates without improvement.
+        min_delta: What counts as one.
+        monitor: Name of the metric.
+        mode: Is lower (``min``) or higher (``max``) better?
+    """
+
+    def __init__(
+        self, patience: int = 5000, min_delta: float = 1e-4, monitor: str = "loss", mode: Literal["min", "max"] = "min"
+    ) -> None:
+        if patience < 1 or min_delta < 0 or mode not in ("min", "max"):
+            got = f"patience={patience}, min_delta={min_delta}, mode={mode!r}"
+            raise ConfigurationError(f"early stopping needs patience >= 1, min_delta >= 0 and mode min or max, got {got}")
+        self.patience, self.min_delta, self.monitor, self.mode = patience, min_delta, monitor, mode
+        self.best, self.best_step = float("inf"), 0
+
+    def on_step_end(self, trainer: Any) -> None:
+        """Compare and perhaps ask the trainer to stop."""
+        value = trainer.state.metrics.get(self.monitor)
+        step = trainer.state.global_step
+        if value is None:
+            return
+        score = value if self.mode == "min" else -value
+        if score < self.best - self.min_delta:
+            self.best, self.best_step = score, step
+        elif step - self.best_step >= self.patience:
+            trainer.state.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score and when it was."""
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.best, self.best_step = state["best"], state["best_step"]
+
+
+class ProgressCallback(Callback):
+    """A progress bar on stderr.
+
+    Args:
+        desc: Text before the bar.
+        stream: Where it is drawn; stderr by default.
+    """
+
+    def __init__(self, desc: str = "Training", *, stream: IO[str] | None = None) -> None:
+        self.desc, self.stream = desc, stream
+        self._last = 0.0
+
+    def on_step_end(self, trainer: Any) -> None:
+        """Draw, at most ten times per second."""
+        now, state = time.monotonic(), trainer.state
+        if now - self._last >= 0.1 or state.global_step == trainer.config.total_steps:
+            self._last = now
+            self._draw(state.global_step, trainer.config.total_steps, state.metrics.get("loss", float("nan")))
+
+    def on_train_end(self, trainer: Any) -> None:
+        """Leave the line."""
+        (self.stream or sys.stderr).write("\n")
+
+    def _draw(self, step: int, total: int, loss: float) -> None:
+        filled = min(BAR_WIDTH, BAR_WIDTH * step // max(total, 1))
+        bar = "#" * filled + "-" * (BAR_WIDTH - filled)
+        stream = self.stream or sys.stderr
+        stream.write(f"\r{self.desc} [{bar}] {step}/{total} loss {loss:.4g} ")
+        stream.flush()

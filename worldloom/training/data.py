@@ -1,0 +1,371 @@
+"""Replay for offline training: the public door to ``worldloom.data.SequenceBuffer``.
+
+A user hands over episodes as Gymnasium gives them: ``obs[t]``, the action taken in it, that action's reward and end. Inside they
+are rows whose reward is the one received on arrival (``worldloom.core.sequence`` does both shifts), so every episode has one row
+more than transitions. When nobody recorded what the last action led to, that row's observation is blank and marked unseen:
+its reward and its end are kept, and no model is asked to reconstruct it.
+
+Legend: n transitions, B batch, T window.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMismatchError
+from worldloom.core.protocol import SamplingSpec
+from worldloom.core.sequence import Rows, SequenceBatch, StreamId, rows_from_gym, rows_to_gym, transitions
+from worldloom.core.specs import ArraySpec
+from worldloom.data.sequence_buffer import SequenceBuffer
+from worldloom.training.episodes import EpisodeIndex
+from worldloom.training.npz import read_episodes, write_episodes
+
+__all__ = ["ReplayBuffer", "TrajectoryDataset", "create_random_buffer"]
+
+logger = logging.getLogger(__name__)
+
+SEEN = "seen"
+"""Column that is False for a row without an observation."""
+ROOMY_BYTES = 1 << 28
+RING_BYTES = 1 << 33
+"""Above this the observations are kept per episode, because a ring of that size could not be reserved everywhere."""
+
+
+class ReplayBuffer:
+    """Episodes, oldest evicted first, sampled as windows inside one episode.
+
+    Args:
+        capacity: Transitions kept.
+        obs_shape: Shape of one observation.
+        action_dim: Width of an action; integer actions become one-hot codes of this width.
+        obs_dtype: What observations are stored as; uint8 for images.
+        seed: Of the draws; None takes fresh entropy.
+
+    Raises:
+        ConfigurationError: If a size is not positive.
+
+    Example:
+        >>> buffer = ReplayBuffer(capacity=100, obs_shape=(3,), action_dim=2, seed=0)
+        >>> buffer.add_episode(np.zeros((9, 3)), np.zeros((9, 2)), np.arange(9.0), np.arange(9) == 8)
+        >>> batch = buffer.sample(4, 5)
+        >>> batch["obs"].shape, batch["rewards"].shape, len(buffer), buffer.num_episodes
+        (torch.Size([4, 5, 3]), torch.Size([4, 5]), 9, 1)
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        obs_shape: Sequence[int],
+        action_dim: int,
+        obs_dtype: Any = np.float32,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        shape = tuple(int(n) for n in obs_shape)
+        if capacity < 1 or action_dim < 1 or not shape or min(shape) < 1:
+            got = f"capacity={capacity}, obs_shape={shape}, action_dim={action_dim}"
+            raise ConfigurationError(f"a replay buffer needs capacity >= 1, positive obs_shape and action_dim, got {got}")
+        self.capacity, self.obs_shape, self.action_dim = int(capacity), shape, int(action_dim)
+        self.obs_dtype = np.dtype(obs_dtype)
+        flag = ArraySpec((), "bool")
+        columns = {"obs": ArraySpec(shape, self.obs_dtype.name), "action": ArraySpec((action_dim,)), "reward": ArraySpec(())}
+        columns |= dict.fromkeys(("is_first", "terminated", "truncated", SEEN), flag)
+        size = columns["obs"].nbytes * self.capacity
+        rows = 2 * self.capacity if size < ROOMY_BYTES else self.capacity + self.capacity // 8 + 2
+        self._rows = SequenceBuffer(
+            columns,
+            SamplingSpec(batch_size=1, length=1, bootstrap=1),
+            capacity_rows=rows,
+            packed=("obs",) if size > RING_BYTES else (),
+        )
+        self._index = EpisodeIndex(self.capacity)
+        self._rng = np.random.default_rng(seed)
+        self._has_noticed = False
+
+    def __len__(self) -> int:
+        return self._index.num_steps
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions stored."""
+        return self._index.num_steps
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes stored, the oldest perhaps in part."""
+        return len(self._index.episodes)
+
+    def add_episode(
+        self,
+        obs: Any,
+        actions: Any,
+        rewards: Any,
+        dones: Any = None,
+        *,
+        truncated: Any = None,
+        final_obs: Any = None,
+    ) -> None:
+        """Store an episode of n transitions; an empty one is ignored.
+
+        Args:
+            obs: ``[n, *obs_shape]``, what each action was taken in; with n + 1 entries the last one is ``final_obs``.
+            actions: ``[n, action_dim]``; integers ``[n]`` or ``[n, 1]`` become one-hot codes.
+            rewards: ``[n]`` of each action.
+            dones: ``[n]`` True where the action ended the episode; entries behind such a place begin another one. Without any,
+                the end is a truncation: what lies behind it still counts.
+            truncated: ``[n]`` True where that end was a time limit or the like.
+            final_obs: What the last action led to.
+
+        Raises:
+            ShapeMismatchError: If an array has another shape.
+            BufferError: If a number is not finite, or the episode does not fit into the capacity.
+        """
+        reward = np.asarray(rewards, np.float32).reshape(-1)
+        steps = len(reward)
+        if not steps:
+            return
+        seen = self._observations(obs, final_obs, steps)
+        action = self._actions(actions, steps)
+        cut = _flags("truncated", truncated, steps)
+        ended = _flags("dones", dones, steps) & ~cut
+        for name, values in (("obs", seen), ("actions", action), ("rewards", reward)):
+            _check_finite(name, values)
+        bounds = [*(np.flatnonzero((ended | cut)[:-1]) + 1).tolist(), steps]
+        for start, stop in zip([0, *bounds], bounds, strict=False):
+            last = seen[stop : stop + 1] if stop == steps else seen[:0]
+            self._add(seen[start:stop], last, action[start:stop], reward[start:stop], bool(ended[stop - 1]))
+
+    def _add(self, obs: np.ndarray, last: np.ndarray, action: np.ndarray, reward: np.ndarray, is_terminal: bool) -> None:
+        """Store one episode whose end is its last transition; ``last`` holds the final observation or nothing."""
+        steps = len(reward)
+        if steps > self.capacity:
+            raise BufferError(f"an episode of {steps} transitions exceeds the capacity of {self.capacity}; raise it or split it")
+        final = last if len(last) else np.zeros((1, *self.obs_shape), self.obs_dtype)
+        end = np.zeros(steps, bool)
+        end[-1] = True
+        rows: Rows = rows_from_gym(
+            {"obs": np.concatenate([obs, final])}, {"action": action}, reward, end & is_terminal, end & (not is_terminal)
+        )
+        rows[SEEN] = np.ones(steps + 1, bool)
+        rows[SEEN][-1] = bool(len(last))
+        first = self._rows.next_row
+        self._rows.append(StreamId(0, 0, 0), self._rows.next_seq(StreamId(0, 0, 0)), rows)
+        self._index.add(first, steps, self._rows.first_row)
+
+    def sample(
+        self,
+        batch_size: int,
+        seq_len: int,
+        device: torch.device | str = "cpu",
+        *,
+        rng: np.random.Generator | None = None,
+        held_out: tuple[int, bool] | None = None,
+    ) -> dict[str, Tensor]:
+        """Draw windows uniformly over all that lie inside one episode.
+
+        Args:
+            batch_size: B.
+            seq_len: T transitions.
+            device: Where the tensors go.
+            rng: Source of the draw instead of the buffer's own.
+            held_out: ``(n, True)`` draws from every n-th episode only, ``(n, False)`` from the others.
+
+        Returns:
+            ``obs`` ``[B, T, *obs_shape]``, ``actions`` ``[B, T, A]``, ``rewards`` and ``continues`` ``[B, T]``, ``last_obs``
+            ``[B, *obs_shape]`` behind the last action and ``last_obs_mask`` ``[B]``, where that was recorded.
+
+        Raises:
+            BufferError: If no episode is long enough.
+        """
+        if batch_size < 1 or seq_len < 1:
+            raise BufferError(f"sample needs batch_size >= 1 and seq_len >= 1, got {batch_size} and {seq_len}")
+        part = (1, 0) if held_out is None else (held_out[0], int(held_out[1]))
+        starts = self._index.draw(batch_size, seq_len, rng or self._rng, part)
+        if not len(starts):
+            longest = max((e.steps for e in self._index.episodes), default=0)
+            raise BufferError(
+                f"no episode is long enough: seq_len is {seq_len}, the longest of {self.num_episodes} stored episodes has "
+                f"{longest} transitions; sample shorter windows or add longer episodes"
+            )
+        columns = self._rows.windows_at(starts, seq_len + 1).finish().columns
+        seen = columns.pop(SEEN)
+        steps = transitions(SequenceBatch.from_columns(columns))
+        obs = torch.from_numpy(steps.obs["obs"]).to(device)
+        return {
+            "obs": obs[:, :-1],
+            "actions": torch.from_numpy(steps.action["action"]).to(device),
+            "rewards": torch.from_numpy(steps.reward).to(device),
+            "continues": torch.from_numpy(1.0 - steps.terminated.astype(np.float32)).to(device),
+            "last_obs": obs[:, -1],
+            "last_obs_mask": torch.from_numpy(seen[:, -1].copy()).to(device),
+        }
+
+    def has_windows(self, seq_len: int, held_out: tuple[int, bool] | None = None) -> bool:
+        """True when :meth:`sample` would find a window."""
+        part = (1, 0) if held_out is None else (held_out[0], int(held_out[1]))
+        return bool(len(self._index.draw(1, seq_len, np.random.default_rng(0), part)))
+
+    def seed(self, seed: int) -> None:
+        """Begin the buffer's own draws anew."""
+        self._rng = np.random.default_rng(seed)
+
+    def episodes(self) -> Iterable[dict[str, Any]]:
+        """Every stored episode, oldest first, as :meth:`add_episode` takes it (``final_obs`` is None where unknown)."""
+        for episode in self._index.episodes:
+            columns = self._rows.windows_at(np.array([episode.first_row]), episode.steps + 1).finish().columns
+            rows = {name: values[0] for name, values in columns.items()}
+            seen = bool(rows.pop(SEEN)[-1])
+            gym = rows_to_gym(rows)
+            obs = gym["obs"]["obs"]
+            yield {
+                "obs": obs[:-1],
+                "actions": gym["action"]["action"],
+                "rewards": gym["reward"],
+                "dones": gym["terminated"] | gym["truncated"],
+                "truncated": gym["truncated"],
+                "final_obs": obs[-1] if seen else None,
+            }
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write an ``.npz`` with ``obs, actions, rewards, dones, obs_shape, action_dim, capacity`` and, since 0.2, what is needed
+        to tell truncation from termination and to keep final observations. One episode at a time is in memory.
+        """
+        write_episodes(
+            path,
+            self.episodes(),
+            lengths=[e.steps for e in self._index.episodes],
+            obs=(self.obs_shape, self.obs_dtype),
+            action_dim=self.action_dim,
+            capacity=self.capacity,
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, capacity: int | None = None, seed: int | None = None) -> ReplayBuffer:
+        """Read an ``.npz`` of :meth:`save`, of 0.1, or of your own with at least ``obs, actions, rewards``.
+
+        Observations are read one episode at a time, so memory holds one copy of them.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, or lacks an array.
+        """
+        facts, episodes = read_episodes(path)
+        room = capacity or max(facts.capacity, facts.steps, 1)
+        buffer = cls(room, facts.obs_shape, facts.action_dim, facts.obs_dtype, seed=seed)
+        for episode in episodes:
+            buffer.add_episode(**episode)
+        return buffer
+
+    @classmethod
+    def from_trajectories(cls, trajectories: Sequence[Mapping[str, Any]], capacity: int | None = None) -> ReplayBuffer:
+        """A buffer of episodes that are given as dicts with the arguments of :meth:`add_episode`.
+
+        Raises:
+            BufferError: If there are none.
+        """
+        if not trajectories:
+            raise BufferError("from_trajectories needs at least one trajectory, got none")
+        steps = sum(len(t["rewards"]) for t in trajectories)
+        obs, action = np.asarray(trajectories[0]["obs"]), np.asarray(trajectories[0]["actions"])
+        dtype = np.uint8 if obs.dtype == np.uint8 else np.float32
+        buffer = cls(capacity or max(steps, 1), obs.shape[1:], action.shape[-1] if action.ndim > 1 else 1, dtype)
+        for trajectory in trajectories:
+            buffer.add_episode(**trajectory)
+        return buffer
+
+    def _observations(self, obs: Any, final_obs: Any, steps: int) -> np.ndarray:
+        """[steps or steps + 1, *obs_shape] in the stored dtype."""
+        array = np.asarray(obs)
+        if array.shape[1:] != self.obs_shape or len(array) not in (steps, steps + 1):
+            raise ShapeMismatchError("obs of an episode", (steps, *self.obs_shape), array.shape)
+        if final_obs is not None:
+            final = np.asarray(final_obs).reshape(-1, *self.obs_shape) if np.size(final_obs) == np.prod(self.obs_shape) else None
+            if final is None:
+                raise ShapeMismatchError("final_obs", self.obs_shape, np.shape(final_obs))
+            array = np.concatenate([array[:steps], final.astype(array.dtype)])
+        if self.obs_dtype.kind == "u" and array.dtype != self.obs_dtype:
+            whole = np.all(array == np.round(array)) and array.min() >= 0 and array.max() <= np.iinfo(self.obs_dtype).max
+            if not whole:
+                raise ShapeMismatchError("obs for a buffer of " + self.obs_dtype.name, "integers in its range", str(array.dtype))
+        return array.astype(self.obs_dtype, copy=False)
+
+    def _actions(self, actions: Any, steps: int) -> np.ndarray:
+        """[steps, action_dim] float32."""
+        array = np.asarray(actions)
+        is_index = array.dtype.kind in "iu" and array.size == steps and (self.action_dim > 1 or array.ndim == 1)
+        if is_index and self.action_dim > 1:
+            index = array.reshape(steps).astype(np.int64)
+            if index.min() < 0 or index.max() >= self.action_dim:
+                raise ShapeMismatchError("integer actions", f"0..{self.action_dim - 1}", f"{index.min()}..{index.max()}")
+            if not self._has_noticed:
+                logger.info("integer actions are stored as one-hot codes of width %d", self.action_dim)
+                self._has_noticed = True
+            return np.eye(self.action_dim, dtype=np.float32)[index]
+        array = array.reshape(steps, 1) if array.shape == (steps,) and self.action_dim == 1 else array
+        if array.shape != (steps, self.action_dim):
+            raise ShapeMismatchError("actions of an episode", (steps, self.action_dim), array.shape)
+        return array.astype(np.float32)
+
+
+def _flags(name: str, values: Any, steps: int) -> np.ndarray:
+    if values is None:
+        return np.zeros(steps, bool)
+    array = np.asarray(values)
+    if array.size != steps:
+        raise ShapeMismatchError(f"{name} of an episode", (steps,), array.shape)
+    return array.reshape(steps).astype(bool)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        step = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise BufferError(f"{name}: entry {step} is NaN or infinite, expected finite numbers; clean the episode before adding it")
+
+
+class TrajectoryDataset(Dataset[dict[str, Tensor]]):
+    """Windows of a buffer as a torch dataset: each item is one freshly drawn window without batch axis.
+
+    Args:
+        buffer: Where windows come from.
+        seq_len: Transitions per window.
+        samples_per_epoch: Length of the dataset.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, seq_len: int, samples_per_epoch: int = 1000) -> None:
+        self.buffer, self.seq_len, self.samples_per_epoch = buffer, seq_len, samples_per_epoch
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.samples_per_epoch:
+            raise IndexError(f"index {index} of a dataset of {self.samples_per_epoch}")
+        return {name: value[0] for name, value in self.buffer.sample(1, self.seq_len).items()}
+
+
+def create_random_buffer(
+    capacity: int = 10000,
+    obs_shape: Sequence[int] = (3, 64, 64),
+    action_dim: int = 6,
+    num_episodes: int = 100,
+    episode_length: int = 100,
+    seed: int | None = None,
+) -> ReplayBuffer:
+    """A buffer of noise for trying things out: observations standard normal, or uniform uint8 for images."""
+    rng = np.random.default_rng(seed)
+    is_image = len(tuple(obs_shape)) == 3
+    buffer = ReplayBuffer(capacity, obs_shape, action_dim, np.uint8 if is_image else np.float32, seed=seed)
+    for _ in range(num_episodes):
+        lead = (episode_length + 1, *obs_shape)
+        obs = rng.integers(0, 256, lead, np.uint8) if is_image else rng.standard_normal(lead, np.float32)
+        dones = np.arange(episode_length) == episode_length - 1
+        actions = rng.uniform(-1, 1, (episode_length, action_dim)).astype(np.float32)
+        buffer.add_episode(obs, actions, rng.standard_normal(episode_length), dones)
+    return buffer

@@ -1,0 +1,143 @@
+"""Where training batches come from: replay, a dataset, or any iterable; every batch of replay is a function of seed and number.
+
+Threads that draw ahead therefore change nothing, and a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from worldloom.core.exceptions import BufferError, ConfigurationError, TrainingError
+from worldloom.training.config import TrainingConfig
+
+__all__ = ["BatchSource", "Batches", "make_source", "prefetched"]
+
+Batch = dict[str, Tensor]
+TRAIN, HELD_OUT = 0, 1
+"""Streams of draws below the root seed."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What replay can do; anything like it may be trained from."""
+
+    def sample(self, batch_size: int, seq_len: int, device: Any = "cpu", *, rng: Any = None, held_out: Any = None) -> Batch:
+        """A batch of windows."""
+
+    def has_windows(self, seq_len: int, held_out: Any = None) -> bool:
+        """True when there is a window of this length."""
+
+
+class BatchSource(Protocol):
+    """Batches by number."""
+
+    def train(self, number: int) -> Batch:
+        """Training batch ``number``."""
+
+    def held_out(self, number: int) -> Batch:
+        """Evaluation batch ``number``."""
+
+
+class ReplaySource:
+    """Windows of a replay buffer; every n-th episode is held out where that leaves windows on both sides."""
+
+    def __init__(self, buffer: Batches, config: TrainingConfig, evaluation: Batches | None) -> None:
+        self.buffer, self.config = buffer, config
+        every, length = config.eval_episodes_every, config.sequence_length
+        splits = evaluation is None and every > 0
+        splits = splits and all(buffer.has_windows(length, (every, side)) for side in (True, False))
+        self.split = every if splits else 0
+        self.evaluation = evaluation or buffer
+        if not buffer.has_windows(length):
+            buffer.sample(1, length)  # raises, and says how long the episodes are
+
+    def _draw(self, buffer: Batches, stream: int, number: int, held_out: tuple[int, bool] | None) -> Batch:
+        c = self.config
+        rng = np.random.default_rng([c.seed, stream, number])
+        return buffer.sample(c.batch_size, c.sequence_length, rng=rng, held_out=held_out)
+
+    def train(self, number: int) -> Batch:
+        """See :class:`BatchSource`."""
+        return self._draw(self.buffer, TRAIN, number, (self.split, False) if self.split else None)
+
+    def held_out(self, number: int) -> Batch:
+        """See :class:`BatchSource`."""
+        return self._draw(self.evaluation, HELD_OUT, number, (self.split, True) if self.split else None)
+
+
+class IterableSource:
+    """Batches in the order in which an iterable gives them; it is begun anew when it ends."""
+
+    def __init__(self, data: Iterable[Any], evaluation: Iterable[Any] | None) -> None:
+        self._data, self._evaluation = data, evaluation if evaluation is not None else data
+        self._iterators: dict[int, Iterator[Any]] = {}
+
+    def _next(self, stream: int, data: Iterable[Any]) -> Batch:
+        if stream not in self._iterators:
+            self._iterators[stream] = iter(data)
+        batch = next(self._iterators[stream], None)
+        if batch is None:
+            self._iterators[stream] = iter(data)
+            batch = next(self._iterators[stream], None)
+        if not isinstance(batch, Mapping):
+            raise TrainingError(f"training data must give batches as dicts, got {type(batch).__name__}")
+        return dict(batch)
+
+    def train(self, number: int) -> Batch:
+        """See :class:`BatchSource`."""
+        return self._next(TRAIN, self._data)
+
+    def held_out(self, number: int) -> Batch:
+        """See :class:`BatchSource`."""
+        return self._next(HELD_OUT, self._evaluation)
+
+
+def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> BatchSource:
+    """Whatever a user trains from as numbered batches.
+
+    Args:
+        data: A replay buffer, a torch dataset of windows, a loader, a list of batches, or one batch.
+        config: Sizes and seed.
+        evaluation: Likewise, for held-out batches; by default part of ``data``.
+
+    Raises:
+        BufferError: If no episode is long enough.
+        ConfigurationError: If it is something else.
+    """
+    if isinstance(data, Batches):
+        return ReplaySource(data, config, evaluation)
+    if isinstance(data, Mapping):
+        return IterableSource([data], evaluation)
+    if isinstance(data, Dataset):
+        if not len(data):  # type: ignore[arg-type]
+            raise BufferError("the dataset is empty; add episodes first")
+        data = DataLoader(data, batch_size=config.batch_size, shuffle=False)
+    if not isinstance(data, Iterable) or isinstance(data, Iterator):
+        kind = type(data).__name__
+        raise ConfigurationError(f"data must be a ReplayBuffer, a dataset, or a list or loader of batches, got {kind}")
+    return IterableSource(data, evaluation)
+
+
+def prefetched(draw: Callable[[int], Batch], numbers: range, workers: int, ahead: int) -> Generator[Batch, None, None]:
+    """Batches in order, drawn by ``workers`` threads up to ``workers * ahead`` before they are needed; 0 draws on demand."""
+    if not workers:
+        yield from map(draw, numbers)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for number in numbers:
+            waiting.append(pool.submit(draw, number))
+            if len(waiting) > workers * ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

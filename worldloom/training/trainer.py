@@ -1,0 +1,403 @@
+"""Trains a world model offline: batches in, optimizer steps, evaluation on held-out windows, checkpoints.
+
+What is particular to a model is behind its hooks: ``compute_loss``, ``parameter_groups(config)`` and ``after_update(losses)``.
+On a CPU a run that is interrupted and resumed from a checkpoint ends with the very bits of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError, WorldLoomError
+from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
+from worldloom.training.checkpoints import load_tree_file, save_tree_file
+from worldloom.training.config import TrainingConfig
+from worldloom.training.schedule import WeightAverage, rate_factor
+from worldloom.training.sources import BatchSource, IterableSource, make_source, prefetched
+
+__all__ = ["Trainer", "TrainerState", "train"]
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 10
+"""Updates in a row that may be skipped because a number is not finite."""
+DEFAULTS = TrainingConfig()
+
+
+@dataclass
+class TrainerState:
+    """Where a run is.
+
+    Attributes:
+        global_step: Updates made.
+        metrics: Losses of the newest update, gradient norm, step size, and the newest evaluation under ``eval/``.
+        best_loss: Lowest held-out loss so far.
+        should_stop: Set it to stop behind the present update.
+    """
+
+    global_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_loss: float = float("inf")
+    should_stop: bool = False
+
+
+class Trainer:
+    """Trains one model.
+
+    Args:
+        model: Any world model; trained in place.
+        config: Settings.
+        callbacks: A callback replaces the default one of the same class (logging, checkpoints, progress bar on a terminal).
+        optimizer, scheduler: Your own instead of those that the config describes.
+
+    Example:
+        >>> from worldloom import create_world_model
+        >>> from worldloom.training.data import create_random_buffer
+        >>> import tempfile
+        >>> buffer = create_random_buffer(200, (3,), 2, num_episodes=5, episode_length=20, seed=0)
+        >>> model = create_world_model("mlp:ci", obs_shape=(3,), action_dim=2)
+        >>> folder = tempfile.mkdtemp()
+        >>> config = TrainingConfig(total_steps=3, batch_size=4, sequence_length=5, output_dir=folder)
+        >>> trainer = Trainer(model, config)
+        >>> trainer.train(buffer) is model, trainer.state.global_step
+        (True, 3)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: TrainingConfig | None = None,
+        callbacks: Sequence[Any] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Any = None,
+    ) -> None:
+        self.config = config or TrainingConfig()
+        self.model = model.to(self.config.resolve_device())
+        if self.config.model_overrides:
+            self.model.reconfigure(**self.config.model_overrides)
+        if self.config.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
+        self.learning_rate = self._setting("learning_rate")
+        self.grad_clip = self._setting("grad_clip")
+        self.optimizer = optimizer or self._make_optimizer()
+        self.scheduler = scheduler
+        self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        self.callbacks = CallbackList(self._with_defaults(callbacks or ()))
+        self.state = TrainerState()
+        self.history: list[dict[str, float]] = []
+        self._bad_steps = 0
+        self._rng: dict[str, Any] | None = None
+        self._source: BatchSource | None = None
+
+    def _setting(self, name: str) -> float:
+        """The config's value, or where that is at its default the model's own."""
+        own: float = getattr(self.config, name)
+        if own != getattr(DEFAULTS, name):
+            return own
+        return float(getattr(getattr(self.model, "config", None), name, own))
+
+    def _with_defaults(self, callbacks: Sequence[Any]) -> list[Any]:
+        c = self.config
+        defaults = [
+            LoggingCallback(c.log_interval, log_to_console=not sys.stderr.isatty()),
+            CheckpointCallback(c.save_interval, c.output_dir),
+        ]
+        if sys.stderr.isatty():
+            defaults.append(ProgressCallback())
+        kept = [d for d in defaults if not any(isinstance(callback, type(d)) for callback in callbacks)]
+        return [*kept, *callbacks]
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        groups = self.model.parameter_groups(self.config.with_updates(learning_rate=self.learning_rate))
+        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+        optimizer: torch.optim.Optimizer = kinds[self.config.optimizer](groups, lr=self.learning_rate)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback; it takes the place of a default one of its class."""
+        is_default = (LoggingCallback, CheckpointCallback, ProgressCallback)
+        self.callbacks.callbacks = [c for c in self.callbacks if type(c) not in is_default or type(c) is not type(callback)]
+        self.callbacks.append(callback)
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def train(
+        self, data: Any, num_steps: int | None = None, resume_from: str | PathLike[str] | None = None, *, eval_data: Any = None
+    ) -> Any:
+        """Train until ``total_steps``, or for ``num_steps`` more updates.
+
+        Args:
+            data: A replay buffer, a dataset, or a list or loader of batches.
+            num_steps: Updates to make now.
+            resume_from: A checkpoint to go on from.
+            eval_data: Held-out data; by default every ``eval_episodes_every``-th episode of ``data``.
+
+        Returns:
+            The model; with ``ema_decay`` it holds the averaged weights.
+
+        Raises:
+            TrainingError: If ten updates in a row are not finite, or torch fails.
+            BufferError: If no episode is long enough.
+        """
+        if resume_from is not None:
+            self.load_checkpoint(resume_from)
+        self._source = make_source(data, self.config, eval_data)
+        stop = self.config.total_steps if num_steps is None else self.state.global_step + num_steps
+        self.state.should_stop = False
+        self._unswap()
+        self.model.train()
+        with self._own_randomness():
+            self.callbacks.call("on_train_begin", self)
+            try:
+                self._loop(self._source, stop)
+            except KeyboardInterrupt:
+                logger.info("interrupted at step %d; saving and leaving", self.state.global_step)
+            except WorldLoomError:
+                raise
+            except RuntimeError as error:
+                raise TrainingError(f"update {self.state.global_step} failed: {error}") from error
+            finally:
+                self._keep_randomness()
+                self.callbacks.call("on_train_end", self)
+        if self.average is not None:
+            self.average.swap(self.model)
+        self.model.eval()
+        return self.model
+
+    def _loop(self, source: BatchSource, stop: int) -> None:
+        c, state = self.config, self.state
+        workers = 0 if isinstance(source, IterableSource) else c.num_workers
+        batches = prefetched(source.train, range(state.global_step, stop), workers, c.prefetch_factor)
+        with contextlib.closing(batches):
+            for batch in batches:
+                if state.global_step % c.eval_interval == 0:
+                    self.callbacks.call("on_epoch_begin", self)
+                self.callbacks.call("on_step_begin", self)
+                self._update(batch)
+                is_end = state.global_step % c.eval_interval == 0 or state.global_step == stop
+                if is_end:
+                    self._evaluate_epoch(source)
+                self.callbacks.call("on_step_end", self)
+                if state.global_step % c.log_interval == 0:
+                    self.history.append({"step": state.global_step, **state.metrics})
+                if is_end:
+                    self.callbacks.call("on_epoch_end", self)
+                if state.should_stop:
+                    return
+
+    def _update(self, batch: Mapping[str, Tensor]) -> None:
+        """One optimizer step; a step that is not finite changes nothing."""
+        factor = self._apply_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            losses = self.model.compute_loss(batch)
+        losses["loss"].backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        is_good = bool(torch.isfinite(norm) & torch.isfinite(losses["loss"].detach()))
+        if is_good:
+            if self.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
+            self.optimizer.step()
+            self.model.after_update({name: value.detach() for name, value in losses.items()})
+            if self.average is not None:
+                self.average.update(self.model)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.state.global_step += 1
+        self._note(losses, norm, factor)
+        self._guard(is_good)
+
+    def _note(self, losses: Mapping[str, Tensor], norm: Tensor, factor: float) -> None:
+        held_out = {name: value for name, value in self.state.metrics.items() if name.startswith("eval/")}
+        values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
+        rate = self.optimizer.param_groups[-1]["lr"]
+        self.state.metrics = dict(zip(losses, values, strict=True)) | {"grad_norm": float(norm), "learning_rate": rate} | held_out
+
+    def _guard(self, is_good: bool) -> None:
+        self._bad_steps = 0 if is_good else self._bad_steps + 1
+        if self._bad_steps >= PATIENCE:
+            raise TrainingError(
+                f"{PATIENCE} updates in a row were not finite, up to update {self.state.global_step}; "
+                "look at the data for extreme values, or lower learning_rate"
+            )
+
+    def _apply_rate(self) -> float:
+        """Set the step size of the coming update, unless a scheduler was given."""
+        c = self.config
+        factor = rate_factor(self.state.global_step, total=c.total_steps, warmup=c.warmup_steps, schedule=c.scheduler)
+        if self.scheduler is None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group.get("initial_lr", group["lr"]) * factor
+        return factor
+
+    def _autocast(self) -> Any:
+        if not self.config.mixed_precision:
+            return contextlib.nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16)
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def _evaluate_epoch(self, source: BatchSource) -> None:
+        scores = self._evaluate(source, self.config.eval_batches)
+        self.state.metrics |= {f"eval/{name}": value for name, value in scores.items()}
+        self.state.best_loss = min(self.state.best_loss, scores["loss"])
+
+    def evaluate(self, data: Any, num_batches: int = 10) -> dict[str, float]:
+        """Mean losses over batches of ``data``, with averaged weights where there are some; draws do not depend on the past."""
+        config = self.config.with_updates(eval_episodes_every=0)
+        return self._evaluate(make_source(data, config), num_batches)
+
+    @torch.no_grad()
+    def _evaluate(self, source: BatchSource, num_batches: int) -> dict[str, float]:
+        if num_batches < 1:
+            raise ConfigurationError(f"num_batches must be >= 1, got {num_batches}")
+        was_training, average = self.model.training, self.average
+        swaps = average is not None and not average.is_swapped
+        self.model.eval()
+        totals: dict[str, float] = {}
+        try:
+            if swaps and average is not None:
+                average.swap(self.model)
+            with torch.random.fork_rng(), self._autocast():
+                torch.manual_seed(self.config.seed)
+                for number in range(num_batches):
+                    for name, value in self.model.compute_loss(source.held_out(number)).items():
+                        totals[name] = totals.get(name, 0.0) + float(value) / num_batches
+        finally:
+            if swaps and average is not None:
+                average.swap(self.model)
+            self.model.train(was_training)
+        return totals
+
+    # -- randomness -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Run with this trainer's random state, and leave the caller's as it was."""
+        with torch.random.fork_rng():
+            if self._rng is None:
+                torch.manual_seed(self.config.seed)
+            else:
+                _set_rng(self._rng)
+            yield
+
+    def _keep_randomness(self) -> None:
+        self._rng = _get_rng()
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, path: str | PathLike[str]) -> None:
+        """Write everything that going on needs into one file (safetensors layout, no pickle)."""
+        tree = {
+            "model": self._raw_weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "average": self._averaged_weights(),
+            "rng": _get_rng() if self._rng is None or self.model.training else self._rng,
+            "step": self.state.global_step,
+            "best_loss": self.state.best_loss,
+            "callbacks": {type(c).__name__: c.state_dict() for c in self.callbacks if hasattr(c, "state_dict")},
+        }
+        facts = {"config": self.config.to_dict(), "model_config": self.model.config.to_dict(), "step": self.state.global_step}
+        save_tree_file(Path(path), tree, facts)
+
+    def load_checkpoint(self, path: str | PathLike[str]) -> None:
+        """Go on from a file of :meth:`save_checkpoint`.
+
+        Raises:
+            CheckpointError: If it is missing, damaged, or of another model or optimizer.
+        """
+        tree, _ = load_tree_file(Path(path))
+        self._unswap()
+        try:
+            _check_model(path, self.model, tree["model"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+            self.model.load_state_dict(tree["model"])
+            if self.scheduler is not None and tree["scheduler"] is not None:
+                self.scheduler.load_state_dict(tree["scheduler"])
+            if self.average is not None and tree["average"] is not None:
+                self.average.load_state_dict(tree["average"])
+            for callback in self.callbacks:
+                if type(callback).__name__ in tree["callbacks"] and hasattr(callback, "load_state_dict"):
+                    callback.load_state_dict(tree["callbacks"][type(callback).__name__])
+            self.state = TrainerState(tree["step"], {}, tree["best_loss"])
+            self._rng = tree["rng"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: does not fit this trainer ({error})") from error
+
+    def _raw_weights(self) -> dict[str, Tensor]:
+        weights = dict(self.model.state_dict())
+        return weights | self.average.values if self.average is not None and self.average.is_swapped else weights
+
+    def _averaged_weights(self) -> dict[str, Any] | None:
+        if self.average is None:
+            return None
+        if not self.average.is_swapped:
+            return self.average.state_dict()
+        return {"values": {name: self.model.state_dict()[name] for name in self.average.values}}
+
+    def _unswap(self) -> None:
+        if self.average is not None and self.average.is_swapped:
+            self.average.swap(self.model)
+
+
+def train(
+    model: Any,
+    data: Any,
+    total_steps: int | None = None,
+    batch_size: int = DEFAULTS.batch_size,
+    sequence_length: int = DEFAULTS.sequence_length,
+    learning_rate: float = DEFAULTS.learning_rate,
+    grad_clip: float = DEFAULTS.grad_clip,
+    output_dir: str = DEFAULTS.output_dir,
+    device: str = DEFAULTS.device,
+    **kwargs: Any,
+) -> Any:
+    """Train a model in one line; further keywords are fields of :class:`TrainingConfig`, or ``callbacks``.
+
+    Returns:
+        The model.
+    """
+    callbacks = kwargs.pop("callbacks", None)
+    fields = {
+        "total_steps": total_steps or DEFAULTS.total_steps,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "learning_rate": learning_rate,
+        "grad_clip": grad_clip,
+        "output_dir": str(output_dir),
+        "device": device,
+    }
+    return Trainer(model, TrainingConfig.from_dict(fields | kwargs), callbacks).train(data)
+
+
+def _check_model(path: str | PathLike[str], model: Any, saved: Mapping[str, Tensor]) -> None:
+    ours = model.state_dict()
+    for name in sorted(ours.keys() | saved.keys()):
+        shapes = [tuple(group[name].shape) if name in group else None for group in (ours, saved)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(f"{path}: tensor {name!r}: this model has shape {shapes[0]}, the checkpoint {shapes[1]}")
+
+
+def _get_rng() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _set_rng(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
