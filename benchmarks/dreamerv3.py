@@ -1,6 +1,7 @@
 """DreamerV3 on one CPU thread: milliseconds per update and per decision, where the time goes, and how close to the peak.
 
     python benchmarks/dreamerv3.py                       # every case; writes benchmarks/results/dreamerv3.json
+    python benchmarks/dreamerv3.py --store act img       # some cases, stored beside the others
     python benchmarks/dreamerv3.py update vec size1m     # one case, printed only
     python benchmarks/dreamerv3.py act img size1m
 
@@ -200,33 +201,35 @@ def compare(name: str, result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run one case, or all of them."""
+    """Print one case, or run those whose name begins as told and store them beside the ones stored before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="*", metavar="CASE", help="update|act vec|img PRESET; nothing runs every case")
-    case = parser.parse_args().case
+    parser.add_argument("case", nargs="*", metavar="CASE", help="update|act vec|img PRESET")
+    parser.add_argument("--store", action="store_true", help="the words are the beginning of the names of cases to run and store")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if case:
-        result = update_case(*case[1:]) if case[0] == "update" else act_case(*case[1:])
-        print(json.dumps(result))
+    if arguments.case and not arguments.store:
+        task, kind, size = arguments.case
+        print(json.dumps(update_case(kind, size) if task == "update" else act_case(kind, size)))
         return
-    results: dict[str, Any] = {}
-    for kind in ENVS:
-        for size in SIZES:
-            for task in ("update", "act"):
-                name = f"{task} {kind} {size}"
-                results[name] = run_case(name) | {"load": os.getloadavg()[0]}
-                print(compare(name, results[name]), flush=True)
+    store([name for name in PEERS_MS if name.startswith(" ".join(arguments.case))])
+
+
+def store(names: list[str]) -> None:
+    """Run cases, each in its own process, and put them into the file of results."""
+    path = Path(__file__).parent / "results" / "dreamerv3.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else {}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    for name in names:
+        results[name] = run_case(name) | {"load": round(os.getloadavg()[0], 2), "commit": commit}
+        print(compare(name, results[name]), flush=True)
     report = {
         "command": "python benchmarks/dreamerv3.py",
-        "commit": commit,
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
         "threads": 1,
         "peers_median_ms": PEERS_MS,
         "peers_peak_rss_mb": PEER_MEMORY_MB,
         "results": results,
     }
-    path = Path(__file__).parent / "results" / "dreamerv3.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {path}")
