@@ -220,6 +220,7 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         capacity_steps=replay.capacity_steps // replay.shards,
         directory=None if replay.durability == "none" else folder / f"shard-{index}",
         durability=replay.durability,
+        kept_marks=plan.config.learner.keep_checkpoints,
     )
 
 

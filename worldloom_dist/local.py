@@ -109,7 +109,7 @@ class LocalRun:
         """Make every update that is due, then publish."""
         limiter, sampling = self.replay.ledger.limiter, self._plan.spec.sampling
         before = self.learner.train_steps
-        while limiter.may_sample(sampling.trained_positions) and not self._stop.is_set:
+        while limiter.may_sample(sampling.trained_positions) and self.replay.has_windows and not self._stop.is_set:
             request = SampleRequest(sampling.batch_size, (role_seed(self._plan, "sampling"), self.learner.train_steps, 0))
             self.learner.train(self.replay.sample(request))
         if self.learner.train_steps > before and self._has_trained():

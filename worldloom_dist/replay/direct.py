@@ -43,6 +43,11 @@ class DirectReplay:
         self._join_all()
 
     @property
+    def has_windows(self) -> bool:
+        """True when something can be sampled."""
+        return any(shard.live_windows() for shard in self.shards)
+
+    @property
     def written_back(self) -> WriteBack:
         """Rows refreshed so far, and refreshed rows that had been evicted meanwhile."""
         return self._written_back
@@ -76,7 +81,7 @@ class DirectReplay:
             BufferError: If no window is complete in any shard.
             StateError: If the train ratio blocks the sample for longer than ``wait_s``.
         """
-        if not self._wait_s and not any(shard.live_windows() for shard in self.shards):
+        if not self._wait_s and not self.has_windows:
             rows = sum(shard.books().stored for shard in self.shards)
             raise BufferError(f"replay holds {rows} rows but no complete window; insert more before sampling")
         parts = self._wait(lambda: self.ledger.try_sample(request), "sample", lambda: self._sample_problem(request.windows))

@@ -67,6 +67,10 @@ class LedgerRole:
             self._is_whole = True
         await self._notify()
 
+    async def last_books(self, shard: int) -> RowBooks | None:
+        """What a shard said last, or its predecessor: what it must have, or declare lost."""
+        return self._books.get(shard)
+
     async def report(self, shard: int, books: RowBooks, live_windows: int) -> None:
         """A shard's regular report."""
         if shard not in self._books or shard not in self._ledger.live_shards:
@@ -216,7 +220,10 @@ class ShardRole:
         return {"pid": os.getpid(), "stored": self._shard.books().stored}
 
     async def lifeline(self) -> None:
-        """Report to the ledger for as long as the process lives."""
+        """Own up to what the disk lost, then report to the ledger for as long as the process lives."""
+        known = await self._ledger.acall("last_books", self._index, patience_s=120.0)
+        if known is not None:
+            await asyncio.to_thread(self._shard.declare_lost, known)
         await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
