@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from context import context
 
 from worldloom.core.metrics import MetricMap
 from worldloom.core.protocol import SamplingSpec
@@ -176,17 +176,6 @@ def bench_start() -> dict[str, Any]:
 
 
 PARTS = {"rollout": bench_rollout, "processes": bench_processes, "start": bench_start}
-
-
-def context() -> dict[str, Any]:
-    """What a reader needs to repeat the run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "command": "python " + " ".join(sys.argv),
-        "commit": commit,
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load_1m": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-    }
 
 
 def main() -> None:

@@ -12,10 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +22,7 @@ from typing import Any, get_args
 import gymnasium
 import numpy as np
 import zstandard
+from context import context
 
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
@@ -258,17 +255,6 @@ PARTS = {
     "shards": bench_shards,
     "restart": bench_restart,
 }
-
-
-def context() -> dict[str, Any]:
-    """What a reader needs to repeat the run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "command": "python " + " ".join(sys.argv),
-        "commit": commit,
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load_1m": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-    }
 
 
 def main() -> None:

@@ -109,8 +109,8 @@ def split_key(key: str) -> tuple[str, dict[str, str]]:
 def to_markdown() -> str:
     """The page ``docs/metrics.md``; ``python -m worldloom_dist.metric_names`` prints it."""
     head = (
-        "# Metrics\n\nGenerated from `worldloom_dist/metric_names.py`. Prometheus adds the prefix `worldloom_` and the labels `run_id`\n"
-        "and `role`; `metrics.jsonl` has the same names without them. Durations are seconds, sizes bytes.\n\n"
+        "# Metrics\n\nGenerated from `worldloom_dist/metric_names.py`. Prometheus adds the prefix `worldloom_` and the labels\n"
+        "`run_id` and `role`; `metrics.jsonl` has the same names without them. Durations are seconds, sizes bytes.\n\n"
         "| Name | Type | Meaning | Normal | A bad value |\n|---|---|---|---|---|\n"
     )
     rows = (f"| `{name}` | {info.kind} | {info.help} | {info.normal} | {info.bad} |\n" for name, info in METRICS.items())
