@@ -164,7 +164,7 @@ def _official(size: str) -> Callable[[], TDMPC2AgentConfig]:
 
 
 def _ci() -> TDMPC2AgentConfig:
-    """Small enough for a laptop and for tests. Small networks bear a larger step size, which halves the time to learn."""
+    """Small enough for a laptop and for tests. Small networks bear a larger step size."""
     return TDMPC2AgentConfig(
         name="tdmpc2:ci",
         latent_dim=64,
