@@ -184,7 +184,6 @@ def replay_losses(
     discount: float,
     lam: float,
     slow_scale: float,
-    slow_target: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Critic loss on the replayed trajectory itself, with the imagined returns as bootstrap values.
 
@@ -197,7 +196,6 @@ def replay_losses(
         discount: 1 - 1/horizon.
         lam: Weight of longer returns.
         slow_scale: Factor of the regulariser.
-        slow_target: Unused by the returns here; kept equal to the imagined loss for the value baseline.
 
     Returns:
         Loss and returns, both [B, T-1].

@@ -15,7 +15,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.models.dreamer.config import DreamerSizes
 
 __all__ = [
-    "CONFIG",
+    "ARCHITECTURE",
     "DEFAULT_PRESET",
     "ENV_DEFAULTS",
     "LATENT_DETER",
@@ -174,8 +174,15 @@ ALLOWED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "replay_context": ("0 or 1", lambda v: v in (0, 1)),
 }
 
-CONFIG = DreamerV3Config
 DEFAULT_PRESET = "size12m"
+
+ARCHITECTURE = frozenset(
+    {
+        *("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins"),
+        *("actor_layers", "critic_layers", "replay_context"),
+    }
+)
+"""Settings that decide the shape of the weights or of the stored rows; a resumed run keeps them."""
 
 
 def _sized(preset: str, width: int) -> Callable[[], DreamerV3Config]:

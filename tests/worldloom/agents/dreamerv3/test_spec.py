@@ -10,7 +10,7 @@ import torch
 
 from worldloom.agents.dreamerv3.networks import Networks
 from worldloom.agents.dreamerv3.spec import DEFAULT_PRESET, PRESETS
-from worldloom.agents.registry import agent_names, agent_spec, env_defaults, make_agent_config
+from worldloom.agents.registry import agent_names, agent_spec, architecture_changes, env_defaults, make_agent_config
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import EnvConfig
 
@@ -79,6 +79,13 @@ def test_env_settings_are_those_of_the_official_runs() -> None:
     assert (atari.sticky, atari.noops, atari.full_actions, atari.time_limit) == (0.25, 30, True, 27_000)
     dmc = EnvConfig(env="dmc:walker-walk").with_defaults(defaults).resolved()
     assert (dmc.image_size, dmc.action_repeat, dmc.frame_stack) == (64, 1, 1)
+
+
+def test_a_resumed_run_may_change_rates_but_no_sizes() -> None:
+    was = make_agent_config("dreamerv3:ci")
+    assert architecture_changes(was, make_agent_config("dreamerv3:ci", {"lr": 1e-5, "entropy_scale": 0.1})) == []
+    (change,) = architecture_changes(was, make_agent_config("dreamerv3:ci", {"units": 32}))
+    assert "agent.units" in change
 
 
 def test_spec_imports_no_torch() -> None:
