@@ -26,7 +26,7 @@ def run_seed(seed: int, env_steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         words = ["--preset", "quick", "--runtime", "local", "--seed", str(seed), "--env-steps", str(env_steps)]
-        words += ["--eval-every", "1000", "--learner.threads", "1", "--run-dir", str(folder)]
+        words += ["--eval-every", "2500", "--learner.threads", "1", "--run-dir", str(folder)]
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "worldloom_dist.launch", *words], stdout=subprocess.DEVNULL, check=True)
         seconds = time.monotonic() - started
@@ -51,7 +51,7 @@ def main() -> None:
     """Train all seeds, print, store after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--env-steps", type=int, default=6000)
+    parser.add_argument("--env-steps", type=int, default=5000)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quick_seeds.json")
     options = parser.parse_args()
     result: dict[str, Any] = {**context(), "runs": []}

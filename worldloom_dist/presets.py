@@ -17,7 +17,7 @@ def quick() -> RunConfig:
         env=EnvConfig(env="gym:Pendulum-v1"),
         agent="tdmpc2:ci",
         workers=2,
-        env_steps=6_000,
+        env_steps=5_000,
         eval_every=2_000,
         eval_episodes=20,
         actors=ActorsConfig(chunk_rows=32, max_chunk_age_s=0.5, pull_interval_s=0.5),
