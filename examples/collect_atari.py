@@ -1,0 +1,32 @@
+"""Record Atari episodes of a random player as an .npz: obs (channels first), actions_onehot as actions, rewards, dones.
+
+python examples/collect_atari.py --env Breakout --episodes 100
+"""
+
+import argparse
+
+from worldloom.core.exceptions import WorldLoomError
+from worldloom.envs.config import EnvConfig
+from worldloom.training.collect import collect_buffer
+
+if __name__ == "__main__":
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--env", default="Breakout", help="name of the game")
+    flags.add_argument("--episodes", type=int, default=100)
+    flags.add_argument("--output", default="atari_data.npz")
+    flags.add_argument("--no-preprocess", action="store_true", help="keep the full 210x160 screen")
+    flags.add_argument("--size", type=int, default=64, help="height and width of the images")
+    flags.add_argument("--max-steps", type=int, default=5000, help="decisions per episode")
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--test", action="store_true", help="two short episodes")
+    args = flags.parse_args()
+    if args.test:
+        args.episodes, args.max_steps = 2, 20
+    size = {} if args.no_preprocess else {"image_size": args.size}
+    try:
+        config = EnvConfig(env=f"atari:{args.env.lower()}", grayscale=False, full_actions=False, **size)
+        buffer = collect_buffer(config, args.episodes, max_steps=args.max_steps, seed=args.seed)
+    except WorldLoomError as error:
+        raise SystemExit(f"error: {error}") from error
+    buffer.save(args.output)
+    print(f"{buffer.num_episodes} episodes, {len(buffer)} transitions of {buffer.obs_shape} in {args.output}")

@@ -1,0 +1,65 @@
+"""Every example runs at its smallest size, as a reader starts it: by its file."""
+
+import importlib.util
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CASES = {
+    "train_dreamer.py": ["--test", "--output-dir", "out"],
+    "train_tdmpc2.py": ["--test", "--output-dir", "out", "--obs-dim", "5", "--action-dim", "2"],
+    "train_atari_dreamer.py": ["--test", "--output-dir", "out", "--steps", "1"],
+    "train_dreamer_mujoco.py": ["--test", "--output-dir", "out", "--steps", "1"],
+    "train_tdmpc2_mujoco.py": ["--test", "--output-dir", "out", "--steps", "1", "--gamma", "0.9"],
+    "collect_mujoco.py": ["--test", "--output", "out/data.npz", "--action-noise", "0.3"],
+    "collect_atari.py": ["--test", "--output", "out/data.npz"],
+    "visualize_imagination.py": ["--test", "--output-dir", "out"],
+}
+MAKES = {"collect_mujoco.py": "data.npz", "collect_atari.py": "data.npz", "visualize_imagination.py": "report.json"}
+
+
+def start(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delitem(sys.modules, "offline", raising=False)
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_example_runs_at_its_smallest_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "collect_atari.py" and not importlib.util.find_spec("ale_py"):
+        pytest.skip("ale-py is not installed: pip install 'worldloom-dist[atari]'")
+    monkeypatch.chdir(tmp_path)
+    start(name, CASES[name], monkeypatch)
+    assert (tmp_path / "out" / MAKES.get(name, "model/model.pt")).exists()
+    if name == "train_atari_dreamer.py":
+        assert (tmp_path / "out" / "imagination_rollout.png").exists()
+
+
+def test_every_example_is_tried() -> None:
+    scripts = {p.name for p in EXAMPLES.glob("*.py")} - {"custom_env.py", "offline.py"}
+    assert scripts == set(CASES)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"--data FILE\.npz"):
+        start("train_dreamer.py", [], monkeypatch)
+    with pytest.raises(SystemExit, match=r"error: .*nothing\.npz"):
+        start("train_dreamer.py", ["--data", "nothing.npz"], monkeypatch)
+
+
+def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((EXAMPLES / "worldloom_quickstart.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["report"].reward_mae >= 0
+    assert (tmp_path / "outputs" / "open_loop.png").exists()

@@ -1,0 +1,40 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import make_env
+from worldloom.training.collect import collect_buffer, collect_episodes
+
+
+def test_recorded_episodes_lose_and_shift_nothing() -> None:
+    env = make_env(EnvConfig(env="toy:counting"), seed=0)
+    played = list(collect_episodes(env, 4, policy=lambda obs: np.array([obs[1] / 10, 0.0])))
+    env.close()
+    assert [len(e["rewards"]) for e in played] == [5, 1, 3, 8]
+    for number, episode in enumerate(played):
+        steps = np.arange(len(episode["rewards"]))
+        assert episode["obs"][:, 1].tolist() == steps.tolist()
+        assert episode["rewards"].tolist() == (steps + 1).tolist()
+        assert episode["final_obs"][1] == len(steps)
+        assert np.allclose(episode["final_obs"][2], episode["actions"][-1, 0])
+        assert episode["dones"].tolist() == (steps == steps[-1]).tolist()
+        assert bool(episode["truncated"][-1]) == (number % 2 == 1)
+
+
+def test_a_long_episode_is_cut_as_a_truncation_and_discrete_actions_become_codes() -> None:
+    buffer = collect_buffer(EnvConfig(env="CartPole-v1"), 2, max_steps=3)
+    assert (len(buffer), buffer.action_dim, buffer.obs_shape) == (6, 2, (4,))
+    batch = buffer.sample(4, 3)
+    assert (batch["continues"] == 1).all()
+    assert (batch["actions"].sum(-1) == 1).all()
+
+
+def test_several_observation_keys_are_refused() -> None:
+    env = make_env(EnvConfig(env="toy:counting"), seed=0)
+    env.spec = dataclasses.replace(env.spec, obs={"a": env.spec.obs["obs"], "b": env.spec.obs["obs"]})
+    with pytest.raises(ConfigurationError, match="one observation"):
+        next(iter(collect_episodes(env, 1)))
+    env.close()

@@ -1,0 +1,105 @@
+"""Episodes from an environment, as ``ReplayBuffer.add_episode`` takes them, final observations included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import make_env
+from worldloom.envs.vector import VectorEnv, sample_actions
+from worldloom.training.data import ReplayBuffer
+
+__all__ = ["collect_buffer", "collect_episodes"]
+
+CollectPolicy = Callable[[np.ndarray], np.ndarray]
+
+
+def collect_episodes(
+    env: VectorEnv, episodes: int, *, policy: CollectPolicy | None = None, max_steps: int = 1000, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Play whole episodes in the first env of ``env``.
+
+    Args:
+        env: With a single observation and a single action key.
+        episodes: How many.
+        policy: Observation ``[*obs_shape]`` to action (in [-1, 1], or a class); uniformly random by default.
+        max_steps: Decisions after which an episode is cut off, as a truncation.
+        seed: Of random actions.
+
+    Yields:
+        ``obs, actions, rewards, dones, truncated, final_obs``.
+
+    Raises:
+        ConfigurationError: If there are several observation or action keys.
+    """
+    if len(env.spec.obs) != 1 or len(env.spec.action) != 1:
+        keys = sorted(env.spec.obs), sorted(env.spec.action)
+        raise ConfigurationError(f"collecting needs one observation and one action key, env {env.spec.name!r} has {keys}")
+    (obs_key,), (action_key,) = env.spec.obs, env.spec.action
+    rng = np.random.default_rng(seed)
+    for _ in range(episodes):
+        step = env.reset()
+        seen, actions = [step.obs[obs_key][0].copy()], []
+        rewards: list[float] = []
+        while len(rewards) < max_steps:
+            chosen = _choose(env, policy, seen[-1], action_key, rng)
+            step = env.step(chosen)
+            seen.append(step.obs[obs_key][0].copy())
+            actions.append(np.array(chosen[action_key][0]))
+            rewards.append(float(step.reward[0]))
+            if step.is_last[0]:
+                break
+        steps = len(rewards)
+        ends = np.arange(steps) == steps - 1
+        yield {
+            "obs": np.stack(seen[:-1]),
+            "actions": np.stack(actions),
+            "rewards": np.array(rewards, np.float32),
+            "dones": ends,
+            "truncated": ends & ~bool(step.terminated[0]),
+            "final_obs": seen[-1],
+        }
+
+
+def collect_buffer(
+    config: EnvConfig, episodes: int, *, policy: CollectPolicy | None = None, max_steps: int = 1000, seed: int = 0
+) -> ReplayBuffer:
+    """Build an env, play episodes in it, and keep them in a buffer of just their size.
+
+    A discrete action becomes a one-hot code of the width of the action space; images are turned channels first.
+    """
+    env = make_env(config, seed=seed)
+    try:
+        (obs,), (action,) = env.spec.obs.values(), env.spec.action.values()
+        is_last = obs.is_image and obs.shape[-1] < obs.shape[0]
+        played = [
+            _channels_first(e) if is_last else e
+            for e in collect_episodes(env, episodes, policy=policy, max_steps=max_steps, seed=seed)
+        ]
+    finally:
+        env.close()
+    width = action.num_classes[0] if action.is_discrete else action.size
+    steps = sum(len(e["rewards"]) for e in played)
+    dtype = np.uint8 if obs.dtype == "uint8" else np.float32
+    buffer = ReplayBuffer(max(1, steps), played[0]["obs"].shape[1:], width, dtype, seed=seed)
+    for episode in played:
+        buffer.add_episode(**episode)
+    return buffer
+
+
+def _choose(
+    env: VectorEnv, policy: CollectPolicy | None, obs: np.ndarray, key: str, rng: np.random.Generator
+) -> Mapping[str, np.ndarray]:
+    if policy is None:
+        return sample_actions(env.spec, [rng] * env.num_envs)
+    spec = env.spec.action[key]
+    return {key: np.broadcast_to(np.asarray(policy(obs), spec.dtype), (env.num_envs, *spec.shape)).copy()}
+
+
+def _channels_first(episode: dict[str, Any]) -> dict[str, Any]:
+    moved = {"obs": np.moveaxis(episode["obs"], -1, 1), "final_obs": np.moveaxis(episode["final_obs"], -1, 0)}
+    return episode | {name: np.ascontiguousarray(value) for name, value in moved.items()}
