@@ -7,6 +7,7 @@ no torch. Role builders that need torch import it inside.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,8 @@ def resolve(config: RunConfig) -> Plan:
             f"replay.capacity_steps must hold one window of {window} rows in each of {config.replay.shards} shards, "
             f"got {config.replay.capacity_steps}"
         )
+    columns = observed.columns(spec.extras)
+    _check_memory(config, columns)
     in_lockstep = config.runtime == "local" or config.barrier
     limits = RateLimits(
         train_ratio=spec.train_ratio,
@@ -125,7 +128,19 @@ def resolve(config: RunConfig) -> Plan:
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
     )
-    return Plan(config, env, observed, agent, spec, observed.columns(spec.extras), limits)
+    return Plan(config, env, observed, agent, spec, columns, limits)
+
+
+def _check_memory(config: RunConfig, columns: Mapping[str, ArraySpec]) -> None:
+    """Refuse a replay whose uncompressed columns (all but images) cannot fit into this machine's memory."""
+    row = sum(column.nbytes for column in columns.values() if not column.is_image)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows = config.replay.capacity_steps
+    if config.address is None and row * rows > memory:
+        raise ConfigurationError(
+            f"replay.capacity_steps: {rows:,} rows of {row} bytes need {row * rows / 1e9:,.0f} GB, and this machine has "
+            f"{memory / 1e9:,.0f} GB; ask for at most {memory // 2 // row:,}"
+        )
 
 
 def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> EnvConfig:

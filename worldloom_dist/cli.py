@@ -70,7 +70,7 @@ def read_config(folder: Path) -> RunConfig:
         raise ConfigurationError(f"resume: {folder} holds no run (no config.json); give the folder of an earlier run")
     try:
         return RunConfig.from_dict(json.loads(path.read_text())["run"])
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"resume: {path} is not a worldloom config ({error})") from error
 
 
@@ -149,8 +149,11 @@ def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
             changes.append(
                 f"env.{field.name}: the run was made with {getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
             )
-    if config.replay.shards != base.replay.shards:
-        changes.append(f"replay.shards: the run was made with {base.replay.shards}, not {config.replay.shards}")
+    fixed = {"runtime": (base.runtime, config.runtime), "replay.shards": (base.replay.shards, config.replay.shards)}
+    fixed["replay.durability"] = (base.replay.durability == "none", config.replay.durability == "none")
+    changes += [f"{name}: the run was made with {was!r}, not {now!r}" for name, (was, now) in fixed.items() if was != now]
+    if base.replay.durability == "none":
+        changes.append("replay.durability: the run was made with 'none', so its rows are gone and it cannot go on")
     return [f"{change}; leave the flag out, or start a new run with --run-dir" for change in changes]
 
 

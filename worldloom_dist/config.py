@@ -7,6 +7,7 @@ problems together; nothing is written or started before it returns an empty list
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.envs.config import EnvConfig
 
 __all__ = ["ActorsConfig", "LearnerConfig", "ReplayConfig", "RunConfig"]
+
+
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +162,16 @@ class RunConfig:
             found.append(str(error))
         if self.learners > 1:
             found.append(f"learners must be 1, got {self.learners}: several learner ranks are not supported yet")
+        if self.metrics_port is not None and self.metrics_port > 65535:
+            found.append(f"metrics_port must be <= 65535, got {self.metrics_port}")
+        if 0 < self.workers < self.actors.min_live:
+            found.append(f"actors.min_live must be <= workers ({self.workers}), got {self.actors.min_live}")
+        if self.actors.chunk_rows > self.replay.capacity_steps:
+            found.append(
+                f"actors.chunk_rows must be <= replay.capacity_steps ({self.replay.capacity_steps}), got {self.actors.chunk_rows}"
+            )
+        if not DEVICE.fullmatch(self.learner.device):
+            found.append(f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}")
         if self.runtime == "local" and self.address:
             found.append("address is for --runtime ray, and runtime is local: drop one of the two")
         if self.barrier and (self.workers > 1 or self.inference == "central"):

@@ -36,6 +36,8 @@ def main(words: Sequence[str] | None = None) -> int:
         folder, is_resumed = choose_folder(config)
         plan = resolve(config)
         port = choose_port(config)
+        check_device(config)
+        check_address(config)
     except USAGE_ERRORS as error:
         if wants_traceback:
             raise
@@ -53,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             logger.error("left at once; the last checkpoint is kept: go on with --resume %s", folder)
-            return 130
+            return 1
 
 
 def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed: bool) -> int:
@@ -117,6 +119,10 @@ def choose_port(config: RunConfig) -> int:
     """
     if config.metrics_port == 0 or config.runtime == "local":
         return 0
+    try:
+        socket.getaddrinfo(config.metrics_host, None)
+    except OSError as error:
+        raise ConfigurationError(f"metrics_host: {config.metrics_host!r} is no address of this machine ({error})") from error
     if config.metrics_port is not None:
         if not _is_free(config.metrics_host, config.metrics_port):
             raise ConfigurationError(
@@ -126,6 +132,35 @@ def choose_port(config: RunConfig) -> int:
         return config.metrics_port
     free = (port for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if _is_free(config.metrics_host, port))
     return next(free, 0)
+
+
+def check_device(config: RunConfig) -> None:
+    """Refuse a device that this machine lacks (a remote cluster may have it).
+
+    Raises:
+        ConfigurationError: If CUDA is asked for here and is not there.
+    """
+    if config.learner.device in ("auto", "cpu") or config.address is not None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigurationError(f"learner.device: {config.learner.device!r} is not available on this machine; use auto or cpu")
+
+
+def check_address(config: RunConfig) -> None:
+    """Refuse an address where nothing listens, before anything is written.
+
+    Raises:
+        ConfigurationError: If HOST:PORT does not accept a connection.
+    """
+    host, colon, port = (config.address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # none, or a word like auto, which Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=3.0).close()
+    except OSError as error:
+        raise ConfigurationError(f"address: nothing answers at {config.address} ({error}); start a cluster there first") from error
 
 
 def _is_free(host: str, port: int) -> bool:

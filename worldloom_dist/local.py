@@ -11,11 +11,11 @@ So a resumed run equals an uninterrupted one, bit for bit on a CPU. Does not nee
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import asdict
 
 import torch
 
-from worldloom.core.exceptions import TrainingError
 from worldloom.core.metrics import Last
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.actors.acting import LocalActing
@@ -53,12 +53,15 @@ class LocalRun:
         self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name})
         self.report = Report(plan, folder, folder.read_json("summary.json"))
         self.weights = WeightStore()
+        self._store = CheckpointStore(folder.checkpoints, keep=plan.config.learner.keep_checkpoints)
+        self._found = self._store.newest()
+        if self._found is None:
+            shutil.rmtree(folder.replay, ignore_errors=True)  # rows from before a kill belong to no cut: begin again
         shards = [build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)]
         self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
         device = "cpu" if plan.config.learner.device == "auto" else plan.config.learner.device
         self.learner = build_learner(plan, self.weights, device=device, incarnation=1, folder=folder.path)
         self.learner.write_back = self.replay.write_back
-        self._store = CheckpointStore(folder.checkpoints, keep=plan.config.learner.keep_checkpoints)
         self.workers: list[RolloutWorker] = []
         self._evaluated_at = self._said_at = 0
         self._checkpoint_at = 0
@@ -78,12 +81,11 @@ class LocalRun:
                 self.round()
             status = "completed" if self._is_complete() else "stopped"
             self._checkpoint()
-            if status == "completed" and self._plan.config.eval_episodes and self._evaluated_at < self.report.env_steps:
+            if status == "completed" and self._wants_evaluation() and self._evaluated_at < self.report.env_steps:
                 self._evaluate()
             self._say(status)
-        except TrainingError as error:
-            self._look()
-            self._folder.write_summary(self.report.summary("failed", str(error)))
+        except BaseException as error:
+            self._folder.write_summary(self.report.summary("failed", f"{type(error).__name__}: {error}"))
             raise
         finally:
             self.close()
@@ -97,7 +99,7 @@ class LocalRun:
         self._look()
         config = self._plan.config
         steps = self.report.env_steps
-        if config.eval_every and config.eval_episodes and steps - self._evaluated_at >= config.eval_every and self._has_trained():
+        if config.eval_every and steps - self._evaluated_at >= config.eval_every and self._wants_evaluation():
             self._evaluate()
         if steps - self._checkpoint_at >= config.learner.checkpoint_every_steps:
             self._checkpoint()
@@ -121,6 +123,9 @@ class LocalRun:
             worker.close()
         self.replay.close()
 
+    def _wants_evaluation(self) -> bool:
+        return self._plan.config.eval_episodes > 0 and self._has_trained()
+
     def _has_trained(self) -> bool:
         return self.learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
 
@@ -136,7 +141,7 @@ class LocalRun:
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint, or begin."""
-        found = self._store.newest()
+        found = self._found
         if found is not None:
             folder, tree = found
             self.learner.load_state_dict(tree["learner"])

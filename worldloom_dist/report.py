@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
@@ -65,7 +65,13 @@ class Report:
         self._last: tuple[float, Counts] | None = None
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
-        self.counts = Counts()
+        rows = earlier.get("rows", {})
+        books = RowBooks(**{name: int(rows.get(name, 0)) for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")})
+        self.counts = Counts(
+            books=replace(books, agent_steps=int(earlier.get("agent_steps", 0))),
+            positions=int(earlier.get("replayed_steps", 0)),
+            policy_version=str(earlier.get("policy_version", "0.0")),
+        )
         self.snapshot: Mapping[str, float] = {}
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
@@ -118,7 +124,7 @@ class Report:
             fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
             values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
         for kind, count in self.counts.restarts.items():
-            values[f"worker_restarts_total{{kind={kind}}}"] = Sum(count - before.restarts.get(kind, 0))
+            values[f"worker_restarts_total{{kind={kind}}}"] = Sum(max(0, count - before.restarts.get(kind, 0)))
         return values
 
     @property

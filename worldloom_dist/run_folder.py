@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import shlex
 import sys
@@ -37,6 +39,7 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
     if config.resume is not None:
         return config.resume, True
     if config.run_dir is not None:
+        _check_writable(config.run_dir)
         exists = (config.run_dir / "config.json").exists()
         if exists and config.if_exists == "error":
             raise ConfigurationError(
@@ -45,6 +48,12 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
         return config.run_dir, exists
     taken = [int(p.name.rsplit("-", 1)[1]) for p in root.glob(f"{config.preset}-[0-9]*") if p.name.rsplit("-", 1)[1].isdigit()]
     return root / f"{config.preset}-{max(taken, default=0) + 1:04d}", False
+
+
+def _check_writable(folder: Path) -> None:
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigurationError(f"run_dir: {folder} cannot be made, because {parent} is not a folder that can be written to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +82,15 @@ class RunFolder:
 
         Returns:
             The run's id.
+
+        Raises:
+            ConfigurationError: If another launcher uses the folder, or it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise ConfigurationError(f"run_dir: {self.path} cannot be written ({error}); name another folder") from error
         known = self.read_json("config.json")
         run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
         write_json(self.path / "config.json", {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent})
@@ -83,6 +99,15 @@ class RunFolder:
             file.write(f"{stamp}  {shlex.join([Path(sys.executable).name, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n")
         write_text(self.path / "versions.txt", versions())
         return run_id
+
+    def _lock(self) -> None:
+        """Hold the folder for the life of this process: the file stays open, and the lock goes with it."""
+        file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(file)
+            raise ConfigurationError(f"run_dir: another launcher uses {self.path}; wait for it, or name another folder") from error
 
     def next_incarnation(self, role: str) -> int:
         """How often ``role`` was started in the run's life (1, 2, ...); persisted before it is used, so it never repeats."""
@@ -94,7 +119,11 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, ``{}`` when it does not exist."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+        except (ValueError, OSError) as error:
+            raise ConfigurationError(f"{path} cannot be read ({error}); repair or delete it") from error
+        return found if isinstance(found, dict) else {}
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""

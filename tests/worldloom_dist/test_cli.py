@@ -122,6 +122,16 @@ def test_all_mistakes_are_reported_together():
         ("--env none", "offline"),
         ("--replay.capacity-steps 3", "replay.capacity_steps"),
         ("--replay.band-steps 1", "band"),
+        ("--replay.capacity-steps 100000000000000", "this machine has"),
+        ("--metrics-port 99999", "metrics_port must be <= 65535"),
+        ("--metrics-host no.such.host.x", "metrics_host"),
+        ("--learner.device bogus", "learner.device must be auto, cpu, cuda"),
+        ("--address 127.0.0.1:1", "nothing answers at 127.0.0.1:1"),
+        ("--actors.min-live 5", "actors.min_live must be <= workers (2)"),
+        ("--run-dir /dev/null/x", "run_dir"),
+        ("--env dmc:nope", "nope"),
+        ("--agent dreamerv3:size13m", "did you mean dreamerv3:size1"),
+        ("--env.time-limit 0", "time_limit"),
     ],
 )
 def test_launch_refuses_with_status_2_and_writes_nothing(words, expected, capsys, tmp_path, monkeypatch):

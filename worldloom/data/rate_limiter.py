@@ -182,8 +182,11 @@ class RateLimiter:
 
     def clamp_debt(self) -> None:
         """Forgive the part of the debt (or lead) that lies outside the band."""
-        debt = self._debt(self.agent_steps)
-        self._forgiven += debt - min(max(debt, -self._slack_sample), self._slack_insert)
+        debt, highest = self._debt(self.agent_steps), self._slack_insert
+        unpaid = self.limits.burst_positions - self.positions
+        if self.is_prefilled and unpaid > 0:
+            highest = max(highest, unpaid + self._ratio * self.limits.max_insert_steps)
+        self._forgiven += debt - min(max(debt, -self._slack_sample), highest)
 
     def state(self) -> dict[str, int]:
         """Counts as JSON integers, for a checkpoint."""

@@ -118,6 +118,12 @@ class RolloutWorker:
         return self.agent_steps * self.spec.action_repeat
 
     @property
+    def begins_episode(self) -> bool:
+        """True when the next :meth:`step` contains the reset of an env."""
+        row = self._row
+        return row is None or bool(row.is_last.any())
+
+    @property
     def open_rows(self) -> int:
         """Rows that would be lost if this process died now."""
         return sum(writer.open_rows for writer in self._writers)

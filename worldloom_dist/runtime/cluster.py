@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -100,13 +101,12 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
 
     common: dict[str, Any] = {"namespace": run_id, "log_to_driver": False, "logging_level": logging.ERROR}
     if folder is not None:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=STORE_BYTES,
-            _temp_dir=str(folder / "ray"),
-            **common,
-        )
+        local: dict[str, Any] = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder / "ray")}
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # Ray's servers inherit the mask: a signal to the
+        try:  # process group (timeout, Slurm, systemd) must reach us only, or they would be gone before the checkpoint
+            ray.init(object_store_memory=STORE_BYTES, **local, **common)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         return
     try:
         ray.init(address=address, **common)

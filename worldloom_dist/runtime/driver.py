@@ -4,7 +4,7 @@ The driver is the control plane only; no row, batch or weight passes through it.
 the roles, read the ledger's counters, start evaluations, write what people read, and decide whether the run is complete.
 
     start:  hub, ledger, weights, shards  ->  learner, inference, evaluator  ->  workers in waves
-    end:    workers (flush) -> learner (checkpoint) -> last evaluation -> summary -> the rest
+    end:    workers (flush) -> last evaluation -> learner (checkpoint) -> summary -> the rest
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.exceptions import TrainingError
+from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last
 from worldloom_dist.assembly import Plan, choose_inference
 from worldloom_dist.ports import RowBooks
@@ -42,6 +42,7 @@ __all__ = ["RayRun"]
 logger = logging.getLogger(__name__)
 
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S = 0.25, 1.0, 2.0, 10.0
+EVALUATION_TIMEOUT_S = 1800.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
 
@@ -63,10 +64,10 @@ class RayRun:
         actors = plan.config.actors
         self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
         self._lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
-        self._earlier_positions = int(earlier.get("replayed_steps", 0))
         self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
         self._evaluation: Any = None
-        self._evaluated_at = int(earlier.get("env_steps", 0))
+        self._evaluation_began = 0.0
+        self._evaluated_at = int((earlier.get("eval") or {}).get("env_steps", 0))
         self._waiting_workers = list(range(plan.config.workers))
 
     def run(self) -> str:
@@ -82,8 +83,8 @@ class RayRun:
             self._start()
             status = self._loop()
             self._finish(status)
-        except TrainingError as error:
-            self._abort(str(error))
+        except BaseException as error:
+            self._abort("left at once" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
             raise
         return status
 
@@ -97,7 +98,7 @@ class RayRun:
             0,
             lambda _: _actor(HubRole, "hub-0", threads=8).remote(plan.run_id, constants, plan.config.metrics_host, self._port),
         )
-        add("ledger", 0, lambda _: _actor(LedgerRole, "ledger-0").remote(plan, self._positions()))
+        add("ledger", 0, lambda _: _actor(LedgerRole, "ledger-0").remote(plan, self._report.counts.positions))
         add("weights", 0, lambda _: _actor(WeightStoreRole, "weights-0").remote())
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, plan, index, self._folder)
@@ -121,7 +122,8 @@ class RayRun:
 
     def _worker_down(self, slot: int) -> None:
         """Book the rows of its open chunk, as of its last sign of life (at most a few seconds ago), as lost."""
-        self._lost_open(self._supervisor.roles[f"worker-{slot}"].status.get("open_rows", 0))
+        role = self._supervisor.roles[f"worker-{slot}"]
+        self._lost_open(role.status.pop("open_rows", 0))
 
     def _add(self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any) -> None:
         role = Role(kind, index, start, lifeline=lambda handle: getattr(handle, method).remote(), **more)
@@ -167,13 +169,15 @@ class RayRun:
             logger.warning("no counters just now: %s", error)
             return
         status = self._learner_status()
+        if not counts["is_whole"] or (not before.train_steps and "train_steps" not in status):
+            return  # a ledger or learner that was just started does not know the run's counts yet
         books = RowBooks(**counts["books"])
         self._report.update(
             Counts(
                 books=books if books.inserted >= before.books.inserted else before.books,
                 positions=status.get("replayed_steps", before.positions),
                 train_steps=status.get("train_steps", before.train_steps),
-                policy_version=".".join(map(str, status.get("version", (0, 0)))),
+                policy_version=".".join(map(str, status["version"])) if "version" in status else before.policy_version,
                 debt=counts["debt"],
                 blocked_s=counts["blocked_s"],
                 lost_open=before.lost_open,
@@ -187,15 +191,12 @@ class RayRun:
 
     def _restarts(self, snapshot: dict[str, float]) -> Counter[str]:
         restarts = Counter(self._supervisor.restarts)
-        restarts["env"] = int(sum(value for key, value in snapshot.items() if key.startswith("env_errors_total")))
+        errors = int(sum(value for key, value in snapshot.items() if key.startswith("env_errors_total")))
+        restarts["env"] = max(errors, self._report.counts.restarts.get("env", 0))  # a restarted hub counts from 0
         return restarts
 
     def _learner_status(self) -> dict[str, Any]:
         return next((role.status for role in self._supervisor.of_kind("learner")), {})
-
-    def _positions(self) -> int:
-        """What a new ledger takes as trained so far."""
-        return max(self._report.counts.positions, self._earlier_positions)
 
     def _say(self) -> None:
         logger.info("%s", self._report.line())
@@ -213,16 +214,22 @@ class RayRun:
         role = next((role for role in self._supervisor.of_kind("evaluator") if role.handle is not None), None)
         if role is not None:
             self._evaluated_at = steps
-            self._evaluation = (steps, role.handle.evaluate.remote())
+            self._evaluation, self._evaluation_began = (steps, role.handle.evaluate.remote()), time.monotonic()
 
     def _collect_evaluation(self, timeout_s: float = 0.0) -> None:
         if self._evaluation is None:
             return
         steps, reference = self._evaluation
         ready, _ = ray.wait([reference], timeout=timeout_s)
-        if not ready:
+        if not ready and time.monotonic() - self._evaluation_began < EVALUATION_TIMEOUT_S:
             return
         self._evaluation = None
+        if not ready:
+            logger.warning(
+                "evaluation at %d env steps took longer than %.0f s; its evaluator is replaced", steps, EVALUATION_TIMEOUT_S
+            )
+            ray.kill(self._supervisor.roles["evaluator-0"].handle)
+            return
         try:
             result = ray.get(reference)
         except RayError as error:
@@ -246,14 +253,20 @@ class RayRun:
     def _finish(self, status: str) -> None:
         """Leave in order; every step has a deadline."""
         self._waiting_workers.clear()
-        self._ledger.call("drain", timeout_s=10.0)
+        try:
+            self._ledger.call("drain", timeout_s=10.0)
+        except RoleGoneError as error:
+            logger.warning("workers cannot send their open chunks: %s", error)
+        known = {role.name: role.status.get("open_rows", 0) for role in self._supervisor.of_kind("worker")}
         ended = self._supervisor.stop(("worker",), timeout_s=15.0)
-        self._lost_open(sum(result["open_rows"] for result in ended.values()))
+        self._lost_open(sum(ended[name]["open_rows"] if name in ended else rows for name, rows in known.items()))
         self._look()
         if status == "completed" and self._plan.config.eval_episodes and self._evaluated_at < self._report.env_steps:
             self._last_evaluation()
-        for name, result in self._supervisor.stop(("learner",), timeout_s=60.0).items():
-            self._supervisor.roles[name].status = result
+        ended = self._supervisor.stop(("learner",), timeout_s=60.0)
+        if "learner-0" not in ended:
+            raise TrainingError("the learner did not write a last checkpoint within 60 s; earlier ones are kept")
+        self._supervisor.roles["learner-0"].status = ended["learner-0"]
         self._look()
         self._say()
         self._folder.write_summary(self._report.summary(status))
@@ -272,11 +285,12 @@ class RayRun:
         self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)
 
     def _abort(self, error: str) -> None:
-        """Save what can be saved and say why."""
+        """Save what can be saved in a short time, and say why."""
         try:
-            self._supervisor.stop(("worker", "learner"), timeout_s=30.0)
-            self._look()
-        except (RayError, TrainingError, ValueError) as second:
+            if not self._stop.is_set:
+                self._supervisor.stop(("worker", "learner"), timeout_s=30.0)
+                self._look()
+        except (RayError, WorldLoomError, ValueError) as second:
             logger.warning("while stopping: %s", second)
         self._folder.write_summary(self._report.summary("failed", error))
 

@@ -12,20 +12,28 @@ from worldloom_dist.metrics.hub import MetricsHub, serve
 
 __all__ = ["HubRole"]
 
+PORTS_TRIED = 50
+
 
 class HubRole:
     """Holds the hub. A restarted hub starts its counters anew, which Prometheus understands as a reset.
 
     Args:
         run_id, constants: As :class:`MetricsHub`.
-        host, port: Of the endpoint; port 0 serves nothing.
+        host, port: Of the endpoint; port 0 serves nothing. When the port was taken meanwhile, the next free one serves: metrics
+            never end a run.
     """
 
     def __init__(self, run_id: str, constants: Mapping[str, str], host: str, port: int) -> None:
         self._hub = MetricsHub(run_id, constants)
         self._gone = threading.Event()
-        if port:
-            serve(self._hub, host, port)
+        self._port = 0
+        for candidate in range(port, port + PORTS_TRIED) if port else ():
+            try:
+                self._port = serve(self._hub, host, candidate)[1]
+                break
+            except OSError:
+                continue
 
     def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
         """Merge one flush."""
@@ -37,7 +45,7 @@ class HubRole:
 
     def ping(self) -> dict[str, Any]:
         """Alive."""
-        return {"pid": os.getpid()}
+        return {"pid": os.getpid(), "port": self._port}
 
     def lifeline(self) -> None:
         """Lasts as long as the process."""

@@ -7,6 +7,7 @@ is one cut.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -22,7 +23,7 @@ from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed
 from worldloom_dist.runtime.pace import Pace
-from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 __all__ = ["LearnerRole", "choose_device"]
@@ -59,10 +60,10 @@ class LearnerRole:
         config = self._plan.config.learner
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE))
         self._store = CheckpointStore(self._folder.checkpoints, keep=config.keep_checkpoints)
-        self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
+        self._hub, self._ledger, self._weights = Remote("hub-0"), Remote("ledger-0"), RemoteWeights()
         self._learner = build_learner(
             self._plan,
-            RemoteWeights(),
+            self._weights,
             device=choose_device(config.device),
             incarnation=self._incarnation,
             folder=self._folder.path,
@@ -105,7 +106,8 @@ class LearnerRole:
             folder, tree = found
             self._learner.load_state_dict(tree["learner"])
             logger.info("learner %d goes on from %s", self._incarnation, folder.name)
-        if found is not None or not self._plan.spec.random_prefill:
+        self._ledger.call("rebase_positions", self._learner.replayed_steps, patience_s=120.0)
+        if self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates) or not self._plan.spec.random_prefill:
             self._publish()
         self._note("training")
 
@@ -154,6 +156,9 @@ class LearnerRole:
         self._hub.tell("emit", "learner", 0, values)
 
     def _flush(self) -> None:
+        with contextlib.suppress(RoleGoneError):
+            if self._weights.version() < self._published:  # the store was restarted and is empty: publish again
+                self._published = NO_POLICY
         self._hub.tell("emit", "learner", 0, self._learner.drain_metrics())
 
     def _note(self, state: str) -> None:

@@ -82,6 +82,13 @@ class LedgerRole:
             self._ledger.report(shard, live_windows)
             await self._notify()
 
+    async def rebase_positions(self, positions: int) -> None:
+        """A learner begins with so many trained positions; what its predecessor did beyond them is owed within the band."""
+        self._positions = positions
+        if self._is_whole:
+            self._ledger.limiter.rebase(self._ledger.limiter.agent_steps, positions)
+            await self._notify()
+
     async def shard_down(self, shard: int) -> None:
         """A shard died: sample from the others until it reports again."""
         if self._is_whole and shard in self._ledger.live_shards:
@@ -128,7 +135,7 @@ class LedgerRole:
             "positions": limiter.positions if self._is_whole else self._positions,
             "debt": float(limiter.debt),
             "blocked_s": {"insert": self._ledger.insert_blocked_s, "sample": self._ledger.sample_blocked_s},
-            "shards_live": len(self._ledger.live_shards),
+            "is_whole": self._is_whole,
         }
 
     async def drain(self) -> None:
@@ -184,7 +191,7 @@ class ShardRole:
         self._index = index
         self._shard = build_shard(plan, index, folder)
         self._ledger = Remote("ledger-0")
-        self._life = uuid.uuid4().hex
+        self._life, self._joined = uuid.uuid4().hex, asyncio.Event()
         self._weights, self._newest = RemoteWeights(), NO_POLICY
         self._hub, self._lags = Remote("hub-0"), Histogram.of(LAG_BUCKETS)
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
@@ -225,6 +232,7 @@ class ShardRole:
         if known is not None:
             await asyncio.to_thread(self._shard.declare_lost, known)
         await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
+        self._joined.set()
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             self._report()
@@ -234,6 +242,7 @@ class ShardRole:
             self._newest = await self._weights.aversion(self._newest)
 
     async def _append(self, chunk: Chunk) -> bool:
+        await self._joined.wait()
         if not await self._ledger.acall("admit_insert", self._index, self._life, chunk.num_agent_steps, timeout_s=None):
             raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
         is_new = False

@@ -159,6 +159,8 @@ class Supervisor:
                 raise TrainingError(str(error.cause)) from error
             logger.error("%s failed:\n%s", role.name, error)
             self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
+        except RayError as error:
+            self._died(role, f"it was lost ({str(error).strip().splitlines()[-1][:200]})")
 
     def _check_ping(self, role: Role, now: float) -> None:
         if role._ping is None:
@@ -176,6 +178,9 @@ class Supervisor:
             role.ready_at = role.ready_at or now
         except RayActorError:
             return  # the lifeline says so too, with the reason
+        except RayError as error:
+            self._died(role, f"its ping failed ({str(error).strip().splitlines()[-1][:200]})")
+            return
         finally:
             role._ping = None
         stuck = role.status.get("stuck")

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -48,17 +49,25 @@ class ShardWriter:
         self._ledger, self._weights = Remote("ledger-0"), RemoteWeights()
         self._is_lockstep, self._stopping = plan.is_lockstep, stopping
         self._pretrain = plan.spec.pretrain_updates
-        self.waiting_since: float | None = None
+        self.is_waiting, self.waited_until = False, 0.0
 
     def append(self, chunk: Chunk) -> None:
-        """Return when the chunk is acknowledged."""
-        self.waiting_since = time.monotonic()
-        while not self._try(chunk):
-            self._shard.forget()
-            time.sleep(0.2)
-        if self._is_lockstep:
-            self._wait_for_version()
-        self.waiting_since = None
+        """Return when the chunk is acknowledged.
+
+        Raises:
+            StateError: If the run is stopped while the shard stays away; the chunk counts as open.
+        """
+        self.is_waiting = True
+        try:
+            while not self._try(chunk):
+                if self._stopping.is_set():
+                    raise StateError(f"{self._shard.name} is away while the run stops; chunk {chunk.stream}/{chunk.seq} is lost")
+                self._shard.forget()
+                time.sleep(0.2)
+            if self._is_lockstep:
+                self._wait_for_version()
+        finally:
+            self.is_waiting, self.waited_until = False, time.monotonic()
 
     def _try(self, chunk: Chunk) -> bool:
         try:
@@ -109,7 +118,7 @@ class WorkerRole:
         flushed = time.monotonic()
         try:
             while not self._stopping.is_set():
-                self._doing, self._since = "reset" if self._steps == 0 else "step", time.monotonic()
+                self._doing, self._since = "reset" if worker.begins_episode else "step", time.monotonic()
                 worker.step()
                 self._steps += 1
                 now = time.monotonic()
@@ -124,11 +133,12 @@ class WorkerRole:
 
     def ping(self) -> dict[str, Any]:
         """What it is doing, and the rows that would be lost now; ``stuck`` names a call of the env that is past its deadline."""
-        config, seconds = self._plan.config, time.monotonic() - self._since
+        config = self._plan.config
+        seconds = time.monotonic() - max(self._since, self._writer.waited_until)
         status = {"pid": os.getpid(), "doing": self._doing, "seconds": seconds, "steps": self._steps, "stuck": ""}
         status["open_rows"] = self._worker.open_rows if self._worker else 0
         limit = {"step": config.actors.step_timeout_s, "reset": config.actors.reset_timeout_s}.get(self._doing)
-        is_waiting = self._writer.waiting_since is not None or self._is_waiting_for_policy
+        is_waiting = self._writer.is_waiting or self._is_waiting_for_policy
         has_children = config.envs_per_worker > 1 and config.actors.supervise  # they have deadlines of their own
         if limit is not None and seconds > limit and not (is_waiting or has_children):
             status["stuck"] = f"its env did not return from {self._doing} for {seconds:.0f} s"

@@ -115,12 +115,21 @@ def test_a_setting_of_zero_is_refused(field):
 
 @given(limits=LIMITS, steps=st.integers(0, 10**6), positions=st.integers(0, 10**9))
 @settings(max_examples=50, derandomize=True, deadline=None)
-def test_a_resumed_run_owes_no_more_than_the_band(limits, steps, positions):
+def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_burst(limits, steps, positions):
     limiter = RateLimiter(limits)
     limiter.rebase(limits.prefill_agent_steps + steps, positions)
-    assert -limits.slack_sample <= limiter.debt <= limits.slack_insert
+    unpaid = limits.burst_positions - positions
+    most = limits.slack_insert if unpaid <= 0 else max(limits.slack_insert, unpaid + limits.ratio * limits.max_insert_steps)
+    assert -limits.slack_sample <= limiter.debt <= most
     due_now = limiter.updates_due(limiter.agent_steps) * limits.batch_positions - positions
-    assert due_now <= limits.slack_insert
+    assert due_now <= most
+
+
+def test_a_run_that_is_stopped_in_its_burst_still_owes_the_rest():
+    limits = RateLimits(train_ratio=384, prefill_agent_steps=1000, batch_positions=384, pretrain_updates=1000)
+    limiter = RateLimiter(limits)
+    limiter.rebase(1000, 100 * 384)
+    assert limiter.debt == 900 * 384
 
 
 @given(limits=LIMITS, steps=st.integers(0, 10**6), positions=st.integers(0, 10**6))
