@@ -29,8 +29,8 @@ def parser(description, *, size, batch_size, seq_len, lr, output_dir, data=None)
 def load_data(args, obs_shape, action_dim):
     """The buffer of ``--data``, or with ``--test`` one of noise."""
     if args.test:
-        args.size, args.steps, args.batch_size, args.seq_len = "ci", min(args.steps, 4), 4, 8
-        return create_random_buffer(400, obs_shape, action_dim, num_episodes=20, episode_length=20, seed=0)
+        args.size, args.steps, args.batch_size, args.seq_len = "ci", min(args.steps, 2), 2, 8
+        return create_random_buffer(200, obs_shape, action_dim, num_episodes=20, episode_length=10, seed=0)
     if args.data is None:
         raise SystemExit("name the data with --data FILE.npz (collect_atari.py and collect_mujoco.py make one), or try --test")
     return ReplayBuffer.load(args.data)
@@ -49,6 +49,7 @@ def run(kind, args, obs_shape, action_dim, **fields):
             learning_rate=args.lr,
             output_dir=args.output_dir,
             device=args.device,
+            eval_batches=1 if args.test else 4,
             log_interval=max(1, min(100, args.steps // 2)),
         )
         callbacks = [LoggingCallback(config.log_interval, use_wandb=True)] if args.wandb else []

@@ -31,7 +31,7 @@ if __name__ == "__main__":
         made = [visualize_imagination(model, buffer, folder / "imagination.png", horizon=horizon)]
         if args.all or args.test:
             made.append(visualize_imagination(model, buffer, folder / "imagination.gif", horizon=horizon))
-            report = evaluate_world_model(model, buffer, horizon=horizon)
+            report = evaluate_world_model(model, buffer, horizon=horizon, batch_size=2 if args.test else 16)
             made += [plot_predictions(report, folder / "predictions.png"), plot_open_loop(report, folder / "open_loop.png")]
             (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2))
     except WorldLoomError as error:

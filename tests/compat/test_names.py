@@ -22,6 +22,10 @@ NAMES = {
     "worldloom.factory": "create_world_model list_models get_model_info get_config MODEL_ALIASES MODEL_CATALOG",
     "worldloom.core": "LatentState Trajectory LatentType DynamicsType WorldModelConfig DreamerV3Config TDMPC2Config WorldModel "
     "WorldLoomError ConfigurationError ShapeMismatchError StateError ModelNotFoundError CheckpointError TrainingError BufferError",
+    "worldloom.core.protocol": "WorldModel",
+    "worldloom.core.exceptions": "WorldLoomError ConfigurationError",
+    "worldloom.core.config": "WorldModelConfig DreamerV3Config TDMPC2Config",
+    "worldloom.core.latent_space": "LatentSpace GaussianLatentSpace CategoricalLatentSpace SimNormLatentSpace",
     "worldloom.core.state": "LatentState LatentType DynamicsType",
     "worldloom.core.trajectory": "Trajectory",
     "worldloom.core.registry": "TYPE_ALIASES WorldModelRegistry AutoConfig AutoWorldModel",

@@ -173,3 +173,12 @@ class Agent(Policy, Protocol):
         Raises:
             CheckpointError: If the state belongs to another architecture; names the first difference.
         """
+
+
+def __getattr__(name: str) -> Any:
+    """``WorldModel`` is found here too, where 0.1 had it; its own module needs torch, this one does not."""
+    if name != "WorldModel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from worldloom.core.world_model import WorldModel
+
+    return WorldModel

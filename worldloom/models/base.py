@@ -29,6 +29,8 @@ __all__ = ["BaseWorldModel", "place_of", "torch_generator"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_HORIZON = 15
+MAX_PIXEL = 16.0
+"""No image in [0, 1], however noisy, has a float beyond this; one in 0..255 that forgot its dtype has."""
 TRAINING_FIELDS = frozenset({"learning_rate", "grad_clip", "dtype"})
 
 
@@ -157,8 +159,15 @@ class BaseWorldModel(nn.Module):
         if tensor.is_complex():
             raise ShapeMismatchError(f"dtype of {name}", "uint8, integer or real", str(tensor.dtype))
         _check_finite(name, tensor)
+        if self._reads_images and tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.max() > MAX_PIXEL:
+            raise ShapeMismatchError(f"range of {name} as floats", "[0, 1], or 0..255 as uint8", f"up to {float(tensor.max()):.4g}")
         tensor = tensor.to(self.device)
         return tensor if tensor.dtype == torch.uint8 else tensor.float()
+
+    @property
+    def _reads_images(self) -> bool:
+        """True when observations are pixels."""
+        return False
 
     def _axis_hint(self, shape: tuple[int, ...], lead: int) -> str:
         """What a wrong observation shape looks like."""

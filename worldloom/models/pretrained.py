@@ -72,7 +72,7 @@ def check_conflicts(folder: Path, config: WorldModelConfig, wanted: Mapping[str,
     """
     for name, value in config.known(wanted).items():
         saved = getattr(config, name)
-        if value != saved:
+        if value not in (saved, "auto"):
             raise ConfigurationError(
                 f"{name}: the model in {folder} was saved with {saved!r}, got {value!r}; drop the argument, or create a new model"
             )

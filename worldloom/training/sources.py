@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from worldloom.core.exceptions import BufferError, ConfigurationError, TrainingError
 from worldloom.training.config import TrainingConfig
+from worldloom.training.data import TrajectoryDataset
 
 __all__ = ["BatchSource", "Batches", "make_source", "prefetched"]
 
@@ -115,6 +116,8 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
         return ReplaySource(data, config, evaluation)
     if isinstance(data, Mapping):
         return IterableSource([data], evaluation)
+    if isinstance(data, TrajectoryDataset):
+        return ReplaySource(data.buffer, config.with_updates(sequence_length=data.seq_len), evaluation)
     if isinstance(data, Dataset):
         if not len(data):  # type: ignore[arg-type]
             raise BufferError("the dataset is empty; add episodes first")

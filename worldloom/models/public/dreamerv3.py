@@ -260,6 +260,10 @@ class DreamerV3WorldModel(BaseWorldModel):
         cont = binary_loss(self.net.con(feature)["logit"].squeeze(-1), (data["continues"][batch, time] >= 0.5).float())
         return reward.sum(), cont.sum(), zero + len(batch)
 
+    @property
+    def _reads_images(self) -> bool:
+        return bool(self.config.encoder_type == "cnn")
+
     def _checkpointed(self) -> Iterable[nn.Module]:
         parts = (self.net.enc.mlp, self.net.enc.cnn, self.net.dec.vec, self.net.dec.image)
         return [part for part in parts if part is not None]

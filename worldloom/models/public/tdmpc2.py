@@ -342,5 +342,9 @@ class TDMPC2WorldModel(BaseWorldModel):
             slow.lerp_(fast, TAU)
         self.scale.copy_(losses["policy_scale"])
 
+    @property
+    def _reads_images(self) -> bool:
+        return bool(self.config.is_image)
+
     def _checkpointed(self) -> Iterable[nn.Module]:
         return (self.net.encoder, self.net.dynamics, self.net.reward_head)

@@ -189,6 +189,8 @@ def test_images_are_uint8_or_floats_and_their_axes_are_checked() -> None:
     decoded = model.decode(a)["obs"]
     assert decoded.shape == (B, *IMAGE)
     assert 0 <= decoded.min() <= decoded.max() <= 1
+    with pytest.raises(ShapeMismatchError, match="as uint8"):
+        model.encode(bytes_.float())
     with pytest.raises(ShapeMismatchError, match=r"permute\(0, 3, 1, 2\)"):
         model.encode(torch.zeros(B, 32, 32, 3))
 

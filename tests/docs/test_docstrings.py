@@ -1,0 +1,22 @@
+"""Examples in docstrings of the library's door run."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "worldloom.core.registry",
+    "worldloom.models.mlp.world_model",
+    "worldloom.models.public.dreamerv3",
+    "worldloom.models.public.tdmpc2",
+    "worldloom.training.data",
+    "worldloom.training.trainer",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted
+    assert not result.failed
