@@ -114,6 +114,14 @@ def test_damaged_files_are_named(damage: str, tmp_path: Path) -> None:
         ReplayBuffer.load(path)
 
 
+def test_a_buffer_too_large_for_memory_costs_only_what_is_in_it() -> None:
+    buffer = ReplayBuffer(1_000_000, (3, 64, 64), 2, seed=0)  # 49 GB if it were reserved
+    steps = np.arange(9)
+    buffer.add_episode(np.broadcast_to(steps[:, None, None, None], (9, 3, 64, 64)), np.zeros((9, 2)), steps)
+    batch = buffer.sample(8, 4)
+    assert torch.equal(batch["obs"][..., 0, 0, 0], batch["rewards"])
+
+
 def test_integer_actions_become_codes_and_lists_of_episodes_a_buffer() -> None:
     buffer = ReplayBuffer(10, (1,), 3)
     buffer.add_episode(np.zeros((4, 1)), [[0], [2], [1], [0]], np.zeros(4))
