@@ -117,7 +117,7 @@ class RunConfig:
     """Env steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
     """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
-    seed: int = 0
+    seed: int = 1
     """Root of all randomness."""
     runtime: Literal["ray", "local"] = "ray"
     """ray = distributed; local = all roles in one process, in lock-step, deterministic."""

@@ -36,7 +36,7 @@ class Launched:
         self.output = folder.parent / f"{folder.name}-{self.mark[:6]}.out"
         command = [sys.executable, "-m", "worldloom_dist.launch", *words]
         with self.output.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
     def pids(self, title: str) -> list[int]:
         """Processes of this run whose command line begins with ``title`` (for example ``ray::ShardRole``)."""

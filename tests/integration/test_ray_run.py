@@ -41,7 +41,7 @@ def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
     with launched(folder, *words) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 90)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
-        run.process.send_signal(signal.SIGTERM)
+        os.killpg(run.process.pid, signal.SIGTERM)  # as timeout, Slurm and systemd do: the whole process group
         assert run.finish() == 0, run.output.read_text()
         stopped = run.summary()
         assert run.leftovers() == []

@@ -20,4 +20,4 @@ def test_tdmpc2_ci_learns_pendulum_within_3000_steps(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     returns = summary["eval"]["returns"]
     assert len(returns) == 20
-    assert statistics.median(returns) >= -400, f"a random policy has about {RANDOM_RETURN}; got {returns}"
+    assert statistics.median(returns) >= -300, f"a random policy has about {RANDOM_RETURN}; got {returns}"
