@@ -74,7 +74,14 @@ class EvaluationReport:
 
 
 def evaluate_world_model(
-    model: Any, data: Any, *, horizon: int = 15, warm_up: int = 5, batch_size: int = 16, seed: int = 0
+    model: Any,
+    data: Any,
+    *,
+    horizon: int = 15,
+    warm_up: int = 5,
+    batch_size: int = 16,
+    seed: int = 0,
+    held_out: tuple[int, bool] | None = None,
 ) -> EvaluationReport:
     """Measure a model on held-out sequences.
 
@@ -85,12 +92,13 @@ def evaluate_world_model(
         warm_up: W, at least 1.
         batch_size: Sequences drawn from a buffer.
         seed: Of that draw and of the latents.
+        held_out: Which episodes of a buffer to draw from; ``(10, True)`` are those that a trainer holds out by default.
 
     Raises:
         ConfigurationError: If the sequences are too short.
     """
     if hasattr(data, "sample"):
-        data = data.sample(batch_size, warm_up + horizon, rng=np.random.default_rng(seed))
+        data = data.sample(batch_size, warm_up + horizon, rng=np.random.default_rng(seed), held_out=held_out)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         steps = open_loop(model, data, horizon=horizon, warm_up=warm_up)

@@ -185,8 +185,10 @@ class BaseWorldModel(nn.Module):
     def _action(self, action: Any, rows: int | None, *lead: int, name: str = "action") -> Tensor:
         """Actions ``[..., B, A]`` on this device; integers become one-hot codes when actions are discrete."""
         tensor, width = torch.as_tensor(action), self.config.action_dim
-        if self.config.action_type == "discrete" and not tensor.is_floating_point() and tensor.shape[-1:] != (width,):
-            index = tensor.squeeze(-1) if tensor.ndim > 1 + len(lead) else tensor
+        lacks_axis = tensor.ndim == 1 + len(lead)
+        is_index = not tensor.is_floating_point() and (lacks_axis or (tensor.shape[-1:] == (1,) and width > 1))
+        if self.config.action_type == "discrete" and is_index:
+            index = tensor if lacks_axis else tensor.squeeze(-1)
             if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < width):
                 found = sorted(set(index.flatten().tolist()))
                 raise ShapeMismatchError(f"{name} of a discrete model", f"integers in 0..{width - 1}", found)

@@ -87,6 +87,15 @@ def test_gradient_checkpointing_gives_the_same_training(buffer: ReplayBuffer, tm
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(plain), weights(changed), strict=True))
 
 
+@pytest.mark.parametrize("name", ["tdmpc2:ci", "dreamerv3:ci"])
+def test_mixed_precision_trains_every_model(name: str, buffer: ReplayBuffer, tmp_path: Path) -> None:
+    trainer = make(tmp_path, name, mixed_precision=True)
+    before = weights(trainer)
+    trainer.train(buffer, num_steps=2)
+    assert not same(before, weights(trainer))
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
 def test_the_model_s_own_settings_count_where_the_config_says_nothing(tmp_path: Path) -> None:
     assert make(tmp_path).learning_rate == 1e-3
     assert make(tmp_path, learning_rate=2e-3).learning_rate == 2e-3

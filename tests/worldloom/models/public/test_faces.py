@@ -212,6 +212,12 @@ def test_discrete_actions_may_be_integers() -> None:
     torch.manual_seed(0)
     a = model.predict(state, torch.tensor([0, 1, 1, 0]), deterministic=True)
     assert torch.equal(a.features, model.predict(state, one_hot, deterministic=True).features)
+    square = batch(actions=torch.randint(0, A, (B, T)))
+    square = {name: value[:, :A] for name, value in square.items()}  # as many steps as choices: no shape tells them apart
+    assert model.compute_loss(square)["loss"].requires_grad
+    assert model.imagine(state, torch.zeros(3, B, dtype=torch.long)).actions.shape == (3, B, A)
+    with pytest.raises(ShapeMismatchError, match=r"integers in 0\.\.1"):
+        model.predict(state, torch.full((B,), 2))
     with pytest.raises(ConfigurationError, match="use dreamerv3"):
         build("tdmpc2:ci", action_type="discrete")
 
