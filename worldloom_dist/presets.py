@@ -44,4 +44,37 @@ def debug() -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"quick": quick, "debug": debug}
+def dmc_proprio() -> RunConfig:
+    """DreamerV3 on the DeepMind Control Suite from state, with the published settings; name the task with --env."""
+    return RunConfig(
+        preset="dmc-proprio",
+        env=EnvConfig(env="dmc:walker-walk", action_repeat=1),
+        agent="dreamerv3:size1m",
+        workers=16,
+        train_ratio=1024.0,
+        env_steps=1_100_000,
+        eval_every=50_000,
+        replay=ReplayConfig(shards=2, capacity_steps=1_200_000),  # all rows of the run; the published 5 million are never filled
+    )
+
+
+def atari100k() -> RunConfig:
+    """DreamerV3 with 110,000 decisions of an Atari game, with the published settings; name the game with --env."""
+    return RunConfig(
+        preset="atari100k",
+        env=EnvConfig(env="atari:pong", action_repeat=4, image_size=64, grayscale=False, sticky=0.0, noops=30, full_actions=False),
+        agent="dreamerv3:size200m",
+        workers=1,
+        train_ratio=256.0,
+        env_steps=440_000,
+        eval_every=40_000,
+        replay=ReplayConfig(capacity_steps=120_000),  # all rows of the run; the published 5 million are never filled
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "quick": quick,
+    "debug": debug,
+    "dmc-proprio": dmc_proprio,
+    "atari100k": atari100k,
+}

@@ -8,6 +8,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.assembly import resolve
 from worldloom_dist.cli import parse
 from worldloom_dist.ports import RowBooks
+from worldloom_dist.presets import PRESETS
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, choose_folder
 
@@ -90,3 +91,20 @@ def test_an_existing_run_goes_on_only_when_asked(tmp_path):
         choose_folder(parse(["--run-dir", str(tmp_path)]))
     assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (tmp_path, True)
     assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (tmp_path / "new", False)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_resolves(preset):
+    config = parse(["--preset", preset])
+    assert config.preset == preset
+    resolved = resolve(config)
+    assert resolved.spec.sampling.window_rows < config.replay.capacity_steps
+    assert resolved.target_agent_steps * resolved.env_spec.action_repeat >= config.env_steps
+
+
+def test_published_presets_have_the_published_settings():
+    proprio, atari = (resolve(parse(["--preset", name])) for name in ("dmc-proprio", "atari100k"))
+    assert (proprio.spec.train_ratio, proprio.env_spec.action_repeat, proprio.env_spec.episode_limit) == (1024.0, 1, 1000)
+    assert atari.env_spec.obs["obs"].shape == (64, 64, 3)
+    assert atari.env_spec.action["action"].num_classes == (6,)
+    assert (atari.spec.train_ratio, atari.target_agent_steps) == (256.0, 110_000)
