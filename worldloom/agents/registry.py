@@ -11,7 +11,16 @@ from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, ne
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import EnvSpec
 
-__all__ = ["AgentConfig", "agent_names", "agent_spec", "architecture_changes", "env_defaults", "make_agent", "make_agent_config", "make_policy"]
+__all__ = [
+    "AgentConfig",
+    "agent_names",
+    "agent_spec",
+    "architecture_changes",
+    "env_defaults",
+    "make_agent",
+    "make_agent_config",
+    "make_policy",
+]
 
 ALGORITHMS = {"dreamerv3": "worldloom.agents.dreamerv3", "tdmpc2": "worldloom.agents.tdmpc2"}
 """Algorithm name -> package; each has a torch-free ``spec`` module (CONFIG, PRESETS, make_spec) and an ``agent`` module."""
@@ -82,9 +91,7 @@ def make_agent(config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: 
     return agent
 
 
-def make_policy(
-    config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0, num_envs: int | None = None
-) -> Policy:
+def make_policy(config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0, num_envs: int | None = None) -> Policy:
     """Build only what acting needs. Its weights are those of ``make_agent`` with the same seed until ``load_weights``.
 
     Args:

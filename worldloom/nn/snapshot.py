@@ -48,9 +48,7 @@ def unpack_into(snapshot: WeightsSnapshot, tensors: Mapping[str, Tensor]) -> Non
     expected = {name: tuple(t.shape) for name, t in tensors.items()}
     for name in sorted(shapes.keys() | expected.keys()):
         if shapes.get(name) != expected.get(name):
-            raise CheckpointError(
-                f"weights: tensor {name!r} has shape {shapes.get(name)}, this policy needs {expected.get(name)}"
-            )
+            raise CheckpointError(f"weights: tensor {name!r} has shape {shapes.get(name)}, this policy needs {expected.get(name)}")
     data = (
         torch.frombuffer(bytearray(snapshot.buffer.tobytes()), dtype=torch.uint8)
         if snapshot.nbytes
