@@ -6,6 +6,7 @@ Both runtimes fill a ``Counts`` and hand it over with the hub's snapshot; nothin
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from worldloom_dist.run_folder import RunFolder
 
 __all__ = ["Counts", "Report"]
 
+RATE_WINDOW_S = 10.0
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
 
 
@@ -62,7 +64,7 @@ class Report:
         self._restarts_before = dict(earlier.get("restarts", {}))
         self._lost_before = int(earlier.get("rows", {}).get("lost_open", 0))
         self.evaluation: dict[str, Any] | None = earlier.get("eval")
-        self._last: tuple[float, Counts] | None = None
+        self._recent: deque[tuple[float, Counts]] = deque()
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
@@ -78,13 +80,10 @@ class Report:
         """Take the newest numbers."""
         now = time.monotonic()
         self._first = self._first or (now, counts)
-        if self._last is not None and now > self._last[0]:
-            seconds, before = now - self._last[0], self._last[1]
-            self._rates = {
-                "env_steps_per_s": (self._env_steps(counts) - self._env_steps(before)) / seconds,
-                "updates_per_s": (counts.train_steps - before.train_steps) / seconds,
-            }
-        self._last = (now, counts)
+        self._recent.append((now, counts))
+        while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_WINDOW_S:
+            self._recent.popleft()
+        self._rates = self._rates_between(self._recent[0], self._recent[-1])
         self.counts, self.snapshot = counts, snapshot
 
     @property
@@ -212,9 +211,10 @@ class Report:
         return counts.books.agent_steps * self._plan.env_spec.action_repeat
 
     def _mean_rates(self) -> dict[str, float]:
-        if self._first is None or self._last is None or self._last[0] <= self._first[0]:
-            return dict(self._rates)
-        seconds = self._last[0] - self._first[0]
-        steps = self._env_steps(self._last[1]) - self._env_steps(self._first[1])
-        updates = self._last[1].train_steps - self._first[1].train_steps
+        return self._rates_between(self._first, self._recent[-1]) if self._first else dict(self._rates)
+
+    def _rates_between(self, start: tuple[float, Counts], end: tuple[float, Counts]) -> dict[str, float]:
+        seconds = max(end[0] - start[0], 1e-6)
+        steps = self._env_steps(end[1]) - self._env_steps(start[1])
+        updates = end[1].train_steps - start[1].train_steps
         return {"env_steps_per_s": steps / seconds, "updates_per_s": updates / seconds}

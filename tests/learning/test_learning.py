@@ -1,4 +1,7 @@
-"""A short claim: the shipped laptop preset learns Pendulum-v1 from scratch. The seeds' spread is in benchmarks/results/quick_seeds.json."""
+"""A short claim: the shipped laptop preset learns Pendulum-v1 from scratch.
+
+The seeds' spread is in benchmarks/results/quick_seeds.json.
+"""
 
 import json
 import statistics
