@@ -72,6 +72,7 @@ class Report:
         self.counts = Counts(
             books=replace(books, agent_steps=int(earlier.get("agent_steps", 0))),
             positions=int(earlier.get("replayed_steps", 0)),
+            train_steps=int(earlier.get("train_steps", 0)),
             policy_version=str(earlier.get("policy_version", "0.0")),
         )
         self.snapshot: Mapping[str, float] = {}

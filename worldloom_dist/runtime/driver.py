@@ -92,12 +92,10 @@ class RayRun:
         plan, add = self._plan, self._add
         where, why = choose_inference(plan.config, plan.spec)
         logger.info("inference: %s (%s)", where, why)
-        constants = {"env": plan.env.env, "agent": plan.agent.name, "preset": plan.config.preset, "seed": str(plan.config.seed)}
-        add(
-            "hub",
-            0,
-            lambda _: _actor(HubRole, "hub-0", threads=8).remote(plan.run_id, constants, plan.config.metrics_host, self._port),
-        )
+        config = plan.config
+        facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
+        hub = (plan.run_id, facts, config.metrics_host, self._port)
+        add("hub", 0, lambda _: _actor(HubRole, "hub-0", threads=8).remote(*hub))
         add("ledger", 0, lambda _: _actor(LedgerRole, "ledger-0").remote(plan, self._report.counts.positions))
         add("weights", 0, lambda _: _actor(WeightStoreRole, "weights-0").remote())
         for index in range(plan.config.replay.shards):
@@ -169,8 +167,8 @@ class RayRun:
             logger.warning("no counters just now: %s", error)
             return
         status = self._learner_status()
-        if not counts["is_whole"] or (not before.train_steps and "train_steps" not in status):
-            return  # a ledger or learner that was just started does not know the run's counts yet
+        if not counts["is_whole"]:
+            return  # a ledger that was just started does not know the shards' counts yet
         books = RowBooks(**counts["books"])
         self._report.update(
             Counts(
