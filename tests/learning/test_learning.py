@@ -1,6 +1,6 @@
-"""A short claim: the shipped laptop preset learns Pendulum-v1 from scratch.
+"""What the shipped presets learn from scratch. The seeds' spread is in benchmarks/results/quick_seeds.json.
 
-The seeds' spread is in benchmarks/results/quick_seeds.json.
+The short claim runs in ``make test``; the others belong to ``make test-long``.
 """
 
 import json
@@ -10,17 +10,39 @@ import pytest
 
 from tests.integration.running import launched
 
-RANDOM_RETURN = -1200.0
+pytestmark = pytest.mark.learn
+RANDOM_PENDULUM = -1200.0
 
 
-@pytest.mark.learn
+def train(folder, words: str, timeout_s: float) -> list[float]:
+    """Train through the command line; returns the returns of the last evaluation."""
+    with launched(folder, *words.split(), "--run-dir", str(folder)) as run:
+        assert run.finish(timeout_s) == 0, run.output.read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    return summary["eval"]["returns"]
+
+
 @pytest.mark.timeout(600)
 def test_tdmpc2_ci_learns_pendulum_within_3000_steps(tmp_path):
-    folder = tmp_path / "run"
-    words = "--preset quick --runtime local --env-steps 3000 --eval-every 0 --eval-episodes 20 --learner.threads 1".split()
-    with launched(folder, *words, "--run-dir", str(folder)) as run:
-        assert run.finish(580) == 0, run.output.read_text()
-    summary = json.loads((folder / "summary.json").read_text())
-    returns = summary["eval"]["returns"]
+    words = "--preset quick --runtime local --env-steps 3000 --eval-every 0 --eval-episodes 20 --learner.threads 1"
+    returns = train(tmp_path / "run", words, 580)
     assert len(returns) == 20
-    assert statistics.median(returns) >= -300, f"a random policy has about {RANDOM_RETURN}; got {returns}"
+    assert statistics.median(returns) >= -300, f"a random policy has about {RANDOM_PENDULUM}; got {returns}"
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_quick_preset_solves_pendulum_through_ray(tmp_path):
+    returns = train(tmp_path / "run", "--preset quick --metrics-port 0", 1100)
+    assert statistics.median(returns) >= -180, returns
+    assert sum(value >= -400 for value in returns) >= 16, returns
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_dreamerv3_ci_balances_the_pole_within_2000_steps(tmp_path):
+    words = "--preset quick --runtime local --env gym:CartPole-v1 --agent dreamerv3:ci --env-steps 2000 --eval-every 0"
+    returns = train(tmp_path / "run", words + " --eval-episodes 20 --learner.threads 1", 2300)
+    assert statistics.mean(returns) >= 400, returns
