@@ -15,8 +15,10 @@ from typing import Any
 
 import matplotlib
 
+from worldloom.agents.registry import agent_spec
 from worldloom.core.specs import EnvSpec
 from worldloom.data.codec import decode_rows
+from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.journal import Journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
 
@@ -36,12 +38,12 @@ def stored_chunks(folder: Path) -> list[StoredChunk]:
     return sorted(found, key=lambda stored: stored.inserted_s)
 
 
-def episodes(folder: Path, env: EnvSpec) -> Iterator[dict[str, Any]]:
+def episodes(folder: Path, config: RunConfig, env: EnvSpec) -> Iterator[dict[str, Any]]:
     """One record per finished training episode: env steps of the run when it ended, return, length, and what acted."""
     open_episodes: dict[Any, list[float]] = {}
-    agent_steps = 0
+    agent_steps, columns = 0, env.columns(agent_spec(config.agent_config(), env).extras)
     for stored in stored_chunks(folder):
-        rows = decode_rows(stored.chunk.payload, {**env.columns()})
+        rows = decode_rows(stored.chunk.payload, columns)
         agent_steps += stored.chunk.num_agent_steps
         for first, reward, last in zip(rows["is_first"], rows["reward"], rows["terminated"] | rows["truncated"], strict=True):
             rewards = open_episodes.setdefault(stored.chunk.stream, [])
@@ -62,12 +64,12 @@ def main() -> None:
     parser.add_argument("--title", default="")
     options = parser.parse_args()
     config = json.loads((options.run_dir / "config.json").read_text())
-    env = EnvSpec.from_dict(config["env"])
+    run, env = RunConfig.from_dict(config["run"]), EnvSpec.from_dict(config["env"])
     lines = [json.loads(line) for line in (options.run_dir / "metrics.jsonl").read_text().splitlines()]
     evaluations = [{"kind": "eval", **{k: e[k] for k in ("env_steps", "returns")}} for e in lines if e["kind"] == "eval"]
-    trained = [{"kind": "episode", **episode} for episode in episodes(options.run_dir, env)]
+    trained = [{"kind": "episode", **episode} for episode in episodes(options.run_dir, run, env)]
     command = (options.run_dir / "command.txt").read_text().strip().splitlines()[0].split("  ", 1)[1]
-    head = {"kind": "run", "agent": config["run"]["agent"], "env": env.name, "seed": config["run"]["seed"]}
+    head = {"kind": "run", "agent": run.agent, "env": env.name, "seed": run.seed}
     head |= {"command": command.partition(" --run-dir")[0], "versions": (options.run_dir / "versions.txt").read_text().split("\n")}
     with (RESULTS / f"{options.name}.jsonl").open("w") as file:
         for record in (head, *trained, *evaluations):
