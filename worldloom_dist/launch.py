@@ -105,8 +105,8 @@ def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> N
                 plan.agent.name, spec.train_ratio, spec.train_ratio / spec.sampling.trained_positions, spec.prefill_agent_steps,
                 spec.pretrain_updates)  # fmt: skip
     logger.info("workers  %d x %d envs, seed %d, runtime %s", config.workers, config.envs_per_worker, config.seed, config.runtime)
-    logger.info("replay   %s rows in %d shards, at most %.2f GB, durability %s", f"{capacity:,}", config.replay.shards,
-                capacity * row_bytes / 1e9, config.replay.durability)  # fmt: skip
+    logger.info("replay   %s rows in %d shards, at most %s MB, durability %s", f"{capacity:,}", config.replay.shards,
+                f"{capacity * row_bytes / 1e6:,.0f}", config.replay.durability)  # fmt: skip
     if port and config.runtime == "ray":
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
 
