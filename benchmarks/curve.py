@@ -39,7 +39,10 @@ def stored_chunks(folder: Path) -> list[StoredChunk]:
 
 
 def episodes(folder: Path, config: RunConfig, env: EnvSpec) -> Iterator[dict[str, Any]]:
-    """One record per finished training episode: env steps of the run when it ended, return, length, and what acted."""
+    """One record per training episode: env steps of the run when it ended, return, length, what acted, and how it ended.
+
+    ``cut`` episodes were abandoned when a checkpoint reset the envs (``--runtime local``) or their env failed.
+    """
     open_episodes: dict[Any, list[float]] = {}
     agent_steps, columns = 0, env.columns(agent_spec(config.agent_config(), env).extras)
     for stored in stored_chunks(folder):
@@ -47,13 +50,12 @@ def episodes(folder: Path, config: RunConfig, env: EnvSpec) -> Iterator[dict[str
         agent_steps += stored.chunk.num_agent_steps
         for first, reward, last in zip(rows["is_first"], rows["reward"], rows["terminated"] | rows["truncated"], strict=True):
             rewards = open_episodes.setdefault(stored.chunk.stream, [])
-            if first:
-                rewards.clear()
-            else:
+            if not first:
                 rewards.append(float(reward))
-            if last:
-                steps, acted = agent_steps * env.action_repeat, stored.chunk.version.update
-                yield {"env_steps": steps, "return": sum(rewards), "length": len(rewards), "updates_of_policy": acted}
+            if rewards and (first or last):
+                record = {"return": sum(rewards), "length": len(rewards), "updates_of_policy": stored.chunk.version.update}
+                yield {"env_steps": agent_steps * env.action_repeat, **record, "ended": "last" if last else "cut"}
+                rewards.clear()
 
 
 def main() -> None:

@@ -81,8 +81,8 @@ class LearnerConfig:
     """Publish weights at most this often."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints on Ray."""
-    checkpoint_every_steps: int = 5_000
-    """Env steps between checkpoints with --runtime local (there a checkpoint is part of the deterministic schedule)."""
+    checkpoint_every_steps: int = 20_000
+    """Env steps between checkpoints with --runtime local; there a checkpoint resets envs that cannot be saved, so keep it rare."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept, besides the best one."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
