@@ -33,9 +33,11 @@ class _ToyEnv(gymnasium.Env[np.ndarray, Any]):
         self._restore({name: value for name, value in state.items() if name != "rng"})
 
     def _variables(self) -> dict[str, Any]:
+        """What a toy remembers beside its generator; every toy says its own."""
         raise NotImplementedError
 
     def _restore(self, variables: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`_variables`."""
         raise NotImplementedError
 
 

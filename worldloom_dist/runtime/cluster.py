@@ -13,14 +13,13 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["Cluster", "ray_cluster"]
+__all__ = ["CPUS_PER_ROLE", "ray_cluster"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,23 +28,8 @@ CPUS_PER_ROLE = 0.001
 """Roles share the machine by threads and niceness, not by Ray's counting; a tiny share keeps any number of them schedulable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A connected Ray.
-
-    Attributes:
-        namespace: Ray namespace of this run's actors.
-        is_own: True when we started it and will stop it.
-        resources: Logical resources of the whole cluster.
-    """
-
-    namespace: str
-    is_own: bool
-    resources: Mapping[str, float]
-
-
 @contextlib.contextmanager
-def ray_cluster(address: str | None, run_id: str) -> Iterator[Cluster]:
+def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
     """Connect to ``address``, or start a local cluster; leave (and stop what we started) at the end.
 
     Raises:
@@ -59,8 +43,7 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[Cluster]:
 
         _connect(address, folder, run_id)
         try:
-            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            yield Cluster(run_id, folder is not None, dict(resources))
+            yield
         finally:
             ray.shutdown()
     finally:
