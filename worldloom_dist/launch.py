@@ -85,11 +85,19 @@ def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed:
 
 
 def open_log(folder: RunFolder) -> None:
-    """Life events to the terminal and to ``console.log``."""
+    """Life events to the terminal and to ``console.log``.
+
+    A handler that an environment's package left on the terminal (dm_control does, through absl) is taken off, or each line would
+    come twice.
+    """
+    root = logging.getLogger()
+    for handler in [*root.handlers]:
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
+            root.removeHandler(handler)
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(folder.path / "console.log")):
         handler.setFormatter(form)
-        logging.getLogger().addHandler(handler)
+        root.addHandler(handler)
     logging.getLogger("worldloom").setLevel(logging.INFO)
     logging.getLogger("worldloom_dist").setLevel(logging.INFO)
 
