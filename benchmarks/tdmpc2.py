@@ -1,10 +1,13 @@
 """How fast TD-MPC2 trains and plans, and what part of the machine's arithmetic that is.
 
     python benchmarks/tdmpc2.py --threads 1 2 --presets 1m 5m --reference ~/tdmpc2
+    python benchmarks/tdmpc2.py --threads 1 --presets 1m --envs 1 --compile
 
 Prints a table and writes JSON to ``benchmarks/results/``. Every number is given as wall and as CPU time, because only the latter
 means something on a loaded machine. With ``--reference`` (a checkout of github.com/nicklashansen/tdmpc2, whose dependencies must
-be importable) the authors' code runs in turns with ours, on the CPU: device names are replaced in a temporary copy.
+be importable) the authors' code runs in turns with ours, on the CPU: device names are replaced in a temporary copy. With
+``--compile`` the losses of the update and the parts of one planning iteration go through ``torch.compile``, in turns with eager;
+``first_call_s`` is what compiling took.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,6 +36,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldloom.agents.registry import make_agent, make_agent_config
+from worldloom.agents.tdmpc2 import planner
+from worldloom.agents.tdmpc2 import update as updating
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 
@@ -106,6 +112,31 @@ def ours(preset: str, envs: list[int], device: str) -> dict[str, Callable[[], ob
     return {"update": update} | {f"plan_{count}": act(count) for count in envs}
 
 
+def compiled(calls: dict[str, Callable[[], object]]) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """The given calls with their arithmetic compiled, and the seconds that the first of each took."""
+    search = planner._Search
+    homes = [(updating, "model_loss"), (updating, "policy_loss"), (search, "rollout"), (search, "value"), (planner, "_refit")]
+    fast = [(home, name, torch.compile(getattr(home, name))) for home, name in homes]
+
+    def wrap(call: Callable[[], object]) -> Callable[[], object]:
+        def run_compiled() -> object:
+            with contextlib.ExitStack() as stack:
+                for home, name, function in fast:
+                    stack.enter_context(patch.object(home, name, function))
+                return call()
+
+        return run_compiled
+
+    result = {f"compiled_{name}": wrap(call) for name, call in calls.items()}
+    first = {}
+    for name, call in result.items():
+        started = time.perf_counter()
+        call()
+        first[name] = time.perf_counter() - started
+        print(f"{name}: first call {first[name]:.0f} s", flush=True)
+    return result, first
+
+
 def reference(checkout: Path, preset: str) -> dict[str, Callable[[], object]]:
     """The same calls on the authors' code."""
     folder = Path(tempfile.mkdtemp()) / "tdmpc2"
@@ -178,7 +209,13 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             paired = {name: calls[name] for name in ("update", "plan_1") if name in calls}
             if options.reference and preset != "ci":
                 paired |= reference(options.reference, preset)
+            first_call: dict[str, float] = {}
+            if options.compile:
+                more, first_call = compiled({name: calls[name] for name in ("update", "plan_1") if name in calls})
+                paired |= more
             times = measure(paired, options.repeats)
+            for name, seconds in first_call.items():
+                times[name]["first_call_s"] = seconds
             for name in calls.keys() - paired.keys():
                 times |= measure({name: calls[name]}, 2)
             entry: dict[str, Any] = {"preset": preset, "threads": threads, "peak_gflop_per_cpu_s": peak / 1e9, "times": times}
@@ -192,6 +229,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 if f"reference_{name}" in times:
                     theirs, mine = times[f"reference_{name}"], times[name]
                     entry[f"speedup_{name}"] = {k: theirs[k] / mine[k] for k in ("wall_ms_median", "cpu_ms_median")}
+                if f"compiled_{name}" in times:
+                    eager, fast = times[name], times[f"compiled_{name}"]
+                    entry[f"compile_speedup_{name}"] = {k: eager[k] / fast[k] for k in ("wall_ms_median", "cpu_ms_median")}
             entries.append(entry)
             show(entry)
     return entries
@@ -210,6 +250,9 @@ def show(entry: dict[str, Any]) -> None:
         if f"speedup_{name}" in entry:
             ratio = entry[f"speedup_{name}"]
             print(f"  {name}: {ratio['wall_ms_median']:.2f}x the authors' code (CPU time {ratio['cpu_ms_median']:.2f}x)")
+        if f"compile_speedup_{name}" in entry:
+            ratio = entry[f"compile_speedup_{name}"]
+            print(f"  {name}: compiled {ratio['wall_ms_median']:.2f}x eager (CPU time {ratio['cpu_ms_median']:.2f}x)")
 
 
 def machine() -> dict[str, Any]:
@@ -237,6 +280,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference", type=Path, help="checkout of the authors' code")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile beside eager")
     parser.add_argument("--out", type=Path, default=RESULTS / "tdmpc2.json")
     options = parser.parse_args()
     report = {"machine": machine(), "entries": run(options)}
