@@ -15,7 +15,7 @@ from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom_dist.assembly import Plan, resolve
 from worldloom_dist.cli import parse
 from worldloom_dist.config import RunConfig
-from worldloom_dist.run_folder import RunFolder, choose_folder
+from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
 __all__ = ["main"]
@@ -46,6 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     with stop_on_signals() as stop:
         try:
+            folder = claim_folder(config, folder)
             return run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed)
         except USAGE_ERRORS as error:
             logger.error("error: %s", error)

@@ -25,7 +25,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom_dist.config import RunConfig
 
-__all__ = ["RunFolder", "choose_folder"]
+__all__ = ["RunFolder", "choose_folder", "claim_folder"]
 
 PACKAGES = ("worldloom-dist", "torch", "ray", "numpy", "gymnasium", "mujoco", "dm-control", "ale-py")
 
@@ -48,6 +48,23 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
         return config.run_dir, exists
     taken = [int(p.name.rsplit("-", 1)[1]) for p in root.glob(f"{config.preset}-[0-9]*") if p.name.rsplit("-", 1)[1].isdigit()]
     return root / f"{config.preset}-{max(taken, default=0) + 1:04d}", False
+
+
+def claim_folder(config: RunConfig, folder: Path) -> Path:
+    """Make the folder; when another launcher took the same default number meanwhile, take the next one.
+
+    Raises:
+        ConfigurationError: If it cannot be made.
+    """
+    is_named = config.resume is not None or config.run_dir is not None
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=is_named)
+            return folder
+        except OSError as error:
+            if is_named or not isinstance(error, FileExistsError):
+                raise ConfigurationError(f"run_dir: {folder} cannot be written ({error}); name another folder") from error
+            folder, _ = choose_folder(config, folder.parent)
 
 
 def _check_writable(folder: Path) -> None:

@@ -10,7 +10,7 @@ from worldloom_dist.cli import parse
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.report import Counts, Report
-from worldloom_dist.run_folder import RunFolder, choose_folder
+from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 
 
 @pytest.fixture
@@ -91,6 +91,18 @@ def test_an_existing_run_goes_on_only_when_asked(tmp_path):
         choose_folder(parse(["--run-dir", str(tmp_path)]))
     assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (tmp_path, True)
     assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (tmp_path / "new", False)
+
+
+def test_two_launchers_that_chose_the_same_number_get_two_folders(tmp_path):
+    config = parse(["--preset", "quick"])
+    chosen, _ = choose_folder(config, tmp_path)
+    assert claim_folder(config, chosen) == tmp_path / "quick-0001"
+    assert claim_folder(config, chosen) == tmp_path / "quick-0002"
+
+
+def test_a_folder_that_was_named_is_used_as_it_is(tmp_path):
+    config = parse(["--run-dir", str(tmp_path)])
+    assert claim_folder(config, tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("preset", PRESETS)
