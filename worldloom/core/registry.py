@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from worldloom.core.config import DreamerV3Config, MLPConfig, TDMPC2Config, WorldModelConfig
+from worldloom.core.config_base import CONFIG_CLASSES
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
 from worldloom.core.model_sizes import DREAMER_SIZES, MLP_SIZES, TDMPC2_SIZES
 
@@ -82,7 +83,7 @@ class WorldModelRegistry:
         """Class decorator that makes a model known under ``model_type`` (case does not matter)."""
 
         def add(model_class: type) -> type:
-            cls._config_registry[model_type.lower()] = config_class
+            cls._config_registry[model_type.lower()] = CONFIG_CLASSES[model_type.lower()] = config_class
             cls._model_registry[model_type.lower()] = model_class
             cls._presets.setdefault(model_type.lower(), {})
             return model_class
@@ -94,7 +95,7 @@ class WorldModelRegistry:
         """Forget a registered type; the built-in ones cannot be forgotten."""
         if model_type.lower() in BUILT_IN:
             raise ConfigurationError(f"model type {model_type!r} is built in and cannot be unregistered; register another name")
-        for table in (cls._config_registry, cls._model_registry, cls._presets):
+        for table in (cls._config_registry, cls._model_registry, cls._presets, CONFIG_CLASSES):
             table.pop(model_type.lower(), None)
 
     @classmethod
