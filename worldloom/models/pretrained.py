@@ -58,10 +58,10 @@ def read_facts(folder: Path) -> Mapping[str, Any]:
     """Size and checksum of the weight files as ``config.json`` states them; empty for folders of 0.1."""
     try:
         data = json.loads((folder / "config.json").read_text())
-        facts: Mapping[str, Any] = data.get("files", {})
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder}/config.json: cannot be read ({error})") from error
-    return facts
+        files = data.get("files", {})
+        return {name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in files.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}/config.json: cannot be read ({type(error).__name__} {error})") from error
 
 
 def check_conflicts(folder: Path, config: WorldModelConfig, wanted: Mapping[str, Any]) -> None:

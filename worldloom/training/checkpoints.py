@@ -6,7 +6,7 @@
       manifest.json         format version, sha256 and size of the files above, and the caller's own facts
 
 A small checkpoint can be one file instead (:func:`save_tree_file`): safetensors layout with the rest of the tree, the facts and a
-sha256 of the tensors in its metadata.
+sha256 of everything in its metadata.
 
 A folder is written under a temporary name, flushed, and renamed. Nothing is ever unpickled. A folder whose manifest or checksum
 does not fit is skipped by :meth:`CheckpointStore.newest`, with a warning that says what is wrong.
@@ -113,12 +113,8 @@ def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = Non
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    metadata = {
-        "worldloom": str(FORMAT),
-        "tree": json.dumps(skeleton),
-        "facts": json.dumps(dict(facts or {})),
-        "sha256": _tensors_sha256(tensors),
-    }
+    texts = {"tree": json.dumps(skeleton), "facts": json.dumps(dict(facts or {}))}
+    metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata=metadata)
@@ -138,17 +134,18 @@ def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if metadata.get("worldloom") != str(FORMAT):
                 raise CheckpointError(f"{path}: format {metadata.get('worldloom')!r}, this version reads {FORMAT}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        if _tensors_sha256(tensors) != metadata["sha256"]:
+        texts = {name: metadata[name] for name in ("tree", "facts")}
+        if _contents_sha256(texts, tensors) != metadata["sha256"]:
             raise CheckpointError(f"{path}: changed since it was written; use an earlier checkpoint")
-        return _restore(json.loads(metadata["tree"]), tensors), json.loads(metadata["facts"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        return _restore(json.loads(texts["tree"]), tensors), json.loads(texts["facts"])
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: is not a readable checkpoint, it is missing, truncated or foreign ({error})") from error
 
 
-def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _contents_sha256(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -25,7 +25,11 @@ from worldloom.core.exceptions import CheckpointError
 __all__ = ["FileFacts", "read_episodes", "write_episodes"]
 
 DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-SMALL = ("actions", "rewards", "dones", "truncated", "episode_lengths", "obs_shape", "action_dim", "capacity", "final_obs_mask")
+ALWAYS = ("actions", "rewards", "dones", "obs_shape", "action_dim", "capacity")
+SINCE_0_2 = ("truncated", "episode_lengths", "final_obs_mask", "final_obs")
+ONE_HOT = "actions_onehot"
+"""Where 0.1's Atari collector kept codes beside integer actions."""
+SMALL = (*ALWAYS, *SINCE_0_2[:-1], ONE_HOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,12 @@ def _read_small(source: Path) -> dict[str, np.ndarray]:
         missing = {"obs", "actions", "rewards"} - set(archive.files)
         if missing:
             raise CheckpointError(f"{source}: lacks {sorted(missing)}, has {sorted(archive.files)}; it is not a file of episodes")
-        return {name: archive[name] for name in SMALL if name in archive.files}
+        is_ours = any(name in archive.files for name in ("final_obs", "final_obs_mask"))
+        lost = [name for name in (*ALWAYS, *SINCE_0_2) if is_ours and name not in archive.files]
+        if lost:
+            raise CheckpointError(f"{source}: lacks {lost}, which belong to its other arrays; it is damaged")
+        small = {name: archive[name] for name in SMALL if name in archive.files}
+    return small | ({"actions": small.pop(ONE_HOT)} if ONE_HOT in small else {})
 
 
 def _facts(source: Path, small: dict[str, np.ndarray]) -> FileFacts:

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError, WorldLoomError
+from worldloom.core.exceptions import ConfigurationError, TrainingError, WorldLoomError
 from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
+from worldloom.training.resume import get_rng, pack, set_rng, unpack
 from worldloom.training.schedule import WeightAverage, rate_factor
 from worldloom.training.sources import BatchSource, IterableSource, make_source, prefetched
 
@@ -97,7 +98,8 @@ class Trainer:
         self.state = TrainerState()
         self.history: list[dict[str, float]] = []
         self._bad_steps = 0
-        self._rng: dict[str, Any] | None = None
+        self.rng: dict[str, Any] | None = None
+        self.is_running = False
         self._source: BatchSource | None = None
 
     def _setting(self, name: str) -> float:
@@ -289,31 +291,22 @@ class Trainer:
     def _own_randomness(self) -> Iterator[None]:
         """Run with this trainer's random state, and leave the caller's as it was."""
         with torch.random.fork_rng():
-            if self._rng is None:
+            if self.rng is None:
                 torch.manual_seed(self.config.seed)
             else:
-                _set_rng(self._rng)
+                set_rng(self.rng)
+            self.is_running = True
             yield
 
     def _keep_randomness(self) -> None:
-        self._rng = _get_rng()
+        self.rng, self.is_running = get_rng(), False
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, path: str | PathLike[str]) -> None:
         """Write everything that going on needs into one file (safetensors layout, no pickle)."""
-        tree = {
-            "model": self._raw_weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
-            "average": self._averaged_weights(),
-            "rng": _get_rng() if self._rng is None or self.model.training else self._rng,
-            "step": self.state.global_step,
-            "best_loss": self.state.best_loss,
-            "callbacks": {type(c).__name__: c.state_dict() for c in self.callbacks if hasattr(c, "state_dict")},
-        }
         facts = {"config": self.config.to_dict(), "model_config": self.model.config.to_dict(), "step": self.state.global_step}
-        save_tree_file(Path(path), tree, facts)
+        save_tree_file(Path(path), pack(self), facts)
 
     def load_checkpoint(self, path: str | PathLike[str]) -> None:
         """Go on from a file of :meth:`save_checkpoint`.
@@ -323,32 +316,9 @@ class Trainer:
         """
         tree, _ = load_tree_file(Path(path))
         self._unswap()
-        try:
-            _check_model(path, self.model, tree["model"])
-            self.optimizer.load_state_dict(tree["optimizer"])
-            self.model.load_state_dict(tree["model"])
-            if self.scheduler is not None and tree["scheduler"] is not None:
-                self.scheduler.load_state_dict(tree["scheduler"])
-            if self.average is not None and tree["average"] is not None:
-                self.average.load_state_dict(tree["average"])
-            for callback in self.callbacks:
-                if type(callback).__name__ in tree["callbacks"] and hasattr(callback, "load_state_dict"):
-                    callback.load_state_dict(tree["callbacks"][type(callback).__name__])
-            self.state = TrainerState(tree["step"], {}, tree["best_loss"])
-            self._rng = tree["rng"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: does not fit this trainer ({error})") from error
-
-    def _raw_weights(self) -> dict[str, Tensor]:
-        weights = dict(self.model.state_dict())
-        return weights | self.average.values if self.average is not None and self.average.is_swapped else weights
-
-    def _averaged_weights(self) -> dict[str, Any] | None:
-        if self.average is None:
-            return None
-        if not self.average.is_swapped:
-            return self.average.state_dict()
-        return {"values": {name: self.model.state_dict()[name] for name in self.average.values}}
+        unpack(self, tree, path)
+        self.state = TrainerState(tree["step"], {}, tree["best_loss"])
+        self.rng = tree["rng"]
 
     def _unswap(self) -> None:
         if self.average is not None and self.average.is_swapped:
@@ -383,21 +353,3 @@ def train(
         "device": device,
     }
     return Trainer(model, TrainingConfig.from_dict(fields | kwargs), callbacks).train(data)
-
-
-def _check_model(path: str | PathLike[str], model: Any, saved: Mapping[str, Tensor]) -> None:
-    ours = model.state_dict()
-    for name in sorted(ours.keys() | saved.keys()):
-        shapes = [tuple(group[name].shape) if name in group else None for group in (ours, saved)]
-        if shapes[0] != shapes[1]:
-            raise CheckpointError(f"{path}: tensor {name!r}: this model has shape {shapes[0]}, the checkpoint {shapes[1]}")
-
-
-def _get_rng() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def _set_rng(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

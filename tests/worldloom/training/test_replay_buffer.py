@@ -94,6 +94,9 @@ def test_files_of_others_are_split_at_their_dones(tmp_path: Path) -> None:
     assert (buffer.num_episodes, buffer.capacity) == (3, 99)
     np.savez(path, **arrays)
     assert ReplayBuffer.load(path).num_episodes == 1
+    codes = np.eye(3, dtype="f4")[np.arange(30) % 3]
+    np.savez(path, **arrays | {"actions": np.arange(30) % 3}, actions_onehot=codes)
+    assert np.array_equal(next(iter(ReplayBuffer.load(path).episodes()))["actions"], codes)
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "lengths", "pickle", "missing"])

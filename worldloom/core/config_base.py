@@ -1,0 +1,206 @@
+"""What the settings of every public world model share: fields, checks, synonyms, files. No torch.
+
+The kinds of models are in ``worldloom.core.config``, where all of these names are meant to be imported from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
+from worldloom.core.files import write_json
+from worldloom.core.state_kinds import DynamicsType, LatentType
+
+__all__ = ["CONFIG_CLASSES", "WorldModelConfig", "below", "not_among", "outside", "sized", "understanding"]
+
+Config = TypeVar("Config")
+DTYPES = ("float32", "float16", "bfloat16")
+ACTION_TYPES = ("continuous", "discrete")
+CONFIG_CLASSES: dict[str, type[WorldModelConfig]] = {}
+"""Which class a ``model_type`` has; filled where the classes are defined, and by ``WorldModelRegistry.register``."""
+
+
+def understanding(cls: type[Config]) -> type[Config]:
+    """Let a config's constructor understand synonyms, and refuse unknown fields by naming the nearest one."""
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **self.known(kwargs))
+
+    cls.__init__ = construct  # type: ignore[method-assign]
+    return cls
+
+
+@understanding
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """What every world model is told."""
+
+    model_type: str = "base"
+    """Which model."""
+    model_name: str = "unnamed"
+    """Name of the preset, or of your own."""
+    obs_shape: tuple[int, ...] = (3, 64, 64)
+    """Shape of one observation; three axes are an image, channels first or last."""
+    action_dim: int = 6
+    """Components of a continuous action, or choices of a discrete one."""
+    action_type: str = "continuous"
+    """continuous, or discrete (integers are then accepted as actions and become one-hot codes)."""
+    latent_type: str = LatentType.DETERMINISTIC
+    """What a latent state is made of."""
+    latent_dim: int = 256
+    """Size of the latent state."""
+    deter_dim: int = 256
+    """Size of its deterministic part."""
+    stoch_dim: int = 32
+    """Size of its stochastic part."""
+    dynamics_type: str = DynamicsType.MLP
+    """How the latent state is carried forward."""
+    hidden_dim: int = 512
+    """Width of hidden layers."""
+    learning_rate: float = 3e-4
+    """What Trainer uses when TrainingConfig leaves its own learning rate at the default."""
+    grad_clip: float = 100.0
+    """What Trainer uses when TrainingConfig leaves its own gradient limit at the default."""
+    device: str = "cuda"
+    """Where the model is built; cuda means the CPU on a machine without CUDA, auto the same without a log line."""
+    dtype: str = "float32"
+    """What matrix products compute in; weights stay float32."""
+
+    def __post_init__(self) -> None:
+        shape = self.obs_shape
+        self._set(obs_shape=(shape,) if isinstance(shape, int) else tuple(shape))
+        self._derive()
+        problems = [text for is_wrong, text in self._checks() if is_wrong]
+        if problems:
+            raise ConfigurationError("; ".join(problems), self.model_name)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _derive(self) -> None:
+        """Fill in what follows from other fields."""
+
+    def _checks(self) -> list[tuple[bool, str]]:
+        """Whether each rule is broken, and the sentence that says so."""
+        shape = self.obs_shape
+        positive = ("action_dim", "latent_dim", "hidden_dim", "learning_rate")
+        return [
+            (not shape, "obs_shape must have at least one axis, got (); pass the shape of one observation, e.g. (4,)"),
+            (any(not _is_count(n) for n in shape), f"obs_shape must hold positive integers, got {shape}"),
+            *((not getattr(self, n) > 0, f"{n} must be > 0, got {getattr(self, n)}") for n in positive),
+            (self.grad_clip < 0, f"grad_clip must be >= 0 (0 turns clipping off), got {self.grad_clip}"),
+            not_among(self, "action_type", ACTION_TYPES),
+            not_among(self, "dtype", DTYPES),
+        ]
+
+    @property
+    def is_image(self) -> bool:
+        """True when an observation has three axes."""
+        return len(self.obs_shape) == 3
+
+    @property
+    def obs_size(self) -> int:
+        """Numbers in one observation."""
+        return math.prod(self.obs_shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`; documented synonyms are understood.
+
+        Raises:
+            ConfigurationError: If a field does not exist; names the nearest one.
+        """
+        return cls(**data)
+
+    @classmethod
+    def known(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The same settings under the fields' own names; refuses unknown ones."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        result: dict[str, Any] = {}
+        for name, value in data.items():
+            own = name if name in names else cls.synonyms().get(name, name)
+            if own not in names:
+                hint = nearest(name, names)
+                raise ConfigurationError(f"{cls.__name__} has no field {name!r}, got {value!r}{hint}; remove or rename it")
+            result[own] = tuple(value) if isinstance(value, list) else value
+        return result
+
+    @classmethod
+    def synonyms(cls) -> dict[str, str]:
+        """Other documented spellings of fields."""
+        return {}
+
+    def replaced(self, **changes: Any) -> Self:
+        """A copy with fields changed, checked like a new one."""
+        return dataclasses.replace(self, **self.known(changes))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the fields as JSON; a folder gets a ``config.json``."""
+        target = Path(path)
+        target = target / "config.json" if target.is_dir() or not target.suffix else target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> WorldModelConfig:
+        """Read a file or folder of :meth:`save`; ``model_type`` decides the class.
+
+        Raises:
+            CheckpointError: If the file is missing or not such a file.
+        """
+        source = Path(path)
+        source = source / "config.json" if source.is_dir() or not source.suffix else source
+        try:
+            data = json.loads(source.read_text())
+            if not isinstance(data, dict):
+                raise CheckpointError(f"{source}: expected a JSON object, got {type(data).__name__}")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{source}: not a readable config.json ({error})") from error
+        kind = CONFIG_CLASSES.get(str(data.get("model_type")).lower(), cls)
+        try:
+            return kind.from_dict({name: value for name, value in data.items() if name not in ("files", "format")})
+        except (ConfigurationError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: does not describe a model ({error})") from error
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def not_among(config: Any, name: str, allowed: tuple[str, ...]) -> tuple[bool, str]:
+    """The rule that a field is one of several words."""
+    value = getattr(config, name)
+    return value not in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}"
+
+
+def below(config: Any, names: tuple[str, ...], least: float = 1) -> list[tuple[bool, str]]:
+    """The rules that fields are at least ``least``."""
+    return [(getattr(config, n) < least, f"{n} must be >= {least}, got {getattr(config, n)}") for n in names]
+
+
+def outside(config: Any, name: str, *, is_open: bool = False) -> tuple[bool, str]:
+    """The rule that a field is in [0, 1], or in (0, 1]."""
+    value = getattr(config, name)
+    return not 0 <= value <= 1 or (is_open and value == 0), f"{name} must be in {'(' if is_open else '['}0, 1], got {value}"
+
+
+def sized(cls: Any, sizes: Mapping[str, Mapping[str, Any]], size: str, changes: Mapping[str, Any]) -> Any:
+    """The config of a size with fields changed."""
+    if size not in sizes:
+        raise ConfigurationError(f"Unknown size {size!r}{nearest(size, sizes)}; available: {', '.join(sizes)}")
+    return cls(**({"model_name": size, **sizes[size]} | cls.known(changes)))
