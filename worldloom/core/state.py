@@ -1,11 +1,11 @@
 """Latent states as the public API shows them. Networks have their own small tuples inside; this is the door only.
 
-Legend: B batch, S categoricals, C classes, F features.
+Legend: B batch, T time, S categoricals, C classes, F features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ def _call_plain(function: Callable[..., Any], args: Iterable[Any], kwargs: Mappi
 @dataclass(eq=False)
 class LatentState:
     """A batch of latent states. A torch function that gets one (``mse_loss(state, target)``) reads its ``features``.
+
+    Every part may have a leading time axis (``[T, B, D]``), as :meth:`stack` makes it; ``deterministic`` tells it apart.
 
     Attributes:
         deterministic: ``[B, D]`` history.
@@ -78,20 +80,25 @@ class LatentState:
     def features(self) -> Tensor:
         """Deterministic and flattened stochastic part side by side, ``[B, F]``: what downstream networks read.
 
+        With a leading time axis ``[T, B, F]``.
+
         Raises:
-            StateError: If the stochastic part has more than three axes, or there is neither part.
+            StateError: If the stochastic part has more axes than batch, categoricals and classes, or there is neither part.
             ShapeMismatchError: If the two parts differ in batch size.
         """
-        parts = [] if self.deterministic is None else [self.deterministic]
-        if self.stochastic is not None:
-            if self.stochastic.ndim > 3:
-                raise StateError(f"stochastic must have at most 3 axes [B, S, C] to be flattened, got {self.stochastic.ndim}")
-            parts.append(self.stochastic.flatten(1))
-        if not parts:
+        deter, stoch = self.deterministic, self.stochastic
+        if deter is None and stoch is None:
             raise StateError("features need a deterministic or a stochastic part; this state has codebook indices only")
-        if len(parts) == 2 and parts[0].shape[:-1] != parts[1].shape[:-1]:
-            raise ShapeMismatchError("stochastic part of a state", tuple(parts[0].shape[:-1]), tuple(parts[1].shape[:-1]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        if stoch is None:
+            return deter  # type: ignore[return-value]  # one of them is there
+        lead = 1 if deter is None else deter.ndim - 1
+        if stoch.ndim > lead + 2:
+            raise StateError(f"stochastic must have at most {lead + 2} axes [..., S, C] to be flattened, got {stoch.ndim}")
+        if deter is None:
+            return stoch.flatten(1)
+        if deter.shape[:-1] != stoch.shape[:lead]:
+            raise ShapeMismatchError("stochastic part of a state", tuple(deter.shape[:-1]), tuple(stoch.shape[:lead]))
+        return torch.cat([deter, stoch.flatten(lead)], -1)
 
     @property
     def _first(self) -> Tensor:
@@ -101,7 +108,8 @@ class LatentState:
     @property
     def batch_size(self) -> int:
         """B."""
-        return int(self._first.shape[0])
+        has_time = self.deterministic is not None and self.deterministic.ndim > 2
+        return int(self._first.shape[1 if has_time else 0])
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +137,24 @@ class LatentState:
     def clone(self) -> LatentState:
         """A copy that shares no memory."""
         return self._map(lambda tensor: tensor.clone())
+
+    def __getitem__(self, index: Any) -> LatentState:
+        """Some of the rows, or of the steps when there is a time axis: every part indexed alike."""
+        return self._map(lambda tensor: tensor[index])
+
+    @classmethod
+    def stack(cls, states: Sequence[LatentState]) -> LatentState:
+        """States of successive steps as one with a leading time axis; parts that any of them lacks are left out.
+
+        Raises:
+            StateError: If there are none, or one has no deterministic part (nothing could tell its axes apart).
+        """
+        if not states or any(state.deterministic is None for state in states):
+            raise StateError(f"stack needs one or more states with a deterministic part, got {len(states)}")
+        parts = {f.name: [getattr(state, f.name) for state in states] for f in fields(cls)}
+        whole = {name: torch.stack(values) for name, values in parts.items() if all(isinstance(v, Tensor) for v in values)}
+        first = states[0]
+        return cls(**whole, latent_type=first.latent_type, metadata=dict(first.metadata))
 
 
 class Predictions(dict[str, Tensor]):

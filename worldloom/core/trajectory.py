@@ -22,7 +22,8 @@ class Trajectory:
         states: T + 1 latent states; the first is where imagination began.
         actions: ``[T, B, A]``; entry t leads from state t to state t + 1.
         rewards: ``[T, B, 1]`` predicted reward of action t, in the environment's units.
-        values: ``[T, B, 1]`` predicted return of action t, when the model has critics (TD-MPC2).
+        values: ``[T, B, 1]`` predicted return of action t: what critics say where the model has some (TD-MPC2), else the
+            discounted sum of the rewards imagined from there to the end of the trajectory.
         continues: ``[T, B, 1]`` probability that the episode goes on behind action t; None when the model predicts none.
     """
 

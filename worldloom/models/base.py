@@ -24,7 +24,7 @@ from worldloom.core.state import LatentState
 from worldloom.core.trajectory import Trajectory
 from worldloom.models.pretrained import check_conflicts, load_weights, save_model
 
-__all__ = ["BaseWorldModel", "place_of", "torch_generator"]
+__all__ = ["BaseWorldModel", "imagined_returns", "place_of", "torch_generator"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,19 @@ def torch_generator(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
+def imagined_returns(rewards: Tensor, continues: Tensor | None, discount: float) -> Tensor:
+    """Discounted sum of the rewards from each step to the end. All ``[T, B, 1]``.
+
+    ``continues[t]`` is the probability that the episode goes on behind action t; None counts as certain.
+    """
+    total, found = torch.zeros_like(rewards[0]), []
+    for t in reversed(range(len(rewards))):
+        goes_on = discount if continues is None else discount * continues[t]
+        total = rewards[t] + goes_on * total
+        found.append(total)
+    return torch.stack(found[::-1])
+
+
 class BaseWorldModel(nn.Module):
     """Base of the public world models; see :class:`worldloom.core.world_model.WorldModel`.
 
@@ -68,6 +81,8 @@ class BaseWorldModel(nn.Module):
 
     tunable: ClassVar[frozenset[str]] = TRAINING_FIELDS
     """Config fields that may change without building the networks anew."""
+    discount: ClassVar[float] = 0.99
+    """Per step, of the values of a trajectory where the model has no critics."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
@@ -90,7 +105,7 @@ class BaseWorldModel(nn.Module):
         raise NotImplementedError
 
     def _outcome(self, states: list[LatentState], actions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Rewards, values and continuation [T, B, 1] of T + 1 states and T actions."""
+        """Rewards, what critics say (or None) and continuation [T, B, 1] of T + 1 states and T actions."""
         raise NotImplementedError
 
     def _checkpointed(self) -> Iterable[nn.Module]:
@@ -134,6 +149,8 @@ class BaseWorldModel(nn.Module):
                 taken.append(action)
             joint = given if given is not None else torch.stack(taken)
             rewards, values, continues = self._outcome(states, joint)
+        if values is None:
+            values = imagined_returns(rewards, continues, self.discount)
         return Trajectory(states, joint, rewards, values, continues)
 
     @contextlib.contextmanager
@@ -155,7 +172,8 @@ class BaseWorldModel(nn.Module):
         lead = lead or (None,)
         fits = len(shape) == len(lead) + len(want) and shape[len(lead) :] == want
         if not fits or any(n is not None and n != m for n, m in zip(lead, shape, strict=False)):
-            raise ShapeMismatchError(f"{name}{self._axis_hint(shape, len(lead))}", _pattern(lead, want), list(shape))
+            hint = self._axis_hint(shape, len(lead)) or f" of {self._own_name()}"
+            raise ShapeMismatchError(f"{name}{hint}", _pattern(lead, want), list(shape))
         if tensor.is_complex():
             raise ShapeMismatchError(f"dtype of {name}", "uint8, integer or real", str(tensor.dtype))
         _check_finite(name, tensor)
@@ -168,6 +186,11 @@ class BaseWorldModel(nn.Module):
     def _reads_images(self) -> bool:
         """True when observations are pixels."""
         return False
+
+    def _own_name(self) -> str:
+        """How errors call this model."""
+        c = self.config
+        return f"this model ({c.model_type}:{c.model_name}, created with obs_shape={tuple(c.obs_shape)})"
 
     def _axis_hint(self, shape: tuple[int, ...], lead: int) -> str:
         """What a wrong observation shape looks like."""

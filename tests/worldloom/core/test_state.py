@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from worldloom import LatentState, LatentType, Trajectory
-from worldloom.core.exceptions import StateError
+from worldloom.core.exceptions import ShapeMismatchError, StateError
 
 
 def test_a_state_needs_at_least_one_part() -> None:
@@ -39,3 +39,26 @@ def test_a_trajectory_counts_states_and_steps() -> None:
     assert (len(trajectory), trajectory.horizon, trajectory.batch_size) == (4, 3, 2)
     assert trajectory.to_features_tensor()[2].eq(2).all()
     assert trajectory.to("cpu").detach().continues is None
+
+
+def test_states_may_have_a_leading_time_axis() -> None:
+    steps = [LatentState(torch.full((2, 3), float(t)), torch.zeros(2, 4, 5), metadata={"task_id": 1}) for t in range(6)]
+    joint = LatentState.stack(steps)
+    assert (joint.batch_size, joint.feature_dim, joint.features.shape) == (2, 23, (6, 2, 23))
+    assert torch.equal(joint[4].features, steps[4].features)
+    assert joint[1:3].features.shape == (2, 2, 23)
+    assert joint.metadata == {"task_id": 1}
+    flat = LatentState(torch.zeros(6, 2, 3), torch.ones(6, 2, 7))
+    assert flat.features.shape == (6, 2, 10)
+    with pytest.raises(ShapeMismatchError, match="stochastic part of a state"):
+        LatentState(torch.zeros(6, 2, 3), torch.zeros(5, 2, 4)).features  # noqa: B018
+    with pytest.raises(StateError, match="at most 4 axes"):
+        LatentState(torch.zeros(6, 2, 3), torch.zeros(6, 2, 4, 5, 1)).features  # noqa: B018
+    with pytest.raises(StateError, match="stack needs"):
+        LatentState.stack([])
+
+
+def test_rows_of_a_state_can_be_taken() -> None:
+    state = LatentState(torch.arange(6.0).view(3, 2), torch.zeros(3, 4, 5))
+    assert state[:2].batch_size == 2
+    assert state[torch.tensor([2, 0])].features[:, 0].tolist() == [4.0, 0.0]

@@ -18,9 +18,7 @@ from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.data import create_random_buffer
 
 EXAMPLES = settings(derandomize=True, max_examples=30, deadline=None)
-COUNT = sum(
-    p.numel() for p in create_world_model("mlp:ci", obs_shape=(1,), action_dim=1, latent_dim=2, hidden_dim=2).parameters()
-)
+COUNT = sum(p.numel() for p in create_world_model("mlp:ci", obs_shape=(1,), action_dim=1, latent_dim=2, hidden_dim=2).parameters())
 PLACE = st.floats(0, 1, exclude_max=True)
 Damage = Callable[[bytes, float, int], bytes]
 
@@ -67,7 +65,7 @@ def test_a_damaged_model_is_refused_or_the_same(name: str, damage: Damage, place
         assert name == "config.json"  # a setting may still be legal; weights never
         assert sum(p.numel() for p in model.parameters()) == COUNT
     except CheckpointError as error:
-        assert str(saved / "model") in str(error)
+        assert str(saved / "model") in str(error)  # noqa: PT017
     except ConfigurationError as error:
         assert "device" in str(error)  # noqa: PT017  (the folder names a device that this machine lacks)
     finally:

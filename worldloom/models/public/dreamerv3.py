@@ -32,6 +32,8 @@ __all__ = ["DreamerV3WorldModel", "dreamer_env", "dreamer_sizes"]
 
 BLOCKS = (8, 4, 2, 1)
 KEY = "obs"
+RETURN_HORIZON = 333
+"""Steps over which the authors' agent discounts."""
 
 
 def dreamer_sizes(config: DreamerV3Config) -> DreamerSizes:
@@ -73,6 +75,7 @@ class DreamerV3WorldModel(BaseWorldModel):
     """
 
     tunable = TRAINING_FIELDS | {"kl_free", "kl_balance", "loss_scales"}
+    discount = 1 - 1 / RETURN_HORIZON
 
     def __init__(self, config: DreamerV3Config) -> None:
         super().__init__(config)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldloom import WorldModel, create_world_model
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError, StateError
+from worldloom.models.base import imagined_returns
 
 B, T, O, A = 4, 6, 5, 2
 NAMES = ["dreamerv3:ci", "tdmpc2:ci", "mlp:ci"]
@@ -246,3 +247,24 @@ def test_tdmpc2_knows_tasks() -> None:
     assert not torch.equal(model.encode(obs, task_id=0).features, model.encode(obs, task_id=2).features)
     with pytest.raises(ShapeMismatchError, match="task_id"):
         model.encode(obs, task_id=3)
+
+
+def test_values_without_critics_are_the_rewards_ahead() -> None:
+    reward = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
+    cont = torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1)
+    assert imagined_returns(reward, None, 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
+    assert imagined_returns(reward, cont, 0.5).flatten().tolist() == [2.5, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trajectory_has_values(name: str) -> None:
+    model = build(name)
+    dreamt = model.imagine(model.initial_state(B), torch.rand(T, B, A))
+    assert dreamt.values.shape == (T, B, 1)
+    if name != "tdmpc2:ci":
+        assert torch.allclose(dreamt.values[-1], dreamt.rewards[-1])
+
+
+def test_a_model_of_another_kind_names_itself_when_it_is_fed_images() -> None:
+    with pytest.raises(ShapeMismatchError, match=r"obs of this model \(tdmpc2:ci, created with obs_shape=\(5,\)\).*64, 64"):
+        build("tdmpc2:ci").encode(torch.zeros(1, 3, 64, 64))
