@@ -21,6 +21,7 @@ __all__ = ["ActorsConfig", "LearnerConfig", "ReplayConfig", "RunConfig"]
 
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+PATHS = ("run_dir", "resume", "metrics_auth_file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,8 @@ class RunConfig:
     """Prometheus endpoint (default: 9464 or the next free port; 0 = off)."""
     metrics_host: str = "127.0.0.1"
     """Address that the Prometheus endpoint listens on."""
+    metrics_auth_file: Path | None = None
+    """File with a bearer token or USER:PASSWORD for the endpoint (default: the environment's WORLDLOOM_METRICS_AUTH, if set)."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Env workers."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -200,7 +203,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: nested sections, paths as text."""
         data = dataclasses.asdict(self)
-        for name in ("run_dir", "resume"):
+        for name in PATHS:
             data[name] = str(data[name]) if data[name] is not None else None
         data["agent_overrides"] = dict(self.agent_overrides)
         return data
@@ -217,7 +220,7 @@ class RunConfig:
         try:
             for name, kind in sections.items():
                 values[name] = kind(**values.get(name, {}))
-            for name in ("run_dir", "resume"):
+            for name in PATHS:
                 values[name] = Path(values[name]) if values.get(name) else None
             return cls(**values)
         except TypeError as error:

@@ -15,6 +15,7 @@ from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom_dist.assembly import Plan, resolve
 from worldloom_dist.cli import parse
 from worldloom_dist.config import RunConfig
+from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
@@ -36,6 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
         folder, is_resumed = choose_folder(config)
         plan = resolve(config)
         port = choose_port(config)
+        read_secret(config.metrics_auth_file)
         check_device(config)
         check_address(config)
     except USAGE_ERRORS as error:

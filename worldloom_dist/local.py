@@ -28,7 +28,7 @@ from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.report import Counts, Report
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.stopping import StopFlag
 
 __all__ = ["LocalRun"]
@@ -50,7 +50,7 @@ class LocalRun:
     def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag) -> None:
         self._plan, self._folder, self._stop = plan, folder, stop
         torch.set_num_threads(plan.config.learner.threads or torch.get_num_threads())
-        self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name})
+        self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts())
         self.report = Report(plan, folder, folder.read_json("summary.json"))
         self.weights = WeightStore()
         self._store = CheckpointStore(folder.checkpoints, keep=plan.config.learner.keep_checkpoints)

@@ -16,7 +16,7 @@ from worldloom_dist.assembly import Plan
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
 
-__all__ = ["Counts", "Report"]
+__all__ = ["Counts", "Report", "eval_metrics"]
 
 RATE_WINDOW_S = 10.0
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
@@ -45,6 +45,28 @@ class Counts:
     blocked_s: Mapping[str, float] = field(default_factory=dict)
     lost_open: int = 0
     restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _episodes(snapshot: Mapping[str, float]) -> int:
+    return int(sum(value for key, value in snapshot.items() if key.startswith("episodes_total")))
+
+
+def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
+    """An evaluation as gauges."""
+    values: MetricMap = {"eval_return_mean": Last(result["return_mean"])}
+    if "return_std" in result:
+        values["eval_return_std"] = Last(result["return_std"])
+    if result.get("lengths"):
+        values["episode_length_steps_mean{split=eval}"] = Last(sum(result["lengths"]) / len(result["lengths"]))
+    if result.get("returns"):
+        returns = result["returns"]
+        edges = {"mean": result["return_mean"], "min": min(returns), "max": max(returns)}
+        values |= {f"episode_return_{edge}{{split=eval}}": Last(value) for edge, value in edges.items()}
+    if "success_ratio" in result:
+        values["eval_success_ratio"] = Last(result["success_ratio"])
+    if "time" in result:
+        values["eval_last_timestamp_seconds"] = Last(result["time"])
+    return values
 
 
 class Report:
@@ -85,6 +107,9 @@ class Report:
         while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_WINDOW_S:
             self._recent.popleft()
         self._rates = self._rates_between(self._recent[0], self._recent[-1])
+        episodes = _episodes(snapshot)
+        if episodes < _episodes(self.snapshot):  # the hub was restarted and counts from 0
+            self._episodes_before += _episodes(self.snapshot)
         self.counts, self.snapshot = counts, snapshot
 
     @property
@@ -94,8 +119,8 @@ class Report:
 
     def note_evaluation(self, result: Mapping[str, Any]) -> None:
         """Take the result of an evaluation that began at ``result["env_steps"]``."""
-        self.evaluation = dict(result)
-        self._folder.append_metrics({"kind": "eval", "time": time.time(), **result})
+        self.evaluation = {"time": time.time(), **result}
+        self._folder.append_metrics({"kind": "eval", **self.evaluation})
 
     def gauges(self) -> MetricMap:
         """What only the driver knows, for the hub."""
@@ -103,13 +128,13 @@ class Report:
         values: MetricMap = {
             "replay_steps": Last(books.stored),
             "replay_capacity_steps": Last(self._plan.config.replay.capacity_steps),
-            "replay_bytes": Last(books.payload_bytes),
             "replay_ratio_target": Last(limits.train_ratio),
             "replay_ratio_actual": Last(self.train_ratio_actual),
             "workers_wanted": Last(self._plan.config.workers),
+            "checkpoint_interval_seconds": Last(self._plan.config.learner.checkpoint_every_s),
         }
         if self.evaluation is not None:
-            values["eval_return_mean"] = Last(self.evaluation["return_mean"])
+            values |= eval_metrics(self.evaluation)
         return values
 
     def increments(self, before: Counts) -> MetricMap:
@@ -180,7 +205,6 @@ class Report:
         """The content of ``summary.json``."""
         counts, value = self.counts, self.snapshot
         books = counts.books
-        episodes = sum(v for key, v in value.items() if key.startswith("episodes_total"))
         seconds = time.monotonic() - self._started
         rows = {name: getattr(books, name) for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")}
         restarts = {kind: self._restarts_before.get(kind, 0) + counts.restarts.get(kind, 0) for kind in self._kinds()}
@@ -193,7 +217,7 @@ class Report:
             "train_steps": counts.train_steps,
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
-            "episodes": self._episodes_before + int(episodes),
+            "episodes": self._episodes_before + _episodes(value),
             "train_return_mean": value.get("episode_return_mean{split=train}"),
             "eval": self.evaluation,
             "wall_time_s": self._wall_before + seconds,

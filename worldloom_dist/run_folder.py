@@ -25,7 +25,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom_dist.config import RunConfig
 
-__all__ = ["RunFolder", "choose_folder", "claim_folder"]
+__all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
 PACKAGES = ("worldloom-dist", "torch", "ray", "numpy", "gymnasium", "mujoco", "dm-control", "ale-py")
 
@@ -150,6 +150,17 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
         write_json(self.summary_path, summary)
+
+
+def build_facts() -> dict[str, str]:
+    """Labels of the metric ``build_info``."""
+    facts = {"python": platform.python_version()}
+    for label, name in (("version", "worldloom-dist"), ("torch", "torch"), ("ray", "ray")):
+        try:
+            facts[label] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return facts
 
 
 def versions() -> str:

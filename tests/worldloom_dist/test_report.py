@@ -58,6 +58,13 @@ def test_a_resumed_run_counts_on(plan, tmp_path):
     assert books["inserted"] == books["stored"] + books["evicted"] + books["lost_acked"]
 
 
+def test_episodes_are_not_forgotten_when_the_hub_is_restarted(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    for episodes in (5.0, 9.0, 2.0, 4.0):
+        report.update(counts(), {"episodes_total{reason=truncated}": episodes})
+    assert report.summary("running")["episodes"] == 13
+
+
 def test_who_waits_names_the_bottleneck(plan, tmp_path):
     report = Report(plan, RunFolder(tmp_path), {})
     report.update(counts(blocked_s={"insert": 90.0, "sample": 1.0}), {})

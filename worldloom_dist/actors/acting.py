@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from worldloom.core.metrics import Last, MetricMap, Sum
+from worldloom.core.metrics import Last, MetricMap, Sum, Tally
 from worldloom.core.protocol import Carry, Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom_dist.metric_names import BATCH_BUCKETS, BUCKETS_S
 from worldloom_dist.ports import WeightSource
 
-__all__ = ["ActClient", "ActReply", "ActRequest", "Actions", "LocalActing", "RemoteActing", "WeightPuller"]
+__all__ = ["ActClient", "ActMeter", "ActReply", "ActRequest", "Actions", "LocalActing", "RemoteActing", "WeightPuller"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class WeightPuller:
         self._next_s = -float("inf")
         self.version: PolicyVersion = NO_POLICY
         self._pulled = self._failed = 0
-        self._seconds = 0.0
+        self._seconds, self._bytes, self._times = 0.0, 0, Tally(BUCKETS_S)
 
     def pull(self) -> None:
         """Load newer weights if it is time to look and there are any; after a failure the old ones stay."""
@@ -99,6 +100,8 @@ class WeightPuller:
                 self._policy.load_weights(snapshot)
                 self.version = snapshot.version
                 self._pulled += 1
+                self._bytes += snapshot.nbytes
+                self._times.add(self._clock() - now)
         except Exception:  # whatever the transport raises: acting goes on with the old weights, and it is counted
             self._failed += 1
             logger.warning("weights could not be pulled; %s keeps acting", self.version, exc_info=self._failed == 1)
@@ -111,9 +114,27 @@ class WeightPuller:
             "weights_pulled_total": Sum(self._pulled),
             "weights_pull_failures_total": Sum(self._failed),
             "actor_seconds_total{state=pull_weights}": Sum(self._seconds),
+            "transfer_bytes_total{path=weights}": Sum(self._bytes),
+            "weights_pull_seconds": self._times.take(),
         }
-        self._pulled, self._failed, self._seconds = 0, 0, 0.0
+        self._pulled, self._failed, self._seconds, self._bytes = 0, 0, 0.0, 0
         return values
+
+
+class ActMeter:
+    """Sizes and times of decisions; used by one thread."""
+
+    def __init__(self) -> None:
+        self._sizes, self._times = Tally(BATCH_BUCKETS), Tally(BUCKETS_S)
+
+    def add(self, rows: int, seconds: float) -> None:
+        """One decision for ``rows`` envs."""
+        self._sizes.add(rows)
+        self._times.add(seconds)
+
+    def drain(self) -> MetricMap:
+        """What happened since the last call."""
+        return {"inference_batch_items": self._sizes.take(), "inference_seconds": self._times.take()}
 
 
 class LocalActing:
@@ -141,6 +162,8 @@ class LocalActing:
         self._policy, self._explore = policy, explore
         self._carry: Carry = policy.initial_carry(num_envs)
         self._puller = WeightPuller(policy, source, pull_interval_s, clock)
+        self._meter = ActMeter()
+        self._clock = clock
 
     @property
     def version(self) -> PolicyVersion:
@@ -153,7 +176,9 @@ class LocalActing:
 
     def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
         """Decide for all envs (see :class:`ActClient`)."""
+        started = self._clock()
         out = self._policy.act(obs, self._carry, is_first, explore=self._explore)
+        self._meter.add(len(is_first), self._clock() - started)
         self._carry = out.carry if live is None or live.all() else _merge(self._carry, out.carry, live)
         return Actions(out.action, out.extras, self.version)
 
@@ -163,7 +188,7 @@ class LocalActing:
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
-        return self._puller.drain_metrics()
+        return {**self._puller.drain_metrics(), **self._meter.drain()}
 
     def state(self) -> dict[str, Any] | None:
         """Carry, random state; the weights are the checkpoint's own business."""

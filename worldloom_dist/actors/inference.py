@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, ShapeMismatchError
-from worldloom.core.metrics import Histogram, Mean, MetricMap, Sum, merge_into
+from worldloom.core.metrics import MetricMap, Sum, merge_into
 from worldloom.core.protocol import Carry, Policy
 from worldloom.core.sequence import PolicyVersion
-from worldloom_dist.actors.acting import ActReply, ActRequest, WeightPuller
-from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.actors.acting import ActMeter, ActReply, ActRequest, WeightPuller
 from worldloom_dist.ports import WeightSource
 
 __all__ = ["CarryTable", "InferenceServer"]
@@ -121,7 +120,7 @@ class InferenceServer:
         self._policy, self._explore, self._sizes, self._clock = policy, explore, list(batch_sizes), clock
         self._table = CarryTable(policy)
         self._puller = WeightPuller(policy, source, pull_interval_s, clock)
-        self._metrics: MetricMap = {}
+        self._meter, self._carry_resets = ActMeter(), 0
 
     @property
     def version(self) -> PolicyVersion:
@@ -151,7 +150,8 @@ class InferenceServer:
         padded, rows_obs, first = self._pad(rows, obs, is_first)
         out = self._policy.act(rows_obs, self._table.gather(padded), first, explore=self._explore)
         self._table.scatter(padded, out.carry)
-        self._measure(len(rows), self._clock() - started, int(np.count_nonzero(is_new & ~is_first)))
+        self._meter.add(len(rows), self._clock() - started)
+        self._carry_resets += int(np.count_nonzero(is_new & ~is_first))
         return self._split(requests, out.action, out.extras, is_new & ~is_first)
 
     def forget(self, slot: int) -> None:
@@ -160,7 +160,10 @@ class InferenceServer:
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
-        values, self._metrics = self._metrics, {}
+        values = self._meter.drain()
+        if self._carry_resets:
+            values["carry_resets_total"] = Sum(self._carry_resets)
+            self._carry_resets = 0
         merge_into(values, self._puller.drain_metrics())
         return values
 
@@ -187,12 +190,6 @@ class InferenceServer:
             start = part.stop
             replies.append(ActReply(_cut(action, part), _cut(extras, part), self.version, carry_reset[part]))
         return replies
-
-    def _measure(self, rows: int, seconds: float, carry_resets: int) -> None:
-        update: MetricMap = {"inference_batch_items": Mean(rows), "inference_seconds": Histogram.of(BUCKETS_S, seconds)}
-        if carry_resets:
-            update["carry_resets_total"] = Sum(carry_resets)
-        merge_into(self._metrics, update)
 
 
 def _cut(values: Mapping[str, Any], part: slice) -> dict[str, np.ndarray]:

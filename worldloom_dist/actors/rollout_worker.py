@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import StateError, TrainingError
-from worldloom.core.metrics import MetricMap, Sum, merge_into
+from worldloom.core.metrics import MetricMap, Sum, Tally, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ACTION, OBS, ArraySpec, column_name
 from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
 from worldloom_dist.actors.acting import ActClient, Actions
 from worldloom_dist.actors.stream_writer import StreamWriter
+from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.ports import ReplayWriter
 
 __all__ = ["EpisodeResult", "RolloutWorker"]
@@ -108,6 +109,7 @@ class RolloutWorker:
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
+        self._env_times = Tally(BUCKETS_S)
         self._reported_agent_steps, self._reported_blocked_s = 0, 0.0
         self.agent_steps = self.rows = 0
         self.quarantined: dict[int, str] = {}
@@ -163,7 +165,9 @@ class RolloutWorker:
             self.flush()
             raise
         self._collect_faults()
-        for state, seconds in (("inference", chosen - started), ("encode", stored - chosen), ("env", self._clock() - stored)):
+        stepped = self._clock()
+        self._env_times.add(stepped - stored)
+        for state, seconds in (("inference", chosen - started), ("encode", stored - chosen), ("env", stepped - stored)):
             self._seconds[state] += seconds
         return written
 
@@ -194,6 +198,7 @@ class RolloutWorker:
         self._reported_blocked_s = blocked
         values |= {f"actor_seconds_total{{state={state}}}": Sum(seconds) for state, seconds in self._seconds.items()}
         values |= {f"env_errors_total{{reason={kind}}}": Sum(count) for kind, count in self._faults.items()}
+        values["env_step_seconds"] = self._env_times.take()
         self._seconds, self._faults = defaultdict(float), Counter()
         merge_into(values, self._acting.drain_metrics())
         return values

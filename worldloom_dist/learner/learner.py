@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloom.core.metrics import Histogram, Last, Metric, MetricMap, Sum, merge_into
+from worldloom.core.metrics import Histogram, Last, MetricMap, Sum, Tally, merge_into
 from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.learner.guard import NonfiniteGuard
-from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S
+from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, scalar_keys
 from worldloom_dist.ports import SampledWindows, WeightSink
 
 __all__ = ["Learner"]
 
-GROUPS = {"loss": "loss", "grad_norm": "grad_norm"}
+PHASES = ("wait_data", "to_device", "forward_backward", "publish")
 
 
 class Learner:
@@ -62,6 +62,9 @@ class Learner:
         self._skipped_reported = 0
         self._scalars: Mapping[str, Any] = {}
         self._metrics: MetricMap = {}
+        self._phases = {phase: Tally(BUCKETS_S) for phase in PHASES}
+        self._ages = Tally(AGE_BUCKETS_S)
+        self._fresh_steps = 0
 
     @property
     def version(self) -> PolicyVersion:
@@ -84,9 +87,10 @@ class Learner:
         if output.refreshed is not None and self.write_back is not None:
             self.write_back(windows, {name: np.asarray(value.cpu()) for name, value in output.refreshed.items()})
         self._scalars = output.metrics
-        self._note("to_device", copied - started)
-        self._note("forward_backward", time.monotonic() - copied)
-        self._note_freshness(windows)
+        self._phases["to_device"].add(copied - started)
+        self._phases["forward_backward"].add(time.monotonic() - copied)
+        self._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
+        self._fresh_steps += 1
 
     def publish(self) -> WeightsSnapshot:
         """Hand the policy's weights to the store under the next version."""
@@ -94,7 +98,7 @@ class Learner:
         snapshot = self.agent.policy_weights().with_version(self.version)
         self._weights.publish(snapshot)
         seconds = time.monotonic() - started
-        self._note("publish", seconds)
+        self._phases["publish"].add(seconds)
         update: MetricMap = {
             "weights_publish_seconds": Histogram.of(BUCKETS_S, seconds),
             "weights_published_total": Sum(1),
@@ -106,17 +110,23 @@ class Learner:
 
     def note_wait(self, seconds: float) -> None:
         """Book time that the learner waited for data."""
-        self._note("wait_data", seconds)
+        self._phases["wait_data"].add(seconds)
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call; the only place where scalars leave the device."""
         metrics, self._metrics = self._metrics, {}
-        metrics["learner_skipped_updates_total"] = Sum(float(self._guard.skipped - self._skipped_reported))
+        if self._fresh_steps:
+            positions = self._fresh_steps * self.agent.spec.sampling.trained_positions
+            metrics |= {"learner_updates_total": Sum(self._fresh_steps), "learner_replayed_steps_total": Sum(positions)}
+            self._fresh_steps = 0
+        tallies = {f"learner_update_seconds{{phase={phase}}}": tally for phase, tally in self._phases.items()}
+        tallies["sample_age_seconds"] = self._ages
+        metrics |= {key: taken for key, tally in tallies.items() if (taken := tally.take()).count}
+        metrics["learner_skipped_updates_total{reason=nonfinite}"] = Sum(float(self._guard.skipped - self._skipped_reported))
         self._skipped_reported = self._guard.skipped
         for name, value in self._scalars.items():
-            group, _, rest = name.partition("/")
-            key = f"{GROUPS[group]}{{name={rest}}}" if group in GROUPS and rest else f"model_stat{{name={name}}}"
-            metrics[key] = Last(float(value))
+            number = float(value)
+            metrics |= {key: Last(number) for key in scalar_keys(name)}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,15 +152,3 @@ class Learner:
         """Copy once, here: arrays from the object store are read-only, and an accelerator wants pinned memory."""
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
-
-    def _note(self, phase: str, seconds: float) -> None:
-        merge_into(self._metrics, {f"learner_update_seconds{{phase={phase}}}": Histogram.of(BUCKETS_S, seconds)})
-
-    def _note_freshness(self, windows: SampledWindows) -> None:
-        ages = np.maximum(time.time() - windows.inserted_s, 0.0)
-        update: dict[str, Metric] = {
-            "learner_updates_total": Sum(1),
-            "learner_replayed_steps_total": Sum(self.agent.spec.sampling.trained_positions),
-            "sample_age_seconds": Histogram.of(AGE_BUCKETS_S, float(ages.mean())),
-        }
-        merge_into(self._metrics, update)

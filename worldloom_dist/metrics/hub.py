@@ -1,8 +1,9 @@
 """The hub: merges what the roles send, and answers two questions: what is it now (console, files), and what is it to Prometheus.
 
 Roles send increments and observations every few seconds; the hub keeps totals. Counters and histograms of all instances of a role
-are added up; gauges of a role's instances are kept apart only where the key carries a label. Nothing here blocks training: a role
-that cannot reach the hub drops its flush and goes on.
+are added up; gauges of a role's instances become one number, as the table of metrics says (``MetricInfo.across``). So the number
+of series depends on the roles and not on how many workers there are. Nothing here blocks training: a role that cannot reach the
+hub drops its flush and goes on.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import Collector
 
 from worldloom.core.metrics import Histogram, Last, Metric, MetricMap, Sum
-from worldloom_dist.metric_names import METRICS, split_key
+from worldloom_dist.metric_names import METRICS, ZEROS, Across, split_key
 
-__all__ = ["MetricsHub", "serve"]
+__all__ = ["MetricsHub"]
 
 logger = logging.getLogger(__name__)
 
 RECENT_EPISODES = 50
+SILENT_S = 60.0
+"""A gauge that is summed over instances leaves out those that were not heard of for so long: they died, or were given up."""
+ALL = -1
+"""In place of an instance's index: what all instances of a role have together."""
 
 
 class MetricsHub(Collector):
@@ -34,6 +39,7 @@ class MetricsHub(Collector):
     Args:
         run_id: Label of every series.
         constants: Facts for the ``run_info`` series.
+        build: Versions for the ``build_info`` series.
 
     Example:
         >>> hub = MetricsHub("demo", {"env": "toy:point"})
@@ -43,10 +49,12 @@ class MetricsHub(Collector):
         5.0
     """
 
-    def __init__(self, run_id: str, constants: Mapping[str, str] | None = None) -> None:
+    def __init__(self, run_id: str, constants: Mapping[str, str] | None = None, build: Mapping[str, str] | None = None) -> None:
         self.run_id = run_id
-        self._constants = dict(constants or {})
-        self._values: dict[tuple[str, str], Metric] = {}
+        self._infos = {"run_info": dict(constants or {}), "build_info": dict(build or {})}
+        self._values: dict[tuple[str, str], dict[int, Metric]] = {
+            (role, key): {ALL: Sum(0.0)} for role, keys in ZEROS.items() for key in keys
+        }
         self._heard: dict[tuple[str, int], float] = {}
         self._episodes: deque[Mapping[str, Any]] = deque(maxlen=RECENT_EPISODES)
         self._unknown: set[str] = set()
@@ -58,29 +66,27 @@ class MetricsHub(Collector):
         with self._lock:
             self._heard[role, index] = time.time()
             for key, value in values.items():
-                self._merge(role, key, value)
+                self._merge(role, index, key, value)
             for episode in episodes:
                 self._episodes.append(episode)
-                self._merge(role, f"episodes_total{{reason={episode['reason']}}}", Sum(1))
+                self._merge(role, ALL, f"episodes_total{{reason={episode['reason']}}}", Sum(1))
             if episodes:
-                count = len(self._episodes)
-                mean_return = sum(e["return"] for e in self._episodes) / count
-                mean_length = sum(e["length"] for e in self._episodes) / count
-                self._values[role, "episode_return_mean{split=train}"] = Last(mean_return)
-                self._values[role, "episode_length_steps_mean{split=train}"] = Last(mean_length)
+                for name, number in _of_episodes(self._episodes).items():
+                    self._values[role, f"{name}{{split=train}}"] = {ALL: Last(number)}
 
     def snapshot(self) -> dict[str, float]:
         """Every value now, by key; a histogram gives its mean and, as ``KEY:p99``, its 99th percentile."""
+        merged: dict[str, Metric] = {}
         with self._lock:
-            merged: dict[str, Metric] = {}
-            for (_, key), value in self._values.items():
-                known = merged.get(key)
+            for role, key in self._values:
+                value, known = self._value(role, key), merged.get(key)
                 merged[key] = value if known is None else known.merge(value)  # type: ignore[arg-type]
         flat: dict[str, float] = {}
         for key, value in merged.items():
-            flat[key] = float(value.value)
-            if isinstance(value, Histogram):
-                flat[f"{key}:p99"] = value.quantile(0.99)
+            if not isinstance(value, Histogram):
+                flat[key] = float(value.value)
+            elif value.count:
+                flat |= {key: value.value, f"{key}:p99": value.quantile(0.99)}
         return flat
 
     def last_heard(self) -> dict[tuple[str, int], float]:
@@ -96,11 +102,13 @@ class MetricsHub(Collector):
     def collect(self) -> Iterable[Family]:
         """What Prometheus scrapes: one family per name, series labelled with run_id and role."""
         with self._lock:
-            values = list(self._values.items())
+            values = [((role, key), self._value(role, key)) for role, key in self._values]
             heard: dict[str, float] = {}
             for (role, _), stamp in self._heard.items():
                 heard[role] = min(heard.get(role, stamp), stamp)
-        by_name: dict[str, list[tuple[dict[str, str], Metric]]] = {"run_info": [(self._constants, Last(1.0))]}
+        by_name: dict[str, list[tuple[dict[str, str], Metric]]] = {
+            name: [(facts, Last(1.0))] for name, facts in self._infos.items()
+        }
         by_name["heartbeat_timestamp_seconds"] = [({"role": role}, Last(stamp)) for role, stamp in heard.items()]
         for (role, key), value in values:
             name, labels = split_key(key)
@@ -108,16 +116,31 @@ class MetricsHub(Collector):
         for name, series in by_name.items():
             yield from self._family(name, series)
 
-    def _merge(self, role: str, key: str, value: Metric) -> None:
+    def _merge(self, role: str, index: int, key: str, value: Metric) -> None:
         name, _ = split_key(key)
         if name not in METRICS:
             if name not in self._unknown:
                 self._unknown.add(name)
                 logger.warning("metric %r is not in the table of metrics; it is dropped", name)
             return
-        old = self._values.get((role, key))
-        is_gauge = METRICS[name].kind == "gauge"
-        self._values[role, key] = value if old is None or is_gauge else old.merge(value)  # type: ignore[arg-type]
+        instances = self._values.setdefault((role, key), {})
+        if METRICS[name].kind == "gauge":
+            instances[index] = value
+        else:
+            old = instances.get(ALL)
+            instances[ALL] = value if old is None else old.merge(value)  # type: ignore[arg-type]
+
+    def _value(self, role: str, key: str) -> Metric:
+        """What the instances of a role have together; called with the lock held."""
+        instances = self._values[role, key]
+        if ALL in instances:
+            return instances[ALL]
+        across = METRICS[split_key(key)[0]].across
+        if across == "sum":
+            now = time.time()
+            living = [value for index, value in instances.items() if now - self._heard.get((role, index), 0.0) < SILENT_S]
+            return Last(sum(float(value.value) for value in living), now)
+        return _combine(across, list(instances.values()))
 
     def _family(self, name: str, series: list[tuple[dict[str, str], Metric]]) -> Iterator[Family]:
         info = METRICS[name]
@@ -143,18 +166,19 @@ class MetricsHub(Collector):
         yield family
 
 
-def serve(hub: MetricsHub, host: str, port: int) -> tuple[Any, int]:
-    """Serve ``/metrics`` from a thread.
+def _combine(across: Across, values: list[Metric]) -> Metric:
+    """One value of a gauge for several instances, the latest report last."""
+    if len(values) == 1 or across == "last":
+        return max(values, key=lambda value: getattr(value, "stamp", 0.0))
+    numbers = [float(value.value) for value in values]
+    return Last(min(numbers) if across == "min" else sum(numbers) / len(numbers), time.time())
 
-    Returns:
-        The server (call ``shutdown()`` and ``server_close()``) and the port it got.
 
-    Raises:
-        OSError: If the port is taken.
-    """
-    from prometheus_client.exposition import start_http_server
-
-    registry = CollectorRegistry()
-    registry.register(hub)
-    server, _ = start_http_server(port, addr=host, registry=registry)
-    return server, int(server.server_port)
+def _of_episodes(episodes: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    returns, lengths = zip(*((e["return"], e["length"]) for e in episodes), strict=True)
+    return {
+        "episode_return_mean": sum(returns) / len(returns),
+        "episode_return_min": min(returns),
+        "episode_return_max": max(returns),
+        "episode_length_steps_mean": sum(lengths) / len(lengths),
+    }

@@ -19,7 +19,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["CPUS_PER_ROLE", "ray_cluster"]
+__all__ = ["CPUS_PER_ROLE", "ray_cluster", "store_used"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,15 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
         os.environ.update(environment)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def store_used() -> float:
+    """Bytes of the object store in use, over all nodes."""
+    import ray
+
+    name = "object_store_memory"
+    all_of, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    return float(all_of.get(name, 0.0)) - float(free.get(name, 0.0))
 
 
 def _prepare_environment(folder: Path | None) -> None:

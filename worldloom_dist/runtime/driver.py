@@ -20,18 +20,21 @@ import ray
 from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
-from worldloom.core.metrics import Last
+from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.assembly import Plan, choose_inference
+from worldloom_dist.metrics.endpoint import read_secret
+from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.report import Counts, Report
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.run_folder import RunFolder, build_facts
+from worldloom_dist.runtime.cluster import CPUS_PER_ROLE, store_used
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_roles import LearnerRole
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
+from worldloom_dist.runtime.reporting import Reporter
 from worldloom_dist.runtime.supervisor import Role, Supervisor
 from worldloom_dist.runtime.weight_roles import WeightStoreRole
 from worldloom_dist.runtime.worker_role import WorkerRole
@@ -41,7 +44,7 @@ __all__ = ["RayRun"]
 
 logger = logging.getLogger(__name__)
 
-POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S = 0.25, 1.0, 2.0, 10.0
+POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
 EVALUATION_TIMEOUT_S = 1800.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
@@ -65,6 +68,8 @@ class RayRun:
         self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
         self._lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
         self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
+        self._reporter, self._node = Reporter("driver"), NodeMeter(folder.path)
+        self._measure = Pace(MEASURE_EVERY_S)
         self._evaluation: Any = None
         self._evaluation_began = 0.0
         self._evaluated_at = int((earlier.get("eval") or {}).get("env_steps", 0))
@@ -94,7 +99,8 @@ class RayRun:
         logger.info("inference: %s (%s)", where, why)
         config = plan.config
         facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
-        hub = (plan.run_id, facts, config.metrics_host, self._port)
+        secret = read_secret(config.metrics_auth_file)
+        hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
         add("hub", 0, lambda _: _actor(HubRole, "hub-0", threads=8).remote(*hub))
         add("ledger", 0, lambda _: _actor(LedgerRole, "ledger-0").remote(plan, self._report.counts.positions))
         add("weights", 0, lambda _: _actor(WeightStoreRole, "weights-0").remote())
@@ -183,9 +189,16 @@ class RayRun:
             ),
             snapshot,
         )
-        live = sum(role.is_up for role in self._supervisor.of_kind("worker"))
-        values = {**self._report.gauges(), **self._report.increments(before), "workers{state=alive}": Last(live)}
-        self._hub.tell("emit", "driver", 0, values)
+        self._reporter.emit({**self._report.gauges(), **self._report.increments(before), **self._machine()})
+
+    def _machine(self) -> MetricMap:
+        """Workers by state, and what is left of the machine."""
+        workers = self._supervisor.of_kind("worker")
+        alive, dead = sum(role.is_up for role in workers), sum(role.is_given_up for role in workers)
+        starting = self._plan.config.workers - alive - dead
+        states = {"alive": alive, "starting": starting, "dead": dead}
+        values: MetricMap = {f"workers{{state={state}}}": Last(count) for state, count in states.items()}
+        return values | (self._node.drain() | {"object_store_used_bytes": Last(store_used())} if self._measure.is_due() else {})
 
     def _restarts(self, snapshot: dict[str, float]) -> Counter[str]:
         restarts = Counter(self._supervisor.restarts)

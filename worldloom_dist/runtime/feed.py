@@ -19,6 +19,7 @@ import numpy as np
 import ray
 
 from worldloom.core.exceptions import BufferError
+from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.assembly import Plan, role_seed
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
@@ -62,6 +63,11 @@ class Feed:
         if isinstance(item, Exception):
             raise item
         return item
+
+    def gauges(self) -> MetricMap:
+        """How full the queue of batches is: empty when the learner waits for data."""
+        waiting, room = Last(float(self._ready.qsize())), Last(float(self._ready.maxsize))
+        return {"queue_items{queue=batches}": waiting, "queue_capacity_items{queue=batches}": room}
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
         """Send refreshed extras to the shards their rows live in; nobody waits for it."""

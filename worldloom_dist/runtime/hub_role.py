@@ -8,29 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldloom.core.metrics import MetricMap
-from worldloom_dist.metrics.hub import MetricsHub, serve
+from worldloom_dist.metrics.endpoint import serve
+from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.process import ProcessMeter
 
 __all__ = ["HubRole"]
 
 PORTS_TRIED = 50
+MEASURE_EVERY_S = 2.0
 
 
 class HubRole:
     """Holds the hub. A restarted hub starts its counters anew, which Prometheus understands as a reset.
 
     Args:
-        run_id, constants: As :class:`MetricsHub`.
+        run_id, constants, build: As :class:`MetricsHub`.
         host, port: Of the endpoint; port 0 serves nothing. When the port was taken meanwhile, the next free one serves: metrics
             never end a run.
+        secret: Token or password of the endpoint, empty for none.
     """
 
-    def __init__(self, run_id: str, constants: Mapping[str, str], host: str, port: int) -> None:
-        self._hub = MetricsHub(run_id, constants)
+    def __init__(
+        self, run_id: str, constants: Mapping[str, str], build: Mapping[str, str], host: str, port: int, secret: str
+    ) -> None:
+        self._hub = MetricsHub(run_id, constants, build)
         self._gone = threading.Event()
         self._port = 0
         for candidate in range(port, port + PORTS_TRIED) if port else ():
             try:
-                self._port = serve(self._hub, host, candidate)[1]
+                self._port = serve(self._hub, host, candidate, secret)[1]
                 break
             except OSError:
                 continue
@@ -49,4 +55,6 @@ class HubRole:
 
     def lifeline(self) -> None:
         """Lasts as long as the process."""
-        self._gone.wait()
+        meter = ProcessMeter()
+        while not self._gone.wait(MEASURE_EVERY_S):
+            self._hub.emit("hub", 0, meter.drain())

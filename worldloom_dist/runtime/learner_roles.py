@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from worldloom.core.metrics import Histogram, Last
+from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.assembly import Plan, build_learner
 from worldloom_dist.metric_names import BUCKETS_S
@@ -24,13 +24,13 @@ from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["LearnerRole", "choose_device"]
+__all__ = ["LearnerRole", "choose_device", "gpu_metrics"]
 
 logger = logging.getLogger(__name__)
 
-FLUSH_EVERY_S = 2.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
 
@@ -60,11 +60,12 @@ class LearnerRole:
         config = self._plan.config.learner
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE))
         self._store = CheckpointStore(self._folder.checkpoints, keep=config.keep_checkpoints)
-        self._hub, self._ledger, self._weights = Remote("hub-0"), Remote("ledger-0"), RemoteWeights()
+        self._reporter, self._ledger, self._weights = Reporter("learner"), Remote("ledger-0"), RemoteWeights()
+        self._device = choose_device(config.device)
         self._learner = build_learner(
             self._plan,
             self._weights,
-            device=choose_device(config.device),
+            device=self._device,
             incarnation=self._incarnation,
             folder=self._folder.path,
         )
@@ -145,25 +146,43 @@ class LearnerRole:
         counts = self._ledger.call("counts")
         tree = {"learner": self._learner.state_dict(), "agent": self._plan.agent.name, "ledger": counts}
         facts = {"train_steps": self._learner.train_steps, "replayed_steps": self._learner.replayed_steps, **counts}
-        saved = self._store.save(self._learner.train_steps, tree, facts)
+        try:
+            saved = self._store.save(self._learner.train_steps, tree, facts)
+        except OSError:
+            self._reporter.emit({"checkpoint_failures_total": Sum(1)})
+            raise
         score, self._score = self._score, None
         if score is not None:
             self._store.mark_best(saved, score)
         self._status["checkpoint_at"] = time.time()
         took = Histogram.of(BUCKETS_S, time.monotonic() - started)
-        stamp = Last(time.time())
-        values = {"checkpoint_seconds": took, "checkpoint_last_success_timestamp_seconds": stamp}
-        self._hub.tell("emit", "learner", 0, values)
+        size = sum(path.stat().st_size for path in saved.iterdir())
+        values: MetricMap = {"checkpoint_seconds": took, "checkpoint_bytes": Last(float(size))}
+        self._reporter.emit({**values, "checkpoint_last_success_timestamp_seconds": Last(time.time())})
 
     def _flush(self) -> None:
         with contextlib.suppress(RoleGoneError):
             if self._weights.version() < self._published:  # the store was restarted and is empty: publish again
                 self._published = NO_POLICY
-        self._hub.tell("emit", "learner", 0, self._learner.drain_metrics())
+        self._reporter.emit({**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)})
 
     def _note(self, state: str) -> None:
         steps, replayed = self._learner.train_steps, self._learner.replayed_steps
         self._status.update(state=state, train_steps=steps, replayed_steps=replayed, version=tuple(self._learner.version))
+
+
+def gpu_metrics(device: str) -> MetricMap:
+    """Memory and utilization of a CUDA device; empty for a CPU, and without utilization where NVML is missing."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    gpu = f"gpu={torch.device(device).index or 0}"
+    values: MetricMap = {f"gpu_memory_used_bytes{{{gpu}}}": Last(float(total - free))}
+    with contextlib.suppress(ImportError, RuntimeError):
+        values[f"gpu_utilization_ratio{{{gpu}}}"] = Last(torch.cuda.utilization(device) / 100)
+    return values
 
 
 def choose_device(wanted: str) -> str:

@@ -14,18 +14,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from worldloom.core.metrics import Last, MetricMap
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.assembly import Plan, build_evaluator, build_policy
 from worldloom_dist.runtime.learner_roles import choose_device
 from worldloom_dist.runtime.pace import Pace
-from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 __all__ = ["EvaluatorRole", "InferenceRole"]
-
-FLUSH_EVERY_S = 2.0
 
 
 class InferenceRole:
@@ -62,7 +61,8 @@ class InferenceRole:
 
     async def lifeline(self) -> None:
         """The batch loop."""
-        loop, hub, flush, look = asyncio.get_running_loop(), Remote("hub-0"), Pace(FLUSH_EVERY_S), Pace(self._plan.pull_interval_s)
+        loop, flush, look = asyncio.get_running_loop(), Pace(FLUSH_EVERY_S), Pace(self._plan.pull_interval_s)
+        reporter = Reporter("inference", self._index)
         with ThreadPoolExecutor(1) as thread:
             server = await loop.run_in_executor(thread, self._build)
             while True:
@@ -77,7 +77,11 @@ class InferenceRole:
                     await loop.run_in_executor(thread, server.refresh)
                 self._version = server.version
                 if flush.is_due():
-                    hub.tell("emit", "inference", self._index, server.drain_metrics())
+                    reporter.emit({**with_planner(server.drain_metrics(), self._plan.spec.acting), **self._queue()})
+
+    def _queue(self) -> MetricMap:
+        waiting, room = Last(float(len(self._pending))), Last(float(self._clients))
+        return {"queue_items{queue=inference}": waiting, "queue_capacity_items{queue=inference}": room}
 
     async def _next_batch(self) -> list[tuple[ActRequest, asyncio.Future[ActReply]]]:
         """Wait for requests; close the batch when it is full, when every client is in it, or after ``max_wait_ms``."""
@@ -144,4 +148,6 @@ class EvaluatorRole:
 
     def lifeline(self) -> None:
         """Lasts as long as the process."""
-        self._gone.wait()
+        reporter = Reporter("evaluator")
+        while not self._gone.wait(FLUSH_EVERY_S):
+            reporter.emit()

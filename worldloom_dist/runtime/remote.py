@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import Any
 
 import ray
@@ -16,11 +17,19 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from worldloom.core.exceptions import StateError
 
-__all__ = ["GONE", "Remote", "RoleGoneError"]
+__all__ = ["GONE", "Remote", "RoleGoneError", "drain_errors"]
 
 GONE = (RayActorError, GetTimeoutError)
 """What a call raises when the other side died or does not answer."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+_errors: Counter[str] = Counter()
+
+
+def drain_errors() -> Counter[str]:
+    """Calls of this process that failed since the last time, by reason: ``gone`` or ``timeout``."""
+    taken = Counter(_errors)
+    _errors.subtract(taken)
+    return +taken
 
 
 class RoleGoneError(StateError):
@@ -58,6 +67,7 @@ class Remote:
         try:
             getattr(self.handle, method).remote(*args)
         except (ValueError, *GONE):
+            _errors["gone"] += 1
             self.forget()
 
     def call(self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0) -> Any:
@@ -94,6 +104,7 @@ class Remote:
     def _after_failure(self, error: Exception, give_up: float | None, patience_s: float) -> float:
         if isinstance(error, ValueError) and "Failed to look up actor" not in str(error):
             raise error
+        _errors["timeout" if isinstance(error, GetTimeoutError | TimeoutError) else "gone"] += 1
         self.forget()
         deadline = give_up if give_up is not None else time.monotonic() + patience_s
         if time.monotonic() > deadline:

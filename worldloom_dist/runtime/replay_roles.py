@@ -22,13 +22,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from worldloom.core.exceptions import StateError
-from worldloom.core.metrics import Histogram
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import Plan, build_shard
-from worldloom_dist.metric_names import LAG_BUCKETS
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
 from worldloom_dist.replay.ledger import Ledger
+from worldloom_dist.replay.meter import ShardMeter
+from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 __all__ = ["LedgerRole", "ShardRole"]
@@ -149,7 +150,7 @@ class LedgerRole:
 
     async def lifeline(self) -> None:
         """Lasts as long as the process."""
-        await asyncio.Event().wait()
+        await Reporter("ledger").emit_for_ever()
 
     def _try_insert(self, shard: int, agent_steps: int) -> bool:
         """When the run drains, what workers still hold goes in beyond the band; before that, nothing beyond the run's target."""
@@ -193,7 +194,7 @@ class ShardRole:
         self._ledger = Remote("ledger-0")
         self._life, self._joined = uuid.uuid4().hex, asyncio.Event()
         self._weights, self._newest = RemoteWeights(), NO_POLICY
-        self._hub, self._lags = Remote("hub-0"), Histogram.of(LAG_BUCKETS)
+        self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
 
     async def append(self, chunk: Chunk) -> bool:
@@ -212,11 +213,15 @@ class ShardRole:
 
     async def sample(self, request: SampleRequest) -> SampledWindows:
         """Windows."""
-        return await asyncio.to_thread(self._shard.sample, request)
+        with self._meter.timed("sample"):
+            windows = await asyncio.to_thread(self._shard.sample, request)
+        self._meter.sampled(windows)
+        return windows
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
-        await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
+        with self._meter.timed("update_latents"):
+            await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
 
     async def books(self) -> RowBooks:
         """Where every row went."""
@@ -233,12 +238,12 @@ class ShardRole:
             await asyncio.to_thread(self._shard.declare_lost, known)
         await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
         self._joined.set()
+        flush = Pace(FLUSH_EVERY_S)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             self._report()
-            if self._lags.count:
-                self._hub.tell("emit", "replay", self._index, {"policy_lag_updates": self._lags})
-                self._lags = Histogram.of(LAG_BUCKETS)
+            if flush.is_due():
+                self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.books(), len(self._arriving)))
             self._newest = await self._weights.aversion(self._newest)
 
     async def _append(self, chunk: Chunk) -> bool:
@@ -247,14 +252,15 @@ class ShardRole:
             raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
         is_new = False
         try:
-            is_new = await asyncio.to_thread(self._shard.append, chunk)
+            with self._meter.timed("insert"):
+                is_new = await asyncio.to_thread(self._shard.append, chunk)
         finally:
             if not is_new:
                 self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
         self._report()
+        self._meter.arrived(len(chunk.payload))
         if is_new and chunk.version != NO_POLICY:
-            lag = max(0, self._newest.update - chunk.version.update)
-            self._lags = self._lags.merge(Histogram.of(LAG_BUCKETS, lag))
+            self._meter.lagged(max(0, self._newest.update - chunk.version.update))
         return is_new
 
     def _report(self) -> None:

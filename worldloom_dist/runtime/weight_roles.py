@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any
 
@@ -12,6 +11,7 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.reporting import Reporter
 
 __all__ = ["RemoteWeights", "WeightStoreRole"]
 
@@ -45,7 +45,7 @@ class WeightStoreRole:
 
     async def lifeline(self) -> None:
         """Lasts as long as the process."""
-        await asyncio.Event().wait()
+        await Reporter("weights").emit_for_ever()
 
 
 class RemoteWeights:

@@ -22,13 +22,13 @@ from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalA
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import Plan, build_policy, build_worker
 from worldloom_dist.runtime.remote import GONE, Remote
+from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 __all__ = ["ShardWriter", "WorkerRole"]
 
 logger = logging.getLogger(__name__)
 
-FLUSH_EVERY_S = 2.0
 LOOK_EVERY_S = 5.0
 
 
@@ -105,7 +105,7 @@ class WorkerRole:
         self._plan, self._slot, self._incarnation = plan, slot, incarnation
         self._stopping = threading.Event()
         self._writer = ShardWriter(plan, slot, self._stopping)
-        self._hub = Remote("hub-0")
+        self._reporter = Reporter("actor", slot)
         self._doing, self._since = "starting", time.monotonic()
         self._steps = 0
         self._is_waiting_for_policy = False
@@ -115,14 +115,14 @@ class WorkerRole:
         """Step until told to stop; what is open has been sent then."""
         worker = build_worker(self._plan, self._slot, self._incarnation, self._acting(), self._writer)
         self._worker = worker
-        flushed = time.monotonic()
+        flushed, every_s = time.monotonic(), flush_interval_s(self._plan.config.workers)
         try:
             while not self._stopping.is_set():
                 self._doing, self._since = "reset" if worker.begins_episode else "step", time.monotonic()
                 worker.step()
                 self._steps += 1
                 now = time.monotonic()
-                if now - flushed >= FLUSH_EVERY_S:
+                if now - flushed >= every_s:
                     flushed = now
                     self._emit(worker)
         finally:
@@ -174,4 +174,4 @@ class WorkerRole:
 
     def _emit(self, worker: RolloutWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]
-        self._hub.tell("emit", "actor", self._slot, worker.drain_metrics(), {"episodes": episodes})
+        self._reporter.emit(with_planner(worker.drain_metrics(), self._plan.spec.acting), {"episodes": episodes})

@@ -84,8 +84,8 @@ def test_a_bad_update_is_counted_and_its_batch_saved(tmp_path):
     learner = Learner(FakeAgent(), WeightStore(), bad_batches=tmp_path / "bad")
     learner.train(windows(np.nan))
     learner.train(windows())
-    assert learner.drain_metrics()["learner_skipped_updates_total"].value == 1
-    assert learner.drain_metrics()["learner_skipped_updates_total"].value == 0
+    assert learner.drain_metrics()["learner_skipped_updates_total{reason=nonfinite}"].value == 1
+    assert learner.drain_metrics()["learner_skipped_updates_total{reason=nonfinite}"].value == 0
     with np.load(tmp_path / "bad" / "update-000000001.npz") as saved:
         assert np.isnan(saved["reward"]).all()
 

@@ -4,11 +4,13 @@ import math
 import urllib.request
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from worldloom.core.metrics import Histogram, Last, Sum
-from worldloom_dist.metric_names import METRICS, split_key, to_markdown
-from worldloom_dist.metrics.hub import MetricsHub, serve
+from worldloom_dist.metric_names import METRICS, ZEROS, path_of, scalar_keys, split_key, to_markdown
+from worldloom_dist.metrics.endpoint import serve
+from worldloom_dist.metrics.hub import MetricsHub
 
 
 def filled() -> MetricsHub:
@@ -49,6 +51,59 @@ def test_a_scrape_parses_and_carries_run_id_and_role():
     assert samples["worldloom_sample_age_seconds_count", "learner", None].value == 3
     assert samples["worldloom_heartbeat_timestamp_seconds", "actor", None].value > 0
     assert all(s.labels["run_id"] == "r1" for s in samples.values())
+
+
+def test_the_number_of_series_does_not_depend_on_the_number_of_workers():
+    def series(workers: int) -> int:
+        hub = MetricsHub("r1")
+        for worker in range(workers):
+            hub.emit("actor", worker, {"agent_steps_total": Sum(1), "process_resident_memory_bytes": Last(7.0)})
+        return sum(len(family.samples) for family in hub.collect())
+
+    assert series(2) == series(64)
+
+
+def test_gauges_of_instances_are_combined_as_the_table_says(monkeypatch):
+    hub = MetricsHub("r1")
+    for worker, version in ((0, 9.0), (1, 4.0)):
+        hub.emit("actor", worker, {"process_resident_memory_bytes": Last(100.0), "policy_version": Last(version, worker)})
+    assert hub.snapshot()["process_resident_memory_bytes"] == 200.0
+    assert hub.snapshot()["policy_version"] == 4.0, "the oldest weights in use"
+    hub.forget("actor", 1)
+    assert hub.snapshot()["process_resident_memory_bytes"] == 100.0, "a worker that is gone holds no memory"
+
+
+def test_counters_exist_before_anything_happens_and_empty_histograms_say_nothing():
+    hub = MetricsHub("r1")
+    hub.emit("replay", 0, {"policy_lag_updates": Histogram.of((1.0, 2.0))})
+    names = {(s.name, s.labels.get("reason")) for family in hub.collect() for s in family.samples}
+    assert ("worldloom_env_errors_total", "hung") in names
+    assert hub.snapshot()["learner_updates_total"] == 0.0
+    assert "policy_lag_updates" not in hub.snapshot()
+    for keys in ZEROS.values():
+        assert {split_key(key)[0] for key in keys} <= {name for name, info in METRICS.items() if info.kind == "counter"}
+
+
+@pytest.mark.parametrize(
+    ("scalar", "key"),
+    [
+        ("loss/total", "loss{name=total}"),
+        ("reward_loss", "loss{name=reward}"),
+        ("grad_norm", "grad_norm{name=all}"),
+        ("pi_grad_norm", "grad_norm{name=pi}"),
+        ("ent/action", "policy_entropy_nats{name=action}"),
+        ("rand/action", "model_stat{name=rand/action}"),
+        ("val", "value_mean"),
+    ],
+)
+def test_scalars_of_both_algorithms_share_names(scalar, key):
+    assert scalar_keys(scalar) == (key,)
+    assert split_key(key)[0] in METRICS
+
+
+def test_a_name_with_labels_is_a_path_for_tools_without_labels():
+    assert path_of("loss{name=total}") == "loss/total"
+    assert path_of("replay_op_seconds{op=insert}:p99") == "replay_op_seconds/insert/p99"
 
 
 def test_a_metric_outside_the_table_is_dropped_with_one_warning(caplog):

@@ -1,0 +1,89 @@
+"""Who may read the endpoint, and where its secret comes from."""
+
+import base64
+import contextlib
+import urllib.error
+import urllib.request
+
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.metrics.endpoint import AUTH_VARIABLE, read_secret, serve
+from worldloom_dist.metrics.hub import MetricsHub
+
+
+@contextlib.contextmanager
+def endpoint(secret=""):
+    server, port = serve(MetricsHub("r1"), "127.0.0.1", 0, secret)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def status(url, authorization=None):
+    request = urllib.request.Request(url, headers={"Authorization": authorization} if authorization else {})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def basic(text):
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+def test_a_token_opens_the_endpoint_and_nothing_else_does():
+    with endpoint("0123456789abcdef") as url:
+        code, text = status(url + "/metrics")
+        assert code == 401
+        assert "worldloom" not in text
+        assert status(url + "/metrics", "Bearer 0123456789abcdeX")[0] == 401
+        assert status(url + "/metrics", basic("u:0123456789abcdef"))[0] == 401
+        assert status(url + "/metrics", "Bearer 0123456789abcdef")[0] == 200
+        assert status(url + "/healthz") == (200, "ok\n")
+
+
+def test_a_user_and_a_password_open_the_endpoint_and_nothing_else_does():
+    with endpoint("prometheus:s3cret-word") as url:
+        assert status(url + "/metrics")[0] == 401
+        assert status(url + "/metrics", "Bearer prometheus:s3cret-word")[0] == 401
+        assert status(url + "/metrics", "Basic not-base64!")[0] == 401
+        assert status(url + "/metrics", basic("prometheus:wrong"))[0] == 401
+        assert "worldloom_run_info" in status(url + "/metrics", basic("prometheus:s3cret-word"))[1]
+
+
+def test_only_metrics_are_served():
+    with endpoint() as url:
+        assert status(url + "/metrics")[0] == 200
+        assert status(url + "/config.json")[0] == 404
+
+
+def test_the_secret_comes_from_a_file_or_the_environment(tmp_path):
+    file = tmp_path / "token"
+    file.write_text("abcdefgh12345678\n")
+    assert read_secret(file, {AUTH_VARIABLE: "other-secret"}) == "abcdefgh12345678"
+    assert read_secret(None, {AUTH_VARIABLE: "user:password"}) == "user:password"
+    assert read_secret(None, {}) == ""
+
+
+@pytest.mark.parametrize("text", ["", "short", "pässwörter-mit-umlaut"])
+def test_what_is_no_secret_is_refused_without_being_repeated(tmp_path, text):
+    file = tmp_path / "token"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match="at least 8") as caught:
+        read_secret(file)
+    assert not text or text not in str(caught.value)
+
+
+def test_a_secret_that_cannot_be_read_or_that_anybody_may_change_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_secret(tmp_path / "nothing")
+    file = tmp_path / "token"
+    file.write_text("abcdefgh12345678")
+    file.chmod(0o666)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        read_secret(file)

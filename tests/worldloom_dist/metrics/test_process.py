@@ -1,0 +1,36 @@
+"""What processes and machines use is measured, children included."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worldloom_dist.metrics.process import NodeMeter, ProcessMeter
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def test_memory_and_cpu_of_a_process_are_measured_with_its_children():
+    meter = ProcessMeter()
+    alone = meter.drain()
+    assert alone["process_resident_memory_bytes"].value > 10e6
+    assert alone["process_open_fds"].value > 2
+    child = subprocess.Popen([sys.executable, "-c", "x = sum(range(3_000_000)); print(1, flush=True); input()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        child.stdout.readline()
+        both = meter.drain()
+    finally:
+        child.communicate(b"\n")
+    assert both["process_resident_memory_bytes"].value > alone["process_resident_memory_bytes"].value + 5e6
+    assert both["process_cpu_seconds_total"].value > 0
+    assert meter.drain()["process_cpu_seconds_total"].value >= 0, "a child that ended takes nothing back"
+
+
+def test_a_machine_reports_its_disk_its_memory_and_its_cores(tmp_path):
+    values = NodeMeter(tmp_path).drain()
+    assert 0 < values["disk_free_bytes"].value <= values["disk_size_bytes"].value
+    assert values["node_memory_available_bytes"].value > 0
+    assert 0 <= values["node_cpu_busy_ratio"].value <= 1
+    assert "disk_free_bytes" not in NodeMeter(Path("/nowhere")).drain()

@@ -1,0 +1,27 @@
+"""A shard's meter counts what passes and starts anew when it is drained."""
+
+import numpy as np
+import pytest
+
+from worldloom_dist.ports import RowBooks, SampledWindows
+from worldloom_dist.replay.meter import ShardMeter
+
+
+def test_what_passes_a_shard_is_counted_once(tmp_path):
+    meter = ShardMeter(5, tmp_path)
+    (tmp_path / "segment").write_bytes(b"x" * 70)
+    with meter.timed("insert"):
+        meter.arrived(100)
+    with pytest.raises(ValueError), meter.timed("sample"):
+        raise ValueError
+    meter.lagged(3)
+    rows = {"obs": np.zeros((2, 6, 4), np.float32)}
+    meter.sampled(SampledWindows(rows, np.zeros((2, 6), np.int64), *(np.zeros(2) for _ in range(3))))
+    values = meter.drain(RowBooks(payload_bytes=9), 1)
+    assert values["replay_op_seconds{op=insert}"].count == values["replay_op_seconds{op=sample}"].count == 1
+    assert values["policy_lag_updates"].value == 3
+    assert values["replay_sampled_steps_total"].value == 10
+    assert values["transfer_bytes_total{path=actor_replay}"].value == 100
+    assert values["transfer_bytes_total{path=replay_learner}"].value == 2 * 6 * 4 * 4
+    assert [values[f"replay_bytes{{storage={s}}}"].value for s in ("ram", "disk")] == [9, 70]
+    assert meter.drain(RowBooks(), 0)["replay_sampled_steps_total"].value == 0

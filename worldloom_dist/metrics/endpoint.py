@@ -1,0 +1,132 @@
+"""The Prometheus endpoint: ``/metrics`` over HTTP from a thread, with a password if there is one.
+
+``/healthz`` answers without one, for probes; it says nothing of the run. The secret comes from a file or from the environment and
+lives in memory only: it is never an argument of a process, and never logged.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client.exposition import make_wsgi_app
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from worldloom.core.exceptions import ConfigurationError
+
+__all__ = ["AUTH_VARIABLE", "read_secret", "serve"]
+
+AUTH_VARIABLE = "WORLDLOOM_METRICS_AUTH"
+MIN_SECRET_CHARS = 8
+Answer = Iterable[bytes]
+
+
+def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) -> str:
+    """The secret of the endpoint: the first line of a file, else of the environment, else none.
+
+    Returns:
+        A bearer token, ``USER:PASSWORD`` for basic authentication, or an empty text when everybody may read.
+
+    Raises:
+        ConfigurationError: If the file cannot be read or is readable by everybody, or the secret is too short to be one.
+    """
+    if path is None:
+        text, home = environment.get(AUTH_VARIABLE), AUTH_VARIABLE
+    else:
+        home = f"metrics_auth_file: {path}"
+        try:
+            text = path.read_text()
+            mode = path.stat().st_mode
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"metrics_auth_file: {path} cannot be read ({type(error).__name__})") from error
+        if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+            raise ConfigurationError(f"metrics_auth_file: everybody may write {path}; run: chmod 600 {path}")
+    if text is None:
+        return ""
+    secret = (text.splitlines() or [""])[0].strip()
+    if len(secret) < MIN_SECRET_CHARS or not secret.isascii():
+        raise ConfigurationError(f"{home} must hold a token or USER:PASSWORD of at least {MIN_SECRET_CHARS} ASCII characters")
+    return secret
+
+
+def serve(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, int]:
+    """Serve ``/metrics`` from a thread.
+
+    Args:
+        hub: What is scraped.
+        host, port: Where it listens; port 0 takes a free one.
+        secret: As :func:`read_secret` gives it.
+
+    Returns:
+        The server (call ``shutdown()`` and ``server_close()``) and the port it got.
+
+    Raises:
+        OSError: If the port is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(hub)
+    app = _guarded(make_wsgi_app(registry), secret)
+    server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server, int(server.server_port)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """One thread per scrape; a client that hangs holds nobody up."""
+
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    """Writes no log line per scrape, and gives up on clients that say nothing."""
+
+    timeout = 10
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a header might hold the secret."""
+
+    def address_string(self) -> str:
+        """The address as it is: a reverse look-up of names can take seconds."""
+        return str(self.client_address[0])
+
+
+def _guarded(app: Any, secret: str) -> Callable[[dict[str, Any], Any], Answer]:
+    def answer(environ: dict[str, Any], start: Any) -> Answer:
+        path = environ.get("PATH_INFO", "/")
+        if path == "/healthz":
+            start("200 OK", [("Content-Type", "text/plain")])
+            return [b"ok\n"]
+        if secret and not _is_allowed(environ.get("HTTP_AUTHORIZATION", ""), secret):
+            scheme = 'Basic realm="metrics"' if ":" in secret else "Bearer"
+            start("401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", scheme)])
+            return [b"401: send the token or password of this endpoint\n"]
+        if path not in ("/", "/metrics") or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"404: metrics are at /metrics\n"]
+        result: Answer = app(environ, start)
+        return result
+
+    return answer
+
+
+def _is_allowed(header: str, secret: str) -> bool:
+    """Compare in constant time."""
+    scheme, _, given = header.partition(" ")
+    if ":" not in secret:
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), secret.encode())
+    if scheme.lower() != "basic":
+        return False
+    try:
+        decoded = base64.b64decode(given.strip(), validate=True)
+    except (ValueError, binascii.Error):
+        return False
+    return hmac.compare_digest(decoded, secret.encode())

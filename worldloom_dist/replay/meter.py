@@ -1,0 +1,81 @@
+"""What a shard measures of itself: times, bytes, how old the weights were that made its rows. Used by one event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from worldloom.core.metrics import Last, MetricMap, Sum, Tally
+from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
+from worldloom_dist.ports import RowBooks, SampledWindows
+
+__all__ = ["ShardMeter"]
+
+OPERATIONS = ("insert", "sample", "update_latents")
+
+
+class ShardMeter:
+    """Collects what happens at a shard until it is drained.
+
+    Args:
+        window_positions: Trained positions of one window.
+        directory: Where the journal lies.
+    """
+
+    def __init__(self, window_positions: int, directory: Path) -> None:
+        self._window_positions, self._directory = window_positions, directory
+        self._times = {operation: Tally(BUCKETS_S) for operation in OPERATIONS}
+        self._lags = Tally(LAG_BUCKETS)
+        self._positions = self._bytes_in = self._bytes_out = 0
+
+    @contextlib.contextmanager
+    def timed(self, operation: str) -> Iterator[None]:
+        """Time an operation, those that fail included."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._times[operation].add(time.monotonic() - started)
+
+    def arrived(self, size_bytes: int) -> None:
+        """A chunk came, new or not."""
+        self._bytes_in += size_bytes
+
+    def lagged(self, updates: int) -> None:
+        """A new chunk was made by weights that were so many updates old."""
+        self._lags.add(updates)
+
+    def sampled(self, windows: SampledWindows) -> None:
+        """Windows were handed out."""
+        self._positions += len(windows.row_ids) * self._window_positions
+        self._bytes_out += sum(column.nbytes for column in windows.columns.values())
+
+    def drain(self, books: RowBooks, arriving: int) -> MetricMap:
+        """What happened since the last call, and what is stored now.
+
+        Args:
+            books: Of the shard.
+            arriving: Chunks that wait for admission.
+        """
+        values: MetricMap = {f"replay_op_seconds{{op={name}}}": tally.take() for name, tally in self._times.items()}
+        values |= {
+            "policy_lag_updates": self._lags.take(),
+            "replay_sampled_steps_total": Sum(self._positions),
+            "transfer_bytes_total{path=actor_replay}": Sum(self._bytes_in),
+            "transfer_bytes_total{path=replay_learner}": Sum(self._bytes_out),
+            "replay_bytes{storage=ram}": Last(books.payload_bytes),
+            "replay_bytes{storage=disk}": Last(_size(self._directory)),
+            "queue_items{queue=trajectories}": Last(arriving),
+        }
+        self._positions = self._bytes_in = self._bytes_out = 0
+        return values
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError):  # a segment may be dropped meanwhile
+        for path in folder.iterdir():
+            total += path.stat().st_size
+    return total
