@@ -17,7 +17,7 @@ from worldloom.agents.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["ActorsConfig", "LearnerConfig", "ReplayConfig", "RunConfig"]
+__all__ = ["ActorsConfig", "LearnerConfig", "PlacementConfig", "ReplayConfig", "RunConfig"]
 
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -91,6 +91,20 @@ class LearnerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementConfig:
+    """What roles ask for on a cluster that is joined with --address; a cluster that the launcher starts is used without asking."""
+
+    worker_cpus: float = 1.0
+    """CPUs that one env worker asks for."""
+    learner_gpus: float | None = None
+    """GPUs of a learner (default: 1, or what inference servers leave of a single one; 0 without a GPU in the cluster)."""
+    inference_gpus: float | None = None
+    """GPU share of an inference server (default: 0.25 when the learner has a GPU)."""
+    wait_s: float = 0.0
+    """Seconds that a role may wait for an autoscaling cluster to grow; with 0 a cluster that is too small is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One run: what to train, on what, with how much, and where it is written."""
 
@@ -144,6 +158,8 @@ class RunConfig:
     """Sharded replay."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """The learner."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """What roles ask for on a cluster."""
     agent_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the agent's own config that were set (not a flag: filled from --agent.FIELD)."""
 
@@ -197,6 +213,8 @@ class RunConfig:
             *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),
             *_positive(actors__step_timeout_s=actors.step_timeout_s, actors__reset_timeout_s=actors.reset_timeout_s),
             *_positive(learner__publish_every_s=learner.publish_every_s),
+            *_at_least(0, placement__worker_cpus=self.placement.worker_cpus, placement__learner_gpus=self.placement.learner_gpus),
+            *_at_least(0, placement__inference_gpus=self.placement.inference_gpus, placement__wait_s=self.placement.wait_s),
             *_positive(learner__checkpoint_every_s=learner.checkpoint_every_s),
         ]
 
@@ -216,6 +234,7 @@ class RunConfig:
             ConfigurationError: If a field is unknown to this version.
         """
         sections = {"env": EnvConfig, "actors": ActorsConfig, "replay": ReplayConfig, "learner": LearnerConfig}
+        sections["placement"] = PlacementConfig
         values = dict(data)
         try:
             for name, kind in sections.items():

@@ -30,9 +30,9 @@ MARK = "WORLDLOOM_TEST_RUN"
 class Launched:
     """A running ``python -m worldloom_dist.launch``; every process it starts carries its mark in the environment."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, env: dict[str, str] | None = None) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
-        environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+        environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", **(env or {})}
         self.output = folder.parent / f"{folder.name}-{self.mark[:6]}.out"
         command = [sys.executable, "-m", "worldloom_dist.launch", *words]
         with self.output.open("w") as file:
@@ -76,24 +76,36 @@ class Launched:
         return [" ".join(p.cmdline()) for p in self._marked()]
 
     def kill_all(self) -> None:
-        for process in self._marked():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+        kill_marked(self.mark)
         self.process.wait(10)
 
     def _marked(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return marked(self.mark)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Living processes whose environment carries a mark."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill_marked(mark: str) -> None:
+    """Kill them, and those that they start meanwhile."""
+    while found := marked(mark):
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
-def launched(folder: Path, *words: str) -> Iterator[Launched]:
+def launched(folder: Path, *words: str, env: dict[str, str] | None = None) -> Iterator[Launched]:
     """A run in ``folder``; killed with everything it started when the block ends."""
-    run = Launched(folder, *words)
+    run = Launched(folder, *words, env=env)
     try:
         yield run
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["CPUS_PER_ROLE", "ray_cluster", "store_used"]
+__all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _prepare_environment(folder: Path | None) -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if folder is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if _token_known() else "disabled")
+        os.environ.setdefault("RAY_AUTH_MODE", choose_auth_mode())
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.pop("RAY_ADDRESS", None)
@@ -81,11 +81,11 @@ def _prepare_environment(folder: Path | None) -> None:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
 
 
-def _token_known() -> bool:
-    return (
-        bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
-        or (Path.home() / ".ray/auth_token").exists()
-    )
+def choose_auth_mode() -> str:
+    """``RAY_AUTH_MODE`` for a cluster that we join: what the environment says, else ``token`` when there is one to show."""
+    known = bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+    known = known or (Path.home() / ".ray/auth_token").exists()
+    return os.environ.get("RAY_AUTH_MODE") or ("token" if known else "disabled")
 
 
 def _connect(address: str | None, folder: Path | None, run_id: str) -> None:

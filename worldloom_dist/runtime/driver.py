@@ -27,10 +27,11 @@ from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
-from worldloom_dist.runtime.cluster import CPUS_PER_ROLE, store_used
+from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_roles import LearnerRole
 from worldloom_dist.runtime.pace import Pace
+from worldloom_dist.runtime.placement import Placement
 from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
 EVALUATION_TIMEOUT_S = 1800.0
+START_TIMEOUT_S = 180.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
 
@@ -58,10 +60,15 @@ class RayRun:
         folder: Where it writes.
         port: Of the Prometheus endpoint; 0 for none.
         stop: Set by a signal.
+
+    Raises:
+        ConfigurationError: If the cluster is too small.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, port: int, stop: StopFlag) -> None:
+        folder = RunFolder(folder.path.absolute())  # the same for roles with another working directory
         self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
+        self._placement = Placement(plan.config, plan.inference)
         earlier = folder.read_json("summary.json")
         self._report = Report(plan, folder, earlier)
         actors = plan.config.actors
@@ -98,21 +105,22 @@ class RayRun:
         where, why = choose_inference(plan.config, plan.spec)
         logger.info("inference: %s (%s)", where, why)
         config = plan.config
+        place = self._placement
         facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
         secret = read_secret(config.metrics_auth_file)
         hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
-        add("hub", 0, lambda _: _actor(HubRole, "hub-0", threads=8).remote(*hub))
-        add("ledger", 0, lambda _: _actor(LedgerRole, "ledger-0").remote(plan, self._report.counts.positions))
-        add("weights", 0, lambda _: _actor(WeightStoreRole, "weights-0").remote())
+        add("hub", 0, lambda _: _actor(place, HubRole, "hub", 0, threads=8).remote(*hub))
+        add("ledger", 0, lambda _: _actor(place, LedgerRole, "ledger", 0).remote(plan, self._report.counts.positions))
+        add("weights", 0, lambda _: _actor(place, WeightStoreRole, "weights", 0).remote())
         for index in range(plan.config.replay.shards):
-            make = partial(_start_shard, plan, index, self._folder)
+            make = partial(_start_shard, place, plan, index, self._folder)
             add("shard", index, make, on_down=partial(self._ledger.tell, "shard_down", index))
         if where == "central":
             for index in range(plan.config.inference_servers):
-                add("inference", index, partial(_start_inference, plan, index))
-        add("learner", 0, partial(_start_learner, plan, self._folder), method="run", ping_timeout_s=120.0)
+                add("inference", index, partial(_start_inference, place, plan, index))
+        add("learner", 0, partial(_start_learner, place, plan, self._folder), method="run", ping_timeout_s=120.0)
         if plan.config.eval_episodes:
-            add("evaluator", 0, lambda _: _actor(EvaluatorRole, "evaluator-0", threads=3).remote(plan), is_vital=False)
+            add("evaluator", 0, lambda _: _actor(place, EvaluatorRole, "evaluator", 0, threads=3).remote(plan), is_vital=False)
         self._start_workers()
 
     def _start_workers(self) -> None:
@@ -121,7 +129,7 @@ class RayRun:
         starting = sum(not (worker.is_up or worker.is_given_up) for worker in workers)
         for slot in self._waiting_workers[: max(0, self._plan.config.actors.start_wave - starting)]:
             self._waiting_workers.remove(slot)
-            make = partial(_start_worker, self._plan, slot, self._lives)
+            make = partial(_start_worker, self._placement, self._plan, slot, self._lives)
             self._add("worker", slot, make, method="run", is_vital=False, on_down=partial(self._worker_down, slot))
 
     def _worker_down(self, slot: int) -> None:
@@ -130,6 +138,7 @@ class RayRun:
         self._lost_open(role.status.pop("open_rows", 0))
 
     def _add(self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any) -> None:
+        more["start_timeout_s"] = max(START_TIMEOUT_S, self._plan.config.placement.wait_s)
         role = Role(kind, index, start, lifeline=lambda handle: getattr(handle, method).remote(), **more)
         self._supervisor.add(role)
 
@@ -306,9 +315,9 @@ class RayRun:
         self._folder.write_summary(self._report.summary("failed", error))
 
 
-def _actor(kind: type, name: str, *, threads: int = 0) -> Any:
-    """Options of every role: named, never restarted or retried by Ray, because that is the supervisor's work."""
-    options: dict[str, Any] = {"name": name, "num_cpus": CPUS_PER_ROLE, "max_restarts": 0, "max_task_retries": 0}
+def _actor(place: Placement, kind: type, role: str, index: int, *, threads: int = 0) -> Any:
+    """Options of every role: named, placed, never restarted or retried by Ray, because that is the supervisor's work."""
+    options: dict[str, Any] = {"name": f"{role}-{index}", "max_restarts": 0, "max_task_retries": 0, **place.options(role, index)}
     if threads:
         options["max_concurrency"] = threads
     else:
@@ -316,17 +325,17 @@ def _actor(kind: type, name: str, *, threads: int = 0) -> Any:
     return ray.remote(kind).options(**options)
 
 
-def _start_shard(plan: Plan, index: int, folder: RunFolder, _: int) -> Any:
-    return _actor(ShardRole, f"shard-{index}").remote(plan, index, folder.replay)
+def _start_shard(place: Placement, plan: Plan, index: int, folder: RunFolder, _: int) -> Any:
+    return _actor(place, ShardRole, "shard", index).remote(plan, index, folder.replay)
 
 
-def _start_inference(plan: Plan, index: int, incarnation: int) -> Any:
-    return _actor(InferenceRole, f"inference-{index}").remote(plan, index, incarnation)
+def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int) -> Any:
+    return _actor(place, InferenceRole, "inference", index).remote(plan, index, incarnation)
 
 
-def _start_learner(plan: Plan, folder: RunFolder, _: int) -> Any:
-    return _actor(LearnerRole, "learner-0", threads=4).remote(plan, folder.path, folder.next_incarnation("learner"))
+def _start_learner(place: Placement, plan: Plan, folder: RunFolder, _: int) -> Any:
+    return _actor(place, LearnerRole, "learner", 0, threads=4).remote(plan, folder.path, folder.next_incarnation("learner"))
 
 
-def _start_worker(plan: Plan, slot: int, lives: int, incarnation: int) -> Any:
-    return _actor(WorkerRole, f"worker-{slot}", threads=3).remote(plan, slot, lives + incarnation)
+def _start_worker(place: Placement, plan: Plan, slot: int, lives: int, incarnation: int) -> Any:
+    return _actor(place, WorkerRole, "worker", slot, threads=3).remote(plan, slot, lives + incarnation)

@@ -1,0 +1,158 @@
+"""The submitting side, against a job interface that is played: what is sent, what is shown, what comes back."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError, StateError
+from worldloom_dist import submit as module
+from worldloom_dist.job import SUMMARY_MARK
+
+SUMMARY = SUMMARY_MARK + json.dumps({"run_dir": "/runs/j", "summary": {"status": "completed"}}) + "\n"
+
+
+class FakeClient:
+    """Plays attempts in order; each is (status at the end, exit status, log)."""
+
+    def __init__(self, *attempts, chunk: int = 7):
+        self.attempts, self.chunk, self.sent, self.stopped, self.deleted = list(attempts), chunk, [], [], []
+
+    def list_jobs(self):
+        return [SimpleNamespace(submission_id=self.sent[-1]["submission_id"], status=self._status())] if self.sent else []
+
+    def delete_job(self, job_id):
+        self.deleted.append(job_id)
+
+    def submit_job(self, **what):
+        self.sent.append(what)
+
+    def stop_job(self, job_id):
+        self.stopped.append(job_id)
+
+    def get_job_status(self, job_id):
+        return self._status()
+
+    def get_job_logs(self, job_id):
+        return self._now()[2]
+
+    def get_job_info(self, job_id):
+        return SimpleNamespace(status=self._status(), driver_exit_code=self._now()[1], message="because")
+
+    async def tail_job_logs(self, job_id):
+        text = self._now()[2]
+        for start in range(0, len(text), self.chunk):
+            yield text[start : start + self.chunk]
+
+    def _now(self):
+        return self.attempts[min(len(self.sent), len(self.attempts)) - 1]
+
+    def _status(self):
+        return SimpleNamespace(value=self._now()[0])
+
+
+@pytest.fixture
+def play(monkeypatch):
+    def use(*attempts) -> FakeClient:
+        client = FakeClient(*attempts)
+        monkeypatch.setattr(module, "connect", lambda address: client)
+        monkeypatch.setattr(module, "LOOK_EVERY_S", 0.001)
+        return client
+
+    return use
+
+
+def test_a_job_brings_back_its_log_once_its_summary_and_its_exit_status(play):
+    client = play(("SUCCEEDED", 0, "one\ntwo\n" + SUMMARY))
+    heard = []
+    result = module.submit(["--env", "toy:point"], job_id="j", write=heard.append)
+    assert "".join(heard).endswith("one\ntwo\n")
+    assert (result.status, result.exit_status, result.run_dir) == ("SUCCEEDED", 0, "/runs/j")
+    assert result.summary == {"status": "completed"}
+    (sent,) = client.sent
+    assert sent["entrypoint"] == "exec python -m worldloom_dist.job --job-id j -- --env toy:point"
+    assert sent["runtime_env"]["working_dir"] == "."
+
+
+def test_nothing_of_this_machines_environment_is_sent(play, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    client = play(("SUCCEEDED", 0, ""))
+    module.submit([], working_dir=None)
+    assert "hunter2" not in str(client.sent)
+    assert "working_dir" not in client.sent[0]["runtime_env"], "the image has what it needs"
+
+
+def test_a_job_that_failed_is_submitted_again_under_its_id_but_wrong_input_is_not(play):
+    client = play(("FAILED", 1, "x\n"), ("SUCCEEDED", 0, SUMMARY))
+    assert module.submit([], job_id="j", retries=2).exit_status == 0
+    assert len(client.sent) == 2
+    assert client.deleted == ["j"]
+    client = play(("FAILED", 2, ""))
+    assert module.submit([], job_id="j", retries=2).exit_status == 2
+    assert len(client.sent) == 1
+
+
+def test_a_lost_driver_counts_as_failed(play):
+    play(("FAILED", None, ""))
+    assert module.submit([]).exit_status == 1
+
+
+def test_a_job_that_never_starts_is_withdrawn(play):
+    client = play(("PENDING", None, ""))
+    with pytest.raises(StateError, match="did not start within 0 s"):
+        module.submit([], job_id="j", start_timeout_s=0.0)
+    assert client.stopped == ["j"]
+
+
+def test_a_running_job_keeps_its_id(play):
+    client = play(("RUNNING", None, ""))
+    client.sent.append({"submission_id": "j"})
+    with pytest.raises(ConfigurationError, match="is RUNNING already"):
+        module.submit([], job_id="j")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--", "--wrokers", "3"], "did you mean --workers"),
+        (["--working-dir", "/nowhere", "--"], "/nowhere is not a folder"),
+        (["--address", "head:8265", "--"], "like http://HEAD:8265"),
+        (["--address", "http://127.0.0.1:9", "--"], "no job interface answers"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(words, says, capsys):
+    assert module.main(words) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_the_command_prints_the_summary_and_writes_it(play, tmp_path: Path, capsys):
+    play(("SUCCEEDED", 0, SUMMARY))
+    assert module.main(["--summary", str(tmp_path / "s.json"), "--", "--seed", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "s.json").read_text()) == {"status": "completed"}
+
+
+def test_stopping_a_job_says_how_its_run_ended(play):
+    client = play(("STOPPED", None, SUMMARY_MARK + json.dumps({"run_dir": "/r", "summary": {"status": "stopped"}}) + "\n"))
+    client.sent.append({"submission_id": "j"})
+    assert module.stop("j").exit_status == 0
+    assert client.stopped == ["j"]
+
+
+def test_in_the_foreground_a_running_job_is_followed_and_an_interrupt_stops_it(play, monkeypatch, capsys):
+    client = play(("STOPPED", None, SUMMARY))
+    client.sent.append({"submission_id": "j"})
+    monkeypatch.setattr(module, "_state", lambda client, job_id: "RUNNING")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_follow", interrupted)
+    monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
+    assert module.main(["--foreground", "--job-id", "j", "--"]) == 0
+    assert client.stopped == ["j"]
+    assert len(client.sent) == 1, "no second job"
+    assert module.main(["--foreground", "--"]) == 2
+    assert "needs --job-id" in capsys.readouterr().err
