@@ -1,9 +1,11 @@
 """Record Atari episodes of a random player as an .npz: obs (channels first), actions_onehot as actions, rewards, dones.
 
-python examples/collect_atari.py --env Breakout --episodes 100
+python examples/collect_atari.py --env Breakout --episodes 100       # a random player
+python examples/collect_atari.py --run runs/atari-0001 --episodes 10  # the policy of a training run
 """
 
 import argparse
+from pathlib import Path
 
 from worldloom.core.exceptions import WorldLoomError
 from worldloom.envs.config import EnvConfig
@@ -18,6 +20,7 @@ if __name__ == "__main__":
     flags.add_argument("--size", type=int, default=64, help="height and width of the images")
     flags.add_argument("--max-steps", type=int, default=5000, help="decisions per episode")
     flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--run", type=Path, help="let the policy of this run folder play, in the env that it was trained in")
     flags.add_argument("--test", action="store_true", help="two short episodes")
     args = flags.parse_args()
     if args.test:
@@ -25,7 +28,12 @@ if __name__ == "__main__":
     size = {} if args.no_preprocess else {"image_size": args.size}
     try:
         config = EnvConfig(env=f"atari:{args.env.lower()}", grayscale=False, full_actions=False, **size)
-        buffer = collect_buffer(config, args.episodes, max_steps=args.max_steps, seed=args.seed)
+        policy = None
+        if args.run:
+            from worldloom_dist.evaluate import load_policy
+
+            config, policy = load_policy(args.run)
+        buffer = collect_buffer(config, args.episodes, policy=policy, max_steps=args.max_steps, seed=args.seed)
     except WorldLoomError as error:
         raise SystemExit(f"error: {error}") from error
     buffer.save(args.output)

@@ -1,9 +1,11 @@
 """Record episodes of a continuous-control environment as an .npz; actions are in [-1, 1].
 
-python examples/collect_mujoco.py --env HalfCheetah-v5 --episodes 100
+python examples/collect_mujoco.py --env HalfCheetah-v5 --episodes 100      # a random player
+python examples/collect_mujoco.py --run runs/quick-0001 --episodes 100     # the policy of a training run
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +25,7 @@ if __name__ == "__main__":
     flags.add_argument("--action-noise", type=float, help="Gaussian actions of this width around zero instead of uniform ones")
     flags.add_argument("--list-envs", action="store_true")
     flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--run", type=Path, help="let the policy of this run folder play, in the env that it was trained in")
     flags.add_argument("--test", action="store_true", help="two short episodes of Pendulum")
     args = flags.parse_args()
     if args.list_envs:
@@ -32,7 +35,11 @@ if __name__ == "__main__":
         args.env, args.episodes, args.max_steps = "Pendulum-v1", 2, 20
     try:
         config, policy = EnvConfig(env=args.env), None
-        if args.action_noise:
+        if args.run:
+            from worldloom_dist.evaluate import load_policy
+
+            config, policy = load_policy(args.run)
+        elif args.action_noise:
             (action,) = env_spec(config).action.values()
             rng = np.random.default_rng(args.seed)
             policy = lambda obs: rng.normal(0.0, args.action_noise, action.shape).clip(-1, 1)  # noqa: E731

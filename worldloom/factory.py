@@ -1,7 +1,12 @@
-"""From a name to a world model: presets, aliases, saved folders. Needs torch only when a model is built."""
+"""From a name to a world model: presets, aliases, saved folders. Needs torch only when a model is built.
+
+A saved model is named by its folder, or by a folder's name below ``WORLDLOOM_CACHE_DIR`` (``~/.cache/worldloom`` by default):
+what was saved there once is found from any working directory. Nothing is ever downloaded.
+"""
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,7 @@ from typing import Any
 from worldloom.core.config import WorldModelConfig
 from worldloom.core.registry import TYPE_ALIASES, UnknownModelError, WorldModelRegistry
 
-__all__ = ["MODEL_ALIASES", "MODEL_CATALOG", "create_world_model", "get_config", "get_model_info", "list_models"]
+__all__ = ["MODEL_ALIASES", "MODEL_CATALOG", "cache_dir", "create_world_model", "get_config", "get_model_info", "list_models"]
 
 MODEL_ALIASES: dict[str, str] = {
     "dreamer": "dreamerv3:size12m",
@@ -32,6 +37,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mlp": {"obs_shape": (7,), "action_dim": 3},
 }
 """Shapes of a model that is created without them."""
+
+
+def cache_dir() -> Path:
+    """Where models are looked for by name: ``WORLDLOOM_CACHE_DIR``, or ``~/.cache/worldloom``."""
+    named = os.environ.get("WORLDLOOM_CACHE_DIR")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "worldloom"
+
+
+def _folder_of(model: str | PathLike[str]) -> Path | None:
+    """The folder of a saved model: the path itself, or below the cache; None when there is neither."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    kept = cache_dir() / path
+    return kept if not path.is_absolute() and ".." not in path.parts and (kept / "config.json").is_file() else None
 
 
 def _entry(kind: str, description: str, params: int) -> dict[str, Any]:
@@ -66,7 +86,8 @@ def create_world_model(
     """A new world model of a preset, or a saved one.
 
     Args:
-        model: ``type:size``, an alias of it, or a folder that ``save_pretrained`` wrote.
+        model: ``type:size``, an alias of it, a folder that ``save_pretrained`` wrote, or such a folder's name below
+            ``WORLDLOOM_CACHE_DIR``.
         obs_shape: Shape of one observation; ``(3, 64, 64)`` for DreamerV3, ``(39,)`` for TD-MPC2, ``(7,)`` for mlp by default.
         action_dim: Action components; 4, 6 and 3 by default.
         device: cpu, cuda, cuda:N, or auto.
@@ -78,8 +99,9 @@ def create_world_model(
         CheckpointError: If the files of a saved model are missing or damaged.
     """
     wanted = {name: value for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim)) if value is not None}
-    if Path(model).is_dir():
-        return WorldModelRegistry.from_pretrained(model, device=device, **wanted, **kwargs)
+    folder = _folder_of(model)
+    if folder is not None:
+        return WorldModelRegistry.from_pretrained(folder, device=device, **wanted, **kwargs)
     return WorldModelRegistry.build(_preset(str(model), wanted | kwargs | {"device": device}, "Invalid model identifier"))
 
 
@@ -88,8 +110,9 @@ def get_config(
 ) -> WorldModelConfig:
     """The config that :func:`create_world_model` would use; the arguments are the same."""
     wanted = {name: value for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim)) if value is not None}
-    if Path(model).is_dir():
-        return WorldModelConfig.load(model).replaced(**wanted, **kwargs)
+    folder = _folder_of(model)
+    if folder is not None:
+        return WorldModelConfig.load(folder).replaced(**wanted, **kwargs)
     return _preset(str(model), wanted | kwargs)
 
 

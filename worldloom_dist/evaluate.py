@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
+from worldloom.core.protocol import Policy
+from worldloom.envs.config import EnvConfig
 from worldloom_dist.assembly import build_evaluator, resolve, restore_agent
 from worldloom_dist.cli import read_config
 from worldloom_dist.run_folder import RunFolder
 
-__all__ = ["evaluate", "main"]
+__all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
 
 
 def evaluate(run_dir: Path, *, checkpoint: str = "newest", episodes: int | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -46,6 +48,17 @@ def evaluate(run_dir: Path, *, checkpoint: str = "newest", episodes: int | None 
     evaluator = build_evaluator(plan, device=device)
     evaluator.load_weights(agent.policy_weights())
     return {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
+
+
+def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu") -> tuple[EnvConfig, Policy]:
+    """A run's env and its trained policy, for example to record episodes with ``worldloom.training.collect``.
+
+    Raises:
+        ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
+    """
+    plan = resolve(read_config(run_dir))
+    agent, _ = restore_agent(plan, find_checkpoint(RunFolder(run_dir), checkpoint), device=device)
+    return plan.env, agent
 
 
 def find_checkpoint(folder: RunFolder, name: str) -> Path:

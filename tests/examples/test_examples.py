@@ -23,11 +23,14 @@ CASES = {
 MAKES = {"collect_mujoco.py": "data.npz", "collect_atari.py": "data.npz", "visualize_imagination.py": "report.json"}
 
 
-def start(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+SCRIPTS = EXAMPLES.parent / "scripts"
+
+
+def start(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path = EXAMPLES) -> None:
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "offline", raising=False)
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    runpy.run_path(str(folder / name), run_name="__main__")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -39,6 +42,11 @@ def test_an_example_runs_at_its_smallest_size(name: str, tmp_path: Path, monkeyp
     assert (tmp_path / "out" / MAKES.get(name, "model/model.pt")).exists()
     if name == "train_atari_dreamer.py":
         assert (tmp_path / "out" / "imagination_rollout.png").exists()
+
+
+def test_the_demo_pictures_can_be_made_without_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start("create_demo_gif.py", ["--test", "--skip-gifs", "--output", str(tmp_path)], monkeypatch, SCRIPTS)
+    assert {p.name for p in tmp_path.glob("*.*")} == {"imagination.png", "open_loop.png"}
 
 
 def test_every_example_is_tried() -> None:

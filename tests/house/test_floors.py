@@ -16,6 +16,8 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom.agents.dreamerv3", "worldloom.agents.tdmpc2"},
     {"worldloom.agents.registry", "worldloom.models.public"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.factory", "worldloom.testing"},
+    {"worldloom.commands"},
+    {"worldloom.__main__"},
     {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},
     {"worldloom_dist.presets", "worldloom_dist.run_folder", "worldloom_dist.stopping"},
     {"worldloom_dist.actors", "worldloom_dist.replay", "worldloom_dist.learner", "worldloom_dist.metrics"},

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.protocol import Policy
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import make_env
 from worldloom.envs.vector import VectorEnv, sample_actions
@@ -15,7 +16,7 @@ from worldloom.training.data import ReplayBuffer
 
 __all__ = ["collect_buffer", "collect_episodes"]
 
-CollectPolicy = Callable[[np.ndarray], np.ndarray]
+CollectPolicy = Callable[[np.ndarray], np.ndarray] | Policy
 
 
 def collect_episodes(
@@ -26,7 +27,8 @@ def collect_episodes(
     Args:
         env: With a single observation and a single action key.
         episodes: How many.
-        policy: Observation ``[*obs_shape]`` to action (in [-1, 1], or a class); uniformly random by default.
+        policy: Observation ``[*obs_shape]`` to action (in [-1, 1], or a class), or a trained agent, which then explores as in
+            training; uniformly random by default.
         max_steps: Decisions after which an episode is cut off, as a truncation.
         seed: Of random actions.
 
@@ -40,13 +42,13 @@ def collect_episodes(
         keys = sorted(env.spec.obs), sorted(env.spec.action)
         raise ConfigurationError(f"collecting needs one observation and one action key, env {env.spec.name!r} has {keys}")
     (obs_key,), (action_key,) = env.spec.obs, env.spec.action
-    rng = np.random.default_rng(seed)
+    choose = _chooser(env, policy, obs_key, action_key, np.random.default_rng(seed))
     for _ in range(episodes):
         step = env.reset()
         seen, actions = [step.obs[obs_key][0].copy()], []
         rewards: list[float] = []
         while len(rewards) < max_steps:
-            chosen = _choose(env, policy, seen[-1], action_key, rng)
+            chosen = choose(seen[-1], not rewards)
             step = env.step(chosen)
             seen.append(step.obs[obs_key][0].copy())
             actions.append(np.array(chosen[action_key][0]))
@@ -91,13 +93,28 @@ def collect_buffer(
     return buffer
 
 
-def _choose(
-    env: VectorEnv, policy: CollectPolicy | None, obs: np.ndarray, key: str, rng: np.random.Generator
-) -> Mapping[str, np.ndarray]:
+def _chooser(
+    env: VectorEnv, policy: CollectPolicy | None, obs_key: str, action_key: str, rng: np.random.Generator
+) -> Callable[[np.ndarray, bool], Mapping[str, np.ndarray]]:
+    """Observation, and whether it begins an episode, to actions for every env."""
+    spec, count = env.spec.action[action_key], env.num_envs
     if policy is None:
-        return sample_actions(env.spec, [rng] * env.num_envs)
-    spec = env.spec.action[key]
-    return {key: np.broadcast_to(np.asarray(policy(obs), spec.dtype), (env.num_envs, *spec.shape)).copy()}
+        return lambda obs, is_first: sample_actions(env.spec, [rng] * count)
+    if isinstance(policy, Policy):
+        return _agent_chooser(policy, count, obs_key)
+    return lambda obs, is_first: {action_key: np.broadcast_to(np.asarray(policy(obs), spec.dtype), (count, *spec.shape)).copy()}
+
+
+def _agent_chooser(agent: Policy, count: int, obs_key: str) -> Callable[[np.ndarray, bool], Mapping[str, np.ndarray]]:
+    carry = agent.initial_carry(count)
+
+    def choose(obs: np.ndarray, is_first: bool) -> Mapping[str, np.ndarray]:
+        nonlocal carry
+        out = agent.act({obs_key: np.stack([obs] * count)}, carry, np.full(count, is_first), explore=True)
+        carry = out.carry
+        return out.action
+
+    return choose
 
 
 def _channels_first(episode: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.protocol import ActOutput
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import make_env
 from worldloom.training.collect import collect_buffer, collect_episodes
@@ -38,3 +39,32 @@ def test_several_observation_keys_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="one observation"):
         next(iter(collect_episodes(env, 1)))
     env.close()
+
+
+class Follower:
+    """An agent that remembers: its action is a tenth of the number of decisions since the episode began."""
+
+    def initial_carry(self, num_envs: int) -> dict[str, np.ndarray]:
+        return {"count": np.zeros(num_envs)}
+
+    def act(self, obs: dict[str, np.ndarray], carry: dict[str, np.ndarray], is_first: np.ndarray, *, explore: bool) -> ActOutput:
+        assert explore
+        count = np.where(is_first, 0.0, carry["count"])
+        assert obs["obs"][:, 1].tolist() == count.tolist()
+        action = np.stack([count / 10, np.zeros(len(count))], 1).astype(np.float32)
+        return ActOutput({"action": action}, {"count": count + 1})
+
+    def load_weights(self, snapshot: object) -> None: ...
+
+    def rng_state(self) -> dict[str, object]:
+        return {}
+
+    def load_rng_state(self, state: object) -> None: ...
+
+
+def test_a_trained_policy_plays_with_its_memory_reset_at_every_episode() -> None:
+    env = make_env(EnvConfig(env="toy:counting"), seed=0)
+    played = list(collect_episodes(env, 3, policy=Follower()))  # type: ignore[arg-type]
+    env.close()
+    for episode in played:
+        assert np.allclose(episode["actions"][:, 0], np.arange(len(episode["rewards"])) / 10)
