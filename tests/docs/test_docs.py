@@ -1,9 +1,11 @@
 """The pages are true: every block runs, every name exists, and what is generated is current."""
 
 import importlib
+import inspect
 import re
 import runpy
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ PAGES = sorted(p for p in DOCS.rglob("*.md") if "adr" not in p.parts)
 OURS = [p for p in PAGES if p.parent != DOCS or p.name == "index.md"]
 """Pages of the library; those beside them belong to the system and have tests of their own."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -53,6 +57,38 @@ def test_links_and_navigation_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+\.md)", page.read_text()):
             assert (page.parent / target).resolve().exists(), f"{page}: {target}"
+
+
+def test_a_nav_entry_is_a_page_and_an_anchor_is_a_heading() -> None:
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+            home = (page.parent / target).resolve() if target else page
+            slugs = [re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in HEADING.findall(home.read_text())]
+            assert anchor in slugs, f"{page}: {target}#{anchor}"
+
+
+def documented_functions() -> Iterator[tuple[str, Any]]:
+    """Every function and class of the modules that the API pages show, with its qualified name."""
+    modules = {name for page in PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)}
+    for module in (importlib.import_module(name) for name in sorted(modules)):
+        for kind in (getattr(module, name) for name in getattr(module, "__all__", ())):
+            if getattr(kind, "__module__", "").startswith("worldloom"):
+                members = [m for m in vars(kind).values() if inspect.isfunction(m)] if inspect.isclass(kind) else []
+                yield from ((f"{module.__name__}.{m.__qualname__}", m) for m in [kind, *members] if callable(m))
+
+
+def test_documented_arguments_are_those_of_the_signature() -> None:
+    checked = 0
+    for name, function in documented_functions():
+        section = re.search(r"^ *Args:\n((?: +.*\n?)+)", inspect.getdoc(function) or "", re.MULTILINE)
+        if not section:
+            continue
+        listed = re.findall(r"^    (?! )(\*{0,2}[\w, ]+): ", section[1], re.MULTILINE)
+        taken = inspect.signature(function).parameters
+        wrong = [word for word in listed if word.lstrip("*") not in taken]
+        assert not wrong, f"{name}: the site cannot match {wrong}"
+        checked += 1
+    assert checked >= 15
 
 
 def test_the_configuration_page_is_current() -> None:

@@ -43,7 +43,8 @@ class GaussianLatentSpace(LatentSpace):
 
     Args:
         dim: D.
-        min_std, max_std: Range of the standard deviation.
+        min_std: Lower end of the standard deviation.
+        max_std: Upper end of it.
     """
 
     def __init__(self, dim: int, min_std: float = 0.1, max_std: float = 2.0) -> None:
@@ -80,7 +81,8 @@ class CategoricalLatentSpace(LatentSpace):
     """S independent one-hot variables of C classes, sampled with Gumbel noise.
 
     Args:
-        num_categoricals, num_classes: S and C.
+        num_categoricals: S.
+        num_classes: C.
         temperature: Of the relaxation.
         straight_through: Hard samples with the gradient of the soft ones.
     """

@@ -42,7 +42,8 @@ def visualize_imagination(
         model: Any world model.
         data: A replay buffer or a batch of sequences.
         path: ``.png`` lays the frames side by side, ``.gif`` and ``.mp4`` play them.
-        horizon, warm_up: As in :func:`worldloom.evaluation.evaluate_world_model`.
+        horizon: Steps to imagine, as in :func:`worldloom.evaluation.evaluate_world_model`.
+        warm_up: Observations that are looked at before.
         sequences: Rows of the picture.
         fps: Frames per second of a film.
         seed: Of the draw.

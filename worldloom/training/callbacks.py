@@ -111,7 +111,9 @@ class LoggingCallback(Callback):
 
     Args:
         log_interval: Updates between lines; None takes the trainer's.
-        use_wandb, wandb_project, wandb_run_name: Log to Weights & Biases.
+        use_wandb: Log to Weights & Biases.
+        wandb_project: Project of that run.
+        wandb_run_name: Its name.
         log_dir: Where ``metrics.jsonl`` and TensorBoard files go; None takes the trainer's ``output_dir``.
         log_to_console: Write a line to stderr.
         log_to_tensorboard: Write event files.
@@ -206,10 +208,13 @@ class CheckpointCallback(Callback):
     """Saves ``checkpoint_{step}.pt`` every so often, ``checkpoint_best.pt`` by held-out loss, ``checkpoint_final.pt`` at the end.
 
     Args:
-        save_interval, save_every: Updates between checkpoints (two spellings); None takes the trainer's.
-        output_dir, save_dir: Where they go (two spellings); None takes the trainer's.
+        save_interval: Updates between checkpoints; None takes the trainer's.
+        output_dir: Where they go; None takes the trainer's.
         save_best: Keep the one with the lowest ``monitor``.
-        max_checkpoints, keep_last: How many numbered ones stay (two spellings).
+        max_checkpoints: How many numbered ones stay.
+        save_dir: Another spelling of ``output_dir``.
+        save_every: Another spelling of ``save_interval``.
+        keep_last: Another spelling of ``max_checkpoints``.
         monitor: Metric that decides: ``eval/loss``, or ``loss`` where nothing is held out.
     """
 

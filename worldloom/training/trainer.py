@@ -59,7 +59,8 @@ class Trainer:
         model: Any world model; trained in place.
         config: Settings.
         callbacks: A callback replaces the default one of the same class (logging, checkpoints, progress bar on a terminal).
-        optimizer, scheduler: Your own instead of those that the config describes.
+        optimizer: Your own instead of the one that the config describes.
+        scheduler: Likewise; stepped behind every update.
 
     Example:
         >>> from worldloom import create_world_model

@@ -72,7 +72,10 @@ def plan(
         model: Any world model; ``uncertainty_bonus`` needs one with ``uncertainty``.
         state: B states.
         method: ``random`` shoots ``num_samples`` uniform sequences; ``cem`` refits a Gaussian to the best ``iterations`` times.
-        horizon, num_samples, num_elites, iterations: Size of the search.
+        horizon: Steps to look ahead.
+        num_samples: Sequences per iteration.
+        num_elites: Best ones, to which the next Gaussian is fitted (cem).
+        iterations: Rounds of the search (cem).
         discount: Per step.
         uncertainty_bonus: Reward per unit of uncertainty; positive explores, negative avoids.
         generator: Source of the draws, on the model's device.
