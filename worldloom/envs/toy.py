@@ -130,20 +130,22 @@ class PointEnv(_ToyEnv):
 
 
 class PixelToyEnv(_ToyEnv):
-    """Walk a white square onto the red one; a blue one is of no use. Only the 64 x 64 RGB image tells where they are.
+    """Walk a white square onto the red square and keep off the blue one. Only the 64 x 64 RGB image tells where they are.
 
-    Five actions: stay, up, down, left, right, on a 5 x 5 board. The reward is 1 for reaching red (which then appears elsewhere)
-    plus a tenth per cell of distance gained. Episodes are truncated after 50 decisions. The shortest way scores about 15 on
-    average, a random policy about 2.
+    Five actions: stay, up, down, left, right, on a 3 x 3 board; its edge stops. Reaching red gives 1, reaching blue -1. The image
+    then shows white inside the colour; on the next step white rests, and both colours move to other cells. Episodes are truncated
+    after 40 decisions. The shortest way past blue scores about 13 on average. Whoever does not look scores 0 on average, whatever
+    the plan, because red and blue are drawn alike.
     """
 
-    SIDE, CELL, MARGIN = 5, 12, 2
+    SIDE, CELL, MARGIN, INSET, LIMIT = 3, 20, 2, 4, 40
     MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+    REWARDS = (1.0, -1.0)
     COLOURS = ((255, 255, 255), (230, 40, 40), (40, 40, 230))
     metadata: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
     observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space = spaces.Discrete(5)
-    may_terminate, episode_limit = False, 50
+    may_terminate, episode_limit = False, LIMIT
 
     def __init__(self) -> None:
         self._cells, self._step = np.zeros((3, 2), np.int64), 0
@@ -151,34 +153,41 @@ class PixelToyEnv(_ToyEnv):
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Put the three squares on different cells."""
         super().reset(seed=seed)
-        places = self.np_random.choice(self.SIDE**2, 3, replace=False)
-        self._cells, self._step = np.stack([places // self.SIDE, places % self.SIDE], axis=1), 0
+        self._cells, self._step = self._draw_cells(3), 0
         return self._draw(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
-        """Move one cell; the edge of the board stops."""
-        before = self._distance()
-        self._cells[0] = np.clip(self._cells[0] + self.MOVES[int(action)], 0, self.SIDE - 1)
-        after = self._distance()
-        reward = 0.1 * (before - after) + float(after == 0)
-        if after == 0:
-            self._move_target()
+        """Move one cell, or rest and see the colours move."""
         self._step += 1
-        return self._draw(), reward, False, self._step >= 50, {}
+        reward = 0.0
+        if self._touched() is not None:
+            self._cells[1:] = self._draw_cells(2, free_of=self._cells[0])
+        else:
+            self._cells[0] = np.clip(self._cells[0] + self.MOVES[int(action)], 0, self.SIDE - 1)
+            touched = self._touched()
+            reward = 0.0 if touched is None else self.REWARDS[touched]
+        return self._draw(), reward, False, self._step >= self.LIMIT, {}
 
-    def _distance(self) -> int:
-        return int(np.abs(self._cells[0] - self._cells[1]).sum())
+    def _touched(self) -> int | None:
+        """Which colour white is on: 0 red, 1 blue."""
+        found = np.nonzero((self._cells[1:] == self._cells[0]).all(1))[0]
+        return int(found[0]) if len(found) else None
 
-    def _move_target(self) -> None:
-        taken = {tuple(cell) for cell in self._cells.tolist()}
-        free = [(y, x) for y in range(self.SIDE) for x in range(self.SIDE) if (y, x) not in taken]
-        self._cells[1] = free[int(self.np_random.integers(len(free)))]
+    def _draw_cells(self, count: int, free_of: np.ndarray | None = None) -> np.ndarray:
+        """``count`` different cells at random, none of them ``free_of``. [count, 2]."""
+        places = np.arange(self.SIDE**2)
+        if free_of is not None:
+            places = places[places != free_of[0] * self.SIDE + free_of[1]]
+        drawn = self.np_random.choice(places, count, replace=False)
+        return np.stack([drawn // self.SIDE, drawn % self.SIDE], axis=1)
 
     def _draw(self) -> np.ndarray:
         image = np.zeros((64, 64, 3), np.uint8)
-        for (y, x), colour in reversed(list(zip(self._cells.tolist(), self.COLOURS, strict=True))):
-            top, left = self.MARGIN + y * self.CELL, self.MARGIN + x * self.CELL
-            image[top : top + self.CELL, left : left + self.CELL] = colour
+        for which in (2, 1, 0):
+            inset = 0 if which else self.INSET
+            top, left = (self.MARGIN + self.CELL * self._cells[which] + inset).tolist()
+            side = self.CELL - 2 * inset
+            image[top : top + side, left : left + side] = self.COLOURS[which]
         return image
 
     def _variables(self) -> dict[str, Any]:

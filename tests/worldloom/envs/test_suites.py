@@ -4,6 +4,8 @@ import os
 import warnings
 
 import gymnasium
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -108,25 +110,40 @@ def test_point_is_solved_by_going_straight_to_the_goal() -> None:
     assert 29 < np.mean(returns) < 35
 
 
-def test_pixel_toy_is_solved_by_sight_alone() -> None:
-    def place(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray | None:
-        rows, columns = np.nonzero((image == colour).all(-1))
-        return None if not len(rows) else np.array([rows.mean(), columns.mean()])
-
+def play_pixels(choose: Callable[[np.ndarray, int], int], episodes: int) -> list[float]:
+    """Returns of episodes in which ``choose(image, step)`` acts."""
     env, returns = PixelToyEnv(), []
-    for seed in range(10):
+    for seed in range(episodes):
         image, _ = env.reset(seed=seed)
-        total, truncated = 0.0, False
+        total, truncated, step = 0.0, False, 0
         while not truncated:
-            me, target = place(image, env.COLOURS[0]), place(image, env.COLOURS[1])
-            assert me is not None
-            assert target is not None
-            down, right = np.round(target - me)
-            action = (2 if down > 0 else 1) if down else (4 if right > 0 else 3)
-            image, reward, _, truncated, _ = env.step(action)
-            total += reward
+            image, reward, _, truncated, _ = env.step(choose(image, step))
+            total, step = total + reward, step + 1
         returns.append(total)
-    assert 15 < np.mean(returns) < 25
+    return returns
+
+
+def shortest_way(image: np.ndarray, _: int) -> int:
+    """Read the three cells off the image; step towards red, first along the axis on which blue is not in the way."""
+    size, margin = PixelToyEnv.CELL, PixelToyEnv.MARGIN
+    cells = image[margin : margin + 3 * size, margin : margin + 3 * size].reshape(3, size, 3, size, 3)
+    centres, corners = cells[:, size // 2, :, size // 2], cells[:, 0, :, 0]
+    me = np.argwhere((centres == 255).all(-1))[0]
+    red, blue = (np.argwhere((corners == colour).all(-1))[0] for colour in PixelToyEnv.COLOURS[1:])
+    moves = [np.array(move) for move in PixelToyEnv.MOVES]
+    after = [np.clip(me + move, 0, 2) for move in moves]
+    cost = [9 if (cell == blue).all() else np.abs(cell - red).sum() for cell in after]
+    # two cells away in a straight line with blue between them: step aside
+    return 1 + int(np.argmin(cost[1:])) if (me != red).any() else 0
+
+
+def test_pixel_toy_is_solved_by_sight() -> None:
+    assert 11 < np.mean(play_pixels(shortest_way, 20)) < 15
+
+
+@pytest.mark.parametrize("plan", [[0], [1], [2, 2, 1, 1], [4, 2, 3, 1], [4, 4, 2, 3, 3, 2, 4, 4, 1, 3, 3, 1], [1, 3, 2, 4, 0]])
+def test_pixel_toy_pays_nothing_to_those_who_do_not_look(plan: list[int]) -> None:
+    assert abs(np.mean(play_pixels(lambda _, step: plan[step % len(plan)], 60))) < 1.5
 
 
 def test_half_cheetah_goes_by_its_short_name() -> None:
