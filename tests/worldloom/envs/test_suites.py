@@ -2,10 +2,9 @@ import itertools
 import logging
 import os
 import warnings
-
-import gymnasium
 from collections.abc import Callable
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -124,17 +123,20 @@ def play_pixels(choose: Callable[[np.ndarray, int], int], episodes: int) -> list
 
 
 def shortest_way(image: np.ndarray, _: int) -> int:
-    """Read the three cells off the image; step towards red, first along the axis on which blue is not in the way."""
-    size, margin = PixelToyEnv.CELL, PixelToyEnv.MARGIN
-    cells = image[margin : margin + 3 * size, margin : margin + 3 * size].reshape(3, size, 3, size, 3)
-    centres, corners = cells[:, size // 2, :, size // 2], cells[:, 0, :, 0]
-    me = np.argwhere((centres == 255).all(-1))[0]
-    red, blue = (np.argwhere((corners == colour).all(-1))[0] for colour in PixelToyEnv.COLOURS[1:])
-    moves = [np.array(move) for move in PixelToyEnv.MOVES]
-    after = [np.clip(me + move, 0, 2) for move in moves]
-    cost = [9 if (cell == blue).all() else np.abs(cell - red).sum() for cell in after]
-    # two cells away in a straight line with blue between them: step aside
-    return 1 + int(np.argmin(cost[1:])) if (me != red).any() else 0
+    """Read the three cells off the image; the first step of the shortest way to red that keeps off blue."""
+    env, side = PixelToyEnv, PixelToyEnv.SIDE * PixelToyEnv.CELL
+    board = image[env.MARGIN : env.MARGIN + side, env.MARGIN : env.MARGIN + side].reshape(3, env.CELL, 3, env.CELL, 3)
+    middles, corners = board[:, env.CELL // 2, :, env.CELL // 2], board[:, 0, :, 0]
+    me = tuple(np.argwhere((middles == env.COLOURS[0]).all(-1))[0].tolist())
+    red, blue = (tuple(np.argwhere((corners == colour).all(-1))[0].tolist()) for colour in env.COLOURS[1:])
+    reached = {me: 0}  # cell -> the first move of the way there
+    for cell in (queue := [me]):
+        for action, (down, right) in enumerate(env.MOVES):
+            after = (cell[0] + down, cell[1] + right)
+            if after not in reached and after != blue and min(after) >= 0 and max(after) < env.SIDE:
+                reached[after] = reached[cell] or action
+                queue.append(after)
+    return reached[red]
 
 
 def test_pixel_toy_is_solved_by_sight() -> None:
