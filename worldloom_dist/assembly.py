@@ -92,6 +92,11 @@ class Plan:
         """Agent steps after which the run is complete."""
         return -(-self.config.env_steps // self.env_spec.action_repeat)
 
+    def env_steps_at(self, positions: int) -> int:
+        """Env steps at which so many trained positions are due: where the run stands, as the learner knows it."""
+        owed = max(0, positions - self.limits.burst_positions)
+        return int(self.limits.prefill_agent_steps + owed / self.limits.train_ratio) * self.env_spec.action_repeat
+
     @property
     def inference(self) -> str:
         """``local`` or ``central``: where the policy runs."""

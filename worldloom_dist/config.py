@@ -86,6 +86,8 @@ class LearnerConfig:
     """Env steps between checkpoints with --runtime local; there a checkpoint resets envs that cannot be saved, so keep it rare."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept, besides the best one."""
+    report_every_steps: int = 20_000
+    """Env steps between pictures of the agent's open-loop predictions in RUN/videos, and one at the end; 0 draws none."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
     """What weights become on their way to the workers."""
 
@@ -208,6 +210,7 @@ class RunConfig:
             *_at_least(1, learner__prefetch=learner.prefetch, learner__keep_checkpoints=learner.keep_checkpoints),
             *_at_least(1, learner__checkpoint_every_steps=learner.checkpoint_every_steps),
             *_at_least(0, eval_every=self.eval_every, eval_episodes=self.eval_episodes, metrics_port=self.metrics_port),
+            *_at_least(0, learner__report_every_steps=learner.report_every_steps),
             *_at_least(0, seed=self.seed, actors__min_live=actors.min_live, actors__max_restarts=actors.max_restarts),
             *_at_least(0, actors__pull_interval_s=actors.pull_interval_s, actors__max_wait_ms=actors.max_wait_ms),
             *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),

@@ -90,6 +90,11 @@ class RunFolder:
         return self.path / "replay"
 
     @property
+    def videos(self) -> Path:
+        """Pictures of predictions; ``index.jsonl`` there says which is which."""
+        return self.path / "videos"
+
+    @property
     def summary_path(self) -> Path:
         """``summary.json``."""
         return self.path / "summary.json"

@@ -2,19 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 from tests.integration.running import check_counting, read_journals, rows_of
+from tests.worldloom_dist.local_runs import assert_equal_trees, flat, newest_state
+from tests.worldloom_dist.local_runs import start as start_run
 from worldloom.core.exceptions import TrainingError
 from worldloom.core.specs import EnvSpec
-from worldloom.training.checkpoints import CheckpointStore
-from worldloom_dist.assembly import resolve
-from worldloom_dist.cli import parse
 from worldloom_dist.local import LocalRun
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.stopping import StopFlag
 
 SMALL = [
     "--preset",
@@ -58,34 +54,7 @@ def _one_thread():
 
 
 def start(folder, *words) -> LocalRun:
-    plan = resolve(parse([*SMALL, *words]))
-    run_folder = RunFolder(folder)
-    run_folder.open(plan.config, plan.env_spec.to_dict(), {})
-    return LocalRun(plan, run_folder, StopFlag())
-
-
-def newest_state(folder) -> dict:
-    return CheckpointStore(folder / "checkpoints").newest()[1]
-
-
-def flat(tree, path="") -> dict:
-    if isinstance(tree, dict):
-        return {key: value for name, part in tree.items() for key, value in flat(part, f"{path}/{name}").items()}
-    if isinstance(tree, list | tuple):
-        return {key: value for index, part in enumerate(tree) for key, value in flat(part, f"{path}/{index}").items()}
-    return {path: tree}
-
-
-def assert_equal_trees(one, two) -> None:
-    one, two = flat(one), flat(two)
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, two[name]), name
-        elif isinstance(value, np.ndarray):
-            assert np.array_equal(value, two[name], equal_nan=True), name
-        else:
-            assert value == two[name], name
+    return start_run(folder, *SMALL, *words)
 
 
 def payloads(folder) -> dict:

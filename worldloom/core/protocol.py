@@ -17,7 +17,7 @@ from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec
 from worldloom.core.weights import WeightsSnapshot
 
-__all__ = ["ActOutput", "Agent", "AgentSpec", "Carry", "Policy", "SamplingSpec", "TrainOutput"]
+__all__ = ["ActOutput", "Agent", "AgentSpec", "Carry", "Policy", "Reporting", "SamplingSpec", "TrainOutput"]
 
 Carry = dict[str, Any]
 """What a policy remembers between steps: name -> array (numpy or torch) with the env axis first, so that rows of it can be
@@ -172,6 +172,17 @@ class Agent(Policy, Protocol):
 
         Raises:
             CheckpointError: If the state belongs to another architecture; names the first difference.
+        """
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """What an agent adds that can show what it predicts; the learner asks for it now and then, outside its updates."""
+
+    def report(self, batch: SequenceBatch) -> Mapping[str, np.ndarray]:
+        """Pictures of predictions on a batch of tensors: key -> uint8 frames ``[T, Y, X, 3]``, one frame for a still.
+
+        Changes nothing that training depends on, random state included.
         """
 
 

@@ -18,6 +18,7 @@ from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.learner.guard import NonfiniteGuard
+from worldloom_dist.learner.reporter import Reporter
 from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, scalar_keys
 from worldloom_dist.ports import SampledWindows, WeightSink
 
@@ -60,6 +61,7 @@ class Learner:
         self.write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None
         self._guard = NonfiniteGuard(bad_batches)
         self._skipped_reported = 0
+        self._windows: SampledWindows | None = None
         self._scalars: Mapping[str, Any] = {}
         self._metrics: MetricMap = {}
         self._phases = {phase: Tally(BUCKETS_S) for phase in PHASES}
@@ -78,7 +80,7 @@ class Learner:
             TrainingError: After ten skipped updates in a row.
         """
         started = time.monotonic()
-        batch = SequenceBatch.from_columns(windows.columns, windows.row_ids).map(self._to_device)
+        batch = self._batch(windows)
         copied = time.monotonic()
         output = self.agent.train_step(batch)
         self.train_steps += 1
@@ -86,7 +88,7 @@ class Learner:
         self._guard.watch(self.train_steps, output.nonfinite, windows)
         if output.refreshed is not None and self.write_back is not None:
             self.write_back(windows, {name: np.asarray(value.cpu()) for name, value in output.refreshed.items()})
-        self._scalars = output.metrics
+        self._scalars, self._windows = output.metrics, windows
         self._phases["to_device"].add(copied - started)
         self._phases["forward_backward"].add(time.monotonic() - copied)
         self._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
@@ -107,6 +109,11 @@ class Learner:
         }
         merge_into(self._metrics, update)
         return snapshot
+
+    def report(self, reporter: Reporter, env_steps: int) -> None:
+        """Have the agent's predictions on the newest windows drawn; never raises, and nothing that training reads changes."""
+        if self._windows is not None:
+            reporter.report(self.agent, self._batch(self._windows), env_steps, self.train_steps)
 
     def note_wait(self, seconds: float) -> None:
         """Book time that the learner waited for data."""
@@ -147,6 +154,9 @@ class Learner:
         """
         self.agent.load_state_dict(state["agent"])
         self.train_steps, self.replayed_steps = int(state["train_steps"]), int(state["replayed_steps"])
+
+    def _batch(self, windows: SampledWindows) -> SequenceBatch:
+        return SequenceBatch.from_columns(windows.columns, windows.row_ids).map(self._to_device)
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         """Copy once, here: arrays from the object store are read-only, and an accelerator wants pinned memory."""

@@ -19,6 +19,7 @@ from typing import Any
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.assembly import Plan, build_learner
+from worldloom_dist.learner.reporter import Reporter
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed
@@ -70,6 +71,7 @@ class LearnerRole:
             folder=self._folder.path,
         )
         self._restore()
+        self._gallery = Reporter(self._folder.videos, config.report_every_steps, self._env_steps())
         self._feed = Feed(self._plan, self._learner.train_steps)
         if self._plan.spec.writes_back:
             self._learner.write_back = self._feed.write_back
@@ -80,6 +82,8 @@ class LearnerRole:
         finally:
             self._feed.stop()
         self._save()
+        self._learner.report(self._gallery, self._env_steps())
+        self._gallery.close()
         self._flush()
         self._note("stopped")
         return dict(self._status)
@@ -123,6 +127,8 @@ class LearnerRole:
             if windows is not None:
                 self._learner.train(windows)
                 self._note("training")
+                if self._gallery.is_due(self._env_steps()):
+                    self._learner.report(self._gallery, self._env_steps())
             if self._may_publish() and publish.is_due():
                 self._publish()
             if flush.is_due():
@@ -164,7 +170,12 @@ class LearnerRole:
         with contextlib.suppress(RoleGoneError):
             if self._weights.version() < self._published:  # the store was restarted and is empty: publish again
                 self._published = NO_POLICY
-        self._reporter.emit({**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)})
+        videos = [fact._asdict() for fact in self._gallery.drain()]
+        values = {**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)}
+        self._reporter.emit(values, {"videos": videos})
+
+    def _env_steps(self) -> int:
+        return self._plan.env_steps_at(self._learner.replayed_steps)
 
     def _note(self, state: str) -> None:
         steps, replayed = self._learner.train_steps, self._learner.replayed_steps

@@ -78,11 +78,11 @@ class DreamerV3Agent(DreamerV3Policy):
 
     @torch.no_grad()
     def report(self, batch: SequenceBatch) -> dict[str, np.ndarray]:
-        """Open-loop prediction videos; see :func:`worldloom.agents.dreamerv3.report.open_loop_videos`."""
+        """Open-loop predictions; see :func:`worldloom.agents.dreamerv3.report.open_loop_videos`. Equal calls draw equal samples."""
         rows = window_batch(batch.map(self._tensor), self.all_networks.model, self.config.replay_context)
         length = min(self.config.report_length, rows.reward.shape[1])
         with autocast(self.device, self.config.precision):
-            return open_loop_videos(self.all_networks.model, rows, length, self._train_generator)
+            return open_loop_videos(self.all_networks.model, rows, length, torch.Generator(self.device).manual_seed(0))
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, return normaliser and random state; tensors are copies."""

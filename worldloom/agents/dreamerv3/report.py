@@ -1,7 +1,7 @@
-"""Open-loop prediction videos: what the model sees, what it believes, and where it errs.
+"""Open-loop predictions as pictures: what the model sees, what it believes, and where it errs.
 
 The first half of the steps is filtered with observations; from there on the model predicts alone from the actions that were
-taken. Legend: B sequences, T steps, H/W/C image.
+taken. Images become films; vectors become one picture of curves. Legend: B sequences, T steps, H/W/C image, V numbers of a vector.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from torch import Tensor
 from worldloom.models.dreamer.layout import ImageKey
 from worldloom.models.dreamer.rssm import Posterior, State
 from worldloom.models.dreamer.world_model import ModelBatch, WorldModel
+from worldloom.nn.functional import symexp
 
-__all__ = ["open_loop", "open_loop_videos"]
+__all__ = ["curves", "open_loop", "open_loop_videos"]
 
-MAX_SEQUENCES, BORDER = 6, 2
-GREEN, RED = (0, 255, 0), (255, 0, 0)
+MAX_SEQUENCES, MAX_NUMBERS, BORDER = 6, 8, 2
+GREEN, RED, GREY, WHITE, ORANGE = (0, 255, 0), (255, 0, 0), (70, 70, 70), (255, 255, 255), (255, 150, 0)
+PANEL, STRIDE = 48, 6
+"""Height of a panel of curves and width of a step in it, pixels."""
 
 
 def open_loop(model: WorldModel, batch: ModelBatch, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -41,7 +44,7 @@ def open_loop(model: WorldModel, batch: ModelBatch, context: int, generator: tor
 
 @torch.no_grad()
 def open_loop_videos(model: WorldModel, batch: ModelBatch, length: int, generator: torch.Generator) -> dict[str, np.ndarray]:
-    """One video per image key.
+    """One video per image key and one picture per key of numbers; keys of classes are left out.
 
     Args:
         model: Trained model.
@@ -51,10 +54,9 @@ def open_loop_videos(model: WorldModel, batch: ModelBatch, length: int, generato
 
     Returns:
         Image key -> uint8 frames [length, 3 H, B W, 3]: truth, model, error from top to bottom, sequences side by side.
-        Frames of the filtered half have a green border around model and error, predicted ones a red border. Empty for vectors.
+        Frames of the filtered half have a green border around model and error, predicted ones a red border.
+        Key of numbers -> [1, Y, X, 3], see :func:`curves`.
     """
-    if not model.obs_layout.images:
-        return {}
     rows = min(len(batch.reward), MAX_SEQUENCES)
     short = batch._replace(
         obs={name: value[:rows, :length] for name, value in batch.obs.items()},
@@ -65,7 +67,51 @@ def open_loop_videos(model: WorldModel, batch: ModelBatch, length: int, generato
     )
     deter, stoch = open_loop(model, short, length // 2, generator)
     raw = model.dec.raw(deter.flatten(0, 1), stoch.flatten(0, 1))
-    return {key.name: _frames(key, short.obs[key.name], raw[key.name], length) for key in model.obs_layout.images}
+    videos = {key.name: _frames(key, short.obs[key.name], raw[key.name], length) for key in model.obs_layout.images}
+    for key in model.obs_layout.vectors:
+        if not key.classes:
+            truth = short.obs[key.name].reshape(rows, length, -1).float()
+            predicted = symexp(raw[key.name].float()).reshape(rows, length, -1)
+            videos[key.name] = curves(truth.cpu().numpy(), predicted.cpu().numpy(), length // 2)
+    return videos
+
+
+def curves(truth: np.ndarray, predicted: np.ndarray, context: int) -> np.ndarray:
+    """Numbers over time, one panel per sequence (side by side) and number (the first eight, top down).
+
+    Truth is white and the model's prediction orange; the panel's border is green while the model sees, red where it predicts.
+    All panels of a number share its scale, which is that of the truth and half as much again on either side.
+
+    Args:
+        truth, predicted: [B, T, V].
+        context: Steps with observations.
+
+    Returns:
+        uint8 [1, Y, X, 3].
+    """
+    low, high = truth.min((0, 1)), truth.max((0, 1))
+    margin = np.maximum((high - low) / 2, 1e-6)
+    rows = []
+    for v in range(min(truth.shape[2], MAX_NUMBERS)):
+        scale = (low[v] - margin[v], high[v] + margin[v])
+        rows.append(np.concatenate([_panel(t[:, v], p[:, v], scale, context) for t, p in zip(truth, predicted, strict=True)], 1))
+    return np.concatenate(rows)[None]
+
+
+def _panel(truth: np.ndarray, predicted: np.ndarray, scale: tuple[float, float], context: int) -> np.ndarray:
+    """One number of one sequence [T] as a picture [PANEL, T STRIDE, 3]."""
+    width = len(truth) * STRIDE
+    picture, columns = np.zeros((PANEL, width, 3), np.uint8), np.arange(width)
+    picture[:, context * STRIDE] = GREY
+    for values, color in ((truth, WHITE), (predicted, ORANGE)):
+        line = np.interp(columns, np.arange(len(values)) * STRIDE + STRIDE / 2, np.nan_to_num(values))
+        share = ((line - scale[0]) / (scale[1] - scale[0])).clip(0, 1)
+        heights = np.round((1 - share) * (PANEL - 2 * BORDER - 1)).astype(int) + BORDER
+        for column, (begin, end) in enumerate(zip(heights, np.append(heights[1:], heights[-1]), strict=True)):
+            picture[min(begin, end) : max(begin, end) + 1, column] = color
+    for part, color in ((slice(None, context * STRIDE), GREEN), (slice(context * STRIDE, None), RED)):
+        picture[:BORDER, part], picture[-BORDER:, part] = color, color
+    return picture
 
 
 def _frames(key: ImageKey, image: Tensor, predicted: Tensor, length: int) -> np.ndarray:

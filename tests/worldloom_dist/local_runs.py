@@ -1,0 +1,42 @@
+"""Lock-step runs in a test's own folder, and how to compare two of them."""
+
+import numpy as np
+import torch
+
+from worldloom.training.checkpoints import CheckpointStore
+from worldloom_dist.assembly import resolve
+from worldloom_dist.cli import parse
+from worldloom_dist.local import LocalRun
+from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.stopping import StopFlag
+
+
+def start(folder, *words) -> LocalRun:
+    plan = resolve(parse([*words]))
+    run_folder = RunFolder(folder)
+    run_folder.open(plan.config, plan.env_spec.to_dict(), {})
+    return LocalRun(plan, run_folder, StopFlag())
+
+
+def newest_state(folder) -> dict:
+    return CheckpointStore(folder / "checkpoints").newest()[1]
+
+
+def flat(tree, path="") -> dict:
+    if isinstance(tree, dict):
+        return {key: value for name, part in tree.items() for key, value in flat(part, f"{path}/{name}").items()}
+    if isinstance(tree, list | tuple):
+        return {key: value for index, part in enumerate(tree) for key, value in flat(part, f"{path}/{index}").items()}
+    return {path: tree}
+
+
+def assert_equal_trees(one, two) -> None:
+    one, two = flat(one), flat(two)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, two[name]), name
+        elif isinstance(value, np.ndarray):
+            assert np.array_equal(value, two[name], equal_nan=value.dtype.kind == "f"), name
+        else:
+            assert value == two[name], name
