@@ -209,6 +209,7 @@ class LocalRun:
     def _say(self, status: str) -> None:
         for worker in self.workers:
             self._collect(worker)
+        self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         videos = [fact._asdict() for fact in self.reporter.drain()]
         self.hub.emit("learner", 0, self.learner.drain_metrics(), {"videos": videos})
         self.report.update(self.report.counts, self.hub.snapshot())

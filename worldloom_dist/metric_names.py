@@ -113,6 +113,11 @@ METRICS: dict[str, MetricInfo] = {
     "replay_sampled_steps_total": _counter("Positions handed out in windows, those that were sampled again included.", "grows"),
     "replay_evicted_steps_total": _counter("Rows that made room.", "0 until the replay is full"),
     "replay_duplicate_steps_total": _counter("Rows that came again and were ignored.", "0", "grows: acknowledgements get lost"),
+    "replay_refreshed_steps_total": _counter(
+        "Rows whose latents training wrote anew, by outcome: applied, or rejected (evicted meanwhile).",
+        "applied grows",
+        "rejected grows as fast: replay is too small",
+    ),
     "replay_ratio_target": _gauge("Trained positions per agent step that were asked for.", "constant"),
     "replay_ratio_actual": _gauge("Trained positions per agent step so far, without prefill and burst.", "= target"),
     "replay_op_seconds": _histogram("Time of one operation of a shard, by op: insert, sample, update_latents.", "below 0.05"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from worldloom.core.metrics import MetricMap
+from worldloom.core.metrics import MetricMap, Sum
 from worldloom.core.sequence import Chunk, PolicyVersion, Rows
 from worldloom.core.weights import WeightsSnapshot
 
@@ -111,8 +111,17 @@ class SampledWindows:
 class WriteBack(NamedTuple):
     """Outcome of writing refreshed extras: rows changed, and rows that had been evicted meanwhile."""
 
-    applied: int
-    rejected: int
+    applied: int = 0
+    rejected: int = 0
+
+    def plus(self, other: WriteBack) -> WriteBack:
+        """Both together."""
+        return WriteBack(self.applied + other.applied, self.rejected + other.rejected)
+
+    def to_metrics(self) -> MetricMap:
+        """As increments for the hub; nothing when nothing was refreshed."""
+        named = {"applied": self.applied, "rejected": self.rejected}
+        return {f"replay_refreshed_steps_total{{outcome={name}}}": Sum(rows) for name, rows in named.items()} if any(self) else {}
 
 
 class ReplayWriter(Protocol):

@@ -39,7 +39,7 @@ class DirectReplay:
         self.shards, self.ledger = list(shards), ledger
         self._wait_s, self._is_lockstep = wait_s, is_lockstep
         self._changed = threading.Condition()
-        self._written_back = WriteBack(0, 0)
+        self._written_back = self._drained = WriteBack()
         self._join_all()
 
     @property
@@ -51,6 +51,12 @@ class DirectReplay:
     def written_back(self) -> WriteBack:
         """Rows refreshed so far, and refreshed rows that had been evicted meanwhile."""
         return self._written_back
+
+    def drain_written_back(self) -> WriteBack:
+        """What was added to :attr:`written_back` since the last call."""
+        fresh = WriteBack(*(now - before for now, before in zip(self._written_back, self._drained, strict=True)))
+        self._drained = self._written_back
+        return fresh
 
     def append(self, chunk: Chunk) -> None:
         """See ``ports.ReplayWriter``.
@@ -95,8 +101,8 @@ class DirectReplay:
         for index in np.unique(windows.shard).tolist():
             mine = windows.shard == index
             ids = windows.row_ids[mine, windows.row_ids.shape[1] - length :]
-            applied, rejected = self.shards[index].write_back(ids, {name: value[mine] for name, value in refreshed.items()})
-            self._written_back = WriteBack(self._written_back.applied + applied, self._written_back.rejected + rejected)
+            done = self.shards[index].write_back(ids, {name: value[mine] for name, value in refreshed.items()})
+            self._written_back = self._written_back.plus(done)
 
     def books(self) -> RowBooks:
         """The books summed over all shards."""

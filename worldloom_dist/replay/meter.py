@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worldloom.core.metrics import Last, MetricMap, Sum, Tally
 from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
-from worldloom_dist.ports import RowBooks, SampledWindows
+from worldloom_dist.ports import RowBooks, SampledWindows, WriteBack
 
 __all__ = ["ShardMeter"]
 
@@ -29,6 +29,7 @@ class ShardMeter:
         self._times = {operation: Tally(BUCKETS_S) for operation in OPERATIONS}
         self._lags = Tally(LAG_BUCKETS)
         self._positions = self._bytes_in = self._bytes_out = 0
+        self._refreshed = WriteBack()
 
     @contextlib.contextmanager
     def timed(self, operation: str) -> Iterator[None]:
@@ -52,6 +53,10 @@ class ShardMeter:
         self._positions += len(windows.row_ids) * self._window_positions
         self._bytes_out += sum(column.nbytes for column in windows.columns.values())
 
+    def refreshed(self, done: WriteBack) -> None:
+        """Training wrote extras anew."""
+        self._refreshed = self._refreshed.plus(done)
+
     def drain(self, books: RowBooks, arriving: int) -> MetricMap:
         """What happened since the last call, and what is stored now.
 
@@ -68,8 +73,10 @@ class ShardMeter:
             "replay_bytes{storage=ram}": Last(books.payload_bytes),
             "replay_bytes{storage=disk}": Last(_size(self._directory)),
             "queue_items{queue=trajectories}": Last(arriving),
+            **self._refreshed.to_metrics(),
         }
         self._positions = self._bytes_in = self._bytes_out = 0
+        self._refreshed = WriteBack()
         return values
 
 

@@ -221,7 +221,7 @@ class ShardRole:
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
         with self._meter.timed("update_latents"):
-            await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
+            self._meter.refreshed(await asyncio.to_thread(self._shard.write_back, row_ids, refreshed))
 
     async def books(self) -> RowBooks:
         """Where every row went."""

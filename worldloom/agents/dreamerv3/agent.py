@@ -18,7 +18,6 @@ from worldloom.agents.dreamerv3.context import pack_latents, window_batch
 from worldloom.agents.dreamerv3.networks import Draws, LossOutput, Networks
 from worldloom.agents.dreamerv3.policy import ActingNetworks, DreamerV3Policy, autocast, seeded_generator
 from worldloom.agents.dreamerv3.report import open_loop_videos
-from worldloom.agents.dreamerv3.returns import NormalizerState
 from worldloom.agents.dreamerv3.spec import LATENT_DETER, DreamerV3Config, make_spec
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import TrainOutput
@@ -99,10 +98,11 @@ class DreamerV3Agent(DreamerV3Policy):
             check_shapes(self.all_networks.state_dict(), state["networks"])
             self.all_networks.load_state_dict(state["networks"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.normalizer = NormalizerState(*(value.to(self.device) for value in state["normalizer"]))
+            for saved, ours in zip(state["normalizer"], self.normalizer, strict=True):
+                ours.copy_(saved)
             self.load_rng_state(state["rng"])
             self._train_generator.set_state(state["rng"]["train"].cpu())
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"agent state: {error!r} is missing or of another kind") from error
         self.refresh()
 
@@ -110,8 +110,8 @@ class DreamerV3Agent(DreamerV3Policy):
     def _update(self, out: LossOutput, grads: list[Tensor], accept: Tensor) -> None:
         self.optimizer.step(grads, accept)
         self.all_networks.update_slow_critic(self.config.slow_rate * accept.float())
-        pairs = zip(out.normalizer, self.normalizer, strict=True)
-        self.normalizer = NormalizerState(*(torch.where(accept, new, old) for new, old in pairs))
+        for new, old in zip(out.normalizer, self.normalizer, strict=True):
+            old.copy_(torch.where(accept, new, old))  # in place, as everything here: a captured update replays on the same memory
         self.refresh()
 
     def _apply(self, out: LossOutput) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from worldloom.models.dreamer.config import DreamerSizes
 from worldloom.models.dreamer.encoder import CHANNELS, LAYERS
 from worldloom.models.dreamer.heads import Head
-from worldloom.models.dreamer.layout import ImageKey, ObsLayout, VectorKey
+from worldloom.models.dreamer.layout import ImageKey, ObsLayout, VectorKey, missing
 from worldloom.nn.conv import UpConv5x5, cells_to_map
 from worldloom.nn.dense import BlockLinear, Dense, Linear
 from worldloom.nn.distributions import categorical_log_prob
@@ -141,13 +141,15 @@ def plain_image_loss(key: ImageKey, cells: Tensor, image: Tensor) -> Tensor:
 
 
 def vector_loss(key: VectorKey, raw: Tensor, value: Tensor) -> Tensor:
-    """Squared error in symlog space, or cross-entropy of discrete components. [N]."""
+    """Squared error in symlog space, or cross-entropy of discrete components; 0 where the key is missing. [N]."""
     flat = value.reshape(len(value), -1)
+    absent = missing(flat).unsqueeze(-1)
+    flat = flat.masked_fill(absent, 0)
     if not key.classes:
-        return (raw - symlog(flat.float())).square().sum(-1)
+        return (raw - symlog(flat.float())).square().masked_fill(absent, 0.0).sum(-1)
     groups = torch.split(raw, list(key.classes), -1)
     logs = [categorical_log_prob(group.log_softmax(-1), flat[:, i]) for i, group in enumerate(groups)]
-    return -torch.stack(logs, -1).sum(-1)
+    return -torch.stack(logs, -1).masked_fill(absent, 0.0).sum(-1)
 
 
 def image_loss(key: ImageKey, predicted: Tensor, image: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import ArraySpec
 from worldloom.nn.functional import symlog
 
-__all__ = ["ActionKey", "ActionLayout", "ImageKey", "ObsLayout", "VectorKey", "one_hot_groups"]
+__all__ = ["ActionKey", "ActionLayout", "ImageKey", "ObsLayout", "VectorKey", "missing", "one_hot_groups"]
 
 STRIDE, MIN_SIDE, MAX_SIDE = 16, 32, 256
 
@@ -67,9 +67,10 @@ class VectorKey:
         return sum(self.classes) if self.classes else self.size
 
     def encode(self, value: Tensor) -> Tensor:
-        """Raw ``[N, ...]`` to ``[N, width]``: symlog of numbers, one-hot of classes."""
+        """Raw ``[N, ...]`` to ``[N, width]``: symlog of numbers, one-hot of classes, zeros where the key is missing."""
         flat = value.reshape(len(value), -1)
-        return one_hot_groups(flat, self.classes) if self.classes else symlog(flat.float())
+        codes = one_hot_groups(flat, self.classes) if self.classes else symlog(flat.float())
+        return codes.masked_fill(missing(flat).unsqueeze(-1), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,10 @@ class ActionKey:
         return sum(self.classes) if self.classes else size
 
     def encode(self, value: Tensor) -> Tensor:
-        """Raw ``[N, ...]`` to ``[N, width]``: classes to one-hot, numbers as they are."""
+        """Raw ``[N, ...]`` to ``[N, width]``: classes to one-hot, numbers as they are, zeros where the key is missing."""
         flat = value.reshape(len(value), -1)
-        return one_hot_groups(flat, self.classes) if self.classes else flat.float()
+        codes = one_hot_groups(flat, self.classes) if self.classes else flat.float()
+        return codes.masked_fill(missing(flat).unsqueeze(-1), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,13 @@ class ActionLayout:
         """Encoded actions side by side. [N, A]."""
         parts = [key.encode(action[key.name]) for key in self.keys]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def missing(flat: Tensor) -> Tensor:
+    """Where a key has no value: any of its numbers is -inf, or any of its signed integers -1. [N, k] -> [N] bool."""
+    if not flat.is_signed():  # floats are signed, images' and flags' integers are not
+        return torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    return (flat == (float("-inf") if flat.is_floating_point() else -1)).any(-1)
 
 
 def one_hot_groups(index: Tensor, classes: tuple[int, ...]) -> Tensor:

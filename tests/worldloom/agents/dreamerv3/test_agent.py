@@ -16,6 +16,7 @@ from tests.worldloom.agents.dreamerv3.dreamer_cases import (
     random_batch,
     tiny,
 )
+from worldloom.agents.dreamerv3.report import PANEL, STRIDE, curves
 from worldloom.agents.dreamerv3.spec import LATENT_DETER, LATENT_STOCH
 from worldloom.agents.registry import make_agent, make_agent_config, make_policy
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
@@ -227,11 +228,31 @@ def test_wrong_settings_are_all_reported_at_once() -> None:
 def test_report_shows_truth_model_and_error_with_context_marked() -> None:
     env = env_of("two images and a vector", "Dict")
     agent = make_agent(tiny(), env)
-    batch = random_batch(agent, env)
+    batch, state = random_batch(agent, env), agent.state_dict()
     videos = agent.report(batch)
-    assert {name: video.shape for name, video in videos.items()} == {"camera": (4, 96, 96, 3), "depth": (4, 120, 64, 3)}
+    assert {name: video.shape for name, video in videos.items()} == {
+        "camera": (4, 96, 96, 3),
+        "depth": (4, 120, 64, 3),
+        "joints": (1, 5 * PANEL, 2 * 4 * STRIDE, 3),
+    }
     camera = videos["camera"]
     assert camera.dtype == np.uint8
     np.testing.assert_array_equal(camera[:, :32, :48], batch.obs["camera"][0, 1:5])
     assert [tuple(frame[32, 0]) for frame in camera] == [(0, 255, 0)] * 2 + [(255, 0, 0)] * 2
-    assert make_agent(tiny(), env_of()).report(random_batch(make_agent(tiny(), env_of()), env_of())) == {}
+    assert all(np.array_equal(frames, videos[name]) for name, frames in agent.report(batch).items())
+    assert torch.equal(state["rng"]["train"], agent.state_dict()["rng"]["train"])
+
+
+def test_curves_lie_on_each_other_where_the_prediction_is_right() -> None:
+    truth = np.random.default_rng(0).normal(size=(2, 6, 3))
+    right, wrong = curves(truth, truth, 3), curves(truth, -truth, 3)
+    assert right.shape == wrong.shape == (1, 3 * PANEL, 2 * 6 * STRIDE, 3)
+    assert not (right[..., :] == 255).all(-1).any()  # white only shows beside the prediction
+    assert (wrong[..., :] == 255).all(-1).any()
+    assert [tuple(right[0, 0, x]) for x in (0, 3 * STRIDE - 1, 3 * STRIDE)] == [(0, 255, 0), (0, 255, 0), (255, 0, 0)]
+
+
+def test_classes_are_not_drawn() -> None:
+    env = env_of("discrete")
+    agent = make_agent(tiny(), env)
+    assert agent.report(random_batch(agent, env)) == {}
