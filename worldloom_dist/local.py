@@ -21,7 +21,7 @@ from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import Plan, build_evaluator, build_learner, build_policy, build_shard, build_worker, role_seed
-from worldloom_dist.learner.reporter import Reporter
+from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.ports import SampleRequest
@@ -63,7 +63,7 @@ class LocalRun:
         device = "cpu" if plan.config.learner.device == "auto" else plan.config.learner.device
         self.learner = build_learner(plan, self.weights, device=device, incarnation=1, folder=folder.path)
         self.learner.write_back = self.replay.write_back
-        self.reporter = Reporter(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
+        self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
         self.workers: list[RolloutWorker] = []
         self._evaluated_at = self._said_at = 0
         self._checkpoint_at = 0
@@ -83,10 +83,10 @@ class LocalRun:
                 self.round()
             status = "completed" if self._is_complete() else "stopped"
             self._checkpoint()
-            self.learner.report(self.reporter, self.report.env_steps)
+            self.learner.report(self.gallery, self.report.env_steps)
             if status == "completed" and self._wants_evaluation() and self._evaluated_at < self.report.env_steps:
                 self._evaluate()
-            self.reporter.close()
+            self.gallery.close()
             self._say(status)
         except BaseException as error:
             self._folder.write_summary(self.report.summary("failed", f"{type(error).__name__}: {error}"))
@@ -103,8 +103,8 @@ class LocalRun:
         self._look()
         config = self._plan.config
         steps = self.report.env_steps
-        if self.reporter.is_due(steps):
-            self.learner.report(self.reporter, steps)
+        if self.gallery.is_due(steps):
+            self.learner.report(self.gallery, steps)
         if config.eval_every and steps - self._evaluated_at >= config.eval_every and self._wants_evaluation():
             self._evaluate()
         if steps - self._checkpoint_at >= config.learner.checkpoint_every_steps:
@@ -210,7 +210,7 @@ class LocalRun:
         for worker in self.workers:
             self._collect(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
-        videos = [fact._asdict() for fact in self.reporter.drain()]
+        videos = [fact._asdict() for fact in self.gallery.drain()]
         self.hub.emit("learner", 0, self.learner.drain_metrics(), {"videos": videos})
         self.report.update(self.report.counts, self.hub.snapshot())
         logger.info("%s", self.report.line())

@@ -17,8 +17,8 @@ from worldloom.core.metrics import Histogram, Last, MetricMap, Sum, Tally, merge
 from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.core.weights import WeightsSnapshot
+from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.guard import NonfiniteGuard
-from worldloom_dist.learner.reporter import Reporter
 from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, scalar_keys
 from worldloom_dist.ports import SampledWindows, WeightSink
 
@@ -110,10 +110,10 @@ class Learner:
         merge_into(self._metrics, update)
         return snapshot
 
-    def report(self, reporter: Reporter, env_steps: int) -> None:
+    def report(self, gallery: Gallery, env_steps: int) -> None:
         """Have the agent's predictions on the newest windows drawn; never raises, and nothing that training reads changes."""
         if self._windows is not None:
-            reporter.report(self.agent, self._batch(self._windows), env_steps, self.train_steps)
+            gallery.report(self.agent, self._batch(self._windows), env_steps, self.train_steps)
 
     def note_wait(self, seconds: float) -> None:
         """Book time that the learner waited for data."""

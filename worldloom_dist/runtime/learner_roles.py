@@ -19,7 +19,7 @@ from typing import Any
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.assembly import Plan, build_learner
-from worldloom_dist.learner.reporter import Reporter
+from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed
@@ -71,7 +71,7 @@ class LearnerRole:
             folder=self._folder.path,
         )
         self._restore()
-        self._gallery = Reporter(self._folder.videos, config.report_every_steps, self._env_steps())
+        self._gallery = Gallery(self._folder.videos, config.report_every_steps, self._env_steps())
         self._feed = Feed(self._plan, self._learner.train_steps)
         if self._plan.spec.writes_back:
             self._learner.write_back = self._feed.write_back

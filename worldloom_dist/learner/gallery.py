@@ -22,7 +22,7 @@ from worldloom.core.exceptions import MissingDependencyError
 from worldloom.core.protocol import Reporting
 from worldloom.core.sequence import SequenceBatch
 
-__all__ = ["Reporter", "VideoFact"]
+__all__ = ["Gallery", "VideoFact"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class VideoFact(NamedTuple):
     fps: int = FPS
 
 
-class Reporter:
+class Gallery:
     """Decides when a report is due, and writes it in the background.
 
     Args:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from worldloom.core.exceptions import MissingDependencyError
 from worldloom.core.protocol import Reporting
-from worldloom_dist.learner import reporter as module
-from worldloom_dist.learner.reporter import Reporter
+from worldloom_dist.learner import gallery as module
+from worldloom_dist.learner.gallery import Gallery
 
 STILL = np.zeros((1, 6, 8, 3), np.uint8)
 FILM = np.concatenate([STILL + 60 * t for t in range(4)])
@@ -29,43 +29,43 @@ class Painter:
 
 
 def test_films_and_stills_are_written_and_indexed(tmp_path):
-    reporter, agent = Reporter(tmp_path / "videos", every=100), Painter({"camera/left": FILM, "joints": STILL})
-    reporter.report(agent, "batch", 250, 30)
-    reporter.close()
+    gallery, agent = Gallery(tmp_path / "videos", every=100), Painter({"camera/left": FILM, "joints": STILL})
+    gallery.report(agent, "batch", 250, 30)
+    gallery.close()
     assert agent.batches == ["batch"]
     film, still = (tmp_path / "videos" / f"open_loop-{name}" for name in ("camera_left-0000000250.gif", "joints-0000000250.png"))
     with Image.open(film) as first, Image.open(still) as second:
         assert (first.n_frames, first.size, second.size) == (4, (8, 6), (8, 6))
-    facts = reporter.drain()
+    facts = gallery.drain()
     assert [(f.name, f.path, f.env_steps, f.train_steps) for f in facts] == [
         ("open_loop/camera/left", str(film), 250, 30),
         ("open_loop/joints", str(still), 250, 30),
     ]
-    assert reporter.drain() == []
+    assert gallery.drain() == []
     lines = [json.loads(line) for line in (tmp_path / "videos" / "index.jsonl").read_text().splitlines()]
     assert [(line["name"], line["path"]) for line in lines] == [(f.name, f.path.rsplit("/", 1)[1]) for f in facts]
 
 
 def test_reports_are_due_every_so_many_env_steps_since_the_last_one(tmp_path):
-    reporter = Reporter(tmp_path, every=100, done=40)
-    assert [reporter.is_due(steps) for steps in (41, 139, 140)] == [False, False, True]
-    reporter.report(Painter({}), None, 165, 1)
-    assert [reporter.is_due(steps) for steps in (264, 265)] == [False, True]
+    gallery = Gallery(tmp_path, every=100, done=40)
+    assert [gallery.is_due(steps) for steps in (41, 139, 140)] == [False, False, True]
+    gallery.report(Painter({}), None, 165, 1)
+    assert [gallery.is_due(steps) for steps in (264, 265)] == [False, True]
 
 
 def test_off_means_that_the_agent_is_never_asked(tmp_path):
-    reporter, agent = Reporter(tmp_path, every=0), Painter({"x": STILL})
-    assert not reporter.is_due(10**9)
-    reporter.report(agent, None, 5, 5)
+    gallery, agent = Gallery(tmp_path, every=0), Painter({"x": STILL})
+    assert not gallery.is_due(10**9)
+    gallery.report(agent, None, 5, 5)
     assert agent.batches == []
 
 
 def test_an_agent_without_pictures_is_left_alone(tmp_path):
     assert not isinstance(object(), Reporting)
-    reporter = Reporter(tmp_path / "videos", every=1)
-    reporter.report(object(), None, 1, 1)
-    reporter.close()
-    assert reporter.drain() == []
+    gallery = Gallery(tmp_path / "videos", every=1)
+    gallery.report(object(), None, 1, 1)
+    gallery.close()
+    assert gallery.drain() == []
     assert not (tmp_path / "videos").exists()
 
 
@@ -75,15 +75,15 @@ def broken():
 
 @pytest.mark.parametrize(("videos", "message"), [(broken, "no picture today"), ({"x": np.zeros(3)}, "could not be written")])
 def test_a_report_that_fails_is_logged_and_the_next_one_is_drawn(tmp_path, caplog, videos, message):
-    reporter = Reporter(tmp_path, every=1)
+    gallery = Gallery(tmp_path, every=1)
     with caplog.at_level(logging.WARNING):
-        reporter.report(Painter(videos), None, 1, 1)
-        if reporter._pending is not None:
-            reporter._collect(10.0)
+        gallery.report(Painter(videos), None, 1, 1)
+        if gallery._pending is not None:
+            gallery._collect(10.0)
     assert message in caplog.text
-    reporter.report(Painter({"x": STILL}), None, 2, 2)
-    reporter.close()
-    assert [fact.env_steps for fact in reporter.drain()] == [2]
+    gallery.report(Painter({"x": STILL}), None, 2, 2)
+    gallery.close()
+    assert [fact.env_steps for fact in gallery.drain()] == [2]
 
 
 def test_without_the_package_that_draws_it_says_so_once(tmp_path, caplog, monkeypatch):
@@ -91,10 +91,10 @@ def test_without_the_package_that_draws_it_says_so_once(tmp_path, caplog, monkey
         raise MissingDependencyError("pictures", "pillow", "viz")
 
     monkeypatch.setattr("worldloom.evaluation.visualize.save_frames", refuse)
-    reporter, agent = Reporter(tmp_path, every=1), Painter({"x": STILL})
+    gallery, agent = Gallery(tmp_path, every=1), Painter({"x": STILL})
     for steps in (1, 2, 3):
-        reporter.report(agent, None, steps, steps)
-        reporter.close() if steps == 3 else reporter._collect(10.0)
+        gallery.report(agent, None, steps, steps)
+        gallery.close() if steps == 3 else gallery._collect(10.0)
     assert len(agent.batches) == 1
     assert caplog.text.count("pip install") == 1
 
@@ -102,23 +102,23 @@ def test_without_the_package_that_draws_it_says_so_once(tmp_path, caplog, monkey
 def test_nobody_waits_for_a_slow_writer(tmp_path, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr("worldloom.evaluation.visualize.save_frames", lambda frames, path, fps: gate.wait(10.0))
-    reporter, agent = Reporter(tmp_path, every=1), Painter({"x": STILL})
+    gallery, agent = Gallery(tmp_path, every=1), Painter({"x": STILL})
     tmp_path.joinpath("index.jsonl").touch()
     for steps in (1, 2, 3):
-        reporter.report(agent, None, steps, steps)
+        gallery.report(agent, None, steps, steps)
     assert len(agent.batches) == 1
     gate.set()
-    reporter.close()
-    assert [fact.env_steps for fact in reporter.drain()] == [1]
+    gallery.close()
+    assert [fact.env_steps for fact in gallery.drain()] == [1]
 
 
 def test_only_the_newest_pictures_of_a_key_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "KEPT", 2)
-    reporter = Reporter(tmp_path, every=1)
+    gallery = Gallery(tmp_path, every=1)
     for steps in (1, 2, 3):
-        reporter.report(Painter({"x": STILL, "x-0": STILL}), None, steps, steps)
-        reporter._collect(10.0)
-    reporter.close()
+        gallery.report(Painter({"x": STILL, "x-0": STILL}), None, steps, steps)
+        gallery._collect(10.0)
+    gallery.close()
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         f"open_loop-{key}-000000000{steps}.png" for key in ("x-0", "x") for steps in (2, 3)
     ]
