@@ -36,7 +36,7 @@ __all__ = ["LocalRun"]
 
 logger = logging.getLogger(__name__)
 
-SAY_EVERY_AGENT_STEPS = 500
+SAY_EVERY_AGENT_STEPS, LAST_REPORT_S = 500, 10.0
 
 
 class LocalRun:
@@ -83,7 +83,7 @@ class LocalRun:
                 self.round()
             status = "completed" if self._is_complete() else "stopped"
             self._checkpoint()
-            self.learner.report(self.gallery, self.report.env_steps)
+            self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
             if status == "completed" and self._wants_evaluation() and self._evaluated_at < self.report.env_steps:
                 self._evaluate()
             self.gallery.close()

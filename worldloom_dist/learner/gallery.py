@@ -67,12 +67,18 @@ class Gallery:
         """True when so many env steps have gone by since the last report."""
         return self._every > 0 and env_steps - self._last >= self._every
 
-    def report(self, agent: Any, batch: SequenceBatch, env_steps: int, train_steps: int) -> None:
-        """Draw the agent's predictions on a batch and hand them to the writer; an agent that draws nothing is left alone."""
+    def report(self, agent: Any, batch: SequenceBatch, env_steps: int, train_steps: int, *, wait_s: float = 0.0) -> None:
+        """Draw the agent's predictions on a batch and hand them to the writer; an agent that draws nothing is left alone.
+
+        Args:
+            agent, batch: What is drawn.
+            env_steps, train_steps: Of the run, now.
+            wait_s: How long an earlier report may still be written before this one is left out.
+        """
         self._last = env_steps
         if not self._every or not isinstance(agent, Reporting):
             return
-        self._collect()
+        self._collect(wait_s)
         if self._pending is not None:
             logger.info("report at env_steps %s left out: the last one is still being written", f"{env_steps:,}")
             return

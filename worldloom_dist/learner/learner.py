@@ -110,10 +110,10 @@ class Learner:
         merge_into(self._metrics, update)
         return snapshot
 
-    def report(self, gallery: Gallery, env_steps: int) -> None:
+    def report(self, gallery: Gallery, env_steps: int, *, wait_s: float = 0.0) -> None:
         """Have the agent's predictions on the newest windows drawn; never raises, and nothing that training reads changes."""
         if self._windows is not None:
-            gallery.report(self.agent, self._batch(self._windows), env_steps, self.train_steps)
+            gallery.report(self.agent, self._batch(self._windows), env_steps, self.train_steps, wait_s=wait_s)
 
     def note_wait(self, seconds: float) -> None:
         """Book time that the learner waited for data."""

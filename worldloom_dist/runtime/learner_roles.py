@@ -32,6 +32,7 @@ __all__ = ["LearnerRole", "choose_device", "gpu_metrics"]
 
 logger = logging.getLogger(__name__)
 
+LAST_REPORT_S = 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
 
@@ -82,8 +83,8 @@ class LearnerRole:
         finally:
             self._feed.stop()
         self._save()
-        self._learner.report(self._gallery, self._env_steps())
-        self._gallery.close()
+        self._learner.report(self._gallery, self._env_steps(), wait_s=LAST_REPORT_S)
+        self._gallery.close(LAST_REPORT_S)
         self._flush()
         self._note("stopped")
         return dict(self._status)
