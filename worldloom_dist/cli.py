@@ -29,6 +29,8 @@ __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 PROGRAM = "python -m worldloom_dist.launch"
 HIDDEN = ("agent_overrides",)
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+SWITCHES = ("--tensorboard", "--wandb")
+"""Flags that mean True when no value follows."""
 ENV_FLAG = "--env.env"
 """What tyro calls the flag that people type as ``--env``."""
 Pairs = list[tuple[str, str]]
@@ -114,6 +116,8 @@ def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
             pairs.append((flag, value))
         elif rest and not rest[0].startswith("--"):
             pairs.append((flag, rest.pop(0)))
+        elif flag in SWITCHES:
+            pairs.append((flag, "True"))
         else:
             mistakes.append(f"{flag}: expected a value after it")
     return pairs, mistakes

@@ -154,6 +154,10 @@ class RunConfig:
     """Address that the Prometheus endpoint listens on."""
     metrics_auth_file: Path | None = None
     """File with a bearer token or USER:PASSWORD for the endpoint (default: the environment's WORLDLOOM_METRICS_AUTH, if set)."""
+    tensorboard: bool = False
+    """Write TensorBoard events to RUN_DIR/tensorboard."""
+    wandb: bool = False
+    """Send the same numbers to Weights & Biases; WANDB_MODE=offline keeps them in RUN_DIR/wandb."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Env workers."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)

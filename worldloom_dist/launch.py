@@ -15,7 +15,9 @@ from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom_dist.assembly import Plan, resolve
 from worldloom_dist.cli import parse
 from worldloom_dist.config import RunConfig
+from worldloom_dist.console import Screen
 from worldloom_dist.metrics.endpoint import read_secret
+from worldloom_dist.metrics.sinks import check_sinks
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
@@ -38,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
         plan = resolve(config)
         port = choose_port(config)
         read_secret(config.metrics_auth_file)
+        check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
         check_device(config)
         check_address(config)
     except USAGE_ERRORS as error:
@@ -66,28 +69,38 @@ def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed:
     config = plan.config
     run_id = folder.open(config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     plan = dataclasses.replace(plan, run_id=run_id)
-    open_log(folder)
-    announce(plan, folder, port, is_resumed=is_resumed)
-    if config.runtime == "local":
-        from worldloom_dist.local import LocalRun
-
-        status = LocalRun(plan, folder, stop).run()
-    else:
-        from worldloom_dist.runtime.cluster import ray_cluster
-
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with ray_cluster(config.address, run_id):
-            stop.listen()
-            from worldloom_dist.runtime.driver import RayRun
-
-            status = RayRun(plan, folder, port, stop).run()
+    screen = open_log(folder)
+    try:
+        status = run_plan(plan, folder, port, stop, screen, is_resumed=is_resumed)
+    finally:
+        screen.close()
     logger.info("%s; everything is in %s", status, folder.path)
     if status == "stopped":
         logger.info("go on with: python -m worldloom_dist.launch --resume %s", folder.path)
     return 0
 
 
-def open_log(folder: RunFolder) -> None:
+def run_plan(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, screen: Screen, *, is_resumed: bool) -> str:
+    """Say what runs, then let the runtime run it; returns how it ended."""
+    config = plan.config
+    announce(plan, folder, port, is_resumed=is_resumed)
+    if config.runtime == "local":
+        from worldloom_dist.local import LocalRun
+
+        status = LocalRun(plan, folder, stop, screen.show).run()
+    else:
+        from worldloom_dist.runtime.cluster import ray_cluster
+
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with ray_cluster(config.address, plan.run_id):
+            stop.listen()
+            from worldloom_dist.runtime.driver import RayRun
+
+            status = RayRun(plan, folder, port, stop, screen.show).run()
+    return status
+
+
+def open_log(folder: RunFolder) -> Screen:
     """Life events to the terminal and to ``console.log``.
 
     A handler that an environment's package left on the terminal (dm_control does, through absl) is taken off, or each line would
@@ -98,11 +111,13 @@ def open_log(folder: RunFolder) -> None:
         if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
             root.removeHandler(handler)
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(folder.path / "console.log")):
+    screen = Screen(sys.stdout)
+    for handler in (screen, logging.FileHandler(folder.path / "console.log")):
         handler.setFormatter(form)
         root.addHandler(handler)
     logging.getLogger("worldloom").setLevel(logging.INFO)
     logging.getLogger("worldloom_dist").setLevel(logging.INFO)
+    return screen
 
 
 def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> None:

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 
-from worldloom.core.metrics import Last
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import Plan, build_evaluator, build_learner, build_policy, build_shard, build_worker, role_seed
+from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.ledger import Ledger
@@ -31,10 +33,12 @@ from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.stopping import StopFlag
+from worldloom_dist.view import View
 
 __all__ = ["LocalRun"]
 
 logger = logging.getLogger(__name__)
+Show = Callable[[Callable[[], View]], None]
 
 SAY_EVERY_AGENT_STEPS, LAST_REPORT_S = 500, 10.0
 
@@ -46,10 +50,11 @@ class LocalRun:
         plan: What runs.
         folder: Where it writes.
         stop: Asks it to checkpoint and leave.
+        show: Shows a view to people.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag) -> None:
-        self._plan, self._folder, self._stop = plan, folder, stop
+    def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag, show: Show = show_nothing) -> None:
+        self._plan, self._folder, self._stop, self._show = plan, folder, stop, show
         torch.set_num_threads(plan.config.learner.threads or torch.get_num_threads())
         self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts())
         self.report = Report(plan, folder, folder.read_json("summary.json"))
@@ -66,6 +71,7 @@ class LocalRun:
         self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
         self.workers: list[RolloutWorker] = []
         self._evaluated_at = self._said_at = 0
+        self._node, self._reported = NodeMeter(folder.path), self.report.counts
         self._checkpoint_at = 0
 
     def run(self) -> str:
@@ -93,6 +99,7 @@ class LocalRun:
             raise
         finally:
             self.close()
+            self.report.close()
         return status
 
     def round(self) -> None:
@@ -101,6 +108,7 @@ class LocalRun:
             worker.step()
         self.train_due()
         self._look()
+        self._show(self.report.view)
         config = self._plan.config
         steps = self.report.env_steps
         if self.gallery.is_due(steps):
@@ -188,7 +196,6 @@ class LocalRun:
         self._evaluated_at = self.report.env_steps
         result = {"env_steps": self._evaluated_at, **evaluator.evaluate().to_dict()}
         self.report.note_evaluation(result)
-        self.hub.emit("evaluator", 0, {"eval_return_mean": Last(result["return_mean"])})
         logger.info("eval at env_steps %d: return %.1f +- %.1f", self._evaluated_at, result["return_mean"], result["return_std"])
 
     def _collect(self, worker: RolloutWorker) -> None:
@@ -212,7 +219,9 @@ class LocalRun:
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         videos = [fact._asdict() for fact in self.gallery.drain()]
         self.hub.emit("learner", 0, self.learner.drain_metrics(), {"videos": videos})
+        self.hub.emit("driver", 0, {**self.report.gauges(), **self.report.increments(self._reported), **self._node.drain()})
+        self._reported = self.report.counts
         self.report.update(self.report.counts, self.hub.snapshot())
-        logger.info("%s", self.report.line())
+        logging.getLogger(PROGRESS).info("%s", self.report.line())
         self.report.record()
         self._folder.write_summary(self.report.summary(status))

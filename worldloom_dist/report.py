@@ -13,8 +13,10 @@ from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.assembly import Plan
+from worldloom_dist.metrics.sinks import MediaWatch, open_sinks
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.view import View
 
 __all__ = ["Counts", "Report", "eval_metrics"]
 
@@ -98,6 +100,8 @@ class Report:
             policy_version=str(earlier.get("policy_version", "0.0")),
         )
         self.snapshot: Mapping[str, float] = {}
+        self._sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
+        self._media = MediaWatch(folder.videos)
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
@@ -121,6 +125,8 @@ class Report:
         """Take the result of an evaluation that began at ``result["env_steps"]``."""
         self.evaluation = {"time": time.time(), **result}
         self._folder.append_metrics({"kind": "eval", **self.evaluation})
+        values = {key: float(metric.value) for key, metric in eval_metrics(self.evaluation).items()}
+        self._sinks.write(int(result["env_steps"]), values)
 
     def gauges(self) -> MetricMap:
         """What only the driver knows, for the hub."""
@@ -199,7 +205,41 @@ class Report:
     def record(self) -> None:
         """Append one line to ``metrics.jsonl``."""
         base = {"kind": "train", "time": time.time(), "env_steps": self.env_steps, "train_steps": self.counts.train_steps}
-        self._folder.append_metrics({**base, **self._rates, **{k: v for k, v in sorted(self.snapshot.items()) if v == v}})
+        values = {**self._rates, **{key: value for key, value in sorted(self.snapshot.items()) if value == value}}
+        self._folder.append_metrics({**base, **values})
+        self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
+        for path in self._media.fresh():
+            self._sinks.show(self.env_steps, f"videos/{path.stem}", path)
+
+    def close(self) -> None:
+        """Let the sinks write what they have; waits for them a short time."""
+        self._sinks.close()
+
+    def view(self) -> View:
+        """What a person wants to see now."""
+        plan, counts, value = self._plan, self.counts, self.snapshot
+        config = plan.config
+        return View(
+            run_id=plan.run_id,
+            folder=str(self._folder.path),
+            title=f"{plan.agent.name} on {plan.env.env}, seed {config.seed}",
+            env_steps=self.env_steps,
+            target=config.env_steps,
+            train_steps=counts.train_steps,
+            env_steps_per_s=self._rates["env_steps_per_s"],
+            updates_per_s=self._rates["updates_per_s"],
+            train_return=value.get("episode_return_mean{split=train}"),
+            evaluation=self.evaluation,
+            train_ratio=self.train_ratio_actual,
+            target_ratio=plan.limits.train_ratio,
+            lag=value.get("policy_lag_updates"),
+            lag_p99=value.get("policy_lag_updates:p99"),
+            stored=counts.books.stored,
+            capacity=config.replay.capacity_steps,
+            restarts=self._restarts(),
+            phase=self.phase(),
+            wall_time_s=self._wall_before + time.monotonic() - self._started,
+        )
 
     def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
         """The content of ``summary.json``."""
@@ -207,7 +247,6 @@ class Report:
         books = counts.books
         seconds = time.monotonic() - self._started
         rows = {name: getattr(books, name) for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")}
-        restarts = {kind: self._restarts_before.get(kind, 0) + counts.restarts.get(kind, 0) for kind in self._kinds()}
         return {
             "run_id": self._plan.run_id,
             "status": status,
@@ -222,15 +261,16 @@ class Report:
             "eval": self.evaluation,
             "wall_time_s": self._wall_before + seconds,
             "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
-            "restarts": restarts,
+            "restarts": self._restarts(),
             "policy_version": counts.policy_version,
             "staleness": {"mean": value.get("policy_lag_updates"), "p99": value.get("policy_lag_updates:p99")},
             "bottleneck": self.bottleneck(),
             "throughput": self._mean_rates(),
         }
 
-    def _kinds(self) -> list[str]:
-        return [*RESTART_KINDS, *sorted(set(self.counts.restarts) - set(RESTART_KINDS))]
+    def _restarts(self) -> dict[str, int]:
+        kinds = [*RESTART_KINDS, *sorted(set(self.counts.restarts) - set(RESTART_KINDS))]
+        return {kind: self._restarts_before.get(kind, 0) + self.counts.restarts.get(kind, 0) for kind in kinds}
 
     def _env_steps(self, counts: Counts) -> int:
         return counts.books.agent_steps * self._plan.env_spec.action_repeat

@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def videos(self) -> Path:
-        """Pictures of predictions; ``index.jsonl`` there says which is which."""
+        """Pictures of predictions; ``index.jsonl`` there says which is which. What is put here reaches the sinks of the run."""
         return self.path / "videos"
 
     @property

@@ -18,8 +18,8 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom.training", "worldloom.evaluation", "worldloom.factory", "worldloom.testing"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
-    {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},
-    {"worldloom_dist.presets", "worldloom_dist.run_folder", "worldloom_dist.stopping"},
+    {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names", "worldloom_dist.view"},
+    {"worldloom_dist.presets", "worldloom_dist.console", "worldloom_dist.run_folder", "worldloom_dist.stopping"},
     {"worldloom_dist.actors", "worldloom_dist.replay", "worldloom_dist.learner", "worldloom_dist.metrics"},
     {"worldloom_dist.assembly"},
     {"worldloom_dist.report"},
@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.launch", "worldloom_dist.evaluate", "worldloom_dist.check_env"},
     {"worldloom_dist.job"},
     {"worldloom_dist.submit"},
+    {"worldloom_dist.status"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py"))

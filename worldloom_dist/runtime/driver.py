@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from ray.exceptions import RayError
 from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.assembly import Plan, choose_inference
+from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowBooks
@@ -40,10 +42,12 @@ from worldloom_dist.runtime.supervisor import Role, Supervisor
 from worldloom_dist.runtime.weight_roles import WeightStoreRole
 from worldloom_dist.runtime.worker_role import WorkerRole
 from worldloom_dist.stopping import StopFlag
+from worldloom_dist.view import View
 
 __all__ = ["RayRun"]
 
 logger = logging.getLogger(__name__)
+Show = Callable[[Callable[[], View]], None]
 
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
 EVALUATION_TIMEOUT_S = 1800.0
@@ -60,17 +64,18 @@ class RayRun:
         folder: Where it writes.
         port: Of the Prometheus endpoint; 0 for none.
         stop: Set by a signal.
+        show: Shows a view to people.
 
     Raises:
         ConfigurationError: If the cluster is too small.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, port: int, stop: StopFlag) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, port: int, stop: StopFlag, show: Show = show_nothing) -> None:
         folder = RunFolder(folder.path.absolute())  # the same for roles with another working directory
         self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
         self._placement = Placement(plan.config, plan.inference)
         earlier = folder.read_json("summary.json")
-        self._report = Report(plan, folder, earlier)
+        self._report, self._show = Report(plan, folder, earlier), show
         actors = plan.config.actors
         self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
         self._lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
@@ -98,6 +103,8 @@ class RayRun:
         except BaseException as error:
             self._abort("left at once" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
             raise
+        finally:
+            self._report.close()
         return status
 
     def _start(self) -> None:
@@ -151,6 +158,7 @@ class RayRun:
             self._check_workers()
             if look.is_due():
                 self._look()
+                self._show(self._report.view)
                 self._evaluate_when_due()
                 if summary.is_due():
                     self._folder.write_summary(self._report.summary("running"))
@@ -219,7 +227,7 @@ class RayRun:
         return next((role.status for role in self._supervisor.of_kind("learner")), {})
 
     def _say(self) -> None:
-        logger.info("%s", self._report.line())
+        logging.getLogger(PROGRESS).info("%s", self._report.line())
         self._report.record()
 
     def _evaluate_when_due(self) -> None:

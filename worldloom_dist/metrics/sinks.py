@@ -1,0 +1,241 @@
+"""Where a run's numbers go besides Prometheus: TensorBoard and Weights & Biases, from the record that ``metrics.jsonl`` gets.
+
+    run thread --write/show--> bounded queue --> one daemon thread --> every sink
+
+The run never waits for a sink and never sees its errors: when the queue is full a record is dropped, and a sink that fails several
+times in a row is given up with one warning. Names are those of the table of metrics, as paths (``loss/total``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from worldloom.core.exceptions import MissingDependencyError
+from worldloom_dist.metric_names import path_of
+
+__all__ = ["MediaWatch", "Sink", "SinkThread", "TensorBoardSink", "WandbSink", "check_sinks", "open_sinks"]
+
+logger = logging.getLogger(__name__)
+
+PICTURES, VIDEOS = (".png", ".gif", ".jpg"), (".mp4", ".gif")
+QUEUE_RECORDS, MAX_FAILURES = 1000, 3
+CLOSE_TIMEOUT_S = 15.0
+SETTLED_S = 2.0
+
+
+class Sink(Protocol):
+    """A place for numbers and pictures; may be slow and may fail."""
+
+    def write(self, env_steps: int, values: Mapping[str, float]) -> None:
+        """Take numbers by path."""
+
+    def show(self, env_steps: int, name: str, path: Path) -> None:
+        """Take a picture or a video; formats that it cannot show are left out."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoardSink:
+    """TensorBoard events in a folder.
+
+    Args:
+        folder: Where they go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+
+    def write(self, env_steps: int, values: Mapping[str, float]) -> None:
+        """One point per number."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, env_steps)
+
+    def show(self, env_steps: int, name: str, path: Path) -> None:
+        """PNG, JPEG and animated GIF go in as they are; TensorBoard plays no mp4."""
+        if path.suffix.lower() not in PICTURES:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        image = Summary.Image(encoded_image_string=path.read_bytes(), colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._writer.file_writer.add_summary(summary, env_steps)
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._writer.close()
+
+
+class WandbSink:
+    """A Weights & Biases run, the same one after a resume. ``WANDB_MODE`` and ``WANDB_PROJECT`` are respected.
+
+    Args:
+        folder: The run folder; offline runs are kept in its ``wandb``.
+        run_id: Of the run, and of the run there.
+        config: Settings shown there.
+    """
+
+    def __init__(self, folder: Path, run_id: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        project = os.environ.get("WANDB_PROJECT", "worldloom")
+        self._wandb = wandb
+        self._run = wandb.init(project=project, id=run_id, name=run_id, dir=str(folder), resume="allow", config=dict(config))
+        self._run.define_metric("env_steps")
+        self._run.define_metric("*", step_metric="env_steps")
+
+    def write(self, env_steps: int, values: Mapping[str, float]) -> None:
+        """One record."""
+        self._run.log({**values, "env_steps": env_steps})
+
+    def show(self, env_steps: int, name: str, path: Path) -> None:
+        """Videos and animated GIFs as video, other pictures as image."""
+        suffix = path.suffix.lower()
+        kind = self._wandb.Video if suffix in VIDEOS else self._wandb.Image if suffix in PICTURES else None
+        if kind is not None:
+            options = {"format": suffix[1:]} if suffix in VIDEOS else {}
+            self._run.log({name: kind(str(path), **options), "env_steps": env_steps})
+
+    def close(self) -> None:
+        """Upload what is left."""
+        self._run.finish()
+
+
+class SinkThread:
+    """Feeds sinks from a thread of its own.
+
+    Args:
+        openers: Name -> makes the sink; called in the thread, because a service may take long to answer.
+    """
+
+    def __init__(self, openers: Mapping[str, Callable[[], Sink]]) -> None:
+        self._queue: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(QUEUE_RECORDS)
+        self._openers = dict(openers)
+        self._has_warned = False
+        self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
+        if self._openers:
+            self._thread.start()
+
+    def write(self, env_steps: int, values: Mapping[str, float]) -> None:
+        """Hand over numbers by key of the table; returns at once."""
+        self._put("write", env_steps, {path_of(key): float(value) for key, value in values.items()})
+
+    def show(self, env_steps: int, name: str, path: Path) -> None:
+        """Hand over a picture or video; returns at once."""
+        self._put("show", env_steps, name, path)
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Let the sinks finish, for so long."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self._queue.put(None, timeout=timeout_s)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning("sinks did not finish within %.0f s; what they had not written is lost", timeout_s)
+
+    def _put(self, *item: Any) -> None:
+        if not self._thread.is_alive():
+            return
+        try:
+            self._queue.put_nowait((item[0], item[1:]))
+        except queue.Full:
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning("a sink is too slow; records are dropped from here on (metrics.jsonl has them all)")
+
+    def _run(self) -> None:
+        sinks: dict[str, Sink] = {}
+        failures = dict.fromkeys(self._openers, 0)
+        for name, make in self._openers.items():
+            self._try(name, failures, partial(self._open, sinks, name, make))
+        while True:
+            item = self._queue.get()
+            for name, sink in list(sinks.items()):
+                self._try(name, failures, sink.close if item is None else partial(getattr(sink, item[0]), *item[1]))
+                if failures[name] >= MAX_FAILURES:
+                    del sinks[name]
+                    logger.warning("%s is given up after %d failures in a row; the run goes on without it", name, MAX_FAILURES)
+            if item is None:
+                return
+
+    def _open(self, sinks: dict[str, Sink], name: str, make: Callable[[], Sink]) -> None:
+        sinks[name] = make()
+
+    def _try(self, name: str, failures: dict[str, int], action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # the edge: whatever a service raises stays here
+            failures[name] += 1
+            if failures[name] == 1:
+                logger.warning("%s failed (%s: %s); the run goes on", name, type(error).__name__, error)
+        else:
+            failures[name] = 0
+
+
+class MediaWatch:
+    """Finds pictures and videos that somebody put into a folder, each once, when it has not changed for two seconds.
+
+    Args:
+        folder: May not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen = set(self._files())
+
+    def fresh(self) -> list[Path]:
+        """What came since the last call, oldest first."""
+        found = []
+        for path in self._files():
+            if path not in self._seen and time.time() - path.stat().st_mtime >= SETTLED_S:
+                self._seen.add(path)
+                found.append(path)
+        return sorted(found, key=lambda path: path.stat().st_mtime)
+
+    def _files(self) -> list[Path]:
+        known = {*PICTURES, *VIDEOS}
+        return [path for path in self._folder.glob("*") if path.suffix.lower() in known] if self._folder.is_dir() else []
+
+
+def check_sinks(*, tensorboard: bool, wandb: bool) -> None:
+    """Refuse a sink whose package is missing, before anything is started.
+
+    Raises:
+        MissingDependencyError: With the line that installs it.
+    """
+    for flag, wanted, module, extra in (
+        ("--tensorboard", tensorboard, "tensorboardX", "training"),
+        ("--wandb", wandb, "wandb", "wandb"),
+    ):
+        if wanted and importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(flag, module, extra)
+
+
+def open_sinks(folder: Path, run_id: str, config: Mapping[str, Any]) -> SinkThread:
+    """The sinks that a run asked for (``tensorboard`` and ``wandb`` of its settings).
+
+    Args:
+        folder: The run folder.
+        run_id: Of the run.
+        config: Its settings.
+    """
+    openers: dict[str, Callable[[], Sink]] = {}
+    if config["tensorboard"]:
+        openers["tensorboard"] = lambda: TensorBoardSink(folder / "tensorboard")
+    if config["wandb"]:
+        openers["wandb"] = lambda: WandbSink(folder, run_id, config)
+    return SinkThread(openers)

@@ -1,0 +1,71 @@
+"""``python -m worldloom_dist.status RUN_DIR...``: what a run does, or how it ended, from its folder.
+
+Exit status: 0 running, completed or stopped; 1 failed or died; 2 no run there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from worldloom_dist.console import plain, render
+from worldloom_dist.view import View, read_view
+
+__all__ = ["main"]
+
+WATCH_EVERY_S = 2.0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.status", description="What a run does, or how it ended.")
+    parser.add_argument("run_dir", type=Path, nargs="+", help="run folders")
+    parser.add_argument("--watch", action="store_true", help="go on looking, every two seconds, until no run is running")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
+    options = parser.parse_args(words)
+    views: list[View] = []
+    for folder in options.run_dir:
+        try:
+            views.append(read_view(folder))
+        except FileNotFoundError:
+            sys.stderr.write(f"error: {folder} holds no run (no config.json); give a folder that a run writes to\n")
+            return 2
+        except (ValueError, KeyError, TypeError) as error:
+            sys.stderr.write(f"error: {folder} cannot be read: {error}\n")
+            return 2
+    if options.watch and sys.stdout.isatty():
+        views = _watch(options.run_dir, views)
+    elif options.json:
+        sys.stdout.write("".join(json.dumps(dataclasses.asdict(view)) + "\n" for view in views))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        for view in views:
+            Console().print(render(view))
+    else:
+        sys.stdout.write("\n\n".join(plain(view) for view in views) + "\n")
+    return 1 if any(view.status in ("failed", "died") for view in views) else 0
+
+
+def _watch(folders: list[Path], views: list[View]) -> list[View]:
+    from rich.console import Group
+    from rich.live import Live
+
+    with Live(Group(*map(render, views)), auto_refresh=False) as live:
+        try:
+            while any(view.status in ("running", "starting") for view in views):
+                time.sleep(WATCH_EVERY_S)
+                views = [read_view(folder) for folder in folders]
+                live.update(Group(*map(render, views)), refresh=True)
+        except KeyboardInterrupt:
+            return views
+    return views
+
+
+if __name__ == "__main__":
+    sys.exit(main())
