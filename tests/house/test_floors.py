@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.launch", "worldloom_dist.evaluate", "worldloom_dist.check_env"},
     {"worldloom_dist.job"},
     {"worldloom_dist.submit"},
-    {"worldloom_dist.status"},
+    {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py"))
