@@ -208,8 +208,9 @@ class Report:
         values = {**self._rates, **{key: value for key, value in sorted(self.snapshot.items()) if value == value}}
         self._folder.append_metrics({**base, **values})
         self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
-        for path in self._media.fresh():
-            self._sinks.show(self.env_steps, f"videos/{path.stem}", path)
+        for medium in self._media.fresh():
+            steps = self.env_steps if medium.env_steps is None else medium.env_steps
+            self._sinks.show(steps, f"videos/{medium.name}", medium.path)
 
     def close(self) -> None:
         """Let the sinks write what they have; waits for them a short time."""

@@ -99,7 +99,10 @@ def test_images_have_versions_and_ours_are_targets_of_the_dockerfile():
     stages = dict(re.findall(r"^FROM (\S+) AS (\w+)", DOCKERFILE, re.MULTILINE))
     images = {service["image"] for service in SERVICES.values()}
     assert not [image for image in images if re.search(r":latest$|^[^:]+$", image)]
-    assert {stage for base, stage in re.findall(r"^FROM (\S+) AS (\w+)", DOCKERFILE, re.MULTILINE) if base == "base"} >= {"cpu", "cuda"}
+    assert {stage for base, stage in re.findall(r"^FROM (\S+) AS (\w+)", DOCKERFILE, re.MULTILINE) if base == "base"} >= {
+        "cpu",
+        "cuda",
+    }
     assert all(":" in image and not image.endswith(":latest") for image in stages if image != "base")
     build = SERVICES["head"]["build"]
     assert (ROOT / build["dockerfile"]).exists()

@@ -8,6 +8,7 @@ times in a row is given up with one warning. Names are those of the table of met
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -17,12 +18,12 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from worldloom.core.exceptions import MissingDependencyError
 from worldloom_dist.metric_names import path_of
 
-__all__ = ["MediaWatch", "Sink", "SinkThread", "TensorBoardSink", "WandbSink", "check_sinks", "open_sinks"]
+__all__ = ["MediaWatch", "Medium", "Sink", "SinkThread", "TensorBoardSink", "WandbSink", "check_sinks", "open_sinks"]
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,14 @@ class SinkThread:
             failures[name] = 0
 
 
+class Medium(NamedTuple):
+    """A picture or video: what it shows (of ``open_loop-image-0000012000.gif``: ``open_loop-image``), its file, its env steps."""
+
+    name: str
+    path: Path
+    env_steps: int | None
+
+
 class MediaWatch:
     """Finds pictures and videos that somebody put into a folder, each once, when it has not changed for two seconds.
 
@@ -197,14 +206,17 @@ class MediaWatch:
         self._folder = folder
         self._seen = set(self._files())
 
-    def fresh(self) -> list[Path]:
-        """What came since the last call, oldest first."""
+    def fresh(self) -> list[Medium]:
+        """What came since the last call, in the order of names."""
         found = []
-        for path in self._files():
-            if path not in self._seen and time.time() - path.stat().st_mtime >= SETTLED_S:
-                self._seen.add(path)
-                found.append(path)
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+        for path in sorted(self._files()):
+            with contextlib.suppress(OSError):  # old ones are deleted
+                if path not in self._seen and time.time() - path.stat().st_mtime >= SETTLED_S:
+                    self._seen.add(path)
+                    name, _, steps = path.stem.rpartition("-")
+                    is_numbered = bool(name) and steps.isdigit()
+                    found.append(Medium(name if is_numbered else path.stem, path, int(steps) if is_numbered else None))
+        return found
 
     def _files(self) -> list[Path]:
         known = {*PICTURES, *VIDEOS}

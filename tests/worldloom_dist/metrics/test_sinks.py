@@ -127,10 +127,12 @@ def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path):
     watch = MediaWatch(folder)
     assert watch.fresh() == []
     folder.mkdir()
-    for name, age in (("old.gif", 10), ("older.mp4", 20), ("growing.png", 0), ("notes.txt", 10)):
+    for name, age in (("old.gif", 10), ("open_loop-image-0000012000.mp4", 20), ("growing.png", 0), ("notes.txt", 10)):
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (time.time() - age,) * 2)
-    assert [path.name for path in watch.fresh()] == ["older.mp4", "old.gif"]
+    assert [(m.name, m.path.suffix, m.env_steps) for m in watch.fresh()] == [
+        ("old", ".gif", None), ("open_loop-image", ".mp4", 12000),
+    ]  # fmt: skip
     assert watch.fresh() == []
     assert MediaWatch(folder).fresh() == [], "a resumed run does not show old pictures again"
 
