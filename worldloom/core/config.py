@@ -58,7 +58,7 @@ class DreamerV3Config(WorldModelConfig):
     use_symlog: bool = True
     """Vectors and rewards are squashed by symlog inside; the architecture has no other way."""
     mlp_layers: int = 3
-    """Layers of encoder and decoder MLPs; the official 3."""
+    """Layers of the MLPs that encode and decode vectors; the official 3."""
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> DreamerV3Config:
@@ -76,12 +76,19 @@ class DreamerV3Config(WorldModelConfig):
         }
 
     @classmethod
-    def known(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """See :meth:`WorldModelConfig.known`; ``stoch_dim`` alone is the number of categoricals, as documents write it."""
-        result = super().known(data)
-        if "stoch_dim" in result:
-            number = result.pop("stoch_dim")
-            result.setdefault("stoch_discrete", number)
+    def merged(cls, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`WorldModelConfig.merged`; ``stoch_dim`` without ``stoch_discrete`` says how many categoricals there are.
+
+        Documents of 0.1 write it in two ways: as the whole stochastic size (1024 with 32 classes: 32 categoricals), and as the
+        number of categoricals (32 with 32 classes). A multiple of the classes above them is read as the first, else the second.
+        """
+        new = super().merged({}, changes)
+        result, total = {**fields, **new}, new.get("stoch_dim")
+        result.pop("stoch_dim", None)
+        if total is not None and "stoch_discrete" not in new:
+            classes = result.get("stoch_classes", cls.stoch_classes)
+            is_whole = total > classes and total % classes == 0
+            result["stoch_discrete"] = total // classes if is_whole else total
         return result
 
     def _derive(self) -> None:
@@ -95,7 +102,7 @@ class DreamerV3Config(WorldModelConfig):
         scales = set(self.loss_scales) ^ set(official_scales())
         return [
             *super()._checks(),
-            *below(self, ("stoch_discrete", "stoch_classes", "deter_dim", "cnn_depth")),
+            *below(self, ("stoch_discrete", "stoch_classes", "deter_dim", "cnn_depth", "mlp_layers")),
             not_among(self, "encoder_type", BRANCHES),
             not_among(self, "decoder_type", BRANCHES),
             *((getattr(self, n) == "cnn" and not self.is_image, self._cnn_text(n)) for n in ("encoder_type", "decoder_type")),
@@ -105,7 +112,6 @@ class DreamerV3Config(WorldModelConfig):
             outside(self, "kl_balance"),
             (bool(scales), f"loss_scales must have exactly {sorted(official_scales())}, got {sorted(self.loss_scales)}"),
             (not self.use_symlog, "use_symlog must be True, got False; scale observations yourself if symlog harms them"),
-            (self.mlp_layers != 3, f"mlp_layers must be 3, the official depth, got {self.mlp_layers}; change hidden_dim instead"),
         ]
 
     def _cnn_text(self, name: str) -> str:

@@ -24,6 +24,8 @@ __all__ = ["CONFIG_CLASSES", "WorldModelConfig", "below", "not_among", "outside"
 Config = TypeVar("Config")
 DTYPES = ("float32", "float16", "bfloat16")
 ACTION_TYPES = ("continuous", "discrete")
+FILE_FACTS = ("files", "format")
+"""Entries of a saved ``config.json`` beside the settings."""
 CONFIG_CLASSES: dict[str, type[WorldModelConfig]] = {}
 """Which class a ``model_type`` has; filled where the classes are defined, and by ``WorldModelRegistry.register``."""
 
@@ -130,9 +132,19 @@ class WorldModelConfig:
     @classmethod
     def known(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         """The same settings under the fields' own names; refuses unknown ones."""
+        return cls.merged({}, data)
+
+    @classmethod
+    def merged(cls, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings with others put over them, under the fields' own names; refuses unknown ones.
+
+        What a saved ``config.json`` says about its files is no setting and is passed over.
+        """
         names = {f.name for f in dataclasses.fields(cls)}
-        result: dict[str, Any] = {}
-        for name, value in data.items():
+        result = dict(fields)
+        for name, value in changes.items():
+            if name in FILE_FACTS:
+                continue
             own = name if name in names else cls.synonyms().get(name, name)
             if own not in names:
                 hint = nearest(name, names)
@@ -147,7 +159,8 @@ class WorldModelConfig:
 
     def replaced(self, **changes: Any) -> Self:
         """A copy with fields changed, checked like a new one."""
-        return dataclasses.replace(self, **self.known(changes))
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return type(self)(**self.merged(own, changes))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fields as JSON; a folder gets a ``config.json``."""
@@ -173,7 +186,7 @@ class WorldModelConfig:
             raise CheckpointError(f"{source}: not a readable config.json ({error})") from error
         kind = CONFIG_CLASSES.get(str(data.get("model_type")).lower(), cls)
         try:
-            return kind.from_dict({name: value for name, value in data.items() if name not in ("files", "format")})
+            return kind.from_dict(data)
         except (ConfigurationError, TypeError, ValueError) as error:
             raise CheckpointError(f"{source}: does not describe a model ({error})") from error
 
@@ -203,4 +216,4 @@ def sized(cls: Any, sizes: Mapping[str, Mapping[str, Any]], size: str, changes: 
     """The config of a size with fields changed."""
     if size not in sizes:
         raise ConfigurationError(f"Unknown size {size!r}{nearest(size, sizes)}; available: {', '.join(sizes)}")
-    return cls(**({"model_name": size, **sizes[size]} | cls.known(changes)))
+    return cls(**cls.merged({"model_name": size, **sizes[size]}, changes))

@@ -137,9 +137,8 @@ class WorldModelRegistry:
         if size.lower() not in presets:
             raise UnknownModelError("Unknown size", size, sorted(presets))
         config_class = cls._config_registry[kind]
-        return config_class(
-            **({"model_type": kind, "model_name": size.lower()} | presets[size.lower()] | config_class.known(changes))
-        )
+        named = {"model_type": kind, "model_name": size.lower(), **presets[size.lower()]}
+        return config_class(**config_class.merged(named, changes))
 
     @classmethod
     def model_class(cls, kind: str) -> Any:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_wrong_fields_are_named(field: dict[str, object]) -> None:
     "field",
     [
         *({"stoch_discrete": 0}, {"deter_dim": 0}, {"encoder_type": "rnn"}, {"encoder_type": "cnn"}, {"kl_free": -1}),
-        *({"kl_balance": 2}, {"cnn_kernels": (3, 3)}, {"loss_scales": {"kl": 1.0}}, {"use_symlog": False}, {"mlp_layers": 2}),
+        *({"kl_balance": 2}, {"cnn_kernels": (3, 3)}, {"loss_scales": {"kl": 1.0}}, {"use_symlog": False}, {"mlp_layers": 0}),
     ],
 )
 def test_wrong_dreamer_fields_are_named(field: dict[str, object]) -> None:
@@ -110,3 +111,42 @@ def test_a_damaged_config_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(CheckpointError, match="JSON object"):
         WorldModelConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "number"),
+    [
+        ({"stoch_dim": 1024, "num_categories": 32}, 32),  # the size of the whole stochastic part
+        ({"stoch_dim": 32, "stoch_classes": 32}, 32),  # the number of categoricals
+        ({"stoch_dim": 4, "num_categories": 8}, 4),
+        ({"stoch_dim": 1024, "stoch_discrete": 16}, 16),
+        ({"stoch_discrete": 7}, 7),
+        ({"stoch_discrete": 1}, 1),
+    ],
+)
+def test_stoch_dim_is_read_as_documents_write_it(fields: dict[str, int], number: int) -> None:
+    config = DreamerV3Config(**fields)  # type: ignore[arg-type]
+    assert (config.stoch_discrete, config.stoch_dim) == (number, number * config.stoch_classes)
+    assert config.replaced(hidden_dim=99).stoch_discrete == number
+    assert WorldModelRegistry.config("dreamerv3:ci", **fields).stoch_discrete == number  # type: ignore[attr-defined]
+
+
+def test_the_text_of_a_saved_config_is_a_config(tmp_path: Path) -> None:
+    config = WorldModelRegistry.config("dreamerv3:ci", obs_shape=(4,))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"format": "worldloom-0.2", "files": {}}))
+    assert DreamerV3Config(**json.loads((tmp_path / "config.json").read_text())) == config
+
+
+def test_a_registered_kind_is_loaded_as_itself(tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class OwnConfig(WorldModelConfig):
+        model_type: str = "mine"
+        extra: int = 3
+
+    OwnConfig(extra=5).save(tmp_path)
+    assert OwnConfig.load(tmp_path) == OwnConfig(extra=5)
+    WorldModelRegistry.register("mine", OwnConfig)(object)
+    try:
+        assert WorldModelConfig.load(tmp_path) == OwnConfig(extra=5)
+    finally:
+        WorldModelRegistry.unregister("mine")

@@ -23,6 +23,8 @@ class DreamerSizes:
     """Classes of each categorical latent (C)."""
     units: int = 256
     """Width of encoder, decoder and head MLPs."""
+    layers: int = 3
+    """Layers of the vector branches of encoder and decoder."""
     depth: int = 16
     """Channel base of the convolutions; stages have depth x (2, 3, 4, 4) channels."""
     blocks: int = 8
@@ -35,7 +37,7 @@ class DreamerSizes:
     """Share of the uniform distribution mixed into the latents."""
 
     def __post_init__(self) -> None:
-        counts = ("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins")
+        counts = ("deter", "hidden", "stoch", "classes", "units", "layers", "depth", "blocks", "space_blocks", "bins")
         wrong = [f"{name} must be >= 1, got {getattr(self, name)}" for name in counts if getattr(self, name) < 1]
         if not wrong and self.deter % self.blocks:
             wrong.append(f"deter must be divisible by blocks ({self.blocks}), got {self.deter}")

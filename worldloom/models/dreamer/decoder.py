@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloom.models.dreamer.config import DreamerSizes
-from worldloom.models.dreamer.encoder import CHANNELS, LAYERS
+from worldloom.models.dreamer.encoder import CHANNELS
 from worldloom.models.dreamer.heads import Head
 from worldloom.models.dreamer.layout import ImageKey, ObsLayout, VectorKey, missing
 from worldloom.nn.conv import UpConv5x5, cells_to_map
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.layout = layout
         outputs = {key.name: key.width for key in layout.vectors}
-        self.vec = Head(sizes.feature, sizes.units, LAYERS, outputs, outscale=1.0) if outputs else None
+        self.vec = Head(sizes.feature, sizes.units, sizes.layers, outputs, outscale=1.0) if outputs else None
         self.image = ImageDecoder(layout, sizes) if layout.images else None
 
     def raw(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ __all__ = ["CHANNELS", "Encoder"]
 
 CHANNELS = (2, 3, 4, 4)
 """Channels per stage in units of ``depth``."""
-LAYERS = 3
 
 
 class ConvTower(nn.Module):
@@ -44,7 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layout = layout
         height, width = layout.canvas
-        self.mlp = MLP(layout.vector_width, sizes.units, LAYERS) if layout.vectors else None
+        self.mlp = MLP(layout.vector_width, sizes.units, sizes.layers) if layout.vectors else None
         self.cnn = ConvTower(layout.channels, sizes.depth) if layout.images else None
         image_width = (height // 16) * (width // 16) * sizes.depth * CHANNELS[-1]
         self.width = (sizes.units if layout.vectors else 0) + image_width

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from worldloom.nn.dense import MLP, Linear
+from worldloom.nn.functional import symexp, symlog
 
-__all__ = ["Head"]
+__all__ = ["Head", "symexp", "symlog"]  # the two functions are here too, where 0.1 had them
 
 
 class Head(nn.Module):

@@ -45,6 +45,7 @@ def dreamer_sizes(config: DreamerV3Config) -> DreamerSizes:
         stoch=config.stoch_discrete,
         classes=config.stoch_classes,
         units=config.hidden_dim,
+        layers=config.mlp_layers,
         depth=depth,
         blocks=next(b for b in BLOCKS if deter % b == 0),
         space_blocks=next(b for b in BLOCKS if deter % b == 0 and (4 * depth) % b == 0),
