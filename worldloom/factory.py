@@ -31,6 +31,8 @@ MODEL_ALIASES: dict[str, str] = {
 """Short names of presets."""
 FURTHER_ALIASES: dict[str, str] = {"mlp": "mlp:small"}
 
+CATALOG_TYPES = {"dreamer": "dreamerv3"}
+"""How the catalog calls a type that has another name in its config."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     "dreamerv3": {"obs_shape": (3, 64, 64), "action_dim": 4},
     "tdmpc2": {"obs_shape": (39,), "action_dim": 6},
@@ -137,7 +139,8 @@ def _resolve(model: str) -> str:
     """Aliases to presets; a type's other spellings to its own name."""
     name = (MODEL_ALIASES | FURTHER_ALIASES).get(model.lower(), model)
     kind, colon, size = name.partition(":")
-    return f"{TYPE_ALIASES.get(kind.lower(), kind.lower())}:{size.lower()}" if colon else name
+    own = TYPE_ALIASES.get(kind.lower(), kind.lower())
+    return f"{CATALOG_TYPES.get(own, own)}:{size.lower()}" if colon else name
 
 
 def _preset(model: str, fields: dict[str, Any], problem: str = "Invalid model format") -> WorldModelConfig:
@@ -145,5 +148,5 @@ def _preset(model: str, fields: dict[str, Any], problem: str = "Invalid model fo
     if ":" not in name or "/" in name:
         raise UnknownModelError(problem, model, [*MODEL_CATALOG, *MODEL_ALIASES])
     kind = WorldModelRegistry.resolve_type(name.partition(":")[0])
-    defaults = DEFAULTS.get(kind, {})
+    defaults = DEFAULTS.get(CATALOG_TYPES.get(kind, kind), {})
     return WorldModelRegistry.config(name, **(defaults | fields))

@@ -147,7 +147,7 @@ def test_auto_classes_build_and_load(tmp_path: Path) -> None:
     assert type(worldloom.AutoWorldModel.from_pretrained(tmp_path)) is type(model)
     assert worldloom.AutoConfig.from_pretrained(tmp_path) == model.config
     assert worldloom.get_config(tmp_path) == model.config
-    assert worldloom.WorldModelRegistry._config_registry["dreamerv3"] is worldloom.DreamerV3Config
+    assert worldloom.WorldModelRegistry._config_registry["dreamer"] is worldloom.DreamerV3Config
 
 
 def test_config_files_of_0_1_load(tmp_path: Path) -> None:

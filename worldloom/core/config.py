@@ -25,7 +25,7 @@ FIXED_KERNELS = ((5, 5, 5, 5), (4, 4, 4, 4))
 class DreamerV3Config(WorldModelConfig):
     """Settings of the DreamerV3 world model; networks are the official ones at these sizes."""
 
-    model_type: str = "dreamerv3"
+    model_type: str = "dreamer"
     """Which model."""
     latent_type: str = LatentType.CATEGORICAL
     """Categorical."""
@@ -236,5 +236,5 @@ class MLPConfig(WorldModelConfig):
         return [*super()._checks(), *below(self, ("ensemble_size", "horizon")), *below(self, scales, 0)]
 
 
-CONFIG_CLASSES.update(base=WorldModelConfig, dreamerv3=DreamerV3Config, tdmpc2=TDMPC2Config, mlp=MLPConfig)
-CONFIG_CLASSES.update(dreamer=DreamerV3Config, tdmpc=TDMPC2Config)  # as some files of 0.1 say
+CONFIG_CLASSES.update(base=WorldModelConfig, dreamer=DreamerV3Config, tdmpc2=TDMPC2Config, mlp=MLPConfig)
+CONFIG_CLASSES.update(dreamerv3=DreamerV3Config, tdmpc=TDMPC2Config)  # as some files say

@@ -31,7 +31,7 @@ class LatentSpace(ABC):
 
     @abstractmethod
     def sample(self, params: Tensor, deterministic: bool = False) -> Tensor:
-        """A sample ``[..., sample_dim]``, or the most likely value, with gradient to ``params`` ``[..., param_dim]``."""
+        """A sample of ``sample_dim`` numbers, or the most likely value, with gradient to ``params`` ``[..., param_dim]``."""
 
     @abstractmethod
     def kl_divergence(self, posterior: Tensor, prior: Tensor, free_nats: float = 0.0) -> Tensor:
@@ -109,14 +109,14 @@ class CategoricalLatentSpace(LatentSpace):
         return params.reshape(*params.shape[:-1], self.num_categoricals, self.num_classes) if is_flat else params
 
     def sample(self, params: Tensor, deterministic: bool = False) -> Tensor:
-        """See :class:`LatentSpace`; the sample has the shape of ``params``."""
+        """One-hot codes ``[..., S, C]`` of logits ``[..., S C]`` or ``[..., S, C]``."""
         logits = self._grid(params)
         if deterministic:
             soft = logits.softmax(-1)
             value = F.one_hot(logits.argmax(-1), self.num_classes).to(soft) + soft - soft.detach()
         else:
             value = F.gumbel_softmax(logits, self.temperature, hard=self.straight_through)
-        return value.reshape(params.shape)
+        return value
 
     def kl_divergence(self, posterior: Tensor, prior: Tensor, free_nats: float = 0.0) -> Tensor:
         """See :class:`LatentSpace`."""
@@ -160,7 +160,5 @@ class SimNormLatentSpace(LatentSpace):
         return self._groups(params).softmax(-1).flatten(-2)
 
     def kl_divergence(self, posterior: Tensor, prior: Tensor, free_nats: float = 0.0) -> Tensor:
-        """Divergence of the simplices; see :class:`LatentSpace`."""
-        log_p, log_q = self._groups(posterior).log_softmax(-1), self._groups(prior).log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-        return (kl - free_nats).clamp(min=0.0).sum(-1) if free_nats else kl.sum(-1)
+        """Zeros: the simplices are a deterministic code, so there is nothing between two distributions."""
+        return torch.zeros(posterior.shape[:-1], device=posterior.device)

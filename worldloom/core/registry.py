@@ -24,10 +24,10 @@ __all__ = [
     "WorldModelRegistry",
 ]
 
-TYPE_ALIASES: dict[str, str] = {"dreamerv3": "dreamerv3", "dreamer": "dreamerv3", "tdmpc2": "tdmpc2", "tdmpc": "tdmpc2"}
+TYPE_ALIASES: dict[str, str] = {"dreamerv3": "dreamer", "dreamer": "dreamer", "tdmpc2": "tdmpc2", "tdmpc": "tdmpc2"}
 """Spellings of the two published model types."""
 BUILT_IN: dict[str, str] = {
-    "dreamerv3": "worldloom.models.public.dreamerv3:DreamerV3WorldModel",
+    "dreamer": "worldloom.models.public.dreamerv3:DreamerV3WorldModel",
     "tdmpc2": "worldloom.models.public.tdmpc2:TDMPC2WorldModel",
     "mlp": "worldloom.models.mlp.world_model:MLPWorldModel",
 }
@@ -67,13 +67,13 @@ class WorldModelRegistry:
     """
 
     _config_registry: ClassVar[dict[str, type[WorldModelConfig]]] = {
-        "dreamerv3": DreamerV3Config,
+        "dreamer": DreamerV3Config,
         "tdmpc2": TDMPC2Config,
         "mlp": MLPConfig,
     }
     _model_registry: ClassVar[dict[str, Any]] = dict(BUILT_IN)
     _presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
-        "dreamerv3": dict(DREAMER_SIZES),
+        "dreamer": dict(DREAMER_SIZES),
         "tdmpc2": dict(TDMPC2_SIZES),
         "mlp": dict(MLP_SIZES),
     }
@@ -116,13 +116,17 @@ class WorldModelRegistry:
         """
         kind = TYPE_ALIASES.get(name.lower(), name.lower())
         if kind not in cls._config_registry:
-            raise UnknownModelError("Unknown model type", name, sorted(cls._config_registry))
+            raise UnknownModelError("Unknown model type", name, sorted({*cls._config_registry, *TYPE_ALIASES}))
         return kind
 
     @classmethod
-    def list_models(cls) -> list[str]:
-        """Every ``type:size``."""
-        return [f"{kind}:{size}" for kind, sizes in cls._presets.items() for size in sizes]
+    def list_models(cls) -> dict[str, list[str]]:
+        """Every type, with its sizes; ``worldloom.list_models`` lists the presets for users."""
+        return {kind: list(sizes) for kind, sizes in cls._presets.items()}
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [f"{kind}:{size}" for kind, sizes in cls.list_models().items() for size in sizes]
 
     @classmethod
     def config(cls, name: str, **changes: Any) -> WorldModelConfig:
@@ -161,6 +165,8 @@ class WorldModelRegistry:
         if path.is_dir():
             config = WorldModelConfig.load(path)
             return cls.model_class(config.model_type).from_pretrained(path, **kwargs)
+        if ":" not in str(name_or_path):
+            raise UnknownModelError("Invalid model identifier", str(name_or_path), cls._names())
         return cls.build(cls.config(str(name_or_path), **kwargs))
 
 

@@ -190,7 +190,7 @@ class BaseWorldModel(nn.Module):
     def _own_name(self) -> str:
         """How errors call this model."""
         c = self.config
-        return f"this model ({c.model_type}:{c.model_name}, created with obs_shape={tuple(c.obs_shape)})"
+        return f"this model ({c.model_type} {c.model_name}, created with obs_shape={tuple(c.obs_shape)})"
 
     def _axis_hint(self, shape: tuple[int, ...], lead: int) -> str:
         """What a wrong observation shape looks like."""

@@ -97,7 +97,7 @@ def test_a_registered_model_and_preset_can_be_built() -> None:
     try:
         WorldModelRegistry.register_preset("own:wide", {"latent_dim": 9})
         assert WorldModelRegistry.from_pretrained("OWN:wide", action_dim=2).config.latent_dim == 9
-        assert "own:wide" in WorldModelRegistry.list_models()
+        assert WorldModelRegistry.list_models()["own"] == ["wide"]
     finally:
         WorldModelRegistry.unregister("own")
     with pytest.raises(ConfigurationError, match="built in"):

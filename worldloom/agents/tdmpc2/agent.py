@@ -24,7 +24,7 @@ from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.models.tdmpc2.architecture import Architecture
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel, make_critics
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks, make_critics
 from worldloom.nn.snapshot import pack, unpack_into
 
 __all__ = ["TDMPC2Agent", "TDMPC2Policy", "make_agent", "make_architecture", "make_policy"]
@@ -75,7 +75,7 @@ class TDMPC2Policy:
         self.config = config = resolve(config, env)
         architecture = make_architecture(config, env)
         init, acting, self._train_seed = np.random.SeedSequence(seed).spawn(3)
-        model = TDMPC2WorldModel(architecture).reset_parameters(_generator(init, torch.device("cpu")))
+        model = TDMPC2Networks(architecture).reset_parameters(_generator(init, torch.device("cpu")))
         self.model = model.to(self.device)
         seeds = [acting] if num_envs is None else acting.spawn(num_envs)
         self._is_per_env = num_envs is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldloom.agents.tdmpc2.draws import UpdateDraws
 from worldloom.agents.tdmpc2.running_scale import updated_scale
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP, StackedLayer, ensemble_after_first, ensemble_forward
 
 __all__ = ["LossSettings", "ModelLoss", "PolicyLoss", "UpdateBatch", "model_loss", "policy_loss", "td_target"]
@@ -77,7 +77,7 @@ def time_weights(steps: int, rho: float, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def td_target(
-    model: TDMPC2WorldModel, target: EnsembleMLP, batch: UpdateBatch, draws: UpdateDraws, settings: LossSettings
+    model: TDMPC2Networks, target: EnsembleMLP, batch: UpdateBatch, draws: UpdateDraws, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
     """Latents [H, B, L] of the observations behind each action, and their temporal-difference targets [H, B]."""
     task, mask = model.embed(batch.task), model.mask(batch.task)
@@ -94,7 +94,7 @@ def td_target(
 
 
 def model_loss(
-    model: TDMPC2WorldModel, target: EnsembleMLP, batch: UpdateBatch, draws: UpdateDraws, settings: LossSettings
+    model: TDMPC2Networks, target: EnsembleMLP, batch: UpdateBatch, draws: UpdateDraws, settings: LossSettings
 ) -> ModelLoss:
     """Consistency, reward, value and termination loss of the model's own rollout from the first observation."""
     horizon = batch.action.shape[0]
@@ -134,7 +134,7 @@ def termination_metrics(logits: Tensor, terminated: Tensor) -> dict[str, Tensor]
     return {"termination_rate": terminated.mean(), "termination_f1": f1}
 
 
-def policy_values(model: TDMPC2WorldModel, z: Tensor, action: Tensor, task: Tensor | None, draws: UpdateDraws) -> Tensor:
+def policy_values(model: TDMPC2Networks, z: Tensor, action: Tensor, task: Tensor | None, draws: UpdateDraws) -> Tensor:
     """[H+1, B] mean of the drawn pair of critics; differentiable in ``action`` and ``task`` only.
 
     The latent's part of the first layer needs no gradient at all, so it is kept apart from the action's.
@@ -150,7 +150,7 @@ def policy_values(model: TDMPC2WorldModel, z: Tensor, action: Tensor, task: Tens
 
 
 def policy_loss(
-    model: TDMPC2WorldModel,
+    model: TDMPC2Networks,
     z: Tensor,
     scale: Tensor,
     task_index: Tensor | None,

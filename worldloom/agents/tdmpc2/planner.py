@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from worldloom.agents.tdmpc2.draws import PlanDraws
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import ensemble_forward
 
 __all__ = ["Plan", "PlanIteration", "PlannerSettings", "plan"]
@@ -67,7 +67,7 @@ class _Rollout(NamedTuple):
 
 @torch.no_grad()
 def plan(
-    model: TDMPC2WorldModel,
+    model: TDMPC2Networks,
     z: Tensor,
     mean: Tensor,
     draws: PlanDraws,
@@ -149,7 +149,7 @@ class _Search:
     """The model as the planner reads it: N envs, one latent each; ``task`` and ``mask`` have an axis for the sequences."""
 
     def __init__(
-        self, model: TDMPC2WorldModel, z: Tensor, discount: Tensor | float, task: Tensor | None, mask: Tensor | None
+        self, model: TDMPC2Networks, z: Tensor, discount: Tensor | float, task: Tensor | None, mask: Tensor | None
     ) -> None:
         self.model, self.z, self.task, self.mask = model, z.unsqueeze(1), task, mask
         self.discount = discount.unsqueeze(1) if isinstance(discount, Tensor) else discount

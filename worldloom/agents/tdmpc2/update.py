@@ -16,7 +16,7 @@ from torch import Tensor
 from worldloom.agents.tdmpc2.draws import UpdateDraws
 from worldloom.agents.tdmpc2.losses import LossSettings, UpdateBatch, model_loss, policy_loss
 from worldloom.core.exceptions import CheckpointError
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP
 
 __all__ = ["OptimizerSettings", "Updater"]
@@ -53,7 +53,7 @@ class Updater:
         losses, optimizers: Hyper-parameters.
     """
 
-    def __init__(self, model: TDMPC2WorldModel, target: EnsembleMLP, losses: LossSettings, optimizers: OptimizerSettings) -> None:
+    def __init__(self, model: TDMPC2Networks, target: EnsembleMLP, losses: LossSettings, optimizers: OptimizerSettings) -> None:
         self.model, self.target = model, target.requires_grad_(False)
         self.losses, self.settings = losses, optimizers
         named = dict(model.named_parameters())

@@ -28,7 +28,7 @@ _HOMES = {
     "models.dreamer.rssm": ("RSSM",),
     "models.public.dreamer_parts": ("CNNDecoder", "CNNEncoder", "ContinueHead", "MLPDecoder", "MLPEncoder", "RewardHead"),
     "models.public.dreamerv3": ("DreamerV3WorldModel",),
-    "nn.functional": ("symexp", "symlog"),
+    "models.dreamer.heads": ("symexp", "symlog"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from worldloom.nn import functional
 from worldloom.nn.dense import MLP, Linear
-from worldloom.nn.functional import symexp, symlog
+from worldloom.nn.functional import symlog
 
-__all__ = ["Head", "symexp", "symlog"]  # the two functions are here too, where 0.1 had them
+__all__ = ["Head", "symexp", "symlog"]  # the two functions are here, where 0.1 had them
+
+LARGEST = 88.0
+"""exp of this is still a float32."""
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of symlog for use outside the networks: finite for every finite number."""
+    return functional.symexp(x.clamp(-LARGEST, LARGEST))
 
 
 class Head(nn.Module):

@@ -6,8 +6,9 @@ departures of the official code. Legend: B batch, T time, A encoded action width
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -161,3 +162,10 @@ class WorldModel(nn.Module):
                 "rep_ent": categorical_entropy(log_post).sum(-1).mean(),
             }
         return {"dyn": dyn.clamp(min=free), "rep": rep.clamp(min=free)}, metrics
+
+
+def __getattr__(name: str) -> Any:
+    """``DreamerV3WorldModel`` is found here too, where 0.1 had it; its module is above this one."""
+    if name != "DreamerV3WorldModel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("worldloom.models.public.dreamerv3"), name)

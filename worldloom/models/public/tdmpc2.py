@@ -23,8 +23,7 @@ from worldloom.core.state import LatentState, Predictions
 from worldloom.core.state_kinds import LatentType
 from worldloom.models.base import TRAINING_FIELDS, BaseWorldModel, place_of, torch_generator
 from worldloom.models.tdmpc2.architecture import Architecture
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel as Networks
-from worldloom.models.tdmpc2.world_model import make_critics
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks, make_critics
 from worldloom.nn.functional import symexp, symlog
 from worldloom.nn.normed import MLP
 
@@ -78,7 +77,7 @@ class TDMPC2WorldModel(BaseWorldModel):
         super().__init__(config)
         if config.action_type == "discrete":
             raise ConfigurationError("action_type must be continuous for tdmpc2, got 'discrete'; use dreamerv3", config.model_name)
-        self.net = Networks(tdmpc2_architecture(config)).reset_parameters()
+        self.net = TDMPC2Networks(tdmpc2_architecture(config)).reset_parameters()
         self.target = make_critics(self.net.architecture).requires_grad_(False)
         self.target.load_state_dict(self.net.critics.state_dict())
         self.register_buffer("scale", torch.ones(()))
@@ -240,9 +239,6 @@ class TDMPC2WorldModel(BaseWorldModel):
         Returns:
             0-d ``loss`` and its parts ``consistency, reward, td, policy`` before scaling, each also as ``..._loss``, and
             ``policy_scale``, the running scale that the next update uses.
-
-        Raises:
-            ShapeMismatchError: If no action has an observation behind it (T = 1 without ``last_obs``).
         """
         data = self._batch(batch, needs_continues=False)
         task = self._task_index(batch.get("task_id"), len(data["obs"]))
@@ -251,6 +247,8 @@ class TDMPC2WorldModel(BaseWorldModel):
 
     def _losses(self, data: dict[str, Tensor], task: Tensor | None) -> dict[str, Tensor]:
         windows = self._windows(data, task)
+        if windows is None:
+            return self._rewards_only(data, task)
         c, (horizon, size) = self.config, windows.reward.shape
         settings = LossSettings(discount=c.gamma)
         draws = self._draw(horizon, size)
@@ -282,14 +280,23 @@ class TDMPC2WorldModel(BaseWorldModel):
         source = torch_generator(self.device)
         return UpdateDraws.draw(horizon, size, shape, mlp_dim=a.mlp_dim, dropout=dropout, generator=source)
 
-    def _windows(self, data: dict[str, Tensor], task: Tensor | None) -> UpdateBatch:
-        """The batch cut into windows of the config's horizon, time first; the last two may overlap."""
+    def _rewards_only(self, data: dict[str, Tensor], task: Tensor | None) -> dict[str, Tensor]:
+        """Losses of single steps with nothing observed behind them: only their rewards can be learnt from."""
+        tail = self._tail_loss(data, task)
+        zero = torch.zeros_like(tail)
+        parts = {"consistency": zero, "reward": tail, "td": zero, "policy": zero}
+        total = LossSettings(discount=self.config.gamma).reward_coef * tail
+        named = {f"{name}_loss": value for name, value in parts.items()}
+        return {"loss": total, **parts, **named, "policy_scale": self.scale.clone()}
+
+    def _windows(self, data: dict[str, Tensor], task: Tensor | None) -> UpdateBatch | None:
+        """The batch cut into windows of the config's horizon, time first; the last two may overlap. None without any step."""
         obs = data["obs"]
         if "last_obs" in data and bool(data["last_obs_mask"].all()):
             obs = torch.cat([obs, data["last_obs"][:, None].to(obs.dtype)], 1)
         steps = obs.shape[1] - 1
         if steps < 1:
-            raise ShapeMismatchError("observations per row of a batch", ">= 2 (or last_obs)", obs.shape[1])
+            return None
         horizon = min(self.config.horizon, steps)
         starts = list(range(0, steps - horizon + 1, horizon))
         starts += [steps - horizon] if starts[-1] != steps - horizon else []

@@ -25,7 +25,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.specs import OBS, ArraySpec
 from worldloom.models.tdmpc2.architecture import Architecture
 from worldloom.models.tdmpc2.encoder import IMAGE_SIZE
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel, make_critics
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks, make_critics
 from worldloom.nn.ensemble import EnsembleMLP
 
 __all__ = ["MT30_ACTION_DIMS", "MT80_ACTION_DIMS", "OfficialCheckpoint", "from_official_state", "load_official"]
@@ -67,7 +67,7 @@ UNREADABLE = (
 class OfficialCheckpoint:
     """What a file holds: the model (its ``architecture`` is inferred from the shapes) and the target critics."""
 
-    model: TDMPC2WorldModel
+    model: TDMPC2Networks
     target: EnsembleMLP
 
 
@@ -125,7 +125,7 @@ def from_official_state(
     if architecture.num_tasks > 1 and "action_masks" not in own:
         own["action_masks"] = _masks(architecture, action_dims)
     with torch.device("meta"):
-        model, critics = TDMPC2WorldModel(architecture), make_critics(architecture)
+        model, critics = TDMPC2Networks(architecture), make_critics(architecture)
     own_critics = {name.removeprefix("critics."): t for name, t in own.items() if name.startswith("critics.")}
     _assign(model, own)
     _assign(critics, target or {name: t.clone() for name, t in own_critics.items()})

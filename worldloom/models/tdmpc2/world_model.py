@@ -6,8 +6,9 @@ Shape legend: [...] any leading axes, L latent, A action, D task embedding, Q cr
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from worldloom.nn.ensemble import EnsembleMLP, ensemble_forward
 from worldloom.nn.normed import MLP
 from worldloom.nn.symlog_bins import SymlogBins
 
-__all__ = ["PolicySample", "TDMPC2WorldModel", "make_critics"]
+__all__ = ["PolicySample", "TDMPC2Networks", "make_critics"]
 
 LOG_SQRT_2PI = 0.9189385175704956
 SQUASH_EPS = 1e-6
@@ -57,7 +58,7 @@ def make_critics(architecture: Architecture) -> EnsembleMLP:
     return EnsembleMLP(a.num_q, a.joint_dim, (a.mlp_dim, a.mlp_dim), bins.num_logits)
 
 
-class TDMPC2WorldModel(nn.Module):
+class TDMPC2Networks(nn.Module):
     """Everything that acting reads: encoder, dynamics, reward, termination, policy prior, critics, task embedding.
 
     Args:
@@ -68,7 +69,7 @@ class TDMPC2WorldModel(nn.Module):
     Example:
         >>> from worldloom.core.specs import ArraySpec
         >>> sizes = Architecture(obs={"obs": ArraySpec((3,))}, action_dim=1, latent_dim=16, mlp_dim=16, encoder_dim=16)
-        >>> model = TDMPC2WorldModel(sizes).reset_parameters(torch.Generator().manual_seed(0))
+        >>> model = TDMPC2Networks(sizes).reset_parameters(torch.Generator().manual_seed(0))
         >>> z = model.encode({"obs": torch.zeros(2, 3)})
         >>> model.next_latent(z, torch.zeros(2, 1)).shape, model.reward(z, torch.zeros(2, 1)).shape
         (torch.Size([2, 16]), torch.Size([2]))
@@ -90,7 +91,7 @@ class TDMPC2WorldModel(nn.Module):
         self.register_buffer("action_masks", mask if a.task_dim else None)
 
     @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> TDMPC2WorldModel:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> TDMPC2Networks:
         """Draw all parameters as the authors do: weights N(0, 0.02^2), reward and critic outputs zero; returns self."""
         self.encoder.reset_parameters(generator)
         for network in (self.dynamics, self.reward_head, self.termination, self.pi):
@@ -158,3 +159,10 @@ class TDMPC2WorldModel(nn.Module):
         if mask is not None:
             mean, log_std, noise = mean * mask, log_std * mask, noise * mask
         return PolicySample(torch.tanh(mean + noise * log_std.exp()), mean, log_std, noise)
+
+
+def __getattr__(name: str) -> Any:
+    """``TDMPC2WorldModel`` is found here too, where 0.1 had it; its module is above this one."""
+    if name != "TDMPC2WorldModel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("worldloom.models.public.tdmpc2"), name)

@@ -25,7 +25,7 @@ from tests.worldloom.models.tdmpc2.golden_table import (
 )
 from worldloom.agents.tdmpc2.draws import PlanDraws
 from worldloom.agents.tdmpc2.planner import PlanIteration, PlannerSettings, plan
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 
 pytestmark = pytest.mark.golden
 
@@ -91,7 +91,7 @@ def test_an_official_file_saved_and_loaded_again_plans_identically(file: str, tm
     call = calls(golden("plan_single.npz"))[0]
     model = official_file(file).model
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    again = TDMPC2WorldModel(model.architecture)
+    again = TDMPC2Networks(model.architecture)
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     obs, mean = {"obs": tensor(call["in_obs"]).unsqueeze(0)}, torch.zeros(1, *call["in_prev_mean"].shape)
     plans = []

@@ -16,14 +16,14 @@ from worldloom.agents.tdmpc2.draws import PlanDraws, PlanShape
 from worldloom.agents.tdmpc2.planner import Plan, PlanIteration, PlannerSettings, plan
 from worldloom.core.specs import ArraySpec
 from worldloom.models.tdmpc2.architecture import Architecture
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 
 SETTINGS = PlannerSettings(min_std=0.05, max_std=2.0, temperature=0.5)
 DISCOUNT = 0.97
 
 
-def make_model(*, tasks: int = 1, episodic: bool = False) -> TDMPC2WorldModel:
-    model = TDMPC2WorldModel(
+def make_model(*, tasks: int = 1, episodic: bool = False) -> TDMPC2Networks:
+    model = TDMPC2Networks(
         Architecture(
             obs={"obs": ArraySpec((3,))},
             action_dim=2,
@@ -84,7 +84,7 @@ def test_n_plans_in_one_call_equal_n_single_plans(kind: str, explore: bool) -> N
             torch.testing.assert_close(batched[i : i + 1], single, rtol=1e-7, atol=1e-9)
 
 
-def naive_value(model: TDMPC2WorldModel, z: Tensor, actions: Tensor, noise: Tensor, pair: Tensor) -> Tensor:
+def naive_value(model: TDMPC2Networks, z: Tensor, actions: Tensor, noise: Tensor, pair: Tensor) -> Tensor:
     """Value [S] of sequences [H, S, A] from one latent [L], written as the paper describes it."""
     z = z.expand(actions.shape[1], -1)
     total, weight, ended = z.new_zeros(len(z)), 1.0, z.new_zeros(len(z))

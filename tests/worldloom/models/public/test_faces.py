@@ -223,6 +223,16 @@ def test_discrete_actions_may_be_integers() -> None:
         build("tdmpc2:ci", action_type="discrete")
 
 
+def test_tdmpc2_learns_rewards_from_single_steps() -> None:
+    model = build("tdmpc2:ci")
+    single = {name: value[:, :1] for name, value in batch().items()}
+    losses = model.compute_loss(single)
+    assert losses["loss"] > 0
+    assert losses["consistency"] == losses["td"] == 0
+    model.after_update(losses)
+    assert model.compute_loss(single | {"last_obs": torch.zeros(B, O)})["td"] > 0
+
+
 def test_tdmpc2_plans_and_values_actions() -> None:
     model = build("tdmpc2:ci", episodic=True, use_decoder=True)
     state = model.encode(torch.rand(B, O))
@@ -266,5 +276,5 @@ def test_every_trajectory_has_values(name: str) -> None:
 
 
 def test_a_model_of_another_kind_names_itself_when_it_is_fed_images() -> None:
-    with pytest.raises(ShapeMismatchError, match=r"obs of this model \(tdmpc2:ci, created with obs_shape=\(5,\)\).*64, 64"):
+    with pytest.raises(ShapeMismatchError, match=r"obs of this model \(tdmpc2 ci, created with obs_shape=\(5,\)\).*64, 64"):
         build("tdmpc2:ci").encode(torch.zeros(1, 3, 64, 64))

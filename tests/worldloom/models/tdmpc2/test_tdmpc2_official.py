@@ -15,7 +15,7 @@ from worldloom.core.specs import ArraySpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.models.tdmpc2.architecture import Architecture
 from worldloom.models.tdmpc2.official import MT30_ACTION_DIMS, MT80_ACTION_DIMS, from_official_state, load_official
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel, make_critics
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks, make_critics
 from worldloom.nn.snapshot import pack, unpack_into
 
 OFFICIAL_PREFIX = {"reward_head": "_reward", "critics": "_Qs.params", "task_emb": "_task_emb.weight"}
@@ -28,7 +28,7 @@ def architecture(**changes: object) -> Architecture:
 
 def official_state(sizes: Architecture, *, with_targets: bool = True) -> dict[str, torch.Tensor]:
     """A state dict in the authors' present layout with our random weights."""
-    model = TDMPC2WorldModel(sizes).reset_parameters(torch.Generator().manual_seed(0))
+    model = TDMPC2Networks(sizes).reset_parameters(torch.Generator().manual_seed(0))
     state = {}
     for name, value in model.state_dict().items():
         part, dot, rest = name.partition(".")
@@ -126,9 +126,9 @@ def test_wrong_contents_are_refused_with_their_reason(path: Path) -> None:
 def test_weights_survive_safetensors_and_snapshots(tmp_path: Path) -> None:
     model = from_official_state(official_state(architecture(is_episodic=True))).model
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    again = TDMPC2WorldModel(model.architecture)
+    again = TDMPC2Networks(model.architecture)
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    third = TDMPC2WorldModel(model.architecture)
+    third = TDMPC2Networks(model.architecture)
     unpack_into(WeightsSnapshot.from_bytes(pack(model.state_dict()).to_bytes()), third.state_dict())
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)

@@ -9,7 +9,7 @@ from worldloom.agents.tdmpc2.agent import make_architecture
 from worldloom.agents.tdmpc2.spec import PRESETS, resolve
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.models.tdmpc2.architecture import SIZES, Architecture
-from worldloom.models.tdmpc2.world_model import TDMPC2WorldModel
+from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 
 VECTOR = {24: {"obs": ArraySpec((24,))}, 39: {"obs": ArraySpec((39,))}}
 PARTS = ("encoder", "dynamics", "reward_head", "pi", "critics", "task_emb", "termination")
@@ -18,7 +18,7 @@ PARTS = ("encoder", "dynamics", "reward_head", "pi", "critics", "task_emb", "ter
 def count(architecture: Architecture) -> tuple[int, dict[str, int]]:
     """Learnable parameters, in all and per part (a model on the meta device has no data)."""
     with torch.device("meta"):
-        model = TDMPC2WorldModel(architecture)
+        model = TDMPC2Networks(architecture)
     named = [(name.partition(".")[0], p.numel()) for name, p in model.named_parameters()]
     return sum(n for _, n in named), {part: sum(n for name, n in named if name == part) for part in PARTS}
 
