@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import EnvConfig, EnvLimits
-from worldloom.envs.factory import env_spec, make_env
+from worldloom.envs.factory import env_spec, fixed_size, make_env
 from worldloom.envs.vector import VectorEnv
 from worldloom_dist.actors.acting import ActClient
 from worldloom_dist.actors.evaluation import Evaluator
+from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.config import RunConfig
 from worldloom_dist.ports import ReplayWriter, WeightSink
@@ -34,19 +36,29 @@ if TYPE_CHECKING:
     from worldloom_dist.learner.learner import Learner
 
 __all__ = [
+    "ActCosts",
     "Plan",
     "build_evaluator",
+    "build_grouped_worker",
     "build_learner",
     "build_policy",
     "build_shard",
     "build_worker",
-    "choose_inference",
+    "group_sizes",
+    "measure_act_costs",
+    "needs_measuring",
+    "place_inference",
     "resolve",
     "restore_agent",
     "role_seed",
 ]
 
 IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
+TORCH_WORKER_BYTES = 300e6
+"""Memory of an env worker that imports torch, besides what processes share."""
+REQUEST_CPU_S = 0.001
+"""CPU time of a request to an inference server, both sides together (a Ray call with arguments)."""
+MEASURE_S = 1.0
 ROLES = ("agent", "worker", "prefill", "policy", "sampling", "evaluation", "evaluation_policy")
 
 
@@ -61,6 +73,8 @@ class Plan:
         columns: Columns of a stored row.
         limits: Of the train ratio.
         run_id: Name of the run in metrics.
+        splits_envs: True when the envs of a worker may be built one by one; False for a vector env of fixed size.
+        settled_inference: Where the policy runs and why, once it has been measured.
     """
 
     config: RunConfig
@@ -71,6 +85,8 @@ class Plan:
     columns: Mapping[str, ArraySpec]
     limits: RateLimits
     run_id: str = ""
+    splits_envs: bool = True
+    settled_inference: tuple[str, str] | None = None
 
     @property
     def is_lockstep(self) -> bool:
@@ -100,7 +116,7 @@ class Plan:
     @property
     def inference(self) -> str:
         """``local`` or ``central``: where the policy runs."""
-        return choose_inference(self.config, self.spec)[0]
+        return (self.settled_inference or place_inference(self))[0]
 
 
 def resolve(config: RunConfig) -> Plan:
@@ -123,6 +139,12 @@ def resolve(config: RunConfig) -> Plan:
         )
     columns = observed.columns(spec.extras)
     _check_memory(config, columns)
+    size = fixed_size(env)
+    if size is not None and size != config.envs_per_worker:
+        raise ConfigurationError(
+            f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is {config.envs_per_worker}; "
+            f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
+        )
     in_lockstep = config.runtime == "local" or config.barrier
     limits = RateLimits(
         train_ratio=spec.train_ratio,
@@ -133,19 +155,23 @@ def resolve(config: RunConfig) -> Plan:
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
     )
-    return Plan(config, env, observed, agent, spec, columns, limits)
+    return Plan(config, env, observed, agent, spec, columns, limits, splits_envs=size is None)
 
 
 def _check_memory(config: RunConfig, columns: Mapping[str, ArraySpec]) -> None:
     """Refuse a replay whose uncompressed columns (all but images) cannot fit into this machine's memory."""
     row = sum(column.nbytes for column in columns.values() if not column.is_image)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = _memory_bytes()
     rows = config.replay.capacity_steps
     if config.address is None and row * rows > memory:
         raise ConfigurationError(
             f"replay.capacity_steps: {rows:,} rows of {row} bytes need {row * rows / 1e9:,.0f} GB, and this machine has "
             f"{memory / 1e9:,.0f} GB; ask for at most {memory // 2 // row:,}"
         )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> EnvConfig:
@@ -159,17 +185,72 @@ def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> En
     return own.with_defaults({own.suite: defaults}).resolved()
 
 
-def choose_inference(config: RunConfig, spec: AgentSpec) -> tuple[str, str]:
-    """Where the policy runs, and why."""
+@dataclass(frozen=True, slots=True)
+class ActCosts:
+    """What decisions cost on one thread, measured.
+
+    Attributes:
+        local_s: One call of the policy for the envs of one worker, seconds of CPU (on a GPU of wall time).
+        central_s: One call for ``central_rows`` envs of all workers.
+        central_rows: Rows of the largest batch that can come together.
+    """
+
+    local_s: float
+    central_s: float
+    central_rows: int
+
+
+def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str]:
+    """Where the policy runs, and why in one line; without costs the answer to ``auto`` is a guess."""
+    config = plan.config
     if config.inference != "auto":
         return config.inference, "asked for"
-    if config.runtime == "local" or config.barrier:
+    if plan.is_lockstep:
         return "local", "lock-step keeps the policy with its envs"
-    if config.workers > 4:
-        return "central", f"{config.workers} workers share one copy of the policy and need no torch"
-    if spec.acting == "planner" and config.num_envs > 1:
-        return "central", "one batched search for all envs is cheaper than one search in each worker"
-    return "local", "few workers, and one action is cheap"
+    if config.num_envs == 1:
+        return "local", "one env: there is nothing to batch"
+    room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)
+    if config.address is None and config.workers > room:
+        return "central", f"{config.workers} workers with torch in each do not fit into this machine's memory"
+    if costs is None:
+        is_central = config.workers > 4 or plan.spec.acting == "planner"
+        return ("central", "not measured; guessed for many workers or planning") if is_central else ("local", "not measured")
+    local_ms = 1e3 * costs.local_s / config.envs_per_worker
+    central_ms = 1e3 * (costs.central_s / costs.central_rows + REQUEST_CPU_S / config.envs_per_worker)
+    where = "central" if central_ms < local_ms else "local"
+    return where, (
+        f"measured: a decision costs {local_ms:.2f} ms in its worker, and {central_ms:.2f} ms in batches of {costs.central_rows} "
+        "with their requests"
+    )
+
+
+def needs_measuring(plan: Plan) -> bool:
+    """True when :func:`place_inference` would guess."""
+    return place_inference(plan)[1].startswith("not measured")
+
+
+def measure_act_costs(plan: Plan, device: str) -> ActCosts:
+    """Time the policy as workers would call it here, and as an inference server would on ``device``. Imports torch."""
+    import torch
+
+    torch.set_num_threads(1)
+    rows = min(plan.config.num_envs, plan.config.actors.max_batch)
+    return ActCosts(_act_seconds(plan, plan.config.envs_per_worker, "cpu"), _act_seconds(plan, rows, device), rows)
+
+
+def _act_seconds(plan: Plan, rows: int, device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    policy = build_policy(plan, num_envs=rows, device=device)
+    carry, is_first = policy.initial_carry(rows), np.ones(rows, bool)
+    obs = {key: spec.zeros(rows) for key, spec in plan.env_spec.obs.items()}
+    times: list[float] = []
+    give_up = time.monotonic() + MEASURE_S
+    while len(times) < 3 or (len(times) < 12 and time.monotonic() < give_up):
+        began = clock()
+        carry = policy.act(obs, carry, is_first, explore=True).carry
+        times.append(clock() - began)
+        is_first = np.zeros(rows, bool)
+    return min(times[1:])
 
 
 def role_seed(plan: Plan, role: str, *index: int) -> int:
@@ -178,29 +259,59 @@ def role_seed(plan: Plan, role: str, *index: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
-def build_envs(plan: Plan, slot: int, incarnation: int) -> VectorEnv:
-    """The envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process."""
+def group_sizes(plan: Plan) -> list[int]:
+    """Envs in each group of a worker. Two groups take turns where actions come from afar, so that one steps meanwhile."""
+    envs = plan.config.envs_per_worker
+    groups = min(plan.config.actors.groups, envs) if plan.inference == "central" and plan.splits_envs else 1
+    return [envs // groups + (index < envs % groups) for index in range(groups)]
+
+
+def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
+    """Envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process."""
     config = plan.config
     limits = EnvLimits(step_timeout_s=config.actors.step_timeout_s, reset_timeout_s=config.actors.reset_timeout_s)
     processes = config.runtime == "ray" and config.envs_per_worker > 1 and config.actors.supervise
-    seed = role_seed(plan, "worker", slot, incarnation)
-    return make_env(plan.env, num_envs=config.envs_per_worker, seed=seed, limits=limits, processes=processes)
+    seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
+    return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
 
 
-def build_worker(plan: Plan, slot: int, incarnation: int, acting: ActClient, writer: ReplayWriter) -> RolloutWorker:
-    """An env worker."""
+def build_worker(
+    plan: Plan,
+    slot: int,
+    incarnation: int,
+    acting: ActClient,
+    writer: ReplayWriter,
+    *,
+    first_env: int = 0,
+    num_envs: int | None = None,
+) -> RolloutWorker:
+    """An env worker, or one group (``num_envs`` envs from ``first_env`` on) of its envs."""
+    count = plan.config.envs_per_worker if num_envs is None else num_envs
     return RolloutWorker(
         slot,
         incarnation,
-        env=lambda: build_envs(plan, slot, incarnation),
+        env=lambda: build_envs(plan, slot, incarnation, first_env, count),
         acting=acting,
         writer=writer,
         columns=plan.columns,
-        seed=role_seed(plan, "prefill", slot, incarnation),
+        seed=role_seed(plan, "prefill", slot, incarnation, *([first_env] if first_env else [])),
         chunk_rows=plan.config.actors.chunk_rows,
         max_chunk_age_s=plan.chunk_age_s,
         random_prefill=plan.spec.random_prefill,
+        first_env=first_env,
     )
+
+
+def build_grouped_worker(
+    plan: Plan, slot: int, incarnation: int, acting: Callable[[int, int], ActClient], writer: ReplayWriter
+) -> RolloutWorker | GroupedWorker:
+    """An env worker whose envs are in as many groups as pays; ``acting`` gets the first env and the size of a group."""
+    groups, first_env = [], 0
+    for size in group_sizes(plan):
+        client = acting(first_env, size)
+        groups.append(build_worker(plan, slot, incarnation, client, writer, first_env=first_env, num_envs=size))
+        first_env += size
+    return groups[0] if len(groups) == 1 else GroupedWorker(groups)
 
 
 def build_policy(plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu") -> Policy:
@@ -249,4 +360,9 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
     episodes = plan.config.eval_episodes
     seed = role_seed(plan, "evaluation")
     policy = make_policy(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy"))
-    return Evaluator(lambda: make_env(plan.env, num_envs=episodes, seed=seed), policy)
+    films = plan.config.eval_videos
+
+    def env() -> VectorEnv:
+        return make_env(plan.env, num_envs=episodes, seed=seed, is_exact=False, renders=films > 0)
+
+    return Evaluator(env, policy, episodes, films=films)

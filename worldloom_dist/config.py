@@ -48,10 +48,16 @@ class ActorsConfig:
     """With several envs per worker, run each env in its own child process so that a hang costs one env."""
     start_wave: int = 8
     """Workers started at the same time."""
+    elastic: bool = False
+    """Follow the size of the cluster: when its CPUs grow or shrink, workers do in proportion, from --workers at the start."""
+    groups: int = 2
+    """Central inference: groups that the envs of a worker form; one group steps while another one waits for actions."""
     max_batch: int = 64
     """Central inference: rows in one batch."""
     max_wait_ms: float = 2.0
     """Central inference: how long a batch waits for more rows."""
+    act_timeout_s: float = 60.0
+    """An inference server that takes longer for one batch is killed and replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +140,8 @@ class RunConfig:
     """Env steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
     """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
+    eval_videos: int = 0
+    """Episodes of each evaluation of which a film is written to the run folder's videos/."""
     seed: int = 1
     """Root of all randomness."""
     runtime: Literal["ray", "local"] = "ray"
@@ -199,6 +207,8 @@ class RunConfig:
             found.append(f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}")
         if self.runtime == "local" and self.address:
             found.append("address is for --runtime ray, and runtime is local: drop one of the two")
+        if self.actors.elastic and self.runtime == "local":
+            found.append("actors.elastic is for --runtime ray, and runtime is local: drop one of the two")
         if self.barrier and (self.workers > 1 or self.inference == "central"):
             found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
         return found
@@ -210,16 +220,16 @@ class RunConfig:
             *_at_least(1, inference_servers=self.inference_servers, learners=self.learners, replay__shards=replay.shards),
             *_at_least(1, replay__capacity_steps=replay.capacity_steps, replay__band_steps=replay.band_steps),
             *_at_least(1, actors__chunk_rows=actors.chunk_rows, actors__start_wave=actors.start_wave),
-            *_at_least(1, actors__max_batch=actors.max_batch, learner__threads=learner.threads),
+            *_at_least(1, actors__max_batch=actors.max_batch, actors__groups=actors.groups, learner__threads=learner.threads),
             *_at_least(1, learner__prefetch=learner.prefetch, learner__keep_checkpoints=learner.keep_checkpoints),
             *_at_least(1, learner__checkpoint_every_steps=learner.checkpoint_every_steps),
             *_at_least(0, eval_every=self.eval_every, eval_episodes=self.eval_episodes, metrics_port=self.metrics_port),
-            *_at_least(0, learner__report_every_steps=learner.report_every_steps),
+            *_at_least(0, learner__report_every_steps=learner.report_every_steps, eval_videos=self.eval_videos),
             *_at_least(0, seed=self.seed, actors__min_live=actors.min_live, actors__max_restarts=actors.max_restarts),
             *_at_least(0, actors__pull_interval_s=actors.pull_interval_s, actors__max_wait_ms=actors.max_wait_ms),
             *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),
             *_positive(actors__step_timeout_s=actors.step_timeout_s, actors__reset_timeout_s=actors.reset_timeout_s),
-            *_positive(learner__publish_every_s=learner.publish_every_s),
+            *_positive(learner__publish_every_s=learner.publish_every_s, actors__act_timeout_s=actors.act_timeout_s),
             *_at_least(0, placement__worker_cpus=self.placement.worker_cpus, placement__learner_gpus=self.placement.learner_gpus),
             *_at_least(0, placement__inference_gpus=self.placement.inference_gpus, placement__wait_s=self.placement.wait_s),
             *_positive(learner__checkpoint_every_s=learner.checkpoint_every_s),

@@ -17,6 +17,7 @@ from typing import Any
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.protocol import Policy
 from worldloom.envs.config import EnvConfig
+from worldloom_dist.actors.films import write_films
 from worldloom_dist.assembly import build_evaluator, resolve, restore_agent
 from worldloom_dist.cli import read_config
 from worldloom_dist.run_folder import RunFolder
@@ -24,13 +25,16 @@ from worldloom_dist.run_folder import RunFolder
 __all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
 
 
-def evaluate(run_dir: Path, *, checkpoint: str = "newest", episodes: int | None = None, device: str = "cpu") -> dict[str, Any]:
+def evaluate(
+    run_dir: Path, *, checkpoint: str = "newest", episodes: int | None = None, videos: int = 0, device: str = "cpu"
+) -> dict[str, Any]:
     """Evaluate a checkpoint.
 
     Args:
         run_dir: A run folder.
         checkpoint: ``newest``, ``best``, or the name of a folder under ``checkpoints/``.
         episodes: How many; by default as many as the run's own evaluations.
+        videos: Episodes of which a film is written to the run folder.
         device: Where the policy acts.
 
     Returns:
@@ -42,12 +46,16 @@ def evaluate(run_dir: Path, *, checkpoint: str = "newest", episodes: int | None 
     config = read_config(run_dir)
     if episodes is not None and episodes < 1:
         raise ConfigurationError(f"episodes must be >= 1, got {episodes}")
-    plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10))
+    plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10, eval_videos=videos))
     folder = find_checkpoint(RunFolder(run_dir), checkpoint)
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
     evaluator.load_weights(agent.policy_weights())
-    return {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
+    result = {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
+    if videos:
+        films = write_films(evaluator.films, RunFolder(run_dir).videos, folder.name)
+        result["videos"] = [str(path) for path in films]
+    return result
 
 
 def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu") -> tuple[EnvConfig, Policy]:
@@ -89,11 +97,18 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, help="a run folder")
     parser.add_argument("--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)")
     parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in the run)")
+    parser.add_argument("--videos", type=int, default=0, help="episodes of which to write a film (default: none)")
     parser.add_argument("--device", default="cpu", help="where the policy acts (default: cpu)")
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
     try:
-        result = evaluate(options.run_dir, checkpoint=options.checkpoint, episodes=options.episodes, device=options.device)
+        result = evaluate(
+            options.run_dir,
+            checkpoint=options.checkpoint,
+            episodes=options.episodes,
+            videos=options.videos,
+            device=options.device,
+        )
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError) else 1

@@ -19,6 +19,7 @@ import torch
 
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.actors.acting import LocalActing
+from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import Plan, build_evaluator, build_learner, build_policy, build_shard, build_worker, role_seed
 from worldloom_dist.console import PROGRESS, show_nothing
@@ -195,6 +196,7 @@ class LocalRun:
         evaluator.load_weights(self.weights.fetch())
         self._evaluated_at = self.report.env_steps
         result = {"env_steps": self._evaluated_at, **evaluator.evaluate().to_dict()}
+        write_films(evaluator.films, self._folder.videos, f"eval-{self._evaluated_at:09d}")
         self.report.note_evaluation(result)
         logger.info("eval at env_steps %d: return %.1f +- %.1f", self._evaluated_at, result["return_mean"], result["return_std"])
 
@@ -212,6 +214,9 @@ class LocalRun:
             debt=float(ledger.limiter.debt),
         )
         self.report.update(counts, self.report.snapshot)
+        self.report.quarantined = {
+            f"worker-{worker.slot}/env-{env}": why for worker in self.workers for env, why in worker.quarantined.items()
+        }
 
     def _say(self, status: str) -> None:
         for worker in self.workers:

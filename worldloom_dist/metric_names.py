@@ -128,6 +128,9 @@ METRICS: dict[str, MetricInfo] = {
     "queue_capacity_items": _gauge("Room in a queue that has a limit, by queue.", "constant", across="sum"),
     "actor_seconds_total": _counter("Where env workers spend their time, by state.", "env and inference", "blocked: learner-bound"),
     "env_step_seconds": _histogram("One step of a worker's envs, a reset included.", "of the env", "p99 rises: envs hang or swap"),
+    "inference_queue_seconds": _histogram(
+        "Wait of a request at an inference server until its batch.", "below 0.005", "servers are busy"
+    ),
     "inference_seconds": _histogram("One decision for a batch of envs.", "below 0.05", "rises: too many envs for one policy"),
     "inference_batch_items": _histogram("Envs in one decision.", "near the workers of a server", "1: batches never fill"),
     "planner_seconds": _histogram("One decision of an agent that plans, for a batch of envs.", "below 0.1"),
@@ -135,6 +138,7 @@ METRICS: dict[str, MetricInfo] = {
     "worker_restarts_total": _counter("Roles restarted, by kind.", "0", "grows: read console.log"),
     "env_errors_total": _counter("Envs that failed, by reason: raised, hung, died.", "0", "grows: read console.log"),
     "rpc_errors_total": _counter("Calls between roles that failed or were late, by reason.", "0", "grows: a role hangs"),
+    "envs_quarantined": _gauge("Envs that failed too often and are not built again.", "0", "grows: summary.json names them"),
     "workers": _gauge("Env workers by state: alive, starting, dead (given up).", "alive = wanted", "dead above 0"),
     "workers_wanted": _gauge("Env workers asked for.", "constant"),
     "heartbeat_timestamp_seconds": _gauge("When a role was last heard of (its oldest instance).", "recent", "old: the role hangs"),

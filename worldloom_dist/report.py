@@ -78,6 +78,10 @@ class Report:
         plan: Of the run.
         folder: Where it writes.
         earlier: The summary of the run before a resume, ``{}`` for a new run.
+
+    Attributes:
+        quarantined: Envs and workers that are not started again, with the reason.
+        inference: ``where`` the policy runs, and ``why``.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
@@ -102,6 +106,8 @@ class Report:
         self.snapshot: Mapping[str, float] = {}
         self._sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
         self._media = MediaWatch(folder.videos)
+        self.quarantined: Mapping[str, str] = {}
+        self.inference: Mapping[str, str] = {}
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
@@ -138,6 +144,7 @@ class Report:
             "replay_ratio_actual": Last(self.train_ratio_actual),
             "workers_wanted": Last(self._plan.config.workers),
             "checkpoint_interval_seconds": Last(self._plan.config.learner.checkpoint_every_s),
+            "envs_quarantined": Last(len(self.quarantined)),
         }
         if self.evaluation is not None:
             values |= eval_metrics(self.evaluation)
@@ -263,6 +270,8 @@ class Report:
             "wall_time_s": self._wall_before + seconds,
             "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
             "restarts": self._restarts(),
+            "quarantined": dict(self.quarantined),
+            "inference": dict(self.inference),
             "policy_version": counts.policy_version,
             "staleness": {"mean": value.get("policy_lag_updates"), "p99": value.get("policy_lag_updates:p99")},
             "bottleneck": self.bottleneck(),

@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def videos(self) -> Path:
-        """Pictures of predictions; ``index.jsonl`` there says which is which. What is put here reaches the sinks of the run."""
+        """Films of evaluations, and pictures of predictions (``index.jsonl`` says which is which); they reach the run's sinks."""
         return self.path / "videos"
 
     @property

@@ -25,6 +25,8 @@ from worldloom_dist.replay.journal import Journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
 
 MARK = "WORLDLOOM_TEST_RUN"
+PATIENCE = float(os.environ.get("WORLDLOOM_PATIENCE", "1"))
+"""Factor on every deadline, for machines that do other work too."""
 
 
 class Launched:
@@ -48,7 +50,7 @@ class Launched:
 
     def wait_until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
         """Wait for a condition; fails with the run's output when it ends or takes too long."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * PATIENCE
         while time.monotonic() < deadline:
             value = condition()
             if value:
@@ -64,7 +66,7 @@ class Launched:
     def finish(self, timeout_s: float = 100.0) -> int:
         """Wait for the end; returns the exit status."""
         try:
-            return self.process.wait(timeout_s)
+            return self.process.wait(timeout_s * PATIENCE)
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"still running after {timeout_s} s:\n{self.output.read_text()}") from error
 

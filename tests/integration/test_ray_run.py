@@ -8,13 +8,14 @@ import urllib.request
 
 import pytest
 
-from tests.integration.running import check_counting, launched, read_journals, rows_of
+from tests.integration.running import PATIENCE, check_counting, launched, read_journals, rows_of
 from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240 * PATIENCE)]
 
 COUNTING = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--replay.shards", "2", "--eval-episodes", "0"]
+COUNTING += ["--inference", "central"]
 
 
 def free_port() -> int:

@@ -98,7 +98,7 @@ def check_env(config: EnvConfig, *, steps: int = 1000, seed: int = 0, limits: En
     broken = _try_in_process(config, max(1, steps // 5), seed, limits or EnvLimits(max_failures=1))
     if broken is not None:
         return broken
-    env = make_env(config, seed=seed)
+    env = make_env(config, seed=seed, is_exact=False)
     report = EnvReport(env.spec)
     try:
         _play(env, steps, seed, report)
@@ -112,17 +112,13 @@ def check_env(config: EnvConfig, *, steps: int = 1000, seed: int = 0, limits: En
 
 
 def _try_in_process(config: EnvConfig, steps: int, seed: int, limits: EnvLimits) -> EnvReport | None:
-    """A report if the env fails under supervision, else None (also for vector envs, which cannot be supervised)."""
+    """A report if the env fails under supervision, else None."""
     try:
-        env = make_env(config, seed=seed, limits=limits, processes=True)
-    except ConfigurationError as error:
-        if "vector env" in str(error):
-            return None
-        raise
+        env = make_env(config, seed=seed, limits=limits, processes=True, is_exact=False)
     except EnvFailureError as error:
         return EnvReport(EnvSpec(name=config.env, obs={}, action={}), [Finding(True, _reason(error))])
     try:
-        rngs = [np.random.default_rng(seed)]
+        rngs = _generators(env, seed)
         env.reset()
         for _ in range(steps):
             env.step(sample_actions(env.spec, rngs))
@@ -167,7 +163,7 @@ class _Statistics:
 
 
 def _play(env: VectorEnv, steps: int, seed: int, report: EnvReport) -> None:
-    statistics, rngs = _Statistics(), [np.random.default_rng(seed)]
+    statistics, rngs = _Statistics(), _generators(env, seed)
     row = env.reset()
     statistics.enter(row)
     started, memory_mb = time.perf_counter(), _memory_mb()
@@ -176,6 +172,8 @@ def _play(env: VectorEnv, steps: int, seed: int, report: EnvReport) -> None:
         if step == steps // 5:
             memory_mb = _memory_mb()
         row = env.step(sample_actions(env.spec, rngs))
+        if not row.live[0]:
+            continue
         out_of_order += int(bool(row.is_first[0]) != was_last)
         was_last = bool(row.is_last[0])
         statistics.enter(row)
@@ -185,7 +183,7 @@ def _play(env: VectorEnv, steps: int, seed: int, report: EnvReport) -> None:
         report.findings.append(Finding(True, f"the env failed {len(faults)} times, first: {faults[0].detail}"))
     elif out_of_order:
         report.findings.append(Finding(True, f"{out_of_order} rows are not where an episode's end or begin puts them"))
-    report.facts.update(_facts(statistics, steps, seconds, env.spec.action_repeat))
+    report.facts.update(_facts(statistics, steps * env.num_envs, seconds, env.spec.action_repeat))
     report.findings += _play_findings(statistics, steps, _memory_mb() - memory_mb, env.spec)
 
 
@@ -232,12 +230,17 @@ def _seeding_findings(config: EnvConfig, seed: int) -> list[Finding]:
 
 
 def _trace(config: EnvConfig, seed: int) -> list[Mapping[str, np.ndarray]]:
-    env, rngs = make_env(config, seed=seed), [np.random.default_rng(0)]
+    env = make_env(config, seed=seed, is_exact=False)
+    rngs = _generators(env, 0)
     try:
         rows = [env.reset(), *(env.step(sample_actions(env.spec, rngs)) for _ in range(SEEDING_STEPS))]
     finally:
         env.close()
     return [{**row.obs, "/reward": row.reward} for row in rows]
+
+
+def _generators(env: VectorEnv, seed: int) -> list[np.random.Generator]:
+    return [np.random.default_rng([seed, index]) for index in range(env.num_envs)]
 
 
 def _equal(one: list[Mapping[str, np.ndarray]], two: list[Mapping[str, np.ndarray]]) -> bool:

@@ -7,6 +7,7 @@ not even import gymnasium. Nothing here needs torch or ray.
 from __future__ import annotations
 
 import importlib
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,15 @@ if TYPE_CHECKING:
 
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-__all__ = ["build_env", "env_spec", "make_env"]
+__all__ = ["VectorEnvError", "build_env", "env_spec", "fixed_size", "make_env"]
+
+logger = logging.getLogger(__name__)
 
 SUITE_MODULES = {"gym": "gymnasium", "mujoco": "gymnasium", "atari": "atari", "dmc": "dmc", "toy": "toy", "module": "module"}
+
+
+class VectorEnvError(ConfigurationError):
+    """One env was wanted, and the callable makes a vector of them."""
 
 
 def make_env(
@@ -32,6 +39,8 @@ def make_env(
     seed: int,
     limits: EnvLimits | None = None,
     processes: bool = False,
+    is_exact: bool = True,
+    renders: bool = False,
 ) -> VectorEnv:
     """Build ``num_envs`` envs behind one row contract.
 
@@ -41,7 +50,9 @@ def make_env(
         seed: Root of all their randomness.
         limits: Deadlines (for processes) and failures that are borne.
         processes: One supervised process per env, which can be killed when it hangs; otherwise all in this process. The ALE's
-            own vector env (``config.ale_vector``) is always in this process.
+            own vector env (``config.ale_vector``) and a vector env of the user's are always in this process; the latter says so.
+        is_exact: False when a vector env of the user's may hold another number of envs.
+        renders: The envs will be asked for pictures (those in this process, one by one).
 
     Raises:
         ConfigurationError: If the env or a setting does not exist; offers the nearest one.
@@ -58,18 +69,21 @@ def make_env(
     if processes:
         from worldloom.envs.supervised import SupervisedVectorEnv
 
-        return SupervisedVectorEnv(config, num_envs, seed, limits=limits)
+        try:
+            return SupervisedVectorEnv(config, num_envs, seed, limits=limits)
+        except VectorEnvError as error:
+            logger.warning("%s; it steps in this process, as one", error)
     from worldloom.envs.local import LocalVectorEnv
     from worldloom.envs.wrappers import RawEnv
 
     if config.suite == "module":
-        raw = _make_raw(config, num_envs)
+        raw = _make_raw(config, num_envs, renders)
         if not isinstance(raw, RawEnv):
             from worldloom.envs.gym_vector import GymVectorAdapter
 
-            return GymVectorAdapter(raw, config, num_envs, seed)
+            return GymVectorAdapter(raw, config, num_envs if is_exact else raw.num_envs, seed)
         raw.env.close()
-    return LocalVectorEnv(partial(build_env, config), num_envs, seed, limits=limits)
+    return LocalVectorEnv(partial(build_env, config, renders=renders), num_envs, seed, limits=limits)
 
 
 def env_spec(config: EnvConfig) -> EnvSpec:
@@ -78,12 +92,25 @@ def env_spec(config: EnvConfig) -> EnvSpec:
     Raises:
         ConfigurationError, MissingDependencyError: As :func:`make_env`.
     """
-    env = make_env(config, seed=0)
+    env = make_env(config, seed=0, is_exact=False)
     env.close()
     return env.spec
 
 
-def build_env(config: EnvConfig) -> EnvAdapter:
+def fixed_size(config: EnvConfig) -> int | None:
+    """How many envs a vector env of the user's holds, whatever number is asked for; None for every other env.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: As :func:`make_env`.
+    """
+    if config.suite != "module":
+        return None
+    env = make_env(config, seed=0, is_exact=False)
+    env.close()
+    return env.num_envs if env.num_envs > 1 else None
+
+
+def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:
     """One env, adapted, from a resolved config.
 
     Raises:
@@ -91,19 +118,20 @@ def build_env(config: EnvConfig) -> EnvAdapter:
     """
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-    raw = _make_raw(config, 1)
+    raw = _make_raw(config, 1, renders)
     if not isinstance(raw, RawEnv):
         raw.close()
-        raise ConfigurationError(f"env {config.env!r} is a vector env, which cannot be split into supervised processes")
+        raise VectorEnvError(f"env {config.env!r} is a vector env, which cannot be split into supervised processes")
     return EnvAdapter(raw, config)
 
 
-def _make_raw(config: EnvConfig, num_envs: int) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+def _make_raw(config: EnvConfig, num_envs: int, renders: bool) -> RawEnv | GymVectorEnv[Any, Any, Any]:
     if config.is_none:
         raise ConfigurationError(
             "env 'none' is for offline training and has nothing to step; name an env, for example gym:Pendulum-v1"
         )
     suite: Any = importlib.import_module(f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}")
+    options: dict[str, Any] = {"renders": renders} if SUITE_MODULES[config.suite] in ("gymnasium", "module") else {}
     raw: RawEnv | GymVectorEnv[Any, Any, Any]
-    raw = suite.make(config, num_envs) if config.suite == "module" else suite.make(config)
+    raw = suite.make(config, num_envs, **options) if config.suite == "module" else suite.make(config, **options)
     return raw

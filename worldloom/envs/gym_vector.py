@@ -43,6 +43,8 @@ class GymVectorAdapter:
         ConfigurationError: If the number of envs differs or a setting cannot be applied from outside.
     """
 
+    has_deadlines = False
+
     def __init__(
         self, env: GymVectorEnv[Any, Any, Any], config: EnvConfig, num_envs: int, seed: int, *, applies_settings: bool = False
     ) -> None:

@@ -32,6 +32,8 @@ class LocalVectorEnv:
         clock, sleep: Monotonic seconds, and how to wait when no env can be stepped.
     """
 
+    has_deadlines = False
+
     def __init__(
         self,
         build: Callable[[], EnvAdapter],
@@ -93,6 +95,11 @@ class LocalVectorEnv:
             env.set_state(saved["adapter"])
             self._envs[index], self._ended[index] = env, bool(saved["ended"])
         self._started = True
+
+    def render(self, index: int) -> np.ndarray | None:
+        """A picture of one env, None when there is none."""
+        env = self._envs[index]
+        return None if env is None else env.render()
 
     def drain_faults(self) -> list[EnvFault]:
         """Failures since the last call."""

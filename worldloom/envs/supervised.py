@@ -58,6 +58,8 @@ class SupervisedVectorEnv:
         EnvFailureError: If every env fails too often while starting.
     """
 
+    has_deadlines = True
+
     def __init__(
         self,
         config: EnvConfig,

@@ -79,10 +79,17 @@ class EnvStep:
 
 
 class VectorEnv(Protocol):
-    """N envs; used by one thread."""
+    """N envs; used by one thread.
+
+    Attributes:
+        spec: What each env gives and takes.
+        num_envs: N.
+        has_deadlines: True when an env that hangs is ended here; False when somebody else has to end this process.
+    """
 
     spec: EnvSpec
     num_envs: int
+    has_deadlines: bool
 
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start a new episode everywhere; every row is ``is_first``. With a seed, everything that follows depends on it alone."""

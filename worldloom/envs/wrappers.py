@@ -148,6 +148,12 @@ class EnvAdapter:
         for key, pipeline in self._images.items():
             pipeline.set_state(state["stacks"][key])
 
+    def render(self) -> np.ndarray | None:
+        """A picture for people, ``[Y, X, 3]`` uint8, or None when the env draws none."""
+        render: Any = getattr(self._env, "render", None)
+        picture: np.ndarray | None = render() if render is not None else None
+        return picture
+
     def close(self) -> None:
         """Close the env."""
         self._env.close()

@@ -232,12 +232,15 @@ class ActReply:
         version: Weights that decided.
         carry_reset: ``[n]`` bool; True where the server had no carry in the middle of an episode (it was restarted) and began
             with an empty one. ``is_first`` stays what it is.
+        waited_s, model_s: Seconds from the request's arrival to its batch, and of the batch's policy call.
     """
 
     action: Mapping[str, np.ndarray]
     extras: Mapping[str, np.ndarray]
     version: PolicyVersion
     carry_reset: np.ndarray
+    waited_s: float = 0.0
+    model_s: float = 0.0
 
 
 @dataclass

@@ -18,6 +18,7 @@ from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.vector import EnvStep, VectorEnv
 from worldloom_dist.actors.acting import LocalActing
+from worldloom_dist.actors.films import Recorder
 
 __all__ = ["Evaluation", "Evaluator"]
 
@@ -63,10 +64,16 @@ class Evaluator:
     Args:
         env: Makes the evaluation envs; called once per evaluation, so each starts from the same seeds.
         policy: Decides, with ``explore=False``. Its random state now is the one that every evaluation starts from.
+        episodes: Of one evaluation unless told otherwise; by default one per env.
+        films: Episodes that are recorded.
+
+    Attributes:
+        films: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation.
     """
 
-    def __init__(self, env: Callable[[], VectorEnv], policy: Policy) -> None:
-        self._make_env, self._policy = env, policy
+    def __init__(self, env: Callable[[], VectorEnv], policy: Policy, episodes: int | None = None, *, films: int = 0) -> None:
+        self._make_env, self._policy, self._episodes, self._num_films = env, policy, episodes, films
+        self.films: list[np.ndarray] = []
         self._rng_state = policy.rng_state()
         self._version = NO_POLICY
 
@@ -82,7 +89,7 @@ class Evaluator:
         breaks off by failing does not count and is played again.
 
         Args:
-            episodes: How many; by default one per env.
+            episodes: How many; by default as many as the evaluator was made for.
 
         Raises:
             ConfigurationError: If it is not positive.
@@ -92,7 +99,7 @@ class Evaluator:
             raise ConfigurationError(f"eval episodes must be >= 1, got {episodes}")
         env = self._make_env()
         try:
-            results = self._play(env, env.num_envs if episodes is None else episodes)
+            results = self._play(env, episodes or self._episodes or env.num_envs)
         finally:
             env.close()
         returns, lengths = zip(*results, strict=True)
@@ -103,11 +110,14 @@ class Evaluator:
         acting = LocalActing(self._policy, env.num_envs, explore=False)
         share = [episodes // env.num_envs + (index < episodes % env.num_envs) for index in range(env.num_envs)]
         books = [_EnvBook() for _ in range(env.num_envs)]
+        recorder = Recorder(env, self._num_films)
         row = env.reset()
         while True:
+            recorder.see(row)
             for index, book in enumerate(books):
                 book.enter(row, index)
             if all(len(book.results) >= count for book, count in zip(books, share, strict=True)):
+                self.films = recorder.films
                 return [result for book, count in zip(books, share, strict=True) for result in book.results[:count]]
             row = env.step(acting.act(row.obs, row.is_first, row.live).action)
 

@@ -58,6 +58,16 @@ class GroupedWorker:
         """Envs that are not built again, numbered over all groups."""
         return {group.first_env + env: why for group in self._groups for env, why in group.quarantined.items()}
 
+    @property
+    def has_deadlines(self) -> bool:
+        """True when the envs end those of them that hang."""
+        return all(group.has_deadlines for group in self._groups)
+
+    @property
+    def begins_episode(self) -> bool:
+        """True when the next :meth:`step` contains the reset of an env."""
+        return any(group.begins_episode for group in self._groups)
+
     def step(self) -> int:
         """One decision of every env of the group whose turn it is, with the next group's request on its way.
 

@@ -120,6 +120,11 @@ class RolloutWorker:
         return self.agent_steps * self.spec.action_repeat
 
     @property
+    def has_deadlines(self) -> bool:
+        """True when the envs end those of them that hang."""
+        return self._env.has_deadlines
+
+    @property
     def begins_episode(self) -> bool:
         """True when the next :meth:`step` contains the reset of an env."""
         row = self._row

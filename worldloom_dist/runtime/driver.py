@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last, MetricMap
-from worldloom_dist.assembly import Plan, choose_inference
+from worldloom_dist.assembly import Plan, needs_measuring, place_inference
 from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
@@ -30,17 +30,17 @@ from worldloom_dist.ports import RowBooks
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
+from worldloom_dist.runtime.fleet import Fleet
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_roles import LearnerRole
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.placement import Placement
-from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole
+from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole, begin_measuring, end_measuring
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
 from worldloom_dist.runtime.reporting import Reporter
-from worldloom_dist.runtime.supervisor import Role, Supervisor
+from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.weight_roles import WeightStoreRole
-from worldloom_dist.runtime.worker_role import WorkerRole
 from worldloom_dist.stopping import StopFlag
 from worldloom_dist.view import View
 
@@ -73,19 +73,23 @@ class RayRun:
     def __init__(self, plan: Plan, folder: RunFolder, port: int, stop: StopFlag, show: Show = show_nothing) -> None:
         folder = RunFolder(folder.path.absolute())  # the same for roles with another working directory
         self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
-        self._placement = Placement(plan.config, plan.inference)
         earlier = folder.read_json("summary.json")
         self._report, self._show = Report(plan, folder, earlier), show
         actors = plan.config.actors
         self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
-        self._lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
         self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
         self._reporter, self._node = Reporter("driver"), NodeMeter(folder.path)
         self._measure = Pace(MEASURE_EVERY_S)
         self._evaluation: Any = None
         self._evaluation_began = 0.0
         self._evaluated_at = int((earlier.get("eval") or {}).get("env_steps", 0))
-        self._waiting_workers = list(range(plan.config.workers))
+        lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
+        self._fleet = Fleet(plan, self._supervisor, lives, self._lost_open)
+        self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
+        if plan.config.address is not None:
+            self._settle()  # on a cluster the other roles' places depend on it
+        self._placement = Placement(plan.config, self._plan.inference)
+        self._fleet.options = partial(self._placement.options, "worker")
 
     def run(self) -> str:
         """Run to the end.
@@ -108,41 +112,36 @@ class RayRun:
         return status
 
     def _start(self) -> None:
-        plan, add = self._plan, self._add
-        where, why = choose_inference(plan.config, plan.spec)
-        logger.info("inference: %s (%s)", where, why)
+        plan, add, place = self._plan, self._add, self._placement
         config = plan.config
-        place = self._placement
         facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
         secret = read_secret(config.metrics_auth_file)
         hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
-        add("hub", 0, lambda _: _actor(place, HubRole, "hub", 0, threads=8).remote(*hub))
-        add("ledger", 0, lambda _: _actor(place, LedgerRole, "ledger", 0).remote(plan, self._report.counts.positions))
-        add("weights", 0, lambda _: _actor(place, WeightStoreRole, "weights", 0).remote())
+        add("hub", 0, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
+        add("ledger", 0, lambda _: _start(place, LedgerRole, "ledger", 0, plan, self._report.counts.positions))
+        add("weights", 0, lambda _: _start(place, WeightStoreRole, "weights", 0))
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
             add("shard", index, make, on_down=partial(self._ledger.tell, "shard_down", index))
-        if where == "central":
+        add("learner", 0, partial(_start_learner, place, plan, self._folder), method="run", ping_timeout_s=120.0)
+        videos = self._folder.videos
+        if plan.config.eval_episodes:
+            add("evaluator", 0, lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3), is_vital=False)
+        if plan.settled_inference is None:
+            self._settle()  # the learner starts meanwhile
+        plan = self._plan
+        if plan.inference == "central":
             for index in range(plan.config.inference_servers):
                 add("inference", index, partial(_start_inference, place, plan, index))
-        add("learner", 0, partial(_start_learner, place, plan, self._folder), method="run", ping_timeout_s=120.0)
-        if plan.config.eval_episodes:
-            add("evaluator", 0, lambda _: _actor(place, EvaluatorRole, "evaluator", 0, threads=3).remote(plan), is_vital=False)
-        self._start_workers()
+        self._fleet.look()
 
-    def _start_workers(self) -> None:
-        """Start the next wave when the previous one is up."""
-        workers = self._supervisor.of_kind("worker")
-        starting = sum(not (worker.is_up or worker.is_given_up) for worker in workers)
-        for slot in self._waiting_workers[: max(0, self._plan.config.actors.start_wave - starting)]:
-            self._waiting_workers.remove(slot)
-            make = partial(_start_worker, self._placement, self._plan, slot, self._lives)
-            self._add("worker", slot, make, method="run", is_vital=False, on_down=partial(self._worker_down, slot))
-
-    def _worker_down(self, slot: int) -> None:
-        """Book the rows of its open chunk, as of its last sign of life (at most a few seconds ago), as lost."""
-        role = self._supervisor.roles[f"worker-{slot}"]
-        self._lost_open(role.status.pop("open_rows", 0))
+    def _settle(self) -> None:
+        """Settle where the policy runs, by what it was measured to cost."""
+        costs = end_measuring(self._measuring) if self._measuring is not None else None
+        where, why = self._plan.settled_inference or place_inference(self._plan, costs)
+        logger.info("inference: %s (%s)", where, why)
+        self._report.inference = {"where": where, "why": why}
+        self._plan = self._fleet.plan = replace(self._plan, settled_inference=(where, why))
 
     def _add(self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any) -> None:
         more["start_timeout_s"] = max(START_TIMEOUT_S, self._plan.config.placement.wait_s)
@@ -153,9 +152,7 @@ class RayRun:
         look, summary, say = Pace(LOOK_EVERY_S), Pace(SUMMARY_EVERY_S), Pace(SAY_EVERY_S)
         while True:
             self._supervisor.poll(POLL_S)
-            if self._waiting_workers:
-                self._start_workers()
-            self._check_workers()
+            self._fleet.look()
             if look.is_due():
                 self._look()
                 self._show(self._report.view)
@@ -169,14 +166,6 @@ class RayRun:
             if self._stop.is_set:
                 logger.info("stopping: %s; checkpointing first", self._stop.reason)
                 return "stopped"
-
-    def _check_workers(self) -> None:
-        alive = sum(not role.is_given_up for role in self._supervisor.of_kind("worker")) + len(self._waiting_workers)
-        if alive < max(1, self._plan.config.actors.min_live):
-            raise TrainingError(
-                f"only {alive} of {self._plan.config.workers} env workers are left, and actors.min_live is "
-                f"{self._plan.config.actors.min_live}; console.log says why they failed"
-            )
 
     def _look(self) -> None:
         """Read the counters and tell the hub what only the driver knows."""
@@ -206,15 +195,16 @@ class RayRun:
             ),
             snapshot,
         )
+        self._report.quarantined = self._fleet.quarantined
         self._reporter.emit({**self._report.gauges(), **self._report.increments(before), **self._machine()})
 
     def _machine(self) -> MetricMap:
         """Workers by state, and what is left of the machine."""
-        workers = self._supervisor.of_kind("worker")
-        alive, dead = sum(role.is_up for role in workers), sum(role.is_given_up for role in workers)
-        starting = self._plan.config.workers - alive - dead
+        alive, dead = self._fleet.live, sum(role.is_given_up for role in self._fleet.workers)
+        starting = self._fleet.wanted - alive - dead
         states = {"alive": alive, "starting": starting, "dead": dead}
         values: MetricMap = {f"workers{{state={state}}}": Last(count) for state, count in states.items()}
+        values["workers_wanted"] = Last(self._fleet.wanted)
         return values | (self._node.drain() | {"object_store_used_bytes": Last(store_used())} if self._measure.is_due() else {})
 
     def _restarts(self, snapshot: dict[str, float]) -> Counter[str]:
@@ -242,7 +232,7 @@ class RayRun:
         role = next((role for role in self._supervisor.of_kind("evaluator") if role.handle is not None), None)
         if role is not None:
             self._evaluated_at = steps
-            self._evaluation, self._evaluation_began = (steps, role.handle.evaluate.remote()), time.monotonic()
+            self._evaluation, self._evaluation_began = (steps, role.handle.evaluate.remote(steps)), time.monotonic()
 
     def _collect_evaluation(self, timeout_s: float = 0.0) -> None:
         if self._evaluation is None:
@@ -280,14 +270,11 @@ class RayRun:
 
     def _finish(self, status: str) -> None:
         """Leave in order; every step has a deadline."""
-        self._waiting_workers.clear()
         try:
             self._ledger.call("drain", timeout_s=10.0)
         except RoleGoneError as error:
             logger.warning("workers cannot send their open chunks: %s", error)
-        known = {role.name: role.status.get("open_rows", 0) for role in self._supervisor.of_kind("worker")}
-        ended = self._supervisor.stop(("worker",), timeout_s=15.0)
-        self._lost_open(sum(ended[name]["open_rows"] if name in ended else rows for name, rows in known.items()))
+        self._fleet.stop(timeout_s=15.0)
         self._look()
         if status == "completed" and self._plan.config.eval_episodes and self._evaluated_at < self._report.env_steps:
             self._last_evaluation()
@@ -316,34 +303,25 @@ class RayRun:
         """Save what can be saved in a short time, and say why."""
         try:
             if not self._stop.is_set:
-                self._supervisor.stop(("worker", "learner"), timeout_s=30.0)
+                self._fleet.stop(timeout_s=10.0)
+                self._supervisor.stop(("learner",), timeout_s=30.0)
                 self._look()
         except (RayError, WorldLoomError, ValueError) as second:
             logger.warning("while stopping: %s", second)
         self._folder.write_summary(self._report.summary("failed", error))
 
 
-def _actor(place: Placement, kind: type, role: str, index: int, *, threads: int = 0) -> Any:
-    """Options of every role: named, placed, never restarted or retried by Ray, because that is the supervisor's work."""
-    options: dict[str, Any] = {"name": f"{role}-{index}", "max_restarts": 0, "max_task_retries": 0, **place.options(role, index)}
-    if threads:
-        options["max_concurrency"] = threads
-    else:
-        options["max_concurrency"] = 10_000  # async: everything that waits for credit waits inside
-    return ray.remote(kind).options(**options)
+def _start(place: Placement, kind: type, role: str, index: int, *args: Any, threads: int = 0) -> Any:
+    return start_actor(kind, f"{role}-{index}", *args, threads=threads, options=place.options(role, index))
 
 
 def _start_shard(place: Placement, plan: Plan, index: int, folder: RunFolder, _: int) -> Any:
-    return _actor(place, ShardRole, "shard", index).remote(plan, index, folder.replay)
+    return _start(place, ShardRole, "shard", index, plan, index, folder.replay)
 
 
 def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int) -> Any:
-    return _actor(place, InferenceRole, "inference", index).remote(plan, index, incarnation)
+    return _start(place, InferenceRole, "inference", index, plan, index, incarnation)
 
 
 def _start_learner(place: Placement, plan: Plan, folder: RunFolder, _: int) -> Any:
-    return _actor(place, LearnerRole, "learner", 0, threads=4).remote(plan, folder.path, folder.next_incarnation("learner"))
-
-
-def _start_worker(place: Placement, plan: Plan, slot: int, lives: int, incarnation: int) -> Any:
-    return _actor(place, WorkerRole, "worker", slot, threads=3).remote(plan, slot, lives + incarnation)
+    return _start(place, LearnerRole, "learner", 0, plan, folder.path, folder.next_incarnation("learner"), threads=4)

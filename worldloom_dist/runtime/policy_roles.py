@@ -8,23 +8,48 @@ The batch loop of an inference server *is* its lifeline: if it fails, the superv
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from worldloom.core.metrics import Last, MetricMap
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from worldloom.core.metrics import Histogram, Last, MetricMap
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.actors.evaluation import Evaluator
+from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.inference import InferenceServer
-from worldloom_dist.assembly import Plan, build_evaluator, build_policy
+from worldloom_dist.assembly import ActCosts, Plan, build_evaluator, build_policy, measure_act_costs
+from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.learner_roles import choose_device
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["EvaluatorRole", "InferenceRole"]
+__all__ = ["EvaluatorRole", "InferenceRole", "begin_measuring", "end_measuring"]
+
+logger = logging.getLogger(__name__)
+
+CLIENT_MEMORY_S = 5.0
+MEASURE_WITHIN_S = 60.0
+GPU_SHARE = 0.01
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Question:
+    request: ActRequest
+    answer: asyncio.Future[ActReply]
+    arrived_s: float
 
 
 class InferenceRole:
@@ -38,16 +63,22 @@ class InferenceRole:
 
     def __init__(self, plan: Plan, index: int, incarnation: int) -> None:
         self._plan, self._index, self._incarnation = plan, index, incarnation
-        servers = plan.config.inference_servers
-        self._clients = len(range(index, plan.config.workers, servers))
-        self._pending: list[tuple[ActRequest, asyncio.Future[ActReply]]] = []
+        self._seen: dict[int, float] = {}
+        self._pending: list[_Question] = []
         self._arrived = asyncio.Event()
         self._version = NO_POLICY
+        self._busy_since: float | None = None
+        self._waits = Histogram.of(BUCKETS_S)
 
     async def act(self, request: ActRequest) -> ActReply:
-        """Decide for the rows of one worker."""
+        """Decide for the rows of one worker. A request that comes again, because its sender lost patience, replaces the first."""
         future: asyncio.Future[ActReply] = asyncio.get_running_loop().create_future()
-        self._pending.append((request, future))
+        self._seen[request.slot] = time.monotonic()
+        twin = next((question for question in self._pending if _is_same(question.request, request)), None)
+        if twin is not None:
+            self._pending.remove(twin)
+            twin.answer.cancel()
+        self._pending.append(_Question(request, future, time.monotonic()))
         self._arrived.set()
         return await future
 
@@ -56,8 +87,11 @@ class InferenceRole:
         return self._version
 
     async def ping(self) -> dict[str, Any]:
-        """Alive."""
-        return {"pid": os.getpid(), "version": tuple(self._version)}
+        """Alive; ``stuck`` says that a batch is past its deadline."""
+        busy = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        is_stuck = busy > self._plan.config.actors.act_timeout_s
+        stuck = f"its policy did not return from a batch for {busy:.0f} s" if is_stuck else ""
+        return {"pid": os.getpid(), "version": tuple(self._version), "stuck": stuck}
 
     async def lifeline(self) -> None:
         """The batch loop."""
@@ -68,37 +102,50 @@ class InferenceRole:
             while True:
                 batch = await self._next_batch()
                 if batch:
-                    requests = [request for request, _ in batch]
-                    replies = await loop.run_in_executor(thread, server.act_batch, requests)
-                    for (_, future), reply in zip(batch, replies, strict=True):
-                        if not future.done():
-                            future.set_result(reply)
+                    await self._answer(batch, lambda requests: loop.run_in_executor(thread, server.act_batch, requests))
                 elif look.is_due():
                     await loop.run_in_executor(thread, server.refresh)
                 self._version = server.version
                 if flush.is_due():
-                    reporter.emit({**with_planner(server.drain_metrics(), self._plan.spec.acting), **self._queue()})
+                    reporter.emit({**with_planner(server.drain_metrics(), self._plan.spec.acting), **self._drain_metrics()})
 
-    def _queue(self) -> MetricMap:
-        waiting, room = Last(float(len(self._pending))), Last(float(self._clients))
-        return {"queue_items{queue=inference}": waiting, "queue_capacity_items{queue=inference}": room}
+    async def _answer(self, batch: list[_Question], act: Callable[[list[ActRequest]], Awaitable[list[ActReply]]]) -> None:
+        began = self._busy_since = time.monotonic()
+        replies = await act([question.request for question in batch])
+        self._busy_since, model_s = None, time.monotonic() - began
+        for question, reply in zip(batch, replies, strict=True):
+            waited_s = began - question.arrived_s
+            self._waits = self._waits.merge(Histogram.of(BUCKETS_S, waited_s))
+            if not question.answer.done():
+                question.answer.set_result(replace(reply, waited_s=waited_s, model_s=model_s))
 
-    async def _next_batch(self) -> list[tuple[ActRequest, asyncio.Future[ActReply]]]:
+    def _drain_metrics(self) -> MetricMap:
+        waits, self._waits = self._waits, Histogram.of(BUCKETS_S)
+        waiting, room = Last(float(len(self._pending))), Last(float(self._clients()))
+        values: MetricMap = {"queue_items{queue=inference}": waiting, "queue_capacity_items{queue=inference}": room}
+        return values | ({"inference_queue_seconds": waits} if waits.count else {})
+
+    async def _next_batch(self) -> list[_Question]:
         """Wait for requests; close the batch when it is full, when every client is in it, or after ``max_wait_ms``."""
         actors = self._plan.config.actors
         if not await self._wait(0.1):
             return []
         close_at = time.monotonic() + actors.max_wait_ms / 1000
-        while sum(r.num_rows for r, _ in self._pending) < actors.max_batch and len(self._pending) < self._clients:
+        while sum(q.request.num_rows for q in self._pending) < actors.max_batch and len(self._pending) < self._clients():
             left = close_at - time.monotonic()
             if left <= 0 or not await self._wait(left, for_more=True):
                 break
-        batch: list[tuple[ActRequest, asyncio.Future[ActReply]]] = []
+        batch: list[_Question] = []
         size = 0
-        while self._pending and (not batch or size + self._pending[0][0].num_rows <= actors.max_batch):
+        while self._pending and (not batch or size + self._pending[0].request.num_rows <= actors.max_batch):
             batch.append(self._pending.pop(0))
-            size += batch[-1][0].num_rows
+            size += batch[-1].request.num_rows
         return batch
+
+    def _clients(self) -> int:
+        """Workers that have asked lately: nobody waits for more of them."""
+        now = time.monotonic()
+        return sum(now - seen < CLIENT_MEMORY_S for seen in self._seen.values())
 
     async def _wait(self, seconds: float, *, for_more: bool = False) -> bool:
         if self._pending and not for_more:
@@ -124,14 +171,15 @@ class EvaluatorRole:
 
     Args:
         plan: Of the run.
+        videos: Folder for films of its episodes.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._evaluator: Any = None
+    def __init__(self, plan: Plan, videos: Path) -> None:
+        self._plan, self._videos = plan, videos
+        self._evaluator: Evaluator | None = None
         self._gone = threading.Event()
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, env_steps: int) -> dict[str, Any]:
         """Evaluate the newest weights; the result is as in ``summary.json``, with the version beside it."""
         if self._evaluator is None:
             import torch
@@ -140,6 +188,7 @@ class EvaluatorRole:
             self._evaluator = build_evaluator(self._plan)
         self._evaluator.load_weights(RemoteWeights(timeout_s=60.0).fetch())
         result = self._evaluator.evaluate()
+        write_films(self._evaluator.films, self._videos, f"eval-{env_steps:09d}")
         return {**result.to_dict(), "version": tuple(result.version)}
 
     def ping(self) -> dict[str, Any]:
@@ -151,3 +200,30 @@ class EvaluatorRole:
         reporter = Reporter("evaluator")
         while not self._gone.wait(FLUSH_EVERY_S):
             reporter.emit()
+
+
+def begin_measuring(plan: Plan) -> Any:
+    """Measure in a process of the cluster what decisions cost; :func:`end_measuring` waits for it."""
+    has_gpu = plan.config.learner.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) > 0  # type: ignore[no-untyped-call]
+    task = ray.remote(_measure).options(num_cpus=CPUS_PER_ROLE, num_gpus=GPU_SHARE if has_gpu else 0, max_retries=0)
+    return task.remote(plan)
+
+
+def end_measuring(reference: Any) -> ActCosts | None:
+    """The costs, or None when they could not be measured in time."""
+    try:
+        costs: ActCosts = ray.get(reference, timeout=MEASURE_WITHIN_S)
+    except RayError as error:
+        logger.warning("what decisions cost could not be measured: %s", str(error).strip().splitlines()[-1])
+        ray.cancel(reference, force=True)
+        return None
+    return costs
+
+
+def _measure(plan: Plan) -> ActCosts:
+    return measure_act_costs(plan, choose_device(plan.config.learner.device))
+
+
+def _is_same(one: ActRequest, other: ActRequest) -> bool:
+    """The same envs of the same worker ask; a worker has one question open for each env."""
+    return one.slot == other.slot and bool(np.intersect1d(one.envs, other.envs).size)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from worldloom.core.exceptions import TrainingError
 
-__all__ = ["Role", "Supervisor"]
+__all__ = ["Role", "Supervisor", "start_actor"]
 
 logger = logging.getLogger(__name__)
 
 PING_EVERY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 0.5, 30.0
+LEAVE_WITHIN_S = 20.0
 
 
 @dataclass
@@ -40,7 +41,9 @@ class Role:
         ping_timeout_s: Silence after which it counts as hanging.
         start_timeout_s: Likewise while it starts.
         is_vital: True when the run cannot go on once this role is given up.
-        on_down: Called when the process is found dead.
+        on_down: Called when the process is found dead or has left.
+        is_leaving: True when it was asked to end for good.
+        last_failure: Why its process was last replaced.
     """
 
     kind: str
@@ -57,8 +60,11 @@ class Role:
     status: dict[str, Any] = field(default_factory=dict)
     is_done: bool = False
     is_given_up: bool = False
+    is_leaving: bool = False
+    last_failure: str = ""
     ready_at: float | None = None
     _ping: Any = None
+    _leave_by: float | None = None
     _asked_at: float = 0.0
     _start_at: float = 0.0
     _deaths: deque[float] = field(default_factory=deque)
@@ -72,6 +78,20 @@ class Role:
     def is_up(self) -> bool:
         """True while there is a process that has answered."""
         return self.handle is not None and self.ready_at is not None
+
+
+def start_actor(kind: type, name: str, *args: Any, options: Mapping[str, Any], threads: int = 0) -> Any:
+    """Start a role: named, never restarted or retried by Ray, because that is the supervisor's work.
+
+    Args:
+        kind: Its class.
+        name: Its name in the run's namespace.
+        args: Of its constructor.
+        options: Where it goes, as Ray's options.
+        threads: Calls at the same time; 0 for a role on an event loop, where everything that waits does so inside.
+    """
+    fixed = {"name": name, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": threads or 10_000}
+    return ray.remote(kind).options(**fixed, **options).remote(*args)
 
 
 class Supervisor:
@@ -113,8 +133,24 @@ class Supervisor:
         for role in list(self.roles.values()):
             if role.handle is None and not (role.is_given_up or role.is_done) and now >= role._start_at:
                 self._start(role)
+            elif role.handle is not None and role._leave_by is not None and now > role._leave_by:
+                self._left(role)
             elif role.handle is not None:
                 self._check_ping(role, now)
+
+    def retire(self, role: Role) -> None:
+        """Ask a role to end for good; it is forgotten when it has."""
+        role.is_leaving = True
+        if role.handle is None:
+            del self.roles[role.name]
+            return
+        self.move(role)
+
+    def move(self, role: Role) -> None:
+        """Ask a role to end what it does and begin again in a new process, elsewhere if Ray finds a better place."""
+        if role._leave_by is None and role.handle is not None:
+            role._leave_by = time.monotonic() + LEAVE_WITHIN_S
+            role.handle.stop.remote()
 
     def stop(self, kinds: tuple[str, ...], timeout_s: float) -> dict[str, Any]:
         """Ask roles to end, wait, and kill those that do not.
@@ -150,8 +186,12 @@ class Supervisor:
 
     def _ended(self, role: Role) -> None:
         try:
-            ray.get(role.line)
-            role.is_done, role.line = True, None
+            result = ray.get(role.line)
+            if role._leave_by is not None or (isinstance(result, dict) and result.get("is_preempted")):
+                role.status["open_rows"] = result["open_rows"]
+                self._left(role)
+            else:
+                role.is_done, role.line = True, None
         except RayActorError as error:
             self._died(role, f"its process died ({str(error).strip().splitlines()[-1][:200]})")
         except RayTaskError as error:
@@ -183,13 +223,34 @@ class Supervisor:
             return
         finally:
             role._ping = None
+        for line in role.status.pop("said", ()):
+            logger.warning("%s: %s", role.name, line)
         stuck = role.status.get("stuck")
         if stuck:
+            if role.status.get("stack"):
+                logger.warning("%s hangs; its stack:\n%s", role.name, role.status["stack"])
             self._died(role, stuck)
+
+    def _left(self, role: Role) -> None:
+        """A role that was asked to leave, or whose machine goes, has ended (or did not in time)."""
+        self._kill(role)
+        role._leave_by = None
+        role.on_down()
+        if role.is_leaving:
+            del self.roles[role.name]
+        elif not role.is_done:
+            logger.warning("%s has left its machine; starting it again", role.name)
+            self.restarts[role.kind] += 1
+            role.incarnation += 1
+            role._start_at = time.monotonic()
 
     def _died(self, role: Role, reason: str) -> None:
         self._kill(role)
         if role.is_done:
+            return
+        role.last_failure = reason
+        if role._leave_by is not None:
+            self._left(role)
             return
         now = time.monotonic()
         role._deaths.append(now)

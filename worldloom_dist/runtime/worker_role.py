@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +20,10 @@ import ray
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
+from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import Plan, build_policy, build_worker
+from worldloom_dist.assembly import Plan, build_grouped_worker, build_policy
+from worldloom_dist.runtime.relay import LogRelay, stack_of
 from worldloom_dist.runtime.remote import GONE, Remote
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -30,6 +33,7 @@ __all__ = ["ShardWriter", "WorkerRole"]
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
+ACT_TIMEOUT_S, ACT_PATIENCE_S = 120.0, 300.0
 
 
 class ShardWriter:
@@ -93,7 +97,7 @@ class ShardWriter:
 
 
 class WorkerRole:
-    """Steps envs until told to stop.
+    """Steps envs until told to stop, or until its machine is taken away (SIGTERM): then what is open is sent first.
 
     Args:
         plan: Of the run.
@@ -103,17 +107,22 @@ class WorkerRole:
 
     def __init__(self, plan: Plan, slot: int, incarnation: int) -> None:
         self._plan, self._slot, self._incarnation = plan, slot, incarnation
-        self._stopping = threading.Event()
+        self._stopping, self._is_preempted = threading.Event(), False
         self._writer = ShardWriter(plan, slot, self._stopping)
         self._reporter = Reporter("actor", slot)
+        self._relay = LogRelay().listen("worldloom", "worldloom_dist")
         self._doing, self._since = "starting", time.monotonic()
-        self._steps = 0
-        self._is_waiting_for_policy = False
-        self._worker: RolloutWorker | None = None
+        self._steps = self._waiting = self._thread = 0
+        self._worker: RolloutWorker | GroupedWorker | None = None
+        self._node = ray.get_runtime_context().get_node_id()
+        if threading.current_thread() is threading.main_thread():  # where Ray constructs actors
+            signal.signal(signal.SIGTERM, self._on_preemption)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def run(self) -> dict[str, Any]:
         """Step until told to stop; what is open has been sent then."""
-        worker = build_worker(self._plan, self._slot, self._incarnation, self._acting(), self._writer)
+        self._thread = threading.get_ident()
+        worker = build_grouped_worker(self._plan, self._slot, self._incarnation, self._acting, self._writer)
         self._worker = worker
         flushed, every_s = time.monotonic(), flush_interval_s(self._plan.config.workers)
         try:
@@ -129,7 +138,7 @@ class WorkerRole:
             self._doing, self._since = "closing", time.monotonic()
             worker.close()
             self._emit(worker)
-        return {"agent_steps": worker.agent_steps, "open_rows": worker.open_rows}
+        return {"agent_steps": worker.agent_steps, "open_rows": worker.open_rows, "is_preempted": self._is_preempted}
 
     def ping(self) -> dict[str, Any]:
         """What it is doing, and the rows that would be lost now; ``stuck`` names a call of the env that is past its deadline."""
@@ -137,41 +146,54 @@ class WorkerRole:
         seconds = time.monotonic() - max(self._since, self._writer.waited_until)
         status = {"pid": os.getpid(), "doing": self._doing, "seconds": seconds, "steps": self._steps, "stuck": ""}
         status["open_rows"] = self._worker.open_rows if self._worker else 0
+        status["quarantined"] = dict(self._worker.quarantined) if self._worker else {}
         limit = {"step": config.actors.step_timeout_s, "reset": config.actors.reset_timeout_s}.get(self._doing)
-        is_waiting = self._writer.is_waiting or self._is_waiting_for_policy
-        has_children = config.envs_per_worker > 1 and config.actors.supervise  # they have deadlines of their own
-        if limit is not None and seconds > limit and not (is_waiting or has_children):
+        is_waiting = self._writer.is_waiting or self._waiting > 0
+        has_deadlines = self._worker is not None and self._worker.has_deadlines
+        if limit is not None and seconds > limit and not (is_waiting or has_deadlines):
             status["stuck"] = f"its env did not return from {self._doing} for {seconds:.0f} s"
+            status["stack"] = stack_of(self._thread)
+        status["node"] = self._node
+        status["said"] = self._relay.drain()
         return status
 
     def stop(self) -> None:
         """Ask to end."""
         self._stopping.set()
 
-    def _acting(self) -> ActClient:
-        config = self._plan.config
+    def _on_preemption(self, *_: object) -> None:
+        self._is_preempted = True
+        self._stopping.set()
+
+    def _acting(self, first_env: int, num_envs: int) -> ActClient:
+        config, slot = self._plan.config, self._slot
         if self._plan.inference == "central":
-            server = Remote(f"inference-{self._slot % config.inference_servers}")
+            server = Remote(f"inference-{slot % config.inference_servers}")
             newest = partial(server.call, "version", patience_s=300.0)
-            return RemoteActing(self._slot, self._incarnation, call=self._ask(server), newest=newest)
+            ask = partial(self._ask, server)
+            return RemoteActing(
+                slot, self._incarnation, call=lambda request: ask(request)(), newest=newest, submit=ask, first_env=first_env
+            )
         import torch
 
         torch.set_num_threads(1)
-        num_envs = config.envs_per_worker
-        policy = build_policy(self._plan, self._slot, self._incarnation, num_envs=num_envs)
+        policy = build_policy(self._plan, slot, self._incarnation, num_envs=num_envs)
         return LocalActing(policy, num_envs, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s)
 
-    def _ask(self, server: Remote) -> Callable[[ActRequest], ActReply]:
-        def call(request: ActRequest) -> ActReply:
-            self._is_waiting_for_policy = True
+    def _ask(self, server: Remote, request: ActRequest) -> Callable[[], ActReply]:
+        """Send a request; the result waits for the answer, from a successor of the server when it dies."""
+        reference = server.send("act", request)
+
+        def answer() -> ActReply:
+            self._waiting += 1
             try:
-                reply: ActReply = server.call("act", request, timeout_s=60.0, patience_s=300.0)
+                reply: ActReply = server.wait(reference, "act", request, timeout_s=ACT_TIMEOUT_S, patience_s=ACT_PATIENCE_S)
             finally:
-                self._is_waiting_for_policy, self._since = False, time.monotonic()
+                self._waiting, self._since = self._waiting - 1, time.monotonic()
             return reply
 
-        return call
+        return answer
 
-    def _emit(self, worker: RolloutWorker) -> None:
+    def _emit(self, worker: RolloutWorker | GroupedWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]
         self._reporter.emit(with_planner(worker.drain_metrics(), self._plan.spec.acting), {"episodes": episodes})

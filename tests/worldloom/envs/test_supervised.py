@@ -141,6 +141,18 @@ def test_wrong_config_is_refused_at_once(opened: list[SupervisedVectorEnv]) -> N
         supervised(opened, "toy:cuonting")
 
 
+def test_vector_env_of_the_users_steps_in_this_process_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "worldloom_dist" / "actors"))
+    with caplog.at_level(logging.WARNING):
+        env = make_env(EnvConfig(env="counting_vectors:same_step"), num_envs=3, seed=0, processes=True)
+    assert not env.has_deadlines
+    assert env.reset().obs["obs"].tolist() == [[0, 0, 0]] * 3
+    env.close()
+    assert "is a vector env, which cannot be split into supervised processes; it steps in this process" in caplog.text
+
+
 def test_close_ends_every_process(opened: list[SupervisedVectorEnv]) -> None:
     env = supervised(opened, "toy:counting")
     with pytest.raises(StateError, match="before reset"):

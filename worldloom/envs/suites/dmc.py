@@ -19,7 +19,7 @@ __all__ = ["DmcEnv", "make"]
 
 SHORT_NAMES = {"cup": "ball-in-cup", "pointmass": "point-mass"}
 CAMERAS = {"quadruped": 2, "rodent": 4}
-DEFAULT_IMAGE_SIZE = 64
+DEFAULT_IMAGE_SIZE, PICTURE_SIZE = 64, 192
 
 
 def make(config: EnvConfig) -> RawEnv:
@@ -100,6 +100,10 @@ class DmcEnv(gymnasium.Env[Any, np.ndarray]):
                 break
         is_last, terminates = result.last(), result.discount == 0
         return self._observe(result), total, is_last and terminates, is_last and not terminates, {}
+
+    def render(self) -> Any:
+        """A picture for people."""
+        return self._env.physics.render(PICTURE_SIZE, PICTURE_SIZE, camera_id=self._camera)
 
     def close(self) -> None:
         """Free the physics and its renderer."""

@@ -18,8 +18,8 @@ NEVER_TERMINATE = ("Pendulum", "HalfCheetah", "Swimmer", "Reacher", "Pusher", "H
 EXTRA_OF_ENTRY_POINT = {"gymnasium.envs.mujoco": "mujoco", "ale_py": "atari"}
 
 
-def make(config: EnvConfig) -> RawEnv:
-    """Build a registered environment.
+def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
+    """Build a registered environment; ``renders`` if it will be asked for pictures.
 
     Raises:
         ConfigurationError: If the id is unknown; offers the nearest registered one.
@@ -31,7 +31,7 @@ def make(config: EnvConfig) -> RawEnv:
     options: dict[str, Any] = {"disable_env_checker": True}
     if config.time_limit is not None:
         options["max_episode_steps"] = -1
-    if config.pixels:
+    if config.pixels or renders:
         set_up_headless()
         options["render_mode"] = "rgb_array"
     try:

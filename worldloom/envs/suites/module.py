@@ -18,14 +18,17 @@ __all__ = ["make"]
 NEEDED = ("reset", "step", "observation_space", "action_space")
 
 
-def make(config: EnvConfig, num_envs: int) -> RawEnv | GymVectorEnv[Any, Any, Any]:
-    """Call it; a callable that has a parameter ``num_envs`` is told how many are wanted.
+def make(config: EnvConfig, num_envs: int, *, renders: bool = False) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+    """Call it; a parameter ``num_envs`` is told how many are wanted, and ``render_mode`` that pictures are (``renders``).
 
     Raises:
         ConfigurationError: If the module, the callable or the result is not what it should be.
     """
     factory = _find(config)
-    env = factory(num_envs=num_envs) if _has_parameter(factory, "num_envs") else factory()
+    options: dict[str, Any] = {"num_envs": num_envs} if _has_parameter(factory, "num_envs") else {}
+    if renders and _has_parameter(factory, "render_mode"):
+        options["render_mode"] = "rgb_array"
+    env = factory(**options)
     if isinstance(env, GymVectorEnv):
         return env
     missing = [name for name in NEEDED if not hasattr(env, name)]

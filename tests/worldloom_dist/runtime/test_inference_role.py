@@ -1,0 +1,68 @@
+import asyncio
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from worldloom.core.sequence import NO_POLICY
+from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.assembly import resolve
+from worldloom_dist.presets import PRESETS
+from worldloom_dist.runtime.policy_roles import InferenceRole
+
+
+def role_with(**actors: float) -> InferenceRole:
+    config = PRESETS["debug"]()
+    actors_config = dataclasses.replace(config.actors, **actors)  # type: ignore[arg-type]
+    return InferenceRole(resolve(dataclasses.replace(config, workers=2, inference="central", actors=actors_config)), 0, 0)
+
+
+def request_of(slot: int, *envs: int) -> ActRequest:
+    return ActRequest(slot, 0, np.array(envs), {"obs": np.zeros((len(envs), 4), np.float32)}, np.ones(len(envs), bool))
+
+
+async def answer(requests: list[ActRequest]) -> list[ActReply]:
+    return [ActReply({}, {}, NO_POLICY, np.zeros(request.num_rows, bool)) for request in requests]
+
+
+def test_batch_closes_when_every_worker_that_asks_lately_is_in_it() -> None:
+    async def play() -> None:
+        role = role_with(max_wait_ms=60_000)
+        for slots in ((0, 1), (0, 1)):
+            asked = [asyncio.create_task(role.act(request_of(slot, 0, 1))) for slot in slots]
+            await asyncio.sleep(0)
+            batch = await asyncio.wait_for(role._next_batch(), 20)
+            assert [question.request.slot for question in batch] == [0, 1]
+            await role._answer(batch, answer)
+            replies = await asyncio.gather(*asked)
+            assert all(reply.waited_s >= 0 and reply.model_s >= 0 for reply in replies)
+        assert role._drain_metrics()["inference_queue_seconds"].count == 4
+        assert role._drain_metrics() == {}
+
+    asyncio.run(play())
+
+
+def test_request_that_comes_again_replaces_the_first_and_groups_of_a_worker_do_not() -> None:
+    async def play() -> None:
+        role = role_with(max_wait_ms=1)
+        first, again, other = (asyncio.create_task(role.act(request_of(0, env))) for env in (0, 0, 1))
+        await asyncio.sleep(0)
+        batch = await role._next_batch()
+        assert [question.request.envs.tolist() for question in batch] == [[0], [1]]
+        await role._answer(batch, answer)
+        await asyncio.gather(again, other)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    asyncio.run(play())
+
+
+def test_batch_that_does_not_return_is_told_with_the_next_ping() -> None:
+    async def play() -> None:
+        role = role_with(act_timeout_s=0.01)
+        assert (await role.ping())["stuck"] == ""
+        role._busy_since = time.monotonic() - 1.0
+        assert "its policy did not return from a batch" in (await role.ping())["stuck"]
+
+    asyncio.run(play())

@@ -1,0 +1,33 @@
+import logging
+import threading
+
+from worldloom_dist.runtime.relay import LogRelay, stack_of
+
+
+def test_warnings_are_kept_until_they_are_fetched() -> None:
+    relay = LogRelay().listen("relay_test")
+    logger = logging.getLogger("relay_test.below")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = True
+    logger.info("not this")
+    logger.warning("env %d hangs", 3)
+    logging.getLogger("elsewhere").warning("nor this")
+    assert relay.drain() == ["env 3 hangs"]
+    assert relay.drain() == []
+
+
+def test_stack_names_where_a_thread_is() -> None:
+    release, started = threading.Event(), threading.Event()
+
+    def waits_on_purpose() -> None:
+        started.set()
+        release.wait(10)
+
+    thread = threading.Thread(target=waits_on_purpose)
+    thread.start()
+    started.wait(10)
+    stack = stack_of(thread.ident or 0)
+    release.set()
+    thread.join()
+    assert "waits_on_purpose" in stack
+    assert stack_of(10**9) == ""
