@@ -38,7 +38,7 @@ def test_batch_closes_when_every_worker_that_asks_lately_is_in_it() -> None:
             replies = await asyncio.gather(*asked)
             assert all(reply.waited_s >= 0 and reply.model_s >= 0 for reply in replies)
         assert role._drain_metrics()["inference_queue_seconds"].count == 4
-        assert role._drain_metrics() == {}
+        assert "inference_queue_seconds" not in role._drain_metrics()
 
     asyncio.run(play())
 
