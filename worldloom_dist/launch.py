@@ -18,6 +18,7 @@ from worldloom_dist.config import RunConfig
 from worldloom_dist.console import Screen
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.sinks import check_sinks
+from worldloom_dist.presets import preset_changes
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
@@ -126,6 +127,7 @@ def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> N
     row_bytes = sum(column.nbytes for column in plan.columns.values())
     capacity = config.replay.capacity_steps
     logger.info("run      %s%s", folder.path, " (resumed)" if is_resumed else "")
+    logger.info("preset   %s%s", config.preset, ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "")
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
     logger.info("agent    %s: train ratio %g (%g updates per agent step), prefill %d agent steps, then %d updates at once",
                 plan.agent.name, spec.train_ratio, spec.train_ratio / spec.sampling.trained_positions, spec.prefill_agent_steps,

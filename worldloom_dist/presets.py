@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.config import ActorsConfig, LearnerConfig, ReplayConfig, RunConfig
 
-__all__ = ["PRESETS"]
+__all__ = ["PRESETS", "preset_changes"]
+
+OWN_TO_A_RUN = ("preset", "run_dir", "resume", "if_exists")
 
 
 def quick() -> RunConfig:
@@ -78,3 +81,23 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "dmc-proprio": dmc_proprio,
     "atari100k": atari100k,
 }
+
+
+def preset_changes(config: RunConfig) -> list[str]:
+    """What a run has otherwise than its preset, each as ``name was -> is``: no setting of a preset is changed unsaid."""
+    was, now = (dict(_flat(c.to_dict())) for c in (PRESETS[config.preset](), config))
+    names = [name for name in now | was if name not in OWN_TO_A_RUN and was.get(name) != now.get(name)]
+    return [f"{name} {_shown(was, name)} -> {_shown(now, name)}" for name in names]
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields by the names that flags have."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{'agent' if name == 'agent_overrides' else path + name}.")
+        else:
+            yield ("env" if path == "env." and name == "env" else path + name), value
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return "default" if values.get(name) is None else str(values[name])

@@ -119,11 +119,3 @@ def test_every_preset_resolves(preset):
     resolved = resolve(config)
     assert resolved.spec.sampling.window_rows < config.replay.capacity_steps
     assert resolved.target_agent_steps * resolved.env_spec.action_repeat >= config.env_steps
-
-
-def test_published_presets_have_the_published_settings():
-    proprio, atari = (resolve(parse(["--preset", name])) for name in ("dmc-proprio", "atari100k"))
-    assert (proprio.spec.train_ratio, proprio.env_spec.action_repeat, proprio.env_spec.episode_limit) == (1024.0, 1, 1000)
-    assert atari.env_spec.obs["obs"].shape == (64, 64, 3)
-    assert atari.env_spec.action["action"].num_classes == (6,)
-    assert (atari.spec.train_ratio, atari.target_agent_steps) == (256.0, 110_000)
