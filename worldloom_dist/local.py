@@ -222,8 +222,7 @@ class LocalRun:
         for worker in self.workers:
             self._collect(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
-        videos = [fact._asdict() for fact in self.gallery.drain()]
-        self.hub.emit("learner", 0, self.learner.drain_metrics(), {"videos": videos})
+        self.hub.emit("learner", 0, self.learner.drain_metrics())
         self.hub.emit("driver", 0, {**self.report.gauges(), **self.report.increments(self._reported), **self._node.drain()})
         self._reported = self.report.counts
         self.report.update(self.report.counts, self.hub.snapshot())

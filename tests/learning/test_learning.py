@@ -46,3 +46,12 @@ def test_dreamerv3_ci_balances_the_pole_within_2000_steps(tmp_path):
     words = "--preset quick --runtime local --env gym:CartPole-v1 --agent dreamerv3:ci --env-steps 2000 --eval-every 0"
     returns = train(tmp_path / "run", words + " --eval-episodes 20 --learner.threads 1", 2300)
     assert statistics.mean(returns) >= 400, returns
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_dreamerv3_ci_solves_the_pixel_toy_by_sight_within_4000_steps(tmp_path):
+    words = "--preset quick --runtime local --env toy:pixel --agent dreamerv3:ci --agent.batch-length 8 --agent.lr 1e-3"
+    words += " --agent.entropy-scale 0.03 --train-ratio 32 --env-steps 4000 --eval-every 0 --eval-episodes 20 --learner.threads 1"
+    returns = train(tmp_path / "run", words, 2300)
+    assert statistics.mean(returns) >= 12, f"the shortest way has about 17, whoever does not look 0; got {returns}"

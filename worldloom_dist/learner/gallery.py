@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,30 +22,13 @@ from worldloom.core.exceptions import MissingDependencyError
 from worldloom.core.protocol import Reporting
 from worldloom.core.sequence import SequenceBatch
 
-__all__ = ["Gallery", "VideoFact"]
+__all__ = ["Gallery"]
 
 logger = logging.getLogger(__name__)
 
 FPS = 8
 KEPT = 100
 """Pictures kept per key; the oldest make room."""
-
-
-class VideoFact(NamedTuple):
-    """One picture that was written: what a logger needs to pick it up.
-
-    Attributes:
-        name: ``open_loop/KEY``.
-        path: The file, absolute; ``.gif`` of several frames or ``.png`` of one.
-        env_steps, train_steps: When it was drawn.
-        fps: Frames per second.
-    """
-
-    name: str
-    path: str
-    env_steps: int
-    train_steps: int
-    fps: int = FPS
 
 
 class Gallery:
@@ -60,8 +43,7 @@ class Gallery:
     def __init__(self, folder: Path, every: int, done: int = 0) -> None:
         self.folder, self._every, self._last = folder, every, done
         self._writer = ThreadPoolExecutor(1, "report")
-        self._pending: Future[list[VideoFact]] | None = None
-        self._written: list[VideoFact] = []
+        self._pending: Future[None] | None = None
 
     def is_due(self, env_steps: int) -> bool:
         """True when so many env steps have gone by since the last report."""
@@ -90,12 +72,6 @@ class Gallery:
         if videos:
             self._pending = self._writer.submit(self._write, dict(videos), env_steps, train_steps)
 
-    def drain(self) -> list[VideoFact]:
-        """What was written since the last call."""
-        self._collect()
-        written, self._written = self._written, []
-        return written
-
     def close(self, timeout_s: float = 30.0) -> None:
         """Wait for the writer, for a while."""
         if self._pending is not None:
@@ -103,12 +79,12 @@ class Gallery:
         self._writer.shutdown(wait=False, cancel_futures=True)
 
     def _collect(self, timeout_s: float = 0.0) -> None:
-        """Take what the writer has finished, or why it failed."""
+        """Let go of what the writer has finished; say why it failed."""
         pending = self._pending
         if pending is None or (not pending.done() and not timeout_s):
             return
         try:
-            self._written += pending.result(timeout_s)
+            pending.result(timeout_s)
         except MissingDependencyError as error:
             self._every = 0
             logger.warning("no more reports: %s", error)
@@ -116,19 +92,15 @@ class Gallery:
             logger.warning("report could not be written: %s: %s", type(error).__name__, error)
         self._pending = None
 
-    def _write(self, videos: Mapping[str, np.ndarray], env_steps: int, train_steps: int) -> list[VideoFact]:
+    def _write(self, videos: Mapping[str, np.ndarray], env_steps: int, train_steps: int) -> None:
         from worldloom.evaluation.visualize import save_frames
 
-        facts = []
         for key, frames in videos.items():
             stem = f"open_loop-{key.replace('/', '_')}-"
             path = self.folder / f"{stem}{env_steps:010d}.{'png' if len(frames) == 1 else 'gif'}"
             save_frames(frames, path, fps=FPS)
-            facts.append(VideoFact(f"open_loop/{key}", str(path.absolute()), env_steps, train_steps))
+            record = {"name": f"open_loop/{key}", "path": path.name, "env_steps": env_steps, "train_steps": train_steps, "fps": FPS}
+            with (self.folder / "index.jsonl").open("a") as file:
+                file.write(json.dumps({**record, "time": time.time()}) + "\n")
             for old in sorted(self.folder.glob(f"{stem}{'[0-9]' * 10}.*"))[:-KEPT]:
                 old.unlink()
-        with (self.folder / "index.jsonl").open("a") as file:
-            for fact in facts:
-                record = {**fact._asdict(), "path": Path(fact.path).name, "time": time.time()}
-                file.write(json.dumps(record) + "\n")
-        return facts

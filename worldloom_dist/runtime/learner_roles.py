@@ -171,9 +171,7 @@ class LearnerRole:
         with contextlib.suppress(RoleGoneError):
             if self._weights.version() < self._published:  # the store was restarted and is empty: publish again
                 self._published = NO_POLICY
-        videos = [fact._asdict() for fact in self._gallery.drain()]
-        values = {**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)}
-        self._reporter.emit(values, {"videos": videos})
+        self._reporter.emit({**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)})
 
     def _env_steps(self) -> int:
         return self._plan.env_steps_at(self._learner.replayed_steps)
