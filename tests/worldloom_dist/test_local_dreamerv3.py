@@ -69,3 +69,11 @@ def test_reports_are_drawn_and_change_nothing(tmp_path):
     assert {line["name"] for line in lines} == {"open_loop/obs"}
     assert all((tmp_path / "with" / "videos" / line["path"]).stat().st_size for line in lines)
     assert not (tmp_path / "without" / "videos").exists()
+
+
+def test_without_replay_context_a_run_stores_and_refreshes_no_latents(tmp_path):
+    run = start(tmp_path / "run", *WORDS, "--workers", "1", "--env-steps", "30", "--agent.replay-context", "0")
+    assert run.run() == "completed"
+    assert run.learner.train_steps > 0
+    assert not any(name.startswith("latent/") for name in stored_rows(run))
+    assert run.replay.written_back == (0, 0)

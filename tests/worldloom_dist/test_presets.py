@@ -77,3 +77,9 @@ def test_every_change_of_a_preset_is_said(caplog, tmp_path):
     with caplog.at_level(logging.INFO):
         announce(plan, RunFolder(tmp_path), 0, is_resumed=False)
     assert "dmc-proprio, changed: env dmc:walker-walk -> dmc:reacher-easy; " in caplog.text
+
+
+def test_a_plan_knows_the_env_steps_that_pay_for_so_many_trained_positions():
+    plan = resolve(parse(["--preset", "atari100k"]))
+    assert plan.env_steps_at(0) == 1088 * 4
+    assert plan.env_steps_at(256 * 100) == (1088 + 100) * 4

@@ -26,10 +26,10 @@ def counting_chunk(slot, seq, size=10):
     return make_chunk(StreamId(slot, 0, 0), seq, NO_POLICY, rows)
 
 
-def open_replay(directory, *, shards=2, wait_s=0.0, is_lockstep=False, **limits):
+def open_replay(directory, *, shards=2, wait_s=0.0, is_lockstep=False, capacity=2000, **limits):
     settings = {"train_ratio": 3.2, "prefill_agent_steps": 40, "batch_positions": 32, "max_insert_steps": 10} | limits
     ledger = Ledger(RateLimits(**settings), window_positions=SAMPLING.length)
-    parts = [ReplayShard(i, COLUMNS, SAMPLING, capacity_steps=2000, directory=directory / f"shard-{i}") for i in range(shards)]
+    parts = [ReplayShard(i, COLUMNS, SAMPLING, capacity_steps=capacity, directory=directory / f"shard-{i}") for i in range(shards)]
     return DirectReplay(parts, ledger, wait_s=wait_s, is_lockstep=is_lockstep)
 
 
@@ -116,6 +116,26 @@ def test_refreshed_latents_reach_the_last_rows_of_their_windows(tmp_path):
     assert tuple(replay.written_back) == (32, 0)
     again = replay.sample(SampleRequest(8, (2,)))
     np.testing.assert_array_equal(again.columns["latent"][:, 1:, 0], tag)
+
+
+def test_latents_of_rows_that_were_evicted_meanwhile_are_rejected_and_counted(tmp_path):
+    replay = open_replay(tmp_path, is_lockstep=True, lead_share=0.0, shards=1, capacity=60)
+    for seq in range(6):
+        replay.append(counting_chunk(0, seq))
+    windows = replay.sample(SampleRequest(8, (2,)))
+    for seq in range(6, 9):  # the older half makes room
+        replay.append(counting_chunk(0, seq))
+    gone = int((windows.row_ids[:, 1:] < 30).sum())
+    assert 0 < gone < 32
+    replay.write_back(windows, {"latent": np.ones((8, 4, 2), np.uint16)})
+    assert replay.drain_written_back() == replay.written_back == (32 - gone, gone)
+    values = replay.written_back.to_metrics()
+    assert {key: metric.value for key, metric in values.items()} == {
+        "replay_refreshed_steps_total{outcome=applied}": 32 - gone,
+        "replay_refreshed_steps_total{outcome=rejected}": gone,
+    }
+    assert not any(replay.drain_written_back())
+    assert replay.drain_written_back().to_metrics() == {}
 
 
 def test_a_rolled_back_run_goes_on_as_if_nothing_had_happened(tmp_path):
