@@ -33,7 +33,7 @@ def _call_plain(function: Callable[..., Any], args: Iterable[Any], kwargs: Mappi
     return function(*(_plain(arg) for arg in args), **{name: _plain(arg) for name, arg in (kwargs or {}).items()})
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class LatentState:
     """A batch of latent states. A torch function that gets one (``mse_loss(state, target)``) reads its ``features``.
 
@@ -68,6 +68,11 @@ class LatentState:
     def __post_init__(self) -> None:
         if self.deterministic is None and self.stochastic is None and self.codebook_indices is None:
             raise StateError("a LatentState needs deterministic, stochastic or codebook_indices; got none of them")
+
+    def __repr__(self) -> str:
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{name} {list(value.shape)}" for name, value in parts.items() if isinstance(value, Tensor)]
+        return f"<LatentState {getattr(self.latent_type, 'value', self.latent_type)}: {', '.join(shown)}>"
 
     @classmethod
     def __torch_function__(

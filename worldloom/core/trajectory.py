@@ -14,7 +14,7 @@ from worldloom.core.state import LatentState
 __all__ = ["Trajectory"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Trajectory:
     """An imagined rollout.
 
@@ -35,6 +35,11 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def __repr__(self) -> str:
+        parts = {name: getattr(self, name) for name in ("actions", "rewards", "values", "continues")}
+        shown = [f"{name} {list(value.shape)}" for name, value in parts.items() if value is not None]
+        return f"<Trajectory: {len(self.states)} states, {', '.join(shown)}>"
 
     @property
     def horizon(self) -> int:

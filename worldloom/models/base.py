@@ -139,6 +139,8 @@ class BaseWorldModel(nn.Module):
             T + 1 states and the predicted outcome of each action, in natural units.
         """
         state = self._state(initial_state)
+        if horizon is not None and horizon < 1:
+            raise ConfigurationError(f"horizon must be >= 1, got {horizon}; it is the number of steps to imagine")
         rows, states, taken = state.batch_size, [state], []
         given = None if callable(actions) else self._actions(actions, rows)
         with self.precision():
@@ -167,7 +169,7 @@ class BaseWorldModel(nn.Module):
 
     def _obs(self, obs: Any, *lead: int | None, name: str = "obs") -> Tensor:
         """Observations on this device, checked: ``lead`` axes (None is any size) and then ``obs_shape``."""
-        tensor = torch.as_tensor(obs)
+        tensor = _tensor(name, obs)
         shape, want = tuple(tensor.shape), self.config.obs_shape
         lead = lead or (None,)
         fits = len(shape) == len(lead) + len(want) and shape[len(lead) :] == want
@@ -207,7 +209,7 @@ class BaseWorldModel(nn.Module):
 
     def _action(self, action: Any, rows: int | None, *lead: int, name: str = "action") -> Tensor:
         """Actions ``[..., B, A]`` on this device; integers become one-hot codes when actions are discrete."""
-        tensor, width = torch.as_tensor(action), self.config.action_dim
+        tensor, width = _tensor(name, action), self.config.action_dim
         lacks_axis = tensor.ndim == 1 + len(lead)
         is_index = not tensor.is_floating_point() and (lacks_axis or (tensor.shape[-1:] == (1,) and width > 1))
         if self.config.action_type == "discrete" and is_index:
@@ -226,7 +228,7 @@ class BaseWorldModel(nn.Module):
 
     def _actions(self, actions: Any, rows: int) -> Tensor:
         """Action sequences [T, B, A]."""
-        tensor = torch.as_tensor(actions)
+        tensor = _tensor("actions", actions)
         if tensor.ndim < 2 or not len(tensor):
             want = ["T >= 1", rows, self.config.action_dim]
             raise ShapeMismatchError("actions of imagine", want, list(tensor.shape))
@@ -247,7 +249,7 @@ class BaseWorldModel(nn.Module):
         lead = tuple(obs.shape[:2])
         result = {"obs": obs, "actions": self._action(batch["actions"], lead[1], lead[0], name="actions")}
         for key in ("rewards", "continues"):
-            value = torch.as_tensor(batch[key]) if key in batch else torch.ones(lead)
+            value = _tensor(key, batch[key]) if key in batch else torch.ones(lead)
             value = value.squeeze(-1) if value.ndim == 3 else value
             if tuple(value.shape) != lead:
                 raise ShapeMismatchError(f"{key} of a batch", list(lead), list(value.shape))
@@ -319,6 +321,15 @@ class BaseWorldModel(nn.Module):
 
 def _recompute(forward: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """What a user gave as a tensor of numbers."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise ShapeMismatchError(f"dtype of {name}", "numbers in a tensor, an array or a list of equal rows", str(kind)) from error
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

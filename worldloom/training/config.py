@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.config_base import understanding
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.files import write_json
 
@@ -19,6 +20,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("none", "constant", "linear", "cosine")
 
 
+@understanding
 @dataclass(frozen=True)
 class TrainingConfig:
     """What a :class:`worldloom.training.Trainer` is told."""
@@ -88,12 +90,16 @@ class TrainingConfig:
         floors = ("warmup_steps", "num_workers", "weight_decay", "grad_clip", "eval_episodes_every")
         return [
             *((name, "an integer >= 1", _is_count(getattr(self, name), 1)) for name in (*counts, "eval_batches")),
-            *((name, ">= 0", getattr(self, name) >= 0) for name in floors),
+            *((name, "a number >= 0", _is_at_least(getattr(self, name), 0)) for name in floors),
             ("eval_episodes_every", "0 or >= 2", self.eval_episodes_every != 1),
-            ("learning_rate", "> 0", self.learning_rate > 0),
+            ("learning_rate", "a number > 0", _is_at_least(self.learning_rate, 0) and self.learning_rate > 0),
             ("optimizer", f"one of {', '.join(OPTIMIZERS)}", self.optimizer in OPTIMIZERS),
             ("scheduler", f"one of {', '.join(SCHEDULES)}", self.scheduler in SCHEDULES),
-            ("ema_decay", "None or in (0, 1)", self.ema_decay is None or 0 < self.ema_decay < 1),
+            (
+                "ema_decay",
+                "None or in (0, 1)",
+                self.ema_decay is None or (_is_at_least(self.ema_decay, 0) and 0 < self.ema_decay < 1),
+            ),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,11 +113,16 @@ class TrainingConfig:
         Raises:
             ConfigurationError: If a field does not exist; names the nearest one.
         """
+        return cls(**data)
+
+    @classmethod
+    def known(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The same settings; refuses unknown ones."""
         names = {f.name for f in dataclasses.fields(cls)}
         for name in data:
             if name not in names:
                 raise ConfigurationError(f"TrainingConfig has no field {name!r}{nearest(name, names)}; remove or rename it")
-        return cls(**data)
+        return dict(data)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fields as JSON."""
@@ -127,6 +138,8 @@ class TrainingConfig:
         """
         try:
             data = json.loads(Path(path).read_text())
+            if not isinstance(data, dict):
+                raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: not a readable training config ({error})") from error
         return cls.from_dict(data)
@@ -142,6 +155,10 @@ class TrainingConfig:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_at_least(value: Any, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
 
 
 def _is_count(value: Any, least: int) -> bool:

@@ -69,10 +69,12 @@ class ReplayBuffer:
         *,
         seed: int | None = None,
     ) -> None:
-        shape = tuple(int(n) for n in obs_shape)
-        if capacity < 1 or action_dim < 1 or not shape or min(shape) < 1:
-            got = f"capacity={capacity}, obs_shape={shape}, action_dim={action_dim}"
+        shape = (obs_shape,) if isinstance(obs_shape, int) else tuple(obs_shape)
+        numbers = (capacity, action_dim, *shape)
+        if not shape or not all(isinstance(n, int | float | np.integer) and n >= 1 for n in numbers):
+            got = f"capacity={capacity!r}, obs_shape={obs_shape!r}, action_dim={action_dim!r}"
             raise ConfigurationError(f"a replay buffer needs capacity >= 1, positive obs_shape and action_dim, got {got}")
+        shape = tuple(int(n) for n in shape)
         self.capacity, self.obs_shape, self.action_dim = int(capacity), shape, int(action_dim)
         self.obs_dtype = np.dtype(obs_dtype)
         flag = ArraySpec((), "bool")
@@ -92,6 +94,10 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         return self._index.num_steps
+
+    def __repr__(self) -> str:
+        what = f"{len(self)} of {self.capacity} transitions in {self.num_episodes} episodes"
+        return f"<ReplayBuffer: {what}, obs {self.obs_shape} {self.obs_dtype.name}, action_dim {self.action_dim}>"
 
     @property
     def num_transitions(self) -> int:
@@ -128,7 +134,8 @@ class ReplayBuffer:
             ShapeMismatchError: If an array has another shape.
             BufferError: If a number is not finite, or the episode does not fit into the capacity.
         """
-        reward = np.asarray(rewards, np.float32).reshape(-1)
+        obs, actions = _array("obs", obs), _array("actions", actions)
+        reward = _array("rewards", rewards).astype(np.float32).reshape(-1)
         steps = len(reward)
         if not steps:
             return
@@ -284,7 +291,7 @@ class ReplayBuffer:
         """[steps or steps + 1, *obs_shape] in the stored dtype."""
         array = np.asarray(obs)
         if array.shape[1:] != self.obs_shape or len(array) not in (steps, steps + 1):
-            raise ShapeMismatchError("obs of an episode", (steps, *self.obs_shape), array.shape)
+            raise ShapeMismatchError(f"obs of an episode with {steps} rewards", (steps, *self.obs_shape), array.shape)
         if final_obs is not None:
             final = np.asarray(final_obs).reshape(-1, *self.obs_shape) if np.size(final_obs) == np.prod(self.obs_shape) else None
             if final is None:
@@ -310,8 +317,19 @@ class ReplayBuffer:
             return np.eye(self.action_dim, dtype=np.float32)[index]
         array = array.reshape(steps, 1) if array.shape == (steps,) and self.action_dim == 1 else array
         if array.shape != (steps, self.action_dim):
-            raise ShapeMismatchError("actions of an episode", (steps, self.action_dim), array.shape)
+            raise ShapeMismatchError(f"actions of an episode with {steps} rewards", (steps, self.action_dim), array.shape)
         return array.astype(np.float32)
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    """What a user gave as an array of numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ShapeMismatchError(f"{name} of an episode", "entries of one shape", "entries of different shapes") from error
+    if array.dtype.kind not in "biuf":
+        raise ShapeMismatchError(f"dtype of {name} of an episode", "numbers", str(array.dtype))
+    return array
 
 
 def _flags(name: str, values: Any, steps: int) -> np.ndarray:

@@ -30,6 +30,8 @@ def pack(trainer: Any) -> dict[str, Any]:
         "rng": get_rng() if trainer.is_running else trainer.rng,
         "step": trainer.state.global_step,
         "best_loss": trainer.state.best_loss,
+        "metrics": dict(trainer.state.metrics),
+        "bad_steps": trainer.bad_steps,
         "callbacks": {type(c).__name__: c.state_dict() for c in trainer.callbacks if hasattr(c, "state_dict")},
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -112,6 +113,8 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
         BufferError: If no episode is long enough.
         ConfigurationError: If it is something else.
     """
+    if isinstance(data, str | PathLike):
+        raise ConfigurationError(f"data must be a ReplayBuffer or batches, got the path {str(data)!r}; use ReplayBuffer.load(path)")
     if isinstance(data, Batches):
         return ReplaySource(data, config, evaluation)
     if isinstance(data, Mapping):

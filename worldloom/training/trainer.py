@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ConfigurationError, TrainingError, WorldLoomError
+from worldloom.models.base import place_of
 from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
@@ -84,7 +85,12 @@ class Trainer:
         scheduler: Any = None,
     ) -> None:
         self.config = config or TrainingConfig()
-        self.model = model.to(self.config.resolve_device())
+        if not hasattr(model, "compute_loss"):
+            raise ConfigurationError(
+                f"model must be a world model, got {model!r}; make one with create_world_model, e.g. "
+                "create_world_model('dreamerv3:size12m', obs_shape=(4,), action_dim=2)"
+            )
+        self.model = model.to(place_of(self.config.resolve_device()))
         if self.config.model_overrides:
             self.model.reconfigure(**self.config.model_overrides)
         if self.config.gradient_checkpointing:
@@ -98,7 +104,7 @@ class Trainer:
         self.callbacks = CallbackList(self._with_defaults(callbacks or ()))
         self.state = TrainerState()
         self.history: list[dict[str, float]] = []
-        self._bad_steps = 0
+        self.bad_steps = 0
         self.rng: dict[str, Any] | None = None
         self.is_running = False
         self._source: BatchSource | None = None
@@ -231,8 +237,8 @@ class Trainer:
         self.state.metrics = dict(zip(losses, values, strict=True)) | {"grad_norm": float(norm), "learning_rate": rate} | held_out
 
     def _guard(self, is_good: bool) -> None:
-        self._bad_steps = 0 if is_good else self._bad_steps + 1
-        if self._bad_steps >= PATIENCE:
+        self.bad_steps = 0 if is_good else self.bad_steps + 1
+        if self.bad_steps >= PATIENCE:
             raise TrainingError(
                 f"{PATIENCE} updates in a row were not finite, up to update {self.state.global_step}; "
                 "look at the data for extreme values, or lower learning_rate"
@@ -318,7 +324,8 @@ class Trainer:
         tree, _ = load_tree_file(Path(path))
         self._unswap()
         unpack(self, tree, path)
-        self.state = TrainerState(tree["step"], {}, tree["best_loss"])
+        self.state = TrainerState(tree["step"], dict(tree.get("metrics", {})), tree["best_loss"])
+        self.bad_steps = tree.get("bad_steps", 0)
         self.rng = tree["rng"]
 
     def _unswap(self) -> None:
@@ -345,7 +352,7 @@ def train(
     """
     callbacks = kwargs.pop("callbacks", None)
     fields = {
-        "total_steps": total_steps or DEFAULTS.total_steps,
+        "total_steps": DEFAULTS.total_steps if total_steps is None else total_steps,
         "batch_size": batch_size,
         "sequence_length": sequence_length,
         "learning_rate": learning_rate,

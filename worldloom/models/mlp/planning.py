@@ -32,11 +32,13 @@ def sequence_returns(model: Any, state: LatentState, sequences: Tensor, *, disco
 
     A step counts with the probability that the episode goes on until it; the bonus is per unit of ``model.uncertainty``.
     """
+    sequences = _legal(model, sequences)
     count, samples, horizon, width = sequences.shape
     tiled = LatentState(
         deterministic=_tile(state.deterministic, samples),
         stochastic=_tile(state.stochastic, samples),
         latent_type=state.latent_type,
+        metadata={name: _tile(v, samples) if isinstance(v, Tensor) and v.ndim else v for name, v in state.metadata.items()},
     )
     actions = sequences.permute(2, 0, 1, 3).reshape(horizon, count * samples, width)
     dreamt = model.imagine(tiled, actions)
@@ -66,7 +68,7 @@ def plan(
     uncertainty_bonus: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Plan:
-    """Choose actions in [-1, 1] by imagining what follows.
+    """Choose actions in [-1, 1], or one-hot codes where actions are discrete, by imagining what follows.
 
     Args:
         model: Any world model; ``uncertainty_bonus`` needs one with ``uncertainty``.
@@ -86,6 +88,11 @@ def plan(
     if min(horizon, num_samples, num_elites, iterations) < 1 or num_elites > num_samples or method not in ("cem", "random"):
         sizes = f"horizon={horizon}, num_samples={num_samples}, num_elites={num_elites}, iterations={iterations}, method={method!r}"
         raise ConfigurationError(f"plan needs sizes >= 1, num_elites <= num_samples and method cem or random, got {sizes}")
+    if uncertainty_bonus and not hasattr(model, "uncertainty"):
+        kind = type(model).__name__
+        raise ConfigurationError(
+            f"uncertainty_bonus must be 0 for a {kind}, got {uncertainty_bonus}; an mlp ensemble has uncertainty"
+        )
     shape = (state.batch_size, num_samples, horizon, model.config.action_dim)
     options = {"discount": discount, "uncertainty_bonus": uncertainty_bonus}
     sequences = torch.rand(shape, generator=generator, device=state.device) * 2 - 1
@@ -97,8 +104,15 @@ def plan(
         # The best ones found so far stay among the candidates, so the result never gets worse.
         sequences = torch.cat([elites, (mean + std * noise)[:, num_elites:].clamp(-1, 1)], 1)
         value = sequence_returns(model, state, sequences, **options)
-    best = _best(sequences, value, 1)[:, 0]
+    best = _legal(model, _best(sequences, value, 1)[:, 0])
     return Plan(best[:, 0], best, value.amax(1))
+
+
+def _legal(model: Any, sequences: Tensor) -> Tensor:
+    """The actions that numbers in [-1, 1] stand for: themselves, or the code of the largest one where actions are discrete."""
+    if model.config.action_type != "discrete":
+        return sequences
+    return torch.nn.functional.one_hot(sequences.argmax(-1), sequences.shape[-1]).to(sequences)
 
 
 def _best(sequences: Tensor, value: Tensor, count: int) -> Tensor:

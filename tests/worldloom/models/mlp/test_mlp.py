@@ -76,6 +76,24 @@ def test_planning_walks_to_the_reward_and_a_bonus_turns_it_round(method: str, cl
         plan(Line(), start, num_samples=4, num_elites=8)
 
 
+def test_plans_of_discrete_models_are_codes_and_a_bonus_needs_uncertainty() -> None:
+    model = create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=3, action_type="discrete")
+    state = model.encode(torch.rand(2, 4))
+    small = {"horizon": 3, "num_samples": 8, "num_elites": 2, "iterations": 2}
+    found = plan(model, state, **small)  # type: ignore[arg-type]
+    assert found.sequence.shape == (2, 3, 3)
+    assert set(found.sequence.unique().tolist()) == {0.0, 1.0}
+    assert found.action.sum(-1).eq(1).all()
+    with pytest.raises(ConfigurationError, match="uncertainty_bonus must be 0 for a DreamerV3WorldModel"):
+        plan(model, state, uncertainty_bonus=1.0, **small)  # type: ignore[arg-type]
+
+
+def test_plans_keep_the_task_of_a_state() -> None:
+    model = create_world_model("tdmpc2:ci", obs_shape=(4,), action_dim=3, num_tasks=2)
+    state = model.encode(torch.rand(2, 4), task_id=torch.tensor([0, 1]))
+    assert plan(model, state, horizon=2, num_samples=4, num_elites=2).action.shape == (2, 3)
+
+
 def test_dynamics_do_not_learn_across_the_end_of_an_episode() -> None:
     model = create_world_model("mlp:ci")
     data = {"obs": torch.rand(2, 3, 7), "actions": torch.rand(2, 3, 3), "rewards": torch.zeros(2, 3)}
