@@ -13,7 +13,7 @@ from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.assembly import Plan
-from worldloom_dist.metrics.sinks import MediaWatch, open_sinks
+from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.view import View
@@ -215,12 +215,16 @@ class Report:
         values = {**self._rates, **{key: value for key, value in sorted(self.snapshot.items()) if value == value}}
         self._folder.append_metrics({**base, **values})
         self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
-        for medium in self._media.fresh():
+        self._show(self._media.fresh())
+
+    def _show(self, media: list[Medium]) -> None:
+        for medium in media:
             steps = self.env_steps if medium.env_steps is None else medium.env_steps
             self._sinks.show(steps, f"videos/{medium.name}", medium.path)
 
     def close(self) -> None:
-        """Let the sinks write what they have; waits for them a short time."""
+        """Let the sinks write what they have, the pictures of the last seconds included; waits for them a short time."""
+        self._show(self._media.fresh(settled_s=0.0))
         self._sinks.close()
 
     def view(self) -> View:

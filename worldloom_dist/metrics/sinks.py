@@ -206,12 +206,12 @@ class MediaWatch:
         self._folder = folder
         self._seen = set(self._files())
 
-    def fresh(self) -> list[Medium]:
-        """What came since the last call, in the order of names."""
+    def fresh(self, settled_s: float = SETTLED_S) -> list[Medium]:
+        """What came since the last call, in the order of names; at a run's end nobody writes any more, and 0 finds the last ones."""
         found = []
         for path in sorted(self._files()):
             with contextlib.suppress(OSError):  # old ones are deleted
-                if path not in self._seen and time.time() - path.stat().st_mtime >= SETTLED_S:
+                if path not in self._seen and time.time() - path.stat().st_mtime >= settled_s:
                     self._seen.add(path)
                     name, _, steps = path.stem.rpartition("-")
                     is_numbered = bool(name) and steps.isdigit()
