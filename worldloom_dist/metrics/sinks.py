@@ -207,7 +207,7 @@ class MediaWatch:
         self._seen = set(self._files())
 
     def fresh(self, settled_s: float = SETTLED_S) -> list[Medium]:
-        """What came since the last call, in the order of names; at a run's end nobody writes any more, and 0 finds the last ones."""
+        """What came since the last call, in the order of names; 0 for a run's end, when nobody writes any more."""
         found = []
         for path in sorted(self._files()):
             with contextlib.suppress(OSError):  # old ones are deleted
