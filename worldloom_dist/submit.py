@@ -74,6 +74,7 @@ def submit(
     start_timeout_s: float = 600.0,
     python: str = "python",
     attach: bool = False,
+    connect_timeout_s: float = 0.0,
     write: Callable[[str], object] | None = None,
 ) -> JobResult:
     """Run ``worldloom_dist.launch`` as a job of a Ray cluster.
@@ -90,6 +91,7 @@ def submit(
         start_timeout_s: A job that waits longer for its resources is withdrawn.
         python: The interpreter on the cluster.
         attach: A job of this id that runs already is followed; otherwise that is an error.
+        connect_timeout_s: How long to wait for a head that is just being started.
         write: Takes the log as it arrives; by default nothing is written.
 
     Raises:
@@ -100,7 +102,7 @@ def submit(
         parse([word for word in flags if word != "--debug"])
     if working_dir is not None and not working_dir.is_dir():
         raise ConfigurationError(f"working_dir: {working_dir} is not a folder; name one, or none to use what the cluster has")
-    client = connect(address)
+    client = connect(address, connect_timeout_s)
     if attach and job_id is not None and _state(client, job_id) in ("PENDING", "RUNNING"):
         return _follow(client, job_id, start_timeout_s, write)
     job_id = job_id or f"worldloom-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
@@ -145,8 +147,12 @@ def stop(job_id: str, *, address: str = "http://127.0.0.1:8265", wait: bool = Tr
     return _result(client, job_id)
 
 
-def connect(address: str) -> Any:
-    """A client of the job interface; fails at once, in one sentence, when it cannot be used.
+def connect(address: str, wait_s: float = 0.0) -> Any:
+    """A client of the job interface; fails in one sentence when it cannot be used.
+
+    Args:
+        address: Of the job interface.
+        wait_s: How long a head may take to come up; a refused token is not waited for.
 
     Raises:
         ConfigurationError: If nothing answers, or the token is missing or wrong.
@@ -159,17 +165,22 @@ def connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)
-    try:
-        return JobSubmissionClient(address)
-    except AuthenticationError as error:
-        raise ConfigurationError(
-            f"address: the cluster at {address} refuses the token; put it into the file that RAY_AUTH_TOKEN_PATH names and set "
-            "RAY_AUTH_MODE=token"
-        ) from error
-    except (ConnectionError, RuntimeError, OSError) as error:
-        raise ConfigurationError(
-            f"address: no job interface answers at {address} ({_first_line(error)}); is the head's dashboard on, and its port open?"
-        ) from error
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError as error:
+            raise ConfigurationError(
+                f"address: the cluster at {address} refuses the token; put it into the file that RAY_AUTH_TOKEN_PATH names and set "
+                "RAY_AUTH_MODE=token"
+            ) from error
+        except (ConnectionError, RuntimeError, OSError) as error:
+            if time.monotonic() >= deadline:
+                raise ConfigurationError(
+                    f"address: no job interface answers at {address} ({_first_line(error)}); is the head's dashboard on, and its "
+                    "port open?"
+                ) from error
+        time.sleep(LOOK_EVERY_S)
 
 
 def _attempt(
@@ -348,6 +359,7 @@ def _act(options: argparse.Namespace, flags: Sequence[str]) -> JobResult:
         start_timeout_s=options.start_timeout,
         python=options.python,
         attach=options.foreground,
+        connect_timeout_s=options.connect_timeout,
         **common,
     )
 
@@ -370,6 +382,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retries", type=int, default=0, help="submit a job that failed again so often; it resumes (default: 0)")
     parser.add_argument("--foreground", action="store_true", help="follow a running job of this id; stop it with this process")
     parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    parser.add_argument("--connect-timeout", type=float, default=0.0, help="seconds that the head may take to answer (default: 0)")
     parser.add_argument("--start-timeout", type=float, default=600.0, help="seconds that it may wait to start (default: 600)")
     parser.add_argument("--python", default="python", help="the interpreter on the cluster (default: python)")
     parser.add_argument("--summary", type=Path, help="write the run's summary here, too")

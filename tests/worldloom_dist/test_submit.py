@@ -56,7 +56,7 @@ class FakeClient:
 def play(monkeypatch):
     def use(*attempts) -> FakeClient:
         client = FakeClient(*attempts)
-        monkeypatch.setattr(module, "connect", lambda address: client)
+        monkeypatch.setattr(module, "connect", lambda *_: client)
         monkeypatch.setattr(module, "LOOK_EVERY_S", 0.001)
         return client
 
