@@ -19,6 +19,7 @@ fi
 configure() {
   printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' "$WORK" "$WORK" > "$CONTAINERS_STORAGE_CONF"
   printf '[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n' "$WORK" > "$CONTAINERS_CONF"
+  rm -rf "$WORK/run"  # the state of containers that an interrupted run left
   ip link set lo up
   umount /sys/fs/cgroup/unified 2> /dev/null || true  # podman 4.3 takes a hybrid hierarchy for v2
 }
@@ -75,6 +76,7 @@ down() { podman rm --all --force --time 2 > /dev/null 2>&1 || true; podman volum
 configure
 podman image exists worldloom:cpu && [ "${REBUILD:-1}" = 0 ] || build_images
 trap down EXIT
+down
 export WORLDLOOM_NODES=2 WORLDLOOM_CPUS=3
 export WORLDLOOM_FLAGS="--preset debug --env toy:counting --eval-episodes 0 --env-steps 100000000 --workers 5 --train-ratio 2 --learner.checkpoint-every-s 5"
 compose up --detach --scale node=2 secrets head node train prometheus
@@ -83,7 +85,9 @@ wait_for 120 "Prometheus scrapes the run" above query 'worldloom_env_steps_total
 wait_for 120 "all five workers are alive" above query 'worldloom_workers{state="alive"}' 4
 user=$(podman exec worldloom_head_1 id -u)
 [ "$user" = 1000 ] || { echo "FAILED: the head runs as $user"; exit 1; }
-podman exec --env RAY_AUTH_MODE=disabled --env RAY_AUTH_TOKEN_PATH= worldloom_head_1 python -m worldloom_dist.submit --working-dir none -- 2>&1 | grep -q "refuses the token"
+answer=$(podman exec --env RAY_AUTH_MODE=disabled --env RAY_AUTH_TOKEN_PATH= worldloom_head_1 \
+  python -m worldloom_dist.submit --working-dir none -- 2>&1) && { echo "FAILED: taken without a token"; exit 1; }
+[[ $answer = *"refuses the token"* ]] || { echo "FAILED: $answer"; exit 1; }
 echo "ok: without the token the job interface refuses"
 before=$(summary 'd["env_steps"]')
 podman exec worldloom_node_2 pkill -9 raylet

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,11 @@ CASES = {
     "collect_atari.py": ["--test", "--output", "out/data.npz"],
     "visualize_imagination.py": ["--test", "--output-dir", "out"],
 }
+SYSTEM_CASES: dict[str, tuple[list[str], str]] = {
+    "rllib_env.py": (["--preset", "debug", "--env-steps", "250", "--metrics-port", "0", "--run-dir", "run"], "completed"),
+    "tune_sweep.py": (["200"], "best {'train_ratio'"),
+}
+"""They start Ray: arguments, and a word of what they say at the end."""
 MAKES = {"collect_mujoco.py": "data.npz", "collect_atari.py": "data.npz", "visualize_imagination.py": "report.json"}
 
 
@@ -50,8 +57,35 @@ def test_the_demo_pictures_can_be_made_without_films(tmp_path: Path, monkeypatch
 
 
 def test_every_example_is_tried() -> None:
-    scripts = {p.name for p in EXAMPLES.glob("*.py")} - {"custom_env.py", "offline.py"}
-    assert scripts == set(CASES)
+    scripts = {p.name for p in EXAMPLES.glob("*.py")} - {"offline.py"}
+    assert scripts == {*CASES, *SYSTEM_CASES, "custom_env.py"}
+
+
+def in_a_process(folder: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent}", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_your_own_env_trains(tmp_path: Path) -> None:
+    words = ["--preset", "debug", "--env", "custom_env:Thermostat", "--runtime", "local", "--env-steps", "200", "--eval-every", "0"]
+    said = in_a_process(tmp_path, "-m", "worldloom_dist.launch", *words, "--eval-episodes", "1", "--run-dir", "run")
+    assert "completed; everything is in run" in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["env_steps"] >= 200
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", SYSTEM_CASES)
+def test_an_example_of_the_system_runs_at_its_smallest_size(name: str, tmp_path: Path) -> None:
+    arguments, says = SYSTEM_CASES[name]
+    assert says in in_a_process(tmp_path, str(EXAMPLES / name), *arguments)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

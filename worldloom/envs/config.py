@@ -30,6 +30,7 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
     },
     "dmc": {"image_size": 64},
     "toy": {},
+    "rllib": {},
     "module": {},
     "none": {},
 }
@@ -57,7 +58,7 @@ class EnvConfig:
     """
 
     env: str = "gym:Pendulum-v1"
-    """Environment: gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME, package.module:callable, or none."""
+    """Environment: gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME, rllib:NAME, package.module:callable, or none."""
     action_repeat: int | None = None
     """Simulator steps per decision; rewards are summed, and the repeat ends when the episode does."""
     time_limit: int | None = None

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 SUITE_MODULES = {"gym": "gymnasium", "mujoco": "gymnasium", "atari": "atari", "dmc": "dmc", "toy": "toy", "module": "module"}
 
 
+PLUGINS = {"rllib": "worldloom_dist.runtime.rllib_envs"}
+"""Suites of the distributed system: imported by name when asked for, because the library itself knows no ray."""
+
+
 class VectorEnvError(ConfigurationError):
     """One env was wanted, and the callable makes a vector of them."""
 
@@ -130,8 +134,9 @@ def _make_raw(config: EnvConfig, num_envs: int, renders: bool) -> RawEnv | GymVe
         raise ConfigurationError(
             "env 'none' is for offline training and has nothing to step; name an env, for example gym:Pendulum-v1"
         )
-    suite: Any = importlib.import_module(f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}")
-    options: dict[str, Any] = {"renders": renders} if SUITE_MODULES[config.suite] in ("gymnasium", "module") else {}
+    home = PLUGINS.get(config.suite) or f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}"
+    suite: Any = importlib.import_module(home)
+    options: dict[str, Any] = {"renders": renders} if SUITE_MODULES.get(config.suite) in ("gymnasium", "module") else {}
     raw: RawEnv | GymVectorEnv[Any, Any, Any]
     raw = suite.make(config, num_envs, **options) if config.suite == "module" else suite.make(config, **options)
     return raw
