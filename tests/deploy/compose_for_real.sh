@@ -80,9 +80,9 @@ down
 export WORLDLOOM_NODES=2 WORLDLOOM_CPUS=3
 export WORLDLOOM_FLAGS="--preset debug --env toy:counting --eval-episodes 0 --env-steps 100000000 --workers 5 --train-ratio 2 --learner.checkpoint-every-s 5"
 compose up --detach --scale node=2 secrets head node train prometheus
-wait_for 300 "the run trains" above summary 'd["train_steps"]' 20
-wait_for 120 "Prometheus scrapes the run" above query 'worldloom_env_steps_total' 0
-wait_for 120 "all five workers are alive" above query 'worldloom_workers{state="alive"}' 4
+wait_for 600 "the run trains" above summary 'd["train_steps"]' 20
+wait_for 240 "Prometheus scrapes the run" above query 'worldloom_env_steps_total' 0
+wait_for 240 "all five workers are alive" above query 'worldloom_workers{state="alive"}' 4
 user=$(podman exec worldloom_head_1 id -u)
 [ "$user" = 1000 ] || { echo "FAILED: the head runs as $user"; exit 1; }
 answer=$(podman exec --env RAY_AUTH_MODE=disabled --env RAY_AUTH_TOKEN_PATH= worldloom_head_1 \

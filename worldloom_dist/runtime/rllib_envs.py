@@ -28,8 +28,9 @@ def make(config: EnvConfig) -> RawEnv:
     """
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
-    if _global_registry.contains(ENV_CREATOR, config.name):
-        env: Any = _global_registry.get(ENV_CREATOR, config.name)({})
+    registry: Any = _global_registry
+    if registry.contains(ENV_CREATOR, config.name):
+        env: Any = registry.get(ENV_CREATOR, config.name)({})
     elif config.name in gymnasium.registry:
         env = gymnasium.make(config.name, disable_env_checker=True)
     else:
