@@ -33,6 +33,7 @@ from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.shard import ReplayShard
 
 if TYPE_CHECKING:
+    from worldloom.training.checkpoints import CheckpointStore
     from worldloom_dist.learner.learner import Learner
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "build_learner",
     "build_policy",
     "build_shard",
+    "build_store",
     "build_worker",
     "group_sizes",
     "measure_act_costs",
@@ -136,6 +138,11 @@ def resolve(config: RunConfig) -> Plan:
         raise ConfigurationError(
             f"replay.capacity_steps must hold one window of {window} rows in each of {config.replay.shards} shards, "
             f"got {config.replay.capacity_steps}"
+        )
+    if spec.sampling.batch_size % config.learners:
+        raise ConfigurationError(
+            f"learners must divide the agent's batch size {spec.sampling.batch_size}, because each rank trains on an equal "
+            f"share of it, got {config.learners}; choose a divisor, or another --agent.batch-size"
         )
     columns = observed.columns(spec.extras)
     _check_memory(config, columns)
@@ -325,7 +332,20 @@ def build_learner(plan: Plan, weights: WeightSink, *, device: str, incarnation: 
     from worldloom_dist.learner.learner import Learner
 
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
-    return Learner(agent, weights, device=device, incarnation=incarnation, bad_batches=folder / "nonfinite", **hooks)
+    how: dict[str, Any] = {"compile": plan.config.learner.compile, "ranks": plan.config.learners}
+    return Learner(agent, weights, device=device, incarnation=incarnation, bad_batches=folder / "nonfinite", **how, **hooks)
+
+
+def build_store(plan: Plan, folder: Path) -> CheckpointStore:
+    """The run's checkpoints: in its folder, or where the config says.
+
+    Raises:
+        CheckpointError: If the place cannot be opened.
+    """
+    from worldloom.training.remote_checkpoints import open_store
+
+    learner = plan.config.learner
+    return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
 
 
 def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple[Agent, int]:

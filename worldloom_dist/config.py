@@ -96,6 +96,14 @@ class LearnerConfig:
     """Env steps between pictures of the agent's open-loop predictions in RUN/videos, and one at the end; 0 draws none."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
     """What weights become on their way to the workers."""
+    compile: Literal["off", "auto", "graph", "inductor"] = "auto"
+    """How an update runs: auto = as a captured CUDA graph where that works; off = eagerly; inductor = through torch.compile."""
+    tf32: bool = True
+    """On CUDA, multiply float32 matrices in TF32 (about 1e-3 relative error, several times faster)."""
+    deterministic: bool = False
+    """Only operators that give the same bits every time (slower; on CUDA without TF32)."""
+    checkpoints: str | None = None
+    """Path or URL (s3://, gs://, ...: what fsspec knows) of the checkpoints (default: checkpoints/ in the run folder)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +202,7 @@ class RunConfig:
         except WorldLoomError as error:
             found.append(str(error))
         if self.learners > 1:
-            found.append(f"learners must be 1, got {self.learners}: several learner ranks are not supported yet")
+            found += self._rank_problems()
         if self.metrics_port is not None and self.metrics_port > 65535:
             found.append(f"metrics_port must be <= 65535, got {self.metrics_port}")
         if 0 < self.workers < self.actors.min_live:
@@ -211,6 +219,18 @@ class RunConfig:
             found.append("actors.elastic is for --runtime ray, and runtime is local: drop one of the two")
         if self.barrier and (self.workers > 1 or self.inference == "central"):
             found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
+        return found
+
+    def _rank_problems(self) -> list[str]:
+        found = []
+        if self.runtime == "local":
+            found.append(f"learners must be 1 with --runtime local, got {self.learners}; use --runtime ray")
+        if self.barrier:
+            found.append(f"learners must be 1 with --barrier, got {self.learners}")
+        if ":" in self.learner.device:
+            found.append(
+                f"learner.device must name no single GPU with {self.learners} learners, got {self.learner.device!r}; use cuda"
+            )
         return found
 
     def _range_problems(self) -> list[str]:

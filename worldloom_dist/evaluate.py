@@ -12,15 +12,18 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.protocol import Policy
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
-from worldloom_dist.assembly import build_evaluator, resolve, restore_agent
+from worldloom_dist.assembly import build_evaluator, build_store, resolve, restore_agent
 from worldloom_dist.cli import read_config
 from worldloom_dist.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from worldloom.training.checkpoints import CheckpointStore
 
 __all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
 
@@ -47,7 +50,7 @@ def evaluate(
     if episodes is not None and episodes < 1:
         raise ConfigurationError(f"episodes must be >= 1, got {episodes}")
     plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10, eval_videos=videos))
-    folder = find_checkpoint(RunFolder(run_dir), checkpoint)
+    folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
     evaluator.load_weights(agent.policy_weights())
@@ -65,28 +68,22 @@ def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu
         ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
     """
     plan = resolve(read_config(run_dir))
-    agent, _ = restore_agent(plan, find_checkpoint(RunFolder(run_dir), checkpoint), device=device)
+    agent, _ = restore_agent(plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device)
     return plan.env, agent
 
 
-def find_checkpoint(folder: RunFolder, name: str) -> Path:
+def find_checkpoint(store: CheckpointStore, name: str) -> Path:
     """The folder of a checkpoint by name.
 
     Raises:
         CheckpointError: If there is none.
     """
-    from worldloom.training.checkpoints import CheckpointStore
-
     if name == "newest":
-        found = CheckpointStore(folder.checkpoints).newest()
+        found = store.newest()
         if found is None:
-            raise CheckpointError(f"{folder.path} holds no checkpoint yet; a run writes one after its first updates")
-        return found[0]
-    path = folder.checkpoints / name
-    if not path.is_dir():
-        known = sorted(p.name for p in folder.checkpoints.glob("*") if p.is_dir())
-        raise CheckpointError(f"{path} does not exist; there are {', '.join(known) or 'no checkpoints'}")
-    return path
+            raise CheckpointError(f"{store.root} holds no checkpoint yet; a run writes one after its first updates")
+        name = found[0].name
+    return store.find(name)
 
 
 def main(words: Sequence[str] | None = None) -> int:

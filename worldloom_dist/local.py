@@ -17,13 +17,22 @@ from dataclasses import asdict
 
 import torch
 
-from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import Plan, build_evaluator, build_learner, build_policy, build_shard, build_worker, role_seed
+from worldloom_dist.assembly import (
+    Plan,
+    build_evaluator,
+    build_learner,
+    build_policy,
+    build_shard,
+    build_store,
+    build_worker,
+    role_seed,
+)
 from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.gallery import Gallery
+from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
@@ -56,17 +65,18 @@ class LocalRun:
 
     def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag, show: Show = show_nothing) -> None:
         self._plan, self._folder, self._stop, self._show = plan, folder, stop, show
-        torch.set_num_threads(plan.config.learner.threads or torch.get_num_threads())
+        own = plan.config.learner
+        device = "cpu" if own.device == "auto" else own.device
+        prepare_torch(device, threads=own.threads or torch.get_num_threads(), tf32=own.tf32, deterministic=own.deterministic)
         self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts())
         self.report = Report(plan, folder, folder.read_json("summary.json"))
         self.weights = WeightStore()
-        self._store = CheckpointStore(folder.checkpoints, keep=plan.config.learner.keep_checkpoints)
+        self._store = build_store(plan, folder.path)
         self._found = self._store.newest()
         if self._found is None:
             shutil.rmtree(folder.replay, ignore_errors=True)  # rows from before a kill belong to no cut: begin again
         shards = [build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)]
         self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
-        device = "cpu" if plan.config.learner.device == "auto" else plan.config.learner.device
         self.learner = build_learner(plan, self.weights, device=device, incarnation=1, folder=folder.path)
         self.learner.write_back = self.replay.write_back
         self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)

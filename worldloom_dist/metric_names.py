@@ -84,8 +84,11 @@ METRICS: dict[str, MetricInfo] = {
     "learner_updates_total": _counter("Updates made.", "grows", "flat: see where the learner waits"),
     "learner_replayed_steps_total": _counter("Trained positions.", "grows"),
     "learner_update_seconds": _histogram(
-        "Time of one update, by phase.", "forward_backward leads", "wait_data leads: the learner starves"
+        "Time of the training thread, by phase: wait_data, to_device, forward_backward, publish, checkpoint.",
+        "forward_backward leads",
+        "wait_data leads: the learner starves",
     ),
+    "learner_staging_seconds": _histogram("Time to bring a batch to the device, off the training thread.", "below one update"),
     "learner_skipped_updates_total": _counter("Updates skipped, by reason.", "0", "nonfinite grows: divergence"),
     "loss": _gauge("Losses of the algorithm, by name.", "see the algorithm's page", "NaN or exploding: divergence"),
     "grad_norm": _gauge("Gradient norms before clipping, by name.", "steady", "jumps by orders of magnitude: unstable"),
@@ -144,7 +147,7 @@ METRICS: dict[str, MetricInfo] = {
     "heartbeat_timestamp_seconds": _gauge("When a role was last heard of (its oldest instance).", "recent", "old: the role hangs"),
     "checkpoint_last_success_timestamp_seconds": _gauge("When the last checkpoint was complete, unix time.", "recent", "old"),
     "checkpoint_interval_seconds": _gauge("Time between checkpoints that was asked for.", "constant"),
-    "checkpoint_seconds": _histogram("Time that a checkpoint takes; training waits for it.", "below 5", "long: the disk is slow"),
+    "checkpoint_seconds": _histogram("Time that a checkpoint takes, off the training thread.", "below 5", "long: the disk is slow"),
     "checkpoint_bytes": _gauge("Size of the last checkpoint.", "constant"),
     "checkpoint_failures_total": _counter("Checkpoints that could not be written.", "0", "grows: the disk is full or away"),
     "gpu_utilization_ratio": _gauge("Share of the last second in which the GPU ran, by gpu.", "near 1", "low: the learner waits"),

@@ -98,7 +98,7 @@ def test_a_config_survives_json():
         ("--resume /nowhere/at/all", "resume: /nowhere/at/all holds no run (no config.json)"),
         ("--env.sticky 0.5", "env.sticky is for atari only"),
         ("--agent tdmpc3:ci", "no model named 'tdmpc3:ci'; did you mean tdmpc2:ci?"),
-        ("--learners 2", "learners must be 1, got 2"),
+        ("--learners 2 --runtime local", "learners must be 1 with --runtime local, got 2"),
     ],
 )
 def test_a_mistake_gets_one_sentence(words, expected):

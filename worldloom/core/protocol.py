@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.ranks import Ranks
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec
 from worldloom.core.weights import WeightsSnapshot
@@ -160,6 +161,9 @@ class Agent(Policy, Protocol):
 
     def train_step(self, batch: SequenceBatch) -> TrainOutput:
         """One update of everything (world model, policy, critics, targets) from a batch of tensors on this agent's device."""
+
+    def join(self, ranks: Ranks) -> None:
+        """Train as one of several ranks from now on: batches are this rank's equal share of a joint batch. At most once."""
 
     def policy_weights(self) -> WeightsSnapshot:
         """A copy of what ``act`` reads, and nothing else."""

@@ -187,7 +187,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class CheckpointStore:
     """The checkpoints of one run: the newest ``keep`` and the best one.
 
@@ -226,6 +226,22 @@ class CheckpointStore:
     def folders(self) -> list[Path]:
         """Checkpoint folders, newest first; unfinished ones are not among them."""
         return sorted((p for p in self.root.glob("step-*") if p.suffix != ".tmp"), reverse=True)
+
+    def size(self, folder: Path) -> int:
+        """Bytes of a checkpoint's files, without the manifest."""
+        return sum(file["bytes"] for file in read_manifest(folder)["files"].values())
+
+    def find(self, name: str) -> Path:
+        """The folder of the checkpoint ``name`` (``best``, or a folder's name).
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        path = self.root / name
+        if not path.is_dir():
+            known = sorted(p.name for p in self.root.glob("*") if p.is_dir())
+            raise CheckpointError(f"{path} does not exist; there are {', '.join(known) or 'no checkpoints'}")
+        return path
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that loads, or None; a corrupt one is skipped with a warning."""

@@ -1,14 +1,16 @@
 """The learner: windows in, weights and checkpoints out. One plain object; who feeds it and who listens is the runtime's business.
 
-Nothing here waits for the device: metrics stay where they are until :meth:`Learner.drain_metrics`.
+Nothing here waits for the update that was just launched: metrics stay on the device until :meth:`Learner.drain_metrics`, refreshed
+latents are sent when they have arrived on the host, and the host runs at most two updates ahead of a GPU.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +21,16 @@ from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.guard import NonfiniteGuard
+from worldloom_dist.learner.staging import Staged, Stager
+from worldloom_dist.learner.step import CompileMode, make_step
 from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, scalar_keys
 from worldloom_dist.ports import SampledWindows, WeightSink
 
 __all__ = ["Learner"]
 
-PHASES = ("wait_data", "to_device", "forward_backward", "publish")
+PHASES = ("wait_data", "to_device", "forward_backward", "publish", "checkpoint")
+UPDATES_AHEAD = 2
+"""How far the host may run ahead of a GPU: enough to keep it busy, little enough that measured time is the device's."""
 
 
 class Learner:
@@ -36,6 +42,8 @@ class Learner:
         device: The agent's device.
         incarnation: Of this learner in the run's life: 1, 2, ...; the higher part of every version it publishes.
         bad_batches: Folder for the batches of skipped updates.
+        compile: How an update runs; see :mod:`worldloom_dist.learner.step`.
+        ranks: Learner ranks that train together.
 
     Attributes:
         train_steps: Updates made over the run's life, those before a resume included.
@@ -51,21 +59,27 @@ class Learner:
         device: str = "cpu",
         incarnation: int = 1,
         bad_batches: Path | None = None,
+        compile: CompileMode = "auto",
+        ranks: int = 1,
     ) -> None:
         self.agent = agent
         self.train_steps = 0
         self.replayed_steps = 0
         self.incarnation = incarnation
         self._weights = weights
-        self._device = torch.device(device)
+        self.stager = Stager(device)
+        self._is_cuda = device.startswith("cuda")
+        self._step = make_step(agent, device, compile, ranks=ranks)
+        self._launched: deque[Any] = deque()
+        self._refreshed: deque[tuple[SampledWindows, dict[str, torch.Tensor], Any]] = deque()
         self.write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None
         self._guard = NonfiniteGuard(bad_batches)
         self._skipped_reported = 0
-        self._windows: SampledWindows | None = None
+        self._batch: SequenceBatch | None = None
         self._scalars: Mapping[str, Any] = {}
         self._metrics: MetricMap = {}
         self._phases = {phase: Tally(BUCKETS_S) for phase in PHASES}
-        self._ages = Tally(AGE_BUCKETS_S)
+        self._ages, self._stagings = Tally(AGE_BUCKETS_S), Tally(BUCKETS_S)
         self._fresh_steps = 0
 
     @property
@@ -73,25 +87,28 @@ class Learner:
         """The version that :meth:`publish` would give now."""
         return PolicyVersion(self.incarnation, self.train_steps)
 
-    def train(self, windows: SampledWindows) -> None:
-        """One update from one batch of windows.
+    def train(self, windows: SampledWindows | Staged) -> None:
+        """One update from one batch of windows, staged already or not.
 
         Raises:
             TrainingError: After ten skipped updates in a row.
         """
         started = time.monotonic()
-        batch = self._batch(windows)
+        staged = windows if isinstance(windows, Staged) else self.stager.stage(windows)
+        batch = self._batch = self.stager.take(staged)
         copied = time.monotonic()
-        output = self.agent.train_step(batch)
+        output = self._step(batch)
         self.train_steps += 1
         self.replayed_steps += self.agent.spec.sampling.trained_positions
-        self._guard.watch(self.train_steps, output.nonfinite, windows)
+        self._guard.watch(self.train_steps, output.nonfinite, staged.windows)
         if output.refreshed is not None and self.write_back is not None:
-            self.write_back(windows, {name: np.asarray(value.cpu()) for name, value in output.refreshed.items()})
-        self._scalars, self._windows = output.metrics, windows
+            self._keep_refreshed(staged.windows, output.refreshed)
+        self._scalars = output.metrics
+        self._limit_lead()
         self._phases["to_device"].add(copied - started)
         self._phases["forward_backward"].add(time.monotonic() - copied)
-        self._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
+        self._stagings.add(staged.seconds)
+        self._ages.add(max(0.0, time.time() - float(staged.windows.inserted_s.mean())))
         self._fresh_steps += 1
 
     def publish(self) -> WeightsSnapshot:
@@ -111,13 +128,13 @@ class Learner:
         return snapshot
 
     def report(self, gallery: Gallery, env_steps: int, *, wait_s: float = 0.0) -> None:
-        """Have the agent's predictions on the newest windows drawn; never raises, and nothing that training reads changes."""
-        if self._windows is not None:
-            gallery.report(self.agent, self._batch(self._windows), env_steps, self.train_steps, wait_s=wait_s)
+        """Have the agent's predictions on the newest batch drawn; never raises, and nothing that training reads changes."""
+        if self._batch is not None:
+            gallery.report(self.agent, self._batch, env_steps, self.train_steps, wait_s=wait_s)
 
-    def note_wait(self, seconds: float) -> None:
-        """Book time that the learner waited for data."""
-        self._phases["wait_data"].add(seconds)
+    def note(self, phase: Literal["wait_data", "checkpoint"], seconds: float) -> None:
+        """Book time of the training thread that :meth:`train` and :meth:`publish` do not see."""
+        self._phases[phase].add(seconds)
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call; the only place where scalars leave the device."""
@@ -127,7 +144,7 @@ class Learner:
             metrics |= {"learner_updates_total": Sum(self._fresh_steps), "learner_replayed_steps_total": Sum(positions)}
             self._fresh_steps = 0
         tallies = {f"learner_update_seconds{{phase={phase}}}": tally for phase, tally in self._phases.items()}
-        tallies["sample_age_seconds"] = self._ages
+        tallies |= {"sample_age_seconds": self._ages, "learner_staging_seconds": self._stagings}
         metrics |= {key: taken for key, tally in tallies.items() if (taken := tally.take()).count}
         metrics["learner_skipped_updates_total{reason=nonfinite}"] = Sum(float(self._guard.skipped - self._skipped_reported))
         self._skipped_reported = self._guard.skipped
@@ -139,6 +156,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on: the agent and the counters."""
         self._guard.flush()
+        self._send_refreshed(wait=True)
         return {
             "agent": self.agent.state_dict(),
             "train_steps": self.train_steps,
@@ -155,10 +173,35 @@ class Learner:
         self.agent.load_state_dict(state["agent"])
         self.train_steps, self.replayed_steps = int(state["train_steps"]), int(state["replayed_steps"])
 
-    def _batch(self, windows: SampledWindows) -> SequenceBatch:
-        return SequenceBatch.from_columns(windows.columns, windows.row_ids).map(self._to_device)
+    def _keep_refreshed(self, windows: SampledWindows, refreshed: Mapping[str, Any]) -> None:
+        """Start bringing refreshed extras to the host; send those that are there."""
+        if not self._is_cuda:
+            self._refreshed.append((windows, dict(refreshed), None))
+        else:
+            host = {name: torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for name, v in refreshed.items()}
+            for name, value in refreshed.items():
+                host[name].copy_(value, non_blocking=True)
+            self._refreshed.append((windows, host, _recorded_event()))
+        self._send_refreshed(wait=False)
 
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        """Copy once, here: arrays from the object store are read-only, and an accelerator wants pinned memory."""
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+    def _send_refreshed(self, *, wait: bool) -> None:
+        while self._refreshed and self.write_back is not None:
+            windows, host, arrived = self._refreshed[0]
+            if arrived is not None and not arrived.query():
+                if not wait:
+                    return
+                arrived.synchronize()
+            self._refreshed.popleft()
+            self.write_back(windows, {name: value.numpy() for name, value in host.items()})
+
+    def _limit_lead(self) -> None:
+        if self._is_cuda:
+            self._launched.append(_recorded_event())
+            if len(self._launched) > UPDATES_AHEAD:
+                self._launched.popleft().synchronize()
+
+
+def _recorded_event() -> Any:
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event

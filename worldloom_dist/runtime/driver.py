@@ -32,6 +32,7 @@ from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.fleet import Fleet
 from worldloom_dist.runtime.hub_role import HubRole
+from worldloom_dist.runtime.learner_group import LearnerPlaces
 from worldloom_dist.runtime.learner_roles import LearnerRole
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.placement import Placement
@@ -123,7 +124,10 @@ class RayRun:
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
             add("shard", index, make, on_down=partial(self._ledger.tell, "shard_down", index))
-        add("learner", 0, partial(_start_learner, place, plan, self._folder), method="run", ping_timeout_s=120.0)
+        ranks = LearnerPlaces(plan.config, self._folder)
+        for rank in range(plan.config.learners):
+            make = partial(_start_learner, place, ranks, plan, self._folder, rank)
+            add("learner", rank, make, method="run", ping_timeout_s=120.0, group="learners")
         videos = self._folder.videos
         if plan.config.eval_episodes:
             add("evaluator", 0, lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3), is_vital=False)
@@ -311,8 +315,9 @@ class RayRun:
         self._folder.write_summary(self._report.summary("failed", error))
 
 
-def _start(place: Placement, kind: type, role: str, index: int, *args: Any, threads: int = 0) -> Any:
-    return start_actor(kind, f"{role}-{index}", *args, threads=threads, options=place.options(role, index))
+def _start(place: Placement, kind: type, role: str, index: int, *args: Any, threads: int = 0, **own: Any) -> Any:
+    options = {**place.options(role, index), **own}
+    return start_actor(kind, f"{role}-{index}", *args, threads=threads, options=options)
 
 
 def _start_shard(place: Placement, plan: Plan, index: int, folder: RunFolder, _: int) -> Any:
@@ -323,5 +328,6 @@ def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int)
     return _start(place, InferenceRole, "inference", index, plan, index, incarnation)
 
 
-def _start_learner(place: Placement, plan: Plan, folder: RunFolder, _: int) -> Any:
-    return _start(place, LearnerRole, "learner", 0, plan, folder.path, folder.next_incarnation("learner"), threads=4)
+def _start_learner(place: Placement, ranks: LearnerPlaces, plan: Plan, folder: RunFolder, rank: int, life: int) -> Any:
+    own, incarnation = ranks.options(rank, place.options("learner", rank)), ranks.incarnation(life)
+    return _start(place, LearnerRole, "learner", rank, plan, folder.path, incarnation, rank, threads=4, **own)

@@ -1,9 +1,10 @@
 """The learner's feed: asks the ledger for credit and the shards for windows, a few batches ahead of the training step.
 
-    feed thread: ledger credit -> sample requests to all shards at once -> one glued batch -> bounded queue -> learner thread
+    feed thread: ledger credit -> sample requests to all shards at once -> one glued batch, staged -> bounded queue -> learner
 
 The thread waits for credit (which inserts unblock) or for room in the queue (which training unblocks). When a shard dies or has
-too little, its windows are drawn from the others; nothing waits for its return.
+too little, its windows are drawn from the others; nothing waits for its return. Staging (the copy to a GPU, or out of the object
+store) is done by this thread too. Each of several learner ranks has a feed of its own, with draws of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import numpy as np
 import ray
@@ -27,30 +29,35 @@ from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
 __all__ = ["Feed"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SAMPLE_TIMEOUT_S = 30.0
 
 
-class Feed:
+class Feed(Generic[T]):
     """Batches of windows over all shards, in the background.
 
     Args:
         plan: Of the run.
-        first_batch: Number of the first batch; the draws are a function of it.
+        first_batch: Number of the first joint batch; the draws are a function of it, and of the rank.
+        stage: From windows to what :meth:`get` returns.
+        rank: Which share of each joint batch this feed draws.
     """
 
-    def __init__(self, plan: Plan, first_batch: int) -> None:
-        self._spec = plan.spec.sampling
+    def __init__(self, plan: Plan, first_batch: int, stage: Callable[[SampledWindows], T], *, rank: int = 0) -> None:
+        self._ranks = plan.config.learners
+        self._windows = plan.spec.sampling.batch_size // self._ranks
         self._seed = role_seed(plan, "sampling")
-        self._batch, self._life = first_batch, uuid.uuid4().hex
+        self._batch, self._life = first_batch * self._ranks + rank, uuid.uuid4().hex
+        self._asker, self._stage = f"learner-{rank}", stage
         self._ledger = Remote("ledger-0")
         self._shards = [Remote(f"shard-{index}") for index in range(plan.config.replay.shards)]
-        self._ready: queue.Queue[SampledWindows | Exception] = queue.Queue(maxsize=plan.config.learner.prefetch)
+        self._ready: queue.Queue[T | Exception] = queue.Queue(maxsize=plan.config.learner.prefetch)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
 
-    def get(self, timeout_s: float) -> SampledWindows | None:
+    def get(self, timeout_s: float) -> T | None:
         """The next batch, or None when none was ready in time.
 
         Raises:
@@ -85,18 +92,21 @@ class Feed:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                requests = self._ledger.call("admit_sample", self._life, self._seed_of(0), timeout_s=None, patience_s=120.0)
+                requests = self._ledger.call("admit_sample", *self._request(), timeout_s=None, patience_s=120.0)
                 if requests is None:
                     return
-                self._put(self._collect(requests))
-                self._batch += 1
+                self._put(self._stage(self._collect(requests)))
+                self._batch += self._ranks
         except Exception as error:  # the edge of the thread: hand it to the learner
             self._put(error)
+
+    def _request(self) -> tuple[str, str, int, tuple[int, int, int]]:
+        return self._asker, self._life, self._windows, self._seed_of(0)
 
     def _seed_of(self, attempt: int) -> tuple[int, int, int]:
         return self._seed, self._batch, attempt
 
-    def _put(self, item: SampledWindows | Exception) -> None:
+    def _put(self, item: T | Exception) -> None:
         while not self._stopping.is_set():
             try:
                 self._ready.put(item, timeout=0.5)

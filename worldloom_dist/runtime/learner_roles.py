@@ -2,7 +2,9 @@
 
 The learner's ``run`` is its lifeline: it trains until it is told to stop. ``ping`` and ``save`` arrive on other threads and only
 set or read plain values; everything that touches the agent happens on the thread of ``run``, between two updates, so a checkpoint
-is one cut.
+is one cut. It is written by a thread of its own (``learner.checkpointing``).
+
+With several ranks (``runtime.learner_group``) each one is such an actor. Rank 0 restores, publishes, checkpoints and reports.
 """
 
 from __future__ import annotations
@@ -18,23 +20,26 @@ from typing import Any
 
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
-from worldloom_dist.assembly import Plan, build_learner
+from worldloom_dist.assembly import Plan, build_learner, build_store
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed
+from worldloom_dist.runtime.learner_group import Alone, Crew, join_group
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["LearnerRole", "choose_device", "gpu_metrics"]
+__all__ = ["LearnerRole", "gpu_metrics"]
 
 logger = logging.getLogger(__name__)
 
 LAST_REPORT_S = 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
+EVERY_RANKS = ("learner_update_seconds", "learner_staging_seconds", "queue_", "gpu_")
+"""What every rank reports of itself; counters and losses come from rank 0, or they would be counted once per rank."""
 
 
 class LearnerRole:
@@ -43,37 +48,24 @@ class LearnerRole:
     Args:
         plan: Of the run.
         folder: The run folder.
-        incarnation: Of this learner in the run's life.
+        incarnation: Of this learner (or group of ranks) in the run's life.
+        rank: Which of ``plan.config.learners`` ranks this is.
     """
 
-    def __init__(self, plan: Plan, folder: Path, incarnation: int) -> None:
-        self._plan, self._folder, self._incarnation = plan, RunFolder(folder), incarnation
+    def __init__(self, plan: Plan, folder: Path, incarnation: int, rank: int = 0) -> None:
+        self._plan, self._folder, self._incarnation, self._rank = plan, RunFolder(folder), incarnation, rank
         self._stopping, self._save_wanted = threading.Event(), threading.Event()
         self._status: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
         self._published = NO_POLICY
         self._score: float | None = None
+        self._meeting: tuple[str, int] | None = None
 
     def run(self) -> dict[str, Any]:
         """Build or restore the agent, train, publish, checkpoint; returns the last status."""
-        import torch
-
-        from worldloom.training.checkpoints import CheckpointStore
-
-        config = self._plan.config.learner
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE))
-        self._store = CheckpointStore(self._folder.checkpoints, keep=config.keep_checkpoints)
-        self._reporter, self._ledger, self._weights = Reporter("learner"), Remote("ledger-0"), RemoteWeights()
-        self._device = choose_device(config.device)
-        self._learner = build_learner(
-            self._plan,
-            self._weights,
-            device=self._device,
-            incarnation=self._incarnation,
-            folder=self._folder.path,
-        )
+        self._build()
         self._restore()
-        self._gallery = Gallery(self._folder.videos, config.report_every_steps, self._env_steps())
-        self._feed = Feed(self._plan, self._learner.train_steps)
+        self._gallery = Gallery(self._folder.videos, self._plan.config.learner.report_every_steps, self._env_steps())
+        self._feed = Feed(self._plan, self._learner.train_steps, self._learner.stager.stage, rank=self._rank)
         if self._plan.spec.writes_back:
             self._learner.write_back = self._feed.write_back
         gc.collect()
@@ -82,12 +74,19 @@ class LearnerRole:
             self._loop()
         finally:
             self._feed.stop()
-        self._save()
-        self._learner.report(self._gallery, self._env_steps(), wait_s=LAST_REPORT_S)
+        if self._rank == 0:
+            self._save()
+            self._writer.close()
+            self._learner.report(self._gallery, self._env_steps(), wait_s=LAST_REPORT_S)
         self._gallery.close(LAST_REPORT_S)
         self._flush()
         self._note("stopped")
+        self._crew.close()
         return dict(self._status)
+
+    def meeting(self, incarnation: int) -> tuple[str, int] | None:
+        """Where rank 0 waits for the other ranks of this incarnation; None when it does not yet."""
+        return self._meeting if incarnation == self._incarnation else None
 
     def ping(self) -> dict[str, Any]:
         """Counters and what it is doing."""
@@ -106,37 +105,73 @@ class LearnerRole:
         """Ask to end, with a checkpoint."""
         self._stopping.set()
 
+    def _build(self) -> None:
+        from worldloom_dist.learner.checkpointing import CheckpointWriter
+        from worldloom_dist.learner.step import choose_device, prepare_torch
+
+        config, ranks = self._plan.config.learner, self._plan.config.learners
+        self._device = device = choose_device(config.device)
+        threads = config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE // ranks)
+        prepare_torch(device, threads=threads, tf32=config.tf32, deterministic=config.deterministic)
+        self._ledger, self._weights = Remote("ledger-0"), RemoteWeights()
+        self._reporter = Reporter("learner", self._rank)
+        self._learner = build_learner(
+            self._plan, self._weights, device=device, incarnation=self._incarnation, folder=self._folder.path
+        )
+        self._crew: Crew = Alone()  # type: ignore[assignment]
+        if ranks > 1:
+            self._crew = join_group(self._rank, ranks, self._incarnation, device=device, announce=self._announce)
+            self._learner.agent.join(self._crew)
+        if self._rank == 0:
+            self._store = build_store(self._plan, self._folder.path)
+            self._writer = CheckpointWriter(self._store)
+
+    def _announce(self, address: tuple[str, int]) -> None:
+        self._meeting = address
+
     def _restore(self) -> None:
-        found = self._store.newest()
-        if found is not None:
-            folder, tree = found
-            self._learner.load_state_dict(tree["learner"])
-            logger.info("learner %d goes on from %s", self._incarnation, folder.name)
-        self._ledger.call("rebase_positions", self._learner.replayed_steps, patience_s=120.0)
-        if self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates) or not self._plan.spec.random_prefill:
-            self._publish()
+        found = self._store.newest() if self._rank == 0 else None
+        saved = self._crew.share(found[1]["learner"] if found is not None else None)
+        if saved is not None:
+            self._learner.load_state_dict(saved)
+        if self._rank == 0:
+            if found is not None:
+                logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
+            self._ledger.call("rebase_positions", self._learner.replayed_steps, patience_s=120.0)
+            if self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates) or not self._plan.spec.random_prefill:
+                self._publish()
         self._note("training")
 
     def _loop(self) -> None:
         config = self._plan.config.learner
         publish = Pace(0.0 if self._plan.is_lockstep else config.publish_every_s)
         flush, save = Pace(FLUSH_EVERY_S), Pace(config.checkpoint_every_s)
-        while not self._stopping.is_set():
+        staged = None
+        while True:
             started = time.monotonic()
-            windows = self._feed.get(timeout_s=0.2)
-            self._learner.note_wait(time.monotonic() - started)
-            if windows is not None:
-                self._learner.train(windows)
+            staged = staged if staged is not None else self._feed.get(timeout_s=0.2)
+            is_stopping, is_short = self._crew.any(self._stopping.is_set(), staged is None)
+            self._learner.note("wait_data", time.monotonic() - started)
+            if is_stopping:
+                return
+            if staged is not None and not is_short:
+                self._learner.train(staged)
+                staged = None
                 self._note("training")
-                if self._gallery.is_due(self._env_steps()):
-                    self._learner.report(self._gallery, self._env_steps())
-            if self._may_publish() and publish.is_due():
-                self._publish()
+            if self._rank == 0:
+                self._serve(publish, save)
             if flush.is_due():
                 self._flush()
-            if save.is_due() or self._save_wanted.is_set():
-                self._save_wanted.clear()
-                self._save()
+
+    def _serve(self, publish: Pace, save: Pace) -> None:
+        """What rank 0 does for all after a round: publish, checkpoint, draw, whatever is due."""
+        if self._may_publish() and publish.is_due():
+            self._publish()
+        if (self._save_wanted.is_set() or save.is_due()) and self._writer.is_idle:
+            self._save_wanted.clear()
+            self._save()
+        if self._gallery.is_due(self._env_steps()):
+            self._learner.report(self._gallery, self._env_steps())
 
     def _may_publish(self) -> bool:
         """There is something new, the burst is over, and in lock-step every update that is due has been made."""
@@ -149,32 +184,38 @@ class LearnerRole:
         self._published = self._learner.publish().version
 
     def _save(self) -> None:
-        started = time.monotonic()
+        """Copy the state and leave the rest to the writer's thread."""
         counts = self._ledger.call("counts")
+        started = time.monotonic()
         tree = {"learner": self._learner.state_dict(), "agent": self._plan.agent.name, "ledger": counts}
         facts = {"train_steps": self._learner.train_steps, "replayed_steps": self._learner.replayed_steps, **counts}
-        try:
-            saved = self._store.save(self._learner.train_steps, tree, facts)
-        except OSError:
-            self._reporter.emit({"checkpoint_failures_total": Sum(1)})
-            raise
         score, self._score = self._score, None
-        if score is not None:
-            self._store.mark_best(saved, score)
-        self._status["checkpoint_at"] = time.time()
-        took = Histogram.of(BUCKETS_S, time.monotonic() - started)
-        size = sum(path.stat().st_size for path in saved.iterdir())
-        values: MetricMap = {"checkpoint_seconds": took, "checkpoint_bytes": Last(float(size))}
-        self._reporter.emit({**values, "checkpoint_last_success_timestamp_seconds": Last(time.time())})
+        self._writer.save(self._learner.train_steps, tree, facts, score)
+        self._learner.note("checkpoint", time.monotonic() - started)
 
     def _flush(self) -> None:
-        with contextlib.suppress(RoleGoneError):
-            if self._weights.version() < self._published:  # the store was restarted and is empty: publish again
-                self._published = NO_POLICY
-        self._reporter.emit({**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)})
+        metrics: MetricMap = {**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)}
+        if self._rank == 0:
+            with contextlib.suppress(RoleGoneError):
+                if self._weights.version() < self._published:  # the store was restarted and is empty: publish again
+                    self._published = NO_POLICY
+            metrics |= self._checkpoint_metrics()
+        else:
+            metrics = {key: value for key, value in metrics.items() if key.startswith(EVERY_RANKS)}
+        self._reporter.emit(metrics)
 
     def _env_steps(self) -> int:
         return self._plan.env_steps_at(self._learner.replayed_steps)
+
+    def _checkpoint_metrics(self) -> MetricMap:
+        written, failed = self._writer.finished()
+        metrics: MetricMap = {"checkpoint_failures_total": Sum(failed)} if failed else {}
+        for one in written:
+            self._status["checkpoint_at"] = one.at
+            metrics["checkpoint_seconds"] = Histogram.of(BUCKETS_S, one.seconds)
+            metrics["checkpoint_bytes"] = Last(float(one.nbytes))
+            metrics["checkpoint_last_success_timestamp_seconds"] = Last(one.at)
+        return metrics
 
     def _note(self, state: str) -> None:
         steps, replayed = self._learner.train_steps, self._learner.replayed_steps
@@ -193,12 +234,3 @@ def gpu_metrics(device: str) -> MetricMap:
     with contextlib.suppress(ImportError, RuntimeError):
         values[f"gpu_utilization_ratio{{{gpu}}}"] = Last(torch.cuda.utilization(device) / 100)
     return values
-
-
-def choose_device(wanted: str) -> str:
-    """``auto`` becomes cuda when there is one."""
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"

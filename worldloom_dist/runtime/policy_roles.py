@@ -31,7 +31,6 @@ from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.assembly import ActCosts, Plan, build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
-from worldloom_dist.runtime.learner_roles import choose_device
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -160,6 +159,8 @@ class InferenceRole:
     def _build(self) -> InferenceServer:
         import torch
 
+        from worldloom_dist.learner.step import choose_device
+
         torch.set_num_threads(1)
         device = choose_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
@@ -221,6 +222,8 @@ def end_measuring(reference: Any) -> ActCosts | None:
 
 
 def _measure(plan: Plan) -> ActCosts:
+    from worldloom_dist.learner.step import choose_device
+
     return measure_act_costs(plan, choose_device(plan.config.learner.device))
 
 

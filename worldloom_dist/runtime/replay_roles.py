@@ -106,10 +106,12 @@ class LedgerRole:
         self._ledger.give_back(shard, agent_steps)
         await self._notify()
 
-    async def admit_sample(self, life: str, seed: tuple[int, ...]) -> dict[int, SampleRequest] | None:
-        """Return a request per shard for one batch, when it may be sampled; None when a successor of the learner has shown up."""
-        request = SampleRequest(self._plan.spec.sampling.batch_size, seed)
-        return await self._wait("learner", life, lambda: self._ledger.try_sample(request) if self._is_whole else None)
+    async def admit_sample(self, asker: str, life: str, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest] | None:
+        """Return a request per shard for so many windows, when they may be sampled; None when a successor of the asker (a learner
+        rank) has shown up. Only the windows of all ranks together make a batch, so several ranks share one train ratio.
+        """
+        request = SampleRequest(windows, seed)
+        return await self._wait(asker, life, lambda: self._ledger.try_sample(request) if self._is_whole else None)
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""

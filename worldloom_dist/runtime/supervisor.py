@@ -42,6 +42,7 @@ class Role:
         start_timeout_s: Likewise while it starts.
         is_vital: True when the run cannot go on once this role is given up.
         on_down: Called when the process is found dead or has left.
+        group: Roles with the same group name live and die together: when one dies, all are started again, and it counts once.
         is_leaving: True when it was asked to end for good.
         last_failure: Why its process was last replaced.
     """
@@ -55,6 +56,7 @@ class Role:
     start_timeout_s: float = 180.0
     is_vital: bool = True
     on_down: Callable[[], None] = lambda: None
+    group: str = ""
     handle: Any = None
     line: Any = None
     status: dict[str, Any] = field(default_factory=dict)
@@ -128,7 +130,8 @@ class Supervisor:
         by_line = {role.line: role for role in self.roles.values() if role.line is not None}
         ended, _ = ray.wait(list(by_line), num_returns=len(by_line), timeout=timeout_s) if by_line else ([], [])
         for line in ended:
-            self._ended(by_line[line])
+            if by_line[line].line is line:  # else its group was restarted a moment ago
+                self._ended(by_line[line])
         now = time.monotonic()
         for role in list(self.roles.values()):
             if role.handle is None and not (role.is_given_up or role.is_done) and now >= role._start_at:
@@ -267,8 +270,13 @@ class Supervisor:
         pause = 0.0 if len(role._deaths) == 1 else min(FIRST_PAUSE_S * 2 ** (len(role._deaths) - 2), LONGEST_PAUSE_S)
         logger.warning("%s: %s; starting it again%s", role.name, reason, f" in {pause:.1f} s" if pause else "")
         self.restarts[role.kind] += 1
-        role.incarnation += 1
-        role._start_at = now + pause
+        for member in [role, *self._companions(role)]:
+            self._kill(member)
+            member.incarnation += 1
+            member._start_at = now + pause
+
+    def _companions(self, role: Role) -> list[Role]:
+        return [r for r in self.roles.values() if r is not role and role.group and r.group == role.group and not r.is_done]
 
     def _kill(self, role: Role) -> None:
         if role.handle is not None:

@@ -10,6 +10,7 @@ import ray
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
+from worldloom_dist.learner.weight_store import LastVersions
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import Reporter
 
@@ -17,27 +18,25 @@ __all__ = ["RemoteWeights", "WeightStoreRole"]
 
 
 class WeightStoreRole:
-    """Holds the newest weights in the object store and outlives the learner. Keeps the last two versions alive for slow pullers."""
+    """Holds the last two versions in the object store, each put there once, and outlives the learner."""
 
     def __init__(self) -> None:
-        self._version = NO_POLICY
-        self._references: list[Any] = []
+        self._versions: LastVersions[Any] = LastVersions()
 
     async def publish(self, snapshot: WeightsSnapshot) -> bool:
         """Take a version; False when it is not above the newest one (a dead learner's last words)."""
-        if snapshot.version <= self._version:
+        if not self._versions.accepts(snapshot.version):
             return False
-        self._references = [*self._references[-1:], ray.put(snapshot)]
-        self._version = snapshot.version
+        self._versions.put(snapshot.version, ray.put(snapshot))
         return True
 
     async def version(self) -> PolicyVersion:
         """The newest version."""
-        return self._version
+        return self._versions.version
 
     async def fetch(self) -> list[Any]:
         """A list with the newest reference (so that Ray does not copy it on the way), or an empty one."""
-        return self._references[-1:]
+        return [] if self._versions.version == NO_POLICY else [self._versions.newest]
 
     async def ping(self) -> dict[str, Any]:
         """Alive."""

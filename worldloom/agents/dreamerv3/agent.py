@@ -21,6 +21,7 @@ from worldloom.agents.dreamerv3.report import open_loop_videos
 from worldloom.agents.dreamerv3.spec import LATENT_DETER, DreamerV3Config, make_spec
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import TrainOutput
+from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
 from worldloom.nn.optim import LaProp, LaPropConfig
@@ -51,13 +52,19 @@ class DreamerV3Agent(DreamerV3Policy):
         self.optimizer = LaProp(list(self._params.values()), optimizer_config(config))
         self.normalizer = self.all_networks.normalizer.initial(place)
         self._train_generator = seeded_generator(training, place)
+        self.join(ALONE)
+
+    def join(self, ranks: Ranks) -> None:
+        """See :meth:`worldloom.core.protocol.Agent.join`."""
+        self._ranks = self.all_networks.ranks = ranks
+        self._average = ranks.averager(list(self._params.values()))
 
     def train_step(self, batch: SequenceBatch) -> TrainOutput:
         """One update of world model, actor, critic and slow critic from windows of ``spec.sampling.window_rows`` rows."""
         self._check(batch)
         rows = window_batch(batch, self.all_networks.model, self.config.replay_context)
         with autocast(self.device, self.config.precision):
-            out = self.all_networks.loss(rows, self.draw(*rows.reward.shape), self.normalizer)
+            out = self.all_networks.loss(rows, self._own_draws(*rows.reward.shape), self.normalizer)
         accept, norm = self._apply(out)
         refreshed = pack_latents(out.posterior.deter, out.posterior.classes) if self.config.replay_context else None
         metrics = out.metrics | {"loss/total": out.total.detach(), "grad_norm/all": norm}
@@ -74,6 +81,12 @@ class DreamerV3Agent(DreamerV3Policy):
         posterior, prior = rand(batch, length, stoch), rand(horizon, rows, stoch)
         noise = torch.randn(horizon + 1, rows, normal, generator=self._train_generator, device=self.device)
         return Draws(posterior, prior, rand(horizon + 1, rows, uniform), noise)
+
+    def _own_draws(self, batch: int, length: int) -> Draws:
+        """The joint batch's draws, cut to this rank's windows."""
+        ranks = self._ranks
+        draws = self.draw(batch * ranks.size, length)
+        return draws if ranks.size == 1 else draws.rows(ranks.rank * batch, (ranks.rank + 1) * batch)
 
     @torch.no_grad()
     def report(self, batch: SequenceBatch) -> dict[str, np.ndarray]:
@@ -117,8 +130,10 @@ class DreamerV3Agent(DreamerV3Policy):
     def _apply(self, out: LossOutput) -> tuple[Tensor, Tensor]:
         """Differentiate and update. Returns whether the update was accepted (0-d bool) and the global gradient norm."""
         grads = list(torch.autograd.grad(out.total, list(self._params.values())))
+        total = out.total.detach().clone()
+        self._average(grads, [total])
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        accept = torch.isfinite(out.total.detach()) & torch.isfinite(norm)
+        accept = torch.isfinite(total) & torch.isfinite(norm)
         self._update(out, grads, accept)
         return accept, norm
 

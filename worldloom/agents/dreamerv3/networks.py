@@ -20,6 +20,7 @@ from worldloom.agents.dreamerv3.returns import (
     replay_losses,
 )
 from worldloom.agents.dreamerv3.spec import DreamerV3Config
+from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.specs import EnvSpec
 from worldloom.models.dreamer.heads import Head
 from worldloom.models.dreamer.layout import ActionLayout
@@ -50,6 +51,15 @@ class Draws(NamedTuple):
     normal: Tensor
     action: Tensor | None = None
 
+    def rows(self, start: int, stop: int) -> Draws:
+        """The draws of windows ``start..stop`` of the batch."""
+        steps = self.posterior.shape[1]
+        first, last = start * steps, stop * steps
+        action = None if self.action is None else self.action[:, first:last]
+        return Draws(
+            self.posterior[start:stop], self.prior[:, first:last], self.uniform[:, first:last], self.normal[:, first:last], action
+        )
+
 
 class Imagined(NamedTuple):
     """A rollout without gradients: feature [H+1, N, F] and encoded action [H+1, N, A]; index 0 is the start state."""
@@ -78,6 +88,7 @@ class Networks(nn.Module):
     def __init__(self, config: DreamerV3Config, env: EnvSpec) -> None:
         super().__init__()
         self.config = config
+        self.ranks: Ranks = ALONE
         sizes = config.sizes()
         self.actor = Actor(ActionLayout.from_specs(env.action), sizes.feature, sizes.units, config.actor_layers)
         self.model = WorldModel(env, sizes)
@@ -168,6 +179,7 @@ class Networks(nn.Module):
             entropy_scale=c.entropy_scale,
             slow_scale=c.slow_scale,
             slow_target=c.slow_target,
+            gather=self.ranks.gather,
         )
         return losses, entropies
 

@@ -6,12 +6,14 @@ Legend: N rows, H horizon, B batch, T time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ShapeMismatchError
+from worldloom.core.ranks import ALONE
 from worldloom.nn.distributions import two_hot, two_hot_loss, two_hot_mean
 
 __all__ = [
@@ -136,6 +138,7 @@ def imagine_losses(
     entropy_scale: float,
     slow_scale: float,
     slow_target: bool = False,
+    gather: Callable[[Tensor], Tensor] = ALONE.gather,
 ) -> ImagineLosses:
     """Actor and critic losses on imagined trajectories of H steps (H+1 states).
 
@@ -150,13 +153,14 @@ def imagine_losses(
         lam: Weight of longer returns.
         entropy_scale, slow_scale: Factors of the entropy bonus and of the regulariser towards the slow critic.
         slow_target: Compute returns from the slow critic.
+        gather: From [N, H] returns to those of all learner ranks, whose statistics are the scale.
     """
     reward, cont = reward.detach(), cont.detach()
     value, slow = two_hot_mean(value_logits.detach(), bins), two_hot_mean(slow_logits.detach(), bins)
     target = slow if slow_target else value
     weight = torch.cumprod(discount * cont, 1) / discount
     returns = lambda_return(reward, cont, torch.full_like(cont, lam), target, target[:, -1], discount=discount)
-    state = normalizer.update(state, returns)
+    state = normalizer.update(state, gather(returns))
     offset, scale = normalizer.offset_scale(state)
     advantage = (returns - target[:, :-1]) / scale
     policy = -weight[:, :-1] * (log_prob[:, :-1] * advantage + entropy_scale * entropy[:, :-1])

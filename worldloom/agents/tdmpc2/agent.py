@@ -20,6 +20,7 @@ from worldloom.agents.tdmpc2.spec import TDMPC2AgentConfig, make_spec, resolve
 from worldloom.agents.tdmpc2.update import OptimizerSettings, Updater
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry, TrainOutput
+from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
@@ -189,6 +190,12 @@ class TDMPC2Agent(TDMPC2Policy):
         )
         self.updater = Updater(self.model, self.target, losses, optimizers)
         self._train_generator = _generator(self._train_seed, self.device)
+        self._ranks: Ranks = ALONE
+
+    def join(self, ranks: Ranks) -> None:
+        """See :meth:`worldloom.core.protocol.Agent.join`."""
+        self._ranks = ranks
+        self.updater.join(ranks)
 
     def train_step(self, batch: SequenceBatch) -> TrainOutput:
         """One update from windows of H+1 rows inside one episode."""
@@ -196,12 +203,14 @@ class TDMPC2Agent(TDMPC2Policy):
         horizon, size = update.reward.shape
         draws = UpdateDraws.draw(
             horizon,
-            size,
+            size * self._ranks.size,
             self.plan_shape,
             mlp_dim=self.config.mlp_dim,
             dropout=self.config.dropout,
             generator=self._train_generator,
         )
+        if self._ranks.size > 1:
+            draws = draws.rows(self._ranks.rank * size, (self._ranks.rank + 1) * size)
         metrics, nonfinite = self.updater.step(update, draws)
         return TrainOutput(metrics, nonfinite)
 

@@ -128,6 +128,23 @@ class UpdateDraws:
             _shifts((horizon + 1, batch, shape.images), generator) if shape.images else None,
         )
 
+    def rows(self, start: int, stop: int) -> UpdateDraws:
+        """The draws of windows ``start..stop`` of the batch."""
+        batch = self.target_noise.shape[1]
+
+        def kept(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.view(len(mask), -1, batch, mask.shape[-1])[:, :, start:stop].flatten(1, 2)
+
+        return UpdateDraws(
+            self.target_noise[:, start:stop],
+            self.target_pair,
+            self.policy_noise[:, start:stop],
+            self.policy_pair,
+            kept(self.value_dropout),
+            kept(self.policy_dropout),
+            None if self.shift is None else self.shift[:, start:stop],
+        )
+
 
 def draw_pairs(lead: tuple[int, ...], num_q: int, generator: torch.Generator) -> Tensor:
     """[*lead, 2] ordered pairs of different indices below ``num_q``, uniform: the first two of a random permutation."""

@@ -6,7 +6,7 @@ Shape legend: H horizon, B batch, L latent, A action, Q critics, K bins, D task 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from worldloom.agents.tdmpc2.draws import UpdateDraws
 from worldloom.agents.tdmpc2.running_scale import updated_scale
+from worldloom.core.ranks import ALONE
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP, StackedLayer, ensemble_after_first, ensemble_forward
 
@@ -157,6 +158,7 @@ def policy_loss(
     draws: UpdateDraws,
     settings: LossSettings,
     tau: float,
+    gather: Callable[[Tensor], Tensor] = ALONE.gather,
 ) -> PolicyLoss:
     """Climb the scaled value of the drawn critics, with an entropy bonus.
 
@@ -170,11 +172,12 @@ def policy_loss(
         task_index: [B] integer tasks, or None.
         draws, settings: As for :func:`model_loss`.
         tau: Speed of the running scale.
+        gather: From [B] values to those of all learner ranks, whose spread is the scale.
     """
     task, mask = model.embed(task_index), model.mask(task_index)
     sample = model.policy(z, draws.policy_noise, task, mask)
     q = policy_values(model, z, sample.action, task, draws)
-    new_scale = updated_scale(scale, q[0].detach(), tau)
+    new_scale = updated_scale(scale, gather(q[0].detach()), tau)
     actions = sample.action.shape[-1] if mask is None else mask.sum(-1, keepdim=True)
     scaled_entropy = (-actions * sample.gaussian_log_prob()).squeeze(-1)
     gain = settings.entropy_coef * scaled_entropy + q / new_scale

@@ -16,6 +16,7 @@ from torch import Tensor
 from worldloom.agents.tdmpc2.draws import UpdateDraws
 from worldloom.agents.tdmpc2.losses import LossSettings, UpdateBatch, model_loss, policy_loss
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.ranks import ALONE, Ranks
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP
 
@@ -70,6 +71,13 @@ class Updater:
         self.scale = torch.ones((), device=device)
         embedding = model.task_emb if optimizers.leaks_task_gradient else None
         self.leaked = None if embedding is None else torch.zeros_like(embedding, requires_grad=False)
+        self.join(ALONE)
+
+    def join(self, ranks: Ranks) -> None:
+        """Average gradients over ``ranks`` and take the running scale from the values of all of them."""
+        self._gather = ranks.gather
+        self._average_model = ranks.averager(list(self.model_parameters.values()))
+        self._average_policy = ranks.averager(list(self.policy_parameters.values()))
 
     def step(self, batch: UpdateBatch, draws: UpdateDraws) -> tuple[dict[str, Tensor], Tensor]:
         """One update; returns metrics (0-d tensors) and ``nonfinite`` (0-d, 1.0 when something was skipped)."""
@@ -82,27 +90,31 @@ class Updater:
         """Step model and critics; returns the rollout's latents without gradient, metrics, and 1.0 if it was skipped."""
         loss = model_loss(self.model, self.target, batch, draws, self.losses)
         parameters = list(self.model_parameters.values())
-        gradients = torch.autograd.grad(loss.total, parameters)
+        gradients = [g.contiguous() for g in torch.autograd.grad(loss.total, parameters)]  # as the fused optimizer reads them
+        total = loss.total.detach().clone()
+        self._average_model(gradients, [total])
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.contiguous()  # the fused optimizer reads memory in the parameter's order
+            parameter.grad = gradient
         if self.leaked is not None and self.model.task_emb is not None and self.model.task_emb.grad is not None:
             self.model.task_emb.grad = self.model.task_emb.grad + self.leaked
-        norm, bad = self._apply(self.model_optimizer, parameters, loss.total.detach().isfinite())
+        norm, bad = self._apply(self.model_optimizer, parameters, total.isfinite())
         return loss.z.detach(), loss.metrics | {"grad_norm": norm}, bad
 
     def step_policy(
         self, z: Tensor, task: Tensor | None, draws: UpdateDraws, model_bad: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Step the policy prior on latents [H+1, B, L]; returns metrics and 1.0 if it was skipped (or the model was)."""
-        loss = policy_loss(self.model, z, self.scale, task, draws, self.losses, self.settings.tau)
+        loss = policy_loss(self.model, z, self.scale, task, draws, self.losses, self.settings.tau, self._gather)
         parameters = list(self.policy_parameters.values())
         wanted = [*parameters]
         if self.leaked is not None and self.model.task_emb is not None:
             wanted.append(self.model.task_emb)
-        gradients = torch.autograd.grad(loss.total, wanted)
+        gradients = [g.contiguous() for g in torch.autograd.grad(loss.total, wanted)]
+        total = loss.total.detach().clone()
+        self._average_policy(gradients[: len(parameters)], [total])
         for parameter, gradient in zip(parameters, gradients, strict=False):
-            parameter.grad = gradient.contiguous()
-        norm, bad = self._apply(self.policy_optimizer, parameters, loss.total.detach().isfinite() & (model_bad == 0))
+            parameter.grad = gradient
+        norm, bad = self._apply(self.policy_optimizer, parameters, total.isfinite() & (model_bad == 0))
         if self.leaked is not None:
             self.leaked.copy_(torch.where(bad == 0, gradients[-1], 0.0))
         self.scale.copy_(torch.where(bad == 0, loss.scale, self.scale))

@@ -1,0 +1,198 @@
+"""How an update runs: eagerly, or captured once as a CUDA graph and replayed, or through ``torch.compile``.
+
+A captured update is one launch instead of thousands, so small models stop waiting for the host. It needs what our agents promise:
+static shapes, no value read back, all state updated in place, generators of their own. What cannot be captured runs eagerly, and
+one line in the log says which way was taken and why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from worldloom.core.protocol import Agent, TrainOutput
+from worldloom.core.sequence import SequenceBatch
+
+__all__ = ["CompileMode", "GraphStep", "Recorder", "Step", "choose_device", "make_step", "prepare_torch"]
+
+logger = logging.getLogger(__name__)
+
+CompileMode = Literal["off", "auto", "graph", "inductor"]
+Step = Callable[[SequenceBatch], TrainOutput]
+WARM_UP_UPDATES = 4
+
+
+class Recorder(Protocol):
+    """What capturing needs of CUDA; a test puts a fake in its place."""
+
+    def warm(self, work: Callable[[], Any]) -> Any:
+        """Run eagerly on the stream that capturing will use."""
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        """Record the work without running it; returns what it returned, whose tensors every replay fills anew."""
+
+    def replay(self) -> None:
+        """Run what was recorded."""
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` becomes cuda when there is one."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def prepare_torch(device: str, *, threads: int, tf32: bool = True, deterministic: bool = False) -> None:
+    """Settings of this process, before anything is computed.
+
+    Args:
+        device: Where the agent will be.
+        threads: Of one operator on the CPU.
+        tf32: On CUDA, multiply float32 matrices with 10-bit mantissas (about 1e-3 relative error), which is several times faster.
+        deterministic: Only operators that give the same bits every time; one without such a form raises.
+    """
+    torch.set_num_threads(threads)
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high" if tf32 and not deterministic else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32 and not deterministic
+        torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -> Step:
+    """The update of ``agent`` the way ``mode`` asks for, or eagerly where that is impossible."""
+    reason = _obstacle(device, mode, ranks)
+    if reason is not None:
+        level = logging.INFO if mode in ("off", "auto") else logging.WARNING
+        logger.log(level, "updates run eagerly: %s", reason)
+        return agent.train_step
+    if mode == "inductor":
+        logger.info("updates run through torch.compile: asked for; the first one takes minutes")
+        return _Compiled(agent)
+    return GraphStep(agent, _CudaRecorder(torch.device(device), _generators(agent)))
+
+
+def _obstacle(device: str, mode: CompileMode, ranks: int) -> str | None:
+    if mode == "off":
+        return "learner.compile is off"
+    if mode == "inductor":
+        return f"torch.compile is not used with {ranks} learner ranks" if ranks > 1 else None
+    if not device.startswith("cuda"):
+        return f"a {device} has no graphs to capture"
+    return f"graphs are not captured with {ranks} learner ranks" if ranks > 1 else None
+
+
+class GraphStep:
+    """Runs the first updates eagerly, then captures one and replays it for every batch of the same shapes.
+
+    Args:
+        agent: Keeps the promises of the module's docstring.
+        recorder: CUDA.
+    """
+
+    def __init__(self, agent: Agent, recorder: Recorder) -> None:
+        self._agent, self._recorder = agent, recorder
+        self._updates = 0
+        self._inputs: SequenceBatch | None = None
+        self._output: TrainOutput | None = None
+        self._is_eager = False
+
+    def __call__(self, batch: SequenceBatch) -> TrainOutput:
+        """One update. The tensors of the result are overwritten by the next one."""
+        if self._is_eager:
+            return self._agent.train_step(batch)
+        self._updates += 1
+        if self._updates <= WARM_UP_UPDATES:
+            output: TrainOutput = self._recorder.warm(lambda: self._agent.train_step(batch))
+            return output
+        if self._output is None and not self._capture(batch):
+            return self._agent.train_step(batch)
+        assert self._inputs is not None
+        assert self._output is not None
+        sources = _tensors(batch)
+        if [t.shape for t in sources] != [t.shape for t in _tensors(self._inputs)]:
+            return self._agent.train_step(batch)
+        torch._foreach_copy_(_tensors(self._inputs), sources)
+        self._recorder.replay()
+        return self._output
+
+    def _capture(self, batch: SequenceBatch) -> bool:
+        self._inputs = inputs = batch.map(torch.clone)
+        try:
+            self._output = self._recorder.capture(lambda: self._agent.train_step(inputs))
+        except RuntimeError as error:
+            self._is_eager = True
+            logger.warning("updates run eagerly: capturing one failed (%s)", str(error).strip().splitlines()[0])
+            return False
+        logger.info("updates run as one captured CUDA graph")
+        return True
+
+
+class _CudaRecorder:
+    """The real one.
+
+    Args:
+        device: Of the agent.
+        generators: That the work draws from; replays go on in their sequences.
+    """
+
+    def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            self._graph.register_generator_state(generator)
+
+    def warm(self, work: Callable[[], Any]) -> Any:
+        """See :class:`Recorder`."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            result = work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return result
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        """See :class:`Recorder`."""
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+            return work()
+
+    def replay(self) -> None:
+        """See :class:`Recorder`."""
+        self._graph.replay()
+
+
+class _Compiled:
+    """``torch.compile`` of the update; the first failure ends it for good."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._step: Step = torch.compile(agent.train_step, dynamic=False)
+
+    def __call__(self, batch: SequenceBatch) -> TrainOutput:
+        """One update."""
+        try:
+            return self._step(batch)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            logger.warning("updates run eagerly: torch.compile failed (%s)", str(error).strip().splitlines()[0])
+            self._step = self._agent.train_step
+            return self._step(batch)
+
+
+def _generators(agent: Any) -> list[torch.Generator]:
+    """The generators that an agent holds as attributes, one by one or in a list."""
+    held = [value for value in vars(agent).values() if isinstance(value, torch.Generator | list)]
+    flat = [item for value in held for item in (value if isinstance(value, list) else [value])]
+    return [item for item in flat if isinstance(item, torch.Generator) and item.device.type == "cuda"]
+
+
+def _tensors(batch: SequenceBatch) -> list[Tensor]:
+    groups = (batch.obs, batch.action, batch.extras)
+    named = [group[key] for group in groups for key in sorted(group)]
+    return [*named, batch.reward, batch.is_first, batch.terminated, batch.truncated]
