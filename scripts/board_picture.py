@@ -37,7 +37,7 @@ def rows(board: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 def substitute(expr: str, run_id: str, interval: str = "1m") -> str:
     """A panel's expression with Grafana's variables filled in."""
-    return expr.replace("$__rate_interval", interval).replace("$run_id", re.escape(run_id))
+    return expr.replace("$__rate_interval", interval).replace("$run_id", run_id.replace(".", "[.]"))
 
 
 def ask(prometheus: str, endpoint: str, **parameters: Any) -> Any:
