@@ -19,7 +19,6 @@ from typing import Any
 BOARD = Path(__file__).resolve().parents[1] / "deploy" / "grafana" / "dashboards" / "worldloom.json"
 UNITS = {"percentunit": (100.0, "%"), "bytes": (1e-6, "MB"), "Bps": (1e-3, "kB/s"), "s": (1.0, "s")}
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-MAX_COLUMNS = 4
 
 
 def rows(board: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -86,15 +85,15 @@ def picture(prometheus: str, run_id: str, begin: float, end: float, path: Path, 
     lines = []
     for title, panels in rows(json.loads(BOARD.read_text())):
         if not only or title in only:
-            lines += [
-                (title if not start else "", panels[start : start + MAX_COLUMNS]) for start in range(0, len(panels), MAX_COLUMNS)
-            ]
+            heights = sorted({panel["gridPos"]["y"] for panel in panels})
+            lines += [(title if y == heights[0] else "", [p for p in panels if p["gridPos"]["y"] == y]) for y in heights]
     figure = Figure(figsize=(16, 2.7 * len(lines)), layout="constrained")
     parts = figure.subfigures(len(lines), 1, squeeze=False)
     for part, (title, panels) in zip(parts[:, 0], lines, strict=True):
         part.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         for axes, panel in zip(part.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             draw(axes, panel, prometheus, run_id, begin, end)
+            axes.set_xlabel("minutes", fontsize=7)
     figure.savefig(path, dpi=80)
 
 
@@ -104,10 +103,11 @@ def main() -> None:
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", help="its address (default: %(default)s)")
     parser.add_argument("--run-id", required=True, help="as in config.json of the run")
     parser.add_argument("--last", default="30m", help="how far back, for example 90s, 10m, 2h (default: %(default)s)")
+    parser.add_argument("--end", type=float, default=None, help="unix time at which the picture ends (default: now)")
     parser.add_argument("--row", action="append", default=[], help="draw this row only; may be repeated")
     parser.add_argument("-o", "--output", type=Path, default=Path("board.png"))
     options = parser.parse_args()
-    end = time.time()
+    end = options.end or time.time()
     begin = end - float(options.last[:-1]) * SECONDS[options.last[-1]]
     picture(options.prometheus, options.run_id, begin, end, options.output, options.row)
 

@@ -70,7 +70,9 @@ def _histogram(text: str, normal: str = "", bad: str = "") -> MetricInfo:
 METRICS: dict[str, MetricInfo] = {
     "build_info": _gauge("Constant 1; labels say the versions of worldloom, python, torch and ray.", "1"),
     "run_info": _gauge("Constant 1; labels say env, agent, preset and seed.", "1"),
-    "agent_steps_total": _counter("Decisions of the policy whose result was stored.", "grows", "flat: workers wait or died"),
+    "agent_steps_total": _counter(
+        "Decisions, as workers report them; one that dies takes its last report along.", "grows", "flat: workers wait or died"
+    ),
     "env_steps_total": _counter("Simulator steps: agent steps times action repeat.", "grows", "flat: see agent_steps_total"),
     "episodes_total": _counter("Episodes ended, by reason.", "error stays 0", "error grows: the env fails"),
     "episode_return_mean": _gauge("Mean return of recent episodes, by split.", "rises", "flat for long: it does not learn"),

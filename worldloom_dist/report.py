@@ -170,7 +170,7 @@ class Report:
         """Trained positions per agent step, over the run, without what is not owed: the prefill and its burst."""
         limits = self._plan.limits
         steps = self.counts.books.agent_steps - limits.prefill_agent_steps
-        return (self.counts.positions - limits.burst_positions) / steps if steps > 0 else 0.0
+        return max(0.0, (self.counts.positions - limits.burst_positions) / steps) if steps > 0 else 0.0
 
     def line(self) -> str:
         """One line for people."""

@@ -6,12 +6,13 @@ A row per question, a panel per answer; each expression is a query of Prometheus
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 TARGET = Path(__file__).parent / "dashboards" / "worldloom.json"
 RUN = '{run_id=~"$run_id"}'
-WIDTH, HEIGHT = 24, 7
+WIDTH, HEIGHT, MAX_COLUMNS = 24, 7, 4
 
 Panel = tuple[str, str, str, list[tuple[str, str]]]
 """Title, unit, description, (expression, legend) pairs."""
@@ -175,8 +176,9 @@ def board() -> dict[str, Any]:
         row = {"id": len(panels) + 1, "type": "row", "title": title, "collapsed": False, "panels": []}
         panels.append({**row, "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1}})
         y += 1
-        for start in range(0, len(specs), 4):
-            line = specs[start : start + 4]
+        columns = math.ceil(len(specs) / math.ceil(len(specs) / MAX_COLUMNS))
+        for start in range(0, len(specs), columns):
+            line = specs[start : start + columns]
             width = WIDTH // len(line)
             for place, spec in enumerate(line):
                 panels.append(panel(len(panels) + 1, place * width, y, width, spec))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from worldloom_dist.runtime.remote import Remote, drain_errors
 __all__ = ["FLUSH_EVERY_S", "Reporter", "flush_interval_s", "with_planner"]
 
 FLUSH_EVERY_S = 2.0
+SILENT_S = 8.0
 FLUSHES_PER_S = 12.0
 """Flushes that the hub takes from all workers together; with more workers each of them sends less often."""
 
@@ -39,11 +41,19 @@ class Reporter:
     def __init__(self, role: str, index: int = 0) -> None:
         self._role, self._index = role, index
         self._hub, self._meter = Remote("hub-0"), ProcessMeter()
+        self._said_at = time.monotonic()
 
     def emit(self, values: MetricMap | None = None, facts: Mapping[str, Any] | None = None) -> None:
         """Hand over what happened since the last call."""
+        self._said_at = time.monotonic()
         errors = {f"rpc_errors_total{{reason={reason}}}": Sum(count) for reason, count in drain_errors().items()}
         self._hub.tell("emit", self._role, self._index, {**(values or {}), **errors, **self._meter.drain()}, facts)
+
+    def beat(self) -> None:
+        """A sign of life from another thread, when the one that measures has been waiting for long."""
+        if time.monotonic() - self._said_at > SILENT_S:
+            self._said_at = time.monotonic()
+            self._hub.tell("emit", self._role, self._index, {}, None)
 
     async def emit_for_ever(self) -> None:
         """For roles that have nothing else to say: memory, CPU and a sign of life, for as long as the process lasts."""

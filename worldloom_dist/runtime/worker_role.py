@@ -143,6 +143,7 @@ class WorkerRole:
     def ping(self) -> dict[str, Any]:
         """What it is doing, and the rows that would be lost now; ``stuck`` names a call of the env that is past its deadline."""
         config = self._plan.config
+        self._reporter.beat()
         seconds = time.monotonic() - max(self._since, self._writer.waited_until)
         status = {"pid": os.getpid(), "doing": self._doing, "seconds": seconds, "steps": self._steps, "stuck": ""}
         status["open_rows"] = self._worker.open_rows if self._worker else 0
