@@ -29,9 +29,12 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     found = {"this machine": check_machine(options.run_dir)}
     if options.address is not None:
+        from worldloom_dist.config import RunConfig
+        from worldloom_dist.launch import check_address
         from worldloom_dist.runtime.nodes import inspect_nodes
 
         try:
+            check_address(RunConfig(address=options.address))
             found |= inspect_nodes(options.address, options.run_dir.absolute())
         except ConfigurationError as error:
             sys.stderr.write(f"error: {error}\n")

@@ -184,3 +184,10 @@ def test_help_lists_presets_and_flags(capsys):
     assert all(flag in text for flag in FIXED_FLAGS if flag != "--env")
     assert "--env " in text
     assert "quick" in text
+
+
+def test_a_switch_needs_no_value_and_takes_one():
+    assert parse(["--wandb", "--workers", "3"]).wandb
+    assert parse(["--tensorboard"]).tensorboard
+    assert not parse(["--tensorboard", "False"]).tensorboard
+    assert parse(["--metrics-auth-file", "x"]).to_dict()["metrics_auth_file"] == "x"

@@ -82,6 +82,12 @@ def test_the_exit_status_says_whether_there_are_problems(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["this machine"][2]["fix"] == "rm"
 
 
+def test_an_address_where_nothing_listens_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "check_machine", lambda folder: [])
+    assert doctor.main(["--address", "127.0.0.1:1"]) == 2
+    assert "nothing answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
 def test_versions_that_differ_between_nodes_are_a_problem():
     from worldloom_dist.runtime.nodes import _compared
 
