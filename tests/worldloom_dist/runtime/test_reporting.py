@@ -1,0 +1,68 @@
+"""What a role tells the hub, and that a hub that is away costs nothing but the message."""
+
+import pytest
+import torch
+
+from worldloom.core.metrics import Histogram, Last
+from worldloom_dist.runtime import reporting
+from worldloom_dist.runtime.learner_roles import gpu_metrics
+from worldloom_dist.runtime.remote import _errors, drain_errors
+from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
+
+
+class FakeHub:
+    def __init__(self, name) -> None:
+        self.told = []
+
+    def tell(self, method, *args) -> None:
+        self.told.append((method, *args))
+
+
+@pytest.fixture
+def reporter(monkeypatch):
+    monkeypatch.setattr(reporting, "Remote", FakeHub)
+    return Reporter("actor", 3)
+
+
+def test_a_role_sends_its_numbers_with_memory_and_failed_calls(reporter):
+    _errors["gone"] += 2
+    reporter.emit({"loss{name=total}": Last(1.0)}, {"episodes": []})
+    method, role, index, values, facts = reporter._hub.told[0]
+    assert (method, role, index, facts) == ("emit", "actor", 3, {"episodes": []})
+    assert values["rpc_errors_total{reason=gone}"].value == 2
+    assert values["process_resident_memory_bytes"].value > 0
+    assert values["loss{name=total}"].value == 1.0
+    assert not drain_errors(), "each failure is told once"
+
+
+def test_a_role_that_waits_for_long_gives_a_sign_of_life(reporter, monkeypatch):
+    now = reporting.time.monotonic()
+    reporter.beat()
+    assert reporter._hub.told == []
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now + 60)
+    reporter.beat()
+    reporter.beat()
+    assert reporter._hub.told == [("emit", "actor", 3, {}, None)]
+
+
+def test_the_hub_gets_as_many_flushes_from_many_workers_as_from_few():
+    assert flush_interval_s(2) == 2.0
+    assert 64 / flush_interval_s(64) == pytest.approx(12.0)
+
+
+def test_the_times_of_a_planner_have_a_name_of_their_own():
+    times = Histogram.of((1.0,), 0.5)
+    assert with_planner({"inference_seconds": times}, "planner")["planner_seconds"] is times
+    assert "planner_seconds" not in with_planner({"inference_seconds": times}, "policy")
+
+
+def test_a_gpu_without_nvml_still_reports_its_memory(monkeypatch):
+    def no_nvml(device):
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
+    monkeypatch.setattr(torch.cuda, "utilization", no_nvml)
+    assert gpu_metrics("cuda:1") == {"gpu_memory_used_bytes{gpu=1}": Last(70.0)}
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 85)
+    assert gpu_metrics("cuda")["gpu_utilization_ratio{gpu=0}"] == Last(0.85)
+    assert gpu_metrics("cpu") == {}
