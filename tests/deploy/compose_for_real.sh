@@ -20,6 +20,10 @@ configure() {
   printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' "$WORK" "$WORK" > "$CONTAINERS_STORAGE_CONF"
   printf '[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n' "$WORK" > "$CONTAINERS_CONF"
   rm -rf "$WORK/run"  # the state of containers that an interrupted run left
+  for folder in /run/containers /run/libpod; do  # what podman and its name server know of other namespaces is wrong here
+    mkdir -p "$folder"
+    mount -t tmpfs tmpfs "$folder"
+  done
   ip link set lo up
   umount /sys/fs/cgroup/unified 2> /dev/null || true  # podman 4.3 takes a hybrid hierarchy for v2
 }
@@ -72,10 +76,11 @@ print(sum(node['Alive'] for node in ray.nodes()))" 2> /dev/null; }
 above() { local value; value=$("$1" "$2") && awk "BEGIN { exit !($value > $3) }"; }
 
 down() { podman rm --all --force --time 2 > /dev/null 2>&1 || true; podman volume rm --all --force > /dev/null 2>&1 || true; }
+clean() { down; kill "$(cat /run/containers/networks/aardvark-dns/aardvark.pid 2> /dev/null)" 2> /dev/null || true; }
 
 configure
 podman image exists worldloom:cpu && [ "${REBUILD:-1}" = 0 ] || build_images
-trap down EXIT
+trap clean EXIT
 down
 export WORLDLOOM_NODES=2 WORLDLOOM_CPUS=3
 export WORLDLOOM_FLAGS="--preset debug --env toy:counting --eval-episodes 0 --env-steps 100000000 --workers 5 --train-ratio 2 --learner.checkpoint-every-s 5"
