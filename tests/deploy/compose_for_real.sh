@@ -20,7 +20,7 @@ configure() {
   printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' "$WORK" "$WORK" > "$CONTAINERS_STORAGE_CONF"
   printf '[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n' "$WORK" > "$CONTAINERS_CONF"
   rm -rf "$WORK/run"  # the state of containers that an interrupted run left
-  for folder in /run/containers /run/libpod; do  # what podman and its name server know of other namespaces is wrong here
+  for folder in /run/containers /run/libpod /run/netns; do  # what podman and its name server know of other namespaces is wrong here
     mkdir -p "$folder"
     mount -t tmpfs tmpfs "$folder"
   done

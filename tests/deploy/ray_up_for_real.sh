@@ -100,7 +100,8 @@ laptop "ray up $WORK/local.yml --yes --no-config-cache" > "$WORK/up.log" 2>&1 ||
 echo "ok: ray up ($SECONDS s)"
 wait_for 180 "three hosts are in the cluster" above nodes '' 2
 [ "$(stat -c %a "$WORK/home2/.ray/auth_token")" = 600 ] || { echo "FAILED: the token of a worker is not private"; exit 1; }
-laptop "python -m worldloom_dist.submit --address http://$HEAD:8265 --working-dir none --job-id run-1 -- --preset debug --env toy:counting \
+laptop "ssh -f -N -L 8265:127.0.0.1:8265 -i $WORK/id -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@$HEAD" > /dev/null 2>&1
+laptop "python -m worldloom_dist.submit --connect-timeout 60 --working-dir none --job-id run-1 -- --preset debug --env toy:counting \
   --eval-episodes 0 --env-steps 100000000 --workers 3 --placement.worker-cpus 0.8 --train-ratio 2 --metrics-port 0" > "$WORK/job.log" 2>&1 &
 JOB=$!
 wait_for 240 "the run trains" above summary 'd["train_steps"]' 20
@@ -109,7 +110,7 @@ echo "the link of host3 is cut"
 before=$(summary 'd["env_steps"]')
 wait_for 180 "roles that were there started elsewhere" above summary 'sum(d["restarts"].values())' 0
 wait_for 180 "the run went on" above summary 'd["env_steps"]' "$before + 200"
-laptop "python -m worldloom_dist.submit --address http://$HEAD:8265 --stop run-1" > "$WORK/summary.json" 2>> "$WORK/job.log"
+laptop "python -m worldloom_dist.submit --stop run-1" > "$WORK/summary.json" 2>> "$WORK/job.log"
 wait $JOB || { echo "FAILED: the submitting side"; tail "$WORK/job.log"; exit 1; }
 above summary '(d["status"] == "stopped") * (d["rows"]["lost_acked"] == 0)' 0 || { echo "FAILED: books"; cat "$WORK/summary.json"; exit 1; }
 echo "ok: stopped with a checkpoint, its summary came back, no acknowledged row is lost"
