@@ -80,7 +80,8 @@ def curves(truth: np.ndarray, predicted: np.ndarray, context: int) -> np.ndarray
     """Numbers over time, one panel per sequence (side by side) and number (the first eight, top down).
 
     Truth is white and the model's prediction orange; the panel's border is green while the model sees, red where it predicts.
-    All panels of a number share its scale, which is that of the truth and half as much again on either side.
+    All panels of a number share its scale, which is that of the truth and half as much again on either side. What is not finite
+    (a missing value, a prediction that overflows) is drawn as 0.
 
     Args:
         truth, predicted: [B, T, V].
@@ -89,6 +90,7 @@ def curves(truth: np.ndarray, predicted: np.ndarray, context: int) -> np.ndarray
     Returns:
         uint8 [1, Y, X, 3].
     """
+    truth, predicted = (np.where(np.isfinite(values), values, 0.0) for values in (truth, predicted))
     low, high = truth.min((0, 1)), truth.max((0, 1))
     margin = np.maximum((high - low) / 2, 1e-6)
     rows = []
@@ -104,7 +106,7 @@ def _panel(truth: np.ndarray, predicted: np.ndarray, scale: tuple[float, float],
     picture, columns = np.zeros((PANEL, width, 3), np.uint8), np.arange(width)
     picture[:, context * STRIDE] = GREY
     for values, color in ((truth, WHITE), (predicted, ORANGE)):
-        line = np.interp(columns, np.arange(len(values)) * STRIDE + STRIDE / 2, np.nan_to_num(values))
+        line = np.interp(columns, np.arange(len(values)) * STRIDE + STRIDE / 2, values)
         share = ((line - scale[0]) / (scale[1] - scale[0])).clip(0, 1)
         heights = np.round((1 - share) * (PANEL - 2 * BORDER - 1)).astype(int) + BORDER
         for column, (begin, end) in enumerate(zip(heights, np.append(heights[1:], heights[-1]), strict=True)):

@@ -249,6 +249,8 @@ def test_curves_lie_on_each_other_where_the_prediction_is_right() -> None:
     assert right.shape == wrong.shape == (1, 3 * PANEL, 2 * 6 * STRIDE, 3)
     assert not (right[..., :] == 255).all(-1).any()  # white only shows beside the prediction
     assert (wrong[..., :] == 255).all(-1).any()
+    holes = np.where(truth > 1, -np.inf, truth)
+    np.testing.assert_array_equal(curves(holes, truth, 3), curves(np.where(truth > 1, 0.0, truth), truth, 3))
     assert [tuple(right[0, 0, x]) for x in (0, 3 * STRIDE - 1, 3 * STRIDE)] == [(0, 255, 0), (0, 255, 0), (255, 0, 0)]
 
 
