@@ -21,6 +21,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.rate_limiter import RateLimits
+from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import env_spec, fixed_size, make_env
 from worldloom.envs.vector import VectorEnv
@@ -30,6 +31,8 @@ from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.config import RunConfig
 from worldloom_dist.ports import ReplayWriter, WeightSink
+from worldloom_dist.replay.budget import ReplayBudget
+from worldloom_dist.replay.planning import check_files, recorded_env, replay_budget, settle_selector
 from worldloom_dist.replay.shard import ReplayShard
 
 if TYPE_CHECKING:
@@ -76,6 +79,7 @@ class Plan:
         limits: Of the train ratio.
         run_id: Name of the run in metrics.
         splits_envs: True when the envs of a worker may be built one by one; False for a vector env of fixed size.
+        budget: What replay takes of memory and disk.
         settled_inference: Where the policy runs and why, once it has been measured.
     """
 
@@ -88,12 +92,23 @@ class Plan:
     limits: RateLimits
     run_id: str = ""
     splits_envs: bool = True
+    budget: ReplayBudget | None = None
     settled_inference: tuple[str, str] | None = None
 
     @property
     def is_lockstep(self) -> bool:
         """True when the version that acts is a function of the row count."""
         return self.config.runtime == "local" or self.config.barrier
+
+    @property
+    def is_offline(self) -> bool:
+        """True when there is no env: rows come from files only, and the run ends after ``config.train_steps`` updates."""
+        return self.config.env.is_none
+
+    @property
+    def num_workers(self) -> int:
+        """Env workers; none without an env."""
+        return 0 if self.is_offline else self.config.workers
 
     @property
     def chunk_age_s(self) -> float:
@@ -108,7 +123,7 @@ class Plan:
     @property
     def target_agent_steps(self) -> int:
         """Agent steps after which the run is complete."""
-        return -(-self.config.env_steps // self.env_spec.action_repeat)
+        return 0 if self.is_offline else -(-self.config.env_steps // self.env_spec.action_repeat)
 
     def env_steps_at(self, positions: int) -> int:
         """Env steps at which so many trained positions are due: where the run stands, as the learner knows it."""
@@ -128,9 +143,15 @@ def resolve(config: RunConfig) -> Plan:
         ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work; nothing has been started.
     """
     agent = config.agent_config()
-    env = settle_env(config.env, env_defaults(agent))
-    observed = env_spec(env)
-    spec = agent_spec(agent, observed)
+    if config.env.is_none:
+        config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
+        env, observed = config.env, recorded_env(config)
+    else:
+        env = settle_env(config.env, env_defaults(agent))
+        observed = env_spec(env)
+    spec = settle_selector(config, agent_spec(agent, observed))
+    if config.env.is_none:  # nothing is inserted, so nothing is owed: all updates are one burst behind a prefill of nothing
+        spec = dataclasses.replace(spec, prefill_agent_steps=0, pretrain_updates=0)
     if config.train_ratio is not None:
         spec = dataclasses.replace(spec, train_ratio=config.train_ratio)
     window = spec.sampling.window_rows
@@ -145,36 +166,25 @@ def resolve(config: RunConfig) -> Plan:
             f"share of it, got {config.learners}; choose a divisor, or another --agent.batch-size"
         )
     columns = observed.columns(spec.extras)
-    _check_memory(config, columns)
-    size = fixed_size(env)
+    budget = replay_budget(config, columns, _memory_bytes())
+    size = None if config.env.is_none else fixed_size(env)
     if size is not None and size != config.envs_per_worker:
         raise ConfigurationError(
             f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is {config.envs_per_worker}; "
             f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
         )
-    in_lockstep = config.runtime == "local" or config.barrier
+    check_files(config, columns)
+    in_lockstep = config.runtime == "local" or config.barrier or config.env.is_none
     limits = RateLimits(
         train_ratio=spec.train_ratio,
         prefill_agent_steps=spec.prefill_agent_steps,
         batch_positions=spec.sampling.trained_positions,
-        pretrain_updates=spec.pretrain_updates,
+        pretrain_updates=config.train_steps if config.env.is_none else spec.pretrain_updates,
         max_insert_steps=config.actors.chunk_rows,
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
     )
-    return Plan(config, env, observed, agent, spec, columns, limits, splits_envs=size is None)
-
-
-def _check_memory(config: RunConfig, columns: Mapping[str, ArraySpec]) -> None:
-    """Refuse a replay whose uncompressed columns (all but images) cannot fit into this machine's memory."""
-    row = sum(column.nbytes for column in columns.values() if not column.is_image)
-    memory = _memory_bytes()
-    rows = config.replay.capacity_steps
-    if config.address is None and row * rows > memory:
-        raise ConfigurationError(
-            f"replay.capacity_steps: {rows:,} rows of {row} bytes need {row * rows / 1e9:,.0f} GB, and this machine has "
-            f"{memory / 1e9:,.0f} GB; ask for at most {memory // 2 // row:,}"
-        )
+    return Plan(config, env, observed, agent, spec, columns, limits, splits_envs=size is None, budget=budget)
 
 
 def _memory_bytes() -> int:
@@ -373,7 +383,18 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         directory=None if replay.durability == "none" else folder / f"shard-{index}",
         durability=replay.durability,
         kept_marks=plan.config.learner.keep_checkpoints,
+        capacity_bytes=int(replay.capacity_gb * 1e9 / replay.shards) if replay.capacity_gb else _most_in_memory(plan),
+        ram_bytes=plan.budget.hot_bytes // replay.shards if plan.budget and plan.budget.hot_bytes is not None else None,
+        is_mapped=plan.budget is not None and plan.budget.is_mapped,
+        make_selector=parse_selector(replay.selector).build,
     )
+
+
+def _most_in_memory(plan: Plan) -> int | None:
+    """Without a journal nothing can be read back, so memory itself is the capacity of a shard."""
+    if plan.config.replay.durability != "none" or plan.budget is None or plan.budget.ram_limit_bytes is None:
+        return None
+    return plan.budget.ram_limit_bytes // plan.config.replay.shards
 
 
 def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:

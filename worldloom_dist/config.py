@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from worldloom.agents.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
+from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig
 
 __all__ = ["ActorsConfig", "LearnerConfig", "PlacementConfig", "ReplayConfig", "RunConfig"]
@@ -68,8 +69,16 @@ class ReplayConfig:
     """Replay shards; each is one process."""
     capacity_steps: int = 1_000_000
     """Rows kept over all shards; the oldest make room."""
+    capacity_gb: float | None = None
+    """Besides, GB (of 1e9 bytes) that the stored rows may take over all shards, compressed; the oldest make room."""
+    ram_gb: float | None = None
+    """GB of memory for all shards; what exceeds it is read from the journal (default: half of this machine's memory)."""
+    selector: str = "agent"
+    """Which windows are drawn: agent, uniform, prioritised[:EXPONENT], recency[:POWER], 0.5*uniform+0.5*recency, online+uniform."""
     durability: Literal["none", "journal", "fsync"] = "journal"
     """What an acknowledgement promises: none = in memory; journal = survives kill -9; fsync = survives power loss."""
+    load: str | None = None
+    """Files of episodes to store first (FILE.npz, FILE.parquet or minari:NAME, several with commas); they owe no training."""
     band_steps: int | None = None
     """Width of the train ratio's band in agent steps (default: what the chunks and batches of the run need)."""
 
@@ -144,6 +153,8 @@ class RunConfig:
     """Data-parallel learner ranks."""
     env_steps: int = 100_000
     """Stop when the run has this many env steps in all, those before a resume included."""
+    train_steps: int = 10_000
+    """With --env none: stop when the run has made this many updates in all."""
     eval_every: int = 10_000
     """Env steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
@@ -192,7 +203,7 @@ class RunConfig:
     @property
     def num_envs(self) -> int:
         """Envs that feed replay."""
-        return self.workers * self.envs_per_worker
+        return 0 if self.env.is_none else self.workers * self.envs_per_worker
 
     def problems(self) -> list[str]:
         """One sentence per setting that cannot work; an empty list when the run may start. Starts and writes nothing."""
@@ -211,6 +222,12 @@ class RunConfig:
             found.append(
                 f"actors.chunk_rows must be <= replay.capacity_steps ({self.replay.capacity_steps}), got {self.actors.chunk_rows}"
             )
+        if self.env.is_none and not self.replay.load:
+            found.append("env is none, which trains offline: name the data with --replay.load FILE.npz, or name an env")
+        try:
+            parse_selector(self.replay.selector)
+        except ConfigurationError as error:
+            found.append(str(error))
         if not DEVICE.fullmatch(self.learner.device):
             found.append(f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}")
         if self.runtime == "local" and self.address:
@@ -237,6 +254,7 @@ class RunConfig:
         actors, replay, learner = self.actors, self.replay, self.learner
         return [
             *_at_least(1, workers=self.workers, envs_per_worker=self.envs_per_worker, env_steps=self.env_steps),
+            *_at_least(1, train_steps=self.train_steps),
             *_at_least(1, inference_servers=self.inference_servers, learners=self.learners, replay__shards=replay.shards),
             *_at_least(1, replay__capacity_steps=replay.capacity_steps, replay__band_steps=replay.band_steps),
             *_at_least(1, actors__chunk_rows=actors.chunk_rows, actors__start_wave=actors.start_wave),
@@ -249,6 +267,7 @@ class RunConfig:
             *_at_least(0, actors__pull_interval_s=actors.pull_interval_s, actors__max_wait_ms=actors.max_wait_ms),
             *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),
             *_positive(actors__step_timeout_s=actors.step_timeout_s, actors__reset_timeout_s=actors.reset_timeout_s),
+            *_positive(replay__capacity_gb=replay.capacity_gb, replay__ram_gb=replay.ram_gb),
             *_positive(learner__publish_every_s=learner.publish_every_s, actors__act_timeout_s=actors.act_timeout_s),
             *_at_least(0, placement__worker_cpus=self.placement.worker_cpus, placement__learner_gpus=self.placement.learner_gpus),
             *_at_least(0, placement__inference_gpus=self.placement.inference_gpus, placement__wait_s=self.placement.wait_s),

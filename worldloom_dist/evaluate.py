@@ -29,7 +29,13 @@ __all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
 
 
 def evaluate(
-    run_dir: Path, *, checkpoint: str = "newest", episodes: int | None = None, videos: int = 0, device: str = "cpu"
+    run_dir: Path,
+    *,
+    checkpoint: str = "newest",
+    episodes: int | None = None,
+    videos: int = 0,
+    device: str = "cpu",
+    env: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint.
 
@@ -39,6 +45,7 @@ def evaluate(
         episodes: How many; by default as many as the run's own evaluations.
         videos: Episodes of which a film is written to the run folder.
         device: Where the policy acts.
+        env: For a run without an env: where to play, if not in the env that its data names.
 
     Returns:
         As ``eval`` in ``summary.json``, with ``checkpoint`` and ``train_steps`` beside it.
@@ -49,6 +56,10 @@ def evaluate(
     config = read_config(run_dir)
     if episodes is not None and episodes < 1:
         raise ConfigurationError(f"episodes must be >= 1, got {episodes}")
+    if config.env.is_none:
+        config = dataclasses.replace(config, env=_recorded_env(run_dir, env), replay=dataclasses.replace(config.replay, load=None))
+    elif env is not None:
+        raise ConfigurationError(f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; leave --env out")
     plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10, eval_videos=videos))
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     agent, train_steps = restore_agent(plan, folder, device=device)
@@ -70,6 +81,16 @@ def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu
     plan = resolve(read_config(run_dir))
     agent, _ = restore_agent(plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device)
     return plan.env, agent
+
+
+def _recorded_env(run_dir: Path, env: str | None) -> EnvConfig:
+    """The env that an offline run's data came from, or the one that the user names."""
+    spec = RunFolder(run_dir).read_json("config.json").get("env", {})
+    if env is not None:
+        return EnvConfig(env=env)
+    if spec.get("name", "none") == "none":
+        raise ConfigurationError(f"{run_dir} was trained from files that name no env; say where to play with --env SPEC")
+    return EnvConfig.from_settings(spec["name"], spec.get("settings", {}))
 
 
 def find_checkpoint(store: CheckpointStore, name: str) -> Path:
@@ -96,6 +117,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in the run)")
     parser.add_argument("--videos", type=int, default=0, help="episodes of which to write a film (default: none)")
     parser.add_argument("--device", default="cpu", help="where the policy acts (default: cpu)")
+    parser.add_argument("--env", default=None, help="where to play, for a run that was trained from files only")
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
     try:
@@ -105,6 +127,7 @@ def main(words: Sequence[str] | None = None) -> int:
             episodes=options.episodes,
             videos=options.videos,
             device=options.device,
+            env=options.env,
         )
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")

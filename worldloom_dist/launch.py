@@ -124,17 +124,15 @@ def open_log(folder: RunFolder) -> Screen:
 def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> None:
     """Say what runs before it does."""
     config, spec, env = plan.config, plan.spec, plan.env_spec
-    row_bytes = sum(column.nbytes for column in plan.columns.values())
-    capacity = config.replay.capacity_steps
     logger.info("run      %s%s", folder.path, " (resumed)" if is_resumed else "")
     logger.info("preset   %s%s", config.preset, ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "")
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
     logger.info("agent    %s: train ratio %g (%g updates per agent step), prefill %d agent steps, then %d updates at once",
                 plan.agent.name, spec.train_ratio, spec.train_ratio / spec.sampling.trained_positions, spec.prefill_agent_steps,
                 spec.pretrain_updates)  # fmt: skip
-    logger.info("workers  %d x %d envs, seed %d, runtime %s", config.workers, config.envs_per_worker, config.seed, config.runtime)
-    logger.info("replay   %s rows in %d shards, at most %s MB, durability %s", f"{capacity:,}", config.replay.shards,
-                f"{capacity * row_bytes / 1e6:,.0f}", config.replay.durability)  # fmt: skip
+    logger.info("workers  %d x %d envs, seed %d, runtime %s", plan.num_workers, config.envs_per_worker, config.seed, config.runtime)
+    logger.info("replay   %s; %d shards, durability %s", plan.budget.describe() if plan.budget else "", config.replay.shards,
+                config.replay.durability)  # fmt: skip
     if port and config.runtime == "ray":
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
 

@@ -17,6 +17,8 @@ from dataclasses import asdict
 
 import torch
 
+from worldloom.core.exceptions import BufferError
+from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -38,8 +40,10 @@ from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
+from worldloom_dist.replay.imports import ImportList, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.marks import ShardMark
+from worldloom_dist.replay.meter import priority_metrics
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.stopping import StopFlag
@@ -51,6 +55,8 @@ logger = logging.getLogger(__name__)
 Show = Callable[[Callable[[], View]], None]
 
 SAY_EVERY_AGENT_STEPS, LAST_REPORT_S = 500, 10.0
+OFFLINE_UPDATES_PER_ROUND = 100
+"""Without an env a round is so many updates, and so many are made between two looks at what is due."""
 
 
 class LocalRun:
@@ -79,6 +85,8 @@ class LocalRun:
         self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
         self.learner = build_learner(plan, self.weights, device=device, incarnation=1, folder=folder.path)
         self.learner.write_back = self.replay.write_back
+        if parse_selector(plan.config.replay.selector).uses_priorities:
+            self.learner.update_priorities = self.replay.update_priorities
         self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
         self.workers: list[RolloutWorker] = []
         self._evaluated_at = self._said_at = 0
@@ -117,26 +125,28 @@ class LocalRun:
         """One decision of every env, the updates that it makes due, and whatever else is due then."""
         for worker in self.workers:
             worker.step()
-        self.train_due()
+        self.train_due(OFFLINE_UPDATES_PER_ROUND if self._plan.is_offline else None)
         self._look()
         self._show(self.report.view)
         config = self._plan.config
-        steps = self.report.env_steps
+        steps = self._progress
         if self.gallery.is_due(steps):
             self.learner.report(self.gallery, steps)
         if config.eval_every and steps - self._evaluated_at >= config.eval_every and self._wants_evaluation():
             self._evaluate()
         if steps - self._checkpoint_at >= config.learner.checkpoint_every_steps:
             self._checkpoint()
-        if self.report.counts.books.agent_steps - self._said_at >= SAY_EVERY_AGENT_STEPS:
-            self._said_at = self.report.counts.books.agent_steps
+        if steps - self._said_at >= SAY_EVERY_AGENT_STEPS:
+            self._said_at = steps
             self._say("running")
 
-    def train_due(self) -> None:
-        """Make every update that is due, then publish."""
+    def train_due(self, most: int | None = None) -> None:
+        """Make every update that is due (at most ``most``), then publish."""
         limiter, sampling = self.replay.ledger.limiter, self._plan.spec.sampling
         before = self.learner.train_steps
         while limiter.may_sample(sampling.trained_positions) and self.replay.has_windows and not self._stop.is_set:
+            if most is not None and self.learner.train_steps - before >= most:
+                break
             request = SampleRequest(sampling.batch_size, (role_seed(self._plan, "sampling"), self.learner.train_steps, 0))
             self.learner.train(self.replay.sample(request))
         if self.learner.train_steps > before and self._has_trained():
@@ -154,12 +164,19 @@ class LocalRun:
     def _has_trained(self) -> bool:
         return self.learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
 
+    @property
+    def _progress(self) -> int:
+        """What checkpoints, evaluations and lines are counted in: env steps, or updates where there is no env."""
+        return self.learner.train_steps if self._plan.is_offline else self.report.env_steps
+
     def _is_complete(self) -> bool:
+        if self._plan.is_offline:
+            return self.learner.train_steps >= self._plan.config.train_steps
         return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
 
     def _build_workers(self) -> None:
         config = self._plan.config
-        for slot in range(config.workers):
+        for slot in range(self._plan.num_workers):
             policy = build_policy(self._plan, slot, 0, num_envs=config.envs_per_worker)
             acting = LocalActing(policy, config.envs_per_worker, self.weights, pull_interval_s=0.0)
             self.workers.append(build_worker(self._plan, slot, 0, acting, self.replay))
@@ -174,20 +191,28 @@ class LocalRun:
             self.replay.ledger.limiter.load(tree["limiter"])
             self._evaluated_at = tree["evaluated_at"]
             logger.info("goes on from %s", folder.name)
+        for source in ImportList(self._folder.path, split_sources(self._plan.config.replay.load)).take_new():
+            logger.info("%s: %s", source, self.replay.load(source))
+        if self._plan.is_offline and not self.replay.has_windows:
+            raise BufferError(
+                f"replay.load: the files hold no {self._plan.spec.sampling.window_rows} consecutive rows, which one window of "
+                f"{self._plan.agent.name} needs; name longer episodes or sample shorter windows"
+            )
         if not self._plan.spec.random_prefill or self._has_trained():
             self.learner.publish()
         self._build_workers()
         for worker, state in zip(self.workers, found[1]["workers"] if found else (), strict=False):
             worker.restore(state)
         self._look()
-        self._checkpoint_at = self.report.env_steps
+        self._checkpoint_at = self._progress
 
     def _checkpoint(self) -> None:
         """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
         states = [worker.checkpoint() for worker in self.workers]
-        self.train_due()
+        self.train_due(0 if self._plan.is_offline else None)
         self._look()
-        self._checkpoint_at = self.report.env_steps
+        self._checkpoint_at = self._progress
+        self.report.counts.books.check()
         tree = {
             "learner": self.learner.state_dict(),
             "marks": [asdict(mark) for mark in self.replay.mark()],
@@ -196,7 +221,8 @@ class LocalRun:
             "evaluated_at": self._evaluated_at,
         }
         facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps}
-        folder = self._store.save(self.report.counts.books.agent_steps, tree, facts)
+        step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
+        folder = self._store.save(step, tree, facts)
         if self.report.evaluation is not None and self._evaluated_at == self.report.env_steps:
             self._store.mark_best(folder, self.report.evaluation["return_mean"])
         self._folder.write_summary(self.report.summary("running"))
@@ -232,6 +258,7 @@ class LocalRun:
         for worker in self.workers:
             self._collect(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
+        self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))
         self.hub.emit("learner", 0, self.learner.drain_metrics())
         self.hub.emit("driver", 0, {**self.report.gauges(), **self.report.increments(self._reported), **self._node.drain()})
         self._reported = self.report.counts

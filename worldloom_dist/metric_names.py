@@ -105,6 +105,7 @@ METRICS: dict[str, MetricInfo] = {
         "Updates between the newest weights and those that acted, at insert.", "a few publish intervals", "grows: see pulls"
     ),
     "sample_age_seconds": _histogram("Age of a sampled row: insert to use in an update.", "grows up to the replay's span"),
+    "sample_lag_updates": _histogram("Updates since the policy that made a sampled window, at its use.", "grows with replay"),
     "weights_publish_seconds": _histogram("Device to host to store, per publish.", "below 0.1", "long: the store is slow"),
     "weights_pull_seconds": _histogram("Fetch and load, per pull of an acting role.", "below 0.1", "long: network or object store"),
     "weights_bytes": _gauge("Size of the policy's weights.", "constant"),
@@ -122,6 +123,11 @@ METRICS: dict[str, MetricInfo] = {
         "Rows whose latents training wrote anew, by outcome: applied, or rejected (evicted meanwhile).",
         "applied grows",
         "rejected grows as fast: replay is too small",
+    ),
+    "replay_priority_updates_total": _counter(
+        "Priorities of windows, by outcome: sent by the learner, applied by a shard, or evicted meanwhile.",
+        "applied = sent",
+        "applied stays behind: sampling is uniform in effect",
     ),
     "replay_ratio_target": _gauge("Trained positions per agent step that were asked for.", "constant"),
     "replay_ratio_actual": _gauge("Trained positions per agent step so far, without prefill and burst.", "= target"),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from worldloom.core.exceptions import StateError
 from worldloom.core.metrics import MetricMap, Sum
 from worldloom.core.sequence import Chunk, PolicyVersion, Rows
 from worldloom.core.weights import WeightsSnapshot
@@ -65,6 +66,15 @@ class RowBooks:
     def is_balanced(self) -> bool:
         """True when no row is unaccounted for."""
         return self.inserted == self.stored + self.evicted + self.lost_acked
+
+    def check(self) -> None:
+        """Look at the books before they go into a checkpoint.
+
+        Raises:
+            StateError: If a row is unaccounted for, which is a defect of this program.
+        """
+        if not self.is_balanced:
+            raise StateError(f"the books of replay do not add up: inserted is not stored + evicted + lost in {self}; report this")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,9 @@ class ReplayReader(Protocol):
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
         """Overwrite extras of sampled rows, per column ``[n, T, ...]`` for the last T rows of each window; may be late."""
+
+    def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
+        """Give sampled windows new priorities ``[n]`` > 0; may be late."""
 
 
 class WeightSource(Protocol):

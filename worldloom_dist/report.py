@@ -142,7 +142,7 @@ class Report:
             "replay_capacity_steps": Last(self._plan.config.replay.capacity_steps),
             "replay_ratio_target": Last(limits.train_ratio),
             "replay_ratio_actual": Last(self.train_ratio_actual),
-            "workers_wanted": Last(self._plan.config.workers),
+            "workers_wanted": Last(self._plan.num_workers),
             "checkpoint_interval_seconds": Last(self._plan.config.learner.checkpoint_every_s),
             "envs_quarantined": Last(len(self.quarantined)),
         }
@@ -176,6 +176,8 @@ class Report:
         """One line for people."""
         target, counts, value = self._plan.config.env_steps, self.counts, self.snapshot
         parts = [f"env_steps {self.env_steps:,}/{target:,}"]
+        if self._plan.is_offline:
+            return f"updates {counts.train_steps:,}/{self._plan.config.train_steps:,} | {self._rates['updates_per_s']:.0f} upd/s"
         train = value.get("episode_return_mean{split=train}")
         shown = f"return {train:.1f}" if train is not None else "return -"
         parts.append(f"{shown} (eval {self.evaluation['return_mean']:.1f})" if self.evaluation else shown)

@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.report"},
     {"worldloom_dist.local", "worldloom_dist.runtime"},
     {"worldloom_dist.cli"},
-    {"worldloom_dist.launch", "worldloom_dist.evaluate", "worldloom_dist.check_env"},
+    {"worldloom_dist.launch", "worldloom_dist.evaluate", "worldloom_dist.check_env", "worldloom_dist.replay.__main__"},
     {"worldloom_dist.job"},
     {"worldloom_dist.submit"},
     {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
@@ -37,7 +37,8 @@ RAY_ROOMS = {"worldloom_dist.runtime", "worldloom_dist.submit"}
 
 
 def room_of(module: str) -> str | None:
-    return next((room for room in RANK if module == room or module.startswith(room + ".")), None)
+    homes = [room for room in RANK if module == room or module.startswith(room + ".")]
+    return max(homes, key=len, default=None)
 
 
 def imported_names(path: Path) -> Iterator[str]:

@@ -7,43 +7,9 @@ import torch
 
 from tests.integration.running import check_counting, read_journals, rows_of
 from tests.worldloom_dist.local_runs import assert_equal_trees, flat, newest_state
-from tests.worldloom_dist.local_runs import start as start_run
+from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import TrainingError
 from worldloom.core.specs import EnvSpec
-from worldloom_dist.local import LocalRun
-
-SMALL = [
-    "--preset",
-    "debug",
-    "--runtime",
-    "local",
-    "--agent.latent-dim",
-    "16",
-    "--agent.mlp-dim",
-    "16",
-    "--agent.encoder-dim",
-    "16",
-    "--agent.batch-size",
-    "8",
-    "--agent.prefill-agent-steps",
-    "40",
-    "--agent.num-samples",
-    "8",
-    "--agent.num-elites",
-    "2",
-    "--agent.num-policy-samples",
-    "2",
-    "--agent.iterations",
-    "2",
-    "--train-ratio",
-    "6",
-    "--learner.threads",
-    "1",
-    "--eval-episodes",
-    "0",
-    "--learner.checkpoint-every-steps",
-    "60",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +17,6 @@ def _one_thread():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def start(folder, *words) -> LocalRun:
-    return start_run(folder, *SMALL, *words)
 
 
 def payloads(folder) -> dict:

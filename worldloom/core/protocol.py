@@ -76,6 +76,7 @@ class AgentSpec:
         pretrain_updates: Updates made in one burst when the prefill is complete.
         extras: Further columns that ``act`` emits for every row (for example replay latents).
         writes_back: True when ``train_step`` returns refreshed extras.
+        gives_priorities: True when ``train_step`` returns priorities of its windows.
         acting: How dear one action is: ``light`` (a network) or ``planner`` (a search).
     """
 
@@ -87,6 +88,7 @@ class AgentSpec:
     pretrain_updates: int = 0
     extras: Mapping[str, ArraySpec] = field(default_factory=dict)
     writes_back: bool = False
+    gives_priorities: bool = False
     acting: Literal["light", "planner"] = "light"
 
 

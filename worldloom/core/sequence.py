@@ -52,6 +52,11 @@ class StreamId(NamedTuple):
     incarnation: int
     env: int
 
+    @property
+    def is_imported(self) -> bool:
+        """True for rows that came from a file: no policy of this run made them, so they are no agent steps and owe no training."""
+        return self.incarnation < 0
+
     def __str__(self) -> str:
         return f"{self.slot}.{self.incarnation}.{self.env}"
 

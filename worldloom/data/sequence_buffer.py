@@ -8,19 +8,19 @@ row, and memory is touched only as rows arrive.
 
 Which rows start a valid window is kept incrementally: row r does when T - 1 successors are stored and, unless episodes may be
 crossed, none of them is ``is_first``. Starts are ranked by row id, so a draw depends on the stored rows, the selector and
-the generator only. We draw uniformly over starts; the authors of TD-MPC2 draw an episode first and then a start in it, which
-prefers short episodes (the two agree when all episodes have one length).
+the generator only. (The authors of TD-MPC2 draw an episode first and then a start in it, which prefers short episodes.)
 
 The end of an episode that a crash cut off is inferred: when the next row of the stream is ``is_first`` or the stream has a gap, the
 row before counts as truncated unless it is a last row already.
 
-Not thread safe, except that ``PendingWindows.finish`` may run without the lock that guards the buffer.
-Axis legend: n windows, T rows.
+Not thread safe, except that ``PendingWindows.finish`` may run without the lock that guards the buffer. n windows, T rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,18 +29,16 @@ from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMism
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, StreamId
 from worldloom.core.specs import ArraySpec
+from worldloom.data.chunk_table import ChunkTable
 from worldloom.data.codec import PackedColumn
+from worldloom.data.rings import make_rings, packed_columns
 from worldloom.data.selectors import OnlineQueue, Selector, Uniform
 from worldloom.data.stream_tails import NO_ROW, StreamPosition, StreamTails, Tail
-from worldloom.data.windows import ChunkRecord, PendingWindows, Windows
+from worldloom.data.windows import ColdStore, PendingWindows, Windows
 
 __all__ = ["SequenceBuffer"]
 
 Ids = npt.NDArray[np.int64]
-SMALL_COLUMN_BYTES = 256
-NOTES = [("#next_row", "int64"), ("#chunk", "int64"), ("#inserted_s", "float64"), ("#version", "int32")]
-"""Fields beside the small columns: the successor's id (NO_ROW at the end of a stream), which chunk the row came in and when, and
-the policy update that acted it."""
 
 
 class SequenceBuffer:
@@ -60,6 +58,9 @@ class SequenceBuffer:
         packed: Columns kept as the blobs they arrive in; by default the images. Arrays given for them are kept as they are.
         mutable: Columns that :meth:`write_back` may change; never packed.
         selector: Which valid starts are drawn; ``Uniform(capacity_rows)`` by default.
+        hot_bytes: With ``cold``: packed columns beyond this size are let go, the oldest first, and read again when sampled.
+        cold: Where they can be read.
+        mapped_in: Folder whose disk holds large plain columns; None keeps them in memory.
 
     Raises:
         ConfigurationError: If the capacity cannot hold a window, or a mutable column is unknown or packed.
@@ -75,12 +76,15 @@ class SequenceBuffer:
         packed: Collection[str] | None = None,
         mutable: Collection[str] = (),
         selector: Selector | None = None,
+        hot_bytes: int | None = None,
+        cold: ColdStore | None = None,
+        mapped_in: Path | None = None,
     ) -> None:
         if capacity_rows < sampling.window_rows:
             raise ConfigurationError(
                 f"replay capacity must hold a window of {sampling.window_rows} rows, got {capacity_rows} rows; raise the capacity"
             )
-        names = {n for n, spec in columns.items() if spec.is_image and n not in mutable} if packed is None else set(packed)
+        names = packed_columns(columns, mutable) if packed is None else set(packed)
         if names & set(mutable) or set(mutable) - set(columns):
             raise ConfigurationError(
                 f"mutable columns must be stored and not packed, got {sorted(mutable)}, packed {sorted(names)}"
@@ -90,22 +94,18 @@ class SequenceBuffer:
         self.mutable = frozenset(mutable)
         self._packed = {name: spec for name, spec in columns.items() if name in names}
         plain = {name: spec for name, spec in columns.items() if name not in names}
-        self._small = [name for name, spec in plain.items() if spec.nbytes <= SMALL_COLUMN_BYTES]
-        fields = [(name, plain[name].dtype, plain[name].shape) for name in self._small]
-        self._records = np.empty(capacity_rows, np.dtype([*fields, *NOTES], align=True))
-        self._rings = {
-            n: self._records[n] if n in self._small else np.empty((capacity_rows, *s.shape), s.dtype) for n, s in plain.items()
-        }
+        self._records, self._rings = make_rings(plain, capacity_rows, mapped_in)
+        self._mapped_row_bytes = sum(int(ring[0].nbytes) for ring in self._rings.values() if isinstance(ring, np.memmap))
+        self._small = [name for name in plain if name in (self._records.dtype.names or ())]
         self._row_bytes = sum(spec.nbytes for spec in plain.values())
         self._next_row_of, self._chunk_of = self._records["#next_row"], self._records["#chunk"]
         self._is_start = np.zeros(capacity_rows, bool)
         self._selector = selector or Uniform(capacity_rows)
         self._tails = StreamTails(sampling)
-        self._chunks: dict[int, ChunkRecord] = {}
-        self._oldest_chunk, self._next_chunk = 0, 0
+        self._chunks = ChunkTable(hot_bytes, cold)
         self._first_row, self._next_row = 0, 0
         self._holes: list[tuple[int, int]] = []
-        self._num_windows, self._packed_bytes = 0, 0
+        self._num_windows = 0
         self._online = OnlineQueue()
 
     def __len__(self) -> int:
@@ -130,8 +130,13 @@ class SequenceBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored rows: plain columns at full size, packed ones as they lie in memory."""
-        return len(self) * self._row_bytes + self._packed_bytes
+        """Bytes of the stored rows: plain columns at full size, packed ones as they are kept, in memory or cold."""
+        return len(self) * self._row_bytes + self._chunks.packed_bytes
+
+    @property
+    def cold_bytes(self) -> int:
+        """Part of :attr:`nbytes` that is not in memory because it can be read elsewhere."""
+        return self._chunks.packed_bytes - self._chunks.hot_bytes + self._mapped_row_bytes * len(self)
 
     @property
     def online_queued(self) -> int:
@@ -151,6 +156,7 @@ class SequenceBuffer:
         *,
         version: int = 0,
         inserted_s: float = 0.0,
+        place: Any = None,
     ) -> int:
         """Store consecutive rows of one stream.
 
@@ -163,6 +169,7 @@ class SequenceBuffer:
             rows: Per column ``[rows, ...]``, or that encoded.
             version: Policy update number that acted them.
             inserted_s: ``time.time()`` of the insertion.
+            place: Where ``cold`` finds the chunk; one without a place stays in memory.
 
         Returns:
             Rows evicted to make room.
@@ -184,22 +191,28 @@ class SequenceBuffer:
         tail, cut_off = self._tails.open(stream, seq)
         self._close_episode(cut_off)
         self._link(tail, ids, slots, first_flags)
-        self._record(ids, slots, version, inserted_s, packed)
+        self._record(ids, slots, version, inserted_s, packed, place)
         self._next_row += len(ids)
         self._mark_starts(*self._tails.extend(tail, ids, first_flags))
         self._evict_bytes()
         return stored_before + len(ids) - len(self)
 
-    def skip(self, rows: int) -> None:
-        """Account for ``rows`` acknowledged rows that are lost: their ids are used up, and they count as holes until evicted."""
+    def skip(self, rows: int) -> int:
+        """Account for ``rows`` acknowledged rows that are lost: their ids are used up, and they count as holes until evicted.
+
+        Returns:
+            Stored rows that were evicted to make room.
+        """
         if rows <= 0:
-            return
+            return 0
+        stored_before = len(self)
         stop = self._next_row + rows
         self._evict_to(stop - self.capacity_rows)
         ids = np.arange(max(self._next_row, self._first_row), stop, dtype=np.int64)
         self._chunk_of[ids % self.capacity_rows] = NO_ROW
         self._holes.append((self._next_row, stop))
         self._next_row = stop
+        return stored_before - len(self)
 
     def sample(self, windows: int, rng: np.random.Generator) -> Windows:
         """Draw windows with replacement (those of the online queue first, each once).
@@ -319,13 +332,12 @@ class SequenceBuffer:
         if first_flags[0]:
             self._close_episode(tail.last_row)
 
-    def _record(self, ids: Ids, slots: Ids, version: int, inserted_s: float, packed: Mapping[str, PackedColumn]) -> None:
-        size = sum(len(column.blob) for column in packed.values())
-        self._chunks[self._next_chunk] = ChunkRecord(int(ids[0]), int(ids[-1]) + 1, packed, size)
-        self._chunk_of[slots] = self._next_chunk
+    def _record(
+        self, ids: Ids, slots: Ids, version: int, inserted_s: float, packed: Mapping[str, PackedColumn], place: Any
+    ) -> None:
+        self._chunk_of[slots] = self._chunks.next_ordinal
+        self._chunks.add(int(ids[0]), int(ids[-1]) + 1, packed, place)
         self._records["#version"][slots], self._records["#inserted_s"][slots] = version, inserted_s
-        self._next_chunk += 1
-        self._packed_bytes += size
 
     def _mark_starts(self, starts: Ids, places: Ids) -> None:
         """Let windows that are complete now be drawn."""
@@ -348,14 +360,12 @@ class SequenceBuffer:
             self._selector.remove(starts)
             self._num_windows -= len(starts)
         self._first_row = first_row
-        while self._oldest_chunk < self._next_chunk and self._chunks[self._oldest_chunk].stop <= first_row:
-            self._packed_bytes -= self._chunks.pop(self._oldest_chunk).packed_bytes
-            self._oldest_chunk += 1
+        self._chunks.drop_before(first_row)
         self._holes = [hole for hole in self._holes if hole[1] > first_row]
 
     def _evict_bytes(self) -> None:
         while self.capacity_bytes is not None and self.nbytes > self.capacity_bytes and len(self._chunks) > 1:
-            self._evict_to(self._chunks[self._oldest_chunk].stop)
+            self._evict_to(self._chunks.oldest_stop)
 
     def _follow(self, starts: Ids, rows: int) -> Ids:
         """Ids of ``rows`` rows (T) from each start: [n, T].
@@ -382,7 +392,7 @@ class SequenceBuffer:
         columns.update({name: np.ascontiguousarray(records[name]) for name in self._small})
         ordinals, trained = records["#chunk"], records[:, min(self.sampling.context, rows - 1)]
         versions, inserted_s = trained["#version"].astype(np.int64), trained["#inserted_s"].copy()
-        chunks = {ordinal: self._chunks[ordinal] for ordinal in np.unique(ordinals).tolist()} if self._packed else {}
+        chunks = self._chunks.open(np.unique(ordinals).tolist()) if self._packed else {}
         return PendingWindows(Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed)
 
 

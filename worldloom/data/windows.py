@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +18,12 @@ from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import PackedColumn
 
-__all__ = ["ChunkRecord", "PendingWindows", "Windows"]
+__all__ = ["ColdStore", "OpenChunk", "PendingWindows", "Windows"]
 
 Ids = npt.NDArray[np.int64]
+DECODERS = min(4, len(os.sched_getaffinity(0)))
+PARALLEL_CHUNKS = 8
+"""Fewer chunks than this are decoded by the caller's own thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +43,26 @@ class Windows:
     inserted_s: npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRecord:
-    """What is kept once per chunk: rows [start, stop) and their packed columns."""
+class OpenChunk(NamedTuple):
+    """A chunk that windows were drawn from: its first row, and its packed columns or how to read them."""
 
     start: int
-    stop: int
-    packed: Mapping[str, PackedColumn]
-    packed_bytes: int
+    packed: Mapping[str, PackedColumn] | None
+    read: Callable[[], Mapping[str, PackedColumn]] | None
+
+    def columns(self) -> Mapping[str, PackedColumn]:
+        """The packed columns, read if need be."""
+        if self.packed is not None:
+            return self.packed
+        assert self.read is not None  # the buffer gives one or the other
+        return self.read()
+
+
+class ColdStore(Protocol):
+    """Where packed columns that a buffer let go of can be read again."""
+
+    def open(self, place: Any) -> Callable[[], Mapping[str, PackedColumn]]:
+        """Called under the buffer's lock; the result is called without it, and works whatever was evicted meanwhile."""
 
 
 @dataclass(slots=True)
@@ -49,12 +70,12 @@ class PendingWindows:
     """Drawn windows whose packed columns are still to be decoded; needs the buffer no more."""
 
     _windows: Windows
-    _records: Mapping[int, ChunkRecord]
+    _chunks: Mapping[int, OpenChunk]
     _ordinals: Ids
     _packed: Mapping[str, ArraySpec]
 
     def finish(self) -> Windows:
-        """Decode what is packed and return the whole windows."""
+        """Decode what is packed, chunk by chunk in a small thread pool, and return the whole windows."""
         if not self._packed:
             return self._windows
         shape = self._ordinals.shape
@@ -62,10 +83,32 @@ class PendingWindows:
         flat_ids, flat_ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
         order = np.argsort(flat_ordinals, kind="stable")
         cuts = np.flatnonzero(np.diff(flat_ordinals[order])) + 1
-        for places in np.split(order, cuts):
-            record = self._records[int(flat_ordinals[places[0]])]
-            inside = flat_ids[places] - record.start
+
+        def decode(places: Ids) -> None:
+            chunk = self._chunks[int(flat_ordinals[places[0]])]
+            inside, packed = flat_ids[places] - chunk.start, chunk.columns()
             for name, output in outputs.items():
-                output[places] = record.packed[name].unpack()[inside]
+                _copy(packed[name].unpack(), inside, output, places)
+
+        parts = np.split(order, cuts)
+        if len(parts) < PARALLEL_CHUNKS or DECODERS < 2:
+            for places in parts:
+                decode(places)
+        else:
+            deque(_pool().map(decode, parts), maxlen=0)
         self._windows.columns.update({name: output.reshape(*shape, *output.shape[1:]) for name, output in outputs.items()})
         return self._windows
+
+
+def _copy(source: np.ndarray, inside: Ids, target: np.ndarray, places: Ids) -> None:
+    """``target[places] = source[inside]``, run by run of consecutive rows, which copies once instead of twice."""
+    cuts = np.flatnonzero((np.diff(inside) != 1) | (np.diff(places) != 1)) + 1
+    for begin, end in itertools.pairwise([0, *cuts.tolist(), len(inside)]):
+        count = end - begin
+        target[places[begin] : places[begin] + count] = source[inside[begin] : inside[begin] + count]
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """One for the process; decompression lets go of the interpreter."""
+    return ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")

@@ -108,6 +108,21 @@ class ActionMapper:
             native[leaf.path] = leaf.convert(value)
         return native[()] if () in native else _nest(self._space, native, ())
 
+    def inverse(self, native: Any, lead: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+        """Flat actions from native ones (with the leading axes ``lead``), for rows that were recorded elsewhere.
+
+        Raises:
+            ShapeMismatchError: If an array has the wrong shape.
+        """
+        result = {}
+        for key, leaf in self._leaves.items():
+            value = np.asarray(_find(native, leaf.path))
+            if value.shape != (*lead, *leaf.native_shape):
+                raise ShapeMismatchError(f"native action {key!r}", (*lead, *leaf.native_shape), value.shape)
+            flat: np.ndarray = leaf.convert.inverse(value)  # type: ignore[attr-defined]
+            result[key] = flat.astype(leaf.spec.dtype)
+        return result
+
     def rows(self, action: Mapping[str, np.ndarray], count: int) -> Sequence[Any]:
         """``[count, ...]`` actions as ``count`` native ones; a space that is one array is converted in one go.
 
@@ -226,6 +241,11 @@ class _Choice:
         native: np.ndarray = (value + self._start).astype(self._dtype)
         return native if native.ndim else native[()]
 
+    def inverse(self, native: np.ndarray) -> np.ndarray:
+        """The env's own numbers -> classes counted from 0."""
+        flat: np.ndarray = native - self._start
+        return flat
+
 
 class _Rescale:
     """[-1, 1] -> the bounds of a Box; components without two finite bounds are not scaled."""
@@ -244,3 +264,9 @@ class _Rescale:
             unit = np.minimum(np.maximum(unit * self._scale + self._shift, self._low), self._high)
         native: np.ndarray = (np.rint(unit) if self._dtype.kind in "iu" else unit).astype(self._dtype, copy=False)
         return native
+
+    def inverse(self, native: np.ndarray) -> np.ndarray:
+        """The bounds of a Box -> [-1, 1]; a component whose two bounds are equal is 0."""
+        flat: np.ndarray = np.where(self._scale > 0, (native - self._shift) / np.where(self._scale > 0, self._scale, 1.0), 0.0)
+        unit: np.ndarray = np.clip(flat, -1.0, 1.0)
+        return unit

@@ -11,7 +11,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -51,6 +51,7 @@ def write_episodes(
     obs: tuple[tuple[int, ...], np.dtype[Any]],
     action_dim: int,
     capacity: int,
+    notes: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write episodes; the file appears whole or not at all.
 
@@ -60,6 +61,7 @@ def write_episodes(
         lengths: Their transitions.
         obs: Shape and dtype of one observation.
         action_dim, capacity: Stored beside them.
+        notes: Further arrays that a writer leaves for itself; readers that do not know them ignore them.
     """
     target = _with_suffix(Path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def write_episodes(
         arrays["actions"] = arrays["actions"].reshape(total, action_dim).astype(np.float32)
         arrays |= {"obs_shape": np.array(shape), "action_dim": np.array(action_dim), "capacity": np.array(capacity)}
         arrays |= {"episode_lengths": np.array(lengths, np.int64), "final_obs": final, "final_obs_mask": mask}
-        for name, array in arrays.items():
+        for name, array in {**(notes or {}), **arrays}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 npy.write_array(file, array, allow_pickle=False)
     os.replace(temporary, target)

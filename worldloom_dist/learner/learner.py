@@ -23,7 +23,7 @@ from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.guard import NonfiniteGuard
 from worldloom_dist.learner.staging import Staged, Stager
 from worldloom_dist.learner.step import CompileMode, make_step
-from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, scalar_keys
+from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, LAG_BUCKETS, scalar_keys
 from worldloom_dist.ports import SampledWindows, WeightSink
 
 __all__ = ["Learner"]
@@ -31,6 +31,8 @@ __all__ = ["Learner"]
 PHASES = ("wait_data", "to_device", "forward_backward", "publish", "checkpoint")
 UPDATES_AHEAD = 2
 """How far the host may run ahead of a GPU: enough to keep it busy, little enough that measured time is the device's."""
+SMALLEST_PRIORITY = 1e-6
+"""A priority of 0 would never be drawn again; a value that is not finite counts as this one."""
 
 
 class Learner:
@@ -48,6 +50,7 @@ class Learner:
     Attributes:
         train_steps: Updates made over the run's life, those before a resume included.
         replayed_steps: Trained positions, likewise.
+        update_priorities: Called with (windows, priorities ``[n]``) when the agent gave some; None drops them.
         write_back: Called with (windows, refreshed extras) when the agent refreshed some; None drops them.
     """
 
@@ -73,6 +76,8 @@ class Learner:
         self._launched: deque[Any] = deque()
         self._refreshed: deque[tuple[SampledWindows, dict[str, torch.Tensor], Any]] = deque()
         self.write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None
+        self.update_priorities: Callable[[SampledWindows, np.ndarray], None] | None = None
+        self._priorities_sent = 0
         self._guard = NonfiniteGuard(bad_batches)
         self._skipped_reported = 0
         self._batch: SequenceBatch | None = None
@@ -80,6 +85,7 @@ class Learner:
         self._metrics: MetricMap = {}
         self._phases = {phase: Tally(BUCKETS_S) for phase in PHASES}
         self._ages, self._stagings = Tally(AGE_BUCKETS_S), Tally(BUCKETS_S)
+        self._lags = Tally(LAG_BUCKETS)
         self._fresh_steps = 0
 
     @property
@@ -103,13 +109,23 @@ class Learner:
         self._guard.watch(self.train_steps, output.nonfinite, staged.windows)
         if output.refreshed is not None and self.write_back is not None:
             self._keep_refreshed(staged.windows, output.refreshed)
+        if output.priorities is not None and self.update_priorities is not None:
+            self._send_priorities(staged.windows, output.priorities)
         self._scalars = output.metrics
         self._limit_lead()
         self._phases["to_device"].add(copied - started)
         self._phases["forward_backward"].add(time.monotonic() - copied)
         self._stagings.add(staged.seconds)
         self._ages.add(max(0.0, time.time() - float(staged.windows.inserted_s.mean())))
+        self._lags.add(max(0.0, self.train_steps - float(staged.windows.versions.mean())))
         self._fresh_steps += 1
+
+    def _send_priorities(self, windows: SampledWindows, priorities: torch.Tensor) -> None:
+        """Hand over how surprising the windows were; this waits for the device, so it is done for prioritised replay only."""
+        assert self.update_priorities is not None  # the caller asked
+        values = np.nan_to_num(np.asarray(priorities.cpu(), np.float64), nan=0.0, posinf=0.0)
+        self.update_priorities(windows, np.maximum(values, SMALLEST_PRIORITY))
+        self._priorities_sent += len(values)
 
     def publish(self) -> WeightsSnapshot:
         """Hand the policy's weights to the store under the next version."""
@@ -145,9 +161,13 @@ class Learner:
             self._fresh_steps = 0
         tallies = {f"learner_update_seconds{{phase={phase}}}": tally for phase, tally in self._phases.items()}
         tallies |= {"sample_age_seconds": self._ages, "learner_staging_seconds": self._stagings}
+        tallies["sample_lag_updates"] = self._lags
         metrics |= {key: taken for key, tally in tallies.items() if (taken := tally.take()).count}
         metrics["learner_skipped_updates_total{reason=nonfinite}"] = Sum(float(self._guard.skipped - self._skipped_reported))
         self._skipped_reported = self._guard.skipped
+        if self._priorities_sent:
+            metrics["replay_priority_updates_total{outcome=sent}"] = Sum(self._priorities_sent)
+            self._priorities_sent = 0
         for name, value in self._scalars.items():
             number = float(value)
             metrics |= {key: Last(number) for key in scalar_keys(name)}

@@ -15,6 +15,7 @@ import numpy as np
 from worldloom.core.exceptions import BufferError, StateError
 from worldloom.core.sequence import Chunk
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
+from worldloom_dist.replay.imports import ImportReport, load_share
 from worldloom_dist.replay.ledger import Ledger, shard_of
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.shard import ReplayShard
@@ -40,6 +41,7 @@ class DirectReplay:
         self._wait_s, self._is_lockstep = wait_s, is_lockstep
         self._changed = threading.Condition()
         self._written_back = self._drained = WriteBack()
+        self._prioritised = WriteBack()
         self._join_all()
 
     @property
@@ -103,6 +105,31 @@ class DirectReplay:
             ids = windows.row_ids[mine, windows.row_ids.shape[1] - length :]
             done = self.shards[index].write_back(ids, {name: value[mine] for name, value in refreshed.items()})
             self._written_back = self._written_back.plus(done)
+
+    def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
+        """See ``ports.ReplayReader``; windows evicted meanwhile are counted, see :meth:`drain_prioritised`."""
+        for index in np.unique(windows.shard).tolist():
+            mine = windows.shard == index
+            outcome = self.shards[index].update_priorities(windows.row_ids[mine, 0], priorities[mine])
+            self._prioritised = self._prioritised.plus(outcome)
+
+    def drain_prioritised(self) -> WriteBack:
+        """Windows that got a new priority since the last call, and those that had been evicted meanwhile."""
+        fresh, self._prioritised = self._prioritised, WriteBack()
+        return fresh
+
+    def load(self, source: str) -> ImportReport:
+        """Store the episodes of a file; they pass the train ratio by, and those that are known already are skipped.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged, or its rows are not those of the run.
+        """
+        parts = [load_share(shard, source, len(self.shards)) for shard in self.shards]
+        with self._changed:
+            self._join_all()
+            self._changed.notify_all()
+        sums = {name: sum(getattr(part, name) for part in parts) for name in ("episodes", "rows", "known_rows")}
+        return ImportReport(**sums, left_out=parts[0].left_out)
 
     def books(self) -> RowBooks:
         """The books summed over all shards."""

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from worldloom.core.exceptions import CheckpointError, StateError
 
-__all__ = ["DEFAULT_SEGMENT_BYTES", "HEAD", "Journal", "JournalDamage", "JournalPosition", "Record"]
+__all__ = ["DEFAULT_SEGMENT_BYTES", "HEAD", "Journal", "JournalDamage", "JournalPosition", "Record", "read_journal", "segment_path"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,12 @@ DEFAULT_SEGMENT_BYTES = 32 << 20
 
 
 class Record(NamedTuple):
-    """One record: its segment, the owner's kind (``HEAD`` is 1), and its bytes."""
+    """One record: its segment, the owner's kind (``HEAD`` is 1), its bytes, and where in the segment these begin."""
 
     segment: int
     kind: int
     payload: bytes
+    offset: int
 
 
 class JournalPosition(NamedTuple):
@@ -89,7 +90,7 @@ class Journal:
     @property
     def segments(self) -> list[int]:
         """Numbers of the segments on disk, the oldest first."""
-        return sorted(int(path.stem.partition("-")[2]) for path in self.directory.glob("segment-*.wal"))
+        return _segments(self.directory)
 
     @property
     def position(self) -> JournalPosition:
@@ -107,12 +108,15 @@ class Journal:
         segments = self.segments
         for number in segments:
             is_last = number == segments[-1]
-            end = yield from self._read_segment(number, is_last=is_last)
+            end = yield from _scan(self._path(number), number, self.damage, is_last=is_last)
             if is_last:
                 self._open_segment(number, end)
 
-    def append(self, kind: int, parts: Sequence[bytes]) -> None:
+    def append(self, kind: int, parts: Sequence[bytes]) -> JournalPosition:
         """Add a record; when this returns it survives the death of the process.
+
+        Returns:
+            Where its bytes begin.
 
         Raises:
             StateError: If the disk takes no more; the log is then as before the call.
@@ -128,8 +132,10 @@ class Journal:
             raise StateError(
                 f"replay journal {self.directory}: cannot write {size} bytes ({error}); nothing is acknowledged, free space"
             ) from error
+        place = JournalPosition(self._segment, self._offset + FRAME.size)
         self._offset += size
         self._written += size
+        return place
 
     def sync(self) -> None:
         """With ``fsync``: wait until everything appended before this call is on the disk."""
@@ -148,15 +154,25 @@ class Journal:
             self._synced = upto
 
     def rotate(self, head: bytes) -> None:
-        """Begin a new segment whose first record is ``head``. A segment without its head never exists, whenever we die."""
+        """Begin a new segment whose first record is ``head``. A segment without its head never exists, whenever we die.
+
+        Raises:
+            StateError: If the disk takes no more; the log is then as before the call.
+        """
         number = max([self._segment, *self.segments], default=-1) + 1
         path = self._path(number)
         temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.writelines(_frame(HEAD, [head]))
-            file.flush()
-            if self._fsync:
-                os.fsync(file.fileno())
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(_frame(HEAD, [head]))
+                file.flush()
+                if self._fsync:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StateError(
+                f"replay journal {self.directory}: cannot begin a segment ({error}); nothing is acknowledged, free space"
+            ) from error
         self.sync()
         temporary.rename(path)
         self._sync_directory()
@@ -194,7 +210,7 @@ class Journal:
             self._lock_file = -1
 
     def _path(self, segment: int) -> Path:
-        return self.directory / f"segment-{segment:08d}.wal"
+        return segment_path(self.directory, segment)
 
     def _open_segment(self, number: int, offset: int) -> None:
         with self._sync_lock:
@@ -216,28 +232,54 @@ class Journal:
         except OSError as error:
             self._broken = error
 
-    def _read_segment(self, number: int, *, is_last: bool) -> Generator[Record, None, int]:
-        """Yield a segment's intact records; returns where the last one ends."""
-        data = self._path(number).read_bytes()
-        offset = end = 0
-        while offset < len(data):
-            found = _parse(data, offset)
-            if found is None:
-                offset = data.find(MAGIC, offset + 1)
-                if offset < 0:
-                    break
-                continue
-            if offset > end:
-                self.damage.corrupt_bytes += offset - end
-                logger.warning("replay journal %s: %d damaged bytes skipped at %d", self._path(number), offset - end, end)
-            kind, payload = found
-            offset = end = offset + FRAME.size + len(payload)
-            yield Record(number, kind, payload)
-        if is_last:
-            self.damage.torn_bytes += len(data) - end
-        else:
-            self.damage.corrupt_bytes += len(data) - end
-        return end
+
+def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
+    """Yield every intact record of a journal without a lock, while somebody may write to it; changes nothing.
+
+    Args:
+        directory: Where the segments lie.
+        damage: Filled with what is found.
+    """
+    segments = _segments(directory)
+    for number in segments:
+        try:
+            yield from _scan(segment_path(directory, number), number, damage, is_last=number == segments[-1])
+        except FileNotFoundError:
+            logger.info("segment %d of %s was evicted while it was read", number, directory)
+
+
+def _segments(directory: Path) -> list[int]:
+    return sorted(int(path.stem.partition("-")[2]) for path in directory.glob("segment-*.wal"))
+
+
+def segment_path(directory: Path, segment: int) -> Path:
+    """The file of a segment."""
+    return directory / f"segment-{segment:08d}.wal"
+
+
+def _scan(path: Path, number: int, damage: JournalDamage, *, is_last: bool) -> Generator[Record, None, int]:
+    """Yield a segment's intact records; returns where the last one ends."""
+    data = path.read_bytes()
+    offset = end = 0
+    while offset < len(data):
+        found = _parse(data, offset)
+        if found is None:
+            offset = data.find(MAGIC, offset + 1)
+            if offset < 0:
+                break
+            continue
+        if offset > end:
+            damage.corrupt_bytes += offset - end
+            logger.warning("replay journal %s: %d damaged bytes skipped at %d", path, offset - end, end)
+        kind, payload = found
+        start = offset + FRAME.size
+        offset = end = start + len(payload)
+        yield Record(number, kind, payload, start)
+    if is_last:
+        damage.torn_bytes += len(data) - end
+    else:
+        damage.corrupt_bytes += len(data) - end
+    return end
 
 
 def _frame(kind: int, parts: Sequence[bytes]) -> list[bytes]:

@@ -11,7 +11,7 @@ from worldloom.core.metrics import Last, MetricMap, Sum, Tally
 from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
 from worldloom_dist.ports import RowBooks, SampledWindows, WriteBack
 
-__all__ = ["ShardMeter"]
+__all__ = ["ShardMeter", "priority_metrics"]
 
 OPERATIONS = ("insert", "sample", "update_latents")
 
@@ -30,6 +30,7 @@ class ShardMeter:
         self._lags = Tally(LAG_BUCKETS)
         self._positions = self._bytes_in = self._bytes_out = 0
         self._refreshed = WriteBack()
+        self._prioritised = WriteBack()
 
     @contextlib.contextmanager
     def timed(self, operation: str) -> Iterator[None]:
@@ -57,6 +58,10 @@ class ShardMeter:
         """Training wrote extras anew."""
         self._refreshed = self._refreshed.plus(done)
 
+    def prioritised(self, done: WriteBack) -> None:
+        """Training gave windows new priorities."""
+        self._prioritised = self._prioritised.plus(done)
+
     def drain(self, books: RowBooks, arriving: int) -> MetricMap:
         """What happened since the last call, and what is stored now.
 
@@ -74,10 +79,20 @@ class ShardMeter:
             "replay_bytes{storage=disk}": Last(_size(self._directory)),
             "queue_items{queue=trajectories}": Last(arriving),
             **self._refreshed.to_metrics(),
+            **priority_metrics(self._prioritised),
         }
         self._positions = self._bytes_in = self._bytes_out = 0
         self._refreshed = WriteBack()
+        self._prioritised = WriteBack()
         return values
+
+
+def priority_metrics(done: WriteBack) -> MetricMap:
+    """Priorities that were written, and those that came too late."""
+    if not (done.applied or done.rejected):
+        return {}
+    name = "replay_priority_updates_total"
+    return {f"{name}{{outcome=applied}}": Sum(done.applied), f"{name}{{outcome=evicted}}": Sum(done.rejected)}
 
 
 def _size(folder: Path) -> int:

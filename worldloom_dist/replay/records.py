@@ -46,12 +46,14 @@ class ShardCounters:
         lost: Acknowledged rows that the disk does not have.
         duplicate: Rows that came again and were ignored.
         unrecorded: Lost rows that no LOST record covers yet.
+        evicted: Rows that made room.
     """
 
     agent_steps: int = 0
     lost: int = 0
     duplicate: int = 0
     unrecorded: int = 0
+    evicted: int = 0
 
 
 class StoredChunk(NamedTuple):

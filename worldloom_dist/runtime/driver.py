@@ -267,8 +267,10 @@ class RayRun:
             learner.handle.note_score.remote(result["return_mean"])
 
     def _is_complete(self) -> bool:
-        """Enough steps are stored, and what they owe to training has been paid."""
+        """Enough steps are stored, and what they owe to training has been paid; without an env, enough updates are made."""
         counts = self._report.counts
+        if self._plan.is_offline:
+            return counts.train_steps >= self._plan.config.train_steps
         enough = counts.books.agent_steps >= self._plan.target_agent_steps
         return enough and counts.debt < self._plan.limits.batch_positions
 

@@ -84,6 +84,12 @@ class Feed(Generic[T]):
             columns = {name: value[mine] for name, value in refreshed.items()}
             self._shards[index].tell("write_back", windows.row_ids[mine][:, -length:], columns)
 
+    def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
+        """Send new priorities to the shards of their windows; nobody waits for it."""
+        for index in np.unique(windows.shard):
+            mine = windows.shard == index
+            self._shards[index].tell("update_priorities", windows.row_ids[mine, 0], priorities[mine])
+
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()

@@ -73,7 +73,7 @@ class Fleet:
         self._cpus_at_start = self._cluster_cpus()
         self._look = Pace(CLUSTER_EVERY_S)
         self._next_life: dict[int, int] = {}
-        self.wanted = plan.config.workers
+        self.wanted = plan.num_workers
         self.options: Callable[[int], Mapping[str, Any]] = lambda _: {"num_cpus": CPUS_PER_ROLE}
 
     @property
@@ -116,6 +116,8 @@ class Fleet:
         self._on_lost(sum(ended[name]["open_rows"] if name in ended else rows for name, rows in known.items()))
 
     def _check(self) -> None:
+        if self.plan.is_offline:
+            return
         config, left = self.plan.config, sum(not role.is_given_up for role in self.workers)
         if left + (self.wanted - len(self.workers)) < max(1, config.actors.min_live):
             reasons = "; ".join(f"{name}: {why}" for name, why in self.quarantined.items())
@@ -129,7 +131,7 @@ class Fleet:
             if leaving and role.is_up and role.status.get("node") in leaving:
                 logger.warning("%s: its node is about to go; it sends what is open and begins again elsewhere", role.name)
                 self._supervisor.move(role)
-        if not self.plan.config.actors.elastic:
+        if self.plan.is_offline or not self.plan.config.actors.elastic:
             return
         config = self.plan.config
         wanted = wanted_workers(config.workers, self._cpus_at_start, self._cluster_cpus(), config.actors.min_live)

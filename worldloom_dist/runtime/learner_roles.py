@@ -18,11 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.exceptions import StateError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
+from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.assembly import Plan, build_learner, build_store
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed
 from worldloom_dist.runtime.learner_group import Alone, Crew, join_group
@@ -68,6 +71,8 @@ class LearnerRole:
         self._feed = Feed(self._plan, self._learner.train_steps, self._learner.stager.stage, rank=self._rank)
         if self._plan.spec.writes_back:
             self._learner.write_back = self._feed.write_back
+        if parse_selector(self._plan.config.replay.selector).uses_priorities:
+            self._learner.update_priorities = self._feed.update_priorities
         gc.collect()
         gc.freeze()
         try:
@@ -186,6 +191,10 @@ class LearnerRole:
     def _save(self) -> None:
         """Copy the state and leave the rest to the writer's thread."""
         counts = self._ledger.call("counts")
+        try:
+            RowBooks(**counts["books"]).check()
+        except StateError as error:
+            logger.error("%s", error)  # the weights are worth saving all the same
         started = time.monotonic()
         tree = {"learner": self._learner.state_dict(), "agent": self._plan.agent.name, "ledger": counts}
         facts = {"train_steps": self._learner.train_steps, "replayed_steps": self._learner.replayed_steps, **counts}

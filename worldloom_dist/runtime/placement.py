@@ -160,7 +160,7 @@ def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]
             is_home=replay_mark is None),
         Ask(kind="inference", count=servers, cpus=1.0, gpus=inference_gpus),
         Ask(kind="evaluator", count=int(config.eval_episodes > 0), cpus=0.0),
-        Ask(kind="worker", count=config.workers, cpus=config.placement.worker_cpus,
+        Ask(kind="worker", count=0 if config.env.is_none else config.workers, cpus=config.placement.worker_cpus,
             mark=WORKER_NODES if WORKER_NODES in marks else None),
     ]  # fmt: skip
     return [ask for ask in asks if ask.count]

@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom.core.exceptions import StateError
+from worldloom.core.exceptions import CheckpointError, StateError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import Plan, build_shard
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
+from worldloom_dist.replay.imports import ImportList, load_share, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.runtime.pace import Pace
@@ -192,7 +193,8 @@ class ShardRole:
 
     def __init__(self, plan: Plan, index: int, folder: Path) -> None:
         self._index = index
-        self._shard = build_shard(plan, index, folder)
+        self._shard, self._num_shards = build_shard(plan, index, folder), plan.config.replay.shards
+        self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._ledger = Remote("ledger-0")
         self._life, self._joined = uuid.uuid4().hex, asyncio.Event()
         self._weights, self._newest = RemoteWeights(), NO_POLICY
@@ -225,6 +227,10 @@ class ShardRole:
         with self._meter.timed("update_latents"):
             self._meter.refreshed(await asyncio.to_thread(self._shard.write_back, row_ids, refreshed))
 
+    async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
+        """New priorities of windows that are still there."""
+        self._meter.prioritised(await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities))
+
     async def books(self) -> RowBooks:
         """Where every row went."""
         return self._shard.books()
@@ -235,6 +241,7 @@ class ShardRole:
 
     async def lifeline(self) -> None:
         """Own up to what the disk lost, then report to the ledger for as long as the process lives."""
+        await self._import_new()
         known = await self._ledger.acall("last_books", self._index, patience_s=120.0)
         if known is not None:
             await asyncio.to_thread(self._shard.declare_lost, known)
@@ -243,10 +250,19 @@ class ShardRole:
         flush = Pace(FLUSH_EVERY_S)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
+            await self._import_new()
             self._report()
             if flush.is_due():
                 self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.books(), len(self._arriving)))
             self._newest = await self._weights.aversion(self._newest)
+
+    async def _import_new(self) -> None:
+        """Store this shard's share of files that the run was told of, at its start or later; a bad file costs only itself."""
+        try:
+            for source in self._imports.take_new():
+                await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
+        except (CheckpointError, StateError) as error:
+            logger.error("a file was not imported: %s", error)
 
     async def _append(self, chunk: Chunk) -> bool:
         await self._joined.wait()

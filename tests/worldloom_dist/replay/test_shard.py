@@ -164,7 +164,7 @@ CHILD = """
     sys.path.insert(0, sys.argv[1])
     import test_shard as helpers
     shard = helpers.open_shard(Path(sys.argv[2]), capacity=400, segment_bytes=20_000)
-    seq = shard._buffer.next_seq(helpers.StreamId(0, 0, 0))
+    seq = shard.next_seq(helpers.StreamId(0, 0, 0))
     while True:
         shard.append(helpers.counting_chunk(0, seq))
         sys.stdout.write(f"{seq}\\n")

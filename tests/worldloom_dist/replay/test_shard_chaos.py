@@ -24,7 +24,9 @@ from worldloom_dist.replay.shard import ReplayShard
 COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}).columns()
 SAMPLING = SamplingSpec(batch_size=4, length=5, cross_episodes=True)
 CHUNK_ROWS, WRITERS, SHARDS = 6, 8, 2
-BROKEN = (EOFError, ConnectionError, FileNotFoundError)
+BROKEN = (EOFError, OSError)
+"""What a call raises when the shard dies; in the middle of an answer that is a bare OSError."""
+QUICK, LONG = pytest.mark.timeout(120), (pytest.mark.long, pytest.mark.timeout(1800))
 
 SERVER = """
     import importlib.util, sys, threading
@@ -96,8 +98,7 @@ class Shard:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("rounds", [pytest.param(3, marks=QUICK), pytest.param(100, marks=LONG)])
 def test_no_row_is_lost_or_doubled_while_shards_are_killed(tmp_path, rounds):
     shards = [Shard(tmp_path / str(index), index) for index in range(SHARDS)]
     acknowledged, wrong, stop = [0] * WRITERS, [], threading.Event()

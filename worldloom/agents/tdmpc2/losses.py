@@ -56,11 +56,14 @@ class UpdateBatch:
 
 
 class ModelLoss(NamedTuple):
-    """``total`` to descend; ``z`` [H+1, B, L] own rollout of the model; ``metrics`` 0-d tensors without gradient."""
+    """``total`` to descend; ``z`` [H+1, B, L] own rollout of the model; ``metrics`` 0-d tensors without gradient; ``surprise`` [B]
+    the value loss of each window, for replay that draws by priority.
+    """
 
     total: Tensor
     z: Tensor
     metrics: dict[str, Tensor]
+    surprise: Tensor
 
 
 class PolicyLoss(NamedTuple):
@@ -122,7 +125,8 @@ def model_loss(
         total = total + settings.termination_coef * termination
         metrics |= {"termination_loss": termination} | termination_metrics(ends[-1], batch.terminated[-1])
     metrics = {"total_loss": total, **metrics}
-    return ModelLoss(total, rollout, {name: value.detach() for name, value in metrics.items()})
+    surprise = value_error.detach().view(-1, horizon, td.shape[1]).mean((0, 1))
+    return ModelLoss(total, rollout, {name: value.detach() for name, value in metrics.items()}, surprise)
 
 
 def termination_metrics(logits: Tensor, terminated: Tensor) -> dict[str, Tensor]:

@@ -240,4 +240,5 @@ def make_spec(config: TDMPC2AgentConfig, env: EnvSpec) -> AgentSpec:
         prefill_agent_steps=resolved.prefill_agent_steps or 0,
         pretrain_updates=resolved.pretrain_updates or 0,
         acting="planner",
+        gives_priorities=True,
     )

@@ -52,6 +52,9 @@ class Updater:
         model: Trained in place.
         target: Slow copy of the critics, moved in place.
         losses, optimizers: Hyper-parameters.
+
+    Attributes:
+        surprise: [B] value loss of each window of the last batch.
     """
 
     def __init__(self, model: TDMPC2Networks, target: EnsembleMLP, losses: LossSettings, optimizers: OptimizerSettings) -> None:
@@ -69,6 +72,7 @@ class Updater:
         self.model_optimizer = torch.optim.Adam(groups, lr=rate, **common)
         self.policy_optimizer = torch.optim.Adam(self.policy_parameters.values(), lr=rate, eps=POLICY_ADAM_EPS, **common)
         self.scale = torch.ones((), device=device)
+        self.surprise: Tensor | None = None
         embedding = model.task_emb if optimizers.leaks_task_gradient else None
         self.leaked = None if embedding is None else torch.zeros_like(embedding, requires_grad=False)
         self.join(ALONE)
@@ -98,6 +102,7 @@ class Updater:
         if self.leaked is not None and self.model.task_emb is not None and self.model.task_emb.grad is not None:
             self.model.task_emb.grad = self.model.task_emb.grad + self.leaked
         norm, bad = self._apply(self.model_optimizer, parameters, total.isfinite())
+        self.surprise = loss.surprise
         return loss.z.detach(), loss.metrics | {"grad_norm": norm}, bad
 
     def step_policy(

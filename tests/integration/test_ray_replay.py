@@ -1,0 +1,75 @@
+"""Replay on a real local Ray: disks that go, shards that die together, files that come in and out of a run that goes on."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from tests.integration.running import launched
+from worldloom_dist.replay.__main__ import main
+from worldloom_dist.replay.journal import JournalDamage, read_journal
+from worldloom_dist.replay.records import CHUNK, StoredChunk
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+WORDS = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--replay.shards", "2", "--eval-episodes", "0"]
+
+
+def imported_rows(folder):
+    rows = 0
+    for shard in folder.glob("replay/shard-*"):
+        for record in read_journal(shard, JournalDamage()):
+            if record.kind == CHUNK:
+                chunk = StoredChunk.unpack(record.payload).chunk
+                rows += chunk.num_rows if chunk.stream.is_imported else 0
+    return rows
+
+
+@pytest.mark.chaos
+def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while_files_come_and_go(tmp_path, capsys):
+    folder, data = tmp_path / "run", str(tmp_path / "data.npz")
+    words = [*WORDS, "--run-dir", str(folder), "--env-steps", "100000", "--metrics-port", "0", "--train-ratio", "6"]
+    with launched(folder, *words, "--replay.selector", "0.5*uniform+0.5*prioritised") as run:
+        run.wait_until(lambda: run.summary().get("train_steps", 0) > 50, 90)
+        assert main(["export", str(folder), data]) == 0
+        assert main(["import", str(folder), data]) == 0
+        assert "is running" in capsys.readouterr().out
+        rows = run.wait_until(lambda: imported_rows(folder), 30)
+        lost_before = run.summary()["rows"]["inserted"] // 4
+        shutil.rmtree(folder / "replay" / "shard-0")
+        for pid in run.pids("ray::ShardRole"):
+            os.kill(pid, signal.SIGKILL)
+        run.wait_until(lambda: run.summary()["restarts"].get("shard", 0) >= 2, 60)
+        run.wait_until(lambda: run.summary()["rows"]["lost_acked"], 60)
+        stored = run.summary()["rows"]["stored"]
+        run.wait_until(lambda: run.summary()["rows"]["stored"] > stored + 100, 60)
+        run.process.send_signal(signal.SIGINT)
+        assert run.finish() == 0, run.output.read_text()
+        summary = run.summary()
+    books = summary["rows"]
+    assert books["inserted"] == books["stored"] + books["evicted"] + books["lost_acked"]
+    assert lost_before < books["lost_acked"] < books["inserted"]
+    assert rows > 0
+    text = run.output.read_text()
+    assert "acknowledged rows are lost" in text
+    assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_run_without_an_env_trains_on_ray_and_goes_on(tmp_path):
+    folder, data = tmp_path / "run", str(tmp_path / "data.parquet")
+    with launched(folder, *WORDS, "--runtime", "local", "--run-dir", str(folder), "--env-steps", "300") as run:
+        assert run.finish() == 0, run.output.read_text()
+    assert main(["export", str(folder), data]) == 0
+    offline = tmp_path / "offline"
+    words = ["--preset", "debug", "--env", "none", "--replay.load", data, "--metrics-port", "0", "--replay.shards", "2"]
+    for words_now, steps in (([*words, "--run-dir", str(offline)], 200), (["--resume", str(offline)], 300)):
+        with launched(offline, *words_now, "--train-steps", str(steps)) as run:
+            assert run.finish() == 0, run.output.read_text()
+            assert run.leftovers() == []
+        summary = json.loads((offline / "summary.json").read_text())
+        assert (summary["status"], summary["train_steps"], summary["env_steps"]) == ("completed", steps, 0)
+        assert summary["rows"]["inserted"] == summary["rows"]["stored"] > 300
+    assert main(["verify", str(offline)]) == 0

@@ -1,0 +1,127 @@
+"""``python -m worldloom_dist.replay`` and runs without an env, over real run folders of the lock-step runtime."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state
+from tests.worldloom_dist.small_runs import start
+from worldloom_dist.evaluate import evaluate
+from worldloom_dist.replay.__main__ import main
+from worldloom_dist.replay.episode_files import open_episodes
+
+ENV = ["--env", "toy:counting", "--workers", "2", "--replay.shards", "2"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replay") / "run"
+    assert start(folder, *ENV, "--env-steps", "150").run() == "completed"
+    return folder
+
+
+def test_verify_finds_a_whole_run_whole_and_counts_its_rows(run_dir, capsys):
+    assert main(["verify", str(run_dir)]) == 0
+    text = capsys.readouterr().out
+    found, summary = json.loads(text[: text.rindex("}") + 1]), json.loads((run_dir / "summary.json").read_text())
+    assert sum(shard["inserted"] for shard in found["shards"].values()) == summary["rows"]["inserted"]
+    assert sum(shard["agent_steps"] for shard in found["shards"].values()) == summary["agent_steps"]
+    assert found["checkpoints"] >= 1
+    assert found["problems"] == []
+    assert text.endswith("is whole\n")
+
+
+@pytest.mark.parametrize("victim", ["segment-*.wal", "tensors.safetensors", "summary.json", "shard.json"])
+def test_verify_finds_a_changed_byte_anywhere(run_dir, tmp_path, capsys, victim):
+    folder = tmp_path / "copy"
+    shutil.copytree(run_dir, folder)
+    path = sorted(folder.rglob(victim))[0]
+    data = bytearray(path.read_bytes())
+    if victim == "summary.json":
+        data = data.replace(b'"inserted": ', b'"inserted": 1')
+    else:
+        data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    assert main(["verify", str(folder)]) == 1
+    assert str(path.parent) in capsys.readouterr().out
+
+
+def test_exported_episodes_are_the_counting_ones_and_train_a_model_without_an_env(run_dir, tmp_path, capsys):
+    for name in ("data.npz", "data.parquet"):
+        assert main(["export", str(run_dir), str(tmp_path / name)]) == 0
+    assert "rows of" in capsys.readouterr().out
+    opened = open_episodes(str(tmp_path / "data.npz"))
+    assert opened.env.name == "toy:counting"
+    episodes = list(opened.episodes)
+    rows = sum(len(episode["is_first"]) for episode in episodes)
+    for episode in episodes:
+        np.testing.assert_array_equal(episode["obs"][:, 1], np.arange(len(episode["is_first"])))
+        np.testing.assert_array_equal(episode["reward"], episode["obs"][:, 1])
+    words = ["--env", "none", "--replay.load", str(tmp_path / "data.npz"), "--train-steps", "30", "--replay.shards", "2"]
+    run = start(tmp_path / "offline", *words, "--learner.checkpoint-every-steps", "10")
+    assert run.run() == "completed"
+    summary = json.loads((tmp_path / "offline" / "summary.json").read_text())
+    assert (summary["train_steps"], summary["env_steps"]) == (30, 0)
+    assert summary["rows"]["inserted"] == summary["rows"]["stored"] == rows
+    assert main(["verify", str(tmp_path / "offline")]) == 0
+    assert evaluate(tmp_path / "offline", episodes=2)["episodes"] == 2, "in the env that the file names"
+    longer = start(tmp_path / "offline", *words[:-4], "--train-steps", "50", "--replay.shards", "2")
+    assert longer.run() == "completed"
+    after = json.loads((tmp_path / "offline" / "summary.json").read_text())
+    assert (after["train_steps"], after["rows"]["inserted"], after["rows"]["duplicate"]) == (50, rows, 0)
+
+
+def test_an_offline_run_that_is_killed_and_resumed_equals_one_that_is_not(run_dir, tmp_path):
+    main(["export", str(run_dir), str(tmp_path / "data.npz")])
+    words = ["--env", "none", "--replay.load", str(tmp_path / "data.npz"), "--learner.checkpoint-every-steps", "100"]
+    assert start(tmp_path / "whole", *words, "--train-steps", "20").run() == "completed"
+    assert start(tmp_path / "parts", *words, "--train-steps", "8").run() == "completed"
+    assert start(tmp_path / "parts", *words, "--train-steps", "20").run() == "completed"
+    assert_equal_trees(newest_state(tmp_path / "whole")["learner"], newest_state(tmp_path / "parts")["learner"])
+
+
+def test_a_file_that_is_imported_into_a_lock_step_run_is_sampled_when_it_goes_on(run_dir, tmp_path, capsys):
+    main(["export", str(run_dir), str(tmp_path / "data.npz")])
+    rows = sum(len(episode["is_first"]) for episode in open_episodes(str(tmp_path / "data.npz")).episodes)
+    shutil.copytree(run_dir, tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert main(["import", str(tmp_path / "run"), str(tmp_path / "data.npz")]) == 0
+    assert "when the run goes on" in capsys.readouterr().out
+    assert start(tmp_path / "run", *ENV, "--env-steps", "190").run() == "completed"
+    after = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert after["rows"]["inserted"] - rows - before["rows"]["inserted"] in range(38, 60)
+    assert 190 <= after["agent_steps"] < 194, "rows of a file are no agent steps"
+
+
+def test_wrong_input_gets_one_sentence_and_status_two_or_one(run_dir, tmp_path, capsys):
+    for words, status, text in (
+        (["export", str(tmp_path), "f.npz"], 2, "holds no run"),
+        (["export", str(run_dir), "f.csv"], 2, "no known kind of file"),
+        (["import", str(run_dir), str(tmp_path / "no.npz")], 1, "no.npz"),
+        (["verify", str(tmp_path)], 1, "holds no journals"),
+    ):
+        assert main(words) == status
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert text in error
+        assert error.count("\n") == 1
+
+
+def test_priorities_of_training_change_what_is_drawn_and_are_counted(tmp_path):
+    run = start(tmp_path / "run", "--env-steps", "150", "--replay.selector", "prioritised:1")
+    applied = []
+    real = run.replay.update_priorities
+
+    def update(windows, priorities):
+        real(windows, priorities)
+        applied.append(len(priorities))
+
+    run.learner.update_priorities = update
+    assert run.run() == "completed"
+    assert sum(applied) == 8 * run.learner.train_steps
+    counts = [v for k, v in run.hub.snapshot().items() if k.startswith("replay_priority_updates_total")]
+    assert counts, "applied and sent are metrics"
+    leaves = run.replay.shards[0]._rows.buffer._selector._tree._levels[0]
+    assert len(np.unique(leaves[leaves > 0])) > 20, "windows have priorities of their own"

@@ -1,0 +1,121 @@
+"""A shard whose disk is full, slow, or wrong about its books."""
+
+import os
+import resource
+import threading
+
+import numpy as np
+import pytest
+
+from tests.worldloom_dist.small_runs import start
+from worldloom.core.exceptions import StateError
+from worldloom.core.protocol import SamplingSpec
+from worldloom.core.sequence import NO_POLICY, StreamId
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.data.codec import make_chunk
+from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.shard import ReplayShard
+
+COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}).columns()
+SAMPLING = SamplingSpec(batch_size=4, length=3, cross_episodes=True)
+ROWS = 6
+
+
+def counting_chunk(slot, seq):
+    rows = {name: spec.zeros(ROWS) for name, spec in COLUMNS.items()}
+    rows["obs"] = np.stack([np.full(ROWS, slot), np.arange(seq * ROWS, (seq + 1) * ROWS)], axis=1)
+    rows["is_first"][0] = seq == 0
+    return make_chunk(StreamId(slot, 0, 0), seq, NO_POLICY, rows)
+
+
+def open_shard(folder, **kwargs):
+    return ReplayShard(0, COLUMNS, SAMPLING, capacity_steps=500, directory=folder, **kwargs)
+
+
+@pytest.fixture
+def limit_files():
+    """No file of this process may grow beyond a size: the kernel then refuses to write, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fill(shard, seq):
+    """Append until the disk refuses; returns the number of the refused chunk, and what was said."""
+    while seq < 60:
+        try:
+            shard.append(counting_chunk(0, seq))
+        except StateError as error:
+            return seq, str(error)
+        seq += 1
+    raise AssertionError("the disk took everything")
+
+
+@pytest.mark.parametrize(("segment_bytes", "limit"), [(1 << 20, 4000), (300, 100)], ids=["in a segment", "at its beginning"])
+def test_a_disk_that_is_really_full_refuses_chunks_and_takes_them_again_when_there_is_room(
+    tmp_path, limit_files, segment_bytes, limit
+):
+    shard = open_shard(tmp_path, segment_bytes=segment_bytes)
+    for seq in range(3):
+        shard.append(counting_chunk(0, seq))
+    try:
+        limit_files(limit)
+        acknowledged, problem = fill(shard, 3)
+        assert fill(shard, acknowledged) == (acknowledged, problem)
+    finally:
+        limit_files(resource.RLIM_INFINITY)
+    assert "nothing is acknowledged, free space" in problem
+    assert shard.books().inserted == ROWS * acknowledged
+    assert shard.append(counting_chunk(0, acknowledged))
+    assert not list(tmp_path.glob("*.tmp")), "half a segment was cleaned up"
+    shard.close()
+    again = open_shard(tmp_path, segment_bytes=segment_bytes)
+    assert (again.recovered.corrupt_bytes, again.recovered.torn_bytes) == (0, 0)
+    assert again.books().inserted == ROWS * (acknowledged + 1)
+    obs = again.sample(SampleRequest(100, (0,))).columns["obs"][:, :, 1]
+    assert (np.diff(obs, axis=1) == 1).all()
+
+
+def test_a_slow_disk_delays_acknowledgements_and_nothing_else_and_writers_share_its_syncs(tmp_path, monkeypatch):
+    shard = open_shard(tmp_path, durability="fsync")
+    shard.append(counting_chunk(9, 0))
+    real, may_sync, syncing, calls = os.fsync, threading.Event(), threading.Event(), []
+
+    def slow(file):
+        calls.append(file)
+        syncing.set()
+        assert may_sync.wait(30)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    acknowledged = []
+
+    def write(slot):
+        shard.append(counting_chunk(slot, 0))
+        acknowledged.append(slot)
+
+    writers = [threading.Thread(target=write, args=(slot,)) for slot in range(8)]
+    for writer in writers:
+        writer.start()
+    assert syncing.wait(30)
+    while shard.books().inserted < 9 * ROWS:  # all wrote their chunk; none may know that yet
+        assert not acknowledged
+    assert shard.sample(SampleRequest(4, (0,))).row_ids.shape == (4, 3)
+    assert not acknowledged
+    may_sync.set()
+    for writer in writers:
+        writer.join(30)
+    assert sorted(acknowledged) == list(range(8))
+    assert len(calls) <= 3, "one sync covers all that was written before it"
+
+
+def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):
+    run = start(tmp_path / "run", "--env-steps", "60")
+    run._restore()
+    while run.report.env_steps < 30:
+        run.round()
+    run._checkpoint()
+    run.replay.shards[0]._rows.counters.evicted += 1
+    with pytest.raises(StateError, match="books of replay do not add up"):
+        run._checkpoint()
+    run.close()

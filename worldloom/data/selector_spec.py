@@ -1,0 +1,87 @@
+"""Selectors as people write them: ``uniform``, ``prioritised:0.6``, ``recency:1.0``, and mixtures ``0.5*uniform+0.5*recency``.
+
+``online`` in front (``online+uniform``) serves each new window once, in order, before anything is drawn. ``agent`` stands for what
+the agent was published with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.data.selectors import Mixture, Prioritised, Recency, Selector, Uniform
+
+__all__ = ["AGENTS_OWN", "SelectorSpec", "parse_selector"]
+
+AGENTS_OWN = "agent"
+KINDS: dict[str, Callable[[int, float], Selector]] = {
+    "uniform": lambda size, _: Uniform(size),
+    "prioritised": lambda size, exponent: Prioritised(size, exponent),
+    "recency": lambda size, power: Recency(size, power),
+}
+DEFAULTS = {"uniform": 0.0, "prioritised": 0.6, "recency": 1.0}
+"""Parameter of each kind: none, the exponent of arXiv:1511.05952v4, and 1 / age."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorSpec:
+    """A parsed selector.
+
+    Attributes:
+        parts: Kind, parameter and share of each part; shares sum to 1.
+        online: Serve new windows first; None leaves that to the agent.
+    """
+
+    parts: tuple[tuple[str, float, float], ...] = (("uniform", 0.0, 1.0),)
+    online: bool | None = None
+
+    @property
+    def uses_priorities(self) -> bool:
+        """True when windows have priorities, which somebody must write back."""
+        return any(kind == "prioritised" for kind, _, _ in self.parts)
+
+    def build(self, size: int) -> Selector:
+        """A selector over ``size`` slots."""
+        made = [(KINDS[kind](size, parameter), share) for kind, parameter, share in self.parts]
+        return made[0][0] if len(made) == 1 else Mixture(made)
+
+
+def parse_selector(text: str) -> SelectorSpec:
+    """Read a selector.
+
+    Raises:
+        ConfigurationError: If a part is unknown, a number is out of range, or shares do not sum to 1.
+
+    Example:
+        >>> parse_selector("online+0.5*uniform+0.5*recency:2").parts
+        (('uniform', 0.0, 0.5), ('recency', 2.0, 0.5))
+    """
+    if text == AGENTS_OWN:
+        return SelectorSpec()
+    terms = [term.strip() for term in text.split("+")]
+    online = "online" in terms
+    parts = [_part(term, text) for term in terms if term != "online"]
+    if online and not parts:
+        parts = [("uniform", 0.0, 1.0)]
+    total = sum(share for _, _, share in parts)
+    if abs(total - 1.0) > 1e-9:
+        raise ConfigurationError(f"replay.selector: shares of {text!r} sum to {total:g}, not to 1 as in 0.5*uniform+0.5*recency")
+    return SelectorSpec(tuple(parts), online)
+
+
+def _part(term: str, text: str) -> tuple[str, float, float]:
+    share, star, rest = term.rpartition("*")
+    kind, colon, parameter = rest.partition(":")
+    if kind not in KINDS or (colon and kind == "uniform"):
+        raise ConfigurationError(
+            f"replay.selector: cannot read {term!r} in {text!r}; use agent, online, uniform, prioritised[:EXPONENT], "
+            "recency[:POWER], or a mixture like 0.5*uniform+0.5*prioritised"
+        )
+    try:
+        result = (kind, float(parameter) if colon else DEFAULTS[kind], float(share) if star else 1.0)
+    except ValueError as error:
+        raise ConfigurationError(f"replay.selector: {term!r} in {text!r} needs numbers, as in 0.5*prioritised:0.6") from error
+    if result[1] < 0 or not 0 <= result[2] <= 1:
+        raise ConfigurationError(f"replay.selector: {term!r} in {text!r} must have a parameter >= 0 and a share in [0, 1]")
+    return result

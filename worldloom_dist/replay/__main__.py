@@ -1,0 +1,124 @@
+"""``python -m worldloom_dist.replay import|export|verify RUN_DIR``: rows into and out of a run folder, and whether it is whole.
+
+Exit status: 0 = done, and whole; 1 = the run folder or a file is damaged; 2 = wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.sequence import Rows
+from worldloom.core.specs import EnvSpec
+from worldloom_dist.assembly import Plan, build_shard, resolve
+from worldloom_dist.cli import read_config
+from worldloom_dist.replay.episode_files import write_episode_file
+from worldloom_dist.replay.history import EpisodeHistory
+from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
+from worldloom_dist.replay.verify import verify_run
+from worldloom_dist.run_folder import RunFolder
+
+__all__ = ["main"]
+
+USAGE_ERRORS = (ConfigurationError, MissingDependencyError)
+FILE_HELP = "FILE.npz, FILE.parquet or minari:NAME-v0"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.replay", description="Rows into and out of a run folder.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    for name, text in (("import", "store the episodes of a file"), ("export", "write whole episodes to a file")):
+        action = actions.add_parser(name, help=text, description=text)
+        action.add_argument("run_dir", type=Path, help="a run folder, also of a run that goes on")
+        action.add_argument("file", help=FILE_HELP)
+    text = "check every checksum and counter of a run folder"
+    actions.add_parser("verify", help=text, description=text).add_argument("run_dir", type=Path, help="a run folder")
+    options = parser.parse_args(words)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if options.action == "import":
+            return import_file(options.run_dir, options.file)
+        if options.action == "export":
+            return export_file(options.run_dir, options.file)
+        return verify(options.run_dir)
+    except WorldLoomError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, USAGE_ERRORS) else 1
+
+
+def import_file(run_dir: Path, source: str) -> int:
+    """Add a file to a run: a stopped one stores it now, a live one within a second, a lock-step one when it goes on."""
+    plan = resolve(read_config(run_dir))
+    check_file(source, plan.columns)
+    source = source if ":" in source else str(Path(source).absolute())
+    if plan.config.replay.durability == "none":
+        raise ConfigurationError(f"{run_dir} keeps its rows in memory only; start it with --replay.load {source} instead")
+    ImportList(run_dir).add([source])
+    if plan.config.runtime == "local":
+        sys.stdout.write(f"{source} is stored when the run goes on: python -m worldloom_dist.launch --resume {run_dir}\n")
+        return 0
+    try:
+        report = _store_now(plan, run_dir, source)
+    except StateError:
+        sys.stdout.write(f"{run_dir} is running: its shards store {source} within seconds; console.log says when\n")
+        return 0
+    sys.stdout.write(f"stored {report.rows - report.known_rows} rows of {report.episodes} episodes\n")
+    if report.known_rows:
+        sys.stdout.write(f"{report.known_rows} rows had been stored before\n")
+    if report.left_out:
+        sys.stdout.write(f"{report.left_out} transitions were left out, because the file does not say what they led to\n")
+    return 0
+
+
+def export_file(run_dir: Path, target: str) -> int:
+    """Write every whole episode that the journals hold."""
+    env = EnvSpec.from_dict(RunFolder(run_dir).read_json("config.json").get("env") or _no_run(run_dir))
+    history, counts = EpisodeHistory(run_dir / "replay"), [0, 0]
+
+    def episodes() -> Iterator[Rows]:
+        for rows in history.episodes():
+            if len(rows["is_first"]) > 1:
+                counts[0], counts[1] = counts[0] + 1, counts[1] + len(rows["is_first"])
+                yield {name: rows[name] for name in env.columns()}
+
+    write_episode_file(target, env, episodes())
+    sys.stdout.write(f"wrote {counts[1]} rows of {counts[0]} episodes to {target}\n")
+    if history.fragment_rows:
+        sys.stdout.write(f"{history.fragment_rows} rows were left out, because the beginning of their episode was evicted\n")
+    return 0
+
+
+def verify(run_dir: Path) -> int:
+    """Say what the folder holds; exit status 1 when something is wrong."""
+    findings = verify_run(run_dir)
+    sys.stdout.write(json.dumps(findings.to_dict(), indent=2) + "\n")
+    sys.stdout.write(f"{run_dir} is {'damaged: see problems' if findings.problems else 'whole'}\n")
+    return 1 if findings.problems else 0
+
+
+def _store_now(plan: Plan, run_dir: Path, source: str) -> ImportReport:
+    """Store a file in the journals of a run that does not run."""
+    num_shards, parts = plan.config.replay.shards, []
+    with contextlib.ExitStack() as stack:
+        shards = []
+        for index in range(num_shards):
+            shards.append(build_shard(plan, index, RunFolder(run_dir).replay))
+            stack.callback(shards[-1].close)
+        parts = [load_share(shard, source, num_shards) for shard in shards]
+    sums = {name: sum(getattr(part, name) for part in parts) for name in ("episodes", "rows", "known_rows")}
+    return ImportReport(**sums, left_out=parts[0].left_out)
+
+
+def _no_run(run_dir: Path) -> dict[str, object]:
+    raise ConfigurationError(f"{run_dir} holds no run (no config.json with an env); give the folder of a run")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

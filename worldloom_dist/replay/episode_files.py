@@ -1,0 +1,167 @@
+"""Episodes in files that other programs read and write: one door for every format, chosen by the name of the file.
+
+    FILE.npz          the library's own (``worldloom.training.ReplayBuffer.save``): one observation array, one action array
+    FILE.parquet      every column of every row, as stored; needs pyarrow, which Ray brings
+    minari:NAME-v0    a Minari dataset on this machine; needs the extra ``minari``
+
+Inside there is one shape only: an episode is the rows of ``core.sequence``, from its ``is_first`` row to its last one. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
+from worldloom.core.sequence import Rows
+from worldloom.core.specs import ArraySpec, EnvSpec
+
+__all__ = ["MINARI", "EpisodeFile", "check_whole", "fit_rows", "open_episodes", "single_key", "write_episode_file"]
+
+MINARI = "minari:"
+UNIT = 1.0 + 1e-5
+"""Continuous actions lie in [-1, 1], up to rounding."""
+
+
+@dataclass(slots=True)
+class EpisodeFile:
+    """A file of episodes that was opened.
+
+    Attributes:
+        env: What it says of the environment that the episodes come from.
+        episodes: The rows of one episode after the other, read as they are asked for.
+        left_out: Transitions left out so far, because the file does not say what they led to.
+    """
+
+    env: EnvSpec
+    episodes: Iterator[Rows]
+    left_out: int = 0
+
+
+def open_episodes(source: str) -> EpisodeFile:
+    """Open a file of episodes.
+
+    Raises:
+        ConfigurationError: If the name says no known format.
+        CheckpointError: If the file is missing, damaged or of another kind; also while episodes are read.
+        MissingDependencyError: If the format needs a package that is not installed.
+    """
+    kind = _kind(source)
+    if kind == "npz":
+        from worldloom_dist.replay.npz_files import read_npz
+
+        return read_npz(Path(source))
+    if kind == "parquet":
+        from worldloom_dist.replay.parquet_files import read_parquet
+
+        return read_parquet(Path(source))
+    from worldloom_dist.replay.minari_files import read_minari
+
+    return read_minari(source.removeprefix(MINARI))
+
+
+def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
+    """Write whole episodes; the file appears whole or not at all.
+
+    Args:
+        target: Where, and by its name in which format.
+        env: Whose episodes.
+        episodes: With the columns of ``env``, each from ``is_first`` to its last row.
+
+    Raises:
+        ConfigurationError: If the name says no known format, or the format cannot hold these spaces.
+        MissingDependencyError: If the format needs a package that is not installed.
+    """
+    kind = _kind(target)
+    if kind == "npz":
+        from worldloom_dist.replay.npz_files import write_npz
+
+        write_npz(Path(target), env, episodes)
+    elif kind == "parquet":
+        from worldloom_dist.replay.parquet_files import write_parquet
+
+        write_parquet(Path(target), env, episodes)
+    else:
+        from worldloom_dist.replay.minari_files import write_minari
+
+        write_minari(target.removeprefix(MINARI), env, episodes)
+
+
+def fit_rows(rows: Rows, columns: Mapping[str, ArraySpec], source: str) -> Rows:
+    """Rows of a file as rows of a run: columns of the agent are zero, dtypes are the run's.
+
+    Raises:
+        CheckpointError: If a column is missing or unknown, has another shape, or an action lies outside its space.
+    """
+    count = len(rows["is_first"])
+    unknown = set(rows) - set(columns)
+    if unknown:
+        raise CheckpointError(f"{source}: holds columns {sorted(unknown)} that the run does not have; it has {sorted(columns)}")
+    fitted: Rows = {}
+    for name, spec in columns.items():
+        if name not in rows:
+            if name == "obs" or name.startswith(("obs/", "action")):
+                raise CheckpointError(f"{source}: has no column {name!r}, which the run needs; it holds {sorted(rows)}")
+            fitted[name] = spec.zeros(count)
+            continue
+        value = rows[name]
+        if value.shape != (count, *spec.shape):
+            raise CheckpointError(
+                f"{source}: column {name!r} has rows of shape {value.shape[1:]} and the run stores {spec.shape}; "
+                "name the env and the settings that the episodes were recorded with"
+            )
+        _check_values(name, value, spec, source)
+        fitted[name] = np.ascontiguousarray(value.astype(spec.dtype, copy=False))
+    return fitted
+
+
+def _check_values(name: str, value: np.ndarray, spec: ArraySpec, source: str) -> None:
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise CheckpointError(f"{source}: column {name!r} holds a number that is not finite; clean the file before using it")
+    if spec.dtype == "uint8" and value.dtype != np.uint8:
+        raise CheckpointError(f"{source}: column {name!r} is {value.dtype} and the run stores images as uint8; convert the file")
+    if not name.startswith("action"):
+        return
+    if spec.is_discrete:
+        classes = np.array(spec.num_classes).reshape(spec.shape)
+        if np.any(value < 0) or np.any(value >= classes):
+            raise CheckpointError(f"{source}: column {name!r} reaches {int(value.max())} and there are {spec.num_classes} choices")
+    elif value.size and np.abs(value).max() > UNIT:
+        raise CheckpointError(
+            f"{source}: column {name!r} reaches {float(np.abs(value).max()):g}, and continuous actions lie in [-1, 1]; rescale them"
+        )
+
+
+def single_key(group: Mapping[str, ArraySpec], what: str, target: Path) -> str:
+    """The only key of a group.
+
+    Raises:
+        ConfigurationError: If there are several: then only formats with all columns can hold the rows.
+    """
+    if len(group) != 1:
+        raise ConfigurationError(
+            f"{target}: an .npz holds one {what} array and the run has {sorted(group)}; export to a name that ends in .parquet"
+        )
+    return next(iter(group))
+
+
+def check_whole(rows: Rows, source: str) -> None:
+    """Refuse rows that are no episode.
+
+    Raises:
+        ShapeMismatchError: If they do not begin with ``is_first``, or begin again inside.
+    """
+    if not rows["is_first"][0] or rows["is_first"][1:].any():
+        raise ShapeMismatchError(f"{source}: rows of an episode", "is_first at the first row only", rows["is_first"].tolist())
+
+
+def _kind(name: str) -> str:
+    if name.startswith(MINARI) and len(name) > len(MINARI):
+        return "minari"
+    suffix = Path(name).suffix.lower().removeprefix(".")
+    if suffix in ("npz", "parquet"):
+        return suffix
+    raise ConfigurationError(f"{name!r} is no known kind of file; use FILE.npz, FILE.parquet or minari:NAME-v0")

@@ -1,0 +1,172 @@
+"""Rows from files in a run's replay: each row once, however often a shard dies, and none of them owed to training.
+
+A file's episodes are dealt to the shards in turn; the share of a shard is one stream whose name is made of the file's content. So
+a shard that begins again finds by its own books how far it came, and the same file named twice is the same rows. Such rows have no
+policy, are no agent steps, and pass the train ratio by: they are there to be sampled, not to be counted.
+
+``imports.json`` in the run folder lists the files of a run; shards look at it while they run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worldloom.core.exceptions import CheckpointError
+from worldloom.core.files import write_json
+from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
+from worldloom.data.codec import encode_rows
+from worldloom_dist.replay.episode_files import MINARI, fit_rows, open_episodes
+from worldloom_dist.replay.shard import ReplayShard
+
+__all__ = ["ImportList", "ImportReport", "check_file", "load_share", "split_sources"]
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What one shard took from a file.
+
+    Attributes:
+        episodes, rows: Its share of the file.
+        known_rows: Those of them that it had already.
+        left_out: Transitions that the file does not finish (counted over the whole file).
+    """
+
+    episodes: int = 0
+    rows: int = 0
+    known_rows: int = 0
+    left_out: int = 0
+
+
+def split_sources(text: str | None) -> list[str]:
+    """Names of files in ``--replay.load A,B``."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport:
+    """Store a shard's share of a file: every ``num_shards``-th episode. Safe to repeat.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or its rows are not those of the run.
+    """
+    stream = StreamId(shard.index, -fingerprint(source), 0)
+    opened, episodes, rows, known = open_episodes(source), 0, 0, 0
+
+    def mine() -> Iterator[Rows]:
+        nonlocal episodes
+        for number, episode in enumerate(opened.episodes):
+            if number % num_shards == shard.index:
+                episodes += 1
+                yield fit_rows(episode, shard.columns, source)
+
+    for seq, part in enumerate(_chunks(mine(), min(CHUNK_ROWS, shard.capacity_steps))):
+        count = len(part["is_first"])
+        rows += count
+        if seq < shard.next_seq(stream):
+            known += count
+        else:
+            shard.append(Chunk(stream, seq, NO_POLICY, count, 0, encode_rows(part)))
+    report = ImportReport(episodes, rows, known, opened.left_out)
+    logger.info("replay shard %d: %s: %s", shard.index, source, report)
+    return report
+
+
+def check_file(source: str, shard_columns: Iterable[str]) -> None:
+    """Look at a file before anything is started.
+
+    Raises:
+        CheckpointError: If it is missing, damaged at its beginning, empty, or has observations or actions that the run lacks.
+    """
+    wanted = {name for name in shard_columns if name == "obs" or name.startswith(("obs/", "action"))}
+    opened = open_episodes(source)
+    has = {name for name in opened.env.columns() if name == "obs" or name.startswith(("obs/", "action"))}
+    if has != wanted:
+        raise CheckpointError(f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name a file of the same env")
+    if next(opened.episodes, None) is None:
+        raise CheckpointError(f"{source}: holds no episode with a known outcome; a file needs final_obs or longer episodes")
+
+
+def fingerprint(source: str) -> int:
+    """A positive number made of a file's bytes."""
+    from worldloom_dist.replay.minari_files import minari_files
+
+    paths = minari_files(source.removeprefix(MINARI)) if source.startswith(MINARI) else [Path(source)]
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); name a file that this machine has") from error
+    return int.from_bytes(digest.digest()[:7], "little") + 1
+
+
+class ImportList:
+    """The files that belong to a run: those of its command line, and those that ``replay import`` added later.
+
+    Args:
+        run_folder: The run folder.
+        sources: Of the command line.
+    """
+
+    def __init__(self, run_folder: Path, sources: Iterable[str] = ()) -> None:
+        self._path = run_folder / "imports.json"
+        self._waiting, self._seen_ns = list(sources), -1
+
+    def read(self) -> list[str]:
+        """The files that were added later."""
+        try:
+            found = json.loads(self._path.read_text())["files"]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self._path} cannot be read ({error}); repair or delete it") from error
+        return [str(source) for source in found]
+
+    def add(self, sources: Iterable[str]) -> None:
+        """Add files for good."""
+        write_json(self._path, {"files": list(dict.fromkeys([*self.read(), *sources]))})
+
+    def take_new(self) -> list[str]:
+        """Files that this reader was not told of before; costs one look at the file's time."""
+        try:
+            changed_ns = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            changed_ns = -1
+        sources, self._waiting = self._waiting, []
+        if changed_ns != self._seen_ns:
+            self._seen_ns = changed_ns
+            sources += self.read()
+        return list(dict.fromkeys(sources))
+
+
+def _chunks(episodes: Iterable[Rows], size: int) -> Iterator[Rows]:
+    """Rows of all episodes, cut into chunks of ``size`` rows wherever that falls."""
+    held: list[Rows] = []
+    count = 0
+    for episode in episodes:
+        held.append(episode)
+        count += len(episode["is_first"])
+        if count < size:
+            continue
+        rows = _join(held)
+        whole = count - count % size
+        for start in range(0, whole, size):
+            yield {name: value[start : start + size] for name, value in rows.items()}
+        held, count = [{name: value[whole:] for name, value in rows.items()}], count - whole
+    if count:
+        yield _join(held)
+
+
+def _join(parts: list[Rows]) -> Rows:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,120 @@
+"""Episodes as Parquet: one line per row with every column as stored, the number of its episode, and the spaces in the metadata.
+
+Images and vectors are lists of fixed size, so that any reader of Parquet finds plain numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import CheckpointError, MissingDependencyError
+from worldloom.core.sequence import Rows
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom_dist.replay.episode_files import EpisodeFile, check_whole
+
+__all__ = ["read_parquet", "write_parquet"]
+
+NOTE = b"worldloom_env"
+EPISODE = "episode"
+BATCH_ROWS = 256
+
+
+def read_parquet(path: Path) -> EpisodeFile:
+    """Open a file of :func:`write_parquet`.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or foreign; also while episodes are read.
+        MissingDependencyError: If pyarrow is not installed.
+    """
+    arrow, parquet = _pyarrow()
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, arrow.ArrowException) as error:
+        raise CheckpointError(f"{path}: is not a readable Parquet file ({error})") from error
+    note = (file.schema_arrow.metadata or {}).get(NOTE)
+    if note is None:
+        raise CheckpointError(
+            f"{path}: has no note of its spaces, so it was not written by this program; it has {file.schema_arrow.names}"
+        )
+    env = EnvSpec.from_dict(json.loads(note))
+    return EpisodeFile(env, _episodes(path, file, env))
+
+
+def write_parquet(path: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
+    """Write whole episodes, one at a time in memory.
+
+    Raises:
+        MissingDependencyError: If pyarrow is not installed.
+    """
+    arrow, parquet = _pyarrow()
+    columns = env.columns()
+    fields = [arrow.field(EPISODE, arrow.int64()), *(arrow.field(name, _type(spec)) for name, spec in columns.items())]
+    schema = arrow.schema(fields, metadata={NOTE: json.dumps(env.to_dict()).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for number, rows in enumerate(episodes):
+            check_whole(rows, str(path))
+            count = len(rows["is_first"])
+            arrays = [arrow.array(np.full(count, number)), *(_array(rows[name], spec) for name, spec in columns.items())]
+            writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+    os.replace(temporary, path)
+
+
+def _episodes(path: Path, file: Any, env: EnvSpec) -> Iterator[Rows]:
+    arrow, _ = _pyarrow()
+    columns, number = env.columns(), None
+    open_parts: list[Rows] = []
+    try:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            numbers = batch.column(EPISODE).to_numpy()
+            rows = {name: _numpy(batch.column(name), spec) for name, spec in columns.items()}
+            cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+            for start, stop in itertools.pairwise(cuts):
+                if open_parts and numbers[start] != number:
+                    yield _join(open_parts)
+                    open_parts = []
+                number = numbers[start]
+                open_parts.append({name: value[start:stop] for name, value in rows.items()})
+    except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
+        raise CheckpointError(f"{path}: damaged in the middle ({error})") from error
+    if open_parts:
+        yield _join(open_parts)
+
+
+def _join(parts: list[Rows]) -> Rows:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _type(spec: ArraySpec) -> Any:
+    arrow, _ = _pyarrow()
+    item = arrow.from_numpy_dtype(np.dtype(spec.dtype))
+    return arrow.list_(item, spec.size) if spec.shape else item
+
+
+def _array(value: np.ndarray, spec: ArraySpec) -> Any:
+    arrow, _ = _pyarrow()
+    flat = arrow.array(np.ascontiguousarray(value).reshape(-1))
+    return arrow.FixedSizeListArray.from_arrays(flat, spec.size) if spec.shape else flat
+
+
+def _numpy(column: Any, spec: ArraySpec) -> np.ndarray:
+    flat = column.flatten() if spec.shape else column
+    values: np.ndarray = flat.to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), *spec.shape).astype(spec.dtype, copy=False)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependencyError("a Parquet file", "pyarrow", "parquet") from error
+    return pyarrow, parquet

@@ -1,0 +1,66 @@
+"""What a run's settings mean for its replay: the files to load, memory, and which windows are drawn. Starts and writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.protocol import AgentSpec
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.data.selector_spec import parse_selector
+from worldloom_dist.config import RunConfig
+from worldloom_dist.replay.budget import ReplayBudget, plan_budget
+from worldloom_dist.replay.episode_files import open_episodes
+from worldloom_dist.replay.imports import check_file, split_sources
+
+__all__ = ["check_files", "recorded_env", "replay_budget", "settle_selector"]
+
+
+def recorded_env(config: RunConfig) -> EnvSpec:
+    """What the first file to load says of the env it was recorded in.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: If the file cannot be read here.
+    """
+    try:
+        return open_episodes(split_sources(config.replay.load)[0]).env
+    except CheckpointError as error:
+        raise ConfigurationError(f"replay.load: {error}") from error
+
+
+def check_files(config: RunConfig, columns: Mapping[str, ArraySpec]) -> None:
+    """Look at every file to load before anything is started.
+
+    Raises:
+        ConfigurationError: If one cannot be used.
+    """
+    for source in split_sources(config.replay.load):
+        try:
+            check_file(source, columns)
+        except CheckpointError as error:
+            raise ConfigurationError(f"replay.load: {error}") from error
+
+
+def replay_budget(config: RunConfig, columns: Mapping[str, ArraySpec], memory_bytes: int) -> ReplayBudget:
+    """What replay takes; a cluster's machines are not known here, so there only ``replay.ram_gb`` limits it."""
+    default = memory_bytes // 2 if config.address is None else None
+    limit = default if config.replay.ram_gb is None else int(config.replay.ram_gb * 1e9)
+    has_journal = config.replay.durability != "none"
+    return plan_budget(columns, rows=config.replay.capacity_steps, ram_limit_bytes=limit, has_journal=has_journal)
+
+
+def settle_selector(config: RunConfig, spec: AgentSpec) -> AgentSpec:
+    """The agent's spec with the selector that was asked for.
+
+    Raises:
+        ConfigurationError: If it needs priorities that the agent does not give: it would silently be uniform.
+    """
+    selector = parse_selector(config.replay.selector)
+    if selector.uses_priorities and not spec.gives_priorities:
+        raise ConfigurationError(
+            f"replay.selector: {config.replay.selector!r} needs priorities, and agent {spec.name} gives none; "
+            "use uniform, recency or online"
+        )
+    online = spec.sampling.online if selector.online is None else selector.online
+    return dataclasses.replace(spec, sampling=dataclasses.replace(spec.sampling, online=online))
