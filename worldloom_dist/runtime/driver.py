@@ -186,6 +186,9 @@ class RayRun:
         if not counts["is_whole"]:
             return  # a ledger that was just started does not know the shards' counts yet
         books = RowBooks(**counts["books"])
+        if books.lost_acked > before.books.lost_acked:
+            gone = books.lost_acked - before.books.lost_acked
+            logger.warning("replay lost %d acknowledged rows, because a shard came back without them on its disk", gone)
         self._report.update(
             Counts(
                 books=books if books.inserted >= before.books.inserted else before.books,
