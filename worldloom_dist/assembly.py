@@ -286,8 +286,14 @@ def group_sizes(plan: Plan) -> list[int]:
 def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
     """Envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process."""
     config = plan.config
-    limits = EnvLimits(step_timeout_s=config.actors.step_timeout_s, reset_timeout_s=config.actors.reset_timeout_s)
-    supervised = config.actors.supervise and plan.env.suite != "rllib"  # Ray's registry is known to Ray's processes only
+    actors = config.actors
+    limits = EnvLimits(
+        step_timeout_s=actors.step_timeout_s,
+        reset_timeout_s=actors.reset_timeout_s,
+        max_failures=actors.max_env_failures,
+        failure_window_s=actors.env_failure_window_s,
+    )
+    supervised = actors.supervise and plan.env.suite != "rllib"  # Ray's registry is known to Ray's processes only
     processes = config.runtime == "ray" and config.envs_per_worker > 1 and supervised
     seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
     return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)

@@ -45,6 +45,10 @@ class ActorsConfig:
     """A worker whose env step takes longer is killed and replaced."""
     reset_timeout_s: float = 120.0
     """A worker whose env reset takes longer is killed and replaced."""
+    max_env_failures: int = 5
+    """Failures of one env, within env_failure_window_s, that put it into quarantine: it is not built again."""
+    env_failure_window_s: float = 600.0
+    """Window in which failures of an env are counted."""
     supervise: bool = True
     """With several envs per worker, run each env in its own child process so that a hang costs one env."""
     start_wave: int = 8
@@ -152,7 +156,7 @@ class RunConfig:
     learners: int = 1
     """Data-parallel learner ranks."""
     env_steps: int = 100_000
-    """Stop when the run has this many env steps in all, those before a resume included."""
+    """Stop when the run has this many env steps in all, those before a resume included; chunks that are open then still count."""
     train_steps: int = 10_000
     """With --env none: stop when the run has made this many updates in all."""
     eval_every: int = 10_000
@@ -264,6 +268,8 @@ class RunConfig:
             *_at_least(0, eval_every=self.eval_every, eval_episodes=self.eval_episodes, metrics_port=self.metrics_port),
             *_at_least(0, learner__report_every_steps=learner.report_every_steps, eval_videos=self.eval_videos),
             *_at_least(0, seed=self.seed, actors__min_live=actors.min_live, actors__max_restarts=actors.max_restarts),
+            *_at_least(1, actors__max_env_failures=actors.max_env_failures),
+            *_positive(actors__env_failure_window_s=actors.env_failure_window_s),
             *_at_least(0, actors__pull_interval_s=actors.pull_interval_s, actors__max_wait_ms=actors.max_wait_ms),
             *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),
             *_positive(actors__step_timeout_s=actors.step_timeout_s, actors__reset_timeout_s=actors.reset_timeout_s),

@@ -121,14 +121,18 @@ def env_seed(seed: int, env: int, rebuild: int = 0) -> int:
 
 def sample_actions(spec: EnvSpec, generators: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
     """Uniformly random actions ``[N, ...]``, row i drawn from ``generators[i]`` alone."""
-    sizes = {key: array.size for key, array in spec.action.items()}
-    uniform = np.empty((len(generators), sum(sizes.values())))
-    for row, rng in zip(uniform, generators, strict=True):
-        rng.random(out=row)
+    sizes = [array.size for array in spec.action.values()]
+    uniform = np.empty((len(generators), sum(sizes)))
+    for row, rng in enumerate(generators):
+        rng.random(out=uniform[row])
     result, start = {}, 0
-    for key, array in spec.action.items():
-        part = uniform[:, start : start + sizes[key]].reshape(-1, *array.shape)
-        start += sizes[key]
-        values = np.floor(part * np.reshape(array.num_classes, array.shape)) if array.is_discrete else 2 * part - 1
-        result[key] = values.astype(array.dtype)
+    for (key, array), size in zip(spec.action.items(), sizes, strict=True):
+        part = uniform[:, start : start + size].reshape(-1, *array.shape)
+        start += size
+        if array.is_discrete:
+            part = np.floor(part * np.reshape(array.num_classes, array.shape))
+        else:
+            part *= 2  # in place: the numbers are nobody else's
+            part -= 1
+        result[key] = part.astype(array.dtype)
     return result

@@ -290,22 +290,28 @@ class RolloutWorker:
             if name not in columns:  # extras of random actions
                 columns[name] = spec.zeros(self.num_envs)
         self._count(row)
-        for writer, index, is_live in zip(self._writers, range(self.num_envs), row.live.tolist(), strict=True):
+        is_first, is_last = row.is_first.tolist(), row.is_last.tolist()
+        for index, is_live in enumerate(row.live.tolist()):
+            writer = self._writers[index]
             if is_live:
-                writer.add(columns, index, choice.version)
+                writer.add(columns, index, choice.version, is_first=is_first[index], is_last=is_last[index])
             else:
                 writer.flush_if_old()
         return int(np.count_nonzero(row.live))
 
     def _count(self, row: EnvStep) -> None:
-        moved = row.live & ~row.is_first
-        self.rows += int(np.count_nonzero(row.live))
-        self.agent_steps += int(np.count_nonzero(moved))
-        self._returns += np.where(moved, row.reward, 0)
-        self._lengths += moved
-        if (row.live & row.is_first).any():
-            self._returns[row.live & row.is_first] = 0.0
-            self._lengths[row.live & row.is_first] = 0
+        begun = row.live & row.is_first
+        if not begun.any() and row.live.all():  # nearly always
+            self._returns += row.reward
+            self._lengths += 1
+            self.rows, self.agent_steps = self.rows + self.num_envs, self.agent_steps + self.num_envs
+        else:
+            moved = row.live & ~row.is_first
+            self.rows += int(np.count_nonzero(row.live))
+            self.agent_steps += int(np.count_nonzero(moved))
+            self._returns[moved] += row.reward[moved]
+            self._lengths += moved
+            self._returns[begun], self._lengths[begun] = 0.0, 0
         for index in np.flatnonzero(row.is_last).tolist():
             self._end_episode(index, "terminated" if row.terminated[index] else "truncated")
 

@@ -55,6 +55,7 @@ class StreamWriter:
         self.stream, self._writer, self._encode, self._clock = stream, writer, encode, clock
         self._chunk_rows, self._max_age_s = chunk_rows, max_age_s
         self._buffers = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
+        self._pairs = list(self._buffers.items())
         self._open, self._opened_s = 0, 0.0
         self._version: PolicyVersion = NO_POLICY
         self._pending: Chunk | None = None
@@ -67,24 +68,25 @@ class StreamWriter:
         """Rows that would be lost if this process died now."""
         return self._open + (self._pending.num_rows if self._pending else 0)
 
-    def add(self, columns: Mapping[str, np.ndarray], index: int, version: PolicyVersion) -> None:
+    def add(self, columns: Mapping[str, np.ndarray], index: int, version: PolicyVersion, *, is_first: bool, is_last: bool) -> None:
         """Add the row ``columns[name][index]`` of every column; the values are copied.
 
         Args:
             columns: Per column ``[N, ...]``, all columns of a row.
             index: Which of the N rows.
             version: Weights that chose its action.
+            is_first, is_last: What its flags say, as plain values.
         """
-        self._send_pending()
-        is_first = columns["is_first"].item(index)
+        if self._pending is not None:
+            self._send_pending()
         if self._open and (version != self._version or is_first):
             self.flush()
         if self._open == 0:
             self._opened_s, self._version = self._clock(), version
-        for name, buffer in self._buffers.items():
-            buffer[self._open] = columns[name][index]
-        self._open += 1
-        is_last = columns["terminated"].item(index) or columns["truncated"].item(index)
+        row = self._open
+        for name, buffer in self._pairs:
+            buffer[row] = columns[name][index]
+        self._open = row + 1
         if self._open == self._chunk_rows or is_last or self._is_old():
             self.flush()
 

@@ -35,7 +35,7 @@ from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["EvaluatorRole", "InferenceRole", "begin_measuring", "end_measuring"]
+__all__ = ["EvaluatorRole", "InferenceRole", "batch_sizes", "begin_measuring", "end_measuring"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,8 @@ class InferenceRole:
         torch.set_num_threads(1)
         device = choose_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
-        return InferenceServer(policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s)
+        sizes = batch_sizes(self._plan.config.actors.max_batch) if device != "cpu" else ()
+        return InferenceServer(policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes)
 
 
 class EvaluatorRole:
@@ -201,6 +202,11 @@ class EvaluatorRole:
         reporter = Reporter("evaluator")
         while not self._gone.wait(FLUSH_EVERY_S):
             reporter.emit()
+
+
+def batch_sizes(largest: int) -> tuple[int, ...]:
+    """Sizes that batches are padded to on a GPU, where few shapes are cheaper than many; on a CPU every padded row costs time."""
+    return (*(2**power for power in range(largest.bit_length()) if 2**power < largest), largest)
 
 
 def begin_measuring(plan: Plan) -> Any:

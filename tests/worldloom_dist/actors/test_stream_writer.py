@@ -36,6 +36,11 @@ def make(writer: FakeReplayWriter, clock: Clock | None = None, **settings: float
     return StreamWriter(STREAM, COLUMNS, writer, clock=clock or Clock(), **{"chunk_rows": 4, **settings})  # type: ignore[arg-type]
 
 
+def add(stream: StreamWriter, columns: dict[str, np.ndarray], version: PolicyVersion) -> None:
+    is_last = bool(columns["terminated"][1] | columns["truncated"][1])
+    stream.add(columns, 1, version, is_first=bool(columns["is_first"][1]), is_last=is_last)
+
+
 def numbers(writer: FakeReplayWriter) -> list[list[int]]:
     """Row numbers by chunk."""
     lengths = np.cumsum([chunk.num_rows for chunk in writer.chunks[STREAM]])[:-1]
@@ -46,7 +51,7 @@ def test_chunk_is_sent_when_it_is_full() -> None:
     sink = FakeReplayWriter(COLUMNS)
     stream = make(sink)
     for number in range(10):
-        stream.add(row(number, first=number == 0), 1, V1)
+        add(stream, row(number, first=number == 0), V1)
     assert numbers(sink) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert (stream.open_rows, stream.acked_rows) == (2, 8)
     stream.flush()
@@ -59,11 +64,11 @@ def test_chunk_is_sent_when_it_is_full() -> None:
 def test_chunk_ends_with_the_episode_and_before_a_reset_row() -> None:
     sink = FakeReplayWriter(COLUMNS)
     stream = make(sink)
-    stream.add(row(0, first=True), 1, V1)
-    stream.add(row(1, last=True), 1, V1)
-    stream.add(row(2, first=True), 1, V1)
-    stream.add(row(3), 1, V1)
-    stream.add(row(4, first=True), 1, V1)
+    add(stream, row(0, first=True), V1)
+    add(stream, row(1, last=True), V1)
+    add(stream, row(2, first=True), V1)
+    add(stream, row(3), V1)
+    add(stream, row(4, first=True), V1)
     stream.flush()
     assert numbers(sink) == [[0, 1], [2, 3], [4]]
 
@@ -72,7 +77,7 @@ def test_chunk_is_split_where_the_version_changes() -> None:
     sink = FakeReplayWriter(COLUMNS)
     stream = make(sink)
     for number, version in enumerate([NO_POLICY, NO_POLICY, V1, V2, V2]):
-        stream.add(row(number, first=number == 0), 1, version)
+        add(stream, row(number, first=number == 0), version)
     stream.flush()
     assert numbers(sink) == [[0, 1], [2], [3, 4]]
     assert [chunk.version for chunk in sink.chunks[STREAM]] == [NO_POLICY, V1, V2]
@@ -81,29 +86,29 @@ def test_chunk_is_split_where_the_version_changes() -> None:
 def test_old_chunk_is_sent_though_it_is_not_full() -> None:
     sink, clock = FakeReplayWriter(COLUMNS), Clock()
     stream = make(sink, clock, max_age_s=1.0)
-    stream.add(row(0, first=True), 1, V1)
+    add(stream, row(0, first=True), V1)
     clock.now = 0.9
     stream.flush_if_old()
     assert stream.open_rows == 1
     clock.now = 1.0
     stream.flush_if_old()
     assert numbers(sink) == [[0]]
-    stream.add(row(1), 1, V1)
+    add(stream, row(1), V1)
     clock.now = 2.1
-    stream.add(row(2), 1, V1)
+    add(stream, row(2), V1)
     assert numbers(sink) == [[0], [1, 2]]
 
 
 def test_chunk_that_was_not_acknowledged_is_sent_again_before_anything_newer() -> None:
     sink = FakeReplayWriter(COLUMNS, failures=[ConnectionError("gone"), ConnectionError("still gone")])
     stream = make(sink, chunk_rows=2)
-    stream.add(row(0, first=True), 1, V1)
+    add(stream, row(0, first=True), V1)
     with pytest.raises(ConnectionError, match="gone"):
-        stream.add(row(1), 1, V1)
+        add(stream, row(1), V1)
     with pytest.raises(ConnectionError, match="still gone"):
-        stream.add(row(2), 1, V1)
+        add(stream, row(2), V1)
     assert stream.open_rows == 2
-    stream.add(row(2), 1, V1)
+    add(stream, row(2), V1)
     stream.flush()
     assert numbers(sink) == [[0, 1], [2]]
 
@@ -112,9 +117,9 @@ def test_lost_acknowledgement_repeats_the_same_chunk() -> None:
     sink = FakeReplayWriter(COLUMNS)
     sink.lose_acks = 1
     stream = make(sink, chunk_rows=2)
-    stream.add(row(0, first=True), 1, V1)
+    add(stream, row(0, first=True), V1)
     with pytest.raises(ConnectionError):
-        stream.add(row(1), 1, V1)
+        add(stream, row(1), V1)
     stream.flush()
     assert (sink.num_rows, sink.duplicate_rows, stream.acked_rows) == (2, 2, 2)
 
@@ -122,11 +127,11 @@ def test_lost_acknowledgement_repeats_the_same_chunk() -> None:
 def test_stream_goes_on_after_a_restore() -> None:
     sink = FakeReplayWriter(COLUMNS)
     stream = make(sink)
-    stream.add(row(0, first=True), 1, V1)
+    add(stream, row(0, first=True), V1)
     stream.flush()
     again = make(sink)
     again.set_state(stream.state())
-    again.add(row(1), 1, V1)
+    add(again, row(1), V1)
     again.flush()
     assert numbers(sink) == [[0], [1]]
 

@@ -9,7 +9,7 @@ from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.assembly import resolve
 from worldloom_dist.presets import PRESETS
-from worldloom_dist.runtime.policy_roles import InferenceRole
+from worldloom_dist.runtime.policy_roles import InferenceRole, batch_sizes
 
 
 def role_with(**actors: float) -> InferenceRole:
@@ -66,3 +66,8 @@ def test_batch_that_does_not_return_is_told_with_the_next_ping() -> None:
         assert "its policy did not return from a batch" in (await role.ping())["stuck"]
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(("largest", "sizes"), [(1, (1,)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))])
+def test_padded_sizes_double_up_to_the_largest_batch(largest: int, sizes: tuple[int, ...]) -> None:
+    assert batch_sizes(largest) == sizes

@@ -1,0 +1,71 @@
+"""A cluster that grows and shrinks, and a machine that is taken away, under a run that follows."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.running import PATIENCE, check_counting, launched, read_journals, rows_of
+from worldloom.core.specs import EnvSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400 * PATIENCE), pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head with 4 CPUs, to which this process is connected."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def workers() -> dict[str, Any]:
+    """Living workers by name."""
+    import ray
+
+    named = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("worker-")]
+    return {actor["name"]: actor["namespace"] for actor in named}
+
+
+def test_workers_follow_the_cluster_and_a_preempted_one_loses_nothing(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    folder = tmp_path / "run"
+    words = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--actors.elastic", "True", "--inference", "central"]
+    words += ["--address", cluster.address, "--placement.worker-cpus", "0.1", "--env-steps", "1000000", "--eval-episodes", "0"]
+    words += ["--train-ratio", "2", "--metrics-port", "0", "--run-dir", str(folder)]
+    with launched(folder, *words) as run:
+        run.wait_until(lambda: run.summary().get("train_steps", 0) > 0, 120)
+        assert len(workers()) == 2
+        name, namespace = next(iter(workers().items()))
+        os.kill(ray.get(ray.get_actor(name, namespace=namespace).ping.remote())["pid"], signal.SIGTERM)
+        run.wait_until(lambda: run.summary()["restarts"]["worker"] == 1)
+        assert run.summary()["rows"]["lost_open"] == 0, "it sent what was open before it left"
+        node = cluster.add_node(num_cpus=4)
+        run.wait_until(lambda: len(workers()) == 4, 90)
+        before = run.journal_bytes()
+        run.wait_until(lambda: run.journal_bytes() > before + 2000)
+        cluster.remove_node(node, allow_graceful=False)
+        run.wait_until(lambda: len(workers()) == 2, 90)
+        before = run.journal_bytes()
+        run.wait_until(lambda: run.journal_bytes() > before + 2000)
+        run.process.send_signal(signal.SIGINT)
+        assert run.finish() == 0, run.output.read_text()
+        summary = run.summary()
+    env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
+    streams = read_journals(folder)
+    assert sum(check_counting(rows_of(chunks, env)) for chunks in streams.values()) == summary["agent_steps"]
+    assert {stream.slot for stream in streams} > {0, 1}, "workers on the new node stored rows"
+    assert len({stream for stream in streams if stream.slot < 2}) >= 3, "the preempted worker came back as another stream"
+    assert summary["status"] == "stopped"
