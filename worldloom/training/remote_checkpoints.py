@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,8 @@ class RemoteCheckpointStore(CheckpointStore):
         super().__init__(Path(root), keep)
         self._files: Any = files
         self._root = root.rstrip("/")
-        self._copies = tempfile.TemporaryDirectory(prefix="wl-checkpoint-")
+        self._copies = Path(tempfile.mkdtemp(prefix="wl-checkpoint-"))
+        weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
 
     def save(self, step: int, tree: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Path:
         """Upload a checkpoint named after ``step`` and drop those that are too old."""
@@ -113,7 +116,7 @@ class RemoteCheckpointStore(CheckpointStore):
         """
         if self._manifest(name) is None:
             raise CheckpointError(f"{self._root}/{name} is not a checkpoint")
-        target = Path(self._copies.name) / name
+        target = self._copies / name
         target.mkdir(exist_ok=True)
         for file in (*FILES, MANIFEST):
             (target / file).write_bytes(self._files.cat_file(f"{self._root}/{name}/{file}"))

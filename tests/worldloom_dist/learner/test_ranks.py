@@ -32,7 +32,7 @@ def test_two_gloo_ranks_equal_one_rank_with_the_joint_batch(name, tmp_path):
     for number in range(rank_process.UPDATES):
         alone.train_step(rank_process.batch(alone, number))
     expected = rank_process.flat(alone.state_dict())
-    assert [process.wait(90) for process in processes] == [0, 0]
+    assert [process.wait(110) for process in processes] == [0, 0]
     ranks = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(2)]
     assert set(ranks[0]) == set(expected)
     for path, value in expected.items():

@@ -1,0 +1,185 @@
+"""Batches reach the device through two buffers that are never overwritten too early; a captured update is what an eager one is."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worldloom_dist.learner import rank_process
+from worldloom.core.protocol import TrainOutput
+from worldloom.core.sequence import SequenceBatch
+from worldloom_dist.learner.staging import Stager
+from worldloom_dist.learner.step import GraphStep, _CudaRecorder, _generators, make_step, prepare_torch
+from worldloom_dist.ports import SampledWindows
+
+
+def windows(number: float) -> SampledWindows:
+    columns = {name: np.zeros((2, 4), bool) for name in ("is_first", "terminated", "truncated")}
+    columns |= {name: np.full((2, 4, 1), number, "float32") for name in ("obs", "action")}
+    columns["reward"] = np.full((2, 4), number, "float32")
+    for column in columns.values():
+        column.flags.writeable = False  # as from an object store
+    return SampledWindows(columns, np.arange(8).reshape(2, 4), np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2))
+
+
+class Copy:
+    """An upload on its way: it reads the pinned memory only when somebody waits for it."""
+
+    def __init__(self, pinned, targets):
+        self.pinned, self.targets = pinned, targets
+
+    def synchronize(self):
+        for source, target in zip(self.pinned, self.targets, strict=True):
+            target.copy_(source)
+        self.pinned = self.targets = []
+
+
+class LazyLane:
+    """A copy stream that is as late as it may be."""
+
+    def __init__(self):
+        self.pins = 0
+
+    def pin(self, like):
+        self.pins += 1
+        return torch.empty_like(like)
+
+    def upload(self, pinned):
+        targets = [torch.full_like(tensor, 99) for tensor in pinned]
+        return targets, Copy(list(pinned), targets)
+
+    def await_on_stream(self, event, tensors):
+        assert [id(t) for t in tensors] or not event.targets
+        event.synchronize()
+
+
+def test_a_late_copy_still_brings_its_own_batch():
+    lane = LazyLane()
+    stager = Stager("cpu", lane)
+    staged = [stager.stage(windows(float(number))) for number in range(5)]  # further ahead than there are buffers
+    for number, item in enumerate(staged):
+        batch = stager.take(item)
+        assert float(batch.reward.min()) == float(batch.reward.max()) == number
+        assert float(batch.obs["obs"].max()) == number
+    assert lane.pins == 2 * 6, "two sets of buffers, reused"
+
+
+def test_on_a_cpu_read_only_arrays_are_copied_once():
+    item = Stager("cpu").stage(windows(3.0))
+    item.batch.reward.add_(1)
+    assert float(item.windows.columns["reward"].max()) == 3.0
+
+
+class FakeRecorder:
+    """Keeps the work and runs it again; what it returned keeps its tensors, as in a graph."""
+
+    def __init__(self, error=None):
+        self.error, self.calls = error, []
+
+    def warm(self, work):
+        self.calls.append("warm")
+        return work()
+
+    def capture(self, work):
+        if self.error:
+            raise self.error
+        self.calls.append("capture")
+        self.work, self.output = work, TrainOutput({"seen": torch.zeros(())}, torch.zeros(()))
+        return self.output
+
+    def replay(self):
+        self.calls.append("replay")
+        self.output.metrics["seen"].copy_(self.work().metrics["seen"])
+
+
+class Summing:
+    """Adds up the rewards it was shown."""
+
+    def __init__(self):
+        self.total = torch.zeros(())
+
+    def train_step(self, batch):
+        self.total.add_(batch.reward.sum())
+        return TrainOutput({"seen": batch.reward.sum()}, torch.zeros(()))
+
+
+def batch_of(value: float, size: int = 2) -> SequenceBatch:
+    ones = torch.full((size, 3), value)
+    return SequenceBatch({"obs": ones[..., None]}, {"action": ones[..., None]}, ones, ones > 9, ones > 9, ones > 9)
+
+
+def test_every_batch_is_trained_on_once_before_and_after_the_capture():
+    agent, recorder = Summing(), FakeRecorder()
+    step = GraphStep(agent, recorder)
+    seen = [float(step(batch_of(float(number))).metrics["seen"]) for number in range(8)]
+    assert seen == [6.0 * number for number in range(8)]
+    assert float(agent.total) == sum(seen)
+    assert recorder.calls == ["warm"] * 4 + ["capture"] + ["replay"] * 4
+    assert float(step(batch_of(2.0, size=3)).metrics["seen"]) == 18.0, "another shape runs eagerly"
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_the_log_says_why(caplog):
+    agent = Summing()
+    step = GraphStep(agent, FakeRecorder(RuntimeError("operation not permitted when stream is capturing\nmore")))
+    with caplog.at_level(logging.INFO):
+        for _ in range(7):
+            step(batch_of(1.0))
+        make_step(agent, "cpu", "graph")
+        make_step(agent, "cuda", "auto", ranks=2)
+    assert float(agent.total) == 7 * 6.0
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "updates run eagerly: capturing one failed (operation not permitted when stream is capturing)"
+    assert "a cpu has no graphs to capture" in said[1]
+    assert "2 learner ranks" in said[2]
+    assert len(said) == 3
+
+
+def storages(tree: object) -> dict[str, int]:
+    """Where every tensor that an agent owns lies."""
+    found: dict[str, int] = {}
+    for name, value in vars(tree).items():
+        parts = value.state_dict(keep_vars=True) if isinstance(value, torch.nn.Module) else value
+        parts = parts if isinstance(parts, dict) else dict(enumerate(parts)) if isinstance(parts, list | tuple) else {"": parts}
+        found |= {f"{name}.{key}": part.data_ptr() for key, part in parts.items() if isinstance(part, torch.Tensor)}
+    return found
+
+
+@pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
+def test_an_update_changes_the_agents_state_in_place(name):
+    """A captured update reads and writes fixed addresses; a state that moved would silently stop to change."""
+    agent = rank_process.make(name)
+    agent.train_step(rank_process.batch(agent, 0))  # optimizers make their moments here
+    owners = [agent, getattr(agent, "updater", agent), getattr(agent, "optimizer", agent)]
+    before = [storages(owner) for owner in owners]
+    assert sum(map(len, before)) > 20
+    agent.train_step(rank_process.batch(agent, 1))
+    assert [storages(owner) for owner in owners] == before
+
+
+def test_deterministic_mode_is_torchs():
+    try:
+        prepare_torch("cpu", threads=1, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        prepare_torch("cpu", threads=1)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
+def test_a_captured_update_equals_an_eager_one_on_cuda(name):
+    from worldloom.agents.registry import make_agent, make_agent_config
+
+    preset, settings = rank_process.AGENTS[name]
+    eager, captured = (make_agent(make_agent_config(preset, settings), rank_process.ENV, device="cuda", seed=3) for _ in range(2))
+    step = GraphStep(captured, _CudaRecorder(torch.device("cuda"), _generators(captured)))
+    for number in range(12):
+        batch = rank_process.batch(eager, number).map(lambda t: t.cuda())
+        eager.train_step(batch)
+        step(batch)
+    assert not step._is_eager
+    mine, theirs = (rank_process.flat(agent.policy_weights().arrays()) for agent in (captured, eager))
+    for path, value in theirs.items():
+        np.testing.assert_allclose(mine[path], value, atol=1e-3 * max(np.abs(value).max(), 1e-3), err_msg=path)
