@@ -348,7 +348,8 @@ def build_learner(plan: Plan, weights: WeightSink, *, device: str, incarnation: 
     from worldloom_dist.learner.learner import Learner
 
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
-    how: dict[str, Any] = {"compile": plan.config.learner.compile, "ranks": plan.config.learners}
+    own = plan.config.learner
+    how: dict[str, Any] = {"compile": own.compile, "ranks": plan.config.learners, "weights_dtype": own.weights_dtype}
     return Learner(agent, weights, device=device, incarnation=incarnation, bad_batches=folder / "nonfinite", **how, **hooks)
 
 

@@ -67,6 +67,9 @@ def _histogram(text: str, normal: str = "", bad: str = "") -> MetricInfo:
     return MetricInfo("histogram", text, normal, bad)
 
 
+LEARNER_PHASES = ("wait_data", "to_device", "forward_backward", "publish", "checkpoint")
+"""What a training thread does."""
+
 METRICS: dict[str, MetricInfo] = {
     "build_info": _gauge("Constant 1; labels say the versions of worldloom, python, torch and ray.", "1"),
     "run_info": _gauge("Constant 1; labels say env, agent, preset and seed.", "1"),
@@ -90,6 +93,7 @@ METRICS: dict[str, MetricInfo] = {
         "forward_backward leads",
         "wait_data leads: the learner starves",
     ),
+    "learner_seconds_total": _counter("Where the training threads spend their time, by phase.", "forward_backward", "wait_data"),
     "learner_staging_seconds": _histogram("Time to bring a batch to the device, off the training thread.", "below one update"),
     "learner_skipped_updates_total": _counter("Updates skipped, by reason.", "0", "nonfinite grows: divergence"),
     "loss": _gauge("Losses of the algorithm, by name.", "see the algorithm's page", "NaN or exploding: divergence"),
@@ -186,6 +190,7 @@ ZEROS: dict[str, tuple[str, ...]] = {
     ),
     "learner": (
         "learner_updates_total",
+        *(f"learner_seconds_total{{phase={phase}}}" for phase in LEARNER_PHASES),
         "learner_replayed_steps_total",
         "learner_skipped_updates_total{reason=nonfinite}",
         "weights_published_total",

@@ -5,14 +5,16 @@ Both runtimes fill a ``Counts`` and hand it over with the hub's snapshot; nothin
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.assembly import Plan
+from worldloom_dist.binding import Binding, Use, judge
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
@@ -20,7 +22,9 @@ from worldloom_dist.view import View
 
 __all__ = ["Counts", "Report", "eval_metrics"]
 
-RATE_WINDOW_S = 10.0
+logger = logging.getLogger(__name__)
+
+RATE_WINDOW_S, BINDING_WINDOW_S = 10.0, 60.0
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
 
 
@@ -47,6 +51,12 @@ class Counts:
     blocked_s: Mapping[str, float] = field(default_factory=dict)
     lost_open: int = 0
     restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _by_label(values: Mapping[str, float], name: str) -> dict[str, float]:
+    """``NAME{label=x}`` -> value as x -> value."""
+    start = name + "{"
+    return {key.rpartition("=")[2].rstrip("}"): value for key, value in values.items() if key.startswith(start)}
 
 
 def _episodes(snapshot: Mapping[str, float]) -> int:
@@ -93,6 +103,8 @@ class Report:
         self._lost_before = int(earlier.get("rows", {}).get("lost_open", 0))
         self.evaluation: dict[str, Any] | None = earlier.get("eval")
         self._recent: deque[tuple[float, Counts]] = deque()
+        self._uses: deque[tuple[float, dict[str, float]]] = deque([(self._started, {"sample": 0.0})])
+        self._said_binding = self._started
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
@@ -121,6 +133,33 @@ class Report:
         if episodes < _episodes(self.snapshot):  # the hub was restarted and counts from 0
             self._episodes_before += _episodes(self.snapshot)
         self.counts, self.snapshot = counts, snapshot
+        self._watch_use(now)
+
+    @property
+    def binding(self) -> Binding:
+        """What binds the run, over the last minute or two (or the run, while it is younger)."""
+        (began, before), (now, after) = self._uses[0], self._uses[-1]
+        past = {key: max(0.0, value - before.get(key, 0.0)) for key, value in after.items()}
+        return judge(
+            Use(
+                seconds=now - began,
+                learner=_by_label(past, "learner_seconds_total"),
+                actors=_by_label(past, "actor_seconds_total"),
+                samples_refused=past["sample"],
+                workers=self._plan.config.workers,
+            )
+        )
+
+    def _watch_use(self, now: float) -> None:
+        """Remember the seconds spent so far, and say once a minute what binds."""
+        keys = ("learner_seconds_total", "actor_seconds_total")
+        spent = {key: value for key, value in self.snapshot.items() if key.startswith(keys)}
+        self._uses.append((now, {**spent, "sample": self.counts.blocked_s.get("sample", 0.0)}))
+        while len(self._uses) > 2 and now - self._uses[1][0] >= BINDING_WINDOW_S:
+            self._uses.popleft()
+        if now - self._said_binding >= BINDING_WINDOW_S:
+            self._said_binding = now
+            logger.info("%s", self.binding)
 
     @property
     def env_steps(self) -> int:
@@ -281,6 +320,7 @@ class Report:
             "policy_version": counts.policy_version,
             "staleness": {"mean": value.get("policy_lag_updates"), "p99": value.get("policy_lag_updates:p99")},
             "bottleneck": self.bottleneck(),
+            "binding": asdict(self.binding),
             "throughput": self._mean_rates(),
         }
 

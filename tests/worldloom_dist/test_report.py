@@ -119,3 +119,11 @@ def test_every_preset_resolves(preset):
     resolved = resolve(config)
     assert resolved.spec.sampling.window_rows < config.replay.capacity_steps
     assert resolved.target_agent_steps * resolved.env_spec.action_repeat >= config.env_steps
+
+
+def test_the_summary_says_what_binds_over_the_last_minutes(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    spent = {"learner_seconds_total{phase=forward_backward}": 99.0, "learner_seconds_total{phase=wait_data}": 1.0}
+    report.update(counts(), {**spent, "actor_seconds_total{state=env}": 10.0})
+    binding = report.summary("running")["binding"]
+    assert (binding["resource"], binding["share"]) == ("learner", 0.99)

@@ -19,16 +19,16 @@ from worldloom.core.metrics import Histogram, Last, MetricMap, Sum, Tally, merge
 from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.nn.snapshot import to_bfloat16
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.guard import NonfiniteGuard
 from worldloom_dist.learner.staging import Staged, Stager
 from worldloom_dist.learner.step import CompileMode, make_step
-from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, LAG_BUCKETS, scalar_keys
+from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, LAG_BUCKETS, LEARNER_PHASES, scalar_keys
 from worldloom_dist.ports import SampledWindows, WeightSink
 
 __all__ = ["Learner"]
 
-PHASES = ("wait_data", "to_device", "forward_backward", "publish", "checkpoint")
 UPDATES_AHEAD = 2
 """How far the host may run ahead of a GPU: enough to keep it busy, little enough that measured time is the device's."""
 SMALLEST_PRIORITY = 1e-6
@@ -46,6 +46,7 @@ class Learner:
         bad_batches: Folder for the batches of skipped updates.
         compile: How an update runs; see :mod:`worldloom_dist.learner.step`.
         ranks: Learner ranks that train together.
+        weights_dtype: What floating-point weights become when they are published.
 
     Attributes:
         train_steps: Updates made over the run's life, those before a resume included.
@@ -64,12 +65,14 @@ class Learner:
         bad_batches: Path | None = None,
         compile: CompileMode = "auto",
         ranks: int = 1,
+        weights_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         self.agent = agent
         self.train_steps = 0
         self.replayed_steps = 0
         self.incarnation = incarnation
         self._weights = weights
+        self._halves = weights_dtype == "bfloat16"
         self.stager = Stager(device)
         self._is_cuda = device.startswith("cuda")
         self._step = make_step(agent, device, compile, ranks=ranks)
@@ -83,7 +86,7 @@ class Learner:
         self._batch: SequenceBatch | None = None
         self._scalars: Mapping[str, Any] = {}
         self._metrics: MetricMap = {}
-        self._phases = {phase: Tally(BUCKETS_S) for phase in PHASES}
+        self._phases = {phase: Tally(BUCKETS_S) for phase in LEARNER_PHASES}
         self._ages, self._stagings = Tally(AGE_BUCKETS_S), Tally(BUCKETS_S)
         self._lags = Tally(LAG_BUCKETS)
         self._fresh_steps = 0
@@ -131,6 +134,8 @@ class Learner:
         """Hand the policy's weights to the store under the next version."""
         started = time.monotonic()
         snapshot = self.agent.policy_weights().with_version(self.version)
+        if self._halves:
+            snapshot = to_bfloat16(snapshot)
         self._weights.publish(snapshot)
         seconds = time.monotonic() - started
         self._phases["publish"].add(seconds)
@@ -159,9 +164,10 @@ class Learner:
             positions = self._fresh_steps * self.agent.spec.sampling.trained_positions
             metrics |= {"learner_updates_total": Sum(self._fresh_steps), "learner_replayed_steps_total": Sum(positions)}
             self._fresh_steps = 0
-        tallies = {f"learner_update_seconds{{phase={phase}}}": tally for phase, tally in self._phases.items()}
-        tallies |= {"sample_age_seconds": self._ages, "learner_staging_seconds": self._stagings}
-        tallies["sample_lag_updates"] = self._lags
+        taken_phases = {phase: tally.take() for phase, tally in self._phases.items()}
+        metrics |= {f"learner_seconds_total{{phase={phase}}}": Sum(taken.total) for phase, taken in taken_phases.items()}
+        metrics |= {f"learner_update_seconds{{phase={phase}}}": taken for phase, taken in taken_phases.items() if taken.count}
+        tallies = {"sample_age_seconds": self._ages, "sample_lag_updates": self._lags, "learner_staging_seconds": self._stagings}
         metrics |= {key: taken for key, tally in tallies.items() if (taken := tally.take()).count}
         metrics["learner_skipped_updates_total{reason=nonfinite}"] = Sum(float(self._guard.skipped - self._skipped_reported))
         self._skipped_reported = self._guard.skipped

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 LAST_REPORT_S = 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
-EVERY_RANKS = ("learner_update_seconds", "learner_staging_seconds", "queue_", "gpu_")
+EVERY_RANKS = ("learner_update_seconds", "learner_seconds_total", "learner_staging_seconds", "queue_", "gpu_")
 """What every rank reports of itself; counters and losses come from rank 0, or they would be counted once per rank."""
 
 
