@@ -2,8 +2,9 @@
 
     driver's node   hub, ledger, weight store; also learner and shards, whose files are in the run folder, unless the cluster has
                     nodes for them (custom resources ``worldloom_learner``, ``worldloom_replay``: the folder is shared then)
-    a GPU           learner and inference servers, when the cluster has one and the device is not cpu
-    the rest        workers and inference servers, spread; workers on ``worldloom_worker`` nodes when there are such
+    a GPU           learner and inference servers, when the cluster has one and the device is not cpu; without one, inference
+                    servers are on the driver's node and ask for nothing: every worker waits for them, so no worker may be in their way
+    the rest        workers, spread; on ``worldloom_worker`` nodes when there are such
 
 A cluster that the launcher starts is the user's own machine: there roles share it by threads and niceness, and ask for next to
 nothing. The arithmetic is pure; only ``read_nodes`` asks Ray.
@@ -158,7 +159,7 @@ def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]
             mark=learner_mark, is_home=at_home),
         Ask(kind="shard", count=config.replay.shards, cpus=SHARD_CPUS if gives or replay_mark else 0.0, mark=replay_mark,
             is_home=replay_mark is None),
-        Ask(kind="inference", count=servers, cpus=1.0, gpus=inference_gpus),
+        Ask(kind="inference", count=servers, cpus=float(inference_gpus > 0), gpus=inference_gpus, is_home=not inference_gpus),
         Ask(kind="evaluator", count=int(config.eval_episodes > 0), cpus=0.0),
         Ask(kind="worker", count=0 if config.env.is_none else config.workers, cpus=config.placement.worker_cpus,
             mark=WORKER_NODES if WORKER_NODES in marks else None),

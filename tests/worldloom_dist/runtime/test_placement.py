@@ -30,11 +30,11 @@ def test_a_cluster_of_our_own_is_shared_without_counting():
 def test_files_stay_with_the_driver_and_workers_spread():
     placement = place(JOINED, HEAD, Node(node_id=NAMES["a"], cpus=4), Node(node_id=NAMES["b"], cpus=4))
     assert placement.options("worker", 0) == {"num_cpus": 1.0, "num_gpus": 0.0, "scheduling_strategy": "SPREAD"}
-    for kind in ("learner", "shard", "hub", "ledger", "weights"):
+    for kind in ("learner", "shard", "inference", "hub", "ledger", "weights"):
         assert node_of(placement.options(kind, 0)) == ("head", False)
     assert placement.options("hub", 0)["num_cpus"] == 0
     assert placement.options("learner", 0)["num_cpus"] == 1.0
-    assert placement.options("inference", 0)["scheduling_strategy"] == "SPREAD"
+    assert placement.options("inference", 0)["num_cpus"] == 0, "it comes back although workers hold every CPU"
 
 
 def test_a_head_without_cpus_still_takes_the_roles_that_belong_to_it():
@@ -67,8 +67,8 @@ def test_a_shard_returns_to_its_journal_while_that_node_lives():
 @pytest.mark.parametrize(
     ("nodes", "config", "says"),
     [
-        ([HEAD], JOINED, ["1 learner x (1 CPU), 1 shard x (0.25 CPU), 1 inference x (1 CPU)", "6 worker x (1 CPU) = 8.25 CPUs",
-                          "1 nodes have 4 CPUs (4), with room for 1 of 6 worker", "--placement.worker-cpus"]),
+        ([HEAD], JOINED, ["1 learner x (1 CPU), 1 shard x (0.25 CPU), 1 inference x (0 CPU)", "6 worker x (1 CPU) = 7.25 CPUs",
+                          "1 nodes have 4 CPUs (4), with room for 2 of 6 worker", "--placement.worker-cpus"]),
         ([HEAD, Node(node_id=NAMES["a"], cpus=8)], replace(JOINED, learner=LearnerConfig(device="cuda")),
          ["with room for 0 of 1 learner", "--learner.device cpu"]),
         ([HEAD, Node(node_id=NAMES["a"], cpus=64)], replace(JOINED, replay=ReplayConfig(shards=13)),
