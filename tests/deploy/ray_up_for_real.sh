@@ -107,8 +107,8 @@ JOB=$!
 wait_for 240 "the run trains" above summary 'd["train_steps"]' 20
 ip -n "${TAG}sw" link set v3 down
 echo "the link of host3 is cut"
-before=$(summary 'd["env_steps"]')
 wait_for 180 "roles that were there started elsewhere" above summary 'sum(d["restarts"].values())' 0
+before=$(summary 'd["env_steps"]')
 wait_for 180 "the run went on" above summary 'd["env_steps"]' "$before + 200"
 laptop "python -m worldloom_dist.submit --stop run-1" > "$WORK/summary.json" 2>> "$WORK/job.log"
 wait $JOB || { echo "FAILED: the submitting side"; tail "$WORK/job.log"; exit 1; }

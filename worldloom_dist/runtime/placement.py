@@ -3,7 +3,7 @@
     driver's node   hub, ledger, weight store; also learner and shards, whose files are in the run folder, unless the cluster has
                     nodes for them (custom resources ``worldloom_learner``, ``worldloom_replay``: the folder is shared then)
     a GPU           learner and inference servers, when the cluster has one and the device is not cpu; without one, inference
-                    servers are on the driver's node and ask for nothing: every worker waits for them, so no worker may be in their way
+                    servers are on the driver's node and ask for nothing, so that no worker, who waits for them, is in their way
     the rest        workers, spread; on ``worldloom_worker`` nodes when there are such
 
 A cluster that the launcher starts is the user's own machine: there roles share it by threads and niceness, and ask for next to
