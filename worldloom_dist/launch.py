@@ -10,17 +10,18 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
-from worldloom_dist.assembly import Plan, resolve
 from worldloom_dist.cli import parse
 from worldloom_dist.config import RunConfig
 from worldloom_dist.console import Screen
-from worldloom_dist.metrics.endpoint import read_secret
-from worldloom_dist.metrics.sinks import check_sinks
 from worldloom_dist.presets import preset_changes
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
+
+if TYPE_CHECKING:
+    from worldloom_dist.assembly import Plan
 
 __all__ = ["main"]
 
@@ -37,11 +38,12 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         config = parse(words)
+        from worldloom_dist.assembly import resolve  # after --help, which answers at once
+
         folder, is_resumed = choose_folder(config)
         plan = resolve(config)
         port = choose_port(config)
-        read_secret(config.metrics_auth_file)
-        check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
+        check_watching(config)
         check_device(config)
         check_address(config)
     except USAGE_ERRORS as error:
@@ -158,6 +160,19 @@ def choose_port(config: RunConfig) -> int:
         return config.metrics_port
     free = (port for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if _is_free(config.metrics_host, port))
     return next(free, 0)
+
+
+def check_watching(config: RunConfig) -> None:
+    """Refuse a secret of the endpoint that is none, and a sink whose package is missing.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: With what to do.
+    """
+    from worldloom_dist.metrics.endpoint import read_secret
+    from worldloom_dist.metrics.sinks import check_sinks
+
+    read_secret(config.metrics_auth_file)
+    check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
 
 
 def check_device(config: RunConfig) -> None:
