@@ -122,7 +122,7 @@ def test_all_mistakes_are_reported_together():
         ("--env none", "offline"),
         ("--replay.capacity-steps 3", "replay.capacity_steps"),
         ("--replay.band-steps 1", "band"),
-        ("--replay.capacity-steps 100000000000000", "this machine has"),
+        ("--replay.capacity-steps 100000000000000", "replay may take"),
         ("--metrics-port 99999", "metrics_port must be <= 65535"),
         ("--metrics-host no.such.host.x", "metrics_host"),
         ("--learner.device bogus", "learner.device must be auto, cpu, cuda"),
