@@ -50,9 +50,7 @@ def test_nothing_grows(tmp_path):
         memory, files, threads = np.array([values[name] for _, values in samples]).T
         slope = float(np.polyfit(hours, memory, 1)[0])
         grown = slope * float(hours[-1])
-        print(
-            f"{name}: {memory[-1]:.0f} MB, slope {slope:+.2f} MB/h, files {files[0]:.0f}..{files[-1]:.0f}, threads {threads[-1]:.0f}"
-        )
+        print(f"{name}: {memory[-1]:.0f} MB, {slope:+.2f} MB/h, {files[0]:.0f} to {files[-1]:.0f} files, {threads[-1]:.0f} threads")
         assert slope < 1.0 or grown < 2.0, f"{name} grows by {slope:.2f} MB/h"
         assert np.median(files[len(files) // 2 :]) <= np.median(files[: len(files) // 2]) + 2, f"{name} leaks files"
         assert np.median(threads[len(threads) // 2 :]) <= np.median(threads[: len(threads) // 2]) + 2, f"{name} leaks threads"
