@@ -32,7 +32,7 @@ from worldloom_dist.replay.shard import ReplayShard
 
 WINDOWS, LENGTH = 16, 64
 FRAME_BYTES = 64 * 64 * 3
-CAPACITY, PREPARED = 20_000, 32
+CAPACITY, PREPARED = 20_000, 8
 
 
 class Bare:

@@ -32,7 +32,7 @@ from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.config import RunConfig
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.budget import ReplayBudget
-from worldloom_dist.replay.planning import check_files, recorded_env, replay_budget, settle_selector
+from worldloom_dist.replay.planning import absolute_files, check_files, recorded_env, replay_budget, settle_selector
 from worldloom_dist.replay.shard import ReplayShard
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def resolve(config: RunConfig) -> Plan:
     Raises:
         ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work; nothing has been started.
     """
-    agent = config.agent_config()
+    config, agent = absolute_files(config), config.agent_config()
     if config.env.is_none:
         config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
         env, observed = config.env, recorded_env(config)

@@ -18,7 +18,7 @@ from worldloom.core.sequence import Rows
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.assembly import Plan, build_shard, resolve
 from worldloom_dist.cli import read_config
-from worldloom_dist.replay.episode_files import write_episode_file
+from worldloom_dist.replay.episode_files import MINARI, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
 from worldloom_dist.replay.verify import verify_run
@@ -57,7 +57,7 @@ def import_file(run_dir: Path, source: str) -> int:
     """Add a file to a run: a stopped one stores it now, a live one within a second, a lock-step one when it goes on."""
     plan = resolve(read_config(run_dir))
     check_file(source, plan.columns)
-    source = source if ":" in source else str(Path(source).absolute())
+    source = source if source.startswith(MINARI) else str(Path(source).absolute())
     if plan.config.replay.durability == "none":
         raise ConfigurationError(f"{run_dir} keeps its rows in memory only; start it with --replay.load {source} instead")
     ImportList(run_dir).add([source])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import AgentSpec
@@ -11,10 +12,17 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
-from worldloom_dist.replay.episode_files import open_episodes
+from worldloom_dist.replay.episode_files import MINARI, open_episodes
 from worldloom_dist.replay.imports import check_file, split_sources
 
-__all__ = ["check_files", "recorded_env", "replay_budget", "settle_selector"]
+__all__ = ["absolute_files", "check_files", "recorded_env", "replay_budget", "settle_selector"]
+
+
+def absolute_files(config: RunConfig) -> RunConfig:
+    """The config with whole paths in ``replay.load``: shards and resumed runs may begin in another folder."""
+    sources = [name if name.startswith(MINARI) else str(Path(name).absolute()) for name in split_sources(config.replay.load)]
+    load = ",".join(sources) or None
+    return dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=load))
 
 
 def recorded_env(config: RunConfig) -> EnvSpec:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state
 from tests.worldloom_dist.small_runs import start
+from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.episode_files import open_episodes
@@ -93,6 +94,17 @@ def test_a_file_that_is_imported_into_a_lock_step_run_is_sampled_when_it_goes_on
     after = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert after["rows"]["inserted"] - rows - before["rows"]["inserted"] in range(38, 60)
     assert 190 <= after["agent_steps"] < 194, "rows of a file are no agent steps"
+
+
+def test_files_to_load_are_found_from_another_folder_when_a_run_goes_on(run_dir, tmp_path, monkeypatch):
+    assert main(["export", str(run_dir), str(tmp_path / "data.npz")]) == 0
+    monkeypatch.chdir(tmp_path)
+    words = ["--env", "none", "--replay.load", "data.npz", "--train-steps"]
+    run = start(tmp_path / "run", *words, "3")
+    assert run._plan.config.replay.load == str(tmp_path / "data.npz")
+    run.close()
+    with pytest.raises(ConfigurationError, match=r"replay\.load: .*missing\.npz"):
+        start(tmp_path / "other", "--env", "none", "--replay.load", "missing.npz")
 
 
 def test_wrong_input_gets_one_sentence_and_status_two_or_one(run_dir, tmp_path, capsys):
