@@ -26,7 +26,7 @@ __all__ = ["Role", "Supervisor", "start_actor"]
 logger = logging.getLogger(__name__)
 
 PING_EVERY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 0.5, 30.0
-LEAVE_WITHIN_S = 20.0
+LEAVE_WITHIN_S, STEADY_S = 20.0, 5.0
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Role:
     _leave_by: float | None = None
     _asked_at: float = 0.0
     _start_at: float = 0.0
+    _quick_deaths: int = 0
     _deaths: deque[float] = field(default_factory=deque)
 
     @property
@@ -248,6 +249,7 @@ class Supervisor:
             role._start_at = time.monotonic()
 
     def _died(self, role: Role, reason: str) -> None:
+        was_steady = role.ready_at is not None and time.monotonic() - role.ready_at >= STEADY_S
         self._kill(role)
         if role.is_done:
             return
@@ -267,7 +269,8 @@ class Supervisor:
                 raise TrainingError(text)
             logger.error("%s", text)
             return
-        pause = 0.0 if len(role._deaths) == 1 else min(FIRST_PAUSE_S * 2 ** (len(role._deaths) - 2), LONGEST_PAUSE_S)
+        role._quick_deaths = 1 if was_steady else role._quick_deaths + 1  # one that had worked for a while does not wait
+        pause = 0.0 if role._quick_deaths == 1 else min(FIRST_PAUSE_S * 2 ** (role._quick_deaths - 2), LONGEST_PAUSE_S)
         logger.warning("%s: %s; starting it again%s", role.name, reason, f" in {pause:.1f} s" if pause else "")
         self.restarts[role.kind] += 1
         for member in [role, *self._companions(role)]:

@@ -1,0 +1,25 @@
+import time
+
+import pytest
+
+from worldloom_dist.runtime.supervisor import FIRST_PAUSE_S, STEADY_S, Role, Supervisor
+
+
+def role_of() -> Role:
+    return Role("worker", 0, start=lambda _: None, lifeline=lambda _: None, is_vital=False)
+
+
+def pause_after_death(supervisor: Supervisor, role: Role, lived_s: float | None) -> float:
+    role.ready_at = None if lived_s is None else time.monotonic() - lived_s
+    supervisor._died(role, "it was killed")
+    return role._start_at - time.monotonic()
+
+
+def test_role_that_worked_for_a_while_comes_back_at_once_and_one_that_dies_at_once_waits_longer_each_time() -> None:
+    supervisor, role = Supervisor(max_restarts=20, window_s=600.0), role_of()
+    for _ in range(3):
+        assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
+    quick = [pause_after_death(supervisor, role, lived) for lived in (None, 0.1, None)]
+    assert quick == pytest.approx([FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S], abs=0.2)
+    assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
+    assert role.incarnation == supervisor.restarts["worker"] == 7
