@@ -38,6 +38,7 @@ OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 LOOK_EVERY_S = 1.0
 STOP_WAIT_S = 120
 """How long a job that is stopped may take for its checkpoint before Ray kills it."""
+SEND_S = 30.0
 AWAY_S = 120.0
 """How long the job interface may be away (a head that restarts) before we stop following."""
 
@@ -198,12 +199,26 @@ def _attempt(
     if working_dir is not None:
         environment |= {"working_dir": str(working_dir), "excludes": list(EXCLUDES)}
     entrypoint = f"exec {shlex.quote(python)} -m worldloom_dist.job --job-id {shlex.quote(job_id)} -- {shlex.join(flags)}"
-    try:
-        client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigurationError(f"job {job_id!r} was not accepted: {_first_line(error)}") from error
+    _send(client, entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
     _note(write, f"job      {job_id} (stop it with: python -m worldloom_dist.submit --stop {job_id})\n")
     return _follow(client, job_id, start_timeout_s, write) if wait else _result(client, job_id)
+
+
+def _send(client: Any, **job: Any) -> None:
+    """Submit; an interface that breaks off is asked whether it took the job, and gets it again if not."""
+    deadline = time.monotonic() + SEND_S
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise StateError(f"the job interface broke off ({_first_line(error)}); try again") from error
+            time.sleep(LOOK_EVERY_S)
+            if _state(client, job["submission_id"]) is not None:
+                return
+        except (RuntimeError, ValueError) as error:
+            raise ConfigurationError(f"job {job['submission_id']!r} was not accepted: {_first_line(error)}") from error
 
 
 def _make_room(client: Any, job_id: str) -> None:
@@ -318,6 +333,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     except StateError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"error: the job interface went away ({_first_line(error)}); the job may go on without us\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("left; the job goes on (follow it again with --follow, end it with --stop)\n")

@@ -156,3 +156,19 @@ def test_in_the_foreground_a_running_job_is_followed_and_an_interrupt_stops_it(p
     assert len(client.sent) == 1, "no second job"
     assert module.main(["--foreground", "--"]) == 2
     assert "needs --job-id" in capsys.readouterr().err
+
+
+def test_an_interface_that_breaks_off_gets_the_job_once(play, monkeypatch):
+    client = play(("SUCCEEDED", 0, SUMMARY))
+    accept, failures = client.submit_job, [ConnectionError("closed"), ConnectionError("closed")]
+
+    def break_off(**what):
+        if len(failures) == 1:
+            accept(**what)
+        if failures:
+            raise failures.pop()
+        accept(**what)
+
+    monkeypatch.setattr(client, "submit_job", break_off)
+    assert module.submit([], job_id="j").exit_status == 0
+    assert len(client.sent) == 1
