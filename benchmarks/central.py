@@ -150,7 +150,8 @@ def launch(*words: str) -> tuple[subprocess.Popen[bytes], Path]:
     folder = Path(tempfile.mkdtemp()) / "run"
     command = [sys.executable, "-m", "worldloom_dist.launch", "--preset", "debug", "--run-dir", str(folder), "--metrics-port", "0"]
     command += ["--env-steps", "100000000", "--eval-episodes", "0", "--inference", "central", "--train-ratio", "0.001", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL), folder
+    path = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}), folder
 
 
 def rate(workers: int, seconds: float, cpu: bool = False) -> tuple[float, float]:

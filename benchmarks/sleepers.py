@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from typing import Any
 
@@ -14,19 +13,18 @@ from worldloom.envs.toy import PointEnv
 __all__ = ["mixed", "two_ms"]
 
 SLEEPS_S = (0.005, 0.01, 0.02, 0.05)
-COUNT = itertools.count()
 
 
 class Sleeper(PointEnv):
-    """A point that rests at every step."""
+    """A point that rests at every step, for each of the given times in turn."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, *sleeps_s: float) -> None:
         super().__init__()
-        self._seconds = seconds
+        self._sleeps_s = itertools.cycle(sleeps_s)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Rest, then move."""
-        time.sleep(self._seconds)
+        time.sleep(next(self._sleeps_s))
         return super().step(action)
 
 
@@ -36,5 +34,5 @@ def two_ms() -> Sleeper:
 
 
 def mixed() -> Sleeper:
-    """Five to fifty milliseconds, by process."""
-    return Sleeper(SLEEPS_S[(os.getpid() + next(COUNT)) % len(SLEEPS_S)])
+    """Five to fifty milliseconds, step by step."""
+    return Sleeper(*SLEEPS_S)
