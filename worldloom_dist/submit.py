@@ -294,7 +294,7 @@ def _result(client: Any, job_id: str) -> JobResult:
     exit_status = info.driver_exit_code
     if status == "STOPPED":  # Ray does not say how a job that it stopped left
         exit_status = 0 if (summary or {}).get("status") in ("stopped", "completed") else 1
-    elif status == "FAILED" and exit_status is None:
+    elif status == "FAILED" and exit_status != 2:  # lost, or killed by a signal
         exit_status = 1
     return JobResult(
         job_id=job_id, status=status, exit_status=exit_status, run_dir=run_dir, summary=summary, message=info.message or ""

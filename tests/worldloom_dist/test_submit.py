@@ -93,8 +93,9 @@ def test_a_job_that_failed_is_submitted_again_under_its_id_but_wrong_input_is_no
     assert len(client.sent) == 1
 
 
-def test_a_lost_driver_counts_as_failed(play):
-    play(("FAILED", None, ""))
+@pytest.mark.parametrize("code", [None, -9])
+def test_a_lost_driver_counts_as_failed(play, code):
+    play(("FAILED", code, ""))
     assert module.submit([]).exit_status == 1
 
 
