@@ -211,8 +211,8 @@ class TDMPC2Agent(TDMPC2Policy):
         )
         if self._ranks.size > 1:
             draws = draws.rows(self._ranks.rank * size, (self._ranks.rank + 1) * size)
-        metrics, nonfinite = self.updater.step(update, draws)
-        return TrainOutput(metrics, nonfinite, priorities=self.updater.surprise)
+        metrics, nonfinite, surprise = self.updater.step(update, draws)
+        return TrainOutput(metrics, nonfinite, priorities=surprise)
 
     def policy_weights(self) -> WeightsSnapshot:
         """A copy of the model; the policy prior, reward, dynamics and critics all take part in planning."""

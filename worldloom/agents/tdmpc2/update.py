@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from worldloom.core.ranks import ALONE, Ranks
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP
 
-__all__ = ["OptimizerSettings", "Updater"]
+__all__ = ["ModelStep", "OptimizerSettings", "Updater"]
 
 POLICY_ADAM_EPS = 1e-5
 
@@ -45,6 +45,17 @@ class OptimizerSettings:
     leaks_task_gradient: bool = False
 
 
+class ModelStep(NamedTuple):
+    """What a step of model and critics leaves: latents [H+1, B, L] of the rollout without gradient, metrics, 1.0 (0-d) if it was
+    skipped, value loss [B] of each window.
+    """
+
+    z: Tensor
+    metrics: dict[str, Tensor]
+    bad: Tensor
+    surprise: Tensor
+
+
 class Updater:
     """Owns what training needs beside the model: optimizers, running scale, and the step itself.
 
@@ -52,9 +63,6 @@ class Updater:
         model: Trained in place.
         target: Slow copy of the critics, moved in place.
         losses, optimizers: Hyper-parameters.
-
-    Attributes:
-        surprise: [B] value loss of each window of the last batch.
     """
 
     def __init__(self, model: TDMPC2Networks, target: EnsembleMLP, losses: LossSettings, optimizers: OptimizerSettings) -> None:
@@ -72,7 +80,6 @@ class Updater:
         self.model_optimizer = torch.optim.Adam(groups, lr=rate, **common)
         self.policy_optimizer = torch.optim.Adam(self.policy_parameters.values(), lr=rate, eps=POLICY_ADAM_EPS, **common)
         self.scale = torch.ones((), device=device)
-        self.surprise: Tensor | None = None
         embedding = model.task_emb if optimizers.leaks_task_gradient else None
         self.leaked = None if embedding is None else torch.zeros_like(embedding, requires_grad=False)
         self.join(ALONE)
@@ -83,15 +90,17 @@ class Updater:
         self._average_model = ranks.averager(list(self.model_parameters.values()))
         self._average_policy = ranks.averager(list(self.policy_parameters.values()))
 
-    def step(self, batch: UpdateBatch, draws: UpdateDraws) -> tuple[dict[str, Tensor], Tensor]:
-        """One update; returns metrics (0-d tensors) and ``nonfinite`` (0-d, 1.0 when something was skipped)."""
-        z, metrics, model_bad = self.step_model(batch, draws)
-        policy_metrics, policy_bad = self.step_policy(z, batch.task, draws, model_bad)
-        self.move_targets(model_bad)
-        return metrics | policy_metrics, policy_bad
+    def step(self, batch: UpdateBatch, draws: UpdateDraws) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """One update; returns metrics (0-d tensors), ``nonfinite`` (0-d, 1.0 when something was skipped), and the value loss
+        [B] of each window.
+        """
+        model = self.step_model(batch, draws)
+        policy_metrics, policy_bad = self.step_policy(model.z, batch.task, draws, model.bad)
+        self.move_targets(model.bad)
+        return model.metrics | policy_metrics, policy_bad, model.surprise
 
-    def step_model(self, batch: UpdateBatch, draws: UpdateDraws) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Step model and critics; returns the rollout's latents without gradient, metrics, and 1.0 if it was skipped."""
+    def step_model(self, batch: UpdateBatch, draws: UpdateDraws) -> ModelStep:
+        """Step model and critics."""
         loss = model_loss(self.model, self.target, batch, draws, self.losses)
         parameters = list(self.model_parameters.values())
         gradients = [g.contiguous() for g in torch.autograd.grad(loss.total, parameters)]  # as the fused optimizer reads them
@@ -102,8 +111,7 @@ class Updater:
         if self.leaked is not None and self.model.task_emb is not None and self.model.task_emb.grad is not None:
             self.model.task_emb.grad = self.model.task_emb.grad + self.leaked
         norm, bad = self._apply(self.model_optimizer, parameters, total.isfinite())
-        self.surprise = loss.surprise
-        return loss.z.detach(), loss.metrics | {"grad_norm": norm}, bad
+        return ModelStep(loss.z.detach(), loss.metrics | {"grad_norm": norm}, bad, loss.surprise)
 
     def step_policy(
         self, z: Tensor, task: Tensor | None, draws: UpdateDraws, model_bad: Tensor

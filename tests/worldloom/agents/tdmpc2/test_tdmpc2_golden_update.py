@@ -114,7 +114,7 @@ def test_consecutive_updates_agree_with_the_authors_code(variant: str) -> None:
             loss = model_loss(updater.model, updater.target, batch, draws, updater.losses)
             check_gradients(loss.total, updater.model_parameters, own, "grad_model", updater.leaked)
 
-        z, metrics, bad = updater.step_model(batch, draws)
+        z, metrics, bad, _ = updater.step_model(batch, draws)
         if any(key.startswith("grad_pi/") for key in own):
             policy = policy_loss(updater.model, z, updater.scale, batch.task, draws, updater.losses, TAU)
             check_gradients(policy.total, updater.policy_parameters, own, "grad_pi")
