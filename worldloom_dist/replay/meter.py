@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worldloom.core.metrics import Last, MetricMap, Sum, Tally
 from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
-from worldloom_dist.ports import RowBooks, SampledWindows, WriteBack
+from worldloom_dist.ports import SampledWindows, WriteBack
 
 __all__ = ["ShardMeter", "priority_metrics"]
 
@@ -62,11 +62,11 @@ class ShardMeter:
         """Training gave windows new priorities."""
         self._prioritised = self._prioritised.plus(done)
 
-    def drain(self, books: RowBooks, arriving: int) -> MetricMap:
+    def drain(self, memory_bytes: int, arriving: int) -> MetricMap:
         """What happened since the last call, and what is stored now.
 
         Args:
-            books: Of the shard.
+            memory_bytes: What the shard's rows take of memory; rows that are read from disk are none of it.
             arriving: Chunks that wait for admission.
         """
         values: MetricMap = {f"replay_op_seconds{{op={name}}}": tally.take() for name, tally in self._times.items()}
@@ -75,7 +75,7 @@ class ShardMeter:
             "replay_sampled_steps_total": Sum(self._positions),
             "transfer_bytes_total{path=actor_replay}": Sum(self._bytes_in),
             "transfer_bytes_total{path=replay_learner}": Sum(self._bytes_out),
-            "replay_bytes{storage=ram}": Last(books.payload_bytes),
+            "replay_bytes{storage=ram}": Last(memory_bytes),
             "replay_bytes{storage=disk}": Last(_size(self._directory)),
             "queue_items{queue=trajectories}": Last(arriving),
             **self._refreshed.to_metrics(),

@@ -253,7 +253,7 @@ class ShardRole:
             await self._import_new()
             self._report()
             if flush.is_due():
-                self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.books(), len(self._arriving)))
+                self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving)))
             self._newest = await self._weights.aversion(self._newest)
 
     async def _import_new(self) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldloom_dist.ports import RowBooks, SampledWindows, WriteBack
+from worldloom_dist.ports import SampledWindows, WriteBack
 from worldloom_dist.replay.meter import ShardMeter
 
 
@@ -19,7 +19,7 @@ def test_what_passes_a_shard_is_counted_once(tmp_path):
     meter.sampled(SampledWindows(rows, np.zeros((2, 6), np.int64), *(np.zeros(2) for _ in range(3))))
     for done in (WriteBack(5, 1), WriteBack(2, 0)):
         meter.refreshed(done)
-    values = meter.drain(RowBooks(payload_bytes=9), 1)
+    values = meter.drain(9, 1)
     assert [values[f"replay_refreshed_steps_total{{outcome={o}}}"].value for o in ("applied", "rejected")] == [7, 1]
     assert values["replay_op_seconds{op=insert}"].count == values["replay_op_seconds{op=sample}"].count == 1
     assert values["policy_lag_updates"].value == 3
@@ -27,6 +27,6 @@ def test_what_passes_a_shard_is_counted_once(tmp_path):
     assert values["transfer_bytes_total{path=actor_replay}"].value == 100
     assert values["transfer_bytes_total{path=replay_learner}"].value == 2 * 6 * 4 * 4
     assert [values[f"replay_bytes{{storage={s}}}"].value for s in ("ram", "disk")] == [9, 70]
-    again = meter.drain(RowBooks(), 0)
+    again = meter.drain(0, 0)
     assert again["replay_sampled_steps_total"].value == 0
     assert not any(name.startswith("replay_refreshed") for name in again)
