@@ -1,12 +1,18 @@
-"""Speed of replay through Ray: what a sample costs beside a bare transfer of its bytes, and writers and samplers at the same time.
+"""Speed of replay through Ray: a sample beside a bare transfer of its bytes, writers and samplers at the same time, and dm-reverb.
 
-    python benchmarks/replay_ray.py                       # all parts, three minutes; writes benchmarks/results/replay_ray.json
-    python benchmarks/replay_ray.py transfer --seconds 2  # one part, shorter
+    python benchmarks/replay_ray.py                         # all parts, two minutes; writes benchmarks/results/replay_ray.json
+    python benchmarks/replay_ray.py transfer --seconds 2    # one part, shorter
+    python benchmarks/replay_ray.py --reverb PYTHON         # with dm-reverb in turn, four minutes; see peers/reverb_peer.py
 
-Every process is a Ray actor on this machine. A chunk has 64 rows of 64x64x3 uint8 (real frames of Pong, or noise), made ready in
-memory before the clock starts; a batch is 16 windows of 64 rows. Rates are wall time and count logical image bytes, that is,
-before compression. The shard journals before it acknowledges; writers have two chunks in flight. No ledger takes part: nothing
-limits either side.
+Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8 (of Pong, or noise) and the other columns of an
+Atari env; 512 rows are made before the clock starts and written again and again. Writers go the way of a run: row by row into
+chunks of 64, encoded (zstd level 1 where that saves a tenth: frames of Pong, not noise), two in flight per writer. The shard
+checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, decoded by the shard; samplers have two
+in flight. Rates are wall time and count logical image bytes, that is, before compression. No ledger takes part: nothing limits
+either side.
+
+Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
+compressed items that its samplers decode, and keeps them in memory only, without a journal.
 """
 
 from __future__ import annotations
@@ -14,8 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +34,18 @@ from replay import CHUNK_ROWS, frames_of, image_columns, image_rows
 
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
-from worldloom.data.codec import make_chunk
+from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
 
 WINDOWS, LENGTH = 16, 64
 FRAME_BYTES = 64 * 64 * 3
-CAPACITY, PREPARED = 20_000, 8
+KINDS = ("atari", "noise")
+CAPACITY, PREPARED, FILL_CHUNKS = 20_000, 8, 100
+CHUNKS_IN_FLIGHT = BATCHES_IN_FLIGHT = 2
+CASES = ((1, 0), (0, 1), (1, 1), (8, 2))
+"""Writers and samplers."""
+PEER = Path(__file__).parent / "peers" / "reverb_peer.py"
 
 
 class Bare:
@@ -63,43 +76,59 @@ class Shard:
         return self._shard.sample(request)
 
 
+class InFlight:
+    """A ``ReplayWriter`` that waits for the oldest chunk when too many are on their way."""
+
+    def __init__(self, shard: Any) -> None:
+        self._shard, self._pending = shard, []
+
+    def append(self, chunk: Chunk) -> bool:
+        """Send."""
+        self._pending.append(self._shard.append.remote(chunk))
+        if len(self._pending) > CHUNKS_IN_FLIGHT - 1:
+            ray.get(self._pending.pop(0))
+        return True
+
+    def drain(self) -> None:
+        """Wait for all."""
+        ray.get(self._pending)
+
+
 class Writer:
-    """Appends ready chunks as fast as they are acknowledged."""
+    """Writes rows as fast as they are acknowledged; lives through many cases."""
 
-    def __init__(self, slot: int, kind: str) -> None:
-        frames = frames_of(kind, PREPARED * CHUNK_ROWS)
-        self._payloads = [make_chunk(StreamId(slot, 0, 0), n, NO_POLICY, image_rows(part)) for n, part in
-                          enumerate(np.split(frames, PREPARED))]  # fmt: skip
-        self._slot = slot
+    def __init__(self, slot: int, folder: str) -> None:
+        self._slot, self._life, self._rows = slot, 0, {kind: load_rows(folder, kind) for kind in KINDS}
 
-    def write(self, shards: list[Any], first_seq: int, seconds: float, most: int) -> int:
-        """Write for so long, or so many chunks; returns how many."""
-        shard, pending, seq = shards[self._slot % len(shards)], [], first_seq
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and seq - first_seq < most:
-            chunk = self._payloads[seq % PREPARED]
-            pending.append(shard.append.remote(Chunk(chunk.stream, seq, *_rest(chunk))))
-            seq += 1
-            if len(pending) > 1:
-                ray.get(pending.pop(0))
-        ray.get(pending)
-        return seq - first_seq
+    def write(self, shard: Any, kind: str, seconds: float, most: int = 1 << 40) -> tuple[int, float]:
+        """Write for so long, or so many chunks; returns how many, and the seconds until the last was acknowledged."""
+        rows, out, chunks = self._rows[kind], InFlight(shard), 0
+        self._life += 1
+        writer = StreamWriter(StreamId(self._slot, 0, self._life), image_columns(), out, chunk_rows=CHUNK_ROWS, max_age_s=1e9)
+        begin = time.monotonic()
+        while time.monotonic() - begin < seconds and chunks < most:
+            first = chunks % PREPARED * CHUNK_ROWS
+            for row in range(first, first + CHUNK_ROWS):
+                writer.add(rows, row, NO_POLICY, is_first=False, is_last=False)
+            chunks += 1
+        out.drain()
+        return chunks, time.monotonic() - begin
 
 
 class Sampler:
-    """Asks for batches, two at a time."""
+    """Asks for batches, two at a time; lives through many cases."""
 
-    def sample(self, shards: list[Any], seed: int, seconds: float) -> int:
-        """Sample for so long; returns how many batches."""
-        end, batches, pending = time.monotonic() + seconds, 0, []
-        while time.monotonic() < end:
-            shard = shards[batches % len(shards)]
-            pending.append(shard.sample.remote(SampleRequest(WINDOWS, (seed, batches))))
+    def sample(self, shards: list[Any], seed: int, seconds: float) -> tuple[int, float]:
+        """Sample for so long; returns how many batches, and the seconds until the last was there."""
+        begin, batches, pending = time.monotonic(), 0, []
+        while time.monotonic() - begin < seconds:
+            pending.append(shards[batches % len(shards)].sample.remote(SampleRequest(WINDOWS, (seed, batches))))
             batches += 1
-            if len(pending) > 1:
+            if len(pending) > BATCHES_IN_FLIGHT - 1:
                 touch(ray.get(pending.pop(0)))
-        ray.get(pending)
-        return batches
+        for batch in pending:
+            touch(ray.get(batch))
+        return batches, time.monotonic() - begin
 
 
 def touch(windows: SampledWindows) -> int:
@@ -107,8 +136,15 @@ def touch(windows: SampledWindows) -> int:
     return int(windows.columns["obs"].reshape(-1)[::4096].sum())
 
 
-def _rest(chunk: Chunk) -> tuple[Any, ...]:
-    return chunk.version, chunk.num_rows, chunk.num_agent_steps, chunk.payload
+def load_rows(folder: str, kind: str) -> dict[str, np.ndarray]:
+    """The rows that everybody writes."""
+    with np.load(rows_file(folder, kind)) as file:
+        return {name: file[name] for name in file.files}
+
+
+def rows_file(folder: str, kind: str) -> Path:
+    """Where they lie."""
+    return Path(folder) / f"{kind}.npz"
 
 
 def actor(kind: type, *arguments: Any, threads: int = 1) -> Any:
@@ -116,73 +152,132 @@ def actor(kind: type, *arguments: Any, threads: int = 1) -> Any:
     return ray.remote(kind).options(num_cpus=0, max_concurrency=threads).remote(*arguments)
 
 
-def bench_transfer(seconds: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Bench:
+    """What all parts share.
+
+    Attributes:
+        folder: Holds the rows, and the journals while they are used.
+        seconds: Length of a measurement.
+        writers, samplers: Processes that live through all cases, because each takes a second to start.
+        reverb: An interpreter that has dm-reverb, or nothing.
+    """
+
+    folder: str
+    seconds: float
+    writers: list[Any]
+    samplers: list[Any]
+    reverb: str = ""
+
+    @classmethod
+    def start(cls, folder: str, seconds: float, reverb: str) -> Bench:
+        """Make the rows and start the processes."""
+        for kind in KINDS:
+            np.savez(rows_file(folder, kind), **image_rows(frames_of(kind, PREPARED * CHUNK_ROWS)))
+        writers, samplers = (max(case[side] for case in CASES) for side in (0, 1))
+        return cls(
+            folder, seconds, [actor(Writer, i, folder) for i in range(writers)], [actor(Sampler) for _ in range(samplers)], reverb
+        )
+
+    def shard(self, journal: str, index: int = 0, packed: tuple[str, ...] | None = None) -> Any:
+        """A new shard."""
+        return actor(Shard, journal, index, packed, threads=8)
+
+
+def bench_transfer(bench: Bench) -> dict[str, Any]:
     """One batch from a filled shard against a bare object of the same bytes, in turn."""
     results: dict[str, Any] = {}
     bare = actor(Bare, (WINDOWS, LENGTH, 64, 64, 3))
-    for kind in ("atari", "noise"):
+    for kind in KINDS:
         for name, packed in (("plain", ()), ("packed", None)):
-            with tempfile.TemporaryDirectory() as folder:
-                shard = actor(Shard, folder, 0, packed)
-                ray.get(actor(Writer, 0, kind).write.remote([shard], 0, 60.0, 150))
-                times: dict[str, list[float]] = {"bare": [], "shard": []}
-                end, number = time.monotonic() + seconds, 0
-                while time.monotonic() < end or number < 5:
-                    number += 1
-                    begin = time.perf_counter()
-                    ray.get(bare.get.remote()).reshape(-1)[::4096].sum()
-                    middle = time.perf_counter()
-                    touch(ray.get(shard.sample.remote(SampleRequest(WINDOWS, (number,)))))
-                    times["bare"].append(middle - begin)
-                    times["shard"].append(time.perf_counter() - middle)
-                best = {side: float(np.median(found)) for side, found in times.items()}
-                results[f"{kind}_{name}"] = {
-                    "bare_ms": 1e3 * best["bare"],
-                    "sample_ms": 1e3 * best["shard"],
-                    "share_of_bare_speed": best["bare"] / best["shard"],
-                }
+            with tempfile.TemporaryDirectory(dir=bench.folder) as journal:
+                shard = bench.shard(journal, packed=packed)
+                ray.get(bench.writers[0].write.remote(shard, kind, 60.0, FILL_CHUNKS))
+                results[f"{kind}_{name}"] = compare_transfer(bare, shard, bench.seconds)
                 ray.kill(shard)
     ray.kill(bare)
     return results
 
 
-def bench_mixed(seconds: float) -> dict[str, Any]:
-    """Writers alone, samplers alone, and both; logical image MB/s in and out."""
-    results: dict[str, Any] = {}
-    for kind in ("atari", "noise"):
-        for writers, samplers in ((1, 0), (0, 1), (1, 1), (8, 2)):
-            results[f"{kind}_{writers}_writers_{samplers}_samplers"] = mixed(kind, writers, samplers, 1, seconds)
-    return results
-
-
-def bench_shards(seconds: float) -> dict[str, Any]:
-    """One sampler and one writer per shard over 1 and 4 shards."""
-    results: dict[str, Any] = {str(count): mixed("atari", 4, 1, count, seconds) for count in (1, 4)}
-    results["sample_4_over_1"] = results["4"]["sample_mb_per_s"] / results["1"]["sample_mb_per_s"]
-    results["insert_4_over_1"] = results["4"]["insert_mb_per_s"] / results["1"]["insert_mb_per_s"]
-    return results
-
-
-def mixed(kind: str, writers: int, samplers: int, num_shards: int, seconds: float) -> dict[str, float]:
-    """Rates of so many writers and samplers at the same time."""
-    with tempfile.TemporaryDirectory() as folder:
-        shards = [actor(Shard, folder, index, None, threads=8) for index in range(num_shards)]
-        sources = [actor(Writer, slot, kind) for slot in range(max(writers, num_shards))]
-        filled = ray.get([source.write.remote(shards, 0, 60.0, 100) for source in sources])
-        readers = [actor(Sampler) for _ in range(samplers)]
-        ray.get([reader.sample.remote(shards, seed, 0.2) for seed, reader in enumerate(readers)])
-        begin = time.monotonic()
-        writes = [s.write.remote(shards, count, seconds, 1 << 40) for s, count in zip(sources[:writers], filled, strict=False)]
-        reads = [reader.sample.remote(shards, 100 + seed, seconds) for seed, reader in enumerate(readers)]
-        chunks, batches = sum(ray.get(writes)), sum(ray.get(reads))
-        elapsed = time.monotonic() - begin
-        for handle in (*shards, *sources, *readers):
-            ray.kill(handle)
+def compare_transfer(bare: Any, shard: Any, seconds: float) -> dict[str, float]:
+    """Medians of both."""
+    times: dict[str, list[float]] = {"bare": [], "shard": []}
+    end, number = time.monotonic() + seconds, 0
+    while time.monotonic() < end or number < 5:
+        number += 1
+        begin = time.perf_counter()
+        ray.get(bare.get.remote()).reshape(-1)[::4096].sum()
+        middle = time.perf_counter()
+        touch(ray.get(shard.sample.remote(SampleRequest(WINDOWS, (number,)))))
+        times["bare"].append(middle - begin)
+        times["shard"].append(time.perf_counter() - middle)
+    middle_of = {side: float(np.median(found)) for side, found in times.items()}
     return {
-        "insert_mb_per_s": chunks * CHUNK_ROWS * FRAME_BYTES / 1e6 / elapsed,
-        "sample_mb_per_s": batches * WINDOWS * LENGTH * FRAME_BYTES / 1e6 / elapsed,
-        "inserted_rows_per_s": chunks * CHUNK_ROWS / elapsed,
+        "bare_ms": 1e3 * middle_of["bare"],
+        "sample_ms": 1e3 * middle_of["shard"],
+        "share_of_bare_speed": middle_of["bare"] / middle_of["shard"],
     }
+
+
+def bench_mixed(bench: Bench) -> dict[str, Any]:
+    """Writers alone, samplers alone, and both; with Reverb in turn if there is one."""
+    results: dict[str, Any] = {}
+    for kind in KINDS:
+        for writers, samplers in CASES:
+            found: dict[str, Any] = {"ours": mixed(bench, kind, writers, samplers)}
+            if bench.reverb:
+                found["reverb"] = peer(bench, kind, writers, samplers)
+                found["ours_over_reverb"] = ratios(found["ours"], found["reverb"])
+            results[f"{kind}_{writers}_writers_{samplers}_samplers"] = found
+            print(kind, writers, samplers, json.dumps(found), flush=True)
+    return results
+
+
+def bench_shards(bench: Bench) -> dict[str, Any]:
+    """Four writers and one sampler over 1 and 4 shards."""
+    results: dict[str, Any] = {str(count): mixed(bench, "atari", 4, 1, count) for count in (1, 4)}
+    for side in ("sample", "insert"):
+        results[f"{side}_4_over_1"] = results["4"][f"{side}_mb_per_s"] / results["1"][f"{side}_mb_per_s"]
+    return results
+
+
+def mixed(bench: Bench, kind: str, writers: int, samplers: int, num_shards: int = 1) -> dict[str, float]:
+    """Rates of so many writers and samplers at the same time."""
+    with tempfile.TemporaryDirectory(dir=bench.folder) as journal:
+        shards = [bench.shard(journal, index) for index in range(num_shards)]
+        ray.get([w.write.remote(s, kind, 60.0, FILL_CHUNKS) for w, s in zip(bench.writers, shards, strict=False)])
+        sources, readers = bench.writers[:writers], bench.samplers[:samplers]
+        ray.get([reader.sample.remote(shards, seed, 0.2) for seed, reader in enumerate(readers)])
+        writes = [w.write.remote(shards[i % num_shards], kind, bench.seconds) for i, w in enumerate(sources)]
+        reads = [reader.sample.remote(shards, 100 + seed, bench.seconds) for seed, reader in enumerate(readers)]
+        chunks_per_s, batches_per_s = (sum(done / took for done, took in ray.get(work)) for work in (writes, reads))
+        for shard in shards:
+            ray.kill(shard)
+    return {
+        "insert_mb_per_s": chunks_per_s * CHUNK_ROWS * FRAME_BYTES / 1e6,
+        "sample_mb_per_s": batches_per_s * WINDOWS * LENGTH * FRAME_BYTES / 1e6,
+        "inserted_rows_per_s": chunks_per_s * CHUNK_ROWS,
+    }
+
+
+def peer(bench: Bench, kind: str, writers: int, samplers: int) -> dict[str, Any]:
+    """The same through Reverb."""
+    numbers = {"writers": writers, "samplers": samplers, "capacity-rows": CAPACITY, "seconds": bench.seconds}
+    options = [f"--{name}={value}" for name, value in numbers.items()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [bench.reverb, str(PEER), str(rows_file(bench.folder, kind)), *options],
+        env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=300,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+    """Ours over theirs in logical MB/s: in, out, and both together."""
+    sides = {side: (ours[f"{side}_mb_per_s"], theirs[f"{side}_mb_per_s"]) for side in ("insert", "sample")}
+    both = [sum(pair) for pair in zip(*sides.values(), strict=True)]
+    return {"both": both[0] / both[1], **{side: mine / other for side, (mine, other) in sides.items() if other}}
 
 
 PARTS = {"transfer": bench_transfer, "mixed": bench_mixed, "shards": bench_shards}
@@ -192,7 +287,8 @@ def main() -> None:
     """Run the parts and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default all")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of every measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of every measurement")
+    parser.add_argument("--reverb", default="", metavar="PYTHON", help="an interpreter that has dm-reverb, to compare with")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "replay_ray.json")
     arguments = parser.parse_args()
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -204,9 +300,11 @@ def main() -> None:
     )
     report = context()
     try:
-        for name in arguments.parts or PARTS:
-            report[name] = PARTS[name](arguments.seconds)
-            print(name, json.dumps(report[name], indent=2))
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench.start(folder, arguments.seconds, arguments.reverb)
+            for name in arguments.parts or PARTS:
+                report[name] = PARTS[name](bench)
+                print(name, json.dumps(report[name], indent=2), flush=True)
     finally:
         ray.shutdown()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

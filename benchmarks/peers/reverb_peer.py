@@ -1,0 +1,127 @@
+"""The same rows through dm-reverb, in processes of their own: what ``benchmarks/replay_ray.py --reverb PYTHON`` compares with.
+
+    python -m venv DIR && DIR/bin/pip install dm-reverb==0.14.0 tensorflow-cpu==2.15.1 "numpy<2" "protobuf<5"
+    DIR/bin/python benchmarks/peers/reverb_peer.py ROWS.npz --writers 8 --samplers 2   # prints one line of JSON
+
+One server, every writer and every sampler is a process. A table holds as many rows as our shard, first in, first out, drawn
+uniformly; an item is 64 rows, beside the one before it and not overlapping. Writers append row by row with ``TrajectoryWriter``
+(chunks of 64 rows, compressed as Reverb does it by default), at most 25 items unconfirmed, as its own default says. Samplers
+use the native sampler without TensorFlow's data sets, with 16 items in flight. No rate limiter takes part. The server keeps
+everything in memory only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import reverb
+
+ITEM_ROWS, IN_FLIGHT_ITEMS, UNCONFIRMED, TABLE = 64, 16, 25, "rows"
+FILL_ITEMS = 100
+FORK = multiprocessing.get_context("fork")
+"""After the slow import and before gRPC starts, which no fork survives."""
+
+
+def serve(items: int, port: Any, is_over: Any) -> None:
+    """One server until it is over."""
+    table = reverb.Table(TABLE, reverb.selectors.Uniform(), reverb.selectors.Fifo(), items, reverb.rate_limiters.MinSize(1))
+    server = reverb.Server([table])
+    port.put(server.port)
+    is_over.wait()
+    server.stop()
+
+
+def write(port: int, rows: Mapping[str, np.ndarray], seconds: float, most: int) -> int:
+    """Append the rows again and again, row by row; returns how many items were confirmed."""
+    items, total = 0, len(rows["is_first"])
+    with reverb.Client(f"localhost:{port}").trajectory_writer(num_keep_alive_refs=ITEM_ROWS) as writer:
+        for name in rows:
+            writer.configure((name,), num_keep_alive_refs=ITEM_ROWS, max_chunk_length=ITEM_ROWS)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and items < most:
+            begin = items * ITEM_ROWS % total
+            for row in range(begin, begin + ITEM_ROWS):
+                writer.append({name: column[row] for name, column in rows.items()})
+            writer.create_item(TABLE, 1.0, {name: writer.history[name][-ITEM_ROWS:] for name in rows})
+            writer.flush(block_until_num_items=UNCONFIRMED)
+            items += 1
+        writer.flush()
+    return items
+
+
+def sample(port: int, names: list[str], seconds: float) -> int:
+    """Sample items and touch every page of their frames; returns how many."""
+    sampler = reverb.Client(f"localhost:{port}")._client.NewSampler(TABLE, 1 << 40, IN_FLIGHT_ITEMS)
+    frames = 5 + sorted(names).index("obs")
+    end, items = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        item = sampler.GetNextTrajectory()
+        int(item[frames].reshape(-1)[::4096].sum())
+        items += 1
+    return items
+
+
+def worker(work: Any, arguments: tuple[Any, ...], gate: Any, results: Any) -> None:
+    """Do one piece of work when the gate opens."""
+    gate.wait()
+    begin = time.monotonic()
+    done = work(*arguments)
+    results.put((work.__name__, done, time.monotonic() - begin))
+
+
+def measure(rows: Mapping[str, np.ndarray], writers: int, samplers: int, capacity_rows: int, seconds: float) -> dict[str, float]:
+    """Rates of so many writers and samplers at the same time."""
+    ports, is_over, results, gate = FORK.Queue(), FORK.Event(), FORK.Queue(), FORK.Event()
+    server = FORK.Process(target=serve, args=(capacity_rows // ITEM_ROWS, ports, is_over))
+    server.start()
+    port = ports.get(timeout=60)
+    fill = FORK.Process(target=write, args=(port, rows, 60.0, FILL_ITEMS))
+    fill.start()
+    fill.join()
+    works = [(write, (port, rows, seconds, 1 << 40))] * writers + [(sample, (port, list(rows), seconds))] * samplers
+    processes = [FORK.Process(target=worker, args=(*work, gate, results)) for work in works]
+    for process in processes:
+        process.start()
+    time.sleep(0.5)
+    gate.set()
+    found = [results.get(timeout=seconds + 120) for _ in processes]
+    for process in processes:
+        process.join()
+    is_over.set()
+    server.join()
+    mb_per_item = ITEM_ROWS * rows["obs"][0].nbytes / 1e6
+    rates = {name: sum(done / took for kind, done, took in found if kind == name) for name in ("write", "sample")}
+    return {
+        "insert_mb_per_s": rates["write"] * mb_per_item,
+        "sample_mb_per_s": rates["sample"] * mb_per_item,
+        "inserted_rows_per_s": rates["write"] * ITEM_ROWS,
+    }
+
+
+def main() -> None:
+    """Measure one case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", help=".npz with the columns of rows; obs are the frames")
+    parser.add_argument("--writers", type=int, default=1)
+    parser.add_argument("--samplers", type=int, default=1)
+    parser.add_argument("--capacity-rows", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    arguments = parser.parse_args()
+    with np.load(arguments.rows) as file:
+        rows = {name: file[name] for name in file.files}
+    found = measure(rows, arguments.writers, arguments.samplers, arguments.capacity_rows, arguments.seconds)
+    print(json.dumps({**found, "version": metadata.version("dm-reverb")}))
+
+
+if __name__ == "__main__":
+    main()
