@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
-from worldloom.core.protocol import Policy
+from worldloom.core.protocol import Agent, Policy
+from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.assembly import build_evaluator, build_store, resolve, restore_agent
@@ -64,12 +65,20 @@ def evaluate(
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
-    evaluator.load_weights(agent.policy_weights())
+    evaluator.load_weights(_as_published(agent, config.learner.weights_dtype))
     result = {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
     if videos:
         films = write_films(evaluator.films, RunFolder(run_dir).videos, folder.name)
         result["videos"] = [str(path) for path in films]
     return result
+
+
+def _as_published(agent: Agent, dtype: str) -> WeightsSnapshot:
+    """The policy's weights as the run's own evaluations got them."""
+    from worldloom.nn.snapshot import to_bfloat16
+
+    snapshot = agent.policy_weights()
+    return to_bfloat16(snapshot) if dtype == "bfloat16" else snapshot
 
 
 def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu") -> tuple[EnvConfig, Policy]:

@@ -14,6 +14,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -107,10 +108,10 @@ class LocalRun:
             while not self._is_complete() and not self._stop.is_set:
                 self.round()
             status = "completed" if self._is_complete() else "stopped"
-            self._checkpoint()
+            last = self._checkpoint()
             self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
             if status == "completed" and self._wants_evaluation() and self._evaluated_at < self.report.env_steps:
-                self._evaluate()
+                self._store.mark_best(last, self._evaluate())
             self.gallery.close()
             self._say(status)
         except BaseException as error:
@@ -206,7 +207,7 @@ class LocalRun:
         self._look()
         self._checkpoint_at = self._progress
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
         states = [worker.checkpoint() for worker in self.workers]
         self.train_due(0 if self._plan.is_offline else None)
@@ -226,8 +227,10 @@ class LocalRun:
         if self.report.evaluation is not None and self._evaluated_at == self.report.env_steps:
             self._store.mark_best(folder, self.report.evaluation["return_mean"])
         self._folder.write_summary(self.report.summary("running"))
+        return folder
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
+        """Evaluate the newest weights; returns the mean return."""
         evaluator = build_evaluator(self._plan)
         evaluator.load_weights(self.weights.fetch())
         self._evaluated_at = self.report.env_steps
@@ -235,6 +238,7 @@ class LocalRun:
         write_films(evaluator.films, self._folder.videos, f"eval-{self._evaluated_at:09d}")
         self.report.note_evaluation(result)
         logger.info("eval at env_steps %d: return %.1f +- %.1f", self._evaluated_at, result["return_mean"], result["return_std"])
+        return float(result["return_mean"])
 
     def _collect(self, worker: RolloutWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]

@@ -11,6 +11,7 @@ import pytest
 from tests.integration.running import PATIENCE, check_counting, launched, read_journals, rows_of
 from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
+from worldloom_dist.evaluate import evaluate
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240 * PATIENCE)]
 
@@ -66,6 +67,19 @@ def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
     assert abs(resumed["train_ratio_actual"] / 12.0 - 1) < 0.25
     newest = CheckpointStore(folder / "checkpoints").newest()
     assert newest[1]["learner"]["train_steps"] == resumed["train_steps"]
+
+
+def test_evaluate_gives_the_number_of_the_last_evaluation(tmp_path):
+    folder = tmp_path / "run"
+    words = ["--preset", "debug", "--env-steps", "300", "--eval-every", "0", "--eval-episodes", "3", "--metrics-port", "0"]
+    with launched(folder, *words, "--learner.publish-every-s", "1000", "--run-dir", str(folder)) as run:
+        assert run.finish() == 0, run.output.read_text()
+        summary = run.summary()
+        assert run.leftovers() == []
+    found = evaluate(folder)
+    assert found["returns"] == summary["eval"]["returns"]
+    assert found["train_steps"] == summary["train_steps"] == summary["eval"]["version"][1]
+    assert evaluate(folder, checkpoint="best")["train_steps"] == found["train_steps"], "its score reached the last checkpoint"
 
 
 @pytest.mark.chaos

@@ -10,6 +10,7 @@ from tests.worldloom_dist.local_runs import assert_equal_trees, flat, newest_sta
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import TrainingError
 from worldloom.core.specs import EnvSpec
+from worldloom_dist.evaluate import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,16 @@ def test_equal_seeds_give_equal_runs_and_another_seed_does_not(tmp_path):
     a, b, c = (payloads(tmp_path / name) for name in "abc")
     assert a == b
     assert a != c
+
+
+def test_evaluate_gives_the_number_of_the_last_evaluation_and_its_checkpoint_is_the_best(tmp_path):
+    run = start(tmp_path / "run", "--env-steps", "100", "--eval-episodes", "3")
+    assert run.run() == "completed"
+    torch.set_num_threads(2)  # as in a process of its own
+    found = evaluate(tmp_path / "run")
+    assert found["returns"] == json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["returns"]
+    assert torch.get_num_threads() == 2
+    assert evaluate(tmp_path / "run", checkpoint="best")["train_steps"] == found["train_steps"] == run.learner.train_steps
 
 
 def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):

@@ -6,7 +6,8 @@ weights give the same number. Every evaluation starts from fresh envs and the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,8 @@ class Evaluator:
             raise ConfigurationError(f"eval episodes must be >= 1, got {episodes}")
         env = self._make_env()
         try:
-            results = self._play(env, episodes or self._episodes or env.num_envs)
+            with _one_thread():
+                results = self._play(env, episodes or self._episodes or env.num_envs)
         finally:
             env.close()
         returns, lengths = zip(*results, strict=True)
@@ -120,6 +122,19 @@ class Evaluator:
                 self.films = recorder.films
                 return [result for book, count in zip(books, share, strict=True) for result in book.results[:count]]
             row = env.step(acting.act(row.obs, row.is_first, row.live).action)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Split no sum over threads: how many differs between processes, and with it the last bit, which long episodes amplify."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _EnvBook:

@@ -36,6 +36,20 @@ class RecoveryReport:
     lost_rows: int = 0
     seconds: float = 0.0
 
+    @property
+    def text(self) -> str:
+        """What was found, in a sentence; empty when the disk was."""
+        if not (self.chunks or self.torn_bytes or self.corrupt_bytes or self.lost_rows):
+            return ""
+        parts = [f"{self.rows:,} rows in {self.chunks:,} chunks are back from the journal after {self.seconds:.1f} s"]
+        if self.torn_bytes:
+            parts.append(f"{self.torn_bytes:,} bytes of a record that was never acknowledged were left out")
+        if self.corrupt_bytes:
+            parts.append(f"{self.corrupt_bytes:,} bytes were altered on the disk and left out")
+        if self.lost_rows:
+            parts.append(f"{self.lost_rows:,} acknowledged rows of the whole run are lost")
+        return "; ".join(parts)
+
 
 @dataclass(slots=True)
 class ShardCounters:

@@ -314,7 +314,8 @@ class ReplayShard:
         self.recovered = RecoveryReport(
             chunks, len(rows.buffer), damage.torn_bytes, damage.corrupt_bytes, rows.counters.lost, round(seconds, 3)
         )
-        logger.info("replay shard %d: %s", self.index, self.recovered)
+        if self.recovered.text:
+            logger.info("replay shard %d: %s", self.index, self.recovered.text)
 
     def _record_loss(self, journal: Journal) -> None:
         """Write down what is lost, for the day on which the segments that show it are deleted."""

@@ -4,7 +4,7 @@ The driver is the control plane only; no row, batch or weight passes through it.
 the roles, read the ledger's counters, start evaluations, write what people read, and decide whether the run is complete.
 
     start:  hub, ledger, weights, shards  ->  learner, inference, evaluator  ->  workers in waves
-    end:    workers (flush) -> last evaluation -> learner (checkpoint) -> summary -> the rest
+    end:    workers (flush) -> learner (last version, checkpoint) -> last evaluation, of just those weights -> summary -> the rest
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ Show = Callable[[Callable[[], View]], None]
 
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
 EVALUATION_TIMEOUT_S = 1800.0
+LAST_EVALUATION_S, LAST_EVALUATION_TRIES, NOTE_TIMEOUT_S = 600.0, 2, 30.0
 START_TIMEOUT_S = 180.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
@@ -82,6 +83,7 @@ class RayRun:
         self._reporter, self._node = Reporter("driver"), NodeMeter(folder.path)
         self._measure = Pace(MEASURE_EVERY_S)
         self._evaluation: Any = None
+        self._noted: Any = None
         self._evaluation_began = 0.0
         self._evaluated_at = int((earlier.get("eval") or {}).get("env_steps", 0))
         lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
@@ -235,11 +237,14 @@ class RayRun:
         if every and self._evaluation is None and has_trained and steps - self._evaluated_at >= every:
             self._start_evaluation(steps)
 
-    def _start_evaluation(self, steps: int) -> None:
+    def _start_evaluation(self, steps: int) -> bool:
+        """Returns False when there is no evaluator now."""
         role = next((role for role in self._supervisor.of_kind("evaluator") if role.handle is not None), None)
-        if role is not None:
-            self._evaluated_at = steps
-            self._evaluation, self._evaluation_began = (steps, role.handle.evaluate.remote(steps)), time.monotonic()
+        if role is None:
+            return False
+        self._evaluated_at = steps
+        self._evaluation, self._evaluation_began = (steps, role.handle.evaluate.remote(steps)), time.monotonic()
+        return True
 
     def _collect_evaluation(self, timeout_s: float = 0.0) -> None:
         if self._evaluation is None:
@@ -267,7 +272,7 @@ class RayRun:
         )  # fmt: skip
         learner = next(iter(self._supervisor.of_kind("learner")), None)
         if learner is not None and learner.handle is not None:
-            learner.handle.note_score.remote(result["return_mean"])
+            self._noted = learner.handle.note_score.remote(result["return_mean"])
 
     def _is_complete(self) -> bool:
         """Enough steps are stored, and what they owe to training has been paid; without an env, enough updates are made."""
@@ -285,25 +290,29 @@ class RayRun:
             logger.warning("workers cannot send their open chunks: %s", error)
         self._fleet.stop(timeout_s=15.0)
         self._look()
-        if status == "completed" and self._plan.config.eval_episodes and self._evaluated_at < self._report.env_steps:
-            self._last_evaluation()
-        ended = self._supervisor.stop(("learner",), timeout_s=60.0)
+        ended = self._supervisor.stop(("learner",), timeout_s=60.0, ends_processes=False)
         if "learner-0" not in ended:
             raise TrainingError("the learner did not write a last checkpoint within 60 s; earlier ones are kept")
         self._supervisor.roles["learner-0"].status = ended["learner-0"]
         self._look()
+        if status == "completed" and self._plan.config.eval_episodes:
+            self._last_evaluation(tuple(ended["learner-0"]["version"]))
         self._say()
         self._folder.write_summary(self._report.summary(status))
 
-    def _last_evaluation(self) -> None:
-        deadline = time.monotonic() + 600.0
-        while self._evaluation is not None and time.monotonic() < deadline and not self._stop.is_set:
+    def _last_evaluation(self, version: tuple[int, ...]) -> None:
+        """Evaluate the weights of the last checkpoint, unless that has been done; Ctrl-C leaves it out."""
+        deadline, tries = time.monotonic() + LAST_EVALUATION_S, 0
+        while time.monotonic() < deadline and not self._stop.is_set:
+            if self._evaluation is None:
+                evaluated = (self._report.evaluation or {}).get("version")
+                if (evaluated is not None and tuple(evaluated) == version) or tries == LAST_EVALUATION_TRIES:
+                    break
+                tries += self._start_evaluation(self._report.env_steps)
             self._supervisor.poll(POLL_S)
             self._collect_evaluation()
-        self._start_evaluation(self._report.env_steps)
-        while self._evaluation is not None and time.monotonic() < deadline and not self._stop.is_set:
-            self._supervisor.poll(POLL_S)
-            self._collect_evaluation()
+        if self._noted is not None:
+            ray.wait([self._noted], timeout=NOTE_TIMEOUT_S)
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)

@@ -38,7 +38,7 @@ __all__ = ["LearnerRole", "gpu_metrics"]
 
 logger = logging.getLogger(__name__)
 
-LAST_REPORT_S = 10.0
+LAST_PUBLISH_S, LAST_REPORT_S = 5.0, 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
 EVERY_RANKS = ("learner_update_seconds", "learner_seconds_total", "learner_staging_seconds", "queue_", "gpu_")
@@ -80,6 +80,7 @@ class LearnerRole:
         finally:
             self._feed.stop()
         if self._rank == 0:
+            self._publish_last()
             self._save()
             self._writer.close()
             self._learner.report(self._gallery, self._env_steps(), wait_s=LAST_REPORT_S)
@@ -102,7 +103,13 @@ class LearnerRole:
         self._save_wanted.set()
 
     def note_score(self, score: float) -> None:
-        """Take the result of an evaluation: a checkpoint of about now is kept as ``best`` if no better one is there."""
+        """Take the result of an evaluation: a checkpoint of about now is kept as ``best`` if no better one is there.
+
+        Once :meth:`run` has returned, it is the last checkpoint that the score belongs to.
+        """
+        if self._status["state"] == "stopped":
+            self._store.mark_best(self._store.folders()[0], score)
+            return
         self._score = score
         self._save_wanted.set()
 
@@ -187,6 +194,19 @@ class LearnerRole:
 
     def _publish(self) -> None:
         self._published = self._learner.publish().version
+
+    def _publish_last(self) -> None:
+        """Publish what the last checkpoint will hold, and wait until the store, which reads from this process, has it."""
+        steps = self._learner.train_steps
+        if steps >= max(1, self._plan.spec.pretrain_updates) and self._learner.version > self._published:
+            self._publish()
+        give_up = time.monotonic() + LAST_PUBLISH_S
+        while time.monotonic() < give_up:
+            with contextlib.suppress(RoleGoneError):
+                if self._weights.version() >= self._published:
+                    return
+            time.sleep(0.05)
+        logger.warning("the weight store did not take version %s", self._published)
 
     def _save(self) -> None:
         """Copy the state and leave the rest to the writer's thread."""

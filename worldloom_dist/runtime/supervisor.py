@@ -156,8 +156,13 @@ class Supervisor:
             role._leave_by = time.monotonic() + LEAVE_WITHIN_S
             role.handle.stop.remote()
 
-    def stop(self, kinds: tuple[str, ...], timeout_s: float) -> dict[str, Any]:
+    def stop(self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True) -> dict[str, Any]:
         """Ask roles to end, wait, and kill those that do not.
+
+        Args:
+            kinds: Of the roles.
+            timeout_s: How long to wait for all of them.
+            ends_processes: False keeps the process of a role that has ended, so that it can still be called.
 
         Returns:
             What the roles that ended by themselves returned, by name.
@@ -176,7 +181,8 @@ class Supervisor:
             except RayError as error:
                 logger.warning("%s failed while it was stopped: %s", names[line], str(error).strip().splitlines()[-1])
         for role in roles:
-            self._kill(role)
+            if ends_processes or role.name not in results:
+                self._kill(role)
         return results
 
     def _start(self, role: Role) -> None:

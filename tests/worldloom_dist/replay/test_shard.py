@@ -243,8 +243,10 @@ def damage(files, offset, flip, kind):
         offset -= size
 
 
-def test_a_torn_tail_is_ignored_and_reported(tmp_path):
+def test_a_torn_tail_is_ignored_and_reported(tmp_path, caplog):
+    caplog.set_level("INFO")
     shard = open_shard(tmp_path)
+    assert "replay shard" not in caplog.text, "an empty disk is no news"
     for seq in range(4):
         shard.append(counting_chunk(0, seq))
     shard.close()
@@ -253,6 +255,8 @@ def test_a_torn_tail_is_ignored_and_reported(tmp_path):
         handle.truncate(file.stat().st_size - 9)
     again = open_shard(tmp_path)
     assert again.recovered.torn_bytes > 0
+    assert "15 rows in 3 chunks are back" in caplog.text
+    assert f"{again.recovered.torn_bytes} bytes of a record that was never acknowledged were left out" in caplog.text
     assert again.books().inserted == 15
     assert again.append(counting_chunk(0, 3))
     assert numbers_of(again) == {(0, n) for n in expected_starts(4)}
