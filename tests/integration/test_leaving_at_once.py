@@ -55,6 +55,7 @@ def test_too_few_workers_end_the_run_with_the_reason_and_a_checkpoint(tmp_path: 
     summary = run.summary()
     assert summary.get("status") == "failed", output
     assert "of 2 env workers are left, and actors.min_live is 2" in summary["error"]
+    assert summary["quarantined"]
     assert summary["quarantined"].keys() <= {"worker-0", "worker-1"}
     assert all("its process died" in why for why in summary["quarantined"].values())
     assert list(folder.glob("checkpoints/*")), "a checkpoint was saved"

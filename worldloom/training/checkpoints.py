@@ -200,10 +200,10 @@ class CheckpointStore:
     keep: int = 3
 
     def save(self, step: int, tree: Tree, facts: Mapping[str, Any] | None = None) -> Path:
-        """Write a checkpoint named after ``step`` and drop those that are too old."""
+        """Write a checkpoint named after ``step``; drop those that are too old, and what a killed writer left half done."""
         folder = self.root / f"step-{step:012d}"
         save_tree(folder, tree, {"step": step, **(facts or {})})
-        for old in self.folders()[self.keep :]:
+        for old in [*self.folders()[self.keep :], *self.root.glob("step-*.tmp")]:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 

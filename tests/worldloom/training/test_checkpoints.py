@@ -68,6 +68,14 @@ def test_an_unfinished_checkpoint_is_not_seen(tmp_path):
     assert store.newest()[1]["step"] == 1
 
 
+def test_what_a_killed_writer_left_half_done_goes_with_the_next_checkpoint(tmp_path):
+    store = CheckpointStore(tmp_path)
+    (tmp_path / "step-000000000007.tmp").mkdir()
+    (tmp_path / "step-000000000007.tmp" / "tensors.safetensors").write_bytes(b"half")
+    store.save(9, tree())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000009"]
+
+
 def test_best_is_replaced_only_by_a_better_score(tmp_path):
     store = CheckpointStore(tmp_path, keep=1)
     assert store.mark_best(store.save(1, {"step": 1}), score=5.0)
