@@ -7,9 +7,9 @@
 Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8 (of Pong, or noise) and the other columns of an
 Atari env; 512 rows are made before the clock starts and written again and again. Writers go the way of a run: row by row into
 chunks of 64, encoded (zstd level 1 where that saves a tenth: frames of Pong, not noise), two in flight per writer. The shard
-checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, decoded by the shard; samplers have two
-in flight. Rates are wall time and count logical image bytes, that is, before compression. No ledger takes part: nothing limits
-either side.
+checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, decoded by the sampler where that sends
+at most a quarter of the bytes (Pong), else by the shard; samplers have two in flight. Rates are wall time and count logical
+image bytes, that is, before compression. No ledger takes part: nothing limits either side.
 
 Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
 compressed items that its samplers decode, and keeps them in memory only, without a journal.
@@ -36,6 +36,7 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.shard import ReplayShard
 
 WINDOWS, LENGTH = 16, 64
@@ -71,9 +72,9 @@ class Shard:
         """Journal and store a chunk."""
         return self._shard.append(chunk)
 
-    def sample(self, request: SampleRequest) -> SampledWindows:
+    def sample(self, request: SampleRequest) -> SampledWindows | PackedWindows:
         """Draw windows."""
-        return self._shard.sample(request)
+        return self._shard.sample_packed(request)
 
 
 class InFlight:
@@ -131,8 +132,9 @@ class Sampler:
         return batches, time.monotonic() - begin
 
 
-def touch(windows: SampledWindows) -> int:
-    """Read one byte of every page, or a transfer by reference would cost nothing."""
+def touch(given: SampledWindows | PackedWindows) -> int:
+    """Decode what came packed, and read one byte of every page, or a transfer by reference would cost nothing."""
+    windows = given.unpack() if isinstance(given, PackedWindows) else given
     return int(windows.columns["obs"].reshape(-1)[::4096].sum())
 
 

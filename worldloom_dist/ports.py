@@ -108,6 +108,11 @@ class SampledWindows:
     versions: np.ndarray
     inserted_s: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(column.nbytes for column in self.columns.values())
+
     @classmethod
     def concatenate(cls, parts: Sequence[SampledWindows]) -> SampledWindows:
         """Glue the windows of several shards, in the given order."""

@@ -74,6 +74,23 @@ class PendingWindows:
     _ordinals: Ids
     _packed: Mapping[str, ArraySpec]
 
+    @property
+    def packed_bytes(self) -> int:
+        """Size of the plain columns and of all chunks that the windows touch; those still to be read count nothing."""
+        plain = sum(column.nbytes for column in self._windows.columns.values())
+        return plain + sum(len(column.blob) for chunk in self._chunks.values() for column in (chunk.packed or {}).values())
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Size of all columns of the whole windows."""
+        plain = sum(column.nbytes for column in self._windows.columns.values())
+        return plain + self._ordinals.size * sum(spec.nbytes for spec in self._packed.values())
+
+    def fetched(self) -> PendingWindows:
+        """The same with every chunk in memory, so that it can be sent to another process."""
+        chunks = {number: OpenChunk(chunk.start, chunk.columns(), None) for number, chunk in self._chunks.items()}
+        return PendingWindows(self._windows, chunks, self._ordinals, self._packed)
+
     def finish(self) -> Windows:
         """Decode what is packed, chunk by chunk in a small thread pool, and return the whole windows."""
         if not self._packed:

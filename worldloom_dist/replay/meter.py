@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worldloom.core.metrics import Last, MetricMap, Sum, Tally
 from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
-from worldloom_dist.ports import SampledWindows, WriteBack
+from worldloom_dist.ports import WriteBack
 
 __all__ = ["ShardMeter", "priority_metrics"]
 
@@ -49,10 +49,10 @@ class ShardMeter:
         """A new chunk was made by weights that were so many updates old."""
         self._lags.add(updates)
 
-    def sampled(self, windows: SampledWindows) -> None:
-        """Windows were handed out."""
-        self._positions += len(windows.row_ids) * self._window_positions
-        self._bytes_out += sum(column.nbytes for column in windows.columns.values())
+    def sampled(self, windows: int, size_bytes: int) -> None:
+        """Windows were handed out in so many bytes of columns, packed or not."""
+        self._positions += windows * self._window_positions
+        self._bytes_out += size_bytes
 
     def refreshed(self, done: WriteBack) -> None:
         """Training wrote extras anew."""

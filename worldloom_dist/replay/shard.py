@@ -1,7 +1,7 @@
 """One shard of the replay: a sequence buffer whose acknowledged rows survive the process that holds them.
 
     writer --append--> [dedup] -> [journal] -> [buffer] --True/False--> writer        (True or False: both are acknowledgements)
-    reader --sample--> [buffer, under the lock] -> [decode, without it] --> reader
+    reader --sample--> [buffer, under the lock] -> [decode, without it, here or at the reader] --> reader
 
 Restart is construction on the same directory: the journal is read, the rows, books and the table of seen chunks are as they were.
 
@@ -36,6 +36,7 @@ from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteB
 from worldloom_dist.replay.cold_chunks import ColdChunks
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
+from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, pack_count
 from worldloom_dist.replay.shard_rows import ShardRows
 
@@ -155,12 +156,16 @@ class ReplayShard:
         Raises:
             BufferError: If no window is complete.
         """
-        rng = np.random.default_rng(list(request.seed))
-        with self._lock:
-            pending = self._rows.buffer.draw(request.windows, rng)
-        windows = pending.finish()
-        shard = np.full(request.windows, self.index, np.int64)
-        return SampledWindows(windows.columns, windows.row_ids, shard, windows.versions, windows.inserted_s)
+        return self._draw(request).unpack()
+
+    def sample_packed(self, request: SampleRequest) -> SampledWindows | PackedWindows:
+        """As :meth:`sample`, for another process: what is much smaller when packed is left to the reader to decode.
+
+        Raises:
+            BufferError: If no window is complete.
+        """
+        drawn = self._draw(request).fetched()
+        return drawn if drawn.is_small else drawn.unpack()
 
     def write_back(self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]) -> WriteBack:
         """Overwrite extras of rows ``[n, T]`` with columns ``[n, T, ...]``; rows that were evicted meanwhile are rejected."""
@@ -263,6 +268,11 @@ class ReplayShard:
         with self._lock:
             if self._journal is not None:
                 self._journal.close()
+
+    def _draw(self, request: SampleRequest) -> PackedWindows:
+        rng = np.random.default_rng(list(request.seed))
+        with self._lock:
+            return PackedWindows(self._rows.buffer.draw(request.windows, rng), self.index)
 
     def _check(self, chunk: Chunk) -> dict[str, PackedColumn]:
         """Take the payload apart and compare it with what the chunk says of itself."""

@@ -3,8 +3,9 @@
     feed thread: ledger credit -> sample requests to all shards at once -> one glued batch, staged -> bounded queue -> learner
 
 The thread waits for credit (which inserts unblock) or for room in the queue (which training unblocks). When a shard dies or has
-too little, its windows are drawn from the others; nothing waits for its return. Staging (the copy to a GPU, or out of the object
-store) is done by this thread too. Each of several learner ranks has a feed of its own, with draws of its own.
+too little, its windows are drawn from the others; nothing waits for its return. Staging (the copy to a GPU, or out of the
+object store) and the decoding of what came packed are done by this thread too. Each of several learner ranks has a feed of its
+own, with draws of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from worldloom.core.exceptions import BufferError
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.assembly import Plan, role_seed
 from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
 
 __all__ = ["Feed"]
@@ -144,7 +146,8 @@ class Feed(Generic[T]):
                 missing += self._lost(index, request.windows)
         for index, request, reference in pending:
             try:
-                parts.append(ray.get(reference, timeout=SAMPLE_TIMEOUT_S))
+                given = ray.get(reference, timeout=SAMPLE_TIMEOUT_S)
+                parts.append(given.unpack() if isinstance(given, PackedWindows) else given)
             except GONE:
                 missing += self._lost(index, request.windows)
             except BufferError:

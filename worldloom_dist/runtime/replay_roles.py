@@ -28,6 +28,7 @@ from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
 from worldloom_dist.replay.imports import ImportList, load_share, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.meter import ShardMeter
+from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
@@ -215,11 +216,11 @@ class ShardRole:
         finally:
             self._arriving.pop(name, None)
 
-    async def sample(self, request: SampleRequest) -> SampledWindows:
-        """Windows."""
+    async def sample(self, request: SampleRequest) -> SampledWindows | PackedWindows:
+        """Windows, whole or for the reader to unpack."""
         with self._meter.timed("sample"):
-            windows = await asyncio.to_thread(self._shard.sample, request)
-        self._meter.sampled(windows)
+            windows = await asyncio.to_thread(self._shard.sample_packed, request)
+        self._meter.sampled(request.windows, windows.nbytes)
         return windows
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:

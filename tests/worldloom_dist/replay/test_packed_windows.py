@@ -1,0 +1,72 @@
+"""Images that compress leave a shard packed, and come out as if the shard had decoded them."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from worldloom.core.protocol import SamplingSpec
+from worldloom.core.sequence import NO_POLICY, StreamId
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.data.codec import make_chunk
+from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.replay.shard import ReplayShard
+
+COLUMNS = EnvSpec(name="x", obs={"obs": ArraySpec((32, 32, 3), "uint8")}, action={"action": ArraySpec((1,))}).columns()
+SAMPLING = SamplingSpec(batch_size=4, length=5, cross_episodes=True)
+REQUEST = SampleRequest(4, (3, 1))
+
+
+def filled_shard(make_frames, folder=None, **kwargs):
+    kept = {"directory": folder} if folder else {"durability": "none"}
+    shard = ReplayShard(2, COLUMNS, SAMPLING, capacity_steps=60, **kept, **kwargs)
+    for seq in range(10):
+        rows = {name: spec.zeros(8) for name, spec in COLUMNS.items()}
+        rows["obs"] = make_frames(8 * seq)
+        shard.append(make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, rows))
+    return shard
+
+
+def flat_frames(first):
+    return np.repeat(np.arange(first, first + 8, dtype=np.uint8), 32 * 32 * 3).reshape(8, 32, 32, 3)
+
+
+def noise_frames(first):
+    return np.random.default_rng(first).integers(0, 256, (8, 32, 32, 3), np.uint8)
+
+
+def assert_same(one, other):
+    assert set(one.columns) == set(other.columns)
+    for name, column in one.columns.items():
+        np.testing.assert_array_equal(column, other.columns[name])
+    for name in ("row_ids", "shard", "versions", "inserted_s"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("ram_bytes", [None, 1], ids=["in memory", "read from disk"])
+def test_frames_that_compress_travel_packed_and_come_out_as_sampled(tmp_path, ram_bytes):
+    shard = filled_shard(flat_frames, tmp_path, ram_bytes=ram_bytes)
+    given = shard.sample_packed(REQUEST)
+    expected = shard.sample(REQUEST)
+    sent = pickle.dumps(given)
+    shard.close()
+    assert isinstance(given, PackedWindows)
+    assert len(sent) < expected.nbytes / 4
+    assert given.nbytes < expected.nbytes / 4
+    assert_same(pickle.loads(sent).unpack(), expected)
+    assert (expected.columns["obs"][..., 0, 0, 0] == expected.row_ids).all()
+
+
+def test_noise_travels_decoded():
+    shard = filled_shard(noise_frames)
+    given = shard.sample_packed(REQUEST)
+    assert isinstance(given, SampledWindows)
+    assert_same(given, shard.sample(REQUEST))
+
+
+def test_rows_without_images_travel_as_they_are():
+    columns = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}).columns()
+    shard = ReplayShard(0, columns, SAMPLING, capacity_steps=60, durability="none")
+    shard.append(make_chunk(StreamId(0, 0, 0), 0, NO_POLICY, {name: spec.zeros(20) for name, spec in columns.items()}))
+    assert isinstance(shard.sample_packed(REQUEST), SampledWindows)
