@@ -12,7 +12,9 @@ at most a quarter of the bytes (Pong), else by the shard; samplers have two in f
 image bytes, that is, before compression. No ledger takes part: nothing limits either side.
 
 Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
-compressed items that its samplers decode, and keeps them in memory only, without a journal.
+compressed chunks that its samplers decode, and keeps them in memory only, without a journal. In ``reverb`` its items do not
+overlap, so a window begins at every 64th row only and is one whole chunk; in ``reverb_any_start`` every row begins an item,
+which is what our windows do.
 """
 
 from __future__ import annotations
@@ -228,8 +230,11 @@ def bench_mixed(bench: Bench) -> dict[str, Any]:
         for writers, samplers in CASES:
             found: dict[str, Any] = {"ours": mixed(bench, kind, writers, samplers)}
             if bench.reverb:
-                found["reverb"] = peer(bench, kind, writers, samplers)
+                found["reverb"] = peer(bench, kind, writers, samplers, LENGTH)
                 found["ours_over_reverb"] = ratios(found["ours"], found["reverb"])
+            if bench.reverb and writers and samplers:
+                found["reverb_any_start"] = peer(bench, kind, writers, samplers, 1)
+                found["ours_over_reverb_any_start"] = ratios(found["ours"], found["reverb_any_start"])
             results[f"{kind}_{writers}_writers_{samplers}_samplers"] = found
             print(kind, writers, samplers, json.dumps(found), flush=True)
     return results
@@ -262,9 +267,9 @@ def mixed(bench: Bench, kind: str, writers: int, samplers: int, num_shards: int 
     }
 
 
-def peer(bench: Bench, kind: str, writers: int, samplers: int) -> dict[str, Any]:
-    """The same through Reverb."""
-    numbers = {"writers": writers, "samplers": samplers, "capacity-rows": CAPACITY, "seconds": bench.seconds}
+def peer(bench: Bench, kind: str, writers: int, samplers: int, stride: int) -> dict[str, Any]:
+    """The same through Reverb, with an item every ``stride`` rows."""
+    numbers = {"writers": writers, "samplers": samplers, "stride": stride, "capacity-rows": CAPACITY, "seconds": bench.seconds}
     options = [f"--{name}={value}" for name, value in numbers.items()]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

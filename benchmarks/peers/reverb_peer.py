@@ -4,10 +4,11 @@
     DIR/bin/python benchmarks/peers/reverb_peer.py ROWS.npz --writers 8 --samplers 2   # prints one line of JSON
 
 One server, every writer and every sampler is a process. A table holds as many rows as our shard, first in, first out, drawn
-uniformly; an item is 64 rows, beside the one before it and not overlapping. Writers append row by row with ``TrajectoryWriter``
-(chunks of 64 rows, compressed as Reverb does it by default), at most 25 items unconfirmed, as its own default says. Samplers
-use the native sampler without TensorFlow's data sets, with 16 items in flight. No rate limiter takes part. The server keeps
-everything in memory only.
+uniformly. An item is 64 rows: with ``--stride 64`` the next begins where it ends, so that only every 64th row can begin a
+window and an item is one chunk; with ``--stride 1`` every row can, as in our replay. Writers append row by row with
+``TrajectoryWriter`` (chunks of 64 rows, compressed as Reverb does it by default), at most 25 items (or the rows of 25)
+unconfirmed, as its own default says. Samplers use the native sampler without TensorFlow's data sets, with 16 items in flight.
+No rate limiter takes part. The server keeps everything in memory only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 import reverb
 
 ITEM_ROWS, IN_FLIGHT_ITEMS, UNCONFIRMED, TABLE = 64, 16, 25, "rows"
-FILL_ITEMS = 100
+FILL_ROWS = 3200
 FORK = multiprocessing.get_context("fork")
 """After the slow import and before gRPC starts, which no fork survives."""
 
@@ -41,22 +42,22 @@ def serve(items: int, port: Any, is_over: Any) -> None:
     server.stop()
 
 
-def write(port: int, rows: Mapping[str, np.ndarray], seconds: float, most: int) -> int:
-    """Append the rows again and again, row by row; returns how many items were confirmed."""
-    items, total = 0, len(rows["is_first"])
-    with reverb.Client(f"localhost:{port}").trajectory_writer(num_keep_alive_refs=ITEM_ROWS) as writer:
+def write(port: int, rows: Mapping[str, np.ndarray], stride: int, seconds: float, most: int) -> int:
+    """Append the rows again and again, one by one, with an item every ``stride`` rows; returns how many rows were confirmed."""
+    count, total, window = 0, len(rows["is_first"]), slice(-ITEM_ROWS, None)
+    with reverb.Client(f"localhost:{port}").trajectory_writer(num_keep_alive_refs=2 * ITEM_ROWS) as writer:
         for name in rows:
-            writer.configure((name,), num_keep_alive_refs=ITEM_ROWS, max_chunk_length=ITEM_ROWS)
+            writer.configure((name,), num_keep_alive_refs=2 * ITEM_ROWS, max_chunk_length=ITEM_ROWS)
         end = time.monotonic() + seconds
-        while time.monotonic() < end and items < most:
-            begin = items * ITEM_ROWS % total
-            for row in range(begin, begin + ITEM_ROWS):
+        while time.monotonic() < end and count < most:
+            for row in range(count % total, count % total + ITEM_ROWS):
                 writer.append({name: column[row] for name, column in rows.items()})
-            writer.create_item(TABLE, 1.0, {name: writer.history[name][-ITEM_ROWS:] for name in rows})
-            writer.flush(block_until_num_items=UNCONFIRMED)
-            items += 1
+                count += 1
+                if count >= ITEM_ROWS and count % stride == 0:
+                    writer.create_item(TABLE, 1.0, {name: writer.history[name][window] for name in rows})
+                    writer.flush(block_until_num_items=UNCONFIRMED * ITEM_ROWS // stride)
         writer.flush()
-    return items
+    return count
 
 
 def sample(port: int, names: list[str], seconds: float) -> int:
@@ -79,16 +80,18 @@ def worker(work: Any, arguments: tuple[Any, ...], gate: Any, results: Any) -> No
     results.put((work.__name__, done, time.monotonic() - begin))
 
 
-def measure(rows: Mapping[str, np.ndarray], writers: int, samplers: int, capacity_rows: int, seconds: float) -> dict[str, float]:
+def measure(
+    rows: Mapping[str, np.ndarray], writers: int, samplers: int, capacity_rows: int, stride: int, seconds: float
+) -> dict[str, float]:
     """Rates of so many writers and samplers at the same time."""
     ports, is_over, results, gate = FORK.Queue(), FORK.Event(), FORK.Queue(), FORK.Event()
-    server = FORK.Process(target=serve, args=(capacity_rows // ITEM_ROWS, ports, is_over))
+    server = FORK.Process(target=serve, args=(capacity_rows // stride, ports, is_over))
     server.start()
     port = ports.get(timeout=60)
-    fill = FORK.Process(target=write, args=(port, rows, 60.0, FILL_ITEMS))
+    fill = FORK.Process(target=write, args=(port, rows, stride, 60.0, FILL_ROWS))
     fill.start()
     fill.join()
-    works = [(write, (port, rows, seconds, 1 << 40))] * writers + [(sample, (port, list(rows), seconds))] * samplers
+    works = [(write, (port, rows, stride, seconds, 1 << 40))] * writers + [(sample, (port, list(rows), seconds))] * samplers
     processes = [FORK.Process(target=worker, args=(*work, gate, results)) for work in works]
     for process in processes:
         process.start()
@@ -99,12 +102,12 @@ def measure(rows: Mapping[str, np.ndarray], writers: int, samplers: int, capacit
         process.join()
     is_over.set()
     server.join()
-    mb_per_item = ITEM_ROWS * rows["obs"][0].nbytes / 1e6
+    mb_per_row = rows["obs"][0].nbytes / 1e6
     rates = {name: sum(done / took for kind, done, took in found if kind == name) for name in ("write", "sample")}
     return {
-        "insert_mb_per_s": rates["write"] * mb_per_item,
-        "sample_mb_per_s": rates["sample"] * mb_per_item,
-        "inserted_rows_per_s": rates["write"] * ITEM_ROWS,
+        "insert_mb_per_s": rates["write"] * mb_per_row,
+        "sample_mb_per_s": rates["sample"] * ITEM_ROWS * mb_per_row,
+        "inserted_rows_per_s": rates["write"],
     }
 
 
@@ -115,11 +118,12 @@ def main() -> None:
     parser.add_argument("--writers", type=int, default=1)
     parser.add_argument("--samplers", type=int, default=1)
     parser.add_argument("--capacity-rows", type=int, default=20_000)
+    parser.add_argument("--stride", type=int, default=ITEM_ROWS, help="rows from one item to the next: 64 (none overlap) or 1")
     parser.add_argument("--seconds", type=float, default=5.0)
     arguments = parser.parse_args()
     with np.load(arguments.rows) as file:
         rows = {name: file[name] for name in file.files}
-    found = measure(rows, arguments.writers, arguments.samplers, arguments.capacity_rows, arguments.seconds)
+    found = measure(rows, arguments.writers, arguments.samplers, arguments.capacity_rows, arguments.stride, arguments.seconds)
     print(json.dumps({**found, "version": metadata.version("dm-reverb")}))
 
 
