@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 import ray
 from context import context
-from scale import summary, wait
+from scale import roles, summary, wait
 
 from worldloom.core.sequence import NO_POLICY
 from worldloom.envs.config import EnvConfig
@@ -159,7 +159,9 @@ def rate(workers: int, seconds: float, cpu: bool = False) -> tuple[float, float]
     words = ["--env", "sleepers:mixed", "--workers", str(workers), "--agent.prefill-agent-steps", "100000000"]
     run, folder = launch(*words, "--actors.max-chunk-age-s", "5")
     try:
-        wait(run, lambda: summary(folder).get("agent_steps", 0) > 200 * workers)
+        wait(run, lambda: len(roles("WorkerRole")) >= workers)  # the early ones have many rows before the last one has begun
+        began_with = summary(folder).get("agent_steps", 0)
+        wait(run, lambda: summary(folder).get("agent_steps", 0) > began_with + 200 * workers)
         driver = psutil.Process(run.pid)
         time.sleep(3.0)
         begin, began, used = summary(folder)["agent_steps"], time.monotonic(), sum(driver.cpu_times()[:2])

@@ -71,7 +71,7 @@ def learner_share(updates: int) -> dict[str, float]:
         update_s = cpu_s(lambda: learner.train(windows), updates)
 
         def bookkeeping() -> None:  # what train() and its caller add to the agent's own update
-            learner.note_wait(0.01)
+            learner.note("wait_data", 0.01)
             for phase in ("to_device", "forward_backward"):
                 learner._phases[phase].add(0.01)
             learner._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
