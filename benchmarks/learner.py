@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from context import context
 
@@ -92,13 +93,13 @@ def measure_staged(plan: Plan, seconds: float, folder: Path) -> dict[str, float]
 
 
 def measure_live(words: list[str], seconds: float, core: int | None, folder: Path) -> dict[str, float]:
-    """A whole run with live actors; the learner process is pinned to ``core``."""
+    """A whole run with live actors; the learner has ``core`` to itself, and all other roles share the rest."""
     command = [sys.executable, "-m", "worldloom_dist.launch", *words, "--run-dir", str(folder), "--metrics-port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     try:
-        pid = _wait_for_learner(folder, process)
+        learner = _wait_for_learner(folder, process)
         if core is not None:
-            os.sched_setaffinity(pid, {core})
+            _pin(process, learner, core)
         time.sleep(5.0)
         first, began = _last_line(folder), time.monotonic()
         time.sleep(seconds)
@@ -113,10 +114,16 @@ def measure_live(words: list[str], seconds: float, core: int | None, folder: Pat
     return {"updates_per_s": (last["train_steps"] - first["train_steps"]) / took, **shares}
 
 
+def _pin(process: subprocess.Popen, learner: int, core: int) -> None:
+    """Give every thread of the learner ``core``, and every other process of the run the other cores."""
+    others = os.sched_getaffinity(0) - {core}
+    for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        for thread in member.threads():
+            os.sched_setaffinity(thread.id, {core} if member.pid == learner else others or {core})
+
+
 def _wait_for_learner(folder: Path, process: subprocess.Popen) -> int:
     """The learner's process, once its burst is over."""
-    import psutil
-
     plan_burst = time.monotonic() + 300
     while time.monotonic() < plan_burst and process.poll() is None:
         lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
