@@ -14,7 +14,8 @@ image bytes, that is, before compression. No ledger takes part: nothing limits e
 Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
 compressed chunks that its samplers decode, and keeps them in memory only, without a journal. In ``reverb`` its items do not
 overlap, so a window begins at every 64th row only and is one whole chunk; in ``reverb_any_start`` every row begins an item,
-which is what our windows do.
+which is what our windows do. ``ours`` journals to the folder for temporary files (noise then needs a disk as fast as the rate),
+``ours_in_memory`` keeps rows in memory only, as Reverb does.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import PackedWindows
-from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.replay.shard import Durability, ReplayShard
 
 WINDOWS, LENGTH = 16, 64
 FRAME_BYTES = 64 * 64 * 3
@@ -65,10 +66,12 @@ class Bare:
 class Shard:
     """A replay shard without its ledger; several calls at a time."""
 
-    def __init__(self, folder: str, index: int, packed: tuple[str, ...] | None) -> None:
+    def __init__(self, folder: str, index: int, packed: tuple[str, ...] | None, durability: Durability) -> None:
         sampling = SamplingSpec(batch_size=WINDOWS, length=LENGTH, cross_episodes=True)
         directory = Path(folder) / f"shard-{index}"
-        self._shard = ReplayShard(index, image_columns(), sampling, capacity_steps=CAPACITY, directory=directory, packed=packed)
+        self._shard = ReplayShard(
+            index, image_columns(), sampling, capacity_steps=CAPACITY, directory=directory, packed=packed, durability=durability
+        )
 
     def append(self, chunk: Chunk) -> bool:
         """Journal and store a chunk."""
@@ -183,9 +186,9 @@ class Bench:
             folder, seconds, [actor(Writer, i, folder) for i in range(writers)], [actor(Sampler) for _ in range(samplers)], reverb
         )
 
-    def shard(self, journal: str, index: int = 0, packed: tuple[str, ...] | None = None) -> Any:
+    def shard(self, journal: str, index: int = 0, packed: tuple[str, ...] | None = None, durability: Durability = "journal") -> Any:
         """A new shard."""
-        return actor(Shard, journal, index, packed, threads=8)
+        return actor(Shard, journal, index, packed, durability, threads=8)
 
 
 def bench_transfer(bench: Bench) -> dict[str, Any]:
@@ -231,7 +234,9 @@ def bench_mixed(bench: Bench) -> dict[str, Any]:
             found: dict[str, Any] = {"ours": mixed(bench, kind, writers, samplers)}
             if bench.reverb:
                 found["reverb"] = peer(bench, kind, writers, samplers, LENGTH)
-                found["ours_over_reverb"] = ratios(found["ours"], found["reverb"])
+                found["ours_in_memory"] = mixed(bench, kind, writers, samplers, durability="none")
+                for name in ("ours", "ours_in_memory"):
+                    found[f"{name}_over_reverb"] = ratios(found[name], found["reverb"])
             if bench.reverb and writers and samplers:
                 found["reverb_any_start"] = peer(bench, kind, writers, samplers, 1)
                 found["ours_over_reverb_any_start"] = ratios(found["ours"], found["reverb_any_start"])
@@ -248,10 +253,12 @@ def bench_shards(bench: Bench) -> dict[str, Any]:
     return results
 
 
-def mixed(bench: Bench, kind: str, writers: int, samplers: int, num_shards: int = 1) -> dict[str, float]:
+def mixed(
+    bench: Bench, kind: str, writers: int, samplers: int, num_shards: int = 1, durability: Durability = "journal"
+) -> dict[str, float]:
     """Rates of so many writers and samplers at the same time."""
     with tempfile.TemporaryDirectory(dir=bench.folder) as journal:
-        shards = [bench.shard(journal, index) for index in range(num_shards)]
+        shards = [bench.shard(journal, index, durability=durability) for index in range(num_shards)]
         ray.get([w.write.remote(s, kind, 60.0, FILL_CHUNKS) for w, s in zip(bench.writers, shards, strict=False)])
         sources, readers = bench.writers[:writers], bench.samplers[:samplers]
         ray.get([reader.sample.remote(shards, seed, 0.2) for seed, reader in enumerate(readers)])
