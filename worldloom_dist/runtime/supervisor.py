@@ -129,7 +129,7 @@ class Supervisor:
             TrainingError: If a vital role was given up.
         """
         by_line = {role.line: role for role in self.roles.values() if role.line is not None}
-        ended, _ = ray.wait(list(by_line), num_returns=len(by_line), timeout=timeout_s) if by_line else ([], [])
+        ended, _ = ray.wait(list(by_line), timeout=timeout_s) if by_line else ([], [])  # the first death ends the wait
         for line in ended:
             if by_line[line].line is line:  # else its group was restarted a moment ago
                 self._ended(by_line[line])
