@@ -48,7 +48,7 @@ def kill_one(run: Launched, kind: str, rng: random.Random) -> float:
         run.wait_until(lambda: size_of(journals) > size, 60)
     elif kind in ("Learner", "Hub", "Ledger"):
         counter = "train_steps" if kind == "Learner" else "env_steps"
-        run.wait_until(lambda: run.summary()["restarts"][kind.lower()] > before["restarts"][kind.lower()], 60)
+        run.wait_until(lambda: run.summary()["restarts"].get(kind.lower(), 0) > before["restarts"].get(kind.lower(), 0), 60)
         run.wait_until(lambda: run.summary()[counter] > before[counter], 120)
     return time.monotonic() - began
 
