@@ -49,6 +49,7 @@ def kill_one(run: Launched, kind: str, rng: random.Random) -> float:
     elif kind in ("Learner", "Hub", "Ledger"):
         counter = "train_steps" if kind == "Learner" else "env_steps"
         run.wait_until(lambda: run.summary()["restarts"].get(kind.lower(), 0) > before["restarts"].get(kind.lower(), 0), 60)
+        before = run.summary()  # as far as the one that died was last seen to be
         run.wait_until(lambda: run.summary()[counter] > before[counter], 120)
     return time.monotonic() - began
 
