@@ -13,7 +13,7 @@ from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.evaluate import evaluate
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240 * PATIENCE)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400 * PATIENCE)]
 
 COUNTING = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--replay.shards", "2", "--eval-episodes", "0"]
 COUNTING += ["--inference", "central"]
@@ -41,7 +41,7 @@ def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
     folder, port = tmp_path / "run", free_port()
     words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000", "--metrics-port", str(port)]
     with launched(folder, *words) as run:
-        run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 90)
+        run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         os.killpg(run.process.pid, signal.SIGTERM)  # as timeout, Slurm and systemd do: the whole process group
         assert run.finish() == 0, run.output.read_text()
@@ -89,7 +89,7 @@ def test_no_killed_process_stops_the_run_or_costs_an_acknowledged_row(tmp_path):
     kinds = {"worker": "Worker", "shard": "Shard", "learner": "Learner", "inference": "Inference"}
     kinds |= {"ledger": "Ledger", "weights": "WeightStore", "hub": "Hub"}
     with launched(folder, *words) as run:
-        run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 90)
+        run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
         for kind, title in kinds.items():
             victims = run.wait_until(lambda title=title: run.pids(f"ray::{title}Role"))
             before = run.journal_bytes()
