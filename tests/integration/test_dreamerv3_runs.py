@@ -13,6 +13,10 @@ SMALL = (
     "--train-ratio 4 --learner.threads 1 --learner.report-every-steps 100"
 )
 
+PREFILL, BATCH_POSITIONS, CHUNK_ROWS = 24, 2 * 8, 64
+BAND_POSITIONS = 2 * (BATCH_POSITIONS + 4 * CHUNK_ROWS)
+"""What training may be off by when the run ends, with the default band."""
+
 
 def run_once(folder, words: str) -> dict:
     """Run to the end; returns the summary, after a look at what every such run must have done."""
@@ -37,7 +41,8 @@ def pictures(folder) -> set[str]:
 
 def test_pixels_are_learnt_from_and_drawn_and_their_latents_refreshed(tmp_path):
     summary = run_once(tmp_path / "run", "--env toy:pixel --agent dreamerv3:ci --env-steps 200")
-    assert summary["train_ratio_actual"] == pytest.approx(4.0, rel=0.3)
+    owed = 4 * (summary["agent_steps"] - PREFILL)
+    assert abs(summary["replayed_steps"] - owed) <= BAND_POSITIONS, summary
     assert pictures(tmp_path / "run") == {"open_loop/obs.gif"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["replay_refreshed_steps_total{outcome=applied}"] > 0
