@@ -38,7 +38,7 @@ from scale import roles, summary, wait
 from worldloom.core.sequence import NO_POLICY
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.acting import ActReply, ActRequest, RemoteActing
-from worldloom_dist.assembly import Plan, group_sizes, resolve
+from worldloom_dist.plan import Plan, group_sizes, resolve
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE, ray_cluster
 from worldloom_dist.runtime.policy_roles import InferenceRole

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ray import tune
 
-from worldloom_dist.assembly import resolve
 from worldloom_dist.launch import run
+from worldloom_dist.plan import resolve
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.stopping import StopFlag

@@ -19,8 +19,9 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
-from worldloom_dist.assembly import build_evaluator, build_store, resolve, restore_agent
+from worldloom_dist.assembly import build_evaluator, build_store, restore_agent
 from worldloom_dist.cli import read_config
+from worldloom_dist.plan import resolve
 from worldloom_dist.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
 if TYPE_CHECKING:
-    from worldloom_dist.assembly import Plan
+    from worldloom_dist.plan import Plan
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         config = parse(words)
-        from worldloom_dist.assembly import resolve  # after --help, which answers at once
+        from worldloom_dist.plan import resolve  # after --help, which answers at once
 
         folder, is_resumed = choose_folder(config)
         plan = resolve(config)

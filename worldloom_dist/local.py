@@ -23,22 +23,14 @@ from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import (
-    Plan,
-    build_evaluator,
-    build_learner,
-    build_policy,
-    build_shard,
-    build_store,
-    build_worker,
-    role_seed,
-)
+from worldloom_dist.assembly import build_evaluator, build_learner, build_policy, build_shard, build_store, build_worker
 from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.imports import ImportList, split_sources

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
-from worldloom_dist.assembly import Plan
 from worldloom_dist.binding import Binding, Use, judge
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
+from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.view import View

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from worldloom.training.checkpoints import CheckpointStore
-from worldloom_dist.assembly import resolve
 from worldloom_dist.cli import parse
 from worldloom_dist.local import LocalRun
+from worldloom_dist.plan import resolve
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.stopping import StopFlag
 

@@ -4,7 +4,8 @@ import pytest
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
-from worldloom_dist.assembly import ActCosts, Plan, group_sizes, measure_act_costs, needs_measuring, place_inference, resolve
+from worldloom_dist.assembly import measure_act_costs
+from worldloom_dist.plan import ActCosts, Plan, group_sizes, needs_measuring, place_inference, resolve
 from worldloom_dist.presets import PRESETS
 
 

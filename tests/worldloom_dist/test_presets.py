@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from worldloom_dist.assembly import resolve
 from worldloom_dist.cli import parse
 from worldloom_dist.launch import announce
+from worldloom_dist.plan import resolve
 from worldloom_dist.presets import PRESETS, preset_changes
 from worldloom_dist.run_folder import RunFolder
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_dist.assembly import resolve
 from worldloom_dist.cli import parse
+from worldloom_dist.plan import resolve
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.report import Counts, Report

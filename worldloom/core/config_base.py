@@ -36,6 +36,7 @@ def understanding(cls: type[Config]) -> type[Config]:
 
     @functools.wraps(build)
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Build with the names that the config knows."""
         build(self, *args, **self.known(kwargs))
 
     cls.__init__ = construct  # type: ignore[method-assign]

@@ -83,6 +83,7 @@ class WorldModelRegistry:
         """Class decorator that makes a model known under ``model_type`` (case does not matter)."""
 
         def add(model_class: type) -> type:
+            """Register the decorated class."""
             cls._config_registry[model_type.lower()] = CONFIG_CLASSES[model_type.lower()] = config_class
             cls._model_registry[model_type.lower()] = model_class
             cls._presets.setdefault(model_type.lower(), {})

@@ -155,6 +155,7 @@ class SequenceBatch:
         """Apply ``function`` (for example numpy to device tensor) to every array; ``row_ids`` stay on the host."""
 
         def mapped(group: Mapping[str, Any]) -> dict[str, Any]:
+            """``function`` of every array of a group."""
             return {key: function(value) for key, value in group.items()}
 
         plain = {name: function(getattr(self, name)) for name in ("reward", *FLAGS)}
@@ -200,6 +201,7 @@ def rows_from_gym(
     steps = len(reward)
 
     def arrival(values: np.ndarray, dtype: str) -> np.ndarray:
+        """Values on the rows on which they arrive: nothing arrives on the first."""
         return np.concatenate([np.zeros(1, dtype), np.asarray(values, dtype).reshape(steps)])
 
     first = np.zeros(steps + 1, bool)

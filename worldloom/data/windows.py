@@ -102,6 +102,7 @@ class PendingWindows:
         cuts = np.flatnonzero(np.diff(flat_ordinals[order])) + 1
 
         def decode(places: Ids) -> None:
+            """Decode one chunk and copy the rows that were drawn from it."""
             chunk = self._chunks[int(flat_ordinals[places[0]])]
             inside, packed = flat_ids[places] - chunk.start, chunk.columns()
             for name, output in outputs.items():

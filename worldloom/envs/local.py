@@ -63,6 +63,7 @@ class LocalVectorEnv:
         self._started = True
 
         def start(row: EnvStep, index: int, env: EnvAdapter) -> None:
+            """Begin an episode of one env."""
             row.put_first(index, env.reset(env_seed(self._seed, index) if reseed else None))
 
         return self._sweep(start)
@@ -74,6 +75,7 @@ class LocalVectorEnv:
         native = self._map_action.rows(action, self.num_envs)
 
         def advance(row: EnvStep, index: int, env: EnvAdapter) -> None:
+            """Step one env, or begin its next episode."""
             if self._ended[index]:
                 row.put_first(index, env.reset())
             else:

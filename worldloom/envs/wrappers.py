@@ -207,6 +207,7 @@ def _resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
         raise MissingDependencyError("resizing images", "pillow", "atari") from error
 
     def resize(image: np.ndarray) -> np.ndarray:
+        """One image ``[H, W, C]`` at the new size; Pillow takes one or three channels at a time."""
         if image.shape[-1] in (1, 3):
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             resized = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))

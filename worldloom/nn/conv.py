@@ -59,6 +59,7 @@ class PooledConv5x5(Conv5x5):
 class _ConvPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Convolve and pool a part of the rows at a time; keep which of four neighbours was the largest."""
         rows, _, height, width = x.shape
         out = torch.empty(
             rows, len(weight), height // 2, width // 2, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
@@ -74,6 +75,7 @@ class _ConvPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The gradient goes to the largest of four neighbours, then back through the convolution, a part of the rows at a time."""
         x, weight, codes = ctx.saved_tensors
         wants_x = ctx.needs_input_grad[0]
         d_x = torch.empty_like(x) if wants_x else None

@@ -71,6 +71,7 @@ class _TwoHotLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, index: Tensor, weight: Tensor, total: float) -> Tensor:
+        """``logits [..., bins]`` against K pairs of bins in ``index`` and ``weight [..., 2 K]``; ``total`` sums the scales."""
         log_sum = torch.logsumexp(logits, -1)
         ctx.save_for_backward(logits, index, weight, log_sum)
         ctx.total = total
@@ -78,6 +79,7 @@ class _TwoHotLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """``total`` x softmax - target, times the incoming gradient."""
         logits, index, weight, log_sum = ctx.saved_tensors
         grad = grads[0].unsqueeze(-1)
         probs = torch.sub(logits, log_sum.unsqueeze(-1)).exp_().mul_(grad * ctx.total)

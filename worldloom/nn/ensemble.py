@@ -26,11 +26,13 @@ class _BatchedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The product of each member."""
         ctx.save_for_backward(x, weight)
         return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients laid out as the parameters are."""
         (grad,) = grads
         x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)  # they differ under autocast only
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
@@ -110,6 +112,7 @@ class _Layer(nn.Module):
         self.ln = None if is_output else _Norm(members, outputs)
 
     def stacked(self) -> StackedLayer:
+        """The layer's parameters in the form that functions take."""
         return StackedLayer(self.weight, self.bias, *(() if self.ln is None else (self.ln.weight, self.ln.bias)))
 
 

@@ -27,6 +27,7 @@ class _CpuMish(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Mish, and what its derivative needs."""
         s = torch.sigmoid(x)
         p = (2 - s).mul_(s)
         ratio = p.div_(2 - p)
@@ -37,6 +38,7 @@ class _CpuMish(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """``s x (1 - ratio^2) + ratio``, times the incoming gradient."""
         x, s, ratio = ctx.saved_tensors
         slope = torch.addcmul(torch.ones((), dtype=x.dtype), ratio, ratio, value=-1)
         return slope.mul_(s).mul_(x).add_(ratio).mul_(grads[0])
@@ -47,6 +49,7 @@ class _CpuSimNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: int) -> Tensor:
+        """Softmax of every group; the largest value is found by halving, which vectorises."""
         grouped = x.reshape(-1, group)
         top, width = grouped, group
         while width > 1 and width % 2 == 0:
@@ -59,6 +62,7 @@ class _CpuSimNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """``y (g - sum(g y))`` in every group."""
         (y,) = ctx.saved_tensors
         weighted = grads[0].reshape(y.shape) * y
         return torch.addcmul(weighted, y, weighted.sum(-1, keepdim=True), value=-1).view(grads[0].shape), None

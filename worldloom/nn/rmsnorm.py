@@ -29,6 +29,7 @@ class _NormSilu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        """``x [..., D]`` normalised in float32, scaled, activated."""
         inverse = inverse_rms(x, eps)
         ctx.save_for_backward(x, scale, inverse)
         z = (x.float() * inverse).mul_(scale)
@@ -36,6 +37,7 @@ class _NormSilu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of ``x`` and of ``scale``."""
         x, scale, inverse = ctx.saved_tensors
         normed = x.float() * inverse
         dz = torch.ops.aten.silu_backward(grads[0].float(), normed * scale)

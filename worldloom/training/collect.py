@@ -109,6 +109,7 @@ def _agent_chooser(agent: Policy, count: int, obs_key: str) -> Callable[[np.ndar
     carry = agent.initial_carry(count)
 
     def choose(obs: np.ndarray, is_first: bool) -> Mapping[str, np.ndarray]:
+        """Act for one env with a batch of equal observations, and remember the carry."""
         nonlocal carry
         out = agent.act({obs_key: np.stack([obs] * count)}, carry, np.full(count, is_first), explore=True)
         carry = out.carry

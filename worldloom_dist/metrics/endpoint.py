@@ -101,6 +101,7 @@ class _Quiet(WSGIRequestHandler):
 
 def _guarded(app: Any, secret: str) -> Callable[[dict[str, Any], Any], Answer]:
     def answer(environ: dict[str, Any], start: Any) -> Answer:
+        """Answer as a WSGI application: health to everybody, metrics to who may see them."""
         path = environ.get("PATH_INFO", "/")
         if path == "/healthz":
             start("200 OK", [("Content-Type", "text/plain")])

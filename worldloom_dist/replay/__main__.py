@@ -16,8 +16,9 @@ from pathlib import Path
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, StateError, WorldLoomError
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import EnvSpec
-from worldloom_dist.assembly import Plan, build_shard, resolve
+from worldloom_dist.assembly import build_shard
 from worldloom_dist.cli import read_config
+from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.replay.episode_files import MINARI, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
@@ -83,6 +84,7 @@ def export_file(run_dir: Path, target: str) -> int:
     history, counts = EpisodeHistory(run_dir / "replay"), [0, 0]
 
     def episodes() -> Iterator[Rows]:
+        """Whole episodes in the columns of the env, counted on the way."""
         for rows in history.episodes():
             if len(rows["is_first"]) > 1:
                 counts[0], counts[1] = counts[0] + 1, counts[1] + len(rows["is_first"])

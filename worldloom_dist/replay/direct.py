@@ -159,6 +159,7 @@ class DirectReplay:
         granted: list[T] = []
 
         def is_granted() -> bool:
+            """Try once more, and keep what was granted."""
             result = attempt()
             granted.extend([] if result is None else [result])
             return bool(granted)

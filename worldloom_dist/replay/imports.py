@@ -63,6 +63,7 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
     opened, episodes, rows, known = open_episodes(source), 0, 0, 0
 
     def mine() -> Iterator[Rows]:
+        """Episodes of this shard, counted on the way."""
         nonlocal episodes
         for number, episode in enumerate(opened.episodes):
             if number % num_shards == shard.index:

@@ -98,6 +98,7 @@ def _create(minari: Any) -> Any:
     """``create_dataset_from_buffers`` without its advice on authors and links, which do not apply to a private export."""
 
     def create(*args: Any, **kwargs: Any) -> None:
+        """The same call without those warnings."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             minari.create_dataset_from_buffers(*args, **kwargs)

@@ -22,10 +22,10 @@ from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last, MetricMap
-from worldloom_dist.assembly import Plan, needs_measuring, place_inference
 from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts

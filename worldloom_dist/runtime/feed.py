@@ -23,7 +23,7 @@ import ray
 
 from worldloom.core.exceptions import BufferError
 from worldloom.core.metrics import Last, MetricMap
-from worldloom_dist.assembly import Plan, role_seed
+from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError
-from worldloom_dist.assembly import Plan
+from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor

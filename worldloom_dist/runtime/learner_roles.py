@@ -22,9 +22,10 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.assembly import Plan, build_learner, build_store
+from worldloom_dist.assembly import build_learner, build_store
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.feed import Feed

@@ -28,8 +28,9 @@ from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.inference import InferenceServer
-from worldloom_dist.assembly import ActCosts, Plan, build_evaluator, build_policy, measure_act_costs
+from worldloom_dist.assembly import build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.plan import ActCosts, Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner

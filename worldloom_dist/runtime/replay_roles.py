@@ -23,7 +23,8 @@ import numpy as np
 
 from worldloom.core.exceptions import CheckpointError, StateError
 from worldloom.core.sequence import NO_POLICY, Chunk
-from worldloom_dist.assembly import Plan, build_shard
+from worldloom_dist.assembly import build_shard
+from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
 from worldloom_dist.replay.imports import ImportList, load_share, split_sources
 from worldloom_dist.replay.ledger import Ledger

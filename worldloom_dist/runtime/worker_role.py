@@ -22,7 +22,8 @@ from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import Plan, build_grouped_worker, build_policy
+from worldloom_dist.assembly import build_grouped_worker, build_policy
+from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.relay import LogRelay, stack_of
 from worldloom_dist.runtime.remote import GONE, Remote
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
@@ -186,6 +187,7 @@ class WorkerRole:
         reference = server.send("act", request)
 
         def answer() -> ActReply:
+            """Wait for the reply, and note since when the worker acts again."""
             self._waiting += 1
             try:
                 reply: ActReply = server.wait(reference, "act", request, timeout_s=ACT_TIMEOUT_S, patience_s=ACT_PATIENCE_S)

@@ -8,8 +8,8 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
-from worldloom_dist.assembly import resolve
 from worldloom_dist.cli import parse
+from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.budget import plan_budget
 from worldloom_dist.replay.shard import ReplayShard

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from worldloom.core.exceptions import TrainingError
-from worldloom_dist.assembly import resolve
+from worldloom_dist.plan import resolve
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.runtime import fleet as fleet_module
 from worldloom_dist.runtime.fleet import Fleet, wanted_workers

@@ -7,7 +7,7 @@ import pytest
 
 from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActReply, ActRequest
-from worldloom_dist.assembly import resolve
+from worldloom_dist.plan import resolve
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.runtime.policy_roles import InferenceRole, batch_sizes
 

@@ -76,6 +76,7 @@ class DreamerV3Agent(DreamerV3Policy):
         uniform, normal = self.networks.actor.draw_width
 
         def rand(*shape: int) -> Tensor:
+            """Uniform numbers from the training generator."""
             return torch.rand(*shape, generator=self._train_generator, device=self.device)
 
         posterior, prior = rand(batch, length, stoch), rand(horizon, rows, stoch)

@@ -189,6 +189,7 @@ def _sized(preset: str, width: int) -> Callable[[], DreamerV3Config]:
     """Official family: hidden = units = width, deter = 8 width, classes = depth = width / 16."""
 
     def make() -> DreamerV3Config:
+        """The config of this size."""
         return DreamerV3Config(
             name=f"dreamerv3:{preset}", deter=8 * width, hidden=width, units=width, classes=width // 16, depth=width // 16
         )

@@ -58,6 +58,7 @@ class PlanDraws:
         """Draw for ``num_envs`` plans on the generator's device."""
 
         def normal(*size: int) -> Tensor:
+            """Standard normal numbers, a block per env."""
             return torch.randn(num_envs, *size, generator=generator, device=generator.device)
 
         s = shape
@@ -113,9 +114,11 @@ class UpdateDraws:
         """Draw for a batch of ``batch`` windows of ``horizon`` decisions on the generator's device."""
 
         def normal(steps: int) -> Tensor:
+            """Standard normal numbers for the actions of so many steps."""
             return torch.randn(steps, batch, shape.action_dim, generator=generator, device=generator.device)
 
         def mask(members: int, steps: int) -> Tensor | None:
+            """Dropout multipliers of so many critics; None without dropout."""
             return dropout_multiplier((members, steps * batch, mlp_dim), dropout, generator) if dropout else None
 
         return cls(
@@ -133,6 +136,7 @@ class UpdateDraws:
         batch = self.target_noise.shape[1]
 
         def kept(mask: Tensor | None) -> Tensor | None:
+            """The multipliers of the wanted windows."""
             return None if mask is None else mask.view(len(mask), -1, batch, mask.shape[-1])[:, :, start:stop].flatten(1, 2)
 
         return UpdateDraws(

@@ -14,6 +14,7 @@ def percentile_spread(x: Tensor) -> tuple[Tensor, Tensor]:
     last = ordered.shape[0] - 1
 
     def at(share: float) -> Tensor:
+        """The value that this share of the values does not exceed."""
         position = share * last
         below = int(position)
         return torch.lerp(ordered[below], ordered[min(below + 1, last)], position - below)

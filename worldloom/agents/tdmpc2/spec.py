@@ -158,6 +158,7 @@ _POSITIVE = (
 
 def _official(size: str) -> Callable[[], TDMPC2AgentConfig]:
     def preset() -> TDMPC2AgentConfig:
+        """The config of this size."""
         return TDMPC2AgentConfig(name=f"tdmpc2:{size}", **SIZES[size])  # type: ignore[arg-type]
 
     return preset

@@ -114,6 +114,7 @@ class _PlainImageLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, cells: Tensor, image: Tensor) -> Tensor:
+        """Loss ``[N]`` of cells ``[N, H/2, W/2, 2, 2, C]`` against images ``[N, H, W, C]``, a part of the rows at a time."""
         rows, height, width, _, _, channels = cells.shape
         slope, loss = torch.empty_like(cells, dtype=torch.float32), []
         grid = image.view(rows, height, 2, width, 2, channels).transpose(2, 3)
@@ -129,6 +130,7 @@ class _PlainImageLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Derivative that :meth:`forward` kept, times the incoming gradient ``[N]``."""
         (slope,) = ctx.saved_tensors
         return (slope * grads[0].view(-1, 1, 1, 1, 1, 1)).to(ctx.dtype), None
 

@@ -129,6 +129,7 @@ class _Gates(NamedTuple):
 
     @classmethod
     def of(cls, pre: Tensor) -> _Gates:
+        """Activate the pre-activations ``[..., G, 3 P]``; the update gate begins nearly closed."""
         reset, cand, update = pre.chunk(3, -1)
         reset = torch.sigmoid(reset)
         return cls(reset, cand, torch.tanh(reset * cand), torch.sigmoid(update - 1))
@@ -147,10 +148,12 @@ class _ObserveScan(torch.autograd.Function):
         sizes: DreamerSizes,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Observe step by step, and keep the pre-activations of every step."""
         w = CellWeights(*weights)
         dtype, (steps, rows) = w.w_hid.dtype, draws.shape[:2]
 
         def buffer(*shape: int) -> Tensor:
+            """An empty tensor for a value of every step."""
             return torch.empty(steps, rows, *shape, dtype=dtype, device=deter.device)
 
         hidden, size = w.w_obs.shape
@@ -194,6 +197,7 @@ class _ObserveScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Walk the steps backwards; weights get their gradients at the end, from all steps at once."""
         sizes: DreamerSizes = ctx.sizes
         keep, before, before_stoch, pre_deter, pre_stoch, pre_hid, pre_gates, pre_obs, after, logits, *weights = ctx.saved_tensors
         w = CellWeights(*weights)

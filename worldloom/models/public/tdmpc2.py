@@ -302,6 +302,7 @@ class TDMPC2WorldModel(BaseWorldModel):
         starts += [steps - horizon] if starts[-1] != steps - horizon else []
 
         def cut(values: Tensor, length: int) -> Tensor:
+            """So many steps from every start, time first."""
             parts = torch.cat([values[:, s : s + length] for s in starts])  # [windows * B, length, ...]
             return parts.transpose(0, 1)
 

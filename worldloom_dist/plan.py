@@ -1,0 +1,226 @@
+"""What the roles of one run agree on: ``resolve`` makes a :class:`Plan` from a checked ``RunConfig``.
+
+It looks at the env once and settles everything that follows from it; the resulting plan is small, picklable and needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldloom.agents.registry import AgentConfig, agent_spec, env_defaults
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.protocol import AgentSpec
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.data.rate_limiter import RateLimits
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import env_spec, fixed_size
+from worldloom_dist.config import RunConfig
+from worldloom_dist.replay.budget import ReplayBudget
+from worldloom_dist.replay.planning import absolute_files, check_files, recorded_env, replay_budget, settle_selector
+
+__all__ = ["ActCosts", "Plan", "group_sizes", "needs_measuring", "place_inference", "resolve", "role_seed"]
+
+IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
+TORCH_WORKER_BYTES = 300e6
+"""Memory of an env worker that imports torch, besides what processes share."""
+REQUEST_CPU_S = 0.001
+"""CPU time of a request to an inference server, both sides together (a Ray call with arguments)."""
+ROLES = ("agent", "worker", "prefill", "policy", "sampling", "evaluation", "evaluation_policy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the roles of one run agree on.
+
+    Attributes:
+        config: What was asked for.
+        env: The env with every setting filled in; evaluation uses the same.
+        env_spec, agent, spec: What the env gives and takes; the agent's settings; what the system must know of the agent.
+        columns: Columns of a stored row.
+        limits: Of the train ratio.
+        run_id: Name of the run in metrics.
+        splits_envs: True when the envs of a worker may be built one by one; False for a vector env of fixed size.
+        budget: What replay takes of memory and disk.
+        settled_inference: Where the policy runs and why, once it has been measured.
+    """
+
+    config: RunConfig
+    env: EnvConfig
+    env_spec: EnvSpec
+    agent: AgentConfig
+    spec: AgentSpec
+    columns: Mapping[str, ArraySpec]
+    limits: RateLimits
+    run_id: str = ""
+    splits_envs: bool = True
+    budget: ReplayBudget | None = None
+    settled_inference: tuple[str, str] | None = None
+
+    @property
+    def is_lockstep(self) -> bool:
+        """True when the version that acts is a function of the row count."""
+        return self.config.runtime == "local" or self.config.barrier
+
+    @property
+    def is_offline(self) -> bool:
+        """True when there is no env: rows come from files only, and the run ends after ``config.train_steps`` updates."""
+        return self.config.env.is_none
+
+    @property
+    def num_workers(self) -> int:
+        """Env workers; none without an env."""
+        return 0 if self.is_offline else self.config.workers
+
+    @property
+    def chunk_age_s(self) -> float:
+        """Age at which an open chunk is sent; never by age in lock-step, because time is no function of the row count."""
+        return float("inf") if self.is_lockstep else self.config.actors.max_chunk_age_s
+
+    @property
+    def pull_interval_s(self) -> float:
+        """How often acting roles look for newer weights."""
+        return 0.0 if self.is_lockstep else self.config.actors.pull_interval_s
+
+    @property
+    def target_agent_steps(self) -> int:
+        """Agent steps after which the run is complete."""
+        return 0 if self.is_offline else -(-self.config.env_steps // self.env_spec.action_repeat)
+
+    def env_steps_at(self, positions: int) -> int:
+        """Env steps at which so many trained positions are due: where the run stands, as the learner knows it."""
+        owed = max(0, positions - self.limits.burst_positions)
+        return int(self.limits.prefill_agent_steps + owed / self.limits.train_ratio) * self.env_spec.action_repeat
+
+    @property
+    def inference(self) -> str:
+        """``local`` or ``central``: where the policy runs."""
+        return (self.settled_inference or place_inference(self))[0]
+
+
+def resolve(config: RunConfig) -> Plan:
+    """Settle everything that follows from the config and the env.
+
+    Raises:
+        ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work; nothing has been started.
+    """
+    config, agent = absolute_files(config), config.agent_config()
+    if config.env.is_none:
+        config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
+        env, observed = config.env, recorded_env(config)
+    else:
+        env = settle_env(config.env, env_defaults(agent))
+        observed = env_spec(env)
+    spec = settle_selector(config, agent_spec(agent, observed))
+    if config.env.is_none:  # nothing is inserted, so nothing is owed: all updates are one burst behind a prefill of nothing
+        spec = dataclasses.replace(spec, prefill_agent_steps=0, pretrain_updates=0)
+    if config.train_ratio is not None:
+        spec = dataclasses.replace(spec, train_ratio=config.train_ratio)
+    window = spec.sampling.window_rows
+    if config.replay.capacity_steps < config.replay.shards * window:
+        raise ConfigurationError(
+            f"replay.capacity_steps must hold one window of {window} rows in each of {config.replay.shards} shards, "
+            f"got {config.replay.capacity_steps}"
+        )
+    if spec.sampling.batch_size % config.learners:
+        raise ConfigurationError(
+            f"learners must divide the agent's batch size {spec.sampling.batch_size}, because each rank trains on an equal "
+            f"share of it, got {config.learners}; choose a divisor, or another --agent.batch-size"
+        )
+    columns = observed.columns(spec.extras)
+    budget = replay_budget(config, columns, _memory_bytes())
+    size = None if config.env.is_none else fixed_size(env)
+    if size is not None and size != config.envs_per_worker:
+        raise ConfigurationError(
+            f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is {config.envs_per_worker}; "
+            f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
+        )
+    check_files(config, columns)
+    in_lockstep = config.runtime == "local" or config.barrier or config.env.is_none
+    limits = RateLimits(
+        train_ratio=spec.train_ratio,
+        prefill_agent_steps=spec.prefill_agent_steps,
+        batch_positions=spec.sampling.trained_positions,
+        pretrain_updates=config.train_steps if config.env.is_none else spec.pretrain_updates,
+        max_insert_steps=config.actors.chunk_rows,
+        band_agent_steps=config.replay.band_steps,
+        lead_share=0.0 if in_lockstep else 0.5,
+    )
+    return Plan(config, env, observed, agent, spec, columns, limits, splits_envs=size is None, budget=budget)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> EnvConfig:
+    """Every setting of the env: the user's, else what the agent was published with for the suite, else the suite's own.
+
+    The agent's settings for images concern only envs that observe some.
+    """
+    defaults = dict(published.get(own.suite, {}))
+    if not any(spec.is_image for spec in env_spec(own.resolved()).obs.values()):
+        defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
+    return own.with_defaults({own.suite: defaults}).resolved()
+
+
+@dataclass(frozen=True, slots=True)
+class ActCosts:
+    """What decisions cost on one thread, measured.
+
+    Attributes:
+        local_s: One call of the policy for the envs of one worker, seconds of CPU (on a GPU of wall time).
+        central_s: One call for ``central_rows`` envs of all workers.
+        central_rows: Rows of the largest batch that can come together.
+    """
+
+    local_s: float
+    central_s: float
+    central_rows: int
+
+
+def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str]:
+    """Where the policy runs, and why in one line; without costs the answer to ``auto`` is a guess."""
+    config = plan.config
+    if config.inference != "auto":
+        return config.inference, "asked for"
+    if plan.is_lockstep:
+        return "local", "lock-step keeps the policy with its envs"
+    if config.num_envs == 1:
+        return "local", "one env: there is nothing to batch"
+    room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)
+    if config.address is None and config.workers > room:
+        return "central", f"{config.workers} workers with torch in each do not fit into this machine's memory"
+    if costs is None:
+        is_central = config.workers > 4 or plan.spec.acting == "planner"
+        return ("central", "not measured; guessed for many workers or planning") if is_central else ("local", "not measured")
+    local_ms = 1e3 * costs.local_s / config.envs_per_worker
+    central_ms = 1e3 * (costs.central_s / costs.central_rows + REQUEST_CPU_S / config.envs_per_worker)
+    where = "central" if central_ms < local_ms else "local"
+    return where, (
+        f"measured: a decision costs {local_ms:.2f} ms in its worker, and {central_ms:.2f} ms in batches of {costs.central_rows} "
+        "with their requests"
+    )
+
+
+def needs_measuring(plan: Plan) -> bool:
+    """True when :func:`place_inference` would guess."""
+    return place_inference(plan)[1].startswith("not measured")
+
+
+def role_seed(plan: Plan, role: str, *index: int) -> int:
+    """Seed of one instance of a role, spawned from the run's root seed."""
+    sequence = np.random.SeedSequence(plan.config.seed, spawn_key=(ROLES.index(role), *index))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def group_sizes(plan: Plan) -> list[int]:
+    """Envs in each group of a worker. Two groups take turns where actions come from afar, so that one steps meanwhile."""
+    envs = plan.config.envs_per_worker
+    groups = min(plan.config.actors.groups, envs) if plan.inference == "central" and plan.splits_envs else 1
+    return [envs // groups + (index < envs % groups) for index in range(groups)]
