@@ -17,11 +17,10 @@ from typing import Any
 
 from worldloom_dist.launch import main as launch_here
 from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.runtime.jobs import SUMMARY_MARK
 
-__all__ = ["SUMMARY_MARK", "job_words", "main"]
+__all__ = ["job_words", "main"]
 
-SUMMARY_MARK = "worldloom-summary: "
-"""Begins the line of a job's log that holds ``{"run_dir": ..., "summary": ...}``."""
 RUNS_VARIABLE = "WORLDLOOM_RUNS"
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from worldloom.core.files import write_json
-from worldloom_dist.job import SUMMARY_MARK, job_words, main
+from worldloom_dist.job import job_words, main
+from worldloom_dist.runtime.jobs import SUMMARY_MARK
 
 
 def test_a_job_joins_its_cluster_and_goes_on_with_its_run_when_it_is_tried_again(monkeypatch, tmp_path):

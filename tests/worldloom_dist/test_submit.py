@@ -8,7 +8,8 @@ import pytest
 
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom_dist import submit as module
-from worldloom_dist.job import SUMMARY_MARK
+from worldloom_dist.runtime import jobs
+from worldloom_dist.runtime.jobs import SUMMARY_MARK
 
 SUMMARY = SUMMARY_MARK + json.dumps({"run_dir": "/runs/j", "summary": {"status": "completed"}}) + "\n"
 
@@ -57,7 +58,7 @@ def play(monkeypatch):
     def use(*attempts) -> FakeClient:
         client = FakeClient(*attempts)
         monkeypatch.setattr(module, "connect", lambda *_: client)
-        monkeypatch.setattr(module, "LOOK_EVERY_S", 0.001)
+        monkeypatch.setattr(jobs, "LOOK_EVERY_S", 0.001)
         return client
 
     return use
@@ -145,12 +146,12 @@ def test_stopping_a_job_says_how_its_run_ended(play):
 def test_in_the_foreground_a_running_job_is_followed_and_an_interrupt_stops_it(play, monkeypatch, capsys):
     client = play(("STOPPED", None, SUMMARY))
     client.sent.append({"submission_id": "j"})
-    monkeypatch.setattr(module, "_state", lambda client, job_id: "RUNNING")
+    monkeypatch.setattr(module, "job_state", lambda client, job_id: "RUNNING")
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_follow", interrupted)
+    monkeypatch.setattr(module, "follow_job", interrupted)
     monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
     assert module.main(["--foreground", "--job-id", "j", "--"]) == 0
     assert client.stopped == ["j"]
