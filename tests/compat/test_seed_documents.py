@@ -22,6 +22,7 @@ from worldloom.training.data import create_random_buffer
 
 NAMED = os.environ.get("WORLDLOOM_SEEDS")
 SEEDS = Path(NAMED) if NAMED else Path(__file__).parents[3] / "shared" / "seeds"
+DOCUMENTS = ("readme.md", "concepts.md", "protocol.md", "world_model_guide.md")
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PLACEHOLDERS = "recon_loss = ..."
 """How the one block begins whose values are left out with dots."""
@@ -42,7 +43,7 @@ def documents() -> list[Path]:
 
 def blocks(name: str) -> list[str]:
     if not documents():
-        pytest.skip("the documents are not on this machine; set WORLDLOOM_SEEDS to their folder")
+        pytest.skip(f"{name} is not on this machine: set WORLDLOOM_SEEDS to the folder with {', '.join(DOCUMENTS)}")
     found = BLOCK.findall((SEEDS / name).read_text())
     assert found, f"{name} has no Python block"
     return found

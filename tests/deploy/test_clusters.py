@@ -113,7 +113,7 @@ def test_manifests_have_known_fields_of_the_right_type_only(path):
 def test_manifests_fit_the_operators_own_schema(path):
     folder = os.environ.get("WORLDLOOM_KUBERAY_CRDS")
     if folder is None:
-        pytest.skip("WORLDLOOM_KUBERAY_CRDS does not name the folder with the KubeRay operator's CRDs")
+        pytest.skip("set WORLDLOOM_KUBERAY_CRDS to the operator's CRDs: helm-chart/kuberay-operator/crds of ray-project/kuberay")
     manifest = load(path)
     schema = kuberay.official(Path(folder), manifest["kind"])
     jsonschema.validate(manifest, schema)

@@ -23,8 +23,10 @@ TOOLS = {
 def test_a_cluster_trains_loses_a_machine_and_goes_on(script, tmp_path):
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
     missing = [tool for tool in TOOLS[script] if shutil.which(tool, path=path) is None]
-    if os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root{' and ' + ', '.join(missing) if missing else ''}")
+    if os.geteuid() != 0:
+        missing.insert(0, "root")
+    if missing:
+        pytest.skip(f"{script} needs {', '.join(missing)}, which is missing here")
     done = subprocess.run(
         [str(HERE / script), str(tmp_path / "work")],
         env={**os.environ, "VENV": str(VENV), "PATH": path},

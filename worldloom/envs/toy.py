@@ -5,6 +5,7 @@ All of them are deterministic given the seed, cheap, and can be saved and restor
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["TOYS", "CountingEnv", "PixelToyEnv", "PointEnv"]
 Info = dict[str, Any]
 
 
-class _ToyEnv(gymnasium.Env[np.ndarray, Any]):
+class _ToyEnv(gymnasium.Env[np.ndarray, Any], ABC):
     """What the toys share: their random generator is part of their state."""
 
     may_terminate = True
@@ -32,13 +33,13 @@ class _ToyEnv(gymnasium.Env[np.ndarray, Any]):
         self.np_random.bit_generator.state = state["rng"]
         self._restore({name: value for name, value in state.items() if name != "rng"})
 
+    @abstractmethod
     def _variables(self) -> dict[str, Any]:
         """What a toy remembers beside its generator; every toy says its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _restore(self, variables: Mapping[str, Any]) -> None:
         """Inverse of :meth:`_variables`."""
-        raise NotImplementedError
 
 
 class CountingEnv(_ToyEnv):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -72,7 +73,7 @@ def imagined_returns(rewards: Tensor, continues: Tensor | None, discount: float)
     return torch.stack(found[::-1])
 
 
-class BaseWorldModel(nn.Module):
+class BaseWorldModel(nn.Module, ABC):
     """Base of the public world models; see :class:`worldloom.core.world_model.WorldModel`.
 
     Args:
@@ -100,13 +101,13 @@ class BaseWorldModel(nn.Module):
 
     # -- what a subclass says ---------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _step(self, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
         """State behind checked actions [B, A]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _outcome(self, states: list[LatentState], actions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Rewards, what critics say (or None) and continuation [T, B, 1] of T + 1 states and T actions."""
-        raise NotImplementedError
 
     def _checkpointed(self) -> Iterable[nn.Module]:
         """Modules whose activations are recomputed when gradient checkpointing is on."""
