@@ -15,7 +15,7 @@ inserted. So nothing here needs to survive: a new ledger is rebuilt from the sha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,6 +157,18 @@ class Ledger:
             for index, count in zip(weights, counts, strict=True)
             if count
         }
+
+    def try_samples(self, requests: Sequence[SampleRequest]) -> list[dict[int, SampleRequest]]:
+        """Grant as many of the batches, from the first, as the ratio allows now; none means that sampling is blocked."""
+        granted: list[dict[int, SampleRequest]] = []
+        for request in requests:
+            if granted and not self.limiter.may_sample(request.windows * self.window_positions):
+                break  # whoever asked has work now: nobody is blocked
+            one = self.try_sample(request)
+            if one is None:
+                break
+            granted.append(one)
+        return granted
 
     def take_back_sample(self, windows: int) -> None:
         """Uncount windows that were granted and could not be served."""

@@ -1,6 +1,9 @@
 """The learner's feed: asks the ledger for credit and the shards for windows, a few batches ahead of the training step.
 
-    feed thread: ledger credit -> sample requests to all shards at once -> one glued batch, staged -> bounded queue -> learner
+    feed thread: ledger credit -> sample requests to all shards at once -> glued batches, staged -> bounded queue -> learner
+
+A fast learner gets several batches for one round of questions: asking costs a millisecond or two of this process's one Python
+interpreter, which training needs too. As many as it trains in ``ROUND_S``, so that no window is drawn much earlier than before.
 
 The thread waits for credit (which inserts unblock) or for room in the queue (which training unblocks). When a shard dies or has
 too little, its windows are drawn from the others; nothing waits for its return. Staging (the copy to a GPU, or out of the
@@ -10,13 +13,14 @@ own, with draws of its own.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import ray
@@ -34,6 +38,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SAMPLE_TIMEOUT_S = 30.0
+ROUND_S, MOST_AT_ONCE = 0.2, 8
+"""A round asks for as many batches as the learner trains in so many seconds, at least 1 and at most so many."""
+
+Given = SampledWindows | PackedWindows
 
 
 class Feed(Generic[T]):
@@ -49,7 +57,7 @@ class Feed(Generic[T]):
     def __init__(self, plan: Plan, first_batch: int, stage: Callable[[SampledWindows], T], *, rank: int = 0) -> None:
         self._ranks = plan.config.learners
         self._windows = plan.spec.sampling.batch_size // self._ranks
-        self._seed = role_seed(plan, "sampling")
+        self._seed, self._is_lockstep = role_seed(plan, "sampling"), plan.is_lockstep
         self._batch, self._life = first_batch * self._ranks + rank, uuid.uuid4().hex
         self._asker, self._stage = f"learner-{rank}", stage
         self._ledger = Remote("ledger-0")
@@ -98,21 +106,23 @@ class Feed(Generic[T]):
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
+        at_once = 1
         try:
             while not self._stopping.is_set():
-                requests = self._ledger.call("admit_sample", *self._request(), timeout_s=None, patience_s=120.0)
-                if requests is None:
+                batches = [self._batch + ahead * self._ranks for ahead in range(at_once)]
+                grants = self._ledger.call("admit_samples", *self._question(batches), timeout_s=None, patience_s=120.0)
+                if grants is None:
                     return
-                self._put(self._stage(self._collect(requests)))
-                self._batch += self._ranks
+                started = time.monotonic()
+                for windows in self._collect(batches, grants):
+                    self._put(self._stage(windows))
+                    self._batch += self._ranks
+                at_once = 1 if self._is_lockstep else _next_round(len(grants), time.monotonic() - started)
         except Exception as error:  # the edge of the thread: hand it to the learner
             self._put(error)
 
-    def _request(self) -> tuple[str, str, int, tuple[int, int, int]]:
-        return self._asker, self._life, self._windows, self._seed_of(0)
-
-    def _seed_of(self, attempt: int) -> tuple[int, int, int]:
-        return self._seed, self._batch, attempt
+    def _question(self, batches: Sequence[int]) -> tuple[str, str, int, list[tuple[int, int, int]]]:
+        return self._asker, self._life, self._windows, [(self._seed, batch, 0) for batch in batches]
 
     def _put(self, item: T | Exception) -> None:
         while not self._stopping.is_set():
@@ -122,40 +132,58 @@ class Feed(Generic[T]):
                 continue
             return
 
-    def _collect(self, requests: Mapping[int, SampleRequest]) -> SampledWindows:
-        """Draw what was granted, and from other shards what some could not give."""
-        parts: list[SampledWindows] = []
+    def _collect(self, batches: Sequence[int], grants: Sequence[Mapping[int, SampleRequest]]) -> Iterator[SampledWindows]:
+        """Draw what was granted, one batch after the other, and from other shards what some could not give."""
+        for batch, (parts, missing) in zip(batches, self._ask(grants), strict=False):
+            yield _glued(self._make_up(batch, parts, missing) if missing else parts)
+
+    def _make_up(self, batch: int, parts: list[Given], missing: int) -> list[Given]:
         give_up, attempt = time.monotonic() + 120.0, 0
-        while True:
-            missing = self._ask(requests, parts)
-            if not missing:
-                return SampledWindows.concatenate(parts)
+        while missing:
             if time.monotonic() > give_up:
                 raise RoleGoneError("no shard could be sampled for 120 s")
             attempt += 1
             time.sleep(0.0 if attempt < 3 else 0.2)
-            requests = self._ledger.call("split", missing, self._seed_of(attempt))
+            requests = self._ledger.call("split", missing, (self._seed, batch, attempt))
+            ((more, missing),) = self._ask([requests])
+            parts = parts + more
+        return parts
 
-    def _ask(self, requests: Mapping[int, SampleRequest], parts: list[SampledWindows]) -> int:
-        """Ask all shards at once; append what they give and return how many windows are missing."""
-        missing, pending = 0, []
-        for index, request in requests.items():
-            try:
-                pending.append((index, request, self._shards[index].handle.sample.remote(request)))
-            except ValueError:
-                missing += self._lost(index, request.windows)
-        for index, request, reference in pending:
-            try:
-                given = ray.get(reference, timeout=SAMPLE_TIMEOUT_S)
-                parts.append(given.unpack() if isinstance(given, PackedWindows) else given)
-            except GONE:
-                missing += self._lost(index, request.windows)
-            except BufferError:
-                missing += request.windows
-        return missing
+    def _ask(self, grants: Sequence[Mapping[int, SampleRequest]]) -> list[tuple[list[Given], int]]:
+        """Ask all shards at once; returns what they give for each batch, and how many of its windows are missing."""
+        asked = {index: [number for number, grant in enumerate(grants) if index in grant] for index in sorted(set().union(*grants))}
+        given: dict[tuple[int, int], Given] = {}
+        pending = [(index, self._send(index, [grants[n][index] for n in numbers])) for index, numbers in asked.items()]
+        for index, reference in pending:
+            with contextlib.suppress(BufferError):
+                given |= {(number, index): one for number, one in zip(asked[index], self._receive(index, reference), strict=False)}
+        found = [[given[number, index] for index in grant if (number, index) in given] for number, grant in enumerate(grants)]
+        short = [sum(r.windows for i, r in grant.items() if (n, i) not in given) for n, grant in enumerate(grants)]
+        return list(zip(found, short, strict=True))
 
-    def _lost(self, index: int, windows: int) -> int:
-        logger.warning("shard-%d is away; its %d windows come from the others", index, windows)
+    def _send(self, index: int, requests: list[SampleRequest]) -> Any:
+        try:
+            return self._shards[index].handle.sample.remote(requests)
+        except ValueError:
+            return None
+
+    def _receive(self, index: int, reference: Any) -> list[Given]:
+        try:
+            if reference is not None:
+                given: list[Given] = ray.get(reference, timeout=SAMPLE_TIMEOUT_S)
+                return given
+        except GONE:
+            pass
+        logger.warning("shard-%d is away; its windows come from the others", index)
         self._shards[index].forget()
         self._ledger.call("shard_down", index)
-        return windows
+        return []
+
+
+def _glued(parts: Sequence[Given]) -> SampledWindows:
+    return SampledWindows.concatenate([part.unpack() if isinstance(part, PackedWindows) else part for part in parts])
+
+
+def _next_round(batches: int, seconds: float) -> int:
+    """Batches to ask for, when it took so long until the learner had room for the last ones; at most twice as many as those."""
+    return max(1, min(2 * batches, MOST_AT_ONCE, int(ROUND_S * batches / max(seconds, 1e-6))))

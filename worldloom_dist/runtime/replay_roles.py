@@ -1,7 +1,7 @@
 """The ledger and the replay shards as Ray actors: thin asynchronous shells around ``worldloom_dist.replay``.
 
     worker --append(chunk)--> ShardRole --admit_insert--> LedgerRole      waits until the train ratio allows it
-    feed   --admit_sample--------------------------------> LedgerRole     waits likewise, answers windows per shard
+    feed   --admit_samples-------------------------------> LedgerRole     waits likewise, answers windows per shard
 
 Every grant wakes those who wait for the other side. A ledger that is started again knows nothing: shards report to it about once a
 second, and the driver tells it what was trained, so it is whole again within a second or two, and admits nothing until then.
@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,12 +109,16 @@ class LedgerRole:
         self._ledger.give_back(shard, agent_steps)
         await self._notify()
 
-    async def admit_sample(self, asker: str, life: str, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest] | None:
-        """Return a request per shard for so many windows, when they may be sampled; None when a successor of the asker (a learner
-        rank) has shown up. Only the windows of all ranks together make a batch, so several ranks share one train ratio.
+    async def admit_samples(
+        self, asker: str, life: str, windows: int, seeds: Sequence[tuple[int, ...]]
+    ) -> list[dict[int, SampleRequest]] | None:
+        """Return requests per shard for the first batch, when it may be sampled, and for later ones that may be sampled then too.
+
+        A batch is so many windows with one of the seeds. Only the windows of all ranks together make a joint batch, so several
+        ranks share one train ratio. None when a successor of the asker (a learner rank) has shown up.
         """
-        request = SampleRequest(windows, seed)
-        return await self._wait(asker, life, lambda: self._ledger.try_sample(request) if self._is_whole else None)
+        requests = [SampleRequest(windows, seed) for seed in seeds]
+        return await self._wait(asker, life, lambda: (self._ledger.try_samples(requests) if self._is_whole else []) or None)
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
@@ -217,12 +221,15 @@ class ShardRole:
         finally:
             self._arriving.pop(name, None)
 
-    async def sample(self, request: SampleRequest) -> SampledWindows | PackedWindows:
-        """Windows, whole or for the reader to unpack."""
-        with self._meter.timed("sample"):
-            windows = await asyncio.to_thread(self._shard.sample_packed, request)
-        self._meter.sampled(request.windows, windows.nbytes)
-        return windows
+    async def sample(self, requests: Sequence[SampleRequest]) -> list[SampledWindows | PackedWindows]:
+        """Windows for each request, whole or for the reader to unpack."""
+        found = []
+        for request in requests:
+            with self._meter.timed("sample"):
+                windows = await asyncio.to_thread(self._shard.sample_packed, request)
+            self._meter.sampled(request.windows, windows.nbytes)
+            found.append(windows)
+        return found
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""

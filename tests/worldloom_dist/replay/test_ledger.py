@@ -156,3 +156,21 @@ def test_the_actual_ratio_leaves_prefill_and_burst_out():
 def test_slots_are_dealt_out_evenly_and_for_ever():
     owners = [shard_of(StreamId(slot, incarnation, 0), 3) for incarnation in (0, 5) for slot in range(9)]
     assert owners == [0, 1, 2] * 6
+
+
+def test_as_many_batches_are_granted_at_once_as_are_owed_and_who_got_some_is_not_blocked():
+    clock = Clock()
+    ledger = ledger_with([50, 50], steps=100, clock=clock)
+    requests = [SampleRequest(10, (n,)) for n in range(50)]
+    granted = ledger.try_samples(requests)
+    alone = ledger_with([50, 50], steps=100)
+    expected = []
+    while (one := alone.try_sample(requests[len(expected)])) is not None:
+        expected.append(one)
+    assert granted == expected
+    assert 1 < len(granted) < 50
+    clock.now = 5.0
+    assert ledger.sample_blocked_s == 0.0
+    assert ledger.try_samples(requests[len(granted) :]) == []
+    clock.now = 7.0
+    assert ledger.sample_blocked_s == 2.0

@@ -1,0 +1,103 @@
+"""The feed with shards that answer, have too little, or are gone; no Ray is started."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ray.exceptions import GetTimeoutError
+
+from worldloom.core.exceptions import BufferError
+from worldloom_dist.assembly import resolve
+from worldloom_dist.cli import parse
+from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.runtime import feed as feed_module
+from worldloom_dist.runtime.feed import MOST_AT_ONCE, ROUND_S, Feed, _next_round
+
+
+def windows_of(shard: int, request: SampleRequest) -> SampledWindows:
+    rows = np.random.default_rng(list(request.seed)).integers(1 << 40, size=(request.windows, 4))
+    zeros = np.zeros(request.windows, np.int64)
+    return SampledWindows({"reward": rows.astype(float)}, rows, zeros + shard, zeros, zeros.astype(float))
+
+
+class Roles:
+    """A ledger and two shards; ``broken`` says what a shard raises instead of an answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken: dict[int, Exception] = {}
+        self.rounds: list[list[tuple[int, ...]]] = []
+        self.down: list[int] = []
+        self.asked = threading.Semaphore(0)
+        monkeypatch.setattr(feed_module, "Remote", self._remote)
+        monkeypatch.setattr(feed_module.ray, "get", self._get)
+
+    def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
+        live = [index for index in (0, 1) if index not in self.broken]
+        return {index: SampleRequest(windows // len(live), (*seed, index + 1)) for index in live}
+
+    def _remote(self, name: str) -> SimpleNamespace:
+        index = int(name.rpartition("-")[2])
+        sample = SimpleNamespace(remote=lambda requests: (index, requests))
+        return SimpleNamespace(call=self._call, forget=lambda: None, handle=SimpleNamespace(sample=sample))
+
+    def _call(self, method, *args, **_):
+        if method == "shard_down":
+            self.down.append(args[0])
+        if method == "split":
+            return self.split(*args)
+        if method != "admit_samples":
+            return None
+        _, _, windows, seeds = args
+        self.rounds.append(seeds)
+        self.asked.release()
+        return [{i: SampleRequest(windows // 2, (*seed, i + 1)) for i in (0, 1)} for seed in seeds]
+
+    def _get(self, reference, timeout):
+        index, requests = reference
+        if index in self.broken:
+            raise self.broken[index]
+        return [windows_of(index, request) for request in requests]
+
+
+def batches(monkeypatch, count, broken=None, lockstep=False):
+    roles = Roles(monkeypatch)
+    roles.broken = broken or {}
+    words = ["--preset", "debug", "--env", "toy:counting", "--replay.shards", "2", *(["--runtime", "local"] if lockstep else [])]
+    feed = Feed(resolve(parse(words)), 5, lambda windows: windows)
+    try:
+        return roles, feed, [feed.get(timeout_s=10.0) for _ in range(count)]
+    finally:
+        feed.stop()
+
+
+def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_with_draws_of_its_own(monkeypatch):
+    roles, feed, given = batches(monkeypatch, 40)
+    asked = [seed for seeds in roles.rounds for seed in seeds]
+    assert [seed[1] for seed in asked] == list(range(5, 5 + len(asked))), "no batch is skipped or drawn twice"
+    assert max(map(len, roles.rounds)) == MOST_AT_ONCE
+    for seed, windows in zip(asked, given, strict=False):
+        half = feed._windows // 2
+        expected = SampledWindows.concatenate([windows_of(i, SampleRequest(half, (*seed, i + 1))) for i in (0, 1)])
+        assert np.array_equal(windows.row_ids, expected.row_ids)
+
+
+def test_lock_step_asks_for_one_batch_at_a_time(monkeypatch):
+    roles, _, _ = batches(monkeypatch, 10, lockstep=True)
+    assert {len(seeds) for seeds in roles.rounds} == {1}
+
+
+@pytest.mark.parametrize("error", [GetTimeoutError("silent"), BufferError("too little")])
+def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, error):
+    roles, feed, given = batches(monkeypatch, 12, {1: error})
+    for windows in given:
+        assert len(windows.row_ids) == feed._windows
+        assert set(windows.shard) == {0}
+    assert (1 in roles.down) == isinstance(error, GetTimeoutError)
+
+
+def test_a_round_grows_slowly_and_shrinks_at_once():
+    assert _next_round(1, 0.0) == 2
+    assert _next_round(MOST_AT_ONCE, 0.0) == MOST_AT_ONCE
+    assert _next_round(8, 8 * ROUND_S) == 1
+    assert _next_round(4, 4 * ROUND_S / 3.5) == 3
