@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldloom.agents.dreamerv3.context import pack_latents, window_batch
 from worldloom.agents.dreamerv3.networks import Draws, LossOutput, Networks
-from worldloom.agents.dreamerv3.policy import ActingNetworks, DreamerV3Policy, autocast, seeded_generator
+from worldloom.agents.dreamerv3.policy import ActingNetworks, DreamerV3Policy, seeded_generator
 from worldloom.agents.dreamerv3.report import open_loop_videos
 from worldloom.agents.dreamerv3.spec import LATENT_DETER, DreamerV3Config, make_spec
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
@@ -25,6 +25,7 @@ from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
 from worldloom.nn.optim import LaProp, LaPropConfig
+from worldloom.nn.precision import autocast
 
 __all__ = ["DreamerV3Agent", "make_agent", "make_policy"]
 

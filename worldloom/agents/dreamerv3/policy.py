@@ -6,7 +6,6 @@ accelerator. Actions are always sampled, in evaluation too, as the official code
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,20 +26,15 @@ from worldloom.models.dreamer.rssm import RSSM, State
 from worldloom.models.dreamer.scan import CellWeights
 from worldloom.models.dreamer.world_model import compute_dtype
 from worldloom.nn.cpu_memory import keep_freed_memory
+from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
 
-__all__ = ["ActingNetworks", "DreamerV3Policy", "autocast", "seeded_generator"]
+__all__ = ["ActingNetworks", "DreamerV3Policy", "seeded_generator"]
 
 
 def seeded_generator(sequence: np.random.SeedSequence, device: torch.device) -> torch.Generator:
     """A generator on ``device`` seeded from a ``SeedSequence``."""
     return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The context that all forward passes run in; see ``DreamerV3Config.precision``."""
-    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext()
 
 
 class ActingNetworks(NamedTuple):

@@ -188,7 +188,7 @@ class TDMPC2Agent(TDMPC2Policy):
             grad_clip=config.grad_clip,
             tau=config.tau,
         )
-        self.updater = Updater(self.model, self.target, losses, optimizers)
+        self.updater = Updater(self.model, self.target, losses, optimizers, precision=config.precision)
         self._train_generator = _generator(self._train_seed, self.device)
         self._ranks: Ranks = ALONE
 

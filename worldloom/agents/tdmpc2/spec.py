@@ -122,6 +122,8 @@ class TDMPC2AgentConfig:
     """Updates per agent step, over the whole run."""
     prefill_agent_steps: int | None = None
     """Random agent steps before the first update; None is 5 episodes, at least 1000."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the matrix products of an update: bfloat16 under autocast, auto only on CUDA; planning and weights stay float32."""
     pretrain_updates: int | None = None
     """Updates in one burst behind the prefill; None is as many as prefill steps."""
 
@@ -133,6 +135,8 @@ class TDMPC2AgentConfig:
         ]
         if self.episodic not in ("auto", "on", "off"):
             problems.append(f"episodic must be auto, on or off, got {self.episodic!r}")
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            problems.append(f"precision must be float32, bfloat16 or auto, got {self.precision!r}")
         if self.simnorm_dim > 0 and self.latent_dim % self.simnorm_dim:
             problems.append(f"latent_dim must be a multiple of simnorm_dim ({self.simnorm_dim}), got {self.latent_dim}")
         if self.num_q < 2:

@@ -19,6 +19,7 @@ from worldloom.core.exceptions import CheckpointError
 from worldloom.core.ranks import ALONE, Ranks
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP
+from worldloom.nn.precision import autocast
 
 __all__ = ["ModelStep", "OptimizerSettings", "Updater"]
 
@@ -63,15 +64,24 @@ class Updater:
         model: Trained in place.
         target: Slow copy of the critics, moved in place.
         losses, optimizers: Hyper-parameters.
+        precision: Of the forward passes; see :func:`worldloom.nn.precision.autocast`.
     """
 
-    def __init__(self, model: TDMPC2Networks, target: EnsembleMLP, losses: LossSettings, optimizers: OptimizerSettings) -> None:
+    def __init__(
+        self,
+        model: TDMPC2Networks,
+        target: EnsembleMLP,
+        losses: LossSettings,
+        optimizers: OptimizerSettings,
+        *,
+        precision: str = "float32",
+    ) -> None:
         self.model, self.target = model, target.requires_grad_(False)
-        self.losses, self.settings = losses, optimizers
+        self.losses, self.settings, self.precision = losses, optimizers, precision
         named = dict(model.named_parameters())
         self.policy_parameters = {name: p for name, p in named.items() if name.startswith("pi.")}
         self.model_parameters = {name: p for name, p in named.items() if name not in self.policy_parameters}
-        device = next(model.parameters()).device
+        self.device = device = next(model.parameters()).device
         common: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
         encoder = [p for name, p in self.model_parameters.items() if name.startswith("encoder.")]
         others = [p for name, p in self.model_parameters.items() if not name.startswith("encoder.")]
@@ -101,7 +111,8 @@ class Updater:
 
     def step_model(self, batch: UpdateBatch, draws: UpdateDraws) -> ModelStep:
         """Step model and critics."""
-        loss = model_loss(self.model, self.target, batch, draws, self.losses)
+        with autocast(self.device, self.precision):
+            loss = model_loss(self.model, self.target, batch, draws, self.losses)
         parameters = list(self.model_parameters.values())
         gradients = [g.contiguous() for g in torch.autograd.grad(loss.total, parameters)]  # as the fused optimizer reads them
         total = loss.total.detach().clone()
@@ -117,7 +128,8 @@ class Updater:
         self, z: Tensor, task: Tensor | None, draws: UpdateDraws, model_bad: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Step the policy prior on latents [H+1, B, L]; returns metrics and 1.0 if it was skipped (or the model was)."""
-        loss = policy_loss(self.model, z, self.scale, task, draws, self.losses, self.settings.tau, self._gather)
+        with autocast(self.device, self.precision):
+            loss = policy_loss(self.model, z, self.scale, task, draws, self.losses, self.settings.tau, self._gather)
         parameters = list(self.policy_parameters.values())
         wanted = [*parameters]
         if self.leaked is not None and self.model.task_emb is not None:

@@ -233,3 +233,20 @@ def test_the_spec_counts_one_update_per_decision() -> None:
     spec = agent_spec(tiny_config(updates_per_decision=1.0), make_env(VECTOR))
     assert spec.train_ratio == spec.sampling.trained_positions == 15
     assert spec.sampling.window_rows == 4
+
+
+@pytest.mark.parametrize("kind", list(OBS_KINDS))
+@pytest.mark.parametrize("episodic", ["on", "off"])
+def test_half_precision_trains_close_to_single_and_keeps_its_weights_in_single(kind: str, episodic: str) -> None:
+    env = make_env(OBS_KINDS[kind])
+    losses: dict[str, list[float]] = {}
+    for precision in ("float32", "bfloat16", "auto"):
+        agent = build(env, episodic=episodic, precision=precision)
+        outs = [agent.train_step(random_batch(env, agent.config, seed)) for seed in range(3)]
+        assert all(float(out.nonfinite) == 0 for out in outs)
+        assert all(p.dtype == torch.float32 for p in agent.model.parameters())
+        losses[precision] = [float(out.metrics["total_loss"]) for out in outs]
+        agent.act(random_obs(env, 1), agent.initial_carry(1), first(1), explore=True)
+    assert losses["auto"] == losses["float32"], "auto is single precision on a CPU"
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
