@@ -96,14 +96,24 @@ METRICS: dict[str, MetricInfo] = {
     "learner_seconds_total": _counter("Where the training threads spend their time, by phase.", "forward_backward", "wait_data"),
     "learner_staging_seconds": _histogram("Time to bring a batch to the device, off the training thread.", "below one update"),
     "learner_skipped_updates_total": _counter("Updates skipped, by reason.", "0", "nonfinite grows: divergence"),
-    "loss": _gauge("Losses of the algorithm, by name.", "see the algorithm's page", "NaN or exploding: divergence"),
-    "grad_norm": _gauge("Gradient norms before clipping, by name.", "steady", "jumps by orders of magnitude: unstable"),
-    "learning_rate": _gauge("Learning rate, by name, where the algorithm changes it.", "of the preset"),
-    "model_stat": _gauge("Other scalars of the algorithm, by name.", "see the algorithm's page"),
-    "model_kl_nats": _gauge("KL from posterior to prior, at least the free nats.", "1 to 10", "tens and rising: it learns nothing"),
-    "policy_entropy_nats": _gauge("Entropy of the policy, by action key; may be negative for continuous actions.", "falls slowly"),
-    "value_mean": _gauge("Mean value of imagined states, in reward units.", "near the return", "far above any return: runs away"),
-    "return_scale": _gauge("What values are divided by in the policy's loss.", "steady", "explodes: values run away"),
+    "loss": _gauge("Losses of the algorithm, by name.", "see the algorithm's page", "NaN or exploding: divergence", across="mean"),
+    "grad_norm": _gauge(
+        "Gradient norms before clipping, by name.", "steady", "jumps by orders of magnitude: unstable", across="mean"
+    ),
+    "learning_rate": _gauge("Learning rate, by name, where the algorithm changes it.", "of the preset", across="mean"),
+    "model_stat": _gauge("Other scalars of the algorithm, by name.", "see the algorithm's page", across="mean"),
+    "model_kl_nats": _gauge(
+        "KL from posterior to prior, at least the free nats.", "1 to 10", "tens and rising: it learns nothing", across="mean"
+    ),
+    "policy_entropy_nats": _gauge(
+        "Entropy of the policy, by action key; may be negative for continuous actions.", "falls slowly", across="mean"
+    ),
+    "value_mean": _gauge(
+        "Mean value of imagined states, in reward units.", "near the return", "far above any return: runs away", across="mean"
+    ),
+    "return_scale": _gauge(
+        "What values are divided by in the policy's loss.", "steady", "explodes: values run away", across="mean"
+    ),
     "policy_version": _gauge("Update of the weights: newest (learner), oldest in use (others).", "grows", across="min"),
     "policy_lag_updates": _histogram(
         "Updates between the newest weights and those that acted, at insert.", "a few publish intervals", "grows: see pulls"

@@ -35,15 +35,15 @@ from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["LearnerRole", "gpu_metrics"]
+__all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
 LAST_PUBLISH_S, LAST_REPORT_S = 5.0, 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
-EVERY_RANKS = ("learner_update_seconds", "learner_seconds_total", "learner_staging_seconds", "queue_", "gpu_")
-"""What every rank reports of itself; counters and losses come from rank 0, or they would be counted once per rank."""
+COUNTED_ONCE = ("learner_updates_total", "learner_replayed_steps_total", "learner_skipped_updates_total")
+"""What all ranks do together: rank 0 alone reports it, or the joint work would be counted once per rank."""
 
 
 class LearnerRole:
@@ -231,7 +231,7 @@ class LearnerRole:
                     self._published = NO_POLICY
             metrics |= self._checkpoint_metrics()
         else:
-            metrics = {key: value for key, value in metrics.items() if key.startswith(EVERY_RANKS)}
+            metrics = of_another_rank(metrics)
         self._reporter.emit(metrics)
 
     def _env_steps(self) -> int:
@@ -250,6 +250,11 @@ class LearnerRole:
     def _note(self, state: str) -> None:
         steps, replayed = self._learner.train_steps, self._learner.replayed_steps
         self._status.update(state=state, train_steps=steps, replayed_steps=replayed, version=tuple(self._learner.version))
+
+
+def of_another_rank(metrics: MetricMap) -> MetricMap:
+    """What a rank other than the first adds: where its time went, how old its windows were, its share of every loss."""
+    return {key: value for key, value in metrics.items() if not key.startswith(COUNTED_ONCE)}
 
 
 def gpu_metrics(device: str) -> MetricMap:

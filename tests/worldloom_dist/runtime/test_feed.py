@@ -8,8 +8,8 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from worldloom.core.exceptions import BufferError
-from worldloom_dist.assembly import resolve
 from worldloom_dist.cli import parse
+from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.runtime import feed as feed_module
 from worldloom_dist.runtime.feed import MOST_AT_ONCE, ROUND_S, Feed, _next_round
