@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -247,7 +249,38 @@ def bench_restart() -> dict[str, Any]:
     return results
 
 
+def bench_allocator() -> dict[str, Any]:
+    """Encoding of a chunk of noise by two fresh processes that differ in whether they keep the memory they free."""
+    results = {}
+    for name, first in (("as_it_comes", ""), ("kept", "allocator.keep_freed_memory()")):
+        done = subprocess.run(
+            [sys.executable, "-c", ENCODE.format(first=first)],
+            cwd=Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        results[name] = dict(zip(("encode_ms", "page_faults"), map(float, done.stdout.split()), strict=True))
+    return results
+
+
+ENCODE = """
+import resource, time
+from replay import *
+from worldloom_dist.runtime import allocator
+{first}
+rows = image_rows(frames_of("noise", CHUNK_ROWS))
+times = []
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(200):
+    begin = time.process_time()
+    chunk = make_chunk(StreamId(0, 0, 0), 0, NO_POLICY, rows)
+    times.append(time.process_time() - begin)
+print(1e3 * np.median(times), (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / 200)
+"""
+
 PARTS = {
+    "allocator": bench_allocator,
     "codec": bench_codec,
     "sampling": bench_sampling,
     "insert": bench_insert,

@@ -28,7 +28,7 @@ import numpy as np
 import reverb
 
 ITEM_ROWS, IN_FLIGHT_ITEMS, UNCONFIRMED, TABLE = 64, 16, 25, "rows"
-FILL_ROWS = 3200
+FILL_ROWS, WARM_S = 3200, 1.5
 FORK = multiprocessing.get_context("fork")
 """After the slow import and before gRPC starts, which no fork survives."""
 
@@ -42,7 +42,7 @@ def serve(items: int, port: Any, is_over: Any) -> None:
     server.stop()
 
 
-def write(port: int, rows: Mapping[str, np.ndarray], stride: int, seconds: float, most: int) -> int:
+def write(port: int, rows: Mapping[str, np.ndarray], stride: int, seconds: float, most: int = 1 << 40) -> int:
     """Append the rows again and again, one by one, with an item every ``stride`` rows; returns how many rows were confirmed."""
     count, total, window = 0, len(rows["is_first"]), slice(-ITEM_ROWS, None)
     with reverb.Client(f"localhost:{port}").trajectory_writer(num_keep_alive_refs=2 * ITEM_ROWS) as writer:
@@ -72,11 +72,13 @@ def sample(port: int, names: list[str], seconds: float) -> int:
     return items
 
 
-def worker(work: Any, arguments: tuple[Any, ...], gate: Any, results: Any) -> None:
-    """Do one piece of work when the gate opens."""
+def worker(work: Any, arguments: tuple[Any, ...], seconds: float, gate: Any, results: Any) -> None:
+    """Do the work for a while, and again for as long as is measured, each time together with all others."""
+    gate.wait()
+    work(*arguments, WARM_S)
     gate.wait()
     begin = time.monotonic()
-    done = work(*arguments)
+    done = work(*arguments, seconds)
     results.put((work.__name__, done, time.monotonic() - begin))
 
 
@@ -84,19 +86,17 @@ def measure(
     rows: Mapping[str, np.ndarray], writers: int, samplers: int, capacity_rows: int, stride: int, seconds: float
 ) -> dict[str, float]:
     """Rates of so many writers and samplers at the same time."""
-    ports, is_over, results, gate = FORK.Queue(), FORK.Event(), FORK.Queue(), FORK.Event()
+    ports, is_over, results, gate = FORK.Queue(), FORK.Event(), FORK.Queue(), FORK.Barrier(writers + samplers)
     server = FORK.Process(target=serve, args=(capacity_rows // stride, ports, is_over))
     server.start()
     port = ports.get(timeout=60)
     fill = FORK.Process(target=write, args=(port, rows, stride, 60.0, FILL_ROWS))
     fill.start()
     fill.join()
-    works = [(write, (port, rows, stride, seconds, 1 << 40))] * writers + [(sample, (port, list(rows), seconds))] * samplers
-    processes = [FORK.Process(target=worker, args=(*work, gate, results)) for work in works]
+    works = [(write, (port, rows, stride))] * writers + [(sample, (port, list(rows)))] * samplers
+    processes = [FORK.Process(target=worker, args=(*work, seconds, gate, results)) for work in works]
     for process in processes:
         process.start()
-    time.sleep(0.5)
-    gate.set()
     found = [results.get(timeout=seconds + 120) for _ in processes]
     for process in processes:
         process.join()

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from pickle import PickleBuffer
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -81,6 +82,9 @@ class Chunk:
     ``(stream, seq)`` names it for ever: ``seq`` counts the stream's chunks from 0, so a receiver can ignore a retry and see
     a gap. ``payload`` is what ``worldloom.data.codec.encode_rows`` made of ``num_rows`` rows, ``num_agent_steps`` of which
     complete a decision (see :func:`agent_steps`). All rows were acted by ``version``.
+
+    Pickled with protocol 5 the payload travels out of band, so between processes it is copied once, into shared memory; who
+    receives it gets a view.
     """
 
     stream: StreamId
@@ -88,7 +92,16 @@ class Chunk:
     version: PolicyVersion
     num_rows: int
     num_agent_steps: int
-    payload: bytes
+    payload: bytes | memoryview
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        payload = PickleBuffer(self.payload) if int(protocol) >= 5 else bytes(self.payload)
+        return _receive, (*self.stream, self.seq, *self.version, self.num_rows, self.num_agent_steps, payload)
+
+
+def _receive(slot: int, env_life: int, env: int, seq: int, life: int, update: int, rows: int, steps: int, payload: Any) -> Chunk:
+    """A chunk as it was pickled; ``payload`` is any buffer."""
+    return Chunk(StreamId(slot, env_life, env), seq, PolicyVersion(life, update), rows, steps, memoryview(payload))
 
 
 def agent_steps(is_first: np.ndarray) -> int:

@@ -14,12 +14,12 @@ import json
 import math
 import struct
 import threading
-import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import zstandard
+from zlib_ng import zlib_ng as zlib
 
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import Chunk, PolicyVersion, Rows, StreamId, agent_steps
@@ -37,9 +37,12 @@ _local = threading.local()
 
 
 class PackedColumn(NamedTuple):
-    """One encoded column: ``blob`` decodes to an array of ``shape`` (rows first) and ``dtype``; ``encoding`` is raw or zstd."""
+    """One encoded column: ``blob`` decodes to an array of ``shape`` (rows first) and ``dtype``; ``encoding`` is raw or zstd.
 
-    blob: bytes
+    The blob may be a view into a larger payload; who keeps the column for long keeps :meth:`owned` instead.
+    """
+
+    blob: bytes | memoryview
     encoding: str
     dtype: str
     shape: tuple[int, ...]
@@ -48,6 +51,10 @@ class PackedColumn(NamedTuple):
     def decoded_bytes(self) -> int:
         """Size of the decoded array."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def owned(self) -> PackedColumn:
+        """The same with a blob of its own, that keeps no payload alive and can be pickled."""
+        return self if isinstance(self.blob, bytes) else self._replace(blob=bytes(self.blob))
 
     def unpack(self) -> np.ndarray:
         """The array, read-only.
@@ -85,12 +92,15 @@ def encode_rows(rows: Mapping[str, np.ndarray], *, level: int = DEFAULT_LEVEL) -
     packed = {name: _pack(np.ascontiguousarray(array), level) for name, array in rows.items()}
     entries = [[name, c.dtype, list(c.shape), c.encoding, len(c.blob)] for name, c in packed.items()]
     head = json.dumps(entries, separators=(",", ":")).encode()
-    body = b"".join((len(head).to_bytes(4, "little"), head, *(column.blob for column in packed.values())))
-    return MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
+    body = (len(head).to_bytes(4, "little"), head, *(column.blob for column in packed.values()))
+    checksum = 0
+    for part in body:
+        checksum = zlib.crc32(part, checksum)
+    return b"".join((MAGIC, checksum.to_bytes(4, "little"), *body))
 
 
-def split_rows(payload: bytes, columns: Mapping[str, ArraySpec]) -> dict[str, PackedColumn]:
-    """Take a payload apart without decompressing anything.
+def split_rows(payload: bytes | memoryview, columns: Mapping[str, ArraySpec]) -> dict[str, PackedColumn]:
+    """Take a payload apart without decompressing or copying anything.
 
     Args:
         payload: What :func:`encode_rows` made.
@@ -100,21 +110,22 @@ def split_rows(payload: bytes, columns: Mapping[str, ArraySpec]) -> dict[str, Pa
         CheckpointError: If the payload is torn, altered or not ours.
         ShapeMismatchError: If it is intact but holds other columns, shapes or dtypes.
     """
+    payload = memoryview(payload)
     if len(payload) < PREFIX.size or payload[:4] != MAGIC:
         raise CheckpointError(f"rows: {len(payload)} bytes that do not start with {MAGIC!r} are no encoded rows")
     _, checksum, head_size = PREFIX.unpack_from(payload)
-    if zlib.crc32(memoryview(payload)[8:]) != checksum:
+    if zlib.crc32(payload[8:]) != checksum:
         raise CheckpointError(f"rows: the checksum of a payload of {len(payload)} bytes is wrong, so it is torn or altered")
     offset = PREFIX.size + head_size
     packed = {}
-    for name, dtype, shape, encoding, size in json.loads(payload[PREFIX.size : offset]):
+    for name, dtype, shape, encoding, size in json.loads(bytes(payload[PREFIX.size : offset])):
         packed[name] = PackedColumn(payload[offset : offset + size], encoding, dtype, tuple(shape))
         offset += size
     _check_columns(packed, columns)
     return packed
 
 
-def decode_rows(payload: bytes, columns: Mapping[str, ArraySpec]) -> Rows:
+def decode_rows(payload: bytes | memoryview, columns: Mapping[str, ArraySpec]) -> Rows:
     """Inverse of :func:`encode_rows`; the arrays are read-only.
 
     Raises:
@@ -130,7 +141,8 @@ def make_chunk(stream: StreamId, seq: int, version: PolicyVersion, rows: Mapping
 
 
 def _pack(array: np.ndarray, level: int) -> PackedColumn:
-    blob, encoding = array.tobytes(), "raw"
+    blob: bytes | memoryview = array.reshape(-1).view(np.uint8).data
+    encoding = "raw"
     if array.dtype == np.uint8 and array.nbytes >= MIN_COMPRESSED_BYTES:
         compressed = _compressor(level).compress(blob)
         if len(compressed) < WORTHWHILE * len(blob):

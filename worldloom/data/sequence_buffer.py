@@ -307,7 +307,7 @@ class SequenceBuffer:
         plain, packed = {}, {}
         for name, value in rows.items():
             if name in self._packed:
-                packed[name] = value if isinstance(value, PackedColumn) else _keep(value)
+                packed[name] = value.owned() if isinstance(value, PackedColumn) else _keep(value)
             else:
                 plain[name] = value.unpack() if isinstance(value, PackedColumn) else value
         length = len(plain["is_first"])

@@ -6,10 +6,11 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from pickle import PickleBuffer
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,15 @@ class PendingWindows:
     _ordinals: Ids
     _packed: Mapping[str, ArraySpec]
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        """Few large buffers instead of some objects per chunk: pickling those would take longer than decoding them."""
+        chunks = [(number, chunk.start, chunk.columns()) for number, chunk in self._chunks.items()]
+        buffer = PickleBuffer if int(protocol) >= 5 else bytes
+        packed = {name: (spec, *_glue([columns[name] for *_, columns in chunks], buffer)) for name, spec in self._packed.items()}
+        windows = self._windows
+        plain = (windows.columns, windows.row_ids, windows.versions, windows.inserted_s)
+        return _receive, (plain, [chunk[:2] for chunk in chunks], self._ordinals, packed)
+
     @property
     def packed_bytes(self) -> int:
         """Size of the plain columns and of all chunks that the windows touch; those still to be read count nothing."""
@@ -92,7 +102,7 @@ class PendingWindows:
         return PendingWindows(self._windows, chunks, self._ordinals, self._packed)
 
     def finish(self) -> Windows:
-        """Decode what is packed, chunk by chunk in a small thread pool, and return the whole windows."""
+        """Decode what is packed, chunk by chunk with the help of a few threads, and return the whole windows."""
         if not self._packed:
             return self._windows
         shape = self._ordinals.shape
@@ -109,13 +119,31 @@ class PendingWindows:
                 _copy(packed[name].unpack(), inside, output, places)
 
         parts = np.split(order, cuts)
-        if len(parts) < PARALLEL_CHUNKS or DECODERS < 2:
-            for places in parts:
-                decode(places)
-        else:
-            deque(_pool().map(decode, parts), maxlen=0)
+        helpers = DECODERS - 1 if len(parts) >= PARALLEL_CHUNKS else 0
+        shares = [parts[first :: helpers + 1] for first in range(helpers + 1)]
+        given = [_pool().submit(lambda share: deque(map(decode, share), 0), share) for share in shares[1:]]
+        deque(map(decode, shares[0]), 0)
+        for share in given:
+            share.result()
         self._windows.columns.update({name: output.reshape(*shape, *output.shape[1:]) for name, output in outputs.items()})
         return self._windows
+
+
+def _glue(columns: Sequence[PackedColumn], buffer: Callable[[bytes], Any]) -> tuple[Any, list[tuple[int, str, int]]]:
+    """The blobs of one column in a row, and of each its size, encoding and number of rows."""
+    return buffer(b"".join(column.blob for column in columns)), [(len(c.blob), c.encoding, c.shape[0]) for c in columns]
+
+
+def _receive(plain: tuple[Any, ...], places: Sequence[tuple[int, int]], ordinals: Ids, packed: Mapping[str, Any]) -> PendingWindows:
+    """Windows as they were pickled; blobs are views of what was received."""
+    found: dict[int, dict[str, PackedColumn]] = {number: {} for number, _ in places}
+    for name, (spec, glued, entries) in packed.items():
+        view, offset = memoryview(glued), 0
+        for columns, (size, encoding, rows) in zip(found.values(), entries, strict=True):
+            columns[name] = PackedColumn(view[offset : offset + size], encoding, spec.dtype, (rows, *spec.shape))
+            offset += size
+    chunks = {number: OpenChunk(start, found[number], None) for number, start in places}
+    return PendingWindows(Windows(*plain), chunks, ordinals, {name: spec for name, (spec, *_) in packed.items()})
 
 
 def _copy(source: np.ndarray, inside: Ids, target: np.ndarray, places: Ids) -> None:

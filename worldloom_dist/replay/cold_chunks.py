@@ -61,4 +61,4 @@ class ColdChunks:
         if len(record) != size:
             raise CheckpointError(f"replay: {self._directory} lost {size - len(record)} bytes of a chunk while the run went on")
         rows = split_rows(StoredChunk.unpack(record).chunk.payload, self._columns)
-        return {name: rows[name] for name in self._wanted}
+        return {name: rows[name].owned() for name in self._wanted}

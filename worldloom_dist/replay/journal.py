@@ -18,11 +18,12 @@ import logging
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from zlib_ng import zlib_ng as zlib
 
 from worldloom.core.exceptions import CheckpointError, StateError
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 MAGIC = b"WLJ1"
 FRAME = struct.Struct("<4sIII")
 HEAD = 1
+Buffer = bytes | memoryview
 DEFAULT_SEGMENT_BYTES = 32 << 20
 
 
@@ -112,7 +114,7 @@ class Journal:
             if is_last:
                 self._open_segment(number, end)
 
-    def append(self, kind: int, parts: Sequence[bytes]) -> JournalPosition:
+    def append(self, kind: int, parts: Sequence[Buffer]) -> JournalPosition:
         """Add a record; when this returns it survives the death of the process.
 
         Returns:
@@ -282,7 +284,7 @@ def _scan(path: Path, number: int, damage: JournalDamage, *, is_last: bool) -> G
     return end
 
 
-def _frame(kind: int, parts: Sequence[bytes]) -> list[bytes]:
+def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
     size = sum(len(part) for part in parts)
     checksum = zlib.crc32(struct.pack("<II", kind, size))
     for part in parts:
@@ -301,7 +303,7 @@ def _parse(data: bytes, offset: int) -> tuple[int, bytes] | None:
     return kind, payload
 
 
-def _write_all(file: int, parts: list[bytes], size: int) -> None:
+def _write_all(file: int, parts: list[Buffer], size: int) -> None:
     written = os.writev(file, parts)
     if written < size:
         rest = memoryview(b"".join(parts))[written:]

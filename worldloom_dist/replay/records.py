@@ -78,7 +78,7 @@ class StoredChunk(NamedTuple):
     steps_before: int
     inserted_s: float
 
-    def pack(self) -> list[bytes]:
+    def pack(self) -> list[bytes | memoryview]:
         """The record's parts; the payload is not copied."""
         c = self.chunk
         place = (self.first_row, self.steps_before, self.inserted_s)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -293,7 +293,7 @@ class ReplayShard:
             return self._append_record(journal, CHUNK, self._rows.to_record(chunk, inserted_s))
         return self._append_record(journal, DUPLICATE, pack_count(chunk.num_rows))
 
-    def _append_record(self, journal: Journal, kind: int, parts: list[bytes]) -> tuple[int, int, int]:
+    def _append_record(self, journal: Journal, kind: int, parts: Sequence[bytes | memoryview]) -> tuple[int, int, int]:
         if journal.needs_rotation:
             self._rotate(journal)
         return *journal.append(kind, parts), sum(len(part) for part in parts)

@@ -47,7 +47,7 @@ class ShardRows:
         """True for a chunk that was never stored."""
         return self._gaps.is_new(chunk.stream, chunk.seq, self.buffer.next_seq(chunk.stream))
 
-    def to_record(self, chunk: Chunk, inserted_s: float) -> list[bytes]:
+    def to_record(self, chunk: Chunk, inserted_s: float) -> list[bytes | memoryview]:
         """The journal's record of a new chunk."""
         return StoredChunk(chunk, self.buffer.next_row, self.counters.agent_steps, inserted_s).pack()
 

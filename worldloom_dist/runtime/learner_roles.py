@@ -28,6 +28,7 @@ from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.feed import Feed
 from worldloom_dist.runtime.learner_group import Alone, Crew, join_group
 from worldloom_dist.runtime.pace import Pace
@@ -57,6 +58,7 @@ class LearnerRole:
     """
 
     def __init__(self, plan: Plan, folder: Path, incarnation: int, rank: int = 0) -> None:
+        keep_freed_memory()
         self._plan, self._folder, self._incarnation, self._rank = plan, RunFolder(folder), incarnation, rank
         self._stopping, self._save_wanted = threading.Event(), threading.Event()
         self._status: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}

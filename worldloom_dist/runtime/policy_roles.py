@@ -31,6 +31,7 @@ from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.assembly import build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import ActCosts, Plan
+from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
@@ -62,6 +63,7 @@ class InferenceRole:
     """
 
     def __init__(self, plan: Plan, index: int, incarnation: int) -> None:
+        keep_freed_memory()
         self._plan, self._index, self._incarnation = plan, index, incarnation
         self._seen: dict[int, float] = {}
         self._pending: list[_Question] = []

@@ -30,6 +30,7 @@ from worldloom_dist.replay.imports import ImportList, load_share, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
@@ -198,6 +199,7 @@ class ShardRole:
     """
 
     def __init__(self, plan: Plan, index: int, folder: Path) -> None:
+        keep_freed_memory()
         self._index = index
         self._shard, self._num_shards = build_shard(plan, index, folder), plan.config.replay.shards
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))

@@ -24,6 +24,7 @@ from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import build_grouped_worker, build_policy
 from worldloom_dist.plan import Plan
+from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.relay import LogRelay, stack_of
 from worldloom_dist.runtime.remote import GONE, Remote
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
@@ -107,6 +108,7 @@ class WorkerRole:
     """
 
     def __init__(self, plan: Plan, slot: int, incarnation: int) -> None:
+        keep_freed_memory()
         self._plan, self._slot, self._incarnation = plan, slot, incarnation
         self._stopping, self._is_preempted = threading.Event(), False
         self._writer = ShardWriter(plan, slot, self._stopping)

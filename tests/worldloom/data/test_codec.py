@@ -1,3 +1,6 @@
+import pickle
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,3 +96,25 @@ def test_a_chunk_counts_its_rows_and_decisions():
     chunk = make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows)
     assert (chunk.num_rows, chunk.num_agent_steps, chunk.seq) == (7, 5, 9)
     np.testing.assert_array_equal(decode_rows(chunk.payload, COLUMNS)["obs/vector"], rows["obs/vector"])
+
+
+def test_the_checksum_is_the_crc32_of_everybody():
+    payload = encode_rows(make_rows(9, noise=True))
+    assert int.from_bytes(payload[4:8], "little") == zlib.crc32(payload[8:])
+
+
+def test_a_chunk_travels_out_of_band_and_is_received_as_a_view_without_a_copy():
+    chunk = make_chunk(StreamId(1, 2, 3), 4, NO_POLICY, make_rows(9, noise=True))
+    buffers = []
+    frame = pickle.dumps(chunk, 5, buffer_callback=buffers.append)
+    shared = bytearray(buffers[0].raw())
+    received = pickle.loads(frame, buffers=[shared])
+    assert received == chunk
+    assert len(frame) < 500
+    rows = split_rows(received.payload, COLUMNS)
+    before = rows["obs/camera"].unpack()[0, 0, 0, 0]
+    kept = rows["obs/camera"].owned()
+    shared[shared.find(bytes(rows["obs/camera"].blob))] ^= 255
+    assert rows["obs/camera"].unpack()[0, 0, 0, 0] == before ^ 255, "a view follows the memory it looks at"
+    assert kept.unpack()[0, 0, 0, 0] == before, "what is kept does not"
+    assert pickle.loads(pickle.dumps(chunk, 4)) == chunk

@@ -44,12 +44,13 @@ def assert_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize("ram_bytes", [None, 1], ids=["in memory", "read from disk"])
-def test_frames_that_compress_travel_packed_and_come_out_as_sampled(tmp_path, ram_bytes):
+def test_frames_that_compress_travel_packed_and_come_out_as_sampled(tmp_path, ram_bytes, protocol):
     shard = filled_shard(flat_frames, tmp_path, ram_bytes=ram_bytes)
     given = shard.sample_packed(REQUEST)
     expected = shard.sample(REQUEST)
-    sent = pickle.dumps(given)
+    sent = pickle.dumps(given, protocol)
     shard.close()
     assert isinstance(given, PackedWindows)
     assert len(sent) < expected.nbytes / 4
