@@ -129,7 +129,7 @@ class GraphStep:
             self._output = self._recorder.capture(lambda: self._agent.train_step(inputs))
         except RuntimeError as error:
             self._is_eager = True
-            logger.warning("updates run eagerly: capturing one failed (%s)", str(error).strip().splitlines()[0])
+            logger.warning("updates run eagerly: capturing one failed (%s)", _first_line(error))
             return False
         logger.info("updates run as one captured CUDA graph")
         return True
@@ -169,20 +169,30 @@ class _CudaRecorder:
 
 
 class _Compiled:
-    """``torch.compile`` of the update; the first failure ends it for good."""
+    """``torch.compile`` of the update. A first update that fails, or a later compilation, ends it for good."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._step: Step = torch.compile(agent.train_step, dynamic=False)
+        self._has_worked = False
 
     def __call__(self, batch: SequenceBatch) -> TrainOutput:
         """One update."""
         try:
-            return self._step(batch)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            logger.warning("updates run eagerly: torch.compile failed (%s)", str(error).strip().splitlines()[0])
+            output = self._step(batch)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, RuntimeError, OSError) as error:
+            is_compilers = isinstance(error, torch._dynamo.exc.TorchDynamoException | torch._inductor.exc.InductorError)
+            if self._has_worked and not is_compilers:
+                raise  # of the update itself
+            logger.warning("updates run eagerly: torch.compile failed (%s)", _first_line(error))
             self._step = self._agent.train_step
-            return self._step(batch)
+            output = self._step(batch)
+        self._has_worked = True
+        return output
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _generators(agent: Any) -> list[torch.Generator]:

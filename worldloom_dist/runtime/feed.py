@@ -57,7 +57,8 @@ class Feed(Generic[T]):
     def __init__(self, plan: Plan, first_batch: int, stage: Callable[[SampledWindows], T], *, rank: int = 0) -> None:
         self._ranks = plan.config.learners
         self._windows = plan.spec.sampling.batch_size // self._ranks
-        self._seed, self._is_lockstep = role_seed(plan, "sampling"), plan.is_lockstep
+        self._seed = role_seed(plan, "sampling")
+        self._asks_ahead = self._ranks == 1 and not plan.is_lockstep  # ranks that ran ahead of others would take their credit
         self._batch, self._life = first_batch * self._ranks + rank, uuid.uuid4().hex
         self._asker, self._stage = f"learner-{rank}", stage
         self._ledger = Remote("ledger-0")
@@ -117,7 +118,7 @@ class Feed(Generic[T]):
                 for windows in self._collect(batches, grants):
                     self._put(self._stage(windows))
                     self._batch += self._ranks
-                at_once = 1 if self._is_lockstep else _next_round(len(grants), time.monotonic() - started)
+                at_once = _next_round(len(grants), time.monotonic() - started) if self._asks_ahead else 1
         except Exception as error:  # the edge of the thread: hand it to the learner
             self._put(error)
 

@@ -10,6 +10,7 @@ from worldloom.core.metrics import Last
 from worldloom.core.protocol import AgentSpec, SamplingSpec, TrainOutput
 from worldloom.core.sequence import PolicyVersion
 from worldloom.nn.snapshot import pack
+from worldloom_dist.learner import learner as learner_module
 from worldloom_dist.learner.learner import Learner
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.ports import SampledWindows
@@ -120,3 +121,58 @@ def test_a_version_never_falls(make_store):
             store.publish(snapshot.with_version(version))
     store.publish(snapshot.with_version(PolicyVersion(3, 0)))
     assert store.fetch().version == store.version() == PolicyVersion(3, 0)
+
+
+class Replayed:
+    """What a captured update leaves behind: one set of tensors, which every replay writes anew."""
+
+    def __init__(self):
+        zeros = torch.zeros(2)
+        self.output = TrainOutput(
+            {"loss/total": torch.zeros(())}, torch.zeros(()), refreshed={"latent/x": torch.zeros(2, 3, 1)}, priorities=zeros
+        )
+
+    def __call__(self, batch):
+        value, out = batch.reward[0, 0], self.output
+        for tensor in (out.metrics["loss/total"], out.refreshed["latent/x"], out.priorities):
+            tensor.fill_(float(value))
+        out.nonfinite.fill_(float(value == 2))
+        return out
+
+
+class LateEvent:
+    """An event of a busy GPU: asked four times, it has not happened yet."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def query(self):
+        self.asked += 1
+        return self.asked > 4
+
+    def synchronize(self):
+        self.asked = 5
+
+
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_what_an_update_leaves_is_taken_before_the_next_replay_writes_over_it(monkeypatch, tmp_path, is_cuda):
+    real = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: real(*args, **kwargs))
+    monkeypatch.setattr(learner_module, "_recorded_event", LateEvent)
+    learner = Learner(FakeAgent(), WeightStore(), bad_batches=tmp_path)
+    learner._step, learner._is_cuda = Replayed(), is_cuda
+    written, priorities = [], []
+    learner.write_back = lambda sampled, refreshed: written.append((sampled, refreshed["latent/x"].copy()))
+    learner.update_priorities = lambda sampled, values: priorities.append((sampled, values))
+    batches = [windows(float(number)) for number in range(1, 8)]
+    for sampled in batches:
+        learner.train(sampled)
+    assert (len(written) < len(batches)) == is_cuda, "a GPU's copies are not waited for"
+    metrics = learner.drain_metrics()
+    learner.state_dict()
+    for taken in (written, priorities):
+        assert [sampled for sampled, _ in taken] == batches
+        assert [set(np.unique(values)) for _, values in taken] == [{float(number)} for number in range(1, 8)]
+    assert metrics["loss{name=total}"].value == 7.0
+    assert metrics["learner_skipped_updates_total{reason=nonfinite}"].value == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["update-000000002.npz"]

@@ -183,3 +183,59 @@ def test_a_captured_update_equals_an_eager_one_on_cuda(name):
     mine, theirs = (rank_process.flat(agent.policy_weights().arrays()) for agent in (captured, eager))
     for path, value in theirs.items():
         np.testing.assert_allclose(mine[path], value, atol=1e-3 * max(np.abs(value).max(), 1e-3), err_msg=path)
+
+
+@pytest.mark.parametrize(
+    "error", [torch._dynamo.exc.Unsupported("generators\nand more"), RuntimeError("g++ was not found\nbut more")]
+)
+def test_an_update_that_cannot_be_compiled_is_made_eagerly_once_and_the_log_says_why(monkeypatch, caplog, error):
+    tried = []
+
+    def compiled(batch):
+        tried.append(batch)
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    agent = Summing()
+    with caplog.at_level(logging.INFO):
+        step = make_step(agent, "cpu", "inductor")
+        for _ in range(3):
+            step(batch_of(1.0))
+    assert float(agent.total) == 3 * 6.0
+    assert len(tried) == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("updates run through torch.compile")
+    assert said[1] == f"updates run eagerly: torch.compile failed ({str(error).splitlines()[0]})"
+    assert len(said) == 2
+
+
+def test_an_error_of_a_compiled_update_that_has_worked_is_not_taken_for_a_failed_compilation(monkeypatch):
+    answers = iter([TrainOutput({}, torch.zeros(()))])
+
+    def compiled(_):
+        for answer in answers:
+            return answer
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    step = make_step(Summing(), "cpu", "inductor")
+    step(batch_of(1.0))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step(batch_of(1.0))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
+def test_a_compiled_update_is_an_eager_one(name, caplog):
+    eager, compiled = (rank_process.make(name) for _ in range(2))
+    with caplog.at_level(logging.INFO):
+        step = make_step(compiled, "cpu", "inductor")
+        for number in range(3):
+            batch = rank_process.batch(eager, number)
+            expected, got = eager.train_step(batch), step(batch)
+            assert float(got.nonfinite) == 0
+            assert {k: float(v) for k, v in got.metrics.items()} == pytest.approx(
+                {k: float(v) for k, v in expected.metrics.items()}, rel=1e-2, abs=1e-3
+            )
+    assert [r.getMessage() for r in caplog.records if "eagerly" in r.getMessage()] == []

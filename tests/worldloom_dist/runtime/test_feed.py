@@ -60,10 +60,10 @@ class Roles:
         return [windows_of(index, request) for request in requests]
 
 
-def batches(monkeypatch, count, broken=None, lockstep=False):
+def batches(monkeypatch, count, broken=None, more=()):
     roles = Roles(monkeypatch)
     roles.broken = broken or {}
-    words = ["--preset", "debug", "--env", "toy:counting", "--replay.shards", "2", *(["--runtime", "local"] if lockstep else [])]
+    words = ["--preset", "debug", "--env", "toy:counting", "--replay.shards", "2", *more]
     feed = Feed(resolve(parse(words)), 5, lambda windows: windows)
     try:
         return roles, feed, [feed.get(timeout_s=10.0) for _ in range(count)]
@@ -82,8 +82,9 @@ def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_wit
         assert np.array_equal(windows.row_ids, expected.row_ids)
 
 
-def test_lock_step_asks_for_one_batch_at_a_time(monkeypatch):
-    roles, _, _ = batches(monkeypatch, 10, lockstep=True)
+@pytest.mark.parametrize("more", [["--runtime", "local"], ["--learners", "2"]])
+def test_lock_step_and_several_ranks_ask_for_one_batch_at_a_time(monkeypatch, more):
+    roles, _, _ = batches(monkeypatch, 10, more=more)
     assert {len(seeds) for seeds in roles.rounds} == {1}
 
 
