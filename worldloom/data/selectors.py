@@ -19,6 +19,7 @@ from worldloom.core.exceptions import ConfigurationError
 __all__ = ["Mixture", "OnlineQueue", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
 
 Slots = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 FANOUT = 64
 
 
@@ -55,6 +56,10 @@ class SumTree:
             nodes = np.unique(nodes // FANOUT)
             level[nodes] = below[nodes].sum(axis=1, dtype=self._sum_dtype)
         self._levels[-1].cumsum(out=self._running)
+
+    def get(self, slots: Slots) -> npt.NDArray[Any]:
+        """Read leaves."""
+        return self._levels[0][slots]
 
     def prefix(self, slot: int) -> Any:
         """Sum of the leaves before ``slot``."""
@@ -96,6 +101,12 @@ class Selector(Protocol):
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
         """New priorities of slots that are present; selectors without priorities ignore them."""
 
+    def export_weights(self, slots: Slots) -> Weights:
+        """What priorities came to for n slots that are present, ``[parts, n + 1]``; the last is what a new slot gets."""
+
+    def restore_weights(self, slots: Slots, weights: Weights) -> None:
+        """Inverse of :meth:`export_weights`, exactly."""
+
 
 class Uniform:
     """Every valid start is equally likely.
@@ -120,6 +131,13 @@ class Uniform:
         return self._at_rank(rng.integers(0, self._tree.total, count), origin)
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
+        """See :class:`Selector`."""
+
+    def export_weights(self, slots: Slots) -> Weights:
+        """See :class:`Selector`; nothing is learnt here."""
+        return np.empty((0, len(slots) + 1))
+
+    def restore_weights(self, slots: Slots, weights: Weights) -> None:
         """See :class:`Selector`."""
 
     def _at_rank(self, ranks: Slots, origin: int) -> Slots:
@@ -164,11 +182,11 @@ class Prioritised:
         if exponent < 0:
             raise ConfigurationError(f"priority exponent must be >= 0, got {exponent}")
         self._tree = SumTree(size, np.float64)
-        self._exponent, self._highest = exponent, 1.0
+        self._exponent, self._highest = exponent, 1.0  # the highest as a weight: its priority to the power of the exponent
 
     def add(self, slots: Slots) -> None:
         """See :class:`Selector`."""
-        self._tree.set(slots, self._highest**self._exponent)
+        self._tree.set(slots, self._highest)
 
     def remove(self, slots: Slots) -> None:
         """See :class:`Selector`."""
@@ -183,8 +201,18 @@ class Prioritised:
         """See :class:`Selector`; a priority must be positive, or its window could never be drawn again."""
         if not np.all(priorities > 0):
             raise ConfigurationError(f"priorities must be > 0, got a minimum of {np.min(priorities)}")
-        self._highest = max(self._highest, float(np.max(priorities, initial=0.0)))
-        self._tree.set(slots, priorities**self._exponent)
+        weights = priorities**self._exponent
+        self._highest = max(self._highest, float(np.max(weights, initial=0.0)))
+        self._tree.set(slots, weights)
+
+    def export_weights(self, slots: Slots) -> Weights:
+        """See :class:`Selector`."""
+        return np.append(self._tree.get(slots), self._highest)[None]
+
+    def restore_weights(self, slots: Slots, weights: Weights) -> None:
+        """See :class:`Selector`."""
+        self._highest = float(weights[0, -1])
+        self._tree.set(slots, weights[0, :-1])
 
 
 class Mixture:
@@ -220,6 +248,17 @@ class Mixture:
         """See :class:`Selector`."""
         for selector in self._selectors:
             selector.update(slots, priorities)
+
+    def export_weights(self, slots: Slots) -> Weights:
+        """See :class:`Selector`: the parts of all selectors, in their order."""
+        return np.concatenate([selector.export_weights(slots) for selector in self._selectors])
+
+    def restore_weights(self, slots: Slots, weights: Weights) -> None:
+        """See :class:`Selector`."""
+        for selector in self._selectors:
+            parts = len(selector.export_weights(slots[:0]))
+            selector.restore_weights(slots, weights[:parts])
+            weights = weights[parts:]
 
 
 class OnlineQueue:

@@ -32,8 +32,9 @@ from worldloom.core.specs import ArraySpec
 from worldloom.data.chunk_table import ChunkTable
 from worldloom.data.codec import PackedColumn
 from worldloom.data.rings import make_rings, packed_columns
-from worldloom.data.selectors import OnlineQueue, Selector, Uniform
+from worldloom.data.selectors import Selector
 from worldloom.data.stream_tails import NO_ROW, StreamPosition, StreamTails, Tail
+from worldloom.data.window_starts import WindowStarts
 from worldloom.data.windows import ColdStore, PendingWindows, Windows
 
 __all__ = ["SequenceBuffer"]
@@ -99,14 +100,11 @@ class SequenceBuffer:
         self._small = [name for name in plain if name in (self._records.dtype.names or ())]
         self._row_bytes = sum(spec.nbytes for spec in plain.values())
         self._next_row_of, self._chunk_of = self._records["#next_row"], self._records["#chunk"]
-        self._is_start = np.zeros(capacity_rows, bool)
-        self._selector = selector or Uniform(capacity_rows)
+        self._starts = WindowStarts(capacity_rows, selector)
         self._tails = StreamTails(sampling)
         self._chunks = ChunkTable(hot_bytes, cold)
         self._first_row, self._next_row = 0, 0
         self._holes: list[tuple[int, int]] = []
-        self._num_windows = 0
-        self._online = OnlineQueue()
 
     def __len__(self) -> int:
         """Rows stored."""
@@ -116,7 +114,7 @@ class SequenceBuffer:
     @property
     def num_windows(self) -> int:
         """Valid window starts."""
-        return self._num_windows
+        return self._starts.count
 
     @property
     def next_row(self) -> int:
@@ -127,6 +125,10 @@ class SequenceBuffer:
     def first_row(self) -> int:
         """Id below which every row is gone."""
         return self._first_row
+
+    @property
+    def _stored(self) -> range:
+        return range(self._first_row, self._next_row)
 
     @property
     def nbytes(self) -> int:
@@ -141,12 +143,12 @@ class SequenceBuffer:
     @property
     def online_queued(self) -> int:
         """Windows ever put into the online queue."""
-        return self._online.queued
+        return self._starts.online.queued
 
     @property
     def online_served(self) -> int:
         """Windows ever taken from the online queue, stale ones included."""
-        return self._online.served
+        return self._starts.online.served
 
     def append(
         self,
@@ -224,17 +226,13 @@ class SequenceBuffer:
 
     def draw(self, windows: int, rng: np.random.Generator) -> PendingWindows:
         """As :meth:`sample`, with the decoding of packed columns left to do, so that a lock need not be held for it."""
-        if not self._num_windows:
+        if not self._starts.count:
             kind = "across episodes" if self.sampling.cross_episodes else "inside one episode"
             raise BufferError(
                 f"replay holds {len(self)} rows but no {self.sampling.window_rows} consecutive ones of one stream {kind}; "
                 "insert more rows or sample shorter windows"
             )
-        starts = self._online.pop(windows, self._first_row) if self.sampling.online else np.empty(0, np.int64)
-        if len(starts) < windows:
-            origin = self._first_row % self.capacity_rows
-            slots = self._selector.sample(windows - len(starts), rng, origin)
-            starts = np.concatenate([starts, self._first_row + (slots - origin) % self.capacity_rows])
+        starts = self._starts.draw(windows, rng, self._first_row, online=self.sampling.online)
         return self._gather(starts, self.sampling.window_rows)
 
     def windows_at(self, starts: Ids, rows: int) -> PendingWindows:
@@ -270,12 +268,15 @@ class SequenceBuffer:
 
     def update_priorities(self, start_ids: Ids, priorities: npt.NDArray[np.float64]) -> tuple[int, int]:
         """Give windows, named by their first row's id, new priorities; returns how many were applied and how many are gone."""
-        slots = start_ids % self.capacity_rows
-        alive = (start_ids >= self._first_row) & (start_ids < self._next_row)
-        alive[alive] &= self._is_start[slots[alive]]
-        if alive.any():
-            self._selector.update(slots[alive], priorities[alive])
-        return int(np.count_nonzero(alive)), int(len(alive) - np.count_nonzero(alive))
+        return self._starts.update_priorities(start_ids, priorities, self._stored)
+
+    def export_weights(self) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """What was learnt of windows, see :meth:`WindowStarts.export_weights`; no weights if the selector has no priorities."""
+        return self._starts.export_weights(self._stored)
+
+    def restore_weights(self, start_ids: Ids, weights: npt.NDArray[np.float64]) -> bool:
+        """Inverse of :meth:`export_weights`; False, and nothing has changed, if the weights are another selector's."""
+        return self._starts.restore_weights(start_ids, weights, self._stored)
 
     def export_mutable(self) -> tuple[Ids, Rows]:
         """Ids and values of the mutable columns of all stored rows: what :meth:`write_back` needs to restore them."""
@@ -294,12 +295,12 @@ class SequenceBuffer:
     def restore(self, streams: Mapping[StreamId, StreamPosition], *, next_row: int, online_queued: int = 0) -> None:
         """Continue, in a new buffer, from a point whose earlier rows were all evicted."""
         self._first_row = self._next_row = next_row
-        self._online.queued = self._online.served = online_queued
+        self._starts.online.queued = self._starts.online.served = online_queued
         self._tails.restore(streams)
 
     def mark_served(self, served: int) -> None:
         """Drop windows from the online queue until ``served`` have ever left it."""
-        self._online.discard_until(served)
+        self._starts.online.discard_until(served)
 
     def _split(self, rows: Mapping[str, np.ndarray | PackedColumn]) -> tuple[Rows, dict[str, PackedColumn]]:
         if set(rows) != set(self.columns):
@@ -341,24 +342,16 @@ class SequenceBuffer:
 
     def _mark_starts(self, starts: Ids, places: Ids) -> None:
         """Let windows that are complete now be drawn."""
-        slots = starts[starts >= self._first_row] % self.capacity_rows
-        if len(slots):
-            self._is_start[slots] = True
-            self._selector.add(slots)
-            self._num_windows += len(slots)
+        self._starts.add(starts[starts >= self._first_row])
         if self.sampling.online:
-            self._online.put(starts[places % self.sampling.window_rows == 0])
+            self._starts.online.put(starts[places % self.sampling.window_rows == 0])
 
     def _evict_to(self, first_row: int) -> None:
         """Forget every row below ``first_row``."""
         if first_row <= self._first_row:
             return
         gone = np.arange(self._first_row, min(first_row, self._next_row), dtype=np.int64) % self.capacity_rows
-        starts = gone[self._is_start[gone]]
-        if len(starts):
-            self._is_start[starts] = False
-            self._selector.remove(starts)
-            self._num_windows -= len(starts)
+        self._starts.evict(gone)
         self._first_row = first_row
         self._chunks.drop_before(first_row)
         self._holes = [hole for hole in self._holes if hole[1] > first_row]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from worldloom.data.codec import decode_rows, encode_rows
 
 __all__ = ["MarkFiles", "ShardMark"]
 
+WEIGHTS = {"row_id": ArraySpec((), "int64"), "part": ArraySpec((), "uint8"), "weight": ArraySpec((), "float64")}
+
 
 @dataclass(frozen=True, slots=True)
 class ShardMark:
@@ -30,6 +32,7 @@ class ShardMark:
         next_row: Rows inserted by then.
         online_served: Windows that had left the online queue.
         mutable_file: Name of the file with the mutable columns, empty without any.
+        weights_file: Name of the file with what priorities came to, empty without any.
     """
 
     segment: int
@@ -38,10 +41,11 @@ class ShardMark:
     next_row: int
     online_served: int
     mutable_file: str = ""
+    weights_file: str = ""
 
 
 class MarkFiles:
-    """What lies in a shard's directory beside the journal: who owns it, the newest marks, and copies of mutable columns.
+    """What lies in a shard's directory beside the journal: its owner, the newest marks, copies of mutable columns, and priorities.
 
     Args:
         directory: Exists already.
@@ -75,9 +79,8 @@ class MarkFiles:
         self.marks = list(marks[-self._kept :])
         _write_atomically(self._directory / "marks.json", json.dumps([asdict(mark) for mark in self.marks]).encode())
         used = {mark.mutable_file for mark in self.marks}
-        for path in self._directory.glob("mutable-*.rows"):
-            if path.name not in used:
-                path.unlink()
+        _delete(path for path in self._directory.glob("mutable-*.rows") if path.name not in used)
+        self.drop_weights(keep=self.newest_weights)
 
     def save_mutable(self, row_ids: npt.NDArray[np.int64], columns: Mapping[str, np.ndarray]) -> str:
         """Write mutable columns of all stored rows; returns the name of the file."""
@@ -91,12 +94,55 @@ class MarkFiles:
         Raises:
             CheckpointError: If the file is missing or damaged.
         """
+        columns = self._load(name, {"row_id": ArraySpec((), "int64"), **specs})
+        return columns.pop("row_id"), columns
+
+    def save_weights(self, starts: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> str:
+        """Write what priorities of ``n`` windows came to, ``[parts, n + 1]``; returns the name of the file.
+
+        A restart takes the newest such file; those that no mark names go when a newer one is there.
+        """
+        name, parts = f"weights-{time.time_ns()}.rows", len(weights)
+        columns = {
+            "row_id": np.tile(np.append(starts, -1), parts),
+            "part": np.repeat(np.arange(parts, dtype=np.uint8), len(starts) + 1),
+            "weight": weights.reshape(-1),
+        }
+        _write_atomically(self._directory / name, encode_rows(columns))
+        self.drop_weights(keep=self.newest_weights)
+        return name
+
+    def load_weights(self, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Inverse of :meth:`save_weights`.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
+        """
+        columns = self._load(name, WEIGHTS)
+        parts = int(columns["part"][-1]) + 1
+        return columns["row_id"].reshape(parts, -1)[0, :-1], columns["weight"].reshape(parts, -1)
+
+    @property
+    def newest_weights(self) -> str:
+        """Name of the newest file of weights; empty without any."""
+        return max((path.name for path in self._directory.glob("weights-*.rows")), default="")
+
+    def drop_weights(self, *, keep: str) -> None:
+        """Delete the files of weights but ``keep`` and those of marks."""
+        used = {keep, *(mark.weights_file for mark in self.marks)}
+        _delete(path for path in self._directory.glob("weights-*.rows") if path.name not in used)
+
+    def _load(self, name: str, specs: Mapping[str, ArraySpec]) -> Rows:
         try:
             payload = (self._directory / name).read_bytes()
         except FileNotFoundError as error:
             raise CheckpointError(f"replay: {self._directory / name}, which a mark needs, is missing") from error
-        columns = decode_rows(payload, {"row_id": ArraySpec((), "int64"), **specs})
-        return columns.pop("row_id"), columns
+        return decode_rows(payload, specs)
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

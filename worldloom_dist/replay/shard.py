@@ -108,6 +108,7 @@ class ReplayShard:
         self._make_selector = make_selector
         self._lock, self._mark_lock = threading.Lock(), threading.Lock()
         self._pinned: list[int] = []
+        self._has_new_weights = False
         self._rows = self._empty_rows()
         self._journal: Journal | None = None
         self.recovered = RecoveryReport()
@@ -122,6 +123,7 @@ class ReplayShard:
             self._recover(self._journal)
             if self._files.marks:
                 self._restore_mutable(self._files.marks[-1])
+            self._restore_newest_weights()
         except BaseException:
             self._journal.close()
             raise
@@ -175,7 +177,26 @@ class ReplayShard:
     def update_priorities(self, start_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> WriteBack:
         """Give windows, named by their first rows, new priorities; those that were evicted meanwhile are rejected."""
         with self._lock:
+            self._has_new_weights = True
             return WriteBack(*self._rows.buffer.update_priorities(start_ids, priorities))
+
+    def save_weights(self) -> bool:
+        """Write down what priorities came to, for a restart; inserts do not wait for it.
+
+        Returns:
+            True if there was something new to write.
+
+        Raises:
+            OSError: If the disk takes no more.
+        """
+        with self._mark_lock:
+            with self._lock:
+                if self._journal is None or not self._has_new_weights:
+                    return False
+                copied, self._has_new_weights = self._rows.buffer.export_weights(), False
+            if len(copied[1]):
+                self._files.save_weights(*copied)
+            return bool(len(copied[1]))
 
     def books(self) -> RowBooks:
         """Where every row went."""
@@ -215,7 +236,7 @@ class ReplayShard:
     def mark(self) -> ShardMark:
         """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with :meth:`rollback`.
 
-        Inserts wait only while mutable columns, if there are any, are copied in memory; writing them to disk blocks nobody.
+        Inserts wait only while mutable columns and priorities, if there are any, are copied in memory; writing them blocks nobody.
         """
         with self._mark_lock:
             with self._lock:
@@ -226,8 +247,10 @@ class ReplayShard:
                     self._rotate(self._journal)
                 place, oldest = self._journal.position, self._rows.oldest_needed()
                 self._pinned = [oldest]
-                copied = self._rows.buffer.export_mutable()
-            mark = ShardMark(*place, oldest, next_row, served, self._files.save_mutable(*copied) if self._mutable else "")
+                copied, learnt = self._rows.buffer.export_mutable(), self._rows.buffer.export_weights()
+            mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
+            weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
+            mark = ShardMark(*place, oldest, next_row, served, mutable_file, weights_file)
             with self._lock:
                 self._files.set_marks([*self._files.marks, mark])
                 self._pinned = []
@@ -257,11 +280,14 @@ class ReplayShard:
             self._rows = self._empty_rows()
             self._recover(self._journal, online_served=mark.online_served)
             self._restore_mutable(mark)
+            if mark.weights_file:
+                self._restore_weights(mark.weights_file)
             if self._rows.buffer.next_row != mark.next_row:
                 raise CheckpointError(
                     f"replay shard {self.index}: {self._rows.buffer.next_row} rows found instead of {mark.next_row}"
                 )
             self._files.set_marks([kept for kept in self._files.marks if kept.next_row < mark.next_row] + [mark])
+            self._files.drop_weights(keep=mark.weights_file)  # newer ones name rows that are forgotten
 
     def close(self) -> None:
         """Let go of the directory; rows stay in memory."""
@@ -336,6 +362,19 @@ class ReplayShard:
         if mark.mutable_file:
             specs = {column: self.columns[column] for column in self._mutable}
             self._rows.buffer.write_back(*self._files.load_mutable(mark.mutable_file, specs))
+
+    def _restore_weights(self, name: str) -> None:
+        if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
+            logger.warning("replay shard %d: the priorities on disk are another selector's; they begin anew", self.index)
+
+    def _restore_newest_weights(self) -> None:
+        """A restart goes on with the priorities that were written last; without them training is slower to focus, and not wrong."""
+        name = self._files.newest_weights
+        try:
+            if name:
+                self._restore_weights(name)
+        except CheckpointError as error:
+            logger.warning("replay shard %d: priorities begin anew: %s", self.index, error)
 
 
 def _extras(columns: Mapping[str, ArraySpec]) -> frozenset[str]:

@@ -175,11 +175,13 @@ def _mark_problems(folder: Path, columns: dict[str, ArraySpec], found: ShardFind
     for mark in files.marks:
         if mark.next_row > found.inserted:
             problems.append(f"{folder}: a mark stands at row {mark.next_row}, and the journal ends at row {found.inserted}")
-        if mark.mutable_file:
-            try:
+        try:
+            if mark.mutable_file:
                 files.load_mutable(mark.mutable_file, {name: columns[name] for name in mutable})
-            except (CheckpointError, ShapeMismatchError) as error:
-                problems.append(str(error))
+            if mark.weights_file:
+                files.load_weights(mark.weights_file)
+        except (CheckpointError, ShapeMismatchError) as error:
+            problems.append(str(error))
     return problems
 
 

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REPORT_EVERY_S = 1.0
+WEIGHTS_EVERY_S = 30.0
+"""How old the priorities may be with which a shard comes back."""
 
 
 class LedgerRole:
@@ -258,10 +260,12 @@ class ShardRole:
             await asyncio.to_thread(self._shard.declare_lost, known)
         await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
         self._joined.set()
-        flush = Pace(FLUSH_EVERY_S)
+        flush, save = Pace(FLUSH_EVERY_S), Pace(WEIGHTS_EVERY_S)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             await self._import_new()
+            if save.is_due():
+                await self._save_weights()
             self._report()
             if flush.is_due():
                 self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving)))
@@ -274,6 +278,12 @@ class ShardRole:
                 await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
         except (CheckpointError, StateError) as error:
             logger.error("a file was not imported: %s", error)
+
+    async def _save_weights(self) -> None:
+        try:
+            await asyncio.to_thread(self._shard.save_weights)
+        except OSError as error:
+            logger.warning("shard %d: the priorities were not written (%s); free space", self._index, error)
 
     async def _append(self, chunk: Chunk) -> bool:
         await self._joined.wait()

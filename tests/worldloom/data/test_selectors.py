@@ -112,6 +112,24 @@ def test_a_mixture_draws_from_its_parts_in_proportion():
     assert 3 not in selector.sample(500, np.random.default_rng(0), origin=0)
 
 
+def test_weights_come_back_exactly_also_those_of_a_mixture():
+    def made() -> Mixture:
+        selector = Mixture([(Prioritised(300, 0.6), 0.5), (Uniform(300), 0.2), (Prioritised(300, 1.0), 0.3)])
+        selector.add(np.arange(200))
+        return selector
+
+    first, second = made(), made()
+    slots = np.arange(0, 200, 3)
+    first.update(slots, np.random.default_rng(0).uniform(0.01, 50.0, len(slots)))
+    weights = first.export_weights(np.arange(200))
+    assert weights.shape == (2, 201)
+    second.restore_weights(np.arange(200), weights)
+    for selector in (first, second):
+        selector.add(np.arange(200, 210))
+    draws = [selector.sample(500, np.random.default_rng(1), origin=7) for selector in (first, second)]
+    np.testing.assert_array_equal(*draws)
+
+
 def test_mixture_shares_must_sum_to_one():
     with pytest.raises(ConfigurationError, match="sum to 1"):
         Mixture([(Uniform(4), 0.5)])

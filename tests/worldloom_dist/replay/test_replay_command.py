@@ -135,5 +135,5 @@ def test_priorities_of_training_change_what_is_drawn_and_are_counted(tmp_path):
     assert sum(applied) == 8 * run.learner.train_steps
     counts = [v for k, v in run.hub.snapshot().items() if k.startswith("replay_priority_updates_total")]
     assert counts, "applied and sent are metrics"
-    leaves = run.replay.shards[0]._rows.buffer._selector._tree._levels[0]
+    leaves = run.replay.shards[0]._rows.buffer._starts._selector._tree._levels[0]
     assert len(np.unique(leaves[leaves > 0])) > 20, "windows have priorities of their own"

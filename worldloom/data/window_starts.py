@@ -1,0 +1,95 @@
+"""Which stored rows begin a valid window, which of these are drawn next, and what was learnt of them.
+
+Rows are named by their ids, which never change; a row's slot is ``id % capacity``. ``first_row`` is the id of the oldest row that
+is still stored: nothing below it is ever served. n windows, P parts of the selector that have priorities.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from worldloom.data.selectors import OnlineQueue, Selector, Uniform
+
+__all__ = ["WindowStarts"]
+
+Ids = npt.NDArray[np.int64]
+
+
+class WindowStarts:
+    """Valid starts of windows.
+
+    Args:
+        capacity_rows: Number of slots.
+        selector: Which starts are drawn; ``Uniform(capacity_rows)`` by default.
+
+    Attributes:
+        count: Valid starts.
+        online: New windows that nobody has seen.
+    """
+
+    def __init__(self, capacity_rows: int, selector: Selector | None) -> None:
+        self._capacity = capacity_rows
+        self._selector = selector or Uniform(capacity_rows)
+        self._is_start = np.zeros(capacity_rows, bool)
+        self.count, self.online = 0, OnlineQueue()
+
+    def add(self, starts: Ids) -> None:
+        """Windows that begin at these stored rows are complete."""
+        slots = starts % self._capacity
+        if len(slots):
+            self._is_start[slots] = True
+            self._selector.add(slots)
+            self.count += len(slots)
+
+    def evict(self, slots: Ids) -> None:
+        """The rows at these slots are no longer stored."""
+        starts = slots[self._is_start[slots]]
+        if len(starts):
+            self._is_start[starts] = False
+            self._selector.remove(starts)
+            self.count -= len(starts)
+
+    def draw(self, windows: int, rng: np.random.Generator, first_row: int, *, online: bool) -> Ids:
+        """Starts for so many windows: with ``online`` those that nobody has seen, each once; for the rest the selector decides."""
+        starts = self.online.pop(windows, first_row) if online else np.empty(0, np.int64)
+        if len(starts) < windows:
+            origin = first_row % self._capacity
+            slots = self._selector.sample(windows - len(starts), rng, origin)
+            starts = np.concatenate([starts, first_row + (slots - origin) % self._capacity])
+        return starts
+
+    def update_priorities(self, starts: Ids, priorities: npt.NDArray[np.float64], stored: range) -> tuple[int, int]:
+        """Give windows new priorities; returns how many were applied and how many are gone (their row is not in ``stored``)."""
+        alive = self._alive(starts, stored)
+        if alive.any():
+            self._selector.update(starts[alive] % self._capacity, priorities[alive])
+        return int(np.count_nonzero(alive)), int(len(alive) - np.count_nonzero(alive))
+
+    def export_weights(self, stored: range) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """What was learnt of windows: the starts ``[n]`` and their weights ``[P, n + 1]``; the last is what a new one gets."""
+        slots = np.flatnonzero(self._is_start) if self._parts else np.empty(0, np.int64)
+        return stored.start + (slots - stored.start) % self._capacity, self._selector.export_weights(slots)
+
+    def restore_weights(self, starts: Ids, weights: npt.NDArray[np.float64], stored: range) -> bool:
+        """Inverse of :meth:`export_weights`; starts that are gone are passed over, and those that came since count as new.
+
+        Returns:
+            False if the weights are another selector's; nothing has changed then.
+        """
+        if len(weights) != self._parts:
+            return False
+        present, new = np.flatnonzero(self._is_start), weights[:, -1:]
+        self._selector.restore_weights(present, np.repeat(new, len(present) + 1, axis=1))
+        alive = self._alive(starts, stored)
+        self._selector.restore_weights(starts[alive] % self._capacity, np.concatenate([weights[:, :-1][:, alive], new], axis=1))
+        return True
+
+    @property
+    def _parts(self) -> int:
+        return len(self._selector.export_weights(np.empty(0, np.int64)))
+
+    def _alive(self, starts: Ids, stored: range) -> npt.NDArray[np.bool_]:
+        alive: npt.NDArray[np.bool_] = (starts >= stored.start) & (starts < stored.stop)
+        alive[alive] &= self._is_start[starts[alive] % self._capacity]
+        return alive
