@@ -56,6 +56,11 @@ class PackedColumn(NamedTuple):
         """The same with a blob of its own, that keeps no payload alive and can be pickled."""
         return self if isinstance(self.blob, bytes) else self._replace(blob=bytes(self.blob))
 
+    def rows(self, first: int, stop: int) -> PackedColumn:
+        """Some rows of a raw column, as a view."""
+        size = self.decoded_bytes // self.shape[0]
+        return self._replace(blob=memoryview(self.blob)[first * size : stop * size], shape=(stop - first, *self.shape[1:]))
+
     def unpack(self) -> np.ndarray:
         """The array, read-only.
 

@@ -58,6 +58,13 @@ class OpenChunk(NamedTuple):
         assert self.read is not None  # the buffer gives one or the other
         return self.read()
 
+    def only(self, first: int, last: int) -> OpenChunk:
+        """The rows ``first`` to ``last`` and no others, as far as that can be had without decoding: views of columns stored raw."""
+        columns = self.columns()
+        if any(column.encoding != "raw" for column in columns.values()):
+            return OpenChunk(self.start, columns, None)
+        return OpenChunk(first, {name: c.rows(first - self.start, last + 1 - self.start) for name, c in columns.items()}, None)
+
 
 class ColdStore(Protocol):
     """Where packed columns that a buffer let go of can be read again."""
@@ -77,12 +84,20 @@ class PendingWindows:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         """Few large buffers instead of some objects per chunk: pickling those would take longer than decoding them."""
-        chunks = [(number, chunk.start, chunk.columns()) for number, chunk in self._chunks.items()]
         buffer = PickleBuffer if int(protocol) >= 5 else bytes
-        packed = {name: (spec, *_glue([columns[name] for *_, columns in chunks], buffer)) for name, spec in self._packed.items()}
+        chunks = []
+        for number, chunk in self._chunks.items():
+            columns = chunk.columns()
+            blobs = [(buffer(columns[name].blob), columns[name].encoding, columns[name].shape[0]) for name in self._packed]
+            chunks.append((number, chunk.start, blobs))
         windows = self._windows
         plain = (windows.columns, windows.row_ids, windows.versions, windows.inserted_s)
-        return _receive, (plain, [chunk[:2] for chunk in chunks], self._ordinals, packed)
+        return _receive, (plain, chunks, self._ordinals, dict(self._packed))
+
+    @property
+    def is_whole(self) -> bool:
+        """True if nothing is left to decode."""
+        return not self._packed
 
     @property
     def packed_bytes(self) -> int:
@@ -91,19 +106,29 @@ class PendingWindows:
         return plain + sum(len(column.blob) for chunk in self._chunks.values() for column in (chunk.packed or {}).values())
 
     @property
+    def compressed_bytes(self) -> int:
+        """Part of :attr:`packed_bytes` that somebody has to decompress."""
+        columns = [column for chunk in self._chunks.values() for column in (chunk.packed or {}).values()]
+        return sum(len(column.blob) for column in columns if column.encoding != "raw")
+
+    @property
     def decoded_bytes(self) -> int:
         """Size of all columns of the whole windows."""
         plain = sum(column.nbytes for column in self._windows.columns.values())
         return plain + self._ordinals.size * sum(spec.nbytes for spec in self._packed.values())
 
     def fetched(self) -> PendingWindows:
-        """The same with every chunk in memory, so that it can be sent to another process."""
-        chunks = {number: OpenChunk(chunk.start, chunk.columns(), None) for number, chunk in self._chunks.items()}
+        """The same with every chunk in memory, and no more of it than is wanted, so that it can be sent to another process."""
+        ids, ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
+        order = np.argsort(ordinals, kind="stable")
+        numbers, firsts = np.unique(ordinals[order], return_index=True)
+        spans = zip(*(pick.reduceat(ids[order], firsts).tolist() for pick in (np.minimum, np.maximum)), strict=True)
+        chunks = {n: self._chunks[n].only(*span) for n, span in zip(numbers.tolist(), spans, strict=True)} if self._packed else {}
         return PendingWindows(self._windows, chunks, self._ordinals, self._packed)
 
     def finish(self) -> Windows:
         """Decode what is packed, chunk by chunk with the help of a few threads, and return the whole windows."""
-        if not self._packed:
+        if self.is_whole:
             return self._windows
         shape = self._ordinals.shape
         outputs = {name: np.empty((self._ordinals.size, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
@@ -129,21 +154,18 @@ class PendingWindows:
         return self._windows
 
 
-def _glue(columns: Sequence[PackedColumn], buffer: Callable[[bytes], Any]) -> tuple[Any, list[tuple[int, str, int]]]:
-    """The blobs of one column in a row, and of each its size, encoding and number of rows."""
-    return buffer(b"".join(column.blob for column in columns)), [(len(c.blob), c.encoding, c.shape[0]) for c in columns]
-
-
-def _receive(plain: tuple[Any, ...], places: Sequence[tuple[int, int]], ordinals: Ids, packed: Mapping[str, Any]) -> PendingWindows:
+def _receive(
+    plain: tuple[Any, ...], chunks: Sequence[tuple[int, int, Sequence[Any]]], ordinals: Ids, packed: Mapping[str, ArraySpec]
+) -> PendingWindows:
     """Windows as they were pickled; blobs are views of what was received."""
-    found: dict[int, dict[str, PackedColumn]] = {number: {} for number, _ in places}
-    for name, (spec, glued, entries) in packed.items():
-        view, offset = memoryview(glued), 0
-        for columns, (size, encoding, rows) in zip(found.values(), entries, strict=True):
-            columns[name] = PackedColumn(view[offset : offset + size], encoding, spec.dtype, (rows, *spec.shape))
-            offset += size
-    chunks = {number: OpenChunk(start, found[number], None) for number, start in places}
-    return PendingWindows(Windows(*plain), chunks, ordinals, {name: spec for name, (spec, *_) in packed.items()})
+    opened = {}
+    for number, start, columns in chunks:
+        blobs = zip(packed.items(), columns, strict=True)
+        found = {
+            name: PackedColumn(memoryview(blob), code, spec.dtype, (n, *spec.shape)) for (name, spec), (blob, code, n) in blobs
+        }
+        opened[number] = OpenChunk(start, found, None)
+    return PendingWindows(Windows(*plain), opened, ordinals, packed)
 
 
 def _copy(source: np.ndarray, inside: Ids, target: np.ndarray, places: Ids) -> None:

@@ -1,7 +1,8 @@
-"""Windows on their way from a shard with their images still compressed: whoever reads them decodes them.
+"""Windows on their way from a shard with their images still as they are stored: whoever reads them decodes them.
 
 Frames of Atari travel as a hundredth of their bytes this way, which one machine notices in its memory traffic and several in their
-network. What does not compress travels decoded: a window touches whole chunks, so packed it would be the larger of the two.
+network. What was not worth compressing travels as the stored rows that are wanted, which saves the shard a copy. Between the two,
+where windows touch whole chunks that are hardly smaller than what they hold, the shard decodes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from worldloom_dist.ports import SampledWindows
 __all__ = ["WORTHWHILE", "PackedWindows"]
 
 WORTHWHILE = 0.25
-"""Windows travel packed when that takes at most this share of their decoded bytes."""
+"""Compressed chunks travel when they take at most this share of the decoded windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ class PackedWindows:
         return self.pending.packed_bytes
 
     @property
-    def is_small(self) -> bool:
-        """True if they should travel as they are."""
-        return self.nbytes <= WORTHWHILE * self.pending.decoded_bytes
+    def should_travel(self) -> bool:
+        """True if they should leave the shard as they are."""
+        return not self.pending.is_whole and self.pending.compressed_bytes <= WORTHWHILE * self.pending.decoded_bytes
 
     def fetched(self) -> PackedWindows:
         """The same with everything in memory that was still to be read from disk."""

@@ -161,13 +161,13 @@ class ReplayShard:
         return self._draw(request).unpack()
 
     def sample_packed(self, request: SampleRequest) -> SampledWindows | PackedWindows:
-        """As :meth:`sample`, for another process: what is much smaller when packed is left to the reader to decode.
+        """As :meth:`sample`, for another process: what is cheaper to send as it is stored is left to the reader to decode.
 
         Raises:
             BufferError: If no window is complete.
         """
         drawn = self._draw(request).fetched()
-        return drawn if drawn.is_small else drawn.unpack()
+        return drawn if drawn.should_travel else drawn.unpack()
 
     def write_back(self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]) -> WriteBack:
         """Overwrite extras of rows ``[n, T]`` with columns ``[n, T, ...]``; rows that were evicted meanwhile are rejected."""

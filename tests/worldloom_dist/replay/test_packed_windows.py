@@ -59,8 +59,27 @@ def test_frames_that_compress_travel_packed_and_come_out_as_sampled(tmp_path, ra
     assert (expected.columns["obs"][..., 0, 0, 0] == expected.row_ids).all()
 
 
-def test_noise_travels_decoded():
-    shard = filled_shard(noise_frames)
+@pytest.mark.parametrize("ram_bytes", [None, 1], ids=["in memory", "read from disk"])
+def test_noise_travels_as_the_stored_rows_that_are_wanted(tmp_path, ram_bytes):
+    shard = filled_shard(noise_frames, tmp_path, ram_bytes=ram_bytes)
+    given = shard.sample_packed(REQUEST)
+    expected = shard.sample(REQUEST)
+    sent = pickle.dumps(given, 5)
+    shard.close()
+    assert isinstance(given, PackedWindows)
+    assert given.nbytes <= expected.nbytes, "no row travels that is in no window, and one in two windows travels once"
+    assert_same(pickle.loads(sent).unpack(), expected)
+    assert_same(given.unpack(), expected)
+
+
+def half_noise_frames(first):
+    frames = noise_frames(first)
+    frames[:, 16:] = 0
+    return frames
+
+
+def test_chunks_that_are_hardly_smaller_than_their_windows_are_decoded_by_the_shard():
+    shard = filled_shard(half_noise_frames)
     given = shard.sample_packed(REQUEST)
     assert isinstance(given, SampledWindows)
     assert_same(given, shard.sample(REQUEST))
