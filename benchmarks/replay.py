@@ -37,6 +37,7 @@ from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.shard import Durability, ReplayShard
+from worldloom_dist.runtime.allocator import keep_freed_memory
 
 CHUNK_ROWS = 64
 DREAMER = SamplingSpec(batch_size=16, length=64, context=1, cross_episodes=True)
@@ -67,7 +68,7 @@ def best_s(*works: Callable[[], object], repetitions: int = 40, calls: int = 1) 
     return [min(found) for found in times]
 
 
-def frames_of(kind: str, rows: int) -> np.ndarray:
+def frames_of(kind: str, rows: int, game: str = "pong") -> np.ndarray:
     """64x64x3 frames: ``noise``, or ``atari`` (Pong, random actions, every 4th frame, nearest-pixel shrink)."""
     if kind == "noise":
         return np.random.default_rng(0).integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8)
@@ -76,7 +77,7 @@ def frames_of(kind: str, rows: int) -> np.ndarray:
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
-    ale.loadROM(roms.get_rom_path("pong"))
+    ale.loadROM(roms.get_rom_path(game))
     actions, rng = ale.getMinimalActionSet(), np.random.default_rng(0)
     y, x = np.arange(64) * 210 // 64, np.arange(64) * 160 // 64
     frames = np.empty((rows, 64, 64, 3), np.uint8)
@@ -140,6 +141,44 @@ def bench_codec() -> dict[str, Any]:
             "obs_bytes_after_zstd1": len(zstandard.ZstdCompressor(level=1).compress(rows["obs"].tobytes())),
             "encode_ms": 1e3 * encode_s,
             "decode_ms": 1e3 * decode_s,
+        }
+    return results
+
+
+def bench_compressors() -> dict[str, Any]:
+    """Compress 64 rows of every sort of column by zstd and by lz4, which comes along with ray[rllib]."""
+    import lz4.block
+
+    keep_freed_memory()  # as the roles do; without it page faults are measured
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(CHUNK_ROWS, 24)).astype(np.float32)
+    columns = {
+        **{f"image {game}": frames_of("atari", 3 * CHUNK_ROWS, game)[-CHUNK_ROWS:] for game in ("pong", "ms_pacman", "seaquest")},
+        "image noise": frames_of("noise", CHUNK_ROWS),
+        "latent uint8 [32] of 16 classes": rng.integers(0, 16, (CHUNK_ROWS, 32)).astype(np.uint8),
+        "latent bfloat16 [1024]": (rng.normal(size=(CHUNK_ROWS, 1024)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16),
+        "vector float32 [24]": normal,
+        "vector float32 [24] of two decimals": normal.round(2),
+        "vector float32 [18] one-hot": np.eye(18, dtype=np.float32)[rng.integers(0, 18, CHUNK_ROWS)],
+        "vector float32 [3] of Pendulum": pendulum_rows()[0]["obs"],
+    }
+    reader = zstandard.ZstdDecompressor()
+    codecs: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+        "zstd 1": (zstandard.ZstdCompressor(level=1).compress, reader.decompress),
+        "zstd -5": (zstandard.ZstdCompressor(level=-5).compress, reader.decompress),
+        "lz4": (lz4.block.compress, lz4.block.decompress),
+    }
+    results: dict[str, Any] = {}
+    for name, column in columns.items():
+        raw = column.tobytes()
+        packed = {codec: compress(raw) for codec, (compress, _) in codecs.items()}
+        works = [
+            partial(work, blob) for codec, pair in codecs.items() for work, blob in zip(pair, (raw, packed[codec]), strict=True)
+        ]
+        seconds = iter(best_s(*works, repetitions=20, calls=20))
+        results[name] = {
+            codec: {"ratio": len(raw) / len(blob), "encode_ms": 1e3 * next(seconds), "decode_ms": 1e3 * next(seconds)}
+            for codec, blob in packed.items()
         }
     return results
 
@@ -282,6 +321,7 @@ print(1e3 * np.median(times), (resource.getrusage(resource.RUSAGE_SELF).ru_minfl
 PARTS = {
     "allocator": bench_allocator,
     "codec": bench_codec,
+    "compressors": bench_compressors,
     "sampling": bench_sampling,
     "insert": bench_insert,
     "growth": bench_growth,

@@ -5,7 +5,8 @@ names every column with dtype, shape, encoding and size, so any program can read
 
 Which column is compressed was measured on 64-row chunks (``benchmarks/replay.py``): zstd level 1 shrinks frames of Pong more than
 two hundredfold at more than 1 GB/s, while it takes 7 % off 24 random float32 and makes three observations of a pendulum larger. So
-uint8 columns of 1 KiB or more are compressed, and kept so only if that saves a tenth; everything else is stored as it is.
+uint8 columns of 1 KiB or more are compressed, and kept so only if that saves a tenth; everything else is stored as it is. lz4
+leaves images three to six times larger and decodes them no faster (``docs/adr/006-one-codec.md``).
 """
 
 from __future__ import annotations
