@@ -99,8 +99,14 @@ def check_books(folder: Path, summary: dict, check: Callable[[Rows], int]) -> No
     assert rows["lost_acked"] == 0
 
 
-def endure(folder: Path, words: str, rng: random.Random, orders: Path | None, took: dict[str, list[float]]) -> dict:
-    """Start a run, kill its roles at random for two minutes and its driver in the end; returns its last summary."""
+def endure(
+    folder: Path, words: str, rng: random.Random, orders: Path | None, took: dict[str, list[float]]
+) -> tuple[dict, list[float]]:
+    """Start a run, kill its roles at random for two minutes and its driver in the end.
+
+    Returns:
+        Its last summary, and when workers were killed; what the others took is in ``took``.
+    """
     killed, env = [], {}
     if orders is not None:
         path = os.pathsep.join([str(DEADLY), os.environ.get("PYTHONPATH", str(Path.cwd()))])
@@ -123,11 +129,10 @@ def endure(folder: Path, words: str, rng: random.Random, orders: Path | None, to
         run.process.send_signal(signal.SIGKILL)  # the driver
         run.process.wait(30)
         before = run.summary()
-    took["Worker"] = replacements(folder, killed)
-    return before
+    return before, killed
 
 
-def go_on(folder: Path, before: dict, env_steps: int, took: dict[str, list[float]], *words: str) -> dict:
+def go_on(folder: Path, before: dict, killed: list[float], env_steps: int, took: dict[str, list[float]], *words: str) -> dict:
     """Resume the run, let it reach so many env steps; returns its summary, whose books were checked but for the rows' contents."""
     began = time.monotonic()
     with launched(folder, "--resume", str(folder), "--env-steps", str(env_steps), "--metrics-port", "0", *words) as run:
@@ -136,6 +141,7 @@ def go_on(folder: Path, before: dict, env_steps: int, took: dict[str, list[float
         assert run.finish(600) == 0, run.output.read_text()
         summary = run.summary()
         assert run.leftovers() == []
+    took["Worker"] = replacements(folder, killed)
     print(f"seconds until it works again, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(json.dumps({kind: [round(seconds, 1) for seconds in values] for kind, values in took.items()}))
     print(json.dumps({"rows": summary["rows"], "restarts": summary["restarts"]}))
@@ -151,17 +157,17 @@ def test_two_minutes_of_random_kills_and_a_dead_driver(tmp_path, learners):
     folder = tmp_path / "run"
     took: defaultdict[str, list[float]] = defaultdict(list)
     words = f"--env toy:counting --learners {learners}"
-    before = endure(folder, words, random.Random(learners), None, took)
-    check_books(folder, go_on(folder, before, before["env_steps"] + 400, took), check_counting)
+    before, killed = endure(folder, words, random.Random(learners), None, took)
+    check_books(folder, go_on(folder, before, killed, before["env_steps"] + 400, took), check_counting)
 
 
 def test_run_that_is_killed_everywhere_reaches_its_return_target(tmp_path):
     folder, orders = tmp_path / "run", tmp_path / "kill-at"
     orders.mkdir()
     took: defaultdict[str, list[float]] = defaultdict(list)
-    before = endure(folder, f"--env toy:point {LEARNING}", random.Random(3), orders, took)
+    before, killed = endure(folder, f"--env toy:point {LEARNING}", random.Random(3), orders, took)
     steps = max(before["env_steps"] + 400, ENOUGH_STEPS)
-    summary = go_on(folder, before, steps, took, "--eval-episodes", "20")
+    summary = go_on(folder, before, killed, steps, took, "--eval-episodes", "20")
     check_books(folder, summary, decisions_in)
     print(json.dumps({"eval": summary["eval"], "env_steps": summary["env_steps"], "train_steps": summary["train_steps"]}))
     assert before["restarts"]["learner"] >= len(PLACES)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.core.weights import WeightsSnapshot
+from worldloom.core.weights import TensorEntry, WeightsSnapshot
 
-__all__ = ["pack", "to_bfloat16", "unpack_into"]
+__all__ = ["flat_bytes", "pack", "to_bfloat16", "unpack_into"]
 
 TORCH_DTYPES = {
     "F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def pack(tensors: Mapping[str, Tensor], *, dtype: Literal["float32", "bfloat16"] = "float32") -> WeightsSnapshot:
@@ -46,6 +47,24 @@ def to_bfloat16(snapshot: WeightsSnapshot) -> WeightsSnapshot:
         if entry.dtype in ("F32", "BF16"):
             halves.append(entry.name)
     return WeightsSnapshot.from_arrays(arrays, snapshot.version, bfloat16=tuple(halves))
+
+
+@torch.no_grad()
+def flat_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[TensorEntry, ...]]:
+    """Copy tensors into one flat buffer on their own device: bytes ``[n]`` and the manifest of :func:`pack`.
+
+    Args:
+        tensors: By name, all on one device, which nobody waits for.
+        dtype: What floating-point tensors become.
+    """
+    parts, entries, offset = [], [], 0
+    for name, tensor in tensors.items():
+        sent = dtype if tensor.is_floating_point() else tensor.dtype
+        flat = tensor.detach().to(sent).contiguous().view(-1).view(torch.uint8)
+        entries.append(TensorEntry(name, DTYPE_NAMES[sent], tuple(tensor.shape), offset, offset + len(flat)))
+        parts.append(flat)
+        offset += len(flat)
+    return torch.cat(parts), tuple(entries)
 
 
 @torch.no_grad()

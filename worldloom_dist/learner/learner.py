@@ -18,10 +18,10 @@ import torch
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum, Tally, merge_into
 from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
-from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.snapshot import to_bfloat16
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.guard import NonfiniteGuard
+from worldloom_dist.learner.publishing import CudaDownload, Published, Publisher
 from worldloom_dist.learner.staging import Staged, Stager
 from worldloom_dist.learner.step import CompileMode, make_step
 from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, LAG_BUCKETS, LEARNER_PHASES, scalar_keys
@@ -76,6 +76,7 @@ class Learner:
         self.stager = Stager(device)
         self._is_cuda = device.startswith("cuda")
         self._step = make_step(agent, device, compile, ranks=ranks)
+        self._publisher = self._make_publisher(device)
         self._launched: deque[Any] = deque()
         self._refreshed: deque[tuple[SampledWindows, dict[str, torch.Tensor], Any]] = deque()
         self.write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None
@@ -130,23 +131,34 @@ class Learner:
         self.update_priorities(windows, np.maximum(values, SMALLEST_PRIORITY))
         self._priorities_sent += len(values)
 
-    def publish(self) -> WeightsSnapshot:
-        """Hand the policy's weights to the store under the next version."""
-        started = time.monotonic()
-        snapshot = self.agent.policy_weights().with_version(self.version)
-        if self._halves:
-            snapshot = to_bfloat16(snapshot)
-        self._weights.publish(snapshot)
-        seconds = time.monotonic() - started
-        self._phases["publish"].add(seconds)
+    def publish(self) -> PolicyVersion:
+        """Hand the policy's weights to the store under the next version; from a GPU they arrive there a little later."""
+        started, version = time.monotonic(), self.version
+        if self._publisher is not None:
+            self._publisher.publish(self.agent.policy_tensors(), version)  # type: ignore[attr-defined]
+        else:
+            snapshot = self.agent.policy_weights().with_version(version)
+            if self._halves:
+                snapshot = to_bfloat16(snapshot)
+            self._weights.publish(snapshot)
+            self._note_published(Published(time.monotonic() - started, snapshot.nbytes))
+        self._phases["publish"].add(time.monotonic() - started)
+        merge_into(self._metrics, {"policy_version{which=newest}": Last(float(self.train_steps))})
+        return version
+
+    def _make_publisher(self, device: str) -> Publisher | None:
+        """On CUDA, and for agents that can name the tensors that acting needs, a thread of its own sends them."""
+        if not self._is_cuda or not hasattr(self.agent, "policy_tensors"):
+            return None
+        return Publisher(self._weights, CudaDownload(device), torch.bfloat16 if self._halves else torch.float32)
+
+    def _note_published(self, one: Published) -> None:
         update: MetricMap = {
-            "weights_publish_seconds": Histogram.of(BUCKETS_S, seconds),
+            "weights_publish_seconds": Histogram.of(BUCKETS_S, one.seconds),
             "weights_published_total": Sum(1),
-            "weights_bytes": Last(float(snapshot.nbytes)),
-            "policy_version{which=newest}": Last(float(self.train_steps)),
+            "weights_bytes": Last(float(one.nbytes)),
         }
         merge_into(self._metrics, update)
-        return snapshot
 
     def report(self, gallery: Gallery, env_steps: int, *, wait_s: float = 0.0) -> None:
         """Have the agent's predictions on the newest batch drawn; never raises, and nothing that training reads changes."""
@@ -159,6 +171,8 @@ class Learner:
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call; the only place where scalars leave the device."""
+        for one in self._publisher.finished() if self._publisher is not None else ():
+            self._note_published(one)
         metrics, self._metrics = self._metrics, {}
         if self._fresh_steps:
             positions = self._fresh_steps * self.agent.spec.sampling.trained_positions

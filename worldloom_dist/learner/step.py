@@ -169,7 +169,11 @@ class _CudaRecorder:
 
 
 class _Compiled:
-    """``torch.compile`` of the update. A first update that fails, or a later compilation, ends it for good."""
+    """``torch.compile`` of the update. A first update that fails, or a later compilation, ends it for good.
+
+    Parts of an update are compiled one after the other, when they are reached. So the state before the first update is kept until
+    it has ended, or what was compiled by then would be applied twice.
+    """
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -178,14 +182,17 @@ class _Compiled:
 
     def __call__(self, batch: SequenceBatch) -> TrainOutput:
         """One update."""
+        before = None if self._has_worked else self._agent.state_dict()
         try:
             output = self._step(batch)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, RuntimeError, OSError) as error:
             is_compilers = isinstance(error, torch._dynamo.exc.TorchDynamoException | torch._inductor.exc.InductorError)
-            if self._has_worked and not is_compilers:
+            if before is None and not is_compilers:
                 raise  # of the update itself
             logger.warning("updates run eagerly: torch.compile failed (%s)", _first_line(error))
             self._step = self._agent.train_step
+            if before is not None:
+                self._agent.load_state_dict(before)
             output = self._step(batch)
         self._has_worked = True
         return output

@@ -131,7 +131,7 @@ class LearnerRole:
         self._ledger, self._weights = Remote("ledger-0"), RemoteWeights()
         self._reporter = Reporter("learner", self._rank)
         self._learner = build_learner(
-            self._plan, self._weights, device=device, incarnation=self._incarnation, folder=self._folder.path
+            self._plan, RemoteWeights(), device=device, incarnation=self._incarnation, folder=self._folder.path
         )
         self._crew: Crew = Alone()  # type: ignore[assignment]
         if ranks > 1:
@@ -196,7 +196,7 @@ class LearnerRole:
         return not self._plan.is_lockstep or steps >= self._ledger.call("updates_due")
 
     def _publish(self) -> None:
-        self._published = self._learner.publish().version
+        self._published = self._learner.publish()
 
     def _publish_last(self) -> None:
         """Publish what the last checkpoint will hold, and wait until the store, which reads from this process, has it."""

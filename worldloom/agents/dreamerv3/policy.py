@@ -114,7 +114,11 @@ class DreamerV3Policy:
 
     def policy_weights(self) -> WeightsSnapshot:
         """A copy of what ``act`` reads."""
-        return pack(self.networks.tensors())
+        return pack(self.policy_tensors())
+
+    def policy_tensors(self) -> Mapping[str, Tensor]:
+        """What :meth:`policy_weights` copies, as it is."""
+        return self.networks.tensors()
 
     def refresh(self) -> None:
         """Forget what was prepared from the weights; call it after they changed in place."""

@@ -216,7 +216,11 @@ class TDMPC2Agent(TDMPC2Policy):
 
     def policy_weights(self) -> WeightsSnapshot:
         """A copy of the model; the policy prior, reward, dynamics and critics all take part in planning."""
-        return pack(self.model.state_dict())
+        return pack(self.policy_tensors())
+
+    def policy_tensors(self) -> Mapping[str, Tensor]:
+        """What :meth:`policy_weights` copies, as it is."""
+        return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Model, targets, optimizers, running scale and random state; tensors are copies."""
