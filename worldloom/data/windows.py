@@ -95,6 +95,11 @@ class PendingWindows:
         return _receive, (plain, chunks, self._ordinals, dict(self._packed))
 
     @property
+    def num_windows(self) -> int:
+        """How many were drawn."""
+        return len(self._ordinals)
+
+    @property
     def is_whole(self) -> bool:
         """True if nothing is left to decode."""
         return not self._packed
@@ -126,12 +131,21 @@ class PendingWindows:
         chunks = {n: self._chunks[n].only(*span) for n, span in zip(numbers.tolist(), spans, strict=True)} if self._packed else {}
         return PendingWindows(self._windows, chunks, self._ordinals, self._packed)
 
-    def finish(self) -> Windows:
-        """Decode what is packed, chunk by chunk with the help of a few threads, and return the whole windows."""
+    def outputs(self, windows: int) -> Rows:
+        """Room for the packed columns of so many windows."""
+        length = self._ordinals.shape[1]
+        return {name: np.empty((windows, length, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
+
+    def finish(self, into: Rows | None = None) -> Windows:
+        """Decode what is packed, chunk by chunk with the help of a few threads, and return the whole windows.
+
+        Args:
+            into: Where the packed columns go, contiguous, as :meth:`outputs` makes it; new arrays by default.
+        """
         if self.is_whole:
             return self._windows
-        shape = self._ordinals.shape
-        outputs = {name: np.empty((self._ordinals.size, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
+        room = self.outputs(len(self._ordinals)) if into is None else into
+        outputs = {name: array.reshape(-1, *self._packed[name].shape) for name, array in room.items()}  # views
         flat_ids, flat_ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
         order = np.argsort(flat_ordinals, kind="stable")
         cuts = np.flatnonzero(np.diff(flat_ordinals[order])) + 1
@@ -150,7 +164,7 @@ class PendingWindows:
         deque(map(decode, shares[0]), 0)
         for share in given:
             share.result()
-        self._windows.columns.update({name: output.reshape(*shape, *output.shape[1:]) for name, output in outputs.items()})
+        self._windows.columns.update(room)
         return self._windows
 
 

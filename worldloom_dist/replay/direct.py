@@ -18,6 +18,7 @@ from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteB
 from worldloom_dist.replay.imports import ImportReport, load_share
 from worldloom_dist.replay.ledger import Ledger, shard_of
 from worldloom_dist.replay.marks import ShardMark
+from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.replay.shard import ReplayShard
 
 __all__ = ["DirectReplay"]
@@ -95,7 +96,7 @@ class DirectReplay:
         parts = self._wait(lambda: self.ledger.try_sample(request), "sample", lambda: self._sample_problem(request.windows))
         with self._changed:
             self._changed.notify_all()
-        return SampledWindows.concatenate([self.shards[index].sample(part) for index, part in parts.items()])
+        return unpack_all([self.shards[index].draw(part) for index, part in parts.items()])
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
         """See ``ports.ReplayReader``; rows evicted meanwhile are counted in :attr:`written_back`."""

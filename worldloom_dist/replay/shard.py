@@ -158,7 +158,17 @@ class ReplayShard:
         Raises:
             BufferError: If no window is complete.
         """
-        return self._draw(request).unpack()
+        return self.draw(request).unpack()
+
+    def draw(self, request: SampleRequest) -> PackedWindows:
+        """As :meth:`sample`, with the decoding left to do.
+
+        Raises:
+            BufferError: If no window is complete.
+        """
+        rng = np.random.default_rng(list(request.seed))
+        with self._lock:
+            return PackedWindows(self._rows.buffer.draw(request.windows, rng), self.index)
 
     def sample_packed(self, request: SampleRequest) -> SampledWindows | PackedWindows:
         """As :meth:`sample`, for another process: what is cheaper to send as it is stored is left to the reader to decode.
@@ -166,7 +176,7 @@ class ReplayShard:
         Raises:
             BufferError: If no window is complete.
         """
-        drawn = self._draw(request).fetched()
+        drawn = self.draw(request).fetched()
         return drawn if drawn.should_travel else drawn.unpack()
 
     def write_back(self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]) -> WriteBack:
@@ -294,11 +304,6 @@ class ReplayShard:
         with self._lock:
             if self._journal is not None:
                 self._journal.close()
-
-    def _draw(self, request: SampleRequest) -> PackedWindows:
-        rng = np.random.default_rng(list(request.seed))
-        with self._lock:
-            return PackedWindows(self._rows.buffer.draw(request.windows, rng), self.index)
 
     def _check(self, chunk: Chunk) -> dict[str, PackedColumn]:
         """Take the payload apart and compare it with what the chunk says of itself."""

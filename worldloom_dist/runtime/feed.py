@@ -29,7 +29,7 @@ from worldloom.core.exceptions import BufferError
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.replay.packed_windows import PackedWindows, unpack_all
 from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
 
 __all__ = ["Feed"]
@@ -136,7 +136,7 @@ class Feed(Generic[T]):
     def _collect(self, batches: Sequence[int], grants: Sequence[Mapping[int, SampleRequest]]) -> Iterator[SampledWindows]:
         """Draw what was granted, one batch after the other, and from other shards what some could not give."""
         for batch, (parts, missing) in zip(batches, self._ask(grants), strict=False):
-            yield _glued(self._make_up(batch, parts, missing) if missing else parts)
+            yield unpack_all(self._make_up(batch, parts, missing) if missing else parts)
 
     def _make_up(self, batch: int, parts: list[Given], missing: int) -> list[Given]:
         give_up, attempt = time.monotonic() + 120.0, 0
@@ -179,10 +179,6 @@ class Feed(Generic[T]):
         self._shards[index].forget()
         self._ledger.call("shard_down", index)
         return []
-
-
-def _glued(parts: Sequence[Given]) -> SampledWindows:
-    return SampledWindows.concatenate([part.unpack() if isinstance(part, PackedWindows) else part for part in parts])
 
 
 def _next_round(batches: int, seconds: float) -> int:

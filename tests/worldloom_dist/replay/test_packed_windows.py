@@ -10,7 +10,7 @@ from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.replay.packed_windows import PackedWindows, unpack_all
 from worldloom_dist.replay.shard import ReplayShard
 
 COLUMNS = EnvSpec(name="x", obs={"obs": ArraySpec((32, 32, 3), "uint8")}, action={"action": ArraySpec((1,))}).columns()
@@ -90,3 +90,15 @@ def test_rows_without_images_travel_as_they_are():
     shard = ReplayShard(0, columns, SAMPLING, capacity_steps=60, durability="none")
     shard.append(make_chunk(StreamId(0, 0, 0), 0, NO_POLICY, {name: spec.zeros(20) for name, spec in columns.items()}))
     assert isinstance(shard.sample_packed(REQUEST), SampledWindows)
+
+
+@pytest.mark.parametrize("kinds", ["pp", "pwp", "ww", "p", "w"], ids=lambda kinds: f"{kinds}: packed or whole")
+def test_windows_of_several_shards_are_decoded_in_place_as_if_glued(kinds):
+    requests = [SampleRequest(2 + number, (number,)) for number in range(len(kinds))]
+    shards = [filled_shard(flat_frames if kind == "p" else noise_frames) for kind in kinds]
+    drawn = [shard.draw(request) for shard, request in zip(shards, requests, strict=True)]
+    given = [part if kind == "p" else part.unpack() for kind, part in zip(kinds, drawn, strict=True)]
+    expected = SampledWindows.concatenate([shard.sample(request) for shard, request in zip(shards, requests, strict=True)])
+    found = unpack_all(given)
+    assert_same(found, expected)
+    assert found.columns["obs"].flags.c_contiguous
