@@ -4,6 +4,9 @@ A file's episodes are dealt to the shards in turn; the share of a shard is one s
 a shard that begins again finds by its own books how far it came, and the same file named twice is the same rows. Such rows have no
 policy, are no agent steps, and pass the train ratio by: they are there to be sampled, not to be counted.
 
+What an agent stores beside the env's columns (DreamerV3's latents) no file has. It begins as zeros, so a window that starts in the
+middle of such an episode starts nearly as an episode does, until an update has written back what it found there.
+
 ``imports.json`` in the run folder lists the files of a run; shards look at it while they run.
 """
 

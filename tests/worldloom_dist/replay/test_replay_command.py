@@ -7,12 +7,29 @@ import numpy as np
 import pytest
 
 from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state
+from tests.worldloom_dist.local_runs import start as start_run
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.episode_files import open_episodes
 
+SMALL_DREAMER = [
+    "--preset",
+    "debug",
+    "--runtime",
+    "local",
+    "--agent",
+    "dreamerv3:ci",
+    "--agent.batch-size",
+    "4",
+    "--agent.batch-length",
+    "8",
+    "--agent.deter",
+    "64",
+    "--agent.imagine-length",
+    "3",
+]
 ENV = ["--env", "toy:counting", "--workers", "2", "--replay.shards", "2"]
 
 
@@ -72,6 +89,22 @@ def test_exported_episodes_are_the_counting_ones_and_train_a_model_without_an_en
     assert longer.run() == "completed"
     after = json.loads((tmp_path / "offline" / "summary.json").read_text())
     assert (after["train_steps"], after["rows"]["inserted"], after["rows"]["duplicate"]) == (50, rows, 0)
+
+
+def test_dreamerv3_finds_the_latents_of_imported_rows_by_training(run_dir, tmp_path):
+    main(["export", str(run_dir), str(tmp_path / "data.npz")])
+    words = ["--env", "none", "--replay.load", str(tmp_path / "data.npz"), "--train-steps", "20"]
+    run = start_run(tmp_path / "offline", *SMALL_DREAMER, *words, "--metrics-port", "0")
+    windows = []
+    sample, run.replay.sample = run.replay.sample, lambda request: windows.append(sample(request)) or windows[-1]
+    assert run.run() == "completed"
+    assert not windows[0].columns["latent/deter"].any(), "a file has none"
+    stored = run.replay.shards[0]._rows.buffer.export_mutable()[1]["latent/deter"]
+    assert (stored.any(axis=1)).mean() > 0.5, "each update writes those of the rows that it trained"
+    lines = [json.loads(line) for line in (tmp_path / "offline" / "metrics.jsonl").read_text().splitlines()]
+    losses = [value for line in lines for name, value in line.items() if name.startswith("loss{") and value is not None]
+    assert losses
+    assert np.isfinite(losses).all()
 
 
 def test_an_offline_run_that_is_killed_and_resumed_equals_one_that_is_not(run_dir, tmp_path):
