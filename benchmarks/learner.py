@@ -6,7 +6,8 @@ Three numbers, measured one after the other on this machine:
 
 * ``staged``: updates/s of the learner alone on one batch that is ready in memory, pinned to one core;
 * ``live``: updates/s of a run on Ray with live actors that always owe training something (a high train ratio), after its burst,
-  with the share of the training thread's time by phase;
+  with the share of the training thread's time by phase, and what an update takes of the learner's core: CPU of the training
+  thread, CPU of the process's other threads (feed, Ray), and how long the training thread waited for the core;
 * ``checkpoint``: how long the training thread stands still for one, and ``publish`` likewise.
 
 With CUDA there are also milliseconds per update with and without a captured graph. Writes benchmarks/results/learner[_LABEL].json.
@@ -15,6 +16,7 @@ With CUDA there are also milliseconds per update with and without a captured gra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -62,12 +64,13 @@ def measure_staged(plan: Plan, seconds: float, folder: Path) -> dict[str, float]
     for _ in range(8):
         learner.train(windows)
     _wait(device)
-    started, count = time.monotonic(), 0
+    started, busy, count = time.monotonic(), time.thread_time(), 0
     while time.monotonic() - started < seconds:
         learner.train(windows)
         count += 1
     _wait(device)
     rate = count / (time.monotonic() - started)
+    busy = time.thread_time() - busy
     writer = CheckpointWriter(CheckpointStore(folder / "checkpoints"))
     stalls, publishes = [], []
     for _ in range(5):
@@ -86,6 +89,7 @@ def measure_staged(plan: Plan, seconds: float, folder: Path) -> dict[str, float]
     return {
         "updates_per_s": rate,
         "ms_per_update": 1000 / rate,
+        "training_thread_cpu_ms": 1000 * busy / count,
         "checkpoint_stall_ms_median": 1000 * statistics.median(stalls),
         "checkpoint_stall_ms_max": 1000 * max(stalls),
         "publish_ms_median": 1000 * statistics.median(publishes),
@@ -102,17 +106,39 @@ def measure_live(words: list[str], seconds: float, core: int | None, folder: Pat
         if core is not None:
             _pin(process, learner, core)
         time.sleep(5.0)
-        first, began = _last_line(folder), time.monotonic()
+        first = _next_line(folder, process)
+        threads = _threads(learner)
         time.sleep(seconds)
-        last, took = _last_line(folder), time.monotonic() - began
-        took = last["time"] - first["time"] or took
+        last = _next_line(folder, process)
+        used = _used(threads, _threads(learner))
     finally:
         process.terminate()
         process.wait(120)
     phases = {key: last[key] - first.get(key, 0.0) for key in last if key.startswith("learner_seconds_total")}
     total = sum(phases.values()) or 1.0
     shares = {f"share_{key.partition('=')[2].rstrip('}')}": value / total for key, value in phases.items()}
-    return {"updates_per_s": (last["train_steps"] - first["train_steps"]) / took, **shares}
+    updates = last["train_steps"] - first["train_steps"]
+    costs = {f"{name}_ms": 1000 * value / updates for name, value in used.items()}
+    return {"updates_per_s": updates / (last["time"] - first["time"]), **costs, **shares}
+
+
+def _threads(pid: int) -> dict[str, tuple[float, float]]:
+    """Seconds of CPU, and seconds of waiting for a core, of each thread of a process."""
+    found = {}
+    for path in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            ran, waited, _ = (path / "schedstat").read_text().split()
+            found[path.name] = (int(ran) / 1e9, int(waited) / 1e9)
+    return found
+
+
+def _used(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """What happened between two looks; the training thread is the one that worked most."""
+    zero = (0.0, 0.0)
+    spent = [(after[name][0] - before.get(name, zero)[0], after[name][1] - before.get(name, zero)[1]) for name in after]
+    spent.sort(reverse=True)
+    others = sum(cpu for cpu, _ in spent[1:])
+    return {"training_thread_cpu": spent[0][0], "training_thread_waited": spent[0][1], "other_threads_cpu": others}
 
 
 def _pin(process: subprocess.Popen, learner: int, core: int) -> None:
@@ -134,6 +160,17 @@ def _wait_for_learner(folder: Path, process: subprocess.Popen) -> int:
             return next(p.pid for p in own if "LearnerRole" in " ".join(p.cmdline()))
         time.sleep(1.0)
     raise SystemExit("the run did not begin to train within 300 s")
+
+
+def _next_line(folder: Path, process: subprocess.Popen) -> dict[str, float]:
+    """The next line that the run writes."""
+    former = _last_line(folder)["time"]
+    while process.poll() is None:
+        line = _last_line(folder)
+        if line["time"] > former:
+            return line
+        time.sleep(0.05)
+    raise SystemExit("the run ended")
 
 
 def _last_line(folder: Path) -> dict[str, float]:
