@@ -119,7 +119,8 @@ def endure(
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 150, 180)
         run.wait_until(lambda: CheckpointStore(folder / "checkpoints").folders(), 60)
         end = time.monotonic() + SECONDS
-        due = [*(PLACES if orders is not None else ())]
+        due = [*sorted({*VICTIMS}), *(PLACES if orders is not None else ())]
+        rng.shuffle(due)  # each once, then at random
         while time.monotonic() < end or due:
             kind = due.pop() if due else rng.choice(VICTIMS)
             if kind == "Worker":
