@@ -5,7 +5,9 @@
 
 ``overhead``: clients in processes of their own (workers x envs) ask one inference server as env workers do, resting between two
 questions as long as an env steps. Reported apart, as percentiles over all requests: transport (round trip minus what the server
-accounts for), queue (arrival to batch; it contains at most ``max_wait_ms`` of waiting on purpose) and model.
+accounts for), queue (waiting for others, from arrival to batch; it contains at most ``max_wait_ms`` of waiting on purpose), busy
+(from arrival until the model was done with the batch before: a consequence of model time, since it does one batch at a time) and
+model. What central inference adds is transport and what the queue takes beyond ``max_wait_ms``.
 ``groups``: rows per second of one worker with 8 envs that sleep, in one group and in two, with an inference server that takes
 as long for a batch as they step.
 ``sleepers``: rows per second of 1 to N workers whose envs sleep 5 to 50 ms a step, against that many times one worker.
@@ -41,7 +43,9 @@ from worldloom_dist.actors.acting import ActReply, ActRequest, RemoteActing
 from worldloom_dist.plan import Plan, group_sizes, resolve
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE, ray_cluster
+from worldloom_dist.runtime.line import Line
 from worldloom_dist.runtime.policy_roles import InferenceRole
+from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.supervisor import start_actor
 
 ENVS_PER_CLIENT, REST_S = 4, 0.05
@@ -49,12 +53,12 @@ SLEEPS_S = (0.005, 0.01, 0.02, 0.05)
 
 
 class Client:
-    """Asks as an env worker does; keeps (round trip, queue, model) of every request, seconds."""
+    """Asks as an env worker does; keeps (round trip, queue, busy, model) of every request, seconds."""
 
     def __init__(self, plan: Plan, slot: int) -> None:
-        self._server, self._slot, self._keys = ray.get_actor("inference-0"), slot, plan.env_spec.obs
+        self._line, self._slot, self._keys = Line(Remote("inference-0"), "act", 60.0, 60.0), slot, plan.env_spec.obs
 
-    def run(self, seconds: float) -> list[tuple[float, float, float]]:
+    def run(self, seconds: float) -> list[tuple[float, float, float, float]]:
         """Ask until the time is over."""
         obs = {key: spec.zeros(ENVS_PER_CLIENT) for key, spec in self._keys.items()}
         is_first, found, stop = np.ones(ENVS_PER_CLIENT, bool), [], time.monotonic() + seconds
@@ -63,8 +67,8 @@ class Client:
             time.sleep(rng.uniform(0.5, 1.5) * REST_S)
             request = ActRequest(self._slot, 0, np.arange(ENVS_PER_CLIENT), obs, is_first)
             began = time.perf_counter()
-            reply: ActReply = ray.get(self._server.act.remote(request))
-            found.append((time.perf_counter() - began, reply.waited_s, reply.model_s))
+            reply = self._line.call(request)
+            found.append((time.perf_counter() - began, reply.waited_s, reply.busy_s, reply.model_s))
             is_first = np.zeros(ENVS_PER_CLIENT, bool)
         return found
 
@@ -82,8 +86,9 @@ def bench_overhead(options: argparse.Namespace) -> dict[str, Any]:
         answers = ray.get([client.run.remote(options.seconds) for client in clients], timeout=300)
         found = np.array(list(itertools.chain.from_iterable(answers)))
         del line
-    total, queue, model = found.T * 1e3
-    parts = {"transport": total - queue - model, "queue": queue, "model": model, "round_trip": total}
+    total, queue, busy, model = found.T * 1e3
+    transport = total - queue - busy - model
+    parts = {"transport": transport, "queue": queue, "busy": busy, "model": model, "round_trip": total}
     shares = {name: {f"p{q}": round(float(np.percentile(values, q)), 2) for q in (50, 90, 99)} for name, values in parts.items()}
     waits = config.actors.max_wait_ms
     added = float(np.percentile(parts["transport"] + np.maximum(0.0, queue - waits), 50))

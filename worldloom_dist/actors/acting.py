@@ -24,6 +24,8 @@ __all__ = ["ActClient", "ActMeter", "ActReply", "ActRequest", "Actions", "LocalA
 
 logger = logging.getLogger(__name__)
 
+NOBODY = np.zeros(0, np.int64)
+
 
 class Actions(NamedTuple):
     """One decision for every env: action per key ``[N, ...]``, extra columns ``[N, ...]``, and the weights that made it."""
@@ -209,6 +211,8 @@ class ActRequest:
         envs: ``[n]`` int64 indices of its envs; with slot and incarnation they name the carries.
         obs: Per key ``[n, ...]``.
         is_first: ``[n]`` bool.
+
+    One without rows asks for nothing but the version that acts, and is answered at once.
     """
 
     slot: int
@@ -232,7 +236,9 @@ class ActReply:
         version: Weights that decided.
         carry_reset: ``[n]`` bool; True where the server had no carry in the middle of an episode (it was restarted) and began
             with an empty one. ``is_first`` stays what it is.
-        waited_s, model_s: Seconds from the request's arrival to its batch, and of the batch's policy call.
+        waited_s: Seconds from the request's arrival to its batch during which the server waited for more requests.
+        busy_s: Seconds from the arrival during which the server was busy with the batch before.
+        model_s: Seconds of the batch's policy call.
     """
 
     action: Mapping[str, np.ndarray]
@@ -240,6 +246,7 @@ class ActReply:
     version: PolicyVersion
     carry_reset: np.ndarray
     waited_s: float = 0.0
+    busy_s: float = 0.0
     model_s: float = 0.0
 
 
@@ -250,7 +257,7 @@ class RemoteActing:
     Args:
         slot, incarnation: This worker.
         call: Reaches a server and waits for its answer; may raise when no server can be reached within its deadline.
-        newest: Asks for the version that the server acts with, without acting; only used before the first answer.
+        refresh_interval_s: Before the first weights, ask for the version that acts at most this often; None for never.
         clock: Monotonic seconds.
         submit: As ``call``, but returns at once with a function that waits for the answer; without it nothing overlaps.
         first_env: Index of the first env among the envs of the worker (a group of them may act by itself).
@@ -259,9 +266,8 @@ class RemoteActing:
     slot: int
     incarnation: int
     call: Callable[[ActRequest], ActReply]
-    newest: Callable[[], PolicyVersion] | None = None
     clock: Callable[[], float] = time.monotonic
-    refresh_interval_s: float = 0.5
+    refresh_interval_s: float | None = None
     version: PolicyVersion = NO_POLICY
     submit: Callable[[ActRequest], Callable[[], ActReply]] | None = None
     first_env: int = 0
@@ -271,9 +277,9 @@ class RemoteActing:
     def refresh(self) -> None:
         """Before the first weights: ask whether the server has some now."""
         now = self.clock()
-        if self.newest is not None and self.version == NO_POLICY and now >= self._next_s:
+        if self.refresh_interval_s is not None and self.version == NO_POLICY and now >= self._next_s:
             self._next_s = now + self.refresh_interval_s
-            self.version = self.newest()
+            self.version = self.call(ActRequest(self.slot, self.incarnation, NOBODY, {}, np.zeros(0, bool))).version
 
     def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
         """Decide for all live envs (see :class:`ActClient`)."""

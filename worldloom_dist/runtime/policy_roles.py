@@ -2,6 +2,7 @@
 
     workers --act--> pending requests --(full, or all clients are waiting, or max_wait)--> one policy call in a thread --> replies
 
+Requests come over lines of our own (``line``), or over Ray from a worker that cannot open one.
 The batch loop of an inference server *is* its lifeline: if it fails, the supervisor sees why and starts another server.
 """
 
@@ -22,8 +23,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.metrics import Histogram, Last, MetricMap
-from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom.core.metrics import Last, MetricMap, Tally
+from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.films import write_films
@@ -33,6 +34,7 @@ from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import ActCosts, Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.line import Address, Door
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -67,26 +69,35 @@ class InferenceRole:
         self._plan, self._index, self._incarnation = plan, index, incarnation
         self._seen: dict[int, float] = {}
         self._pending: list[_Question] = []
-        self._arrived = asyncio.Event()
+        self._arrival: asyncio.Future[bool] | None = None
         self._version = NO_POLICY
         self._busy_since: float | None = None
-        self._waits = Histogram.of(BUCKETS_S)
+        self._free_since = -float("inf")
+        self._waits = Tally(BUCKETS_S)
+        self._door = Door(self._ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Decide for the rows of one worker. A request that comes again, because its sender lost patience, replaces the first."""
+        return await self._ask(request)
+
+    async def address(self) -> Address:
+        """Where workers ask without Ray."""
+        return await self._door.address()
+
+    def _ask(self, request: ActRequest) -> asyncio.Future[ActReply]:
         future: asyncio.Future[ActReply] = asyncio.get_running_loop().create_future()
+        if not request.num_rows:
+            future.set_result(ActReply({}, {}, self._version, request.is_first))
+            return future
         self._seen[request.slot] = time.monotonic()
         twin = next((question for question in self._pending if _is_same(question.request, request)), None)
         if twin is not None:
             self._pending.remove(twin)
             twin.answer.cancel()
         self._pending.append(_Question(request, future, time.monotonic()))
-        self._arrived.set()
-        return await future
-
-    async def version(self) -> PolicyVersion:
-        """Weights that act now."""
-        return self._version
+        if self._arrival is not None:
+            _resolve(self._arrival, True)
+        return future
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says that a batch is past its deadline."""
@@ -114,25 +125,29 @@ class InferenceRole:
     async def _answer(self, batch: list[_Question], act: Callable[[list[ActRequest]], Awaitable[list[ActReply]]]) -> None:
         began = self._busy_since = time.monotonic()
         replies = await act([question.request for question in batch])
-        self._busy_since, model_s = None, time.monotonic() - began
+        was_free_since, self._free_since = self._free_since, time.monotonic()
+        self._busy_since, model_s = None, self._free_since - began
         for question, reply in zip(batch, replies, strict=True):
-            waited_s = began - question.arrived_s
-            self._waits = self._waits.merge(Histogram.of(BUCKETS_S, waited_s))
+            busy_s = max(0.0, was_free_since - question.arrived_s)
+            waited_s = began - question.arrived_s - busy_s
+            self._waits.add(began - question.arrived_s)
             if not question.answer.done():
-                question.answer.set_result(replace(reply, waited_s=waited_s, model_s=model_s))
+                question.answer.set_result(replace(reply, waited_s=waited_s, busy_s=busy_s, model_s=model_s))
 
     def _drain_metrics(self) -> MetricMap:
-        waits, self._waits = self._waits, Histogram.of(BUCKETS_S)
+        waits = self._waits.take()
         waiting, room = Last(float(len(self._pending))), Last(float(self._clients()))
         values: MetricMap = {"queue_items{queue=inference}": waiting, "queue_capacity_items{queue=inference}": room}
         return values | ({"inference_queue_seconds": waits} if waits.count else {})
 
     async def _next_batch(self) -> list[_Question]:
-        """Wait for requests; close the batch when it is full, when every client is in it, or after ``max_wait_ms``."""
+        """Wait for requests; close the batch when it is full, when every client is in it, or when its first one has waited for
+        ``max_wait_ms``, be it for others or for the batch before.
+        """
         actors = self._plan.config.actors
         if not await self._wait(0.1):
             return []
-        close_at = time.monotonic() + actors.max_wait_ms / 1000
+        close_at = self._pending[0].arrived_s + actors.max_wait_ms / 1000
         while sum(q.request.num_rows for q in self._pending) < actors.max_batch and len(self._pending) < self._clients():
             left = close_at - time.monotonic()
             if left <= 0 or not await self._wait(left, for_more=True):
@@ -152,12 +167,14 @@ class InferenceRole:
     async def _wait(self, seconds: float, *, for_more: bool = False) -> bool:
         if self._pending and not for_more:
             return True
-        self._arrived.clear()
+        loop = asyncio.get_running_loop()
+        arrival: asyncio.Future[bool] = loop.create_future()
+        self._arrival = arrival
+        timer = loop.call_later(seconds, _resolve, arrival, False)
         try:
-            await asyncio.wait_for(self._arrived.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+            return await arrival
+        finally:
+            timer.cancel()
 
     def _build(self) -> InferenceServer:
         import torch
@@ -234,6 +251,11 @@ def _measure(plan: Plan) -> ActCosts:
     from worldloom_dist.learner.step import choose_device
 
     return measure_act_costs(plan, choose_device(plan.config.learner.device))
+
+
+def _resolve(future: asyncio.Future[bool], value: bool) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 def _is_same(one: ActRequest, other: ActRequest) -> bool:

@@ -90,23 +90,6 @@ class Remote:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def send(self, method: str, *args: Any) -> Any:
-        """Begin a call that :meth:`wait` ends; None when the role is away now."""
-        try:
-            return getattr(self.handle, method).remote(*args)
-        except (ValueError, *GONE):
-            self.forget()
-            return None
-
-    def wait(self, reference: Any, method: str, *args: Any, timeout_s: float, patience_s: float) -> Any:
-        """The result of a call that was begun with the same arguments, repeated when the role died meanwhile (as :meth:`call`)."""
-        if reference is not None:
-            try:
-                return ray.get(reference, timeout=timeout_s)
-            except GONE:
-                self.forget()
-        return self.call(method, *args, timeout_s=timeout_s, patience_s=patience_s)
-
     async def acall(self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0) -> Any:
         """:meth:`call` for an event loop."""
         give_up, pause = None, FIRST_PAUSE_S

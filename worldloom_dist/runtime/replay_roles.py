@@ -31,7 +31,9 @@ from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.pace import Pace
+from worldloom_dist.runtime.async_line import AsyncLine
+from worldloom_dist.runtime.line import Address, Door
+from worldloom_dist.runtime.pace import Pace, Spaced
 from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -41,7 +43,7 @@ __all__ = ["LedgerRole", "ShardRole"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-REPORT_EVERY_S = 1.0
+REPORT_EVERY_S, REPORT_AT_MOST_EVERY_S = 1.0, 0.1
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
 
@@ -62,6 +64,7 @@ class LedgerRole:
         self._lives: dict[str, str] = {}
         self._is_whole = self._is_draining = False
         self._changed = asyncio.Condition()
+        self._door = Door(self.admit, is_private=plan.config.address is None)
 
     async def join(self, shard: int, books: RowBooks, live_windows: int) -> None:
         """A shard started; its books replace what was counted for it."""
@@ -106,6 +109,14 @@ class LedgerRole:
         """Return True when the steps may be inserted; False when a successor of the shard has shown up."""
         granted = await self._wait(f"shard-{shard}", life, lambda: self._try_insert(shard, agent_steps) or None)
         return granted is not None
+
+    async def admit(self, asked: tuple[int, str, int]) -> bool:
+        """:meth:`admit_insert` with its arguments in one, for a line."""
+        return await self.admit_insert(*asked)
+
+    async def address(self) -> Address:
+        """Where shards ask without Ray."""
+        return await self._door.address()
 
     async def give_back(self, shard: int, agent_steps: int) -> None:
         """Steps that were admitted and not inserted."""
@@ -210,6 +221,13 @@ class ShardRole:
         self._weights, self._newest = RemoteWeights(), NO_POLICY
         self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
+        self._admission = AsyncLine(self._ledger, "admit")
+        self._door = Door(self.append, is_private=plan.config.address is None)
+        self._reports = Spaced(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
+
+    async def address(self) -> Address:
+        """Where workers send chunks without Ray."""
+        return await self._door.address()
 
     async def append(self, chunk: Chunk) -> bool:
         """Acknowledge a chunk once it is admitted and stored; False when it had been stored before.
@@ -287,7 +305,7 @@ class ShardRole:
 
     async def _append(self, chunk: Chunk) -> bool:
         await self._joined.wait()
-        if not await self._ledger.acall("admit_insert", self._index, self._life, chunk.num_agent_steps, timeout_s=None):
+        if not await self._admission.call((self._index, self._life, chunk.num_agent_steps)):
             raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
         is_new = False
         try:
@@ -296,7 +314,7 @@ class ShardRole:
         finally:
             if not is_new:
                 self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
-        self._report()
+        self._reports()
         self._meter.arrived(len(chunk.payload))
         if is_new and chunk.version != NO_POLICY:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))

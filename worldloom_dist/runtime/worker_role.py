@@ -11,22 +11,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import ray
 
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk
-from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
+from worldloom_dist.actors.acting import ActClient, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import build_grouped_worker, build_policy
 from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.line import Line
 from worldloom_dist.runtime.relay import LogRelay, stack_of
-from worldloom_dist.runtime.remote import GONE, Remote
+from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -34,12 +33,14 @@ __all__ = ["ShardWriter", "WorkerRole"]
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 5.0
+AWAY_S = 5.0
 ACT_TIMEOUT_S, ACT_PATIENCE_S = 120.0, 300.0
+ASK_VERSION_EVERY_S, VERSIONS_PER_S = 0.5, 32.0
+"""Before the first weights: how often a worker asks for them, and how many do so in a second when there are many workers."""
 
 
 class ShardWriter:
-    """``ports.ReplayWriter`` over Ray: the shard of a worker is fixed, so a stream's order never crosses shards.
+    """``ports.ReplayWriter`` over a line: the shard of a worker is fixed, so a stream's order never crosses shards.
 
     Waits as long as the shard lives; when it dies, finds its successor and sends the same chunk again, which is ignored if it had
     been stored. In lock-step it also waits for the version that the new rows make due.
@@ -52,6 +53,7 @@ class ShardWriter:
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
         self._shard = Remote(f"shard-{slot % plan.config.replay.shards}")
+        self._line = Line(self._shard, "append", None, AWAY_S)
         self._ledger, self._weights = Remote("ledger-0"), RemoteWeights()
         self._is_lockstep, self._stopping = plan.is_lockstep, stopping
         self._pretrain = plan.spec.pretrain_updates
@@ -68,7 +70,6 @@ class ShardWriter:
             while not self._try(chunk):
                 if self._stopping.is_set():
                     raise StateError(f"{self._shard.name} is away while the run stops; chunk {chunk.stream}/{chunk.seq} is lost")
-                self._shard.forget()
                 time.sleep(0.2)
             if self._is_lockstep:
                 self._wait_for_version()
@@ -77,20 +78,11 @@ class ShardWriter:
 
     def _try(self, chunk: Chunk) -> bool:
         try:
-            reference = self._shard.handle.append.remote(chunk)
-            while True:
-                ready, _ = ray.wait([reference], timeout=LOOK_EVERY_S)
-                if ready:
-                    ray.get(reference)
-                    return True
-        except GONE as error:
-            logger.warning(
-                "%s went away (%s); chunk %s/%d is sent again", self._shard.name, type(error).__name__, chunk.stream, chunk.seq
-            )
-        except ValueError as error:  # no actor of that name yet
-            if "Failed to look up actor" not in str(error):
-                raise
-        return False
+            self._line.call(chunk)
+        except RoleGoneError as error:
+            logger.warning("%s; chunk %s/%d is sent again", error, chunk.stream, chunk.seq)
+            return False
+        return True
 
     def _wait_for_version(self) -> None:
         due = self._ledger.call("updates_due")
@@ -117,6 +109,7 @@ class WorkerRole:
         self._doing, self._since = "starting", time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._worker: RolloutWorker | GroupedWorker | None = None
+        self._line: Line | None = None
         self._node = ray.get_runtime_context().get_node_id()
         if threading.current_thread() is threading.main_thread():  # where Ray constructs actors
             signal.signal(signal.SIGTERM, self._on_preemption)
@@ -172,11 +165,12 @@ class WorkerRole:
     def _acting(self, first_env: int, num_envs: int) -> ActClient:
         config, slot = self._plan.config, self._slot
         if self._plan.inference == "central":
-            server = Remote(f"inference-{slot % config.inference_servers}")
-            newest = partial(server.call, "version", patience_s=300.0)
-            ask = partial(self._ask, server)
+            if self._line is None:
+                server = Remote(f"inference-{slot % config.inference_servers}")
+                self._line = Line(server, "act", ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait)
+            line, every_s = self._line, max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)
             return RemoteActing(
-                slot, self._incarnation, call=lambda request: ask(request)(), newest=newest, submit=ask, first_env=first_env
+                slot, self._incarnation, call=line.call, submit=line.submit, first_env=first_env, refresh_interval_s=every_s
             )
         import torch
 
@@ -184,20 +178,10 @@ class WorkerRole:
         policy = build_policy(self._plan, slot, self._incarnation, num_envs=num_envs)
         return LocalActing(policy, num_envs, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s)
 
-    def _ask(self, server: Remote, request: ActRequest) -> Callable[[], ActReply]:
-        """Send a request; the result waits for the answer, from a successor of the server when it dies."""
-        reference = server.send("act", request)
-
-        def answer() -> ActReply:
-            """Wait for the reply, and note since when the worker acts again."""
-            self._waiting += 1
-            try:
-                reply: ActReply = server.wait(reference, "act", request, timeout_s=ACT_TIMEOUT_S, patience_s=ACT_PATIENCE_S)
-            finally:
-                self._waiting, self._since = self._waiting - 1, time.monotonic()
-            return reply
-
-        return answer
+    def _on_wait(self, is_waiting: bool) -> None:
+        self._waiting += 1 if is_waiting else -1
+        if not is_waiting:
+            self._since = time.monotonic()
 
     def _emit(self, worker: RolloutWorker | GroupedWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]

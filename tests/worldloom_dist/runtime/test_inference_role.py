@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from worldloom.core.sequence import NO_POLICY
+from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.plan import resolve
 from worldloom_dist.presets import PRESETS
@@ -71,3 +71,34 @@ def test_batch_that_does_not_return_is_told_with_the_next_ping() -> None:
 @pytest.mark.parametrize(("largest", "sizes"), [(1, (1,)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))])
 def test_padded_sizes_double_up_to_the_largest_batch(largest: int, sizes: tuple[int, ...]) -> None:
     assert batch_sizes(largest) == sizes
+
+
+def test_question_without_rows_is_answered_at_once_with_the_version_that_acts() -> None:
+    async def play() -> None:
+        role = role_with(max_wait_ms=60_000)
+        role._version = PolicyVersion(1, 7)
+        assert (await asyncio.wait_for(role.act(request_of(0)), 20)).version == PolicyVersion(1, 7)
+        assert not role._pending
+        assert not role._clients()
+
+    asyncio.run(play())
+
+
+def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more() -> None:
+    async def slowly(requests: list[ActRequest]) -> list[ActReply]:
+        late.append(asyncio.create_task(role.act(request_of(1, 0))))
+        await asyncio.sleep(0.3)
+        return await answer(requests)
+
+    async def play() -> None:
+        first = asyncio.create_task(role.act(request_of(0, 0)))
+        role._seen[2] = time.monotonic()  # another one that asks lately, so that batches stay open for it
+        await asyncio.sleep(0)
+        await role._answer(await role._next_batch(), slowly)
+        assert (await first).busy_s == 0.0
+        await role._answer(await role._next_batch(), answer)
+        reply = await late[0]
+        assert reply.busy_s >= 0.25 > reply.waited_s
+
+    role, late = role_with(max_wait_ms=250), []
+    asyncio.run(play())

@@ -1,0 +1,303 @@
+"""Calls to a busy role over a socket of our own; Ray finds the role, watches it, and stands in when nothing connects.
+
+    caller --Ray: address()--> role                    once, and again after the line broke
+    caller ==number, content==> Door -> ask(content) ;  caller <==number, result==            for every call
+
+What is called for every decision (an inference server) or every chunk (a shard, the ledger) must be cheap, and a call over Ray
+costs both sides several milliseconds of CPU (``docs/adr/005-calls-over-a-socket.md``). A line is opened with a key that the role
+makes at random and tells over Ray, so who may not call the actor may not call here; both sides show that they have it before
+anything is read. What travels afterwards is pickled and not encrypted, as between Ray's own processes.
+
+Unblocked by: the answer; the end of the other process, which breaks the line at once; the death of its machine, by keep-alive; the
+deadline. A call that was under way is made again, so only what is safe to repeat goes through a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import pickle
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import ray
+
+from worldloom.core.exceptions import StateError
+from worldloom_dist.runtime.remote import Remote, RoleGoneError
+
+__all__ = ["HEAD", "Address", "Door", "Line", "frame", "open_line", "value_of"]
+
+logger = logging.getLogger(__name__)
+
+SECRET_BYTES, HEAD = 32, struct.Struct("<QQ")
+LARGEST_FRAME = 2**32
+HANDSHAKE_S, REDIAL_EVERY_S, LOST_AFTER_S = 10.0, 30.0, 30
+
+
+class Address(NamedTuple):
+    """Where a role listens, and the key that opens a line."""
+
+    host: str
+    port: int
+    key: bytes
+
+
+class Door:
+    """The role's end; lives on its event loop.
+
+    Args:
+        ask: Takes what a caller sent, and answers; when that is cancelled, the caller hears nothing.
+        is_private: True when every caller is on this machine; else the node's address is listened on.
+    """
+
+    def __init__(self, ask: Callable[[Any], Awaitable[Any]], *, is_private: bool) -> None:
+        self._ask, self._is_private, self._key = ask, is_private, secrets.token_bytes(SECRET_BYTES)
+        self._opening: asyncio.Future[asyncio.Server] | None = None
+
+    async def address(self) -> Address:
+        """Open the door, if that has not been done, and say where it is."""
+        host = "127.0.0.1" if self._is_private else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        if self._opening is None:
+            loop = asyncio.get_running_loop()
+            self._opening = asyncio.ensure_future(loop.create_server(lambda: _Visitor(self._ask, self._key), host, 0))
+        server = await asyncio.shield(self._opening)
+        return Address(host, server.sockets[0].getsockname()[1], self._key)
+
+
+class _Visitor(asyncio.Protocol):
+    """One line at the role's end. Frames: length and number (8 bytes each), then pickled content."""
+
+    def __init__(self, ask: Callable[[Any], Awaitable[Any]], key: bytes) -> None:
+        self._ask, self._key, self._nonce = ask, key, secrets.token_bytes(SECRET_BYTES)
+        self._arrived, self._is_trusted = bytearray(), False
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        _tune(transport.get_extra_info("socket"))
+        self._patience = asyncio.get_running_loop().call_later(HANDSHAKE_S, transport.abort)
+        transport.write(self._nonce)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._arrived += data
+        if not self._is_trusted and not self._may_enter():
+            return
+        start, end = 0, len(self._arrived)
+        while end - start >= HEAD.size:
+            size, number = HEAD.unpack_from(self._arrived, start)
+            if size > LARGEST_FRAME:
+                self._transport.abort()
+                return
+            if end - start < HEAD.size + size:
+                break
+            start += HEAD.size
+            content = pickle.loads(bytes(memoryview(self._arrived)[start : start + size]))
+            start += size
+            asyncio.ensure_future(self._ask(content)).add_done_callback(partial(self._answer, number))
+        del self._arrived[:start]
+
+    def _may_enter(self) -> bool:
+        if len(self._arrived) < 2 * SECRET_BYTES:
+            return False
+        nonce, proof = bytes(self._arrived[:SECRET_BYTES]), bytes(self._arrived[SECRET_BYTES : 2 * SECRET_BYTES])
+        if not hmac.compare_digest(proof, _proof(self._key, b"caller", self._nonce, nonce)):
+            logger.warning("somebody without the key knocked: %s", self._transport.get_extra_info("peername"))
+            self._transport.abort()
+            return False
+        del self._arrived[: 2 * SECRET_BYTES]
+        self._is_trusted = True
+        if self._patience is not None:
+            self._patience.cancel()
+        self._transport.write(_proof(self._key, b"role", self._nonce, nonce))
+        return True
+
+    def _answer(self, number: int, future: asyncio.Future[Any]) -> None:
+        if future.cancelled() or self._transport.is_closing():
+            return
+        error = future.exception()
+        if error is not None:
+            logger.error("a call over a line failed", exc_info=error)
+        result = (True, future.result()) if error is None else (False, f"{type(error).__name__}: {error}")
+        self._transport.write(frame(number, result))
+
+
+class _Ticket(NamedTuple):
+    line: int
+    number: int
+
+
+@dataclass(slots=True)
+class Line:
+    """A caller's end; used by one thread. Several calls may be open.
+
+    Args:
+        role: What is called; it has the method ``address``.
+        method: Of the role, taking the same content, for when nothing connects.
+        timeout_s: Silence after which a call is made again; None waits as long as the role lives.
+        patience_s: How long to go on after the first failure.
+        on_wait: Called with True before waiting for an answer, and with False after.
+    """
+
+    role: Remote
+    method: str
+    timeout_s: float | None
+    patience_s: float
+    on_wait: Callable[[bool], None] = lambda _: None
+    _socket: socket.socket | None = field(default=None, init=False)
+    _lines: int = field(default=0, init=False)
+    _calls: int = field(default=0, init=False)
+    _early: dict[int, Any] = field(default_factory=dict, init=False)
+    _dial_at: float = field(default=-float("inf"), init=False)
+
+    def submit(self, content: Any) -> Callable[[], Any]:
+        """Send; the result waits for the answer, from a successor of the role if need be.
+
+        Raises:
+            RoleGoneError: When waiting, if no role answered in time.
+            StateError: When waiting, if the role could not do it.
+        """
+        return partial(self._wait, content, self._send(content))
+
+    def call(self, content: Any) -> Any:
+        """Send and wait."""
+        return self.submit(content)()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _wait(self, content: Any, ticket: _Ticket | None) -> Any:
+        self.on_wait(True)
+        give_up: float | None = None
+        try:
+            while True:
+                if ticket is not None and ticket.line == self._lines and self._socket is not None:
+                    try:
+                        return value_of(self._receive(ticket.number))
+                    except OSError as error:
+                        logger.warning("the line to %s broke (%s); what is open is sent again", self.role.name, error)
+                        self.close()
+                        give_up = give_up or time.monotonic() + self.patience_s
+                if give_up is not None and time.monotonic() > give_up:
+                    raise RoleGoneError(f"{self.role.name} did not answer for {self.patience_s:.0f} s")
+                ticket = self._send(content)
+                if ticket is None:
+                    return self.role.call(self.method, content, timeout_s=self.timeout_s, patience_s=self.patience_s)
+        finally:
+            self.on_wait(False)
+
+    def _send(self, content: Any) -> _Ticket | None:
+        """None when there is no line just now."""
+        try:
+            if self._socket is None and not self._dial():
+                return None
+            self._calls += 1
+            assert self._socket is not None
+            self._socket.sendall(frame(self._calls, content))
+        except OSError as error:
+            logger.info("no line to %s: %s", self.role.name, error)
+            self.close()
+            return None
+        return _Ticket(self._lines, self._calls)
+
+    def _receive(self, number: int) -> Any:
+        assert self._socket is not None
+        while number not in self._early:
+            size, arrived = HEAD.unpack(_read(self._socket, HEAD.size))
+            self._early[arrived] = pickle.loads(_read(self._socket, size))
+        return self._early.pop(number)
+
+    def _dial(self) -> bool:
+        """Open a line; False when that failed a short time ago. A role that is away is waited for."""
+        if time.monotonic() < self._dial_at:
+            return False
+        address = Address(*self.role.call("address", patience_s=self.patience_s))
+        try:
+            self._socket = open_line(address, self.timeout_s)
+        except OSError as error:
+            self._dial_at = time.monotonic() + REDIAL_EVERY_S
+            logger.warning("%s:%d cannot be reached (%s); calling over Ray meanwhile", address.host, address.port, error)
+            return False
+        self._lines, self._early = self._lines + 1, {}
+        return True
+
+
+def open_line(address: Address, timeout_s: float | None) -> socket.socket:
+    """Connect and let both sides show the key.
+
+    Raises:
+        OSError: If nothing listens there, or not what was looked for.
+    """
+    line = socket.create_connection((address.host, address.port), timeout=HANDSHAKE_S)
+    try:
+        _tune(line)
+        theirs, ours = bytes(_read(line, SECRET_BYTES)), secrets.token_bytes(SECRET_BYTES)
+        line.sendall(ours + _proof(address.key, b"caller", theirs, ours))
+        if not hmac.compare_digest(_read(line, SECRET_BYTES), _proof(address.key, b"role", theirs, ours)):
+            raise ConnectionError("it does not have the key of the role")
+        line.settimeout(timeout_s)
+    except OSError:
+        line.close()
+        raise
+    return line
+
+
+def frame(number: int, content: Any) -> bytes:
+    """What travels."""
+    body = pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
+    return HEAD.pack(len(body), number) + body
+
+
+def value_of(result: tuple[bool, Any]) -> Any:
+    """The value that a role answered with.
+
+    Raises:
+        StateError: If it could not; says why.
+    """
+    is_good, value = result
+    if not is_good:
+        raise StateError(value)
+    return value
+
+
+def _proof(key: bytes, side: bytes, role_nonce: bytes, caller_nonce: bytes) -> bytes:
+    return hmac.digest(key, side + role_nonce + caller_nonce, "sha256")
+
+
+def _read(line: socket.socket, size: int) -> bytearray:
+    """Exactly so many bytes.
+
+    Raises:
+        OSError: If the other side has hung up, or nothing came for as long as the socket's timeout.
+    """
+    data = bytearray(size)
+    view, got = memoryview(data), 0
+    while got < size:
+        fresh = line.recv_into(view[got:])
+        if not fresh:
+            raise ConnectionError("the other side has hung up")
+        got += fresh
+    return data
+
+
+def _tune(line: socket.socket) -> None:
+    """Send at once, and notice a machine that is gone."""
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", LOST_AFTER_S * 1000)):
+        if hasattr(socket, name):  # Linux; elsewhere the deadline is what is left
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
