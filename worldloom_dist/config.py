@@ -110,7 +110,7 @@ class LearnerConfig:
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
     """What weights become on their way to the workers."""
     compile: Literal["off", "auto", "graph", "inductor"] = "auto"
-    """How an update runs: auto = as a captured CUDA graph where that works; off = eagerly; inductor = through torch.compile."""
+    """How an update runs: auto = as a captured CUDA graph where that works; off = eagerly; inductor = torch.compile (TD-MPC2)."""
     tf32: bool = True
     """On CUDA, multiply float32 matrices in TF32 (about 1e-3 relative error, several times faster)."""
     deterministic: bool = False

@@ -96,6 +96,8 @@ class FakeRecorder:
 class Summing:
     """Adds up the rewards it was shown."""
 
+    can_compile = True
+
     def __init__(self):
         self.total = torch.zeros(())
 
@@ -230,19 +232,23 @@ def test_an_error_of_a_compiled_update_that_has_worked_is_not_taken_for_a_failed
         step(batch_of(1.0))
 
 
+def test_an_agent_that_is_not_known_to_compile_runs_eagerly_and_the_log_says_why(caplog):
+    agent = rank_process.make("dreamerv3")
+    assert make_step(agent, "cpu", "inductor") == agent.train_step
+    assert "dreamerv3:ci has not been shown to make the same update through torch.compile" in caplog.text
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, of its compiler
-@pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
-def test_a_compiled_update_is_an_eager_one(name, caplog):
-    eager, compiled = (rank_process.make(name) for _ in range(2))
-    with caplog.at_level(logging.INFO):
+def test_a_compiled_update_is_an_eager_one(caplog):
+    eager, compiled = (rank_process.make("tdmpc2") for _ in range(2))
+    with caplog.at_level(logging.INFO, "worldloom_dist"):
         step = make_step(compiled, "cpu", "inductor")
         for number in range(3):
             batch = rank_process.batch(eager, number)
             expected, got = eager.train_step(batch), step(batch)
             assert float(got.nonfinite) == 0
-            if number == 0:  # rounding differs, so DreamerV3 draws another class sooner or later, and from there on the two part
-                same = {key: float(value) for key, value in expected.metrics.items()}
-                assert {key: float(value) for key, value in got.metrics.items()} == pytest.approx(same, rel=1e-3, abs=1e-4)
+            same = {key: float(value) for key, value in expected.metrics.items()}
+            assert {key: float(value) for key, value in got.metrics.items()} == pytest.approx(same, rel=1e-3, abs=1e-4)
     assert [r.getMessage() for r in caplog.records if "eagerly" in r.getMessage()] == []

@@ -166,7 +166,12 @@ class TDMPC2Agent(TDMPC2Policy):
 
     Args:
         config, env, device, seed: As for :class:`TDMPC2Policy`.
+
+    Attributes:
+        can_compile: ``torch.compile`` makes the same update.
     """
+
+    can_compile = True
 
     def __init__(self, config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> None:
         super().__init__(config, env, device=device, seed=seed)
