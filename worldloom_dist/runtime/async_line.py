@@ -10,7 +10,7 @@ import pickle
 import time
 from typing import Any
 
-from worldloom_dist.runtime.line import HEAD, REDIAL_EVERY_S, Address, frame, open_line, value_of
+from worldloom_dist.runtime.line import HEAD, REDIAL_EVERY_S, Address, frame, open_line, uses_tls, value_of
 from worldloom_dist.runtime.remote import Remote
 
 __all__ = ["AsyncLine"]
@@ -67,7 +67,7 @@ class AsyncLine:
     async def _is_open(self) -> bool:
         """Open a line if there is none; False when that failed a short time ago. A role that is away is waited for."""
         async with self._dialling:
-            if self._writer is not None or time.monotonic() < self._dial_at:
+            if self._writer is not None or time.monotonic() < self._dial_at or uses_tls():
                 return self._writer is not None
             address = Address(*await self._role.acall("address"))
             try:

@@ -6,7 +6,8 @@
 What is called for every decision (an inference server) or every chunk (a shard, the ledger) must be cheap, and a call over Ray
 costs both sides several milliseconds of CPU (``docs/adr/005-calls-over-a-socket.md``). A line is opened with a key that the role
 makes at random and tells over Ray, so who may not call the actor may not call here; both sides show that they have it before
-anything is read. What travels afterwards is pickled and not encrypted, as between Ray's own processes.
+anything is read. What travels afterwards is pickled and not encrypted, as between Ray's own processes; where Ray uses TLS,
+everything goes over Ray.
 
 Unblocked by: the answer; the end of the other process, which breaks the line at once; the death of its machine, by keep-alive; the
 deadline. A call that was under way is made again, so only what is safe to repeat goes through a line.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 import pickle
 import secrets
 import socket
@@ -32,7 +34,7 @@ import ray
 from worldloom.core.exceptions import StateError
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 
-__all__ = ["HEAD", "Address", "Door", "Line", "frame", "open_line", "value_of"]
+__all__ = ["HEAD", "Address", "Door", "Line", "frame", "open_line", "uses_tls", "value_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +225,7 @@ class Line:
 
     def _dial(self) -> bool:
         """Open a line; False when that failed a short time ago. A role that is away is waited for."""
-        if time.monotonic() < self._dial_at:
+        if time.monotonic() < self._dial_at or uses_tls():
             return False
         address = Address(*self.role.call("address", patience_s=self.patience_s))
         try:
@@ -234,6 +236,11 @@ class Line:
             return False
         self._lines, self._early = self._lines + 1, {}
         return True
+
+
+def uses_tls() -> bool:
+    """True where Ray encrypts, and a line of our own would not."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def open_line(address: Address, timeout_s: float | None) -> socket.socket:

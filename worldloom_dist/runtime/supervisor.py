@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PING_EVERY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 0.5, 30.0
 LEAVE_WITHIN_S, STEADY_S = 20.0, 5.0
+PINGS_PER_S = 16.0
+"""Pings of all roles together; with more roles each of them is asked less often."""
 
 
 @dataclass
@@ -214,7 +216,7 @@ class Supervisor:
 
     def _check_ping(self, role: Role, now: float) -> None:
         if role._ping is None:
-            if now - role._asked_at >= PING_EVERY_S:
+            if now - role._asked_at >= max(PING_EVERY_S, len(self.roles) / PINGS_PER_S):
                 role._ping, role._asked_at = role.handle.ping.remote(), now
             return
         answered, _ = ray.wait([role._ping], timeout=0)

@@ -161,6 +161,16 @@ def test_ray_stands_in_when_nothing_connects() -> None:
         assert ray.acted == 2
 
 
+def test_where_ray_encrypts_everything_goes_over_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with serving() as server:
+        ray = NoRay(server)
+        assert envs_of(Line(ray, "act", 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(asyncio.run(AsyncLine(ray, "act").call(request_of(2)))) == [2]
+        assert ray.acted == 2
+        assert not server.asked
+
+
 def test_who_does_not_know_the_key_is_not_heard() -> None:
     with serving() as server:
         ray = NoRay(server)
