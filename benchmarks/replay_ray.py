@@ -7,9 +7,10 @@
 Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8 (of Pong, or noise) and the other columns of an
 Atari env; 512 rows are made before the clock starts and written again and again. Writers go the way of a run: row by row into
 chunks of 64, encoded (zstd level 1 where that saves a tenth: frames of Pong, not noise), four in flight per writer. The shard
-checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, decoded by the sampler where that sends
-at most a quarter of the bytes (Pong), else by the shard; samplers have two in flight. Rates are wall time and count logical
-image bytes, that is, before compression. No ledger takes part: nothing limits either side.
+checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, which the sampler puts together from what
+is stored (compressed chunks of Pong, raw rows of noise); samplers have two in flight. Rates are wall time and count logical image
+bytes, that is, before compression. No ledger takes part: nothing limits either side. Both sides run for 1.5 s before they are
+measured.
 
 Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
 compressed chunks that its samplers decode, and keeps them in memory only, without a journal. In ``reverb`` its items do not
@@ -21,11 +22,15 @@ which is what our windows do. ``ours`` journals to the folder for temporary file
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import tempfile
 import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,8 @@ from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.shard import Durability, ReplayShard
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.line import Address, Door, Line
+from worldloom_dist.runtime.remote import Remote
 
 WINDOWS, LENGTH = 16, 64
 FRAME_BYTES = 64 * 64 * 3
@@ -67,7 +74,7 @@ class Bare:
 
 
 class Shard:
-    """A replay shard without its ledger; several calls at a time."""
+    """A replay shard without its ledger; several calls at a time. Chunks come over a line, batches leave over Ray, as in a run."""
 
     def __init__(self, folder: str, index: int, packed: tuple[str, ...] | None, durability: Durability) -> None:
         keep_freed_memory()
@@ -76,32 +83,39 @@ class Shard:
         self._shard = ReplayShard(
             index, image_columns(), sampling, capacity_steps=CAPACITY, directory=directory, packed=packed, durability=durability
         )
+        self._door = Door(self.append, is_private=True)
 
-    def append(self, chunk: Chunk) -> bool:
+    async def address(self) -> Address:
+        """Where chunks go, as in a run."""
+        return await self._door.address()
+
+    async def append(self, chunk: Chunk) -> bool:
         """Journal and store a chunk."""
-        return self._shard.append(chunk)
+        return await asyncio.to_thread(self._shard.append, chunk)
 
-    def sample(self, request: SampleRequest) -> SampledWindows | PackedWindows:
+    async def sample(self, request: SampleRequest) -> SampledWindows | PackedWindows:
         """Draw windows."""
-        return self._shard.sample_packed(request)
+        return await asyncio.to_thread(self._shard.sample_packed, request)
 
 
 class InFlight:
     """A ``ReplayWriter`` that waits for the oldest chunk when too many are on their way."""
 
-    def __init__(self, shard: Any) -> None:
-        self._shard, self._pending = shard, []
+    def __init__(self, shard: str) -> None:
+        self._line, self._pending = Line(Remote(shard), "append", None, 10.0), []
 
     def append(self, chunk: Chunk) -> bool:
         """Send."""
-        self._pending.append(self._shard.append.remote(chunk))
+        self._pending.append(self._line.submit(chunk))
         if len(self._pending) > CHUNKS_IN_FLIGHT - 1:
-            ray.get(self._pending.pop(0))
+            self._pending.pop(0)()
         return True
 
     def drain(self) -> None:
         """Wait for all."""
-        ray.get(self._pending)
+        for wait in self._pending:
+            wait()
+        self._line.close()
 
 
 class Writer:
@@ -111,7 +125,7 @@ class Writer:
         keep_freed_memory()
         self._slot, self._life, self._rows = slot, 0, {kind: load_rows(folder, kind) for kind in KINDS}
 
-    def write(self, shard: Any, kind: str, seconds: float, most: int = 1 << 40) -> tuple[int, float]:
+    def write(self, shard: str, kind: str, seconds: float, most: int = 1 << 40) -> tuple[int, float]:
         """Write for so long, or so many chunks; returns how many, and the seconds until the last was acknowledged."""
         rows, out, chunks = self._rows[kind], InFlight(shard), 0
         self._life += 1
@@ -132,8 +146,9 @@ class Sampler:
     def __init__(self) -> None:
         keep_freed_memory()
 
-    def sample(self, shards: list[Any], seed: int, seconds: float) -> tuple[int, float]:
+    def sample(self, names: list[str], seed: int, seconds: float) -> tuple[int, float]:
         """Sample for so long; returns how many batches, and the seconds until the last was there."""
+        shards = [ray.get_actor(name) for name in names]
         begin, batches, pending = time.monotonic(), 0, []
         while time.monotonic() - begin < seconds:
             pending.append(shards[batches % len(shards)].sample.remote(SampleRequest(WINDOWS, (seed, batches))))
@@ -162,9 +177,9 @@ def rows_file(folder: str, kind: str) -> Path:
     return Path(folder) / f"{kind}.npz"
 
 
-def actor(kind: type, *arguments: Any, threads: int = 1) -> Any:
+def actor(kind: type, *arguments: Any, name: str | None = None) -> Any:
     """A Ray actor without resources of its own."""
-    return ray.remote(kind).options(num_cpus=0, max_concurrency=threads).remote(*arguments)
+    return ray.remote(kind).options(num_cpus=0, name=name).remote(*arguments)
 
 
 @dataclass(frozen=True)
@@ -194,9 +209,19 @@ class Bench:
             folder, seconds, [actor(Writer, i, folder) for i in range(writers)], [actor(Sampler) for _ in range(samplers)], reverb
         )
 
-    def shard(self, journal: str, index: int = 0, packed: tuple[str, ...] | None = None, durability: Durability = "journal") -> Any:
-        """A new shard."""
-        return actor(Shard, journal, index, packed, durability, threads=8)
+    @contextlib.contextmanager
+    def shards(
+        self, count: int = 1, packed: tuple[str, ...] | None = None, durability: Durability = "journal"
+    ) -> Iterator[list[str]]:
+        """So many new shards; gives their names."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as journal:
+            names = [f"shard-{uuid.uuid4().hex}" for _ in range(count)]
+            actors = [actor(Shard, journal, index, packed, durability, name=name) for index, name in enumerate(names)]
+            try:
+                yield names
+            finally:
+                for shard in actors:
+                    ray.kill(shard)
 
 
 def bench_transfer(bench: Bench) -> dict[str, Any]:
@@ -205,11 +230,9 @@ def bench_transfer(bench: Bench) -> dict[str, Any]:
     bare = actor(Bare, (WINDOWS, LENGTH, 64, 64, 3))
     for kind in KINDS:
         for name, packed in (("plain", ()), ("packed", None)):
-            with tempfile.TemporaryDirectory(dir=bench.folder) as journal:
-                shard = bench.shard(journal, packed=packed)
+            with bench.shards(packed=packed) as (shard,):
                 ray.get(bench.writers[0].write.remote(shard, kind, 60.0, FILL_CHUNKS))
-                results[f"{kind}_{name}"] = compare_transfer(bare, shard, bench.seconds)
-                ray.kill(shard)
+                results[f"{kind}_{name}"] = compare_transfer(bare, ray.get_actor(shard), bench.seconds)
     ray.kill(bare)
     return results
 
@@ -265,16 +288,13 @@ def mixed(
     bench: Bench, kind: str, writers: int, samplers: int, num_shards: int = 1, durability: Durability = "journal"
 ) -> dict[str, float]:
     """Rates of so many writers and samplers at the same time."""
-    with tempfile.TemporaryDirectory(dir=bench.folder) as journal:
-        shards = [bench.shard(journal, index, durability=durability) for index in range(num_shards)]
+    with bench.shards(num_shards, durability=durability) as shards:
         ray.get([w.write.remote(s, kind, 60.0, FILL_CHUNKS) for w, s in zip(bench.writers, shards, strict=False)])
         sources, readers = bench.writers[:writers], bench.samplers[:samplers]
         for seconds in (WARM_S, bench.seconds):  # only what the second pass did is kept: the first maps memory
             writes = [w.write.remote(shards[i % num_shards], kind, seconds) for i, w in enumerate(sources)]
             reads = [reader.sample.remote(shards, 100 + seed, seconds) for seed, reader in enumerate(readers)]
             chunks_per_s, batches_per_s = (sum(done / took for done, took in ray.get(work)) for work in (writes, reads))
-        for shard in shards:
-            ray.kill(shard)
     return {
         "insert_mb_per_s": chunks_per_s * CHUNK_ROWS * FRAME_BYTES / 1e6,
         "sample_mb_per_s": batches_per_s * WINDOWS * LENGTH * FRAME_BYTES / 1e6,

@@ -80,6 +80,7 @@ class _Visitor(asyncio.Protocol):
         self._ask, self._key, self._nonce = ask, key, secrets.token_bytes(SECRET_BYTES)
         self._arrived, self._is_trusted = bytearray(), False
         self._patience: asyncio.TimerHandle | None = None
+        self._asked: set[asyncio.Future[Any]] = set()  # a loop alone does not keep them alive
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -107,7 +108,9 @@ class _Visitor(asyncio.Protocol):
             start += HEAD.size
             content = pickle.loads(bytes(memoryview(self._arrived)[start : start + size]))
             start += size
-            asyncio.ensure_future(self._ask(content)).add_done_callback(partial(self._answer, number))
+            asked = asyncio.ensure_future(self._ask(content))
+            self._asked.add(asked)
+            asked.add_done_callback(partial(self._answer, number))
         del self._arrived[:start]
 
     def _may_enter(self) -> bool:
@@ -126,6 +129,7 @@ class _Visitor(asyncio.Protocol):
         return True
 
     def _answer(self, number: int, future: asyncio.Future[Any]) -> None:
+        self._asked.discard(future)
         if future.cancelled() or self._transport.is_closing():
             return
         error = future.exception()
