@@ -272,10 +272,10 @@ class ShardRole:
 
     async def lifeline(self) -> None:
         """Own up to what the disk lost, then report to the ledger for as long as the process lives."""
-        await self._import_new()
         known = await self._ledger.acall("last_books", self._index, patience_s=120.0)
-        if known is not None:
+        if known is not None:  # before files are stored again, or their rows would stand for those that are lost
             await asyncio.to_thread(self._shard.declare_lost, known)
+        await self._import_new()
         await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
         self._joined.set()
         flush, save = Pace(FLUSH_EVERY_S), Pace(WEIGHTS_EVERY_S)
