@@ -7,7 +7,8 @@ Three numbers, measured one after the other on this machine:
 * ``staged``: updates/s of the learner alone on one batch that is ready in memory, pinned to one core;
 * ``live``: updates/s of a run on Ray with live actors that always owe training something (a high train ratio), after its burst,
   with the share of the training thread's time by phase, and what an update takes of the learner's core: CPU of the training
-  thread, CPU of the process's other threads (feed, Ray), and how long the training thread waited for the core;
+  thread, CPU of the process's other threads (feed, Ray), and how long the training thread waited for the core; once with the whole
+  learner process on a core of its own, and once with the training thread alone there;
 * ``checkpoint``: how long the training thread stands still for one, and ``publish`` likewise.
 
 With CUDA there are also milliseconds per update with and without a captured graph. Writes benchmarks/results/learner[_LABEL].json.
@@ -97,14 +98,16 @@ def measure_staged(plan: Plan, seconds: float, folder: Path) -> dict[str, float]
     }
 
 
-def measure_live(words: list[str], seconds: float, core: int | None, folder: Path) -> dict[str, float]:
-    """A whole run with live actors; the learner has ``core`` to itself, and all other roles share the rest."""
+def measure_live(words: list[str], seconds: float, core: int, folder: Path, *, alone: bool) -> dict[str, float]:
+    """A whole run with live actors; the learner has ``core`` to itself, and all other roles share the rest.
+
+    With ``alone``, the threads that fetch its batches are kept off that core too.
+    """
     command = [sys.executable, "-m", "worldloom_dist.launch", *words, "--run-dir", str(folder), "--metrics-port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     try:
         learner = _wait_for_learner(folder, process)
-        if core is not None:
-            _pin(process, learner, core)
+        _pin(process, learner, core, alone=alone)
         time.sleep(5.0)
         first = _next_line(folder, process)
         threads = _threads(learner)
@@ -141,12 +144,15 @@ def _used(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, 
     return {"training_thread_cpu": spent[0][0], "training_thread_waited": spent[0][1], "other_threads_cpu": others}
 
 
-def _pin(process: subprocess.Popen, learner: int, core: int) -> None:
-    """Give every thread of the learner ``core``, and every other process of the run the other cores."""
-    others = os.sched_getaffinity(0) - {core}
+def _pin(process: subprocess.Popen, learner: int, core: int, *, alone: bool) -> None:
+    """Give every thread of the learner ``core`` (or, ``alone``, its training thread), and everything else the other cores."""
+    others = os.sched_getaffinity(0) - {core} or {core}
+    used = _threads(learner)
+    training = max(used, key=lambda name: used[name])
     for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         for thread in member.threads():
-            os.sched_setaffinity(thread.id, {core} if member.pid == learner else others or {core})
+            is_there = member.pid == learner and (not alone or thread.id == int(training))
+            os.sched_setaffinity(thread.id, {core} if is_there else others)
 
 
 def _wait_for_learner(folder: Path, process: subprocess.Popen) -> int:
@@ -209,8 +215,9 @@ def main() -> None:
                 result[f"cuda_{mode}"] = measure_staged(own, options.seconds / 3, Path(folder) / mode)
         os.sched_setaffinity(0, set(cores))
         if not options.no_live:
-            live = result["live"] = measure_live(words, options.seconds, cores[-1], Path(folder) / "run")
-            result["live_over_staged"] = live["updates_per_s"] / staged["updates_per_s"]
+            for name, alone in (("live", False), ("live_training_thread_alone", True)):
+                live = result[name] = measure_live(words, options.seconds, cores[-1], Path(folder) / name, alone=alone)
+                result[f"{name}_over_staged"] = live["updates_per_s"] / staged["updates_per_s"]
     text = json.dumps(result, indent=2)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"learner{'_' + options.label if options.label else ''}.json").write_text(text + "\n")

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SAMPLE_TIMEOUT_S = 30.0
-ROUND_S, MOST_AT_ONCE = 0.2, 8
+ROUND_S, MOST_AT_ONCE = 0.15, 8
 """A round asks for as many batches as the learner trains in so many seconds, at least 1 and at most so many."""
 
 Given = SampledWindows | PackedWindows
@@ -63,7 +63,8 @@ class Feed(Generic[T]):
         self._asker, self._stage = f"learner-{rank}", stage
         self._ledger = Remote("ledger-0")
         self._shards = [Remote(f"shard-{index}") for index in range(plan.config.replay.shards)]
-        self._ready: queue.Queue[T | Exception] = queue.Queue(maxsize=plan.config.learner.prefetch)
+        self._prefetch = plan.config.learner.prefetch
+        self._ready: queue.Queue[T | Exception] = queue.Queue(maxsize=self._prefetch)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
@@ -115,6 +116,7 @@ class Feed(Generic[T]):
                 if grants is None:
                     return
                 started = time.monotonic()
+                self._ready.maxsize = max(self._prefetch, len(grants))  # work for as long as the next round may take
                 for windows in self._collect(batches, grants):
                     self._put(self._stage(windows))
                     self._batch += self._ranks

@@ -76,6 +76,7 @@ def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_wit
     asked = [seed for seeds in roles.rounds for seed in seeds]
     assert [seed[1] for seed in asked] == list(range(5, 5 + len(asked))), "no batch is skipped or drawn twice"
     assert max(map(len, roles.rounds)) == MOST_AT_ONCE
+    assert feed.gauges()["queue_capacity_items{queue=batches}"].value > 2, "the queue holds a round while the next one is asked for"
     for seed, windows in zip(asked, given, strict=False):
         half = feed._windows // 2
         expected = SampledWindows.concatenate([windows_of(i, SampleRequest(half, (*seed, i + 1))) for i in (0, 1)])
