@@ -4,7 +4,7 @@
     caller ==number, content==> Door -> ask(content) ;  caller <==number, result==            for every call
 
 What is called for every decision (an inference server) or every chunk (a shard, the ledger) must be cheap, and a call over Ray
-costs both sides several milliseconds of CPU (``docs/adr/005-calls-over-a-socket.md``). A line is opened with a key that the role
+costs both sides several milliseconds of CPU (``docs/adr/007-calls-over-a-socket.md``). A line is opened with a key that the role
 makes at random and tells over Ray, so who may not call the actor may not call here; both sides show that they have it before
 anything is read. What travels afterwards is pickled and not encrypted, as between Ray's own processes; where Ray uses TLS,
 everything goes over Ray.
