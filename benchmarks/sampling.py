@@ -3,10 +3,10 @@
     python benchmarks/sampling.py --sample-factory DIR/bin/python     # about six minutes; writes benchmarks/results/sampling.json
 
 Ours is the run that a user starts: two env workers with eight envs each on Ray, every row in a chunk, encoded, acknowledged by a
-replay shard that journals it. One thing is changed: actions are random until the first training, which never comes at this train
-ratio. Theirs is described in ``benchmarks/peers/sample_factory_peer.py``: a policy that ignores what it sees, and trajectories that
-are dropped. ``env_processes`` says whether each of our envs is a process of its own, so that a hang costs one env; theirs never
-are. Our roles lower their priority and theirs do not, so measure on a machine that does nothing else.
+replay shard that journals it. One thing is changed: the agent begins with a prefill of random actions that never ends. Theirs is
+described in ``benchmarks/peers/sample_factory_peer.py``: a policy that ignores what it sees, and trajectories that are dropped.
+``env_processes`` says whether each of our envs is a process of its own, so that a hang costs one env; theirs never are. Our roles
+lower their priority and theirs do not, so measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from context import context
 from scale import roles, summary, wait
 
 WORKERS, ENVS, TURNS, WARM_S = 2, 8, 3, 5.0
+PREFILL = 1_000_000_000
 CASES = {
     "pong": "--env atari:pong --env.image-size 64 --env.grayscale False --env.sticky 0 --env.full-actions False",
     "half_cheetah": "--env mujoco:half-cheetah",
@@ -82,7 +83,8 @@ def launch_at_random(words: list[str]) -> int:
     def resolve_at_random(config: Any) -> Any:
         """The plan of a run that begins with random actions."""
         whole = resolve(config)
-        return dataclasses.replace(whole, spec=dataclasses.replace(whole.spec, random_prefill=True))
+        limits = dataclasses.replace(whole.limits, prefill_agent_steps=PREFILL)
+        return dataclasses.replace(whole, limits=limits, spec=dataclasses.replace(whole.spec, random_prefill=True))
 
     plan.resolve = resolve_at_random
     return launch.main(words)
