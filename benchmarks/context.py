@@ -11,6 +11,9 @@ from typing import Any
 
 __all__ = ["context"]
 
+CODE = ["--", ":(top)", ":(top,exclude)benchmarks/results"]
+"""What must be committed: everything but what an earlier script has just written."""
+
 
 def context() -> dict[str, Any]:
     """Machine, load, commit and command, ready for JSON."""
@@ -18,9 +21,9 @@ def context() -> dict[str, Any]:
     model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False).stdout.strip()
+    status = subprocess.run([*git, "status", "--porcelain", "-uno", *CODE], capture_output=True, text=True, check=False).stdout
     return {
         "machine": {"cpu": model, "cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()},
-        "commit": commit + ("+changes" if changed else ""),
+        "commit": commit + ("+changes" if status.strip() else ""),
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
     }
