@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "replay_ray.json")
     arguments = parser.parse_args()
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    keep_freed_memory()
     ray.init(
         num_cpus=2,
         include_dashboard=False,
