@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ACTION", "OBS", "ArraySpec", "EnvSpec", "column_name", "group_keys"]
+__all__ = ["ACTION", "OBS", "ArraySpec", "EnvSpec", "all_finite", "column_name", "group_keys"]
 
 OBS, ACTION = "obs", "action"
 
@@ -126,6 +126,15 @@ class EnvSpec:
         specs = {group: {k: ArraySpec.from_dict(v) for k, v in data[group].items()} for group in (OBS, ACTION)}
         rest = {k: data[k] for k in ("name", "episode_limit", "action_repeat", "may_terminate", "settings")}
         return cls(obs=specs[OBS], action=specs[ACTION], **rest)
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """True when no element of a float array is NaN or infinite.
+
+    One number tells nearly always, in a fifth of the time: a sum of squares is finite only if every element is. Squares of large
+    elements overflow, so only a look at every element can say no.
+    """
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def column_name(group: str, key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError, WorldLoomError
-from worldloom.core.specs import EnvSpec
+from worldloom.core.specs import EnvSpec, all_finite
 from worldloom.envs.config import EnvLimits
 from worldloom.envs.faults import EnvFault, FaultBook
 from worldloom.envs.vector import EnvStep, env_seed
@@ -54,6 +54,8 @@ class LocalVectorEnv:
         self._started = False
         self.spec: EnvSpec = envs[0].spec
         self.num_envs = num_envs
+        self._blank = EnvStep.blank(self.spec, num_envs)
+        self._float_keys = [key for key, array in self.spec.obs.items() if array.dtype != "uint8"]
 
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start a new episode everywhere (see :class:`VectorEnv`)."""
@@ -116,7 +118,7 @@ class LocalVectorEnv:
 
     def _sweep(self, advance: Callable[[EnvStep, int, EnvAdapter], None]) -> EnvStep:
         """Advance each env once, at least one of them for real."""
-        row = EnvStep.blank(self.spec, self.num_envs)
+        row = self._blank.copy()
         for index, env in enumerate(self._envs):
             try:
                 if env is not None:
@@ -129,17 +131,17 @@ class LocalVectorEnv:
                 self._fail(row, index, error)
         while (broken := self._not_finite(row)) is not None:
             self._fail(row, broken, EnvFailureError("an observation holds a number that is not finite"))
-        if not row.live.any():
+        if True not in row.live.tolist():
             self._sleep(min(self._book.wait_s(index) for index in range(self.num_envs)))
             return self._sweep(advance)
-        self._ended = list(row.is_last)
+        self._ended = row.is_last.tolist()
         return row
 
     def _not_finite(self, row: EnvStep) -> int | None:
         """The first env with a NaN or infinity; looked for in all rows at once, because that is cheaper."""
-        for value in row.obs.values():
-            if value.dtype != np.uint8 and not np.isfinite(value).all():
-                return int(np.argwhere(~np.isfinite(value))[0, 0])
+        for key in self._float_keys:
+            if not all_finite(row.obs[key]):
+                return int(np.argwhere(~np.isfinite(row.obs[key]))[0, 0])
         return None
 
     def _build_one(self) -> EnvAdapter:

@@ -17,12 +17,13 @@ import numpy as np
 from gymnasium import spaces
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, ShapeMismatchError
-from worldloom.core.specs import ACTION, OBS, ArraySpec
+from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite
 
 __all__ = ["ActionMapper", "ObsMapper"]
 
 MIN_IMAGE_SIDE = 32
 MAX_CHANNELS = 16
+LOWEST, HIGHEST = np.array(-1, np.float32), np.array(1, np.float32)  # arrays, because numpy converts a number at every call
 Converter = Callable[[np.ndarray], np.ndarray]
 
 
@@ -68,10 +69,10 @@ class ObsMapper:
         result = {}
         for key, leaf in self._leaves.items():
             value = np.asarray(_find(obs, leaf.path) if leaf.path else obs)
-            if value.shape != (*lead, *leaf.native_shape):
-                raise ShapeMismatchError(f"observation {key!r}", (*lead, *leaf.native_shape), value.shape)
+            if value.shape != lead + leaf.native_shape:
+                raise ShapeMismatchError(f"observation {key!r}", lead + leaf.native_shape, value.shape)
             array = leaf.convert(value)
-            if check_finite and array.dtype != np.uint8 and not np.isfinite(array).all():
+            if check_finite and array.dtype != np.uint8 and not all_finite(array):
                 raise EnvFailureError(f"observation {key!r} holds a number that is not finite")
             result[key] = array
         return result
@@ -91,6 +92,7 @@ class ActionMapper:
         self._space = space
         self._leaves = {key: _action_leaf(path, leaf) for key, path, leaf in _walk(space, ACTION)}
         self.specs: dict[str, ArraySpec] = {key: self._leaves[key].spec for key in sorted(self._leaves)}
+        self._is_one_array = all(leaf.path == () for leaf in self._leaves.values())
 
     def __call__(self, action: Mapping[str, np.ndarray], lead: tuple[int, ...] = ()) -> Any:
         """Convert one action (with the leading axes ``lead``).
@@ -103,8 +105,8 @@ class ActionMapper:
             if key not in action:
                 raise ShapeMismatchError("keys of an action", sorted(self._leaves), sorted(action))
             value = np.asarray(action[key])
-            if value.shape != (*lead, *leaf.spec.shape):
-                raise ShapeMismatchError(f"action {key!r}", (*lead, *leaf.spec.shape), value.shape)
+            if value.shape != lead + leaf.spec.shape:
+                raise ShapeMismatchError(f"action {key!r}", lead + leaf.spec.shape, value.shape)
             native[leaf.path] = leaf.convert(value)
         return native[()] if () in native else _nest(self._space, native, ())
 
@@ -129,7 +131,7 @@ class ActionMapper:
         Raises:
             ShapeMismatchError: As for a single action.
         """
-        if all(leaf.path == () for leaf in self._leaves.values()):
+        if self._is_one_array:
             native: Sequence[Any] = self(action, (count,))
             return native
         return [self({key: value[index] for key, value in action.items()}) for index in range(count)]
@@ -259,7 +261,7 @@ class _Rescale:
         self._is_unit = bool(np.all((low == -1) & (high == 1))) and self._dtype.kind == "f"
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
-        unit = np.minimum(np.maximum(value, -1.0), 1.0)
+        unit = np.minimum(np.maximum(value, LOWEST), HIGHEST)
         if not self._is_unit:
             unit = np.minimum(np.maximum(unit * self._scale + self._shift, self._low), self._high)
         native: np.ndarray = (np.rint(unit) if self._dtype.kind in "iu" else unit).astype(self._dtype, copy=False)

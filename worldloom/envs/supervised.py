@@ -87,6 +87,7 @@ class SupervisedVectorEnv:
             self.close()
             raise
         self.spec: EnvSpec = self._spec
+        self._blank: EnvStep = EnvStep.blank(self.spec, num_envs)
 
     @property
     def pids(self) -> list[int | None]:
@@ -139,7 +140,7 @@ class SupervisedVectorEnv:
             slot.process, slot.phase = None, _Phase.DOWN
 
     def _collect(self) -> EnvStep:
-        row = EnvStep.blank(self.spec, self.num_envs)
+        row = self._blank.copy()
         self._relaunch_due()
         while any(slot.phase is _Phase.BUSY for slot in self._slots) or not row.live.any():
             self._wait_once(row)

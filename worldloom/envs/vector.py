@@ -19,7 +19,10 @@ import numpy as np
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.faults import EnvFault
 
-__all__ = ["EnvStep", "VectorEnv", "env_seed", "sample_actions"]
+__all__ = ["EnvStep", "RandomActions", "VectorEnv", "env_seed", "sample_actions"]
+
+STEPS_AHEAD = 64
+"""For how many steps random actions are drawn at once."""
 
 
 @dataclass(slots=True)
@@ -47,6 +50,12 @@ class EnvStep:
         flags = (np.ones(num_envs, bool), *(np.zeros(num_envs, bool) for _ in range(3)))
         return cls(obs, np.zeros(num_envs, np.float32), *flags)
 
+    def copy(self) -> EnvStep:
+        """The same rows in arrays of their own."""
+        obs = {key: array.copy() for key, array in self.obs.items()}
+        flags = (self.is_first.copy(), self.terminated.copy(), self.truncated.copy(), self.live.copy())
+        return EnvStep(obs, self.reward.copy(), *flags)
+
     @property
     def is_last(self) -> np.ndarray:
         """``[N]`` bool: the episode ends with this row."""
@@ -62,7 +71,8 @@ class EnvStep:
         """Enter the row that an action led to."""
         self._put(env, obs)
         self.is_first[env], self.reward[env] = False, reward
-        self.terminated[env], self.truncated[env] = terminated, truncated
+        if terminated or truncated:
+            self.terminated[env], self.truncated[env] = terminated, truncated
 
     def clear(self, env: int) -> None:
         """Take a row back: there is none."""
@@ -121,18 +131,58 @@ def env_seed(seed: int, env: int, rebuild: int = 0) -> int:
 
 def sample_actions(spec: EnvSpec, generators: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
     """Uniformly random actions ``[N, ...]``, row i drawn from ``generators[i]`` alone."""
+    return {key: block[0] for key, block in _draw(spec, generators, 1).items()}
+
+
+class RandomActions:
+    """What :func:`sample_actions` gives step after step, each env with a generator of its own; used by one thread.
+
+    Drawn for many steps at once, which gives the same numbers in a fraction of the time.
+
+    Args:
+        spec: Which actions.
+        num_envs: N.
+        seed: Root of the generators.
+    """
+
+    def __init__(self, spec: EnvSpec, num_envs: int, seed: int) -> None:
+        self._spec = spec
+        self._generators = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(num_envs)]
+        self._blocks: dict[str, np.ndarray] = {}
+        self._left = 0
+
+    def __call__(self) -> dict[str, np.ndarray]:
+        """The actions of the next step, per key ``[N, ...]``."""
+        if not self._left:
+            self._blocks, self._left = _draw(self._spec, self._generators, STEPS_AHEAD), STEPS_AHEAD
+        step, self._left = STEPS_AHEAD - self._left, self._left - 1
+        return {key: block[step] for key, block in self._blocks.items()}
+
+    def states(self) -> list[dict[str, Any]]:
+        """The state of every generator after the steps that were asked for; what was drawn ahead is given back."""
+        unused = self._left * sum(array.size for array in self._spec.action.values())
+        self._left = 0
+        for generator in self._generators:
+            generator.bit_generator.advance(-unused)  # type: ignore[attr-defined]  # PCG64 has it
+        return [dict(generator.bit_generator.state) for generator in self._generators]
+
+    def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Inverse of :meth:`states`."""
+        self._left = 0
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.bit_generator.state = state
+
+
+def _draw(spec: EnvSpec, generators: Sequence[np.random.Generator], steps: int) -> dict[str, np.ndarray]:
+    """Uniformly random actions ``[steps, N, ...]``."""
     sizes = [array.size for array in spec.action.values()]
-    uniform = np.empty((len(generators), sum(sizes)))
-    for row, rng in enumerate(generators):
-        rng.random(out=uniform[row])
+    uniform = np.empty((len(generators), steps, sum(sizes)))
+    for own, generator in zip(uniform, generators, strict=True):
+        generator.random(out=own)
     result, start = {}, 0
     for (key, array), size in zip(spec.action.items(), sizes, strict=True):
-        part = uniform[:, start : start + size].reshape(-1, *array.shape)
+        part = uniform[..., start : start + size].swapaxes(0, 1).reshape(steps, -1, *array.shape)
+        part = np.floor(part * np.reshape(array.num_classes, array.shape)) if array.is_discrete else part * 2 - 1
+        result[key] = part.astype(array.dtype, order="C")
         start += size
-        if array.is_discrete:
-            part = np.floor(part * np.reshape(array.num_classes, array.shape))
-        else:
-            part *= 2  # in place: the numbers are nobody else's
-            part -= 1
-        result[key] = part.astype(array.dtype)
     return result

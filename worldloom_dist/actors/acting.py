@@ -181,7 +181,7 @@ class LocalActing:
         started = self._clock()
         out = self._policy.act(obs, self._carry, is_first, explore=self._explore)
         self._meter.add(len(is_first), self._clock() - started)
-        self._carry = out.carry if live is None or live.all() else _merge(self._carry, out.carry, live)
+        self._carry = out.carry if live is None or False not in live.tolist() else _merge(self._carry, out.carry, live)
         return Actions(out.action, out.extras, self.version)
 
     def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:

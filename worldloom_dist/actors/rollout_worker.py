@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ import numpy as np
 from worldloom.core.exceptions import StateError, TrainingError
 from worldloom.core.metrics import MetricMap, Sum, Tally, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
-from worldloom.core.specs import ACTION, OBS, ArraySpec, column_name
-from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
+from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
+from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions
 from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.metric_names import BUCKETS_S
@@ -88,7 +89,7 @@ class RolloutWorker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slot, self.incarnation, self.first_env = slot, incarnation, first_env
-        self._acting, self._columns, self._clock = acting, columns, clock
+        self._acting, self._clock = acting, clock
         self._env = env()
         self.spec, self.num_envs = self._env.spec, self._env.num_envs
         self._writers = [
@@ -100,12 +101,17 @@ class RolloutWorker:
         ]  # fmt: skip
         self._seed = seed
         self._reset_seed: int | None = None
-        self._rngs = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(self.num_envs)]
+        self._random = RandomActions(self.spec, self.num_envs, seed)
+        self._obs_columns = [(key, column_name(OBS, key)) for key in self.spec.obs]
+        self._action_columns = [(key, column_name(ACTION, key)) for key in self.spec.action]
+        own = self.spec.columns()
+        self._no_extras = {name: spec.zeros(self.num_envs) for name, spec in columns.items() if name not in own}
         self._may_use_policy = may_use_policy or self._has_weights
         self._is_random = random_prefill
         self._row: EnvStep | None = None
+        self._ended = [False] * self.num_envs  # of the row, as plain values
         self._question: Callable[[], Actions] | None = None
-        self._returns, self._lengths = np.zeros(self.num_envs), np.full(self.num_envs, -1)
+        self._returns, self._lengths = [0.0] * self.num_envs, [-1] * self.num_envs
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
@@ -127,8 +133,7 @@ class RolloutWorker:
     @property
     def begins_episode(self) -> bool:
         """True when the next :meth:`step` contains the reset of an env."""
-        row = self._row
-        return row is None or bool(row.is_last.any())
+        return self._row is None or True in self._ended
 
     @property
     def open_rows(self) -> int:
@@ -160,20 +165,19 @@ class RolloutWorker:
         assert self._row is not None
         assert self._question is not None
         row, choice, self._question = self._row, self._question(), None
-        _check_finite(choice)
         chosen = self._clock()
         written = self._store(row, choice)
         stored = self._clock()
         try:
-            self._row = self._env.step(choice.action)
+            self._arrive(self._env.step(choice.action))
         except Exception:
             self.flush()
             raise
-        self._collect_faults()
         stepped = self._clock()
         self._env_times.add(stepped - stored)
-        for state, seconds in (("inference", chosen - started), ("encode", stored - chosen), ("env", stepped - stored)):
-            self._seconds[state] += seconds
+        self._seconds["inference"] += chosen - started
+        self._seconds["encode"] += stored - chosen
+        self._seconds["env"] += stepped - stored
         return written
 
     def flush(self) -> None:
@@ -226,27 +230,26 @@ class RolloutWorker:
         return {
             "env": envs,
             "row": None if row is None else {**{f"obs/{key}": value for key, value in row.obs.items()}, **_flags(row)},
-            "rngs": [rng.bit_generator.state for rng in self._rngs],
+            "rngs": self._random.states(),
             "writers": [writer.state() for writer in self._writers],
             "acting": self._acting.state(),
             "is_random": self._is_random,
             "reset_seed": self._reset_seed,
-            "returns": self._returns.copy(),
-            "lengths": self._lengths.copy(),
+            "returns": np.array(self._returns),
+            "lengths": np.array(self._lengths),
             "agent_steps": self.agent_steps,
             "rows": self.rows,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`checkpoint`, in a worker with the same arguments."""
-        for rng, saved in zip(self._rngs, state["rngs"], strict=True):
-            rng.bit_generator.state = saved
+        self._random.set_states(state["rngs"])
         for writer, saved in zip(self._writers, state["writers"], strict=True):
             writer.set_state(saved)
         if state["acting"] is not None:
             self._acting.set_state(state["acting"])
         self._is_random, self._reset_seed = bool(state["is_random"]), state["reset_seed"]
-        self._returns, self._lengths = np.array(state["returns"]), np.array(state["lengths"])
+        self._returns, self._lengths = np.asarray(state["returns"]).tolist(), np.asarray(state["lengths"]).tolist()
         self.agent_steps, self.rows = int(state["agent_steps"]), int(state["rows"])
         self._reported_agent_steps = self.agent_steps
         self._row = self._question = None
@@ -254,18 +257,26 @@ class RolloutWorker:
             self._env.set_state(state["env"])
             saved_row = {name: np.array(value) for name, value in state["row"].items()}
             obs = {key: saved_row.pop(f"obs/{key}") for key in self.spec.obs}
-            self._row = EnvStep(obs=obs, **saved_row)
+            self._arrive(EnvStep(obs=obs, **saved_row))
 
     def _abandon_episodes(self) -> None:
-        self._lengths[:] = -1
+        self._lengths = [-1] * self.num_envs
         if self._row is not None:
             sequence = np.random.SeedSequence(self._seed, spawn_key=(self.num_envs, self.agent_steps))
             self._row, self._reset_seed = None, int(sequence.generate_state(1)[0])
 
     def _start(self) -> EnvStep:
-        self._row, self._reset_seed = self._env.reset(self._reset_seed), None
-        self._collect_faults()
-        return self._row
+        row, self._reset_seed = self._env.reset(self._reset_seed), None
+        self._arrive(row)
+        return row
+
+    def _arrive(self, row: EnvStep) -> None:
+        self._row, self._ended = row, row.is_last.tolist()
+        for fault in self._env.drain_faults():
+            self._faults[fault.kind] += 1
+            self._end_episode(fault.env, "error")
+            if fault.is_quarantined:
+                self.quarantined[fault.env] = f"{fault.kind}: {fault.detail}"
 
     def _has_weights(self) -> bool:
         return self._acting.version != NO_POLICY
@@ -276,62 +287,58 @@ class RolloutWorker:
             self._is_random = False
         if self._is_random:
             return self._random_actions
-        return self._acting.begin(row.obs, row.is_first, row.live)
+        return partial(_finite, self._acting.begin(row.obs, row.is_first, row.live))
 
     def _random_actions(self) -> Actions:
-        return Actions(sample_actions(self.spec, self._rngs), {}, NO_POLICY)
+        return Actions(self._random(), {}, NO_POLICY)
 
     def _store(self, row: EnvStep, choice: Actions) -> int:
-        columns = {column_name(OBS, key): value for key, value in row.obs.items()}
-        columns |= {column_name(ACTION, key): value for key, value in choice.action.items()}
-        columns |= {"reward": row.reward, "is_first": row.is_first, "terminated": row.terminated, "truncated": row.truncated}
-        columns |= choice.extras
-        for name, spec in self._columns.items():
-            if name not in columns:  # extras of random actions
-                columns[name] = spec.zeros(self.num_envs)
-        self._count(row)
-        is_first, is_last = row.is_first.tolist(), row.is_last.tolist()
-        for index, is_live in enumerate(row.live.tolist()):
-            writer = self._writers[index]
-            if is_live:
-                writer.add(columns, index, choice.version, is_first=is_first[index], is_last=is_last[index])
-            else:
+        columns = self._columns(row, choice)
+        is_live, is_first, is_last, reward = row.live.tolist(), row.is_first.tolist(), self._ended, row.reward.tolist()
+        written = moved = 0
+        for index, writer in enumerate(self._writers):
+            if not is_live[index]:
                 writer.flush_if_old()
-        return int(np.count_nonzero(row.live))
+                continue
+            written += 1
+            if is_first[index]:
+                self._returns[index], self._lengths[index] = 0.0, 0
+            else:
+                moved += 1
+                self._returns[index] += reward[index]
+                self._lengths[index] += 1
+            writer.add(columns, index, choice.version, is_first=is_first[index], is_last=is_last[index])
+            if is_last[index]:
+                self._end_episode(index, "terminated" if row.terminated[index] else "truncated")
+        self.rows, self.agent_steps = self.rows + written, self.agent_steps + moved
+        return written
 
-    def _count(self, row: EnvStep) -> None:
-        begun = row.live & row.is_first
-        if not begun.any() and row.live.all():  # nearly always
-            self._returns += row.reward
-            self._lengths += 1
-            self.rows, self.agent_steps = self.rows + self.num_envs, self.agent_steps + self.num_envs
-        else:
-            moved = row.live & ~row.is_first
-            self.rows += int(np.count_nonzero(row.live))
-            self.agent_steps += int(np.count_nonzero(moved))
-            self._returns[moved] += row.reward[moved]
-            self._lengths += moved
-            self._returns[begun], self._lengths[begun] = 0.0, 0
-        for index in np.flatnonzero(row.is_last).tolist():
-            self._end_episode(index, "terminated" if row.terminated[index] else "truncated")
+    def _columns(self, row: EnvStep, choice: Actions) -> dict[str, np.ndarray]:
+        columns = {**self._no_extras, **choice.extras, "reward": row.reward}
+        columns |= {"is_first": row.is_first, "terminated": row.terminated, "truncated": row.truncated}
+        for key, name in self._obs_columns:
+            columns[name] = row.obs[key]
+        for key, name in self._action_columns:
+            columns[name] = choice.action[key]
+        return columns
 
     def _end_episode(self, index: int, reason: str) -> None:
         if self._lengths[index] >= 0:
             self._episodes.append(EpisodeResult(float(self._returns[index]), int(self._lengths[index]), reason))
         self._lengths[index] = -1
 
-    def _collect_faults(self) -> None:
-        for fault in self._env.drain_faults():
-            self._faults[fault.kind] += 1
-            self._end_episode(fault.env, "error")
-            if fault.is_quarantined:
-                self.quarantined[fault.env] = f"{fault.kind}: {fault.detail}"
 
+def _finite(answer: Callable[[], Actions]) -> Actions:
+    """The answer of a policy, looked at.
 
-def _check_finite(choice: Actions) -> None:
+    Raises:
+        TrainingError: If an action is not finite.
+    """
+    choice = answer()
     for key, value in choice.action.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if value.dtype.kind == "f" and not all_finite(value):
             raise TrainingError(f"the policy of version {choice.version} gave an action {key!r} that is not finite")
+    return choice
 
 
 def _flags(row: EnvStep) -> dict[str, np.ndarray]:

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from worldloom.core.exceptions import EnvFailureError, ShapeMismatchError, StateError
+from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.local import LocalVectorEnv
 from worldloom.envs.toy import CountingEnv
-from worldloom.envs.vector import EnvStep, sample_actions
+from worldloom.envs.vector import STEPS_AHEAD, EnvStep, RandomActions, sample_actions
 from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
 ZERO = {"action": np.zeros((1, 2), np.float32)}
@@ -212,3 +213,74 @@ def test_action_of_a_wrong_shape_is_the_callers_mistake() -> None:
     with pytest.raises(ShapeMismatchError, match="action 'action'"):
         env.step({"action": np.zeros((2, 3), np.float32)})
     assert env.drain_faults() == []
+
+
+MANY_ACTIONS = EnvSpec(
+    name="many",
+    obs={},
+    action={
+        "arm": ArraySpec((2, 2)),
+        "gear": ArraySpec((), "int32", (5,)),
+        "keys": ArraySpec((3,), "int32", (2, 3, 4)),
+    },
+)
+
+
+def one_by_one(spec: EnvSpec, generators: list[np.random.Generator]) -> dict[str, np.ndarray]:
+    """Actions of one step, drawn number by number."""
+    rows = [[rng.random() for array in spec.action.values() for _ in range(array.size)] for rng in generators]
+    found, start = {}, 0
+    for key, array in spec.action.items():
+        part = np.array([row[start : start + array.size] for row in rows])
+        start += array.size
+        scaled = np.floor(part * array.num_classes) if array.is_discrete else part * 2 - 1
+        found[key] = scaled.reshape(len(rows), *array.shape).astype(array.dtype)
+    return found
+
+
+def own_generators(seed: int, count: int) -> list[np.random.Generator]:
+    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(count)]
+
+
+def test_random_actions_drawn_ahead_are_those_drawn_step_by_step() -> None:
+    ahead, twins, slow = RandomActions(MANY_ACTIONS, 3, seed=4), own_generators(4, 3), own_generators(4, 3)
+    for _ in range(2 * STEPS_AHEAD + 3):
+        got, twin, expected = ahead(), sample_actions(MANY_ACTIONS, twins), one_by_one(MANY_ACTIONS, slow)
+        assert list(got) == list(twin) == list(expected)
+        for key, value in expected.items():
+            assert (got[key].dtype, twin[key].dtype) == (value.dtype, value.dtype)
+            assert np.array_equal(got[key], value)
+            assert np.array_equal(twin[key], value)
+
+
+@pytest.mark.parametrize("steps", [0, 1, STEPS_AHEAD, STEPS_AHEAD + 5])
+def test_state_of_random_actions_knows_nothing_of_what_was_drawn_ahead(steps: int) -> None:
+    ahead, slow = RandomActions(MANY_ACTIONS, 2, seed=4), own_generators(4, 2)
+    for _ in range(steps):
+        ahead()
+        one_by_one(MANY_ACTIONS, slow)
+    states = ahead.states()
+    assert states == [rng.bit_generator.state for rng in slow]
+    again = RandomActions(MANY_ACTIONS, 2, seed=5)
+    again()
+    again.set_states(states)
+    expected = one_by_one(MANY_ACTIONS, slow)
+    for other in (ahead, again):
+        assert all(np.array_equal(value, expected[key]) for key, value in other().items())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_observation_that_is_not_finite_is_found_beside_one_whose_square_is_not(bad: float) -> None:
+    class LargeEnv(CountingEnv):
+        bad = 0.0
+
+        def _observe(self, action: float) -> np.ndarray:
+            return np.array([1e30, -1e30, LargeEnv.bad], np.float32)
+
+    env = vector_of([LargeEnv(), CountingEnv()], EnvLimits(), Clock(), num_envs=1)
+    assert env.reset().obs["obs"][0, :2].tolist() == np.array([1e30, -1e30], np.float32).tolist()
+    env.step(ZERO)
+    assert env.drain_faults() == []
+    LargeEnv.bad = bad
+    assert env.step(ZERO).obs["obs"].tolist() == [[0, 0, 0]]
+    assert len(env.drain_faults()) == 1
