@@ -8,15 +8,15 @@ Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8
 Atari env; 512 rows are made before the clock starts and written again and again. Writers go the way of a run: row by row into
 chunks of 64, encoded (zstd level 1 where that saves a tenth: frames of Pong, not noise), four in flight per writer. The shard
 checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, which the sampler puts together from what
-is stored (compressed chunks of Pong, raw rows of noise); samplers have two in flight. Rates are wall time and count logical image
-bytes, that is, before compression. No ledger takes part: nothing limits either side. Both sides run for 1.5 s before they are
-measured.
+is stored (compressed chunks of Pong, raw rows of noise); samplers ask as a learner's feed does, for four batches at once, and have
+two questions open. Rates are wall time and count logical image bytes, that is, before compression. No ledger takes part: nothing
+limits either side. Both sides run for 1.5 s before they are measured.
 
 Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
-compressed chunks that its samplers decode, and keeps them in memory only, without a journal. In ``reverb`` its items do not
-overlap, so a window begins at every 64th row only and is one whole chunk; in ``reverb_any_start`` every row begins an item,
-which is what our windows do. ``ours`` journals to the folder for temporary files (noise then needs a disk as fast as the rate),
-``ours_in_memory`` keeps rows in memory only, as Reverb does.
+compressed chunks that its samplers decode, and keeps them in memory only, without a journal. Both sides draw from the same windows:
+in ``never_overlapping`` one begins at every 64th row and is a whole chunk (ours: ``--replay.stride 64``), in ``any_start``
+at every row (an item per row for Reverb; ours does so by default). ``ours`` journals to the folder for temporary files (noise then
+needs a disk as fast as the rate), ``ours_in_memory`` keeps rows in memory only, as Reverb does.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ import contextlib
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,18 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.replay.packed_windows import PackedWindows, unpack_all
 from worldloom_dist.replay.shard import Durability, ReplayShard
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.line import Address, Door, Line
 from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.shard_reader import Given, ShardReader
 
 WINDOWS, LENGTH = 16, 64
 FRAME_BYTES = 64 * 64 * 3
 KINDS = ("atari", "noise")
 CAPACITY, PREPARED, FILL_CHUNKS = 20_000, 8, 100
-CHUNKS_IN_FLIGHT, BATCHES_IN_FLIGHT = 4, 2
+CHUNKS_IN_FLIGHT, QUESTIONS_IN_FLIGHT, BATCHES_AT_ONCE = 4, 2, 4
 WARM_S = 1.5
 CASES = ((1, 0), (0, 1), (1, 1), (8, 2))
 """Writers and samplers."""
@@ -77,26 +79,29 @@ class Bare:
 class Shard:
     """A replay shard without its ledger; several calls at a time. Chunks come over a line, batches leave over Ray, as in a run."""
 
-    def __init__(self, folder: str, index: int, packed: tuple[str, ...] | None, durability: Durability) -> None:
+    def __init__(self, folder: str, index: int, packed: tuple[str, ...] | None, durability: Durability, stride: int) -> None:
         keep_freed_memory()
-        sampling = SamplingSpec(batch_size=WINDOWS, length=LENGTH, cross_episodes=True)
+        sampling = SamplingSpec(batch_size=WINDOWS, length=LENGTH, cross_episodes=True, stride=stride)
         directory = Path(folder) / f"shard-{index}"
         self._shard = ReplayShard(
             index, image_columns(), sampling, capacity_steps=CAPACITY, directory=directory, packed=packed, durability=durability
         )
-        self._door = Door(self.append, is_private=True)
+        self._door = Door(self._answer, is_private=True)
 
     async def address(self) -> Address:
-        """Where chunks go, as in a run."""
+        """Where chunks and questions go, as in a run."""
         return await self._door.address()
 
     async def append(self, chunk: Chunk) -> bool:
         """Journal and store a chunk."""
         return await asyncio.to_thread(self._shard.append, chunk)
 
-    async def sample(self, request: SampleRequest) -> SampledWindows | PackedWindows:
+    async def sample(self, requests: list[SampleRequest]) -> list[SampledWindows | PackedWindows]:
         """Draw windows."""
-        return await asyncio.to_thread(self._shard.sample_packed, request)
+        return await asyncio.to_thread(lambda: [self._shard.sample_packed(request) for request in requests])
+
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | list[SampledWindows | PackedWindows]:
+        return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
 
 class InFlight:
@@ -149,22 +154,24 @@ class Sampler:
 
     def sample(self, names: list[str], seed: int, seconds: float) -> tuple[int, float]:
         """Sample for so long; returns how many batches, and the seconds until the last was there."""
-        shards = [ray.get_actor(name) for name in names]
+        shards = [ShardReader(Remote(name)) for name in names]
         begin, batches, pending = time.monotonic(), 0, []
         while time.monotonic() - begin < seconds:
-            pending.append(shards[batches % len(shards)].sample.remote(SampleRequest(WINDOWS, (seed, batches))))
-            batches += 1
-            if len(pending) > BATCHES_IN_FLIGHT - 1:
-                touch(ray.get(pending.pop(0)))
-        for batch in pending:
-            touch(ray.get(batch))
+            requests = [SampleRequest(WINDOWS, (seed, batches + ahead)) for ahead in range(BATCHES_AT_ONCE)]
+            pending.append(shards[batches // BATCHES_AT_ONCE % len(shards)].submit(requests))
+            batches += BATCHES_AT_ONCE
+            if len(pending) > QUESTIONS_IN_FLIGHT - 1:
+                touch(pending.pop(0)())
+        for wait in pending:
+            touch(wait())
+        for shard in shards:
+            shard.close()
         return batches, time.monotonic() - begin
 
 
-def touch(given: SampledWindows | PackedWindows) -> int:
+def touch(given: list[Given]) -> int:
     """Decode what came packed, and read one byte of every page, or a transfer by reference would cost nothing."""
-    windows = given.unpack() if isinstance(given, PackedWindows) else given
-    return int(windows.columns["obs"].reshape(-1)[::4096].sum())
+    return sum(int(unpack_all([batch]).columns["obs"].reshape(-1)[::4096].sum()) for batch in given)
 
 
 def load_rows(folder: str, kind: str) -> dict[str, np.ndarray]:
@@ -191,6 +198,7 @@ class Bench:
         folder: Holds the rows, and the journals while they are used.
         seconds: Length of a measurement.
         writers, samplers: Processes that live through all cases, because each takes a second to start.
+        turns: How often what stands beside Reverb is measured.
         reverb: An interpreter that has dm-reverb, or nothing.
     """
 
@@ -198,26 +206,26 @@ class Bench:
     seconds: float
     writers: list[Any]
     samplers: list[Any]
+    turns: int = 1
     reverb: str = ""
 
     @classmethod
-    def start(cls, folder: str, seconds: float, reverb: str) -> Bench:
+    def start(cls, folder: str, seconds: float, turns: int, reverb: str) -> Bench:
         """Make the rows and start the processes."""
         for kind in KINDS:
             np.savez(rows_file(folder, kind), **image_rows(frames_of(kind, PREPARED * CHUNK_ROWS)))
         writers, samplers = (max(case[side] for case in CASES) for side in (0, 1))
-        return cls(
-            folder, seconds, [actor(Writer, i, folder) for i in range(writers)], [actor(Sampler) for _ in range(samplers)], reverb
-        )
+        sources, readers = [actor(Writer, i, folder) for i in range(writers)], [actor(Sampler) for _ in range(samplers)]
+        return cls(folder, seconds, sources, readers, turns, reverb)
 
     @contextlib.contextmanager
     def shards(
-        self, count: int = 1, packed: tuple[str, ...] | None = None, durability: Durability = "journal"
+        self, count: int = 1, packed: tuple[str, ...] | None = None, durability: Durability = "journal", stride: int = 1
     ) -> Iterator[list[str]]:
         """So many new shards; gives their names."""
         with tempfile.TemporaryDirectory(dir=self.folder) as journal:
             names = [f"shard-{uuid.uuid4().hex}" for _ in range(count)]
-            actors = [actor(Shard, journal, index, packed, durability, name=name) for index, name in enumerate(names)]
+            actors = [actor(Shard, journal, index, packed, durability, stride, name=name) for index, name in enumerate(names)]
             try:
                 yield names
             finally:
@@ -233,12 +241,12 @@ def bench_transfer(bench: Bench) -> dict[str, Any]:
         for name, packed in (("plain", ()), ("packed", None)):
             with bench.shards(packed=packed) as (shard,):
                 ray.get(bench.writers[0].write.remote(shard, kind, 60.0, FILL_CHUNKS))
-                results[f"{kind}_{name}"] = compare_transfer(bare, ray.get_actor(shard), bench.seconds)
+                results[f"{kind}_{name}"] = compare_transfer(bare, ShardReader(Remote(shard)), bench.seconds)
     ray.kill(bare)
     return results
 
 
-def compare_transfer(bare: Any, shard: Any, seconds: float) -> dict[str, float]:
+def compare_transfer(bare: Any, shard: ShardReader, seconds: float) -> dict[str, float]:
     """Medians. A learner needs memory of its own, so the bare object counts twice: as it lies in the store, and copied out."""
     times: dict[str, list[float]] = {"bare": [], "bare_copied": [], "sample": []}
     end, number = time.monotonic() + seconds, 0
@@ -249,7 +257,7 @@ def compare_transfer(bare: Any, shard: Any, seconds: float) -> dict[str, float]:
         marks.append(time.perf_counter())
         ray.get(bare.get.remote()).copy().reshape(-1)[::4096].sum()
         marks.append(time.perf_counter())
-        touch(ray.get(shard.sample.remote(SampleRequest(WINDOWS, (number,)))))
+        touch(shard.submit([SampleRequest(WINDOWS, (number,))])())
         marks.append(time.perf_counter())
         for found, (begun, done) in zip(times.values(), itertools.pairwise(marks), strict=True):
             found.append(done - begun)
@@ -261,20 +269,37 @@ def compare_transfer(bare: Any, shard: Any, seconds: float) -> dict[str, float]:
 def bench_mixed(bench: Bench) -> dict[str, Any]:
     """Writers alone, samplers alone, and both; with Reverb in turn if there is one."""
     results: dict[str, Any] = {}
-    for kind in KINDS:
-        for writers, samplers in CASES:
-            found: dict[str, Any] = {"ours": mixed(bench, kind, writers, samplers)}
-            if bench.reverb:
-                found["reverb"] = peer(bench, kind, writers, samplers, LENGTH)
-                found["ours_in_memory"] = mixed(bench, kind, writers, samplers, durability="none")
-                for name in ("ours", "ours_in_memory"):
-                    found[f"{name}_over_reverb"] = ratios(found[name], found["reverb"])
-            if bench.reverb and writers and samplers:
-                found["reverb_any_start"] = peer(bench, kind, writers, samplers, 1)
-                found["ours_over_reverb_any_start"] = ratios(found["ours"], found["reverb_any_start"])
-            results[f"{kind}_{writers}_writers_{samplers}_samplers"] = found
-            print(kind, writers, samplers, json.dumps(found), flush=True)
+    for kind, (writers, samplers) in itertools.product(KINDS, CASES):
+        name = f"{kind}_{writers}_writers_{samplers}_samplers"
+        results[name] = {"never_overlapping": beside_reverb(bench, kind, writers, samplers, LENGTH)}
+        if writers and samplers:
+            results[name]["any_start"] = beside_reverb(bench, kind, writers, samplers, 1)
+        print(name, json.dumps(results[name]), flush=True)
     return results
+
+
+def beside_reverb(bench: Bench, kind: str, writers: int, samplers: int, stride: int) -> dict[str, Any]:
+    """Medians of the turns, and ours over Reverb's."""
+    sides: dict[str, Callable[[], dict[str, Any]]] = {
+        "ours": lambda: mixed(bench, kind, writers, samplers, stride=stride),
+        "ours_in_memory": lambda: mixed(bench, kind, writers, samplers, stride=stride, durability="none"),
+    }
+    if bench.reverb:
+        sides["reverb"] = lambda: peer(bench, kind, writers, samplers, stride)
+    turns = [{side: measure() for side, measure in sides.items()} for _ in range(bench.turns)]
+    found: dict[str, Any] = {side: middle([turn[side] for turn in turns]) for side in sides}
+    for side in ("ours", "ours_in_memory"):
+        if bench.reverb:
+            found[f"{side}_over_reverb"] = ratios(found[side], found["reverb"])
+            found[f"{side}_over_reverb_in_turns"] = [ratios(turn[side], turn["reverb"])["both"] for turn in turns]
+    return found
+
+
+def middle(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number."""
+    return {
+        name: value if isinstance(value, str) else statistics.median(t[name] for t in turns) for name, value in turns[0].items()
+    }
 
 
 def bench_shards(bench: Bench) -> dict[str, Any]:
@@ -286,10 +311,10 @@ def bench_shards(bench: Bench) -> dict[str, Any]:
 
 
 def mixed(
-    bench: Bench, kind: str, writers: int, samplers: int, num_shards: int = 1, durability: Durability = "journal"
+    bench: Bench, kind: str, writers: int, samplers: int, num_shards: int = 1, durability: Durability = "journal", stride: int = 1
 ) -> dict[str, float]:
     """Rates of so many writers and samplers at the same time."""
-    with bench.shards(num_shards, durability=durability) as shards:
+    with bench.shards(num_shards, durability=durability, stride=stride) as shards:
         ray.get([w.write.remote(s, kind, 60.0, FILL_CHUNKS) for w, s in zip(bench.writers, shards, strict=False)])
         sources, readers = bench.writers[:writers], bench.samplers[:samplers]
         for seconds in (WARM_S, bench.seconds):  # only what the second pass did is kept: the first maps memory
@@ -331,6 +356,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default all")
     parser.add_argument("--seconds", type=float, default=5.0, help="of every measurement")
+    parser.add_argument("--turns", type=int, default=1, help="how often what stands beside Reverb is measured, in turn with it")
     parser.add_argument("--reverb", default="", metavar="PYTHON", help="an interpreter that has dm-reverb, to compare with")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "replay_ray.json")
     arguments = parser.parse_args()
@@ -345,7 +371,7 @@ def main() -> None:
     report = context()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench.start(folder, arguments.seconds, arguments.reverb)
+            bench = Bench.start(folder, arguments.seconds, arguments.turns, arguments.reverb)
             for name in arguments.parts or PARTS:
                 report[name] = PARTS[name](bench)
                 print(name, json.dumps(report[name], indent=2), flush=True)

@@ -79,6 +79,8 @@ class ReplayConfig:
     """GB of memory for all shards; what exceeds it is read from the journal (default: half of this machine's memory)."""
     selector: str = "agent"
     """Which windows are drawn: agent, uniform, prioritised[:EXPONENT], recency[:POWER], 0.5*uniform+0.5*recency, online+uniform."""
+    stride: int = 1
+    """A window may begin at every so many rows of its stream: 1 = at each; the window's length = windows that never overlap."""
     durability: Literal["none", "journal", "fsync"] = "journal"
     """What an acknowledgement promises: none = in memory; journal = survives kill -9; fsync = survives power loss."""
     load: str | None = None
@@ -261,6 +263,7 @@ class RunConfig:
             *_at_least(1, train_steps=self.train_steps),
             *_at_least(1, inference_servers=self.inference_servers, learners=self.learners, replay__shards=replay.shards),
             *_at_least(1, replay__capacity_steps=replay.capacity_steps, replay__band_steps=replay.band_steps),
+            *_at_least(1, replay__stride=replay.stride),
             *_at_least(1, actors__chunk_rows=actors.chunk_rows, actors__start_wave=actors.start_wave),
             *_at_least(1, actors__max_batch=actors.max_batch, actors__groups=actors.groups, learner__threads=learner.threads),
             *_at_least(1, learner__prefetch=learner.prefetch, learner__keep_checkpoints=learner.keep_checkpoints),

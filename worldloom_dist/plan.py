@@ -22,7 +22,7 @@ from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import env_spec, fixed_size
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget
-from worldloom_dist.replay.planning import absolute_files, check_files, recorded_env, replay_budget, settle_selector
+from worldloom_dist.replay.planning import absolute_files, check_files, recorded_env, replay_budget, settle_windows
 
 __all__ = ["ActCosts", "Plan", "group_sizes", "needs_measuring", "place_inference", "resolve", "role_seed"]
 
@@ -116,15 +116,15 @@ def resolve(config: RunConfig) -> Plan:
     else:
         env = settle_env(config.env, env_defaults(agent))
         observed = env_spec(env)
-    spec = settle_selector(config, agent_spec(agent, observed))
+    spec = settle_windows(config, agent_spec(agent, observed))
     if config.env.is_none:  # nothing is inserted, so nothing is owed: all updates are one burst behind a prefill of nothing
         spec = dataclasses.replace(spec, prefill_agent_steps=0, pretrain_updates=0)
     if config.train_ratio is not None:
         spec = dataclasses.replace(spec, train_ratio=config.train_ratio)
-    window = spec.sampling.window_rows
-    if config.replay.capacity_steps < config.replay.shards * window:
+    least = spec.sampling.least_rows
+    if config.replay.capacity_steps < config.replay.shards * least:
         raise ConfigurationError(
-            f"replay.capacity_steps must hold one window of {window} rows in each of {config.replay.shards} shards, "
+            f"replay.capacity_steps must hold one window, so {least} rows, in each of {config.replay.shards} shards, "
             f"got {config.replay.capacity_steps}"
         )
     if spec.sampling.batch_size % config.learners:

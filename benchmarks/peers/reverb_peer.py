@@ -7,8 +7,8 @@ One server, every writer and every sampler is a process. A table holds as many r
 uniformly. An item is 64 rows: with ``--stride 64`` the next begins where it ends, so that only every 64th row can begin a
 window and an item is one chunk; with ``--stride 1`` every row can, as in our replay. Writers append row by row with
 ``TrajectoryWriter`` (chunks of 64 rows, compressed as Reverb does it by default), at most 25 items (or the rows of 25)
-unconfirmed, as its own default says. Samplers use the native sampler without TensorFlow's data sets, with 16 items in flight.
-No rate limiter takes part. The server keeps everything in memory only.
+unconfirmed, as its own default says. Samplers use the native sampler without TensorFlow's data sets, with 128 items in flight, as
+many as ours asks ahead. No rate limiter takes part. The server keeps everything in memory only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import reverb
 
-ITEM_ROWS, IN_FLIGHT_ITEMS, UNCONFIRMED, TABLE = 64, 16, 25, "rows"
+ITEM_ROWS, IN_FLIGHT_ITEMS, UNCONFIRMED, TABLE = 64, 128, 25, "rows"
 FILL_ROWS, WARM_S = 3200, 1.5
 FORK = multiprocessing.get_context("fork")
 """After the slow import and before gRPC starts, which no fork survives."""

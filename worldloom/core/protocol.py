@@ -39,6 +39,8 @@ class SamplingSpec:
         bootstrap: Trailing rows that are not trained.
         cross_episodes: May a window run across the end of an episode into the next one of the same stream?
         online: Serve each new window once, as soon as it is complete, before drawing uniformly (DreamerV3's online queue).
+        stride: A window begins at every so many rows of its stream, or of its episode where it may not cross; at most
+            ``window_rows``, and then windows never overlap. With 1 every row may begin one.
     """
 
     batch_size: int
@@ -47,15 +49,25 @@ class SamplingSpec:
     bootstrap: int = 0
     cross_episodes: bool = False
     online: bool = False
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.length < 1 or self.context < 0 or self.bootstrap < 0:
             raise ConfigurationError(f"sampling needs batch_size >= 1, length >= 1, context >= 0, bootstrap >= 0; got {self}")
+        if not 1 <= self.stride <= self.window_rows:
+            raise ConfigurationError(
+                f"stride must be 1 to {self.window_rows} (a window), or some rows would never be trained; got {self.stride}"
+            )
 
     @property
     def window_rows(self) -> int:
         """Rows of one window."""
         return self.context + self.length + self.bootstrap
+
+    @property
+    def least_rows(self) -> int:
+        """Consecutive rows of one stream that hold a whole window wherever they begin."""
+        return self.window_rows + self.stride - 1
 
     @property
     def trained_positions(self) -> int:

@@ -78,6 +78,24 @@ class PackedColumn(NamedTuple):
             raise CheckpointError(f"rows: a column decodes to {len(data)} bytes instead of {self.decoded_bytes}")
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
+    def unpack_into(self, target: np.ndarray) -> None:
+        """As :meth:`unpack`, to a contiguous array of the same shape and dtype, without a copy on the way.
+
+        Raises:
+            CheckpointError: If the blob does not decode to exactly the promised bytes; what ``target`` holds then is undefined.
+        """
+        if self.encoding != "zstd":
+            target[...] = self.unpack()
+            return
+        reader = _decompressor().stream_reader(self.blob)
+        try:
+            size = reader.readinto(target.reshape(-1).view(np.uint8).data)
+            more = len(reader.read(1))
+        except zstandard.ZstdError as error:
+            raise CheckpointError(f"rows: a compressed column does not decode ({error})") from error
+        if size != self.decoded_bytes or more:
+            raise CheckpointError(f"rows: a column decodes to {size + more} bytes instead of {self.decoded_bytes}")
+
 
 def encode_rows(rows: Mapping[str, np.ndarray], *, level: int = DEFAULT_LEVEL) -> bytes:
     """Encode columns that share a leading time axis.

@@ -81,9 +81,9 @@ class SequenceBuffer:
         cold: ColdStore | None = None,
         mapped_in: Path | None = None,
     ) -> None:
-        if capacity_rows < sampling.window_rows:
+        if capacity_rows < sampling.least_rows:
             raise ConfigurationError(
-                f"replay capacity must hold a window of {sampling.window_rows} rows, got {capacity_rows} rows; raise the capacity"
+                f"replay capacity must hold a window, so {sampling.least_rows} rows, got {capacity_rows} rows; raise the capacity"
             )
         names = packed_columns(columns, mutable) if packed is None else set(packed)
         if names & set(mutable) or set(mutable) - set(columns):
@@ -342,7 +342,7 @@ class SequenceBuffer:
 
     def _mark_starts(self, starts: Ids, places: Ids) -> None:
         """Let windows that are complete now be drawn."""
-        self._starts.add(starts[starts >= self._first_row])
+        self._starts.add(starts[(starts >= self._first_row) & (places % self.sampling.stride == 0)])
         if self.sampling.online:
             self._starts.online.put(starts[places % self.sampling.window_rows == 0])
 

@@ -155,7 +155,7 @@ class PendingWindows:
             chunk = self._chunks[int(flat_ordinals[places[0]])]
             inside, packed = flat_ids[places] - chunk.start, chunk.columns()
             for name, output in outputs.items():
-                _copy(packed[name].unpack(), inside, output, places)
+                _decode(packed[name], inside, output, places)
 
         parts = np.split(order, cuts)
         helpers = DECODERS - 1 if len(parts) >= PARALLEL_CHUNKS else 0
@@ -182,9 +182,13 @@ def _receive(
     return PendingWindows(Windows(*plain), opened, ordinals, packed)
 
 
-def _copy(source: np.ndarray, inside: Ids, target: np.ndarray, places: Ids) -> None:
-    """``target[places] = source[inside]``, run by run of consecutive rows, which copies once instead of twice."""
+def _decode(column: PackedColumn, inside: Ids, target: np.ndarray, places: Ids) -> None:
+    """``target[places] = column.unpack()[inside]``, run by run of consecutive rows, and a whole chunk in place."""
     cuts = np.flatnonzero((np.diff(inside) != 1) | (np.diff(places) != 1)) + 1
+    if not len(cuts) and len(inside) == column.shape[0]:
+        column.unpack_into(target[places[0] : places[0] + len(places)])
+        return
+    source = column.unpack()
     for begin, end in itertools.pairwise([0, *cuts.tolist(), len(inside)]):
         count = end - begin
         target[places[begin] : places[begin] + count] = source[inside[begin] : inside[begin] + count]

@@ -41,6 +41,10 @@ class ShardMeter:
         finally:
             self._times[operation].add(time.monotonic() - started)
 
+    def took(self, operation: str, seconds: float) -> None:
+        """An operation that was timed elsewhere."""
+        self._times[operation].add(seconds)
+
     def arrived(self, size_bytes: int) -> None:
         """A chunk came, new or not."""
         self._bytes_in += size_bytes

@@ -15,7 +15,7 @@ from worldloom_dist.replay.budget import ReplayBudget, plan_budget
 from worldloom_dist.replay.episode_files import MINARI, open_episodes
 from worldloom_dist.replay.imports import check_file, split_sources
 
-__all__ = ["absolute_files", "check_files", "recorded_env", "replay_budget", "settle_selector"]
+__all__ = ["absolute_files", "check_files", "recorded_env", "replay_budget", "settle_windows"]
 
 
 def absolute_files(config: RunConfig) -> RunConfig:
@@ -58,11 +58,12 @@ def replay_budget(config: RunConfig, columns: Mapping[str, ArraySpec], memory_by
     return plan_budget(columns, rows=config.replay.capacity_steps, ram_limit_bytes=limit, has_journal=has_journal)
 
 
-def settle_selector(config: RunConfig, spec: AgentSpec) -> AgentSpec:
-    """The agent's spec with the selector that was asked for.
+def settle_windows(config: RunConfig, spec: AgentSpec) -> AgentSpec:
+    """The agent's spec with the windows that were asked for.
 
     Raises:
-        ConfigurationError: If it needs priorities that the agent does not give: it would silently be uniform.
+        ConfigurationError: If the selector needs priorities that the agent does not give (it would silently be uniform), or the
+            stride passes over rows.
     """
     selector = parse_selector(config.replay.selector)
     if selector.uses_priorities and not spec.gives_priorities:
@@ -71,4 +72,8 @@ def settle_selector(config: RunConfig, spec: AgentSpec) -> AgentSpec:
             "use uniform, recency or online"
         )
     online = spec.sampling.online if selector.online is None else selector.online
-    return dataclasses.replace(spec, sampling=dataclasses.replace(spec.sampling, online=online))
+    try:
+        sampling = dataclasses.replace(spec.sampling, online=online, stride=config.replay.stride)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"replay.stride: {error}") from error
+    return dataclasses.replace(spec, sampling=sampling)

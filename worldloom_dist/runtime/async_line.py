@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import pickle
 import time
 from typing import Any
 
-from worldloom_dist.runtime.line import HEAD, REDIAL_EVERY_S, Address, frame, open_line, uses_tls, value_of
+from worldloom_dist.runtime.frames import HEAD, content_of, pieces_of
+from worldloom_dist.runtime.line import REDIAL_EVERY_S, Address, open_line, uses_tls, value_of
 from worldloom_dist.runtime.remote import Remote
 
 __all__ = ["AsyncLine"]
@@ -46,7 +46,7 @@ class AsyncLine:
             number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
             self._open[number] = answer
             assert self._writer is not None
-            self._writer.write(frame(number, content))
+            self._writer.writelines(pieces_of(number, content))
             try:
                 return value_of(await answer)
             except OSError as error:
@@ -84,7 +84,7 @@ class AsyncLine:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 size, number = HEAD.unpack(await reader.readexactly(HEAD.size))
-                result = pickle.loads(await reader.readexactly(size))
+                result = content_of(await reader.readexactly(size))
                 answer = self._open.get(number)
                 if answer is not None and not answer.done():
                     answer.set_result(result)

@@ -13,35 +13,30 @@ own, with draws of its own.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
-import ray
 
-from worldloom.core.exceptions import BufferError
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows, unpack_all
-from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
+from worldloom_dist.replay.packed_windows import unpack_all
+from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.shard_reader import Given, ShardReader
 
 __all__ = ["Feed"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SAMPLE_TIMEOUT_S = 30.0
 ROUND_S, MOST_AT_ONCE = 0.15, 8
 """A round asks for as many batches as the learner trains in so many seconds, at least 1 and at most so many."""
-
-Given = SampledWindows | PackedWindows
 
 
 class Feed(Generic[T]):
@@ -63,6 +58,7 @@ class Feed(Generic[T]):
         self._asker, self._stage = f"learner-{rank}", stage
         self._ledger = Remote("ledger-0")
         self._shards = [Remote(f"shard-{index}") for index in range(plan.config.replay.shards)]
+        self._readers = [ShardReader(Remote(shard.name)) for shard in self._shards]  # of the thread alone
         self._prefetch = plan.config.learner.prefetch
         self._ready: queue.Queue[T | Exception] = queue.Queue(maxsize=self._prefetch)
         self._stopping = threading.Event()
@@ -157,25 +153,23 @@ class Feed(Generic[T]):
         asked = {index: [number for number, grant in enumerate(grants) if index in grant] for index in sorted(set().union(*grants))}
         given: dict[tuple[int, int], Given] = {}
         pending = [(index, self._send(index, [grants[n][index] for n in numbers])) for index, numbers in asked.items()]
-        for index, reference in pending:
-            with contextlib.suppress(BufferError):
-                given |= {(number, index): one for number, one in zip(asked[index], self._receive(index, reference), strict=False)}
+        for index, wait in pending:
+            given |= {(number, index): one for number, one in zip(asked[index], self._receive(index, wait), strict=False)}
         found = [[given[number, index] for index in grant if (number, index) in given] for number, grant in enumerate(grants)]
         short = [sum(r.windows for i, r in grant.items() if (n, i) not in given) for n, grant in enumerate(grants)]
         return list(zip(found, short, strict=True))
 
-    def _send(self, index: int, requests: list[SampleRequest]) -> Any:
+    def _send(self, index: int, requests: list[SampleRequest]) -> Callable[[], list[Given]] | None:
         try:
-            return self._shards[index].handle.sample.remote(requests)
-        except ValueError:
+            return self._readers[index].submit(requests)
+        except RoleGoneError:
             return None
 
-    def _receive(self, index: int, reference: Any) -> list[Given]:
+    def _receive(self, index: int, wait: Callable[[], list[Given]] | None) -> list[Given]:
         try:
-            if reference is not None:
-                given: list[Given] = ray.get(reference, timeout=SAMPLE_TIMEOUT_S)
-                return given
-        except GONE:
+            if wait is not None:
+                return wait()
+        except RoleGoneError:
             pass
         logger.warning("shard-%d is away; its windows come from the others", index)
         self._shards[index].forget()

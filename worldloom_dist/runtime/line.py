@@ -19,10 +19,8 @@ import asyncio
 import hmac
 import logging
 import os
-import pickle
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -32,14 +30,14 @@ from typing import Any, NamedTuple
 import ray
 
 from worldloom.core.exceptions import StateError
+from worldloom_dist.runtime.frames import HEAD, FrameReader, content_of, pieces_of
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 
-__all__ = ["HEAD", "Address", "Door", "Line", "frame", "open_line", "uses_tls", "value_of"]
+__all__ = ["Address", "Door", "Line", "open_line", "uses_tls", "value_of"]
 
 logger = logging.getLogger(__name__)
 
-SECRET_BYTES, HEAD = 32, struct.Struct("<QQ")
-LARGEST_FRAME = 2**32
+SECRET_BYTES = 32
 HANDSHAKE_S, REDIAL_EVERY_S, LOST_AFTER_S = 10.0, 30.0, 30
 
 
@@ -73,12 +71,13 @@ class Door:
         return Address(host, server.sockets[0].getsockname()[1], self._key)
 
 
-class _Visitor(asyncio.Protocol):
-    """One line at the role's end. Frames: length and number (8 bytes each), then pickled content."""
+class _Visitor(asyncio.BufferedProtocol):
+    """One line at the role's end: first both show the key, then frames come."""
 
     def __init__(self, ask: Callable[[Any], Awaitable[Any]], key: bytes) -> None:
         self._ask, self._key, self._nonce = ask, key, secrets.token_bytes(SECRET_BYTES)
-        self._arrived, self._is_trusted = bytearray(), False
+        self._hello, self._said, self._is_trusted = bytearray(2 * SECRET_BYTES), 0, False
+        self._frames = FrameReader(self._begin)
         self._patience: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Future[Any]] = set()  # a loop alone does not keep them alive
 
@@ -93,40 +92,35 @@ class _Visitor(asyncio.Protocol):
         if self._patience is not None:
             self._patience.cancel()
 
-    def data_received(self, data: bytes) -> None:
-        self._arrived += data
-        if not self._is_trusted and not self._may_enter():
-            return
-        start, end = 0, len(self._arrived)
-        while end - start >= HEAD.size:
-            size, number = HEAD.unpack_from(self._arrived, start)
-            if size > LARGEST_FRAME:
-                self._transport.abort()
-                return
-            if end - start < HEAD.size + size:
-                break
-            start += HEAD.size
-            content = pickle.loads(bytes(memoryview(self._arrived)[start : start + size]))
-            start += size
-            asked = asyncio.ensure_future(self._ask(content))
-            self._asked.add(asked)
-            asked.add_done_callback(partial(self._answer, number))
-        del self._arrived[:start]
+    def get_buffer(self, _: int) -> memoryview:
+        return self._frames.free() if self._is_trusted else memoryview(self._hello)[self._said :]
 
-    def _may_enter(self) -> bool:
-        if len(self._arrived) < 2 * SECRET_BYTES:
-            return False
-        nonce, proof = bytes(self._arrived[:SECRET_BYTES]), bytes(self._arrived[SECRET_BYTES : 2 * SECRET_BYTES])
+    def buffer_updated(self, count: int) -> None:
+        if self._is_trusted:
+            try:
+                self._frames.arrived(count)
+            except ValueError:
+                self._transport.abort()
+            return
+        self._said += count
+        if self._said == len(self._hello):
+            self._let_in()
+
+    def _let_in(self) -> None:
+        nonce, proof = bytes(self._hello[:SECRET_BYTES]), bytes(self._hello[SECRET_BYTES:])
         if not hmac.compare_digest(proof, _proof(self._key, b"caller", self._nonce, nonce)):
             logger.warning("somebody without the key knocked: %s", self._transport.get_extra_info("peername"))
             self._transport.abort()
-            return False
-        del self._arrived[: 2 * SECRET_BYTES]
+            return
         self._is_trusted = True
         if self._patience is not None:
             self._patience.cancel()
         self._transport.write(_proof(self._key, b"role", self._nonce, nonce))
-        return True
+
+    def _begin(self, number: int, body: bytes | bytearray) -> None:
+        asked = asyncio.ensure_future(self._ask(content_of(body)))
+        self._asked.add(asked)
+        asked.add_done_callback(partial(self._answer, number))
 
     def _answer(self, number: int, future: asyncio.Future[Any]) -> None:
         self._asked.discard(future)
@@ -136,7 +130,8 @@ class _Visitor(asyncio.Protocol):
         if error is not None:
             logger.error("a call over a line failed", exc_info=error)
         result = (True, future.result()) if error is None else (False, f"{type(error).__name__}: {error}")
-        self._transport.write(frame(number, result))
+        for piece in pieces_of(number, result):
+            self._transport.write(piece)
 
 
 class _Ticket(NamedTuple):
@@ -213,7 +208,8 @@ class Line:
                 return None
             self._calls += 1
             assert self._socket is not None
-            self._socket.sendall(frame(self._calls, content))
+            for piece in pieces_of(self._calls, content):
+                self._socket.sendall(piece)
         except OSError as error:
             logger.info("no line to %s: %s", self.role.name, error)
             self.close()
@@ -224,7 +220,7 @@ class Line:
         assert self._socket is not None
         while number not in self._early:
             size, arrived = HEAD.unpack(_read(self._socket, HEAD.size))
-            self._early[arrived] = pickle.loads(_read(self._socket, size))
+            self._early[arrived] = content_of(_read(self._socket, size))
         return self._early.pop(number)
 
     def _dial(self) -> bool:
@@ -265,12 +261,6 @@ def open_line(address: Address, timeout_s: float | None) -> socket.socket:
         line.close()
         raise
     return line
-
-
-def frame(number: int, content: Any) -> bytes:
-    """What travels."""
-    body = pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
-    return HEAD.pack(len(body), number) + body
 
 
 def value_of(result: tuple[bool, Any]) -> Any:

@@ -11,8 +11,10 @@ A request names the life of the process that asks: when its successor shows up, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom.core.exceptions import CheckpointError, StateError
+from worldloom.core.exceptions import BufferError, CheckpointError, StateError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
@@ -222,11 +224,11 @@ class ShardRole:
         self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
         self._admission = AsyncLine(self._ledger, "admit")
-        self._door = Door(self.append, is_private=plan.config.address is None)
+        self._door = Door(self._answer, is_private=plan.config.address is None)
         self._reports = Spaced(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
     async def address(self) -> Address:
-        """Where workers send chunks without Ray."""
+        """Where workers send chunks, and learners their questions, without Ray."""
         return await self._door.address()
 
     async def append(self, chunk: Chunk) -> bool:
@@ -244,14 +246,12 @@ class ShardRole:
             self._arriving.pop(name, None)
 
     async def sample(self, requests: Sequence[SampleRequest]) -> list[SampledWindows | PackedWindows]:
-        """Windows for each request, whole or for the reader to unpack."""
-        found = []
-        for request in requests:
-            with self._meter.timed("sample"):
-                windows = await asyncio.to_thread(self._shard.sample_packed, request)
+        """Windows for each request, whole or for the reader to unpack; fewer if there is too little to draw from."""
+        found = await asyncio.to_thread(self._draw, requests)
+        for request, (windows, seconds) in zip(requests, found, strict=False):
+            self._meter.took("sample", seconds)
             self._meter.sampled(request.windows, windows.nbytes)
-            found.append(windows)
-        return found
+        return [windows for windows, _ in found]
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
@@ -319,6 +319,20 @@ class ShardRole:
         if is_new and chunk.version != NO_POLICY:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))
         return is_new
+
+    def _draw(self, requests: Sequence[SampleRequest]) -> list[tuple[SampledWindows | PackedWindows, float]]:
+        """Windows and the seconds they took, for as many requests as there is something to draw from."""
+        found: list[tuple[SampledWindows | PackedWindows, float]] = []
+        with contextlib.suppress(BufferError):
+            for request in requests:
+                started = time.monotonic()
+                windows = self._shard.sample_packed(request)
+                found.append((windows, time.monotonic() - started))
+        return found
+
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | list[SampledWindows | PackedWindows]:
+        """What came over a line."""
+        return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
     def _report(self) -> None:
         self._ledger.tell("report", self._index, self._shard.books(), self._shard.live_windows())

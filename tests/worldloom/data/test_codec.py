@@ -83,6 +83,27 @@ def test_rows_of_another_layout_are_refused_by_name(changed):
         decode_rows(encode_rows(make_rows(3)), COLUMNS | changed)
 
 
+@pytest.mark.parametrize("noise", [False, True], ids=["compressed", "raw"])
+def test_a_column_decodes_to_where_it_belongs(noise):
+    rows = make_rows(8, noise=noise)
+    column = split_rows(encode_rows(rows), COLUMNS)["obs/camera"]
+    assert (column.encoding == "zstd") != noise
+    target = np.ones((10, 32, 32, 3), np.uint8)
+    column.unpack_into(target[1:9])
+    assert np.array_equal(target[1:9], rows["obs/camera"])
+    assert target[[0, 9]].all()
+
+
+@pytest.mark.parametrize("rows", [7, 9])
+def test_a_column_that_decodes_to_another_size_is_refused(rows):
+    column = split_rows(encode_rows(make_rows(8)), COLUMNS)["obs/camera"]
+    wrong = column._replace(shape=(rows, 32, 32, 3))
+    with pytest.raises(CheckpointError, match="decode"):
+        wrong.unpack_into(np.empty(wrong.shape, np.uint8))
+    with pytest.raises(CheckpointError, match="decode"):
+        column._replace(blob=bytes(column.blob)[:-3]).unpack_into(np.empty(column.shape, np.uint8))
+
+
 def test_columns_of_unequal_length_are_refused():
     rows = make_rows(3)
     rows["reward"] = rows["reward"][:2]

@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import GetTimeoutError
 
-from worldloom.core.exceptions import BufferError
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.runtime import feed as feed_module
 from worldloom_dist.runtime.feed import MOST_AT_ONCE, ROUND_S, Feed, _next_round
+from worldloom_dist.runtime.remote import RoleGoneError
 
 
 def windows_of(shard: int, request: SampleRequest) -> SampledWindows:
@@ -22,24 +21,26 @@ def windows_of(shard: int, request: SampleRequest) -> SampledWindows:
 
 
 class Roles:
-    """A ledger and two shards; ``broken`` says what a shard raises instead of an answer."""
+    """A ledger and two shards; ``broken`` says what a shard raises instead of an answer, or how many requests it can answer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.broken: dict[int, Exception] = {}
+        self.broken: dict[int, Exception | int] = {}
         self.rounds: list[list[tuple[int, ...]]] = []
         self.down: list[int] = []
         self.asked = threading.Semaphore(0)
         monkeypatch.setattr(feed_module, "Remote", self._remote)
-        monkeypatch.setattr(feed_module.ray, "get", self._get)
+        monkeypatch.setattr(feed_module, "ShardReader", self._reader)
 
     def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         live = [index for index in (0, 1) if index not in self.broken]
         return {index: SampleRequest(windows // len(live), (*seed, index + 1)) for index in live}
 
     def _remote(self, name: str) -> SimpleNamespace:
-        index = int(name.rpartition("-")[2])
-        sample = SimpleNamespace(remote=lambda requests: (index, requests))
-        return SimpleNamespace(call=self._call, forget=lambda: None, handle=SimpleNamespace(sample=sample))
+        return SimpleNamespace(name=name, call=self._call, forget=lambda: None)
+
+    def _reader(self, shard: SimpleNamespace) -> SimpleNamespace:
+        index = int(shard.name.rpartition("-")[2])
+        return SimpleNamespace(submit=lambda requests: lambda: self._give(index, requests))
 
     def _call(self, method, *args, **_):
         if method == "shard_down":
@@ -53,11 +54,11 @@ class Roles:
         self.asked.release()
         return [{i: SampleRequest(windows // 2, (*seed, i + 1)) for i in (0, 1)} for seed in seeds]
 
-    def _get(self, reference, timeout):
-        index, requests = reference
-        if index in self.broken:
-            raise self.broken[index]
-        return [windows_of(index, request) for request in requests]
+    def _give(self, index, requests):
+        fault = self.broken.get(index, len(requests))
+        if isinstance(fault, Exception):
+            raise fault
+        return [windows_of(index, request) for request in requests[:fault]]
 
 
 def batches(monkeypatch, count, broken=None, more=()):
@@ -89,13 +90,21 @@ def test_lock_step_and_several_ranks_ask_for_one_batch_at_a_time(monkeypatch, mo
     assert {len(seeds) for seeds in roles.rounds} == {1}
 
 
-@pytest.mark.parametrize("error", [GetTimeoutError("silent"), BufferError("too little")])
-def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, error):
-    roles, feed, given = batches(monkeypatch, 12, {1: error})
+@pytest.mark.parametrize("fault", [RoleGoneError("gone"), 0], ids=["is gone", "has too little"])
+def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, fault):
+    roles, feed, given = batches(monkeypatch, 12, {1: fault})
     for windows in given:
         assert len(windows.row_ids) == feed._windows
         assert set(windows.shard) == {0}
-    assert (1 in roles.down) == isinstance(error, GetTimeoutError)
+    assert (1 in roles.down) == isinstance(fault, RoleGoneError)
+
+
+def test_a_shard_that_runs_short_within_a_round_is_asked_no_more_than_it_has(monkeypatch):
+    roles, feed, given = batches(monkeypatch, 40, {1: 1})
+    assert max(map(len, roles.rounds)) > 1
+    assert all(len(windows.row_ids) == feed._windows for windows in given)
+    assert {tuple(np.unique(windows.shard)) for windows in given} == {(0, 1), (0,)}
+    assert not roles.down
 
 
 def test_a_round_grows_slowly_and_shrinks_at_once():
