@@ -2,14 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/learner.py [--agent tdmpc2:ci] [--seconds 60] [--label NAME]
 
-Three numbers, measured one after the other on this machine:
-
 * ``staged``: updates/s of the learner alone on one batch that is ready in memory, pinned to one core;
 * ``live``: updates/s of a run on Ray with live actors that always owe training something (a high train ratio), after its burst,
   with the share of the training thread's time by phase, and what an update takes of the learner's core: CPU of the training
   thread, CPU of the process's other threads (feed, Ray), and how long the training thread waited for the core; once with the whole
   learner process on a core of its own, and once with the training thread alone there;
 * ``checkpoint``: how long the training thread stands still for one, and ``publish`` likewise.
+
+A machine that is shared gets faster and slower within minutes. So live and staged take turns on the same core: the run trains for
+a while, then all of its processes are stopped (SIGSTOP) while the learner alone trains for as long, and so on; ``live_over_staged``
+is the ratio over all turns, ``live_over_staged_in_turns`` that of each.
 
 With CUDA there are also milliseconds per update with and without a captured graph. Writes benchmarks/results/learner[_LABEL].json.
 """
@@ -25,6 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,72 +61,137 @@ def random_windows(plan: Plan) -> SampledWindows:
     return SampledWindows(columns, np.arange(lead[0] * lead[1]).reshape(lead), zeros, zeros, np.full(lead[0], time.time()))
 
 
-def measure_staged(plan: Plan, seconds: float, folder: Path) -> dict[str, float]:
-    """The learner alone: updates/s, and what publishing and a checkpoint cost its thread."""
-    device = choose_device(plan.config.learner.device)
-    learner = build_learner(plan, WeightStore(), device=device, incarnation=1, folder=folder)
-    windows = random_windows(plan)
-    for _ in range(8):
-        learner.train(windows)
-    _wait(device)
-    started, busy, count = time.monotonic(), time.thread_time(), 0
-    while time.monotonic() - started < seconds:
-        learner.train(windows)
-        count += 1
-    _wait(device)
-    rate = count / (time.monotonic() - started)
-    busy = time.thread_time() - busy
-    writer = CheckpointWriter(CheckpointStore(folder / "checkpoints"))
-    stalls, publishes = [], []
-    for _ in range(5):
-        learner.train(windows)
-        _wait(device)
-        while not writer.is_idle:
-            time.sleep(0.01)
-        began = time.monotonic()
-        learner.publish()  # while no checkpoint is written, as nearly always
-        publishes.append(time.monotonic() - began)
-        began = time.monotonic()
-        writer.save(learner.train_steps, {"learner": learner.state_dict()}, {})
-        stalls.append(time.monotonic() - began)
-    writer.close()
-    every = plan.config.learner.publish_every_s
-    return {
-        "updates_per_s": rate,
-        "ms_per_update": 1000 / rate,
-        "training_thread_cpu_ms": 1000 * busy / count,
-        "checkpoint_stall_ms_median": 1000 * statistics.median(stalls),
-        "checkpoint_stall_ms_max": 1000 * max(stalls),
-        "publish_ms_median": 1000 * statistics.median(publishes),
-        "publish_share": statistics.median(publishes) / every,
-    }
+class Staged:
+    """The learner alone, on one batch that is ready in memory.
 
-
-def measure_live(words: list[str], seconds: float, core: int, folder: Path, *, alone: bool) -> dict[str, float]:
-    """A whole run with live actors; the learner has ``core`` to itself, and all other roles share the rest.
-
-    With ``alone``, the threads that fetch its batches are kept off that core too.
+    Attributes:
+        updates, seconds, cpu_s: What it did since it was made, or was reset.
     """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self._device = choose_device(plan.config.learner.device)
+        self.learner = build_learner(plan, WeightStore(), device=self._device, incarnation=1, folder=folder)
+        self._windows, self._folder, self._every_s = random_windows(plan), folder, plan.config.learner.publish_every_s
+        for _ in range(8):
+            self.update()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.updates, self.seconds, self.cpu_s = 0, 0.0, 0.0
+
+    def update(self) -> None:
+        """One, whole."""
+        self.learner.train(self._windows)
+        _wait(self._device)
+
+    def run(self, seconds: float) -> float:
+        """Train for so long; returns updates/s."""
+        count, began, busy = 0, time.monotonic(), time.thread_time()
+        while time.monotonic() - began < seconds:
+            self.learner.train(self._windows)
+            count += 1
+        _wait(self._device)
+        took = time.monotonic() - began
+        self.updates, self.seconds, self.cpu_s = self.updates + count, self.seconds + took, self.cpu_s + time.thread_time() - busy
+        return count / took
+
+    def report(self) -> dict[str, float]:
+        """Per update."""
+        return {
+            "updates_per_s": self.updates / self.seconds,
+            "ms_per_update": 1000 * self.seconds / self.updates,
+            "training_thread_cpu_ms": 1000 * self.cpu_s / self.updates,
+        }
+
+    def stalls(self) -> dict[str, float]:
+        """What publishing and a checkpoint cost the training thread."""
+        writer = CheckpointWriter(CheckpointStore(self._folder / "checkpoints"))
+        stalls, publishes = [], []
+        for _ in range(5):
+            self.update()
+            while not writer.is_idle:
+                time.sleep(0.01)
+            began = time.monotonic()
+            self.learner.publish()  # while no checkpoint is written, as nearly always
+            publishes.append(time.monotonic() - began)
+            began = time.monotonic()
+            writer.save(self.learner.train_steps, {"learner": self.learner.state_dict()}, {})
+            stalls.append(time.monotonic() - began)
+        writer.close()
+        return {
+            "checkpoint_stall_ms_median": 1000 * statistics.median(stalls),
+            "checkpoint_stall_ms_max": 1000 * max(stalls),
+            "publish_ms_median": 1000 * statistics.median(publishes),
+            "publish_share": statistics.median(publishes) / self._every_s,
+        }
+
+
+def measure_live(words: list[str], staged: Staged, seconds: float, turns: int, folder: Path, *, alone: bool) -> dict[str, object]:
+    """A whole run with live actors, in turns with the learner alone on the core that this process is pinned to.
+
+    The learner of the run has that core to itself, and all other roles share the rest; with ``alone``, the threads that fetch its
+    batches are kept off that core too.
+    """
+    (core,) = os.sched_getaffinity(0)
     command = [sys.executable, "-m", "worldloom_dist.launch", *words, "--run-dir", str(folder), "--metrics-port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, preexec_fn=_anywhere)
+    spent: Counter[str] = Counter()
+    ratios: list[float] = []
+    staged.reset()
     try:
         learner = _wait_for_learner(folder, process)
         _pin(process, learner, core, alone=alone)
         time.sleep(5.0)
-        first = _next_line(folder, process)
-        threads = _threads(learner)
-        time.sleep(seconds)
-        last = _next_line(folder, process)
-        used = _used(threads, _threads(learner))
+        for _ in range(turns):
+            turn = _turn(folder, process, learner, seconds / turns)
+            spent.update(turn)
+            with _stopped(process):
+                ratios.append(turn["updates"] / turn["seconds"] / staged.run(seconds / turns))
+            time.sleep(1.0)
     finally:
         process.terminate()
         process.wait(120)
-    phases = {key: last[key] - first.get(key, 0.0) for key in last if key.startswith("learner_seconds_total")}
-    total = sum(phases.values()) or 1.0
-    shares = {f"share_{key.partition('=')[2].rstrip('}')}": value / total for key, value in phases.items()}
-    updates = last["train_steps"] - first["train_steps"]
-    costs = {f"{name}_ms": 1000 * value / updates for name, value in used.items()}
-    return {"updates_per_s": updates / (last["time"] - first["time"]), **costs, **shares}
+    rate, reference = spent["updates"] / spent["seconds"], staged.report()
+    total = sum(value for name, value in spent.items() if name.startswith("share_"))
+    shares = {name: value / total for name, value in spent.items() if name.startswith("share_")}
+    costs = {f"{name}_ms": 1000 * value / spent["updates"] for name, value in spent.items() if name.endswith(("cpu", "waited"))}
+    over = {"live_over_staged": rate / reference["updates_per_s"], "live_over_staged_in_turns": ratios}
+    return {"updates_per_s": rate, **over, **costs, **shares, "staged": reference}
+
+
+def _anywhere() -> None:
+    """The run may use every core until its processes are told where to be."""
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+def _turn(folder: Path, process: subprocess.Popen, learner: int, seconds: float) -> dict[str, float]:
+    """What the run's learner did for so long: updates, seconds by phase, seconds of its threads."""
+    first, threads = _next_line(folder, process), _threads(learner)
+    time.sleep(seconds)
+    last = _next_line(folder, process)
+    found = _used(threads, _threads(learner)) | {"updates": last["train_steps"] - first["train_steps"]}
+    for key in last:
+        if key.startswith("learner_seconds_total"):
+            found[f"share_{key.partition('=')[2].rstrip('}')}"] = last[key] - first.get(key, 0.0)
+    return found | {"seconds": last["time"] - first["time"]}
+
+
+@contextlib.contextmanager
+def _stopped(process: subprocess.Popen) -> Iterator[None]:
+    """All processes of the run stand still; they are told to go on whatever happens."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    try:
+        _each(family, "suspend")
+        yield
+    finally:
+        _each(family, "resume")
+
+
+def _each(family: list[psutil.Process], action: str) -> None:
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            getattr(member, action)()
 
 
 def _threads(pid: int) -> dict[str, tuple[float, float]]:
@@ -146,7 +215,7 @@ def _used(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, 
 
 def _pin(process: subprocess.Popen, learner: int, core: int, *, alone: bool) -> None:
     """Give every thread of the learner ``core`` (or, ``alone``, its training thread), and everything else the other cores."""
-    others = os.sched_getaffinity(0) - {core} or {core}
+    others = set(range(os.cpu_count() or 1)) - {core} or {core}
     used = _threads(learner)
     training = max(used, key=lambda name: used[name])
     for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
@@ -198,6 +267,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--label", default="")
     parser.add_argument("--no-live", action="store_true", help="leave the run on Ray out")
+    parser.add_argument("--turns", type=int, default=6, help="how often a run and the learner alone take turns")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
@@ -206,18 +276,19 @@ def main() -> None:
     words += ["--agent.pretrain-updates", "1"] if options.agent.startswith("tdmpc2") else []  # no burst to wait for
     plan = resolve(parse(words))
     result: dict[str, object] = {"context": context(), "agent": options.agent, "env": options.env}
+    os.sched_setaffinity(0, {cores[-1]})
     with tempfile.TemporaryDirectory() as folder:
-        os.sched_setaffinity(0, {cores[-1]})
-        staged = result["staged"] = measure_staged(plan, options.seconds / 3, Path(folder))
+        staged = Staged(plan, Path(folder))
+        staged.run(options.seconds / 3)
+        result["staged"] = staged.report() | staged.stalls()
         if choose_device("auto") == "cuda":
             for mode in ("off", "graph"):
-                own = resolve(parse([*words, "--learner.compile", mode]))
-                result[f"cuda_{mode}"] = measure_staged(own, options.seconds / 3, Path(folder) / mode)
-        os.sched_setaffinity(0, set(cores))
+                own = Staged(resolve(parse([*words, "--learner.compile", mode])), Path(folder) / mode)
+                own.run(options.seconds / 3)
+                result[f"cuda_{mode}"] = own.report()
         if not options.no_live:
             for name, alone in (("live", False), ("live_training_thread_alone", True)):
-                live = result[name] = measure_live(words, options.seconds, cores[-1], Path(folder) / name, alone=alone)
-                result[f"{name}_over_staged"] = live["updates_per_s"] / staged["updates_per_s"]
+                result[name] = measure_live(words, staged, options.seconds, options.turns, Path(folder) / name, alone=alone)
     text = json.dumps(result, indent=2)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"learner{'_' + options.label if options.label else ''}.json").write_text(text + "\n")

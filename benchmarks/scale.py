@@ -3,8 +3,9 @@
     python benchmarks/scale.py                     # 64 workers; writes benchmarks/results/scale.json
     python benchmarks/scale.py --workers 16
 
-A worker counts as started when its first chunk is acknowledged. Memory is the proportional set size (PSS) of the worker's
-process and its children, read from ``/proc`` when the run has trained.
+A worker counts as started when its first chunk is acknowledged. The train ratio is so low that the limiter holds nobody back: with
+the preset's own, workers would wait for the learner, which is late because the workers start. Memory is the proportional set size
+(PSS) of the worker's process and its children, read from ``/proc`` when the run has trained.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def measure(workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         words = ["--preset", "quick", "--workers", str(workers), "--run-dir", str(folder)]
-        words += ["--env-steps", "1000000", "--eval-episodes", "0", "--train-ratio", "40", "--agent.pretrain-updates", "50"]
+        words += ["--env-steps", "1000000", "--eval-episodes", "0", "--train-ratio", "1", "--agent.pretrain-updates", "1"]
         started = time.time()
         run = subprocess.Popen([sys.executable, "-m", "worldloom_dist.launch", *words], stdout=subprocess.DEVNULL)
         try:

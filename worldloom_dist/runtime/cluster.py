@@ -24,6 +24,8 @@ __all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
 logger = logging.getLogger(__name__)
 
 STORE_BYTES = 512 * 2**20
+STARTS_AT_ONCE = "128"
+"""Processes that Ray may start at the same time. Waves bound it; Ray warns at every multiple of it, by default of the cores."""
 CPUS_PER_ROLE = 0.001
 """Roles share the machine by threads and niceness, not by Ray's counting; a tiny share keeps any number of them schedulable."""
 
@@ -72,6 +74,7 @@ def _prepare_environment(folder: Path | None) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", choose_auth_mode())
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", STARTS_AT_ONCE)
     os.environ.pop("RAY_ADDRESS", None)
     if os.environ.get("RAY_AUTH_MODE") != "disabled":
         token = folder / "token"
