@@ -1,6 +1,6 @@
 """The doors between the roles. A role knows these protocols and the library; it never knows another role, and never Ray.
 
-    RolloutWorker --Chunk--> ReplayWriter            (blocks until acknowledged: the only back-pressure)
+    RolloutWorker --Chunk--> ReplayWriter            (acknowledged before the stream's next one: the only back-pressure)
     Learner       --SampleRequest--> ReplayReader --SampledWindows-->
     Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> RolloutWorker, inference, evaluator   (pull)
     every role    --MetricMap--> MetricSink
@@ -12,7 +12,7 @@ so the two never wait for each other. Fakes that check what they are given live 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -142,8 +142,12 @@ class WriteBack(NamedTuple):
 class ReplayWriter(Protocol):
     """Where a worker's chunks go."""
 
-    def append(self, chunk: Chunk) -> None:
-        """Return when the chunk is acknowledged: stored as durably as the run promises. Safe to repeat for the same chunk."""
+    def append(self, chunk: Chunk) -> Callable[[], None] | None:
+        """Send the chunk and see it acknowledged, that is stored as durably as the run promises. Safe to repeat for the same chunk.
+
+        Returns:
+            None when it is acknowledged; or, before that, a function that waits for it. One chunk of a stream is sent at a time.
+        """
 
 
 class ReplayReader(Protocol):

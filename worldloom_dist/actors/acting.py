@@ -287,11 +287,15 @@ class RemoteActing:
 
     def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:
         """Send the request; the result waits for the answer."""
-        envs = np.arange(len(is_first)) if live is None else np.flatnonzero(live)
-        rows = {key: value[envs] for key, value in obs.items()} if live is not None else obs
-        request = ActRequest(self.slot, self.incarnation, envs + self.first_env, rows, is_first[envs])
+        total = len(is_first)
+        if live is None or False not in live.tolist():
+            envs, rows = np.arange(total), obs
+        else:
+            envs = np.flatnonzero(live)
+            rows, is_first = {key: value[envs] for key, value in obs.items()}, is_first[envs]
+        request = ActRequest(self.slot, self.incarnation, envs + self.first_env, rows, is_first)
         answer = self.submit(request) if self.submit is not None else partial(self.call, request)
-        return partial(self._finish, answer, envs, len(is_first))
+        return partial(self._finish, answer, envs, total)
 
     def _finish(self, answer: Callable[[], ActReply], envs: np.ndarray, total: int) -> Actions:
         reply = answer()

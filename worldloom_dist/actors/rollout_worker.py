@@ -1,9 +1,10 @@
 """The env worker: steps its envs, stores every row, and does nothing else.
 
-    obs --act--> action;  (obs, action, reward, flags, extras) --StreamWriter--> ReplayWriter (blocks);  action --env.step--> obs
+    obs --act--> action;  (obs, action, reward, flags, extras) --StreamWriter--> ReplayWriter;  action --env.step--> obs
 
 One ``step()`` is one decision of every env. The caller (a loop on Ray, the lock-step runtime) decides how often. It waits for
-the policy, the envs and the acknowledgement of chunks, each bounded by a deadline of its owner; nothing is dropped.
+the policy, the envs and the acknowledgement of chunks (of a stream's last one when its next one is closed, see ``stream_writer``),
+each bounded by a deadline of its owner; nothing is dropped.
 """
 
 from __future__ import annotations
@@ -182,6 +183,8 @@ class RolloutWorker:
 
     def flush(self) -> None:
         """Send every open chunk; returns when all are acknowledged."""
+        for writer in self._writers:
+            writer.send()
         for writer in self._writers:
             writer.flush()
 

@@ -1,14 +1,17 @@
 """Packs the rows of one env stream into chunks and hands them over, one at a time, each acknowledged before the next.
 
 A chunk is closed when it is full, too old, at the end of an episode, before a reset row and where the policy version changes.
-``ReplayWriter.append`` blocks until the chunk is acknowledged; that is the only back-pressure, and nothing is ever dropped here.
-If it raises, the chunk is kept under its number and sent again, before anything newer, by the next call.
+Where ``ReplayWriter.append`` returns before the acknowledgement, rows are added meanwhile, and the stream's next chunk waits for
+it; that is the only back-pressure, and nothing is ever dropped here. If sending or waiting raises, the chunk is kept under its
+number and sent again, before anything newer, by the next call.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +23,7 @@ from worldloom_dist.ports import ReplayWriter
 
 __all__ = ["StreamWriter"]
 
+T = TypeVar("T")
 Encoder = Callable[[StreamId, int, PolicyVersion, Mapping[str, np.ndarray]], Chunk]
 
 
@@ -59,6 +63,7 @@ class StreamWriter:
         self._open, self._opened_s = 0, 0.0
         self._version: PolicyVersion = NO_POLICY
         self._pending: Chunk | None = None
+        self._answer: Callable[[], None] | None = None  # waits for the pending chunk; None when that has to be sent again
         self._seq = 0
         self.acked_rows = 0
         self.blocked_s = 0.0
@@ -66,7 +71,8 @@ class StreamWriter:
     @property
     def open_rows(self) -> int:
         """Rows that would be lost if this process died now."""
-        return self._open + (self._pending.num_rows if self._pending else 0)
+        pending = self._pending  # once, because another thread may ask
+        return self._open + (pending.num_rows if pending else 0)
 
     def add(self, columns: Mapping[str, np.ndarray], index: int, version: PolicyVersion, *, is_first: bool, is_last: bool) -> None:
         """Add the row ``columns[name][index]`` of every column; the values are copied.
@@ -77,10 +83,10 @@ class StreamWriter:
             version: Weights that chose its action.
             is_first, is_last: What its flags say, as plain values.
         """
-        if self._pending is not None:
-            self._send_pending()
+        if self._pending is not None and self._answer is None:
+            self._settle()
         if self._open and (version != self._version or is_first):
-            self.flush()
+            self.send()
         if self._open == 0:
             self._opened_s, self._version = self._clock(), version
         row = self._open
@@ -88,21 +94,26 @@ class StreamWriter:
             buffer[row] = columns[name][index]
         self._open = row + 1
         if self._open == self._chunk_rows or is_last or self._is_old():
-            self.flush()
+            self.send()
 
     def flush_if_old(self) -> None:
         """Send the open chunk if its time has come (an env may be waiting while its rows grow old)."""
         if self._open and self._is_old():
-            self.flush()
+            self.send()
 
-    def flush(self) -> None:
-        """Send everything; returns when it is acknowledged."""
-        self._send_pending()
+    def send(self) -> None:
+        """Send the open chunk, once the one before it is acknowledged."""
+        self._settle()
         if self._open:
             rows = {name: buffer[: self._open] for name, buffer in self._buffers.items()}
             self._pending = self._encode(self.stream, self._seq, self._version, rows)
             self._seq, self._open = self._seq + 1, 0
-            self._send_pending()
+            self._append(self._pending)
+
+    def flush(self) -> None:
+        """Send everything; returns when it is acknowledged."""
+        self.send()
+        self._settle()
 
     def state(self) -> dict[str, int]:
         """What a checkpoint needs, taken when nothing is open."""
@@ -111,16 +122,32 @@ class StreamWriter:
     def set_state(self, state: Mapping[str, int]) -> None:
         """Inverse of :meth:`state`; what is open is forgotten."""
         self._seq, self.acked_rows = int(state["seq"]), int(state["acked_rows"])
-        self._open, self._pending = 0, None
+        self._open, self._pending, self._answer = 0, None, None
 
     def _is_old(self) -> bool:
         return self._clock() - self._opened_s >= self._max_age_s
 
-    def _send_pending(self) -> None:
-        if self._pending is None:
-            return
-        started = self._clock()
-        self._writer.append(self._pending)
-        self.blocked_s += self._clock() - started
+    def _settle(self) -> None:
+        """See what was sent acknowledged; sends it again first if that failed."""
+        if self._pending is not None and self._answer is None:
+            self._append(self._pending)
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            self._timed(answer)
+            self._acknowledged()
+
+    def _append(self, chunk: Chunk) -> None:
+        self._answer = self._timed(partial(self._writer.append, chunk))
+        if self._answer is None:
+            self._acknowledged()
+
+    def _acknowledged(self) -> None:
+        assert self._pending is not None
         self.acked_rows += self._pending.num_rows
         self._pending = None
+
+    def _timed(self, wait: Callable[[], T]) -> T:
+        started = self._clock()
+        result = wait()
+        self.blocked_s += self._clock() - started
+        return result

@@ -11,7 +11,10 @@ import os
 import signal
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 
@@ -32,6 +35,7 @@ from worldloom_dist.runtime.weight_roles import RemoteWeights
 __all__ = ["ShardWriter", "WorkerRole"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 AWAY_S = 5.0
 ACT_TIMEOUT_S, ACT_PATIENCE_S = 120.0, 300.0
@@ -42,13 +46,17 @@ ASK_VERSION_EVERY_S, VERSIONS_PER_S = 0.5, 32.0
 class ShardWriter:
     """``ports.ReplayWriter`` over a line: the shard of a worker is fixed, so a stream's order never crosses shards.
 
-    Waits as long as the shard lives; when it dies, finds its successor and sends the same chunk again, which is ignored if it had
-    been stored. In lock-step it also waits for the version that the new rows make due.
+    Sends at once; what :meth:`append` returns waits as long as the shard lives, and when it dies, finds its successor and sends the
+    same chunk again, which is ignored if it had been stored. In lock-step ``append`` itself waits, also for the version that the
+    new rows make due. Used by one thread, for all streams of the worker.
 
     Args:
         plan: Of the run.
         slot: The worker's slot.
         stopping: Ends the waiting when the worker is told to stop and its shard stays away.
+
+    Attributes:
+        is_waiting, waited_until: Whether the thread that uses it waits here now, and when it last did (monotonic seconds).
     """
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
@@ -59,30 +67,46 @@ class ShardWriter:
         self._pretrain = plan.spec.pretrain_updates
         self.is_waiting, self.waited_until = False, 0.0
 
-    def append(self, chunk: Chunk) -> None:
-        """Return when the chunk is acknowledged.
+    def append(self, chunk: Chunk) -> Callable[[], None] | None:
+        """Send a chunk (see ``ports.ReplayWriter``).
 
         Raises:
-            StateError: If the run is stopped while the shard stays away; the chunk counts as open.
+            StateError: When waiting, if the run is stopped while the shard stays away; the chunk counts as open.
         """
-        self.is_waiting = True
-        try:
-            while not self._try(chunk):
+        with self._waiting():
+            wait = partial(self._wait, chunk, self._submit(chunk))
+            if not self._is_lockstep:
+                return wait
+            wait()
+            self._wait_for_version()
+            return None
+
+    def _submit(self, chunk: Chunk) -> Callable[[], Any] | None:
+        return self._unless_away(chunk, partial(self._line.submit, chunk))
+
+    def _wait(self, chunk: Chunk, answer: Callable[[], Any] | None) -> None:
+        with self._waiting():
+            while answer is None or self._unless_away(chunk, answer) is None:
                 if self._stopping.is_set():
                     raise StateError(f"{self._shard.name} is away while the run stops; chunk {chunk.stream}/{chunk.seq} is lost")
                 time.sleep(0.2)
-            if self._is_lockstep:
-                self._wait_for_version()
-        finally:
-            self.is_waiting, self.waited_until = False, time.monotonic()
+                answer = self._submit(chunk)
 
-    def _try(self, chunk: Chunk) -> bool:
+    def _unless_away(self, chunk: Chunk, call: Callable[[], T]) -> T | None:
+        """What a call gives, which is never None (a shard answers with a bool); None when the shard is away."""
         try:
-            self._line.call(chunk)
+            return call()
         except RoleGoneError as error:
             logger.warning("%s; chunk %s/%d is sent again", error, chunk.stream, chunk.seq)
-            return False
-        return True
+            return None
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        was_waiting, self.is_waiting = self.is_waiting, True
+        try:
+            yield
+        finally:
+            self.is_waiting, self.waited_until = was_waiting, time.monotonic()
 
     def _wait_for_version(self) -> None:
         due = self._ledger.call("updates_due")

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.fakes import FakeMetricSink, FakePolicy, FakeReplayWriter, FakeWeights, check_counting_rows, snapshot_of
 from worldloom.core.exceptions import EnvFailureError, TrainingError
-from worldloom.core.sequence import NO_POLICY, PolicyVersion, StreamId
+from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import env_spec, make_env
@@ -48,7 +49,7 @@ def make_worker(
         settings.pop("slot", 2),
         7,
         env=lambda: make_env(config, num_envs=num_envs, seed=0),
-        writer=sink,
+        writer=settings.pop("writer", sink),
         columns=sink.columns,
         seed=11,
         **{"chunk_rows": 4, "random_prefill": False, **settings},
@@ -274,6 +275,46 @@ def test_rows_are_sent_before_the_worker_gives_up() -> None:
         worker.step()
     assert worker.open_rows == 0
     assert sink.num_rows == 2
+
+
+class LaterWriter:
+    """Acknowledges a chunk when it is waited for, and counts those on their way."""
+
+    def __init__(self, sink: FakeReplayWriter) -> None:
+        self.sink, self.on_their_way, self.most = sink, 0, 0
+
+    def append(self, chunk: Chunk) -> Callable[[], None]:
+        self.on_their_way += 1
+        self.most = max(self.most, self.on_their_way)
+
+        def wait() -> None:
+            self.on_their_way -= 1
+            self.sink.append(chunk)
+
+        return wait
+
+
+@pytest.mark.parametrize("end", [RolloutWorker.checkpoint, RolloutWorker.close])
+def test_worker_that_ends_sends_every_stream_before_it_waits_and_leaves_nothing_on_its_way(
+    end: Callable[[RolloutWorker], None],
+) -> None:
+    sink = counting_sink()
+    later = LaterWriter(sink)
+    worker = make_worker(sink, writer=later, chunk_rows=64)
+    written = sum(worker.step() for _ in range(4))
+    assert (sink.num_rows, worker.open_rows, later.most) == (0, written, 0)
+    end(worker)
+    assert (sink.num_rows, worker.open_rows, later.most, later.on_their_way) == (written, 0, 3, 0)
+
+
+def test_rows_sent_in_the_background_are_those_of_a_writer_that_waits() -> None:
+    blocking, background = counting_sink(), counting_sink()
+    for sink, writer in ((blocking, blocking), (background, LaterWriter(background))):
+        worker = make_worker(sink, writer=writer)
+        for _ in range(60):
+            worker.step()
+        worker.close()
+    assert blocking.chunks == background.chunks
 
 
 @pytest.mark.parametrize("env", ["toy:counting", "counting_vectors:next_step"])

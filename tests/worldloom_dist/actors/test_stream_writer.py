@@ -1,9 +1,11 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from tests.fakes import FakeReplayWriter
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.sequence import NO_POLICY, PolicyVersion, StreamId
+from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.actors.stream_writer import StreamWriter
 
@@ -139,3 +141,72 @@ def test_stream_goes_on_after_a_restore() -> None:
 def test_chunk_must_have_room_for_a_row() -> None:
     with pytest.raises(ConfigurationError, match=r"actors.chunk_rows must be >= 1, got 0"):
         make(FakeReplayWriter(COLUMNS), chunk_rows=0)
+
+
+class LaterWriter:
+    """Acknowledges when it is waited for; notes what happens, and refuses two chunks of a stream on their way."""
+
+    def __init__(self, sink: FakeReplayWriter, clock: Clock) -> None:
+        self.sink, self.clock = sink, clock
+        self.happened: list[str] = []
+        self.is_open = False
+
+    def append(self, chunk: Chunk) -> Callable[[], None]:
+        assert not self.is_open, "the chunk before it is not acknowledged"
+        self.is_open = True
+        self.happened.append(f"sent {chunk.seq}")
+
+        def wait() -> None:
+            self.is_open = False
+            self.clock.now += 0.25
+            self.sink.append(chunk)
+            self.happened.append(f"acknowledged {chunk.seq}")
+
+        return wait
+
+
+def make_later(*failures: Exception | None) -> tuple[LaterWriter, StreamWriter]:
+    clock = Clock()
+    later = LaterWriter(FakeReplayWriter(COLUMNS, failures), clock)
+    return later, StreamWriter(STREAM, COLUMNS, later, clock=clock, chunk_rows=2, max_age_s=1e9)
+
+
+def test_rows_are_added_while_a_chunk_is_on_its_way_and_the_next_chunk_waits_for_it() -> None:
+    later, stream = make_later()
+    for number in range(3):
+        add(stream, row(number, first=number == 0), V1)
+    assert later.happened == ["sent 0"]
+    assert (stream.open_rows, stream.acked_rows, stream.blocked_s) == (3, 0, 0.0)
+    add(stream, row(3), V1)
+    assert later.happened == ["sent 0", "acknowledged 0", "sent 1"]
+    assert (stream.open_rows, stream.acked_rows, stream.blocked_s) == (2, 2, 0.25)
+    add(stream, row(4), V1)
+    stream.flush()
+    assert later.happened[2:] == ["sent 1", "acknowledged 1", "sent 2", "acknowledged 2"]
+    assert (stream.open_rows, stream.acked_rows, stream.blocked_s) == (0, 5, 0.75)
+    assert numbers(later.sink) == [[0, 1], [2, 3], [4]]
+
+
+def test_chunk_whose_acknowledgement_fails_is_sent_again_before_anything_newer() -> None:
+    later, stream = make_later(ConnectionError("gone"), ConnectionError("still gone"))
+    for number in range(3):
+        add(stream, row(number, first=number == 0), V1)
+    with pytest.raises(ConnectionError, match="gone"):
+        add(stream, row(3), V1)
+    with pytest.raises(ConnectionError, match="still gone"):
+        stream.flush()
+    assert stream.open_rows == 4
+    stream.flush()
+    assert later.happened == ["sent 0", "sent 0", "sent 0", "acknowledged 0", "sent 1", "acknowledged 1"]
+    assert numbers(later.sink) == [[0, 1], [2, 3]]
+
+
+def test_restored_stream_forgets_what_was_on_its_way() -> None:
+    later, stream = make_later()
+    state = stream.state()
+    add(stream, row(0, first=True), V1)
+    add(stream, row(1), V1)
+    stream.set_state(state)
+    later.is_open = False
+    stream.flush()
+    assert (later.happened, stream.open_rows) == (["sent 0"], 0)
