@@ -327,7 +327,7 @@ class RolloutWorker:
 
     def _end_episode(self, index: int, reason: str) -> None:
         if self._lengths[index] >= 0:
-            self._episodes.append(EpisodeResult(float(self._returns[index]), int(self._lengths[index]), reason))
+            self._episodes.append(EpisodeResult(self._returns[index], self._lengths[index], reason))
         self._lengths[index] = -1
 
 
