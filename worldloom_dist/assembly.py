@@ -192,6 +192,10 @@ def measure_act_costs(plan: Plan, device: str) -> ActCosts:
 def _act_seconds(plan: Plan, rows: int, device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
     policy = build_policy(plan, num_envs=rows, device=device)
+    if device != "cpu":
+        from worldloom_dist.actors.act_graphs import capture_decisions
+
+        capture_decisions(policy, device, (rows,), wanted=plan.config.actors.cuda_graphs)
     carry, is_first = policy.initial_carry(rows), np.ones(rows, bool)
     obs = {key: spec.zeros(rows) for key, spec in plan.env_spec.obs.items()}
     times: list[float] = []

@@ -61,6 +61,8 @@ class ActorsConfig:
     """Central inference: rows in one batch."""
     max_wait_ms: float = 2.0
     """Central inference: how long a batch waits for more rows."""
+    cuda_graphs: bool = True
+    """Central inference on a GPU: capture the decision for each padded batch size as a CUDA graph, and replay it."""
     act_timeout_s: float = 60.0
     """An inference server that takes longer for one batch is killed and replaced."""
 

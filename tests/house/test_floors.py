@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},
-    {"worldloom_dist.view", "worldloom_dist.machine"},
+    {"worldloom_dist.view", "worldloom_dist.machine", "worldloom_dist.cuda_graphs"},
     {
         "worldloom_dist.binding",
         "worldloom_dist.presets",

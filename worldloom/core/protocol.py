@@ -6,7 +6,7 @@ Axis legend: N envs, B batch, T time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,11 +18,25 @@ from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec
 from worldloom.core.weights import WeightsSnapshot
 
-__all__ = ["ActOutput", "Agent", "AgentSpec", "Carry", "Policy", "Reporting", "SamplingSpec", "TrainOutput"]
+__all__ = [
+    "ActOutput",
+    "Agent",
+    "AgentSpec",
+    "Capturable",
+    "Carry",
+    "Decide",
+    "Policy",
+    "Reporting",
+    "SamplingSpec",
+    "TrainOutput",
+]
 
 Carry = dict[str, Any]
 """What a policy remembers between steps: name -> array (numpy or torch) with the env axis first, so that rows of it can be
 gathered, scattered and sent. Owned by whoever calls ``act``: the worker, or the inference server's table."""
+
+Decide = Callable[..., dict[str, Any]]
+"""``decide(inputs, *, explore)``: tensors by name, rows first, to new tensors by name; see :class:`Capturable`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +205,19 @@ class Agent(Policy, Protocol):
         Raises:
             CheckpointError: If the state belongs to another architecture; names the first difference.
         """
+
+
+@runtime_checkable
+class Capturable(Protocol):
+    """What a policy adds whose decision can be captured as a CUDA graph.
+
+    Its ``act`` brings obs, carry and random draws to the device, calls one function of those tensors, and takes the results to the
+    host. That function draws nothing, reads no value back, copies nothing between host and device, and keeps no state; it reads
+    weights at addresses that :meth:`Policy.load_weights` does not change.
+    """
+
+    def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """Call ``wrap(decide)`` in place of the function from now on."""
 
 
 @runtime_checkable

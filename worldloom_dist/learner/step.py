@@ -13,34 +13,22 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from worldloom.core.protocol import Agent, TrainOutput
 from worldloom.core.sequence import SequenceBatch
+from worldloom_dist.cuda_graphs import CudaRecorder, Recorder
 
-__all__ = ["CompileMode", "GraphStep", "Recorder", "Step", "choose_device", "make_step", "prepare_torch"]
+__all__ = ["CompileMode", "GraphStep", "Step", "choose_device", "make_step", "prepare_torch"]
 
 logger = logging.getLogger(__name__)
 
 CompileMode = Literal["off", "auto", "graph", "inductor"]
 Step = Callable[[SequenceBatch], TrainOutput]
 WARM_UP_UPDATES = 4
-
-
-class Recorder(Protocol):
-    """What capturing needs of CUDA; a test puts a fake in its place."""
-
-    def warm(self, work: Callable[[], Any]) -> Any:
-        """Run eagerly on the stream that capturing will use."""
-
-    def capture(self, work: Callable[[], Any]) -> Any:
-        """Record the work without running it; returns what it returned, whose tensors every replay fills anew."""
-
-    def replay(self) -> None:
-        """Run what was recorded."""
 
 
 def choose_device(wanted: str) -> str:
@@ -79,7 +67,7 @@ def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -
     if mode == "inductor":
         logger.info("updates run through torch.compile: asked for; the first one takes minutes")
         return _Compiled(agent)
-    return GraphStep(agent, _CudaRecorder(torch.device(device), _generators(agent)))
+    return GraphStep(agent, CudaRecorder(torch.device(device), _generators(agent)))
 
 
 def _obstacle(agent: Agent, device: str, mode: CompileMode, ranks: int) -> str | None:
@@ -138,39 +126,6 @@ class GraphStep:
             return False
         logger.info("updates run as one captured CUDA graph")
         return True
-
-
-class _CudaRecorder:
-    """The real one.
-
-    Args:
-        device: Of the agent.
-        generators: That the work draws from; replays go on in their sequences.
-    """
-
-    def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            self._graph.register_generator_state(generator)
-
-    def warm(self, work: Callable[[], Any]) -> Any:
-        """See :class:`Recorder`."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            result = work()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return result
-
-    def capture(self, work: Callable[[], Any]) -> Any:
-        """See :class:`Recorder`."""
-        torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-            return work()
-
-    def replay(self) -> None:
-        """See :class:`Recorder`."""
-        self._graph.replay()
 
 
 class _Compiled:

@@ -36,6 +36,7 @@ from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.line import Address, Door
 from worldloom_dist.runtime.pace import Pace
+from worldloom_dist.runtime.relay import LogRelay
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -74,6 +75,7 @@ class InferenceRole:
         self._busy_since: float | None = None
         self._free_since = -float("inf")
         self._waits = Tally(BUCKETS_S)
+        self._relay = LogRelay().listen("worldloom", "worldloom_dist")
         self._door = Door(self._ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
@@ -100,11 +102,11 @@ class InferenceRole:
         return future
 
     async def ping(self) -> dict[str, Any]:
-        """Alive; ``stuck`` says that a batch is past its deadline."""
+        """Alive; ``stuck`` says that a batch is past its deadline, ``said`` what was logged as a warning."""
         busy = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
         is_stuck = busy > self._plan.config.actors.act_timeout_s
         stuck = f"its policy did not return from a batch for {busy:.0f} s" if is_stuck else ""
-        return {"pid": os.getpid(), "version": tuple(self._version), "stuck": stuck}
+        return {"pid": os.getpid(), "version": tuple(self._version), "stuck": stuck, "said": self._relay.drain()}
 
     async def lifeline(self) -> None:
         """The batch loop."""
@@ -179,12 +181,15 @@ class InferenceRole:
     def _build(self) -> InferenceServer:
         import torch
 
+        from worldloom_dist.actors.act_graphs import capture_decisions
         from worldloom_dist.learner.step import choose_device
 
         torch.set_num_threads(1)
         device = choose_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
-        sizes = batch_sizes(self._plan.config.actors.max_batch) if device != "cpu" else ()
+        actors = self._plan.config.actors
+        sizes = batch_sizes(actors.max_batch) if device != "cpu" else ()
+        capture_decisions(policy, device, sizes, wanted=actors.cuda_graphs)
         return InferenceServer(policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes)
 
 

@@ -9,8 +9,9 @@ import torch
 from tests.worldloom_dist.learner import rank_process
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.sequence import SequenceBatch
+from worldloom_dist.cuda_graphs import CudaRecorder
 from worldloom_dist.learner.staging import Stager
-from worldloom_dist.learner.step import GraphStep, _CudaRecorder, _generators, make_step, prepare_torch
+from worldloom_dist.learner.step import GraphStep, _generators, make_step, prepare_torch
 from worldloom_dist.ports import SampledWindows
 
 
@@ -182,7 +183,7 @@ def test_a_captured_update_equals_an_eager_one_on_cuda(name):
 
     preset, settings = rank_process.AGENTS[name]
     eager, captured = (make_agent(make_agent_config(preset, settings), rank_process.ENV, device="cuda", seed=3) for _ in range(2))
-    step = GraphStep(captured, _CudaRecorder(torch.device("cuda"), _generators(captured)))
+    step = GraphStep(captured, CudaRecorder(torch.device("cuda"), _generators(captured)))
     for number in range(12):
         batch = rank_process.batch(eager, number).map(lambda t: t.cuda())
         eager.train_step(batch)

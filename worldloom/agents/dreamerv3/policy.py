@@ -6,7 +6,7 @@ accelerator. Actions are always sampled, in evaluation too, as the official code
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from worldloom.agents.dreamerv3.actor import Actor
 from worldloom.agents.dreamerv3.context import pack_latents
 from worldloom.agents.dreamerv3.spec import DreamerV3Config
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
-from worldloom.core.protocol import ActOutput, Carry
+from worldloom.core.protocol import ActOutput, Carry, Decide
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.models.dreamer.encoder import Encoder
@@ -83,6 +83,8 @@ class DreamerV3Policy:
         self.config, self.env, self.device, self.networks = config, env, device, networks
         self._generators, self._is_per_env = generators, is_per_env
         self._cell: CellWeights | None = None
+        self._is_stale = False
+        self._decide: Decide = self._step
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -95,17 +97,33 @@ class DreamerV3Policy:
     @torch.no_grad()
     def act(self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool) -> ActOutput:
         """Sample one action per env; see :meth:`worldloom.core.protocol.Policy.act`. ``explore`` changes nothing."""
-        nets, (posterior, uniform, normal) = self.networks, self._draw(len(is_first))
+        posterior, uniform, normal = self._draw(len(is_first))
+        inputs = {f"obs/{name}": self._tensor(obs[name]) for name in self.networks.enc.layout.names}
+        inputs |= {name: self._tensor(carry[name]) for name in ("deter", "stoch", "action")}
+        inputs |= {"is_first": self._tensor(is_first), "posterior": posterior, "uniform": uniform, "normal": normal}
         with autocast(self.device, self.config.precision):
-            token = nets.enc({name: self._tensor(obs[name]) for name in nets.enc.layout.names})
-            keep = 1.0 - self._tensor(is_first).float().unsqueeze(-1)
-            state = State(self._tensor(carry["deter"]), self._tensor(carry["stoch"]))
-            state, _, classes = nets.dyn.observe_step(self._weights(), state, self._tensor(carry["action"]), token, keep, posterior)
-            action = nets.actor.sample(nets.actor(torch.cat(state, -1)), uniform, normal)
-        latents = pack_latents(state.deter, classes) if self.config.replay_context else {}
+            self._weights()  # made outside of the decision, because a captured one only reads them
+        out = self._decide(inputs, explore=explore)
+        latents = pack_latents(out["deter"], out["classes"]) if self.config.replay_context else {}
         extras = {name: value.cpu().numpy() for name, value in latents.items()}
-        after = {"deter": state.deter.float(), "stoch": state.stoch.float(), "action": action}
-        return ActOutput(nets.actor.to_env(action), {k: self._out(v) for k, v in after.items()}, extras)
+        after = {name: self._out(out[name]) for name in ("deter", "stoch", "action")}
+        return ActOutput(self.networks.actor.to_env(out["action"]), after, extras)
+
+    def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """See :class:`worldloom.core.protocol.Capturable`."""
+        self._decide = wrap(self._decide)
+
+    @torch.no_grad()
+    def _step(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
+        """The decision: next state (float32), encoded action and classes [N, S] from tensors on this device, and nothing else."""
+        nets = self.networks
+        with autocast(self.device, self.config.precision):
+            token = nets.enc({name: inputs[f"obs/{name}"] for name in nets.enc.layout.names})
+            keep = 1.0 - inputs["is_first"].float().unsqueeze(-1)
+            state = State(inputs["deter"], inputs["stoch"])
+            state, _, classes = nets.dyn.observe_step(self._weights(), state, inputs["action"], token, keep, inputs["posterior"])
+            action = nets.actor.sample(nets.actor(torch.cat(state, -1)), inputs["uniform"], inputs["normal"])
+        return {"deter": state.deter.float(), "stoch": state.stoch.float(), "action": action, "classes": classes}
 
     def load_weights(self, snapshot: WeightsSnapshot) -> None:
         """Act with these weights from now on."""
@@ -121,8 +139,8 @@ class DreamerV3Policy:
         return self.networks.tensors()
 
     def refresh(self) -> None:
-        """Forget what was prepared from the weights; call it after they changed in place."""
-        self._cell = None
+        """Prepare anew, before the next decision, what is prepared from the weights; call it after they changed in place."""
+        self._is_stale = True
 
     def rng_state(self) -> dict[str, Any]:
         """State of every acting generator."""
@@ -136,8 +154,14 @@ class DreamerV3Policy:
             generator.set_state(saved.cpu())
 
     def _weights(self) -> CellWeights:
+        """The cell's weights, at the same addresses for ever."""
         if self._cell is None:
             self._cell = self.networks.dyn.cell_weights(compute_dtype(self.device))
+        elif self._is_stale:
+            for held, fresh in zip(self._cell, self.networks.dyn.cell_weights(compute_dtype(self.device)), strict=True):
+                if held.data_ptr() != fresh.data_ptr():  # else it is a part of the weights themselves
+                    held.copy_(fresh)
+        self._is_stale = False
         return self._cell
 
     def _draw(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:

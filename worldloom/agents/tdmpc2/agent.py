@@ -6,7 +6,7 @@ components of all action keys side by side, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from worldloom.agents.tdmpc2.planner import PlannerSettings, plan
 from worldloom.agents.tdmpc2.spec import TDMPC2AgentConfig, make_spec, resolve
 from worldloom.agents.tdmpc2.update import OptimizerSettings, Updater
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
-from worldloom.core.protocol import ActOutput, Carry, TrainOutput
+from worldloom.core.protocol import ActOutput, Carry, Decide, TrainOutput
 from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
@@ -93,6 +93,7 @@ class TDMPC2Policy:
         )
         self._planner = PlannerSettings(min_std=config.min_std, max_std=config.max_std, temperature=config.temperature)
         self._discount = config.discount or 1.0
+        self._decide: Decide = self._plan
 
     def initial_carry(self, num_envs: int) -> Carry:
         """Zero means."""
@@ -100,22 +101,31 @@ class TDMPC2Policy:
 
     def act(self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool) -> ActOutput:
         """Plan one action per env; see :meth:`worldloom.core.protocol.Policy.act`."""
-        num_envs = len(is_first)
-        draws = self._draw(num_envs)
+        draws = self._draw(len(is_first))
         with torch.inference_mode():
-            inputs = {key: self._tensor(obs[key]) for key in self.env.obs}
-            z = self.model.encode(inputs, shift=draws.shift)
-            previous = self._tensor(carry["prev_mean"]) * self._tensor(~np.asarray(is_first, bool))[:, None, None]
-            mean = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
-            plans = [
-                plan(self.model, z[i:j], mean[i:j], draws.rows(i, j), self._planner, self._discount, explore=explore)
-                for i, j in self._chunks(num_envs)
-            ]
-            both = torch.cat([torch.cat([p.action.unsqueeze(1), p.mean], 1) for p in plans]).cpu().numpy()
+            inputs = {"prev_mean": self._tensor(carry["prev_mean"]), "goes_on": self._tensor(~np.asarray(is_first, bool))}
+            inputs |= {f"obs/{key}": self._tensor(obs[key]) for key in self.env.obs} | draws.named("draws/")
+            both = self._decide(inputs, explore=explore)["action_and_mean"].cpu().numpy()
         return ActOutput(self._split_action(both[:, 0]), {"prev_mean": np.ascontiguousarray(both[:, 1:])})
 
+    def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """See :class:`worldloom.core.protocol.Capturable`."""
+        self._decide = wrap(self._decide)
+
+    def _plan(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
+        """The decision: ``action_and_mean`` [N, 1+H, A] from tensors on this device, and nothing else."""
+        draws = PlanDraws.from_named(inputs, "draws/")
+        z = self.model.encode({key: inputs[f"obs/{key}"] for key in self.env.obs}, shift=draws.shift)
+        previous = inputs["prev_mean"] * inputs["goes_on"][:, None, None]
+        mean = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
+        plans = [
+            plan(self.model, z[i:j], mean[i:j], draws.rows(i, j), self._planner, self._discount, explore=explore)
+            for i, j in self._chunks(len(previous))
+        ]
+        return {"action_and_mean": torch.cat([torch.cat([p.action.unsqueeze(1), p.mean], 1) for p in plans])}
+
     def load_weights(self, snapshot: WeightsSnapshot) -> None:
-        """Act with these weights from now on."""
+        """Act with these weights from now on; they are copied to where the present ones lie."""
         unpack_into(snapshot, self.model.state_dict())
 
     def rng_state(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Shape legend: N envs, H horizon, P policy sequences, S sequences, K elites, I it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -78,6 +78,16 @@ class PlanDraws:
         singles = [cls.draw(1, shape, generator) for generator in generators]
         columns = ([getattr(single, f.name) for single in singles] for f in fields(cls))
         return cls(*(None if values[0] is None else torch.cat(values) for values in columns))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_named(cls, tensors: Mapping[str, Tensor], prefix: str) -> PlanDraws:
+        """Inverse of :meth:`named`; other names are ignored."""
+        return cls(*(tensors.get(prefix + f.name) for f in fields(cls)))  # type: ignore[arg-type]
+
+    def named(self, prefix: str) -> dict[str, Tensor]:
+        """The draws there are, by name."""
+        named = {prefix + f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def rows(self, start: int, stop: int) -> PlanDraws:
         """The draws of plans ``start..stop``."""
