@@ -99,5 +99,5 @@ def capture_decisions(policy: Policy, device: str, sizes: Sequence[int], *, want
     elif not isinstance(policy, Capturable):
         logger.warning("decisions run eagerly: %s has no decision that could be captured", type(policy).__name__)
     else:
-        where, pool = torch.device(device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        where, pool = torch.device(device), torch.cuda.graph_pool_handle()
         policy.decide_through(lambda decide: DecisionGraphs(decide, sizes, lambda: CudaRecorder(where, pool=pool)))

@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldloom.agents.registry import make_agent_config, make_policy
@@ -23,6 +22,8 @@ PIXELS = EnvSpec(name="toy", obs={"image": ArraySpec((64, 64, 3), "uint8")}, act
 TDMPC2 = {"num_samples": 8, "num_elites": 2, "num_policy_samples": 2, "iterations": 2, "latent_dim": 16, "mlp_dim": 16}
 TDMPC2 |= {"encoder_dim": 16}
 AGENTS = {"tdmpc2": ("tdmpc2:ci", TDMPC2), "dreamerv3": ("dreamerv3:ci", {})}
+PRECISIONS = [("tdmpc2", "float32"), ("dreamerv3", "float32"), ("dreamerv3", "bfloat16")]
+"""Acting in bfloat16, DreamerV3's way on CUDA, reads copies of its weights. TD-MPC2 acts in float32."""
 SIZES = (1, 2, 4)
 
 
@@ -123,10 +124,10 @@ def test_what_cannot_be_captured_runs_eagerly_and_the_log_says_why_once(caplog):
     assert log == ["warm"] * WARM_UPS, "it is not tried again"
 
 
-@pytest.mark.parametrize("name", AGENTS)
-def test_graphs_answer_as_the_eager_policy_does_over_steps_sizes_and_new_weights(name):
+@pytest.mark.parametrize(("name", "precision"), PRECISIONS)
+def test_graphs_answer_as_the_eager_policy_does_over_steps_sizes_and_new_weights(name, precision):
     """Carries go through a server's table, so one that is overwritten by the next replay would show."""
-    log, plain, policy = [], policy_of(name), policy_of(name)
+    log, plain, policy = [], policy_of(name, precision=precision), policy_of(name, precision=precision)
     weights = perturbed(plain)
     servers = [InferenceServer(each, batch_sizes=SIZES) for each in (plain, graphed(policy, log))]
     for step, envs in enumerate(([0, 1, 2], [0, 1, 2], [2, 0, 1], [0, 1], [2], [2, 1, 0], [0, 1, 2])):
@@ -150,8 +151,8 @@ def test_carries_and_actions_are_not_overwritten_by_the_next_decision(name):
     assert all(np.array_equal(kept[key], value) for key, value in {**first.carry, **first.action}.items())
 
 
-@pytest.mark.parametrize("name", AGENTS)
-def test_new_weights_change_no_address_that_a_captured_decision_reads(name):
+@pytest.mark.parametrize(("name", "precision"), PRECISIONS)
+def test_new_weights_change_no_address_that_a_captured_decision_reads(name, precision):
     """A graph reads fixed addresses; weights that lay elsewhere after a pull would leave it with the old ones."""
     read: list[set[int]] = []
 
@@ -161,7 +162,7 @@ def test_new_weights_change_no_address_that_a_captured_decision_reads(name):
             read[-1] |= {t.untyped_storage().data_ptr() for t in flat if isinstance(t, torch.Tensor)} & everything
             return func(*args, **(kwargs or {}))
 
-    policy = policy_of(name)
+    policy = policy_of(name, precision=precision)
 
     def watched(decide):
         def run(inputs, *, explore):
@@ -185,56 +186,62 @@ def test_new_weights_change_no_address_that_a_captured_decision_reads(name):
 
 
 class NothingForTheHost(TorchDispatchMode):
-    """Refuses what a graph cannot hold: draws, and copies from one device to another."""
+    """Refuses what a graph cannot hold: draws, and whatever involves two devices."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert torch.Tag.nondeterministic_seeded not in func.tags, f"{func} draws"
         out = func(*args, **(kwargs or {}))
-        flat = [t for t in torch.utils._pytree.tree_leaves((args, kwargs or {}, out)) if isinstance(t, torch.Tensor)]
-        devices = {t.device.type for t in flat}
-        assert len(devices) <= 1, f"{func} touches {devices}"
-        assert func is not torch.ops.aten.pin_memory.default
+        found = [t for t in torch.utils._pytree.tree_leaves((args, kwargs or {}, out)) if isinstance(t, torch.Tensor)]
+        devices = {t.device.type for t in found}
+        assert len(devices) <= 1, f"{func} touches {sorted(devices)}"
         return out
 
 
 def check_pure(decide, inputs):
-    """Run a decision on fake tensors, which hold no values: reading one, or a shape that hangs on one, raises."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, NothingForTheHost():
-        outputs = decide({name: mode.from_tensor(tensor) for name, tensor in inputs.items()}, explore=True)
+    """Run a decision on torch's device without values: to read one, or a shape that hangs on one, is an error there."""
+    blank = {name: torch.empty_like(tensor, device="meta") for name, tensor in inputs.items()}
+    with torch.no_grad(), NothingForTheHost():
+        outputs = decide(blank, explore=True)
     assert all(len(tensor) == len(next(iter(inputs.values()))) for tensor in outputs.values())
+    assert {tensor.device.type for tensor in outputs.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("env", [VECTOR, PIXELS], ids=["vector", "pixels"])
 @pytest.mark.parametrize("name", AGENTS)
-def test_decision_reads_no_value_draws_nothing_and_stays_on_one_device(name, env):
-    policy, seen = policy_of(name, env), []
+def test_decision_reads_no_value_draws_nothing_and_stays_on_its_device(name, env):
+    policy, seen, decisions = policy_of(name, env), {}, []
 
     def watched(decide):
         def run(inputs, *, explore):
-            seen.append(dict.fromkeys(inputs))
-            with torch.inference_mode(False), torch.no_grad():
-                check_pure(decide, {key: tensor.clone() for key, tensor in inputs.items()})
+            seen.update(inputs)
             return decide(inputs, explore=explore)
 
+        decisions.append(decide)
         return run
 
     policy.decide_through(watched)
     asked = request([0, 1], 0, env)
     policy.act(asked.obs, policy.initial_carry(2), asked.is_first, explore=True)
-    assert len(seen) == 1
+    policy.device = torch.device("meta")
+    for module in policy.networks if name == "dreamerv3" else [policy.model]:
+        module.to("meta")
+    if name == "dreamerv3":
+        policy._cell = type(policy._cell)(*(tensor.to("meta") for tensor in policy._cell))
+    check_pure(decisions[0], seen)
 
 
 @pytest.mark.parametrize(
     ("impure", "says"),
     [
-        (lambda x: x * float(x.sum()), "item|_local_scalar_dense|allocate|data"),
-        (lambda x: x[x[:, 0] > 0], "nonzero|dynamic|data"),
+        (lambda x: x * float(x.sum()), "item"),
+        (lambda x: x[x[:, 0] > 0], "nonzero"),
         (lambda x: x + torch.rand_like(x), "draws"),
-        (lambda x: x.to("meta"), "touches"),
+        (lambda x: x.cpu(), "meta"),
+        (lambda x: x + torch.zeros(1).to("meta"), "touches"),
     ],
 )
 def test_the_check_of_purity_can_fail(impure, says):
-    with pytest.raises(Exception, match=says):
+    with pytest.raises((AssertionError, RuntimeError), match=says):
         check_pure(lambda inputs, *, explore: {"out": impure(inputs["x"])}, {"x": torch.ones(2, 2)})
 
 
