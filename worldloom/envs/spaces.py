@@ -48,11 +48,12 @@ class ObsMapper:
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        leaves = {key: _obs_leaf(path, leaf) for key, path, leaf in _walk(space, OBS)}
-        self._leaves = {key: leaf for key, leaf in sorted(leaves.items()) if leaf.spec.size}
-        if not self._leaves:
+        found = {key: _obs_leaf(path, leaf) for key, path, leaf in _walk(space, OBS)}
+        leaves = {key: leaf for key, leaf in sorted(found.items()) if leaf.spec.size}
+        if not leaves:
             raise ConfigurationError(f"observation space {space} holds no array; give the env something to observe")
-        self.specs: dict[str, ArraySpec] = {key: leaf.spec for key, leaf in self._leaves.items()}
+        self.specs: dict[str, ArraySpec] = {key: leaf.spec for key, leaf in leaves.items()}
+        self._ways = [(key, leaf.path, leaf.native_shape, leaf.convert) for key, leaf in leaves.items()]
 
     def __call__(self, obs: Any, lead: tuple[int, ...] = (), *, check_finite: bool = True) -> dict[str, np.ndarray]:
         """Convert and check one observation.
@@ -67,11 +68,11 @@ class ObsMapper:
             EnvFailureError: If a number is NaN or infinite.
         """
         result = {}
-        for key, leaf in self._leaves.items():
-            value = np.asarray(_find(obs, leaf.path) if leaf.path else obs)
-            if value.shape != lead + leaf.native_shape:
-                raise ShapeMismatchError(f"observation {key!r}", lead + leaf.native_shape, value.shape)
-            array = leaf.convert(value)
+        for key, path, shape, convert in self._ways:
+            value = np.asarray(_find(obs, path) if path else obs)
+            if value.shape != lead + shape:
+                raise ShapeMismatchError(f"observation {key!r}", lead + shape, value.shape)
+            array = convert(value)
             if check_finite and array.dtype != np.uint8 and not all_finite(array):
                 raise EnvFailureError(f"observation {key!r} holds a number that is not finite")
             result[key] = array

@@ -64,13 +64,14 @@ class EnvStep:
 
     def put_first(self, env: int, obs: Mapping[str, np.ndarray]) -> None:
         """Enter a reset row."""
-        self._put(env, obs)
+        self.put(env, obs, 0.0, terminated=False, truncated=False)
         self.is_first[env] = True
 
     def put(self, env: int, obs: Mapping[str, np.ndarray], reward: float, terminated: bool, truncated: bool) -> None:
         """Enter the row that an action led to."""
-        self._put(env, obs)
-        self.is_first[env], self.reward[env] = False, reward
+        for key, array in self.obs.items():
+            array[env] = obs[key]
+        self.live[env], self.is_first[env], self.reward[env] = True, False, reward
         if terminated or truncated:
             self.terminated[env], self.truncated[env] = terminated, truncated
 
@@ -81,11 +82,6 @@ class EnvStep:
         self.reward[env] = 0
         self.terminated[env] = self.truncated[env] = self.live[env] = False
         self.is_first[env] = True
-
-    def _put(self, env: int, obs: Mapping[str, np.ndarray]) -> None:
-        for key, array in self.obs.items():
-            array[env] = obs[key]
-        self.live[env] = True
 
 
 class VectorEnv(Protocol):

@@ -87,18 +87,19 @@ class StreamWriter:
             self._settle()
         if self._open and (version != self._version or is_first):
             self.send()
+        now = self._clock()
         if self._open == 0:
-            self._opened_s, self._version = self._clock(), version
+            self._opened_s, self._version = now, version
         row = self._open
         for name, buffer in self._pairs:
             buffer[row] = columns[name][index]
         self._open = row + 1
-        if self._open == self._chunk_rows or is_last or self._is_old():
+        if self._open == self._chunk_rows or is_last or now - self._opened_s >= self._max_age_s:
             self.send()
 
     def flush_if_old(self) -> None:
         """Send the open chunk if its time has come (an env may be waiting while its rows grow old)."""
-        if self._open and self._is_old():
+        if self._open and self._clock() - self._opened_s >= self._max_age_s:
             self.send()
 
     def send(self) -> None:
@@ -123,9 +124,6 @@ class StreamWriter:
         """Inverse of :meth:`state`; what is open is forgotten."""
         self._seq, self.acked_rows = int(state["seq"]), int(state["acked_rows"])
         self._open, self._pending, self._answer = 0, None, None
-
-    def _is_old(self) -> bool:
-        return self._clock() - self._opened_s >= self._max_age_s
 
     def _settle(self) -> None:
         """See what was sent acknowledged; sends it again first if that failed."""
