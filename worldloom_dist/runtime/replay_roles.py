@@ -16,6 +16,7 @@ import logging
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -64,12 +65,14 @@ class LedgerRole:
         self._books: dict[int, RowBooks] = {}
         self._live: dict[int, int] = {}
         self._lives: dict[str, str] = {}
+        self._storing: Counter[int] = Counter()  # admitted chunks that are not stored yet, per shard; in lock-step only
         self._is_whole = self._is_draining = False
         self._changed = asyncio.Condition()
         self._door = Door(self.admit, is_private=plan.config.address is None)
 
     async def join(self, shard: int, books: RowBooks, live_windows: int) -> None:
         """A shard started; its books replace what was counted for it."""
+        self._storing[shard] = 0
         self._books[shard], self._live[shard] = books, live_windows
         if self._is_whole:
             self._ledger.join(shard, books, live_windows)
@@ -120,6 +123,11 @@ class LedgerRole:
         """Where shards ask without Ray."""
         return await self._door.address()
 
+    async def stored(self, shard: int) -> None:
+        """A chunk that was admitted is stored, or never will be. In lock-step samples wait for it: what they draw depends on it."""
+        self._storing[shard] = max(0, self._storing[shard] - 1)
+        await self._notify()
+
     async def give_back(self, shard: int, agent_steps: int) -> None:
         """Steps that were admitted and not inserted."""
         self._ledger.give_back(shard, agent_steps)
@@ -134,7 +142,7 @@ class LedgerRole:
         ranks share one train ratio. None when a successor of the asker (a learner rank) has shown up.
         """
         requests = [SampleRequest(windows, seed) for seed in seeds]
-        return await self._wait(asker, life, lambda: (self._ledger.try_samples(requests) if self._is_whole else []) or None)
+        return await self._wait(asker, life, lambda: (self._ledger.try_samples(requests) if self._may_sample() else []) or None)
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
@@ -177,13 +185,18 @@ class LedgerRole:
         """Lasts as long as the process."""
         await Reporter("ledger").emit_for_ever()
 
+    def _may_sample(self) -> bool:
+        return self._is_whole and not any(self._storing.values())
+
     def _try_insert(self, shard: int, agent_steps: int) -> bool:
         """When the run drains, what workers still hold goes in beyond the band; before that, nothing beyond the run's target."""
+        is_open = self._is_whole and self._ledger.limiter.agent_steps < self._plan.target_agent_steps
         if self._is_draining:
             self._ledger.force_insert(shard, agent_steps)
-            return True
-        is_open = self._is_whole and self._ledger.limiter.agent_steps < self._plan.target_agent_steps
-        return is_open and self._ledger.try_insert(shard, agent_steps)
+        elif not is_open or not self._ledger.try_insert(shard, agent_steps):
+            return False
+        self._storing[shard] += self._plan.is_lockstep
+        return True
 
     async def _wait(self, asker: str, life: str, attempt: Callable[[], T | None]) -> T | None:
         """Try again at every change until it succeeds, or until another life of the asker has shown up."""
@@ -219,7 +232,7 @@ class ShardRole:
         self._shard, self._num_shards = build_shard(plan, index, folder), plan.config.replay.shards
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._ledger = Remote("ledger-0")
-        self._life, self._joined = uuid.uuid4().hex, asyncio.Event()
+        self._life, self._joined, self._is_lockstep = uuid.uuid4().hex, asyncio.Event(), plan.is_lockstep
         self._weights, self._newest = RemoteWeights(), NO_POLICY
         self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
@@ -314,7 +327,9 @@ class ShardRole:
         finally:
             if not is_new:
                 self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
-        self._reports()
+            self._reports()
+            if self._is_lockstep:
+                self._ledger.tell("stored", self._index)
         self._meter.arrived(len(chunk.payload))
         if is_new and chunk.version != NO_POLICY:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))
