@@ -110,12 +110,11 @@ class InFlight:
     def __init__(self, shard: str) -> None:
         self._line, self._pending = Line(Remote(shard), "append", None, 10.0), []
 
-    def append(self, chunk: Chunk) -> bool:
-        """Send."""
+    def append(self, chunk: Chunk) -> None:
+        """Send; acknowledged is what was sent some chunks before."""
         self._pending.append(self._line.submit(chunk))
         if len(self._pending) > CHUNKS_IN_FLIGHT - 1:
             self._pending.pop(0)()
-        return True
 
     def drain(self) -> None:
         """Wait for all."""
