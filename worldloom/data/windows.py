@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -146,18 +145,15 @@ class PendingWindows:
             return self._windows
         room = self.outputs(len(self._ordinals)) if into is None else into
         outputs = {name: array.reshape(-1, *self._packed[name].shape) for name, array in room.items()}  # views
-        flat_ids, flat_ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
-        order = np.argsort(flat_ordinals, kind="stable")
-        cuts = np.flatnonzero(np.diff(flat_ordinals[order])) + 1
 
-        def decode(places: Ids) -> None:
+        def decode(part: tuple[int, list[Run]]) -> None:
             """Decode one chunk and copy the rows that were drawn from it."""
-            chunk = self._chunks[int(flat_ordinals[places[0]])]
-            inside, packed = flat_ids[places] - chunk.start, chunk.columns()
+            chunk, runs = self._chunks[part[0]], part[1]
+            packed = chunk.columns()
             for name, output in outputs.items():
-                _decode(packed[name], inside, output, places)
+                _decode(packed[name], chunk.start, runs, output)
 
-        parts = np.split(order, cuts)
+        parts = list(_runs(self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)).items())
         helpers = DECODERS - 1 if len(parts) >= PARALLEL_CHUNKS else 0
         shares = [parts[first :: helpers + 1] for first in range(helpers + 1)]
         given = [_pool().submit(lambda share: deque(map(decode, share), 0), share) for share in shares[1:]]
@@ -182,16 +178,40 @@ def _receive(
     return PendingWindows(Windows(*plain), opened, ordinals, packed)
 
 
-def _decode(column: PackedColumn, inside: Ids, target: np.ndarray, places: Ids) -> None:
-    """``target[places] = column.unpack()[inside]``, run by run of consecutive rows, and a whole chunk in place."""
-    cuts = np.flatnonzero((np.diff(inside) != 1) | (np.diff(places) != 1)) + 1
-    if not len(cuts) and len(inside) == column.shape[0]:
-        column.unpack_into(target[places[0] : places[0] + len(places)])
+class Run(NamedTuple):
+    """Consecutive rows of one chunk that are neighbours in the output, too."""
+
+    place: int
+    row: int
+    rows: int
+
+
+def _runs(ids: Ids, ordinals: Ids) -> dict[int, list[Run]]:
+    """Where the rows of each chunk go: row ``ids[i]`` of chunk ``ordinals[i]`` to place ``i``."""
+    order = np.argsort(ordinals, kind="stable")
+    ids, ordinals = ids[order], ordinals[order]
+    breaks = (np.diff(ordinals) != 0) | (np.diff(ids) != 1) | (np.diff(order) != 1)
+    begins = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    counts = np.diff(begins, append=len(order))
+    found: dict[int, list[Run]] = {}
+    for ordinal, *run in zip(*(values.tolist() for values in (ordinals[begins], order[begins], ids[begins], counts)), strict=True):
+        found.setdefault(ordinal, []).append(Run(*run))
+    return found
+
+
+def _decode(column: PackedColumn, first_row: int, runs: Sequence[Run], target: np.ndarray) -> None:
+    """Copy runs of rows out of a chunk; one that is wanted whole and in one piece is decoded to where it belongs."""
+    if runs[0].rows == column.shape[0]:
+        whole, *again = runs
+        column.unpack_into(target[whole.place : whole.place + whole.rows])
+        for run in again:
+            inside = whole.place + run.row - whole.row
+            target[run.place : run.place + run.rows] = target[inside : inside + run.rows]
         return
     source = column.unpack()
-    for begin, end in itertools.pairwise([0, *cuts.tolist(), len(inside)]):
-        count = end - begin
-        target[places[begin] : places[begin] + count] = source[inside[begin] : inside[begin] + count]
+    for run in runs:
+        inside = run.row - first_row
+        target[run.place : run.place + run.rows] = source[inside : inside + run.rows]
 
 
 @functools.cache
