@@ -198,6 +198,7 @@ class Bench:
         seconds: Length of a measurement.
         writers, samplers: Processes that live through all cases, because each takes a second to start.
         turns: How often what stands beside Reverb is measured.
+        kinds: Which frames stand beside Reverb.
         reverb: An interpreter that has dm-reverb, or nothing.
     """
 
@@ -206,16 +207,17 @@ class Bench:
     writers: list[Any]
     samplers: list[Any]
     turns: int = 1
+    kinds: tuple[str, ...] = KINDS
     reverb: str = ""
 
     @classmethod
-    def start(cls, folder: str, seconds: float, turns: int, reverb: str) -> Bench:
+    def start(cls, folder: str, seconds: float, turns: int, kinds: tuple[str, ...], reverb: str) -> Bench:
         """Make the rows and start the processes."""
         for kind in KINDS:
             np.savez(rows_file(folder, kind), **image_rows(frames_of(kind, PREPARED * CHUNK_ROWS)))
         writers, samplers = (max(case[side] for case in CASES) for side in (0, 1))
         sources, readers = [actor(Writer, i, folder) for i in range(writers)], [actor(Sampler) for _ in range(samplers)]
-        return cls(folder, seconds, sources, readers, turns, reverb)
+        return cls(folder, seconds, sources, readers, turns, kinds, reverb)
 
     @contextlib.contextmanager
     def shards(
@@ -268,7 +270,7 @@ def compare_transfer(bare: Any, shard: ShardReader, seconds: float) -> dict[str,
 def bench_mixed(bench: Bench) -> dict[str, Any]:
     """Writers alone, samplers alone, and both; with Reverb in turn if there is one."""
     results: dict[str, Any] = {}
-    for kind, (writers, samplers) in itertools.product(KINDS, CASES):
+    for kind, (writers, samplers) in itertools.product(bench.kinds, CASES):
         name = f"{kind}_{writers}_writers_{samplers}_samplers"
         results[name] = {"never_overlapping": beside_reverb(bench, kind, writers, samplers, LENGTH)}
         if writers and samplers:
@@ -356,6 +358,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default all")
     parser.add_argument("--seconds", type=float, default=5.0, help="of every measurement")
     parser.add_argument("--turns", type=int, default=1, help="how often what stands beside Reverb is measured, in turn with it")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="frames to compare with Reverb on; default all")
     parser.add_argument("--reverb", default="", metavar="PYTHON", help="an interpreter that has dm-reverb, to compare with")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "replay_ray.json")
     arguments = parser.parse_args()
@@ -370,7 +373,7 @@ def main() -> None:
     report = context()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench.start(folder, arguments.seconds, arguments.turns, arguments.reverb)
+            bench = Bench.start(folder, arguments.seconds, arguments.turns, tuple(arguments.kinds), arguments.reverb)
             for name in arguments.parts or PARTS:
                 report[name] = PARTS[name](bench)
                 print(name, json.dumps(report[name], indent=2), flush=True)
