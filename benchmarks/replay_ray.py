@@ -304,10 +304,13 @@ def middle(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def bench_shards(bench: Bench) -> dict[str, Any]:
-    """Four writers and one sampler over 1 and 4 shards."""
-    results: dict[str, Any] = {str(count): mixed(bench, "atari", 4, 1, count) for count in (1, 4)}
-    for side in ("sample", "insert"):
-        results[f"{side}_4_over_1"] = results["4"][f"{side}_mb_per_s"] / results["1"][f"{side}_mb_per_s"]
+    """The same over 1 and 4 shards: four writers, one sampler, and both, where nothing but the scheduler divides the cores."""
+    results: dict[str, Any] = {}
+    for writers, samplers in ((4, 0), (0, 1), (4, 1)):
+        found = {count: mixed(bench, "atari", writers, samplers, count) for count in (1, 4)}
+        sides = [side for side, workers in (("insert", writers), ("sample", samplers)) if workers]
+        over = {f"{side}_4_over_1": found[4][f"{side}_mb_per_s"] / found[1][f"{side}_mb_per_s"] for side in sides}
+        results[f"{writers}_writers_{samplers}_samplers"] = {"1": found[1], "4": found[4], **over}
     return results
 
 
