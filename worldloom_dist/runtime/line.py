@@ -82,6 +82,7 @@ class _Visitor(asyncio.BufferedProtocol):
         self._asked: set[asyncio.Future[Any]] = set()  # a loop alone does not keep them alive
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody knocks, and has so long to show the key."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         _tune(transport.get_extra_info("socket"))
@@ -89,13 +90,16 @@ class _Visitor(asyncio.BufferedProtocol):
         transport.write(self._nonce)
 
     def connection_lost(self, _: Exception | None) -> None:
+        """Nobody is waited for any more."""
         if self._patience is not None:
             self._patience.cancel()
 
     def get_buffer(self, _: int) -> memoryview:
+        """Where the next bytes go: nothing of a stranger is kept but a hello."""
         return self._frames.free() if self._is_trusted else memoryview(self._hello)[self._said :]
 
     def buffer_updated(self, count: int) -> None:
+        """So many bytes came; a frame that nobody sends ends the line."""
         if self._is_trusted:
             try:
                 self._frames.arrived(count)
