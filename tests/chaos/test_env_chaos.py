@@ -40,10 +40,11 @@ def rows_of_one(chunk: StoredChunk, env: EnvSpec) -> dict[str, Any]:
 
 
 def kill_at_random(run: Launched, seconds: float, pause_s: float) -> list[float]:
-    """Kill -9 a worker or an inference server every now and then; returns when workers were killed."""
-    dice, killed, stop = random.Random(0), [], time.monotonic() + seconds
+    """Kill -9 workers and inference servers, as many of each, in random order; returns when workers were killed."""
+    dice, bag, killed, stop = random.Random(0), list[str](), [], time.monotonic() + seconds
     while time.monotonic() < stop:
-        victims = run.pids(title := dice.choice(VICTIMS))
+        bag = bag or dice.sample(VICTIMS, len(VICTIMS))
+        victims = run.pids(title := bag.pop())
         if victims:
             restarts = sum(run.summary()["restarts"].values())
             os.kill(dice.choice(victims), signal.SIGKILL)
