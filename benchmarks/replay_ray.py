@@ -6,11 +6,12 @@
 
 Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8 (of Pong, or noise) and the other columns of an
 Atari env; 512 rows are made before the clock starts and written again and again. Writers go the way of a run: row by row into
-chunks of 64, encoded (zstd level 1 where that saves a tenth: frames of Pong, not noise), four in flight per writer. The shard
-checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, which the sampler puts together from what
-is stored (compressed chunks of Pong, raw rows of noise); samplers ask as a learner's feed does, for four batches at once, and have
-two questions open. Rates are wall time and count logical image bytes, that is, before compression. No ledger takes part: nothing
-limits either side. Both sides run for 1.5 s before they are measured.
+chunks of 64, encoded (zstd level 1 where that saves a tenth: frames of Pong, not noise), eight in flight per writer, as a worker
+with eight envs has. The shard checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, divided over
+the shards by the ledger's own rule, which the sampler puts together from what is stored (compressed chunks of Pong, raw rows of
+noise); samplers ask as the feed of a fast learner does, for eight batches per shard at once, and have two questions open. Rates are
+wall time and count logical image bytes, that is, before compression. Nothing limits either side unless it is said. Both sides run
+for 1.5 s before they are measured, and shards are full.
 
 Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
 compressed chunks that its samplers decode, and keeps them in memory only, without a journal. Both sides draw from the same windows:
@@ -22,7 +23,6 @@ needs a disk as fast as the rate), ``ours_in_memory`` keeps rows in memory only,
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import itertools
 import json
@@ -32,7 +32,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,23 +42,29 @@ import ray
 from context import context
 from replay import CHUNK_ROWS, frames_of, image_columns, image_rows
 
+from worldloom.core.exceptions import StateError
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
+from worldloom.data.rate_limiter import RateLimits
 from worldloom_dist.actors.stream_writer import StreamWriter
-from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows, unpack_all
+from worldloom_dist.ports import RowBooks, SampleRequest
+from worldloom_dist.replay.ledger import Ledger
+from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.replay.shard import Durability, ReplayShard
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.feed import MOST_AT_ONCE
 from worldloom_dist.runtime.line import Address, Door, Line
+from worldloom_dist.runtime.loop_shard import LoopShard
 from worldloom_dist.runtime.remote import Remote
-from worldloom_dist.runtime.shard_reader import Given, ShardReader
+from worldloom_dist.runtime.shard_reader import Given, ShardReader, ask_all
 
 WINDOWS, LENGTH = 16, 64
 FRAME_BYTES = 64 * 64 * 3
 KINDS = ("atari", "noise")
-CAPACITY, PREPARED, FILL_CHUNKS = 20_000, 8, 100
-CHUNKS_IN_FLIGHT, QUESTIONS_IN_FLIGHT, BATCHES_AT_ONCE = 4, 2, 4
+CAPACITY, PREPARED, FILL_CHUNKS = 20_000, 8, 320
+CHUNKS_IN_FLIGHT, QUESTIONS_IN_FLIGHT = 8, 2
 WARM_S = 1.5
+SHARD_TURNS, SHARD_SECONDS, SHARD_ROWS_PER_S = 8, 2.5, 20_000
 CASES = ((1, 0), (0, 1), (1, 1), (8, 2))
 """Writers and samplers."""
 PEER = Path(__file__).parent / "peers" / "reverb_peer.py"
@@ -79,13 +85,16 @@ class Bare:
 class Shard:
     """A replay shard without its ledger; several calls at a time. Chunks come over a line, batches leave over Ray, as in a run."""
 
-    def __init__(self, folder: str, index: int, packed: tuple[str, ...] | None, durability: Durability, stride: int) -> None:
+    def __init__(
+        self, folder: str, index: int, capacity: int, packed: tuple[str, ...] | None, durability: Durability, stride: int
+    ) -> None:
         keep_freed_memory()
         sampling = SamplingSpec(batch_size=WINDOWS, length=LENGTH, cross_episodes=True, stride=stride)
         directory = Path(folder) / f"shard-{index}"
-        self._shard = ReplayShard(
-            index, image_columns(), sampling, capacity_steps=CAPACITY, directory=directory, packed=packed, durability=durability
+        shard = ReplayShard(
+            index, image_columns(), sampling, capacity_steps=capacity, directory=directory, packed=packed, durability=durability
         )
+        self._shard = LoopShard(shard)
         self._door = Door(self._answer, is_private=True)
 
     async def address(self) -> Address:
@@ -94,13 +103,13 @@ class Shard:
 
     async def append(self, chunk: Chunk) -> bool:
         """Journal and store a chunk."""
-        return await asyncio.to_thread(self._shard.append, chunk)
+        return await self._shard.append(chunk)
 
-    async def sample(self, requests: list[SampleRequest]) -> list[SampledWindows | PackedWindows]:
+    async def sample(self, requests: list[SampleRequest]) -> Given | None:
         """Draw windows."""
-        return await asyncio.to_thread(lambda: [self._shard.sample_packed(request) for request in requests])
+        return await self._shard.sample(requests)
 
-    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | list[SampledWindows | PackedWindows]:
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | Given | None:
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
 
@@ -130,7 +139,7 @@ class Writer:
         keep_freed_memory()
         self._slot, self._life, self._rows = slot, 0, {kind: load_rows(folder, kind) for kind in KINDS}
 
-    def write(self, shard: str, kind: str, seconds: float, most: int = 1 << 40) -> tuple[int, float]:
+    def write(self, shard: str, kind: str, seconds: float, most: int = 1 << 40, chunks_per_s: float = 0.0) -> tuple[int, float]:
         """Write for so long, or so many chunks; returns how many, and the seconds until the last was acknowledged."""
         rows, out, chunks = self._rows[kind], InFlight(shard), 0
         self._life += 1
@@ -141,6 +150,8 @@ class Writer:
             for row in range(first, first + CHUNK_ROWS):
                 writer.add(rows, row, NO_POLICY, is_first=False, is_last=False)
             chunks += 1
+            if chunks_per_s:
+                time.sleep(max(0.0, begin + chunks / chunks_per_s - time.monotonic()))
         out.drain()
         return chunks, time.monotonic() - begin
 
@@ -153,12 +164,12 @@ class Sampler:
 
     def sample(self, names: list[str], seed: int, seconds: float) -> tuple[int, float]:
         """Sample for so long; returns how many batches, and the seconds until the last was there."""
-        shards = [ShardReader(Remote(name)) for name in names]
+        shards, ledger, number = [ShardReader(Remote(name)) for name in names], open_ledger(len(names)), itertools.count()
         begin, batches, pending = time.monotonic(), 0, []
         while time.monotonic() - begin < seconds:
-            requests = [SampleRequest(WINDOWS, (seed, batches + ahead)) for ahead in range(BATCHES_AT_ONCE)]
-            pending.append(shards[batches // BATCHES_AT_ONCE % len(shards)].submit(requests))
-            batches += BATCHES_AT_ONCE
+            requests = [SampleRequest(WINDOWS, (seed, next(number))) for _ in range(MOST_AT_ONCE * len(shards))]
+            pending.append(ask_all(shards, ledger.try_samples(requests), give_up))
+            batches += len(requests)
             if len(pending) > QUESTIONS_IN_FLIGHT - 1:
                 touch(pending.pop(0)())
         for wait in pending:
@@ -168,9 +179,23 @@ class Sampler:
         return batches, time.monotonic() - begin
 
 
-def touch(given: list[Given]) -> int:
-    """Decode what came packed, and read one byte of every page, or a transfer by reference would cost nothing."""
-    return sum(int(unpack_all([batch]).columns["obs"].reshape(-1)[::4096].sum()) for batch in given)
+def open_ledger(shards: int) -> Ledger:
+    """A ledger over equally full shards that never refuses: it divides batches between them as in a run."""
+    limits = RateLimits(train_ratio=1e9, prefill_agent_steps=0, batch_positions=WINDOWS * LENGTH)
+    ledger = Ledger(limits, window_positions=LENGTH)
+    for index in range(shards):
+        ledger.join(index, RowBooks(inserted=CAPACITY, stored=CAPACITY, agent_steps=CAPACITY), CAPACITY)
+    return ledger
+
+
+def give_up(index: int) -> None:
+    """A shard is gone: the measurement is void."""
+    raise StateError(f"shard {index} is gone")
+
+
+def touch(given: Sequence[Mapping[int, Given]]) -> int:
+    """Glue and decode batches, and read one byte of every page, or a transfer by reference would cost nothing."""
+    return sum(int(unpack_all(list(batch.values())).columns["obs"].reshape(-1)[::4096].sum()) for batch in given)
 
 
 def load_rows(folder: str, kind: str) -> dict[str, np.ndarray]:
@@ -226,12 +251,20 @@ class Bench:
         """So many new shards; gives their names."""
         with tempfile.TemporaryDirectory(dir=self.folder) as journal:
             names = [f"shard-{uuid.uuid4().hex}" for _ in range(count)]
-            actors = [actor(Shard, journal, index, packed, durability, stride, name=name) for index, name in enumerate(names)]
+            actors = [
+                actor(Shard, journal, index, CAPACITY // count, packed, durability, stride, name=name)
+                for index, name in enumerate(names)
+            ]
             try:
                 yield names
             finally:
                 for shard in actors:
                     ray.kill(shard)
+
+    def fill(self, shards: Sequence[str], kind: str = "atari") -> None:
+        """Store some chunks, as many in every shard."""
+        chunks = FILL_CHUNKS // len(shards)
+        ray.get([w.write.remote(s, kind, 60.0, chunks) for w, s in zip(self.writers, shards, strict=False)])
 
 
 def bench_transfer(bench: Bench) -> dict[str, Any]:
@@ -241,7 +274,7 @@ def bench_transfer(bench: Bench) -> dict[str, Any]:
     for kind in KINDS:
         for name, packed in (("plain", ()), ("packed", None)):
             with bench.shards(packed=packed) as (shard,):
-                ray.get(bench.writers[0].write.remote(shard, kind, 60.0, FILL_CHUNKS))
+                bench.fill([shard], kind)
                 results[f"{kind}_{name}"] = compare_transfer(bare, ShardReader(Remote(shard)), bench.seconds)
     ray.kill(bare)
     return results
@@ -258,7 +291,7 @@ def compare_transfer(bare: Any, shard: ShardReader, seconds: float) -> dict[str,
         marks.append(time.perf_counter())
         ray.get(bare.get.remote()).copy().reshape(-1)[::4096].sum()
         marks.append(time.perf_counter())
-        touch(shard.submit([SampleRequest(WINDOWS, (number,))])())
+        touch(ask_all([shard], [{0: SampleRequest(WINDOWS, (number,))}], give_up)())
         marks.append(time.perf_counter())
         for found, (begun, done) in zip(times.values(), itertools.pairwise(marks), strict=True):
             found.append(done - begun)
@@ -304,26 +337,51 @@ def middle(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def bench_shards(bench: Bench) -> dict[str, Any]:
-    """The same over 1 and 4 shards: four writers, one sampler, and both, where nothing but the scheduler divides the cores."""
+    """The same over 1 and 4 shards, in turn: four writers, a sampler, and a sampler beside writers at the rate of a run's envs.
+
+    The last case is without that rate. There both sides take what they get, and it is the scheduler that divides the cores
+    between them, by the number of processes: of nine the sampler is one.
+    """
     results: dict[str, Any] = {}
-    for writers, samplers in ((4, 0), (0, 1), (4, 1)):
-        found = {count: mixed(bench, "atari", writers, samplers, count) for count in (1, 4)}
-        sides = [side for side, workers in (("insert", writers), ("sample", samplers)) if workers]
-        over = {f"{side}_4_over_1": found[4][f"{side}_mb_per_s"] / found[1][f"{side}_mb_per_s"] for side in sides}
-        results[f"{writers}_writers_{samplers}_samplers"] = {"1": found[1], "4": found[4], **over}
+    for name, writers, samplers, rows_per_s in (
+        ("4_writers", 4, 0, 0),
+        ("1_sampler", 0, 1, 0),
+        (f"1_sampler_beside_{SHARD_ROWS_PER_S}_rows_per_s", 4, 1, SHARD_ROWS_PER_S),
+        ("4_writers_and_1_sampler_without_a_limit", 4, 1, 0),
+    ):
+        turns = [
+            {n: mixed(bench, "atari", writers, samplers, n, rows_per_s=rows_per_s, seconds=SHARD_SECONDS) for n in (1, 4)}
+            for _ in range(SHARD_TURNS)
+        ]
+        sides = [side for side, count in (("insert_mb_per_s", writers), ("sample_mb_per_s", samplers)) if count]
+        over = {side: [turn[4][side] / turn[1][side] for turn in turns] for side in sides}
+        results[name] = {
+            **{str(n): middle([turn[n] for turn in turns]) for n in (1, 4)},
+            "4_over_1": {side: statistics.median(found) for side, found in over.items()},
+            "4_over_1_in_turns": over,
+        }
     return results
 
 
 def mixed(
-    bench: Bench, kind: str, writers: int, samplers: int, num_shards: int = 1, durability: Durability = "journal", stride: int = 1
+    bench: Bench,
+    kind: str,
+    writers: int,
+    samplers: int,
+    num_shards: int = 1,
+    durability: Durability = "journal",
+    stride: int = 1,
+    rows_per_s: float = 0.0,
+    seconds: float = 0.0,
 ) -> dict[str, float]:
-    """Rates of so many writers and samplers at the same time."""
+    """Rates of so many writers and samplers at the same time; with ``rows_per_s`` the writers together write no faster."""
     with bench.shards(num_shards, durability=durability, stride=stride) as shards:
-        ray.get([w.write.remote(s, kind, 60.0, FILL_CHUNKS) for w, s in zip(bench.writers, shards, strict=False)])
+        bench.fill(shards, kind)
         sources, readers = bench.writers[:writers], bench.samplers[:samplers]
-        for seconds in (WARM_S, bench.seconds):  # only what the second pass did is kept: the first maps memory
-            writes = [w.write.remote(shards[i % num_shards], kind, seconds) for i, w in enumerate(sources)]
-            reads = [reader.sample.remote(shards, 100 + seed, seconds) for seed, reader in enumerate(readers)]
+        each = rows_per_s / CHUNK_ROWS / max(1, writers)
+        for length in (WARM_S, seconds or bench.seconds):  # only what the second pass did is kept: the first maps memory
+            writes = [w.write.remote(shards[i % num_shards], kind, length, chunks_per_s=each) for i, w in enumerate(sources)]
+            reads = [reader.sample.remote(shards, 100 + seed, length) for seed, reader in enumerate(readers)]
             chunks_per_s, batches_per_s = (sum(done / took for done, took in ray.get(work)) for work in (writes, reads))
     return {
         "insert_mb_per_s": chunks_per_s * CHUNK_ROWS * FRAME_BYTES / 1e6,

@@ -113,6 +113,12 @@ class SampledWindows:
         """Bytes of all columns."""
         return sum(column.nbytes for column in self.columns.values())
 
+    def part(self, first: int, last: int) -> SampledWindows:
+        """The windows from ``first`` up to ``last``, without a copy."""
+        columns = {name: column[first:last] for name, column in self.columns.items()}
+        rest = (self.row_ids, self.shard, self.versions, self.inserted_s)
+        return SampledWindows(columns, *(array[first:last] for array in rest))
+
     @classmethod
     def concatenate(cls, parts: Sequence[SampledWindows]) -> SampledWindows:
         """Glue the windows of several shards, in the given order."""

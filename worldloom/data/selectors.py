@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["Mixture", "OnlineQueue", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
+__all__ = ["Draws", "Mixture", "OnlineQueue", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
 
 Slots = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
+Draws = Sequence[tuple[int, np.random.Generator]]
+"""How many, and with which generator, one or several times; all of them are looked up together."""
 FANOUT = 64
 
 
@@ -50,11 +52,17 @@ class SumTree:
 
     def set(self, slots: Slots, values: Any) -> None:
         """Write leaves."""
+        if not len(slots):
+            return
         self._levels[0][slots] = values
-        nodes = slots
+        first, last, nodes = int(slots.min()), int(slots.max()), slots
         for below, level in zip(self._blocks, self._levels[1:], strict=True):
-            nodes = np.unique(nodes // FANOUT)
-            level[nodes] = below[nodes].sum(axis=1, dtype=self._sum_dtype)
+            first, last = first // FANOUT, last // FANOUT
+            if last - first < len(slots):  # slots lie together, as rows of one chunk do: all nodes between are hardly more
+                level[first : last + 1] = below[first : last + 1].sum(axis=1, dtype=self._sum_dtype)
+            else:
+                nodes = np.unique(nodes // FANOUT)
+                level[nodes] = below[nodes].sum(axis=1, dtype=self._sum_dtype)
         self._levels[-1].cumsum(out=self._running)
 
     def get(self, slots: Slots) -> npt.NDArray[Any]:
@@ -95,8 +103,8 @@ class Selector(Protocol):
     def remove(self, slots: Slots) -> None:
         """The rows at these slots were evicted."""
 
-    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
-        """Draw ``count`` slots with replacement; at least one slot is present."""
+    def sample(self, draws: Draws, origin: int) -> Slots:
+        """Draw slots with replacement, one draw after the other; at least one slot is present."""
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
         """New priorities of slots that are present; selectors without priorities ignore them."""
@@ -126,9 +134,9 @@ class Uniform:
         """See :class:`Selector`."""
         self._tree.set(slots, 0)
 
-    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+    def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
-        return self._at_rank(rng.integers(0, self._tree.total, count), origin)
+        return self._at_rank(np.concatenate([rng.integers(0, self._tree.total, count) for count, rng in draws]), origin)
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
         """See :class:`Selector`."""
@@ -161,10 +169,10 @@ class Recency(Uniform):
         super().__init__(size)
         self._power = power
 
-    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+    def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
         total = int(self._tree.total)
-        u, last, rest = rng.random(count), float(total + 1), 1.0 - self._power
+        u, last, rest = _random(draws), float(total + 1), 1.0 - self._power
         age = last**u if rest == 0 else (1.0 + u * (last**rest - 1.0)) ** (1.0 / rest)
         newest_first = np.minimum(age.astype(np.int64) - 1, total - 1)
         return self._at_rank(total - 1 - newest_first, origin)
@@ -192,10 +200,10 @@ class Prioritised:
         """See :class:`Selector`."""
         self._tree.set(slots, 0.0)
 
-    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+    def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
         total = self._tree.total
-        return self._tree.select((rng.random(count) * total + self._tree.prefix(origin)) % total)
+        return self._tree.select((_random(draws) * total + self._tree.prefix(origin)) % total)
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
         """See :class:`Selector`; a priority must be positive, or its window could never be drawn again."""
@@ -238,11 +246,13 @@ class Mixture:
         for selector in self._selectors:
             selector.remove(slots)
 
-    def sample(self, count: int, rng: np.random.Generator, origin: int) -> Slots:
+    def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
-        counts = rng.multinomial(count, self._shares)
-        parts = [s.sample(int(n), rng, origin) for s, n in zip(self._selectors, counts, strict=True) if n]
-        return np.concatenate([np.empty(0, np.int64), *parts])
+        parts = [np.empty(0, np.int64)]
+        for count, rng in draws:
+            counts = rng.multinomial(count, self._shares)
+            parts += [s.sample([(int(n), rng)], origin) for s, n in zip(self._selectors, counts, strict=True) if n]
+        return np.concatenate(parts)
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
         """See :class:`Selector`."""
@@ -292,6 +302,10 @@ class OnlineQueue:
         while self.served < served and self._starts:
             self._starts.popleft()
             self.served += 1
+
+
+def _random(draws: Draws) -> npt.NDArray[np.float64]:
+    return np.concatenate([rng.random(count) for count, rng in draws])
 
 
 def _padded(size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -32,7 +32,7 @@ from worldloom.core.specs import ArraySpec
 from worldloom.data.chunk_table import ChunkTable
 from worldloom.data.codec import PackedColumn
 from worldloom.data.rings import make_rings, packed_columns
-from worldloom.data.selectors import Selector
+from worldloom.data.selectors import Draws, Selector
 from worldloom.data.stream_tails import NO_ROW, StreamPosition, StreamTails, Tail
 from worldloom.data.window_starts import WindowStarts
 from worldloom.data.windows import ColdStore, PendingWindows, Windows
@@ -222,17 +222,20 @@ class SequenceBuffer:
         Raises:
             BufferError: If no window is complete.
         """
-        return self.draw(windows, rng).finish()
+        return self.draw([(windows, rng)]).finish()
 
-    def draw(self, windows: int, rng: np.random.Generator) -> PendingWindows:
-        """As :meth:`sample`, with the decoding of packed columns left to do, so that a lock need not be held for it."""
+    def draw(self, draws: Draws) -> PendingWindows:
+        """As :meth:`sample` several times in one, one after the other, with the decoding of packed columns left to do.
+
+        A lock that guards the buffer need not be held for the decoding.
+        """
         if not self._starts.count:
             kind = "across episodes" if self.sampling.cross_episodes else "inside one episode"
             raise BufferError(
                 f"replay holds {len(self)} rows but no {self.sampling.window_rows} consecutive ones of one stream {kind}; "
                 "insert more rows or sample shorter windows"
             )
-        starts = self._starts.draw(windows, rng, self._first_row, online=self.sampling.online)
+        starts = self._starts.draw(draws, self._first_row, online=self.sampling.online)
         return self._gather(starts, self.sampling.window_rows)
 
     def windows_at(self, starts: Ids, rows: int) -> PendingWindows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from worldloom.data.selectors import OnlineQueue, Selector, Uniform
+from worldloom.data.selectors import Draws, OnlineQueue, Selector, Uniform
 
 __all__ = ["WindowStarts"]
 
@@ -50,14 +50,16 @@ class WindowStarts:
             self._selector.remove(starts)
             self.count -= len(starts)
 
-    def draw(self, windows: int, rng: np.random.Generator, first_row: int, *, online: bool) -> Ids:
-        """Starts for so many windows: with ``online`` those that nobody has seen, each once; for the rest the selector decides."""
-        starts = self.online.pop(windows, first_row) if online else np.empty(0, np.int64)
-        if len(starts) < windows:
-            origin = first_row % self._capacity
-            slots = self._selector.sample(windows - len(starts), rng, origin)
-            starts = np.concatenate([starts, first_row + (slots - origin) % self._capacity])
-        return starts
+    def draw(self, draws: Draws, first_row: int, *, online: bool) -> Ids:
+        """Starts of windows: with ``online`` those that nobody has seen, each once; for the rest the selector decides."""
+        if not online:
+            return self._select(draws, first_row)
+        parts = []
+        for windows, rng in draws:
+            parts.append(self.online.pop(windows, first_row))
+            if len(parts[-1]) < windows:
+                parts.append(self._select([(windows - len(parts[-1]), rng)], first_row))
+        return np.concatenate(parts)
 
     def update_priorities(self, starts: Ids, priorities: npt.NDArray[np.float64], stored: range) -> tuple[int, int]:
         """Give windows new priorities; returns how many were applied and how many are gone (their row is not in ``stored``)."""
@@ -88,6 +90,11 @@ class WindowStarts:
     @property
     def _parts(self) -> int:
         return len(self._selector.export_weights(np.empty(0, np.int64)))
+
+    def _select(self, draws: Draws, first_row: int) -> Ids:
+        origin = first_row % self._capacity
+        starts: Ids = first_row + (self._selector.sample(draws, origin) - origin) % self._capacity
+        return starts
 
     def _alive(self, starts: Ids, stored: range) -> npt.NDArray[np.bool_]:
         alive: npt.NDArray[np.bool_] = (starts >= stored.start) & (starts < stored.stop)

@@ -24,6 +24,8 @@ Ids = npt.NDArray[np.int64]
 DECODERS = min(4, len(os.sched_getaffinity(0)))
 PARALLEL_CHUNKS = 8
 """Fewer chunks than this are decoded by the caller's own thread."""
+LARGE_BLOB = 32 * 2**10
+"""Smaller ones travel joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,20 @@ class Windows:
     row_ids: Ids
     versions: Ids
     inserted_s: npt.NDArray[np.float64]
+
+    def part(self, first: int, last: int) -> Windows:
+        """The windows from ``first`` up to ``last``, without a copy."""
+        columns = {name: column[first:last] for name, column in self.columns.items()}
+        return Windows(columns, self.row_ids[first:last], self.versions[first:last], self.inserted_s[first:last])
+
+    @classmethod
+    def glue(cls, parts: Sequence[Windows]) -> Windows:
+        """Several, in the given order."""
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+        ids, versions, inserted_s = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("row_ids", "versions", "inserted_s")
+        )
+        return cls(columns, ids, versions, inserted_s)
 
 
 class OpenChunk(NamedTuple):
@@ -65,6 +81,14 @@ class OpenChunk(NamedTuple):
         return OpenChunk(first, {name: c.rows(first - self.start, last + 1 - self.start) for name, c in columns.items()}, None)
 
 
+class Sizes(NamedTuple):
+    """Chunks that are still to be read, and the bytes of the others by what has to be done with them."""
+
+    unread: int
+    raw: int
+    compressed: int
+
+
 class ColdStore(Protocol):
     """Where packed columns that a buffer let go of can be read again."""
 
@@ -80,18 +104,31 @@ class PendingWindows:
     _chunks: Mapping[int, OpenChunk]
     _ordinals: Ids
     _packed: Mapping[str, ArraySpec]
+    _known_sizes: Sizes | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         """Few large buffers instead of some objects per chunk: pickling those would take longer than decoding them."""
         buffer = PickleBuffer if int(protocol) >= 5 else bytes
-        chunks = []
-        for number, chunk in self._chunks.items():
-            columns = chunk.columns()
-            blobs = [(buffer(columns[name].blob), columns[name].encoding, columns[name].shape[0]) for name in self._packed]
-            chunks.append((number, chunk.start, blobs))
+        small: list[bytes | memoryview] = []
+
+        def packed(blob: bytes | memoryview) -> Any:
+            """Large ones go by themselves; small ones are joined, and only their sizes stand here."""
+            if len(blob) >= LARGE_BLOB:
+                return buffer(blob)
+            small.append(blob)
+            return len(blob)
+
+        chunks = [
+            (
+                number,
+                chunk.start,
+                [(packed(c.blob), c.encoding, c.shape[0]) for c in map(chunk.columns().__getitem__, self._packed)],
+            )
+            for number, chunk in self._chunks.items()
+        ]
         windows = self._windows
         plain = (windows.columns, windows.row_ids, windows.versions, windows.inserted_s)
-        return _receive, (plain, chunks, self._ordinals, dict(self._packed))
+        return _receive, (plain, chunks, buffer(b"".join(small)), self._ordinals, dict(self._packed))
 
     @property
     def num_windows(self) -> int:
@@ -104,16 +141,20 @@ class PendingWindows:
         return not self._packed
 
     @property
+    def is_in_memory(self) -> bool:
+        """False if some chunks are still to be read from disk."""
+        return not self._sizes.unread
+
+    @property
     def packed_bytes(self) -> int:
         """Size of the plain columns and of all chunks that the windows touch; those still to be read count nothing."""
         plain = sum(column.nbytes for column in self._windows.columns.values())
-        return plain + sum(len(column.blob) for chunk in self._chunks.values() for column in (chunk.packed or {}).values())
+        return plain + self._sizes.raw + self._sizes.compressed
 
     @property
     def compressed_bytes(self) -> int:
         """Part of :attr:`packed_bytes` that somebody has to decompress."""
-        columns = [column for chunk in self._chunks.values() for column in (chunk.packed or {}).values()]
-        return sum(len(column.blob) for column in columns if column.encoding != "raw")
+        return self._sizes.compressed
 
     @property
     def decoded_bytes(self) -> int:
@@ -123,27 +164,38 @@ class PendingWindows:
 
     def fetched(self) -> PendingWindows:
         """The same with every chunk in memory, and no more of it than is wanted, so that it can be sent to another process."""
+        if self.is_in_memory and not self._sizes.raw:
+            return self
         ids, ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
         order = np.argsort(ordinals, kind="stable")
         numbers, firsts = np.unique(ordinals[order], return_index=True)
         spans = zip(*(pick.reduceat(ids[order], firsts).tolist() for pick in (np.minimum, np.maximum)), strict=True)
-        chunks = {n: self._chunks[n].only(*span) for n, span in zip(numbers.tolist(), spans, strict=True)} if self._packed else {}
+        chunks = {n: self._chunks[n].only(*span) for n, span in zip(numbers.tolist(), spans, strict=True)}
         return PendingWindows(self._windows, chunks, self._ordinals, self._packed)
 
-    def outputs(self, windows: int) -> Rows:
-        """Room for the packed columns of so many windows."""
-        length = self._ordinals.shape[1]
-        return {name: np.empty((windows, length, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
+    def part(self, first: int, last: int) -> PendingWindows:
+        """The windows from ``first`` up to ``last``, without a copy."""
+        return PendingWindows(self._windows.part(first, last), self._chunks, self._ordinals[first:last], self._packed)
 
-    def finish(self, into: Rows | None = None) -> Windows:
-        """Decode what is packed, chunk by chunk with the help of a few threads, and return the whole windows.
+    @classmethod
+    def glue(cls, parts: Sequence[PendingWindows]) -> PendingWindows:
+        """The windows of several buffers with equal columns, in the given order."""
+        if len(parts) == 1:
+            return parts[0]
+        chunks: dict[int, OpenChunk] = {}
+        ordinals, next_number = [], 0
+        for part in parts:  # each numbers its chunks anew
+            chunks.update((next_number + number, chunk) for number, chunk in part._chunks.items())
+            ordinals.append(part._ordinals + next_number)
+            next_number += max(part._chunks, default=-1) + 1
+        return cls(Windows.glue([part._windows for part in parts]), chunks, np.concatenate(ordinals), parts[0]._packed)
 
-        Args:
-            into: Where the packed columns go, contiguous, as :meth:`outputs` makes it; new arrays by default.
-        """
+    def finish(self) -> Windows:
+        """Decode what is packed, chunk by chunk with the help of a few threads, and return the whole windows."""
         if self.is_whole:
             return self._windows
-        room = self.outputs(len(self._ordinals)) if into is None else into
+        shape = self._ordinals.shape
+        room = {name: np.empty((*shape, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
         outputs = {name: array.reshape(-1, *self._packed[name].shape) for name, array in room.items()}  # views
 
         def decode(part: tuple[int, list[Run]]) -> None:
@@ -163,17 +215,38 @@ class PendingWindows:
         self._windows.columns.update(room)
         return self._windows
 
+    @property
+    def _sizes(self) -> Sizes:
+        if self._known_sizes is None:
+            unread = raw = compressed = 0
+            for chunk in self._chunks.values():
+                unread += chunk.packed is None
+                for column in (chunk.packed or {}).values():
+                    if column.encoding == "raw":
+                        raw += len(column.blob)
+                    else:
+                        compressed += len(column.blob)
+            self._known_sizes = Sizes(unread, raw, compressed)
+        return self._known_sizes
+
 
 def _receive(
-    plain: tuple[Any, ...], chunks: Sequence[tuple[int, int, Sequence[Any]]], ordinals: Ids, packed: Mapping[str, ArraySpec]
+    plain: tuple[Any, ...],
+    chunks: Sequence[tuple[int, int, Sequence[Any]]],
+    small: Any,
+    ordinals: Ids,
+    packed: Mapping[str, ArraySpec],
 ) -> PendingWindows:
     """Windows as they were pickled; blobs are views of what was received."""
-    opened = {}
+    opened, joined, begin = {}, memoryview(small), 0
     for number, start, columns in chunks:
-        blobs = zip(packed.items(), columns, strict=True)
-        found = {
-            name: PackedColumn(memoryview(blob), code, spec.dtype, (n, *spec.shape)) for (name, spec), (blob, code, n) in blobs
-        }
+        found = {}
+        for (name, spec), (blob, encoding, rows) in zip(packed.items(), columns, strict=True):
+            if isinstance(blob, int):
+                view, begin = joined[begin : begin + blob], begin + blob
+            else:
+                view = memoryview(blob)
+            found[name] = PackedColumn(view, encoding, spec.dtype, (rows, *spec.shape))
         opened[number] = OpenChunk(start, found, None)
     return PendingWindows(Windows(*plain), opened, ordinals, packed)
 

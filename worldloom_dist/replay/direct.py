@@ -96,7 +96,7 @@ class DirectReplay:
         parts = self._wait(lambda: self.ledger.try_sample(request), "sample", lambda: self._sample_problem(request.windows))
         with self._changed:
             self._changed.notify_all()
-        return unpack_all([self.shards[index].draw(part) for index, part in parts.items()])
+        return unpack_all([self.shards[index].draw([part]) for index, part in parts.items()])
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
         """See ``ports.ReplayReader``; rows evicted meanwhile are counted in :attr:`written_back`."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from worldloom.core.sequence import Rows
 from worldloom.data.windows import PendingWindows
 from worldloom_dist.ports import SampledWindows
 
@@ -24,15 +24,15 @@ WORTHWHILE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class PackedWindows:
-    """Drawn windows of one shard; needs the shard no more once it was :meth:`fetched`.
+    """Drawn windows; need their shards no more once they were :meth:`fetched`.
 
     Attributes:
-        pending: What the buffer drew.
-        shard: Which shard.
+        pending: What the buffers drew.
+        shard: Which shard they come from: one for all, or ``[n]``.
     """
 
     pending: PendingWindows
-    shard: int
+    shard: int | npt.NDArray[np.int64]
 
     @property
     def nbytes(self) -> int:
@@ -44,34 +44,42 @@ class PackedWindows:
         """True if they should leave the shard as they are."""
         return not self.pending.is_whole and self.pending.compressed_bytes <= WORTHWHILE * self.pending.decoded_bytes
 
+    def ready(self) -> SampledWindows | PackedWindows | None:
+        """As :meth:`prepared` if that takes no time; None if something has to be read or decoded."""
+        if self.pending.is_whole:
+            return self.unpack()
+        return self.fetched() if self.pending.is_in_memory and self.should_travel else None
+
+    def prepared(self) -> SampledWindows | PackedWindows:
+        """What another process should be sent: what is cheaper to send as it is stored is left to the reader to decode."""
+        drawn = self.fetched()
+        return drawn if drawn.should_travel else drawn.unpack()
+
     def fetched(self) -> PackedWindows:
         """The same with everything in memory that was still to be read from disk."""
         return PackedWindows(self.pending.fetched(), self.shard)
 
-    def unpack(self, into: Rows | None = None) -> SampledWindows:
-        """Decode, to where ``PendingWindows.finish`` is told."""
-        windows = self.pending.finish(into)
-        shard = np.full(len(windows.row_ids), self.shard, np.int64)
-        return SampledWindows(windows.columns, windows.row_ids, shard, windows.versions, windows.inserted_s)
+    def part(self, first: int, last: int) -> PackedWindows:
+        """The windows from ``first`` up to ``last``, without a copy."""
+        return PackedWindows(self.pending.part(first, last), self.shard if isinstance(self.shard, int) else self.shard[first:last])
+
+    def unpack(self) -> SampledWindows:
+        """Decode."""
+        windows = self.pending.finish()
+        return SampledWindows(windows.columns, windows.row_ids, self._shards(), windows.versions, windows.inserted_s)
+
+    @classmethod
+    def glue(cls, parts: Sequence[PackedWindows]) -> PackedWindows:
+        """The windows of several shards, in the given order."""
+        return cls(PendingWindows.glue([part.pending for part in parts]), np.concatenate([part._shards() for part in parts]))
+
+    def _shards(self) -> npt.NDArray[np.int64]:
+        return np.full(self.pending.num_windows, self.shard) if isinstance(self.shard, int) else self.shard
 
 
 def unpack_all(parts: Sequence[SampledWindows | PackedWindows]) -> SampledWindows:
-    """Whole windows of several shards, in the given order; images are decoded to where they belong, so the batch is not copied."""
+    """Whole windows of several shards, in the given order; images are decoded to where they belong, unless some came decoded."""
     packed = [part for part in parts if isinstance(part, PackedWindows)]
-    if len(parts) == 1 or not packed:
-        return SampledWindows.concatenate([part.unpack() if isinstance(part, PackedWindows) else part for part in parts])
-    counts = [part.pending.num_windows if isinstance(part, PackedWindows) else len(part.row_ids) for part in parts]
-    images, whole, begin = packed[0].pending.outputs(sum(counts)), [], 0
-    for part, count in zip(parts, counts, strict=True):
-        room = {name: image[begin : begin + count] for name, image in images.items()}
-        if isinstance(part, PackedWindows):
-            part = part.unpack(room)
-        else:
-            for name, image in room.items():
-                image[...] = part.columns[name]
-        rest = {name: column for name, column in part.columns.items() if name not in images}
-        whole.append(SampledWindows(rest, part.row_ids, part.shard, part.versions, part.inserted_s))
-        begin += count
-    glued = SampledWindows.concatenate(whole)
-    glued.columns.update(images)
-    return glued
+    if len(packed) == len(parts):
+        return PackedWindows.glue(packed).unpack()
+    return SampledWindows.concatenate([part.unpack() if isinstance(part, PackedWindows) else part for part in parts])

@@ -90,6 +90,7 @@ class ReplayShard:
         make_selector: Callable[[int], Selector] = Uniform,
     ) -> None:
         self.index, self.columns, self.sampling, self.capacity_steps = index, dict(columns), sampling, capacity_steps
+        self.durability = durability
         self._mutable = _extras(columns)
         images = [name for name, spec in columns.items() if spec.is_image and name not in self._mutable]
         self._cold_columns = images if packed is None else list(packed)
@@ -158,26 +159,17 @@ class ReplayShard:
         Raises:
             BufferError: If no window is complete.
         """
-        return self.draw(request).unpack()
+        return self.draw([request]).unpack()
 
-    def draw(self, request: SampleRequest) -> PackedWindows:
-        """As :meth:`sample`, with the decoding left to do.
+    def draw(self, requests: Sequence[SampleRequest]) -> PackedWindows:
+        """The windows of all requests, one after the other, as :meth:`sample` draws them, with the decoding left to do.
 
         Raises:
             BufferError: If no window is complete.
         """
-        rng = np.random.default_rng(list(request.seed))
+        draws = [(request.windows, np.random.default_rng(list(request.seed))) for request in requests]
         with self._lock:
-            return PackedWindows(self._rows.buffer.draw(request.windows, rng), self.index)
-
-    def sample_packed(self, request: SampleRequest) -> SampledWindows | PackedWindows:
-        """As :meth:`sample`, for another process: what is cheaper to send as it is stored is left to the reader to decode.
-
-        Raises:
-            BufferError: If no window is complete.
-        """
-        drawn = self.draw(request).fetched()
-        return drawn if drawn.should_travel else drawn.unpack()
+            return PackedWindows(self._rows.buffer.draw(draws), self.index)
 
     def write_back(self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]) -> WriteBack:
         """Overwrite extras of rows ``[n, T]`` with columns ``[n, T, ...]``; rows that were evicted meanwhile are rejected."""
@@ -207,6 +199,11 @@ class ReplayShard:
             if len(copied[1]):
                 self._files.save_weights(*copied)
             return bool(len(copied[1]))
+
+    @property
+    def is_busy(self) -> bool:
+        """True while somebody is inside, who may take a while: a mark that copies, a journal whose disk is slow."""
+        return self._lock.locked()
 
     def books(self) -> RowBooks:
         """Where every row went."""

@@ -2,8 +2,9 @@
 
     feed thread: ledger credit -> sample requests to all shards at once -> glued batches, staged -> bounded queue -> learner
 
-A fast learner gets several batches for one round of questions: asking costs a millisecond or two of this process's one Python
-interpreter, which training needs too. As many as it trains in ``ROUND_S``, so that no window is drawn much earlier than before.
+A fast learner gets several batches for one round of questions: asking costs every shard a millisecond or so, and this process's
+one Python interpreter, which training needs too. As many as it trains in ``ROUND_S``, so that no window is drawn much earlier than
+before.
 
 The thread waits for credit (which inserts unblock) or for room in the queue (which training unblocks). When a shard dies or has
 too little, its windows are drawn from the others; nothing waits for its return. Staging (the copy to a GPU, or out of the
@@ -28,15 +29,16 @@ from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
-from worldloom_dist.runtime.shard_reader import Given, ShardReader
+from worldloom_dist.runtime.shard_reader import Given, ShardReader, ask_all
 
 __all__ = ["Feed"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-ROUND_S, MOST_AT_ONCE = 0.15, 8
-"""A round asks for as many batches as the learner trains in so many seconds, at least 1 and at most so many."""
+ROUND_S, MOST_AT_ONCE, ROUND_BYTES = 0.15, 8, 64 * 2**20
+"""A round asks for as many batches as the learner trains in so many seconds; at least 1, and at most so many per shard, but no
+more than that in all when they come in more than so many bytes."""
 
 
 class Feed(Generic[T]):
@@ -112,13 +114,19 @@ class Feed(Generic[T]):
                 if grants is None:
                     return
                 started = time.monotonic()
-                self._ready.maxsize = max(self._prefetch, len(grants))  # work for as long as the next round may take
+                waiting = min(len(grants), MOST_AT_ONCE)  # work for as long as the next round may take
+                self._ready.maxsize = max(self._prefetch, waiting)
                 for windows in self._collect(batches, grants):
                     self._put(self._stage(windows))
                     self._batch += self._ranks
-                at_once = _next_round(len(grants), time.monotonic() - started) if self._asks_ahead else 1
+                at_once = _next_round(len(grants), time.monotonic() - started, self._most(len(grants))) if self._asks_ahead else 1
         except Exception as error:  # the edge of the thread: hand it to the learner
             self._put(error)
+
+    def _most(self, batches: int) -> int:
+        """Batches that one round may ask for, by the size of those that came last."""
+        batch_bytes = sum(reader.answered_bytes for reader in self._readers) / batches
+        return int(min(MOST_AT_ONCE * len(self._readers), max(MOST_AT_ONCE, ROUND_BYTES / max(batch_bytes, 1.0))))
 
     def _question(self, batches: Sequence[int]) -> tuple[str, str, int, list[tuple[int, int, int]]]:
         return self._asker, self._life, self._windows, [(self._seed, batch, 0) for batch in batches]
@@ -150,33 +158,17 @@ class Feed(Generic[T]):
 
     def _ask(self, grants: Sequence[Mapping[int, SampleRequest]]) -> list[tuple[list[Given], int]]:
         """Ask all shards at once; returns what they give for each batch, and how many of its windows are missing."""
-        asked = {index: [number for number, grant in enumerate(grants) if index in grant] for index in sorted(set().union(*grants))}
-        given: dict[tuple[int, int], Given] = {}
-        pending = [(index, self._send(index, [grants[n][index] for n in numbers])) for index, numbers in asked.items()]
-        for index, wait in pending:
-            given |= {(number, index): one for number, one in zip(asked[index], self._receive(index, wait), strict=False)}
-        found = [[given[number, index] for index in grant if (number, index) in given] for number, grant in enumerate(grants)]
-        short = [sum(r.windows for i, r in grant.items() if (n, i) not in given) for n, grant in enumerate(grants)]
-        return list(zip(found, short, strict=True))
+        return [
+            (list(given.values()), sum(request.windows for index, request in grant.items() if index not in given))
+            for grant, given in zip(grants, ask_all(self._readers, grants, self._without)(), strict=True)
+        ]
 
-    def _send(self, index: int, requests: list[SampleRequest]) -> Callable[[], list[Given]] | None:
-        try:
-            return self._readers[index].submit(requests)
-        except RoleGoneError:
-            return None
-
-    def _receive(self, index: int, wait: Callable[[], list[Given]] | None) -> list[Given]:
-        try:
-            if wait is not None:
-                return wait()
-        except RoleGoneError:
-            pass
+    def _without(self, index: int) -> None:
         logger.warning("shard-%d is away; its windows come from the others", index)
         self._shards[index].forget()
         self._ledger.call("shard_down", index)
-        return []
 
 
-def _next_round(batches: int, seconds: float) -> int:
+def _next_round(batches: int, seconds: float, most: int) -> int:
     """Batches to ask for, when it took so long until the learner had room for the last ones; at most twice as many as those."""
-    return max(1, min(2 * batches, MOST_AT_ONCE, int(ROUND_S * batches / max(seconds, 1e-6))))
+    return max(1, min(2 * batches, most, int(ROUND_S * batches / max(seconds, 1e-6))))

@@ -11,7 +11,6 @@ A request names the life of the process that asks: when its successor shows up, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom.core.exceptions import BufferError, CheckpointError, StateError
+from worldloom.core.exceptions import CheckpointError, StateError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
@@ -36,6 +35,7 @@ from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.async_line import AsyncLine
 from worldloom_dist.runtime.line import Address, Door
+from worldloom_dist.runtime.loop_shard import LoopShard
 from worldloom_dist.runtime.pace import Pace, Spaced
 from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
@@ -230,6 +230,7 @@ class ShardRole:
         keep_freed_memory()
         self._index = index
         self._shard, self._num_shards = build_shard(plan, index, folder), plan.config.replay.shards
+        self._loop_shard = LoopShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._ledger = Remote("ledger-0")
         self._life, self._joined, self._is_lockstep = uuid.uuid4().hex, asyncio.Event(), plan.is_lockstep
@@ -258,13 +259,14 @@ class ShardRole:
         finally:
             self._arriving.pop(name, None)
 
-    async def sample(self, requests: Sequence[SampleRequest]) -> list[SampledWindows | PackedWindows]:
-        """Windows for each request, whole or for the reader to unpack; fewer if there is too little to draw from."""
-        found = await asyncio.to_thread(self._draw, requests)
-        for request, (windows, seconds) in zip(requests, found, strict=False):
-            self._meter.took("sample", seconds)
-            self._meter.sampled(request.windows, windows.nbytes)
-        return [windows for windows, _ in found]
+    async def sample(self, requests: Sequence[SampleRequest]) -> SampledWindows | PackedWindows | None:
+        """The windows of all requests, whole or for the reader to unpack; None if there is too little to draw from."""
+        started = time.monotonic()
+        windows = await self._loop_shard.sample(requests)
+        if windows is not None:
+            self._meter.took("sample", time.monotonic() - started)
+            self._meter.sampled(sum(request.windows for request in requests), windows.nbytes)
+        return windows
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
@@ -323,7 +325,7 @@ class ShardRole:
         is_new = False
         try:
             with self._meter.timed("insert"):
-                is_new = await asyncio.to_thread(self._shard.append, chunk)
+                is_new = await self._loop_shard.append(chunk)
         finally:
             if not is_new:
                 self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
@@ -335,17 +337,7 @@ class ShardRole:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))
         return is_new
 
-    def _draw(self, requests: Sequence[SampleRequest]) -> list[tuple[SampledWindows | PackedWindows, float]]:
-        """Windows and the seconds they took, for as many requests as there is something to draw from."""
-        found: list[tuple[SampledWindows | PackedWindows, float]] = []
-        with contextlib.suppress(BufferError):
-            for request in requests:
-                started = time.monotonic()
-                windows = self._shard.sample_packed(request)
-                found.append((windows, time.monotonic() - started))
-        return found
-
-    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | list[SampledWindows | PackedWindows]:
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | SampledWindows | PackedWindows | None:
         """What came over a line."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 

@@ -1,4 +1,4 @@
-"""Asking a shard for windows: over a line while answers are small, through Ray's shared memory when they are large.
+"""Asking shards for windows: over a line while answers are small, through Ray's shared memory when they are large.
 
 A call over Ray costs both sides about a millisecond, which is what a batch of compressed frames or of vectors takes to draw and to
 decode; a line costs a tenth of that (``docs/adr/007-calls-over-a-socket.md``). Megabytes of raw pixels or latents are cheaper
@@ -7,7 +7,7 @@ where both sides see the same memory. What the last answer took decides the way 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.runtime.line import Line
 from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
 
-__all__ = ["Given", "ShardReader"]
+__all__ = ["Given", "ShardReader", "ask_all"]
 
 Given = SampledWindows | PackedWindows
 SAMPLE_TIMEOUT_S = 30.0
@@ -30,21 +30,24 @@ class ShardReader:
 
     Args:
         shard: Whose method ``sample`` takes a list of requests, also from a line.
+
+    Attributes:
+        answered_bytes: Size of the last answer.
     """
 
     def __init__(self, shard: Remote) -> None:
         self.shard = shard
         self._line = Line(shard, "sample", SAMPLE_TIMEOUT_S, 0.0)
-        self._is_large = False
+        self.answered_bytes = 0
 
-    def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], list[Given]]:
-        """Ask; the result waits for what is given: as many as were asked for, or fewer when the shard has too little.
+    def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], Given | None]:
+        """Ask; the result waits for the windows of all requests, one after the other, or None when the shard has too little.
 
         Raises:
             RoleGoneError: Then or when waiting, if the shard is gone or does not answer.
         """
         asked = list(requests)
-        if not self._is_large:
+        if self.answered_bytes <= LARGE_BYTES:
             return partial(self._keep_size, self._line.submit(asked))
         try:
             return partial(self._keep_size, partial(self._get, self.shard.handle.sample.remote(asked)))
@@ -55,15 +58,61 @@ class ShardReader:
         """Hang up."""
         self._line.close()
 
-    def _keep_size(self, wait: Callable[[], list[Given]]) -> list[Given]:
+    def _keep_size(self, wait: Callable[[], Given | None]) -> Given | None:
         given = wait()
-        self._is_large = sum(windows.nbytes for windows in given) > LARGE_BYTES
+        self.answered_bytes = 0 if given is None else given.nbytes
         return given
 
-    def _get(self, reference: Any) -> list[Given]:
+    def _get(self, reference: Any) -> Given | None:
         try:
-            given: list[Given] = ray.get(reference, timeout=SAMPLE_TIMEOUT_S)
+            given: Given | None = ray.get(reference, timeout=SAMPLE_TIMEOUT_S)
         except GONE as error:
             self.shard.forget()
             raise RoleGoneError(f"{self.shard.name} is gone ({type(error).__name__})") from error
         return given
+
+
+def ask_all(
+    readers: Sequence[ShardReader], grants: Sequence[Mapping[int, SampleRequest]], on_gone: Callable[[int], None]
+) -> Callable[[], list[dict[int, Given]]]:
+    """Ask all shards at once, each one question for its share of every batch.
+
+    Args:
+        readers: Of every shard.
+        grants: Per batch what each shard is asked for.
+        on_gone: Called, while the result waits, with every shard that does not answer.
+
+    Returns:
+        Waits for what every shard gave for each batch; a shard that is gone or has too little is missing there.
+    """
+    asked = {index: [grant[index] for grant in grants if index in grant] for index in sorted(set().union(*grants))}
+    pending = {index: _submit(readers[index], requests) for index, requests in asked.items()}
+
+    def wait() -> list[dict[int, Given]]:
+        """Collect, and deal every shard's windows out to the batches."""
+        found: list[dict[int, Given]] = [{} for _ in grants]
+        for index, receive in pending.items():
+            try:
+                given = receive()
+            except RoleGoneError:
+                on_gone(index)
+                continue
+            first = 0
+            for batch, grant in zip(found, grants, strict=True):
+                if given is not None and index in grant:
+                    batch[index] = given.part(first, first := first + grant[index].windows)
+        return found
+
+    return wait
+
+
+def _submit(reader: ShardReader, requests: list[SampleRequest]) -> Callable[[], Given | None]:
+    """As :meth:`ShardReader.submit`, with every error where the result is waited for."""
+    try:
+        return reader.submit(requests)
+    except RoleGoneError as error:
+        return partial(_fail, error)
+
+
+def _fail(error: RoleGoneError) -> None:
+    raise error

@@ -21,7 +21,7 @@ def test_selectors_are_read_as_people_write_them():
 def test_a_built_mixture_draws_what_its_parts_draw():
     selector = parse_selector("0.5*uniform+0.5*recency:50").build(100)
     selector.add(np.arange(50))
-    draws = selector.sample(4000, np.random.default_rng(0), 0)
+    draws = selector.sample([(4000, np.random.default_rng(0))], origin=0)
     assert 0.45 < np.mean(draws == 49) < 0.6, "a strong preference for the newest, half of the time"
     assert len(np.unique(draws)) == 50
 

@@ -54,7 +54,7 @@ def test_uniform_passes_chi_square_and_ignores_what_was_removed():
     selector.add(np.arange(100, 300))
     selector.remove(np.arange(150, 180))
     slots = np.r_[100:150, 180:300]
-    draws = selector.sample(20_000, np.random.default_rng(0), origin=200)
+    draws = selector.sample([(20_000, np.random.default_rng(0))], origin=200)
     assert chi_square(draws, slots, 20_000 / len(slots)) < chi_square_bound(len(slots) - 1)
 
 
@@ -62,15 +62,15 @@ def test_draws_depend_on_age_and_not_on_where_the_ring_begins():
     first, second = Uniform(500), Uniform(500)
     first.add(np.arange(0, 400))
     second.add((np.arange(0, 400) + 300) % 500)
-    a = first.sample(50, np.random.default_rng(1), origin=0)
-    b = second.sample(50, np.random.default_rng(1), origin=300)
+    a = first.sample([(50, np.random.default_rng(1))], origin=0)
+    b = second.sample([(50, np.random.default_rng(1))], origin=300)
     np.testing.assert_array_equal((a + 300) % 500, b)
 
 
 def test_recency_prefers_new_rows_by_one_over_age():
     selector = Recency(64, power=1.0)
     selector.add(np.arange(40))
-    draws = selector.sample(20_000, np.random.default_rng(0), origin=0)
+    draws = selector.sample([(20_000, np.random.default_rng(0))], origin=0)
     age = np.arange(1, 41)
     weights = np.log((age + 1) / age) / np.log(41)
     assert chi_square(draws, 40 - age, 20_000 * weights) < chi_square_bound(39)
@@ -79,7 +79,7 @@ def test_recency_prefers_new_rows_by_one_over_age():
 def test_recency_of_power_zero_is_uniform():
     selector = Recency(64, power=0.0)
     selector.add(np.arange(40))
-    draws = selector.sample(20_000, np.random.default_rng(0), origin=0)
+    draws = selector.sample([(20_000, np.random.default_rng(0))], origin=0)
     assert chi_square(draws, np.arange(40), 500.0) < chi_square_bound(39)
 
 
@@ -88,7 +88,7 @@ def test_priorities_set_the_odds_and_new_starts_get_the_highest():
     selector.add(np.array([3, 250]))
     selector.update(np.array([3, 250]), np.array([16.0, 4.0]))
     selector.add(np.array([77]))
-    draws = selector.sample(20_000, np.random.default_rng(0), origin=100)
+    draws = selector.sample([(20_000, np.random.default_rng(0))], origin=100)
     assert chi_square(draws, [3, 250, 77], 20_000 * np.array([0.4, 0.2, 0.4])) < chi_square_bound(2)
 
 
@@ -104,12 +104,12 @@ def test_a_mixture_draws_from_its_parts_in_proportion():
     selector = Mixture([(Uniform(10), 0.5), (prioritised, 0.5)])
     selector.add(np.arange(4))
     selector.update(np.arange(4), np.array([1.0, 1.0, 1.0, 5.0]))
-    draws = selector.sample(20_000, np.random.default_rng(0), origin=0)
+    draws = selector.sample([(20_000, np.random.default_rng(0))], origin=0)
     expected = 20_000 * (0.5 / 4 + 0.5 * np.array([1, 1, 1, 5]) / 8)
     assert len(draws) == 20_000
     assert chi_square(draws, np.arange(4), expected) < chi_square_bound(3)
     selector.remove(np.array([3]))
-    assert 3 not in selector.sample(500, np.random.default_rng(0), origin=0)
+    assert 3 not in selector.sample([(500, np.random.default_rng(0))], origin=0)
 
 
 def test_weights_come_back_exactly_also_those_of_a_mixture():
@@ -126,7 +126,7 @@ def test_weights_come_back_exactly_also_those_of_a_mixture():
     second.restore_weights(np.arange(200), weights)
     for selector in (first, second):
         selector.add(np.arange(200, 210))
-    draws = [selector.sample(500, np.random.default_rng(1), origin=7) for selector in (first, second)]
+    draws = [selector.sample([(500, np.random.default_rng(1))], origin=7) for selector in (first, second)]
     np.testing.assert_array_equal(*draws)
 
 

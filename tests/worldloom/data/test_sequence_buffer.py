@@ -315,7 +315,7 @@ def test_evicting_while_others_sample_never_shows_a_wrong_window():
         rng = np.random.default_rng(seed)
         while not done.is_set():
             with lock:
-                pending = buffer.draw(8, rng)
+                pending = buffer.draw([(8, rng)])
             windows = pending.finish()
             numbers = windows.columns["obs/number"]
             if (numbers != windows.row_ids).any() or (windows.columns["obs/camera"][..., 0, 0, 0] != numbers % 256).any():

@@ -12,10 +12,10 @@ def test_starts_are_drawn_by_id_whatever_their_slot_and_never_once_evicted():
     starts = WindowStarts(CAPACITY, None)
     starts.add(np.array([7, 9, 12]))
     rng = np.random.default_rng(0)
-    assert set(starts.draw(200, rng, 7, online=False).tolist()) == {7, 9, 12}
+    assert set(starts.draw([(200, rng)], 7, online=False).tolist()) == {7, 9, 12}
     starts.evict(np.array([7, 8, 9]))
     assert starts.count == 1
-    assert set(starts.draw(50, rng, 10, online=False).tolist()) == {12}
+    assert set(starts.draw([(50, rng)], 10, online=False).tolist()) == {12}
 
 
 def test_new_windows_come_first_and_once_when_asked_for():
@@ -23,9 +23,9 @@ def test_new_windows_come_first_and_once_when_asked_for():
     starts.add(np.arange(5))
     starts.online.put(np.array([0, 2, 4]))
     rng = np.random.default_rng(0)
-    assert starts.draw(2, rng, 0, online=True).tolist() == [0, 2]
-    assert starts.draw(3, rng, 0, online=True)[0] == 4
-    assert starts.draw(0, rng, 0, online=True).tolist() == []
+    assert starts.draw([(2, rng)], 0, online=True).tolist() == [0, 2]
+    assert starts.draw([(3, rng)], 0, online=True)[0] == 4
+    assert starts.draw([(0, rng)], 0, online=True).tolist() == []
 
 
 def test_priorities_reach_only_windows_that_are_there():
@@ -33,7 +33,7 @@ def test_priorities_reach_only_windows_that_are_there():
     starts.add(np.array([11, 13]))
     outcome = starts.update_priorities(np.array([1, 11, 12, 13, 21]), np.array([5.0, 1e9, 5.0, 1.0, 5.0]), range(10, 20))
     assert outcome == (2, 3), "slots 1 and 3 hold rows 11 and 13 now; row 12 starts nothing"
-    assert (starts.draw(100, np.random.default_rng(0), 10, online=False) == 11).all()
+    assert (starts.draw([(100, np.random.default_rng(0))], 10, online=False) == 11).all()
 
 
 def test_what_was_learnt_comes_back_for_windows_that_are_still_there():

@@ -48,7 +48,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize("ram_bytes", [None, 1], ids=["in memory", "read from disk"])
 def test_frames_that_compress_travel_packed_and_come_out_as_sampled(tmp_path, ram_bytes, protocol):
     shard = filled_shard(flat_frames, tmp_path, ram_bytes=ram_bytes)
-    given = shard.sample_packed(REQUEST)
+    given = shard.draw([REQUEST]).prepared()
     expected = shard.sample(REQUEST)
     sent = pickle.dumps(given, protocol)
     shard.close()
@@ -62,7 +62,7 @@ def test_frames_that_compress_travel_packed_and_come_out_as_sampled(tmp_path, ra
 @pytest.mark.parametrize("ram_bytes", [None, 1], ids=["in memory", "read from disk"])
 def test_noise_travels_as_the_stored_rows_that_are_wanted(tmp_path, ram_bytes):
     shard = filled_shard(noise_frames, tmp_path, ram_bytes=ram_bytes)
-    given = shard.sample_packed(REQUEST)
+    given = shard.draw([REQUEST]).prepared()
     expected = shard.sample(REQUEST)
     sent = pickle.dumps(given, 5)
     shard.close()
@@ -80,7 +80,7 @@ def half_noise_frames(first):
 
 def test_chunks_that_are_hardly_smaller_than_their_windows_are_decoded_by_the_shard():
     shard = filled_shard(half_noise_frames)
-    given = shard.sample_packed(REQUEST)
+    given = shard.draw([REQUEST]).prepared()
     assert isinstance(given, SampledWindows)
     assert_same(given, shard.sample(REQUEST))
 
@@ -89,14 +89,33 @@ def test_rows_without_images_travel_as_they_are():
     columns = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}).columns()
     shard = ReplayShard(0, columns, SAMPLING, capacity_steps=60, durability="none")
     shard.append(make_chunk(StreamId(0, 0, 0), 0, NO_POLICY, {name: spec.zeros(20) for name, spec in columns.items()}))
-    assert isinstance(shard.sample_packed(REQUEST), SampledWindows)
+    assert isinstance(shard.draw([REQUEST]).prepared(), SampledWindows)
+
+
+@pytest.mark.parametrize("make_frames", [flat_frames, noise_frames], ids=["compressed", "raw"])
+def test_the_windows_of_several_requests_are_those_of_each_one_after_the_other(make_frames):
+    shard = filled_shard(make_frames)
+    requests = [SampleRequest(3, (1,)), SampleRequest(2, (2,)), SampleRequest(4, (3,))]
+    given = pickle.loads(pickle.dumps(shard.draw(requests).prepared(), 5))
+    first = 0
+    for request in requests:
+        assert_same(given.part(first, first + request.windows).unpack(), shard.sample(request))
+        first += request.windows
+
+
+def test_what_is_ready_at_once_is_what_needs_no_reading_and_no_decoding(tmp_path):
+    assert isinstance(filled_shard(flat_frames).draw([REQUEST]).ready(), PackedWindows)
+    assert filled_shard(half_noise_frames).draw([REQUEST]).ready() is None
+    shard = filled_shard(flat_frames, tmp_path, ram_bytes=1)
+    assert shard.draw([REQUEST]).ready() is None
+    shard.close()
 
 
 @pytest.mark.parametrize("kinds", ["pp", "pwp", "ww", "p", "w"], ids=lambda kinds: f"{kinds}: packed or whole")
 def test_windows_of_several_shards_are_decoded_in_place_as_if_glued(kinds):
     requests = [SampleRequest(2 + number, (number,)) for number in range(len(kinds))]
     shards = [filled_shard(flat_frames if kind == "p" else noise_frames) for kind in kinds]
-    drawn = [shard.draw(request) for shard, request in zip(shards, requests, strict=True)]
+    drawn = [shard.draw([request]) for shard, request in zip(shards, requests, strict=True)]
     given = [part if kind == "p" else part.unpack() for kind, part in zip(kinds, drawn, strict=True)]
     expected = SampledWindows.concatenate([shard.sample(request) for shard, request in zip(shards, requests, strict=True)])
     found = unpack_all(given)

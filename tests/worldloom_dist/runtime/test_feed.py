@@ -1,6 +1,8 @@
 """The feed with shards that answer, have too little, or are gone; no Ray is started."""
 
+import itertools
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.runtime import feed as feed_module
-from worldloom_dist.runtime.feed import MOST_AT_ONCE, ROUND_S, Feed, _next_round
+from worldloom_dist.runtime.feed import MOST_AT_ONCE, ROUND_BYTES, ROUND_S, Feed, _next_round
 from worldloom_dist.runtime.remote import RoleGoneError
 
 
@@ -21,10 +23,11 @@ def windows_of(shard: int, request: SampleRequest) -> SampledWindows:
 
 
 class Roles:
-    """A ledger and two shards; ``broken`` says what a shard raises instead of an answer, or how many requests it can answer."""
+    """A ledger and two shards; ``broken`` says what a shard raises instead of an answer, or when it has enough to draw from."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.broken: dict[int, Exception | int] = {}
+        self.broken: dict[int, Exception | Iterator[bool]] = {}
+        self.answered_bytes = 1000
         self.rounds: list[list[tuple[int, ...]]] = []
         self.down: list[int] = []
         self.asked = threading.Semaphore(0)
@@ -40,7 +43,7 @@ class Roles:
 
     def _reader(self, shard: SimpleNamespace) -> SimpleNamespace:
         index = int(shard.name.rpartition("-")[2])
-        return SimpleNamespace(submit=lambda requests: lambda: self._give(index, requests))
+        return SimpleNamespace(submit=lambda requests: lambda: self._give(index, requests), answered_bytes=self.answered_bytes)
 
     def _call(self, method, *args, **_):
         if method == "shard_down":
@@ -55,15 +58,17 @@ class Roles:
         return [{i: SampleRequest(windows // 2, (*seed, i + 1)) for i in (0, 1)} for seed in seeds]
 
     def _give(self, index, requests):
-        fault = self.broken.get(index, len(requests))
+        fault = self.broken.get(index, itertools.repeat(True))
         if isinstance(fault, Exception):
             raise fault
-        return [windows_of(index, request) for request in requests[:fault]]
+        if not next(fault):
+            return None
+        return SampledWindows.concatenate([windows_of(index, request) for request in requests])
 
 
-def batches(monkeypatch, count, broken=None, more=()):
+def batches(monkeypatch, count, broken=None, more=(), answered_bytes=1000):
     roles = Roles(monkeypatch)
-    roles.broken = broken or {}
+    roles.broken, roles.answered_bytes = broken or {}, answered_bytes
     words = ["--preset", "debug", "--env", "toy:counting", "--replay.shards", "2", *more]
     feed = Feed(resolve(parse(words)), 5, lambda windows: windows)
     try:
@@ -73,15 +78,20 @@ def batches(monkeypatch, count, broken=None, more=()):
 
 
 def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_with_draws_of_its_own(monkeypatch):
-    roles, feed, given = batches(monkeypatch, 40)
+    roles, feed, given = batches(monkeypatch, 80)
     asked = [seed for seeds in roles.rounds for seed in seeds]
     assert [seed[1] for seed in asked] == list(range(5, 5 + len(asked))), "no batch is skipped or drawn twice"
-    assert max(map(len, roles.rounds)) == MOST_AT_ONCE
+    assert max(map(len, roles.rounds)) == 2 * MOST_AT_ONCE, "so many for each shard"
     assert feed.gauges()["queue_capacity_items{queue=batches}"].value > 2, "the queue holds a round while the next one is asked for"
     for seed, windows in zip(asked, given, strict=False):
         half = feed._windows // 2
         expected = SampledWindows.concatenate([windows_of(i, SampleRequest(half, (*seed, i + 1))) for i in (0, 1)])
         assert np.array_equal(windows.row_ids, expected.row_ids)
+
+
+def test_a_round_of_large_batches_is_as_small_as_with_one_shard(monkeypatch):
+    roles, _, _ = batches(monkeypatch, 80, answered_bytes=ROUND_BYTES)
+    assert max(map(len, roles.rounds)) == MOST_AT_ONCE
 
 
 @pytest.mark.parametrize("more", [["--runtime", "local"], ["--learners", "2"]])
@@ -90,7 +100,7 @@ def test_lock_step_and_several_ranks_ask_for_one_batch_at_a_time(monkeypatch, mo
     assert {len(seeds) for seeds in roles.rounds} == {1}
 
 
-@pytest.mark.parametrize("fault", [RoleGoneError("gone"), 0], ids=["is gone", "has too little"])
+@pytest.mark.parametrize("fault", [RoleGoneError("gone"), itertools.repeat(False)], ids=["is gone", "has too little"])
 def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, fault):
     roles, feed, given = batches(monkeypatch, 12, {1: fault})
     for windows in given:
@@ -99,8 +109,8 @@ def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, fault):
     assert (1 in roles.down) == isinstance(fault, RoleGoneError)
 
 
-def test_a_shard_that_runs_short_within_a_round_is_asked_no_more_than_it_has(monkeypatch):
-    roles, feed, given = batches(monkeypatch, 40, {1: 1})
+def test_what_a_shard_cannot_give_for_a_round_comes_from_the_other_for_all_its_batches(monkeypatch):
+    roles, feed, given = batches(monkeypatch, 40, {1: itertools.cycle([True, False])})
     assert max(map(len, roles.rounds)) > 1
     assert all(len(windows.row_ids) == feed._windows for windows in given)
     assert {tuple(np.unique(windows.shard)) for windows in given} == {(0, 1), (0,)}
@@ -108,7 +118,7 @@ def test_a_shard_that_runs_short_within_a_round_is_asked_no_more_than_it_has(mon
 
 
 def test_a_round_grows_slowly_and_shrinks_at_once():
-    assert _next_round(1, 0.0) == 2
-    assert _next_round(MOST_AT_ONCE, 0.0) == MOST_AT_ONCE
-    assert _next_round(8, 8 * ROUND_S) == 1
-    assert _next_round(4, 4 * ROUND_S / 3.5) == 3
+    assert _next_round(1, 0.0, 8) == 2
+    assert _next_round(8, 0.0, 8) == 8
+    assert _next_round(8, 8 * ROUND_S, 8) == 1
+    assert _next_round(4, 4 * ROUND_S / 3.5, 8) == 3
