@@ -145,7 +145,9 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "replay_ratio_target": _gauge("Trained positions per agent step that were asked for.", "constant"),
     "replay_ratio_actual": _gauge("Trained positions per agent step so far, without prefill and burst.", "= target"),
-    "replay_op_seconds": _histogram("Time of one operation of a shard, by op: insert, sample, update_latents.", "below 0.05"),
+    "replay_op_seconds": _histogram(
+        "Time of one operation of a shard, by op: insert, sample (all batches of one question), update_latents.", "below 0.05"
+    ),
     "rate_limiter_blocked_seconds_total": _counter("Time a side waited for the other, by side.", "one grows", "both grow"),
     "queue_items": _gauge(
         "Waiting now, by queue: batches (learner), inference, trajectories (shards).", "batches full", "batches 0", "sum"
