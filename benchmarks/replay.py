@@ -242,8 +242,8 @@ def bench_growth() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     results = {}
     for name, works in (
-        ("select_16", [partial(selector.sample, 16, rng, 0) for selector in selectors]),
-        ("select_256", [partial(selector.sample, 256, rng, 0) for selector in selectors]),
+        ("select_16", [partial(selector.sample, [(16, rng)], 0) for selector in selectors]),
+        ("select_256", [partial(selector.sample, [(256, rng)], 0) for selector in selectors]),
         ("sample_256x4", [partial(buffer.sample, 256, rng) for buffer in buffers]),
     ):
         seconds = best_s(*works, calls=20)

@@ -1,8 +1,8 @@
 """Speed of replay through Ray: a sample beside a bare transfer of its bytes, writers and samplers at the same time, and dm-reverb.
 
-    python benchmarks/replay_ray.py                         # all parts, two minutes; writes benchmarks/results/replay_ray.json
+    python benchmarks/replay_ray.py                         # all parts, nine minutes; writes benchmarks/results/replay_ray.json
     python benchmarks/replay_ray.py transfer --seconds 2    # one part, shorter
-    python benchmarks/replay_ray.py --reverb PYTHON         # with dm-reverb in turn, four minutes; see peers/reverb_peer.py
+    python benchmarks/replay_ray.py --reverb PYTHON         # with dm-reverb in turn; see peers/reverb_peer.py
 
 Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8 (of Pong, or noise) and the other columns of an
 Atari env; 512 rows are made before the clock starts and written again and again. Writers go the way of a run: row by row into

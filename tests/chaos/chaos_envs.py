@@ -26,6 +26,7 @@ class ChaosEnv(CountingEnv):
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         if self._hangs_next_reset:
+            write_down("hang in reset")
             time.sleep(1000)
         return super().reset(**kwargs)
 
@@ -37,8 +38,9 @@ class ChaosEnv(CountingEnv):
         return obs, *rest  # type: ignore[return-value]
 
     def _misbehave(self, kind: str, obs: np.ndarray) -> np.ndarray:
-        with Path(os.environ["CHAOS_LOG"]).open("a") as file:
-            file.write(f"{time.time()} {kind}\n")
+        self._hangs_next_reset = kind == "hang in reset"
+        if not self._hangs_next_reset:
+            write_down(kind)
         if kind == "raise":
             raise RuntimeError("broken on purpose")
         if kind == "hang":
@@ -51,5 +53,10 @@ class ChaosEnv(CountingEnv):
             ctypes.string_at(0)
         if kind == "leak":
             LEAKED.append(bytearray(os.urandom(1) * 20_000_000))
-        self._hangs_next_reset = kind == "hang in reset"
         return {"nan": np.full(3, np.nan, np.float32), "wrong shape": np.zeros(2, np.float32)}.get(kind, obs)
+
+
+def write_down(kind: str) -> None:
+    """What happens now."""
+    with Path(os.environ["CHAOS_LOG"]).open("a") as file:
+        file.write(f"{time.time()} {kind}\n")
