@@ -5,6 +5,7 @@
 Ours is the run that a user starts: two env workers with eight envs each on Ray, every row in a chunk, encoded, acknowledged by a
 replay shard that journals it. One thing is changed: the agent begins with a prefill of random actions that never ends. Theirs is
 described in ``benchmarks/peers/sample_factory_peer.py``: a policy that ignores what it sees, and trajectories that are dropped.
+Both play Pong with the same images; beside that stands theirs with images that are cheaper to make (``pong_area``).
 ``env_processes`` says whether each of our envs is a process of its own, so that a hang costs one env; theirs never are. Our roles
 lower their priority and theirs do not, so measure on a machine that does nothing else.
 """
@@ -28,6 +29,9 @@ from scale import roles, summary, wait
 
 WORKERS, ENVS, TURNS, WARM_S = 2, 8, 3, 5.0
 PREFILL = 1_000_000_000
+AS_BY_DEFAULT = "--actors.chunk-rows 64 --actors.max-chunk-age-s 1 --actors.pull-interval-s 1"
+"""The debug preset, which is taken for its small model, has small chunks too."""
+PEERS = {"pong": ("pong", "pong_area"), "half_cheetah": ("half_cheetah",)}
 CASES = {
     "pong": "--env atari:pong --env.image-size 64 --env.grayscale False --env.sticky 0 --env.full-actions False",
     "half_cheetah": "--env mujoco:half-cheetah",
@@ -51,7 +55,7 @@ def ours(case: str, seconds: float, env_processes: bool) -> float:
         ]
         words += ["--workers", str(WORKERS), "--envs-per-worker", str(ENVS), "--actors.supervise", str(env_processes)]
         words += ["--env-steps", "1000000000", "--eval-episodes", "0", "--train-ratio", "0.001", "--inference", "central"]
-        words += ["--replay.capacity-steps", "100000"]
+        words += ["--replay.capacity-steps", "100000", *AS_BY_DEFAULT.split()]
         run = subprocess.Popen([sys.executable, __file__, "--launch", *words], stdout=subprocess.DEVNULL)
         try:
             wait(run, lambda: len(roles("WorkerRole")) >= WORKERS and summary(folder).get("agent_steps", 0) > 2000)
@@ -111,16 +115,17 @@ def main() -> None:
     options = parser.parse_args()
     report: dict[str, Any] = {**context(), "workers": WORKERS, "envs_per_worker": ENVS, "env_processes": options.env_processes}
     for case in options.cases or CASES:
-        rates: dict[str, list[float]] = {"ours": [], "sample_factory": []}
+        peers = PEERS[case] if options.sample_factory else ()
+        rates: dict[str, list[float]] = {"ours": [], **{f"sample_factory_{peer}": [] for peer in peers}}
         for _ in range(options.turns):
             rates["ours"].append(round(ours(case, options.seconds, options.env_processes), 1))
-            if options.sample_factory:
-                found = theirs(options.sample_factory, case, options.seconds)
-                rates["sample_factory"].append(found["rows_per_s"])
+            for peer in peers:
+                found = theirs(options.sample_factory, peer, options.seconds)
+                rates[f"sample_factory_{peer}"].append(found["rows_per_s"])
                 report["versions"] = found["versions"]
-        report[case] = {"rows_per_s": {who: statistics.median(values) for who, values in rates.items() if values}, "turns": rates}
-        if options.sample_factory:
-            report[case]["ratio"] = round(statistics.median(rates["ours"]) / statistics.median(rates["sample_factory"]), 2)
+        middle = {who: statistics.median(values) for who, values in rates.items()}
+        ratios = {f"over_{who}": round(middle["ours"] / middle[who], 2) for who in list(rates)[1:]}
+        report[case] = {"rows_per_s": middle, "turns": rates, **ratios}
         print(case, json.dumps(report[case], indent=2), flush=True)
     (Path(__file__).resolve().parent / "results" / "sampling.json").write_text(json.dumps(report, indent=2) + "\n")
 
