@@ -83,7 +83,7 @@ class Bare:
 
 
 class Shard:
-    """A replay shard without its ledger; several calls at a time. Chunks come over a line, batches leave over Ray, as in a run."""
+    """A replay shard without its ledger; several calls at a time. Chunks come and windows leave as in a run."""
 
     def __init__(
         self, folder: str, index: int, capacity: int, packed: tuple[str, ...] | None, durability: Durability, stride: int
@@ -157,7 +157,7 @@ class Writer:
 
 
 class Sampler:
-    """Asks for batches, two at a time; lives through many cases."""
+    """Asks, with two questions open (a feed has one); lives through many cases."""
 
     def __init__(self) -> None:
         keep_freed_memory()

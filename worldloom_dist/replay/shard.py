@@ -90,7 +90,7 @@ class ReplayShard:
         make_selector: Callable[[int], Selector] = Uniform,
     ) -> None:
         self.index, self.columns, self.sampling, self.capacity_steps = index, dict(columns), sampling, capacity_steps
-        self.durability = durability
+        self.durability, self.is_mapped = durability, is_mapped
         self._mutable = _extras(columns)
         images = [name for name, spec in columns.items() if spec.is_image and name not in self._mutable]
         self._cold_columns = images if packed is None else list(packed)
@@ -199,6 +199,11 @@ class ReplayShard:
             if len(copied[1]):
                 self._files.save_weights(*copied)
             return bool(len(copied[1]))
+
+    @property
+    def plain_row_bytes(self) -> int:
+        """What a draw copies of every row; packed columns are left as they are stored."""
+        return sum(spec.nbytes for name, spec in self.columns.items() if name not in self._cold_columns)
 
     @property
     def is_busy(self) -> bool:

@@ -19,6 +19,7 @@ import queue
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -63,7 +64,7 @@ class Feed(Generic[T]):
         self._readers = [ShardReader(Remote(shard.name)) for shard in self._shards]  # of the thread alone
         self._prefetch = plan.config.learner.prefetch
         self._ready: queue.Queue[T | Exception] = queue.Queue(maxsize=self._prefetch)
-        self._stopping = threading.Event()
+        self._stopping, self._most = threading.Event(), 1
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
 
@@ -114,19 +115,20 @@ class Feed(Generic[T]):
                 if grants is None:
                     return
                 started = time.monotonic()
-                waiting = min(len(grants), MOST_AT_ONCE)  # work for as long as the next round may take
+                waiting = min(len(grants), MOST_AT_ONCE)  # work for the time that the next round takes to arrive
                 self._ready.maxsize = max(self._prefetch, waiting)
                 for windows in self._collect(batches, grants):
                     self._put(self._stage(windows))
                     self._batch += self._ranks
-                at_once = _next_round(len(grants), time.monotonic() - started, self._most(len(grants))) if self._asks_ahead else 1
+                at_once = _next_round(len(grants), time.monotonic() - started, self._most) if self._asks_ahead else 1
         except Exception as error:  # the edge of the thread: hand it to the learner
             self._put(error)
 
-    def _most(self, batches: int) -> int:
-        """Batches that one round may ask for, by the size of those that came last."""
-        batch_bytes = sum(reader.answered_bytes for reader in self._readers) / batches
-        return int(min(MOST_AT_ONCE * len(self._readers), max(MOST_AT_ONCE, ROUND_BYTES / max(batch_bytes, 1.0))))
+    def _most_after(self, grants: Sequence[Mapping[int, SampleRequest]]) -> int:
+        """Batches that the next round may ask for, by the size of those of a round that came this moment."""
+        asked = set().union(*grants)
+        batch_bytes = sum(self._readers[index].answered_bytes for index in asked) / len(grants)
+        return int(min(MOST_AT_ONCE * len(asked), max(MOST_AT_ONCE, ROUND_BYTES / max(batch_bytes, 1.0))))
 
     def _question(self, batches: Sequence[int]) -> tuple[str, str, int, list[tuple[int, int, int]]]:
         return self._asker, self._life, self._windows, [(self._seed, batch, 0) for batch in batches]
@@ -141,8 +143,14 @@ class Feed(Generic[T]):
 
     def _collect(self, batches: Sequence[int], grants: Sequence[Mapping[int, SampleRequest]]) -> Iterator[SampledWindows]:
         """Draw what was granted, one batch after the other, and from other shards what some could not give."""
-        for batch, (parts, missing) in zip(batches, self._ask(grants), strict=False):
-            yield unpack_all(self._make_up(batch, parts, missing) if missing else parts)
+        found = deque(zip(batches, self._ask(grants), strict=False))
+        self._most = self._most_after(grants)
+        while found:  # nothing of a batch is kept here once it was handed on
+            batch, (parts, missing) = found.popleft()
+            whole = unpack_all(self._make_up(batch, parts, missing) if missing else parts)
+            del parts
+            yield whole
+            del whole
 
     def _make_up(self, batch: int, parts: list[Given], missing: int) -> list[Given]:
         give_up, attempt = time.monotonic() + 120.0, 0

@@ -1,9 +1,9 @@
 """A shard behind an event loop: what is quick is done at once, and what may take long in a thread.
 
-Storing a chunk of Atari frames or drawing a batch takes some hundred microseconds. Handing that to a thread and back takes as
-long again, on a core whose caches know nothing of it, so a shard that did all its work in threads served a third fewer batches.
-The loop never waits for a disk that is asked to sync, for somebody who is inside the shard (a mark that copies), or for the
-reading and decoding of frames.
+Storing a chunk of Atari frames or drawing a batch takes some hundred microseconds. Handing that to a thread and back takes about as
+long again, on a core whose caches know nothing of it. A disk that must sync or be read, large copies, and decoding are left to
+threads, and so is waiting for somebody who is inside the shard already (a mark that copies). What the loop does wait for is a
+journal that is written without ``fsync``, and one who enters the shard at the very moment.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ class LoopShard:
 
     def __init__(self, shard: ReplayShard) -> None:
         self._shard = shard
-        plain = sum(spec.nbytes for spec in shard.columns.values() if not spec.is_image)
-        self._window_bytes = plain * shard.sampling.window_rows
+        self._window_bytes = shard.plain_row_bytes * shard.sampling.window_rows
 
     async def append(self, chunk: Chunk) -> bool:
         """As :meth:`ReplayShard.append`."""
@@ -45,7 +44,8 @@ class LoopShard:
 
     async def sample(self, requests: Sequence[SampleRequest]) -> SampledWindows | PackedWindows | None:
         """The windows of all requests, whole or for the reader to unpack; None if there is too little to draw from."""
-        is_quick = sum(request.windows for request in requests) * self._window_bytes <= SMALL_DRAW
+        windows = sum(request.windows for request in requests)
+        is_quick = not self._shard.is_mapped and windows * self._window_bytes <= SMALL_DRAW
         try:
             drawn = await self._do(is_quick, self._shard.draw, requests)
         except BufferError:

@@ -32,7 +32,7 @@ class ShardReader:
         shard: Whose method ``sample`` takes a list of requests, also from a line.
 
     Attributes:
-        answered_bytes: Size of the last answer.
+        answered_bytes: Size of the last windows that were given.
     """
 
     def __init__(self, shard: Remote) -> None:
@@ -60,7 +60,8 @@ class ShardReader:
 
     def _keep_size(self, wait: Callable[[], Given | None]) -> Given | None:
         given = wait()
-        self.answered_bytes = 0 if given is None else given.nbytes
+        if given is not None:
+            self.answered_bytes = given.nbytes
         return given
 
     def _get(self, reference: Any) -> Given | None:
