@@ -42,7 +42,11 @@ class Launched:
 
     def pids(self, title: str) -> list[int]:
         """Processes of this run whose command line begins with ``title`` (for example ``ray::ShardRole``)."""
-        return [p.pid for p in self._marked() if " ".join(p.cmdline()).startswith(title)]
+        return [pid for pid, line in marked(self.mark).items() if line.startswith(title)]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
 
     def summary(self) -> dict[str, Any]:
         path = self.folder / "summary.json"
@@ -55,7 +59,7 @@ class Launched:
             value = condition()
             if value:
                 return value
-            assert self.process.poll() is None, self.output.read_text()
+            assert not self.has_ended, self.output.read_text()
             time.sleep(0.1)
         raise AssertionError(f"waited {timeout_s} s in vain:\n{self.output.read_text()}")
 
@@ -73,34 +77,31 @@ class Launched:
     def leftovers(self) -> list[str]:
         """Command lines of processes that outlived the run."""
         deadline = time.monotonic() + 10.0
-        while self._marked() and time.monotonic() < deadline:
+        while (left := marked(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return [" ".join(p.cmdline()) for p in self._marked()]
+        return list(left.values())
 
     def kill_all(self) -> None:
         kill_marked(self.mark)
         self.process.wait(10)
 
-    def _marked(self) -> list[psutil.Process]:
-        return marked(self.mark)
 
-
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes whose environment carries a mark."""
-    found = []
+def marked(mark: str) -> dict[int, str]:
+    """Command lines of the living processes whose environment carries a mark, by process id."""
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                found[process.pid] = " ".join(process.cmdline())
     return found
 
 
 def kill_marked(mark: str) -> None:
     """Kill them, and those that they start meanwhile."""
     while found := marked(mark):
-        for process in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
 
 

@@ -10,7 +10,6 @@ import time
 import uuid
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.integration.heads import TOKEN, Head, ray_head
@@ -78,10 +77,10 @@ def test_a_job_whose_driver_was_killed_goes_on_with_its_run_when_it_is_submitted
 
     wait_until(lambda: summary().get("train_steps", 0) > 50 and any((folder / "checkpoints").glob("*")))
     before = summary()
-    for process in marked(head.mark):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "worldloom_dist.job" in process.cmdline():
-                os.kill(process.pid, signal.SIGKILL)
+    for pid, line in marked(head.mark).items():
+        if "worldloom_dist.job" in line.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     done = submit(head, "--follow", "second")
     assert done.returncode == 1, "a lost driver is a failure"
     assert submit(head, "--job-id", "second", "--no-wait", "--", *flags).returncode == 0
