@@ -27,6 +27,7 @@ from worldloom_dist.config import RunConfig
 
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
+BOOKS_FILE = "replay/books.json"
 PACKAGES = ("worldloom-dist", "torch", "ray", "numpy", "gymnasium", "mujoco", "dm-control", "ale-py")
 
 
@@ -151,6 +152,15 @@ class RunFolder:
         """Add one line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def read_books(self) -> dict[str, dict[str, int]]:
+        """The books of every shard as they were last known; empty for a new run."""
+        return self.read_json(BOOKS_FILE)
+
+    def write_books(self, shards: Mapping[str, Mapping[str, int]]) -> None:
+        """Replace them. They lie outside the shards' folders, so that a shard that lost its disk can be told what it had."""
+        self.replay.mkdir(exist_ok=True)
+        write_json(self.path / BOOKS_FILE, shards)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""

@@ -15,7 +15,7 @@ RATIO = 12.0
 
 def test_one_of_two_ranks_dies_and_the_group_goes_on_from_the_last_checkpoint(tmp_path):
     folder = tmp_path / "run"
-    words = "--preset debug --env toy:counting --learners 2 --eval-episodes 0 --env-steps 100000 --metrics-port 0"
+    words = "--preset debug --env toy:counting --learners 2 --eval-episodes 0 --env-steps 100000000 --metrics-port 0"
     with launched(folder, *words.split(), "--train-ratio", str(RATIO), "--run-dir", str(folder)) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 150, 120)
         run.wait_until(lambda: CheckpointStore(folder / "checkpoints").folders(), 60)

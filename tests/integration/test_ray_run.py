@@ -39,7 +39,7 @@ def check_rows(folder, summary) -> None:
 
 def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
     folder, port = tmp_path / "run", free_port()
-    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000", "--metrics-port", str(port)]
+    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", str(port)]
     with launched(folder, *words) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
@@ -85,7 +85,7 @@ def test_evaluate_gives_the_number_of_the_last_evaluation(tmp_path):
 @pytest.mark.chaos
 def test_no_killed_process_stops_the_run_or_costs_an_acknowledged_row(tmp_path):
     folder = tmp_path / "run"
-    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000", "--metrics-port", "0", "--train-ratio", "6"]
+    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0", "--train-ratio", "6"]
     kinds = {"worker": "Worker", "shard": "Shard", "learner": "Learner", "inference": "Inference"}
     kinds |= {"ledger": "Ledger", "weights": "WeightStore", "hub": "Hub"}
     with launched(folder, *words) as run:

@@ -38,7 +38,7 @@ class RateLimits:
         prefill_agent_steps: Steps before the first update; not owed to training.
         batch_positions: Positions of one update (``SamplingSpec.trained_positions``).
         pretrain_updates: Updates owed in one burst when the prefill is complete.
-        max_insert_steps: The most steps that one insert brings (rows of a chunk, or a credit).
+        max_insert_steps: The most steps that one insert brings (rows of a chunk).
         band_agent_steps: How far the two sides may drift apart, as agent steps; None takes twice what is needed.
         lead_share: Part of the band in which training may be ahead; 0 means never ahead, as lock-step needs it.
 

@@ -108,8 +108,7 @@ class SequenceBuffer:
 
     def __len__(self) -> int:
         """Rows stored."""
-        holes = sum(max(0, stop - max(start, self._first_row)) for start, stop in self._holes)
-        return self._next_row - self._first_row - holes
+        return self._next_row - self._first_row - sum(stop - start for start, stop in self.holes)
 
     @property
     def num_windows(self) -> int:
@@ -125,6 +124,11 @@ class SequenceBuffer:
     def first_row(self) -> int:
         """Id below which every row is gone."""
         return self._first_row
+
+    @property
+    def holes(self) -> list[tuple[int, int]]:
+        """Ids that were used up by :meth:`skip` and are not yet below :attr:`first_row`, as half-open ranges."""
+        return [(max(start, self._first_row), stop) for start, stop in self._holes]
 
     @property
     def _stored(self) -> range:
@@ -299,6 +303,10 @@ class SequenceBuffer:
         """Continue, in a new buffer, from a point whose earlier rows were all evicted."""
         self._first_row = self._next_row = next_row
         self._starts.online.queued = self._starts.online.served = online_queued
+        self._tails.restore(streams)
+
+    def know_streams(self, streams: Mapping[StreamId, StreamPosition]) -> None:
+        """Where streams stand of which nothing has been appended here; others stay as they are."""
         self._tails.restore(streams)
 
     def mark_served(self, served: int) -> None:

@@ -68,8 +68,10 @@ class StreamTails:
         return {stream: StreamPosition(tail.next_seq, tail.run_rows) for stream, tail in self._tails.items()}
 
     def restore(self, positions: Mapping[StreamId, StreamPosition]) -> None:
-        """Inverse of :meth:`positions`, when the rows before are gone."""
+        """Inverse of :meth:`positions`, when the rows before are gone; streams that are known already stay as they are."""
         for stream, position in positions.items():
+            if stream in self._tails:
+                continue
             known = min(position.run_rows, self._reach)
             self._tails[stream] = Tail(np.full(known, NO_ROW, np.int64), position.next_seq, position.run_rows)
 

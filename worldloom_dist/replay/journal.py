@@ -26,6 +26,7 @@ from typing import NamedTuple
 from zlib_ng import zlib_ng as zlib
 
 from worldloom.core.exceptions import CheckpointError, StateError
+from worldloom.core.files import sync
 
 __all__ = ["DEFAULT_SEGMENT_BYTES", "HEAD", "Journal", "JournalDamage", "JournalPosition", "Record", "read_journal", "segment_path"]
 
@@ -84,10 +85,17 @@ class Journal:
         except OSError as error:
             os.close(self._lock_file)
             raise StateError(f"replay journal {directory} is held by another process; stop it before this one starts") from error
+        if fsync:
+            sync(directory.parent)
         self._sync_lock = threading.Lock()
         self._file, self._segment, self._offset = -1, -1, 0
         self._written, self._synced = 0, 0
         self._broken: OSError | None = None
+
+    @property
+    def failure(self) -> str:
+        """Why it takes no more records until it is opened anew, in a sentence; empty while it does."""
+        return f"replay journal {self.directory}: {self._broken}; the disk cannot be trusted" if self._broken else ""
 
     @property
     def segments(self) -> list[int]:
@@ -152,7 +160,7 @@ class Journal:
                 os.fsync(self._file)
             except OSError as error:
                 self._broken = error
-                raise StateError(f"replay journal {self.directory}: fsync failed ({error}); the disk cannot be trusted") from error
+                raise StateError(self.failure) from error
             self._synced = upto
 
     def rotate(self, head: bytes) -> None:
@@ -167,9 +175,8 @@ class Journal:
         try:
             with temporary.open("wb") as file:
                 file.writelines(_frame(HEAD, [head]))
-                file.flush()
-                if self._fsync:
-                    os.fsync(file.fileno())
+            if self._fsync:
+                sync(temporary)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StateError(
@@ -224,9 +231,7 @@ class Journal:
 
     def _sync_directory(self) -> None:
         if self._fsync:
-            handle = os.open(self.directory, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+            sync(self.directory)
 
     def _cut_failed_write(self) -> None:
         try:

@@ -7,8 +7,8 @@ Every call returns at once. A caller that is refused waits until the other side 
 that one of the sides may (``worldloom.data.rate_limiter``). Who waits and how (a condition variable, an asyncio event) is the
 wrapper's choice; this class holds no lock.
 
-Steps are counted when they are granted. A shard may take a grant for several chunks (a credit), so that the hot path needs no round
-trip, and gives back what it did not use. When a shard dies its open grants are void; when it returns, its books say what was really
+Steps are counted when they are granted. A shard asks for all chunks that wait at once, so that a busy one asks less often, and
+gives back what it did not use. When a shard dies its open grants are void; when it returns, its books say what was really
 inserted. So nothing here needs to survive: a new ledger is rebuilt from the shards' books and the learner's count.
 """
 
@@ -130,7 +130,7 @@ class Ledger:
         self._count(shard, agent_steps)
 
     def give_back(self, shard: int, agent_steps: int) -> None:
-        """Return granted steps that were not inserted (a duplicate, a failure, a credit that is not needed)."""
+        """Return granted steps that were not inserted (a duplicate, a failure)."""
         self._count(shard, -agent_steps)
 
     def try_sample(self, request: SampleRequest) -> dict[int, SampleRequest] | None:

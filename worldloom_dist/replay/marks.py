@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.files import sync
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows, encode_rows
@@ -50,24 +51,33 @@ class MarkFiles:
     Args:
         directory: Exists already.
         kept_marks: How many marks keep what they need.
+        fsync: Whether what is written must survive a power loss.
+
+    Raises:
+        CheckpointError: If the list of marks is damaged.
     """
 
-    def __init__(self, directory: Path, kept_marks: int) -> None:
-        self._directory, self._kept = directory, kept_marks
+    def __init__(self, directory: Path, kept_marks: int, *, fsync: bool = False) -> None:
+        self._directory, self._kept, self._fsync = directory, kept_marks, fsync
         path = directory / "marks.json"
-        self.marks = [ShardMark(**mark) for mark in json.loads(path.read_text())] if path.exists() else []
+        try:
+            self.marks = [ShardMark(**mark) for mark in _read_json(path)] if path.exists() else []
+        except TypeError as error:
+            raise CheckpointError(f"replay: {path} is damaged ({error}); delete it to go on without marks") from error
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make an empty directory ours.
 
         Raises:
-            CheckpointError: If it was written under another identity; names the first difference.
+            CheckpointError: If it was written under another identity (names the first difference), or cannot be read.
         """
         path = self._directory / "shard.json"
         if not path.exists():
-            _write_atomically(path, json.dumps(identity).encode())
+            self._write(path, json.dumps(identity).encode())
             return
-        found = json.loads(path.read_text())
+        found = _read_json(path)
+        if not isinstance(found, dict):
+            raise CheckpointError(f"replay: {path} is damaged (it holds {found!r}); restore it, or use another run folder")
         for key, value in identity.items():
             if found.get(key) != value:
                 raise CheckpointError(
@@ -77,7 +87,7 @@ class MarkFiles:
     def set_marks(self, marks: Sequence[ShardMark]) -> None:
         """Remember the newest marks, on disk too, or a restart would free what they need; drop the files of older ones."""
         self.marks = list(marks[-self._kept :])
-        _write_atomically(self._directory / "marks.json", json.dumps([asdict(mark) for mark in self.marks]).encode())
+        self._write(self._directory / "marks.json", json.dumps([asdict(mark) for mark in self.marks]).encode())
         used = {mark.mutable_file for mark in self.marks}
         _delete(path for path in self._directory.glob("mutable-*.rows") if path.name not in used)
         self.drop_weights(keep=self.newest_weights)
@@ -85,7 +95,7 @@ class MarkFiles:
     def save_mutable(self, row_ids: npt.NDArray[np.int64], columns: Mapping[str, np.ndarray]) -> str:
         """Write mutable columns of all stored rows; returns the name of the file."""
         name = f"mutable-{time.time_ns()}.rows"
-        _write_atomically(self._directory / name, encode_rows({"row_id": row_ids, **columns}))
+        self._write(self._directory / name, encode_rows({"row_id": row_ids, **columns}))
         return name
 
     def load_mutable(self, name: str, specs: Mapping[str, ArraySpec]) -> tuple[npt.NDArray[np.int64], Rows]:
@@ -108,7 +118,7 @@ class MarkFiles:
             "part": np.repeat(np.arange(parts, dtype=np.uint8), len(starts) + 1),
             "weight": weights.reshape(-1),
         }
-        _write_atomically(self._directory / name, encode_rows(columns))
+        self._write(self._directory / name, encode_rows(columns))
         self.drop_weights(keep=self.newest_weights)
         return name
 
@@ -132,20 +142,34 @@ class MarkFiles:
         used = {keep, *(mark.weights_file for mark in self.marks)}
         _delete(path for path in self._directory.glob("weights-*.rows") if path.name not in used)
 
+    def _write(self, path: Path, data: bytes) -> None:
+        """Replace a file at once."""
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(data)
+        if self._fsync:
+            sync(temporary)
+        temporary.replace(path)
+        if self._fsync:
+            sync(path.parent)
+
     def _load(self, name: str, specs: Mapping[str, ArraySpec]) -> Rows:
         try:
             payload = (self._directory / name).read_bytes()
         except FileNotFoundError as error:
             raise CheckpointError(f"replay: {self._directory / name}, which a mark needs, is missing") from error
-        return decode_rows(payload, specs)
+        try:
+            return decode_rows(payload, specs)
+        except CheckpointError as error:
+            raise CheckpointError(f"replay: {self._directory / name} is damaged ({error})") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"replay: {path} is damaged ({error}); restore it from a copy, or delete it") from error
 
 
 def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

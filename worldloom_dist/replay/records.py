@@ -11,7 +11,7 @@ from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 __all__ = ["CHUNK", "DUPLICATE", "LOST", "RecoveryReport", "ShardCounters", "StoredChunk", "pack_count", "unpack_count"]
 
 CHUNK, DUPLICATE, LOST = 2, 3, 4
-"""Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and the books after a loss (JSON)."""
+"""Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and a head's content after a loss."""
 
 FIELDS = struct.Struct("<10qd")
 COUNT = struct.Struct("<q")
@@ -59,14 +59,12 @@ class ShardCounters:
         agent_steps: Decisions inserted.
         lost: Acknowledged rows that the disk does not have.
         duplicate: Rows that came again and were ignored.
-        unrecorded: Lost rows that no LOST record covers yet.
         evicted: Rows that made room.
     """
 
     agent_steps: int = 0
     lost: int = 0
     duplicate: int = 0
-    unrecorded: int = 0
     evicted: int = 0
 
 

@@ -29,7 +29,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, Shape
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Chunk, SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import PackedColumn, split_rows
+from worldloom.data.codec import PackedColumn
 from worldloom.data.selectors import Selector, Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
@@ -38,6 +38,7 @@ from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, Journa
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, pack_count
+from worldloom_dist.replay.recovery import Recovery
 from worldloom_dist.replay.shard_rows import ShardRows
 
 __all__ = ["Durability", "ReplayShard"]
@@ -119,12 +120,10 @@ class ReplayShard:
             raise ConfigurationError(f"replay shard {index}: durability {durability!r} needs a directory; name one or say none")
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
-            self._files = MarkFiles(directory, kept_marks)
+            self._files = MarkFiles(directory, kept_marks, fsync=durability == "fsync")
             self._files.claim({"format": FORMAT, "index": index, "columns": {n: s.to_dict() for n, s in sorted(columns.items())}})
             self._recover(self._journal)
-            if self._files.marks:
-                self._restore_mutable(self._files.marks[-1])
-            self._restore_newest_weights()
+            self._restore_newest()
         except BaseException:
             self._journal.close()
             raise
@@ -138,7 +137,8 @@ class ReplayShard:
         Raises:
             CheckpointError: If the payload is damaged.
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
-            StateError: If the journal cannot be written; nothing has changed then.
+            StateError: If the journal cannot be written. Nothing has changed then, and the chunk may be sent again; except after a
+                failed fsync, when nothing is acknowledged until the shard is opened anew (see :attr:`failure`).
         """
         rows = self._check(chunk)
         with self._lock:
@@ -210,6 +210,11 @@ class ReplayShard:
         """True while somebody is inside, who may take a while: a mark that copies, a journal whose disk is slow."""
         return self._lock.locked()
 
+    @property
+    def failure(self) -> str:
+        """Why it must be opened anew before it takes another chunk, in a sentence; empty while it takes them."""
+        return "" if self._journal is None else self._journal.failure
+
     def books(self) -> RowBooks:
         """Where every row went."""
         with self._lock:
@@ -238,8 +243,9 @@ class ReplayShard:
             Rows newly counted as lost; row ids go on after those that were given out.
         """
         with self._lock:
+            known = self._rows.buffer.next_row
             newly = self._rows.declare_lost(acknowledged)
-            if newly and self._journal is not None:
+            if self._rows.buffer.next_row > known and self._journal is not None:
                 self._record_loss(self._journal)
         if newly:
             logger.warning("replay shard %d: %d acknowledged rows are lost", self.index, newly)
@@ -284,9 +290,9 @@ class ReplayShard:
                         "with durability none nothing can be rolled back; use journal"
                     )
                 return
-            if self._journal.segments[0] > mark.oldest_segment:
+            if min(self._journal.segments, default=mark.oldest_segment + 1) > mark.oldest_segment:
                 raise CheckpointError(
-                    f"replay shard {self.index}: the journal of {mark} was deleted; only the newest marks are kept"
+                    f"replay shard {self.index}: what {mark} needs of the journal is gone; only the newest marks are kept"
                 )
             self._journal.truncate(JournalPosition(mark.segment, mark.offset))
             self._rows = self._empty_rows()
@@ -309,7 +315,7 @@ class ReplayShard:
 
     def _check(self, chunk: Chunk) -> dict[str, PackedColumn]:
         """Take the payload apart and compare it with what the chunk says of itself."""
-        rows = split_rows(chunk.payload, self.columns)
+        rows = self._rows.split(chunk)
         first = rows["is_first"].unpack()
         counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
         if counts != (chunk.num_rows, chunk.num_agent_steps) or not 0 < chunk.num_rows <= self._rows.buffer.capacity_rows:
@@ -348,22 +354,24 @@ class ReplayShard:
     def _recover(self, journal: Journal, online_served: int | None = None) -> None:
         """Read the journal from its oldest segment into the empty buffer; windows found there count as seen unless told."""
         started, oldest_segment, rows = time.monotonic(), min(journal.segments, default=0), self._rows
-        chunks = sum(rows.take(record, oldest_segment) for record in journal.read())
+        recovery = Recovery(rows, oldest_segment)
+        for record in journal.read():
+            recovery.take(record)
+        current = journal.position.segment if journal.segments else None
+        recovery.finish(current, is_rollback=online_served is not None)
         rows.buffer.mark_served(rows.buffer.online_queued if online_served is None else online_served)
-        rows.know_damaged_segments(oldest_segment, journal.position.segment if journal.segments else None)
-        if rows.counters.unrecorded:
+        if recovery.is_news:
             self._record_loss(journal)
         damage, seconds = journal.damage, time.monotonic() - started
         self.recovered = RecoveryReport(
-            chunks, len(rows.buffer), damage.torn_bytes, damage.corrupt_bytes, rows.counters.lost, round(seconds, 3)
+            recovery.chunks, len(rows.buffer), damage.torn_bytes, damage.corrupt_bytes, rows.counters.lost, round(seconds, 3)
         )
         if self.recovered.text:
             logger.info("replay shard %d: %s", self.index, self.recovered.text)
 
     def _record_loss(self, journal: Journal) -> None:
-        """Write down what is lost, for the day on which the segments that show it are deleted."""
+        """Write down where rows and books stand, for the day on which the segments that show what is lost are deleted."""
         self._append_record(journal, LOST, [self._rows.head()])
-        self._rows.counters.unrecorded = 0
 
     def _restore_mutable(self, mark: ShardMark) -> None:
         if mark.mutable_file:
@@ -374,8 +382,16 @@ class ReplayShard:
         if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
             logger.warning("replay shard %d: the priorities on disk are another selector's; they begin anew", self.index)
 
-    def _restore_newest_weights(self) -> None:
-        """A restart goes on with the priorities that were written last; without them training is slower to focus, and not wrong."""
+    def _restore_newest(self) -> None:
+        """A restart goes on with the extras of the newest mark and the priorities that were written last.
+
+        Without the former, rows have the extras that they were stored with; without the latter, training is slower to focus.
+        """
+        try:
+            if self._files.marks:
+                self._restore_mutable(self._files.marks[-1])
+        except CheckpointError as error:
+            logger.warning("replay shard %d: extras are as they were stored: %s", self.index, error)
         name = self._files.newest_weights
         try:
             if name:

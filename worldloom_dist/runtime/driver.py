@@ -77,6 +77,7 @@ class RayRun:
         self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
         earlier = folder.read_json("summary.json")
         self._report, self._show = Report(plan, folder, earlier), show
+        self._books = folder.read_books()
         actors = plan.config.actors
         self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
         self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
@@ -117,11 +118,12 @@ class RayRun:
     def _start(self) -> None:
         plan, add, place = self._plan, self._add, self._placement
         config = plan.config
+        self._write("running")
         facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
         secret = read_secret(config.metrics_auth_file)
         hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
         add("hub", 0, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
-        add("ledger", 0, lambda _: _start(place, LedgerRole, "ledger", 0, plan, self._report.counts.positions))
+        add("ledger", 0, lambda _: _start(place, LedgerRole, "ledger", 0, plan, self._report.counts.positions, self._books))
         add("weights", 0, lambda _: _start(place, WeightStoreRole, "weights", 0))
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
@@ -164,7 +166,7 @@ class RayRun:
                 self._show(self._report.view)
                 self._evaluate_when_due()
                 if summary.is_due():
-                    self._folder.write_summary(self._report.summary("running"))
+                    self._write("running")
                 if say.is_due():
                     self._say()
                 if self._is_complete():
@@ -187,13 +189,13 @@ class RayRun:
         status = self._learner_status()
         if not counts["is_whole"]:
             return  # a ledger that was just started does not know the shards' counts yet
-        books = RowBooks(**counts["books"])
+        self._books, books = counts["shards"], RowBooks(**counts["books"])
         if books.lost_acked > before.books.lost_acked:
             gone = books.lost_acked - before.books.lost_acked
             logger.warning("replay lost %d acknowledged rows, because a shard came back without them on its disk", gone)
         self._report.update(
             Counts(
-                books=books if books.inserted >= before.books.inserted else before.books,
+                books=books,
                 positions=status.get("replayed_steps", before.positions),
                 train_steps=status.get("train_steps", before.train_steps),
                 policy_version=".".join(map(str, status["version"])) if "version" in status else before.policy_version,
@@ -298,7 +300,7 @@ class RayRun:
         if status == "completed" and self._plan.config.eval_episodes:
             self._last_evaluation(tuple(ended["learner-0"]["version"]))
         self._say()
-        self._folder.write_summary(self._report.summary(status))
+        self._write(status)
 
     def _last_evaluation(self, version: tuple[int, ...]) -> None:
         """Evaluate the weights of the last checkpoint, unless that has been done; Ctrl-C leaves it out."""
@@ -314,6 +316,12 @@ class RayRun:
         if self._noted is not None:
             ray.wait([self._noted], timeout=NOTE_TIMEOUT_S)
 
+    def _write(self, status: str, error: str | None = None) -> None:
+        """What the run is known to have, for people and for the next driver."""
+        self._folder.write_summary(self._report.summary(status, error))
+        if self._books:
+            self._folder.write_books(self._books)
+
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)
 
@@ -326,7 +334,7 @@ class RayRun:
                 self._look()
         except (RayError, WorldLoomError, ValueError) as second:
             logger.warning("while stopping: %s", second)
-        self._folder.write_summary(self._report.summary("failed", error))
+        self._write("failed", error)
 
 
 def _start(place: Placement, kind: type, role: str, index: int, *args: Any, threads: int = 0, **own: Any) -> Any:

@@ -1,6 +1,6 @@
 """The ledger and the replay shards as Ray actors: thin asynchronous shells around ``worldloom_dist.replay``.
 
-    worker --append(chunk)--> ShardRole --admit_insert--> LedgerRole      waits until the train ratio allows it
+    worker --append(chunk)--> ShardRole --admit_inserts--> LedgerRole     waits until the train ratio allows it
     feed   --admit_samples-------------------------------> LedgerRole     waits likewise, answers windows per shard
 
 Every grant wakes those who wait for the other side. A ledger that is started again knows nothing: shards report to it about once a
@@ -32,6 +32,7 @@ from worldloom_dist.replay.imports import ImportList, load_share, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.async_line import AsyncLine
 from worldloom_dist.runtime.line import Address, Door
@@ -57,10 +58,12 @@ class LedgerRole:
     Args:
         plan: Of the run.
         positions: Trained positions so far (a resumed run, or a ledger that died).
+        known: The books of shards, by index and field, as the driver knows them: what they must have, or declare lost.
     """
 
-    def __init__(self, plan: Plan, positions: int) -> None:
+    def __init__(self, plan: Plan, positions: int, known: Mapping[str, Mapping[str, int]] | None = None) -> None:
         self._plan, self._positions = plan, positions
+        self._known = {int(shard): RowBooks(**books) for shard, books in (known or {}).items()}
         self._ledger = Ledger(plan.limits, window_positions=plan.spec.sampling.length)
         self._books: dict[int, RowBooks] = {}
         self._live: dict[int, int] = {}
@@ -84,7 +87,7 @@ class LedgerRole:
 
     async def last_books(self, shard: int) -> RowBooks | None:
         """What a shard said last, or its predecessor: what it must have, or declare lost."""
-        return self._books.get(shard)
+        return self._books.get(shard, self._known.get(shard))
 
     async def report(self, shard: int, books: RowBooks, live_windows: int) -> None:
         """A shard's regular report."""
@@ -110,14 +113,16 @@ class LedgerRole:
             self._ledger.leave(shard)
             await self._notify()
 
-    async def admit_insert(self, shard: int, life: str, agent_steps: int) -> bool:
-        """Return True when the steps may be inserted; False when a successor of the shard has shown up."""
-        granted = await self._wait(f"shard-{shard}", life, lambda: self._try_insert(shard, agent_steps) or None)
-        return granted is not None
+    async def admit_inserts(self, shard: int, life: str, chunks: Sequence[int]) -> int:
+        """Return how many chunks, given by their agent steps, may be inserted, from the first; waits until that is one.
 
-    async def admit(self, asked: tuple[int, str, int]) -> bool:
-        """:meth:`admit_insert` with its arguments in one, for a line."""
-        return await self.admit_insert(*asked)
+        0 when a successor of the shard has shown up.
+        """
+        return await self._wait(f"shard-{shard}", life, lambda: self._try_inserts(shard, chunks) or None) or 0
+
+    async def admit(self, asked: tuple[int, str, list[int]]) -> int:
+        """:meth:`admit_inserts` with its arguments in one, for a line."""
+        return await self.admit_inserts(*asked)
 
     async def address(self) -> Address:
         """Where shards ask without Ray."""
@@ -146,11 +151,9 @@ class LedgerRole:
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
-        while True:
-            live = {index: self._live[index] for index in self._ledger.live_shards if self._live[index]}
-            if live:
-                break
-            await asyncio.sleep(0.05)
+        async with self._changed:
+            while not (live := {index: self._live[index] for index in self._ledger.live_shards if self._live[index]}):
+                await self._changed.wait()
         weights = np.array(list(live.values()), float)
         counts = np.random.default_rng(list(seed)).multinomial(windows, weights / weights.sum())
         return {index: SampleRequest(int(count), (*seed, index + 1)) for index, count in zip(live, counts, strict=True) if count}
@@ -165,6 +168,7 @@ class LedgerRole:
         limiter = self._ledger.limiter
         return {
             "books": asdict(sum(self._books.values(), RowBooks())),
+            "shards": {str(index): asdict(books) for index, books in self._books.items()},
             "agent_steps": limiter.agent_steps,
             "positions": limiter.positions if self._is_whole else self._positions,
             "debt": float(limiter.debt),
@@ -187,6 +191,9 @@ class LedgerRole:
 
     def _may_sample(self) -> bool:
         return self._is_whole and not any(self._storing.values())
+
+    def _try_inserts(self, shard: int, chunks: Sequence[int]) -> int:
+        return next((number for number, steps in enumerate(chunks) if not self._try_insert(shard, steps)), len(chunks))
 
     def _try_insert(self, shard: int, agent_steps: int) -> bool:
         """When the run drains, what workers still hold goes in beyond the band; before that, nothing beyond the run's target."""
@@ -237,7 +244,8 @@ class ShardRole:
         self._weights, self._newest = RemoteWeights(), NO_POLICY
         self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
-        self._admission = AsyncLine(self._ledger, "admit")
+        self._ledger_line = AsyncLine(self._ledger, "admit")
+        self._admission = Admission(lambda chunks: self._ledger_line.call((self._index, self._life, chunks)))
         self._door = Door(self._answer, is_private=plan.config.address is None)
         self._reports = Spaced(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
@@ -282,8 +290,8 @@ class ShardRole:
         return self._shard.books()
 
     async def ping(self) -> dict[str, Any]:
-        """Alive."""
-        return {"pid": os.getpid(), "stored": self._shard.books().stored}
+        """Alive; ``stuck`` says why it needs to be started anew."""
+        return {"pid": os.getpid(), "stored": self._shard.books().stored, "stuck": self._shard.failure}
 
     async def lifeline(self) -> None:
         """Own up to what the disk lost, then report to the ledger for as long as the process lives."""
@@ -320,7 +328,7 @@ class ShardRole:
 
     async def _append(self, chunk: Chunk) -> bool:
         await self._joined.wait()
-        if not await self._admission.call((self._index, self._life, chunk.num_agent_steps)):
+        if not await self._admission.admit(chunk.num_agent_steps):
             raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
         is_new = False
         try:

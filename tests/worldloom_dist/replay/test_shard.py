@@ -11,8 +11,6 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from worldloom.core.exceptions import BufferError, CheckpointError, ShapeMismatchError, StateError
 from worldloom.core.protocol import SamplingSpec
@@ -194,55 +192,6 @@ def test_kill_dash_nine_loses_no_acknowledged_row(tmp_path):
     assert numbers_of(shard, windows=8000) == {(0, n) for n in expected_starts(chunks) if n >= chunks * 5 - 400}
 
 
-@given(
-    places=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=2),
-    flip=st.integers(1, 255),
-    kind=st.sampled_from(["flip", "cut"]),
-    capacity=st.sampled_from([30, 1000]),
-    segment_bytes=st.sampled_from([300, 1500, 1 << 20]),
-)
-@settings(max_examples=50, derandomize=True, deadline=None)
-def test_a_journal_damaged_anywhere_gives_only_right_windows_and_honest_books(
-    tmp_path_factory, places, flip, kind, capacity, segment_bytes
-):
-    directory, options = tmp_path_factory.mktemp("shard"), {"capacity": capacity, "segment_bytes": segment_bytes}
-    shard = open_shard(directory, **options)
-    for seq in range(12):
-        shard.append(counting_chunk(0, seq))
-    acknowledged = shard.books()
-    shard.close()
-    files = sorted(directory.glob("segment-*.wal"))
-    for place in places:
-        damage(files, int(place * sum(f.stat().st_size for f in files)), flip, kind)
-    again = open_shard(directory, **options)
-    again.declare_lost(acknowledged)
-    books = again.books()
-    assert books.is_balanced
-    assert min(books.stored, books.evicted, books.lost_acked) >= 0
-    assert (books.inserted, books.agent_steps) == (60, acknowledged.agent_steps)
-    if capacity == 1000:
-        assert books.lost_acked == 60 - books.stored
-        assert books.lost_acked <= 5 * len(places) or kind == "cut"
-    if again.live_windows():
-        assert numbers_of(again, windows=60) <= {(0, n) for n in expected_starts(12)}
-    for seq in range(2):
-        again.append(counting_chunk(1, seq))
-    books = again.books()
-    again.close()
-    assert open_shard(directory, **options).books() == books
-
-
-def damage(files, offset, flip, kind):
-    for file in files:
-        size = file.stat().st_size
-        if offset < size:
-            data = bytearray(file.read_bytes())
-            data[offset] ^= flip
-            file.write_bytes(data if kind == "flip" else data[:offset])
-            return
-        offset -= size
-
-
 def test_a_torn_tail_is_ignored_and_reported(tmp_path, caplog):
     caplog.set_level("INFO")
     shard = open_shard(tmp_path)
@@ -260,22 +209,6 @@ def test_a_torn_tail_is_ignored_and_reported(tmp_path, caplog):
     assert again.books().inserted == 15
     assert again.append(counting_chunk(0, 3))
     assert numbers_of(again) == {(0, n) for n in expected_starts(4)}
-
-
-def test_a_shard_whose_disk_is_gone_comes_back_empty_and_says_how_much_is_lost(tmp_path):
-    shard = open_shard(tmp_path / "old", capacity=50)
-    for seq in range(30):
-        shard.append(counting_chunk(0, seq))
-    known = shard.books()
-    fresh = open_shard(tmp_path / "new", capacity=50)
-    assert fresh.declare_lost(known) == 50
-    assert fresh.declare_lost(known) == 0
-    assert fresh.append(counting_chunk(0, 30))
-    books = fresh.books()
-    assert (books.inserted, books.stored, books.evicted, books.lost_acked) == (155, 5, 100, 50)
-    assert books.agent_steps == known.agent_steps + counting_chunk(0, 30).num_agent_steps
-    fresh.close()
-    assert open_shard(tmp_path / "new", capacity=50).books() == books
 
 
 def test_a_full_disk_refuses_the_chunk_and_a_retry_succeeds(tmp_path, monkeypatch):

@@ -109,6 +109,30 @@ def test_a_slow_disk_delays_acknowledgements_and_nothing_else_and_writers_share_
     assert len(calls) <= 3, "one sync covers all that was written before it"
 
 
+def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew(tmp_path, monkeypatch):
+    shard = open_shard(tmp_path, durability="fsync")
+    shard.append(counting_chunk(0, 0))
+    assert not shard.failure
+
+    def broken(file):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(StateError, match="cannot be trusted"):
+            shard.append(counting_chunk(0, 1))
+    assert "Input/output error" in shard.failure
+    with pytest.raises(StateError):
+        shard.append(counting_chunk(0, 2))
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    shard.close()
+    again = open_shard(tmp_path, durability="fsync")
+    assert not again.failure
+    again.append(counting_chunk(0, 1))  # it had reached the file, or it is stored now
+    assert again.append(counting_chunk(0, 2))
+    assert again.books().inserted == 3 * ROWS
+
+
 def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "60")
     run._restore()

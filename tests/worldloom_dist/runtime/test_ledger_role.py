@@ -1,6 +1,7 @@
 """The ledger as a role, without Ray: what it lets through, and when."""
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -31,14 +32,57 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
     async def story() -> None:
         ledger = LedgerRole(plan, 0)
         await ledger.join(0, RowBooks(), 10)
-        assert await ledger.admit_insert(0, "first", plan.spec.prefill_agent_steps + 64)
+        assert await ledger.admit_inserts(0, "first", [plan.spec.prefill_agent_steps + 64]) == 1
         assert await samples_soon(ledger, plan) != lockstep, "the ratio allows it, but a shard is still storing"
         await ledger.stored(0)
         assert await samples_soon(ledger, plan)
-        assert await ledger.admit_insert(0, "first", 0), "rows of a reset alone, which change what is drawn too"
+        assert await ledger.admit_inserts(0, "first", [0]) == 1, "rows of a reset alone, which change what is drawn too"
         assert await samples_soon(ledger, plan) != lockstep
         await ledger.join(0, RowBooks(), 10)  # the shard died with it, and its successor has what it has
         await ledger.stored(0)
         assert not any(ledger._storing.values())
+
+    asyncio.run(story())
+
+
+def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
+    plan = plan_of("--env-steps", "1000000")
+    burst = plan.spec.pretrain_updates * plan.spec.sampling.trained_positions
+
+    async def story() -> None:
+        ledger = LedgerRole(plan, burst)
+        await ledger.join(0, RowBooks(agent_steps=plan.spec.prefill_agent_steps), 10)
+        limiter = ledger._ledger.limiter
+        chunks = [16] * 1000
+        granted = await ledger.admit_inserts(0, "life", chunks)
+        assert 0 < granted < 1000
+        assert limiter.agent_steps == plan.spec.prefill_agent_steps + 16 * granted
+        assert not limiter.may_insert(16)
+        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", chunks))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        while limiter.may_sample(plan.spec.sampling.trained_positions):
+            assert await ledger.admit_samples("learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)])
+        assert 0 < await waiting < 1000, "training made room, and who waited was woken"
+        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", chunks))
+        await asyncio.sleep(0)
+        await ledger.drain()
+        assert await waiting == 1000, "when the run ends everything goes in"
+
+    asyncio.run(story())
+
+
+def test_a_new_ledger_asks_shards_for_what_the_driver_knows_they_have():
+    plan, known = plan_of(), RowBooks(inserted=100, stored=80, evicted=20, agent_steps=90)
+
+    async def story() -> None:
+        ledger = LedgerRole(plan, 0, {"0": dataclasses.asdict(known)})
+        assert await ledger.last_books(0) == known
+        found = RowBooks(inserted=100, evicted=20, lost_acked=80, agent_steps=90)  # its disk was empty, and it owned up
+        await ledger.join(0, found, 0)
+        assert await ledger.last_books(0) == found
+        counts = await ledger.counts()
+        assert counts["books"]["lost_acked"] == 80
+        assert counts["shards"] == {"0": dataclasses.asdict(found)}
 
     asyncio.run(story())

@@ -1,0 +1,56 @@
+"""A shard's questions to the ledger: chunks that arrive while one is open share the next, so that a busy shard asks less often.
+
+The ledger grants a question's chunks in their order, as many as the train ratio allows now, and waits until that is one. Nothing is
+granted ahead of what has arrived: steps that a shard merely might insert would count as inserted for those who sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """One shard's queue of chunks that are not admitted yet; lives on an event loop.
+
+    Args:
+        ask: Takes the agent steps of chunks; answers how many of these, from the first, are admitted: none when a successor of the
+            shard has shown up.
+    """
+
+    def __init__(self, ask: Callable[[list[int]], Awaitable[int]]) -> None:
+        self._ask = ask
+        self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
+        self._asking: asyncio.Task[None] | None = None
+
+    async def admit(self, agent_steps: int) -> bool:
+        """True when a chunk with so many agent steps may be stored; False when a successor of the shard has shown up.
+
+        Raises:
+            RoleGoneError: If the ledger stayed away.
+        """
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((agent_steps, answer))
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._go_on())
+        return await answer
+
+    async def _go_on(self) -> None:
+        """Ask until nobody waits."""
+        try:
+            while self._waiting:
+                granted = await self._ask([steps for steps, _ in self._waiting])
+                for _ in range(granted or len(self._waiting)):
+                    _, answer = self._waiting.popleft()
+                    if not answer.done():
+                        answer.set_result(granted > 0)
+        except Exception as error:  # whoever waits gets it
+            while self._waiting:
+                _, answer = self._waiting.popleft()
+                if not answer.done():
+                    answer.set_exception(error)
+        finally:
+            self._asking = None
