@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import struct
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -27,7 +28,16 @@ from zlib_ng import zlib_ng as zlib
 
 from worldloom.core.exceptions import CheckpointError, StateError
 
-__all__ = ["DEFAULT_SEGMENT_BYTES", "HEAD", "Journal", "JournalDamage", "JournalPosition", "Record", "read_journal", "segment_path"]
+__all__ = [
+    "DEFAULT_SEGMENT_BYTES",
+    "HEAD",
+    "Journal",
+    "JournalDamage",
+    "JournalPosition",
+    "Record",
+    "read_journal",
+    "segment_path",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +46,7 @@ FRAME = struct.Struct("<4sIII")
 HEAD = 1
 Buffer = bytes | memoryview
 DEFAULT_SEGMENT_BYTES = 32 << 20
+SEGMENT_NAME = re.compile(r"segment-(\d{8,})\.wal")
 
 
 class Record(NamedTuple):
@@ -56,10 +67,17 @@ class JournalPosition(NamedTuple):
 
 @dataclass(slots=True)
 class JournalDamage:
-    """What reading found: bytes of a record that was being written when the process died, and bytes that were altered later."""
+    """What reading found.
+
+    Attributes:
+        torn_bytes: Of a record that was being written when the process died.
+        corrupt_bytes: Altered later.
+        evicted_segments: Deleted by the writer while the journal was read; no damage, and the records after them do not follow.
+    """
 
     torn_bytes: int = 0
     corrupt_bytes: int = 0
+    evicted_segments: int = 0
 
 
 class Journal:
@@ -247,11 +265,14 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
         try:
             yield from _scan(segment_path(directory, number), number, damage, is_last=number == segments[-1])
         except FileNotFoundError:
+            damage.evicted_segments += 1
             logger.info("segment %d of %s was evicted while it was read", number, directory)
 
 
 def _segments(directory: Path) -> list[int]:
-    return sorted(int(path.stem.partition("-")[2]) for path in directory.glob("segment-*.wal"))
+    """Numbers of the segments of a folder; files of other names, a copy somebody made for example, are none."""
+    names = (SEGMENT_NAME.fullmatch(path.name) for path in directory.glob("segment-*.wal"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def segment_path(directory: Path, segment: int) -> Path:

@@ -37,7 +37,7 @@ from worldloom_dist.replay.cold_chunks import ColdChunks
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
 from worldloom_dist.replay.packed_windows import PackedWindows
-from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, pack_count
+from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, pack_count, shard_identity
 from worldloom_dist.replay.shard_rows import ShardRows
 
 __all__ = ["Durability", "ReplayShard"]
@@ -45,7 +45,6 @@ __all__ = ["Durability", "ReplayShard"]
 logger = logging.getLogger(__name__)
 
 Durability = Literal["none", "journal", "fsync"]
-FORMAT = 1
 
 
 class ReplayShard:
@@ -120,7 +119,7 @@ class ReplayShard:
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
             self._files = MarkFiles(directory, kept_marks)
-            self._files.claim({"format": FORMAT, "index": index, "columns": {n: s.to_dict() for n, s in sorted(columns.items())}})
+            self._files.claim(shard_identity(index, columns))
             self._recover(self._journal)
             if self._files.marks:
                 self._restore_mutable(self._files.marks[-1])
