@@ -33,6 +33,7 @@ __all__ = [
     "HEAD",
     "Journal",
     "JournalDamage",
+    "JournalHeldError",
     "JournalPosition",
     "Record",
     "read_journal",
@@ -47,6 +48,10 @@ HEAD = 1
 Buffer = bytes | memoryview
 DEFAULT_SEGMENT_BYTES = 32 << 20
 SEGMENT_NAME = re.compile(r"segment-(\d{8,})\.wal")
+
+
+class JournalHeldError(StateError):
+    """Another process holds the directory of a journal."""
 
 
 class Record(NamedTuple):
@@ -89,7 +94,8 @@ class Journal:
         segment_bytes: Size after which the owner should :meth:`rotate`.
 
     Raises:
-        StateError: If another process holds the directory.
+        JournalHeldError: If another process holds the directory.
+        StateError: If its disk knows no locks.
     """
 
     def __init__(self, directory: Path, *, fsync: bool = False, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> None:
@@ -101,7 +107,11 @@ class Journal:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock_file)
-            raise StateError(f"replay journal {directory} is held by another process; stop it before this one starts") from error
+            if not isinstance(error, BlockingIOError):
+                raise StateError(f"replay journal {directory} cannot be locked ({error}); use a disk with file locks") from error
+            raise JournalHeldError(
+                f"replay journal {directory} is held by another process; stop it before this one starts"
+            ) from error
         self._sync_lock = threading.Lock()
         self._file, self._segment, self._offset = -1, -1, 0
         self._written, self._synced = 0, 0

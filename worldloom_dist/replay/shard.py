@@ -67,7 +67,7 @@ class ReplayShard:
 
     Raises:
         CheckpointError: If the directory belongs to another shard or to rows of another layout.
-        StateError: If another process holds the directory.
+        JournalHeldError: If another process holds the directory.
         ConfigurationError: If a journal has no directory, or the capacity cannot hold a window.
     """
 

@@ -1,6 +1,7 @@
 """``python -m worldloom_dist.replay`` and runs without an env, over real run folders of the lock-step runtime."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.episode_files import open_episodes
+from worldloom_dist.replay.journal import Journal, JournalHeldError
 
 SMALL_DREAMER = [
     "--preset",
@@ -143,6 +145,76 @@ def test_a_run_that_ended_stays_whole_when_files_are_imported_and_says_so_exactl
         (folder / "summary.json").write_text(changed)
         assert main(["verify", str(folder)]) == 1
         assert f"says inserted {wrong}" in capsys.readouterr().out
+
+
+def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(run_dir, tmp_path, capsys, limit_files):
+    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    rows = json.loads((folder / "summary.json").read_text())["rows"]["inserted"]
+    biggest = max(path.stat().st_size for path in folder.glob("replay/shard-*/segment-*.wal"))
+    capsys.readouterr()
+    limit_files(biggest + 3000)
+    assert main(["import", str(folder), file]) == 1
+    limit_files(-1)
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ")
+    assert "free space" in error
+    assert error.count("\n") == 1
+    assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
+    assert main(["import", str(folder), file]) == 0
+    out = capsys.readouterr().out
+    assert "rows had been stored before" in out, "the disk took some"
+    assert f"stored {rows} rows" not in out
+    assert main(["verify", str(folder)]) == 0
+
+
+def test_only_a_journal_that_somebody_holds_means_that_the_run_goes_on(run_dir, tmp_path, capsys):
+    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    journal = Journal(folder / "replay" / "shard-1")
+    assert main(["import", str(folder), file]) == 0
+    assert "is running" in capsys.readouterr().out
+    with pytest.raises(JournalHeldError) as caught:
+        Journal(folder / "replay" / "shard-1")
+    journal.close()
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (JournalHeldError, str(caught.value))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_an_export_that_cannot_be_written_says_why_and_leaves_nothing_behind(run_dir, tmp_path, capsys, limit_files, suffix):
+    (tmp_path / f"folder.{suffix}").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for name, size, status, text in (
+        (f"folder.{suffix}", -1, 2, f"is a folder; name a file, for example {tmp_path}/folder.{suffix}/data.{suffix}"),
+        (f"file/data.{suffix}", -1, 2, "name a file in a folder that you may write to"),
+        (f"data.{suffix}", 1000, 1, "free space"),
+    ):
+        limit_files(size)
+        assert main(["export", str(run_dir), str(tmp_path / name)]) == status
+        limit_files(-1)
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("error: ")
+        assert str(tmp_path / name) in error
+        assert text in error
+        assert error.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence_too(run_dir, tmp_path, capsys, limit_files):
+    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    capsys.readouterr()
+    limit_files(1)
+    assert main(["import", str(folder), file]) == 1
+    limit_files(-1)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}: ")
+    assert error.count("\n") == 1
+    assert not list(folder.glob("imports.json*"))
 
 
 def test_priorities_of_training_change_what_is_drawn_and_are_counted(tmp_path):
