@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["View", "duration", "facts", "read_json", "read_records", "read_view"]
+__all__ = ["View", "duration", "facts", "is_locked", "read_json", "read_records", "read_view"]
 
 SILENT_S = 15.0
 TAIL_BYTES = 256 * 1024
@@ -194,14 +194,14 @@ def _last_record(path: Path) -> dict[str, Any]:
 
 def _is_running(folder: Path) -> bool:
     """True when a launcher holds the folder's lock, or (it may be on another machine) wrote a moment ago."""
-    if _is_locked(folder / "lock"):
+    if is_locked(folder / "lock"):
         return True
     newest = max((p.stat().st_mtime for name in ("summary.json", "console.log") if (p := folder / name).exists()), default=0.0)
     return time.time() - newest < SILENT_S
 
 
-def _is_locked(path: Path) -> bool:
-    """Ask who holds the lock without taking it (Linux; elsewhere nobody can be asked)."""
+def is_locked(path: Path) -> bool:
+    """Ask whether a launcher on this machine holds a run's lock, without taking it (Linux; elsewhere nobody can be asked)."""
     if sys.platform != "linux" or not path.exists():
         return False
     question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

@@ -35,6 +35,7 @@ SMALL = [
     "--learner.checkpoint-every-steps",
     "60",
 ]
+COUNTING = ["--env", "toy:counting", "--workers", "2", "--replay.shards", "2"]
 
 
 def start(folder, *words) -> LocalRun:

@@ -100,6 +100,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
             raise CheckpointError(f"{folder}: format {manifest['format']!r}, this version reads {FORMAT}")
+        if not all({"sha256", "bytes"} <= set(entry) for entry in manifest["files"].values()):
+            raise CheckpointError(f"{folder}: its manifest has no sha256 or size of a file; use an earlier checkpoint")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
     return manifest

@@ -8,7 +8,6 @@ split at its ``dones``.
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,10 +20,12 @@ import numpy as np
 from numpy.lib import format as npy
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.files import replacing
 
-__all__ = ["FileFacts", "read_episodes", "write_episodes"]
+__all__ = ["DAMAGE", "FileFacts", "read_episodes", "write_episodes"]
 
 DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""What reading a damaged file may raise."""
 ALWAYS = ("actions", "rewards", "dones", "obs_shape", "action_dim", "capacity")
 SINCE_0_2 = ("truncated", "episode_lengths", "final_obs_mask", "final_obs")
 ONE_HOT = "actions_onehot"
@@ -65,12 +66,11 @@ def write_episodes(
     """
     target = _with_suffix(Path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
     shape, dtype = obs
     total, final = sum(lengths), np.zeros((len(lengths), *shape), dtype)
     mask = np.zeros(len(lengths), bool)
     small: dict[str, list[np.ndarray]] = {name: [] for name in ("actions", "rewards", "dones", "truncated")}
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("obs.npy", "w", force_zip64=True) as file:
             _write_header(file, (total, *shape), dtype)
             for number, episode in enumerate(episodes):
@@ -86,7 +86,6 @@ def write_episodes(
         for name, array in {**(notes or {}), **arrays}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 npy.write_array(file, array, allow_pickle=False)
-    os.replace(temporary, target)
 
 
 def read_episodes(path: str | PathLike[str]) -> tuple[FileFacts, Iterator[dict[str, Any]]]:

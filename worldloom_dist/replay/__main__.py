@@ -1,6 +1,6 @@
 """``python -m worldloom_dist.replay import|export|verify RUN_DIR``: rows into and out of a run folder, and whether it is whole.
 
-Exit status: 0 = done, and whole; 1 = the run folder or a file is damaged; 2 = wrong input.
+Exit status: 0 = done, and whole; 1 = the run folder or a file is damaged, or the disk is full; 2 = wrong input.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.replay.episode_files import MINARI, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
+from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.run_folder import RunFolder
 
@@ -52,6 +53,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, USAGE_ERRORS) else 1
+    except OSError as error:
+        sys.stderr.write(f"error: {options.run_dir}: {error}; free space, or give the rights to read and write there\n")
+        return 1
 
 
 def import_file(run_dir: Path, source: str) -> int:
@@ -67,9 +71,11 @@ def import_file(run_dir: Path, source: str) -> int:
         return 0
     try:
         report = _store_now(plan, run_dir, source)
-    except StateError:
+    except JournalHeldError:
         sys.stdout.write(f"{run_dir} is running: its shards store {source} within seconds; console.log says when\n")
         return 0
+    except StateError as error:
+        raise StateError(f"{error}; then import {source} again: what is stored by now is not stored twice") from error
     sys.stdout.write(f"stored {report.rows - report.known_rows} rows of {report.episodes} episodes\n")
     if report.known_rows:
         sys.stdout.write(f"{report.known_rows} rows had been stored before\n")

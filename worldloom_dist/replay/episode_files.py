@@ -9,6 +9,7 @@ Inside there is one shape only: an episode is the rows of ``core.sequence``, fro
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,17 @@ __all__ = ["MINARI", "EpisodeFile", "check_whole", "fit_rows", "open_episodes", 
 MINARI = "minari:"
 UNIT = 1.0 + 1e-5
 """Continuous actions lie in [-1, 1], up to rounding."""
+WRONG_NAMES = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What the system says when no file can have the name; what else it says has to do with the disk."""
 
 
 @dataclass(slots=True)
@@ -72,10 +84,24 @@ def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> N
         episodes: With the columns of ``env``, each from ``is_first`` to its last row.
 
     Raises:
-        ConfigurationError: If the name says no known format, or the format cannot hold these spaces.
+        ConfigurationError: If the name says no known format or cannot be written to, or the format cannot hold these spaces.
+        CheckpointError: If the disk takes no more.
         MissingDependencyError: If the format needs a package that is not installed.
     """
     kind = _kind(target)
+    if kind != "minari" and Path(target).is_dir():
+        raise ConfigurationError(f"{target}: is a folder; name a file, for example {Path(target) / f'data.{kind}'}")
+    try:
+        _write(kind, target, env, episodes)
+    except OSError as error:
+        if error.errno in WRONG_NAMES:
+            raise ConfigurationError(
+                f"{target}: cannot be written ({error}); name a file in a folder that you may write to"
+            ) from error
+        raise CheckpointError(f"{target}: could not be written ({error}); free space, or name a file on another disk") from error
+
+
+def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     if kind == "npz":
         from worldloom_dist.replay.npz_files import write_npz
 
@@ -155,7 +181,8 @@ def check_whole(rows: Rows, source: str) -> None:
         ShapeMismatchError: If they do not begin with ``is_first``, or begin again inside.
     """
     if not rows["is_first"][0] or rows["is_first"][1:].any():
-        raise ShapeMismatchError(f"{source}: rows of an episode", "is_first at the first row only", rows["is_first"].tolist())
+        found = np.flatnonzero(rows["is_first"]).tolist()
+        raise ShapeMismatchError(f"{source}: rows of an episode", "is_first at row [0] only", f"{found[:5]}")
 
 
 def _kind(name: str) -> str:

@@ -7,31 +7,36 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.core.sequence import Rows, StreamId
+from worldloom.core.sequence import FLAGS, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows
 from worldloom_dist.replay.journal import JournalDamage, read_journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
 
-__all__ = ["EpisodeHistory", "shard_folders", "stored_columns"]
+__all__ = ["EpisodeHistory", "shard_folders", "stored_columns", "stored_identity"]
+
+SHARD_NAME = re.compile(r"shard-(0|[1-9]\d*)")
 
 
 def shard_folders(replay: Path) -> list[Path]:
-    """The folders of all shards, by number.
+    """The folders of all shards, by number; folders of other names, a copy somebody made for example, are none.
 
     Raises:
         CheckpointError: If there are none.
     """
-    found = sorted(replay.glob("shard-*"), key=lambda path: int(path.name.partition("-")[2]))
+    names = ((SHARD_NAME.fullmatch(path.name), path) for path in replay.glob("shard-*") if path.is_dir())
+    found = sorted((int(name[1]), path) for name, path in names if name)
     if not found:
         raise CheckpointError(f"{replay} holds no journals; a run with --replay.durability none keeps its rows in memory only")
-    return found
+    return [path for _, path in found]
 
 
 def stored_columns(folder: Path) -> dict[str, ArraySpec]:
@@ -40,11 +45,27 @@ def stored_columns(folder: Path) -> dict[str, ArraySpec]:
     Raises:
         CheckpointError: If the folder does not say.
     """
+    identity = stored_identity(folder)
     try:
-        identity = json.loads((folder / "shard.json").read_text())
-        return {name: ArraySpec.from_dict(spec) for name, spec in identity["columns"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        columns = {name: ArraySpec.from_dict(spec) for name, spec in identity["columns"].items()}
+        if missing := {"obs", "action", "reward", *FLAGS} - {name.partition("/")[0] for name in columns}:
+            raise ValueError(f"no column {sorted(missing)}")
+        return columns
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'shard.json'} cannot be read ({error}); the folder is no replay shard") from error
+
+
+def stored_identity(folder: Path) -> dict[str, Any]:
+    """What a shard's folder says it is; see ``records.shard_identity``.
+
+    Raises:
+        CheckpointError: If the folder does not say.
+    """
+    path = folder / "shard.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); the folder is no replay shard") from error
 
 
 class EpisodeHistory:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ __all__ = ["ImportList", "ImportReport", "check_file", "load_share", "split_sour
 
 logger = logging.getLogger(__name__)
 
-CHUNK_ROWS = 64
+CHUNK_ROWS, RETRY_AFTER_S = 64, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
 
     Raises:
         CheckpointError: If the file is missing or damaged, or its rows are not those of the run.
+        StateError: If the disk takes no more; what is stored by then stays, and is known when the call is repeated.
     """
     stream = StreamId(shard.index, -fingerprint(source), 0)
     opened, episodes, rows, known = open_episodes(source), 0, 0, 0
@@ -126,6 +128,7 @@ class ImportList:
     def __init__(self, run_folder: Path, sources: Iterable[str] = ()) -> None:
         self._path = run_folder / "imports.json"
         self._waiting, self._seen_ns = list(sources), -1
+        self._later: dict[str, float] = {}
 
     def read(self) -> list[str]:
         """The files that were added later."""
@@ -142,16 +145,26 @@ class ImportList:
         write_json(self._path, {"files": list(dict.fromkeys([*self.read(), *sources]))})
 
     def take_new(self) -> list[str]:
-        """Files that this reader was not told of before; costs one look at the file's time."""
+        """Files that this reader was not told of before, or gave back a while ago; costs one look at the file's time.
+
+        Raises:
+            CheckpointError: If the list is damaged (once, until it is written anew); the next call has the files that wait.
+        """
         try:
             changed_ns = self._path.stat().st_mtime_ns
         except FileNotFoundError:
             changed_ns = -1
-        sources, self._waiting = self._waiting, []
         if changed_ns != self._seen_ns:
             self._seen_ns = changed_ns
-            sources += self.read()
-        return list(dict.fromkeys(sources))
+            self._waiting += self.read()
+        due = [source for source, when in self._later.items() if when <= time.monotonic()]
+        sources, self._waiting = list(dict.fromkeys([*self._waiting, *due])), []
+        self._later = {source: when for source, when in self._later.items() if source not in sources}
+        return sources
+
+    def put_back(self, source: str) -> None:
+        """A file could not be stored just now: name it again in half a minute."""
+        self._later[source] = time.monotonic() + RETRY_AFTER_S
 
 
 def _chunks(episodes: Iterable[Rows], size: int) -> Iterator[Rows]:

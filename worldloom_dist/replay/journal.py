@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import struct
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -28,7 +29,17 @@ from zlib_ng import zlib_ng as zlib
 from worldloom.core.exceptions import CheckpointError, StateError
 from worldloom.core.files import sync
 
-__all__ = ["DEFAULT_SEGMENT_BYTES", "HEAD", "Journal", "JournalDamage", "JournalPosition", "Record", "read_journal", "segment_path"]
+__all__ = [
+    "DEFAULT_SEGMENT_BYTES",
+    "HEAD",
+    "Journal",
+    "JournalDamage",
+    "JournalHeldError",
+    "JournalPosition",
+    "Record",
+    "read_journal",
+    "segment_path",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +48,11 @@ FRAME = struct.Struct("<4sIII")
 HEAD = 1
 Buffer = bytes | memoryview
 DEFAULT_SEGMENT_BYTES = 32 << 20
+SEGMENT_NAME = re.compile(r"segment-(\d{8,})\.wal")
+
+
+class JournalHeldError(StateError):
+    """Another process holds the directory of a journal."""
 
 
 class Record(NamedTuple):
@@ -57,10 +73,17 @@ class JournalPosition(NamedTuple):
 
 @dataclass(slots=True)
 class JournalDamage:
-    """What reading found: bytes of a record that was being written when the process died, and bytes that were altered later."""
+    """What reading found.
+
+    Attributes:
+        torn_bytes: Of a record that was being written when the process died.
+        corrupt_bytes: Altered later.
+        evicted_segments: Deleted by the writer while the journal was read; no damage, and the records after them do not follow.
+    """
 
     torn_bytes: int = 0
     corrupt_bytes: int = 0
+    evicted_segments: int = 0
 
 
 class Journal:
@@ -72,7 +95,8 @@ class Journal:
         segment_bytes: Size after which the owner should :meth:`rotate`.
 
     Raises:
-        StateError: If another process holds the directory.
+        JournalHeldError: If another process holds the directory.
+        StateError: If its disk knows no locks.
     """
 
     def __init__(self, directory: Path, *, fsync: bool = False, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> None:
@@ -84,7 +108,11 @@ class Journal:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock_file)
-            raise StateError(f"replay journal {directory} is held by another process; stop it before this one starts") from error
+            if not isinstance(error, BlockingIOError):
+                raise StateError(f"replay journal {directory} cannot be locked ({error}); use a disk with file locks") from error
+            raise JournalHeldError(
+                f"replay journal {directory} is held by another process; stop it before this one starts"
+            ) from error
         if fsync:
             sync(directory.parent)
         self._sync_lock = threading.Lock()
@@ -252,11 +280,14 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
         try:
             yield from _scan(segment_path(directory, number), number, damage, is_last=number == segments[-1])
         except FileNotFoundError:
+            damage.evicted_segments += 1
             logger.info("segment %d of %s was evicted while it was read", number, directory)
 
 
 def _segments(directory: Path) -> list[int]:
-    return sorted(int(path.stem.partition("-")[2]) for path in directory.glob("segment-*.wal"))
+    """Numbers of the segments of a folder; files of other names, a copy somebody made for example, are none."""
+    names = (SEGMENT_NAME.fullmatch(path.name) for path in directory.glob("segment-*.wal"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def segment_path(directory: Path, segment: int) -> Path:

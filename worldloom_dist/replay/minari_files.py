@@ -115,17 +115,17 @@ def _load(name: str) -> Any:
 
 
 def _episodes(name: str, dataset: Any, observe: Any, act: Any) -> Iterator[Rows]:
-    for episode in dataset.iterate_episodes():
-        steps = len(episode.rewards)
-        if not steps:
-            continue
-        terminated, truncated = (np.asarray(ends, bool).copy() for ends in (episode.terminations, episode.truncations))
-        truncated[-1] |= not terminated[-1]
-        try:
-            obs = observe(episode.observations, (steps + 1,))
-        except EnvFailureError as error:
-            raise CheckpointError(f"minari:{name}: episode {episode.id}: {error}") from error
-        yield rows_from_gym(obs, act.inverse(episode.actions, (steps,)), np.asarray(episode.rewards), terminated, truncated)
+    try:
+        for episode in dataset.iterate_episodes():
+            steps = len(episode.rewards)
+            if not steps:
+                continue
+            terminated, truncated = (np.asarray(ends, bool).copy() for ends in (episode.terminations, episode.truncations))
+            truncated[-1] |= not terminated[-1]
+            obs, action = observe(episode.observations, (steps + 1,)), act.inverse(episode.actions, (steps,))
+            yield rows_from_gym(obs, action, np.asarray(episode.rewards), terminated, truncated)
+    except (OSError, ValueError, KeyError, ImportError, EnvFailureError) as error:
+        raise CheckpointError(f"minari:{name}: damaged in the middle, or of another space than it says ({error})") from error
 
 
 def _bare(group: Any, specs: Any) -> Any:

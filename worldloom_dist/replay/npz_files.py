@@ -7,7 +7,6 @@ file does not hold (no ``final_obs``) is left out, because a run stores no made-
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom.training.npz import FileFacts, read_episodes, write_episodes
+from worldloom.training.npz import DAMAGE, FileFacts, read_episodes, write_episodes
 from worldloom_dist.replay.episode_files import EpisodeFile, check_whole, single_key
 
 __all__ = ["read_npz", "write_npz"]
@@ -32,7 +31,10 @@ def read_npz(path: Path) -> EpisodeFile:
         CheckpointError: If it is missing, damaged or foreign; also while episodes are read.
     """
     facts, episodes = read_episodes(path)
-    env = _noted_env(path) or _guessed_env(path, facts)
+    try:
+        env = _noted_env(path) or _guessed_env(path, facts)
+    except (*DAMAGE, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: what it says of its spaces is damaged ({error})") from error
     opened = EpisodeFile(env, iter(()))
     opened.episodes = _rows(opened, path, episodes)
     return opened
@@ -99,8 +101,8 @@ def _guessed_env(path: Path, facts: FileFacts) -> EnvSpec:
 
 
 def _rows(opened: EpisodeFile, path: Path, episodes: Iterable[dict[str, Any]]) -> Iterator[Rows]:
-    [(obs_key, _)], [(action_key, action_spec)] = opened.env.obs.items(), opened.env.action.items()
     try:
+        [(obs_key, _)], [(action_key, action_spec)] = opened.env.obs.items(), opened.env.action.items()
         for episode in episodes:
             for part in _parts(episode):
                 if part["obs_after"] is None:
@@ -108,7 +110,7 @@ def _rows(opened: EpisodeFile, path: Path, episodes: Iterable[dict[str, Any]]) -
                 rows = _episode_rows(part, obs_key, action_key, action_spec)
                 if rows is not None:
                     yield rows
-    except zipfile.BadZipFile as error:
+    except (*DAMAGE, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
 
 

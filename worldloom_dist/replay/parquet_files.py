@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import CheckpointError, MissingDependencyError
+from worldloom.core.exceptions import CheckpointError, MissingDependencyError, ShapeMismatchError
+from worldloom.core.files import replacing
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.replay.episode_files import EpisodeFile, check_whole
@@ -43,7 +43,10 @@ def read_parquet(path: Path) -> EpisodeFile:
         raise CheckpointError(
             f"{path}: has no note of its spaces, so it was not written by this program; it has {file.schema_arrow.names}"
         )
-    env = EnvSpec.from_dict(json.loads(note))
+    try:
+        env = EnvSpec.from_dict(json.loads(note))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its note of the spaces is damaged ({error})") from error
     return EpisodeFile(env, _episodes(path, file, env))
 
 
@@ -58,14 +61,12 @@ def write_parquet(path: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     fields = [arrow.field(EPISODE, arrow.int64()), *(arrow.field(name, _type(spec)) for name, spec in columns.items())]
     schema = arrow.schema(fields, metadata={NOTE: json.dumps(env.to_dict()).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for number, rows in enumerate(episodes):
             check_whole(rows, str(path))
             count = len(rows["is_first"])
             arrays = [arrow.array(np.full(count, number)), *(_array(rows[name], spec) for name, spec in columns.items())]
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
-    os.replace(temporary, path)
 
 
 def _episodes(path: Path, file: Any, env: EnvSpec) -> Iterator[Rows]:
@@ -79,18 +80,24 @@ def _episodes(path: Path, file: Any, env: EnvSpec) -> Iterator[Rows]:
             cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
             for start, stop in itertools.pairwise(cuts):
                 if open_parts and numbers[start] != number:
-                    yield _join(open_parts)
+                    yield _join(path, open_parts)
                     open_parts = []
                 number = numbers[start]
                 open_parts.append({name: value[start:stop] for name, value in rows.items()})
     except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
         raise CheckpointError(f"{path}: damaged in the middle ({error})") from error
     if open_parts:
-        yield _join(open_parts)
+        yield _join(path, open_parts)
 
 
-def _join(parts: list[Rows]) -> Rows:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _join(path: Path, parts: list[Rows]) -> Rows:
+    """The rows of an episode; other programs may have written something else there."""
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    try:
+        check_whole(rows, str(path))
+    except ShapeMismatchError as error:
+        raise CheckpointError(f"{error}; number episodes anew in column {EPISODE!r} wherever one begins") from error
+    return rows
 
 
 def _type(spec: ArraySpec) -> Any:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
+from worldloom.core.specs import ArraySpec
 
-__all__ = ["CHUNK", "DUPLICATE", "LOST", "RecoveryReport", "ShardCounters", "StoredChunk", "pack_count", "unpack_count"]
+__all__ = [
+    "CHUNK",
+    "DUPLICATE",
+    "LOST",
+    "RecoveryReport",
+    "ShardCounters",
+    "StoredChunk",
+    "pack_count",
+    "shard_identity",
+    "unpack_count",
+]
+
+FORMAT = 1
 
 CHUNK, DUPLICATE, LOST = 2, 3, 4
 """Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and a head's content after a loss."""
@@ -88,6 +102,11 @@ class StoredChunk(NamedTuple):
         fields = FIELDS.unpack_from(record)
         version = PolicyVersion(*fields[4:6])
         return cls(Chunk(StreamId(*fields[:3]), fields[3], version, fields[6], fields[7], record[FIELDS.size :]), *fields[8:])
+
+
+def shard_identity(index: int | None, columns: Mapping[str, ArraySpec]) -> dict[str, Any]:
+    """What ``shard.json`` says: whose rows lie beside it, and of which layout."""
+    return {"format": FORMAT, "index": index, "columns": {name: spec.to_dict() for name, spec in sorted(columns.items())}}
 
 
 def pack_count(count: int) -> list[bytes]:

@@ -25,11 +25,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import SamplingSpec
-from worldloom.core.sequence import Chunk, SequenceBatch, StreamId, agent_steps
+from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import PackedColumn
 from worldloom.data.selectors import Selector, Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
@@ -37,7 +36,7 @@ from worldloom_dist.replay.cold_chunks import ColdChunks
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
 from worldloom_dist.replay.packed_windows import PackedWindows
-from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, pack_count
+from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, pack_count, shard_identity
 from worldloom_dist.replay.recovery import Recovery
 from worldloom_dist.replay.shard_rows import ShardRows
 
@@ -46,7 +45,6 @@ __all__ = ["Durability", "ReplayShard"]
 logger = logging.getLogger(__name__)
 
 Durability = Literal["none", "journal", "fsync"]
-FORMAT = 1
 
 
 class ReplayShard:
@@ -69,7 +67,7 @@ class ReplayShard:
 
     Raises:
         CheckpointError: If the directory belongs to another shard or to rows of another layout.
-        StateError: If another process holds the directory.
+        JournalHeldError: If another process holds the directory.
         ConfigurationError: If a journal has no directory, or the capacity cannot hold a window.
     """
 
@@ -121,7 +119,7 @@ class ReplayShard:
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
             self._files = MarkFiles(directory, kept_marks, fsync=durability == "fsync")
-            self._files.claim({"format": FORMAT, "index": index, "columns": {n: s.to_dict() for n, s in sorted(columns.items())}})
+            self._files.claim(shard_identity(index, columns))
             self._recover(self._journal)
             self._restore_newest()
         except BaseException:
@@ -140,7 +138,7 @@ class ReplayShard:
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk may be sent again; except after a
                 failed fsync, when nothing is acknowledged until the shard is opened anew (see :attr:`failure`).
         """
-        rows = self._check(chunk)
+        rows = self._rows.split(chunk)
         with self._lock:
             is_new, inserted_s, place = self._rows.is_new(chunk), time.time(), None
             if self._journal is not None:
@@ -313,19 +311,6 @@ class ReplayShard:
             if self._journal is not None:
                 self._journal.close()
 
-    def _check(self, chunk: Chunk) -> dict[str, PackedColumn]:
-        """Take the payload apart and compare it with what the chunk says of itself."""
-        rows = self._rows.split(chunk)
-        first = rows["is_first"].unpack()
-        counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
-        if counts != (chunk.num_rows, chunk.num_agent_steps) or not 0 < chunk.num_rows <= self._rows.buffer.capacity_rows:
-            raise ShapeMismatchError(
-                f"rows and agent steps of chunk {chunk.stream}/{chunk.seq} (at most {self._rows.buffer.capacity_rows} rows)",
-                (chunk.num_rows, chunk.num_agent_steps),
-                counts,
-            )
-        return rows
-
     def _write(self, journal: Journal, chunk: Chunk, inserted_s: float, *, is_new: bool) -> tuple[int, int, int]:
         """Journal a chunk, or that it came again; returns where."""
         if is_new:
@@ -371,7 +356,9 @@ class ReplayShard:
 
     def _record_loss(self, journal: Journal) -> None:
         """Write down where rows and books stand, for the day on which the segments that show what is lost are deleted."""
-        self._append_record(journal, LOST, [self._rows.head()])
+        if journal.position.segment < 0:
+            self._rotate(journal)
+        journal.append(LOST, [self._rows.head()])  # in the segment whose records lead up to it, even if that is full
 
     def _restore_mutable(self, mark: ShardMark) -> None:
         if mark.mutable_file:

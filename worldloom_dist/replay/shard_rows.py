@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
-from worldloom.core.sequence import Chunk
+from worldloom.core.exceptions import ShapeMismatchError
+from worldloom.core.sequence import Chunk, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import PackedColumn, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
@@ -42,12 +43,19 @@ class ShardRows:
         self.segment_rows: dict[int, int] = {}
 
     def split(self, chunk: Chunk) -> dict[str, PackedColumn]:
-        """The columns of a chunk, as they are packed.
+        """The columns of a chunk, as they are packed, after comparing them with what it says of itself.
 
         Raises:
-            CheckpointError, ShapeMismatchError: If it is damaged, or of another layout.
+            CheckpointError: If the payload is damaged.
+            ShapeMismatchError: If the rows have another layout or other counts, or are more than the capacity.
         """
-        return split_rows(chunk.payload, self._columns)
+        rows, most = split_rows(chunk.payload, self._columns), self.buffer.capacity_rows
+        first = rows["is_first"].unpack()
+        counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
+        if counts != (chunk.num_rows, chunk.num_agent_steps) or not 0 < chunk.num_rows <= most:
+            name = f"rows and agent steps of chunk {chunk.stream}/{chunk.seq} (at most {most} rows)"
+            raise ShapeMismatchError(name, (chunk.num_rows, chunk.num_agent_steps), counts)
+        return rows
 
     def is_new(self, chunk: Chunk) -> bool:
         """True for a chunk that was never stored."""

@@ -1,6 +1,9 @@
 """Is a run folder whole? Every checksum and every counter of its journals, marks, checkpoints and summary; nothing is changed.
 
 Works beside a live run too: what is being written at that moment is a torn tail, which is no damage because nobody acknowledged it.
+
+``summary.json`` says how the run ended, so it is compared with the journals only when the run has ended. Rows that were imported
+into it afterwards stand at the end of the journals, and the summary may know of them or not.
 """
 
 from __future__ import annotations
@@ -11,38 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldloom.core.exceptions import CheckpointError, ShapeMismatchError, WorldLoomError
-from worldloom.core.sequence import SequenceBatch, StreamId, agent_steps
-from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import split_rows
-from worldloom_dist.replay.gaps import GapTable
-from worldloom_dist.replay.history import shard_folders, stored_columns
-from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
-from worldloom_dist.replay.marks import MarkFiles
-from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, StoredChunk, unpack_count
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
+from worldloom.core.specs import EnvSpec
+from worldloom_dist.config import RunConfig
+from worldloom_dist.replay.history import shard_folders
+from worldloom_dist.replay.imports import ImportList
+from worldloom_dist.replay.verify_shard import ShardFindings, verify_shard
+from worldloom_dist.view import is_locked
 
-__all__ = ["RunFindings", "ShardFindings", "verify_run", "verify_shard"]
+__all__ = ["RunFindings", "verify_run"]
 
-
-@dataclass(slots=True)
-class ShardFindings:
-    """What a shard's folder holds.
-
-    Attributes:
-        chunks, rows: Intact ones on disk.
-        inserted, agent_steps, duplicate, lost: The books at the end of the journal.
-        torn_bytes: An unfinished record at the end.
-        problems: One sentence each; empty when the folder is whole.
-    """
-
-    chunks: int = 0
-    rows: int = 0
-    inserted: int = 0
-    agent_steps: int = 0
-    duplicate: int = 0
-    lost: int = 0
-    torn_bytes: int = 0
-    problems: list[str] = field(default_factory=list)
+BOOKS = ("inserted", "stored", "evicted", "lost_acked", "duplicate")
+ENDED = ("completed", "stopped")
+"""What a summary says of a run that wrote its last rows before it."""
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(slots=True)
@@ -60,6 +45,16 @@ class RunFindings:
         return {"shards": shards, "checkpoints": self.checkpoints, "problems": self.problems}
 
 
+@dataclass(slots=True)
+class _Summary:
+    """What ``summary.json`` says, read before the journals are."""
+
+    path: Path
+    status: str
+    rows: dict[str, int]
+    counters: dict[str, int]
+
+
 def verify_run(folder: Path) -> RunFindings:
     """Check a whole run folder.
 
@@ -67,148 +62,132 @@ def verify_run(folder: Path) -> RunFindings:
         CheckpointError: If it holds no journals.
     """
     findings = RunFindings()
-    for shard in shard_folders(folder / "replay"):
+    folders, problems = shard_folders(folder / "replay"), findings.problems
+    is_live = is_locked(folder / "lock")
+    config, env = _read_config(folder / "config.json", problems)
+    summary = _read_summary(folder / "summary.json", problems, is_live=is_live)
+    for shard in folders:
         findings.shards[shard.name] = verify_shard(shard)
-        findings.problems += findings.shards[shard.name].problems
-    findings.problems += [f"{name} is missing" for name in ("config.json", "summary.json") if not (folder / name).is_file()]
-    if (folder / "summary.json").is_file():
-        findings.problems += _summary_problems(folder / "summary.json", list(findings.shards.values()))
-    findings.problems += _checkpoint_problems(folder / "checkpoints", findings)
+        problems += findings.shards[shard.name].problems
+    facts = list(_checkpoints(folder / "checkpoints", findings))
+    problems += _import_problems(folder)
+    is_live |= is_locked(folder / "lock")
+    if config is not None and env is not None:
+        problems += _layout_problems(folder, config, env, findings.shards, is_live=is_live)
+    if summary is not None:
+        problems += _sum_problems(summary, env)
+        if summary.status in ENDED and not is_live and not any(found.problems for found in findings.shards.values()):
+            found = list(findings.shards.values())
+            may_have_more = (folder / "imports.json").exists()
+            problems += _row_problems(summary, found, config, may_have_more=may_have_more)
+            problems += _checkpoint_problems(summary, facts)
     return findings
 
 
-def verify_shard(folder: Path) -> ShardFindings:
-    """Check one shard's folder."""
+def _read_config(path: Path, problems: list[str]) -> tuple[RunConfig | None, EnvSpec | None]:
+    """The run's settings and the columns of its env."""
     try:
-        columns = stored_columns(folder)
+        found = json.loads(path.read_text())
+        return RunConfig.from_dict(found["run"]), EnvSpec.from_dict(found["env"])
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+    except (*UNREADABLE, ConfigurationError) as error:
+        problems.append(f"{path} cannot be read ({error})")
+    return None, None
+
+
+def _read_summary(path: Path, problems: list[str], *, is_live: bool) -> _Summary | None:
+    try:
+        found = json.loads(path.read_text())
+        rows = {name: int(found["rows"][name]) for name in BOOKS}
+        counters = {name: int(found[name]) for name in ("env_steps", "agent_steps", "train_steps", "replayed_steps")}
+        return _Summary(path, str(found["status"]), rows, counters)
+    except FileNotFoundError:
+        if not is_live:  # a run that begins has none yet
+            problems.append(f"{path.name} is missing")
+    except UNREADABLE as error:
+        problems.append(f"{path} cannot be read ({error})")
+    return None
+
+
+def _layout_problems(
+    folder: Path, config: RunConfig, env: EnvSpec, shards: dict[str, ShardFindings], *, is_live: bool
+) -> Iterator[str]:
+    """Shards that are missing or too many, and columns that are not those of the run's env."""
+    wanted = {f"shard-{index}" for index in range(config.replay.shards)}
+    if not is_live:  # a run that begins makes them one after the other
+        yield from (f"{folder / 'replay' / name} is missing" for name in sorted(wanted - set(shards)))
+    yield from (f"{folder / 'replay' / name} is none of the run's {len(wanted)} shards" for name in sorted(set(shards) - wanted))
+    for name, found in shards.items():
+        if found.index is not None and name != f"shard-{found.index}":
+            yield f"{folder / 'replay' / name / 'shard.json'}: says that it is shard {found.index}"
+        wrong = [column for column, spec in env.columns().items() if found.columns and found.columns.get(column) != spec]
+        if wrong:
+            yield f"{folder / 'replay' / name / 'shard.json'}: columns {wrong} are not those of the env in config.json"
+
+
+def _sum_problems(summary: _Summary, env: EnvSpec | None) -> Iterator[str]:
+    """What must add up in every summary, also of a run that goes on."""
+    rows, counters = summary.rows, summary.counters
+    if rows["inserted"] != rows["stored"] + rows["evicted"] + rows["lost_acked"]:
+        yield f"{summary.path}: inserted {rows['inserted']} is not stored {rows['stored']} + evicted + lost of {rows}"
+    if negative := [name for name, value in {**rows, **counters}.items() if value < 0]:
+        yield f"{summary.path}: {negative} cannot be negative"
+    if env is not None and counters["env_steps"] != counters["agent_steps"] * env.action_repeat:
+        yield (
+            f"{summary.path}: env_steps {counters['env_steps']} is not agent_steps {counters['agent_steps']} * "
+            f"action_repeat {env.action_repeat}"
+        )
+
+
+def _row_problems(
+    summary: _Summary, shards: list[ShardFindings], config: RunConfig | None, *, may_have_more: bool
+) -> Iterator[str]:
+    """The summary of a run that ended against its journals; ``may_have_more``: files may have been imported since."""
+    rows, inserted = summary.rows, sum(found.inserted for found in shards)
+    fewest = sum(found.run_rows for found in shards) if may_have_more else inserted
+    if not fewest <= rows["inserted"] <= inserted:
+        yield f"{summary.path}: says inserted {rows['inserted']}, and the journals say {inserted}"
+    counts = {
+        "lost_acked": (rows["lost_acked"], sum(found.lost for found in shards)),
+        "duplicate": (rows["duplicate"], sum(found.duplicate for found in shards)),
+        "agent_steps": (summary.counters["agent_steps"], sum(found.agent_steps for found in shards)),
+    }
+    if config is not None and rows["inserted"] == inserted:
+        kept = sum(found.newest(config.replay.capacity_steps // config.replay.shards) for found in shards)
+        is_exact = config.replay.capacity_gb is None  # a bound in bytes evicts earlier
+        counts["stored"] = (rows["stored"], kept if is_exact else min(kept, rows["stored"]))
+    for name, (said, mine) in counts.items():
+        if said != mine:
+            yield f"{summary.path}: says {name} {said}, and the journals say {mine}"
+
+
+def _checkpoint_problems(summary: _Summary, facts: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    """A run that ended wrote its last checkpoint just before; checkpoints elsewhere (behind a URL) are not looked at."""
+    name, newest = max(facts, default=("", {}), key=lambda entry: entry[0])
+    for counter in ("train_steps", "replayed_steps"):
+        said, mine = summary.counters[counter], newest.get(counter)
+        if mine is not None and said != mine:
+            yield f"{summary.path}: says {counter} {said}, and the newest checkpoint ({name}) says {mine}"
+
+
+def _import_problems(folder: Path) -> Iterator[str]:
+    try:
+        ImportList(folder).read()
     except CheckpointError as error:
-        return ShardFindings(problems=[str(error)])
-    damage = JournalDamage()
-    reader = _Reader(folder, columns)
-    for record in read_journal(folder, damage):
-        reader.take(record)
-    found = reader.found
-    found.torn_bytes = damage.torn_bytes
-    if damage.corrupt_bytes:
-        found.problems.append(f"{folder}: {damage.corrupt_bytes} bytes of the journal are damaged")
-    found.problems += _mark_problems(folder, columns, found)
-    return found
+        yield str(error)
 
 
-class _Reader:
-    """Follows the books of a journal record by record.
-
-    Args:
-        folder: For the messages.
-        columns: What every row must have.
-    """
-
-    def __init__(self, folder: Path, columns: dict[str, ArraySpec]) -> None:
-        self.found = ShardFindings()
-        self._folder, self._columns = folder, columns
-        self._expected: dict[StreamId, int] = {}
-        self._gaps, self._has_begun = GapTable(), False
-
-    def take(self, record: Record) -> None:
-        """Check one record."""
-        if record.kind == HEAD:
-            self._head(json.loads(record.payload))
-        elif record.kind == LOST:
-            books = json.loads(record.payload)
-            self.found.inserted, self.found.agent_steps, self.found.lost = books["next_row"], books["agent_steps"], books["lost"]
-        elif record.kind == DUPLICATE:
-            self.found.duplicate += unpack_count(record.payload)
-        elif record.kind == CHUNK:
-            self._chunk(StoredChunk.unpack(record.payload))
-        else:
-            self._problem(f"segment {record.segment} has a record of unknown kind {record.kind}")
-        self._has_begun = True
-
-    def _head(self, head: dict[str, Any]) -> None:
-        found = self.found
-        if self._has_begun:
-            for name, mine in (("next_row", found.inserted), ("agent_steps", found.agent_steps), ("duplicate", found.duplicate)):
-                if head[name] != mine:
-                    self._problem(f"a segment begins with {name} {head[name]}, and the records before it give {mine}")
-        found.inserted, found.agent_steps = head["next_row"], head["agent_steps"]
-        found.duplicate, found.lost = head["duplicate"], head["lost"]
-        self._expected = {StreamId(*entry[:3]): entry[3] for entry in head["streams"]}
-        self._gaps.load(head["gaps"])
-
-    def _chunk(self, stored: StoredChunk) -> None:
-        chunk, found = stored.chunk, self.found
-        name = f"chunk {chunk.stream}/{chunk.seq}"
-        if (stored.first_row, stored.steps_before) != (found.inserted, found.agent_steps) and (self._has_begun or found.inserted):
-            self._problem(
-                f"{name} stands at row {stored.first_row} and agent step {stored.steps_before}, and the records before it end at "
-                f"row {found.inserted} and agent step {found.agent_steps}"
-            )
-        expected = self._expected.get(chunk.stream, 0)
-        if self._gaps.is_new(chunk.stream, chunk.seq, expected):
-            self._gaps.stored(chunk.stream, chunk.seq, expected)
-        else:
-            self._problem(f"{name} is stored twice")
-        self._expected[chunk.stream] = max(expected, chunk.seq + 1)
-        found.inserted = stored.first_row + chunk.num_rows
-        found.agent_steps = stored.steps_before + chunk.num_agent_steps
-        found.chunks, found.rows = found.chunks + 1, found.rows + chunk.num_rows
-        try:
-            first = split_rows(chunk.payload, self._columns)["is_first"].unpack()
-        except (CheckpointError, ShapeMismatchError) as error:
-            self._problem(f"{name}: {error}")
-            return
-        counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
-        if counts != (chunk.num_rows, chunk.num_agent_steps):
-            self._problem(f"{name} holds {counts} rows and agent steps, and says {(chunk.num_rows, chunk.num_agent_steps)}")
-
-    def _problem(self, sentence: str) -> None:
-        self.found.problems.append(f"{self._folder}: {sentence}")
-
-
-def _mark_problems(folder: Path, columns: dict[str, ArraySpec], found: ShardFindings) -> list[str]:
-    problems = []
-    try:
-        files = MarkFiles(folder, kept_marks=1)
-    except (ValueError, TypeError) as error:
-        return [f"{folder}/marks.json cannot be read ({error})"]
-    mutable = SequenceBatch.from_columns(columns).extras
-    for mark in files.marks:
-        if mark.next_row > found.inserted:
-            problems.append(f"{folder}: a mark stands at row {mark.next_row}, and the journal ends at row {found.inserted}")
-        try:
-            if mark.mutable_file:
-                files.load_mutable(mark.mutable_file, {name: columns[name] for name in mutable})
-            if mark.weights_file:
-                files.load_weights(mark.weights_file)
-        except (CheckpointError, ShapeMismatchError) as error:
-            problems.append(str(error))
-    return problems
-
-
-def _summary_problems(path: Path, shards: list[ShardFindings]) -> Iterator[str]:
-    try:
-        summary = json.loads(path.read_text())
-        rows, status, steps = summary["rows"], summary["status"], summary["agent_steps"]
-        books = {name: int(rows[name]) for name in ("inserted", "stored", "evicted", "lost_acked")}
-    except (ValueError, KeyError, TypeError) as error:
-        yield f"{path} cannot be read ({error})"
-        return
-    if books["inserted"] != books["stored"] + books["evicted"] + books["lost_acked"]:
-        yield f"{path}: inserted {books['inserted']} is not stored {books['stored']} + evicted + lost of {books}"
-    if status not in ("completed", "stopped"):
-        return  # the summary of a run that goes on, or was killed, is a little older than its journals
-    for name, mine in (("inserted", sum(s.inserted for s in shards)), ("agent_steps", sum(s.agent_steps for s in shards))):
-        said = books["inserted"] if name == "inserted" else int(steps)
-        if said != mine and not any(shard.problems for shard in shards):
-            yield f"{path}: says {name} {said}, and the journals say {mine}"
-
-
-def _checkpoint_problems(folder: Path, findings: RunFindings) -> Iterator[str]:
-    from worldloom.training.checkpoints import load_tree
+def _checkpoints(folder: Path, findings: RunFindings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and facts of every whole checkpoint but the copy of the best; what is wrong with the others becomes a problem."""
+    from worldloom.training.checkpoints import load_tree, read_manifest
 
     for path in sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.endswith(".tmp")):
         try:
             load_tree(path)
             findings.checkpoints += 1
+            if path.name.startswith("step-"):
+                yield path.name, dict(read_manifest(path).get("facts", {}))
         except WorldLoomError as error:
-            yield str(error)
+            if path.exists():  # otherwise the run replaced it by newer ones
+                findings.problems.append(str(error))

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom.core.exceptions import CheckpointError, StateError
+from worldloom.core.exceptions import StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
@@ -315,10 +315,18 @@ class ShardRole:
     async def _import_new(self) -> None:
         """Store this shard's share of files that the run was told of, at its start or later; a bad file costs only itself."""
         try:
-            for source in self._imports.take_new():
+            sources = self._imports.take_new()
+        except WorldLoomError as error:
+            logger.error("no file was imported: %s", error)
+            return
+        for source in sources:
+            try:
                 await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
-        except (CheckpointError, StateError) as error:
-            logger.error("a file was not imported: %s", error)
+            except (StateError, OSError) as error:
+                self._imports.put_back(source)
+                logger.error("shard %d: %s is not stored yet, and is tried again: %s", self._index, source, error)
+            except WorldLoomError as error:
+                logger.error("shard %d: %s was not imported: %s", self._index, source, error)
 
     async def _save_weights(self) -> None:
         try:

@@ -134,6 +134,33 @@ def test_files_that_cannot_be_used_are_named_with_the_reason(tmp_path):
         write_episode_file(str(tmp_path / "d.npz"), DICT, episodes_of(DICT))
 
 
+def test_a_damaged_note_of_the_spaces_is_named(tmp_path):
+    for name in ("f.npz", "f.parquet"):
+        write_episode_file(str(tmp_path / name), VECTOR, episodes_of(VECTOR))
+    data = (tmp_path / "f.npz").read_bytes()
+    (tmp_path / "f.npz").write_bytes(data.replace(b'"name"', b'"nane"'))
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Ray brings it")
+    table = parquet.read_table(tmp_path / "f.parquet")
+    parquet.write_table(table.replace_schema_metadata({"worldloom_env": "{"}), tmp_path / "f.parquet")
+    for name in ("f.npz", "f.parquet"):
+        with pytest.raises(CheckpointError, match=rf"{name}: .*spaces.* damaged"):
+            open_episodes(str(tmp_path / name))
+
+
+def test_rows_of_a_parquet_file_that_are_no_episode_are_refused(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Ray brings it")
+    file = tmp_path / "f.parquet"
+    write_episode_file(str(file), VECTOR, episodes_of(VECTOR))
+    table = parquet.read_table(file)
+    for column, value in (("is_first", False), ("episode", 0)):
+        place, name = table.column_names.index(column), table.field(column)
+        changed = table.set_column(place, name, [np.full(len(table), value)])
+        parquet.write_table(changed, file)
+        with pytest.raises(CheckpointError, match=r"is_first at row \[0\] only.*number episodes anew") as caught:
+            list(open_episodes(str(file)).episodes)
+        assert len(str(caught.value)) < 300
+
+
 def test_rows_of_another_env_are_refused_with_the_column():
     rows = random_episode(VECTOR, 4, 0, terminated=True)
     with pytest.raises(CheckpointError, match="'obs' has rows of shape"):

@@ -1,6 +1,7 @@
 """``python -m worldloom_dist.replay`` and runs without an env, over real run folders of the lock-step runtime."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 
 from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state
 from tests.worldloom_dist.local_runs import start as start_run
-from tests.worldloom_dist.small_runs import start
+from tests.worldloom_dist.small_runs import COUNTING, start
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.episode_files import open_episodes
+from worldloom_dist.replay.journal import Journal, JournalHeldError
 
 SMALL_DREAMER = [
     "--preset",
@@ -30,40 +32,6 @@ SMALL_DREAMER = [
     "--agent.imagine-length",
     "3",
 ]
-ENV = ["--env", "toy:counting", "--workers", "2", "--replay.shards", "2"]
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replay") / "run"
-    assert start(folder, *ENV, "--env-steps", "150").run() == "completed"
-    return folder
-
-
-def test_verify_finds_a_whole_run_whole_and_counts_its_rows(run_dir, capsys):
-    assert main(["verify", str(run_dir)]) == 0
-    text = capsys.readouterr().out
-    found, summary = json.loads(text[: text.rindex("}") + 1]), json.loads((run_dir / "summary.json").read_text())
-    assert sum(shard["inserted"] for shard in found["shards"].values()) == summary["rows"]["inserted"]
-    assert sum(shard["agent_steps"] for shard in found["shards"].values()) == summary["agent_steps"]
-    assert found["checkpoints"] >= 1
-    assert found["problems"] == []
-    assert text.endswith("is whole\n")
-
-
-@pytest.mark.parametrize("victim", ["segment-*.wal", "tensors.safetensors", "summary.json", "shard.json"])
-def test_verify_finds_a_changed_byte_anywhere(run_dir, tmp_path, capsys, victim):
-    folder = tmp_path / "copy"
-    shutil.copytree(run_dir, folder)
-    path = sorted(folder.rglob(victim))[0]
-    data = bytearray(path.read_bytes())
-    if victim == "summary.json":
-        data = data.replace(b'"inserted": ', b'"inserted": 1')
-    else:
-        data[len(data) // 2] ^= 255
-    path.write_bytes(data)
-    assert main(["verify", str(folder)]) == 1
-    assert str(path.parent) in capsys.readouterr().out
 
 
 def test_exported_episodes_are_the_counting_ones_and_train_a_model_without_an_env(run_dir, tmp_path, capsys):
@@ -123,7 +91,7 @@ def test_a_file_that_is_imported_into_a_lock_step_run_is_sampled_when_it_goes_on
     before = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert main(["import", str(tmp_path / "run"), str(tmp_path / "data.npz")]) == 0
     assert "when the run goes on" in capsys.readouterr().out
-    assert start(tmp_path / "run", *ENV, "--env-steps", "190").run() == "completed"
+    assert start(tmp_path / "run", *COUNTING, "--env-steps", "190").run() == "completed"
     after = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert after["rows"]["inserted"] - rows - before["rows"]["inserted"] in range(38, 60)
     assert 190 <= after["agent_steps"] < 194, "rows of a file are no agent steps"
@@ -152,6 +120,101 @@ def test_wrong_input_gets_one_sentence_and_status_two_or_one(run_dir, tmp_path, 
         assert error.startswith("error: ")
         assert text in error
         assert error.count("\n") == 1
+
+
+def distributed(run_dir, folder):
+    """A copy of a run whose rows are stored by an import at once, because its config says that it ran on Ray."""
+    shutil.copytree(run_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["run"]["runtime"] = "ray"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_run_that_ended_stays_whole_when_files_are_imported_and_says_so_exactly(run_dir, tmp_path, capsys):
+    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    rows = json.loads((folder / "summary.json").read_text())["rows"]["inserted"]
+    for known in (0, rows):
+        assert main(["import", str(folder), file]) == 0
+        assert f"stored {rows - known} rows" in capsys.readouterr().out
+        assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
+    text = (folder / "summary.json").read_text()
+    for wrong in (rows - 1, 2 * rows + 1):
+        changed = text.replace(f'"inserted": {rows}', f'"inserted": {wrong}').replace(f'"stored": {rows}', f'"stored": {wrong}')
+        (folder / "summary.json").write_text(changed)
+        assert main(["verify", str(folder)]) == 1
+        assert f"says inserted {wrong}" in capsys.readouterr().out
+
+
+def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(run_dir, tmp_path, capsys, limit_files):
+    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    rows = json.loads((folder / "summary.json").read_text())["rows"]["inserted"]
+    biggest = max(path.stat().st_size for path in folder.glob("replay/shard-*/segment-*.wal"))
+    capsys.readouterr()
+    limit_files(biggest + 3000)
+    assert main(["import", str(folder), file]) == 1
+    limit_files(-1)
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ")
+    assert "free space" in error
+    assert error.count("\n") == 1
+    assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
+    assert main(["import", str(folder), file]) == 0
+    out = capsys.readouterr().out
+    assert "rows had been stored before" in out, "the disk took some"
+    assert f"stored {rows} rows" not in out
+    assert main(["verify", str(folder)]) == 0
+
+
+def test_only_a_journal_that_somebody_holds_means_that_the_run_goes_on(run_dir, tmp_path, capsys):
+    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    journal = Journal(folder / "replay" / "shard-1")
+    assert main(["import", str(folder), file]) == 0
+    assert "is running" in capsys.readouterr().out
+    with pytest.raises(JournalHeldError) as caught:
+        Journal(folder / "replay" / "shard-1")
+    journal.close()
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (JournalHeldError, str(caught.value))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_an_export_that_cannot_be_written_says_why_and_leaves_nothing_behind(run_dir, tmp_path, capsys, limit_files, suffix):
+    (tmp_path / f"folder.{suffix}").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for name, size, status, text in (
+        (f"folder.{suffix}", -1, 2, f"is a folder; name a file, for example {tmp_path}/folder.{suffix}/data.{suffix}"),
+        (f"file/data.{suffix}", -1, 2, "name a file in a folder that you may write to"),
+        (f"data.{suffix}", 1000, 1, "free space"),
+    ):
+        limit_files(size)
+        assert main(["export", str(run_dir), str(tmp_path / name)]) == status
+        limit_files(-1)
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("error: ")
+        assert str(tmp_path / name) in error
+        assert text in error
+        assert error.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence_too(run_dir, tmp_path, capsys, limit_files):
+    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    main(["export", str(run_dir), file])
+    capsys.readouterr()
+    limit_files(1)
+    assert main(["import", str(folder), file]) == 1
+    limit_files(-1)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}: ")
+    assert error.count("\n") == 1
+    assert not list(folder.glob("imports.json*"))
 
 
 def test_priorities_of_training_change_what_is_drawn_and_are_counted(tmp_path):

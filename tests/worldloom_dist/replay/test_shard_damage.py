@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.worldloom_dist.replay.test_shard import LATENT, counting_chunk, expected_starts, numbers_of, open_shard
 from worldloom.core.exceptions import CheckpointError
 from worldloom_dist.ports import RowBooks, SampleRequest
+from worldloom_dist.replay.verify_shard import verify_shard
 
 SMALL = {"capacity": 30, "segment_bytes": 300}
 
@@ -100,12 +101,17 @@ def test_a_segment_that_is_missing_counts_as_lost_and_not_as_evicted(tmp_path):
     before = shard.books()
     shard.close()
     segments(tmp_path)[0].unlink()
+    [problem] = verify_shard(tmp_path).problems
+    assert "rows 0 to" in problem
+    assert problem.endswith("are missing: the segments that held them are gone")
     again = open_shard(tmp_path, segment_bytes=600)
     books = again.books()
     assert (books.inserted, books.evicted, books.duplicate) == (before.inserted, 0, before.duplicate)
     assert 0 < books.lost_acked == before.stored - books.stored
     assert again.declare_lost(before) == 0
     again.close()
+    found = verify_shard(tmp_path)
+    assert (found.problems, found.lost) == ([], books.lost_acked), "what is written down as lost is no problem any more"
     assert open_shard(tmp_path, segment_bytes=600).books() == books, "it is counted once"
 
 

@@ -14,7 +14,7 @@ from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.replay.verify import verify_shard
+from worldloom_dist.replay.verify_shard import verify_shard
 
 COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((1,), "int64")}, action={"action": ArraySpec((1,))}).columns()
 MIXTURE = "0.5*prioritised:0.6+0.5*prioritised:1"

@@ -1,0 +1,84 @@
+"""A shard stores the files that its run is told of while it runs: a bad one costs only itself, a full disk only time."""
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from worldloom.core.exceptions import CheckpointError, StateError
+from worldloom.core.protocol import SamplingSpec
+from worldloom.core.sequence import rows_from_gym
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom_dist.replay import imports
+from worldloom_dist.replay.episode_files import write_episode_file
+from worldloom_dist.replay.imports import ImportList
+from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.runtime.replay_roles import ShardRole
+
+ENV = EnvSpec(name="toy", obs={"obs": ArraySpec((2,))}, action={"action": ArraySpec((1,))})
+STEPS = 20
+
+
+def write_good(path):
+    obs, action, zeros = np.ones((STEPS + 1, 2), np.float32), np.zeros((STEPS, 1), np.float32), np.zeros(STEPS)
+    end = np.arange(STEPS) == STEPS - 1
+    rows = rows_from_gym({"obs": obs}, {"action": action}, zeros.astype(np.float32), zeros.astype(bool), end)
+    write_episode_file(str(path), ENV, [rows])
+    return str(path)
+
+
+@pytest.fixture
+def role(tmp_path):
+    """What a shard's role needs to import files, with a shard that has a disk."""
+    shard = ReplayShard(
+        0, ENV.columns(), SamplingSpec(batch_size=2, length=3), capacity_steps=500, directory=tmp_path / "replay" / "shard-0"
+    )
+    return SimpleNamespace(_imports=ImportList(tmp_path), _shard=shard, _num_shards=1, _index=0)
+
+
+def look(role):
+    """What the role does once a second; returns the rows stored by then."""
+    asyncio.run(ShardRole._import_new(role))
+    return role._shard.books().inserted
+
+
+def test_a_bad_file_costs_only_itself(tmp_path, role, caplog):
+    (tmp_path / "bad.npz").write_bytes(b"no file of episodes")
+    unknown = tmp_path / "f.csv"  # of an unknown kind
+    sources = [tmp_path / "gone.npz", tmp_path / "bad.npz", unknown]
+    role._imports.add([*map(str, sources), write_good(tmp_path / "good.npz")])
+    assert look(role) == STEPS + 1
+    for source in sources:
+        assert f"{source} was not imported" in caplog.text
+    assert look(role) == STEPS + 1, "and that was all"
+
+
+def test_a_file_for_which_the_disk_had_no_room_is_stored_later(tmp_path, role, caplog, monkeypatch):
+    role._imports.add([write_good(tmp_path / "good.npz")])
+    real = role._shard.append
+
+    def refuse(chunk):
+        raise StateError("no space left")
+
+    monkeypatch.setattr(role._shard, "append", refuse)
+    assert look(role) == 0
+    assert "is not stored yet" in caplog.text
+    monkeypatch.setattr(role._shard, "append", real)
+    assert look(role) == 0, "not at once again"
+    later = time.monotonic() + imports.RETRY_AFTER_S
+    monkeypatch.setattr(imports, "time", SimpleNamespace(monotonic=lambda: later))
+    assert look(role) == STEPS + 1
+    assert role._imports.take_new() == []
+
+
+def test_a_damaged_list_does_not_forget_the_files_of_the_command_line(tmp_path):
+    (tmp_path / "imports.json").write_text("{")
+    files = ImportList(tmp_path, ["a.npz"])
+    with pytest.raises(CheckpointError, match=r"imports\.json"):
+        files.take_new()
+    assert files.take_new() == ["a.npz"]
+    (tmp_path / "imports.json").write_text(json.dumps({"files": ["b.npz"]}))
+    assert files.take_new() == ["b.npz"]

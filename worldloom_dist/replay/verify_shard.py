@@ -1,0 +1,251 @@
+"""Is a shard's folder whole? Every checksum and counter of its journal and of the files beside it; nothing is changed.
+
+Works beside a live writer too. Marks are read before the journal, which then reaches at least as far as they do; what a mark needs
+may be replaced meanwhile, so a complaint counts only if the mark is still there afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.sequence import SequenceBatch, StreamId, agent_steps
+from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import split_rows
+from worldloom_dist.replay.gaps import GapTable
+from worldloom_dist.replay.history import stored_columns, stored_identity
+from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
+from worldloom_dist.replay.marks import MarkFiles, ShardMark
+from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, StoredChunk, shard_identity, unpack_count
+
+__all__ = ["ShardFindings", "verify_shard"]
+
+
+@dataclass(slots=True)
+class ShardFindings:
+    """What a shard's folder holds.
+
+    Attributes:
+        chunks, rows: Intact ones on disk.
+        inserted, agent_steps, duplicate, lost: The books at the end of the journal.
+        run_rows: Rows inserted up to the last one that did not come from a file; those after it may have been imported later.
+        torn_bytes: An unfinished record at the end.
+        index: Which shard the folder says it is; None if it does not say.
+        columns: What every row has.
+        spans: Rows on disk that follow each other, as first row and the one after the last.
+        problems: One sentence each; empty when the folder is whole.
+    """
+
+    chunks: int = 0
+    rows: int = 0
+    inserted: int = 0
+    agent_steps: int = 0
+    duplicate: int = 0
+    lost: int = 0
+    run_rows: int = 0
+    torn_bytes: int = 0
+    index: int | None = None
+    columns: dict[str, ArraySpec] = field(default_factory=dict)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def newest(self, capacity: int) -> int:
+        """Rows on disk that are among the newest ``capacity`` ones, which is what a shard of that capacity keeps."""
+        oldest = self.inserted - capacity
+        return sum(max(0, stop - max(first, oldest)) for first, stop in self.spans)
+
+    def add_rows(self, first: int, stop: int) -> None:
+        """Note a chunk that is on disk."""
+        self.chunks, self.rows = self.chunks + 1, self.rows + stop - first
+        if self.spans and self.spans[-1][1] == first:
+            first = self.spans.pop()[0]
+        self.spans.append((first, stop))
+
+
+def verify_shard(folder: Path) -> ShardFindings:
+    """Check one shard's folder."""
+    try:
+        identity, columns = stored_identity(folder), stored_columns(folder)
+        marks = _marks(folder)
+    except CheckpointError as error:
+        return ShardFindings(problems=[str(error)])
+    damage = JournalDamage()
+    reader, evicted = _Reader(folder, columns, marks), 0
+    reader.found.index = identity.get("index")
+    for record in read_journal(folder, damage):
+        if damage.evicted_segments > evicted:
+            reader.begin_anew()
+        evicted = damage.evicted_segments
+        reader.take(record)
+    if not evicted:
+        reader.compare_ends()
+    found = reader.found
+    found.torn_bytes = damage.torn_bytes
+    if damage.corrupt_bytes:
+        found.problems.append(f"{folder}: {damage.corrupt_bytes} bytes of the journal are damaged")
+    if identity != shard_identity(identity.get("index"), columns):
+        found.problems.append(f"{folder / 'shard.json'}: was changed, or written by another version")
+    found.problems += _mark_problems(folder, columns, reader.complaints())
+    return found
+
+
+class _Reader:
+    """Follows the books of a journal record by record.
+
+    Args:
+        folder: For the messages.
+        columns: What every row must have.
+        marks: Cuts that the journal must hold.
+    """
+
+    def __init__(self, folder: Path, columns: dict[str, ArraySpec], marks: Sequence[ShardMark]) -> None:
+        self.found = ShardFindings(columns=columns)
+        self._folder, self._columns = folder, columns
+        self._marks, self._rows_at = marks, {(mark.segment, mark.offset): -1 for mark in marks}
+        self._first_segment = -1
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """The records before were evicted while they were read: the next head says where it goes on."""
+        self._expected: dict[StreamId, int] = {}
+        self._gaps, self._has_begun = GapTable(), False
+        self._first_row: int | None = None
+        self._stored_from: int | None = None
+
+    def take(self, record: Record) -> None:
+        """Check one record."""
+        if self._first_segment < 0:
+            self._first_segment = record.segment
+        if record.kind == HEAD:
+            self._head(json.loads(record.payload))
+        elif record.kind == LOST:
+            books = json.loads(record.payload)
+            self.found.inserted, self.found.agent_steps, self.found.lost = books["next_row"], books["agent_steps"], books["lost"]
+            self.found.run_rows = self.found.inserted
+            self._stored_from = books.get("first_row")
+        elif record.kind == DUPLICATE:
+            self.found.duplicate += unpack_count(record.payload)
+        elif record.kind == CHUNK:
+            self._chunk(StoredChunk.unpack(record.payload))
+        else:
+            self._problem(f"segment {record.segment} has a record of unknown kind {record.kind}")
+        if not self._has_begun:
+            self._first_row = self.found.inserted if record.kind == HEAD else None
+        self._has_begun = True
+        place = (record.segment, record.offset + len(record.payload))
+        if place in self._rows_at:
+            self._rows_at[place] = self.found.inserted
+
+    def compare_ends(self) -> None:
+        """Compare where the records begin with what the newest head says was stored."""
+        if self._first_row is not None and self._stored_from is not None and self._stored_from < self._first_row:
+            self._problem(f"rows {self._stored_from} to {self._first_row} are missing: the segments that held them are gone")
+
+    def complaints(self) -> Iterator[tuple[ShardMark, str]]:
+        """Each mark with what the journal says against it, at the end of the journal; empty when nothing."""
+        end = self.found.inserted
+        for mark in self._marks:
+            rows = self._rows_at[mark.segment, mark.offset]
+            if mark.next_row > end:
+                yield mark, f"a mark stands at row {mark.next_row}, and the journal ends at row {end}"
+            elif rows != mark.next_row:
+                where = "no record ends there" if rows < 0 else f"the journal has row {rows} there"
+                yield mark, f"a mark stands at row {mark.next_row}, segment {mark.segment}, byte {mark.offset}, and {where}"
+            elif mark.oldest_segment < self._first_segment:
+                yield mark, f"a mark needs segment {mark.oldest_segment}, and the journal begins with {self._first_segment}"
+            else:
+                yield mark, ""
+
+    def _head(self, head: dict[str, Any]) -> None:
+        found = self.found
+        if self._has_begun:
+            for name, mine in (
+                ("next_row", found.inserted),
+                ("agent_steps", found.agent_steps),
+                ("duplicate", found.duplicate),
+                ("lost", found.lost),
+            ):
+                if head[name] != mine:
+                    self._problem(f"a segment begins with {name} {head[name]}, and the records before it give {mine}")
+        self._stored_from = head.get("first_row")  # heads of version 0.1 do not say
+        found.inserted, found.agent_steps = head["next_row"], head["agent_steps"]
+        found.duplicate, found.lost = head["duplicate"], head["lost"]
+        self._expected = {StreamId(*entry[:3]): entry[3] for entry in head["streams"]}
+        self._gaps.load(head["gaps"])
+
+    def _chunk(self, stored: StoredChunk) -> None:
+        chunk, found = stored.chunk, self.found
+        name = f"chunk {chunk.stream}/{chunk.seq}"
+        if (stored.first_row, stored.steps_before) != (found.inserted, found.agent_steps) and (self._has_begun or found.inserted):
+            self._problem(
+                f"{name} stands at row {stored.first_row} and agent step {stored.steps_before}, and the records before it end at "
+                f"row {found.inserted} and agent step {found.agent_steps}"
+            )
+        expected = self._expected.get(chunk.stream, 0)
+        if self._gaps.is_new(chunk.stream, chunk.seq, expected):
+            self._gaps.stored(chunk.stream, chunk.seq, expected)
+        else:
+            self._problem(f"{name} is stored twice")
+        self._expected[chunk.stream] = max(expected, chunk.seq + 1)
+        found.inserted = stored.first_row + chunk.num_rows
+        found.agent_steps = stored.steps_before + chunk.num_agent_steps
+        found.add_rows(stored.first_row, found.inserted)
+        if not chunk.stream.is_imported:
+            found.run_rows = found.inserted
+        self._payload(name, stored)
+
+    def _payload(self, name: str, stored: StoredChunk) -> None:
+        """The rows themselves: their checksum, and whether they are as many as the chunk says."""
+        chunk = stored.chunk
+        try:
+            first = split_rows(chunk.payload, self._columns)["is_first"].unpack()
+        except (CheckpointError, ShapeMismatchError) as error:
+            self._problem(f"{name}: {error}")
+            return
+        counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
+        if counts != (chunk.num_rows, chunk.num_agent_steps):
+            self._problem(f"{name} holds {counts} rows and agent steps, and says {(chunk.num_rows, chunk.num_agent_steps)}")
+
+    def _problem(self, sentence: str) -> None:
+        self.found.problems.append(f"{self._folder}: {sentence}")
+
+
+def _marks(folder: Path) -> list[ShardMark]:
+    """The marks on disk.
+
+    Raises:
+        CheckpointError: If their file is damaged.
+    """
+    try:
+        return MarkFiles(folder, kept_marks=1).marks
+    except OSError as error:
+        raise CheckpointError(f"{folder / 'marks.json'} cannot be read ({error})") from error
+
+
+def _mark_problems(folder: Path, columns: dict[str, ArraySpec], complaints: Iterator[tuple[ShardMark, str]]) -> Iterator[str]:
+    """What is wrong with marks, and with the files that they name, and with the newest priorities."""
+    files, mutable = MarkFiles(folder, kept_marks=1), SequenceBatch.from_columns(columns).extras
+    found: list[tuple[ShardMark, str]] = []
+    for mark, complaint in complaints:
+        if complaint:
+            found.append((mark, f"{folder}: {complaint}"))
+        try:
+            if mark.mutable_file:
+                files.load_mutable(mark.mutable_file, {name: columns[name] for name in mutable})
+            if mark.weights_file:
+                files.load_weights(mark.weights_file)
+        except (CheckpointError, ShapeMismatchError) as error:
+            found.append((mark, f"{folder}: a mark needs what cannot be read: {error}"))
+    kept = _marks(folder) if found else []
+    yield from (sentence for mark, sentence in found if mark in kept)
+    newest = files.newest_weights
+    try:
+        if newest:
+            files.load_weights(newest)
+    except (CheckpointError, ShapeMismatchError) as error:
+        if (folder / newest).exists():  # otherwise a newer one took its place
+            yield f"{folder / newest}: {error}"
