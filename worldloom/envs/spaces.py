@@ -2,8 +2,9 @@
 
 Every function accepts any leading axes, so that single envs (none) and vector envs ([N]) use the same code.
 
-Observations: uint8 images (rank 3, or rank 2 of at least 32 x 32) become HWC uint8; Discrete and MultiDiscrete become one-hot
-float32 vectors; everything else becomes float32. Arrays without elements are dropped.
+Observations: uint8 images (rank 3, or rank 2 of at least 32 x 32) become HWC uint8, and numbers that are no uint8 are refused
+instead of cut; Discrete and MultiDiscrete become one-hot float32 vectors; everything else becomes float32. Arrays without elements
+are dropped.
 Actions: continuous ones are [-1, 1] outside and rescaled to finite bounds inside; discrete ones are int32 counted from 0.
 """
 
@@ -23,6 +24,7 @@ __all__ = ["ActionMapper", "ObsMapper"]
 
 MIN_IMAGE_SIDE = 32
 MAX_CHANNELS = 16
+UINT8 = np.dtype(np.uint8)
 LOWEST, HIGHEST = np.array(-1, np.float32), np.array(1, np.float32)  # arrays, because numpy converts a number at every call
 Converter = Callable[[np.ndarray], np.ndarray]
 
@@ -53,7 +55,7 @@ class ObsMapper:
         if not leaves:
             raise ConfigurationError(f"observation space {space} holds no array; give the env something to observe")
         self.specs: dict[str, ArraySpec] = {key: leaf.spec for key, leaf in leaves.items()}
-        self._ways = [(key, leaf.path, leaf.native_shape, leaf.convert) for key, leaf in leaves.items()]
+        self._ways = [(key, leaf.path, leaf.native_shape, leaf.convert, leaf.spec.dtype == "uint8") for key, leaf in leaves.items()]
 
     def __call__(self, obs: Any, lead: tuple[int, ...] = (), *, check_finite: bool = True) -> dict[str, np.ndarray]:
         """Convert and check one observation.
@@ -65,15 +67,17 @@ class ObsMapper:
 
         Raises:
             ShapeMismatchError: If an array has not the shape that its space promises.
-            EnvFailureError: If a number is NaN or infinite.
+            EnvFailureError: If a number is NaN or infinite, or an image holds what is no uint8.
         """
         result = {}
-        for key, path, shape, convert in self._ways:
+        for key, path, shape, convert, is_image in self._ways:
             value = np.asarray(_find(obs, path) if path else obs)
             if value.shape != lead + shape:
                 raise ShapeMismatchError(f"observation {key!r}", lead + shape, value.shape)
+            if is_image and value.dtype != UINT8:
+                value = _whole_bytes(key, value)
             array = convert(value)
-            if check_finite and array.dtype != np.uint8 and not all_finite(array):
+            if check_finite and not is_image and not all_finite(array):
                 raise EnvFailureError(f"observation {key!r} holds a number that is not finite")
             result[key] = array
         return result
@@ -199,6 +203,18 @@ def _action_leaf(path: tuple[str | int, ...], space: Any) -> _Leaf:
     raise ConfigurationError(
         f"action space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them"
     )
+
+
+def _whole_bytes(key: str, image: np.ndarray) -> np.ndarray:
+    """An image of another dtype as uint8; floats may mean [0, 1], so they are refused whatever they hold."""
+    if image.dtype.kind not in "iu":
+        raise EnvFailureError(f"image {key!r} is {image.dtype} and its space says uint8; return np.uint8 from 0 to 255")
+    low, high = int(image.min()), int(image.max())
+    if low < 0 or high > 255:
+        raise EnvFailureError(
+            f"image {key!r} holds numbers from {low} to {high} and its space says uint8; return np.uint8 from 0 to 255"
+        )
+    return image.astype(UINT8)
 
 
 def _same(value: np.ndarray) -> np.ndarray:
