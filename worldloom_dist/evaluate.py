@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, WorldLoomError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
@@ -141,7 +141,7 @@ def main(words: Sequence[str] | None = None) -> int:
         )
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigurationError) else 1
+        return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0
 

@@ -19,7 +19,7 @@ import numpy as np
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import EnvConfig, EnvLimits
-from worldloom.envs.factory import make_env
+from worldloom.envs.factory import build_env, make_env
 from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
 
 __all__ = ["EnvReport", "Finding", "check_env"]
@@ -116,6 +116,8 @@ def _try_in_process(config: EnvConfig, steps: int, seed: int, limits: EnvLimits)
     try:
         env = make_env(config, seed=seed, limits=limits, processes=True, is_exact=False)
     except EnvFailureError as error:
+        if _reason(error).startswith("raised"):
+            build_env(config.resolved()).close()  # raises the same here, where its traceback can be had
         return EnvReport(EnvSpec(name=config.env, obs={}, action={}), [Finding(True, _reason(error))])
     try:
         rngs = _generators(env, seed)

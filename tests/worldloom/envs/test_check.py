@@ -82,7 +82,6 @@ def test_impolite_env_is_told_what_to_change() -> None:
         ("hangs_in_step", "hung: step took longer than 0.5 s; mend the env"),
         ("segfaults", "died: killed by SIGSEGV"),
         ("gives_nan", "not finite"),
-        ("cannot_be_built", "no licence for this simulator"),
     ],
 )
 def test_broken_env_is_reported_and_not_suffered(name: str, reason: str) -> None:
@@ -100,8 +99,10 @@ def test_vector_env_is_checked_in_this_process(monkeypatch: pytest.MonkeyPatch) 
     assert report.facts["episodes"] > 5
 
 
-def test_unknown_env_is_wrong_input() -> None:
+def test_env_that_does_not_exist_or_cannot_be_built_is_wrong_input() -> None:
     with pytest.raises(ConfigurationError, match="did you mean counting"):
         check_env(EnvConfig(env="toy:countin"))
+    with pytest.raises(ConfigurationError, match=r"no licence for this simulator .*faulty_envs.py:\d+"):
+        check_env(EnvConfig(env="faulty_envs:cannot_be_built"))
     with pytest.raises(ConfigurationError, match="steps must be >= 1"):
         check_env(EnvConfig(env="toy:counting"), steps=0)
