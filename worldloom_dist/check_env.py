@@ -17,6 +17,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, WorldLoomError
 from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom_dist.console import stdout_to_stderr
 
 __all__ = ["main"]
 
@@ -33,7 +34,8 @@ def main(words: Sequence[str] | None = None) -> int:
         limits = EnvLimits(step_timeout_s=wait_s, reset_timeout_s=wait_s, start_timeout_s=wait_s + 60, max_failures=1)
         from worldloom.envs.check import check_env
 
-        report = check_env(EnvConfig(**settings), steps=options["steps"], seed=options["seed"], limits=limits)
+        with stdout_to_stderr():
+            report = check_env(EnvConfig(**settings), steps=options["steps"], seed=options["seed"], limits=limits)
     except WorldLoomError as error:
         if options["debug"]:
             raise

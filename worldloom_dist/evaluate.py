@@ -21,6 +21,7 @@ from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.assembly import build_evaluator, build_store, restore_agent
 from worldloom_dist.cli import read_config
+from worldloom_dist.console import stdout_to_stderr
 from worldloom_dist.plan import resolve
 from worldloom_dist.run_folder import RunFolder
 
@@ -131,14 +132,15 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
     try:
-        result = evaluate(
-            options.run_dir,
-            checkpoint=options.checkpoint,
-            episodes=options.episodes,
-            videos=options.videos,
-            device=options.device,
-            env=options.env,
-        )
+        with stdout_to_stderr():
+            result = evaluate(
+                options.run_dir,
+                checkpoint=options.checkpoint,
+                episodes=options.episodes,
+                videos=options.videos,
+                device=options.device,
+                env=options.env,
+            )
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-__all__ = ["VectorEnvError", "build_env", "env_spec", "fixed_size", "make_env"]
+__all__ = ["VectorEnvError", "build_env", "env_spec", "fixed_size", "make_env", "make_raw"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def make_env(
     from worldloom.envs.wrappers import RawEnv
 
     if config.suite == "module":
-        raw = _make_raw(config, num_envs, renders)
+        raw = make_raw(config, num_envs, renders)
         if not isinstance(raw, RawEnv):
             from worldloom.envs.gym_vector import GymVectorAdapter
 
@@ -122,14 +122,19 @@ def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:
     """
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-    raw = _make_raw(config, 1, renders)
+    raw = make_raw(config, 1, renders)
     if not isinstance(raw, RawEnv):
         raw.close()
         raise VectorEnvError(f"env {config.env!r} is a vector env, which cannot be split into supervised processes")
     return EnvAdapter(raw, config)
 
 
-def _make_raw(config: EnvConfig, num_envs: int, renders: bool) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+def make_raw(config: EnvConfig, num_envs: int, renders: bool = False) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+    """One env, or a vector env of the user's, as its suite makes it from a resolved config: nothing of ours is around it.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: As :func:`make_env`.
+    """
     if config.is_none:
         raise ConfigurationError(
             "env 'none' is for offline training and has nothing to step; name an env, for example gym:Pendulum-v1"

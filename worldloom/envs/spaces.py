@@ -20,7 +20,7 @@ from gymnasium import spaces
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, ShapeMismatchError
 from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite
 
-__all__ = ["ActionMapper", "ObsMapper"]
+__all__ = ["ActionMapper", "ObsMapper", "find", "walk"]
 
 MIN_IMAGE_SIDE = 32
 MAX_CHANNELS = 16
@@ -50,7 +50,7 @@ class ObsMapper:
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        found = {key: _obs_leaf(path, leaf) for key, path, leaf in _walk(space, OBS)}
+        found = {key: _obs_leaf(path, leaf) for key, path, leaf in walk(space, OBS)}
         leaves = {key: leaf for key, leaf in sorted(found.items()) if leaf.spec.size}
         if not leaves:
             raise ConfigurationError(f"observation space {space} holds no array; give the env something to observe")
@@ -71,7 +71,7 @@ class ObsMapper:
         """
         result = {}
         for key, path, shape, convert, is_image in self._ways:
-            value = np.asarray(_find(obs, path) if path else obs)
+            value = np.asarray(find(obs, path) if path else obs)
             if value.shape != lead + shape:
                 raise ShapeMismatchError(f"observation {key!r}", lead + shape, value.shape)
             if is_image and value.dtype != UINT8:
@@ -95,7 +95,7 @@ class ActionMapper:
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self._space = space
-        self._leaves = {key: _action_leaf(path, leaf) for key, path, leaf in _walk(space, ACTION)}
+        self._leaves = {key: _action_leaf(path, leaf) for key, path, leaf in walk(space, ACTION)}
         self.specs: dict[str, ArraySpec] = {key: self._leaves[key].spec for key in sorted(self._leaves)}
         self._is_one_array = all(leaf.path == () for leaf in self._leaves.values())
 
@@ -123,7 +123,7 @@ class ActionMapper:
         """
         result = {}
         for key, leaf in self._leaves.items():
-            value = np.asarray(_find(native, leaf.path))
+            value = np.asarray(find(native, leaf.path))
             if value.shape != (*lead, *leaf.native_shape):
                 raise ShapeMismatchError(f"native action {key!r}", (*lead, *leaf.native_shape), value.shape)
             flat: np.ndarray = leaf.convert.inverse(value)  # type: ignore[attr-defined]
@@ -142,7 +142,7 @@ class ActionMapper:
         return [self({key: value[index] for key, value in action.items()}) for index in range(count)]
 
 
-def _walk(space: Any, name: str, path: tuple[str | int, ...] = ()) -> list[tuple[str, tuple[str | int, ...], Any]]:
+def walk(space: Any, name: str, path: tuple[str | int, ...] = ()) -> list[tuple[str, tuple[str | int, ...], Any]]:
     """(key, path, leaf) of every leaf; keys of nested spaces are joined by a slash."""
     if isinstance(space, spaces.Dict):
         parts: list[tuple[str | int, Any]] = list(space.spaces.items())
@@ -150,10 +150,11 @@ def _walk(space: Any, name: str, path: tuple[str | int, ...] = ()) -> list[tuple
         parts = list(enumerate(space.spaces))
     else:
         return [("/".join(map(str, path)) or name, path, space)]
-    return [leaf for part, inner in parts for leaf in _walk(inner, name, (*path, part))]
+    return [leaf for part, inner in parts for leaf in walk(inner, name, (*path, part))]
 
 
-def _find(value: Any, path: tuple[str | int, ...]) -> Any:
+def find(value: Any, path: tuple[str | int, ...]) -> Any:
+    """The array at the path of a leaf."""
     for part in path:
         value = value[part]
     return value
