@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
+from worldloom.envs.building import EnvBuildError
 from worldloom_dist.cli import parse
 from worldloom_dist.config import RunConfig
 from worldloom_dist.console import Screen
@@ -58,6 +59,9 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             folder = claim_folder(config, folder)
             return run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed)
+        except EnvBuildError as error:  # no wrong input: it could be built a moment ago
+            logger.error("the run failed: %s", error, exc_info=wants_traceback)
+            return 1
         except USAGE_ERRORS as error:
             logger.error("error: %s", error)
             return 2

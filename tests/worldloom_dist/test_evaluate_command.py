@@ -51,3 +51,14 @@ def test_wrong_input_gives_status_2_and_one_sentence(
     assert captured.err.startswith(f"error: {message}")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_env_that_cannot_be_built_any_more_is_wrong_input(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: PrintingEnv) -> None:
+        raise RuntimeError("the licence has ended")
+
+    monkeypatch.setattr(PrintingEnv, "__init__", fail)
+    assert main([str(run)]) == 2
+    assert "cannot be built: RuntimeError: the licence has ended" in capsys.readouterr().err

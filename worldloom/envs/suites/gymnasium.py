@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -64,8 +65,13 @@ def _make(name: str, options: dict[str, Any], *, must_render: bool) -> gymnasium
     except (AssertionError, TypeError, ValueError) as error:
         if must_render or "render_mode" not in options:
             raise
-        logger.warning("no film of env %s: it takes no render_mode='rgb_array' (%s)", name, first_line(error))
+        _say_no_film(name, first_line(error))
     return gymnasium.make(name, **{key: value for key, value in options.items() if key != "render_mode"})
+
+
+@functools.cache  # once, however many are built
+def _say_no_film(name: str, reason: str) -> None:
+    logger.warning("no film of env %s: it takes no render_mode='rgb_array' (%s)", name, reason)
 
 
 def _mujoco_id(name: str) -> str:
