@@ -17,6 +17,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, WorldLoomError
 from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom_dist.console import stdout_to_stderr
 
 __all__ = ["main"]
 
@@ -33,8 +34,11 @@ def main(words: Sequence[str] | None = None) -> int:
         limits = EnvLimits(step_timeout_s=wait_s, reset_timeout_s=wait_s, start_timeout_s=wait_s + 60, max_failures=1)
         from worldloom.envs.check import check_env
 
-        report = check_env(EnvConfig(**settings), steps=options["steps"], seed=options["seed"], limits=limits)
+        with stdout_to_stderr():
+            report = check_env(EnvConfig(**settings), steps=options["steps"], seed=options["seed"], limits=limits)
     except WorldLoomError as error:
+        if options["debug"]:
+            raise
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
     if options["json"]:
@@ -53,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of env and actions (default: 0)")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds that a step or reset may take (default: 60)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an env that cannot be built")
     hints = typing.get_type_hints(EnvConfig)
     for field in dataclasses.fields(EnvConfig):
         if field.name != "env":

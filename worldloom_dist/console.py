@@ -6,11 +6,13 @@ terminal with a live view leaves them out, because the view says the same.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from worldloom_dist.view import View, duration, facts
@@ -18,7 +20,7 @@ from worldloom_dist.view import View, duration, facts
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["PROGRESS", "Screen", "plain", "render", "show_nothing"]
+__all__ = ["PROGRESS", "Screen", "plain", "render", "show_nothing", "stdout_to_stderr"]
 
 PROGRESS = "worldloom_dist.progress"
 DRAW_EVERY_S = 0.5
@@ -128,3 +130,18 @@ def plain(view: View) -> str:
 def _progress(view: View) -> str:
     eta = f", {duration(view.eta_s)} to go" if view.eta_s is not None else ""
     return f"{view.env_steps:,} of {view.target:,} env steps, {view.progress:.0%}, {duration(view.wall_time_s)}{eta}"
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Keep standard output for an answer: what an env prints meanwhile, from C or in a process of its own too, goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C libraries have buffered
+        os.dup2(kept, 1)
+        os.close(kept)

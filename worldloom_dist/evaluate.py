@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, WorldLoomError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.assembly import build_evaluator, build_store, restore_agent
 from worldloom_dist.cli import read_config
+from worldloom_dist.console import stdout_to_stderr
+from worldloom_dist.machine import check_device
 from worldloom_dist.plan import resolve
 from worldloom_dist.run_folder import RunFolder
 
@@ -53,11 +55,14 @@ def evaluate(
         As ``eval`` in ``summary.json``, with ``checkpoint`` and ``train_steps`` beside it.
 
     Raises:
-        ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
+        ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
     """
     config = read_config(run_dir)
     if episodes is not None and episodes < 1:
         raise ConfigurationError(f"episodes must be >= 1, got {episodes}")
+    if videos < 0:
+        raise ConfigurationError(f"videos must be >= 0, got {videos}")
+    check_device("device", device)
     if config.env.is_none:
         config = dataclasses.replace(config, env=_recorded_env(run_dir, env), replay=dataclasses.replace(config.replay, load=None))
     elif env is not None:
@@ -86,8 +91,9 @@ def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu
     """A run's env and its trained policy, for example to record episodes with ``worldloom.training.collect``.
 
     Raises:
-        ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
+        ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
     """
+    check_device("device", device)
     plan = resolve(read_config(run_dir))
     agent, _ = restore_agent(plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device)
     return plan.env, agent
@@ -131,17 +137,18 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
     try:
-        result = evaluate(
-            options.run_dir,
-            checkpoint=options.checkpoint,
-            episodes=options.episodes,
-            videos=options.videos,
-            device=options.device,
-            env=options.env,
-        )
+        with stdout_to_stderr():
+            result = evaluate(
+                options.run_dir,
+                checkpoint=options.checkpoint,
+                episodes=options.episodes,
+                videos=options.videos,
+                device=options.device,
+                env=options.env,
+            )
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigurationError) else 1
+        return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0
 

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
+from worldloom.envs.building import EnvBuildError
 from worldloom_dist.cli import parse
 from worldloom_dist.config import RunConfig
 from worldloom_dist.console import Screen
+from worldloom_dist.machine import check_device
 from worldloom_dist.presets import preset_changes
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
@@ -44,7 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
         plan = resolve(config)
         port = choose_port(config)
         check_watching(config)
-        check_device(config)
+        if config.learner.device != "auto" and config.address is None:  # a remote cluster may have what this machine lacks
+            check_device("learner.device", config.learner.device)
         check_address(config)
     except USAGE_ERRORS as error:
         if wants_traceback:
@@ -56,6 +59,9 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             folder = claim_folder(config, folder)
             return run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed)
+        except EnvBuildError as error:  # no wrong input: it could be built a moment ago
+            logger.error("the run failed: %s", error, exc_info=wants_traceback)
+            return 1
         except USAGE_ERRORS as error:
             logger.error("error: %s", error)
             return 2
@@ -173,20 +179,6 @@ def check_watching(config: RunConfig) -> None:
 
     read_secret(config.metrics_auth_file)
     check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
-
-
-def check_device(config: RunConfig) -> None:
-    """Refuse a device that this machine lacks (a remote cluster may have it).
-
-    Raises:
-        ConfigurationError: If CUDA is asked for here and is not there.
-    """
-    if config.learner.device in ("auto", "cpu") or config.address is not None:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigurationError(f"learner.device: {config.learner.device!r} is not available on this machine; use auto or cpu")
 
 
 def check_address(config: RunConfig) -> None:

@@ -18,7 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Finding", "check_machine"]
+from worldloom.core.exceptions import ConfigurationError
+
+__all__ = ["Finding", "check_device", "check_machine"]
 
 MIN_FILES, MIN_SHM_BYTES, MIN_DISK_SHARE, MIN_DISK_BYTES = 4096, 512 * 2**20, 0.1, 5e9
 MIN_MEMORY_BYTES = 4e9
@@ -69,6 +71,28 @@ def check_machine(folder: Path) -> list[Finding]:
         _memory,
     )
     return [finding for check in checks for finding in _guarded(check)]
+
+
+def check_device(field: str, device: str) -> None:
+    """Refuse a device that torch does not have here.
+
+    Args:
+        field: What the user set, for the message.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigurationError: If it is none of these, or there are not so many GPUs.
+    """
+    kind, colon, index = device.partition(":")
+    if device == "cpu":
+        return
+    if kind != "cuda" or (colon and not index.isdecimal()):
+        raise ConfigurationError(f"{field} must be cpu, cuda or cuda:N, got {device!r}")
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= gpus:
+        raise ConfigurationError(f"{field}: {device!r} is not available on this machine, where torch can use {gpus} GPUs; use cpu")
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

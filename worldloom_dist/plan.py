@@ -19,7 +19,7 @@ from worldloom.core.protocol import AgentSpec
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import EnvConfig
-from worldloom.envs.factory import env_spec, fixed_size
+from worldloom.envs.factory import probe_env
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget
 from worldloom_dist.replay.planning import absolute_files, check_files, recorded_env, replay_budget, settle_windows
@@ -112,10 +112,9 @@ def resolve(config: RunConfig) -> Plan:
     config, agent = absolute_files(config), config.agent_config()
     if config.env.is_none:
         config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
-        env, observed = config.env, recorded_env(config)
+        env, observed, size = config.env, recorded_env(config), None
     else:
-        env = settle_env(config.env, env_defaults(agent))
-        observed = env_spec(env)
+        env, observed, size = settle_env(config.env, env_defaults(agent))
     spec = settle_windows(config, agent_spec(agent, observed))
     if config.env.is_none:  # nothing is inserted, so nothing is owed: all updates are one burst behind a prefill of nothing
         spec = dataclasses.replace(spec, prefill_agent_steps=0, pretrain_updates=0)
@@ -134,7 +133,6 @@ def resolve(config: RunConfig) -> Plan:
         )
     columns = observed.columns(spec.extras)
     budget = replay_budget(config, columns, _memory_bytes())
-    size = None if config.env.is_none else fixed_size(env)
     if size is not None and size != config.envs_per_worker:
         raise ConfigurationError(
             f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is {config.envs_per_worker}; "
@@ -158,15 +156,21 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> EnvConfig:
+def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> tuple[EnvConfig, EnvSpec, int | None]:
     """Every setting of the env: the user's, else what the agent was published with for the suite, else the suite's own.
 
-    The agent's settings for images concern only envs that observe some.
+    The agent's settings for images concern only envs that observe some. The env is built once, and once more if the agent's
+    settings change it.
+
+    Returns:
+        The settings, and what :func:`~worldloom.envs.factory.probe_env` says about the env with them.
     """
-    defaults = dict(published.get(own.suite, {}))
-    if not any(spec.is_image for spec in env_spec(own.resolved()).obs.values()):
+    alone, defaults = own.resolved(), dict(published.get(own.suite, {}))
+    spec, size = probe_env(alone)
+    if not any(array.is_image for array in spec.obs.values()):
         defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
-    return own.with_defaults({own.suite: defaults}).resolved()
+    settled = own.with_defaults({own.suite: defaults}).resolved()
+    return (settled, spec, size) if settled == alone else (settled, *probe_env(settled))
 
 
 @dataclass(frozen=True, slots=True)

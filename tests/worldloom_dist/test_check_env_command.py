@@ -23,6 +23,7 @@ def test_good_env_gives_status_0_and_a_report(capsys: pytest.CaptureFixture[str]
         (["gym:Pendulm-v1"], "did you mean Pendulum-v1"),
         (["toy:point", "--steps", "0"], "steps must be >= 1"),
         (["toy:point", "--env.action-repeat", "0"], "env.action_repeat must be >= 1, got 0"),
+        (["toy:point", "--seed", "-1"], "seed must be >= 0, got -1"),
         (["toy:point", "--timeout-s", "0"], "step_timeout_s must be > 0"),
     ],
 )
@@ -53,3 +54,25 @@ def test_example_env_is_found_from_its_folder_and_fit_to_train_on() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "good to train on" in done.stdout
     assert "nothing to change" in done.stdout
+
+
+PRINTING = """
+import os
+from worldloom.envs.toy import PointEnv
+
+class Env(PointEnv):
+    def step(self, action):
+        print("from Python")
+        os.write(1, b"from below Python\\n")
+        return super().step(action)
+"""
+
+
+def test_json_is_not_disturbed_by_an_env_that_prints(tmp_path: Path) -> None:
+    (tmp_path / "printing.py").write_text(PRINTING)
+    command = [sys.executable, "-m", "worldloom_dist.check_env", "printing:Env", "--steps", "10", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["spec"]["name"] == "printing:Env"
+    assert "from Python" in done.stderr
+    assert "from below Python" in done.stderr

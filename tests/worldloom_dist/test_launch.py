@@ -4,8 +4,10 @@ import logging
 import sys
 
 import pytest
+import torch
 
-from worldloom_dist.launch import open_log
+from worldloom.envs.toy import PointEnv
+from worldloom_dist.launch import main, open_log
 from worldloom_dist.run_folder import RunFolder
 
 
@@ -29,3 +31,23 @@ def test_each_line_appears_once_on_the_terminal_and_once_in_the_log(tmp_path, re
     shown = capsys.readouterr()
     assert (shown.out + shown.err).count("one line") == 1
     assert (tmp_path / "console.log").read_text().count("one line") == 1
+
+
+class BuiltOnceEnv(PointEnv):
+    is_built = False
+
+    def __init__(self):
+        super().__init__()
+        if BuiltOnceEnv.is_built:
+            raise RuntimeError("the licence is in use")
+        BuiltOnceEnv.is_built = True
+
+
+@pytest.mark.usefixtures("restored_root")
+def test_env_that_cannot_be_built_any_more_fails_the_run_and_is_no_wrong_input(tmp_path):
+    folder = tmp_path / "run"
+    words = ["--preset", "debug", "--runtime", "local", "--env", f"{__name__}:BuiltOnceEnv", "--run-dir", str(folder)]
+    threads = torch.get_num_threads()
+    assert main(words) == 1
+    torch.set_num_threads(threads)
+    assert "the licence is in use" in (folder / "console.log").read_text()

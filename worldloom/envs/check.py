@@ -16,31 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, WorldLoomError
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.envs.check_spaces import Finding, image_findings, space_findings
 from worldloom.envs.config import EnvConfig, EnvLimits
-from worldloom.envs.factory import make_env
+from worldloom.envs.factory import build_env, make_env
 from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
 
 __all__ = ["EnvReport", "Finding", "check_env"]
 
-LARGE_IMAGE = 128
 LARGE_VALUE = 1e3
 GROWTH_MB = 64.0
 SEEDING_STEPS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something to change.
-
-    Attributes:
-        is_error: True when training on this env would be wrong; False for advice.
-        text: What was seen, and what to do about it.
-    """
-
-    is_error: bool
-    text: str
+SPACE_STEPS = 200
 
 
 @dataclass
@@ -95,6 +83,8 @@ def check_env(config: EnvConfig, *, steps: int = 1000, seed: int = 0, limits: En
     """
     if steps < 1:
         raise ConfigurationError(f"steps must be >= 1, got {steps}")
+    if seed < 0:
+        raise ConfigurationError(f"seed must be >= 0, got {seed}")
     broken = _try_in_process(config, max(1, steps // 5), seed, limits or EnvLimits(max_failures=1))
     if broken is not None:
         return broken
@@ -102,12 +92,14 @@ def check_env(config: EnvConfig, *, steps: int = 1000, seed: int = 0, limits: En
     report = EnvReport(env.spec)
     try:
         _play(env, steps, seed, report)
-    except EnvFailureError as error:
-        report.findings.append(Finding(True, str(error)))
+        report.findings += _seeding_findings(config, seed)
+        if not config.ale_vector:
+            report.findings += space_findings(config, steps=min(steps, SPACE_STEPS), seed=seed)
+    except (Exception, SystemExit) as error:  # the edge of somebody else's code
+        report.findings.append(Finding(True, _text(error)))
     finally:
         env.close()
-    report.findings += _seeding_findings(config, seed)
-    report.findings += _spec_findings(env.spec)
+    report.findings += image_findings(env.spec)
     return report
 
 
@@ -116,6 +108,8 @@ def _try_in_process(config: EnvConfig, steps: int, seed: int, limits: EnvLimits)
     try:
         env = make_env(config, seed=seed, limits=limits, processes=True, is_exact=False)
     except EnvFailureError as error:
+        if _reason(error).startswith("raised"):
+            build_env(config.resolved()).close()  # raises the same here, where its traceback can be had
         return EnvReport(EnvSpec(name=config.env, obs={}, action={}), [Finding(True, _reason(error))])
     try:
         rngs = _generators(env, seed)
@@ -125,6 +119,11 @@ def _try_in_process(config: EnvConfig, steps: int, seed: int, limits: EnvLimits)
     except EnvFailureError as error:
         text = f"{_reason(error)}; mend the env: in training it would be rebuilt and the episode lost"
         return EnvReport(env.spec, [Finding(True, text)])
+    except (ConfigurationError, MissingDependencyError):
+        raise
+    except (Exception, SystemExit) as error:  # the edge of somebody else's code: a vector env steps in this process
+        text = f"raised: {_text(error)}; mend the env: in training it would end its worker with all its envs"
+        return EnvReport(env.spec, [Finding(True, text)])
     finally:
         env.close()
     return None
@@ -133,6 +132,10 @@ def _try_in_process(config: EnvConfig, steps: int, seed: int, limits: EnvLimits)
 def _reason(error: EnvFailureError) -> str:
     """What happened to the only env, without the words for the case that it has company."""
     return str(error).rpartition("the last failure: env 0 ")[2]
+
+
+def _text(error: BaseException) -> str:
+    return str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
 
 
 class _Statistics:
@@ -220,8 +223,8 @@ def _play_findings(statistics: _Statistics, steps: int, growth_mb: float, spec: 
 def _seeding_findings(config: EnvConfig, seed: int) -> list[Finding]:
     try:
         first, again, other = (_trace(config, s) for s in (seed, seed, seed + 1))
-    except (EnvFailureError, ConfigurationError) as error:
-        return [Finding(True, f"a second env could not be stepped beside the first: {error}")]
+    except (Exception, SystemExit) as error:  # the edge of somebody else's code
+        return [Finding(True, f"a second env could not be stepped beside the first: {_text(error)}")]
     if not _equal(first, again):
         return [Finding(False, "equal seeds gave different rows; take every draw from self.np_random, which reset(seed=...) seeds")]
     if _equal(first, other):
@@ -245,17 +248,6 @@ def _generators(env: VectorEnv, seed: int) -> list[np.random.Generator]:
 
 def _equal(one: list[Mapping[str, np.ndarray]], two: list[Mapping[str, np.ndarray]]) -> bool:
     return all(np.array_equal(a[key], b[key]) for a, b in zip(one, two, strict=True) for key in a)
-
-
-def _spec_findings(spec: EnvSpec) -> list[Finding]:
-    advice = []
-    for key, array in spec.obs.items():
-        if array.is_image and max(array.shape[:2]) > LARGE_IMAGE:
-            size = f"{array.shape[0]} x {array.shape[1]}"
-            advice.append(f"image {key!r} is {size}; --env.image-size 64 makes it cheaper to store and to learn from")
-        if len(array.shape) == 3 and not array.is_image:
-            advice.append(f"observation {key!r} may be an image of floats; as uint8 in a Box(0, 255) it is encoded as an image")
-    return [Finding(False, text) for text in advice]
 
 
 def _describe(spec: ArraySpec) -> str:

@@ -45,15 +45,19 @@ def serve(pipe: Pipe) -> None:
     Raises:
         EOFError, ConnectionError: When it does.
     """
+    from worldloom.envs.building import EnvBuildError
     from worldloom.envs.factory import build_env
 
     config = pipe.recv()
     try:
         env = build_env(config)
+    except EnvBuildError as error:  # it may pass: the parent decides what it means
+        pipe.send(("fault", str(error)))
+        return
     except (ConfigurationError, MissingDependencyError) as error:
         pipe.send(("refused", error))
         return
-    except Exception as error:  # somebody else's code: the parent decides what its failure means
+    except Exception as error:  # as above
         pipe.send(("fault", f"could not be built: {_text(error)}"))
         return
     pipe.send(("spec", env.spec))

@@ -14,7 +14,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, nearest
 
-__all__ = ["NEUTRAL", "SUITES", "EnvConfig", "EnvLimits"]
+__all__ = ["NEUTRAL", "RENDERED", "SUITES", "EnvConfig", "EnvLimits"]
 
 SUITES: Mapping[str, Mapping[str, Any]] = {
     "gym": {},
@@ -39,6 +39,8 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
 
 NEUTRAL: Mapping[str, Any] = {"action_repeat": 1, "grayscale": False, "frame_stack": 1, "pixels": False}
 """Values of settings that change nothing."""
+RENDERED = ("gym", "mujoco", "dmc")
+"""Suites whose envs can be observed as they are rendered."""
 ATARI_ONLY = ("sticky", "noops", "full_actions", "ale_vector")
 POSITIVE = ("action_repeat", "time_limit", "image_size", "frame_stack")
 
@@ -62,7 +64,7 @@ class EnvConfig:
     action_repeat: int | None = None
     """Simulator steps per decision; rewards are summed, and the repeat ends when the episode does."""
     time_limit: int | None = None
-    """Decisions after which an episode is truncated; replaces the limit of a gym id."""
+    """Decisions after which an episode is truncated; replaces the limit of a gym id, and is at most that of any other env."""
     image_size: int | None = None
     """Height and width to which images are resized."""
     grayscale: bool | None = None
@@ -70,7 +72,7 @@ class EnvConfig:
     frame_stack: int | None = None
     """Images of so many decisions are stacked along the channels, oldest first."""
     pixels: bool | None = None
-    """Observe rendered images instead of state (dmc and gym)."""
+    """Observe rendered images instead of state (gym, mujoco and dmc)."""
     camera: int | None = None
     """Camera that renders pixels (dmc); by default the task's usual one."""
     sticky: float | None = None
@@ -155,6 +157,8 @@ class EnvConfig:
         if self.suite != "atari":
             used = [field for field in ATARI_ONLY if getattr(self, field) is not None]
             problems += [f"env.{field} is for atari only, and the env is {self.env!r}; leave it out" for field in used]
+        if self.pixels and self.suite in ("toy", "rllib", "module"):
+            problems.append(f"env.pixels is for {', '.join(RENDERED)} only, and the env is {self.env!r}; leave it out")
         if self.camera is not None and self.suite != "dmc":
             problems.append(f"env.camera is for dmc only, and the env is {self.env!r}; leave it out")
         return problems

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import ConfigurationError
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-__all__ = ["VectorEnvError", "build_env", "env_spec", "fixed_size", "make_env"]
+__all__ = ["VectorEnvError", "build_env", "env_spec", "make_env", "make_raw", "probe_env"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +77,22 @@ def make_env(
         except VectorEnvError as error:
             logger.warning("%s; it steps in this process, as one", error)
     from worldloom.envs.local import LocalVectorEnv
-    from worldloom.envs.wrappers import RawEnv
+    from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
+    built: list[EnvAdapter] = []
     if config.suite == "module":
-        raw = _make_raw(config, num_envs, renders)
+        raw = make_raw(config, num_envs, renders)
         if not isinstance(raw, RawEnv):
             from worldloom.envs.gym_vector import GymVectorAdapter
 
             return GymVectorAdapter(raw, config, num_envs if is_exact else raw.num_envs, seed)
-        raw.env.close()
-    return LocalVectorEnv(partial(build_env, config, renders=renders), num_envs, seed, limits=limits)
+        built.append(EnvAdapter(raw, config))
+
+    def build() -> EnvAdapter:
+        """The env that had to be built to see what it is, then new ones."""
+        return built.pop() if built else build_env(config, renders=renders)
+
+    return LocalVectorEnv(build, num_envs, seed, limits=limits)
 
 
 def env_spec(config: EnvConfig) -> EnvSpec:
@@ -96,22 +101,18 @@ def env_spec(config: EnvConfig) -> EnvSpec:
     Raises:
         ConfigurationError, MissingDependencyError: As :func:`make_env`.
     """
-    env = make_env(config, seed=0, is_exact=False)
-    env.close()
-    return env.spec
+    return probe_env(config)[0]
 
 
-def fixed_size(config: EnvConfig) -> int | None:
-    """How many envs a vector env of the user's holds, whatever number is asked for; None for every other env.
+def probe_env(config: EnvConfig) -> tuple[EnvSpec, int | None]:
+    """As :func:`env_spec`, and from the same env how many envs a vector env of the user's holds, whatever number is asked for.
 
-    Raises:
-        ConfigurationError, MissingDependencyError: As :func:`make_env`.
+    Returns:
+        The spec, and that number; None for every other env.
     """
-    if config.suite != "module":
-        return None
     env = make_env(config, seed=0, is_exact=False)
     env.close()
-    return env.num_envs if env.num_envs > 1 else None
+    return env.spec, env.num_envs if env.num_envs > 1 else None
 
 
 def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:
@@ -122,14 +123,19 @@ def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:
     """
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-    raw = _make_raw(config, 1, renders)
+    raw = make_raw(config, 1, renders)
     if not isinstance(raw, RawEnv):
         raw.close()
         raise VectorEnvError(f"env {config.env!r} is a vector env, which cannot be split into supervised processes")
     return EnvAdapter(raw, config)
 
 
-def _make_raw(config: EnvConfig, num_envs: int, renders: bool) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+def make_raw(config: EnvConfig, num_envs: int, renders: bool = False) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+    """One env, or a vector env of the user's, as its suite makes it from a resolved config: nothing of ours is around it.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: As :func:`make_env`.
+    """
     if config.is_none:
         raise ConfigurationError(
             "env 'none' is for offline training and has nothing to step; name an env, for example gym:Pendulum-v1"

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymVectorEnv
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, ShapeMismatchError, StateError
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import NEUTRAL, EnvConfig
 from worldloom.envs.faults import EnvFault
@@ -89,7 +89,12 @@ class GymVectorAdapter:
         return row
 
     def step(self, action: Mapping[str, np.ndarray]) -> EnvStep:
-        """Act, or deliver the reset rows that are due."""
+        """Act, or deliver the reset rows that are due.
+
+        Raises:
+            EnvFailureError: If a number is not finite.
+            ShapeMismatchError: If an array has not one element per env, or an observation not its promised shape.
+        """
         if self._ended.any() and self._mode is not AutoresetMode.NEXT_STEP:
             return self._give_reset_rows(action)
         if self._kept is not None:
@@ -101,10 +106,10 @@ class GymVectorAdapter:
         flat = self._copy_obs(obs)
         row = EnvStep(
             obs=flat,
-            reward=np.where(first, 0, np.asarray(reward, np.float32)).astype(np.float32),
+            reward=np.where(first, 0, self._per_env("reward", reward)).astype(np.float32),
             is_first=first.copy(),
-            terminated=np.array(terminated, bool) & ~first,
-            truncated=np.array(truncated, bool) & ~first,
+            terminated=self._per_env("terminated", terminated).astype(bool) & ~first,
+            truncated=self._per_env("truncated", truncated).astype(bool) & ~first,
             live=np.ones(self.num_envs, bool),
         )
         if not np.isfinite(row.reward).all():
@@ -150,6 +155,12 @@ class GymVectorAdapter:
         self._kept = {key: np.array(value) for key, value in action.items()}
         self._fresh, self._ended = self._ended, np.zeros(self.num_envs, bool)
         return row
+
+    def _per_env(self, name: str, value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        if array.shape != (self.num_envs,):
+            raise ShapeMismatchError(f"{name} of vector env {self.spec.name!r}", (self.num_envs,), array.shape)
+        return array
 
     def _copy_obs(self, obs: Any) -> dict[str, np.ndarray]:
         """Arrays of our own, because vector envs may reuse theirs."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError, WorldLoomError
 from worldloom.core.specs import EnvSpec, all_finite
+from worldloom.envs.building import EnvBuildError
 from worldloom.envs.config import EnvLimits
 from worldloom.envs.faults import EnvFault, FaultBook
 from worldloom.envs.vector import EnvStep, env_seed
@@ -125,6 +126,8 @@ class LocalVectorEnv:
                     advance(row, index, env)
                 elif self._book.wait_s(index) == 0:
                     self._rebuild(row, index)
+            except EnvBuildError as error:  # it could be built before
+                self._fail(row, index, error)
             except (ConfigurationError, MissingDependencyError):
                 raise
             except Exception as error:  # the edge of somebody else's code: any failure costs this env only

@@ -2,8 +2,9 @@
 
 Every function accepts any leading axes, so that single envs (none) and vector envs ([N]) use the same code.
 
-Observations: uint8 images (rank 3, or rank 2 of at least 32 x 32) become HWC uint8; Discrete and MultiDiscrete become one-hot
-float32 vectors; everything else becomes float32. Arrays without elements are dropped.
+Observations: uint8 images (rank 3, or rank 2 of at least 32 x 32) become HWC uint8, and numbers that are no uint8 are refused
+instead of cut; Discrete and MultiDiscrete become one-hot float32 vectors; everything else becomes float32. Arrays without elements
+are dropped.
 Actions: continuous ones are [-1, 1] outside and rescaled to finite bounds inside; discrete ones are int32 counted from 0.
 """
 
@@ -19,10 +20,11 @@ from gymnasium import spaces
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, ShapeMismatchError
 from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite
 
-__all__ = ["ActionMapper", "ObsMapper"]
+__all__ = ["ActionMapper", "ObsMapper", "find", "walk"]
 
 MIN_IMAGE_SIDE = 32
 MAX_CHANNELS = 16
+UINT8 = np.dtype(np.uint8)
 LOWEST, HIGHEST = np.array(-1, np.float32), np.array(1, np.float32)  # arrays, because numpy converts a number at every call
 Converter = Callable[[np.ndarray], np.ndarray]
 
@@ -48,12 +50,12 @@ class ObsMapper:
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        found = {key: _obs_leaf(path, leaf) for key, path, leaf in _walk(space, OBS)}
+        found = {key: _obs_leaf(path, leaf) for key, path, leaf in walk(space, OBS)}
         leaves = {key: leaf for key, leaf in sorted(found.items()) if leaf.spec.size}
         if not leaves:
             raise ConfigurationError(f"observation space {space} holds no array; give the env something to observe")
         self.specs: dict[str, ArraySpec] = {key: leaf.spec for key, leaf in leaves.items()}
-        self._ways = [(key, leaf.path, leaf.native_shape, leaf.convert) for key, leaf in leaves.items()]
+        self._ways = [(key, leaf.path, leaf.native_shape, leaf.convert, leaf.spec.dtype == "uint8") for key, leaf in leaves.items()]
 
     def __call__(self, obs: Any, lead: tuple[int, ...] = (), *, check_finite: bool = True) -> dict[str, np.ndarray]:
         """Convert and check one observation.
@@ -65,15 +67,17 @@ class ObsMapper:
 
         Raises:
             ShapeMismatchError: If an array has not the shape that its space promises.
-            EnvFailureError: If a number is NaN or infinite.
+            EnvFailureError: If a number is NaN or infinite, or an image holds what is no uint8.
         """
         result = {}
-        for key, path, shape, convert in self._ways:
-            value = np.asarray(_find(obs, path) if path else obs)
+        for key, path, shape, convert, is_image in self._ways:
+            value = np.asarray(find(obs, path) if path else obs)
             if value.shape != lead + shape:
                 raise ShapeMismatchError(f"observation {key!r}", lead + shape, value.shape)
+            if is_image and value.dtype != UINT8:
+                value = _whole_bytes(key, value)
             array = convert(value)
-            if check_finite and array.dtype != np.uint8 and not all_finite(array):
+            if check_finite and not is_image and not all_finite(array):
                 raise EnvFailureError(f"observation {key!r} holds a number that is not finite")
             result[key] = array
         return result
@@ -91,7 +95,7 @@ class ActionMapper:
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self._space = space
-        self._leaves = {key: _action_leaf(path, leaf) for key, path, leaf in _walk(space, ACTION)}
+        self._leaves = {key: _action_leaf(path, leaf) for key, path, leaf in walk(space, ACTION)}
         self.specs: dict[str, ArraySpec] = {key: self._leaves[key].spec for key in sorted(self._leaves)}
         self._is_one_array = all(leaf.path == () for leaf in self._leaves.values())
 
@@ -119,7 +123,7 @@ class ActionMapper:
         """
         result = {}
         for key, leaf in self._leaves.items():
-            value = np.asarray(_find(native, leaf.path))
+            value = np.asarray(find(native, leaf.path))
             if value.shape != (*lead, *leaf.native_shape):
                 raise ShapeMismatchError(f"native action {key!r}", (*lead, *leaf.native_shape), value.shape)
             flat: np.ndarray = leaf.convert.inverse(value)  # type: ignore[attr-defined]
@@ -138,7 +142,7 @@ class ActionMapper:
         return [self({key: value[index] for key, value in action.items()}) for index in range(count)]
 
 
-def _walk(space: Any, name: str, path: tuple[str | int, ...] = ()) -> list[tuple[str, tuple[str | int, ...], Any]]:
+def walk(space: Any, name: str, path: tuple[str | int, ...] = ()) -> list[tuple[str, tuple[str | int, ...], Any]]:
     """(key, path, leaf) of every leaf; keys of nested spaces are joined by a slash."""
     if isinstance(space, spaces.Dict):
         parts: list[tuple[str | int, Any]] = list(space.spaces.items())
@@ -146,10 +150,11 @@ def _walk(space: Any, name: str, path: tuple[str | int, ...] = ()) -> list[tuple
         parts = list(enumerate(space.spaces))
     else:
         return [("/".join(map(str, path)) or name, path, space)]
-    return [leaf for part, inner in parts for leaf in _walk(inner, name, (*path, part))]
+    return [leaf for part, inner in parts for leaf in walk(inner, name, (*path, part))]
 
 
-def _find(value: Any, path: tuple[str | int, ...]) -> Any:
+def find(value: Any, path: tuple[str | int, ...]) -> Any:
+    """The array at the path of a leaf."""
     for part in path:
         value = value[part]
     return value
@@ -199,6 +204,18 @@ def _action_leaf(path: tuple[str | int, ...], space: Any) -> _Leaf:
     raise ConfigurationError(
         f"action space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them"
     )
+
+
+def _whole_bytes(key: str, image: np.ndarray) -> np.ndarray:
+    """An image of another dtype as uint8; floats may mean [0, 1], so they are refused whatever they hold."""
+    if image.dtype.kind not in "iu":
+        raise EnvFailureError(f"image {key!r} is {image.dtype} and its space says uint8; return np.uint8 from 0 to 255")
+    low, high = int(image.min()), int(image.max())
+    if low < 0 or high > 255:
+        raise EnvFailureError(
+            f"image {key!r} holds numbers from {low} to {high} and its space says uint8; return np.uint8 from 0 to 255"
+        )
+    return image.astype(UINT8)
 
 
 def _same(value: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom.envs.config import NEUTRAL, EnvConfig
+from worldloom.envs.config import NEUTRAL, RENDERED, SUITES, EnvConfig
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 
 __all__ = ["EnvAdapter", "GymEnv", "RawEnv"]
@@ -76,7 +76,8 @@ class EnvAdapter:
         check_finite: Look for NaN in every observation; False when the caller does.
 
     Raises:
-        ConfigurationError: If a space is not supported or an image setting finds no image.
+        ConfigurationError: If a space is not supported or a setting would do nothing: one for images where there is none, a time
+            limit above the env's own.
     """
 
     def __init__(self, raw: RawEnv, config: EnvConfig) -> None:
@@ -219,13 +220,22 @@ def _resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _episode_limit(raw: RawEnv, config: EnvConfig) -> int | None:
+    """The limit in decisions; the env's own cannot be lifted from outside."""
     own = None if raw.episode_limit is None else math.ceil(raw.episode_limit / (config.action_repeat or 1))
-    limits = [limit for limit in (own, config.time_limit) if limit is not None]
-    return min(limits) if limits else None
+    if own is not None and config.time_limit is not None and config.time_limit > own:
+        raise ConfigurationError(
+            f"env.time_limit must be <= {own}, the limit in decisions that {config.env!r} sets itself, got {config.time_limit}; "
+            "leave it out"
+        )
+    return own if config.time_limit is None else config.time_limit
 
 
 def _refuse_image_settings(config: EnvConfig) -> None:
-    used = [name for name in ("grayscale", "frame_stack") if getattr(config, name) not in (None, NEUTRAL[name])]
+    """Refuse those that the user set; every dmc env has the suite's image size, pixels or not."""
+    usual = {**NEUTRAL, **SUITES[config.suite]}
+    names = ("image_size", "grayscale", "frame_stack")
+    used = [f"env.{name}" for name in names if getattr(config, name) not in (None, NEUTRAL.get(name), usual.get(name))]
     if used:
-        names = " and ".join(f"env.{name}" for name in used)
-        raise ConfigurationError(f"{names} need images, and {config.env!r} observes none; add env.pixels or leave it out")
+        remedy = "add env.pixels or leave it out" if config.suite in RENDERED else "leave it out"
+        need = "needs" if len(used) == 1 else "need"
+        raise ConfigurationError(f"{' and '.join(used)} {need} images, and {config.env!r} observes none; {remedy}")

@@ -91,3 +91,12 @@ def always_exits() -> FaultyEnv:
 
 def cannot_be_built() -> FaultyEnv:
     raise RuntimeError("no licence for this simulator")
+
+
+def cannot_be_built_again() -> FaultyEnv:
+    """Works until it has failed; then it can be built once it has been tried twice."""
+    attempt = Path(os.environ["FAULTY_DIR"]) / "attempt"
+    if (Path(os.environ["FAULTY_DIR"]) / "happened").exists() and not attempt.exists():
+        attempt.touch()
+        raise RuntimeError("the port is still in use")
+    return raises()

@@ -8,6 +8,7 @@ import pytest
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.check import EnvReport, check_env
 from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.toy import CountingEnv
 
 
 class ImpoliteEnv(gymnasium.Env):
@@ -82,15 +83,112 @@ def test_impolite_env_is_told_what_to_change() -> None:
         ("hangs_in_step", "hung: step took longer than 0.5 s; mend the env"),
         ("segfaults", "died: killed by SIGSEGV"),
         ("gives_nan", "not finite"),
-        ("cannot_be_built", "no licence for this simulator"),
     ],
 )
 def test_broken_env_is_reported_and_not_suffered(name: str, reason: str) -> None:
-    limits = EnvLimits(step_timeout_s=0.5, max_failures=1)
+    limits = EnvLimits(step_timeout_s=0.5 if name.startswith("hangs") else 60.0, max_failures=1)
     report = check_env(EnvConfig(env=f"faulty_envs:{name}"), steps=50, limits=limits)
     assert not report.is_good
     assert "NOT good to train on" in text_of(report)
     assert reason in text_of(report)
+
+
+class DriftingEnv(CountingEnv):
+    """Leaves its bounds in the course of an episode."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+        return super().reset(**kwargs)[0] * 0, {}
+
+
+class OutsideAtResetEnv(CountingEnv):
+    observation_space = gymnasium.spaces.Box(5, 9, (3,), np.float32)
+
+
+class FloatClassesEnv(CountingEnv):
+    observation_space = gymnasium.spaces.MultiDiscrete([99, 99, 99])
+
+    def _observe(self, action: float) -> np.ndarray:
+        return super()._observe(0.0)
+
+
+class StuckEnv(CountingEnv):
+    action_space = gymnasium.spaces.Box(np.float32([5.0, -1.0]), np.float32([np.inf, 1.0]))
+
+
+class HalfOpenEnv(CountingEnv):
+    action_space = gymnasium.spaces.Box(0.0, np.inf, (2,))
+
+
+class SmallImageEnv(CountingEnv):
+    observation_space = gymnasium.spaces.Box(0, 255, (7, 7, 3), np.uint8)
+
+    def _observe(self, action: float) -> np.ndarray:
+        return np.full((7, 7, 3), self._step, np.uint8)
+
+
+class FloatImageEnv(SmallImageEnv):
+    observation_space = gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8)
+
+    def _observe(self, action: float) -> np.ndarray:
+        return np.full((32, 32, 3), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_good", "text"),
+    [
+        ("DriftingEnv", True, "observation 'obs' was 2 where its bounds are [-1, 1]; agents do not need bounds"),
+        ("OutsideAtResetEnv", True, "observation 'obs' was 0 where its bounds are [5, 9]"),
+        ("FloatClassesEnv", False, "observation 'obs' is float32 and its space says int64"),
+        ("StuckEnv", False, "action 'action' has the bounds [5, inf], and an agent acts in [-1, 1]"),
+        ("StuckEnv", False, "so every action becomes 5; give the Box two finite bounds"),
+        ("HalfOpenEnv", True, "so only [0, 1] is used; give the Box two finite bounds"),
+        ("SmallImageEnv", False, "image 'obs' is 7 x 7, and agents take 32 x 32 or more; --env.image-size 64 enlarges it"),
+        ("FloatImageEnv", False, "image 'obs' is float32 and its space says uint8"),
+    ],
+)
+def test_spaces_that_do_not_fit_are_reported(name: str, is_good: bool, text: str) -> None:
+    report = check_env(EnvConfig(env=f"test_check:{name}"), steps=30)
+    assert report.is_good == is_good
+    assert text in text_of(report)
+
+
+class BrokenVector(gymnasium.vector.VectorWrapper):
+    """Misbehaves in the third step."""
+
+    def __init__(self, failure: str) -> None:
+        super().__init__(gymnasium.vector.SyncVectorEnv([CountingEnv]))
+        self._failure, self._steps = failure, 0
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
+        obs, reward, *rest = self.env.step(actions)
+        self._steps += 1
+        if self._steps == 3 and self._failure == "raises":
+            raise ValueError("the simulator exploded")
+        return obs, reward[:, None] if self._failure == "column" else reward, *rest  # type: ignore[return-value]
+
+
+def raising_vector() -> BrokenVector:
+    return BrokenVector("raises")
+
+
+def column_vector() -> BrokenVector:
+    return BrokenVector("column")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("raising_vector", "ValueError: the simulator exploded"),
+        ("column_vector", "reward of vector env 'test_check:column_vector': expected (1,), got (1, 1)"),
+    ],
+)
+@pytest.mark.parametrize("steps", [5, 50])  # so that it fails in the first look, or in the second
+def test_broken_vector_env_is_reported(name: str, text: str, steps: int) -> None:
+    report = check_env(EnvConfig(env=f"test_check:{name}"), steps=steps)
+    assert not report.is_good
+    assert text in text_of(report)
 
 
 def test_vector_env_is_checked_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +198,12 @@ def test_vector_env_is_checked_in_this_process(monkeypatch: pytest.MonkeyPatch) 
     assert report.facts["episodes"] > 5
 
 
-def test_unknown_env_is_wrong_input() -> None:
+def test_env_that_does_not_exist_or_cannot_be_built_is_wrong_input() -> None:
     with pytest.raises(ConfigurationError, match="did you mean counting"):
         check_env(EnvConfig(env="toy:countin"))
+    with pytest.raises(ConfigurationError, match=r"no licence for this simulator .*faulty_envs.py:\d+"):
+        check_env(EnvConfig(env="faulty_envs:cannot_be_built"))
     with pytest.raises(ConfigurationError, match="steps must be >= 1"):
         check_env(EnvConfig(env="toy:counting"), steps=0)
+    with pytest.raises(ConfigurationError, match="seed must be >= 0, got -1"):
+        check_env(EnvConfig(env="toy:counting"), seed=-1)

@@ -36,6 +36,13 @@ def test_every_wrong_field_is_reported_at_once() -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("env", ["toy:point", "my.package:make_env", "rllib:Name"])
+def test_pixels_are_refused_where_nothing_renders_them(env: str) -> None:
+    assert not EnvConfig(env=env).resolved().pixels
+    with pytest.raises(ConfigurationError, match="env.pixels is for gym, mujoco, dmc only, and the env is '" + env):
+        EnvConfig(env=env, pixels=True)
+
+
 def test_flags_win_over_agent_defaults_which_win_over_the_suite() -> None:
     flags = EnvConfig(env="atari:pong", sticky=0.1)
     config = flags.with_defaults({"atari": {"sticky": 0.0, "image_size": 64}, "dmc": {"action_repeat": 2}}).resolved()

@@ -91,6 +91,22 @@ def test_wrong_shapes_and_numbers_are_refused() -> None:
         ActionMapper(spaces.Discrete(3))({"act": np.int32(0)})
 
 
+IMAGE_SPACES = [spaces.Box(0, 255, shape, np.uint8) for shape in ((40, 48, 3), (3, 40, 48), (40, 48))]
+
+
+@pytest.mark.parametrize("space", IMAGE_SPACES, ids=lambda space: str(space.shape))
+def test_image_that_is_not_uint8_is_refused_and_never_cut(space: Any) -> None:
+    mapper, whole = ObsMapper(space), np.full(space.shape, 200)
+    assert mapper(whole)["obs"].dtype == np.uint8
+    assert (mapper(whole.astype(np.int16))["obs"] == 200).all()
+    with pytest.raises(EnvFailureError, match="image 'obs' is float32 and its space says uint8; return"):
+        mapper(np.full(space.shape, 0.5, np.float32))
+    with pytest.raises(EnvFailureError, match="image 'obs' holds numbers from 200 to 300"):
+        mapper(np.stack([whole, whole + 100]), (2,))
+    with pytest.raises(EnvFailureError, match="holds numbers from -1 to -1"):
+        mapper(np.full(space.shape, -1))
+
+
 @pytest.mark.parametrize("space", [spaces.Text(4), spaces.Sequence(spaces.Discrete(2))])
 def test_space_without_arrays_of_fixed_size_is_refused(space: Any) -> None:
     with pytest.raises(ConfigurationError, match="is not supported; use Box"):

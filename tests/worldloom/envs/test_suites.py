@@ -75,6 +75,22 @@ def test_image_settings_without_an_image_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"env.grayscale and env.frame_stack need images"):
         adapted(CountingEnv(), grayscale=True, frame_stack=4)
 
+    with pytest.raises(ConfigurationError, match=r"env.image_size needs images, and 'my.module:make' observes none; leave it out"):
+        adapted(CountingEnv(), image_size=64)
+    with pytest.raises(ConfigurationError, match=r"env.image_size needs images, .*; add env.pixels or leave it out"):
+        env_spec(EnvConfig(env="gym:Pendulum-v1", image_size=64))
+
+
+def test_time_limit_above_the_envs_own_is_refused() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"env.time_limit must be <= 40, .* 'toy:point' sets itself, got 500; leave it out"
+    ):
+        env_spec(EnvConfig(env="toy:point", time_limit=500))
+    with pytest.raises(ConfigurationError, match=r"env.time_limit must be <= 14, .* got 15"):
+        env_spec(EnvConfig(env="worldloom.envs.toy:PointEnv", time_limit=15, action_repeat=3))
+    assert env_spec(EnvConfig(env="toy:point", time_limit=40)).episode_limit == 40
+    assert env_spec(EnvConfig(env="gym:Pendulum-v1", time_limit=500)).episode_limit == 500
+
 
 def test_mujoco_renders_without_a_screen_and_says_how(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
@@ -172,8 +188,27 @@ def test_dm_control_has_its_own_names_and_never_terminates() -> None:
     twin = make_env(config, seed=3).reset().obs["position"]
     assert np.array_equal(twin, rows[0].obs["position"])
     assert not np.array_equal(make_env(config, seed=4).reset().obs["position"], twin)
+    with pytest.raises(ConfigurationError, match=r"env.time_limit must be <= 1000, .* got 5000"):
+        env_spec(EnvConfig(env="dmc:cup-catch", time_limit=5000))
+    with pytest.raises(ConfigurationError, match=r"env.image_size needs images"):
+        env_spec(EnvConfig(env="dmc:cup-catch", image_size=84))
     with pytest.raises(ConfigurationError, match="did you mean walker-walk"):
         make_env(EnvConfig(env="dmc:walkr-walk"), seed=0)
+
+
+@pytest.mark.parametrize("task", ["lqr-lqr-2-1", "pendulum-swingup"])
+def test_equal_seeds_give_equal_rows_in_tasks_that_draw_their_model_too(task: str) -> None:
+    pytest.importorskip("dm_control")
+
+    def play(seed: int) -> np.ndarray:
+        env = make_env(EnvConfig(env=f"dmc:{task}"), seed=seed)
+        rows = [env.reset(), *(env.step({"action": np.ones((1, 1), np.float32)}) for _ in range(15))]
+        env.close()
+        return np.concatenate([row.obs["velocity"] for row in rows])
+
+    first = play(3)
+    assert np.array_equal(first, play(3))
+    assert not np.array_equal(first, play(4))
 
 
 def test_atari_has_the_settings_of_dreamerv3() -> None:

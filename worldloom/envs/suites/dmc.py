@@ -20,6 +20,8 @@ __all__ = ["DmcEnv", "make"]
 SHORT_NAMES = {"cup": "ball-in-cup", "pointmass": "point-mass"}
 CAMERAS = {"quadruped": 2, "rodent": 4}
 DEFAULT_IMAGE_SIZE, PICTURE_SIZE = 64, 192
+MODEL_SEED = 0
+"""Of what a task draws while it is loaded (the springs of lqr): one system for all envs, workers and evaluations."""
 
 
 def make(config: EnvConfig) -> RawEnv:
@@ -46,7 +48,8 @@ def make(config: EnvConfig) -> RawEnv:
     domain, task = known[wanted]
     camera = config.camera if config.camera is not None else CAMERAS.get(domain, 0)
     size = (config.image_size or DEFAULT_IMAGE_SIZE) if config.pixels else None
-    env = DmcEnv(suite.load(domain, task), repeat=config.action_repeat or 1, image_size=size, camera=camera)
+    loaded = suite.load(domain, task, task_kwargs={"random": MODEL_SEED})
+    env = DmcEnv(loaded, repeat=config.action_repeat or 1, image_size=size, camera=camera)
     return RawEnv(env, handles_repeat=True, episode_limit=env.step_limit, may_terminate=domain == "lqr")
 
 

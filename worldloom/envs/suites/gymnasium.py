@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 import gymnasium
 from gymnasium.wrappers import AddRenderObservation
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
+from worldloom.envs.building import first_line, somebodys_code
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.wrappers import RawEnv
 
 __all__ = ["make"]
+
+logger = logging.getLogger(__name__)
 
 NEVER_TERMINATE = ("Pendulum", "HalfCheetah", "Swimmer", "Reacher", "Pusher", "HumanoidStandup")
 EXTRA_OF_ENTRY_POINT = {"gymnasium.envs.mujoco": "mujoco", "ale_py": "atari"}
@@ -24,6 +29,7 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
     Raises:
         ConfigurationError: If the id is unknown; offers the nearest registered one.
         MissingDependencyError: If the env's package is not installed; says what installs it.
+        EnvBuildError: If the env's own code raises.
     """
     name = _mujoco_id(config.name) if config.suite == "mujoco" else config.name
     if name.startswith("ALE/"):
@@ -34,22 +40,38 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
     if config.pixels or renders:
         set_up_headless()
         options["render_mode"] = "rgb_array"
-    try:
-        env = gymnasium.make(name, **options)
-        if config.pixels:
-            env = AddRenderObservation(env, render_only=True)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise _missing(name, error) from error
-    except gymnasium.error.UnregisteredEnv as error:
-        hint = nearest(name, gymnasium.registry)
-        raise ConfigurationError(f"env {config.env!r}: gymnasium knows no {name!r}{hint}") from error
-    except gymnasium.error.Error as error:
-        raise ConfigurationError(f"env {config.env!r}: {_first_line(error)}") from error
-    except ModuleNotFoundError as error:
-        raise _missing(name, error) from error
+    with somebodys_code(config, "built"):
+        try:
+            env = _make(name, options, must_render=bool(config.pixels))
+            if config.pixels:
+                env = AddRenderObservation(env, render_only=True)
+        except gymnasium.error.UnregisteredEnv as error:
+            hint = nearest(name, gymnasium.registry)
+            raise ConfigurationError(f"env {config.env!r}: gymnasium knows no {name!r}{hint}") from error
+        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+            _raise_missing(name, error)
+            raise
+        except gymnasium.error.Error as error:
+            raise ConfigurationError(f"env {config.env!r}: {first_line(error)}") from error
     spec = env.spec
     limit = None if spec is None or config.time_limit is not None else spec.max_episode_steps
     return RawEnv(env, episode_limit=limit, may_terminate=not name.startswith(NEVER_TERMINATE))
+
+
+def _make(name: str, options: dict[str, Any], *, must_render: bool) -> gymnasium.Env[Any, Any]:
+    """The env, without pictures if it cannot draw any and need not."""
+    try:
+        return gymnasium.make(name, **options)
+    except (AssertionError, TypeError, ValueError) as error:
+        if must_render or "render_mode" not in options:
+            raise
+        _say_no_film(name, first_line(error))
+    return gymnasium.make(name, **{key: value for key, value in options.items() if key != "render_mode"})
+
+
+@functools.cache  # once, however many are built
+def _say_no_film(name: str, reason: str) -> None:
+    logger.warning("no film of env %s: it takes no render_mode='rgb_array' (%s)", name, reason)
 
 
 def _mujoco_id(name: str) -> str:
@@ -69,13 +91,9 @@ def _register_atari() -> None:
     gymnasium.register_envs(ale_py)
 
 
-def _missing(name: str, error: Exception) -> Exception:
-    entry_point = str(gymnasium.spec(name).entry_point)
+def _raise_missing(name: str, error: Exception) -> None:
+    """Say what installs the package of one of Gymnasium's own envs."""
+    spec = gymnasium.registry.get(name)
     for prefix, extra in EXTRA_OF_ENTRY_POINT.items():
-        if entry_point.startswith(prefix):
-            return MissingDependencyError(f"env {name!r}", getattr(error, "name", None) or "a package", extra)
-    return ConfigurationError(f"env {name!r} cannot be built: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        if spec is not None and str(spec.entry_point).startswith(prefix):
+            raise MissingDependencyError(f"env {name!r}", getattr(error, "name", None) or "a package", extra) from error

@@ -10,6 +10,7 @@ from typing import Any
 from gymnasium.vector import VectorEnv as GymVectorEnv
 
 from worldloom.core.exceptions import ConfigurationError, nearest
+from worldloom.envs.building import somebodys_code
 from worldloom.envs.config import SUITES, EnvConfig
 from worldloom.envs.wrappers import RawEnv
 
@@ -23,12 +24,14 @@ def make(config: EnvConfig, num_envs: int, *, renders: bool = False) -> RawEnv |
 
     Raises:
         ConfigurationError: If the module, the callable or the result is not what it should be.
+        EnvBuildError: If the module or the callable raises.
     """
     factory = _find(config)
     options: dict[str, Any] = {"num_envs": num_envs} if _has_parameter(factory, "num_envs") else {}
     if renders and _has_parameter(factory, "render_mode"):
         options["render_mode"] = "rgb_array"
-    env = factory(**options)
+    with somebodys_code(config, "built"):
+        env = factory(**options)
     if isinstance(env, GymVectorEnv):
         return env
     missing = [name for name in NEEDED if not hasattr(env, name)]
@@ -43,13 +46,14 @@ def make(config: EnvConfig, num_envs: int, *, renders: bool = False) -> RawEnv |
 
 def _find(config: EnvConfig) -> Callable[..., Any]:
     module_name, _, attribute = config.name.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise
-        hint = nearest(module_name, SUITES) or "; run from the folder that holds it, or install it"
-        raise ConfigurationError(f"env {config.env!r}: no module {module_name!r}{hint}") from error
+    with somebodys_code(config, "imported"):
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+                raise
+            hint = nearest(module_name, SUITES) or "; run from the folder that holds it, or install it"
+            raise ConfigurationError(f"env {config.env!r}: no module {module_name!r}{hint}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ConfigurationError(f"env {config.env!r}: {module_name} has no {attribute!r}{nearest(part, dir(found))}")

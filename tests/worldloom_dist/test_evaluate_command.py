@@ -1,0 +1,64 @@
+"""``python -m worldloom_dist.evaluate``: what it prints, and wrong input."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.worldloom_dist.small_runs import start
+from worldloom.envs.toy import PointEnv
+from worldloom_dist.evaluate import main
+
+
+class PrintingEnv(PointEnv):
+    def step(self, action):
+        print("from the env")
+        return super().step(action)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("evaluate") / "run"
+    before = torch.get_num_threads()
+    assert start(folder, "--env", f"{__name__}:PrintingEnv", "--env-steps", "60").run() == "completed"
+    torch.set_num_threads(before)
+    return folder
+
+
+def test_json_is_not_disturbed_by_an_env_that_prints(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--episodes", "2"]) == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["episodes"] == 2
+    assert "from the env" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--episodes", "0"], "episodes must be >= 1, got 0"),
+        (["--videos", "-1"], "videos must be >= 0, got -1"),
+        (["--device", "foo"], "device must be cpu, cuda or cuda:N, got 'foo'"),
+        (["--device", "cuda:x"], "device must be cpu, cuda or cuda:N, got 'cuda:x'"),
+        (["--device", "cuda:99"], "device: 'cuda:99' is not available on this machine"),
+    ],
+)
+def test_wrong_input_gives_status_2_and_one_sentence(
+    run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_env_that_cannot_be_built_any_more_is_wrong_input(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: PrintingEnv) -> None:
+        raise RuntimeError("the licence has ended")
+
+    monkeypatch.setattr(PrintingEnv, "__init__", fail)
+    assert main([str(run)]) == 2
+    assert "cannot be built: RuntimeError: the licence has ended" in capsys.readouterr().err

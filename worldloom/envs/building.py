@@ -1,0 +1,67 @@
+"""Somebody else's code while it is imported or builds an env: whatever it raises becomes one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from worldloom.core.exceptions import ConfigurationError, WorldLoomError
+from worldloom.envs.config import EnvConfig
+
+__all__ = ["EnvBuildError", "first_line", "somebodys_code"]
+
+NOT_THEIRS = ("<", str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent))
+"""How the names of files begin that are no place to look at: frozen modules, ours, the import system's."""
+
+
+class EnvBuildError(ConfigurationError):
+    """Code that is not ours raised while it built an env: wrong input before a run, and in its course a fault that may pass."""
+
+
+@contextlib.contextmanager
+def somebodys_code(config: EnvConfig, what: str) -> Iterator[None]:
+    """Run code that is not ours; a ``sys.exit`` in it ends nothing.
+
+    Args:
+        config: Names the env.
+        what: What is done to it, for the message: ``built`` or ``imported``.
+
+    Raises:
+        EnvBuildError: If it raises anything but an error of ours; names the cause and where it happened.
+    """
+    try:
+        yield
+    except WorldLoomError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EnvBuildError(
+            f"env {config.env!r} cannot be {what}: {_cause(error)}; for the whole traceback: "
+            f"python -m worldloom_dist.check_env {config.env} --debug"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its kind where it has none."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        text = f"it called sys.exit({error.code!r})"
+    else:
+        text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
+    place = _place(error)
+    return f"{text} ({place})" if place else text
+
+
+def _place(error: BaseException) -> str:
+    """``file:line`` of the innermost frame that is neither ours nor the import system's; empty when there is none."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, SyntaxError):
+        return "" if error.filename is None else f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THEIRS)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

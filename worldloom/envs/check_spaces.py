@@ -1,0 +1,140 @@
+"""Does an env keep to the spaces that it declares, and what do they leave to an agent? A part of ``worldloom.envs.check``.
+
+N envs (of a vector env, else one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from worldloom.core.specs import ACTION, OBS, EnvSpec
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import make_raw
+from worldloom.envs.spaces import MIN_IMAGE_SIDE, ActionMapper, find, walk
+from worldloom.envs.vector import RandomActions
+from worldloom.envs.wrappers import RawEnv
+
+__all__ = ["Finding", "image_findings", "space_findings"]
+
+LARGE_IMAGE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to change.
+
+    Attributes:
+        is_error: True when training on this env would be wrong; False for advice.
+        text: What was seen, and what to do about it.
+    """
+
+    is_error: bool
+    text: str
+
+
+def space_findings(config: EnvConfig, *, steps: int, seed: int) -> list[Finding]:
+    """Step the env itself, without our wrappers, and hold what it gives against its spaces.
+
+    Args:
+        config: Which env.
+        steps: How many steps.
+        seed: Of env and actions.
+    """
+    raw = make_raw(config.resolved(), 1)
+    if isinstance(raw, RawEnv):
+        env, num_envs, space, action_space = raw.env, None, raw.env.observation_space, raw.env.action_space
+    else:
+        env, num_envs, space, action_space = raw, raw.num_envs, raw.single_observation_space, raw.single_action_space
+    watch, map_action = _Watch(space), ActionMapper(action_space)
+    choose = RandomActions(EnvSpec(name=config.env, obs={}, action=map_action.specs), num_envs or 1, seed)
+    try:
+        watch.see(env.reset(seed=seed)[0])
+        for _ in range(steps):
+            native = map_action.rows(choose(), 1)[0] if num_envs is None else map_action(choose(), (num_envs,))
+            obs, _, terminated, truncated, _ = env.step(native)
+            watch.see(obs)
+            if np.any(terminated) or np.any(truncated):
+                watch.see(env.reset()[0])
+    finally:
+        env.close()
+    return [*watch.findings.values(), *_action_findings(action_space)]
+
+
+def image_findings(spec: EnvSpec) -> list[Finding]:
+    """Images that are too small, too large or no images to an agent."""
+    found = []
+    for key, array in spec.obs.items():
+        size = " x ".join(map(str, array.shape[:2]))
+        if array.is_image and min(array.shape[:2]) < MIN_IMAGE_SIDE:
+            remedy = "--env.image-size 64 enlarges it, and in a Box of float32 it is read as numbers"
+            found.append(
+                Finding(True, f"image {key!r} is {size}, and agents take {MIN_IMAGE_SIDE} x {MIN_IMAGE_SIDE} or more; {remedy}")
+            )
+        elif array.is_image and max(array.shape[:2]) > LARGE_IMAGE:
+            text = f"image {key!r} is {size}; --env.image-size 64 makes it cheaper to store and to learn from"
+            found.append(Finding(False, text))
+        elif len(array.shape) == 3 and not array.is_image:
+            text = f"observation {key!r} may be an image of floats; as uint8 in a Box(0, 255) it is encoded as an image"
+            found.append(Finding(False, text))
+    return found
+
+
+class _Watch:
+    """Holds observations against their space; keeps the first finding of every key."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self._leaves = walk(space, OBS)
+        self.findings: dict[str, Finding] = {}
+
+    def see(self, obs: Any) -> None:
+        """Look at one observation (with any leading axes)."""
+        for key, path, space in self._leaves:
+            if key not in self.findings and (finding := _misfit(key, space, np.asarray(find(obs, path)))):
+                self.findings[key] = finding
+
+
+def _misfit(key: str, space: Any, value: np.ndarray) -> Finding | None:
+    wants_whole = space.dtype is not None and np.dtype(space.dtype).kind in "biu"
+    if wants_whole and value.dtype.kind not in "biu":
+        text = f"observation {key!r} is {value.dtype} and its space says {space.dtype}; return {space.dtype}, or declare float32"
+        return Finding(True, text)
+    if not isinstance(space, spaces.Box):
+        return None
+    value = value if wants_whole else value.astype(space.dtype)
+    outside = np.argwhere((value < space.low) | (value > space.high))
+    if not outside.size:
+        return None
+    where = tuple(outside[0])
+    own = where[value.ndim - space.low.ndim :]
+    return Finding(
+        False,
+        f"observation {key!r} was {value[where]:g} where its bounds are [{space.low[own]:g}, {space.high[own]:g}]; "
+        "agents do not need bounds, but mend what is wrong, the number or the bound",
+    )
+
+
+def _action_findings(space: Any) -> list[Finding]:
+    """Boxes without two finite bounds: there an agent's [-1, 1] is not scaled but cut (``envs.spaces.ActionMapper``)."""
+    found = []
+    for key, _, leaf in walk(space, ACTION):
+        if not isinstance(leaf, spaces.Box):
+            continue
+        low, high = leaf.low.reshape(-1).astype(np.float64), leaf.high.reshape(-1).astype(np.float64)
+        is_open = ~(np.isfinite(low) & np.isfinite(high))
+        least, most = np.clip(-1.0, low, high), np.clip(1.0, low, high)
+        is_stuck = is_open & (least == most)
+        if is_open.any():
+            index = int(np.argmax(is_stuck if is_stuck.any() else is_open))
+            left = (
+                f"every action becomes {most[index]:g}" if is_stuck.any() else f"only [{least[index]:g}, {most[index]:g}] is used"
+            )
+            text = (
+                f"action {key!r} has the bounds [{low[index]:g}, {high[index]:g}], and an agent acts in [-1, 1], which is scaled "
+                f"to finite bounds only, so {left}; give the Box two finite bounds"
+            )
+            found.append(Finding(bool(is_stuck.any()), text))
+    return found
