@@ -6,13 +6,14 @@ Both runtimes build their roles here, so they cannot differ in anything else. Bu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldloom.agents.registry import make_agent, make_policy
+from worldloom.core.exceptions import TrainingError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvLimits
@@ -38,6 +39,7 @@ __all__ = [
     "build_shard",
     "build_store",
     "build_worker",
+    "check_live",
     "measure_act_costs",
     "restore_agent",
 ]
@@ -98,6 +100,25 @@ def build_grouped_worker(
         groups.append(build_worker(plan, slot, incarnation, client, writer, first_env=first_env, num_envs=size))
         first_env += size
     return groups[0] if len(groups) == 1 else GroupedWorker(groups)
+
+
+def check_live(plan: Plan, left: int, wanted: int, quarantined: Mapping[str, str], *, missing: int = 0) -> None:
+    """Refuse to go on with too few env workers.
+
+    Args:
+        plan: Of the run.
+        left: Workers that are not given up.
+        wanted: How many there should be.
+        quarantined: Workers and envs that are not started again, with the reason.
+        missing: Workers that are not started yet.
+
+    Raises:
+        TrainingError: If fewer than ``actors.min_live`` are left, or none.
+    """
+    least = plan.config.actors.min_live
+    if left + missing < max(1, least):
+        reasons = "; ".join(f"{name}: {why}" for name, why in quarantined.items())
+        raise TrainingError(f"only {left} of {wanted} env workers are left, and actors.min_live is {least} ({reasons})")
 
 
 def build_policy(plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu") -> Policy:

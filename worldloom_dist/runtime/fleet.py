@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.exceptions import TrainingError
+from worldloom_dist.assembly import check_live
 from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.pace import Pace
@@ -118,12 +118,8 @@ class Fleet:
     def _check(self) -> None:
         if self.plan.is_offline:
             return
-        config, left = self.plan.config, sum(not role.is_given_up for role in self.workers)
-        if left + (self.wanted - len(self.workers)) < max(1, config.actors.min_live):
-            reasons = "; ".join(f"{name}: {why}" for name, why in self.quarantined.items())
-            raise TrainingError(
-                f"only {left} of {self.wanted} env workers are left, and actors.min_live is {config.actors.min_live} ({reasons})"
-            )
+        left, missing = sum(not role.is_given_up for role in self.workers), self.wanted - len(self.workers)
+        check_live(self.plan, left, self.wanted, self.quarantined, missing=missing)
 
     def _follow_cluster(self) -> None:
         leaving = self._draining()
