@@ -300,10 +300,16 @@ class RemoteActing:
     def _finish(self, answer: Callable[[], ActReply], envs: np.ndarray, total: int) -> Actions:
         reply = answer()
         self.version = reply.version
-        self._carry_resets += int(np.count_nonzero(reply.carry_reset))
+        if reply.carry_reset.any():
+            self._note_carry_resets(envs[reply.carry_reset] + self.first_env)
         if len(envs) == total:
             return Actions(reply.action, reply.extras, reply.version)
         return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version)
+
+    def _note_carry_resets(self, lost: np.ndarray) -> None:
+        self._carry_resets += len(lost)
+        names = ", ".join(map(str, lost.tolist()))
+        logger.warning("worker-%d: the inference server had lost the carries of its envs %s in mid-episode", self.slot, names)
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
