@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldloom.agents.registry import make_agent, make_policy
-from worldloom.core.exceptions import TrainingError
+from worldloom.core.exceptions import CheckpointError, TrainingError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.data.selector_spec import parse_selector
-from worldloom.envs.config import EnvLimits
+from worldloom.envs.config import NEUTRAL, EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.vector import VectorEnv
 from worldloom_dist.actors.acting import ActClient
@@ -40,6 +40,8 @@ __all__ = [
     "build_store",
     "build_worker",
     "check_live",
+    "check_trained_env",
+    "env_facts",
     "measure_act_costs",
     "restore_agent",
 ]
@@ -148,14 +150,53 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
     return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
 
 
+def env_facts(plan: Plan) -> dict[str, Any]:
+    """What the manifest of a checkpoint says of the env that it was trained in, every setting included.
+
+    Without an env it is ``recorded_env``, which the rows came from; that binds nobody who plays with the checkpoint.
+    """
+    spec = plan.env_spec.to_dict()
+    return {"recorded_env": spec} if plan.is_offline else {"env": {**spec, "name": plan.env.env, "settings": plan.env.settings()}}
+
+
+def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was trained in another env, or with other settings of it.
+
+    Args:
+        plan: Of the run that loads it.
+        checkpoint: Its name, for the error.
+        facts: Of its manifest; a checkpoint of an earlier version says nothing of its env and is let through.
+
+    Raises:
+        CheckpointError: Names the first difference.
+    """
+    trained = facts.get("env")
+    if trained is None or plan.is_offline:
+        return
+    before = {"env": _spelled_out(trained["name"]), **NEUTRAL, **trained["settings"]}
+    now = {"env": _spelled_out(plan.env.env), **NEUTRAL, **plan.env.settings()}
+    for name in [*before, *now]:
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{checkpoint} was trained with {'env' if name == 'env' else f'env.{name}'} {before.get(name)!r}, "
+                f"and this run has {now.get(name)!r}; set it back, or train in a new run folder"
+            )
+
+
+def _spelled_out(env: str) -> str:
+    config = EnvConfig(env=env)
+    return f"{config.suite}:{config.name}"
+
+
 def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple[Agent, int]:
     """The agent of a checkpoint, and its number of updates.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged or of another architecture.
+        CheckpointError: If the checkpoint is damaged, of another architecture, or trained in another env.
     """
-    from worldloom.training.checkpoints import load_tree
+    from worldloom.training.checkpoints import load_tree, read_manifest
 
+    check_trained_env(plan, checkpoint.name, read_manifest(checkpoint)["facts"])
     saved = load_tree(checkpoint)["learner"]
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
     agent.load_state_dict(saved["agent"])

@@ -34,6 +34,8 @@ from worldloom_dist.assembly import (
     build_store,
     build_worker,
     check_live,
+    check_trained_env,
+    env_facts,
 )
 from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.gallery import Gallery
@@ -224,6 +226,7 @@ class LocalRun:
         found = self._found
         if found is not None:
             folder, tree = found
+            check_trained_env(self._plan, folder.name, self._store.facts(folder))
             self.learner.load_state_dict(tree["learner"])
             self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
             self.replay.ledger.limiter.load(tree["limiter"])
@@ -258,7 +261,7 @@ class LocalRun:
             "workers": states,
             "evaluated_at": self._evaluated_at,
         }
-        facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps}
+        facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps, **env_facts(self._plan)}
         step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
         folder = self._store.save(step, tree, facts)
         evaluation = self.report.evaluation
