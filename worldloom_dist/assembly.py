@@ -50,7 +50,10 @@ MEASURE_S = 1.0
 
 
 def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
-    """Envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process."""
+    """Envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process.
+
+    In lock-step they wait for each other, or which rows there are would depend on time.
+    """
     config = plan.config
     actors = config.actors
     limits = EnvLimits(
@@ -58,6 +61,7 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         reset_timeout_s=actors.reset_timeout_s,
         max_failures=actors.max_env_failures,
         failure_window_s=actors.env_failure_window_s,
+        **({"grace_s": float("inf")} if plan.is_lockstep else {}),
     )
     supervised = actors.supervise and plan.env.suite != "rllib"  # Ray's registry is known to Ray's processes only
     processes = config.runtime == "ray" and config.envs_per_worker > 1 and supervised
