@@ -109,8 +109,8 @@ class GroupedWorker:
         self._turns.remove(group)
         if not self._turns:
             raise error
-        envs = f"envs {group.first_env} to {group.first_env + group.num_envs - 1}"
-        logger.warning("worker-%d goes on without its %s: %s", self.slot, envs, error)
+        last = group.first_env + group.num_envs - 1
+        logger.warning("envs %d to %d are given up, the others go on: %s", group.first_env, last, error)
 
     def flush(self) -> None:
         """Send every open chunk; returns when all are acknowledged."""

@@ -100,7 +100,7 @@ def test_group_whose_envs_are_dead_is_retired_and_the_others_go_on(
     with caplog.at_level(logging.WARNING):
         written = sum(worker.step() for _ in range(300))
     assert worker.quarantined == {1: "raised: RuntimeError: broken on purpose"}
-    assert "worker-0 goes on without its envs 1 to 1: no env is left of 1" in caplog.text
+    assert "envs 1 to 1 are given up, the others go on: no env is left of 1" in caplog.text
     assert worker._groups[1].open_rows == 0, "what it had open was sent"
     worker.close()
     rows = {stream.env: sink.rows(stream) for stream in sink.chunks}

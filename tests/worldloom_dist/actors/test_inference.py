@@ -113,11 +113,12 @@ def test_weights_are_pulled_between_batches_and_named_in_the_reply() -> None:
     assert after.action["action"][0, 0] > 0.4
 
 
-def test_lost_carries_are_counted_once_and_named_by_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_carries_are_counted_once_and_named_by_who_asked(caplog: pytest.LogCaptureFixture) -> None:
     servers = [server(), server()]
     remote = RemoteActing(3, 0, lambda asked: servers[0].act_batch([asked])[0], first_env=4)
     obs, no = {"obs": np.zeros((3, 2), np.float32)}, np.zeros(3, bool)
-    remote.act(obs, ~no)
+    with caplog.at_level(logging.WARNING):
+        remote.act(obs, no)  # as after a random prefill: nothing is lost
     servers.reverse()  # the first one has died
     with caplog.at_level(logging.WARNING):
         remote.act(obs, np.array([False, True, False]), np.array([True, True, False]))
@@ -125,7 +126,7 @@ def test_lost_carries_are_counted_once_and_named_by_the_worker(caplog: pytest.Lo
         remote.act(obs, no)
     assert remote.drain_metrics()["carry_resets_total"].value == 2
     assert [record.getMessage() for record in caplog.records] == [
-        f"worker-3: the inference server had lost the carries of its envs {env} in mid-episode" for env in (4, 6)
+        f"the inference server had lost the carries of envs {env} in mid-episode" for env in (4, 6)
     ]
     assert "carry_resets_total" not in remote.drain_metrics()
     assert all("carry_resets_total" not in central.drain_metrics() for central in servers), "or a sum over roles would double"
