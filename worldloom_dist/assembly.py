@@ -6,16 +6,17 @@ Both runtimes build their roles here, so they cannot differ in anything else. Bu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldloom.agents.registry import make_agent, make_policy
+from worldloom.core.exceptions import CheckpointError, TrainingError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.data.selector_spec import parse_selector
-from worldloom.envs.config import EnvLimits
+from worldloom.envs.config import NEUTRAL, EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.vector import VectorEnv
 from worldloom_dist.actors.acting import ActClient
@@ -38,6 +39,9 @@ __all__ = [
     "build_shard",
     "build_store",
     "build_worker",
+    "check_live",
+    "check_trained_env",
+    "env_facts",
     "measure_act_costs",
     "restore_agent",
 ]
@@ -46,7 +50,10 @@ MEASURE_S = 1.0
 
 
 def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
-    """Envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process."""
+    """Envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process.
+
+    In lock-step they wait for each other, or which rows there are would depend on time.
+    """
     config = plan.config
     actors = config.actors
     limits = EnvLimits(
@@ -54,6 +61,7 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         reset_timeout_s=actors.reset_timeout_s,
         max_failures=actors.max_env_failures,
         failure_window_s=actors.env_failure_window_s,
+        **({"grace_s": float("inf")} if plan.is_lockstep else {}),
     )
     supervised = actors.supervise and plan.env.suite != "rllib"  # Ray's registry is known to Ray's processes only
     processes = config.runtime == "ray" and config.envs_per_worker > 1 and supervised
@@ -100,6 +108,25 @@ def build_grouped_worker(
     return groups[0] if len(groups) == 1 else GroupedWorker(groups)
 
 
+def check_live(plan: Plan, left: int, wanted: int, quarantined: Mapping[str, str], *, missing: int = 0) -> None:
+    """Refuse to go on with too few env workers.
+
+    Args:
+        plan: Of the run.
+        left: Workers that are not given up.
+        wanted: How many there should be.
+        quarantined: Workers and envs that are not started again, with the reason.
+        missing: Workers that are not started yet.
+
+    Raises:
+        TrainingError: If fewer than ``actors.min_live`` are left, or none.
+    """
+    least = plan.config.actors.min_live
+    if left + missing < max(1, least):
+        reasons = "; ".join(f"{name}: {why}" for name, why in quarantined.items())
+        raise TrainingError(f"only {left} of {wanted} env workers are left, and actors.min_live is {least} ({reasons})")
+
+
 def build_policy(plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu") -> Policy:
     """A policy for acting; it acts with weights equal to the untrained agent's until it loads some."""
     return make_policy(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "policy", *index), num_envs=num_envs)
@@ -127,14 +154,53 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
     return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
 
 
+def env_facts(plan: Plan) -> dict[str, Any]:
+    """What the manifest of a checkpoint says of the env that it was trained in, every setting included.
+
+    Without an env it is ``recorded_env``, which the rows came from; that binds nobody who plays with the checkpoint.
+    """
+    spec = plan.env_spec.to_dict()
+    return {"recorded_env": spec} if plan.is_offline else {"env": {**spec, "name": plan.env.env, "settings": plan.env.settings()}}
+
+
+def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was trained in another env, or with other settings of it.
+
+    Args:
+        plan: Of the run that loads it.
+        checkpoint: Its name, for the error.
+        facts: Of its manifest; a checkpoint of an earlier version says nothing of its env and is let through.
+
+    Raises:
+        CheckpointError: Names the first difference.
+    """
+    trained = facts.get("env")
+    if trained is None or plan.is_offline:
+        return
+    before = {"env": _spelled_out(trained["name"]), **NEUTRAL, **trained["settings"]}
+    now = {"env": _spelled_out(plan.env.env), **NEUTRAL, **plan.env.settings()}
+    for name in [*before, *now]:
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{checkpoint} was trained with {'env' if name == 'env' else f'env.{name}'} {before.get(name)!r}, "
+                f"and this run has {now.get(name)!r}; set it back, or train in a new run folder"
+            )
+
+
+def _spelled_out(env: str) -> str:
+    config = EnvConfig(env=env)
+    return f"{config.suite}:{config.name}"
+
+
 def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple[Agent, int]:
     """The agent of a checkpoint, and its number of updates.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged or of another architecture.
+        CheckpointError: If the checkpoint is damaged, of another architecture, or trained in another env.
     """
-    from worldloom.training.checkpoints import load_tree
+    from worldloom.training.checkpoints import load_tree, read_manifest
 
+    check_trained_env(plan, checkpoint.name, read_manifest(checkpoint)["facts"])
     saved = load_tree(checkpoint)["learner"]
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
     agent.load_state_dict(saved["agent"])

@@ -6,6 +6,9 @@
 The version that acts is a function of the row count. A checkpoint is one cut through all roles: open chunks are flushed, replay is
 marked, and envs that can be saved are saved; those that cannot begin new episodes there, in a run that was never interrupted too.
 So a resumed run equals an uninterrupted one, bit for bit on a CPU. Does not need Ray.
+
+A run that fails outside of training, for example in an evaluation, writes a checkpoint before it ends. A worker whose envs are all
+in quarantine is left out while ``actors.min_live`` others go on; a resumed run tries it again.
 """
 
 from __future__ import annotations
@@ -18,12 +21,22 @@ from pathlib import Path
 
 import torch
 
-from worldloom.core.exceptions import BufferError
+from worldloom.core.exceptions import BufferError, EnvFailureError
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import build_evaluator, build_learner, build_policy, build_shard, build_store, build_worker
+from worldloom_dist.assembly import (
+    build_evaluator,
+    build_learner,
+    build_policy,
+    build_shard,
+    build_store,
+    build_worker,
+    check_live,
+    check_trained_env,
+    env_facts,
+)
 from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.step import prepare_torch
@@ -85,6 +98,8 @@ class LocalRun:
         self._evaluated_at = self._said_at = 0
         self._node, self._reported = NodeMeter(folder.path), self.report.counts
         self._checkpoint_at = 0
+        self._is_whole = False
+        self._given_up: dict[int, str] = {}
 
     def run(self) -> str:
         """Run to the end.
@@ -107,6 +122,8 @@ class LocalRun:
             self.gallery.close()
             self._say(status)
         except BaseException as error:
+            if isinstance(error, Exception):
+                self._save_what_is_whole()
             self._folder.write_summary(self.report.summary("failed", f"{type(error).__name__}: {error}"))
             raise
         finally:
@@ -115,9 +132,16 @@ class LocalRun:
         return status
 
     def round(self) -> None:
-        """One decision of every env, the updates that it makes due, and whatever else is due then."""
-        for worker in self.workers:
-            worker.step()
+        """One decision of every env, the updates that it makes due, and whatever else is due then.
+
+        Raises:
+            TrainingError: If fewer workers than ``actors.min_live`` are left.
+        """
+        for worker in self.live_workers:
+            try:
+                worker.step()
+            except EnvFailureError as error:
+                self._give_up(worker, error)
         self.train_due(OFFLINE_UPDATES_PER_ROUND if self._plan.is_offline else None)
         self._look()
         self._show(self.report.view)
@@ -141,15 +165,38 @@ class LocalRun:
             if most is not None and self.learner.train_steps - before >= most:
                 break
             request = SampleRequest(sampling.batch_size, (role_seed(self._plan, "sampling"), self.learner.train_steps, 0))
-            self.learner.train(self.replay.sample(request))
+            batch, self._is_whole = self.replay.sample(request), False
+            self.learner.train(batch)
+            self._is_whole = True
         if self.learner.train_steps > before and self._has_trained():
             self.learner.publish()
+
+    @property
+    def live_workers(self) -> list[RolloutWorker]:
+        """Workers that have an env left."""
+        return [worker for worker in self.workers if worker.slot not in self._given_up]
 
     def close(self) -> None:
         """Close envs and shards."""
         for worker in self.workers:
             worker.close()
         self.replay.close()
+
+    def _give_up(self, worker: RolloutWorker, error: EnvFailureError) -> None:
+        """Go on without a worker; its rows stay, and its state stays in checkpoints, so no stream is begun twice."""
+        self._given_up[worker.slot] = str(error)
+        logger.error("worker-%d is given up: %s", worker.slot, error)
+        self._look()
+        check_live(self._plan, len(self.live_workers), len(self.workers), self.report.quarantined)
+
+    def _save_what_is_whole(self) -> None:
+        """Keep what was trained before a failure; not what a failing update or a failing checkpoint left half done."""
+        if not self._is_whole:
+            return
+        try:
+            logger.info("failed; what was trained so far is in %s", self._checkpoint())
+        except Exception as error:  # the failure before it is the one to tell
+            logger.warning("no checkpoint could be written: %s: %s", type(error).__name__, error)
 
     def _wants_evaluation(self) -> bool:
         return self._plan.config.eval_episodes > 0 and self._has_trained()
@@ -179,6 +226,7 @@ class LocalRun:
         found = self._found
         if found is not None:
             folder, tree = found
+            check_trained_env(self._plan, folder.name, self._store.facts(folder))
             self.learner.load_state_dict(tree["learner"])
             self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
             self.replay.ledger.limiter.load(tree["limiter"])
@@ -197,7 +245,7 @@ class LocalRun:
         for worker, state in zip(self.workers, found[1]["workers"] if found else (), strict=False):
             worker.restore(state)
         self._look()
-        self._checkpoint_at = self._progress
+        self._checkpoint_at, self._is_whole = self._progress, True
 
     def _checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
@@ -213,11 +261,12 @@ class LocalRun:
             "workers": states,
             "evaluated_at": self._evaluated_at,
         }
-        facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps}
+        facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps, **env_facts(self._plan)}
         step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
         folder = self._store.save(step, tree, facts)
-        if self.report.evaluation is not None and self._evaluated_at == self.report.env_steps:
-            self._store.mark_best(folder, self.report.evaluation["return_mean"])
+        evaluation = self.report.evaluation
+        if evaluation is not None and evaluation["env_steps"] == self.report.env_steps:
+            self._store.mark_best(folder, evaluation["return_mean"])
         self._folder.write_summary(self.report.summary("running"))
         return folder
 
@@ -246,9 +295,8 @@ class LocalRun:
             debt=float(ledger.limiter.debt),
         )
         self.report.update(counts, self.report.snapshot)
-        self.report.quarantined = {
-            f"worker-{worker.slot}/env-{env}": why for worker in self.workers for env, why in worker.quarantined.items()
-        }
+        envs = {f"worker-{worker.slot}/env-{env}": why for worker in self.workers for env, why in worker.quarantined.items()}
+        self.report.quarantined = {**{f"worker-{slot}": why for slot, why in self._given_up.items()}, **envs}
 
     def _say(self, status: str) -> None:
         for worker in self.workers:

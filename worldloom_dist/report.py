@@ -168,6 +168,9 @@ class Report:
 
     def note_evaluation(self, result: Mapping[str, Any]) -> None:
         """Take the result of an evaluation that began at ``result["env_steps"]``."""
+        for env, why in result.get("lost_envs", {}).items():
+            logger.warning("eval at env_steps %d: env %s failed too often, others played its episodes (%s)",
+                           result["env_steps"], env, why)  # fmt: skip
         self.evaluation = {"time": time.time(), **result}
         self._folder.append_metrics({"kind": "eval", **self.evaluation})
         values = {key: float(metric.value) for key, metric in eval_metrics(self.evaluation).items()}

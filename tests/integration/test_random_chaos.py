@@ -3,6 +3,7 @@
 What each kill cost is printed; the README's table comes from there.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -36,21 +37,45 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.long, pytest.mark.
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the journals in a folder."""
-    return sum(path.stat().st_size for path in folder.glob("**/segment-*.wal"))
+    """Bytes of the journals in a folder; a segment may go meanwhile."""
+    size = 0
+    for path in folder.glob("**/segment-*.wal"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
-def journal_of(pid: int) -> Path:
-    """The folder of the journal that a shard writes."""
-    return next(Path(file.path).parent for file in psutil.Process(pid).open_files() if "/replay/shard-" in file.path)
+def journal_of(pid: int) -> Path | None:
+    """The folder of the journal that a shard writes; None if it has opened none yet, or is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        paths = [file.path for file in psutil.Process(pid).open_files() if "/replay/shard-" in file.path]
+        return Path(paths[0]).parent if paths else None
+    return None
+
+
+def strike(run: Launched, kind: str, rng: random.Random) -> tuple[Path, dict, float] | None:
+    """Kill -9 a process of a role.
+
+    Returns:
+        The folder whose journals show that somebody does its work again, the summary before, and the moment (monotonic seconds);
+        None if there was no such process, or it ended by itself.
+    """
+    pids = run.pids(f"ray::{kind}Role")
+    pid = rng.choice(pids) if pids else None
+    journals = journal_of(pid) if pid and kind == "Shard" else run.folder / "replay"
+    if pid is None or journals is None:
+        return None
+    before, began = run.summary(), time.monotonic()
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return None
+    return journals, before, began
 
 
 def kill_one(run: Launched, kind: str, rng: random.Random) -> float:
     """Kill -9 a process of a role; returns the seconds until its successor does the same work, where that is seen from outside."""
-    pid = rng.choice(run.wait_until(lambda: run.pids(f"ray::{kind}Role"), 90))
-    journals = journal_of(pid) if kind == "Shard" else run.folder / "replay"
-    before, began = run.summary(), time.monotonic()
-    os.kill(pid, signal.SIGKILL)
+    journals, before, began = run.wait_until(lambda: strike(run, kind, rng), 90)
     if kind in ("Shard", "Inference"):
         time.sleep(LAST_WRITE_S)
         size = size_of(journals)

@@ -174,6 +174,8 @@ class EnvLimits:
     """Seconds that a reset may take."""
     start_timeout_s: float = 120.0
     """Seconds that starting an env's process, building the env and its first reset may take together."""
+    grace_s: float = 1.0
+    """Seconds after which the other envs go on without a supervised one that is late; infinite: they wait for its deadline."""
     max_failures: int = 5
     """So many failures within the window put an env into quarantine: it is not built again."""
     failure_window_s: float = 600.0

@@ -1,14 +1,16 @@
 """Envs in processes of their own, with deadlines: one that hangs or dies costs itself only, and not for long.
 
-Who waits for whom: ``step`` asks every ready process and waits for their answers, each at most until its own deadline. A process
-that misses it is killed (its stack goes to the log first), one that died is noticed at once; both are started anew after a
-pause that grows (``envs.faults``). Nobody waits for a starting process unless there is no other; its env's rows are not live
-until its reset row is there.
+Who waits for whom: ``step`` asks every ready process and waits for their answers, for a grace in which nearly every step is done.
+An env that takes longer is late: the others go on without it. Its rows are not live and no action reaches it until its answer is
+there, which is then its next row, reached by the action of its last one. A process that misses its deadline is killed (its stack
+goes to the log first), one that died is noticed at once; both are started anew after a pause that grows (``envs.faults``). Nobody
+waits for a late process or a starting one unless there is no other; a new env's rows are not live until its reset row is there.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +28,9 @@ from worldloom.envs.vector import EnvStep, env_seed
 
 __all__ = ["SupervisedVectorEnv"]
 
+USUAL_STEPS, STEPS_REMEMBERED = 10, 32
+"""An env is late after so many times the median of the last steps, if that is longer than ``EnvLimits.grace_s``."""
+
 
 class _Phase(Enum):
     DOWN = "no process"
@@ -38,6 +43,7 @@ class _Phase(Enum):
 class _Slot:
     process: EnvProcess | None = None
     phase: _Phase = _Phase.DOWN
+    asked_s: float = 0.0
     deadline_s: float = 0.0
     doing: str = "start"  # what the deadline is for: start (up to the first row), reset or step
     rebuilds: int = 0
@@ -50,7 +56,7 @@ class SupervisedVectorEnv:
         config: Resolved settings.
         num_envs: How many.
         seed: Root of the envs' seeds.
-        limits: Deadlines, and failures that are borne.
+        limits: Grace, deadlines, and failures that are borne.
         clock: Monotonic seconds.
 
     Raises:
@@ -72,6 +78,7 @@ class SupervisedVectorEnv:
         self._config, self._seed, self._clock = config, seed, clock
         limits = limits or EnvLimits()
         self._timeouts = {"start": limits.start_timeout_s, "reset": limits.reset_timeout_s, "step": limits.step_timeout_s}
+        self._least_grace_s, self._step_times = limits.grace_s, deque[float](maxlen=STEPS_REMEMBERED)
         self._book = FaultBook(limits, num_envs, clock)
         self._slots = [_Slot() for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, bool)
@@ -82,7 +89,7 @@ class SupervisedVectorEnv:
             for index in range(num_envs):
                 self._launch(index)
             while self._spec is None:
-                self._wait_once(None)
+                self._wait_once(None, [])
         except BaseException:
             self.close()
             raise
@@ -98,12 +105,14 @@ class SupervisedVectorEnv:
         """Start a new episode everywhere (see :class:`worldloom.envs.vector.VectorEnv`)."""
         if seed is not None:
             self._seed = seed
+        while any(slot.phase is _Phase.BUSY for slot in self._slots):
+            self._wait_once(self._blank.copy(), [])  # late answers, of episodes that end here
         reseed = seed is not None or not self._started
         for index, slot in enumerate(self._slots):
             if slot.phase is _Phase.READY or not self._started:
                 self._ask(index, "reset", env_seed(self._seed, index) if reseed else None)
         self._started = True
-        return self._collect()
+        return self._collect(float("inf"))
 
     def step(self, action: Mapping[str, np.ndarray]) -> EnvStep:
         """Act (see :class:`worldloom.envs.vector.VectorEnv`)."""
@@ -114,7 +123,7 @@ class SupervisedVectorEnv:
                 self._ask(index, "reset", None)
             elif slot.phase is _Phase.READY:
                 self._ask(index, "step", {key: value[index] for key, value in action.items()})
-        return self._collect()
+        return self._collect(self._grace_s())
 
     def state(self) -> list[Any] | None:
         """None: exact resume is for envs in this process."""
@@ -139,19 +148,30 @@ class SupervisedVectorEnv:
                 slot.process.kill()
             slot.process, slot.phase = None, _Phase.DOWN
 
-    def _collect(self) -> EnvStep:
+    def _collect(self, grace_s: float) -> EnvStep:
+        """The rows of the envs that answer within ``grace_s``, and of one at least."""
         row = self._blank.copy()
         self._relaunch_due()
-        while any(slot.phase is _Phase.BUSY for slot in self._slots) or not row.live.any():
-            self._wait_once(row)
+        while (patience := self._patience(grace_s)) or not row.live.any():
+            self._wait_once(row, patience)
         self._receive_ready(row, 0.0)
         self._ended = row.is_last
         return row
 
-    def _wait_once(self, row: EnvStep | None) -> None:
-        """Wait for the next answer, deadline or end of a pause, and deal with it."""
+    def _grace_s(self) -> float:
+        times = sorted(self._step_times)
+        return max(self._least_grace_s, USUAL_STEPS * times[len(times) // 2] if times else 0.0)
+
+    def _patience(self, grace_s: float) -> list[float]:
+        """Seconds until each env that is asked and not yet late will be."""
         now = self._clock()
-        times = [slot.deadline_s - now for slot in self._slots if slot.phase in (_Phase.BUSY, _Phase.STARTING)]
+        left = [slot.asked_s + grace_s - now for slot in self._slots if slot.phase is _Phase.BUSY]
+        return [seconds for seconds in left if seconds > 0]
+
+    def _wait_once(self, row: EnvStep | None, patience: list[float]) -> None:
+        """Wait for the next answer, deadline, end of a pause or of patience, and deal with it."""
+        now = self._clock()
+        times = [slot.deadline_s - now for slot in self._slots if slot.phase in (_Phase.BUSY, _Phase.STARTING)] + patience
         times += [self._book.wait_s(index) for index, slot in enumerate(self._slots) if slot.phase is _Phase.DOWN]
         self._receive_ready(row, max(0.0, min(times)))
         for index, slot in enumerate(self._slots):
@@ -189,6 +209,7 @@ class SupervisedVectorEnv:
             assert row is not None
             obs, reward, terminated, truncated = content
             if slot.doing == "step":
+                self._step_times.append(self._clock() - slot.asked_s)
                 row.put(index, obs, reward, terminated, truncated)
             else:
                 row.put_first(index, obs)
@@ -225,6 +246,7 @@ class SupervisedVectorEnv:
         if slot.process is None:
             return
         slot.process.ask((request, argument))
+        slot.asked_s = self._clock()
         if slot.phase is not _Phase.STARTING:
             self._set_deadline(slot, request)
         slot.phase = _Phase.BUSY

@@ -233,6 +233,14 @@ class CheckpointStore:
         """Bytes of a checkpoint's files, without the manifest."""
         return sum(file["bytes"] for file in read_manifest(folder)["files"].values())
 
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """What the caller of :meth:`save` noted in the manifest.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        return dict(read_manifest(folder)["facts"])
+
     def find(self, name: str) -> Path:
         """The folder of the checkpoint ``name`` (``best``, or a folder's name).
 

@@ -76,9 +76,7 @@ class RemoteCheckpointStore(CheckpointStore):
         best = self._manifest("best")
         if best is not None and best["facts"].get("score", -np.inf) >= score:
             return False
-        manifest = self._manifest(folder.name)
-        if manifest is None:
-            raise CheckpointError(f"{folder.name}: is not a checkpoint at {self._root}")
+        manifest = self._existing_manifest(folder.name)
         self._remove("best")
         for file in FILES:
             self._files.copy(f"{self._root}/{folder.name}/{file}", f"{self._root}/best/{file}")
@@ -108,6 +106,14 @@ class RemoteCheckpointStore(CheckpointStore):
         manifest = self._manifest(folder.name) or {"files": {}}
         return sum(file["bytes"] for file in manifest["files"].values())
 
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """What the caller of :meth:`save` noted in the manifest.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        return dict(self._existing_manifest(folder.name)["facts"])
+
     def find(self, name: str) -> Path:
         """A local copy of the checkpoint ``name``; it lasts as long as this store.
 
@@ -121,6 +127,12 @@ class RemoteCheckpointStore(CheckpointStore):
         for file in (*FILES, MANIFEST):
             (target / file).write_bytes(self._files.cat_file(f"{self._root}/{name}/{file}"))
         return target
+
+    def _existing_manifest(self, name: str) -> dict[str, Any]:
+        manifest = self._manifest(name)
+        if manifest is None:
+            raise CheckpointError(f"{name}: is not a checkpoint at {self._root}")
+        return manifest
 
     def _manifest(self, name: str) -> dict[str, Any] | None:
         try:

@@ -272,6 +272,7 @@ class RemoteActing:
     submit: Callable[[ActRequest], Callable[[], ActReply]] | None = None
     first_env: int = 0
     _carry_resets: int = field(default=0, init=False)
+    _had_carries: bool = field(default=False, init=False)  # nothing is lost when random actions end in mid-episode
     _next_s: float = field(default=-float("inf"), init=False)
 
     def refresh(self) -> None:
@@ -300,10 +301,17 @@ class RemoteActing:
     def _finish(self, answer: Callable[[], ActReply], envs: np.ndarray, total: int) -> Actions:
         reply = answer()
         self.version = reply.version
-        self._carry_resets += int(np.count_nonzero(reply.carry_reset))
+        if self._had_carries and reply.carry_reset.any():
+            self._note_carry_resets(envs[reply.carry_reset] + self.first_env)
+        self._had_carries = True
         if len(envs) == total:
             return Actions(reply.action, reply.extras, reply.version)
         return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version)
+
+    def _note_carry_resets(self, lost: np.ndarray) -> None:
+        self._carry_resets += len(lost)
+        names = ", ".join(map(str, lost.tolist()))
+        logger.warning("the inference server had lost the carries of envs %s in mid-episode", names)
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""

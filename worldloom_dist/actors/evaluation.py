@@ -1,19 +1,20 @@
 """The evaluator: own envs, own seeds, ``explore=False``, and no way to replay.
 
 The evaluation during training and ``worldloom_dist.evaluate`` use this class with the same env config and seeds, so the same
-weights give the same number. Every evaluation starts from fresh envs and the same random state: it depends on nothing but weights.
+weights give the same number. Every evaluation starts from fresh envs and the same random state: it depends on nothing but weights,
+as long as every env lives; the episodes of one that fails for good are played by the others, and the result says so.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
@@ -32,11 +33,13 @@ class Evaluation:
         returns: Sum of rewards of every episode, in a fixed order (env by env).
         lengths: Decisions of every episode.
         version: Weights that acted.
+        lost_envs: Envs that failed too often, with the last failure; others played their episodes.
     """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     version: PolicyVersion = NO_POLICY
+    lost_envs: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def return_mean(self) -> float:
@@ -49,14 +52,16 @@ class Evaluation:
         return float(np.std(self.returns))
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``summary.json`` has it, without the step count."""
-        return {
+        """As ``summary.json`` has it, without the step count; ``lost_envs`` is there when there are some."""
+        result = {
             "episodes": len(self.returns),
             "return_mean": self.return_mean,
             "return_std": self.return_std,
             "returns": list(self.returns),
             "lengths": list(self.lengths),
         }
+        lost = {str(env): why for env, why in self.lost_envs.items()}
+        return {**result, "lost_envs": lost} if lost else result
 
 
 class Evaluator:
@@ -87,7 +92,7 @@ class Evaluator:
         """Play episodes, all envs side by side.
 
         Each env plays its fixed share, so short episodes are not counted more often than long ones. An episode that its env
-        breaks off by failing does not count and is played again.
+        breaks off by failing does not count and is played again. What an env in quarantine still owes is played by the others.
 
         Args:
             episodes: How many; by default as many as the evaluator was made for.
@@ -101,26 +106,30 @@ class Evaluator:
         env = self._make_env()
         try:
             with _one_thread():
-                results = self._play(env, episodes or self._episodes or env.num_envs)
+                books = self._play(env, episodes or self._episodes or env.num_envs)
         finally:
             env.close()
-        returns, lengths = zip(*results, strict=True)
-        return Evaluation(returns, lengths, self._version)
+        returns, lengths = zip(*(result for book in books for result in book.results[: book.share]), strict=True)
+        lost = {index: book.lost for index, book in enumerate(books) if book.lost}
+        return Evaluation(returns, lengths, self._version, lost)
 
-    def _play(self, env: VectorEnv, episodes: int) -> list[tuple[float, int]]:
+    def _play(self, env: VectorEnv, episodes: int) -> list[_EnvBook]:
         self._policy.load_rng_state(self._rng_state)
         acting = LocalActing(self._policy, env.num_envs, explore=False)
-        share = [episodes // env.num_envs + (index < episodes % env.num_envs) for index in range(env.num_envs)]
-        books = [_EnvBook() for _ in range(env.num_envs)]
+        books = [_EnvBook(episodes // env.num_envs + (index < episodes % env.num_envs)) for index in range(env.num_envs)]
         recorder = Recorder(env, self._num_films)
         row = env.reset()
         while True:
             recorder.see(row)
             for index, book in enumerate(books):
                 book.enter(row, index)
-            if all(len(book.results) >= count for book, count in zip(books, share, strict=True)):
+            for fault in env.drain_faults():
+                if fault.is_quarantined:
+                    books[fault.env].lost = f"{fault.kind}: {fault.detail}"
+                    _hand_on(books[fault.env], books)
+            if not any(book.owed for book in books):
                 self.films = recorder.films
-                return [result for book, count in zip(books, share, strict=True) for result in book.results[:count]]
+                return books
             row = env.step(acting.act(row.obs, row.is_first, row.live).action)
 
 
@@ -138,11 +147,25 @@ def _one_thread() -> Iterator[None]:
 
 
 class _EnvBook:
-    """Adds up the episodes of one env."""
+    """Adds up the episodes of one env.
 
-    def __init__(self) -> None:
+    Args:
+        share: Episodes that it has to play.
+
+    Attributes:
+        results: Return and length of every episode.
+        lost: The failure that put the env into quarantine, empty while it lives.
+    """
+
+    def __init__(self, share: int) -> None:
+        self.share, self.lost = share, ""
         self.results: list[tuple[float, int]] = []
         self._return, self._length = 0.0, 0
+
+    @property
+    def owed(self) -> int:
+        """Episodes that are still to be played."""
+        return max(0, self.share - len(self.results))
 
     def enter(self, row: EnvStep, index: int) -> None:
         """Add the row of env ``index``."""
@@ -154,3 +177,17 @@ class _EnvBook:
         self._return, self._length = self._return + float(row.reward[index]), self._length + 1
         if row.terminated[index] or row.truncated[index]:
             self.results.append((self._return, self._length))
+
+
+def _hand_on(dead: _EnvBook, books: list[_EnvBook]) -> None:
+    """Leave what a dead env owes to the living, one by one to the smallest share, of equal ones to the first.
+
+    Raises:
+        EnvFailureError: If none lives.
+    """
+    living = [book for book in books if not book.lost]
+    if not living:
+        raise EnvFailureError(f"no env is left of {len(books)} to play the evaluation; the last failure: {dead.lost}")
+    for _ in range(dead.owed):
+        min(living, key=lambda book: book.share).share += 1
+    dead.share -= dead.owed

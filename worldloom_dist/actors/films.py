@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import WorldLoomError
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.vector import EnvStep, VectorEnv
 
@@ -23,7 +22,7 @@ LARGEST_SIDE, MOST_FRAMES, FRAMES_PER_S = 256, 1000, 20
 class Recorder:
     """Records the first episode of the first ``count`` envs of a vector.
 
-    A frame is the image that the env observes, else what the env renders.
+    A frame is the image that the env observes, else what the env renders, in the size of the film's first frame.
 
     Args:
         env: The envs, stepped by somebody else.
@@ -55,7 +54,8 @@ class Recorder:
     def _take(self, row: EnvStep, index: int) -> None:
         try:
             picture = row.obs[self._image][index] if self._image else _rendered(self._env, index)
-            self._frames[index].append(_rgb(picture))
+            frame, frames = _rgb(picture), self._frames[index]
+            frames.append(_resized(frame, frames[0].shape) if frames else frame)
         except Exception as error:  # the edge of somebody else's renderer
             logger.warning("no film of env %s: it cannot be drawn (%s: %s)", self._env.spec.name, type(error).__name__, error)
             self._is_over[index] = True
@@ -70,8 +70,8 @@ def write_films(films: list[np.ndarray], folder: Path, label: str) -> list[Path]
     for number, film in enumerate(films):
         try:
             written.append(save_frames(film, folder / f"{label}-{number}.{ending}", fps=FRAMES_PER_S))
-        except (WorldLoomError, OSError, ValueError) as error:
-            logger.warning("film %s-%d could not be written: %s", label, number, error)
+        except Exception as error:  # the edge of somebody else's encoder
+            logger.warning("film %s-%d could not be written: %s: %s", label, number, type(error).__name__, error)
     return written
 
 
@@ -88,8 +88,20 @@ def _rendered(env: VectorEnv, index: int) -> np.ndarray:
 
 
 def _rgb(picture: np.ndarray) -> np.ndarray:
-    """[Y, X, channels] -> [Y, X, 3], the newest frame of a stack, at most ``LARGEST_SIDE`` wide and high."""
+    """[Y, X] or [Y, X, channels] -> [Y, X, 3], the newest frame of a stack, at most ``LARGEST_SIDE`` wide and high."""
+    picture = picture[..., None] if picture.ndim == 2 else picture
+    if picture.ndim != 3 or not picture.size:
+        raise ValueError(f"a picture must be [Y, X] or [Y, X, channels], got {picture.shape}")
     step = -(-max(picture.shape[:2]) // LARGEST_SIDE)
     small = picture[::step, ::step]
     newest = small[..., -3:] if small.shape[-1] % 3 == 0 else np.repeat(small[..., -1:], 3, axis=-1)
     return np.ascontiguousarray(newest, np.uint8)
+
+
+def _resized(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[Y, X, 3] as ``shape``, by the nearest pixel; the same picture when it has that shape."""
+    if picture.shape == shape:
+        return picture
+    down, right = (np.arange(size) * own // size for own, size in zip(picture.shape[:2], shape[:2], strict=True))
+    resized: np.ndarray = picture[down][:, right]
+    return resized

@@ -4,17 +4,22 @@
     group 1                 ask    ---------------- wait, store, step | ask
 
 Only worth it where actions come from afar (``RemoteActing`` with ``submit``); a policy in this process has nobody to overlap with.
+A group whose envs are all in quarantine takes no more turns; what it had open has been sent.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Sequence
 
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.metrics import MetricMap, merge_into
 from worldloom_dist.actors.rollout_worker import EpisodeResult, RolloutWorker
 
 __all__ = ["GroupedWorker"]
+
+logger = logging.getLogger(__name__)
 
 
 class GroupedWorker:
@@ -30,7 +35,7 @@ class GroupedWorker:
     def __init__(self, groups: Sequence[RolloutWorker]) -> None:
         if not groups:
             raise ConfigurationError("a grouped worker needs at least one group")
-        self._groups, self._turn = list(groups), 0
+        self._groups, self._turns = list(groups), deque(groups)
         self.slot, self.incarnation, self.spec = groups[0].slot, groups[0].incarnation, groups[0].spec
 
     @property
@@ -66,7 +71,7 @@ class GroupedWorker:
     @property
     def begins_episode(self) -> bool:
         """True when the next :meth:`step` contains the reset of an env."""
-        return any(group.begins_episode for group in self._groups)
+        return any(group.begins_episode for group in self._turns)
 
     def step(self) -> int:
         """One decision of every env of the group whose turn it is, with the next group's request on its way.
@@ -75,13 +80,37 @@ class GroupedWorker:
             Rows written.
 
         Raises:
-            EnvFailureError, TrainingError: As ``RolloutWorker.step``.
+            EnvFailureError: If every env of every group is in quarantine; what is open has been sent.
+            TrainingError: As ``RolloutWorker.step``.
         """
-        group = self._groups[self._turn]
-        self._turn = (self._turn + 1) % len(self._groups)
-        group.begin()
-        self._groups[self._turn].begin()
-        return group.step()
+        group = self._begin_turn()
+        self._turns.rotate(-1)
+        self._begin_turn()
+        before = group.rows
+        try:
+            group.step()
+        except EnvFailureError as error:
+            self._retire(group, error)
+        return group.rows - before
+
+    def _begin_turn(self) -> RolloutWorker:
+        """Send the request of the group whose turn it is; returns that group."""
+        while True:
+            group = self._turns[0]
+            try:
+                group.begin()
+            except EnvFailureError as error:
+                self._retire(group, error)
+            else:
+                return group
+
+    def _retire(self, group: RolloutWorker, error: EnvFailureError) -> None:
+        """Give a group no more turns; raises ``error`` if it was the last one."""
+        self._turns.remove(group)
+        if not self._turns:
+            raise error
+        last = group.first_env + group.num_envs - 1
+        logger.warning("envs %d to %d are given up, the others go on: %s", group.first_env, last, error)
 
     def flush(self) -> None:
         """Send every open chunk; returns when all are acknowledged."""

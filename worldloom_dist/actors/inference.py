@@ -2,7 +2,7 @@
 
 Carries live here, one array per carry key with a row for every env that has been seen, named by (slot, incarnation, env). Row 0
 belongs to nobody: padding reads and writes it. After a restart the table is empty; an env that is in the middle of an episode
-then begins with an initial carry and its reply says ``carry_reset``, while ``is_first`` stays honest.
+then begins with an initial carry and its reply says ``carry_reset``, while ``is_first`` stays honest. Who asked counts that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, ShapeMismatchError
-from worldloom.core.metrics import MetricMap, Sum, merge_into
+from worldloom.core.metrics import MetricMap, merge_into
 from worldloom.core.protocol import Carry, Policy
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActMeter, ActReply, ActRequest, WeightPuller
@@ -120,7 +120,7 @@ class InferenceServer:
         self._policy, self._explore, self._sizes, self._clock = policy, explore, list(batch_sizes), clock
         self._table = CarryTable(policy)
         self._puller = WeightPuller(policy, source, pull_interval_s, clock)
-        self._meter, self._carry_resets = ActMeter(), 0
+        self._meter = ActMeter()
 
     @property
     def version(self) -> PolicyVersion:
@@ -151,7 +151,6 @@ class InferenceServer:
         out = self._policy.act(rows_obs, self._table.gather(padded), first, explore=self._explore)
         self._table.scatter(padded, out.carry)
         self._meter.add(len(rows), self._clock() - started)
-        self._carry_resets += int(np.count_nonzero(is_new & ~is_first))
         return self._split(requests, out.action, out.extras, is_new & ~is_first)
 
     def forget(self, slot: int) -> None:
@@ -161,9 +160,6 @@ class InferenceServer:
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
         values = self._meter.drain()
-        if self._carry_resets:
-            values["carry_resets_total"] = Sum(self._carry_resets)
-            self._carry_resets = 0
         merge_into(values, self._puller.drain_metrics())
         return values
 

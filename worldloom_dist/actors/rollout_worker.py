@@ -169,11 +169,7 @@ class RolloutWorker:
         chosen = self._clock()
         written = self._store(row, choice)
         stored = self._clock()
-        try:
-            self._arrive(self._env.step(choice.action))
-        except Exception:
-            self.flush()
-            raise
+        self._move(partial(self._env.step, choice.action))
         stepped = self._clock()
         self._env_times.add(stepped - stored)
         self._seconds["inference"] += chosen - started
@@ -269,12 +265,25 @@ class RolloutWorker:
             self._row, self._reset_seed = None, int(sequence.generate_state(1)[0])
 
     def _start(self) -> EnvStep:
-        row, self._reset_seed = self._env.reset(self._reset_seed), None
+        row, self._reset_seed = self._move(partial(self._env.reset, self._reset_seed)), None
+        return row
+
+    def _move(self, ask: Callable[[], EnvStep]) -> EnvStep:
+        """Take the next row of the envs; when there is none, nothing is left open, and what failed is known all the same."""
+        try:
+            row = ask()
+        except Exception:
+            self._note_faults()
+            self.flush()
+            raise
         self._arrive(row)
         return row
 
     def _arrive(self, row: EnvStep) -> None:
         self._row, self._ended = row, row.is_last.tolist()
+        self._note_faults()
+
+    def _note_faults(self) -> None:
         for fault in self._env.drain_faults():
             self._faults[fault.kind] += 1
             self._end_episode(fault.env, "error")

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.exceptions import TrainingError
+from worldloom_dist.assembly import check_live
 from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.pace import Pace
@@ -27,6 +27,8 @@ __all__ = ["Fleet", "wanted_workers"]
 logger = logging.getLogger(__name__)
 
 CLUSTER_EVERY_S, START_TIMEOUT_S = 2.0, 180.0
+SILENCE_S, SILENCE_MARGIN_S = 30.0, 10.0
+"""A worker may be silent for so long at least, and for so long beyond what its env may take: an env can hold the interpreter."""
 
 
 def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: int) -> int:
@@ -118,12 +120,8 @@ class Fleet:
     def _check(self) -> None:
         if self.plan.is_offline:
             return
-        config, left = self.plan.config, sum(not role.is_given_up for role in self.workers)
-        if left + (self.wanted - len(self.workers)) < max(1, config.actors.min_live):
-            reasons = "; ".join(f"{name}: {why}" for name, why in self.quarantined.items())
-            raise TrainingError(
-                f"only {left} of {self.wanted} env workers are left, and actors.min_live is {config.actors.min_live} ({reasons})"
-            )
+        left, missing = sum(not role.is_given_up for role in self.workers), self.wanted - len(self.workers)
+        check_live(self.plan, left, self.wanted, self.quarantined, missing=missing)
 
     def _follow_cluster(self) -> None:
         leaving = self._draining()
@@ -146,7 +144,7 @@ class Fleet:
         return [slot for slot in range(self.wanted + len(taken)) if slot not in taken]
 
     def _add(self, slot: int) -> None:
-        first = self._next_life.get(slot, 0)
+        first, actors = self._next_life.get(slot, 0), self.plan.config.actors
         start = partial(self._start_worker, slot)
         self._supervisor.add(
             Role(
@@ -156,6 +154,7 @@ class Fleet:
                 lifeline=lambda handle: handle.run.remote(),
                 incarnation=first,
                 is_vital=False,
+                ping_timeout_s=max(SILENCE_S, actors.step_timeout_s, actors.reset_timeout_s) + SILENCE_MARGIN_S,
                 start_timeout_s=max(START_TIMEOUT_S, self.plan.config.placement.wait_s),
                 on_down=partial(self._down, slot),
             )

@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from worldloom.core.exceptions import StateError
+from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.assembly import build_learner, build_store
+from worldloom_dist.assembly import build_learner, build_store, check_trained_env, env_facts
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import Plan
@@ -145,7 +145,7 @@ class LearnerRole:
         self._meeting = address
 
     def _restore(self) -> None:
-        found = self._store.newest() if self._rank == 0 else None
+        found = self._newest() if self._rank == 0 else None
         saved = self._crew.share(found[1]["learner"] if found is not None else None)
         if saved is not None:
             self._learner.load_state_dict(saved)
@@ -156,6 +156,16 @@ class LearnerRole:
             if self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates) or not self._plan.spec.random_prefill:
                 self._publish()
         self._note("training")
+
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint; a foreign one ends the run, because starting the learner again would not help."""
+        found = self._store.newest()
+        if found is not None:
+            try:
+                check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
+            except CheckpointError as error:
+                raise TrainingError(str(error)) from error
+        return found
 
     def _loop(self) -> None:
         config = self._plan.config.learner
@@ -221,6 +231,7 @@ class LearnerRole:
         started = time.monotonic()
         tree = {"learner": self._learner.state_dict(), "agent": self._plan.agent.name, "ledger": counts}
         facts = {"train_steps": self._learner.train_steps, "replayed_steps": self._learner.replayed_steps, **counts}
+        facts |= env_facts(self._plan)
         score, self._score = self._score, None
         self._writer.save(self._learner.train_steps, tree, facts, score)
         self._learner.note("checkpoint", time.monotonic() - started)

@@ -5,6 +5,7 @@
 
 import ctypes
 import os
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +101,20 @@ def cannot_be_built_again() -> FaultyEnv:
         attempt.touch()
         raise RuntimeError("the port is still in use")
     return raises()
+
+
+class DawdlingEnv(CountingEnv):
+    """Takes 0.2 s for one reset and one step in eight; which ones depends on its first seed."""
+
+    def reset(self, *, seed: int | None = None, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed is not None:
+            self._dice = random.Random(seed)
+        self._dawdle()
+        return super().reset(seed=seed, **kwargs)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._dawdle()
+        return super().step(action)
+
+    def _dawdle(self) -> None:
+        time.sleep(0.2 if self._dice.random() < 1 / 8 else 0.0)

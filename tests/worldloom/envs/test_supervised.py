@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
+from worldloom.envs import supervised as supervised_module
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.supervised import SupervisedVectorEnv
 from worldloom.envs.vector import EnvStep, sample_actions
 
-ZERO = {"action": np.zeros((2, 2), np.float32)}
+ZERO, ZERO_3 = {"action": np.zeros((2, 2), np.float32)}, {"action": np.zeros((3, 2), np.float32)}
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,51 @@ def test_misbehaving_env_costs_itself_only_and_comes_back(
     assert not is_running(before[broken] or 0)
     if kind == "hung":
         assert "faulty_envs.py" in caplog.text, "the log must hold the stack of the env that hung"
+
+
+def test_others_go_on_while_one_hangs_until_its_deadline(opened: list[SupervisedVectorEnv]) -> None:
+    env = supervised(opened, "faulty_envs:hangs_in_step", EnvLimits(step_timeout_s=3.0, grace_s=0.05), num_envs=4)
+    action = {"action": np.zeros((4, 2), np.float32)}
+    rows, faults = [env.reset()], env.drain_faults()
+    while not faults:
+        rows.append(env.step(action))
+        faults = env.drain_faults()
+    ((broken, kind),) = [(fault.env, fault.kind) for fault in faults]
+    assert kind == "hung"
+    absent = [row for row in rows if not row.live[broken]]
+    assert len(absent) > 10, "they did not stand still"
+    for other in {0, 1, 2, 3} - {broken}:
+        counts = [row.obs["obs"][other, :2].tolist() for row in rows if row.live[other]]
+        assert counts[:6] == [[0, step] for step in range(6)]
+        assert len(counts) > 10
+
+
+def test_infinite_grace_waits_for_every_env(opened: list[SupervisedVectorEnv]) -> None:
+    env = supervised(opened, "faulty_envs:DawdlingEnv", EnvLimits(grace_s=float("inf")), num_envs=4)
+    action = {"action": np.zeros((4, 2), np.float32)}
+    rows = [env.reset(), *(env.step(action) for _ in range(20))]
+    assert all(row.live.all() for row in rows)
+
+
+def test_late_row_is_the_one_after_the_last_and_a_reset_waits_for_it(
+    opened: list[SupervisedVectorEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised_module, "USUAL_STEPS", 0)
+    env = supervised(opened, "faulty_envs:DawdlingEnv", EnvLimits(grace_s=0.02), num_envs=3)
+    rng = np.random.default_rng(0)
+    acted, row, late = np.zeros(3, np.float32), env.reset(), 0
+    while late < 3:
+        action = rng.uniform(-1, 1, (3, 2)).astype(np.float32)
+        acted = np.where(row.live, action[:, 0], acted)  # the action of a row that is not live is nobody's
+        row = env.step({"action": action})
+        late += int(np.count_nonzero(~row.live))
+        came = row.live & ~row.is_first
+        assert np.array_equal(row.obs["obs"][came, 2], acted[came])
+    row = env.reset()
+    assert (row.live & row.is_first).all()
+    assert (row.obs["obs"][:, 1] == 0).all()
+    assert env.step(ZERO_3).obs["obs"][:, 1].max() == 1
+    assert env.drain_faults() == []
 
 
 def test_killed_process_is_replaced(opened: list[SupervisedVectorEnv]) -> None:

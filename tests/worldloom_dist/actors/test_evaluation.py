@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.fakes import FakePolicy, snapshot_of
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.sequence import PolicyVersion
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import env_spec, make_env
 from worldloom.envs.local import LocalVectorEnv
 from worldloom.envs.toy import CountingEnv
@@ -76,6 +76,48 @@ def test_episode_that_its_env_breaks_off_is_played_again() -> None:
 
     config = EnvConfig(env="toy:counting")
     assert Evaluator(envs, FakePolicy(env_spec(config))).evaluate(2).returns == (15.0, 1.0)
+
+
+def evaluator_with_dead(num_envs: int, *dead: int) -> Evaluator:
+    """Envs count; those in ``dead`` raise in their second episode, whenever they are built again."""
+
+    class MortalEnv(CountingEnv):
+        built = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._is_mortal = MortalEnv.built in dead or MortalEnv.built >= num_envs  # what is built later replaces a dead one
+            MortalEnv.built += 1
+
+        def step(self, action: np.ndarray) -> Any:
+            if self._is_mortal and (self._episode == 1 or MortalEnv.built > num_envs):
+                raise RuntimeError("broken on purpose")
+            return super().step(action)
+
+    def build() -> EnvAdapter:
+        return EnvAdapter(RawEnv(MortalEnv()), EnvConfig(env="toy:counting").resolved())
+
+    def envs() -> VectorEnv:
+        MortalEnv.built = 0
+        return LocalVectorEnv(build, num_envs, 0, limits=EnvLimits(max_failures=2, backoff_s=0.001))
+
+    return Evaluator(envs, FakePolicy(env_spec(EnvConfig(env="toy:counting"))))
+
+
+def test_episodes_of_an_env_in_quarantine_are_played_by_the_others() -> None:
+    result = evaluator_with_dead(3, 1).evaluate(9)
+    assert result.lengths == (5, 1, 3, 8, 5, 5, 1, 3, 8), "it owed two of its three, and one went to each of the others"
+    assert result.lost_envs == {1: "raised: RuntimeError: broken on purpose"}
+    assert result.to_dict()["lost_envs"] == {"1": "raised: RuntimeError: broken on purpose"}
+    assert evaluator_with_dead(3, 1).evaluate(9) == result
+    healthy = evaluator_with_dead(3).evaluate(9)
+    assert healthy.lengths == (5, 1, 3) * 3
+    assert "lost_envs" not in healthy.to_dict()
+
+
+def test_evaluation_whose_envs_are_all_in_quarantine_fails() -> None:
+    with pytest.raises(EnvFailureError, match="no env is left of 2"):
+        evaluator_with_dead(2, 0, 1).evaluate(4)
 
 
 def test_no_episode_is_no_evaluation() -> None:

@@ -54,6 +54,43 @@ def test_env_of_state_is_filmed_by_what_it_renders() -> None:
     assert [int(film.max()) for film in recorder.films] == [1, 2]
 
 
+def test_pictures_of_changing_size_take_the_size_of_the_first() -> None:
+    class Growing(LocalVectorEnv):
+        sizes = iter([(40, 60, 3), (20, 120, 3), (80, 30), (40, 60, 3)])
+
+        def render(self, index: int) -> np.ndarray:
+            return np.full(next(self.sizes), 7, np.uint8)
+
+    config = EnvConfig(env="toy:point", time_limit=3).resolved()
+    env = Growing(lambda: build_env(config), 1, 0)
+    recorder = Recorder(env, 1)
+    row = env.reset()
+    for _ in range(4):
+        recorder.see(row)
+        row = env.step({"action": np.zeros((1, 2), np.float32)})
+    env.close()
+    (film,) = recorder.films
+    assert (film.shape, film.min(), film.max()) == ((4, 40, 60, 3), 7, 7)
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 4, 3), (2, 4, 4, 3)])
+def test_what_is_no_picture_is_left_out_with_one_warning(shape: tuple[int, ...], caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(LocalVectorEnv):
+        def render(self, index: int) -> np.ndarray:
+            return np.zeros(shape, np.uint8)
+
+    config = EnvConfig(env="toy:point").resolved()
+    env = Odd(lambda: build_env(config), 1, 0)
+    recorder = Recorder(env, 1)
+    row = env.reset()
+    with caplog.at_level(logging.WARNING):
+        recorder.see(row)
+        recorder.see(row)
+    env.close()
+    assert recorder.films == []
+    assert caplog.text.count("a picture must be [Y, X] or [Y, X, channels]") == 1
+
+
 def test_film_that_cannot_be_written_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     film = np.zeros((3, 32, 32, 3), np.uint8)
     paths = write_films([film, film], tmp_path / "videos", "eval-000000100")
@@ -63,3 +100,4 @@ def test_film_that_cannot_be_written_is_left_out(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         assert write_films([film], tmp_path / "file", "eval") == []
     assert "could not be written" in caplog.text
+    assert write_films([np.zeros((3, 32, 32, 5))], tmp_path, "eval") == [], "whatever the encoder raises"

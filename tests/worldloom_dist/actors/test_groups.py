@@ -1,12 +1,14 @@
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from tests.fakes import FakeMetricSink, FakePolicy, FakeReplayWriter, check_counting_rows
-from worldloom.core.exceptions import ConfigurationError, StateError
+from tests.worldloom_dist.mortal_envs import MortalEnv
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, StateError
 from worldloom.core.sequence import StreamId
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import env_spec, make_env
 from worldloom_dist.actors.acting import ActReply, ActRequest, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
@@ -75,6 +77,47 @@ def test_groups_store_every_row_of_streams_of_their_own(groups: int) -> None:
     assert worker.agent_steps == worker.env_steps == written - firsts
     assert hub.values["actor", 0]["agent_steps_total"].value == worker.agent_steps
     assert len(worker.drain_episodes()) > 2 * groups
+
+
+def mortal_group(
+    sink: FakeReplayWriter, line: SlowLine, first: int, monkeypatch: pytest.MonkeyPatch, *, dies: bool
+) -> RolloutWorker:
+    config, limits = EnvConfig(env="tests.worldloom_dist.mortal_envs:MortalEnv"), EnvLimits(max_failures=1)
+    monkeypatch.setattr(MortalEnv, "healthy", 0 if dies else 100)
+    return RolloutWorker(
+        0, 0, env=lambda: make_env(config, num_envs=1, seed=0, limits=limits), writer=sink, columns=sink.columns, seed=0,
+        acting=RemoteActing(0, 0, line.call, submit=line.submit, first_env=first), random_prefill=False, first_env=first,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("life", [-1, 0, 2, 30])
+def test_group_whose_envs_are_dead_is_retired_and_the_others_go_on(
+    life: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink, line = FakeReplayWriter(env_spec(CONFIG).columns()), SlowLine()
+    monkeypatch.setattr(MortalEnv, "LIFE", life)
+    worker = GroupedWorker([mortal_group(sink, line, first, monkeypatch, dies=first == 1) for first in range(3)])
+    with caplog.at_level(logging.WARNING):
+        written = sum(worker.step() for _ in range(300))
+    assert worker.quarantined == {1: "raised: RuntimeError: broken on purpose"}
+    assert "envs 1 to 1 are given up, the others go on: no env is left of 1" in caplog.text
+    assert worker._groups[1].open_rows == 0, "what it had open was sent"
+    worker.close()
+    rows = {stream.env: sink.rows(stream) for stream in sink.chunks}
+    for stored in rows.values():
+        check_counting_rows(stored)
+    assert sum(len(stored["reward"]) for stored in rows.values()) == written
+    assert min(len(rows[env]["reward"]) for env in (0, 2)) > 100
+    assert (int(np.count_nonzero(~rows[1]["is_first"])) if 1 in rows else -1) == life
+
+
+def test_worker_whose_groups_are_all_dead_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, line = FakeReplayWriter(env_spec(CONFIG).columns()), SlowLine()
+    worker = GroupedWorker([mortal_group(sink, line, first, monkeypatch, dies=True) for first in range(2)])
+    with pytest.raises(EnvFailureError, match="no env is left of 1"):
+        sum(worker.step() for _ in range(300))
+    assert set(worker.quarantined) == {0, 1}
+    assert worker.open_rows == 0
 
 
 def test_worker_that_waits_for_actions_cannot_be_saved() -> None:

@@ -1,3 +1,4 @@
+import logging
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,6 @@ def test_new_incarnation_and_forgotten_worker_begin_with_an_initial_carry() -> N
     central.forget(1)
     (forgotten,) = central.act_batch([request(1, [0])])
     assert (counts([forgotten]), forgotten.carry_reset.tolist()) == ([[0]], [True])
-    assert central.drain_metrics()["carry_resets_total"].value == 2
 
 
 def test_forgotten_rows_are_used_again_and_the_table_grows_when_it_is_full() -> None:
@@ -111,6 +111,25 @@ def test_weights_are_pulled_between_batches_and_named_in_the_reply() -> None:
     (after,) = central.act_batch([request(0, [0])])
     assert (before.version.update, after.version) == (0, PolicyVersion(2, 9))
     assert after.action["action"][0, 0] > 0.4
+
+
+def test_lost_carries_are_counted_once_and_named_by_who_asked(caplog: pytest.LogCaptureFixture) -> None:
+    servers = [server(), server()]
+    remote = RemoteActing(3, 0, lambda asked: servers[0].act_batch([asked])[0], first_env=4)
+    obs, no = {"obs": np.zeros((3, 2), np.float32)}, np.zeros(3, bool)
+    with caplog.at_level(logging.WARNING):
+        remote.act(obs, no)  # as after a random prefill: nothing is lost
+    servers.reverse()  # the first one has died
+    with caplog.at_level(logging.WARNING):
+        remote.act(obs, np.array([False, True, False]), np.array([True, True, False]))
+        remote.act(obs, no)
+        remote.act(obs, no)
+    assert remote.drain_metrics()["carry_resets_total"].value == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the inference server had lost the carries of envs {env} in mid-episode" for env in (4, 6)
+    ]
+    assert "carry_resets_total" not in remote.drain_metrics()
+    assert all("carry_resets_total" not in central.drain_metrics() for central in servers), "or a sum over roles would double"
 
 
 def test_row_that_is_not_live_keeps_its_carry() -> None:

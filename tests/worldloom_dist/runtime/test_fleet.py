@@ -122,6 +122,13 @@ def test_too_few_workers_end_the_run_with_the_reasons(cluster: Cluster) -> None:
         fleet.look()
 
 
+@pytest.mark.parametrize(("step", "reset", "silence"), [(60.0, 120.0, 120.0), (200.0, 120.0, 200.0), (1.0, 2.0, 30.0)])
+def test_worker_may_be_silent_for_as_long_as_its_env_may_take(cluster: Cluster, step: float, reset: float, silence: float) -> None:
+    fleet, supervisor, _ = fleet_of(cluster, step_timeout_s=step, reset_timeout_s=reset)
+    fleet.look()
+    assert {role.ping_timeout_s for role in supervisor.roles.values()} == {silence + 10.0}
+
+
 def test_quarantined_envs_are_named_by_worker_and_number(cluster: Cluster) -> None:
     fleet, supervisor, _ = fleet_of(cluster)
     fleet.look()

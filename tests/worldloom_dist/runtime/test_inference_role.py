@@ -9,6 +9,7 @@ from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.plan import resolve
 from worldloom_dist.presets import PRESETS
+from worldloom_dist.runtime import policy_roles
 from worldloom_dist.runtime.policy_roles import InferenceRole, batch_sizes
 
 
@@ -84,21 +85,36 @@ def test_question_without_rows_is_answered_at_once_with_the_version_that_acts() 
     asyncio.run(play())
 
 
-def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more() -> None:
+class Clock:
+    """Stands in for the module ``time``: moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async def slowly(requests: list[ActRequest]) -> list[ActReply]:
         late.append(asyncio.create_task(role.act(request_of(1, 0))))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0)
+        clock.now_s += 0.3
         return await answer(requests)
 
     async def play() -> None:
         first = asyncio.create_task(role.act(request_of(0, 0)))
-        role._seen[2] = time.monotonic()  # another one that asks lately, so that batches stay open for it
+        role._seen[2] = clock.now_s  # another one that asks lately, so that batches stay open for it
         await asyncio.sleep(0)
         await role._answer(await role._next_batch(), slowly)
-        assert (await first).busy_s == 0.0
-        await role._answer(await role._next_batch(), answer)
+        reply = await first
+        assert (reply.busy_s, reply.waited_s, reply.model_s) == (0.0, 0.0, pytest.approx(0.3))
+        batch = await role._next_batch()  # at once: its request has waited for longer than 250 ms
+        clock.now_s += 0.1
+        await role._answer(batch, answer)
         reply = await late[0]
-        assert reply.busy_s >= 0.25 > reply.waited_s
+        assert (reply.busy_s, reply.waited_s) == (pytest.approx(0.3), pytest.approx(0.1))
 
-    role, late = role_with(max_wait_ms=250), []
+    role, late, clock = role_with(max_wait_ms=250), [], Clock()
+    monkeypatch.setattr(policy_roles, "time", clock)
     asyncio.run(play())

@@ -1,0 +1,83 @@
+"""Envs that are late now and then: every row is stored once, in its place, with the action and the carry that belong to it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fakes import FakePolicy, FakeReplayWriter, check_counting_rows
+from worldloom.core.specs import ArraySpec
+from worldloom.envs import supervised
+from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.factory import env_spec, make_env
+from worldloom.envs.vector import VectorEnv
+from worldloom_dist import assembly
+from worldloom_dist.actors.acting import ActClient, LocalActing, RemoteActing
+from worldloom_dist.actors.groups import GroupedWorker
+from worldloom_dist.actors.inference import InferenceServer
+from worldloom_dist.actors.rollout_worker import RolloutWorker
+from worldloom_dist.plan import resolve
+from worldloom_dist.presets import PRESETS
+
+SPEC = env_spec(EnvConfig(env="toy:counting"))
+EXTRAS = {"count": ArraySpec((), "float32")}
+SIZE = 3
+
+
+@pytest.fixture(autouse=True)
+def _dawdling_envs_are_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "worldloom" / "envs"))
+    monkeypatch.setattr(supervised, "USUAL_STEPS", 0)
+
+
+def envs(seed: int) -> VectorEnv:
+    config = EnvConfig(env="faulty_envs:DawdlingEnv")
+    return make_env(config, num_envs=SIZE, seed=seed, limits=EnvLimits(grace_s=0.05), processes=True)
+
+
+def group(sink: FakeReplayWriter, first: int, acting: ActClient) -> RolloutWorker:
+    return RolloutWorker(
+        0, 0, env=lambda: envs(first), acting=acting, writer=sink, columns=sink.columns, seed=0, chunk_rows=4, first_env=first,
+        random_prefill=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["local", "central", "groups"])
+def test_no_row_of_a_late_env_is_lost_doubled_or_shifted(where: str) -> None:
+    sink, policy = FakeReplayWriter(SPEC.columns(EXTRAS)), FakePolicy(SPEC, EXTRAS)
+    server = InferenceServer(policy)
+    worker: RolloutWorker | GroupedWorker
+    if where == "local":
+        worker = group(sink, 0, LocalActing(policy, SIZE))
+    else:
+        clients = [RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first) for first in (0, SIZE)]
+        parts = [group(sink, client.first_env, client) for client in clients]
+        worker = GroupedWorker(parts) if where == "groups" else parts[0]
+        if where == "central":
+            parts[1].close()
+    try:
+        turns = [worker.step() for _ in range(60)]
+    finally:
+        worker.close()
+    assert min(turns) < SIZE, "some were late"
+    assert sum(turns) == sink.num_rows
+    assert len(sink.chunks) == worker.num_envs
+    for stream in sink.chunks:
+        rows = sink.rows(stream)
+        check_counting_rows(rows)
+        assert np.array_equal(rows["count"], rows["obs"][:, 1]), "the carry counts the decisions of the rows, and no others"
+        assert len(np.unique(rows["action"][~rows["is_first"]])) > len(rows["action"]) / 2, "actions can be told apart"
+    assert worker.agent_steps == sum(int(np.count_nonzero(~sink.rows(stream)["is_first"])) for stream in sink.chunks)
+
+
+@pytest.mark.parametrize(("barrier", "grace_s"), [(True, float("inf")), (False, EnvLimits().grace_s)])
+def test_envs_wait_for_each_other_where_time_must_decide_nothing(
+    barrier: bool, grace_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(assembly, "make_env", lambda *_, limits, **__: seen.append(limits))
+    config = dataclasses.replace(PRESETS["debug"](), runtime="ray", barrier=barrier, workers=1, inference="local")
+    assembly.build_envs(resolve(config), 0, 0, 0, 2)
+    assert [limits.grace_s for limits in seen] == [grace_s]

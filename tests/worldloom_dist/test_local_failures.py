@@ -1,0 +1,97 @@
+"""What a run of the lock-step runtime does when its envs fail for good."""
+
+import itertools
+import json
+import logging
+
+import pytest
+import torch
+
+from tests.integration.running import check_counting, read_journals, rows_of
+from tests.worldloom_dist.local_runs import newest_state
+from tests.worldloom_dist.mortal_envs import MortalEnv
+from tests.worldloom_dist.small_runs import start
+from worldloom.core.exceptions import EnvFailureError, TrainingError
+from worldloom.core.specs import EnvSpec
+from worldloom.training.checkpoints import CheckpointStore
+
+WORDS = ["--env", "tests.worldloom_dist.mortal_envs:MortalEnv", "--actors.max-env-failures", "2"]
+BROKEN = "raised: RuntimeError: broken on purpose"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_healthy_envs(monkeypatch):
+    monkeypatch.setattr(MortalEnv, "healthy", 1_000_000)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def summary_of(folder) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def check_rows(folder) -> dict:
+    """Every stored row is right (a broken episode is cut short); returns the number of decisions by slot."""
+    env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
+    decisions = {}
+    for stream, chunks in read_journals(folder).items():
+        rows = rows_of(chunks, env)
+        starts = [*(t for t in range(len(rows["reward"])) if rows["is_first"][t] and rows["obs"][t, 0] == 0), len(rows["reward"])]
+        lives = [{name: value[a:b] for name, value in rows.items()} for a, b in itertools.pairwise(starts)]
+        decisions[stream.slot] = sum(check_counting(life) for life in lives)
+    return decisions
+
+
+def test_worker_without_envs_is_left_out_and_named_and_the_run_completes(tmp_path, caplog):
+    folder = tmp_path / "run"
+    run = start(folder, *WORDS, "--workers", "2", "--env-steps", "180")
+    MortalEnv.healthy = 1
+    with caplog.at_level(logging.WARNING):
+        assert run.run() == "completed"
+    summary = summary_of(folder)
+    assert summary["quarantined"] == {
+        "worker-1": "no env is left of 1; the last failure: env 0 raised: RuntimeError: broken on purpose",
+        "worker-1/env-0": BROKEN,
+    }
+    assert "worker-1 is given up: no env is left of 1; the last failure: env 0 raised" in caplog.text
+    decisions = check_rows(folder)
+    assert sum(decisions.values()) == summary["agent_steps"] >= 180
+    assert decisions[1] == 2 * MortalEnv.LIFE, "both lives of its env are stored"
+    MortalEnv.healthy = 1_000_000
+    resumed = start(folder, *WORDS, "--workers", "2", "--env-steps", "240")
+    assert resumed.run() == "completed"
+    assert summary_of(folder)["quarantined"] == {}, "a resumed run tries it again"
+    decisions = check_rows(folder)
+    assert sum(decisions.values()) == summary_of(folder)["agent_steps"] >= 240
+    assert decisions[1] > 2 * MortalEnv.LIFE
+
+
+def test_too_few_workers_end_the_run_with_the_reasons_and_a_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    run = start(folder, *WORDS, "--workers", "2", "--env-steps", "1000", "--actors.min-live", "2")
+    MortalEnv.healthy = 1
+    with pytest.raises(TrainingError, match=r"only 1 of 2 env workers are left, and actors.min_live is 2 \(worker-1: no env"):
+        run.run()
+    summary = summary_of(folder)
+    assert summary["status"] == "failed"
+    assert summary["quarantined"]["worker-1/env-0"] == BROKEN
+    assert newest_state(folder)["learner"]["train_steps"] == summary["train_steps"] > 0
+
+
+def test_run_that_fails_in_an_evaluation_has_saved_what_it_trained(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    words = [*WORDS, "--eval-every", "100", "--eval-episodes", "2", "--learner.checkpoint-every-steps", "10000"]
+    run = start(folder, *words, "--workers", "1", "--env-steps", "180")
+    MortalEnv.healthy = 1
+    monkeypatch.setattr(MortalEnv, "LIFE", 0)
+    with pytest.raises(EnvFailureError, match="no env is left of 2"):
+        run.run()
+    summary = summary_of(folder)
+    assert summary["status"] == "failed"
+    assert 100 <= summary["env_steps"] < 180
+    assert newest_state(folder)["learner"]["train_steps"] == summary["train_steps"] > 0
+    assert not (folder / "checkpoints" / "best").exists(), "nothing is known of how good it is"
+    MortalEnv.healthy = 1_000_000
+    assert start(folder, *words, "--workers", "1", "--env-steps", "180").run() == "completed"
+    assert len(CheckpointStore(folder / "checkpoints").folders()) == 2
