@@ -1,7 +1,11 @@
-"""The packed columns of a buffer, one entry per chunk: in memory while there is room, else read again from elsewhere."""
+"""The packed columns of a buffer, one entry per chunk: in memory while there is room, else read again from elsewhere.
+
+A chunk without packed columns takes a few bytes: where it ends.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +19,9 @@ __all__ = ["ChunkTable"]
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows [start, stop), their packed columns (None when let go), and where to read them again."""
+    """The first row, the packed columns (None when let go), and where to read them again."""
 
     start: int
-    stop: int
     packed: Mapping[str, PackedColumn] | None
     packed_bytes: int
     place: Any
@@ -40,21 +43,24 @@ class ChunkTable:
     def __init__(self, hot_bytes: int | None, cold: ColdStore | None) -> None:
         self.packed_bytes = self.hot_bytes = self.next_ordinal = 0
         self._limit, self._cold = hot_bytes if cold is not None else None, cold
-        self._chunks: dict[int, _Chunk] = {}
+        self._chunks: dict[int, _Chunk] = {}  # those with packed columns
+        self._stops, self._stops_begin = array("q"), 0  # of the chunks from this ordinal on
         self._oldest = self._oldest_hot = 0
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        return self.next_ordinal - self._oldest
 
     @property
     def oldest_stop(self) -> int:
         """The row behind the oldest chunk."""
-        return self._chunks[self._oldest].stop
+        return self._stops[self._oldest - self._stops_begin]
 
     def add(self, start: int, stop: int, packed: Mapping[str, PackedColumn], place: Any) -> None:
         """Take a chunk; one without a place stays in memory."""
         size = sum(len(column.blob) for column in packed.values())
-        self._chunks[self.next_ordinal] = _Chunk(start, stop, packed, size, place)
+        if packed:
+            self._chunks[self.next_ordinal] = _Chunk(start, packed, size, place)
+        self._stops.append(stop)
         self.next_ordinal += 1
         self.packed_bytes += size
         self.hot_bytes += size
@@ -63,11 +69,16 @@ class ChunkTable:
 
     def drop_before(self, first_row: int) -> None:
         """Forget the chunks all of whose rows are before ``first_row``."""
-        while self._oldest < self.next_ordinal and self._chunks[self._oldest].stop <= first_row:
-            chunk = self._chunks.pop(self._oldest)
-            self.packed_bytes -= chunk.packed_bytes
-            self.hot_bytes -= chunk.packed_bytes if chunk.packed is not None else 0
+        while self._oldest < self.next_ordinal and self.oldest_stop <= first_row:
+            chunk = self._chunks.pop(self._oldest, None)
+            if chunk is not None:
+                self.packed_bytes -= chunk.packed_bytes
+                self.hot_bytes -= chunk.packed_bytes if chunk.packed is not None else 0
             self._oldest += 1
+        gone = self._oldest - self._stops_begin
+        if gone > len(self._stops) // 2:
+            del self._stops[:gone]
+            self._stops_begin = self._oldest
 
     def open(self, ordinals: Iterable[int]) -> dict[int, OpenChunk]:
         """Chunks that can be decoded later, whatever is dropped meanwhile."""
@@ -84,9 +95,9 @@ class ChunkTable:
         """Drop the packed columns of the oldest chunk that has them and can be read again; False when there is none."""
         self._oldest_hot = max(self._oldest_hot, self._oldest)
         while self._oldest_hot < self.next_ordinal:
-            ordinal, chunk = self._oldest_hot, self._chunks[self._oldest_hot]
+            ordinal, chunk = self._oldest_hot, self._chunks.get(self._oldest_hot)
             self._oldest_hot += 1
-            if chunk.place is not None:
+            if chunk is not None and chunk.place is not None:
                 self._chunks[ordinal] = replace(chunk, packed=None)
                 self.hot_bytes -= chunk.packed_bytes
                 return True

@@ -1,5 +1,7 @@
 """What replay announces, what it refuses, and that rows beyond memory come back from disk as they were."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
+from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampleRequest
@@ -26,6 +29,30 @@ def noise_chunk(seq, rows=16):
     columns["latent"] = rng.integers(0, 60000, (rows, 512)).astype(np.uint16)
     columns["is_first"][0] = seq == 0
     return columns, make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, columns)
+
+
+@pytest.mark.parametrize("chunk_rows", [2, 5, 64])
+def test_rows_take_what_was_announced_also_in_small_chunks(chunk_rows):
+    rows = 12_800
+    columns = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}).columns()
+    announced = plan_budget(columns, rows=rows, ram_limit_bytes=None, has_journal=True).reserved_bytes
+    block = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
+
+    def filled(capacity):
+        buffer = SequenceBuffer(columns, SAMPLING, capacity_rows=capacity)
+        for seq in range(2 * capacity // chunk_rows):
+            buffer.append(StreamId(0, 0, 0), seq, block, place=(seq, seq, seq))
+        return buffer
+
+    filled(640)  # what numpy imports by the way is not ours
+    tracemalloc.start()
+    try:
+        buffer = filled(rows)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(buffer) == rows
+    assert taken <= 1.1 * announced
 
 
 def test_the_budget_splits_memory_and_names_its_parts():
