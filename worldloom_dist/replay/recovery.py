@@ -16,7 +16,7 @@ from worldloom_dist.replay.journal import Record
 from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, ShardCounters, StoredChunk, unpack_count
 from worldloom_dist.replay.shard_rows import ShardRows
 
-__all__ = ["Recovery"]
+__all__ = ["Recovery", "missing_before"]
 
 
 class Recovery:
@@ -63,7 +63,9 @@ class Recovery:
             rows.segment_rows[0] = 0
         if current is not None:
             rows.segment_rows.setdefault(current, rows.buffer.next_row)
-        missing = self._missing_before(min(rows.segment_rows.values(), default=0)) if self._newest_segment == current else 0
+        missing = 0
+        if self._newest_segment == current:  # segments may have been deleted after an older head
+            missing = missing_before(min(rows.segment_rows.values(), default=0), self._newest)
         if missing and not is_rollback:
             rows.counters.lost += missing
             rows.counters.evicted -= missing
@@ -124,20 +126,23 @@ class Recovery:
             self._is_blind = False
         self._newest, self._newest_segment = state, segment
 
-    def _missing_before(self, first_found: int) -> int:
-        """Rows before the oldest one found that were stored when the newest head was written, and had not been lost before.
-
-        Only the head of the current segment can tell: segments may have been deleted after an older one.
-        """
-        first_row = int(self._newest.get("first_row", first_found))  # heads of version 0.1 do not say
-        holes: int = sum(max(0, min(stop, first_found) - max(start, first_row)) for start, stop in self._newest.get("holes", ()))
-        return max(0, first_found - first_row - holes)
-
     def _lose(self, next_row: int, steps: int) -> None:
         """Count the rows up to ``next_row``, which the journal should hold and does not, as lost."""
         self._rows.counters.lost += next_row - self._rows.buffer.next_row
         self.is_news = True
         self._rows.skip_to(next_row, steps)
+
+
+def missing_before(first_found: int, newest: Mapping[str, Any]) -> int:
+    """Rows before the oldest one on disk that were stored when the newest head was written, and had not been lost before.
+
+    Args:
+        first_found: Id of the oldest row on disk.
+        newest: Content of the newest head, or of a later record of a loss; heads of version 0.1 do not tell.
+    """
+    first_row = int(newest.get("first_row", first_found))
+    lost: int = sum(max(0, min(stop, first_found) - max(start, first_row)) for start, stop in newest.get("holes", ()))
+    return max(0, first_found - first_row - lost)
 
 
 def _positions(streams: Iterable[list[int]]) -> dict[StreamId, StreamPosition]:

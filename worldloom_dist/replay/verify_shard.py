@@ -21,6 +21,7 @@ from worldloom_dist.replay.history import stored_columns, stored_identity
 from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
 from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, StoredChunk, shard_identity, unpack_count
+from worldloom_dist.replay.recovery import missing_before
 
 __all__ = ["ShardFindings", "verify_shard"]
 
@@ -114,7 +115,7 @@ class _Reader:
         self._expected: dict[StreamId, int] = {}
         self._gaps, self._has_begun = GapTable(), False
         self._first_row: int | None = None
-        self._stored_from: int | None = None
+        self._newest: dict[str, Any] = {}
 
     def take(self, record: Record) -> None:
         """Check one record."""
@@ -126,7 +127,7 @@ class _Reader:
             books = json.loads(record.payload)
             self.found.inserted, self.found.agent_steps, self.found.lost = books["next_row"], books["agent_steps"], books["lost"]
             self.found.run_rows = self.found.inserted
-            self._stored_from = books.get("first_row")
+            self._newest = books
         elif record.kind == DUPLICATE:
             self.found.duplicate += unpack_count(record.payload)
         elif record.kind == CHUNK:
@@ -142,8 +143,9 @@ class _Reader:
 
     def compare_ends(self) -> None:
         """Compare where the records begin with what the newest head says was stored."""
-        if self._first_row is not None and self._stored_from is not None and self._stored_from < self._first_row:
-            self._problem(f"rows {self._stored_from} to {self._first_row} are missing: the segments that held them are gone")
+        missing = 0 if self._first_row is None else missing_before(self._first_row, self._newest)
+        if missing:
+            self._problem(f"{missing} rows before row {self._first_row} are missing: the segments that held them are gone")
 
     def complaints(self) -> Iterator[tuple[ShardMark, str]]:
         """Each mark with what the journal says against it, at the end of the journal; empty when nothing."""
@@ -171,7 +173,7 @@ class _Reader:
             ):
                 if head[name] != mine:
                     self._problem(f"a segment begins with {name} {head[name]}, and the records before it give {mine}")
-        self._stored_from = head.get("first_row")  # heads of version 0.1 do not say
+        self._newest = head
         found.inserted, found.agent_steps = head["next_row"], head["agent_steps"]
         found.duplicate, found.lost = head["duplicate"], head["lost"]
         self._expected = {StreamId(*entry[:3]): entry[3] for entry in head["streams"]}

@@ -93,6 +93,7 @@ def test_a_shard_whose_disk_is_gone_comes_back_empty_and_says_how_much_is_lost(t
     assert (books.inserted, books.stored, books.evicted, books.lost_acked) == (155, 5, 100, 50)
     assert books.agent_steps == known.agent_steps + counting_chunk(0, 30).num_agent_steps
     fresh.close()
+    assert not verify_shard(tmp_path / "new").problems
     assert open_shard(tmp_path / "new", capacity=50).books() == books
 
 
@@ -102,7 +103,6 @@ def test_a_segment_that_is_missing_counts_as_lost_and_not_as_evicted(tmp_path):
     shard.close()
     segments(tmp_path)[0].unlink()
     [problem] = verify_shard(tmp_path).problems
-    assert "rows 0 to" in problem
     assert problem.endswith("are missing: the segments that held them are gone")
     again = open_shard(tmp_path, segment_bytes=600)
     books = again.books()
