@@ -18,3 +18,4 @@ def _no_log_handler_outlives_its_test() -> Iterator[None]:
     for handler in list(root.handlers):
         if handler not in before and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
+            handler.close()

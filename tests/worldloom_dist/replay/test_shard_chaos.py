@@ -23,7 +23,7 @@ from worldloom_dist.replay.shard import ReplayShard
 
 COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}).columns()
 SAMPLING = SamplingSpec(batch_size=4, length=5, cross_episodes=True)
-CHUNK_ROWS, WRITERS, SHARDS = 6, 8, 2
+CHUNK_ROWS, WRITERS, READERS, SHARDS = 6, 8, 2, 2
 BROKEN = (EOFError, OSError)
 """What a call raises when the shard dies; in the middle of an answer that is a bare OSError."""
 QUICK, LONG = pytest.mark.timeout(120), (pytest.mark.long, pytest.mark.timeout(1800))
@@ -101,7 +101,7 @@ class Shard:
 @pytest.mark.parametrize("rounds", [pytest.param(3, marks=QUICK), pytest.param(100, marks=LONG)])
 def test_no_row_is_lost_or_doubled_while_shards_are_killed(tmp_path, rounds):
     shards = [Shard(tmp_path / str(index), index) for index in range(SHARDS)]
-    acknowledged, wrong, stop = [0] * WRITERS, [], threading.Event()
+    acknowledged, drawn, wrong, stop = [0] * WRITERS, [0] * READERS, [], threading.Event()
 
     def write(slot):
         connections, owner = {}, shards[shard_of(StreamId(slot, 0, 0), SHARDS)]
@@ -117,22 +117,25 @@ def test_no_row_is_lost_or_doubled_while_shards_are_killed(tmp_path, rounds):
             if not isinstance(windows, BufferError):
                 obs = windows.columns["obs"]
                 wrong.extend(obs[(np.diff(obs, axis=1) != [0, 1]).any(axis=(1, 2))].tolist())
+                drawn[seed] += 1
 
     threads = [threading.Thread(target=write, args=(slot,)) for slot in range(WRITERS)]
-    threads += [threading.Thread(target=read, args=(seed,)) for seed in range(2)]
+    threads += [threading.Thread(target=read, args=(seed,)) for seed in range(READERS)]
     for thread in threads:
         thread.start()
     rng = np.random.default_rng(0)
     try:
         for number in range(rounds):
-            wait_for_progress(acknowledged, rows=20)
+            wait_for_progress(acknowledged, 20)
+            wait_for_progress(drawn, 1)
             time.sleep(float(rng.random()) * 0.05)
             victims = shards if number % 5 == 2 else [shards[rng.integers(SHARDS)]]
             for shard in victims:
                 shard.kill()
             for shard in victims:
                 shard.start()
-        wait_for_progress(acknowledged, rows=20)
+        wait_for_progress(acknowledged, 20)
+        wait_for_progress(drawn, 1)
     finally:
         stop.set()
         for thread in threads:
@@ -143,11 +146,11 @@ def test_no_row_is_lost_or_doubled_while_shards_are_killed(tmp_path, rounds):
     check_shards(tmp_path, acknowledged)
 
 
-def wait_for_progress(acknowledged, *, rows):
-    """Until every writer got ``rows`` more chunks acknowledged."""
-    goal, deadline = [count + rows for count in acknowledged], time.monotonic() + 60
-    while any(count < wanted for count, wanted in zip(acknowledged, goal, strict=True)):
-        assert time.monotonic() < deadline, "writers make no progress"
+def wait_for_progress(counts, more):
+    """Until every writer (or reader) got so many more chunks acknowledged (or batches)."""
+    goal, deadline = [count + more for count in counts], time.monotonic() + 60
+    while any(count < wanted for count, wanted in zip(counts, goal, strict=True)):
+        assert time.monotonic() < deadline, f"somebody makes no progress: {counts}, wanted {goal}"
         time.sleep(0.02)
 
 
