@@ -102,8 +102,9 @@ class Feed(Generic[T]):
             self._shards[index].tell("update_priorities", windows.row_ids[mine, 0], priorities[mine])
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, which may be waiting for a grant that will not come."""
         self._stopping.set()
+        self._ledger.tell("dismiss", self._asker)
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:

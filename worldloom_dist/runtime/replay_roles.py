@@ -149,6 +149,11 @@ class LedgerRole:
         requests = [SampleRequest(windows, seed) for seed in seeds]
         return await self._wait(asker, life, lambda: (self._ledger.try_samples(requests) if self._may_sample() else []) or None)
 
+    async def dismiss(self, asker: str) -> None:
+        """A learner rank ends: what it waits for is void."""
+        self._lives.pop(asker, None)
+        await self._notify()
+
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
         async with self._changed:
@@ -211,7 +216,7 @@ class LedgerRole:
             if self._lives.get(asker) != life:
                 self._lives[asker] = life
                 self._changed.notify_all()
-            while self._lives[asker] == life:
+            while self._lives.get(asker) == life:
                 granted = attempt()
                 if granted is not None:
                     self._changed.notify_all()

@@ -39,7 +39,7 @@ class Roles:
         return {index: SampleRequest(windows // len(live), (*seed, index + 1)) for index in live}
 
     def _remote(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=name, call=self._call, forget=lambda: None)
+        return SimpleNamespace(name=name, call=self._call, forget=lambda: None, tell=self._told)
 
     def _reader(self, shard: SimpleNamespace) -> SimpleNamespace:
         index = int(shard.name.rpartition("-")[2])
@@ -56,6 +56,9 @@ class Roles:
         self.rounds.append(seeds)
         self.asked.release()
         return [{i: SampleRequest(windows // 2, (*seed, i + 1)) for i in (0, 1)} for seed in seeds]
+
+    def _told(self, method, *args):
+        assert (method, args) == ("dismiss", ("learner-0",)), "the feed ends"
 
     def _give(self, index, requests):
         fault = self.broken.get(index, itertools.repeat(True))

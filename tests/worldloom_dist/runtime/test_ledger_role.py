@@ -72,6 +72,23 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
     asyncio.run(story())
 
 
+def test_a_learner_that_ends_waits_for_no_grant():
+    plan = plan_of()
+
+    async def story() -> None:
+        ledger = LedgerRole(plan, 0)
+        await ledger.join(0, RowBooks(), 0)
+        waiting = asyncio.ensure_future(ledger.admit_samples("learner-0", "life", 16, [(0, 0, 0)]))
+        other = asyncio.ensure_future(ledger.admit_samples("learner-1", "life", 16, [(0, 1, 0)]))
+        await asyncio.sleep(0)
+        await ledger.dismiss("learner-0")
+        assert await waiting is None
+        assert not other.done()
+        other.cancel()
+
+    asyncio.run(story())
+
+
 def test_a_new_ledger_asks_shards_for_what_the_driver_knows_they_have():
     plan, known = plan_of(), RowBooks(inserted=100, stored=80, evicted=20, agent_steps=90)
 
