@@ -105,6 +105,8 @@ def export_file(run_dir: Path, target: str) -> int:
 
 def verify(run_dir: Path) -> int:
     """Say what the folder holds; exit status 1 when something is wrong."""
+    if not run_dir.is_dir():
+        raise ConfigurationError(f"{run_dir} is no folder; give the folder of a run")
     findings = verify_run(run_dir)
     sys.stdout.write(json.dumps(findings.to_dict(), indent=2) + "\n")
     sys.stdout.write(f"{run_dir} is {'damaged: see problems' if findings.problems else 'whole'}\n")
