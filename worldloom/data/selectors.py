@@ -206,9 +206,9 @@ class Prioritised:
         return self._tree.select((_random(draws) * total + self._tree.prefix(origin)) % total)
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
-        """See :class:`Selector`; a priority must be positive, or its window could never be drawn again."""
-        if not np.all(priorities > 0):
-            raise ConfigurationError(f"priorities must be > 0, got a minimum of {np.min(priorities)}")
+        """See :class:`Selector`; a priority of 0 would never be drawn again, and an infinite one leaves nothing to the others."""
+        if not np.all((priorities > 0) & (priorities < np.inf)):
+            raise ConfigurationError(f"priorities must be > 0 and finite, got {np.min(priorities)} to {np.max(priorities)}")
         weights = priorities**self._exponent
         self._highest = max(self._highest, float(np.max(weights, initial=0.0)))
         self._tree.set(slots, weights)

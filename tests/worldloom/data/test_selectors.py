@@ -92,11 +92,13 @@ def test_priorities_set_the_odds_and_new_starts_get_the_highest():
     assert chi_square(draws, [3, 250, 77], 20_000 * np.array([0.4, 0.2, 0.4])) < chi_square_bound(2)
 
 
-def test_a_priority_of_zero_is_refused():
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.inf, np.nan])
+def test_a_priority_that_spoils_the_odds_is_refused_and_changes_nothing(bad):
     selector = Prioritised(10)
-    selector.add(np.array([1]))
-    with pytest.raises(ConfigurationError, match="> 0"):
-        selector.update(np.array([1]), np.array([0.0]))
+    selector.add(np.array([1, 2]))
+    with pytest.raises(ConfigurationError, match="> 0 and finite"):
+        selector.update(np.array([1, 2]), np.array([1.0, bad]))
+    assert set(selector.sample([(50, np.random.default_rng(0))], origin=0)) == {1, 2}
 
 
 def test_a_mixture_draws_from_its_parts_in_proportion():
