@@ -74,7 +74,8 @@ def kill_one(run: Launched, title: str, dice: random.Random) -> float | None:
 
 
 def recovery_s(killed: list[float], hangs: list[float], streams: dict[StreamId, list[StoredChunk]], env: EnvSpec) -> dict[str, Any]:
-    """Seconds from each event to the next first chunk of a replacement."""
+    """Seconds from each event to the next first chunk of a replacement; a hang while a worker was killed is left out."""
+    hangs = [hang for hang in hangs if not any(hang <= kill <= hang + DEADLINE_S for kill in killed)]
     lives: dict[tuple[int, int], float] = {}
     for stream, chunks in streams.items():
         name = (stream.slot, stream.incarnation)
