@@ -202,7 +202,9 @@ class LedgerRole:
 
     def _try_insert(self, shard: int, agent_steps: int) -> bool:
         """When the run drains, what workers still hold goes in beyond the band; before that, nothing beyond the run's target."""
-        is_open = self._is_whole and self._ledger.limiter.agent_steps < self._plan.target_agent_steps
+        if not self._is_whole:
+            return False
+        is_open = self._ledger.limiter.agent_steps < self._plan.target_agent_steps
         if self._is_draining:
             self._ledger.force_insert(shard, agent_steps)
         elif not is_open or not self._ledger.try_insert(shard, agent_steps):

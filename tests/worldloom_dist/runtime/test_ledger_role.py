@@ -72,6 +72,23 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
     asyncio.run(story())
 
 
+def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_are_there():
+    plan = plan_of("--replay.shards", "2")
+
+    async def story() -> None:
+        ledger = LedgerRole(plan, 0)
+        await ledger.join(0, RowBooks(), 0)
+        await ledger.drain()
+        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", [16]))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await ledger.join(1, RowBooks(), 0)
+        assert await waiting == 1
+        assert (await ledger.counts())["agent_steps"] == 16
+
+    asyncio.run(story())
+
+
 def test_a_learner_that_ends_waits_for_no_grant():
     plan = plan_of()
 
