@@ -89,7 +89,8 @@ def recovery_s(killed: list[float], hangs: list[float], streams: dict[StreamId, 
     return {"worker_killed": after(killed, successors, 0.0), "env_hung": after(hangs, rebuilt, DEADLINE_S), "deadline": DEADLINE_S}
 
 
-def run_chaos(folder: Path, *, seconds: float, pause_s: float, odds: float, target: int) -> dict[str, Any]:
+def run_chaos(folder: Path, *, seconds: float, pause_s: float, odds: float, target: int, least_updates: int = 0) -> dict[str, Any]:
+    """Kill for so many seconds, from the first stored rows on, or once so many updates were made."""
     log = folder.parent / "chaos.log"
     log.touch()
     words = ["--preset", "debug", "--env", "chaos_envs:ChaosEnv", "--workers", "2", "--envs-per-worker", "2"]
@@ -100,7 +101,7 @@ def run_chaos(folder: Path, *, seconds: float, pause_s: float, odds: float, targ
     words += ["--actors.step-timeout-s", str(DEADLINE_S), "--actors.reset-timeout-s", str(DEADLINE_S)]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with launched(folder, *words, env={"CHAOS_LOG": str(log), "CHAOS_ODDS": str(odds), "PYTHONPATH": path}) as run:
-        run.wait_until(run.journal_bytes, 180)
+        run.wait_until(lambda: run.journal_bytes() and run.summary().get("train_steps", 0) >= least_updates, 180)
         killed = kill_at_random(run, seconds, pause_s)
         assert run.finish(240) == 0, run.output.read_text()
         summary = run.summary()
@@ -135,7 +136,7 @@ def test_fifteen_seconds_of_chaos_cost_no_stored_row(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200 * PATIENCE)
 def test_two_minutes_of_chaos_cost_no_stored_row(tmp_path: Path) -> None:
-    report = run_chaos(tmp_path / "run", seconds=120, pause_s=4.0, odds=0.01, target=12000)
+    report = run_chaos(tmp_path / "run", seconds=120, pause_s=4.0, odds=0.01, target=12000, least_updates=1)
     assert report["restarts"]["worker"] >= 5
     assert report["restarts"]["inference"] >= 5
     assert report["restarts"]["env"] >= 5
