@@ -104,7 +104,7 @@ class Feed(Generic[T]):
     def stop(self) -> None:
         """End the thread, which may be waiting for a grant that will not come."""
         self._stopping.set()
-        self._ledger.tell("dismiss", self._asker)
+        self._ledger.tell("dismiss", self._asker, self._life)
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:

@@ -149,10 +149,11 @@ class LedgerRole:
         requests = [SampleRequest(windows, seed) for seed in seeds]
         return await self._wait(asker, life, lambda: (self._ledger.try_samples(requests) if self._may_sample() else []) or None)
 
-    async def dismiss(self, asker: str) -> None:
-        """A learner rank ends: what it waits for is void."""
-        self._lives.pop(asker, None)
-        await self._notify()
+    async def dismiss(self, asker: str, life: str) -> None:
+        """A learner rank ends: what this life of it waits for is void."""
+        if self._lives.get(asker) == life:
+            del self._lives[asker]
+            await self._notify()
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""

@@ -98,7 +98,10 @@ def test_a_learner_that_ends_waits_for_no_grant():
         waiting = asyncio.ensure_future(ledger.admit_samples("learner-0", "life", 16, [(0, 0, 0)]))
         other = asyncio.ensure_future(ledger.admit_samples("learner-1", "life", 16, [(0, 1, 0)]))
         await asyncio.sleep(0)
-        await ledger.dismiss("learner-0")
+        await ledger.dismiss("learner-0", "an earlier life")
+        await asyncio.sleep(0)
+        assert not waiting.done(), "who has a successor dismisses itself only"
+        await ledger.dismiss("learner-0", "life")
         assert await waiting is None
         assert not other.done()
         other.cancel()
