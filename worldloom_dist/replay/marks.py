@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.core.files import sync
+from worldloom.core.files import replacing, sync
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows, encode_rows
@@ -144,11 +144,10 @@ class MarkFiles:
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file at once."""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(data)
-        if self._fsync:
-            sync(temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+            if self._fsync:
+                sync(temporary)
         if self._fsync:
             sync(path.parent)
 

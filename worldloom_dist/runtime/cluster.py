@@ -59,8 +59,9 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
 
 
 def _spare_grace() -> None:
-    """Have Ray kill its servers at once when it shuts down: they block SIGTERM (see :func:`_connect`), so the second of grace that
-    each of the five is given would be waited for in vain.
+    """Have Ray kill its servers at once when it shuts down.
+
+    They block SIGTERM (see :func:`_connect`), so the second of grace that each of the five is given would be waited for in vain.
     """
     from ray._private import worker
 
