@@ -53,7 +53,7 @@ Show = Callable[[Callable[[], View]], None]
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
 EVALUATION_TIMEOUT_S = 1800.0
 LAST_EVALUATION_S, LAST_EVALUATION_TRIES, NOTE_TIMEOUT_S = 600.0, 2, 30.0
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S, SETTLE_TIMEOUT_S, LOOK_TIMEOUT_S = 180.0, 15.0, 5.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
 
@@ -175,14 +175,14 @@ class RayRun:
                 logger.info("stopping: %s; checkpointing first", self._stop.reason)
                 return "stopped"
 
-    def _look(self) -> None:
+    def _look(self, timeout_s: float = LOOK_TIMEOUT_S) -> None:
         """Read the counters and tell the hub what only the driver knows."""
         before = self._report.counts
         if not all(self._supervisor.roles[name].is_up for name in ("ledger-0", "hub-0")):
             return
         try:
-            counts = self._ledger.call("counts", timeout_s=5.0, patience_s=0.0)
-            snapshot = self._hub.call("snapshot", timeout_s=5.0, patience_s=0.0)
+            counts = self._ledger.call("counts", timeout_s=timeout_s, patience_s=0.0)
+            snapshot = self._hub.call("snapshot", timeout_s=timeout_s, patience_s=0.0)
         except RoleGoneError as error:
             logger.warning("no counters just now: %s", error)
             return
@@ -290,8 +290,7 @@ class RayRun:
             self._ledger.call("drain", timeout_s=10.0)
         except RoleGoneError as error:
             logger.warning("workers cannot send their open chunks: %s", error)
-        self._fleet.stop(timeout_s=15.0)
-        self._look()
+        self._end_inserts(timeout_s=15.0)
         ended = self._supervisor.stop(("learner",), timeout_s=60.0, ends_processes=False)
         if "learner-0" not in ended:
             raise TrainingError("the learner did not write a last checkpoint within 60 s; earlier ones are kept")
@@ -301,6 +300,15 @@ class RayRun:
             self._last_evaluation(tuple(ended["learner-0"]["version"]))
         self._say()
         self._write(status)
+
+    def _end_inserts(self, timeout_s: float) -> None:
+        """Stop the workers, and look once every shard has told the ledger its last word: now the books hold every row on disk."""
+        self._fleet.stop(timeout_s)
+        told = [role.handle.settle.remote() for role in self._supervisor.of_kind("shard") if role.is_up]
+        late = ray.wait(told, num_returns=len(told), timeout=SETTLE_TIMEOUT_S)[1] if told else []
+        if late:
+            logger.warning("%d shards did not answer for %.0f s; the books may lag behind the disks", len(late), SETTLE_TIMEOUT_S)
+        self._look(timeout_s=SETTLE_TIMEOUT_S)
 
     def _last_evaluation(self, version: tuple[int, ...]) -> None:
         """Evaluate the weights of the last checkpoint, unless that has been done; Ctrl-C leaves it out."""
@@ -329,7 +337,7 @@ class RayRun:
         """Save what can be saved in a short time, and say why."""
         try:
             if not self._stop.is_set:
-                self._fleet.stop(timeout_s=10.0)
+                self._end_inserts(timeout_s=10.0)
                 self._supervisor.stop(("learner",), timeout_s=30.0)
                 self._look()
         except (RayError, WorldLoomError, ValueError) as second:

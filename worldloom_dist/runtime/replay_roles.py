@@ -252,6 +252,7 @@ class ShardRole:
         self._weights, self._newest = RemoteWeights(), NO_POLICY
         self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
+        self._storing, self._is_idle, self._is_settled = 0, asyncio.Event(), False
         self._ledger_line = AsyncLine(self._ledger, "admit")
         self._admission = Admission(lambda chunks: self._ledger_line.call((self._index, self._life, chunks)))
         self._door = Door(self._answer, is_private=plan.config.address is None)
@@ -296,6 +297,13 @@ class ShardRole:
     async def books(self) -> RowBooks:
         """Where every row went."""
         return self._shard.books()
+
+    async def settle(self) -> None:
+        """The run ends: store what is being stored, refuse what comes later, and tell the ledger the last word."""
+        self._is_settled = True
+        if self._storing:
+            await self._is_idle.wait()
+        await self._ledger.acall("report", self._index, self._shard.books(), self._shard.live_windows())
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says why it needs to be started anew."""
@@ -346,11 +354,18 @@ class ShardRole:
         await self._joined.wait()
         if not await self._admission.admit(chunk.num_agent_steps):
             raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
+        if self._is_settled:
+            raise StateError(f"shard {self._index} takes no more: the run has ended; chunk {chunk.stream}/{chunk.seq} is lost")
         is_new = False
+        self._storing += 1
+        self._is_idle.clear()
         try:
             with self._meter.timed("insert"):
                 is_new = await self._loop_shard.append(chunk)
         finally:
+            self._storing -= 1
+            if not self._storing:
+                self._is_idle.set()
             if not is_new:
                 self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
             self._reports()

@@ -1,0 +1,92 @@
+"""When a run ends, a shard's last word holds every row that it stored, and nothing is stored after it."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from worldloom.core.exceptions import StateError
+from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
+from worldloom.data.codec import make_chunk
+from worldloom_dist.cli import parse
+from worldloom_dist.plan import resolve
+from worldloom_dist.runtime.admission import Admission
+from worldloom_dist.runtime.replay_roles import ShardRole
+
+PLAN = resolve(parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.durability", "none"]))
+
+
+class LedgerFake:
+    """Keeps what it is told, in order."""
+
+    def __init__(self):
+        self.told = []
+
+    def tell(self, method, *arguments):
+        self.told.append((method, arguments))
+
+    async def acall(self, method, *arguments, **_):
+        self.tell(method, *arguments)
+
+    @property
+    def agent_steps(self) -> int:
+        """Of the newest report."""
+        return next(arguments[1].agent_steps for method, arguments in reversed(self.told) if method == "report")
+
+
+@pytest.fixture
+def role(tmp_path):
+    """A shard that has joined a ledger that admits everything."""
+
+    async def grant(chunks):
+        return len(chunks)
+
+    role = ShardRole(PLAN, 0, tmp_path)
+    role._ledger, role._admission = LedgerFake(), Admission(grant)
+    role._joined.set()
+    return role
+
+
+def chunk(seq: int, rows: int = 8) -> Chunk:
+    columns = {name: np.zeros((rows, *spec.shape), spec.dtype) for name, spec in PLAN.columns.items()}
+    return make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, columns)
+
+
+def test_the_last_word_comes_at_once_though_regular_reports_are_spaced(role):
+    async def story():
+        await role.append(chunk(0))
+        await role.append(chunk(1))
+        assert role._ledger.agent_steps == 8, "the second report is due in a moment"
+        await role.settle()
+        assert role._ledger.agent_steps == 16
+
+    asyncio.run(story())
+
+
+def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_it(role, monkeypatch):
+    may_store, begun = threading.Event(), asyncio.Event()
+    real = role._loop_shard.append
+
+    async def slow(one):
+        begun.set()
+        await asyncio.to_thread(may_store.wait)
+        return await real(one)
+
+    monkeypatch.setattr(role._loop_shard, "append", slow)
+
+    async def story():
+        storing = asyncio.ensure_future(role.append(chunk(0)))
+        await begun.wait()
+        settling = asyncio.ensure_future(role.settle())
+        await asyncio.sleep(0.05)
+        assert not settling.done()
+        with pytest.raises(StateError, match="the run has ended"):
+            await role.append(chunk(1))
+        may_store.set()
+        await settling
+        assert await storing
+        assert role._ledger.agent_steps == 8
+
+    asyncio.run(story())
+    assert role._shard.books().inserted == 8
