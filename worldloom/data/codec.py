@@ -48,6 +48,11 @@ class PackedColumn(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
 
+    @classmethod
+    def raw(cls, array: np.ndarray) -> PackedColumn:
+        """An array as it is, copied."""
+        return cls(array.tobytes(), "raw", array.dtype.name, array.shape)
+
     @property
     def decoded_bytes(self) -> int:
         """Size of the decoded array."""

@@ -211,8 +211,7 @@ class SequenceBuffer:
         """
         if rows <= 0:
             return 0
-        stored_before = len(self)
-        stop = self._next_row + rows
+        stored_before, stop = len(self), self._next_row + rows
         self._evict_to(stop - self.capacity_rows)
         ids = np.arange(max(self._next_row, self._first_row), stop, dtype=np.int64)
         self._chunk_of[ids % self.capacity_rows] = NO_ROW
@@ -319,7 +318,7 @@ class SequenceBuffer:
         plain, packed = {}, {}
         for name, value in rows.items():
             if name in self._packed:
-                packed[name] = value.owned() if isinstance(value, PackedColumn) else _keep(value)
+                packed[name] = value.owned() if isinstance(value, PackedColumn) else PackedColumn.raw(value)
             else:
                 plain[name] = value.unpack() if isinstance(value, PackedColumn) else value
         length = len(plain["is_first"])
@@ -398,7 +397,3 @@ class SequenceBuffer:
         versions, inserted_s = trained["#version"].astype(np.int64), trained["#inserted_s"].copy()
         chunks = self._chunks.open(np.unique(ordinals).tolist()) if self._packed else {}
         return PendingWindows(Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed)
-
-
-def _keep(array: np.ndarray) -> PackedColumn:
-    return PackedColumn(array.tobytes(), "raw", array.dtype.name, array.shape)

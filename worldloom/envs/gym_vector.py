@@ -43,7 +43,7 @@ class GymVectorAdapter:
         ConfigurationError: If the number of envs differs or a setting cannot be applied from outside.
     """
 
-    has_deadlines = False
+    has_deadlines, patience_s = False, float("inf")
 
     def __init__(
         self, env: GymVectorEnv[Any, Any, Any], config: EnvConfig, num_envs: int, seed: int, *, applies_settings: bool = False

@@ -33,7 +33,7 @@ class LocalVectorEnv:
         clock, sleep: Monotonic seconds, and how to wait when no env can be stepped.
     """
 
-    has_deadlines = False
+    has_deadlines, patience_s = False, float("inf")
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ Who waits for whom: ``step`` asks every ready process and waits for their answer
 An env that takes longer is late: the others go on without it. Its rows are not live and no action reaches it until its answer is
 there, which is then its next row, reached by the action of its last one. A process that misses its deadline is killed (its stack
 goes to the log first), one that died is noticed at once; both are started anew after a pause that grows (``envs.faults``). Nobody
-waits for a late process or a starting one unless there is no other; a new env's rows are not live until its reset row is there.
+waits for a late process or a starting one unless there is no other, and then for ``patience_s`` at most; a new env's rows are not
+live until its reset row is there.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class SupervisedVectorEnv:
         limits = limits or EnvLimits()
         self._timeouts = {"start": limits.start_timeout_s, "reset": limits.reset_timeout_s, "step": limits.step_timeout_s}
         self._least_grace_s, self._step_times = limits.grace_s, deque[float](maxlen=STEPS_REMEMBERED)
+        self.patience_s = float("inf")
         self._book = FaultBook(limits, num_envs, clock)
         self._slots = [_Slot() for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, bool)
@@ -149,12 +151,13 @@ class SupervisedVectorEnv:
             slot.process, slot.phase = None, _Phase.DOWN
 
     def _collect(self, grace_s: float) -> EnvStep:
-        """The rows of the envs that answer within ``grace_s``, and of one at least."""
-        row = self._blank.copy()
+        """The rows of the envs that answer within ``grace_s``, and of one at least that does within ``patience_s``."""
+        row, give_up = self._blank.copy(), self._clock() + self.patience_s
         self._relaunch_due()
-        while (patience := self._patience(grace_s)) or not row.live.any():
-            self._wait_once(row, patience)
+        while (patience := self._patience(grace_s)) or not (row.live.any() or self._clock() >= give_up):
+            self._wait_once(row, patience or [give_up - self._clock()])
         self._receive_ready(row, 0.0)
+        self._end_hung()
         self._ended = row.is_last
         return row
 
@@ -174,10 +177,14 @@ class SupervisedVectorEnv:
         times = [slot.deadline_s - now for slot in self._slots if slot.phase in (_Phase.BUSY, _Phase.STARTING)] + patience
         times += [self._book.wait_s(index) for index, slot in enumerate(self._slots) if slot.phase is _Phase.DOWN]
         self._receive_ready(row, max(0.0, min(times)))
-        for index, slot in enumerate(self._slots):
-            if slot.phase in (_Phase.BUSY, _Phase.STARTING) and self._clock() >= slot.deadline_s:
-                self._on_hang(index)
+        self._end_hung()
         self._relaunch_due()
+
+    def _end_hung(self) -> None:
+        now = self._clock()
+        for index, slot in enumerate(self._slots):
+            if slot.phase in (_Phase.BUSY, _Phase.STARTING) and now >= slot.deadline_s:
+                self._on_hang(index)
 
     def _receive_ready(self, row: EnvStep | None, timeout_s: float) -> None:
         waiting = {

@@ -91,11 +91,14 @@ class VectorEnv(Protocol):
         spec: What each env gives and takes.
         num_envs: N.
         has_deadlines: True when an env that hangs is ended here; False when somebody else has to end this process.
+        patience_s: How long ``step`` waits for a row while no env can give one (all are late, or being rebuilt); infinite at first.
+            When it is over, no row is live. Without deadlines there is no such wait to cut short.
     """
 
     spec: EnvSpec
     num_envs: int
     has_deadlines: bool
+    patience_s: float
 
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start a new episode everywhere; every row is ``is_first``. With a seed, everything that follows depends on it alone."""

@@ -4,7 +4,8 @@
     group 1                 ask    ---------------- wait, store, step | ask
 
 Only worth it where actions come from afar (``RemoteActing`` with ``submit``); a policy in this process has nobody to overlap with.
-A group whose envs are all in quarantine takes no more turns; what it had open has been sent.
+A group whose envs are all late or being rebuilt is only looked at in its turns, so that it holds up no other. One whose envs are
+all in quarantine takes no more turns; what it had open has been sent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from worldloom_dist.actors.rollout_worker import EpisodeResult, RolloutWorker
 __all__ = ["GroupedWorker"]
 
 logger = logging.getLogger(__name__)
+
+LOOK_S = 0.05
+"""How long to wait for one of several groups when none has a row."""
 
 
 class GroupedWorker:
@@ -88,10 +92,17 @@ class GroupedWorker:
         self._begin_turn()
         before = group.rows
         try:
-            group.step()
+            group.step(self._patience_s(group))
         except EnvFailureError as error:
             self._retire(group, error)
         return group.rows - before
+
+    def _patience_s(self, group: RolloutWorker) -> float:
+        """How long a group may wait for its envs once they are late."""
+        others = [other for other in self._turns if other is not group]
+        if not others:
+            return float("inf")
+        return LOOK_S if all(other.is_stalled for other in others) else 0.0
 
     def _begin_turn(self) -> RolloutWorker:
         """Send the request of the group whose turn it is; returns that group."""

@@ -146,13 +146,21 @@ class RolloutWorker:
         """True while actions are random."""
         return self._is_random
 
+    @property
+    def is_stalled(self) -> bool:
+        """True while no env has a row: all are late or being rebuilt."""
+        return self._row is not None and not self._row.live.any()
+
     def begin(self) -> None:
         """Ask for the next actions without waiting for them; :meth:`step` goes on from there."""
-        if self._question is None:
+        if self._question is None and not self.is_stalled:
             self._question = self._ask(self._start() if self._row is None else self._row)
 
-    def step(self) -> int:
+    def step(self, patience_s: float = float("inf")) -> int:
         """One decision of every env.
+
+        Args:
+            patience_s: How long to wait for a row while no env can give one; where envs have no deadlines, as long as it takes.
 
         Returns:
             Rows written: one per live env.
@@ -161,10 +169,12 @@ class RolloutWorker:
             EnvFailureError: If every env is in quarantine; what is open has been sent.
             TrainingError: If the policy gives an action that is not finite.
         """
-        started = self._clock()
+        started, self._env.patience_s = self._clock(), patience_s
         self.begin()
+        if self._question is None:
+            self._await_envs()
+            return 0
         assert self._row is not None
-        assert self._question is not None
         row, choice, self._question = self._row, self._question(), None
         chosen = self._clock()
         written = self._store(row, choice)
@@ -267,6 +277,14 @@ class RolloutWorker:
     def _start(self) -> EnvStep:
         row, self._reset_seed = self._move(partial(self._env.reset, self._reset_seed)), None
         return row
+
+    def _await_envs(self) -> None:
+        """There is nothing to act on: wait for the envs, while what they had open grows old."""
+        for writer in self._writers:
+            writer.flush_if_old()
+        started = self._clock()
+        self._move(partial(self._env.step, {}))
+        self._seconds["env"] += self._clock() - started
 
     def _move(self, ask: Callable[[], EnvStep]) -> EnvStep:
         """Take the next row of the envs; when there is none, nothing is left open, and what failed is known all the same."""

@@ -86,6 +86,14 @@ def gives_wrong_shape() -> FaultyEnv:
     return FaultyEnv(lambda: np.zeros(2, np.float32))
 
 
+def always_hangs() -> FaultyEnv:
+    class Hanging(CountingEnv):
+        def step(self, action: np.ndarray) -> Any:
+            _sleep()
+
+    return Hanging()
+
+
 def always_exits() -> FaultyEnv:
     os._exit(4)
 

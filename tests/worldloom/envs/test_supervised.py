@@ -133,6 +133,21 @@ def test_others_go_on_while_one_hangs_until_its_deadline(opened: list[Supervised
         assert len(counts) > 10
 
 
+def test_whoever_has_other_things_to_do_need_not_wait_for_envs_that_are_all_late(opened: list[SupervisedVectorEnv]) -> None:
+    env = supervised(opened, "faulty_envs:hangs_in_step", EnvLimits(step_timeout_s=1.0, grace_s=0.05), num_envs=1)
+    rows, faults, action = [env.reset()], env.drain_faults(), {"action": np.zeros((1, 2), np.float32)}
+    while not faults:
+        env.patience_s = 0.0 if rows[-1].live[0] else 0.02
+        rows.append(env.step(action))
+        faults = env.drain_faults()
+    assert [fault.kind for fault in faults] == ["hung"], "the deadline holds though nobody waits"
+    assert sum(not row.live.any() for row in rows) > 10
+    env.patience_s = float("inf")
+    back = env.step(action)
+    assert back.live[0]
+    assert back.is_first[0]
+
+
 def test_infinite_grace_waits_for_every_env(opened: list[SupervisedVectorEnv]) -> None:
     env = supervised(opened, "faulty_envs:DawdlingEnv", EnvLimits(grace_s=float("inf")), num_envs=4)
     action = {"action": np.zeros((4, 2), np.float32)}
