@@ -1,7 +1,8 @@
 """A shard's questions to the ledger: chunks that arrive while one is open share the next, so that a busy shard asks less often.
 
 The ledger grants a question's chunks in their order, as many as the train ratio allows now, and waits until that is one. Nothing is
-granted ahead of what has arrived: steps that a shard merely might insert would count as inserted for those who sample.
+granted ahead of what has arrived: steps that a shard merely might insert would count as inserted for those who sample. Questions
+are numbered, so that one that is asked again, because its answer was lost on the way, is not granted twice.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ class Admission:
     """One shard's queue of chunks that are not admitted yet; lives on an event loop.
 
     Args:
-        ask: Takes the agent steps of chunks; answers how many of these, from the first, are admitted: none when a successor of the
-            shard has shown up.
+        ask: Takes the question's number and the agent steps of chunks; answers how many of these, from the first, are admitted:
+            none when a successor of the shard has shown up.
     """
 
-    def __init__(self, ask: Callable[[list[int]], Awaitable[int]]) -> None:
-        self._ask = ask
+    def __init__(self, ask: Callable[[int, list[int]], Awaitable[int]]) -> None:
+        self._ask, self._asked = ask, 0
         self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
         self._asking: asyncio.Task[None] | None = None
 
@@ -42,7 +43,8 @@ class Admission:
         """Ask until nobody waits."""
         try:
             while self._waiting:
-                granted = await self._ask([steps for steps, _ in self._waiting])
+                self._asked += 1
+                granted = await self._ask(self._asked, [steps for steps, _ in self._waiting])
                 for _ in range(granted or len(self._waiting)):
                     _, answer = self._waiting.popleft()
                     if not answer.done():

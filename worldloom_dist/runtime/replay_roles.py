@@ -68,6 +68,7 @@ class LedgerRole:
         self._books: dict[int, RowBooks] = {}
         self._live: dict[int, int] = {}
         self._lives: dict[str, str] = {}
+        self._answered: dict[int, tuple[str, int, int]] = {}  # life, number and grant of every shard's last question
         self._storing: Counter[int] = Counter()  # admitted chunks that are not stored yet, per shard; in lock-step only
         self._is_whole = self._is_draining = False
         self._changed = asyncio.Condition()
@@ -113,14 +114,15 @@ class LedgerRole:
             self._ledger.leave(shard)
             await self._notify()
 
-    async def admit_inserts(self, shard: int, life: str, chunks: Sequence[int]) -> int:
+    async def admit_inserts(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int:
         """Return how many chunks, given by their agent steps, may be inserted, from the first; waits until that is one.
 
-        0 when a successor of the shard has shown up.
+        A shard numbers its questions, from 1; one that it asks again, because no answer came, is granted once. 0 when a successor
+        of the shard has shown up.
         """
-        return await self._wait(f"shard-{shard}", life, lambda: self._try_inserts(shard, chunks) or None) or 0
+        return await self._wait(f"shard-{shard}", life, lambda: self._answer(shard, life, number, chunks)) or 0
 
-    async def admit(self, asked: tuple[int, str, list[int]]) -> int:
+    async def admit(self, asked: tuple[int, str, int, list[int]]) -> int:
         """:meth:`admit_inserts` with its arguments in one, for a line."""
         return await self.admit_inserts(*asked)
 
@@ -198,6 +200,16 @@ class LedgerRole:
     def _may_sample(self) -> bool:
         return self._is_whole and not any(self._storing.values())
 
+    def _answer(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int | None:
+        """The grant of a question, the same if it was asked before; None when it has to wait, 0 when nobody waits for it."""
+        known_life, last, granted = self._answered.get(shard, ("", 0, 0))
+        if life == known_life and number <= last:
+            return granted if number == last else 0
+        granted = self._try_inserts(shard, chunks)
+        if granted:
+            self._answered[shard] = life, number, granted
+        return granted or None
+
     def _try_inserts(self, shard: int, chunks: Sequence[int]) -> int:
         return next((number for number, steps in enumerate(chunks) if not self._try_insert(shard, steps)), len(chunks))
 
@@ -254,7 +266,7 @@ class ShardRole:
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
         self._storing, self._is_idle, self._is_settled = 0, asyncio.Event(), False
         self._ledger_line = AsyncLine(self._ledger, "admit")
-        self._admission = Admission(lambda chunks: self._ledger_line.call((self._index, self._life, chunks)))
+        self._admission = Admission(lambda *question: self._ledger_line.call((self._index, self._life, *question)))
         self._door = Door(self._answer, is_private=plan.config.address is None)
         self._reports = Spaced(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 

@@ -13,9 +13,11 @@ class SlowLedger:
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
+        self.numbers: list[int] = []
         self.answers: asyncio.Queue[int | Exception] = asyncio.Queue()
 
-    async def ask(self, chunks: list[int]) -> int:
+    async def ask(self, number: int, chunks: list[int]) -> int:
+        self.numbers.append(number)
         self.asked.append(list(chunks))
         answer = await self.answers.get()
         if isinstance(answer, Exception):
@@ -48,6 +50,7 @@ def test_chunks_that_arrive_while_a_question_is_open_share_the_next_one():
         again = asyncio.ensure_future(admission.admit(3))
         await settle()
         assert ledger.asked[-1] == [3], "it begins anew after everybody was served"
+        assert ledger.numbers == [*range(1, len(ledger.asked) + 1)]
         ledger.answers.put_nowait(1)
         assert await again
 

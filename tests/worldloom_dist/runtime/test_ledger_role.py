@@ -32,11 +32,11 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
     async def story() -> None:
         ledger = LedgerRole(plan, 0)
         await ledger.join(0, RowBooks(), 10)
-        assert await ledger.admit_inserts(0, "first", [plan.spec.prefill_agent_steps + 64]) == 1
+        assert await ledger.admit_inserts(0, "first", 1, [plan.spec.prefill_agent_steps + 64]) == 1
         assert await samples_soon(ledger, plan) != lockstep, "the ratio allows it, but a shard is still storing"
         await ledger.stored(0)
         assert await samples_soon(ledger, plan)
-        assert await ledger.admit_inserts(0, "first", [0]) == 1, "rows of a reset alone, which change what is drawn too"
+        assert await ledger.admit_inserts(0, "first", 2, [0]) == 1, "rows of a reset alone, which change what is drawn too"
         assert await samples_soon(ledger, plan) != lockstep
         await ledger.join(0, RowBooks(), 10)  # the shard died with it, and its successor has what it has
         await ledger.stored(0)
@@ -54,20 +54,45 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
         await ledger.join(0, RowBooks(agent_steps=plan.spec.prefill_agent_steps), 10)
         limiter = ledger._ledger.limiter
         chunks = [16] * 1000
-        granted = await ledger.admit_inserts(0, "life", chunks)
+        granted = await ledger.admit_inserts(0, "life", 1, chunks)
         assert 0 < granted < 1000
         assert limiter.agent_steps == plan.spec.prefill_agent_steps + 16 * granted
         assert not limiter.may_insert(16)
-        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", chunks))
+        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", 2, chunks))
         await asyncio.sleep(0)
         assert not waiting.done()
         while limiter.may_sample(plan.spec.sampling.trained_positions):
             assert await ledger.admit_samples("learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)])
         assert 0 < await waiting < 1000, "training made room, and who waited was woken"
-        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", chunks))
+        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", 3, chunks))
         await asyncio.sleep(0)
         await ledger.drain()
         assert await waiting == 1000, "when the run ends everything goes in"
+
+    asyncio.run(story())
+
+
+def test_a_question_that_is_asked_again_is_granted_once():
+    plan = plan_of("--env-steps", "1000000")
+
+    async def story() -> None:
+        ledger = LedgerRole(plan, 0)
+        await ledger.join(0, RowBooks(), 10)
+        limiter, chunks = ledger._ledger.limiter, [16] * 1000
+        granted = await ledger.admit_inserts(0, "life", 1, chunks)
+        assert limiter.agent_steps == 16 * granted > 0
+        assert await ledger.admit_inserts(0, "life", 1, chunks) == granted
+        assert limiter.agent_steps == 16 * granted, "its answer was lost, its grant was not"
+        first, again = (asyncio.ensure_future(ledger.admit_inserts(0, "life", 2, chunks)) for _ in range(2))
+        await asyncio.sleep(0)
+        assert not first.done()
+        assert not again.done()
+        await ledger.drain()
+        assert await first == await again == 1000, "one that waited while it was asked again"
+        assert limiter.agent_steps == 16 * (granted + 1000)
+        assert await ledger.admit_inserts(0, "life", 1, [16]) == 0, "nobody waits for an answer to an earlier one"
+        assert await ledger.admit_inserts(0, "next", 1, [16]) == 1, "a shard that was started again numbers anew"
+        assert limiter.agent_steps == 16 * (granted + 1001)
 
     asyncio.run(story())
 
@@ -79,7 +104,7 @@ def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_
         ledger = LedgerRole(plan, 0)
         await ledger.join(0, RowBooks(), 0)
         await ledger.drain()
-        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", [16]))
+        waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", 1, [16]))
         await asyncio.sleep(0)
         assert not waiting.done()
         await ledger.join(1, RowBooks(), 0)

@@ -39,7 +39,7 @@ class LedgerFake:
 def role(tmp_path):
     """A shard that has joined a ledger that admits everything."""
 
-    async def grant(chunks):
+    async def grant(number, chunks):
         return len(chunks)
 
     role = ShardRole(PLAN, 0, tmp_path)
