@@ -110,6 +110,7 @@ class LocalRun:
         Raises:
             TrainingError: If the run cannot go on; ``summary.json`` says so too.
         """
+        self._folder.write_summary(self.report.summary("running"))
         try:
             self._restore()
             while not self._is_complete() and not self._stop.is_set:

@@ -41,6 +41,24 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
     assert payloads(tmp_path / "whole") == payloads(tmp_path / "broken")
 
 
+def test_a_run_that_is_resumed_and_killed_at_once_does_not_claim_to_have_ended(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert start(folder, "--env-steps", "100").run() == "completed"
+    before, seen = json.loads((folder / "summary.json").read_text()), []
+    resumed = start(folder, "--env-steps", "200")
+
+    def die():
+        """Look at what a kill would leave; a KeyboardInterrupt has the summary written once more."""
+        seen.append(json.loads((folder / "summary.json").read_text()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resumed, "_restore", die)
+    with pytest.raises(KeyboardInterrupt):
+        resumed.run()
+    assert seen[0]["status"] == "running"
+    assert (seen[0]["env_steps"], seen[0]["rows"]) == (before["env_steps"], before["rows"])
+
+
 def test_equal_seeds_give_equal_runs_and_another_seed_does_not(tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert start(tmp_path / name, "--env-steps", "100", "--seed", seed).run() == "completed"

@@ -11,7 +11,10 @@ from pathlib import Path
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["EnvBuildError", "first_line", "somebodys_code"]
+__all__ = ["FOREIGN_ERRORS", "EnvBuildError", "first_line", "somebodys_code"]
+
+FOREIGN_ERRORS = (Exception, SystemExit)
+"""What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env."""
 
 NOT_THEIRS = ("<", str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent))
 """How the names of files begin that are no place to look at: frozen modules, ours, the import system's."""
@@ -36,7 +39,7 @@ def somebodys_code(config: EnvConfig, what: str) -> Iterator[None]:
         yield
     except WorldLoomError:
         raise
-    except (Exception, SystemExit) as error:
+    except FOREIGN_ERRORS as error:
         raise EnvBuildError(
             f"env {config.env!r} cannot be {what}: {_cause(error)}; for the whole traceback: "
             f"python -m worldloom_dist.check_env {config.env} --debug"

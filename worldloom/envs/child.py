@@ -45,7 +45,7 @@ def serve(pipe: Pipe) -> None:
     Raises:
         EOFError, ConnectionError: When it does.
     """
-    from worldloom.envs.building import EnvBuildError
+    from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError
     from worldloom.envs.factory import build_env
 
     config = pipe.recv()
@@ -57,7 +57,7 @@ def serve(pipe: Pipe) -> None:
     except (ConfigurationError, MissingDependencyError) as error:
         pipe.send(("refused", error))
         return
-    except Exception as error:  # as above
+    except FOREIGN_ERRORS as error:  # as above
         pipe.send(("fault", f"could not be built: {_text(error)}"))
         return
     pipe.send(("spec", env.spec))
@@ -65,7 +65,7 @@ def serve(pipe: Pipe) -> None:
         request, argument = pipe.recv()
         try:
             answer: tuple[Any, ...] = (env.reset(argument), 0.0, False, False) if request == "reset" else env.step(argument)
-        except Exception as error:  # as above
+        except FOREIGN_ERRORS as error:  # as above
             pipe.send(("fault", f"{request}: {_text(error)}"))
             return
         pipe.send(("row", *answer))
@@ -81,7 +81,7 @@ def _die_with_parent(life: int) -> None:
             os._exit(0)
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     return str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError, WorldLoomError
 from worldloom.core.specs import EnvSpec, all_finite
-from worldloom.envs.building import EnvBuildError
+from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError
 from worldloom.envs.config import EnvLimits
 from worldloom.envs.faults import EnvFault, FaultBook
 from worldloom.envs.vector import EnvStep, env_seed
@@ -130,7 +130,7 @@ class LocalVectorEnv:
                 self._fail(row, index, error)
             except (ConfigurationError, MissingDependencyError):
                 raise
-            except Exception as error:  # the edge of somebody else's code: any failure costs this env only
+            except FOREIGN_ERRORS as error:  # the edge of somebody else's code: any failure costs this env only
                 self._fail(row, index, error)
         while (broken := self._not_finite(row)) is not None:
             self._fail(row, broken, EnvFailureError("an observation holds a number that is not finite"))
@@ -157,7 +157,7 @@ class LocalVectorEnv:
         env = self._envs[index] = self._build_one()
         row.put_first(index, env.reset(env_seed(self._seed, index, self._rebuilds[index])))
 
-    def _fail(self, row: EnvStep, index: int, error: Exception) -> None:
+    def _fail(self, row: EnvStep, index: int, error: BaseException) -> None:
         broken, self._envs[index] = self._envs[index], None
         row.clear(index)
         if broken is not None:
@@ -167,12 +167,12 @@ class LocalVectorEnv:
         if self._book.wait_s(index) == 0:
             try:
                 self._rebuild(row, index)
-            except Exception as again:  # the same edge; its back-off is longer now, so this ends
+            except FOREIGN_ERRORS as again:  # the same edge; its back-off is longer now, so this ends
                 self._fail(row, index, again)
 
 
 def _close_quietly(env: EnvAdapter) -> None:
     try:
         env.close()
-    except Exception:  # a broken env may fail at anything; it is thrown away in either case
+    except FOREIGN_ERRORS:  # a broken env may fail at anything; it is thrown away in either case
         return

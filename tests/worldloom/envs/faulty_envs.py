@@ -6,6 +6,7 @@
 import ctypes
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,10 @@ def hangs_in_reset() -> FaultyEnv:
 
 def exits() -> FaultyEnv:
     return FaultyEnv(lambda: os._exit(3))
+
+
+def calls_sys_exit() -> FaultyEnv:
+    return FaultyEnv(lambda: sys.exit(3))
 
 
 def segfaults() -> FaultyEnv:

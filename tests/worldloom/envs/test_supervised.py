@@ -86,6 +86,7 @@ def test_processes_give_the_same_rows_as_envs_in_this_process(opened: list[Super
         ("exits", "died", "exited with status 3"),
         ("segfaults", "died", "killed by SIGSEGV"),
         ("raises", "raised", "RuntimeError: broken on purpose"),
+        ("calls_sys_exit", "raised", "SystemExit: 3"),
         ("gives_nan", "raised", "not finite"),
         ("gives_wrong_shape", "raised", "observation 'obs'"),
     ],

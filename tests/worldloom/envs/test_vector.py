@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import gymnasium
@@ -28,6 +29,8 @@ class BrokenEnv(CountingEnv):
         if self._step == self.at_step:
             if self.failure == "raise":
                 raise RuntimeError("broken on purpose")
+            if self.failure == "exit":
+                sys.exit(3)
             if self.failure == "nan_obs":
                 obs = obs * np.nan
             if self.failure == "nan_reward":
@@ -81,7 +84,7 @@ def test_step_before_reset_is_an_error() -> None:
         make_env(EnvConfig(env="toy:counting"), seed=0).step(ZERO)
 
 
-@pytest.mark.parametrize("failure", ["raise", "nan_obs", "nan_reward", "shape"])
+@pytest.mark.parametrize("failure", ["raise", "exit", "nan_obs", "nan_reward", "shape"])
 def test_failing_env_is_rebuilt_and_starts_a_new_episode(failure: str) -> None:
     broken = BrokenEnv(failure)
     env = vector_of([broken, CountingEnv(), CountingEnv()], EnvLimits(), Clock(), num_envs=2)
