@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -28,11 +28,15 @@ NOBODY = np.zeros(0, np.int64)
 
 
 class Actions(NamedTuple):
-    """One decision for every env: action per key ``[N, ...]``, extra columns ``[N, ...]``, and the weights that made it."""
+    """One decision for every env: action per key ``[N, ...]``, extra columns ``[N, ...]``, and the weights that made it.
+
+    ``carry_resets`` are the envs whose carry had been lost in mid-episode and began anew.
+    """
 
     action: Mapping[str, np.ndarray]
     extras: Mapping[str, np.ndarray]
     version: PolicyVersion
+    carry_resets: Collection[int] = ()
 
 
 class ActClient(Protocol):
@@ -301,17 +305,15 @@ class RemoteActing:
     def _finish(self, answer: Callable[[], ActReply], envs: np.ndarray, total: int) -> Actions:
         reply = answer()
         self.version = reply.version
-        if self._had_carries and reply.carry_reset.any():
-            self._note_carry_resets(envs[reply.carry_reset] + self.first_env)
+        resets = envs[reply.carry_reset].tolist() if self._had_carries and reply.carry_reset.any() else []
+        if resets:
+            self._carry_resets += len(resets)
+            names = ", ".join(str(env + self.first_env) for env in resets)
+            logger.warning("the inference server had lost the carries of envs %s in mid-episode", names)
         self._had_carries = True
         if len(envs) == total:
-            return Actions(reply.action, reply.extras, reply.version)
-        return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version)
-
-    def _note_carry_resets(self, lost: np.ndarray) -> None:
-        self._carry_resets += len(lost)
-        names = ", ".join(map(str, lost.tolist()))
-        logger.warning("the inference server had lost the carries of envs %s in mid-episode", names)
+            return Actions(reply.action, reply.extras, reply.version, resets)
+        return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version, resets)
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""

@@ -337,7 +337,8 @@ class RolloutWorker:
                 moved += 1
                 self._returns[index] += reward[index]
                 self._lengths[index] += 1
-            writer.add(columns, index, choice.version, is_first=is_first[index], is_last=is_last[index])
+            lost = index in choice.carry_resets
+            writer.add(columns, index, choice.version, is_first=is_first[index], is_last=is_last[index], carry_reset=lost)
             if is_last[index]:
                 self._end_episode(index, "terminated" if row.terminated[index] else "truncated")
         self.rows, self.agent_steps = self.rows + written, self.agent_steps + moved

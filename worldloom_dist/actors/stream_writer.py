@@ -9,7 +9,7 @@ number and sent again, before anything newer, by the next call.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from worldloom_dist.ports import ReplayWriter
 __all__ = ["StreamWriter"]
 
 T = TypeVar("T")
-Encoder = Callable[[StreamId, int, PolicyVersion, Mapping[str, np.ndarray]], Chunk]
+Encoder = Callable[[StreamId, int, PolicyVersion, Mapping[str, np.ndarray], Sequence[int]], Chunk]
 
 
 class StreamWriter:
@@ -37,7 +37,7 @@ class StreamWriter:
         chunk_rows: Rows of a full chunk.
         max_age_s: An open chunk is sent when its first row is this old; infinite for never.
         clock: Monotonic seconds.
-        encode: Makes a chunk of rows.
+        encode: Makes a chunk of rows, some of them marked.
 
     Raises:
         ConfigurationError: If ``chunk_rows`` is not positive.
@@ -61,6 +61,7 @@ class StreamWriter:
         self._buffers = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
         self._pairs = list(self._buffers.items())
         self._open, self._opened_s = 0, 0.0
+        self._carry_resets: list[int] = []
         self._version: PolicyVersion = NO_POLICY
         self._pending: Chunk | None = None
         self._answer: Callable[[], None] | None = None  # waits for the pending chunk; None when that has to be sent again
@@ -74,7 +75,16 @@ class StreamWriter:
         pending = self._pending  # once, because another thread may ask
         return self._open + (pending.num_rows if pending else 0)
 
-    def add(self, columns: Mapping[str, np.ndarray], index: int, version: PolicyVersion, *, is_first: bool, is_last: bool) -> None:
+    def add(
+        self,
+        columns: Mapping[str, np.ndarray],
+        index: int,
+        version: PolicyVersion,
+        *,
+        is_first: bool,
+        is_last: bool,
+        carry_reset: bool = False,
+    ) -> None:
         """Add the row ``columns[name][index]`` of every column; the values are copied.
 
         Args:
@@ -82,6 +92,7 @@ class StreamWriter:
             index: Which of the N rows.
             version: Weights that chose its action.
             is_first, is_last: What its flags say, as plain values.
+            carry_reset: Mark it: whoever chose its action had lost the carry (see ``codec.carry_resets_of``).
         """
         if self._pending is not None and self._answer is None:
             self._settle()
@@ -93,6 +104,8 @@ class StreamWriter:
         row = self._open
         for name, buffer in self._pairs:
             buffer[row] = columns[name][index]
+        if carry_reset:
+            self._carry_resets.append(row)
         self._open = row + 1
         if self._open == self._chunk_rows or is_last or now - self._opened_s >= self._max_age_s:
             self.send()
@@ -107,8 +120,8 @@ class StreamWriter:
         self._settle()
         if self._open:
             rows = {name: buffer[: self._open] for name, buffer in self._buffers.items()}
-            self._pending = self._encode(self.stream, self._seq, self._version, rows)
-            self._seq, self._open = self._seq + 1, 0
+            self._pending = self._encode(self.stream, self._seq, self._version, rows, self._carry_resets)
+            self._seq, self._open, self._carry_resets = self._seq + 1, 0, []
             self._append(self._pending)
 
     def flush(self) -> None:
@@ -123,7 +136,7 @@ class StreamWriter:
     def set_state(self, state: Mapping[str, int]) -> None:
         """Inverse of :meth:`state`; what is open is forgotten."""
         self._seq, self.acked_rows = int(state["seq"]), int(state["acked_rows"])
-        self._open, self._pending, self._answer = 0, None, None
+        self._open, self._carry_resets, self._pending, self._answer = 0, [], None, None
 
     def _settle(self) -> None:
         """See what was sent acknowledged; sends it again first if that failed."""

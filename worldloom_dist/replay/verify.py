@@ -40,7 +40,7 @@ class RunFindings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        names = ("chunks", "rows", "inserted", "agent_steps", "duplicate", "lost", "torn_bytes")
+        names = ("chunks", "rows", "inserted", "agent_steps", "duplicate", "lost", "carry_resets", "torn_bytes")
         shards = {name: {key: getattr(found, key) for key in names} for name, found in self.shards.items()}
         return {"shards": shards, "checkpoints": self.checkpoints, "problems": self.problems}
 

@@ -15,7 +15,7 @@ from typing import Any
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import split_rows
+from worldloom.data.codec import carry_resets_of, split_rows
 from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.history import stored_columns, stored_identity
 from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
@@ -33,6 +33,7 @@ class ShardFindings:
     Attributes:
         chunks, rows: Intact ones on disk.
         inserted, agent_steps, duplicate, lost: The books at the end of the journal.
+        carry_resets: Rows on disk that an agent acted which had just lost its carry (``codec.carry_resets_of``).
         run_rows: Rows inserted up to the last one that did not come from a file; those after it may have been imported later.
         torn_bytes: An unfinished record at the end.
         index: Which shard the folder says it is; None if it does not say.
@@ -47,6 +48,7 @@ class ShardFindings:
     agent_steps: int = 0
     duplicate: int = 0
     lost: int = 0
+    carry_resets: int = 0
     run_rows: int = 0
     torn_bytes: int = 0
     index: int | None = None
@@ -208,6 +210,7 @@ class _Reader:
         except (CheckpointError, ShapeMismatchError) as error:
             self._problem(f"{name}: {error}")
             return
+        self.found.carry_resets += len(carry_resets_of(chunk.payload))
         counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
         if counts != (chunk.num_rows, chunk.num_agent_steps):
             self._problem(f"{name} holds {counts} rows and agent steps, and says {(chunk.num_rows, chunk.num_agent_steps)}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import decode_rows, encode_rows, make_chunk, split_rows
+from worldloom.data.codec import carry_resets_of, decode_rows, encode_rows, make_chunk, split_rows
 
 COLUMNS = {
     "obs/camera": ArraySpec((32, 32, 3), "uint8"),
@@ -117,6 +117,18 @@ def test_a_chunk_counts_its_rows_and_decisions():
     chunk = make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows)
     assert (chunk.num_rows, chunk.num_agent_steps, chunk.seq) == (7, 5, 9)
     np.testing.assert_array_equal(decode_rows(chunk.payload, COLUMNS)["obs/vector"], rows["obs/vector"])
+
+
+def test_marked_rows_are_found_again_and_change_nothing_else():
+    rows = make_rows(7)
+    plain = make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows)
+    marked = make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows, [2, 5])
+    assert carry_resets_of(plain.payload) == []
+    assert carry_resets_of(memoryview(marked.payload)) == [2, 5]
+    assert make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows, []) == plain, "as chunks were before rows could be marked"
+    assert list(split_rows(marked.payload, COLUMNS)) == list(COLUMNS)
+    for name, array in rows.items():
+        np.testing.assert_array_equal(decode_rows(marked.payload, COLUMNS)[name], array)
 
 
 def test_the_checksum_is_the_crc32_of_everybody():

@@ -121,9 +121,12 @@ def test_lost_carries_are_counted_once_and_named_by_who_asked(caplog: pytest.Log
         remote.act(obs, no)  # as after a random prefill: nothing is lost
     servers.reverse()  # the first one has died
     with caplog.at_level(logging.WARNING):
-        remote.act(obs, np.array([False, True, False]), np.array([True, True, False]))
-        remote.act(obs, no)
-        remote.act(obs, no)
+        lost = [
+            remote.act(obs, np.array([False, True, False]), np.array([True, True, False])).carry_resets,
+            remote.act(obs, no).carry_resets,
+            remote.act(obs, no).carry_resets,
+        ]
+    assert lost == [[0], [2], []], "each once, by its place in the request"
     assert remote.drain_metrics()["carry_resets_total"].value == 2
     assert [record.getMessage() for record in caplog.records] == [
         f"the inference server had lost the carries of envs {env} in mid-episode" for env in (4, 6)

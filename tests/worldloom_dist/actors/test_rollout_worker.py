@@ -14,6 +14,7 @@ from tests.fakes import FakeMetricSink, FakePolicy, FakeReplayWriter, FakeWeight
 from worldloom.core.exceptions import EnvFailureError, TrainingError
 from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import carry_resets_of
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import env_spec, make_env
 from worldloom.envs.local import LocalVectorEnv
@@ -364,3 +365,24 @@ def test_worker_with_remote_inference_imports_neither_torch_nor_ray() -> None:
         "assert not {'torch', 'ray'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_rows_of_a_policy_that_had_lost_its_carry_are_marked(num_envs: int) -> None:
+    sink, spec = counting_sink(), env_spec(EnvConfig(env="toy:counting"))
+    servers = [InferenceServer(FakePolicy(spec, EXTRAS)) for _ in range(2)]
+    acting = RemoteActing(2, 7, lambda asked: servers[0].act_batch([asked])[0])
+    worker = make_worker(sink, num_envs=num_envs, acting=acting, chunk_rows=3)
+    for step in range(24):
+        if step == 4:
+            servers.reverse()  # the first one has died; all envs are at the fifth row of an episode of six
+        worker.step()
+    worker.close()
+    assert len(sink.chunks) == num_envs
+    for stream, chunks in sink.chunks.items():
+        marks, first = [], 0
+        for chunk in chunks:
+            marks += [first + row for row in carry_resets_of(chunk.payload)]
+            first += chunk.num_rows
+        assert marks == [4]
+        assert not sink.rows(stream)["is_first"][4], "the env went on"

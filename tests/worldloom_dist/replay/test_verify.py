@@ -49,6 +49,16 @@ def test_verify_finds_a_whole_run_whole_and_counts_its_rows(run_dir, capsys):
     assert text.endswith("is whole\n")
 
 
+def test_verify_counts_the_rows_of_a_policy_that_had_lost_its_carry(tmp_path):
+    rows = {name: spec.zeros(ROWS) for name, spec in ENV.columns().items()}
+    shard = ReplayShard(0, ENV.columns(), SAMPLING, capacity_steps=100, directory=tmp_path / "shard-0")
+    for seq, marked in enumerate(([], [1], [0, 4])):
+        shard.append(make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, rows, marked))
+    shard.close()
+    found = verify_shard(tmp_path / "shard-0")
+    assert (found.carry_resets, found.problems) == (3, [])
+
+
 @pytest.mark.parametrize("victim", ["segment-*.wal", "tensors.safetensors", "summary.json", "shard.json"])
 def test_verify_finds_a_changed_byte_anywhere(run_dir, tmp_path, capsys, victim):
     folder = tmp_path / "copy"
