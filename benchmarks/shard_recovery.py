@@ -29,9 +29,10 @@ from worldloom_dist.cli import parse
 from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.runtime.cluster import ray_cluster
 from worldloom_dist.runtime.feed import Feed
+from worldloom_dist.runtime.ledger_role import LedgerRole
 from worldloom_dist.runtime.line import Line
 from worldloom_dist.runtime.remote import Remote
-from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
+from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 
 SHARDS, KILLS, ROWS, CHUNK_ROWS = 2, 10, 100_000, 64

@@ -11,11 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def _no_log_handler_outlives_its_test() -> Iterator[None]:
-    """A command that a test calls in this process sets up the console and a log file as it does for a person."""
-    root = logging.getLogger()
-    before = list(root.handlers)
+    """A command or a role that a test makes in this process sets up logging as it does in its own."""
+    loggers = [logging.getLogger(name) for name in (None, "worldloom", "worldloom_dist")]
+    before = [list(logger.handlers) for logger in loggers]
     yield
-    for handler in list(root.handlers):
-        if handler not in before and not type(handler).__module__.startswith("_pytest"):
-            root.removeHandler(handler)
-            handler.close()
+    for logger, known in zip(loggers, before, strict=True):
+        for handler in list(logger.handlers):
+            if handler not in known and not type(handler).__module__.startswith("_pytest"):
+                logger.removeHandler(handler)
+                handler.close()

@@ -37,11 +37,13 @@ def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while
         assert main(["import", str(folder), data]) == 0
         assert "is running" in capsys.readouterr().out
         rows = run.wait_until(lambda: imported_rows(folder), 60)
+        run.wait_until(lambda: f"{data}: " in run.output.read_text(), 30)
         shutil.rmtree(folder / "replay" / "shard-0")
         for pid in run.pids("ray::ShardRole"):
             os.kill(pid, signal.SIGKILL)
         run.wait_until(lambda: run.summary()["restarts"].get("shard", 0) >= 2, 60)
         run.wait_until(lambda: run.summary()["rows"]["lost_acked"], 60)
+        run.wait_until(lambda: "are back from the journal" in run.output.read_text(), 30)
         stored = run.summary()["rows"]["stored"]
         run.wait_until(lambda: run.summary()["rows"]["stored"] > stored + 100, 60)
         run.process.send_signal(signal.SIGKILL)  # the driver, and with it the ledger and all that it knew
@@ -60,6 +62,27 @@ def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while
     assert 0 < books["lost_acked"] < books["inserted"]
     assert rows > 0
     assert "acknowledged rows, because a shard came back without them" in run.output.read_text()
+    assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.chaos
+def test_a_shard_that_hangs_costs_training_seconds_and_is_replaced_once(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with launched(folder, *WORDS, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0") as run:
+        run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
+        os.kill(run.pids("ray::ShardRole")[0], signal.SIGSTOP)
+        before = run.wait_until(lambda: "shard-0 has said nothing" in run.output.read_text() and run.summary(), 60)
+        goes_on = run.wait_until(lambda: run.summary()["train_steps"] > before["train_steps"] + 50 and run.summary(), 60)
+        assert not goes_on["restarts"].get("shard"), "it hung all the time"
+        run.wait_until(lambda: run.summary()["restarts"].get("shard"), 90)
+        steps = run.summary()["agent_steps"]
+        run.wait_until(lambda: run.summary()["agent_steps"] > steps + 200, 60)
+        run.process.send_signal(signal.SIGINT)
+        assert run.finish() == 0, run.output.read_text()
+        summary = run.summary()
+    assert summary["restarts"]["shard"] == 1
+    assert summary["rows"]["lost_acked"] == 0
     assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
 
 

@@ -84,8 +84,9 @@ def decisions(plan: Plan, chunks: list[StoredChunk], version: PolicyVersion) -> 
 
 def start_roles(plan: Plan, folder) -> None:
     """As the driver does, by name, without hub, learner and evaluator."""
+    from worldloom_dist.runtime.ledger_role import LedgerRole
     from worldloom_dist.runtime.policy_roles import InferenceRole
-    from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
+    from worldloom_dist.runtime.shard_role import ShardRole
     from worldloom_dist.runtime.supervisor import start_actor
     from worldloom_dist.runtime.weight_roles import WeightStoreRole
     from worldloom_dist.runtime.worker_role import WorkerRole

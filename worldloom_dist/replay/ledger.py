@@ -96,12 +96,13 @@ class Ledger:
         self._shards[shard] = _Account(books.agent_steps, live_windows)
 
     def leave(self, shard: int) -> None:
-        """A shard is gone: nothing is sampled from it until it joins again. Its steps stay counted."""
+        """A shard is gone: nothing is sampled from it until it joins or reports again. Its steps stay counted."""
         self._shards[shard].is_live = False
 
     def report(self, shard: int, live_windows: int) -> None:
-        """A shard's weight changed."""
-        self._shards[shard].windows = live_windows
+        """A shard says what it can serve. One that had been left out too early is back, with what was granted to it."""
+        account = self._shards[shard]
+        account.windows, account.is_live = live_windows, True
 
     def rebuild(self, shards: Mapping[int, tuple[RowBooks, int]], positions: int) -> None:
         """Start over from the shards (books and live windows) and the learner's count; debt outside the band is forgiven."""

@@ -13,9 +13,11 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from worldloom.core.exceptions import ConfigurationError
 
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 STORE_BYTES = 512 * 2**20
 STARTS_AT_ONCE = "128"
 """Processes that Ray may start at the same time. Waves bound it; Ray warns at every multiple of it, by default of the cores."""
+GONE_WITHIN_S = 5.0
 CPUS_PER_ROLE = 0.001
 """Roles share the machine by threads and niceness, not by Ray's counting; a tiny share keeps any number of them schedulable."""
 
@@ -47,9 +50,9 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if address is None:
-                _spare_grace()
+            family = _own_processes() if address is None else []
             ray.shutdown()
+            _end(family)
     finally:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
@@ -58,17 +61,35 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _spare_grace() -> None:
-    """Have Ray kill its servers at once when it shuts down.
+def _own_processes() -> list[psutil.Process]:
+    """The processes of a cluster that we started, and have Ray kill its servers at once when it shuts down.
 
     They block SIGTERM (see :func:`_connect`), so the second of grace that each of the five is given would be waited for in vain.
+    What a server started itself (the raylet's agents) notices its death only seconds later, so it is for us to end.
     """
     from ray._private import worker
 
     node = getattr(worker, "_global_node", None)
-    kill = getattr(node, "kill_all_processes", None)
-    if node is not None and kill is not None:  # not a public call: without it a run ends five seconds later
-        node.kill_all_processes = lambda check_alive=True, **_: kill(check_alive=check_alive, allow_graceful=False)
+    kill, servers = getattr(node, "kill_all_processes", None), getattr(node, "all_processes", None)
+    if node is None or kill is None or servers is None:  # not public calls: without them a run ends five seconds later
+        return []
+    node.kill_all_processes = lambda check_alive=True, **_: kill(check_alive=check_alive, allow_graceful=False)
+    family = []
+    for server in (server for kind in servers.values() for server in kind):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(server.process.pid)
+            family += [process, *process.children(recursive=True)]
+    return family
+
+
+def _end(family: Sequence[psutil.Process]) -> None:
+    """Kill those that still live, and wait until they are gone."""
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    left = psutil.wait_procs(family, timeout=GONE_WITHIN_S)[1]
+    if left:
+        logger.warning("processes of Ray are left: %s", ", ".join(str(process.pid) for process in left))
 
 
 def store_used() -> float:

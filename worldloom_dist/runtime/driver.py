@@ -34,12 +34,13 @@ from worldloom_dist.runtime.fleet import Fleet
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_group import LearnerPlaces
 from worldloom_dist.runtime.learner_roles import LearnerRole
+from worldloom_dist.runtime.ledger_role import LedgerRole
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.placement import Placement
 from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole, begin_measuring, end_measuring
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
-from worldloom_dist.runtime.replay_roles import LedgerRole, ShardRole
 from worldloom_dist.runtime.reporting import Reporter
+from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.weight_roles import WeightStoreRole
 from worldloom_dist.stopping import StopFlag

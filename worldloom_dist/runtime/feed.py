@@ -21,6 +21,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import unpack_all
+from worldloom_dist.runtime.line import LOOK_EVERY_S
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.shard_reader import Given, ShardReader, ask_all
 
@@ -61,7 +63,9 @@ class Feed(Generic[T]):
         self._asker, self._stage = f"learner-{rank}", stage
         self._ledger = Remote("ledger-0")
         self._shards = [Remote(f"shard-{index}") for index in range(plan.config.replay.shards)]
-        self._readers = [ShardReader(Remote(shard.name)) for shard in self._shards]  # of the thread alone
+        self._readers = [  # of the thread alone
+            ShardReader(Remote(shard.name), partial(self._is_away, index)) for index, shard in enumerate(self._shards)
+        ]
         self._prefetch = plan.config.learner.prefetch
         self._ready: queue.Queue[T | Exception] = queue.Queue(maxsize=self._prefetch)
         self._stopping, self._most = threading.Event(), 1
@@ -171,6 +175,13 @@ class Feed(Generic[T]):
             (list(given.values()), sum(request.windows for index, request in grant.items() if index not in given))
             for grant, given in zip(grants, ask_all(self._readers, grants, self._without)(), strict=True)
         ]
+
+    def _is_away(self, index: int) -> bool:
+        """Whether the ledger, which hears from all shards, has given up on one that does not answer."""
+        try:
+            return not self._ledger.call("is_live", index, timeout_s=LOOK_EVERY_S, patience_s=0.0)
+        except RoleGoneError:
+            return False
 
     def _without(self, index: int) -> None:
         logger.warning("shard-%d is away; its windows come from the others", index)

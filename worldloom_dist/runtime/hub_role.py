@@ -11,6 +11,7 @@ from worldloom.core.metrics import MetricMap
 from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import ProcessMeter
+from worldloom_dist.runtime.relay import LogRelay
 
 __all__ = ["HubRole"]
 
@@ -31,7 +32,7 @@ class HubRole:
     def __init__(
         self, run_id: str, constants: Mapping[str, str], build: Mapping[str, str], host: str, port: int, secret: str
     ) -> None:
-        self._hub = MetricsHub(run_id, constants, build)
+        self._relay, self._hub = LogRelay().listen(), MetricsHub(run_id, constants, build)
         self._gone = threading.Event()
         self._port = 0
         for candidate in range(port, port + PORTS_TRIED) if port else ():
@@ -51,7 +52,7 @@ class HubRole:
 
     def ping(self) -> dict[str, Any]:
         """Alive."""
-        return {"pid": os.getpid(), "port": self._port}
+        return {"pid": os.getpid(), "port": self._port, "said": self._relay.drain()}
 
     def lifeline(self) -> None:
         """Lasts as long as the process."""

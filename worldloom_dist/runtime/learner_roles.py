@@ -32,6 +32,7 @@ from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.feed import Feed
 from worldloom_dist.runtime.learner_group import Alone, Crew, join_group
 from worldloom_dist.runtime.pace import Pace
+from worldloom_dist.runtime.relay import LogRelay
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -63,6 +64,7 @@ class LearnerRole:
         self._stopping, self._save_wanted = threading.Event(), threading.Event()
         self._status: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
         self._published = NO_POLICY
+        self._relay = LogRelay("worldloom_dist.learner", __name__).listen()
         self._score: float | None = None
         self._meeting: tuple[str, int] | None = None
 
@@ -99,7 +101,7 @@ class LearnerRole:
 
     def ping(self) -> dict[str, Any]:
         """Counters and what it is doing."""
-        return dict(self._status)
+        return {**self._status, "said": self._relay.drain()}
 
     def save(self) -> None:
         """Ask for a checkpoint at the next update's end."""

@@ -20,6 +20,7 @@ import hmac
 import logging
 import os
 import secrets
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -33,12 +34,12 @@ from worldloom.core.exceptions import StateError
 from worldloom_dist.runtime.frames import HEAD, FrameReader, content_of, pieces_of
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
 
-__all__ = ["Address", "Door", "Line", "open_line", "uses_tls", "value_of"]
+__all__ = ["LOOK_EVERY_S", "Address", "Door", "Line", "open_line", "uses_tls", "value_of"]
 
 logger = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
-HANDSHAKE_S, REDIAL_EVERY_S, LOST_AFTER_S = 10.0, 30.0, 30
+HANDSHAKE_S, REDIAL_EVERY_S, LOST_AFTER_S, LOOK_EVERY_S = 10.0, 30.0, 30, 1.0
 
 
 class Address(NamedTuple):
@@ -153,6 +154,7 @@ class Line:
         timeout_s: Silence after which a call is made again; None waits as long as the role lives.
         patience_s: How long to go on after the first failure.
         on_wait: Called with True before waiting for an answer, and with False after.
+        is_away: Asked once a second while no answer comes; True ends the wait as silence of ``timeout_s`` does.
     """
 
     role: Remote
@@ -160,6 +162,7 @@ class Line:
     timeout_s: float | None
     patience_s: float
     on_wait: Callable[[bool], None] = lambda _: None
+    is_away: Callable[[], bool] | None = None
     _socket: socket.socket | None = field(default=None, init=False)
     _lines: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
@@ -223,9 +226,19 @@ class Line:
     def _receive(self, number: int) -> Any:
         assert self._socket is not None
         while number not in self._early:
+            if self.is_away is not None:
+                self._look_while_silent(self._socket, self.is_away)
             size, arrived = HEAD.unpack(_read(self._socket, HEAD.size))
             self._early[arrived] = content_of(_read(self._socket, size))
         return self._early.pop(number)
+
+    def _look_while_silent(self, line: socket.socket, is_away: Callable[[], bool]) -> None:
+        poll, started = select.poll(), time.monotonic()
+        poll.register(line, select.POLLIN)
+        while not poll.poll(1000.0 * LOOK_EVERY_S):
+            silent_s = time.monotonic() - started
+            if is_away() or (self.timeout_s is not None and silent_s > self.timeout_s):
+                raise TimeoutError(f"no answer for {silent_s:.0f} s")
 
     def _dial(self) -> bool:
         """Open a line; False when that failed a short time ago. A role that is away is waited for."""

@@ -75,7 +75,7 @@ class InferenceRole:
         self._busy_since: float | None = None
         self._free_since = -float("inf")
         self._waits = Tally(BUCKETS_S)
-        self._relay = LogRelay().listen("worldloom", "worldloom_dist")
+        self._relay = LogRelay().listen()
         self._door = Door(self._ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
@@ -204,7 +204,7 @@ class EvaluatorRole:
     def __init__(self, plan: Plan, videos: Path) -> None:
         self._plan, self._videos = plan, videos
         self._evaluator: Evaluator | None = None
-        self._gone = threading.Event()
+        self._relay, self._gone = LogRelay().listen(), threading.Event()
 
     def evaluate(self, env_steps: int) -> dict[str, Any]:
         """Evaluate the newest weights; the result is as in ``summary.json``, with the version beside it."""
@@ -220,7 +220,7 @@ class EvaluatorRole:
 
     def ping(self) -> dict[str, Any]:
         """Alive."""
-        return {"pid": os.getpid()}
+        return {"pid": os.getpid(), "said": self._relay.drain()}
 
     def lifeline(self) -> None:
         """Lasts as long as the process."""

@@ -1,4 +1,4 @@
-"""What a role logs as a warning travels to the driver with its next ping, and from there to ``console.log``.
+"""What a role has to say to people travels to the driver with its next ping, and from there to ``console.log``.
 
 The log files of Ray's processes go away with a cluster of our own; a stack dump of a hanging env must not.
 """
@@ -12,29 +12,37 @@ from collections import deque
 
 __all__ = ["LogRelay", "stack_of"]
 
+OURS = ("worldloom", "worldloom_dist")
 KEPT_LINES, KEPT_CHARACTERS = 50, 4000
 
 
 class LogRelay(logging.Handler):
-    """Keeps the newest warnings of this process until they are fetched; safe from any thread."""
+    """Keeps the newest warnings of this process until they are fetched; safe from any thread.
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+    Args:
+        news: Loggers, with those below them, whose every line at the level of information is kept too.
+    """
+
+    def __init__(self, *news: str) -> None:
+        super().__init__(logging.INFO)
+        self._news, self._lines = news, deque[tuple[int, str]](maxlen=KEPT_LINES)
         self.setFormatter(logging.Formatter("%(message)s"))
+        for name in news:
+            logging.getLogger(name).setLevel(logging.INFO)
 
     def listen(self, *names: str) -> LogRelay:
-        """Hear these loggers and those below them; returns itself."""
-        for name in names:
+        """Hear these loggers (by default all of ours) and those below them; returns itself."""
+        for name in names or OURS:
             logging.getLogger(name).addHandler(self)
         return self
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""
-        self._lines.append(self.format(record)[:KEPT_CHARACTERS])
+        if record.levelno >= logging.WARNING or record.name.startswith(self._news):
+            self._lines.append((record.levelno, self.format(record)[:KEPT_CHARACTERS]))
 
-    def drain(self) -> list[str]:
-        """The lines since the last call, oldest first."""
+    def drain(self) -> list[tuple[int, str]]:
+        """Level and text of the lines since the last call, oldest first."""
         lines = []
         while self._lines:
             lines.append(self._lines.popleft())

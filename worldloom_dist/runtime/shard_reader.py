@@ -7,15 +7,17 @@ where both sides see the same memory. What the last answer took decides the way 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import PackedWindows
-from worldloom_dist.runtime.line import Line
+from worldloom_dist.runtime.line import LOOK_EVERY_S, Line
 from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
 
 __all__ = ["Given", "ShardReader", "ask_all"]
@@ -30,14 +32,15 @@ class ShardReader:
 
     Args:
         shard: Whose method ``sample`` takes a list of requests, also from a line.
+        is_away: Asked once a second while no answer comes: True when the shard counts as gone.
 
     Attributes:
         answered_bytes: Size of the last windows that were given.
     """
 
-    def __init__(self, shard: Remote) -> None:
-        self.shard = shard
-        self._line = Line(shard, "sample", SAMPLE_TIMEOUT_S, 0.0)
+    def __init__(self, shard: Remote, is_away: Callable[[], bool] = lambda: False) -> None:
+        self.shard, self._is_away = shard, is_away
+        self._line = Line(shard, "sample", SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
     def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], Given | None]:
@@ -65,12 +68,16 @@ class ShardReader:
         return given
 
     def _get(self, reference: Any) -> Given | None:
-        try:
-            given: Given | None = ray.get(reference, timeout=SAMPLE_TIMEOUT_S)
-        except GONE as error:
-            self.shard.forget()
-            raise RoleGoneError(f"{self.shard.name} is gone ({type(error).__name__})") from error
-        return given
+        give_up = time.monotonic() + SAMPLE_TIMEOUT_S
+        while True:
+            try:
+                given: Given | None = ray.get(reference, timeout=LOOK_EVERY_S)
+            except GONE as error:
+                if isinstance(error, GetTimeoutError) and time.monotonic() < give_up and not self._is_away():
+                    continue
+                self.shard.forget()
+                raise RoleGoneError(f"{self.shard.name} is gone ({type(error).__name__})") from error
+            return given
 
 
 def ask_all(

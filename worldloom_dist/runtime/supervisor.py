@@ -235,8 +235,8 @@ class Supervisor:
             return
         finally:
             role._ping = None
-        for line in role.status.pop("said", ()):
-            logger.warning("%s: %s", role.name, line)
+        for level, line in role.status.pop("said", ()):
+            logger.log(level, "%s: %s", role.name, line)
         stuck = role.status.get("stuck")
         if stuck:
             if role.status.get("stack"):

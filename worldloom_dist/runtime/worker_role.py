@@ -129,7 +129,7 @@ class WorkerRole:
         self._stopping, self._is_preempted = threading.Event(), False
         self._writer = ShardWriter(plan, slot, self._stopping)
         self._reporter = Reporter("actor", slot)
-        self._relay = LogRelay().listen("worldloom", "worldloom_dist")
+        self._relay = LogRelay().listen()
         self._doing, self._since = "starting", time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._worker: RolloutWorker | GroupedWorker | None = None

@@ -41,7 +41,7 @@ class Roles:
     def _remote(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(name=name, call=self._call, forget=lambda: None, tell=self._told)
 
-    def _reader(self, shard: SimpleNamespace) -> SimpleNamespace:
+    def _reader(self, shard: SimpleNamespace, _: object) -> SimpleNamespace:
         index = int(shard.name.rpartition("-")[2])
         return SimpleNamespace(submit=lambda requests: lambda: self._give(index, requests), answered_bytes=self.answered_bytes)
 

@@ -8,7 +8,8 @@ import pytest
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.ports import RowBooks
-from worldloom_dist.runtime.replay_roles import LedgerRole
+from worldloom_dist.runtime import ledger_role as ledger_module
+from worldloom_dist.runtime.ledger_role import LedgerRole
 
 
 def plan_of(*words: str) -> Plan:
@@ -110,6 +111,31 @@ def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_
         await ledger.join(1, RowBooks(), 0)
         assert await waiting == 1
         assert (await ledger.counts())["agent_steps"] == 16
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(lockstep, monkeypatch):
+    plan, clock = plan_of("--replay.shards", "2", *(["--barrier", "True"] if lockstep else [])), [100.0]
+    monkeypatch.setattr(ledger_module.time, "monotonic", lambda: clock[0])
+
+    async def story() -> None:
+        ledger, books = LedgerRole(plan, 0), RowBooks()
+        for shard in range(2):
+            await ledger.join(shard, books, 10)
+        assert await ledger.admit_inserts(1, "life", 1, [16]) == 1
+        clock[0] += ledger_module.SILENT_S / 2
+        await ledger.report(0, books, 10)
+        assert await ledger.is_live(1)
+        clock[0] += ledger_module.SILENT_S / 2 + 0.1
+        await ledger.report(0, books, 10)
+        assert await ledger.is_live(1) == lockstep
+        assert set(await ledger.split(100, (1, 2))) == ({0, 1} if lockstep else {0})
+        await ledger.report(1, books, 10)
+        assert await ledger.is_live(1)
+        assert set(await ledger.split(100, (1, 2))) == {0, 1}
+        assert (await ledger.counts())["agent_steps"] == 16, "what was granted to it before is still on its way"
 
     asyncio.run(story())
 

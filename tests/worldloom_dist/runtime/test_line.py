@@ -13,6 +13,7 @@ import pytest
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.runtime import line as line_module
 from worldloom_dist.runtime.async_line import AsyncLine
 from worldloom_dist.runtime.line import SECRET_BYTES, Address, Door, Line
 from worldloom_dist.runtime.remote import Remote, RoleGoneError
@@ -205,6 +206,23 @@ def test_silent_server_is_asked_again_and_then_given_up() -> None:
         with pytest.raises(RoleGoneError, match="inference-0 did not answer"):
             line.call(request_of(5))
         assert server.asked[0] == [5]
+        line.close()
+
+
+def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_module, "LOOK_EVERY_S", 0.02)
+    looks: list[bool] = []
+    with serving() as server:
+        line = Line(NoRay(server), "act", 30.0, 0.0, is_away=lambda: looks.append(len(looks) == 2) or looks[-1])
+        assert envs_of(line.call(request_of(1))) == [1]
+        looks.clear()
+        server.holds = True
+        with pytest.raises(RoleGoneError, match="did not answer"):
+            line.call(request_of(2))
+        assert looks == [False, False, True]
+        server.holds = False
+        server.release()
+        assert envs_of(line.call(request_of(3))) == [3], "a new line knows nothing of the late answer"
         line.close()
 
 

@@ -12,8 +12,18 @@ def test_warnings_are_kept_until_they_are_fetched() -> None:
     logger.info("not this")
     logger.warning("env %d hangs", 3)
     logging.getLogger("elsewhere").warning("nor this")
-    assert relay.drain() == ["env 3 hangs"]
+    assert relay.drain() == [(logging.WARNING, "env 3 hangs")]
     assert relay.drain() == []
+
+
+def test_what_some_loggers_have_to_say_is_kept_too() -> None:
+    relay = LogRelay("relay_news.files").listen("relay_news")
+    logging.getLogger("relay_news").setLevel(logging.DEBUG)
+    logging.getLogger("relay_news.files.one").info("a file was stored")
+    logging.getLogger("relay_news.files").debug("not this")
+    logging.getLogger("relay_news.other").info("nor this")
+    logging.getLogger("relay_news.other").error("but this")
+    assert relay.drain() == [(logging.INFO, "a file was stored"), (logging.ERROR, "but this")]
 
 
 def test_stack_names_where_a_thread_is() -> None:

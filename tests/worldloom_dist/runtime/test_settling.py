@@ -12,7 +12,7 @@ from worldloom.data.codec import make_chunk
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.runtime.admission import Admission
-from worldloom_dist.runtime.replay_roles import ShardRole
+from worldloom_dist.runtime.shard_role import ShardRole
 
 PLAN = resolve(parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.durability", "none"]))
 

@@ -16,7 +16,7 @@ from worldloom_dist.replay import imports
 from worldloom_dist.replay.episode_files import write_episode_file
 from worldloom_dist.replay.imports import ImportList
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.runtime.replay_roles import ShardRole
+from worldloom_dist.runtime.shard_role import ShardRole
 
 ENV = EnvSpec(name="toy", obs={"obs": ArraySpec((2,))}, action={"action": ArraySpec((1,))})
 STEPS = 20

@@ -21,7 +21,9 @@ class Shard:
         self.size, self.ways, self.forgotten = 100, [], 0
         self.error: Exception | None = None
         self.has_name = True
-        monkeypatch.setattr(module, "Line", lambda *_: SimpleNamespace(submit=lambda asked: lambda: self._answer("line", asked)))
+        monkeypatch.setattr(
+            module, "Line", lambda *_, **__: SimpleNamespace(submit=lambda asked: lambda: self._answer("line", asked))
+        )
         monkeypatch.setattr(module.ray, "get", lambda asked, timeout: self._answer("ray", asked))
 
     @property
@@ -57,9 +59,22 @@ def test_a_shard_that_is_gone_is_said_to_be_gone_and_looked_up_again(monkeypatch
     reader.submit([SampleRequest(1, (0,))])()
     shard.has_name = lost_by != "name"
     shard.error = GetTimeoutError("silent")
+    monkeypatch.setattr(module, "SAMPLE_TIMEOUT_S", 0.0)
     with pytest.raises(RoleGoneError, match="shard-0"):
         reader.submit([SampleRequest(1, (0,))])()
     assert shard.forgotten == (lost_by == "silence")
+
+
+def test_a_silent_shard_is_waited_for_until_it_is_said_to_be_away(monkeypatch):
+    shard, looks = Shard(monkeypatch), iter([False, False, True])
+    reader = ShardReader(shard, lambda: next(looks))
+    shard.size = LARGE_BYTES + 1
+    reader.submit([SampleRequest(1, (0,))])()
+    shard.error = GetTimeoutError("silent")
+    with pytest.raises(RoleGoneError, match="shard-0"):
+        reader.submit([SampleRequest(1, (0,))])()
+    assert next(looks, None) is None
+    assert shard.forgotten == 1
 
 
 def answering(

@@ -1,0 +1,223 @@
+"""A replay shard as a Ray actor: a thin asynchronous shell around ``worldloom_dist.replay``.
+
+    worker --append(chunk)--> ShardRole     acknowledged once the ledger has admitted it and the journal holds it
+    feed   --sample---------> ShardRole
+
+Who asks often does so over a line of our own (``worldloom_dist.runtime.line``), everybody else over Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import StateError, WorldLoomError
+from worldloom.core.sequence import NO_POLICY, Chunk
+from worldloom_dist.assembly import build_shard
+from worldloom_dist.plan import Plan
+from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
+from worldloom_dist.replay.imports import ImportList, load_share, split_sources
+from worldloom_dist.replay.journal import JournalHeldError
+from worldloom_dist.replay.meter import ShardMeter
+from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.runtime.admission import Admission
+from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.async_line import AsyncLine
+from worldloom_dist.runtime.line import Address, Door
+from worldloom_dist.runtime.loop_shard import LoopShard
+from worldloom_dist.runtime.pace import Pace, Spaced
+from worldloom_dist.runtime.relay import LogRelay
+from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
+from worldloom_dist.runtime.weight_roles import RemoteWeights
+
+__all__ = ["ShardRole"]
+
+logger = logging.getLogger(__name__)
+
+REPORT_EVERY_S, REPORT_AT_MOST_EVERY_S = 1.0, 0.1
+WEIGHTS_EVERY_S = 30.0
+"""How old the priorities may be with which a shard comes back."""
+PREDECESSOR_S = 15.0
+"""A process that hung is killed, and may hold its journal for a few seconds more."""
+
+
+class ShardRole:
+    """One shard.
+
+    Args:
+        plan: Of the run.
+        index: Which shard.
+        folder: The run's replay folder; what is found there is served again.
+    """
+
+    def __init__(self, plan: Plan, index: int, folder: Path) -> None:
+        keep_freed_memory()
+        self._index, self._relay = index, LogRelay("worldloom_dist.replay").listen()
+        self._shard, self._num_shards = _open_shard(plan, index, folder), plan.config.replay.shards
+        self._loop_shard = LoopShard(self._shard)
+        self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
+        self._ledger = Remote("ledger-0")
+        self._life, self._joined, self._is_lockstep = uuid.uuid4().hex, asyncio.Event(), plan.is_lockstep
+        self._weights, self._newest = RemoteWeights(), NO_POLICY
+        self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
+        self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
+        self._storing, self._is_idle, self._is_settled = 0, asyncio.Event(), False
+        self._ledger_line = AsyncLine(self._ledger, "admit")
+        self._admission = Admission(lambda *question: self._ledger_line.call((self._index, self._life, *question)))
+        self._door = Door(self._answer, is_private=plan.config.address is None)
+        self._reports = Spaced(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
+
+    async def address(self) -> Address:
+        """Where workers send chunks, and learners their questions, without Ray."""
+        return await self._door.address()
+
+    async def append(self, chunk: Chunk) -> bool:
+        """Acknowledge a chunk once it is admitted and stored; False when it had been stored before.
+
+        A chunk that is sent again while its first copy still waits shares that copy's fate.
+        """
+        name = (chunk.stream, chunk.seq)
+        if name in self._arriving:
+            return await asyncio.shield(self._arriving[name])
+        future = self._arriving[name] = asyncio.ensure_future(self._append(chunk))
+        try:
+            return await asyncio.shield(future)
+        finally:
+            self._arriving.pop(name, None)
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> SampledWindows | PackedWindows | None:
+        """The windows of all requests, whole or for the reader to unpack; None if there is too little to draw from."""
+        started = time.monotonic()
+        windows = await self._loop_shard.sample(requests)
+        if windows is not None:
+            self._meter.took("sample", time.monotonic() - started)
+            self._meter.sampled(sum(request.windows for request in requests), windows.nbytes)
+        return windows
+
+    async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
+        """Refresh extras of rows that are still there."""
+        with self._meter.timed("update_latents"):
+            self._meter.refreshed(await asyncio.to_thread(self._shard.write_back, row_ids, refreshed))
+
+    async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
+        """New priorities of windows that are still there."""
+        self._meter.prioritised(await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities))
+
+    async def books(self) -> RowBooks:
+        """Where every row went."""
+        return self._shard.books()
+
+    async def settle(self) -> None:
+        """The run ends: store what is being stored, refuse what comes later, and tell the ledger the last word."""
+        self._is_settled = True
+        if self._storing:
+            await self._is_idle.wait()
+        await self._ledger.acall("report", self._index, self._shard.books(), self._shard.live_windows())
+
+    async def ping(self) -> dict[str, Any]:
+        """Alive; ``stuck`` says why it needs to be started anew."""
+        return {"pid": os.getpid(), "stored": self._shard.books().stored, "stuck": self._shard.failure, "said": self._relay.drain()}
+
+    async def lifeline(self) -> None:
+        """Own up to what the disk lost, then report to the ledger for as long as the process lives."""
+        known = await self._ledger.acall("last_books", self._index, patience_s=120.0)
+        if known is not None:  # before files are stored again, or their rows would stand for those that are lost
+            await asyncio.to_thread(self._shard.declare_lost, known)
+        await self._import_new()
+        await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
+        self._joined.set()
+        await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
+
+    async def _report_for_ever(self) -> None:
+        """Apart from everything that may wait for a disk or for another role: who is silent counts as hanging."""
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            self._report()
+
+    async def _tend_for_ever(self) -> None:
+        flush, save = Pace(FLUSH_EVERY_S), Pace(WEIGHTS_EVERY_S)
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            await self._import_new()
+            if save.is_due():
+                await self._save_weights()
+            if flush.is_due():
+                self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving)))
+            self._newest = await self._weights.aversion(self._newest)
+
+    async def _import_new(self) -> None:
+        """Store this shard's share of files that the run was told of, at its start or later; a bad file costs only itself."""
+        try:
+            sources = self._imports.take_new()
+        except WorldLoomError as error:
+            logger.error("no file was imported: %s", error)
+            return
+        for source in sources:
+            try:
+                await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
+            except (StateError, OSError) as error:
+                self._imports.put_back(source)
+                logger.error("%s is not stored yet, and is tried again: %s", source, error)
+            except WorldLoomError as error:
+                logger.error("%s was not imported: %s", source, error)
+
+    async def _save_weights(self) -> None:
+        try:
+            await asyncio.to_thread(self._shard.save_weights)
+        except OSError as error:
+            logger.warning("the priorities were not written (%s); free space", error)
+
+    async def _append(self, chunk: Chunk) -> bool:
+        await self._joined.wait()
+        if not await self._admission.admit(chunk.num_agent_steps):
+            raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
+        if self._is_settled:
+            raise StateError(f"shard {self._index} takes no more: the run has ended; chunk {chunk.stream}/{chunk.seq} is lost")
+        is_new = False
+        self._storing += 1
+        self._is_idle.clear()
+        try:
+            with self._meter.timed("insert"):
+                is_new = await self._loop_shard.append(chunk)
+        finally:
+            self._storing -= 1
+            if not self._storing:
+                self._is_idle.set()
+            if not is_new:
+                self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
+            self._reports()
+            if self._is_lockstep:
+                self._ledger.tell("stored", self._index)
+        self._meter.arrived(len(chunk.payload))
+        if is_new and chunk.version != NO_POLICY:
+            self._meter.lagged(max(0, self._newest.update - chunk.version.update))
+        return is_new
+
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | SampledWindows | PackedWindows | None:
+        """What came over a line."""
+        return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
+
+    def _report(self) -> None:
+        self._ledger.tell("report", self._index, self._shard.books(), self._shard.live_windows())
+
+
+def _open_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
+    """The shard, once the process that had it before is gone."""
+    give_up = time.monotonic() + PREDECESSOR_S
+    while True:
+        try:
+            return build_shard(plan, index, folder)
+        except JournalHeldError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
