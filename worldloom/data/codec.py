@@ -173,7 +173,7 @@ def carry_resets_of(payload: bytes | memoryview) -> list[int]:
     ``is_first`` of such a row is False, because the env went on; only the carry of the policy began anew.
     """
     _, _, head_size = PREFIX.unpack_from(payload)
-    return [row for entry in _head(memoryview(payload), head_size) if not _is_column(entry) for row in entry[CARRY_RESETS]]
+    return [row for entry in _head(memoryview(payload), head_size) if not _is_column(entry) for row in entry.get(CARRY_RESETS, ())]
 
 
 def make_chunk(

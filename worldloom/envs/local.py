@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from worldloom.envs.vector import EnvStep, env_seed
 from worldloom.envs.wrappers import EnvAdapter
 
 __all__ = ["LocalVectorEnv"]
+
+logger = logging.getLogger(__name__)
 
 
 class LocalVectorEnv:
@@ -114,8 +117,8 @@ class LocalVectorEnv:
         """Close every env."""
         for index, env in enumerate(self._envs):
             self._envs[index] = None
-            if env is not None:
-                env.close()
+            if env is not None and (error := _close(env)) is not None:
+                logger.warning("env %d of %s could not be closed: %s: %s", index, self.spec.name, type(error).__name__, error)
 
     def _sweep(self, advance: Callable[[EnvStep, int, EnvAdapter], None]) -> EnvStep:
         """Advance each env once, at least one of them for real."""
@@ -161,7 +164,7 @@ class LocalVectorEnv:
         broken, self._envs[index] = self._envs[index], None
         row.clear(index)
         if broken is not None:
-            _close_quietly(broken)
+            _close(broken)  # it may fail at anything, and is thrown away in either case
         detail = str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
         self._book.record(index, "raised", detail)
         if self._book.wait_s(index) == 0:
@@ -171,8 +174,10 @@ class LocalVectorEnv:
                 self._fail(row, index, again)
 
 
-def _close_quietly(env: EnvAdapter) -> None:
+def _close(env: EnvAdapter) -> BaseException | None:
+    """Close an env; returns what went wrong."""
     try:
         env.close()
-    except FOREIGN_ERRORS:  # a broken env may fail at anything; it is thrown away in either case
-        return
+    except FOREIGN_ERRORS as error:  # the edge of somebody else's code
+        return error
+    return None

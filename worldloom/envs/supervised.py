@@ -104,7 +104,10 @@ class SupervisedVectorEnv:
         return [slot.process.pid if slot.process else None for slot in self._slots]
 
     def reset(self, seed: int | None = None) -> EnvStep:
-        """Start a new episode everywhere (see :class:`worldloom.envs.vector.VectorEnv`)."""
+        """Start a new episode everywhere (see :class:`worldloom.envs.vector.VectorEnv`).
+
+        Waits for every env; with a finite ``patience_s`` not for those that are late, as :meth:`step`.
+        """
         if seed is not None:
             self._seed = seed
         while any(slot.phase is _Phase.BUSY for slot in self._slots):
@@ -114,7 +117,7 @@ class SupervisedVectorEnv:
             if slot.phase is _Phase.READY or not self._started:
                 self._ask(index, "reset", env_seed(self._seed, index) if reseed else None)
         self._started = True
-        return self._collect(float("inf"))
+        return self._collect(float("inf") if self.patience_s == float("inf") else self._grace_s())
 
     def step(self, action: Mapping[str, np.ndarray]) -> EnvStep:
         """Act (see :class:`worldloom.envs.vector.VectorEnv`)."""
@@ -184,7 +187,9 @@ class SupervisedVectorEnv:
         now = self._clock()
         for index, slot in enumerate(self._slots):
             if slot.phase in (_Phase.BUSY, _Phase.STARTING) and now >= slot.deadline_s:
-                self._on_hang(index)
+                assert slot.process is not None
+                if not slot.process.connection.poll():  # else it has answered, and nobody had time to look
+                    self._on_hang(index)
 
     def _receive_ready(self, row: EnvStep | None, timeout_s: float) -> None:
         waiting = {

@@ -276,7 +276,7 @@ class RemoteActing:
     submit: Callable[[ActRequest], Callable[[], ActReply]] | None = None
     first_env: int = 0
     _carry_resets: int = field(default=0, init=False)
-    _had_carries: bool = field(default=False, init=False)  # nothing is lost when random actions end in mid-episode
+    _known: set[int] = field(default_factory=set, init=False)  # envs for which the server has had a carry, so that one can be lost
     _next_s: float = field(default=-float("inf"), init=False)
 
     def refresh(self) -> None:
@@ -305,12 +305,13 @@ class RemoteActing:
     def _finish(self, answer: Callable[[], ActReply], envs: np.ndarray, total: int) -> Actions:
         reply = answer()
         self.version = reply.version
-        resets = envs[reply.carry_reset].tolist() if self._had_carries and reply.carry_reset.any() else []
+        resets = [env for env in envs[reply.carry_reset].tolist() if env in self._known]
         if resets:
             self._carry_resets += len(resets)
             names = ", ".join(str(env + self.first_env) for env in resets)
             logger.warning("the inference server had lost the carries of envs %s in mid-episode", names)
-        self._had_carries = True
+        if len(self._known) < total:
+            self._known.update(envs.tolist())
         if len(envs) == total:
             return Actions(reply.action, reply.extras, reply.version, resets)
         return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version, resets)

@@ -109,7 +109,7 @@ class GroupedWorker:
         while True:
             group = self._turns[0]
             try:
-                group.begin()
+                group.begin(self._patience_s(group))
             except EnvFailureError as error:
                 self._retire(group, error)
             else:

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import StateError, TrainingError
+from worldloom.core.exceptions import EnvFailureError, StateError, TrainingError
 from worldloom.core.metrics import MetricMap, Sum, Tally, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
+from worldloom.envs.building import FOREIGN_ERRORS
 from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions
 from worldloom_dist.actors.stream_writer import StreamWriter
@@ -151,10 +152,12 @@ class RolloutWorker:
         """True while no env has a row: all are late or being rebuilt."""
         return self._row is not None and not self._row.live.any()
 
-    def begin(self) -> None:
-        """Ask for the next actions without waiting for them; :meth:`step` goes on from there."""
+    def begin(self, patience_s: float = float("inf")) -> None:
+        """Ask for the next actions without waiting for them; :meth:`step`, which takes the same patience, goes on from there."""
+        self._env.patience_s = patience_s
+        row = self._start() if self._row is None else self._row
         if self._question is None and not self.is_stalled:
-            self._question = self._ask(self._start() if self._row is None else self._row)
+            self._question = self._ask(row)
 
     def step(self, patience_s: float = float("inf")) -> int:
         """One decision of every env.
@@ -169,8 +172,8 @@ class RolloutWorker:
             EnvFailureError: If every env is in quarantine; what is open has been sent.
             TrainingError: If the policy gives an action that is not finite.
         """
-        started, self._env.patience_s = self._clock(), patience_s
-        self.begin()
+        started = self._clock()
+        self.begin(patience_s)
         if self._question is None:
             self._await_envs()
             return 0
@@ -290,9 +293,11 @@ class RolloutWorker:
         """Take the next row of the envs; when there is none, nothing is left open, and what failed is known all the same."""
         try:
             row = ask()
-        except Exception:
+        except FOREIGN_ERRORS as error:
             self._note_faults()
             self.flush()
+            if isinstance(error, SystemExit):  # of a vector env, which fails as one
+                raise EnvFailureError(f"{self.spec.name} called sys.exit({error.code!r})") from error
             raise
         self._arrive(row)
         return row

@@ -61,8 +61,10 @@ class LedgerRole:
         self._changed = asyncio.Condition()
         self._door = Door(self.admit, is_private=plan.config.address is None)
 
-    async def join(self, shard: int, books: RowBooks, live_windows: int) -> None:
-        """A shard started; its books replace what was counted for it."""
+    async def join(self, shard: int, books: RowBooks, live_windows: int, life: str | None = None) -> None:
+        """A shard started (with a life, if it is a new one); its books replace what was counted for it."""
+        if life is not None:
+            self._lives[f"shard-{shard}"] = life  # what its predecessor still waits for would be granted to nobody
         self._storing[shard], self._heard[shard] = 0, time.monotonic()
         self._books[shard], self._live[shard] = books, live_windows
         if self._is_whole:

@@ -9,11 +9,12 @@ Who asks often does so over a line of our own (``worldloom_dist.runtime.line``),
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from worldloom_dist.runtime.line import Address, Door
 from worldloom_dist.runtime.loop_shard import LoopShard
 from worldloom_dist.runtime.pace import Pace, Spaced
 from worldloom_dist.runtime.relay import LogRelay
-from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 REPORT_EVERY_S, REPORT_AT_MOST_EVERY_S = 1.0, 0.1
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
+LAST_WORD_S = 5.0
 PREDECESSOR_S = 15.0
 """A process that hung is killed, and may hold its journal for a few seconds more."""
 
@@ -117,12 +119,16 @@ class ShardRole:
         """Where every row went."""
         return self._shard.books()
 
-    async def settle(self) -> None:
-        """The run ends: store what is being stored, refuse what comes later, and tell the ledger the last word."""
+    async def settle(self) -> RowBooks:
+        """The run ends: store what is being stored, refuse what comes later, and tell the ledger and the caller the last word."""
+        await self._joined.wait()
         self._is_settled = True
         if self._storing:
             await self._is_idle.wait()
-        await self._ledger.acall("report", self._index, self._shard.books(), self._shard.live_windows())
+        books = self._shard.books()
+        with contextlib.suppress(RoleGoneError):
+            await self._ledger.acall("report", self._index, books, self._shard.live_windows(), patience_s=LAST_WORD_S)
+        return books
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says why it needs to be started anew."""
@@ -134,7 +140,8 @@ class ShardRole:
         if known is not None:  # before files are stored again, or their rows would stand for those that are lost
             await asyncio.to_thread(self._shard.declare_lost, known)
         await self._import_new()
-        await self._ledger.acall("join", self._index, self._shard.books(), self._shard.live_windows(), patience_s=120.0)
+        books, windows = self._shard.books(), self._shard.live_windows()
+        await self._ledger.acall("join", self._index, books, windows, self._life, patience_s=120.0)
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
@@ -157,6 +164,8 @@ class ShardRole:
 
     async def _import_new(self) -> None:
         """Store this shard's share of files that the run was told of, at its start or later; a bad file costs only itself."""
+        if self._is_settled:
+            return
         try:
             sources = self._imports.take_new()
         except WorldLoomError as error:
@@ -164,7 +173,8 @@ class ShardRole:
             return
         for source in sources:
             try:
-                await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
+                with self._at_work():
+                    await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
             except (StateError, OSError) as error:
                 self._imports.put_back(source)
                 logger.error("%s is not stored yet, and is tried again: %s", source, error)
@@ -181,18 +191,13 @@ class ShardRole:
         await self._joined.wait()
         if not await self._admission.admit(chunk.num_agent_steps):
             raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
-        if self._is_settled:
-            raise StateError(f"shard {self._index} takes no more: the run has ended; chunk {chunk.stream}/{chunk.seq} is lost")
         is_new = False
-        self._storing += 1
-        self._is_idle.clear()
         try:
-            with self._meter.timed("insert"):
+            if self._is_settled:
+                raise StateError(f"shard {self._index} takes no more: the run has ended; {chunk.stream}/{chunk.seq} is lost")
+            with self._at_work(), self._meter.timed("insert"):
                 is_new = await self._loop_shard.append(chunk)
         finally:
-            self._storing -= 1
-            if not self._storing:
-                self._is_idle.set()
             if not is_new:
                 self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
             self._reports()
@@ -202,6 +207,18 @@ class ShardRole:
         if is_new and chunk.version != NO_POLICY:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))
         return is_new
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """While rows are being stored, which :meth:`settle` waits for."""
+        self._storing += 1
+        self._is_idle.clear()
+        try:
+            yield
+        finally:
+            self._storing -= 1
+            if not self._storing:
+                self._is_idle.set()
 
     async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | SampledWindows | PackedWindows | None:
         """What came over a line."""

@@ -91,6 +91,16 @@ def gives_wrong_shape() -> FaultyEnv:
     return FaultyEnv(lambda: np.zeros(2, np.float32))
 
 
+def hangs_in_first_reset() -> FaultyEnv:
+    class Hanging(CountingEnv):
+        def reset(self, **kwargs: Any) -> Any:
+            if self._episode < 0 and _is_first_time():
+                _sleep()
+            return super().reset(**kwargs)
+
+    return Hanging()
+
+
 def always_hangs() -> FaultyEnv:
     class Hanging(CountingEnv):
         def step(self, action: np.ndarray) -> Any:

@@ -149,6 +149,20 @@ def test_whoever_has_other_things_to_do_need_not_wait_for_envs_that_are_all_late
     assert back.is_first[0]
 
 
+def test_an_env_that_has_answered_is_not_taken_for_hung_though_nobody_looked_in_time(opened: list[SupervisedVectorEnv]) -> None:
+    env = supervised(opened, "toy:counting")
+    env.reset()
+    pids, slot = env.pids, env._slots[0]
+    assert slot.process is not None
+    env._ask(0, "step", {"action": np.zeros(2, np.float32)})
+    assert slot.process.connection.poll(30)
+    slot.deadline_s = 0.0
+    env._end_hung()
+    assert env.step(ZERO).obs["obs"][:, 1].tolist() == [1, 1]
+    assert env.pids == pids
+    assert env.drain_faults() == []
+
+
 def test_infinite_grace_waits_for_every_env(opened: list[SupervisedVectorEnv]) -> None:
     env = supervised(opened, "faulty_envs:DawdlingEnv", EnvLimits(grace_s=float("inf")), num_envs=4)
     action = {"action": np.zeros((4, 2), np.float32)}

@@ -79,6 +79,18 @@ def test_step_after_the_last_row_ignores_the_action_and_gives_the_reset_row() ->
     assert [i for i, row in enumerate(rows) if row.truncated[0]] == [7]
 
 
+def test_env_that_cannot_be_closed_does_not_keep_the_others_open(caplog: pytest.LogCaptureFixture) -> None:
+    class Stubborn(CountingEnv):
+        def close(self) -> None:
+            sys.exit(3)
+
+    last = BrokenEnv("raise")
+    env = vector_of([Stubborn(), last], EnvLimits(), Clock(), num_envs=2)
+    env.close()
+    assert last.closed
+    assert "could not be closed: SystemExit: 3" in caplog.text
+
+
 def test_step_before_reset_is_an_error() -> None:
     with pytest.raises(StateError, match="before reset"):
         make_env(EnvConfig(env="toy:counting"), seed=0).step(ZERO)

@@ -135,6 +135,16 @@ def test_lost_carries_are_counted_once_and_named_by_who_asked(caplog: pytest.Log
     assert all("carry_resets_total" not in central.drain_metrics() for central in servers), "or a sum over roles would double"
 
 
+def test_env_that_was_late_when_the_policy_began_to_act_has_lost_nothing() -> None:
+    central = server()
+    remote = RemoteActing(0, 0, lambda asked: central.act_batch([asked])[0])
+    obs, no = {"obs": np.zeros((2, 2), np.float32)}, np.zeros(2, bool)
+    assert remote.act(obs, no, np.array([True, False])).carry_resets == []
+    assert remote.act(obs, no).carry_resets == [], "it comes back in mid-episode, from random actions"
+    central = server()
+    assert remote.act(obs, no).carry_resets == [0, 1]
+
+
 def test_row_that_is_not_live_keeps_its_carry() -> None:
     central = server()
     remote = RemoteActing(0, 0, lambda asked: central.act_batch([asked])[0])

@@ -112,6 +112,21 @@ def test_a_group_whose_only_env_hangs_holds_up_no_other(monkeypatch: pytest.Monk
     assert np.array_equal(sink.rows(StreamId(0, 0, stalled.first_env))["obs"][:5, 1], [0, 1, 2, 0, 1]), "it began anew"
 
 
+def test_a_group_whose_only_env_hangs_in_its_first_reset_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
+    sink, server = FakeReplayWriter(SPEC.columns(EXTRAS)), InferenceServer(FakePolicy(SPEC, EXTRAS))
+    hanging = partial(envs, name="hangs_in_first_reset", size=1, reset_timeout_s=2.0, start_timeout_s=20.0)
+    clients = [RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first) for first in range(2)]
+    parts = [group(sink, client.first_env, client, hanging) for client in clients]
+    worker = GroupedWorker(parts)
+    try:
+        while sum(part.rows for part in parts) < 60:
+            worker.step()
+        assert min(part.rows for part in parts) == 0, "one of them still hangs"
+    finally:
+        worker.close()
+
+
 def test_groups_that_all_wait_do_not_spin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
     sink, server = FakeReplayWriter(SPEC.columns(EXTRAS)), InferenceServer(FakePolicy(SPEC, EXTRAS))

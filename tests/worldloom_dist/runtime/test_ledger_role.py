@@ -98,6 +98,25 @@ def test_a_question_that_is_asked_again_is_granted_once():
     asyncio.run(story())
 
 
+def test_what_a_dead_shard_still_waits_for_is_not_granted_when_its_successor_joins():
+    plan = plan_of("--env-steps", "1000000")
+
+    async def story() -> None:
+        ledger = LedgerRole(plan, 0)
+        await ledger.join(0, RowBooks(), 10, "dead")
+        limiter, chunks = ledger._ledger.limiter, [16] * 1000
+        assert await ledger.admit_inserts(0, "dead", 1, chunks) > 0
+        open_still = asyncio.ensure_future(ledger.admit_inserts(0, "dead", 2, chunks))
+        await asyncio.sleep(0)
+        assert not open_still.done()
+        await ledger.shard_down(0)
+        await ledger.join(0, RowBooks(agent_steps=32), 10, "successor")  # it makes room: what was granted is not all stored
+        assert await open_still == 0
+        assert limiter.agent_steps == 32
+
+    asyncio.run(story())
+
+
 def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_are_there():
     plan = plan_of("--replay.shards", "2")
 

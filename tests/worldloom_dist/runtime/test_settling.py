@@ -12,6 +12,7 @@ from worldloom.data.codec import make_chunk
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.runtime.admission import Admission
+from worldloom_dist.runtime.remote import RoleGoneError
 from worldloom_dist.runtime.shard_role import ShardRole
 
 PLAN = resolve(parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.durability", "none"]))
@@ -84,9 +85,35 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
         with pytest.raises(StateError, match="the run has ended"):
             await role.append(chunk(1))
         may_store.set()
-        await settling
+        books = await settling
         assert await storing
-        assert role._ledger.agent_steps == 8
+        assert role._ledger.agent_steps == books.agent_steps == 8
+        assert ("give_back", (0, 8)) in role._ledger.told, "what was granted to the chunk that was refused"
 
     asyncio.run(story())
     assert role._shard.books().inserted == 8
+
+
+def test_a_shard_that_has_not_joined_yet_has_no_last_word(role):
+    role._joined.clear()
+
+    async def story():
+        settling = asyncio.ensure_future(role.settle())
+        await asyncio.sleep(0.05)
+        assert not settling.done(), "what its disk lost may not be declared yet"
+        role._joined.set()
+        assert (await settling).inserted == 0
+
+    asyncio.run(story())
+
+
+def test_a_last_word_reaches_the_caller_also_when_the_ledger_is_gone(role, monkeypatch):
+    async def gone(*_, **__):
+        raise RoleGoneError("ledger-0 did not answer")
+
+    async def story():
+        await role.append(chunk(0))
+        monkeypatch.setattr(role._ledger, "acall", gone)
+        assert (await role.settle()).agent_steps == 8
+
+    asyncio.run(story())

@@ -1,6 +1,7 @@
 """A shard stores the files that its run is told of while it runs: a bad one costs only itself, a full disk only time."""
 
 import asyncio
+import contextlib
 import json
 import time
 from types import SimpleNamespace
@@ -36,7 +37,8 @@ def role(tmp_path):
     shard = ReplayShard(
         0, ENV.columns(), SamplingSpec(batch_size=2, length=3), capacity_steps=500, directory=tmp_path / "replay" / "shard-0"
     )
-    return SimpleNamespace(_imports=ImportList(tmp_path), _shard=shard, _num_shards=1, _index=0)
+    imports = ImportList(tmp_path)
+    return SimpleNamespace(_imports=imports, _shard=shard, _num_shards=1, _is_settled=False, _at_work=contextlib.nullcontext)
 
 
 def look(role):
@@ -72,6 +74,12 @@ def test_a_file_for_which_the_disk_had_no_room_is_stored_later(tmp_path, role, c
     monkeypatch.setattr(imports, "time", SimpleNamespace(monotonic=lambda: later))
     assert look(role) == STEPS + 1
     assert role._imports.take_new() == []
+
+
+def test_nothing_is_imported_after_a_shards_last_word(tmp_path, role):
+    role._imports.add([write_good(tmp_path / "good.npz")])
+    role._is_settled = True
+    assert look(role) == 0
 
 
 def test_a_damaged_list_does_not_forget_the_files_of_the_command_line(tmp_path):
