@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ from worldloom_dist.runtime.ledger_role import LedgerRole
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.placement import Placement
 from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole, begin_measuring, end_measuring
-from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import Reporter
 from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
@@ -54,7 +54,7 @@ Show = Callable[[Callable[[], View]], None]
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
 EVALUATION_TIMEOUT_S = 1800.0
 LAST_EVALUATION_S, LAST_EVALUATION_TRIES, NOTE_TIMEOUT_S = 600.0, 2, 30.0
-START_TIMEOUT_S, SETTLE_TIMEOUT_S, LOOK_TIMEOUT_S = 180.0, 15.0, 5.0
+START_TIMEOUT_S, COME_BACK_S, SETTLE_TIMEOUT_S, LOOK_TIMEOUT_S = 180.0, 60.0, 15.0, 5.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
 
@@ -78,10 +78,10 @@ class RayRun:
         self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
         earlier = folder.read_json("summary.json")
         self._report, self._show = Report(plan, folder, earlier), show
-        self._books = folder.read_books()
+        self._books, self._last_words = folder.read_books(), dict[str, dict[str, int]]()
         actors = plan.config.actors
         self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
-        self._hub, self._ledger = Remote("hub-0"), Remote("ledger-0")
+        self._ledger = Remote("ledger-0")
         self._reporter, self._node = Reporter("driver"), NodeMeter(folder.path)
         self._measure = Pace(MEASURE_EVERY_S)
         self._evaluation: Any = None
@@ -110,7 +110,7 @@ class RayRun:
             status = self._loop()
             self._finish(status)
         except BaseException as error:
-            self._abort("left at once" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
+            self._abort(error)
             raise
         finally:
             self._report.close()
@@ -177,20 +177,15 @@ class RayRun:
                 return "stopped"
 
     def _look(self, timeout_s: float = LOOK_TIMEOUT_S) -> None:
-        """Read the counters and tell the hub what only the driver knows."""
+        """Read the counters and tell the hub what only the driver knows. Who does not answer leaves what it said last."""
         before = self._report.counts
-        if not all(self._supervisor.roles[name].is_up for name in ("ledger-0", "hub-0")):
+        told, status = self._ask("ledger-0", "counts", timeout_s), self._learner_status()
+        snapshot = self._ask("hub-0", "snapshot", timeout_s) or self._report.snapshot
+        if told is not None and told["is_whole"]:  # one that was just started does not know the shards' counts yet
+            self._books = told["shards"]
+        elif not self._last_words:
             return
-        try:
-            counts = self._ledger.call("counts", timeout_s=timeout_s, patience_s=0.0)
-            snapshot = self._hub.call("snapshot", timeout_s=timeout_s, patience_s=0.0)
-        except RoleGoneError as error:
-            logger.warning("no counters just now: %s", error)
-            return
-        status = self._learner_status()
-        if not counts["is_whole"]:
-            return  # a ledger that was just started does not know the shards' counts yet
-        self._books, books = counts["shards"], RowBooks(**counts["books"])
+        books = sum((RowBooks(**books) for books in {**self._books, **self._last_words}.values()), RowBooks())
         if books.lost_acked > before.books.lost_acked:
             gone = books.lost_acked - before.books.lost_acked
             logger.warning("replay lost %d acknowledged rows, because a shard came back without them on its disk", gone)
@@ -200,8 +195,8 @@ class RayRun:
                 positions=status.get("replayed_steps", before.positions),
                 train_steps=status.get("train_steps", before.train_steps),
                 policy_version=".".join(map(str, status["version"])) if "version" in status else before.policy_version,
-                debt=counts["debt"],
-                blocked_s=counts["blocked_s"],
+                debt=told["debt"] if told is not None else before.debt,
+                blocked_s=told["blocked_s"] if told is not None else before.blocked_s,
                 lost_open=before.lost_open,
                 restarts=self._restarts(snapshot),
             ),
@@ -209,6 +204,17 @@ class RayRun:
         )
         self._report.quarantined = self._fleet.quarantined
         self._reporter.emit({**self._report.gauges(), **self._report.increments(before), **self._machine()})
+
+    def _ask(self, name: str, method: str, timeout_s: float) -> Any:
+        """What a role says, or None when it is not there or does not answer."""
+        role = self._supervisor.roles.get(name)
+        if role is None or not role.is_up:
+            return None
+        try:
+            return ray.get(getattr(role.handle, method).remote(), timeout=timeout_s)
+        except GONE as error:
+            logger.warning("no %s just now: %s did not answer (%s)", method, name, type(error).__name__)
+            return None
 
     def _machine(self) -> MetricMap:
         """Workers by state, and what is left of the machine."""
@@ -219,7 +225,7 @@ class RayRun:
         values["workers_wanted"] = Last(self._fleet.wanted)
         return values | (self._node.drain() | {"object_store_used_bytes": Last(store_used())} if self._measure.is_due() else {})
 
-    def _restarts(self, snapshot: dict[str, float]) -> Counter[str]:
+    def _restarts(self, snapshot: Mapping[str, float]) -> Counter[str]:
         restarts = Counter(self._supervisor.restarts)
         errors = int(sum(value for key, value in snapshot.items() if key.startswith("env_errors_total")))
         restarts["env"] = max(errors, self._report.counts.restarts.get("env", 0))  # a restarted hub counts from 0
@@ -287,29 +293,53 @@ class RayRun:
 
     def _finish(self, status: str) -> None:
         """Leave in order; every step has a deadline."""
-        try:
-            self._ledger.call("drain", timeout_s=10.0)
-        except RoleGoneError as error:
-            logger.warning("workers cannot send their open chunks: %s", error)
+        self._await_roles("ledger", "shard", "learner")
         self._end_inserts(timeout_s=15.0)
-        ended = self._supervisor.stop(("learner",), timeout_s=60.0, ends_processes=False)
-        if "learner-0" not in ended:
+        self._await_roles("ledger", "learner")
+        if not self._end_training(timeout_s=60.0):
             raise TrainingError("the learner did not write a last checkpoint within 60 s; earlier ones are kept")
-        self._supervisor.roles["learner-0"].status = ended["learner-0"]
-        self._look()
         if status == "completed" and self._plan.config.eval_episodes:
-            self._last_evaluation(tuple(ended["learner-0"]["version"]))
+            self._last_evaluation(tuple(self._learner_status()["version"]))
         self._say()
         self._write(status)
 
+    def _await_roles(self, *kinds: str) -> None:
+        """Let roles that died a moment ago come back: the run cannot end in order without them."""
+        give_up, is_said = time.monotonic() + COME_BACK_S, False
+        while missing := [role.name for kind in kinds for role in self._supervisor.of_kind(kind) if role.is_missing]:
+            if time.monotonic() > give_up:
+                logger.warning("%s did not come back within %.0f s", ", ".join(missing), COME_BACK_S)
+                return
+            if not is_said:
+                logger.info("waiting for %s before the run ends", ", ".join(missing))
+            is_said = True
+            self._supervisor.poll(POLL_S)
+
     def _end_inserts(self, timeout_s: float) -> None:
-        """Stop the workers, and look once every shard has told the ledger its last word: now the books hold every row on disk."""
+        """Let workers send what is open and stop them; from then on the books are what the shards themselves said last."""
+        try:
+            self._ledger.call("drain", timeout_s=timeout_s, patience_s=timeout_s)
+        except RoleGoneError as error:
+            logger.warning("workers cannot send their open chunks: %s", error)
         self._fleet.stop(timeout_s)
-        told = [role.handle.settle.remote() for role in self._supervisor.of_kind("shard") if role.is_up]
-        late = ray.wait(told, num_returns=len(told), timeout=SETTLE_TIMEOUT_S)[1] if told else []
-        if late:
-            logger.warning("%d shards did not answer for %.0f s; the books may lag behind the disks", len(late), SETTLE_TIMEOUT_S)
+        self._await_roles("shard")
+        shards = {role.index: role.handle.settle.remote() for role in self._supervisor.of_kind("shard") if role.is_up}
+        if shards:
+            ray.wait(list(shards.values()), num_returns=len(shards), timeout=SETTLE_TIMEOUT_S)
+        for index, said in shards.items():
+            try:
+                self._last_words[str(index)] = asdict(ray.get(said, timeout=0))
+            except RayError as error:
+                logger.warning("shard-%d has no last word (%s); the books may lag behind its disk", index, type(error).__name__)
         self._look(timeout_s=SETTLE_TIMEOUT_S)
+
+    def _end_training(self, timeout_s: float) -> bool:
+        """Stop the learner after its last checkpoint, of which the summary then speaks; False when it wrote none."""
+        ended = self._supervisor.stop(("learner",), timeout_s=timeout_s, ends_processes=False)
+        if "learner-0" in ended:
+            self._supervisor.roles["learner-0"].status = ended["learner-0"]
+        self._look()
+        return "learner-0" in ended
 
     def _last_evaluation(self, version: tuple[int, ...]) -> None:
         """Evaluate the weights of the last checkpoint, unless that has been done; Ctrl-C leaves it out."""
@@ -328,22 +358,23 @@ class RayRun:
     def _write(self, status: str, error: str | None = None) -> None:
         """What the run is known to have, for people and for the next driver."""
         self._folder.write_summary(self._report.summary(status, error))
-        if self._books:
-            self._folder.write_books(self._books)
+        if books := {**self._books, **self._last_words}:
+            self._folder.write_books(books)
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)
 
-    def _abort(self, error: str) -> None:
-        """Save what can be saved in a short time, and say why."""
+    def _abort(self, error: BaseException) -> None:
+        """Save what can be saved in a short time, unless the user cannot wait, and say why."""
+        at_once = isinstance(error, KeyboardInterrupt)
         try:
-            if not self._stop.is_set:
+            if not at_once:
                 self._end_inserts(timeout_s=10.0)
-                self._supervisor.stop(("learner",), timeout_s=30.0)
-                self._look()
+                self._end_training(timeout_s=30.0)
         except (RayError, WorldLoomError, ValueError) as second:
             logger.warning("while stopping: %s", second)
-        self._write("failed", error)
+        finally:
+            self._write("failed", "left at once" if at_once else f"{type(error).__name__}: {error}")
 
 
 def _start(place: Placement, kind: type, role: str, index: int, *args: Any, threads: int = 0, **own: Any) -> Any:

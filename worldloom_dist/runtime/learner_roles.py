@@ -41,7 +41,7 @@ __all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
-LAST_PUBLISH_S, LAST_REPORT_S = 5.0, 10.0
+LAST_PUBLISH_S, LAST_REPORT_S, LEDGER_PATIENCE_S = 5.0, 10.0, 15.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
 COUNTED_ONCE = ("learner_updates_total", "learner_replayed_steps_total", "learner_skipped_updates_total")
@@ -64,6 +64,7 @@ class LearnerRole:
         self._stopping, self._save_wanted = threading.Event(), threading.Event()
         self._status: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
         self._published = NO_POLICY
+        self._counts: dict[str, Any] = {}
         self._relay = LogRelay("worldloom_dist.learner", __name__).listen()
         self._score: float | None = None
         self._meeting: tuple[str, int] | None = None
@@ -225,11 +226,7 @@ class LearnerRole:
 
     def _save(self) -> None:
         """Copy the state and leave the rest to the writer's thread."""
-        counts = self._ledger.call("counts")
-        try:
-            RowBooks(**counts["books"]).check()
-        except StateError as error:
-            logger.error("%s", error)  # the weights are worth saving all the same
+        counts = self._ledger_counts()
         started = time.monotonic()
         tree = {"learner": self._learner.state_dict(), "agent": self._plan.agent.name, "ledger": counts}
         facts = {"train_steps": self._learner.train_steps, "replayed_steps": self._learner.replayed_steps, **counts}
@@ -237,6 +234,15 @@ class LearnerRole:
         score, self._score = self._score, None
         self._writer.save(self._learner.train_steps, tree, facts, score)
         self._learner.note("checkpoint", time.monotonic() - started)
+
+    def _ledger_counts(self) -> dict[str, Any]:
+        """The ledger's counters, checked, or those of the last time when it is away: the weights are worth saving all the same."""
+        try:
+            self._counts = self._ledger.call("counts", patience_s=LEDGER_PATIENCE_S)
+            RowBooks(**self._counts["books"]).check()
+        except (RoleGoneError, StateError) as error:
+            logger.error("%s", error)
+        return self._counts
 
     def _flush(self) -> None:
         metrics: MetricMap = {**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)}

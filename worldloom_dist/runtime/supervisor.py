@@ -84,6 +84,11 @@ class Role:
         """True while there is a process that has answered."""
         return self.handle is not None and self.ready_at is not None
 
+    @property
+    def is_missing(self) -> bool:
+        """True while it is wanted and not up."""
+        return not (self.is_up or self.is_done or self.is_given_up)
+
 
 def start_actor(kind: type, name: str, *args: Any, options: Mapping[str, Any], threads: int = 0) -> Any:
     """Start a role: named, never restarted or retried by Ray, because that is the supervisor's work.

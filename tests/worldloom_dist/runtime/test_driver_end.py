@@ -1,0 +1,184 @@
+"""How a run on Ray ends, whatever has just died: its summary says what shards and learner said last. Ray and roles are fakes."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from worldloom.core.exceptions import TrainingError
+from worldloom_dist.cli import parse
+from worldloom_dist.plan import resolve
+from worldloom_dist.ports import RowBooks
+from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.runtime import driver as module
+from worldloom_dist.runtime import fleet as fleet_module
+from worldloom_dist.runtime.driver import RayRun
+from worldloom_dist.runtime.supervisor import Role
+from worldloom_dist.stopping import StopFlag
+
+PLAN = resolve(
+    parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.shards", "2", "--eval-episodes", "0"])
+)
+ENDED = {"state": "stopped", "train_steps": 777, "replayed_steps": 777 * 8, "version": (1, 777)}
+
+
+def books(steps: int) -> RowBooks:
+    return RowBooks(inserted=steps + 2, stored=steps + 2, agent_steps=steps)
+
+
+class Reply:
+    """What a call to a fake actor will give."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Actor:
+    """Answers every method with what it is told to, or raises it."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *_: Reply(self.answers.get(method)))
+
+
+def get(reply: Reply, timeout: float | None = None) -> Any:
+    if isinstance(reply.value, Exception):
+        raise reply.value
+    return reply.value
+
+
+class FakeSupervisor:
+    """Has roles; what is missing comes back when it is polled, if it may."""
+
+    def __init__(self) -> None:
+        self.roles: dict[str, Role] = {}
+        self.restarts: Counter[str] = Counter()
+        self.polls, self.comes_back = 0, True
+        self.ended: dict[str, Any] = {"learner-0": ENDED}
+
+    def put(self, kind: str, index: int, actor: Actor, *, is_up: bool = True) -> None:
+        role = Role(kind, index, lambda _: None, lambda _: None)
+        role.handle, role.ready_at = actor, 1.0 if is_up else None
+        self.roles[role.name] = role
+
+    def of_kind(self, kind: str) -> list[Role]:
+        return [role for role in self.roles.values() if role.kind == kind]
+
+    def poll(self, timeout_s: float) -> None:
+        self.polls += 1
+        for role in self.roles.values():
+            role.ready_at = role.ready_at or (1.0 if self.comes_back else None)
+
+    def stop(self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True) -> dict[str, Any]:
+        learners = [role.is_up for role in self.of_kind("learner")]
+        return self.ended if kinds == ("learner",) and learners == [True] else {}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run whose ledger is a moment behind its shards."""
+    fake_ray = SimpleNamespace(get=get, wait=lambda replies, **_: (replies, []), kill=lambda *_: None)
+    monkeypatch.setattr(module, "ray", fake_ray)
+    monkeypatch.setattr(module, "Reporter", lambda *_: SimpleNamespace(emit=lambda *_: None))
+    monkeypatch.setattr(module, "store_used", lambda: 0.0)
+    monkeypatch.setattr(module, "COME_BACK_S", 0.2)
+    monkeypatch.setattr(module, "Placement", lambda *_: SimpleNamespace(options=dict))
+    monkeypatch.setattr(module, "Remote", lambda _: SimpleNamespace(call=lambda *_, **__: None, tell=lambda *_: None))
+    monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(PLAN.config, PLAN.env_spec.to_dict(), {})
+    made = RayRun(PLAN, folder, 0, StopFlag())
+    made._supervisor = made._fleet._supervisor = FakeSupervisor()
+    counts = {
+        "is_whole": True,
+        "shards": {"0": asdict(books(100)), "1": asdict(books(90))},
+        "debt": 0.0,
+        "blocked_s": {"insert": 0.0, "sample": 0.0},
+    }
+    made._supervisor.put("ledger", 0, Actor(counts=counts))
+    made._supervisor.put("hub", 0, Actor(snapshot={}))
+    for shard, steps in enumerate((100, 106)):
+        made._supervisor.put("shard", shard, Actor(settle=books(steps)))
+    made._supervisor.put("learner", 0, Actor())
+    made._supervisor.roles["learner-0"].status = {"train_steps": 700}
+    yield made
+    made._report.close()
+
+
+def summary(run) -> dict[str, Any]:
+    return json.loads(run._folder.summary_path.read_text())
+
+
+def check_end(run, *, steps: int = 206, train_steps: int = 777) -> None:
+    found = summary(run)
+    assert (found["agent_steps"], found["train_steps"]) == (steps, train_steps)
+    assert found["rows"]["inserted"] == steps + 4
+    assert sum(shard["agent_steps"] for shard in run._folder.read_books().values()) == steps
+
+
+def test_the_books_are_what_the_shards_said_last(run):
+    run._finish("stopped")
+    check_end(run)
+    assert run._supervisor.polls == 0
+
+
+@pytest.mark.parametrize("gone", ["hub-0", "ledger-0"])
+@pytest.mark.parametrize("how", ["silent", "missing"])
+def test_a_hub_or_ledger_that_is_gone_does_not_make_the_summary_old(run, gone, how):
+    run._look()
+    role = run._supervisor.roles[gone]
+    if how == "silent":
+        role.handle = Actor(counts=GetTimeoutError("late"), snapshot=RayActorError())
+    else:
+        role.ready_at, run._supervisor.comes_back = None, False
+    run._finish("stopped")
+    check_end(run)
+
+
+def test_a_shard_without_a_last_word_is_named_and_counts_as_the_ledger_knows_it(run, caplog):
+    run._supervisor.roles["shard-1"].handle = Actor(settle=RayActorError())
+    run._finish("stopped")
+    check_end(run, steps=190)
+    assert "shard-1 has no last word (RayActorError)" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["learner-0", "shard-1", "ledger-0"])
+def test_what_has_just_died_comes_back_before_the_run_ends(run, missing):
+    run._supervisor.roles[missing].ready_at = None
+    run._finish("stopped")
+    check_end(run)
+    assert run._supervisor.polls == 1
+
+
+def test_a_learner_that_does_not_come_back_ends_the_run_with_its_books(run, caplog):
+    run._supervisor.roles["learner-0"].ready_at, run._supervisor.comes_back = None, False
+    with pytest.raises(TrainingError, match="did not write a last checkpoint"):
+        run._finish("stopped")
+    assert "learner-0 did not come back within" in caplog.text
+    run._abort(TrainingError("the learner did not write a last checkpoint"))
+    check_end(run, train_steps=700)
+    assert summary(run)["status"] == "failed"
+
+
+def test_a_run_that_fails_says_what_its_last_checkpoint_says(run):
+    run._abort(ValueError("something else"))
+    check_end(run)
+    assert (summary(run)["status"], summary(run)["error"]) == ("failed", "ValueError: something else")
+
+
+def test_a_run_that_fails_before_anything_was_started_says_so(run):
+    run._supervisor.roles.clear()
+    run._abort(ValueError("too early"))
+    assert summary(run)["error"] == "ValueError: too early"
+
+
+def test_who_cannot_wait_need_not(run, monkeypatch):
+    monkeypatch.setattr(run, "_end_inserts", pytest.fail)
+    run._abort(KeyboardInterrupt())
+    assert summary(run)["error"] == "left at once"
