@@ -61,7 +61,8 @@ def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -
     """The update of ``agent`` the way ``mode`` asks for, or eagerly where that is impossible."""
     reason = _obstacle(agent, device, mode, ranks)
     if reason is not None:
-        level = logging.INFO if mode in ("off", "auto") else logging.WARNING
+        is_news = device.startswith("cuda") or mode != "auto"  # on a CPU nobody expects anything else
+        level = logging.WARNING if mode not in ("off", "auto") else logging.INFO if is_news else logging.DEBUG
         logger.log(level, "updates run eagerly: %s", reason)
         return agent.train_step
     if mode == "inductor":
