@@ -6,7 +6,6 @@ import re
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from tests.integration.running import launched
+from tests.ports import free_port
 from worldloom_dist.metric_names import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -87,12 +87,6 @@ def test_grafana_finds_the_data_source_and_the_board():
     provider = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "worldloom.yml").read_text())["providers"][0]
     mounts = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["grafana"]["volumes"]
     assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in mounts
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

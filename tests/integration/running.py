@@ -56,10 +56,11 @@ class Launched:
         """Wait for a condition; fails with the run's output when it ends or takes too long."""
         deadline = time.monotonic() + timeout_s * PATIENCE
         while time.monotonic() < deadline:
+            had_ended = self.has_ended  # looked at first, because what is waited for may be the last thing that the run does
             value = condition()
             if value:
                 return value
-            assert not self.has_ended, self.output.read_text()
+            assert not had_ended, self.output.read_text()
             time.sleep(0.1)
         raise AssertionError(f"waited {timeout_s} s in vain:\n{self.output.read_text()}")
 
@@ -76,7 +77,7 @@ class Launched:
 
     def leftovers(self) -> list[str]:
         """Command lines of processes that outlived the run."""
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 10.0 * PATIENCE
         while (left := marked(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
         return list(left.values())

@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import socket
 import urllib.request
 
 import pytest
 
 from tests.integration.running import PATIENCE, check_counting, launched, read_journals, rows_of
+from tests.ports import free_port
 from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.evaluate import evaluate
@@ -17,12 +17,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400 * PATIENCE)]
 
 COUNTING = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--replay.shards", "2", "--eval-episodes", "0"]
 COUNTING += ["--inference", "central"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def check_rows(folder, summary) -> None:

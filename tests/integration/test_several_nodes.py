@@ -10,8 +10,8 @@ import uuid
 import pytest
 
 from tests.integration.cluster_nodes import Nodes
-from tests.integration.heads import free_ports
 from tests.integration.running import MARK, check_counting, kill_marked, launched, read_journals, rows_of
+from tests.ports import free_port
 from worldloom.core.specs import EnvSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(900)]
@@ -42,7 +42,7 @@ def alive_workers(port: int) -> int:
 def test_a_run_loses_a_node_and_gets_another_one_and_no_acknowledged_row_is_lost(nodes, tmp_path):
     nodes.add("a", 3)
     nodes.add("b", 3)
-    folder, (port,) = tmp_path / "run", free_ports(1)
+    folder, port = tmp_path / "run", free_port()
     words = ["--preset", "debug", "--env", "toy:counting", "--eval-episodes", "0", "--env-steps", "10000000", "--train-ratio", "2"]
     words += ["--workers", "6", "--inference", "central", "--run-dir", str(folder), "--metrics-port", str(port)]
     with launched(folder, *words, "--address", nodes.address, env={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}) as run:

@@ -87,11 +87,11 @@ class EnvProcess:
     def kill_hung(self) -> None:
         """Ask for a stack dump, log it, then kill."""
         self._process.send_signal(signal.SIGUSR1)
-        deadline, size = time.monotonic() + DUMP_WAIT_S, 0
+        deadline, sizes = time.monotonic() + DUMP_WAIT_S, [0]
         while time.monotonic() < deadline:  # until the dump is there and has stopped growing
             time.sleep(0.05)
-            before, size = size, os.fstat(self._dump.fileno()).st_size
-            if size and size == before:
+            sizes.append(os.fstat(self._dump.fileno()).st_size)
+            if sizes[-1] and sizes[-3:] == [sizes[-1]] * 3:
                 break
         logger.warning("env process %d hangs; its stack:\n%s", self.pid, self.stack_dump() or "(no dump)")
         self.kill()

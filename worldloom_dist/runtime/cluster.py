@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,20 @@ def _end(family: Sequence[psutil.Process]) -> None:
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    left = psutil.wait_procs(family, timeout=GONE_WITHIN_S)[1]
-    if left:
-        logger.warning("processes of Ray are left: %s", ", ".join(str(process.pid) for process in left))
+    give_up = time.monotonic() + GONE_WITHIN_S
+    while left := [str(process.pid) for process in family if _lives(process)]:
+        if time.monotonic() > give_up:
+            logger.warning("processes of Ray are left: %s", ", ".join(left))
+            return
+        time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """False also when nobody has taken note of its end."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def store_used() -> float:

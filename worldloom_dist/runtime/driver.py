@@ -317,6 +317,9 @@ class RayRun:
 
     def _end_inserts(self, timeout_s: float) -> None:
         """Let workers send what is open and stop them; from then on the books are what the shards themselves said last."""
+        for role in self._supervisor.of_kind("worker"):  # first, because what is drained is not bound by the train ratio
+            if role.handle is not None:
+                role.handle.stop.remote()
         try:
             self._ledger.call("drain", timeout_s=timeout_s, patience_s=timeout_s)
         except RoleGoneError as error:
@@ -357,9 +360,9 @@ class RayRun:
 
     def _write(self, status: str, error: str | None = None) -> None:
         """What the run is known to have, for people and for the next driver."""
-        self._folder.write_summary(self._report.summary(status, error))
         if books := {**self._books, **self._last_words}:
             self._folder.write_books(books)
+        self._folder.write_summary(self._report.summary(status, error))
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)

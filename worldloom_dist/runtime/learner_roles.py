@@ -149,15 +149,17 @@ class LearnerRole:
 
     def _restore(self) -> None:
         found = self._newest() if self._rank == 0 else None
-        saved = self._crew.share(found[1]["learner"] if found is not None else None)
+        saved = found[1]["learner"] if found is not None else None
+        if found is not None:
+            logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
+        if self._rank == 0:  # before any rank asks for rows
+            self._ledger.call("rebase_positions", int(saved["replayed_steps"]) if saved is not None else 0, patience_s=120.0)
+        saved = self._crew.share(saved)
         if saved is not None:
             self._learner.load_state_dict(saved)
-        if self._rank == 0:
-            if found is not None:
-                logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
-            self._ledger.call("rebase_positions", self._learner.replayed_steps, patience_s=120.0)
-            if self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates) or not self._plan.spec.random_prefill:
-                self._publish()
+        has_trained = self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
+        if self._rank == 0 and (has_trained or not self._plan.spec.random_prefill):
+            self._publish()
         self._note("training")
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:

@@ -93,8 +93,13 @@ class LedgerRole:
             await self._notify()
 
     async def rebase_positions(self, positions: int) -> None:
-        """A learner begins with so many trained positions; what its predecessor did beyond them is owed within the band."""
+        """A learner begins with so many trained positions; what its predecessor did beyond them is owed within the band.
+
+        What its predecessor, or the ranks of that, still wait for is void.
+        """
         self._positions = positions
+        for rank in range(self._plan.config.learners):
+            self._lives[f"learner-{rank}"] = ""
         if self._is_whole:
             self._ledger.limiter.rebase(self._ledger.limiter.agent_steps, positions)
             await self._notify()

@@ -125,6 +125,7 @@ class ShardRole:
         self._is_settled = True
         if self._storing:
             await self._is_idle.wait()
+        await self._flush()
         books = self._shard.books()
         with contextlib.suppress(RoleGoneError):
             await self._ledger.acall("report", self._index, books, self._shard.live_windows(), patience_s=LAST_WORD_S)
@@ -159,8 +160,11 @@ class ShardRole:
             if save.is_due():
                 await self._save_weights()
             if flush.is_due():
-                self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving)))
+                await self._flush()
             self._newest = await self._weights.aversion(self._newest)
+
+    async def _flush(self) -> None:
+        self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving)))
 
     async def _import_new(self) -> None:
         """Store this shard's share of files that the run was told of, at its start or later; a bad file costs only itself."""

@@ -46,10 +46,9 @@ def supervised(
 
 def is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def step_until_back(env: SupervisedVectorEnv) -> list[EnvStep]:
@@ -80,8 +79,8 @@ def test_processes_give_the_same_rows_as_envs_in_this_process(opened: list[Super
 @pytest.mark.parametrize(
     ("name", "kind", "detail"),
     [
-        ("hangs_in_step", "hung", "step took longer than 0.6 s"),
-        ("hangs_in_reset", "hung", "reset took longer than 0.6 s"),
+        ("hangs_in_step", "hung", "step took longer than 2 s"),
+        ("hangs_in_reset", "hung", "reset took longer than 2 s"),
         ("hangs_holding_the_interpreter", "hung", "step took longer"),
         ("exits", "died", "exited with status 3"),
         ("segfaults", "died", "killed by SIGSEGV"),
@@ -94,7 +93,7 @@ def test_processes_give_the_same_rows_as_envs_in_this_process(opened: list[Super
 def test_misbehaving_env_costs_itself_only_and_comes_back(
     name: str, kind: str, detail: str, opened: list[SupervisedVectorEnv], caplog: pytest.LogCaptureFixture
 ) -> None:
-    limits = EnvLimits(step_timeout_s=0.6, reset_timeout_s=0.6) if kind == "hung" else EnvLimits()
+    limits = EnvLimits(step_timeout_s=2.0, reset_timeout_s=2.0) if kind == "hung" else EnvLimits()
     env = supervised(opened, f"faulty_envs:{name}", limits)
     first = env.reset()
     assert first.live.all()
@@ -134,7 +133,10 @@ def test_others_go_on_while_one_hangs_until_its_deadline(opened: list[Supervised
         assert len(counts) > 10
 
 
-def test_whoever_has_other_things_to_do_need_not_wait_for_envs_that_are_all_late(opened: list[SupervisedVectorEnv]) -> None:
+def test_whoever_has_other_things_to_do_need_not_wait_for_envs_that_are_all_late(
+    opened: list[SupervisedVectorEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised_module, "USUAL_STEPS", 0)
     env = supervised(opened, "faulty_envs:hangs_in_step", EnvLimits(step_timeout_s=1.0, grace_s=0.05), num_envs=1)
     rows, faults, action = [env.reset()], env.drain_faults(), {"action": np.zeros((1, 2), np.float32)}
     while not faults:

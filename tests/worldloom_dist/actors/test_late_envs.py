@@ -39,7 +39,7 @@ def _dawdling_envs_are_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def envs(seed: int, name: str = "DawdlingEnv", size: int = SIZE, **limits: float) -> VectorEnv:
     config = EnvConfig(env=f"faulty_envs:{name}")
-    return make_env(config, num_envs=size, seed=seed, limits=EnvLimits(grace_s=0.05, **limits), processes=True)
+    return make_env(config, num_envs=size, seed=seed, limits=EnvLimits(**{"grace_s": 0.05, **limits}), processes=True)
 
 
 def group(
@@ -85,7 +85,7 @@ def test_a_group_whose_only_env_hangs_holds_up_no_other(monkeypatch: pytest.Monk
     """And what it had open is sent meanwhile, once it is old."""
     monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
     sink, server = FakeReplayWriter(SPEC.columns(EXTRAS)), InferenceServer(FakePolicy(SPEC, EXTRAS))
-    hanging = partial(envs, name="hangs_in_step", size=1, step_timeout_s=2.0)
+    hanging = partial(envs, name="hangs_in_step", size=1, step_timeout_s=4.0, grace_s=0.5)
     clients = [RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first) for first in range(2)]
     parts = [group(sink, client.first_env, client, hanging, age_s=0.3) for client in clients]
     worker = GroupedWorker(parts)

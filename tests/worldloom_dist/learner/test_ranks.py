@@ -1,7 +1,6 @@
 """Two ranks are one learner: after the same joint batches they hold what a single rank holds."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.ports import free_port
 from tests.worldloom_dist.learner import rank_process
 from worldloom.core.ranks import ALONE
 from worldloom_dist.learner.ranks import _buckets
 
 ROOT = Path(__file__).parents[3]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])

@@ -111,14 +111,14 @@ def test_a_broken_sink_is_given_up_and_the_others_go_on(caplog):
 def test_a_sink_that_hangs_holds_nobody_up(caplog):
     class Hanging(Remembering):
         def write(self, env_steps, values) -> None:
-            time.sleep(0.3)
+            time.sleep(5.0)
 
     sinks = SinkThread({"slow": Hanging})
     started = time.monotonic()
     for step in range(3000):
         sinks.write(step, {})
     sinks.close(timeout_s=0.01)
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 3.0
     assert caplog.text.count("records are dropped") == 1
 
 

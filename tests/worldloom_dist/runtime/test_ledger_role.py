@@ -159,6 +159,24 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(locks
     asyncio.run(story())
 
 
+def test_what_a_dead_learner_still_waits_for_is_not_granted_to_it_after_its_successor_began():
+    plan = plan_of("--env-steps", "1000000")
+
+    async def story() -> None:
+        ledger = LedgerRole(plan, 0)
+        await ledger.join(0, RowBooks(), 0)
+        question = ("learner-0", "dead", plan.spec.sampling.batch_size, [(0, 0, 0)])
+        waiting = asyncio.ensure_future(ledger.admit_samples(*question))
+        await asyncio.sleep(0)
+        await ledger.rebase_positions(0)
+        await ledger.join(0, RowBooks(agent_steps=1000), 10)  # now there is plenty to train on
+        assert await waiting is None
+        assert (await ledger.counts())["positions"] == 0
+        assert await ledger.admit_samples("learner-0", "successor", *question[2:])
+
+    asyncio.run(story())
+
+
 def test_a_learner_that_ends_waits_for_no_grant():
     plan = plan_of()
 

@@ -213,9 +213,8 @@ def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_a
     monkeypatch.setattr(line_module, "LOOK_EVERY_S", 0.02)
     looks: list[bool] = []
     with serving() as server:
-        line = Line(NoRay(server), "act", 30.0, 0.0, is_away=lambda: looks.append(len(looks) == 2) or looks[-1])
+        line = Line(NoRay(server), "act", 30.0, 0.0, is_away=lambda: server.holds and (looks.append(len(looks) == 2) or looks[-1]))
         assert envs_of(line.call(request_of(1))) == [1]
-        looks.clear()
         server.holds = True
         with pytest.raises(RoleGoneError, match="did not answer"):
             line.call(request_of(2))

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from worldloom.data.codec import make_chunk
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.runtime.admission import Admission
+from worldloom_dist.runtime.pace import Spaced
 from worldloom_dist.runtime.remote import RoleGoneError
 from worldloom_dist.runtime.shard_role import ShardRole
 
@@ -45,6 +47,8 @@ def role(tmp_path):
 
     role = ShardRole(PLAN, 0, tmp_path)
     role._ledger, role._admission = LedgerFake(), Admission(grant)
+    role._reports = Spaced(role._report, 60.0)
+    role._reporter = SimpleNamespace(emit=lambda *_: None)
     role._joined.set()
     return role
 
