@@ -7,6 +7,7 @@ actor's output: with it every component of every action is positive, or negative
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -65,12 +66,15 @@ def stored(folder) -> dict[int, list[StoredChunk]]:
     return found
 
 
-def wait_for(folder, version: PolicyVersion, chunks: int = 2) -> dict[int, list[StoredChunk]]:
-    """Wait until every worker has sent some chunks of a version."""
+def wait_for(folder, version: PolicyVersion, before: Mapping[int, int] | None = None) -> dict[int, list[StoredChunk]]:
+    """Wait until every worker has sent two chunks of a version, and two more than it had sent before."""
     deadline = time.monotonic() + 120 * PATIENCE
     while time.monotonic() < deadline:
         found = stored(folder)
-        if all(sum(each.chunk.version == version for each in of_slot) >= chunks for of_slot in found.values()):
+        if all(
+            sum(each.chunk.version == version for each in chunks) >= 2 and len(chunks) >= (before or {}).get(slot, 0) + 2
+            for slot, chunks in found.items()
+        ):
             return found
         time.sleep(0.2)
     raise AssertionError({slot: sorted({str(each.chunk.version) for each in found[slot]}) for slot in SLOTS})
@@ -119,7 +123,7 @@ def test_perturbed_weights_change_the_actions_of_every_worker_and_no_version_fal
             wait_for(folder, version)
         assert not store.call("publish", weights(plan, 1, 1)), "an older version is refused"
         arrived = {slot: len(chunks) for slot, chunks in stored(folder).items()}
-        found = wait_for(folder, versions[-1], chunks=max(arrived.values()) + 2)
+        found = wait_for(folder, versions[-1], arrived)
     for slot, chunks in found.items():
         order = [each.chunk.version for each in chunks]
         assert order == sorted(order), f"worker {slot}: a version fell"
