@@ -111,7 +111,7 @@ class RolloutWorker:
         self._may_use_policy = may_use_policy or self._has_weights
         self._is_random = random_prefill
         self._row: EnvStep | None = None
-        self._ended = [False] * self.num_envs  # of the row, as plain values
+        self._ended, self._has_rows = [False] * self.num_envs, False  # of the row, as plain values
         self._question: Callable[[], Actions] | None = None
         self._returns, self._lengths = [0.0] * self.num_envs, [-1] * self.num_envs
         self._episodes: list[EpisodeResult] = []
@@ -150,7 +150,7 @@ class RolloutWorker:
     @property
     def is_stalled(self) -> bool:
         """True while no env has a row: all are late or being rebuilt."""
-        return self._row is not None and not self._row.live.any()
+        return self._row is not None and not self._has_rows
 
     def begin(self, patience_s: float = float("inf")) -> None:
         """Ask for the next actions without waiting for them; :meth:`step`, which takes the same patience, goes on from there."""
@@ -303,7 +303,7 @@ class RolloutWorker:
         return row
 
     def _arrive(self, row: EnvStep) -> None:
-        self._row, self._ended = row, row.is_last.tolist()
+        self._row, self._ended, self._has_rows = row, row.is_last.tolist(), bool(row.live.any())
         self._note_faults()
 
     def _note_faults(self) -> None:
