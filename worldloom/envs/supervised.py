@@ -106,7 +106,7 @@ class SupervisedVectorEnv:
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start a new episode everywhere (see :class:`worldloom.envs.vector.VectorEnv`).
 
-        Waits for every env; with a finite ``patience_s`` not for those that are late, as :meth:`step`.
+        Waits for every env; the first time, with a finite ``patience_s``, not for those that are late, as :meth:`step`.
         """
         if seed is not None:
             self._seed = seed

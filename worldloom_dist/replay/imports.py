@@ -83,7 +83,7 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
         else:
             shard.append(Chunk(stream, seq, NO_POLICY, count, 0, encode_rows(part)))
     report = ImportReport(episodes, rows, known, opened.left_out)
-    logger.info("replay shard %d: %s: %s", shard.index, source, report)
+    logger.info("shard-%d: %s: %s", shard.index, source, report)
     return report
 
 

@@ -246,7 +246,7 @@ class ReplayShard:
             if self._rows.buffer.next_row > known and self._journal is not None:
                 self._record_loss(self._journal)
         if newly:
-            logger.warning("replay shard %d: %d acknowledged rows are lost", self.index, newly)
+            logger.warning("shard-%d: %d acknowledged rows are lost", self.index, newly)
         return newly
 
     def mark(self) -> ShardMark:
@@ -352,7 +352,7 @@ class ReplayShard:
             recovery.chunks, len(rows.buffer), damage.torn_bytes, damage.corrupt_bytes, rows.counters.lost, round(seconds, 3)
         )
         if self.recovered.text:
-            logger.info("replay shard %d: %s", self.index, self.recovered.text)
+            logger.info("shard-%d: %s", self.index, self.recovered.text)
 
     def _record_loss(self, journal: Journal) -> None:
         """Write down where rows and books stand, for the day on which the segments that show what is lost are deleted."""
@@ -367,7 +367,7 @@ class ReplayShard:
 
     def _restore_weights(self, name: str) -> None:
         if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
-            logger.warning("replay shard %d: the priorities on disk are another selector's; they begin anew", self.index)
+            logger.warning("shard-%d: the priorities on disk are another selector's; they begin anew", self.index)
 
     def _restore_newest(self) -> None:
         """A restart goes on with the extras of the newest mark and the priorities that were written last.
@@ -378,13 +378,13 @@ class ReplayShard:
             if self._files.marks:
                 self._restore_mutable(self._files.marks[-1])
         except CheckpointError as error:
-            logger.warning("replay shard %d: extras are as they were stored: %s", self.index, error)
+            logger.warning("shard-%d: extras are as they were stored: %s", self.index, error)
         name = self._files.newest_weights
         try:
             if name:
                 self._restore_weights(name)
         except CheckpointError as error:
-            logger.warning("replay shard %d: priorities begin anew: %s", self.index, error)
+            logger.warning("shard-%d: priorities begin anew: %s", self.index, error)
 
 
 def _extras(columns: Mapping[str, ArraySpec]) -> frozenset[str]:

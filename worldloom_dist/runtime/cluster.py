@@ -52,8 +52,10 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
             yield
         finally:
             family = _own_processes() if address is None else []
-            ray.shutdown()
-            _end(family)
+            try:
+                ray.shutdown()
+            finally:
+                _end(family)
     finally:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
@@ -66,7 +68,7 @@ def _own_processes() -> list[psutil.Process]:
     """The processes of a cluster that we started, and have Ray kill its servers at once when it shuts down.
 
     They block SIGTERM (see :func:`_connect`), so the second of grace that each of the five is given would be waited for in vain.
-    What a server started itself (the raylet's agents) notices its death only seconds later, so it is for us to end.
+    What the raylet started itself, its agents above all, notices its death only seconds later, so it is for us to end.
     """
     from ray._private import worker
 
@@ -77,7 +79,7 @@ def _own_processes() -> list[psutil.Process]:
     node.kill_all_processes = lambda check_alive=True, **_: kill(check_alive=check_alive, allow_graceful=False)
     family = []
     for server in (server for kind in servers.values() for server in kind):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(server.process.pid)
             family += [process, *process.children(recursive=True)]
     return family
@@ -86,7 +88,7 @@ def _own_processes() -> list[psutil.Process]:
 def _end(family: Sequence[psutil.Process]) -> None:
     """Kill those that still live, and wait until they are gone."""
     for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             process.kill()
     give_up = time.monotonic() + GONE_WITHIN_S
     while left := [str(process.pid) for process in family if _lives(process)]:
@@ -100,7 +102,7 @@ def _lives(process: psutil.Process) -> bool:
     """False also when nobody has taken note of its end."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
 
 

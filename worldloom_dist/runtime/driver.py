@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from worldloom_dist.ports import RowBooks
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
+from worldloom_dist.runtime.ending import Ending
 from worldloom_dist.runtime.fleet import Fleet
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_group import LearnerPlaces
@@ -38,7 +39,7 @@ from worldloom_dist.runtime.ledger_role import LedgerRole
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.placement import Placement
 from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole, begin_measuring, end_measuring
-from worldloom_dist.runtime.remote import GONE, Remote, RoleGoneError
+from worldloom_dist.runtime.remote import GONE, Remote
 from worldloom_dist.runtime.reporting import Reporter
 from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
@@ -54,7 +55,7 @@ Show = Callable[[Callable[[], View]], None]
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
 EVALUATION_TIMEOUT_S = 1800.0
 LAST_EVALUATION_S, LAST_EVALUATION_TRIES, NOTE_TIMEOUT_S = 600.0, 2, 30.0
-START_TIMEOUT_S, COME_BACK_S, SETTLE_TIMEOUT_S, LOOK_TIMEOUT_S = 180.0, 60.0, 15.0, 5.0
+START_TIMEOUT_S, LOOK_TIMEOUT_S, LAST_LOOK_TIMEOUT_S = 180.0, 5.0, 15.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
 
@@ -90,6 +91,7 @@ class RayRun:
         self._evaluated_at = int((earlier.get("eval") or {}).get("env_steps", 0))
         lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
         self._fleet = Fleet(plan, self._supervisor, lives, self._lost_open)
+        self._ending = Ending(self._supervisor, self._fleet)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
             self._settle()  # on a cluster the other roles' places depend on it
@@ -292,57 +294,27 @@ class RayRun:
         return enough and counts.debt < self._plan.limits.batch_positions
 
     def _finish(self, status: str) -> None:
-        """Leave in order; every step has a deadline."""
-        self._await_roles("ledger", "shard", "learner")
+        """Leave in order."""
         self._end_inserts(timeout_s=15.0)
-        self._await_roles("ledger", "learner")
         if not self._end_training(timeout_s=60.0):
-            raise TrainingError("the learner did not write a last checkpoint within 60 s; earlier ones are kept")
+            raise TrainingError("the learner did not write a last checkpoint; earlier ones are kept")
         if status == "completed" and self._plan.config.eval_episodes:
             self._last_evaluation(tuple(self._learner_status()["version"]))
         self._say()
         self._write(status)
 
-    def _await_roles(self, *kinds: str) -> None:
-        """Let roles that died a moment ago come back: the run cannot end in order without them."""
-        give_up, is_said = time.monotonic() + COME_BACK_S, False
-        while missing := [role.name for kind in kinds for role in self._supervisor.of_kind(kind) if role.is_missing]:
-            if time.monotonic() > give_up:
-                logger.warning("%s did not come back within %.0f s", ", ".join(missing), COME_BACK_S)
-                return
-            if not is_said:
-                logger.info("waiting for %s before the run ends", ", ".join(missing))
-            is_said = True
-            self._supervisor.poll(POLL_S)
-
     def _end_inserts(self, timeout_s: float) -> None:
-        """Let workers send what is open and stop them; from then on the books are what the shards themselves said last."""
-        for role in self._supervisor.of_kind("worker"):  # first, because what is drained is not bound by the train ratio
-            if role.handle is not None:
-                role.handle.stop.remote()
-        try:
-            self._ledger.call("drain", timeout_s=timeout_s, patience_s=timeout_s)
-        except RoleGoneError as error:
-            logger.warning("workers cannot send their open chunks: %s", error)
-        self._fleet.stop(timeout_s)
-        self._await_roles("shard")
-        shards = {role.index: role.handle.settle.remote() for role in self._supervisor.of_kind("shard") if role.is_up}
-        if shards:
-            ray.wait(list(shards.values()), num_returns=len(shards), timeout=SETTLE_TIMEOUT_S)
-        for index, said in shards.items():
-            try:
-                self._last_words[str(index)] = asdict(ray.get(said, timeout=0))
-            except RayError as error:
-                logger.warning("shard-%d has no last word (%s); the books may lag behind its disk", index, type(error).__name__)
-        self._look(timeout_s=SETTLE_TIMEOUT_S)
+        """From now on the books are what the shards themselves said last."""
+        self._last_words |= self._ending.end_inserts(timeout_s)
+        self._look(timeout_s=LAST_LOOK_TIMEOUT_S)
 
     def _end_training(self, timeout_s: float) -> bool:
-        """Stop the learner after its last checkpoint, of which the summary then speaks; False when it wrote none."""
-        ended = self._supervisor.stop(("learner",), timeout_s=timeout_s, ends_processes=False)
-        if "learner-0" in ended:
-            self._supervisor.roles["learner-0"].status = ended["learner-0"]
+        """From now on the summary speaks of the learner's last checkpoint; False when there is none."""
+        last = self._ending.end_training(timeout_s)
+        if last is not None:
+            self._supervisor.roles["learner-0"].status = last
         self._look()
-        return "learner-0" in ended
+        return last is not None
 
     def _last_evaluation(self, version: tuple[int, ...]) -> None:
         """Evaluate the weights of the last checkpoint, unless that has been done; Ctrl-C leaves it out."""
@@ -371,11 +343,11 @@ class RayRun:
         """Save what can be saved in a short time, unless the user cannot wait, and say why."""
         at_once = isinstance(error, KeyboardInterrupt)
         try:
-            if not at_once:
-                self._end_inserts(timeout_s=10.0)
-                self._end_training(timeout_s=30.0)
-        except (RayError, WorldLoomError, ValueError) as second:
-            logger.warning("while stopping: %s", second)
+            for step in () if at_once else (partial(self._end_inserts, 10.0), partial(self._end_training, 30.0)):
+                try:
+                    step()
+                except (RayError, WorldLoomError, ValueError) as second:
+                    logger.warning("while stopping: %s", second)
         finally:
             self._write("failed", "left at once" if at_once else f"{type(error).__name__}: {error}")
 

@@ -41,7 +41,8 @@ __all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
-LAST_PUBLISH_S, LAST_REPORT_S, LEDGER_PATIENCE_S = 5.0, 10.0, 15.0
+LAST_PUBLISH_S, LAST_REPORT_S = 5.0, 10.0
+LEDGER_TIMEOUT_S, LEDGER_PATIENCE_S = 5.0, 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
 COUNTED_ONCE = ("learner_updates_total", "learner_replayed_steps_total", "learner_skipped_updates_total")
@@ -240,7 +241,7 @@ class LearnerRole:
     def _ledger_counts(self) -> dict[str, Any]:
         """The ledger's counters, checked, or those of the last time when it is away: the weights are worth saving all the same."""
         try:
-            self._counts = self._ledger.call("counts", patience_s=LEDGER_PATIENCE_S)
+            self._counts = self._ledger.call("counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_PATIENCE_S)
             RowBooks(**self._counts["books"]).check()
         except (RoleGoneError, StateError) as error:
             logger.error("%s", error)

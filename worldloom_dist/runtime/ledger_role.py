@@ -34,8 +34,9 @@ __all__ = ["LedgerRole"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SILENT_S = 4.0
-"""A shard that has not reported for so long, while others have, is not sampled from; it reports about once a second."""
+SILENT_S, DEAF_S = 4.0, 2.0
+"""A shard that has not reported for so long, while others have, is not sampled from; each reports about once a second. When no
+shard was heard for the shorter time, this process stood still, and their reports are on their way."""
 
 
 class LedgerRole:
@@ -81,8 +82,8 @@ class LedgerRole:
 
     async def report(self, shard: int, books: RowBooks, live_windows: int) -> None:
         """A shard's regular report."""
-        self._heard[shard] = time.monotonic()
         await self._leave_silent()
+        self._heard[shard] = time.monotonic()
         if shard not in self._books or not self._is_whole:
             await self.join(shard, books, live_windows)
             return
@@ -198,12 +199,18 @@ class LedgerRole:
         await Reporter("ledger").emit_for_ever()
 
     async def _leave_silent(self) -> None:
+        """Leave out who has not reported for a while; nobody when it was this process that stood still."""
+        now = time.monotonic()
+        if now - max(self._heard.values(), default=now) > DEAF_S:
+            self._heard = dict.fromkeys(self._heard, now)
         if not self._is_whole or self._plan.is_lockstep:  # where time must decide nothing
             return
-        late = [shard for shard in self._ledger.live_shards if time.monotonic() - self._heard[shard] > SILENT_S]
+        late = [shard for shard in self._ledger.live_shards if now - self._heard[shard] > SILENT_S]
         for shard in late:
             logger.warning("shard-%d has said nothing for %.0f s; it is left out until it does", shard, SILENT_S)
-            await self.shard_down(shard)
+            self._ledger.leave(shard)
+        if late:
+            await self._notify()
 
     def _may_sample(self) -> bool:
         return self._is_whole and not any(self._storing.values())

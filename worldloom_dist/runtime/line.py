@@ -197,7 +197,8 @@ class Line:
                     try:
                         return value_of(self._receive(ticket.number))
                     except OSError as error:
-                        logger.warning("the line to %s broke (%s); what is open is sent again", self.role.name, error)
+                        goes_on = "; what is open is sent again" if self.patience_s else ""
+                        logger.warning("the line to %s broke (%s)%s", self.role.name, error, goes_on)
                         self.close()
                         give_up = give_up or time.monotonic() + self.patience_s
                 if give_up is not None and time.monotonic() > give_up:

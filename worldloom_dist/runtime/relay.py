@@ -26,7 +26,6 @@ class LogRelay(logging.Handler):
     def __init__(self, *news: str) -> None:
         super().__init__(logging.INFO)
         self._news, self._lines = news, deque[tuple[int, str]](maxlen=KEPT_LINES)
-        self.setFormatter(logging.Formatter("%(message)s"))
         for name in news:
             logging.getLogger(name).setLevel(logging.INFO)
 
@@ -37,9 +36,15 @@ class LogRelay(logging.Handler):
         return self
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record."""
-        if record.levelno >= logging.WARNING or record.name.startswith(self._news):
-            self._lines.append((record.levelno, self.format(record)[:KEPT_CHARACTERS]))
+        """Keep a record, with the last line of its traceback."""
+        if record.levelno < logging.WARNING and not record.name.startswith(self._news):
+            return
+        try:
+            error = record.exc_info[1] if record.exc_info else None
+            why = "" if error is None else f" ({type(error).__name__}: {error})"
+            self._lines.append((record.levelno, f"{record.getMessage()}{why}"[:KEPT_CHARACTERS]))
+        except Exception:  # as every handler of the standard library: logging never raises
+            self.handleError(record)
 
     def drain(self) -> list[tuple[int, str]]:
         """Level and text of the lines since the last call, oldest first."""

@@ -73,6 +73,7 @@ class ShardRole:
         self._weights, self._newest = RemoteWeights(), NO_POLICY
         self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
+        self._flushing = asyncio.Lock()
         self._storing, self._is_idle, self._is_settled = 0, asyncio.Event(), False
         self._ledger_line = AsyncLine(self._ledger, "admit")
         self._admission = Admission(lambda *question: self._ledger_line.call((self._index, self._life, *question)))
@@ -123,12 +124,12 @@ class ShardRole:
         """The run ends: store what is being stored, refuse what comes later, and tell the ledger and the caller the last word."""
         await self._joined.wait()
         self._is_settled = True
-        if self._storing:
+        while self._storing:
             await self._is_idle.wait()
-        await self._flush()
-        books = self._shard.books()
+        books, windows = self._shard.books(), self._shard.live_windows()
         with contextlib.suppress(RoleGoneError):
-            await self._ledger.acall("report", self._index, books, self._shard.live_windows(), patience_s=LAST_WORD_S)
+            await self._ledger.acall("report", self._index, books, windows, timeout_s=LAST_WORD_S, patience_s=0.0)
+        await self._flush()
         return books
 
     async def ping(self) -> dict[str, Any]:
@@ -164,7 +165,9 @@ class ShardRole:
             self._newest = await self._weights.aversion(self._newest)
 
     async def _flush(self) -> None:
-        self._reporter.emit(await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving)))
+        async with self._flushing:
+            values = await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving))
+            self._reporter.emit(values)
 
     async def _import_new(self) -> None:
         """Store this shard's share of files that the run was told of, at its start or later; a bad file costs only itself."""
@@ -176,6 +179,9 @@ class ShardRole:
             logger.error("no file was imported: %s", error)
             return
         for source in sources:
+            if self._is_settled:
+                self._imports.put_back(source)
+                continue
             try:
                 with self._at_work():
                     await asyncio.to_thread(load_share, self._shard, source, self._num_shards)

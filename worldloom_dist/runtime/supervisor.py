@@ -9,6 +9,7 @@ Called by the driver's thread only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter, deque
@@ -26,7 +27,7 @@ __all__ = ["Role", "Supervisor", "start_actor"]
 logger = logging.getLogger(__name__)
 
 PING_EVERY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 0.5, 30.0
-LEAVE_WITHIN_S, STEADY_S = 20.0, 5.0
+LEAVE_WITHIN_S, STEADY_S, HEAR_WITHIN_S = 20.0, 5.0, 2.0
 PINGS_PER_S = 16.0
 """Pings of all roles together; with more roles each of them is asked less often."""
 
@@ -45,6 +46,7 @@ class Role:
         is_vital: True when the run cannot go on once this role is given up.
         on_down: Called when the process is found dead or has left.
         group: Roles with the same group name live and die together: when one dies, all are started again, and it counts once.
+        has_been_up: True once a process of it has answered.
         is_leaving: True when it was asked to end for good.
         last_failure: Why its process was last replaced.
     """
@@ -67,6 +69,7 @@ class Role:
     is_leaving: bool = False
     last_failure: str = ""
     ready_at: float | None = None
+    has_been_up: bool = False
     _ping: Any = None
     _leave_by: float | None = None
     _asked_at: float = 0.0
@@ -187,10 +190,28 @@ class Supervisor:
                 results[names[line]] = ray.get(line)
             except RayError as error:
                 logger.warning("%s failed while it was stopped: %s", names[line], str(error).strip().splitlines()[-1])
+        self.hear(kinds)
         for role in roles:
             if ends_processes or role.name not in results:
                 self._kill(role)
         return results
+
+    def start_again(self, kind: str) -> None:
+        """Have roles up again that were stopped; in new processes, at the next poll."""
+        for role in self.of_kind(kind):
+            self._kill(role)
+            self.restarts[kind] += 1
+            role.incarnation += 1
+            role.is_done, role._start_at = False, time.monotonic()
+
+    def hear(self, kinds: tuple[str, ...]) -> None:
+        """Pass on what roles have said since their last ping: there may be no next one."""
+        asked = {role.handle.ping.remote(): role for kind in kinds for role in self.of_kind(kind) if role.is_up}
+        if not asked:
+            return
+        for ping in ray.wait(list(asked), num_returns=len(asked), timeout=HEAR_WITHIN_S)[0]:
+            with contextlib.suppress(RayError):
+                self._pass_on(asked[ping], ray.get(ping) or {})
 
     def _start(self, role: Role) -> None:
         try:
@@ -213,6 +234,7 @@ class Supervisor:
             self._died(role, f"its process died ({str(error).strip().splitlines()[-1][:200]})")
         except RayTaskError as error:
             if isinstance(error, TrainingError):
+                role.line, role.is_done = None, True  # starting it again would not help, and once is enough to say so
                 raise TrainingError(str(error.cause)) from error
             logger.error("%s failed:\n%s", role.name, error)
             self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
@@ -232,7 +254,7 @@ class Supervisor:
             return
         try:
             role.status = ray.get(role._ping) or {}
-            role.ready_at = role.ready_at or now
+            role.ready_at, role.has_been_up = role.ready_at or now, True
         except RayActorError:
             return  # the lifeline says so too, with the reason
         except RayError as error:
@@ -240,13 +262,16 @@ class Supervisor:
             return
         finally:
             role._ping = None
-        for level, line in role.status.pop("said", ()):
-            logger.log(level, "%s: %s", role.name, line)
+        self._pass_on(role, role.status)
         stuck = role.status.get("stuck")
         if stuck:
             if role.status.get("stack"):
                 logger.warning("%s hangs; its stack:\n%s", role.name, role.status["stack"])
             self._died(role, stuck)
+
+    def _pass_on(self, role: Role, status: dict[str, Any]) -> None:
+        for level, line in status.pop("said", ()):
+            logger.log(level, "%s%s", "" if line.startswith(role.name) else f"{role.name}: ", line)
 
     def _left(self, role: Role) -> None:
         """A role that was asked to leave, or whose machine goes, has ended (or did not in time)."""

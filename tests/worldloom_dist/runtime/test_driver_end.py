@@ -1,6 +1,7 @@
 """How a run on Ray ends, whatever has just died: its summary says what shards and learner said last. Ray and roles are fakes."""
 
 import json
+import logging
 from collections import Counter
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from worldloom_dist.plan import resolve
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime import driver as module
+from worldloom_dist.runtime import ending as ending_module
 from worldloom_dist.runtime import fleet as fleet_module
 from worldloom_dist.runtime.driver import RayRun
 from worldloom_dist.runtime.supervisor import Role
@@ -54,47 +56,62 @@ def get(reply: Reply, timeout: float | None = None) -> Any:
 
 
 class FakeSupervisor:
-    """Has roles; what is missing comes back when it is polled, if it may."""
+    """Has roles. Who is in ``dying`` counts as up until the next poll; what is missing comes back with a later one, if it may."""
 
     def __init__(self) -> None:
         self.roles: dict[str, Role] = {}
         self.restarts: Counter[str] = Counter()
-        self.polls, self.comes_back = 0, True
-        self.ended: dict[str, Any] = {"learner-0": ENDED}
+        self.heard: list[tuple[str, ...]] = []
+        self.dying: list[str] = []
+        self.comes_back = True
+        self.ends: list[dict[str, Any]] = [{"learner-0": ENDED}]
 
-    def put(self, kind: str, index: int, actor: Actor, *, is_up: bool = True) -> None:
+    def put(self, kind: str, index: int, actor: Actor) -> None:
         role = Role(kind, index, lambda _: None, lambda _: None)
-        role.handle, role.ready_at = actor, 1.0 if is_up else None
+        role.handle, role.ready_at, role.has_been_up = actor, 1.0, True
         self.roles[role.name] = role
 
     def of_kind(self, kind: str) -> list[Role]:
         return [role for role in self.roles.values() if role.kind == kind]
 
     def poll(self, timeout_s: float) -> None:
-        self.polls += 1
         for role in self.roles.values():
-            role.ready_at = role.ready_at or (1.0 if self.comes_back else None)
+            role.ready_at = role.ready_at or (1.0 if self.comes_back and timeout_s else None)
+        while self.dying:
+            self.roles[self.dying.pop()].ready_at = None
 
     def stop(self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True) -> dict[str, Any]:
-        learners = [role.is_up for role in self.of_kind("learner")]
-        return self.ended if kinds == ("learner",) and learners == [True] else {}
+        if kinds != ("learner",):
+            return {}
+        learners = self.of_kind("learner")
+        for role in learners:
+            role.is_done = True
+        return self.ends.pop(0) if [role.is_up for role in learners] == [True] else {}
+
+    def start_again(self, kind: str) -> None:
+        for role in self.of_kind(kind):
+            role.is_done, role.ready_at = False, None
+
+    def hear(self, kinds: tuple[str, ...]) -> None:
+        self.heard.append(kinds)
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run whose ledger is a moment behind its shards."""
-    fake_ray = SimpleNamespace(get=get, wait=lambda replies, **_: (replies, []), kill=lambda *_: None)
+    fake_ray = SimpleNamespace(get=get, wait=lambda replies, **_: (replies, []), kill=lambda *_, **__: None)
     monkeypatch.setattr(module, "ray", fake_ray)
+    monkeypatch.setattr(ending_module, "ray", fake_ray)
     monkeypatch.setattr(module, "Reporter", lambda *_: SimpleNamespace(emit=lambda *_: None))
     monkeypatch.setattr(module, "store_used", lambda: 0.0)
-    monkeypatch.setattr(module, "COME_BACK_S", 0.2)
+    monkeypatch.setattr(ending_module, "COME_BACK_S", 0.2)
     monkeypatch.setattr(module, "Placement", lambda *_: SimpleNamespace(options=dict))
     monkeypatch.setattr(module, "Remote", lambda _: SimpleNamespace(call=lambda *_, **__: None, tell=lambda *_: None))
     monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")
     folder.open(PLAN.config, PLAN.env_spec.to_dict(), {})
     made = RayRun(PLAN, folder, 0, StopFlag())
-    made._supervisor = made._fleet._supervisor = FakeSupervisor()
+    made._supervisor = made._fleet._supervisor = made._ending._supervisor = FakeSupervisor()
     counts = {
         "is_whole": True,
         "shards": {"0": asdict(books(100)), "1": asdict(books(90))},
@@ -125,7 +142,7 @@ def check_end(run, *, steps: int = 206, train_steps: int = 777) -> None:
 def test_the_books_are_what_the_shards_said_last(run):
     run._finish("stopped")
     check_end(run)
-    assert run._supervisor.polls == 0
+    assert run._supervisor.heard == [("shard",)]
 
 
 @pytest.mark.parametrize("gone", ["hub-0", "ledger-0"])
@@ -148,19 +165,54 @@ def test_a_shard_without_a_last_word_is_named_and_counts_as_the_ledger_knows_it(
     assert "shard-1 has no last word (RayActorError)" in caplog.text
 
 
-@pytest.mark.parametrize("missing", ["learner-0", "shard-1", "ledger-0"])
-def test_what_has_just_died_comes_back_before_the_run_ends(run, missing):
-    run._supervisor.roles[missing].ready_at = None
+@pytest.mark.parametrize("dying", ["learner-0", "shard-1", "ledger-0"])
+@pytest.mark.parametrize("when", ["before", "while workers end"])
+def test_what_dies_unnoticed_comes_back_before_the_run_goes_on_to_end(run, monkeypatch, dying, when, caplog):
+    caplog.set_level(logging.INFO)
+    if when == "before":
+        run._supervisor.dying = [dying]
+    else:
+        monkeypatch.setattr(run._fleet, "stop", lambda _: run._supervisor.dying.append(dying))
     run._finish("stopped")
     check_end(run)
-    assert run._supervisor.polls == 1
+    assert f"waiting for {dying} before the run ends" in caplog.text
+
+
+def test_a_learner_that_dies_while_it_is_stopped_is_started_and_stopped_again(run):
+    run._supervisor.ends.insert(0, {})
+    run._finish("stopped")
+    check_end(run)
+
+
+def test_a_ledger_that_hangs_is_replaced(run, monkeypatch, caplog):
+    ledger = run._supervisor.roles["ledger-0"]
+    healthy, ledger.handle = ledger.handle, Actor(drain=GetTimeoutError("late"))
+    replaced = []
+
+    def replace(process, no_restart):
+        replaced.append(process)
+        ledger.handle = healthy
+
+    monkeypatch.setattr(ending_module.ray, "kill", replace)
+    run._finish("stopped")
+    check_end(run)
+    assert len(replaced) == 1
+    assert "the ledger does not answer (GetTimeoutError); it is replaced" in caplog.text
+
+
+def test_what_never_was_up_is_not_waited_for(run, caplog):
+    caplog.set_level(logging.INFO)
+    for name in ("learner-0", "shard-0"):
+        run._supervisor.roles[name].ready_at, run._supervisor.roles[name].has_been_up = None, False
+    run._ending.end_inserts(1.0)
+    assert "waiting for" not in caplog.text
 
 
 def test_a_learner_that_does_not_come_back_ends_the_run_with_its_books(run, caplog):
     run._supervisor.roles["learner-0"].ready_at, run._supervisor.comes_back = None, False
     with pytest.raises(TrainingError, match="did not write a last checkpoint"):
         run._finish("stopped")
-    assert "learner-0 did not come back within" in caplog.text
+    assert "learner-0 did not come back in time" in caplog.text
     run._abort(TrainingError("the learner did not write a last checkpoint"))
     check_end(run, train_steps=700)
     assert summary(run)["status"] == "failed"
@@ -170,6 +222,15 @@ def test_a_run_that_fails_says_what_its_last_checkpoint_says(run):
     run._abort(ValueError("something else"))
     check_end(run)
     assert (summary(run)["status"], summary(run)["error"]) == ("failed", "ValueError: something else")
+
+
+def test_a_failure_while_a_run_fails_does_not_cost_the_last_checkpoint(run, monkeypatch):
+    def fail(_):
+        raise TrainingError("a shard is given up")
+
+    monkeypatch.setattr(run, "_end_inserts", fail)
+    run._abort(ValueError("something else"))
+    assert summary(run)["train_steps"] == 777
 
 
 def test_a_run_that_fails_before_anything_was_started_says_so(run):

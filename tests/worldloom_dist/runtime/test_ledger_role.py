@@ -147,7 +147,9 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(locks
         clock[0] += ledger_module.SILENT_S / 2
         await ledger.report(0, books, 10)
         assert await ledger.is_live(1)
-        clock[0] += ledger_module.SILENT_S / 2 + 0.1
+        clock[0] += ledger_module.DEAF_S
+        await ledger.report(0, books, 10)
+        clock[0] += 0.1
         await ledger.report(0, books, 10)
         assert await ledger.is_live(1) == lockstep
         assert set(await ledger.split(100, (1, 2))) == ({0, 1} if lockstep else {0})
@@ -155,6 +157,25 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(locks
         assert await ledger.is_live(1)
         assert set(await ledger.split(100, (1, 2))) == {0, 1}
         assert (await ledger.counts())["agent_steps"] == 16, "what was granted to it before is still on its way"
+
+    asyncio.run(story())
+
+
+def test_a_ledger_that_stood_still_takes_nobody_for_silent(monkeypatch):
+    plan, clock = plan_of("--replay.shards", "3"), [100.0]
+    monkeypatch.setattr(ledger_module.time, "monotonic", lambda: clock[0])
+
+    async def story() -> None:
+        ledger, books = LedgerRole(plan, 0), RowBooks()
+        for shard in range(3):
+            await ledger.join(shard, books, 10)
+        clock[0] += 60.0
+        await ledger.report(2, books, 10)
+        assert [await ledger.is_live(shard) for shard in range(3)] == [True] * 3
+        for _ in range(5):
+            clock[0] += 1.0
+            await ledger.report(2, books, 10)
+        assert [await ledger.is_live(shard) for shard in range(3)] == [False, False, True]
 
     asyncio.run(story())
 

@@ -14,6 +14,11 @@ def test_warnings_are_kept_until_they_are_fetched() -> None:
     logging.getLogger("elsewhere").warning("nor this")
     assert relay.drain() == [(logging.WARNING, "env 3 hangs")]
     assert relay.drain() == []
+    try:
+        raise ValueError("no space left")
+    except ValueError:
+        logger.exception("a call failed")
+    assert relay.drain() == [(logging.ERROR, "a call failed (ValueError: no space left)")], "without the traceback"
 
 
 def test_what_some_loggers_have_to_say_is_kept_too() -> None:
@@ -24,6 +29,13 @@ def test_what_some_loggers_have_to_say_is_kept_too() -> None:
     logging.getLogger("relay_news.other").info("nor this")
     logging.getLogger("relay_news.other").error("but this")
     assert relay.drain() == [(logging.INFO, "a file was stored"), (logging.ERROR, "but this")]
+
+
+def test_a_line_that_cannot_be_formatted_ends_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    relay = LogRelay()
+    relay.emit(logging.LogRecord("any", logging.WARNING, "", 0, "this %d", ("is no number",), None))
+    assert relay.drain() == []
 
 
 def test_stack_names_where_a_thread_is() -> None:
