@@ -23,7 +23,7 @@ from worldloom_dist.presets import PRESETS
 from worldloom_dist.replay.journal import JournalDamage, read_journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400 * PATIENCE), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900 * PATIENCE), pytest.mark.filterwarnings("default")]
 
 AGENT = {"deter": 32, "hidden": 8, "stoch": 4, "classes": 4, "units": 8, "depth": 2, "blocks": 4, "replay_context": 0}
 SLOTS = LOCAL_0, LOCAL_1, CENTRAL = range(3)
@@ -68,7 +68,7 @@ def stored(folder) -> dict[int, list[StoredChunk]]:
 
 def wait_for(folder, version: PolicyVersion, before: Mapping[int, int] | None = None) -> dict[int, list[StoredChunk]]:
     """Wait until every worker has sent two chunks of a version, and two more than it had sent before."""
-    deadline = time.monotonic() + 120 * PATIENCE
+    deadline = time.monotonic() + 240 * PATIENCE
     while time.monotonic() < deadline:
         found = stored(folder)
         if all(
