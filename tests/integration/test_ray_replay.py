@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -73,10 +74,14 @@ def test_a_shard_that_hangs_costs_training_seconds_and_is_replaced_once(tmp_path
     with launched(folder, *WORDS, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0") as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
         os.kill(run.pids("ray::ShardRole")[0], signal.SIGSTOP)
-        before = run.wait_until(lambda: "shard-0 has said nothing" in run.output.read_text() and run.summary(), 60)
+        hung_at = time.monotonic()
+        before = run.wait_until(lambda: "has said nothing" in run.output.read_text() and run.summary(), 60)
         goes_on = run.wait_until(lambda: run.summary()["train_steps"] > before["train_steps"] + 50 and run.summary(), 60)
+        seconds = [time.monotonic() - hung_at]
         assert not goes_on["restarts"].get("shard"), "it hung all the time"
         run.wait_until(lambda: run.summary()["restarts"].get("shard"), 90)
+        seconds.append(time.monotonic() - hung_at)
+        print("seconds until fifty more updates, and until it was replaced:", [round(s, 1) for s in seconds])
         steps = run.summary()["agent_steps"]
         run.wait_until(lambda: run.summary()["agent_steps"] > steps + 200, 60)
         run.process.send_signal(signal.SIGINT)

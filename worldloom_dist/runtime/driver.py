@@ -183,7 +183,9 @@ class RayRun:
         before = self._report.counts
         told, status = self._ask("ledger-0", "counts", timeout_s), self._learner_status()
         snapshot = self._ask("hub-0", "snapshot", timeout_s) or self._report.snapshot
-        if told is not None and told["is_whole"]:  # one that was just started does not know the shards' counts yet
+        if told is not None and not told["is_whole"]:
+            told = None  # one that was just started does not know the shards' counts yet
+        if told is not None:
             self._books = told["shards"]
         elif not self._last_words:
             return
