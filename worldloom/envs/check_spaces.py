@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldloom.core.images import MIN_IMAGE_SIDE
 from worldloom.core.specs import ACTION, OBS, EnvSpec
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import make_raw
-from worldloom.envs.spaces import MIN_IMAGE_SIDE, ActionMapper, find, walk
+from worldloom.envs.spaces import ActionMapper, find, walk
 from worldloom.envs.vector import RandomActions
 from worldloom.envs.wrappers import RawEnv
 
