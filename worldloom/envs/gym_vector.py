@@ -139,6 +139,12 @@ class GymVectorAdapter:
         """
         raise StateError(f"vector env {self.spec.name!r} cannot be resumed exactly")
 
+    def render(self, index: int) -> Any:
+        """What env ``index`` draws, None when the vector env draws nothing."""
+        with foreign_vector(self.spec.name, "render"):
+            pictures: Any = self._env.render()
+        return pictures[index] if isinstance(pictures, tuple | list | np.ndarray) and len(pictures) == self.num_envs else None
+
     def drain_faults(self) -> list[EnvFault]:
         """None: it fails as one."""
         return []

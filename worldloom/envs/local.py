@@ -105,8 +105,8 @@ class LocalVectorEnv:
             self._envs[index], self._ended[index] = env, bool(saved["ended"])
         self._started = True
 
-    def render(self, index: int) -> np.ndarray | None:
-        """A picture of one env, None when there is none."""
+    def render(self, index: int) -> Any:
+        """What one env draws, None when there is nothing."""
         env = self._envs[index]
         return None if env is None else env.render()
 
