@@ -190,7 +190,8 @@ def _to_bytes(film: np.ndarray) -> np.ndarray:
     if not (low >= 0 and high <= 255):
         raise ValueError(f"its pictures hold numbers from {low:g} to {high:g}; draw uint8 from 0 to 255, or floats from 0 to 1")
     scale = 255 if film.dtype.kind == "f" and high <= 1 else 1
-    return np.rint(film * scale).astype(np.uint8)
+    result: np.ndarray = np.rint(film * scale).astype(np.uint8)
+    return result
 
 
 def _resized(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
