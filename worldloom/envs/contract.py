@@ -17,7 +17,18 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 
-__all__ = ["LARGEST", "Resetter", "describe", "may_terminate", "opened_step", "own_limit", "say_once", "to_flag", "to_reward"]
+__all__ = [
+    "LARGEST",
+    "Resetter",
+    "close_env",
+    "describe",
+    "may_terminate",
+    "opened_step",
+    "own_limit",
+    "say_once",
+    "to_flag",
+    "to_reward",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +118,13 @@ def own_limit(env: Any) -> int | None:
 def may_terminate(env: Any) -> bool:
     """False if the env says ``may_terminate = False``; anything else under this name is not meant for us."""
     return getattr(env, "may_terminate", True) is not False
+
+
+def close_env(env: Any) -> None:
+    """Close an env that has something to close."""
+    close = getattr(env, "close", None)
+    if close is not None:
+        close()
 
 
 class Resetter:

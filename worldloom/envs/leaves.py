@@ -280,14 +280,13 @@ class _Rescale:
         unit = np.minimum(np.maximum(value, LOWEST), HIGHEST)
         native: np.ndarray
         if self._is_unit:
-            native = unit.astype(self._dtype, copy=False)
-            return native
+            return np.asarray(unit, self._dtype)
         inside = np.minimum(np.maximum(unit * self._scale + self._shift, self._low), self._high)
         native = inside.astype(self._dtype, copy=False) if self._dtype.kind == "f" else self._whole(np.rint(inside))
-        if self._is_exact:
-            return native
-        native = np.where(self._bounded & (unit == HIGHEST), self._native_high, native)
-        return np.where(self._bounded & (unit == LOWEST), self._native_low, native)
+        if not self._is_exact:
+            native = np.where(self._bounded & (unit == HIGHEST), self._native_high, native)
+            native = np.where(self._bounded & (unit == LOWEST), self._native_low, native)
+        return np.asarray(native)
 
     def inverse(self, native: np.ndarray) -> np.ndarray:
         """The bounds of a Box -> [-1, 1]; a component whose two bounds are equal is 0."""

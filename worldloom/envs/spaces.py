@@ -100,7 +100,9 @@ class ActionMapper:
             raise ConfigurationError(f"action space {space} leaves nothing to choose; give it one component at least")
         self._empty = [leaf for leaf in found.values() if not leaf.spec.size]
         self.specs: dict[str, ArraySpec] = {key: self._leaves[key].spec for key in sorted(self._leaves)}
-        self._is_one_array = all(leaf.path == () for leaf in self._leaves.values())
+        only = next(iter(self._leaves.values()))
+        # Of a row of numbers an element is a number, which Discrete takes and a Box without axes does not.
+        self._is_one_array = only.path == () and (only.spec.is_discrete or bool(only.spec.shape))
 
     def __call__(self, action: Mapping[str, np.ndarray], lead: tuple[int, ...] = ()) -> Any:
         """Convert one action (with the leading axes ``lead``); the arrays of the result are nobody else's.

@@ -19,7 +19,7 @@ import numpy as np
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import NEUTRAL, RENDERED, SUITES, EnvConfig
-from worldloom.envs.contract import LARGEST, Resetter, opened_step, say_once, to_flag, to_reward
+from worldloom.envs.contract import LARGEST, Resetter, close_env, opened_step, say_once, to_flag, to_reward
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 
 __all__ = ["EnvAdapter", "GymEnv", "RawEnv", "own_repeat", "repeat_remark"]
@@ -175,9 +175,7 @@ class EnvAdapter:
 
     def close(self) -> None:
         """Close the env."""
-        close: Any = getattr(self._env, "close", None)
-        if close is not None:
-            close()
+        close_env(self._env)
 
     @property
     def _is_resumable(self) -> bool:

@@ -5,6 +5,7 @@ Legend: T frames, Y and X the sides of a picture.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from worldloom.core.images import find_image_layout
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.building import error_text
 from worldloom.envs.vector import EnvStep, VectorEnv
 
 __all__ = ["FilmReport", "Recorder", "save_films", "write_films"]
@@ -96,7 +98,7 @@ class Recorder:
         except Exception as error:  # the edge of somebody else's renderer
             frames.clear()
             self._is_over[index] = True
-            self._miss(f"no film of env {self._env.spec.name}: it cannot be drawn ({type(error).__name__}: {error})")
+            self._miss(f"no film of env {self._env.spec.name}: it cannot be drawn ({error_text(error)})")
 
     def _miss(self, problem: str) -> None:
         logger.warning("%s", problem)
@@ -126,7 +128,7 @@ def save_films(films: Sequence[np.ndarray], folder: Path, label: str, problems: 
             save_frames(film, half, fps=FRAMES_PER_S).replace(path)
             written.append(path)
         except Exception as error:  # the edge of somebody else's encoder
-            problem = f"film {label}-{number} could not be written: {type(error).__name__}: {error}"
+            problem = f"film {label}-{number} could not be written: {error_text(error)}"
             logger.warning("%s", problem)
             missing.append(problem)
             if half.is_file():
@@ -152,7 +154,9 @@ def _observed(image: np.ndarray) -> np.ndarray:
 def _rendered(env: VectorEnv, index: int) -> np.ndarray:
     """What an env draws, as ``[Y, X, 3]`` of any real dtype."""
     render: Any = getattr(env, "render", None)
-    picture = render(index) if render is not None else None
+    picture = None
+    with contextlib.suppress(NotImplementedError):  # what Gymnasium's Env raises for an env that draws nothing
+        picture = render(index) if render is not None else None
     if isinstance(picture, list | tuple) and len(picture) and np.ndim(picture[-1]) >= 2:
         picture = picture[-1]  # render_mode "rgb_array_list": all since the last call
     if picture is None or (isinstance(picture, list | tuple) and not len(picture)):
