@@ -18,6 +18,7 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.config import NEUTRAL, RENDERED, SUITES, EnvConfig
 from worldloom.envs.contract import LARGEST, Resetter, close_env, opened_step, say_once, to_flag, to_reward
 from worldloom.envs.spaces import ActionMapper, ObsMapper
@@ -150,7 +151,10 @@ class EnvAdapter:
         if not self._is_resumable:
             return None
         stacks = {key: pipeline.get_state() for key, pipeline in self._images.items()}
-        state = self._env.worldloom_get_state()  # type: ignore[attr-defined]
+        try:
+            state = self._env.worldloom_get_state()  # type: ignore[attr-defined]
+        except FOREIGN_ERRORS as error:
+            raise EnvFailureError(f"env {self.spec.name!r}: worldloom_get_state raised {error_text(error)}") from error
         return {"env": state, "elapsed": self._elapsed, "stacks": stacks}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

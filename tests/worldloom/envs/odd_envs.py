@@ -275,3 +275,53 @@ def __getattr__(name: str) -> Any:
         if wanted in group:
             return group[wanted][0] if isinstance(group[wanted], tuple) else group[wanted]
     raise AttributeError(name)
+
+
+class Helper(Base):
+    """Has a ``get_state`` of its own: what its agent sees."""
+
+    def get_state(self) -> Any:
+        return self.look()
+
+
+class PerAgent(Base):
+    def get_state(self, agent: str) -> Any:
+        return self.look()
+
+
+class MuJoCoLike(Base):
+    """As Gymnasium's ``MujocoEnv`` and others name things."""
+
+    def get_state(self) -> Any:
+        return {"qpos": np.zeros(3), "qvel": np.zeros(3)}
+
+    def set_state(self, qpos: Any, qvel: Any) -> None:
+        raise RuntimeError("no simulator")
+
+    def state(self) -> Any:
+        raise RuntimeError("no simulator")
+
+    def render_state(self) -> Any:
+        raise RuntimeError("no simulator")
+
+
+class Resumable(Base):
+    """Draws, and can be saved as the docs say."""
+
+    def look(self) -> Any:
+        self.x = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return self.x
+
+    def worldloom_get_state(self) -> dict[str, Any]:
+        return {"t": self.t, "rng": self.np_random.bit_generator.state}
+
+    def worldloom_set_state(self, state: dict[str, Any]) -> None:
+        self.t, self.np_random.bit_generator.state = int(state["t"]), state["rng"]
+
+
+class Unsavable(Base):
+    def worldloom_get_state(self) -> Any:
+        raise RuntimeError("the simulator\nis busy")
+
+    def worldloom_set_state(self, state: Any) -> None:
+        pass
