@@ -9,20 +9,9 @@ import torch
 
 from tests.worldloom.envs import odd_envs
 from tests.worldloom_dist.local_runs import start
+from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import WorldLoomError
 from worldloom_dist.check_env import main
-
-TINY = {
-    "tdmpc2:ci": (
-        "--preset debug --runtime local --agent.latent-dim 16 --agent.mlp-dim 16 --agent.encoder-dim 16 --agent.batch-size 4 "
-        "--agent.prefill-agent-steps 12 --agent.num-samples 4 --agent.num-elites 2 --agent.num-policy-samples 2 "
-        "--agent.iterations 1 --train-ratio 2 --learner.threads 1 --eval-episodes 0 --learner.report-every-steps 0"
-    ).split(),
-    "dreamerv3:ci": (
-        "--preset debug --runtime local --agent dreamerv3:ci --agent.batch-size 2 --agent.batch-length 8 --train-ratio 2 "
-        "--learner.threads 1 --eval-episodes 0 --learner.report-every-steps 0"
-    ).split(),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +46,14 @@ def outcome_of_check(name: str, capsys: pytest.CaptureFixture[str], *words: str)
     return status, captured.out + captured.err
 
 
-@pytest.mark.parametrize("name", odd_envs.GOOD)
+QUICK = (
+    "plain", "reward-array", "ends-int", "odd-attributes", "unclosable", "in-place", "obs-list", "obs-one-class", "obs-stacked",
+    "obs-float-image", "act-scalar", "act-int64", "act-far-bounds", "act-half-open", "act-one-class", "act-start",
+)  # fmt: skip
+"""What runs in every test run; ``test_env_matrix`` takes the other spellings together."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in odd_envs.GOOD])
 def test_env_that_is_good_to_train_on_trains(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, report = outcome_of_check(name, capsys)
     assert status == 0, report

@@ -161,6 +161,72 @@ def stacked() -> gymnasium.Env:
     return gymnasium.wrappers.FrameStackObservation(Picture(), 4)
 
 
+SIGHTS = spaces.Dict(
+    {
+        "bits": spaces.MultiBinary(3),
+        "class": spaces.Discrete(30, start=-3),
+        "classes": spaces.MultiDiscrete([30, 40]),
+        "double": spaces.Box(-1, 99, (2,), np.float64),
+        "first": spaces.Box(0, 255, (3, 48, 40), np.uint8),
+        "grey": spaces.Box(0, 255, (33, 34), np.uint8),
+        "half": spaces.Box(0, 99, (1, 2), np.float16),
+        "inner": spaces.Dict({"pair": spaces.Tuple([spaces.Box(0, 99, ()), spaces.Box(0, 99, (2,), np.int64)])}),
+        "none": spaces.Box(0, 1, (0,)),
+        "picture": IMAGE,
+        "stack": spaces.Box(0, 255, (2, 40, 48, 3), np.uint8),
+    }
+)
+
+
+def everything(action: Any) -> type[Base]:
+    """An env that spells all that it can in an unusual way; every number that it shows is the step's."""
+
+    class Everything(acting(action)):  # type: ignore[misc]
+        observation_space = SIGHTS
+
+        def look(self) -> Any:
+            t, canvas = self.t, self.__dict__.setdefault("canvas", np.zeros((48, 40, 3), np.uint8))
+            canvas[:] = t
+            return {
+                "bits": np.full(3, t % 2, bool),
+                "class": t - 3,
+                "classes": np.array([t, t], np.int8),
+                "double": [t, t],
+                "first": np.full((3, 48, 40), t, np.int16),
+                "grey": np.full((33, 34), t, np.uint8),
+                "half": np.full((1, 2), t, np.float16),
+                "inner": {"pair": (float(t), np.full(2, t))},
+                "none": np.zeros(0),
+                "picture": canvas,
+                "stack": np.full((2, 40, 48, 3), t, np.uint8),
+            }
+
+        def step(self, native: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(native)
+            return [obs, np.array([reward]), np.array(terminated), int(truncated), info]
+
+    return Everything
+
+
+MOVES = spaces.Dict(
+    {
+        "angle": spaces.Box(-2, 5, ()),
+        "far": spaces.Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (1,)),
+        "fine": spaces.Box(-0.1, 0.7, (1,), np.float16),
+        "gear": spaces.Tuple([spaces.Box(-3, 9, (2,), np.int8), spaces.Box(-1, 1, (2, 2), np.float64)]),
+        "none": spaces.Box(-1, 1, (0,)),
+    }
+)
+CHOICES = spaces.Dict(
+    {
+        **MOVES.spaces,
+        "bits": spaces.MultiBinary(2),
+        "many": spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[-1, 0], [7, 2]]),
+        "one": spaces.Discrete(1),
+        "pick": spaces.Discrete(3, start=-7),
+    }
+)
+
 GOOD: dict[str, Any] = {
     "plain": Base,
     "reward-array": answering(reward=lambda r: np.array([r])),
@@ -264,7 +330,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 }
 """Name -> env that is refused when it is stepped, and what is said."""
 
-OTHERS = {"one-step": OneStep, "endless": Endless}
+OTHERS = {"one-step": OneStep, "endless": Endless, "moves": everything(MOVES), "choices": everything(CHOICES)}
 DISCRETE = ("act-one-class", "act-start", "act-multi", "act-bits", "act-nested")
 
 
