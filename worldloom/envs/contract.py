@@ -20,6 +20,7 @@ from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 __all__ = [
     "LARGEST",
     "Resetter",
+    "call_step",
     "close_env",
     "describe",
     "may_terminate",
@@ -36,6 +37,13 @@ LARGEST = float(np.finfo(np.float32).max)
 """Rows hold float32: nothing larger than this can be stored."""
 RESET = "def reset(self, *, seed=None, options=None)"
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+FOUR_VALUES = (
+    "step returned four values, as the old gym did, and Gymnasium takes five; write "
+    "'return observation, reward, terminated, truncated, info', or wrap the env in shimmy.GymV21CompatibilityV0"
+)
+FOUR_OF_FIVE, NOT_A_PAIR = "(expected 5, got 4)", "values to unpack (expected 2"
+"""What Python says in a wrapper whose inner env answers so."""
+NO_PAIR = "must return two values; write 'return observation, {}'"
 LONGEST_TEXT = 60
 
 
@@ -52,6 +60,21 @@ def describe(value: Any) -> str:
     return f"{text} ({type(value).__name__})"
 
 
+def call_step(env: Any, action: Any) -> tuple[Any, ...]:
+    """Step an env: the five parts of its answer.
+
+    Raises:
+        EnvFailureError: If there are not five, also where a wrapper around the env finds that out.
+    """
+    try:
+        answer = env.step(action)
+    except ValueError as error:
+        if FOUR_OF_FIVE in str(error):
+            raise EnvFailureError(FOUR_VALUES) from error
+        raise
+    return opened_step(answer)
+
+
 def opened_step(answer: Any) -> tuple[Any, ...]:
     """The five parts of what ``step`` returned.
 
@@ -63,10 +86,7 @@ def opened_step(answer: Any) -> tuple[Any, ...]:
     if isinstance(answer, tuple | list) and len(answer) == 5:
         return tuple(answer)
     if isinstance(answer, tuple | list) and len(answer) == 4:
-        raise EnvFailureError(
-            "step returned four values, as the old gym did, and Gymnasium takes five; write "
-            "'return observation, reward, terminated, truncated, info', or wrap the env in shimmy.GymV21CompatibilityV0"
-        )
+        raise EnvFailureError(FOUR_VALUES)
     raise EnvFailureError(
         f"step returned {describe(answer)} and must return five values; write "
         "'return observation, reward, terminated, truncated, info'"
@@ -79,10 +99,10 @@ def to_reward(value: Any) -> float:
     Raises:
         EnvFailureError: If it is no real number.
     """
-    if type(value) is float:
-        return value
+    if isinstance(value, float):  # and numpy's float64
+        return float(value)
     number = _item(value)
-    if isinstance(number, Real | Decimal):
+    if isinstance(number, float | int | Real | Decimal):
         try:
             return float(number)
         except OverflowError:
@@ -169,9 +189,13 @@ class Resetter:
             if "unexpected keyword argument 'options'" in str(error):
                 raise EnvFailureError(f"reset() takes no options; write '{RESET}'") from error
             raise
+        except ValueError as error:
+            if NOT_A_PAIR in str(error):
+                raise EnvFailureError(f"reset {NO_PAIR}") from error
+            raise
         if isinstance(answer, tuple | list) and len(answer) == 2:
             return answer[0]
-        raise EnvFailureError(f"reset returned {describe(answer)} and must return two values; write 'return observation, {{}}'")
+        raise EnvFailureError(f"reset returned {describe(answer)} and {NO_PAIR}")
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from gymnasium.vector import VectorEnv as GymVectorEnv
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, ShapeMismatchError, StateError
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import NEUTRAL, EnvConfig
-from worldloom.envs.contract import may_terminate, opened_step, own_limit, say_once
+from worldloom.envs.contract import call_step, may_terminate, own_limit, say_once
 from worldloom.envs.faults import EnvFault
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 from worldloom.envs.vector import EnvStep
@@ -107,7 +107,7 @@ class GymVectorAdapter:
             self._kept = None
         native = self._map_action(action, (self.num_envs,))
         with foreign_vector(self.spec.name, "step"):
-            obs, *numbers, infos = opened_step(self._env.step(native))
+            obs, *numbers, infos = call_step(self._env, native)
         first = self._ended
         reward, terminated, truncated = self._numbers(*numbers)
         if first.any():

@@ -166,8 +166,9 @@ def _unsupported(what: str, key: str, space: Any) -> str:
     kind = f"{type(space).__module__}.{type(space).__qualname__}"
     if isinstance(space, spaces.Space):
         text = " ".join(str(space).split())
+        text = kind if " object at 0x" in text else f"{text} ({kind})"
         return (
-            f"{what} {key!r} of the space {text} ({kind}) is not supported; use {ALLOWED}, or leave it out "
+            f"{what} {key!r} of the space {text} is not supported; use {ALLOWED}, or leave it out "
             "(gymnasium.wrappers.FilterObservation)"
         )
     return (

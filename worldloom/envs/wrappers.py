@@ -20,7 +20,7 @@ from worldloom.core.exceptions import ConfigurationError, EnvFailureError, Missi
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.config import NEUTRAL, RENDERED, SUITES, EnvConfig
-from worldloom.envs.contract import LARGEST, Resetter, close_env, opened_step, say_once, to_flag, to_reward
+from worldloom.envs.contract import LARGEST, Resetter, call_step, close_env, say_once, to_flag, to_reward
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 
 __all__ = ["EnvAdapter", "GymEnv", "RawEnv", "own_repeat", "repeat_remark"]
@@ -134,7 +134,7 @@ class EnvAdapter:
         total, left = 0.0, self._repeat
         while left:
             left -= 1
-            obs, reward, terminated, truncated, _ = opened_step(self._env.step(_copied(native) if left else native))
+            obs, reward, terminated, truncated, _ = call_step(self._env, _copied(native) if left else native)
             total += to_reward(reward)
             terminated, truncated = to_flag("terminated", terminated), to_flag("truncated", truncated)
             if terminated or truncated:

@@ -124,6 +124,18 @@ class Unclosable:
         return np.zeros(3, np.float32), 1, False, self.t >= LENGTH, None
 
 
+class RaisingSpace(Base):
+    @property
+    def observation_space(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("not connected")
+
+
+class HalfVector(gymnasium.vector.VectorEnv):
+    """Forgets the spaces of a single env."""
+
+    num_envs, observation_space, action_space = 2, Base.observation_space, Base.action_space
+
+
 class Mission(spaces.Space):
     pass
 
@@ -294,6 +306,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "nothing-to-see": (observing(spaces.Box(0, 1, (0,)), lambda t: np.zeros(0)), "holds no array"),
     "nothing-to-do": (acting(spaces.Box(-1, 1, (0,))), "leaves nothing to choose"),
     "stuck": (acting(spaces.Box(5, np.inf, (1,))), "every action becomes 5"),
+    "raising-space": (RaisingSpace, "cannot be built: RuntimeError: not connected"),
+    "half-vector": (HalfVector, "without single_observation_space, single_action_space; it must return a Gymnasium env"),
+    "no-space": (observing(None, lambda t: 0), "has a space of class builtins.NoneType, which is none of Gymnasium's"),
     "too-many": (acting(spaces.Discrete(2**40)), "is one of 1099511627776 classes"),
 }
 """Name -> env that no run starts with, and what is said."""
@@ -301,6 +316,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
 BROKEN: dict[str, tuple[Any, str]] = {
     "inner-no-seed": (InnerNoSeed, "reset() takes no seed"),
     "no-info": (NoInfo, "write 'return observation, {}'"),
+    "wrapped-four-tuple": (lambda: gymnasium.wrappers.TimeLimit(FourTuple(), 50), "step returned four values"),
+    "wrapped-no-info": (lambda: gymnasium.wrappers.RecordEpisodeStatistics(NoInfo()), "write 'return observation, {}'"),
     "four-tuple": (FourTuple, "step returned four values"),
     "reward-none": (answering(reward=lambda _: None), "reward is None"),
     "reward-vector": (answering(reward=lambda r: np.array([r, r])), "reward is an array of shape (2,)"),

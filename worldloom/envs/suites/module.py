@@ -17,6 +17,7 @@ from worldloom.envs.wrappers import RawEnv
 
 __all__ = ["make"]
 
+NEEDED_OF_VECTOR = ("reset", "step", "num_envs", "single_observation_space", "single_action_space")
 NEEDED = ("reset", "step", "observation_space", "action_space")
 
 
@@ -33,14 +34,14 @@ def make(config: EnvConfig, num_envs: int, *, renders: bool = False) -> RawEnv |
         options["render_mode"] = "rgb_array"
     with somebodys_code(config, "built"):
         env = factory(**options)
-    if isinstance(env, GymVectorEnv):
-        return env
-    missing = [name for name in NEEDED if not hasattr(env, name)]
+        is_vector = isinstance(env, GymVectorEnv)
+        missing = [name for name in (NEEDED_OF_VECTOR if is_vector else NEEDED) if not hasattr(env, name)]
+        raw = None if missing or is_vector else RawEnv(env, episode_limit=own_limit(env), may_terminate=may_terminate(env))
     if missing:
         raise ConfigurationError(
             f"env {config.env!r} returned a {type(env).__name__} without {', '.join(missing)}; it must return a Gymnasium env"
         )
-    return RawEnv(env, episode_limit=own_limit(env), may_terminate=may_terminate(env))
+    return raw or env
 
 
 def _find(config: EnvConfig) -> Callable[..., Any]:
