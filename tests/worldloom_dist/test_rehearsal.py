@@ -88,6 +88,17 @@ def test_env_that_breaks_its_contract_fails_the_check_and_the_run(
     assert "\n" not in said
 
 
+def test_vector_envs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    status, report = outcome_of_check("cartpoles", capsys)
+    assert status == 0, report
+    words = [*TINY["dreamerv3:ci"], "--env", "odd_envs:cartpoles", "--envs-per-worker", "4", "--env-steps", "60"]
+    assert start(tmp_path / "good", *words).run() == "completed"
+    status, report = outcome_of_check("Lying", capsys)
+    assert (status, "says that its autoreset mode is NEXT_STEP, and gives infos['final_obs']" in report) == (1, True)
+    with caplog.at_level(logging.CRITICAL):
+        assert "says that its autoreset mode is NEXT_STEP" in outcome_of_run(tmp_path / "bad", "Lying")
+
+
 def test_episodes_that_no_window_fits_into_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     status, report = outcome_of_check("one-step", capsys)
     assert status == 1

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import gymnasium
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
@@ -249,8 +250,7 @@ def own_repeat(env: Any) -> int:
     repeat = 1
     while env is not None:
         repeat *= max(_whole(getattr(env, name, None)) for name in OWN_REPEATS.get(type(env).__name__, ("",)))
-        inner = getattr(env, "env", None)
-        env = inner if inner is not env else None
+        env = env.env if isinstance(env, gymnasium.Wrapper) else None
     return repeat
 
 

@@ -173,6 +173,19 @@ def stacked() -> gymnasium.Env:
     return gymnasium.wrappers.FrameStackObservation(Picture(), 4)
 
 
+def cartpoles(num_envs: int = 4) -> Any:
+    """Gymnasium's own vector env, which takes one seed."""
+    return gymnasium.make_vec("CartPole-v1", num_envs=num_envs, vectorization_mode="vector_entry_point")
+
+
+class Lying(gymnasium.vector.SyncVectorEnv):
+    """Resets in the same step and says that it does in the next one."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__([Base for _ in range(num_envs)], autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP)
+        self.metadata = {**self.metadata, "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+
+
 SIGHTS = spaces.Dict(
     {
         "bits": spaces.MultiBinary(3),
