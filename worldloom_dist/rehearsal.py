@@ -1,7 +1,7 @@
 """What a run would do with an env, in small: a worker that stores rows, windows to learn from, an evaluation, a film.
 
 The parts are those that a run builds (``worldloom_dist.assembly``); only the decisions are random, and nothing is learned or
-written. A part of ``worldloom_dist.check_env``.
+kept. A part of ``worldloom_dist.check_env``.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def rehearse(config: RunConfig, steps: int) -> Rehearsal:
     """Act in an env as the roles of a run would, for ``steps`` decisions as a worker and some more as the evaluator.
 
     Args:
-        config: Of the run; its replay is kept in memory.
+        config: Of the run; its replay lies in a temporary folder.
         steps: How many.
     """
     result = Rehearsal()
-    quiet = dataclasses.replace(config, runtime="local", replay=dataclasses.replace(config.replay, durability="none", shards=1))
+    small = dataclasses.replace(config, runtime="local", replay=dataclasses.replace(config.replay, shards=1))
     try:
         with _said_in_the_report():
-            plan = resolve(quiet)
+            plan = resolve(small)
             has_ended = _work(plan, steps, result)
             if has_ended and not result.findings:
                 _evaluate(plan, min(steps, MOST_EVALUATION_STEPS), result)
@@ -79,8 +79,10 @@ def _work(plan: Plan, steps: int, result: Rehearsal) -> bool:
         replay = DirectReplay([shard], Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
         acting = LocalActing(_RandomPolicy(plan.env_spec, role_seed(plan, "policy")), plan.config.envs_per_worker)
         worker = build_worker(plan, 0, 0, acting, replay)
+        sampling = plan.spec.sampling
+        least = 0 if sampling.cross_episodes else WINDOWS_TO_JUDGE * sampling.window_rows
         try:
-            for _ in range(steps):
+            for _ in range(max(steps, least)):
                 worker.step()
             worker.flush()
             has_windows = replay.has_windows
@@ -91,7 +93,7 @@ def _work(plan: Plan, steps: int, result: Rehearsal) -> bool:
     episodes = [episode for episode in all_episodes if episode.reason != "error"]
     if broken := len(all_episodes) - len(episodes):
         result.findings.append(Finding(True, f"the env failed {broken} times as a worker's; mend it, or its episodes are lost"))
-    window, longest = plan.spec.sampling.window_rows, max((episode.length + 1 for episode in episodes), default=0)
+    window, longest = sampling.window_rows, max((episode.length + 1 for episode in episodes), default=0)
     result.facts["as a worker"] = f"{worker.rows} rows of {len(episodes)} episodes"
     if episodes and not has_windows and worker.rows >= WINDOWS_TO_JUDGE * window:
         result.findings.append(

@@ -104,6 +104,7 @@ def test_episodes_that_no_window_fits_into_are_said(capsys: pytest.CaptureFixtur
     assert status == 1
     assert "tdmpc2:ci learns from windows of 4 rows inside one episode, and the longest of" in report
     assert "episodes has 2, so it would learn nothing" in report
+    assert outcome_of_check("one-step", capsys, "--steps", "3")[0] == 1, "however short the check"
     assert outcome_of_check("one-step", capsys, "--agent", "dreamerv3:ci", "--steps", "200")[0] == 0
 
 

@@ -25,7 +25,7 @@ from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
 
 __all__ = ["EnvReport", "Finding", "check_env"]
 
-LARGE_VALUE = 1e3
+LARGE_VALUE, LARGE_REWARD = 1e3, 1e6
 GROWTH_MB = 64.0
 SEEDING_STEPS = 60
 SPACE_STEPS = 200
@@ -213,6 +213,9 @@ def _play_findings(statistics: _Statistics, steps: int, growth_mb: float, spec: 
     for key, extreme in statistics.extremes.items():
         if extreme > LARGE_VALUE:
             advice.append(f"observation {key!r} reaches {extreme:.3g}; scale it inside the env to about 1")
+    greatest = max(map(abs, statistics.rewards), default=0.0)
+    if greatest > LARGE_REWARD:
+        advice.append(f"rewards reach {greatest:.3g}; scale them inside the env, because losses of such numbers overflow")
     if spec.may_terminate is False and statistics.ends["terminated"]:
         advice.append("the env terminated although it says that it never does (may_terminate)")
     if growth_mb > GROWTH_MB:

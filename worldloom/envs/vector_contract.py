@@ -23,7 +23,7 @@ __all__ = ["Autoreset", "VectorResetter", "flags_of", "foreign_vector", "rewards
 
 FINAL_KEYS = ("final_obs", "final_observation")
 SET_MODE = "set metadata['autoreset_mode'] to AutoresetMode.NEXT_STEP, SAME_STEP or DISABLED, whichever it is"
-REFUSALS = (TypeError, ValueError, gymnasium.error.Error)
+REFUSALS = (TypeError, ValueError, AssertionError, AttributeError, OverflowError, gymnasium.error.Error)
 """What a ``reset`` raises that does not take a seed in the form it came in."""
 
 
@@ -86,6 +86,8 @@ class VectorResetter:
             self._takes_list, self._is_known = takes_list, True
             return obs if takes_list or self._num_envs == 1 else self._look_for_twins(seed, obs)
         why = error_text(refusals[0])
+        if why == error_text(refusals[1]):  # whatever the seed is
+            raise refusals[0]
         raise EnvFailureError(
             f"vector env {self._name!r}: reset(seed=...) takes neither a number nor a list of one per env ({why}); "
             "write 'def reset(self, *, seed=None, options=None)' with super().reset(seed=seed) as first line"

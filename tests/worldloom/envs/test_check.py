@@ -121,6 +121,49 @@ class HalfOpenEnv(CountingEnv):
     action_space = gymnasium.spaces.Box(0.0, np.inf, (2,))
 
 
+class VastEnv(CountingEnv):
+    action_space = gymnasium.spaces.Box(-1e30, 1e30, (2,))
+
+
+class FarBoundsEnv(CountingEnv):
+    action_space = gymnasium.spaces.Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (2,))
+
+
+class IdleEnv(CountingEnv):
+    action_space = gymnasium.spaces.Dict({"go": CountingEnv.action_space, "idle": gymnasium.spaces.Box(3, 3, (2,))})
+
+    def step(self, action: Any) -> Any:
+        return super().step(action["go"])
+
+
+class KeysEnv(CountingEnv):
+    observation_space = gymnasium.spaces.Dict({"seen": CountingEnv.observation_space})  # type: ignore[assignment]
+
+    def _observe(self, action: float) -> Any:
+        return {"seen": super()._observe(action), "hidden": 1.0}
+
+
+class RichEnv(CountingEnv):
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)
+        return obs, reward * 1e30, *rest
+
+
+class WholeNumbersEnv(CountingEnv):
+    observation_space = gymnasium.spaces.Box(0, 99, (3,), np.int64)
+
+
+class VoxelEnv(CountingEnv):
+    observation_space = gymnasium.spaces.Box(0, 255, (9, 9, 9, 9), np.uint8)
+
+    def _observe(self, action: float) -> np.ndarray:
+        return np.full((9, 9, 9, 9), self._step, np.uint8)
+
+
+class AtariEnv(CountingEnv):
+    _frameskip = 4
+
+
 class SmallImageEnv(CountingEnv):
     observation_space = gymnasium.spaces.Box(0, 255, (7, 7, 3), np.uint8)
 
@@ -141,6 +184,16 @@ class FloatImageEnv(SmallImageEnv):
         ("DriftingEnv", True, "observation 'obs' was 2 where its bounds are [-1, 1]; agents do not need bounds"),
         ("OutsideAtResetEnv", True, "observation 'obs' was 0 where its bounds are [5, 9]"),
         ("FloatClassesEnv", False, "observation 'obs' is float32 and its space says int64"),
+        ("VastEnv", True, "so the least that an agent can change (about 1e-7 of [-1, 1]) is 1e+23 there; scale the action"),
+        (
+            "FarBoundsEnv",
+            True,
+            "has the bounds [-3.40282e+38, 3.40282e+38], and an agent acts in [-1, 1], which is scaled to finite",
+        ),
+        ("IdleEnv", True, "action 'idle' has equal low and high bounds, so it changes nothing; leave it out"),
+        ("KeysEnv", True, "observations have the keys ['hidden'], which their space lacks, so agents do not see them"),
+        ("WholeNumbersEnv", True, "observation 'obs' is float32 and its space says int64"),
+        ("VoxelEnv", True, "observation 'obs' is uint8 of shape 9 x 9 x 9 x 9, in which no image is recognised"),
         ("HalfOpenEnv", True, "so only [0, 1] is used; give the Box two finite bounds"),
         ("SmallImageEnv", False, "image 'obs' is 7 x 7, and agents take 32 x 32 or more; --env.image-size 64 enlarges it"),
         ("FloatImageEnv", False, "image 'obs' is float32 and its space says uint8"),
@@ -150,6 +203,12 @@ def test_spaces_that_do_not_fit_are_reported(name: str, is_good: bool, text: str
     report = check_env(EnvConfig(env=f"test_check:{name}"), steps=30)
     assert report.is_good == is_good
     assert text in text_of(report)
+
+
+def test_repeats_of_repeats_are_advised_against() -> None:
+    report = check_env(EnvConfig(env="test_check:AtariEnv", action_repeat=4), steps=30)
+    assert report.is_good
+    assert "so a decision takes 16 frames; leave env.action_repeat out" in text_of(report)
 
 
 def test_action_without_a_choice_is_wrong_input() -> None:

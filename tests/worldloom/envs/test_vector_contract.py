@@ -233,14 +233,20 @@ def test_env_that_takes_a_list_gets_distinct_seeds() -> None:
 def test_env_that_takes_no_seed_at_all_is_refused() -> None:
     class Fussy(Own):
         def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-            raise TypeError("no seeds please")
+            raise AssertionError(f"no {type(seed).__name__} please")
+
+    class Broken(Own):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            raise AttributeError("no simulator")
 
     class Seedless(Own):
         def reset(self) -> Any:  # type: ignore[override]
             return super().reset()
 
-    with pytest.raises(EnvFailureError, match=r"takes neither a number nor a list of one per env .TypeError: no seeds please"):
+    with pytest.raises(EnvFailureError, match=r"takes neither a number nor a list of one per env .AssertionError: no list please"):
         adapted(Fussy(AutoresetMode.NEXT_STEP)).reset(3)
+    with pytest.raises(EnvFailureError, match="reset raised AttributeError: no simulator"):
+        adapted(Broken(AutoresetMode.NEXT_STEP)).reset(3)
     with pytest.raises(ConfigurationError, match=r"reset\(\) takes no seed"):
         adapted(Seedless(AutoresetMode.NEXT_STEP))
 
