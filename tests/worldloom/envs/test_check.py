@@ -188,8 +188,9 @@ class FloatImageEnv(SmallImageEnv):
         (
             "FarBoundsEnv",
             True,
-            "has the bounds [-3.40282e+38, 3.40282e+38], and an agent acts in [-1, 1], which is scaled to finite",
+            "has the bounds [-3.40282e+38, 3.40282e+38], and an agent acts in [-1, 1], which is scaled",
         ),
+        ("RichEnv", True, "rewards reach 8e+30; scale them inside the env"),
         ("IdleEnv", True, "action 'idle' has equal low and high bounds, so it changes nothing; leave it out"),
         ("KeysEnv", True, "observations have the keys ['hidden'], which their space lacks, so agents do not see them"),
         ("WholeNumbersEnv", True, "observation 'obs' is float32 and its space says int64"),
