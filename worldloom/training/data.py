@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMismatchError
+from worldloom.core.exceptions import BufferError, CheckpointError, ConfigurationError, ShapeMismatchError
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, SequenceBatch, StreamId, rows_from_gym, rows_to_gym, transitions
 from worldloom.core.specs import ArraySpec
 from worldloom.data.sequence_buffer import SequenceBuffer
+from worldloom.training.array_names import episode_arguments
 from worldloom.training.episodes import EpisodeIndex
 from worldloom.training.npz import read_episodes, write_episodes
 
@@ -135,7 +136,8 @@ class ReplayBuffer:
             BufferError: If a number is not finite, or the episode does not fit into the capacity.
         """
         obs, actions = _array("obs", obs), _array("actions", actions)
-        reward = _array("rewards", rewards).astype(np.float32).reshape(-1)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            reward = _array("rewards", rewards).astype(np.float32).reshape(-1)
         steps = len(reward)
         if not steps:
             return
@@ -258,33 +260,42 @@ class ReplayBuffer:
     def load(cls, path: str | PathLike[str], *, capacity: int | None = None, seed: int | None = None) -> ReplayBuffer:
         """Read an ``.npz`` of :meth:`save`, of 0.1, or of your own with at least ``obs, actions, rewards``.
 
-        Observations are read one episode at a time, so memory holds one copy of them.
+        Gymnasium's, D4RL's and Minari's names are understood (see :mod:`worldloom.training.array_names`). Integer actions
+        ``[n]`` become one-hot codes. What is not used or had to be concluded is logged as a warning. Observations are read one
+        episode at a time, so memory holds one copy of them.
 
         Raises:
-            CheckpointError: If the file is missing, damaged, or lacks an array.
+            CheckpointError: If the file is missing, damaged, lacks an array, or holds an episode that cannot be stored.
         """
         facts, episodes = read_episodes(path)
         room = capacity or max(facts.capacity, facts.steps, 1)
         buffer = cls(room, facts.obs_shape, facts.action_dim, facts.obs_dtype, seed=seed)
-        for episode in episodes:
-            buffer.add_episode(**episode)
+        for number, episode in enumerate(episodes):
+            try:
+                buffer.add_episode(**episode)
+            except (BufferError, ShapeMismatchError) as error:
+                raise CheckpointError(f"{path}: episode {number}: {error}") from error
+        for note in facts.notes:
+            logger.warning("%s: %s", path, note)
         return buffer
 
     @classmethod
     def from_trajectories(cls, trajectories: Sequence[Mapping[str, Any]], capacity: int | None = None) -> ReplayBuffer:
-        """A buffer of episodes that are given as dicts with the arguments of :meth:`add_episode`.
+        """A buffer of episodes that are given as dicts with the arguments of :meth:`add_episode`, or under the names of
+        Gymnasium, D4RL or Minari (see :mod:`worldloom.training.array_names`).
 
         Raises:
-            BufferError: If there are none.
+            BufferError: If there are none, one lacks an array, or has one that is not known.
         """
         if not trajectories:
             raise BufferError("from_trajectories needs at least one trajectory, got none")
-        steps = sum(len(t["rewards"]) for t in trajectories)
-        obs, action = np.asarray(trajectories[0]["obs"]), np.asarray(trajectories[0]["actions"])
+        episodes = [episode_arguments(trajectory, f"trajectory {n}") for n, trajectory in enumerate(trajectories)]
+        steps = sum(len(episode["rewards"]) for episode in episodes)
+        obs, action = np.asarray(episodes[0]["obs"]), np.asarray(episodes[0]["actions"])
         dtype = np.uint8 if obs.dtype == np.uint8 else np.float32
         buffer = cls(capacity or max(steps, 1), obs.shape[1:], action.shape[-1] if action.ndim > 1 else 1, dtype)
-        for trajectory in trajectories:
-            buffer.add_episode(**trajectory)
+        for episode in episodes:
+            buffer.add_episode(**episode)
         return buffer
 
     def _observations(self, obs: Any, final_obs: Any, steps: int) -> np.ndarray:
