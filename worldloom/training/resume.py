@@ -46,8 +46,14 @@ def pack(trainer: Any) -> dict[str, Any]:
     }
 
 
-def unpack(trainer: Any, tree: Mapping[str, Any], path: str | PathLike[str]) -> None:
+def unpack(trainer: Any, tree: Mapping[str, Any], path: str | PathLike[str], *, config: Mapping[str, Any]) -> None:
     """Put a tree of :func:`pack` back, except for step and generators; nothing is changed when the model does not fit.
+
+    Args:
+        trainer: Takes the state over.
+        tree: What was packed.
+        path: Where it comes from, for messages.
+        config: The settings of training that it was made with.
 
     Raises:
         CheckpointError: If it is of another model or optimizer; names ``path``.
@@ -57,7 +63,8 @@ def unpack(trainer: Any, tree: Mapping[str, Any], path: str | PathLike[str]) -> 
         raise CheckpointError(f"{path}: lacks {missing}; it is not a checkpoint of a Trainer")
     try:
         _check_model(path, trainer.model, tree["model"])
-        _load_optimizer(trainer, tree, path)
+        _check_optimizer(path, trainer, tree, config)
+        _load_optimizer(trainer, tree)
         trainer.model.load_state_dict(tree["model"])
         _load_scheduler(trainer, tree["scheduler"])
         _load_average(trainer, tree["average"])
@@ -81,30 +88,28 @@ def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
-def _load_optimizer(trainer: Any, tree: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Take over the moments, and of the settings those that the user did not change since."""
+def _check_optimizer(path: str | PathLike[str], trainer: Any, tree: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse the moments of another kind of optimizer."""
     own, saved = type(trainer.optimizer).__name__, tree.get("optimizer_class")
-    if saved is not None and saved != own:
+    if saved is None:  # an earlier version wrote it nowhere but in the config
+        needed = {"exp_avg", "exp_avg_sq"} if own in ("AdamW", "Adam") else set()
+        fits = all(needed <= set(state) for state in tree["optimizer"]["state"].values())
+        is_said = not trainer.has_own_optimizer and config.get("optimizer", "") not in ("", trainer.config.optimizer)
+        saved = config.get("optimizer", "another one") if is_said or not fits else own
+    if saved != own:
         raise CheckpointError(
             f"{path}: optimizer: the checkpoint was made with {saved}, got {own}; go on with the same one, or begin a new run"
         )
-    moments = [set(state) for state in tree["optimizer"]["state"].values()]
-    if saved is None and not _fits_moments(trainer.optimizer, moments):
-        raise CheckpointError(
-            f"{path}: optimizer: the checkpoint was made with another one than {own}; go on with the same one, or begin a new run"
-        )
+
+
+def _load_optimizer(trainer: Any, tree: Mapping[str, Any]) -> None:
+    """Take over the moments, and of the settings those that the user did not change since."""
     given, given_before = trainer.group_settings, tree.get("group_settings")
     trainer.optimizer.load_state_dict(tree["optimizer"])
     if given_before is None:  # a checkpoint that does not say what its run was given
         given_before = given if trainer.has_own_optimizer else [{} for _ in given]
     for group, new, old in zip(trainer.optimizer.param_groups, given, given_before, strict=True):
         group.update({name: value for name, value in new.items() if name not in old or _listed(old[name]) != _listed(value)})
-
-
-def _fits_moments(optimizer: torch.optim.Optimizer, moments: list[set[str]]) -> bool:
-    """False when moments that were saved are surely not those of this optimizer."""
-    needed = {"AdamW": {"exp_avg", "exp_avg_sq"}, "Adam": {"exp_avg", "exp_avg_sq"}}.get(type(optimizer).__name__)
-    return needed is None or all(needed <= names for names in moments)
 
 
 def _load_scheduler(trainer: Any, saved: Any) -> None:

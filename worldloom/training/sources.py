@@ -5,6 +5,7 @@ Threads that draw ahead therefore change nothing, and a resumed run draws what t
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +89,8 @@ class Cursor:
     """
 
     def __init__(self, data: Iterable[Any], seed: int, stream: int) -> None:
-        self._data, self._seed = data, [seed, stream]
+        self._data = _with_own_iterator(data)
+        self._seed = [seed, stream]
         self._batches: Iterator[Any] = iter(())
         self._passes = 0
         self._next = 0
@@ -122,7 +124,7 @@ class Cursor:
     def _begin(self) -> Batch:
         """Begin a pass; its first batch."""
         with torch.random.fork_rng():
-            torch.manual_seed(int(np.random.default_rng([*self._seed, self._passes]).integers(1 << 62)))
+            _seed_order(self._data, int(np.random.default_rng([*self._seed, self._passes]).integers(1 << 62)))
             self._batches = iter(self._data)
             first = next(self._batches, None)  # a loader chooses its order here
         self._passes += 1
@@ -132,6 +134,27 @@ class Cursor:
         if not isinstance(batch, Mapping):
             raise TrainingError(f"training data must give batches as dicts, got {type(batch).__name__}")
         return dict(batch)
+
+
+def _seed_order(data: Iterable[Any], seed: int) -> None:
+    """Decide the order of the coming pass of a loader that shuffles, by torch's generator or by one of its own."""
+    torch.manual_seed(seed)
+    if not isinstance(data, DataLoader):
+        return
+    for generator in (data.generator, getattr(data.sampler, "generator", None)):
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+    if data._iterator is not None:  # workers that persist keep their seed; one that a new loader would draw here
+        torch.empty((), dtype=torch.int64).random_(generator=data.generator)
+
+
+def _with_own_iterator(data: Iterable[Any]) -> Iterable[Any]:
+    """A loader whose workers persist has one iterator for all who iterate it: a copy has another one."""
+    if not (isinstance(data, DataLoader) and data.persistent_workers):
+        return data
+    own = copy.copy(data)
+    own._iterator = None
+    return own
 
 
 class IterableSource:
@@ -164,6 +187,13 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
     """
     if isinstance(data, str | PathLike):
         raise ConfigurationError(f"data must be a ReplayBuffer or batches, got the path {str(data)!r}; use ReplayBuffer.load(path)")
+    if isinstance(evaluation, Mapping):
+        evaluation = [evaluation]
+    is_replay = isinstance(data, Batches | TrajectoryDataset)
+    fits = evaluation is None or (isinstance(evaluation, Batches) if is_replay else _is_repeatable(evaluation))
+    if not fits:
+        wanted = "a ReplayBuffer, as data is" if is_replay else "a list or loader of batches, as data is"
+        raise ConfigurationError(f"eval_data must be {wanted}, got {type(evaluation).__name__}")
     if isinstance(data, Batches):
         return ReplaySource(data, config, evaluation)
     if isinstance(data, Mapping):
@@ -174,10 +204,14 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
         if not len(data):  # type: ignore[arg-type]
             raise BufferError("the dataset is empty; add episodes first")
         data = DataLoader(data, batch_size=config.batch_size, shuffle=False)
-    if not isinstance(data, Iterable) or isinstance(data, Iterator):
+    if not _is_repeatable(data):
         kind = type(data).__name__
         raise ConfigurationError(f"data must be a ReplayBuffer, a dataset, or a list or loader of batches, got {kind}")
     return IterableSource(data, evaluation, config.seed)
+
+
+def _is_repeatable(data: Any) -> bool:
+    return isinstance(data, Iterable) and not isinstance(data, Iterator | str | bytes) and not isinstance(data, Batches)
 
 
 def prefetched(draw: Callable[[int], Batch], numbers: range, workers: int, ahead: int) -> Generator[Batch, None, None]:

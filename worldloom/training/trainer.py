@@ -372,10 +372,10 @@ class Trainer:
         """
         tree, facts = load_tree_file(expanded(path))
         self._unswap()
-        unpack(self, tree, path)
+        before = facts.get("config") or {}
+        unpack(self, tree, path, config=before)
         self.state = TrainerState(tree["step"], dict(tree.get("metrics", {})), tree["best_loss"])
         self.bad_steps = tree.get("bad_steps", 0)
-        before = facts.get("config") or {}
         changed = changes(before, self.config.to_dict(), ignored=QUIET)
         changed += changes(facts.get("model_config") or {}, self.model.config.to_dict(), ignored=QUIET)
         if changed:
