@@ -1,4 +1,4 @@
-"""``python -m worldloom_dist.check_env ENV``: look an environment over before training on it.
+"""``python -m worldloom_dist.check_env ENV``: look an environment over before training on it, then rehearse a run with it.
 
 Exit status: 0 it can be trained on (there may be advice), 1 it cannot, 2 wrong input.
 """
@@ -12,14 +12,22 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, WorldLoomError
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom_dist.console import stdout_to_stderr
 
+if TYPE_CHECKING:
+    from worldloom.envs.check import EnvReport
+    from worldloom_dist.config import RunConfig
+
 __all__ = ["main"]
+
+WRONG_INPUT = (ConfigurationError, MissingDependencyError, ModelNotFoundError)
+DISCRETE_AGENT = "dreamerv3:ci"
+"""Rehearsed with where the launcher's usual agent cannot act."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -33,20 +41,40 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         limits = EnvLimits(step_timeout_s=wait_s, reset_timeout_s=wait_s, start_timeout_s=wait_s + 60, max_failures=1)
         from worldloom.envs.check import check_env
+        from worldloom_dist.config import RunConfig
 
+        usual = RunConfig(agent=options["agent"] or RunConfig().agent)
+        usual.agent_config()
         with stdout_to_stderr():
-            report = check_env(EnvConfig(**settings), steps=options["steps"], seed=options["seed"], limits=limits)
+            env = EnvConfig(**settings)
+            report = check_env(env, steps=options["steps"], seed=options["seed"], limits=limits)
+            if report.is_good:
+                _rehearse(report, usual, env, options)
     except WorldLoomError as error:
         if options["debug"]:
             raise
         sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
+        return 2 if isinstance(error, WRONG_INPUT) else 1
     if options["json"]:
         findings = [dataclasses.asdict(finding) for finding in report.findings]
         sys.stdout.write(json.dumps({"spec": report.spec.to_dict(), "facts": report.facts, "findings": findings}, indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(report.lines()) + "\n")
     return 0 if report.is_good else 1
+
+
+def _rehearse(report: EnvReport, usual: RunConfig, env: EnvConfig, options: Mapping[str, Any]) -> None:
+    """Add to a report what a run with an agent would do with the env."""
+    from worldloom.envs.factory import probe_env
+    from worldloom_dist.rehearsal import rehearse
+
+    is_usual = options["agent"] is not None or report.spec.has_continuous_actions_only
+    agent = usual.agent if is_usual else DISCRETE_AGENT
+    config = dataclasses.replace(usual, env=env, agent=agent, envs_per_worker=probe_env(env)[1] or 1)
+    rehearsal = rehearse(config, options["steps"])
+    report.facts["rehearsed with"] = agent
+    report.facts.update(rehearsal.facts)
+    report.findings += rehearsal.findings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=1000, help="decisions to make (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of env and actions (default: 0)")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds that a step or reset may take (default: 60)")
+    parser.add_argument(
+        "--agent",
+        help=f"algorithm:preset to rehearse a run with (default: the launcher's, or {DISCRETE_AGENT} for discrete actions)",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an env that cannot be built")
     hints = typing.get_type_hints(EnvConfig)

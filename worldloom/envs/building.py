@@ -12,7 +12,7 @@ from pathlib import Path
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["FOREIGN_ERRORS", "EnvBuildError", "first_line", "somebodys_code"]
+__all__ = ["FOREIGN_ERRORS", "EnvBuildError", "error_text", "first_line", "somebodys_code"]
 
 FOREIGN_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 """What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env. A Ctrl-C is not its own."""
@@ -50,6 +50,13 @@ def somebodys_code(config: EnvConfig, what: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its kind where it has none."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def error_text(error: BaseException) -> str:
+    """An error in one line: ours as it is, others with the name of their kind."""
+    if isinstance(error, WorldLoomError):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _cause(error: BaseException) -> str:

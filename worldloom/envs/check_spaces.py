@@ -11,16 +11,22 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldloom.core.images import MIN_IMAGE_SIDE
 from worldloom.core.specs import ACTION, OBS, EnvSpec
 from worldloom.envs.config import EnvConfig
+from worldloom.envs.contract import Resetter, close_env
 from worldloom.envs.factory import make_raw
-from worldloom.envs.spaces import MIN_IMAGE_SIDE, ActionMapper, find, walk
+from worldloom.envs.leaves import has_bounds
+from worldloom.envs.spaces import ActionMapper, ObsMapper, find, walk
 from worldloom.envs.vector import RandomActions
-from worldloom.envs.wrappers import RawEnv
+from worldloom.envs.vector_contract import VectorResetter
+from worldloom.envs.wrappers import RawEnv, own_repeat, repeat_remark
 
 __all__ = ["Finding", "image_findings", "space_findings"]
 
 LARGE_IMAGE = 128
+VAST = 1e6
+"""Half the width of an action Box from which on float32 and exploration steer coarsely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +53,31 @@ def space_findings(config: EnvConfig, *, steps: int, seed: int) -> list[Finding]
     raw = make_raw(config.resolved(), 1)
     if isinstance(raw, RawEnv):
         env, num_envs, space, action_space = raw.env, None, raw.env.observation_space, raw.env.action_space
+        reset: Any = Resetter(env, config.env)
     else:
         env, num_envs, space, action_space = raw, raw.num_envs, raw.single_observation_space, raw.single_action_space
+        reset = VectorResetter(env, config.env)
     watch, map_action = _Watch(space), ActionMapper(action_space)
     choose = RandomActions(EnvSpec(name=config.env, obs={}, action=map_action.specs), num_envs or 1, seed)
     try:
-        watch.see(env.reset(seed=seed)[0])
+        watch.see(reset(seed))
         for _ in range(steps):
             native = map_action.rows(choose(), 1)[0] if num_envs is None else map_action(choose(), (num_envs,))
             obs, _, terminated, truncated, _ = env.step(native)
             watch.see(obs)
             if np.any(terminated) or np.any(truncated):
-                watch.see(env.reset()[0])
+                watch.see(reset(None))
     finally:
-        env.close()
-    return [*watch.findings.values(), *_action_findings(action_space)]
+        close_env(env)
+    remarks = ObsMapper(space).remarks
+    own, ours = own_repeat(env), config.action_repeat or 1
+    if own > 1 and ours > 1:
+        remarks.append(repeat_remark(own, ours))
+    return [*watch.findings.values(), *(Finding(False, remark) for remark in remarks), *_action_findings(action_space)]
 
 
 def image_findings(spec: EnvSpec) -> list[Finding]:
-    """Images that are too small, too large or no images to an agent."""
+    """Images that are too small or too large for an agent."""
     found = []
     for key, array in spec.obs.items():
         size = " x ".join(map(str, array.shape[:2]))
@@ -77,9 +89,6 @@ def image_findings(spec: EnvSpec) -> list[Finding]:
         elif array.is_image and max(array.shape[:2]) > LARGE_IMAGE:
             text = f"image {key!r} is {size}; --env.image-size 64 makes it cheaper to store and to learn from"
             found.append(Finding(False, text))
-        elif len(array.shape) == 3 and not array.is_image:
-            text = f"observation {key!r} may be an image of floats; as uint8 in a Box(0, 255) it is encoded as an image"
-            found.append(Finding(False, text))
     return found
 
 
@@ -88,20 +97,30 @@ class _Watch:
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self._leaves = walk(space, OBS)
+        self._keys = set(map(str, space.spaces)) if isinstance(space, spaces.Dict) else set()
         self.findings: dict[str, Finding] = {}
 
     def see(self, obs: Any) -> None:
         """Look at one observation (with any leading axes)."""
+        self._see_keys(obs)
         for key, path, space in self._leaves:
             if key not in self.findings and (finding := _misfit(key, space, np.asarray(find(obs, path)))):
                 self.findings[key] = finding
+
+    def _see_keys(self, obs: Any) -> None:
+        unknown = sorted(set(map(str, obs)) - self._keys) if isinstance(obs, dict) else []
+        if unknown and self._keys:
+            text = (
+                f"observations have the keys {unknown}, which their space lacks, so agents do not see them; add them to the space"
+            )
+            self.findings.setdefault("keys of the space", Finding(False, text))
 
 
 def _misfit(key: str, space: Any, value: np.ndarray) -> Finding | None:
     wants_whole = space.dtype is not None and np.dtype(space.dtype).kind in "biu"
     if wants_whole and value.dtype.kind not in "biu":
         text = f"observation {key!r} is {value.dtype} and its space says {space.dtype}; return {space.dtype}, or declare float32"
-        return Finding(True, text)
+        return Finding(not isinstance(space, spaces.Box), text)
     if not isinstance(space, spaces.Box):
         return None
     value = value if wants_whole else value.astype(space.dtype)
@@ -118,23 +137,30 @@ def _misfit(key: str, space: Any, value: np.ndarray) -> Finding | None:
 
 
 def _action_findings(space: Any) -> list[Finding]:
-    """Boxes without two finite bounds: there an agent's [-1, 1] is not scaled but cut (``envs.spaces.ActionMapper``)."""
+    """Boxes without two bounds, where an agent's [-1, 1] is not scaled but cut (``envs.spaces.ActionMapper``), and vast ones."""
     found = []
     for key, _, leaf in walk(space, ACTION):
         if not isinstance(leaf, spaces.Box):
             continue
         low, high = leaf.low.reshape(-1).astype(np.float64), leaf.high.reshape(-1).astype(np.float64)
-        is_open = ~(np.isfinite(low) & np.isfinite(high))
+        is_open = ~has_bounds(leaf).reshape(-1)
         least, most = np.clip(-1.0, low, high), np.clip(1.0, low, high)
-        is_stuck = is_open & (least == most)
         if is_open.any():
-            index = int(np.argmax(is_stuck if is_stuck.any() else is_open))
-            left = (
-                f"every action becomes {most[index]:g}" if is_stuck.any() else f"only [{least[index]:g}, {most[index]:g}] is used"
-            )
+            index = int(np.argmax(is_open))
             text = (
                 f"action {key!r} has the bounds [{low[index]:g}, {high[index]:g}], and an agent acts in [-1, 1], which is scaled "
-                f"to finite bounds only, so {left}; give the Box two finite bounds"
+                f"to finite bounds only, so only [{least[index]:g}, {most[index]:g}] is used; give the Box two finite bounds"
             )
-            found.append(Finding(bool(is_stuck.any()), text))
+            found.append(Finding(False, text))
+        is_vast = ~is_open & (high / 2 - low / 2 > VAST)
+        if is_vast.any():
+            index = int(np.argmax(is_vast))
+            text = (
+                f"action {key!r} has the bounds [{low[index]:g}, {high[index]:g}], so the least that an agent can change (about "
+                f"1e-7 of [-1, 1]) is {(high[index] / 2 - low[index] / 2) * 1e-7:.2g} there; scale the action inside the env"
+            )
+            found.append(Finding(False, text))
+        if not leaf.shape or (low < high).any():
+            continue
+        found.append(Finding(False, f"action {key!r} has equal low and high bounds, so it changes nothing; leave it out"))
     return found

@@ -14,13 +14,14 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import logging
 import os
 import signal
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, WorldLoomError
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 
 __all__ = ["main", "serve"]
 
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> None:
     faulthandler.enable(dump_file)
     faulthandler.register(signal.SIGUSR1, dump_file)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("worldloom.envs.contract").setLevel(logging.ERROR)  # remarks on the env, which its parent has made
     with contextlib.suppress(EOFError, ConnectionError):
         serve(Pipe(connection))
 
@@ -45,7 +47,7 @@ def serve(pipe: Pipe) -> None:
     Raises:
         EOFError, ConnectionError: When it does.
     """
-    from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError
+    from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
     from worldloom.envs.factory import build_env
 
     config = pipe.recv()
@@ -58,7 +60,7 @@ def serve(pipe: Pipe) -> None:
         pipe.send(("refused", error))
         return
     except FOREIGN_ERRORS as error:  # as above
-        pipe.send(("fault", f"could not be built: {_text(error)}"))
+        pipe.send(("fault", f"could not be built: {error_text(error)}"))
         return
     pipe.send(("spec", env.spec))
     while True:
@@ -66,7 +68,7 @@ def serve(pipe: Pipe) -> None:
         try:
             answer: tuple[Any, ...] = (env.reset(argument), 0.0, False, False) if request == "reset" else env.step(argument)
         except FOREIGN_ERRORS as error:  # as above
-            pipe.send(("fault", f"{request}: {_text(error)}"))
+            pipe.send(("fault", f"{request}: {error_text(error)}"))
             return
         pipe.send(("row", *answer))
 
@@ -79,10 +81,6 @@ def _die_with_parent(life: int) -> None:
     with contextlib.suppress(BlockingIOError):
         if os.read(life, 1) == b"":
             os._exit(0)
-
-
-def _text(error: BaseException) -> str:
-    return str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

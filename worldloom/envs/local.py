@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
 from worldloom.core.specs import EnvSpec, all_finite
-from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError
+from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
 from worldloom.envs.config import EnvLimits
 from worldloom.envs.faults import EnvFault, FaultBook
+from worldloom.envs.spaces import not_finite
 from worldloom.envs.surroundings import Surroundings
 from worldloom.envs.vector import EnvStep, env_seed
 from worldloom.envs.wrappers import EnvAdapter
@@ -109,8 +110,8 @@ class LocalVectorEnv:
             self._envs[index], self._ended[index] = env, bool(saved["ended"])
         self._started = True
 
-    def render(self, index: int) -> np.ndarray | None:
-        """A picture of one env, None when there is none."""
+    def render(self, index: int) -> Any:
+        """What one env draws, None when there is nothing."""
         env = self._envs[index]
         return None if env is None else env.render()
 
@@ -143,18 +144,19 @@ class LocalVectorEnv:
             except FOREIGN_ERRORS as error:  # the edge of somebody else's code: any failure costs this env only
                 self._fail(row, index, error)
         while (broken := self._not_finite(row)) is not None:
-            self._fail(row, broken, EnvFailureError("an observation holds a number that is not finite"))
+            index, key = broken
+            self._fail(row, index, EnvFailureError(not_finite(key, row.obs[key][index])))
         if True not in row.live.tolist():
             self._sleep(min(self._book.wait_s(index) for index in range(self.num_envs)))
             return self._sweep(advance)
         self._ended = row.is_last.tolist()
         return row
 
-    def _not_finite(self, row: EnvStep) -> int | None:
-        """The first env with a NaN or infinity; looked for in all rows at once, because that is cheaper."""
+    def _not_finite(self, row: EnvStep) -> tuple[int, str] | None:
+        """The first env and key with a NaN or infinity; looked for in all rows at once, because that is cheaper."""
         for key in self._float_keys:
             if not all_finite(row.obs[key]):
-                return int(np.argwhere(~np.isfinite(row.obs[key]))[0, 0])
+                return int(np.argwhere(~np.isfinite(row.obs[key]))[0, 0]), key
         return None
 
     def _build_one(self) -> EnvAdapter:
@@ -172,8 +174,7 @@ class LocalVectorEnv:
         row.clear(index)
         if broken is not None:
             _close(broken)  # it may fail at anything, and is thrown away in either case
-        detail = str(error) if isinstance(error, WorldLoomError) else f"{type(error).__name__}: {error}"
-        self._book.record(index, "raised", detail)
+        self._book.record(index, "raised", error_text(error))
         if self._book.wait_s(index) == 0:
             try:
                 self._rebuild(row, index)

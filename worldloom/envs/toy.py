@@ -1,6 +1,7 @@
 """Three small environments of our own: one that proves the time index, one to solve by state, one to solve by sight.
 
-All of them are deterministic given the seed, cheap, and can be saved and restored exactly (``get_state``, ``set_state``).
+All of them are deterministic given the seed, cheap, and can be saved and restored exactly (``worldloom_get_state`` and
+``worldloom_set_state``).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ class _ToyEnv(gymnasium.Env[np.ndarray, Any], ABC):
     may_terminate = True
     episode_limit: int | None = None
 
-    def get_state(self) -> dict[str, Any]:
+    def worldloom_get_state(self) -> dict[str, Any]:
         """Everything that decides what happens next."""
         return {"rng": self.np_random.bit_generator.state, **self._variables()}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`get_state`."""
+    def worldloom_set_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`worldloom_get_state`."""
         self.np_random.bit_generator.state = state["rng"]
         self._restore({name: value for name, value in state.items() if name != "rng"})
 

@@ -18,16 +18,28 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.config import NEUTRAL, RENDERED, SUITES, EnvConfig
+from worldloom.envs.contract import LARGEST, Resetter, close_env, opened_step, say_once, to_flag, to_reward
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 
-__all__ = ["EnvAdapter", "GymEnv", "RawEnv"]
+__all__ = ["EnvAdapter", "GymEnv", "RawEnv", "own_repeat", "repeat_remark"]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+OWN_REPEATS = {
+    "AtariEnv": ("_frameskip",),
+    "AtariPreprocessing": ("frame_skip",),
+    "MaxAndSkipObservation": ("_skip",),
+}
+"""Class -> where it keeps how many frames it plays per step."""
 
 
 class GymEnv(Protocol):
-    """What we use of a ``gymnasium.Env``. With ``get_state`` and ``set_state`` beside it, an env can be resumed exactly."""
+    """What we use of a ``gymnasium.Env``.
+
+    With ``worldloom_get_state()`` and ``worldloom_set_state(state)`` beside it, an env can be resumed exactly; no other name is
+    taken for these two.
+    """
 
     @property
     def observation_space(self) -> Any:
@@ -82,9 +94,12 @@ class EnvAdapter:
 
     def __init__(self, raw: RawEnv, config: EnvConfig) -> None:
         self._env, self._repeat = raw.env, 1 if raw.handles_repeat else config.action_repeat or 1
+        self._reset = Resetter(raw.env, config.env)
         self._map_obs, self.map_action = ObsMapper(raw.env.observation_space), ActionMapper(raw.env.action_space)
         self.check_finite = True
-        self._images = {key: _ImagePipeline(spec, config) for key, spec in self._map_obs.specs.items() if spec.is_image}
+        specs, frames = self._map_obs.specs, self._map_obs.frames
+        self._images = {key: _ImagePipeline(key, specs[key], config, frames[key]) for key in frames}
+        self._say_remarks(raw, config)
         if not self._images:
             _refuse_image_settings(config)
         self._limit, self._elapsed = config.time_limit, 0
@@ -101,7 +116,7 @@ class EnvAdapter:
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
         """Start an episode and return its first observation."""
-        obs, _ = self._env.reset(seed=seed)
+        obs = self._reset(seed)
         self._elapsed = 0
         return self._observe(obs, first=True)
 
@@ -116,48 +131,66 @@ class EnvAdapter:
 
     def step_native(self, native: Any) -> tuple[dict[str, np.ndarray], float, bool, bool]:
         """As :meth:`step`, with an action as the env itself takes it (from ``map_action``)."""
-        total = 0.0
-        for _ in range(self._repeat):
-            obs, reward, terminated, truncated, _ = self._env.step(native)
-            total += float(reward)
+        total, left = 0.0, self._repeat
+        while left:
+            left -= 1
+            obs, reward, terminated, truncated, _ = opened_step(self._env.step(_copied(native) if left else native))
+            total += to_reward(reward)
+            terminated, truncated = to_flag("terminated", terminated), to_flag("truncated", truncated)
             if terminated or truncated:
                 break
-        if not math.isfinite(total):
-            raise EnvFailureError(f"reward {total} is not finite")
+        if not -LARGEST <= total <= LARGEST:  # NaN fails this too
+            raise EnvFailureError(f"reward {total} is not finite in float32 (at most 3.4e38 in size); scale it inside the env")
         self._elapsed += 1
         if self._limit is not None and self._elapsed >= self._limit and not terminated:
             truncated = True
-        return self._observe(obs, first=False), total, bool(terminated), bool(truncated)
+        return self._observe(obs, first=False), total, terminated, truncated
 
     def get_state(self) -> dict[str, Any] | None:
         """Everything that decides what happens next, or None when the env cannot tell."""
-        if not hasattr(self._env, "get_state"):
+        if not self._is_resumable:
             return None
         stacks = {key: pipeline.get_state() for key, pipeline in self._images.items()}
-        return {"env": self._env.get_state(), "elapsed": self._elapsed, "stacks": stacks}
+        try:
+            state = self._env.worldloom_get_state()  # type: ignore[attr-defined]
+        except FOREIGN_ERRORS as error:
+            raise EnvFailureError(f"env {self.spec.name!r}: worldloom_get_state raised {error_text(error)}") from error
+        return {"env": state, "elapsed": self._elapsed, "stacks": stacks}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`get_state`.
 
         Raises:
-            StateError: If the env has no ``set_state``.
+            StateError: If the env has no ``worldloom_set_state``.
         """
-        if not hasattr(self._env, "set_state"):
-            raise StateError(f"env {self.spec.name!r} has no set_state, so it cannot be resumed exactly")
-        self._env.set_state(state["env"])
+        if not self._is_resumable:
+            raise StateError(
+                f"env {self.spec.name!r} cannot be resumed exactly; give it worldloom_get_state() and worldloom_set_state(state)"
+            )
+        self._env.worldloom_set_state(state["env"])  # type: ignore[attr-defined]
         self._elapsed = int(state["elapsed"])
         for key, pipeline in self._images.items():
             pipeline.set_state(state["stacks"][key])
 
-    def render(self) -> np.ndarray | None:
-        """A picture for people, ``[Y, X, 3]`` uint8, or None when the env draws none."""
+    def render(self) -> Any:
+        """What the env renders: a picture, a list of those since the last call, or None when it draws none."""
         render: Any = getattr(self._env, "render", None)
-        picture: np.ndarray | None = render() if render is not None else None
-        return picture
+        return render() if render is not None else None
 
     def close(self) -> None:
         """Close the env."""
-        self._env.close()
+        close_env(self._env)
+
+    @property
+    def _is_resumable(self) -> bool:
+        return hasattr(self._env, "worldloom_get_state") and hasattr(self._env, "worldloom_set_state")
+
+    def _say_remarks(self, raw: RawEnv, config: EnvConfig) -> None:
+        for remark in self._map_obs.remarks:
+            say_once(f"env {config.env!r}: {remark}")
+        own = own_repeat(raw.env)
+        if own > 1 and self._repeat > 1:
+            say_once(f"env {config.env!r}: {repeat_remark(own, self._repeat)}")
 
     def _observe(self, obs: Any, *, first: bool) -> dict[str, np.ndarray]:
         flat = self._map_obs(obs, check_finite=self.check_finite)
@@ -167,16 +200,26 @@ class EnvAdapter:
 
 
 class _ImagePipeline:
-    """Resize, grey, stack: for one HWC image key."""
+    """Resize, grey, stack: for one [Y, X, channels] image key, which may hold a stack of ``own_frames`` images itself.
 
-    def __init__(self, spec: ArraySpec, config: EnvConfig) -> None:
+    Raises:
+        ConfigurationError: If images are to become grey that have neither one channel nor three.
+    """
+
+    def __init__(self, key: str, spec: ArraySpec, config: EnvConfig, own_frames: int) -> None:
         height, width, channels = spec.shape
         size = config.image_size
         self._resize = _resizer(size) if size is not None and (height, width) != (size, size) else None
         if self._resize is not None:
             height = width = int(size or 0)
-        self._gray = bool(config.grayscale) and channels == 3
-        channels = 1 if self._gray else channels
+        colours = channels // own_frames
+        if config.grayscale and colours not in (1, 3):
+            raise ConfigurationError(
+                f"env.grayscale needs images of three channels, and image {key!r} of {config.env!r} has {colours}; "
+                "leave it out, or set env.grayscale to False"
+            )
+        self._gray, self._is_stack = bool(config.grayscale) and colours == 3, own_frames > 1
+        channels = own_frames if self._gray else channels
         self._frames: deque[np.ndarray] = deque(maxlen=config.frame_stack or 1)
         self.spec = ArraySpec((height, width, channels * (config.frame_stack or 1)), "uint8")
 
@@ -184,7 +227,8 @@ class _ImagePipeline:
         if self._resize is not None:
             image = self._resize(image)
         if self._gray:
-            image = (image @ LUMA).astype(np.uint8)[..., None]
+            image = image.reshape(*image.shape[:2], -1, 3) if self._is_stack else image
+            image = (image @ LUMA).astype(np.uint8).reshape(*image.shape[:2], -1)
         if self._frames.maxlen == 1:
             return image
         # A copy, because many envs reuse their buffer.
@@ -198,6 +242,40 @@ class _ImagePipeline:
     def set_state(self, frames: list[np.ndarray]) -> None:
         """Inverse of :meth:`get_state`."""
         self._frames.extend(frames)
+
+
+def own_repeat(env: Any) -> int:
+    """How often an env or a wrapper around it repeats every action by itself, as far as Gymnasium's and the ALE's own tell."""
+    repeat = 1
+    while env is not None:
+        repeat *= max(_whole(getattr(env, name, None)) for name in OWN_REPEATS.get(type(env).__name__, ("",)))
+        inner = getattr(env, "env", None)
+        env = inner if inner is not env else None
+    return repeat
+
+
+def repeat_remark(own: int, ours: int) -> str:
+    """What to say of an env whose own repeat comes on top of ours."""
+    return (
+        f"it repeats every action {own} times itself, and env.action_repeat={ours} repeats that, so a decision takes {own * ours} "
+        "frames; leave env.action_repeat out, or build the env without its own (frameskip=1)"
+    )
+
+
+def _whole(value: Any) -> int:
+    """A number of repeats; of a range that one is drawn from, the largest."""
+    if isinstance(value, tuple | list) and value:
+        value = max(value)
+    return int(value) if isinstance(value, int | np.integer) and value > 0 else 1
+
+
+def _copied(native: Any) -> Any:
+    """An action that may be changed in place."""
+    if isinstance(native, dict):
+        return {key: _copied(value) for key, value in native.items()}
+    if isinstance(native, tuple):
+        return tuple(_copied(value) for value in native)
+    return native.copy() if isinstance(native, np.ndarray) else native
 
 
 def _resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -75,11 +75,13 @@ class Evaluator:
 
     Attributes:
         films: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation.
+        film_problems: Why films of it are missing, one sentence each.
     """
 
     def __init__(self, env: Callable[[], VectorEnv], policy: Policy, episodes: int | None = None, *, films: int = 0) -> None:
         self._make_env, self._policy, self._episodes, self._num_films = env, policy, episodes, films
         self.films: list[np.ndarray] = []
+        self.film_problems: list[str] = []
         self._rng_state = policy.rng_state()
         self._version = NO_POLICY
 
@@ -128,7 +130,7 @@ class Evaluator:
                     books[fault.env].lost = f"{fault.kind}: {fault.detail}"
                     _hand_on(books[fault.env], books)
             if not any(book.owed for book in books):
-                self.films = recorder.films
+                self.films, self.film_problems = recorder.films, recorder.problems
                 return books
             row = env.step(acting.act(row.obs, row.is_first, row.live).action)
 

@@ -1,22 +1,45 @@
-"""Films of evaluation episodes. Nothing here may harm an evaluation: what cannot be drawn or written is logged and left out."""
+"""Films of evaluation episodes. Nothing here may harm an evaluation: what cannot be drawn or written is logged, left out and named.
+
+Legend: T frames, Y and X the sides of a picture.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from worldloom.core.images import find_image_layout
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.building import error_text
 from worldloom.envs.vector import EnvStep, VectorEnv
 
-__all__ = ["Recorder", "write_films"]
+__all__ = ["FilmReport", "Recorder", "save_films", "write_films"]
 
 logger = logging.getLogger(__name__)
 
 LARGEST_SIDE, MOST_FRAMES, FRAMES_PER_S = 256, 1000, 20
+COLOURS = (3, 4)
+"""Channels of a picture in colour, without and with opacity, which a film does not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilmReport:
+    """What became of the films that were asked for.
+
+    Attributes:
+        paths: Those that are written.
+        problems: Why others are not, one sentence each.
+    """
+
+    paths: tuple[Path, ...]
+    problems: tuple[str, ...]
 
 
 class Recorder:
@@ -27,6 +50,9 @@ class Recorder:
     Args:
         env: The envs, stepped by somebody else.
         count: Episodes to record.
+
+    Attributes:
+        problems: Why films are missing, one sentence each.
     """
 
     def __init__(self, env: VectorEnv, count: int) -> None:
@@ -34,6 +60,9 @@ class Recorder:
         self._frames: list[list[np.ndarray]] = [[] for _ in range(min(count, env.num_envs))]
         self._is_over = [False] * len(self._frames)
         self._image = _image_key(env.spec)
+        self.problems: list[str] = []
+        if count > env.num_envs:
+            self._miss(f"{count} films were asked for and {env.num_envs} envs play; ask for as many episodes as films")
 
     def see(self, row: EnvStep) -> None:
         """Take the frames of a row."""
@@ -44,58 +73,129 @@ class Recorder:
                 frames.clear()
             if len(frames) < MOST_FRAMES:
                 self._take(row, index)
+            elif len(frames) == MOST_FRAMES:
+                logger.info("film %d of env %s ends after %d frames, before its episode", index, self._env.spec.name, MOST_FRAMES)
+                self._is_over[index] = True
             self._is_over[index] = self._is_over[index] or bool(row.is_last[index])
 
     @property
     def films(self) -> list[np.ndarray]:
         """``[T, Y, X, 3]`` uint8 for each episode of which there are pictures."""
-        return [np.stack(frames) for frames in self._frames if frames]
+        films = []
+        for index, frames in enumerate(self._frames):
+            try:
+                films += [_to_bytes(np.stack(frames))] if frames else []
+            except ValueError as error:
+                self._frames[index] = []
+                self._miss(f"no film of env {self._env.spec.name}: {error}")
+        return films
 
     def _take(self, row: EnvStep, index: int) -> None:
+        frames = self._frames[index]
         try:
-            picture = row.obs[self._image][index] if self._image else _rendered(self._env, index)
-            frame, frames = _rgb(picture), self._frames[index]
+            frame = _observed(row.obs[self._image][index]) if self._image else _rendered(self._env, index)
             frames.append(_resized(frame, frames[0].shape) if frames else frame)
         except Exception as error:  # the edge of somebody else's renderer
-            logger.warning("no film of env %s: it cannot be drawn (%s: %s)", self._env.spec.name, type(error).__name__, error)
+            frames.clear()
             self._is_over[index] = True
+            self._miss(f"no film of env {self._env.spec.name}: it cannot be drawn ({error_text(error)})")
+
+    def _miss(self, problem: str) -> None:
+        logger.warning("%s", problem)
+        self.problems.append(problem)
 
 
-def write_films(films: list[np.ndarray], folder: Path, label: str) -> list[Path]:
-    """Write films as ``LABEL-0.mp4``, ... (``.gif`` where there is no ffmpeg); returns the paths of those that could be written."""
+def save_films(films: Sequence[np.ndarray], folder: Path, label: str, problems: Sequence[str] = ()) -> FilmReport:
+    """Write films as ``LABEL-0.mp4``, ... (``.gif`` where there is no ffmpeg).
+
+    Args:
+        films: ``[T, Y, X, 3]`` uint8 each.
+        folder: Where to.
+        label: How their names begin.
+        problems: Why others are missing already (of a :class:`Recorder`).
+
+    Returns:
+        What was written, and why not, the earlier problems first. A film is written whole or not at all.
+    """
     from worldloom.evaluation.visualize import save_frames
 
     ending = "mp4" if importlib.util.find_spec("imageio_ffmpeg") else "gif"
-    written = []
+    written, missing = [], list(problems)
     for number, film in enumerate(films):
+        path = folder / f"{label}-{number}.{ending}"
+        half = path.with_name(f"{path.stem}.half.{ending}")
         try:
-            written.append(save_frames(film, folder / f"{label}-{number}.{ending}", fps=FRAMES_PER_S))
+            save_frames(film, half, fps=FRAMES_PER_S).replace(path)
+            written.append(path)
         except Exception as error:  # the edge of somebody else's encoder
-            logger.warning("film %s-%d could not be written: %s: %s", label, number, type(error).__name__, error)
-    return written
+            problem = f"film {label}-{number} could not be written: {error_text(error)}"
+            logger.warning("%s", problem)
+            missing.append(problem)
+            if half.is_file():
+                half.unlink()
+    return FilmReport(tuple(written), tuple(missing))
+
+
+def write_films(films: list[np.ndarray], folder: Path, label: str) -> list[Path]:
+    """As :func:`save_films`; returns the paths alone."""
+    return list(save_films(films, folder, label).paths)
 
 
 def _image_key(spec: EnvSpec) -> str | None:
     return next((key for key, array in spec.obs.items() if array.is_image), None)
 
 
+def _observed(image: np.ndarray) -> np.ndarray:
+    """The newest picture of an observed ``[Y, X, channels]`` image."""
+    newest = image[..., -3:] if image.shape[-1] % 3 == 0 else image[..., -1:]
+    return _small(newest)
+
+
 def _rendered(env: VectorEnv, index: int) -> np.ndarray:
+    """What an env draws, as ``[Y, X, 3]`` of any real dtype."""
     render: Any = getattr(env, "render", None)
-    picture = render(index) if render is not None else None
-    if picture is None:
-        raise ValueError("it renders nothing")
-    return np.asarray(picture)
+    picture = None
+    with contextlib.suppress(NotImplementedError):  # what Gymnasium's Env raises for an env that draws nothing
+        picture = render(index) if render is not None else None
+    if isinstance(picture, list | tuple) and len(picture) and np.ndim(picture[-1]) >= 2:
+        picture = picture[-1]  # render_mode "rgb_array_list": all since the last call
+    if picture is None or (isinstance(picture, list | tuple) and not len(picture)):
+        raise ValueError("it renders nothing; give it render_mode='rgb_array'")
+    array = np.asarray(picture)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"it renders {type(picture).__name__}; give it render_mode='rgb_array'")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or not array.size:
+        raise ValueError(f"a picture must be [Y, X] or [Y, X, channels], got {array.shape}")
+    layout = find_image_layout(array.shape)
+    if array.shape[-1] not in (1, 2, *COLOURS) and layout is not None:
+        array = layout(array)
+    channels = array.shape[-1]
+    if channels not in (1, 2, *COLOURS):
+        raise ValueError(f"a picture must have 1 to 4 channels, got {channels} in {array.shape}")
+    return _small(array[..., :3] if channels in COLOURS else array[..., :1])
 
 
-def _rgb(picture: np.ndarray) -> np.ndarray:
-    """[Y, X] or [Y, X, channels] -> [Y, X, 3], the newest frame of a stack, at most ``LARGEST_SIDE`` wide and high."""
-    picture = picture[..., None] if picture.ndim == 2 else picture
-    if picture.ndim != 3 or not picture.size:
-        raise ValueError(f"a picture must be [Y, X] or [Y, X, channels], got {picture.shape}")
+def _small(picture: np.ndarray) -> np.ndarray:
+    """A copy, because many envs draw on one canvas: ``[Y, X, 3]``, at most ``LARGEST_SIDE`` wide and high."""
     step = -(-max(picture.shape[:2]) // LARGEST_SIDE)
     small = picture[::step, ::step]
-    newest = small[..., -3:] if small.shape[-1] % 3 == 0 else np.repeat(small[..., -1:], 3, axis=-1)
-    return np.ascontiguousarray(newest, np.uint8)
+    return np.repeat(small, 3, axis=-1) if small.shape[-1] == 1 else np.array(small)
+
+
+def _to_bytes(film: np.ndarray) -> np.ndarray:
+    """A film of any real dtype as uint8; floats mean [0, 1] if no frame of the film holds more, else [0, 255]."""
+    if film.dtype == np.uint8:
+        return film
+    if film.dtype == bool:
+        return film.astype(np.uint8) * np.uint8(255)
+    low, high = film.min(), film.max()
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"its pictures hold numbers from {low:g} to {high:g}; draw uint8 from 0 to 255, or floats from 0 to 1")
+    scale = 255 if film.dtype.kind == "f" and high <= 1 else 1
+    result: np.ndarray = np.rint(film * scale).astype(np.uint8)
+    return result
 
 
 def _resized(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

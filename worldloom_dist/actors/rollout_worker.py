@@ -9,6 +9,7 @@ each bounded by a deadline of its owner; nothing is dropped.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from worldloom.core.exceptions import EnvFailureError, StateError, TrainingError
 from worldloom.core.metrics import MetricMap, Sum, Tally, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
-from worldloom.envs.building import FOREIGN_ERRORS
+from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions
 from worldloom_dist.actors.stream_writer import StreamWriter
@@ -30,6 +31,8 @@ from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.ports import ReplayWriter
 
 __all__ = ["EpisodeResult", "RolloutWorker"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,17 +268,30 @@ class RolloutWorker:
         self.agent_steps, self.rows = int(state["agent_steps"]), int(state["rows"])
         self._reported_agent_steps = self.agent_steps
         self._row = self._question = None
-        if state["env"] is not None:
-            self._env.set_state(state["env"])
+        if state["env"] is not None and self._takes_back(state["env"]):
             saved_row = {name: np.array(value) for name, value in state["row"].items()}
             obs = {key: saved_row.pop(f"obs/{key}") for key in self.spec.obs}
             self._arrive(EnvStep(obs=obs, **saved_row))
 
+    def _takes_back(self, state: Any) -> bool:
+        """True if the envs go on where they were; those that cannot begin new episodes, from a seed of their own."""
+        try:
+            self._env.set_state(state)
+        except FOREIGN_ERRORS as error:
+            logger.warning("worker-%d begins new episodes, because its envs do not go on: %s", self.slot, error_text(error))
+            self._abandon_episodes()
+            self._reset_seed = self._next_seed()
+            return False
+        return True
+
     def _abandon_episodes(self) -> None:
         self._lengths = [-1] * self.num_envs
         if self._row is not None:
-            sequence = np.random.SeedSequence(self._seed, spawn_key=(self.num_envs, self.agent_steps))
-            self._row, self._reset_seed = None, int(sequence.generate_state(1)[0])
+            self._row, self._reset_seed = None, self._next_seed()
+
+    def _next_seed(self) -> int:
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(self.num_envs, self.agent_steps))
+        return int(sequence.generate_state(1)[0])
 
     def _start(self) -> EnvStep:
         row, self._reset_seed = self._move(partial(self._env.reset, self._reset_seed)), None

@@ -13,6 +13,7 @@ import gymnasium
 
 from worldloom.core.exceptions import ConfigurationError, nearest
 from worldloom.envs.config import EnvConfig
+from worldloom.envs.contract import may_terminate, own_limit
 from worldloom.envs.wrappers import RawEnv
 
 __all__ = ["make"]
@@ -45,6 +46,4 @@ def make(config: EnvConfig) -> RawEnv:
             f"env {config.env!r} makes a {type(env).__name__}, which is no single-agent Gymnasium env"
             + (f" (it lacks {', '.join(missing)})" if missing else "")
         )
-    spec = getattr(env, "spec", None)
-    limit = getattr(env, "episode_limit", None) or (spec.max_episode_steps if spec is not None else None)
-    return RawEnv(env, episode_limit=limit, may_terminate=bool(getattr(env, "may_terminate", True)))
+    return RawEnv(env, episode_limit=own_limit(env), may_terminate=may_terminate(env))

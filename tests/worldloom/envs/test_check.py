@@ -141,8 +141,6 @@ class FloatImageEnv(SmallImageEnv):
         ("DriftingEnv", True, "observation 'obs' was 2 where its bounds are [-1, 1]; agents do not need bounds"),
         ("OutsideAtResetEnv", True, "observation 'obs' was 0 where its bounds are [5, 9]"),
         ("FloatClassesEnv", False, "observation 'obs' is float32 and its space says int64"),
-        ("StuckEnv", False, "action 'action' has the bounds [5, inf], and an agent acts in [-1, 1]"),
-        ("StuckEnv", False, "so every action becomes 5; give the Box two finite bounds"),
         ("HalfOpenEnv", True, "so only [0, 1] is used; give the Box two finite bounds"),
         ("SmallImageEnv", False, "image 'obs' is 7 x 7, and agents take 32 x 32 or more; --env.image-size 64 enlarges it"),
         ("FloatImageEnv", False, "image 'obs' is float32 and its space says uint8"),
@@ -152,6 +150,11 @@ def test_spaces_that_do_not_fit_are_reported(name: str, is_good: bool, text: str
     report = check_env(EnvConfig(env=f"test_check:{name}"), steps=30)
     assert report.is_good == is_good
     assert text in text_of(report)
+
+
+def test_action_without_a_choice_is_wrong_input() -> None:
+    with pytest.raises(ConfigurationError, match=r"has the bounds \[5, inf\].* so every action becomes 5; give the Box two finite"):
+        check_env(EnvConfig(env="test_check:StuckEnv"), steps=30)
 
 
 class BrokenVector(gymnasium.vector.VectorWrapper):

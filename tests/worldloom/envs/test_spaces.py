@@ -128,3 +128,137 @@ def test_random_actions_of_one_env_do_not_depend_on_the_others() -> None:
     assert {tuple(column) for column in many["pick"].tolist()} == {(a, b) for a in range(2) for b in range(5)}
     assert many["move"].min() < -0.9
     assert many["move"].max() > 0.9
+
+
+def native_of(space: Any, value: Any, dtype: Any = np.float32) -> Any:
+    native = ActionMapper(space)({"action": np.asarray(value, dtype)})
+    assert space.contains(native), f"{native!r} is not in {space}"
+    return native
+
+
+INT64 = np.iinfo(np.int64)
+BOXES = {
+    "int64": (spaces.Box(INT64.min, INT64.max, (1,), np.int64), [INT64.min], [INT64.max]),
+    "uint64": (spaces.Box(0, np.iinfo(np.uint64).max, (1,), np.uint64), [0], [np.iinfo(np.uint64).max]),
+    "beside-2^53": (spaces.Box(-(2**53) - 1, 2**53 + 1, (1,), np.int64), [-(2**53) - 1], [2**53 + 1]),
+    "int8": (spaces.Box(-3, 9, (1,), np.int8), [-3], [9]),
+    "bytes": (spaces.Box(0, 255, (1,), np.uint8), [0], [255]),
+    "float16": (spaces.Box(-0.1, 0.7, (1,), np.float16), [np.float16(-0.1)], [np.float16(0.7)]),
+    "float64": (spaces.Box(-0.1, 0.7, (1,), np.float64), [-0.1], [0.7]),
+    "lopsided": (spaces.Box(-1e9, 1e-9, (1,), np.float64), [-1e9], [1e-9]),
+    "equal": (spaces.Box(3, 3, (1,)), [3], [3]),
+    "scalar": (spaces.Box(-2, 5, ()), -2, 5),
+    "unbounded": (spaces.Box(-np.inf, np.inf, (1,)), [-1], [1]),
+    "end-of-float32": (spaces.Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (1,)), [-1], [1]),
+    "end-of-float32-in-64": (
+        spaces.Box(-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), (1,), np.float64),
+        [-1],
+        [1],
+    ),
+    "end-of-float64": (spaces.Box(-np.finfo(np.float64).max, np.finfo(np.float64).max, (1,), np.float64), [-1], [1]),
+    "end-of-float16": (spaces.Box(-np.finfo(np.float16).max, np.finfo(np.float16).max, (1,), np.float16), [-1], [1]),
+    "literal-end": (spaces.Box(-3.4e38, 3.4e38, (1,)), [-1], [1]),
+    "infinite-int": (spaces.Box(-np.inf, np.inf, (1,), np.int32), [-1], [1]),
+    "half-open": (spaces.Box(0, np.inf, (1,)), [0], [1]),
+    "huge": (spaces.Box(-1e30, 1e30, (1,)), [np.float32(-1e30)], [np.float32(1e30)]),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_ends_of_every_box_are_reached_exactly_and_never_passed(name: str) -> None:
+    space, low, high = BOXES[name]
+    for end, bound in ((-1.0, low), (1.0, high), (-5.0, low), (5.0, high)):
+        native = native_of(space, np.full(space.shape, end))
+        assert isinstance(native, np.ndarray)
+        assert native.tolist() == np.asarray(bound, space.dtype).tolist()
+    for unit in np.linspace(-1, 1, 41, dtype=np.float32):
+        native_of(space, np.full(space.shape, unit))
+
+
+def test_small_actions_stay_small_where_there_are_no_bounds() -> None:
+    space = BOXES["end-of-float32"][0]
+    assert native_of(space, [0.01]).tolist() == [np.float32(0.01)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(5, np.inf), (1, np.inf), (-np.inf, -1), (7, 3.4e38)])
+def test_open_box_without_a_choice_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"so every action becomes .*; give the Box two finite bounds"):
+        ActionMapper(spaces.Box(low, high, (2,)))
+
+
+def test_bounds_that_are_no_interval_are_refused() -> None:
+    space = spaces.Box(-1, 1, (2,))
+    space.low = np.float32([np.nan, -1])
+    with pytest.raises(ConfigurationError, match=r"action 'action' has the bounds \[nan, 1\]; low must be a number"):
+        ActionMapper(space)
+    space.low = np.float32([-1, 2])
+    with pytest.raises(ConfigurationError, match=r"action 'action' has the bounds \[2, 1\]"):
+        ActionMapper(space)
+
+
+CHOICES = {
+    "start": (spaces.Discrete(3, start=-7), 2, -5),
+    "one": (spaces.Discrete(1, start=4), 0, 4),
+    "multi": (spaces.MultiDiscrete([2, 3], start=[-1, 7]), [1, 2], [0, 9]),
+    "matrix": (spaces.MultiDiscrete([[2, 3], [4, 5]]), [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
+    "bits": (spaces.MultiBinary((2, 1)), [[1], [0]], [[1], [0]]),
+    "small-dtype": (spaces.MultiDiscrete([2, 3], dtype=np.int8), [1, 2], [1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_reach_the_env_in_its_own_numbers_and_come_back(name: str) -> None:
+    space, flat, native = CHOICES[name]
+    assert native_of(space, flat, np.int32).tolist() == native
+    mapper = ActionMapper(space)
+    assert mapper.inverse(mapper({"action": np.int32(flat)}))["action"].tolist() == flat
+    rows = mapper.rows({"action": np.stack([np.int32(flat)] * 3)}, 3)
+    assert all(space.contains(row) for row in rows)
+
+
+def test_nested_actions_have_the_structure_of_their_space() -> None:
+    hand = spaces.Tuple([spaces.Discrete(2, start=5), spaces.Box(0, 8, (2,), np.int32)])
+    space = spaces.Dict({"hand": hand, "leg": spaces.Box(0, 9, ()), "none": spaces.Box(0, 1, (0, 3))})
+    mapper = ActionMapper(space)
+    assert list(mapper.specs) == ["hand/0", "hand/1", "leg"]
+    action = {"hand/0": np.int32(1), "hand/1": np.float32([-1, 1]), "leg": np.float32(1)}
+    native = mapper(action)
+    assert space.contains(native)
+    assert (native["hand"][0], native["hand"][1].tolist(), native["leg"].tolist()) == (6, [0, 8], 9)
+    rows = mapper.rows({key: np.stack([value, value]) for key, value in action.items()}, 2)
+    assert all(space.contains(row) for row in rows)
+
+
+@pytest.mark.parametrize("make", [ObsMapper, ActionMapper])
+def test_two_arrays_under_one_key_are_refused(make: Any) -> None:
+    box = spaces.Box(-1, 1, (2,))
+    with pytest.raises(ConfigurationError, match=r"key 'a/b' would be made twice, of \['a'\]\['b'\] and of \['a/b'\]"):
+        make(spaces.Dict({"a/b": box, "a": spaces.Dict({"b": box})}))
+    with pytest.raises(ConfigurationError, match="key 'a/0' would be made twice"):
+        make(spaces.Dict({"a/0": box, "a": spaces.Tuple([box])}))
+
+
+def test_images_of_every_layout_are_images_and_others_are_told() -> None:
+    stack = ObsMapper(spaces.Box(0, 255, (4, 48, 40, 3), np.uint8))
+    assert (stack.specs["obs"], stack.frames, stack.remarks) == (ArraySpec((48, 40, 12), "uint8"), {"obs": 4}, [])
+    value = np.stack([np.full((48, 40, 3), number, np.uint8) for number in range(4)])
+    assert stack(value)["obs"][0, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    voxels = ObsMapper(spaces.Box(0, 255, (10, 10, 10, 10), np.uint8))
+    assert voxels.specs["obs"] == ArraySpec((10, 10, 10, 10))
+    assert "no image is recognised, so dense layers read 10000 numbers" in voxels.remarks[0]
+    for shape, dtype, what in (
+        ((64, 64, 3), np.float32, "floats"),
+        ((4, 84, 84), np.float64, "floats"),
+        ((64, 64, 3), np.int32, "int32"),
+    ):
+        (remark,) = ObsMapper(spaces.Box(0, 255, shape, dtype)).remarks
+        assert f"may be an image of {what}, and dense layers read its" in remark
+    assert ObsMapper(spaces.Box(0, 1, (5, 5))).remarks == []
+
+
+def test_numbers_that_float32_cannot_hold_are_refused_and_named() -> None:
+    mapper = ObsMapper(spaces.Dict({"a": spaces.Box(-1, 1, (1,)), "b": spaces.Box(-np.inf, np.inf, (2,), np.float64)}))
+    with pytest.raises(EnvFailureError, match="observation 'b' holds inf, which is not finite in float32"):
+        mapper({"a": np.zeros(1), "b": np.array([0.0, 1e300])})
+    largest = float(np.finfo(np.float32).max)
+    assert mapper({"a": np.zeros(1), "b": np.array([0.0, largest])})["b"].tolist() == [0.0, largest]

@@ -29,6 +29,28 @@ def single() -> CountingEnv:
     return CountingEnv()
 
 
+class _Silent(SyncVectorEnv):
+    """Does not say when it resets."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metadata = {name: value for name, value in self.metadata.items() if name != "autoreset_mode"}
+
+
+def silent_next_step(num_envs: int) -> SyncVectorEnv:
+    return _Silent([CountingEnv for _ in range(num_envs)], autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+def silent_same_step(num_envs: int) -> SyncVectorEnv:
+    return _Silent([CountingEnv for _ in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def spelled_out(num_envs: int) -> SyncVectorEnv:
+    env = same_step(num_envs)
+    env.metadata = {**env.metadata, "autoreset_mode": "same_step"}
+    return env
+
+
 class _DictEnv(CountingEnv):
     observation_space = spaces.Dict({"obs": CountingEnv.observation_space})  # type: ignore[assignment]
 

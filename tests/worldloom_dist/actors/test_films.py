@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import build_env, env_spec, make_env
 from worldloom.envs.local import LocalVectorEnv
 from worldloom_dist.actors.evaluation import Evaluation, Evaluator
-from worldloom_dist.actors.films import Recorder, write_films
+from worldloom_dist.actors.films import Recorder, save_films, write_films
 
 
 def evaluate(env: str, films: int) -> tuple[Evaluation, list[np.ndarray]]:
@@ -73,6 +74,119 @@ def test_pictures_of_changing_size_take_the_size_of_the_first() -> None:
     assert (film.shape, film.min(), film.max()) == ((4, 40, 60, 3), 7, 7)
 
 
+def film_of(pictures: list[Any], caplog: pytest.LogCaptureFixture) -> tuple[list[np.ndarray], list[str]]:
+    """The film of an env that draws these, and why there is none."""
+    drawn = iter(pictures)
+
+    class Drawing(LocalVectorEnv):
+        def render(self, index: int) -> Any:
+            return next(drawn)
+
+    config = EnvConfig(env="toy:point", time_limit=len(pictures)).resolved()
+    env = Drawing(lambda: build_env(config), 1, 0)
+    recorder = Recorder(env, 1)
+    row = env.reset()
+    with caplog.at_level(logging.WARNING):
+        for _ in pictures:
+            recorder.see(row)
+            row = env.step({"action": np.zeros((1, 2), np.float32)})
+    env.close()
+    return recorder.films, recorder.problems
+
+
+def test_one_canvas_that_is_drawn_on_again_and_again_gives_different_frames() -> None:
+    canvas = np.zeros((8, 8, 3), np.uint8)
+
+    class Painter(LocalVectorEnv):
+        def render(self, index: int) -> np.ndarray:
+            canvas[:] += 1
+            return canvas
+
+    config = EnvConfig(env="toy:point", time_limit=3).resolved()
+    env = Painter(lambda: build_env(config), 1, 0)
+    recorder = Recorder(env, 1)
+    row = env.reset()
+    for _ in range(4):
+        recorder.see(row)
+        row = env.step({"action": np.zeros((1, 2), np.float32)})
+    env.close()
+    assert [int(frame.max()) for frame in recorder.films[0]] == [1, 2, 3, 4]
+
+
+COLOUR = np.stack([np.full((40, 60), level, np.uint8) for level in (10, 20, 30)], axis=-1)
+OPAQUE = np.concatenate([COLOUR, np.full((40, 60, 1), 255, np.uint8)], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("picture", "pixel"),
+    [
+        (COLOUR, [10, 20, 30]),
+        (OPAQUE, [10, 20, 30]),
+        (np.moveaxis(COLOUR, -1, 0), [10, 20, 30]),
+        (np.moveaxis(OPAQUE, -1, 0), [10, 20, 30]),
+        (COLOUR / 255, [10, 20, 30]),
+        ((COLOUR / 255).astype(np.float32), [10, 20, 30]),
+        (COLOUR.astype(np.float64), [10, 20, 30]),
+        (COLOUR.astype(np.int64), [10, 20, 30]),
+        (COLOUR[..., 0], [10, 10, 10]),
+        (COLOUR[..., :1], [10, 10, 10]),
+        (COLOUR[None, ..., 0], [10, 10, 10]),
+        (COLOUR[..., 0] > 5, [255, 255, 255]),
+        ([COLOUR * 0, COLOUR], [10, 20, 30]),
+        (COLOUR[:39, :59], [10, 20, 30]),
+    ],
+    ids=lambda value: (
+        f"{type(value).__name__}-{getattr(value, 'dtype', '')}-{np.shape(value)}" if not isinstance(value, list) else ""
+    ),
+)
+def test_pictures_of_every_kind_become_the_colours_that_they_show(
+    picture: Any, pixel: list[int], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (film,), problems = film_of([picture, picture], caplog)
+    assert film.dtype == np.uint8
+    assert film[1, 3, 3].tolist() == pixel
+    assert film.shape[1:] == (*film.shape[1:3], 3)
+    assert film.shape[1] in (39, 40)
+    assert problems == []
+    report = save_films([film], tmp_path, "eval")
+    assert (len(report.paths), report.problems) == (1, ())
+
+
+def test_dark_frames_of_a_film_are_not_made_bright(caplog: pytest.LogCaptureFixture) -> None:
+    dark, bright = np.full((8, 8, 3), 1.0), np.full((8, 8, 3), 200.0)
+    (film,), _ = film_of([dark, bright], caplog)
+    assert film[:, 0, 0, 0].tolist() == [1, 200]
+
+
+@pytest.mark.parametrize(
+    ("picture", "text"),
+    [
+        (None, "it renders nothing; give it render_mode='rgb_array'"),
+        ([], "it renders nothing"),
+        ("+---+", "it renders str"),
+        (np.full((8, 8, 3), np.nan), "hold numbers from nan to nan"),
+        (np.full((8, 8, 3), -3), "hold numbers from -3 to -3"),
+        (np.full((8, 8, 3), 300.0), "hold numbers from 300 to 300"),
+        (np.zeros((8, 8, 7), np.uint8), "must have 1 to 4 channels, got 7"),
+    ],
+    ids=["None", "empty", "text", "nan", "negative", "large", "channels"],
+)
+def test_pictures_that_cannot_be_shown_are_named(picture: Any, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    films, problems = film_of([picture], caplog)
+    assert films == []
+    (problem,) = problems
+    assert problem.startswith("no film of env toy:point")
+    assert text in problem
+    assert problem in caplog.text
+
+
+def test_more_films_than_envs_are_not_promised(caplog: pytest.LogCaptureFixture) -> None:
+    env = make_env(EnvConfig(env="toy:pixel"), num_envs=1, seed=0)
+    with caplog.at_level(logging.WARNING):
+        assert "2 films were asked for and 1 envs play" in Recorder(env, 2).problems[0]
+    env.close()
+
+
 @pytest.mark.parametrize("shape", [(5,), (0, 4, 3), (2, 4, 4, 3)])
 def test_what_is_no_picture_is_left_out_with_one_warning(shape: tuple[int, ...], caplog: pytest.LogCaptureFixture) -> None:
     class Odd(LocalVectorEnv):
@@ -101,3 +215,8 @@ def test_film_that_cannot_be_written_is_left_out(tmp_path: Path, caplog: pytest.
         assert write_films([film], tmp_path / "file", "eval") == []
     assert "could not be written" in caplog.text
     assert write_films([np.zeros((3, 32, 32, 5))], tmp_path, "eval") == [], "whatever the encoder raises"
+    report = save_films([np.zeros((3, 32, 32, 5)), film], tmp_path, "late", ["no film of env x"])
+    assert [path.stem for path in report.paths] == ["late-1"]
+    assert report.problems[0] == "no film of env x"
+    assert report.problems[1].startswith("film late-0 could not be written")
+    assert [path.stem for path in tmp_path.glob("*late*")] == ["late-1"], "nothing is left half written"

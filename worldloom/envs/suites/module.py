@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv as GymVectorEnv
 from worldloom.core.exceptions import ConfigurationError, nearest
 from worldloom.envs.building import somebodys_code
 from worldloom.envs.config import SUITES, EnvConfig
+from worldloom.envs.contract import may_terminate, own_limit
 from worldloom.envs.wrappers import RawEnv
 
 __all__ = ["make"]
@@ -39,9 +40,7 @@ def make(config: EnvConfig, num_envs: int, *, renders: bool = False) -> RawEnv |
         raise ConfigurationError(
             f"env {config.env!r} returned a {type(env).__name__} without {', '.join(missing)}; it must return a Gymnasium env"
         )
-    spec = getattr(env, "spec", None)
-    limit = getattr(env, "episode_limit", None) or (spec.max_episode_steps if spec is not None else None)
-    return RawEnv(env, episode_limit=limit, may_terminate=bool(getattr(env, "may_terminate", True)))
+    return RawEnv(env, episode_limit=own_limit(env), may_terminate=may_terminate(env))
 
 
 def _find(config: EnvConfig) -> Callable[..., Any]:
