@@ -48,7 +48,7 @@ def read_minari(name: str) -> EpisodeFile:
         action=act.specs,
         episode_limit=getattr(dataset.env_spec, "max_episode_steps", None),
     )
-    opened = EpisodeFile(env, iter(()))
+    opened = EpisodeFile(env, iter(()), list(observe.remarks))
     opened.episodes = _episodes(name, dataset, observe, act, opened)
     return opened
 

@@ -46,6 +46,7 @@ def read_npz(path: Path) -> EpisodeFile:
         return opened
     observe = ObsMapper(_obs_space(facts))
     (key,) = observe.specs
+    facts.notes.extend(observe.remarks)
     action = _action_spec(facts, path)
     opened = EpisodeFile(EnvSpec(name="none", obs=observe.specs, action={"action": action}), iter(()), facts.notes)
     opened.episodes = _rows(opened, path, episodes, lambda obs: observe(obs, obs.shape[:1])[key])

@@ -269,6 +269,10 @@ def test_images_of_a_file_are_what_a_live_env_would_make_of_them(tmp_path):
     opened = open_episodes(str(tmp_path / "f.npz"))
     assert opened.env.obs["obs"] == ArraySpec((40, 48, 3), "uint8")
     np.testing.assert_array_equal(next(opened.episodes)["obs"][:-1], np.moveaxis(images[:5], 1, -1))
+    write_plain(tmp_path / "f.npz", {"dones": YES}, obs=images / 255)
+    assert any("image" in note for note in open_episodes(str(tmp_path / "f.npz")).notes), "not flattened without a word"
+    write_plain(tmp_path / "f.npz", {"dones": YES}, obs=np.stack([images] * 4, axis=1))
+    assert open_episodes(str(tmp_path / "f.npz")).env.obs["obs"] == ArraySpec((40, 48, 12), "uint8")
 
 
 @pytest.mark.parametrize(
