@@ -10,10 +10,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from worldloom.core.exceptions import ConfigurationError, WorldLoomError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
+from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
+from worldloom.core.files import expanded, finite_json, write_json
 
 __all__ = ["main"]
 
@@ -21,14 +22,20 @@ TEST_HORIZON = 4
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 2 wrong input, 1 anything else."""
+    """Run the command line; returns the exit status: 0 done, 2 wrong input (also unreadable files), 1 anything else."""
     options = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         run(options)
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigurationError | ValueError) else 1
+        return 2 if isinstance(error, ConfigurationError | CheckpointError | ValueError) else 1
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or 'output'}: cannot be written ({error.strerror or error})\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
     return 0
 
 
@@ -74,31 +81,33 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    _say(json.dumps(_report(options, *_model_and_data(options)).to_dict(), indent=2))
+    report = _report(options, *_model_and_data(options))
+    _say(json.dumps(finite_json(report.to_dict()), indent=2, allow_nan=False))
 
 
 def _imagine(options: argparse.Namespace) -> None:
     from worldloom.evaluation import plot_open_loop, plot_predictions, visualize_imagination
 
-    (model, buffer), folder = _model_and_data(options), Path(options.output_dir)
+    (model, buffer), folder = _model_and_data(options), expanded(options.output_dir, "--output-dir")
     view = {"horizon": _horizon(options), "seed": options.seed}
     made = [visualize_imagination(model, buffer, folder / "imagination.png", **view)]
     if options.all or options.test:
         made.append(visualize_imagination(model, buffer, folder / "imagination.gif", **view))
         report = _report(options, model, buffer)
         made += [plot_predictions(report, folder / "predictions.png"), plot_open_loop(report, folder / "open_loop.png")]
-        (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2))
+        write_json(folder / "report.json", report.to_dict())
     _say("drew " + ", ".join(str(path) for path in made))
 
 
 def _horizon(options: argparse.Namespace) -> int:
-    return TEST_HORIZON if options.test else int(options.horizon)
+    return TEST_HORIZON if options.test else int(checked("--horizon", options.horizon, int, Bounds(1)))
 
 
 def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any]:
     from worldloom.factory import create_world_model
     from worldloom.training.data import ReplayBuffer, create_random_buffer
 
+    checked("--seed", options.seed, int, NOT_NEGATIVE)
     if options.data == "random":
         model = create_world_model(options.model)
         shape, width = model.config.obs_shape, model.config.action_dim

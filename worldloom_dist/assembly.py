@@ -50,7 +50,8 @@ MEASURE_S = 1.0
 
 
 def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
-    """Envs of one worker. Several envs are supervised in processes of their own; a single one is the worker's process.
+    """Envs of one worker. Several envs are supervised in processes of their own, and so is one that needs a main thread; any other
+    single one is the worker's process.
 
     In lock-step they wait for each other, or which rows there are would depend on time.
     """
@@ -64,7 +65,7 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         **({"grace_s": float("inf")} if plan.is_lockstep else {}),
     )
     supervised = actors.supervise and plan.env.suite != "rllib"  # Ray's registry is known to Ray's processes only
-    processes = config.runtime == "ray" and config.envs_per_worker > 1 and supervised
+    processes = bool(plan.needs_main_thread) or (config.runtime == "ray" and config.envs_per_worker > 1 and supervised)
     seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
     return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
 
@@ -241,7 +242,8 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
 
     def env() -> VectorEnv:
         """Envs with the evaluation's own seed."""
-        return make_env(plan.env, num_envs=episodes, seed=seed, is_exact=False, renders=films > 0)
+        processes = bool(plan.needs_main_thread)
+        return make_env(plan.env, num_envs=episodes, seed=seed, processes=processes, is_exact=False, renders=films > 0)
 
     return Evaluator(env, policy, episodes, films=films)
 

@@ -69,12 +69,13 @@ def evaluate(
         raise ConfigurationError(f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; leave --env out")
     plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10, eval_videos=videos))
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
+    videos_folder = RunFolder(run_dir.absolute()).videos  # an env may change the working directory
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
     evaluator.load_weights(_as_published(agent, config.learner.weights_dtype))
     result = {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
     if videos:
-        films = write_films(evaluator.films, RunFolder(run_dir).videos, folder.name)
+        films = write_films(evaluator.films, videos_folder, folder.name)
         result["videos"] = [str(path) for path in films]
     return result
 

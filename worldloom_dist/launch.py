@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
 from worldloom.envs.building import EnvBuildError
+from worldloom.envs.factory import needs_main_thread
 from worldloom_dist.cli import parse
 from worldloom_dist.config import RunConfig
 from worldloom_dist.console import Screen
@@ -100,6 +101,9 @@ def run_plan(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, screen: S
     else:
         from worldloom_dist.runtime.cluster import ray_cluster
 
+        plan = dataclasses.replace(plan, needs_main_thread=needs_main_thread(plan.env))
+        if plan.needs_main_thread:
+            logger.info("env      has processes of its own, because it does not work in a thread (%s)", plan.needs_main_thread)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         with ray_cluster(config.address, plan.run_id):
             stop.listen()

@@ -76,6 +76,7 @@ class LocalRun:
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag, show: Show = show_nothing) -> None:
+        folder = RunFolder(folder.path.absolute())  # an env may change the working directory
         self._plan, self._folder, self._stop, self._show = plan, folder, stop, show
         own = plan.config.learner
         device = "cpu" if own.device == "auto" else own.device

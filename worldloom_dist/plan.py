@@ -48,6 +48,7 @@ class Plan:
         splits_envs: True when the envs of a worker may be built one by one; False for a vector env of fixed size.
         budget: What replay takes of memory and disk.
         settled_inference: Where the policy runs and why, once it has been measured.
+        needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of its own); empty when it can.
     """
 
     config: RunConfig
@@ -61,6 +62,7 @@ class Plan:
     splits_envs: bool = True
     budget: ReplayBudget | None = None
     settled_inference: tuple[str, str] | None = None
+    needs_main_thread: str = ""
 
     @property
     def is_lockstep(self) -> bool:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each other
     {"worldloom.core"},
     {"worldloom.nn", "worldloom.data", "worldloom.envs"},
-    {"worldloom.models.pretrained"},
+    {"worldloom.models.pretrained", "worldloom.models.door"},
     {"worldloom.models.base"},
     {"worldloom.models.dreamer", "worldloom.models.tdmpc2", "worldloom.models.mlp"},
     {"worldloom.agents.dreamerv3", "worldloom.agents.tdmpc2"},

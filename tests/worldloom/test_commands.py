@@ -39,7 +39,11 @@ def test_a_model_is_measured_and_drawn_on_its_data(capsys: pytest.CaptureFixture
     [
         (["imagine", "--model", "drimer"], 2, "Invalid model identifier"),
         (["imagine", "--horizon", "0"], 2, "horizon"),
-        (["evaluate", "--data", "nothing.npz"], 1, "nothing.npz"),
+        (["imagine", "--test", "--seed", "-1"], 2, "--seed must be an integer >= 0, got -1"),
+        (["evaluate", "--horizon", "-3"], 2, "--horizon must be an integer >= 1, got -3"),
+        (["evaluate", "--data", "nothing.npz"], 2, "nothing.npz"),
+        (["info", "file"], 2, "got the file"),
+        (["imagine", "--model", "mlp:ci", "--horizon", "2", "--output-dir", "file/below"], 1, "file/below: cannot be written"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -51,6 +55,7 @@ def test_mistakes_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
     assert main(words) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ")

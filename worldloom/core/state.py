@@ -135,6 +135,10 @@ class LatentState:
         """The same state on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
+    def float(self) -> LatentState:
+        """The same state with every part of floating point in float32."""
+        return self._map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
     def detach(self) -> LatentState:
         """The same values without gradient."""
         return self._map(lambda tensor: tensor.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import traceback
@@ -13,8 +14,8 @@ from worldloom.envs.config import EnvConfig
 
 __all__ = ["FOREIGN_ERRORS", "EnvBuildError", "error_text", "first_line", "somebodys_code"]
 
-FOREIGN_ERRORS = (Exception, SystemExit)
-"""What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env."""
+FOREIGN_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
+"""What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env. A Ctrl-C is not its own."""
 
 NOT_THEIRS = ("<", str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent))
 """How the names of files begin that are no place to look at: frozen modules, ours, the import system's."""

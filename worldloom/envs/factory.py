@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.building import FOREIGN_ERRORS, first_line
 from worldloom.envs.config import EnvConfig, EnvLimits
+from worldloom.envs.surroundings import Surroundings, kept
 from worldloom.envs.vector import VectorEnv
 
 if TYPE_CHECKING:
@@ -20,13 +24,14 @@ if TYPE_CHECKING:
 
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-__all__ = ["VectorEnvError", "build_env", "env_spec", "make_env", "make_raw", "probe_env"]
+__all__ = ["VectorEnvError", "build_env", "env_spec", "make_env", "make_raw", "needs_main_thread", "probe_env"]
 
 logger = logging.getLogger(__name__)
 
 SUITE_MODULES = {"gym": "gymnasium", "mujoco": "gymnasium", "atari": "atari", "dmc": "dmc", "toy": "toy", "module": "module"}
 
 
+TRIED_STEPS = 3
 PLUGINS = {"rllib": "worldloom_dist.runtime.rllib_envs"}
 """Suites of the distributed system: imported by name when asked for, because the library itself knows no ray."""
 
@@ -110,9 +115,46 @@ def probe_env(config: EnvConfig) -> tuple[EnvSpec, int | None]:
     Returns:
         The spec, and that number; None for every other env.
     """
-    env = make_env(config, seed=0, is_exact=False)
-    env.close()
+    with kept(config.env):
+        env = make_env(config, seed=0, is_exact=False)
+        env.close()
     return env.spec, env.num_envs if env.num_envs > 1 else None
+
+
+def needs_main_thread(config: EnvConfig) -> str:
+    """Why an env cannot live in a thread that is not its process's main one; empty when it can.
+
+    Envs that handle signals or ask for the thread's event loop cannot. It is built, begun and stepped in another thread; what
+    fails there is asked for again in this one, so an env that fails anywhere gives no reason, and neither does one that hangs.
+    """
+    if config.is_none or config.suite not in ("gym", "module"):
+        return ""
+    with kept(config.env):
+        reason = _in_a_thread(lambda: _try(config))
+        return reason if reason and not _try(config) else ""
+
+
+def _try(config: EnvConfig) -> str:
+    """Build, begin and step an env; returns what went wrong."""
+    try:
+        env = make_env(config, seed=0, is_exact=False, limits=EnvLimits(max_failures=1))
+        try:
+            env.reset()
+            for _ in range(TRIED_STEPS):
+                env.step({name: spec.zeros(env.num_envs) for name, spec in env.spec.action.items()})
+        finally:
+            env.close()
+    except FOREIGN_ERRORS as error:  # the edge of foreign code
+        return first_line(error)
+    return ""
+
+
+def _in_a_thread(call: Callable[[], str]) -> str:
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(call()), daemon=True)
+    thread.start()
+    thread.join(EnvLimits().start_timeout_s)
+    return answers[0] if answers else ""
 
 
 def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:
@@ -144,5 +186,6 @@ def make_raw(config: EnvConfig, num_envs: int, renders: bool = False) -> RawEnv 
     suite: Any = importlib.import_module(home)
     options: dict[str, Any] = {"renders": renders} if SUITE_MODULES.get(config.suite) in ("gymnasium", "module") else {}
     raw: RawEnv | GymVectorEnv[Any, Any, Any]
-    raw = suite.make(config, num_envs, **options) if config.suite == "module" else suite.make(config, **options)
+    with Surroundings(config.env):
+        raw = suite.make(config, num_envs, **options) if config.suite == "module" else suite.make(config, **options)
     return raw

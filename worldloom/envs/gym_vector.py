@@ -21,6 +21,7 @@ from worldloom.envs.config import NEUTRAL, EnvConfig
 from worldloom.envs.contract import call_step, may_terminate, own_limit, say_once
 from worldloom.envs.faults import EnvFault
 from worldloom.envs.spaces import ActionMapper, ObsMapper
+from worldloom.envs.surroundings import Surroundings
 from worldloom.envs.vector import EnvStep
 from worldloom.envs.vector_contract import Autoreset, VectorResetter, flags_of, foreign_vector, rewards_of
 
@@ -69,6 +70,8 @@ class GymVectorAdapter:
         self._kept: dict[str, np.ndarray] | None = None
         self._fresh = np.zeros(num_envs, bool)
         self.num_envs = num_envs
+        self._surroundings = Surroundings(config.env)
+        self._surroundings_of_step = Surroundings(config.env, is_quick=True)
         for remark in self._map_obs.remarks:
             say_once(f"vector env {config.env!r}: {remark}")
         self.spec = EnvSpec(
@@ -84,7 +87,7 @@ class GymVectorAdapter:
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start a new episode everywhere."""
         self._seed = self._seed if seed is None else seed
-        with foreign_vector(self.spec.name, "reset"):
+        with self._surroundings, foreign_vector(self.spec.name, "reset"):
             obs = self._reset(self._seed if seed is not None or not self._seeded else None)
         self._seeded, self._kept = True, None
         self._ended = np.zeros(self.num_envs, bool)
@@ -106,7 +109,7 @@ class GymVectorAdapter:
             action = {key: np.where(_lead(self._fresh, value), value, self._kept[key]) for key, value in action.items()}
             self._kept = None
         native = self._map_action(action, (self.num_envs,))
-        with foreign_vector(self.spec.name, "step"):
+        with self._surroundings_of_step, foreign_vector(self.spec.name, "step"):
             obs, *numbers, infos = call_step(self._env, native)
         first = self._ended
         reward, terminated, truncated = self._numbers(*numbers)
@@ -151,14 +154,15 @@ class GymVectorAdapter:
 
     def close(self) -> None:
         """Close the vector env."""
-        self._env.close()
+        with self._surroundings:
+            self._env.close()
 
     def _give_reset_rows(self, action: Mapping[str, np.ndarray]) -> EnvStep:
         """Rows for the envs that ended and for nobody else."""
         row = EnvStep.blank(self.spec, self.num_envs)
         source = self._last_obs
         if self._autoreset.mode is AutoresetMode.DISABLED:
-            with foreign_vector(self.spec.name, "reset"):
+            with self._surroundings, foreign_vector(self.spec.name, "reset"):
                 obs = self._reset(None, options={"reset_mask": self._ended.copy()})
             source = self._copy_obs(obs)
             self._check_others(source)

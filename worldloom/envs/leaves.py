@@ -290,9 +290,9 @@ class _Rescale:
         return np.asarray(native)
 
     def inverse(self, native: np.ndarray) -> np.ndarray:
-        """The bounds of a Box -> [-1, 1]; a component whose two bounds are equal is 0."""
-        flat: np.ndarray = np.where(self._scale > 0, (native - self._shift) / np.where(self._scale > 0, self._scale, 1.0), 0.0)
-        unit: np.ndarray = np.clip(flat, -1.0, 1.0)
+        """The bounds of a Box -> [-1, 1], not clipped; a component whose two bounds are equal is 0."""
+        scale = np.where(self._scale > 0, self._scale, 1.0)
+        unit: np.ndarray = np.where(self._scale > 0, (native - self._shift) / scale, 0.0)
         return unit
 
     def _reaches(self, end: np.ndarray, bound: np.ndarray) -> bool:

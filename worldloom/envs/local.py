@@ -15,6 +15,7 @@ from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
 from worldloom.envs.config import EnvLimits
 from worldloom.envs.faults import EnvFault, FaultBook
 from worldloom.envs.spaces import not_finite
+from worldloom.envs.surroundings import Surroundings
 from worldloom.envs.vector import EnvStep, env_seed
 from worldloom.envs.wrappers import EnvAdapter
 
@@ -59,6 +60,8 @@ class LocalVectorEnv:
         self._started = False
         self.spec: EnvSpec = envs[0].spec
         self.num_envs = num_envs
+        self._surroundings = Surroundings(self.spec.name)
+        self._surroundings_of_step = Surroundings(self.spec.name, is_quick=True)
         self._blank = EnvStep.blank(self.spec, num_envs)
         self._float_keys = [key for key, array in self.spec.obs.items() if array.dtype != "uint8"]
 
@@ -73,7 +76,8 @@ class LocalVectorEnv:
             """Begin an episode of one env."""
             row.put_first(index, env.reset(env_seed(self._seed, index) if reseed else None))
 
-        return self._sweep(start)
+        with self._surroundings:
+            return self._sweep(start)
 
     def step(self, action: Mapping[str, np.ndarray]) -> EnvStep:
         """Act (see :class:`VectorEnv`)."""
@@ -88,7 +92,8 @@ class LocalVectorEnv:
             else:
                 row.put(index, *env.step_native(native[index]))
 
-        return self._sweep(advance)
+        with self._surroundings if True in self._ended else self._surroundings_of_step:
+            return self._sweep(advance)
 
     def state(self) -> list[Any] | None:
         """The state of every env (see :class:`VectorEnv`)."""
@@ -118,7 +123,9 @@ class LocalVectorEnv:
         """Close every env."""
         for index, env in enumerate(self._envs):
             self._envs[index] = None
-            if env is not None and (error := _close(env)) is not None:
+            with self._surroundings:
+                error = None if env is None else _close(env)
+            if error is not None:
                 logger.warning("env %d of %s could not be closed: %s: %s", index, self.spec.name, type(error).__name__, error)
 
     def _sweep(self, advance: Callable[[EnvStep, int, EnvAdapter], None]) -> EnvStep:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.state import LatentState
 
 __all__ = ["EvaluationReport", "OpenLoop", "calibration", "evaluate_world_model", "open_loop"]
@@ -97,6 +98,8 @@ def evaluate_world_model(
     Raises:
         ConfigurationError: If the sequences are too short.
     """
+    horizon, warm_up = (checked(n, v, int, Bounds(1)) for n, v in (("horizon", horizon), ("warm_up", warm_up)))
+    seed = checked("seed", seed, int, NOT_NEGATIVE)
     if hasattr(data, "sample"):
         data = data.sample(batch_size, warm_up + horizon, rng=np.random.default_rng(seed), held_out=held_out)
     with torch.random.fork_rng():
@@ -119,6 +122,10 @@ def open_loop(model: Any, batch: Mapping[str, Tensor], *, horizon: int, warm_up:
     Raises:
         ConfigurationError: If the sequences are too short.
     """
+    missing = [name for name in ("obs", "actions", "rewards") if name not in batch]
+    if missing:
+        raise ConfigurationError(f"a batch of sequences needs obs, actions and rewards, got {sorted(batch)}")
+    batch = {name: torch.as_tensor(value) for name, value in batch.items()}
     obs, actions = _with_last(batch), batch["actions"]
     length = obs.shape[1]
     if warm_up < 1 or horizon < 1 or length < warm_up + horizon or actions.shape[1] < warm_up + horizon - 1:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import MissingDependencyError
+from worldloom.core.files import expanded, replacing
 from worldloom.evaluation.metrics import EvaluationReport
 
 __all__ = ["plot_open_loop", "plot_predictions"]
@@ -64,7 +65,8 @@ def _thinned(values: np.ndarray) -> np.ndarray:
 
 
 def _saved(figure: Any, path: str | PathLike[str]) -> Path:
-    target = Path(path)
+    target = expanded(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=100)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=100, format=target.suffix.removeprefix(".") or "png")
     return target

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
+from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
+from worldloom.core.files import expanded, replacing
 from worldloom.evaluation.metrics import open_loop
 
 __all__ = ["imagination_frames", "save_frames", "visualize_imagination"]
@@ -48,6 +50,9 @@ def visualize_imagination(
         fps: Frames per second of a film.
         seed: Of the draw.
     """
+    counts = {"horizon": horizon, "warm_up": warm_up, "sequences": sequences, "fps": fps}
+    horizon, warm_up, sequences, fps = (checked(name, value, int, Bounds(1)) for name, value in counts.items())
+    seed = checked("seed", seed, int, NOT_NEGATIVE)
     if hasattr(data, "sample"):
         data = data.sample(sequences, warm_up + horizon, rng=np.random.default_rng(seed))
     cut = {name: value[:sequences] for name, value in data.items()}
@@ -79,33 +84,36 @@ def save_frames(frames: np.ndarray, path: str | PathLike[str], *, fps: int = 8) 
         ConfigurationError: If the ending is another one.
         MissingDependencyError: If the package that writes it is not installed.
     """
-    target = Path(path)
+    target = expanded(path)
     kind = target.suffix.lower()
     if kind not in (".png", ".gif", ".mp4"):
         raise ConfigurationError(f"path must end in .png, .gif or .mp4, got {target.name!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if kind == ".mp4":
-        _write_mp4(frames, target, fps)
-        return target
+    with replacing(target) as temporary:
+        (_write_mp4 if kind == ".mp4" else _write_picture)(frames, temporary, fps, kind.removeprefix("."))
+    return target
+
+
+def _write_picture(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingDependencyError("pictures", "pillow", "viz") from error
-    if kind == ".png":
-        Image.fromarray(np.concatenate(list(frames), axis=1)).save(target)
-    else:
-        first, *rest = [Image.fromarray(frame) for frame in frames]
-        first.save(target, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
-    return target
+    if kind == "png":
+        Image.fromarray(np.concatenate(list(frames), axis=1)).save(target, "png")
+        return
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    first.save(target, "gif", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
 
 
-def _write_mp4(frames: np.ndarray, target: Path, fps: int) -> None:
+def _write_mp4(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
     try:
         import imageio_ffmpeg
     except ImportError as error:
         raise MissingDependencyError("mp4 films (a .gif needs only pillow)", "imageio-ffmpeg", "video") from error
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)))
-    writer = imageio_ffmpeg.write_frames(str(target), (even.shape[2], even.shape[1]), fps=fps, macro_block_size=2)
+    size = (even.shape[2], even.shape[1])
+    writer = imageio_ffmpeg.write_frames(str(target), size, fps=fps, macro_block_size=2, output_params=["-f", kind])
     writer.send(None)
     for frame in even:
         writer.send(np.ascontiguousarray(frame))

@@ -12,7 +12,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,18 +19,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from worldloom.core.config import WorldModelConfig
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError, StateError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.fields import Bounds, checked
+from worldloom.core.registry import WorldModelRegistry
 from worldloom.core.state import LatentState
 from worldloom.core.trajectory import Trajectory
-from worldloom.models.pretrained import check_conflicts, load_weights, save_model
+from worldloom.models.door import Door
+from worldloom.models.pretrained import SavedModel, check_conflicts, load_weights, open_model, save_model
 
 __all__ = ["BaseWorldModel", "imagined_returns", "place_of", "torch_generator"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_HORIZON = 15
-MAX_PIXEL = 16.0
-"""No image in [0, 1], however noisy, has a float beyond this; one in 0..255 that forgot its dtype has."""
 TRAINING_FIELDS = frozenset({"learning_rate", "grad_clip", "dtype"})
 
 
@@ -73,7 +73,7 @@ def imagined_returns(rewards: Tensor, continues: Tensor | None, discount: float)
     return torch.stack(found[::-1])
 
 
-class BaseWorldModel(nn.Module, ABC):
+class BaseWorldModel(Door, ABC):
     """Base of the public world models; see :class:`worldloom.core.world_model.WorldModel`.
 
     Args:
@@ -90,20 +90,35 @@ class BaseWorldModel(nn.Module, ABC):
         self.config: Any = config
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
-
-    @property
     def num_parameters(self) -> int:
         """Trained numbers."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Move the model, as ``to`` and others do, but refuse other dtypes: weights are float32 whatever products compute in.
+
+        Raises:
+            ConfigurationError: Names the dtype, and how to compute in half precision.
+        """
+        found = {fn(torch.empty(0, dtype=torch.float32)).dtype}
+        found |= {p.dtype for p in self.parameters() if p.is_floating_point()}
+        wrong = sorted(str(dtype).removeprefix("torch.") for dtype in found - {torch.float32})
+        if wrong:
+            raise ConfigurationError(
+                f"weights of a world model must be float32, got {wrong[0]}; to compute in half precision create the model with "
+                "dtype='bfloat16' (weights stay float32), and leave torch's default dtype at float32"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     # -- what a subclass says ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def _step(self, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
         """State behind checked actions [B, A]."""
+
+    def _stepper(self) -> Callable[[LatentState, Tensor, bool], LatentState]:
+        """What makes the steps of one call: may hold what they share, so that nothing of it outlives the call in the model."""
+        return self._step
 
     @abstractmethod
     def _outcome(self, states: list[LatentState], actions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -134,20 +149,24 @@ class BaseWorldModel(nn.Module, ABC):
             initial_state: Where to begin, B rows.
             actions: ``[T, B, A]``, or a policy that maps a state to actions ``[B, A]``.
             deterministic: Take the most likely latents instead of drawing them.
-            horizon: T when ``actions`` is a policy; 15 by default.
+            horizon: T when ``actions`` is a policy; 15 by default. With actions it may only be their number.
 
         Returns:
             T + 1 states and the predicted outcome of each action, in natural units.
         """
         state = self._state(initial_state)
-        if horizon is not None and horizon < 1:
-            raise ConfigurationError(f"horizon must be >= 1, got {horizon}; it is the number of steps to imagine")
+        steps = DEFAULT_HORIZON if horizon is None else checked("horizon", horizon, int, Bounds(1))
         rows, states, taken = state.batch_size, [state], []
         given = None if callable(actions) else self._actions(actions, rows)
+        if given is not None and horizon is not None and steps != len(given):
+            raise ConfigurationError(
+                f"horizon must be {len(given)}, the number of actions, or be left out, got {horizon}; give as many actions as steps"
+            )
         with self.precision():
-            for t in range(len(given) if given is not None else horizon or DEFAULT_HORIZON):
+            step = self._stepper()
+            for t in range(steps if given is None else len(given)):
                 action = given[t] if given is not None else self._action(actions(state), rows)  # type: ignore[operator]
-                state = self._step(state, action, deterministic)
+                state = step(state, action, deterministic)
                 states.append(state)
                 taken.append(action)
             joint = given if given is not None else torch.stack(taken)
@@ -165,102 +184,6 @@ class BaseWorldModel(nn.Module, ABC):
         else:
             with torch.autocast(self.device.type, dtype):
                 yield
-
-    # -- the door ---------------------------------------------------------------------------------------------------
-
-    def _obs(self, obs: Any, *lead: int | None, name: str = "obs") -> Tensor:
-        """Observations on this device, checked: ``lead`` axes (None is any size) and then ``obs_shape``."""
-        tensor = _tensor(name, obs)
-        shape, want = tuple(tensor.shape), self.config.obs_shape
-        lead = lead or (None,)
-        fits = len(shape) == len(lead) + len(want) and shape[len(lead) :] == want
-        if not fits or any(n is not None and n != m for n, m in zip(lead, shape, strict=False)):
-            hint = self._axis_hint(shape, len(lead)) or f" of {self._own_name()}"
-            raise ShapeMismatchError(f"{name}{hint}", _pattern(lead, want), list(shape))
-        if tensor.is_complex():
-            raise ShapeMismatchError(f"dtype of {name}", "uint8, integer or real", str(tensor.dtype))
-        _check_finite(name, tensor)
-        if self._reads_images and tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.max() > MAX_PIXEL:
-            raise ShapeMismatchError(f"range of {name} as floats", "[0, 1], or 0..255 as uint8", f"up to {float(tensor.max()):.4g}")
-        tensor = tensor.to(self.device)
-        return tensor if tensor.dtype == torch.uint8 else tensor.float()
-
-    @property
-    def _reads_images(self) -> bool:
-        """True when observations are pixels."""
-        return False
-
-    def _own_name(self) -> str:
-        """How errors call this model."""
-        c = self.config
-        return f"this model ({c.model_type} {c.model_name}, created with obs_shape={tuple(c.obs_shape)})"
-
-    def _axis_hint(self, shape: tuple[int, ...], lead: int) -> str:
-        """What a wrong observation shape looks like."""
-        want = self.config.obs_shape
-        if shape == want:
-            return " has no batch axis, use obs.unsqueeze(0)"
-        inner = shape[lead:]
-        if len(want) == 3 and len(inner) == 3 and inner != want:
-            if (inner[2], *inner[:2]) == want:
-                return f" has its channels on the last axis, use obs.permute({', '.join(map(str, _moved(lead, last=True)))})"
-            if (*inner[1:], inner[0]) == want:
-                return f" has its channels first, use obs.permute({', '.join(map(str, _moved(lead, last=False)))})"
-        return ""
-
-    def _action(self, action: Any, rows: int | None, *lead: int, name: str = "action") -> Tensor:
-        """Actions ``[..., B, A]`` on this device; integers become one-hot codes when actions are discrete."""
-        tensor, width = _tensor(name, action), self.config.action_dim
-        lacks_axis = tensor.ndim == 1 + len(lead)
-        is_index = not tensor.is_floating_point() and (lacks_axis or (tensor.shape[-1:] == (1,) and width > 1))
-        if self.config.action_type == "discrete" and is_index:
-            index = tensor if lacks_axis else tensor.squeeze(-1)
-            if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < width):
-                found = sorted(set(index.flatten().tolist()))
-                raise ShapeMismatchError(f"{name} of a discrete model", f"integers in 0..{width - 1}", found)
-            tensor = nn.functional.one_hot(index.long(), width)
-        want = (*lead, rows, width)
-        is_wrong = tensor.ndim != len(want) or any(n is not None and n != m for n, m in zip(want, tensor.shape, strict=True))
-        if is_wrong:
-            names = ["B" if n is None else n for n in want]
-            raise ShapeMismatchError(f"{name} (this model was created with action_dim={width})", names, list(tensor.shape))
-        _check_finite(name, tensor)
-        return tensor.to(self.device).float()
-
-    def _actions(self, actions: Any, rows: int) -> Tensor:
-        """Action sequences [T, B, A]."""
-        tensor = _tensor("actions", actions)
-        if tensor.ndim < 2 or not len(tensor):
-            want = ["T >= 1", rows, self.config.action_dim]
-            raise ShapeMismatchError("actions of imagine", want, list(tensor.shape))
-        return self._action(tensor, rows, len(tensor), name="actions")
-
-    def _state(self, state: LatentState) -> LatentState:
-        if not isinstance(state, LatentState):
-            raise StateError(f"state must be a LatentState (from encode or initial_state), got {type(state).__name__}")
-        return state if state.device == self.device else state.to(self.device)
-
-    def _batch(self, batch: Mapping[str, Any], *, needs_continues: bool = True) -> dict[str, Tensor]:
-        """A training batch on this device, checked; ``continues`` is filled with ones where it may be missing."""
-        missing = [key for key in ("obs", "actions", "rewards") if key not in batch]
-        missing += ["continues"] if needs_continues and "continues" not in batch else []
-        if missing:
-            raise ShapeMismatchError("keys of a batch", ["obs", "actions", "rewards", "continues"], sorted(batch))
-        obs = self._obs(batch["obs"], None, None)
-        lead = tuple(obs.shape[:2])
-        result = {"obs": obs, "actions": self._action(batch["actions"], lead[1], lead[0], name="actions")}
-        for key in ("rewards", "continues"):
-            value = _tensor(key, batch[key]) if key in batch else torch.ones(lead)
-            value = value.squeeze(-1) if value.ndim == 3 else value
-            if tuple(value.shape) != lead:
-                raise ShapeMismatchError(f"{key} of a batch", list(lead), list(value.shape))
-            _check_finite(key, value)
-            result[key] = value.to(self.device).float()
-        if "last_obs" in batch:
-            result["last_obs"] = self._obs(batch["last_obs"], lead[0], name="last_obs")
-            mask = batch.get("last_obs_mask", torch.ones(lead[0], dtype=torch.bool))
-            result["last_obs_mask"] = torch.as_tensor(mask).to(self.device).bool()
-        return result
 
     # -- the trainer's hooks ----------------------------------------------------------------------------------------
 
@@ -294,7 +217,13 @@ class BaseWorldModel(nn.Module, ABC):
     # -- files ------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write ``config.json``, ``model.pt`` and ``model.safetensors`` into a folder (made if missing)."""
+        """Write ``config.json``, ``model.pt`` and ``model.safetensors`` into a folder (made if missing; ``~`` is understood).
+
+        The three change as one: a model that was there is replaced whole, or stays when this one cannot be saved.
+
+        Raises:
+            CheckpointError: If it cannot be written there.
+        """
         save_model(path, self.config, self.state_dict())
 
     @classmethod
@@ -310,42 +239,25 @@ class BaseWorldModel(nn.Module, ABC):
             CheckpointError: If a file is missing, corrupt, cut, oversized or foreign.
             ConfigurationError: If a keyword contradicts the saved config.
         """
-        folder = Path(path)
-        config = WorldModelConfig.load(folder)
-        check_conflicts(folder, config, kwargs)
-        model = cls(config.replaced(device=device) if device else config)
-        if type(config) is WorldModelConfig:
-            raise CheckpointError(f"{folder}/config.json: model_type {config.model_type!r} is not a model of this library")
-        model.load_state_dict(load_weights(folder, model.state_dict()))
+        with open_model(path) as saved:
+            cls._check_kind(saved)
+            check_conflicts(saved.folder, saved.config, kwargs)
+            model = cls(saved.config.replaced(device=device) if device else saved.config)
+            model.load_state_dict(load_weights(saved, model.state_dict()))
         return model
+
+    @classmethod
+    def _check_kind(cls, saved: SavedModel) -> None:
+        """Refuse to read the model of another class."""
+        kind = saved.config.model_type
+        if type(saved.config) is WorldModelConfig and kind.lower() not in WorldModelRegistry.list_models():
+            raise CheckpointError(f"{saved.folder}/config.json: model_type {kind!r} is not a model of this library")
+        own = WorldModelRegistry.model_class(kind)
+        if not issubclass(cls, own):
+            raise CheckpointError(
+                f"{saved.folder}: holds a {own.__name__}, got a request for a {cls.__name__}; load it with create_world_model"
+            )
 
 
 def _recompute(forward: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    """What a user gave as a tensor of numbers."""
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise ShapeMismatchError(f"dtype of {name}", "numbers in a tensor, an array or a list of equal rows", str(kind)) from error
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and infinity; tensors on an accelerator are not read, because that would wait for the device."""
-    if tensor.device.type == "cpu" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        count = int((~torch.isfinite(tensor)).sum())
-        raise ShapeMismatchError(f"values of {name}", "finite numbers", f"{count} that are NaN or infinite; clean the data")
-
-
-def _moved(lead: int, *, last: bool) -> list[int]:
-    """The permutation that moves the channel axis where it belongs."""
-    axes = [lead + 2, lead, lead + 1] if last else [lead + 1, lead + 2, lead]
-    return [*range(lead), *axes]
-
-
-def _pattern(lead: tuple[int | None, ...], shape: tuple[int, ...]) -> list[Any]:
-    names = ["B", "T"]
-    return [names[i] if n is None else n for i, n in enumerate(lead)] + list(shape)

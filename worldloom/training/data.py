@@ -11,6 +11,7 @@ Legend: n transitions, B batch, T window.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -18,13 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMismatchError
+from worldloom.core.exceptions import BufferError, CheckpointError, ConfigurationError, ShapeMismatchError
+from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, SequenceBatch, StreamId, rows_from_gym, rows_to_gym, transitions
 from worldloom.core.specs import ArraySpec
 from worldloom.data.sequence_buffer import SequenceBuffer
+from worldloom.training.array_names import episode_arguments
+from worldloom.training.casting import cast, flags, stored_dtype
 from worldloom.training.episodes import EpisodeIndex
 from worldloom.training.npz import read_episodes, write_episodes
 
@@ -69,16 +73,15 @@ class ReplayBuffer:
         *,
         seed: int | None = None,
     ) -> None:
-        shape = (obs_shape,) if isinstance(obs_shape, int) else tuple(obs_shape)
-        numbers = (capacity, action_dim, *shape)
-        if not shape or not all(isinstance(n, int | float | np.integer) and n >= 1 for n in numbers):
-            got = f"capacity={capacity!r}, obs_shape={obs_shape!r}, action_dim={action_dim!r}"
-            raise ConfigurationError(f"a replay buffer needs capacity >= 1, positive obs_shape and action_dim, got {got}")
-        shape = tuple(int(n) for n in shape)
-        self.capacity, self.obs_shape, self.action_dim = int(capacity), shape, int(action_dim)
-        self.obs_dtype = np.dtype(obs_dtype)
+        shape = (obs_shape,) if np.ndim(obs_shape) == 0 else tuple(obs_shape)
+        self.capacity = _count("capacity", capacity)
+        self.action_dim = _count("action_dim", action_dim)
+        self.obs_shape = shape = tuple(_count("each axis of obs_shape", axis) for axis in shape)
+        if not shape:
+            raise ConfigurationError("obs_shape must have at least one axis, got (); pass the shape of one observation, e.g. (4,)")
+        self.obs_dtype = stored_dtype("obs_dtype", obs_dtype)
         flag = ArraySpec((), "bool")
-        columns = {"obs": ArraySpec(shape, self.obs_dtype.name), "action": ArraySpec((action_dim,)), "reward": ArraySpec(())}
+        columns = {"obs": ArraySpec(shape, self.obs_dtype.name), "action": ArraySpec((self.action_dim,)), "reward": ArraySpec(())}
         columns |= dict.fromkeys(("is_first", "terminated", "truncated", SEEN), flag)
         size = columns["obs"].nbytes * self.capacity
         rows = 2 * self.capacity if size < ROOMY_BYTES else self.capacity + self.capacity // 8 + 2
@@ -89,7 +92,7 @@ class ReplayBuffer:
             packed=("obs",) if size > RING_BYTES else (),
         )
         self._index = EpisodeIndex(self.capacity)
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(checked("seed", seed, int | None, NOT_NEGATIVE))
         self._has_noticed = False
 
     def __len__(self) -> int:
@@ -135,17 +138,20 @@ class ReplayBuffer:
             BufferError: If a number is not finite, or the episode does not fit into the capacity.
         """
         obs, actions = _array("obs", obs), _array("actions", actions)
-        reward = _array("rewards", rewards).astype(np.float32).reshape(-1)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            reward = _array("rewards", rewards).astype(np.float32).reshape(-1)
         steps = len(reward)
         if not steps:
             return
         seen = self._observations(obs, final_obs, steps)
         action = self._actions(actions, steps)
-        cut = _flags("truncated", truncated, steps)
-        ended = _flags("dones", dones, steps) & ~cut
-        for name, values in (("obs", seen), ("actions", action), ("rewards", reward)):
-            _check_finite(name, values)
+        cut = flags("truncated", truncated, steps)
+        ended = flags("dones", dones, steps) & ~cut
+        _check_finite("rewards", reward)
         bounds = [*(np.flatnonzero((ended | cut)[:-1]) + 1).tolist(), steps]
+        longest = int(np.diff([0, *bounds]).max())
+        if longest > self.capacity:
+            raise BufferError(f"an episode of {longest} transitions exceeds the capacity of {self.capacity}; raise it or split it")
         for start, stop in zip([0, *bounds], bounds, strict=False):
             last = seen[stop : stop + 1] if stop == steps else seen[:0]
             self._add(seen[start:stop], last, action[start:stop], reward[start:stop], bool(ended[stop - 1]))
@@ -153,8 +159,6 @@ class ReplayBuffer:
     def _add(self, obs: np.ndarray, last: np.ndarray, action: np.ndarray, reward: np.ndarray, is_terminal: bool) -> None:
         """Store one episode whose end is its last transition; ``last`` holds the final observation or nothing."""
         steps = len(reward)
-        if steps > self.capacity:
-            raise BufferError(f"an episode of {steps} transitions exceeds the capacity of {self.capacity}; raise it or split it")
         final = last if len(last) else np.zeros((1, *self.obs_shape), self.obs_dtype)
         end = np.zeros(steps, bool)
         end[-1] = True
@@ -192,6 +196,7 @@ class ReplayBuffer:
         Raises:
             BufferError: If no episode is long enough.
         """
+        batch_size, seq_len = checked("batch_size", batch_size, int), checked("seq_len", seq_len, int)
         if batch_size < 1 or seq_len < 1:
             raise BufferError(f"sample needs batch_size >= 1 and seq_len >= 1, got {batch_size} and {seq_len}")
         part = (1, 0) if held_out is None else (held_out[0], int(held_out[1]))
@@ -258,33 +263,42 @@ class ReplayBuffer:
     def load(cls, path: str | PathLike[str], *, capacity: int | None = None, seed: int | None = None) -> ReplayBuffer:
         """Read an ``.npz`` of :meth:`save`, of 0.1, or of your own with at least ``obs, actions, rewards``.
 
-        Observations are read one episode at a time, so memory holds one copy of them.
+        Gymnasium's, D4RL's and Minari's names are understood (see :mod:`worldloom.training.array_names`). Integer actions
+        ``[n]`` become one-hot codes. What is not used or had to be concluded is logged as a warning. Observations are read one
+        episode at a time, so memory holds one copy of them.
 
         Raises:
-            CheckpointError: If the file is missing, damaged, or lacks an array.
+            CheckpointError: If the file is missing, damaged, lacks an array, or holds an episode that cannot be stored.
         """
         facts, episodes = read_episodes(path)
         room = capacity or max(facts.capacity, facts.steps, 1)
         buffer = cls(room, facts.obs_shape, facts.action_dim, facts.obs_dtype, seed=seed)
-        for episode in episodes:
-            buffer.add_episode(**episode)
+        for number, episode in enumerate(episodes):
+            try:
+                buffer.add_episode(**episode)
+            except (BufferError, ShapeMismatchError) as error:
+                raise CheckpointError(f"{path}: episode {number}: {error}") from error
+        for note in facts.notes:
+            logger.warning("%s: %s", path, note)
         return buffer
 
     @classmethod
     def from_trajectories(cls, trajectories: Sequence[Mapping[str, Any]], capacity: int | None = None) -> ReplayBuffer:
-        """A buffer of episodes that are given as dicts with the arguments of :meth:`add_episode`.
+        """A buffer of episodes that are given as dicts with the arguments of :meth:`add_episode`, or under the names of
+        Gymnasium, D4RL or Minari (see :mod:`worldloom.training.array_names`).
 
         Raises:
-            BufferError: If there are none.
+            BufferError: If there are none, one lacks an array, or has one that is not known.
         """
         if not trajectories:
             raise BufferError("from_trajectories needs at least one trajectory, got none")
-        steps = sum(len(t["rewards"]) for t in trajectories)
-        obs, action = np.asarray(trajectories[0]["obs"]), np.asarray(trajectories[0]["actions"])
+        episodes = [episode_arguments(trajectory, f"trajectory {n}") for n, trajectory in enumerate(trajectories)]
+        steps = sum(len(episode["rewards"]) for episode in episodes)
+        obs, action = np.asarray(episodes[0]["obs"]), np.asarray(episodes[0]["actions"])
         dtype = np.uint8 if obs.dtype == np.uint8 else np.float32
         buffer = cls(capacity or max(steps, 1), obs.shape[1:], action.shape[-1] if action.ndim > 1 else 1, dtype)
-        for trajectory in trajectories:
-            buffer.add_episode(**trajectory)
+        for episode in episodes:
+            buffer.add_episode(**episode)
         return buffer
 
     def _observations(self, obs: Any, final_obs: Any, steps: int) -> np.ndarray:
@@ -296,12 +310,9 @@ class ReplayBuffer:
             final = np.asarray(final_obs).reshape(-1, *self.obs_shape) if np.size(final_obs) == np.prod(self.obs_shape) else None
             if final is None:
                 raise ShapeMismatchError("final_obs", self.obs_shape, np.shape(final_obs))
-            array = np.concatenate([array[:steps], final.astype(array.dtype)])
-        if self.obs_dtype.kind == "u" and array.dtype != self.obs_dtype:
-            whole = np.all(array == np.round(array)) and array.min() >= 0 and array.max() <= np.iinfo(self.obs_dtype).max
-            if not whole:
-                raise ShapeMismatchError("obs for a buffer of " + self.obs_dtype.name, "integers in its range", str(array.dtype))
-        return array.astype(self.obs_dtype, copy=False)
+            array = np.concatenate([array[:steps], final])
+        _check_finite("obs", array)
+        return cast("obs", array, self.obs_dtype)
 
     def _actions(self, actions: Any, steps: int) -> np.ndarray:
         """[steps, action_dim] float32."""
@@ -318,7 +329,8 @@ class ReplayBuffer:
         array = array.reshape(steps, 1) if array.shape == (steps,) and self.action_dim == 1 else array
         if array.shape != (steps, self.action_dim):
             raise ShapeMismatchError(f"actions of an episode with {steps} rewards", (steps, self.action_dim), array.shape)
-        return array.astype(np.float32)
+        _check_finite("actions", array)
+        return cast("actions", array, np.dtype(np.float32))
 
 
 def _array(name: str, values: Any) -> np.ndarray:
@@ -332,13 +344,10 @@ def _array(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _flags(name: str, values: Any, steps: int) -> np.ndarray:
-    if values is None:
-        return np.zeros(steps, bool)
-    array = np.asarray(values)
-    if array.size != steps:
-        raise ShapeMismatchError(f"{name} of an episode", (steps,), array.shape)
-    return array.reshape(steps).astype(bool)
+def _count(name: str, value: Any) -> int:
+    """A size; 1e6 is as good as 1000000."""
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(checked(f"{name} of a replay buffer", whole, int, Bounds(1)))
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
@@ -350,14 +359,23 @@ def _check_finite(name: str, values: np.ndarray) -> None:
 class TrajectoryDataset(Dataset[dict[str, Tensor]]):
     """Windows of a buffer as a torch dataset: each item is one freshly drawn window without batch axis.
 
+    In the process that holds the dataset, windows come from the buffer's own generator. In a worker of a ``DataLoader`` each
+    draw is a function of ``seed``, of the worker's seed, which torch chooses anew for every epoch (``torch.manual_seed`` makes
+    that repeatable), of the index, and of how often this worker drew that index: no worker and no epoch repeats another.
+
     Args:
         buffer: Where windows come from.
         seq_len: Transitions per window.
         samples_per_epoch: Length of the dataset.
+        seed: Root of the draws in workers.
     """
 
-    def __init__(self, buffer: ReplayBuffer, seq_len: int, samples_per_epoch: int = 1000) -> None:
-        self.buffer, self.seq_len, self.samples_per_epoch = buffer, seq_len, samples_per_epoch
+    def __init__(self, buffer: ReplayBuffer, seq_len: int, samples_per_epoch: int = 1000, *, seed: int = 0) -> None:
+        self.buffer = buffer
+        self.seq_len = checked("seq_len", seq_len, int, Bounds(1))
+        self.samples_per_epoch: int = checked("samples_per_epoch", samples_per_epoch, int, NOT_NEGATIVE)
+        self.seed = checked("seed", seed, int, NOT_NEGATIVE)
+        self._draws: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -365,7 +383,15 @@ class TrajectoryDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.samples_per_epoch:
             raise IndexError(f"index {index} of a dataset of {self.samples_per_epoch}")
-        return {name: value[0] for name, value in self.buffer.sample(1, self.seq_len).items()}
+        return {name: value[0] for name, value in self.buffer.sample(1, self.seq_len, rng=self._generator(int(index))).items()}
+
+    def _generator(self, index: int) -> np.random.Generator | None:
+        """The source of one draw in a worker; None elsewhere."""
+        worker = get_worker_info()
+        if worker is None:
+            return None
+        self._draws[index] += 1
+        return np.random.default_rng([self.seed, worker.seed, index, self._draws[index]])
 
 
 def create_random_buffer(

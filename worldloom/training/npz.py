@@ -1,17 +1,22 @@
 """Episodes in an ``.npz`` file, written and read one at a time. numpy only; nothing is ever unpickled.
 
-Arrays: ``obs, actions, rewards, dones`` concatenated over episodes, ``obs_shape, action_dim, capacity``; since 0.2 also
-``truncated``, ``episode_lengths``, ``final_obs`` (one per episode) and ``final_obs_mask``. A file without ``episode_lengths`` is
-split at its ``dones``.
+Written: ``obs, actions, rewards, dones`` concatenated over episodes, ``obs_shape, action_dim, capacity``; since 0.2 also
+``truncated``, ``episode_lengths``, ``final_obs`` (one per episode) and ``final_obs_mask``.
+
+Read: these, and the files of others under the names in :mod:`worldloom.training.array_names`. What the last action of an episode
+led to is taken from ``final_obs``, from ``next_obs``, or from ``obs`` where each episode has one more than actions. Whatever is
+not used, or had to be concluded, is a sentence in ``FileFacts.notes``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +26,9 @@ from numpy.lib import format as npy
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import replacing
+from worldloom.training.array_names import Ends, find_ends, match_names
 
-__all__ = ["DAMAGE", "FileFacts", "read_episodes", "write_episodes"]
+__all__ = ["DAMAGE", "FileFacts", "is_choice", "read_episodes", "write_episodes"]
 
 DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 """What reading a damaged file may raise."""
@@ -30,18 +36,31 @@ ALWAYS = ("actions", "rewards", "dones", "obs_shape", "action_dim", "capacity")
 SINCE_0_2 = ("truncated", "episode_lengths", "final_obs_mask", "final_obs")
 ONE_HOT = "actions_onehot"
 """Where 0.1's Atari collector kept codes beside integer actions."""
-SMALL = (*ALWAYS, *SINCE_0_2[:-1], ONE_HOT)
+LARGE = ("obs", "next_obs")
+"""Arrays of one observation per transition: read an episode at a time."""
+OWN = frozenset({*ALWAYS, *SINCE_0_2, ONE_HOT, "obs", "env_spec"})
+"""Arrays that the writers of this project leave; ``env_spec`` is the note of ``worldloom_dist``."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a file says before its observations are read."""
+    """What a file says before its observations are read.
+
+    Attributes:
+        obs_shape, obs_dtype: Of one observation, as a buffer keeps it.
+        action_dim: Width of an action; for integer actions ``[n]`` the number of choices.
+        capacity, steps: Of the buffer that was saved; transitions in the file.
+        actions: ``[n, ...]`` as the file has them.
+        notes: Sentences on what is not used and what had to be concluded; complete once all episodes are read.
+    """
 
     obs_shape: tuple[int, ...]
     obs_dtype: np.dtype[Any]
     action_dim: int
     capacity: int
     steps: int
+    actions: np.ndarray
+    notes: list[str] = field(default_factory=list)
 
 
 def write_episodes(
@@ -92,91 +111,203 @@ def read_episodes(path: str | PathLike[str]) -> tuple[FileFacts, Iterator[dict[s
     """What the file says, and its episodes as arguments of ``ReplayBuffer.add_episode``, read as they are asked for.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or lacks an array; also while episodes are read.
+        CheckpointError: If the file is missing, damaged, lacks an array, or contradicts itself; also while episodes are read.
     """
     source = Path(path) if Path(path).exists() else _with_suffix(Path(path))
     try:
-        small = _read_small(source)
-        facts = _facts(source, small)
+        file = _open(source)
     except DAMAGE as error:
         raise CheckpointError(f"{source}: is not a readable .npz of episodes ({error})") from error
-    return facts, _episodes(source, facts, small)
+    return file.facts, _episodes(file)
 
 
-def _read_small(source: Path) -> dict[str, np.ndarray]:
+def is_choice(actions: np.ndarray) -> bool:
+    """True for actions ``[n]`` or ``[n, 1]`` that are whole numbers: choices, counted from 0."""
+    return actions.dtype.kind in "iu" and actions.size == len(actions)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An opened file: everything but its observations.
+
+    Attributes:
+        names: Given name of each array that is known, by ours.
+        small: Arrays by our names.
+        extra: 1 where ``obs`` has one observation more than actions in each episode, else 0.
+    """
+
+    source: Path
+    facts: FileFacts
+    names: Mapping[str, str]
+    small: Mapping[str, np.ndarray]
+    ends: Ends
+    extra: int
+
+
+def _open(source: Path) -> _File:
     with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        missing = {"obs", "actions", "rewards"} - set(archive.files)
+        names, unknown = match_names(archive.files, str(source))
+        missing = {"obs", "actions", "rewards"} - set(names)
         if missing:
             raise CheckpointError(f"{source}: lacks {sorted(missing)}, has {sorted(archive.files)}; it is not a file of episodes")
         is_ours = any(name in archive.files for name in ("final_obs", "final_obs_mask"))
         lost = [name for name in (*ALWAYS, *SINCE_0_2) if is_ours and name not in archive.files]
         if lost:
             raise CheckpointError(f"{source}: lacks {lost}, which belong to its other arrays; it is damaged")
-        small = {name: archive[name] for name in SMALL if name in archive.files}
-    return small | ({"actions": small.pop(ONE_HOT)} if ONE_HOT in small else {})
+        small = {ours: archive[name] for ours, name in names.items() if ours not in LARGE}
+        small |= {name: archive[name] for name in (*OWN, ONE_HOT) if name in unknown and name not in ("final_obs", "env_spec")}
+    if ONE_HOT in small:
+        small["actions"] = small.pop(ONE_HOT)
+    if small["actions"].dtype.kind == "b":
+        small["actions"] = small["actions"].astype(np.int8)
+    notes = []
+    if left := [name for name in unknown if name not in OWN]:
+        notes.append(f"arrays that are not used: {', '.join(left)}")
+    return _described(source, names, small, notes)
 
 
-def _facts(source: Path, small: dict[str, np.ndarray]) -> FileFacts:
-    with zipfile.ZipFile(source) as archive, archive.open("obs.npy") as file:
-        shape, _, dtype = _read_header(file)
-    steps = len(small["rewards"])
-    if shape[0] != steps or len(small["actions"]) != steps:
-        lengths = {"obs": shape[0], "actions": len(small["actions"]), "rewards": steps}
+def _described(source: Path, names: Mapping[str, str], small: Mapping[str, np.ndarray], notes: list[str]) -> _File:
+    """The file with its ends and sizes; all of its arrays agree."""
+    with zipfile.ZipFile(source) as archive:
+        shape, dtype = _shape_of(archive, names["obs"])
+        following = _shape_of(archive, names["next_obs"]) if "next_obs" in names else None
+    actions, steps = small["actions"], len(small["rewards"])
+    if small["rewards"].size != steps:
+        raise CheckpointError(f"{source}: {names['rewards']!r} has shape {small['rewards'].shape}; give one number per action")
+    ends = find_ends(small, steps, str(source))
+    extra = int(shape[0] == steps + len(ends.stops) and shape[0] != steps)
+    lengths = {"obs": shape[0], "actions": len(actions), "rewards": steps}
+    if (shape[0] != steps and not extra) or len(actions) != steps:
         raise CheckpointError(f"{source}: arrays have different lengths {lengths}; it is truncated or foreign")
-    width = int(small["action_dim"]) if "action_dim" in small else int(math.prod(small["actions"].shape[1:]))
+    if following is not None and following[0] != (steps, *shape[1:]):
+        raise CheckpointError(f"{source}: {names['next_obs']!r} has shape {following[0]}, expected {(steps, *shape[1:])}")
+    for name, kind in (("obs", dtype.kind), ("actions", actions.dtype.kind), ("rewards", small["rewards"].dtype.kind)):
+        if kind not in "biuf":
+            raise CheckpointError(f"{source}: {names.get(name, name)!r} does not hold numbers; give integers, floats or flags")
+    if extra and following is not None:
+        notes.append(f"arrays that are not used: {names['next_obs']}, because obs has one more entry in each episode")
+    if steps and not ends.is_marked:
+        flags = "'terminated' and 'truncated'"
+        notes.append(f"nothing says where an episode ends, so all {steps} transitions are one episode; add {flags} if they are not")
+    width = int(math.prod(actions.shape[1:]))
+    if "action_dim" in small:
+        width = int(small["action_dim"])
+    elif is_choice(actions):
+        width = max(1, int(actions.max(initial=0)) + 1)
     kept = np.dtype(np.float32) if dtype.kind == "f" else dtype
-    return FileFacts(tuple(shape[1:]), kept, width, int(small.get("capacity", steps)), steps)
+    facts = FileFacts(tuple(shape[1:]), kept, width, int(small.get("capacity", steps)), steps, actions, notes)
+    return _File(source, facts, names, small, ends, extra)
 
 
-def _episodes(source: Path, facts: FileFacts, small: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def _episodes(file: _File) -> Iterator[dict[str, Any]]:
     try:
-        with zipfile.ZipFile(source) as archive, archive.open("obs.npy") as file:
-            shape, _, dtype = _read_header(file)
-            finals = _read_finals(archive)
-            start = 0
-            for number, length in enumerate(_lengths(facts.steps, small)):
-                part = slice(start, start + length)
-                obs = _read_rows(file, length, shape[1:], dtype)
-                episode = {"obs": obs} | {n: small[n][part] for n in ("actions", "rewards", "dones", "truncated") if n in small}
-                if finals is not None and small["final_obs_mask"][number]:
-                    episode["final_obs"] = finals[number]
-                start += length
-                yield episode
+        with contextlib.ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(file.source))
+            obs = _Rows(stack.enter_context(archive.open(f"{file.names['obs']}.npy")))
+            following = None
+            if "next_obs" in file.names and not file.extra:
+                following = _Rows(stack.enter_context(archive.open(f"{file.names['next_obs']}.npy")))
+            yield from _with_outcomes(file, obs, following, _finals(archive, file))
     except DAMAGE as error:
-        raise CheckpointError(f"{source}: damaged in the middle ({error})") from error
+        raise CheckpointError(f"{file.source}: damaged in the middle ({error})") from error
 
 
-def _lengths(steps: int, small: dict[str, np.ndarray]) -> list[int]:
-    if "episode_lengths" in small:
-        return [int(n) for n in small["episode_lengths"]]
-    dones = small["dones"].reshape(-1).astype(bool) if "dones" in small else np.zeros(steps, bool)
-    ends = (np.flatnonzero(dones) + 1).tolist()
-    bounds = ends if ends and ends[-1] == steps else [*ends, steps]
-    return [int(stop - start) for start, stop in zip([0, *bounds], bounds, strict=False) if stop > start]
+def _with_outcomes(file: _File, obs: _Rows, following: _Rows | None, finals: Mapping[int, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Every episode, with what its last action led to wherever the file says so."""
+    start, cuts = 0, 0
+    for stop in file.ends.stops.tolist():
+        seen = obs.take(stop - start + file.extra)
+        led_to = None if following is None else following.take(stop - start)
+        bounds = [start, stop] if led_to is None else [start, *(start + _seams(seen, led_to)).tolist(), stop]
+        cuts += len(bounds) - 2
+        for begin, end in itertools.pairwise(bounds):
+            last = finals.get(end)
+            if file.extra:
+                last = seen[-1]
+            elif led_to is not None:
+                last = led_to[end - start - 1]
+            yield _episode(file, slice(begin, end), seen[begin - start : end - start], last)
+        start = stop
+    if cuts:
+        file.facts.notes.append(
+            f"at {cuts} transitions {file.names['next_obs']!r} is not the observation that follows, and no end is marked: "
+            "episodes are cut there, as by a time limit"
+        )
 
 
-def _read_finals(archive: zipfile.ZipFile) -> np.ndarray | None:
+def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None) -> dict[str, Any]:
+    terminated, truncated = file.ends.terminated[part], file.ends.truncated[part].copy()
+    truncated[-1] |= not terminated[-1]
+    episode = {
+        "obs": obs,
+        "actions": file.small["actions"][part],
+        "rewards": file.small["rewards"][part].reshape(-1),
+        "dones": terminated | truncated,
+        "truncated": truncated,
+    }
+    return episode if last is None else episode | {"final_obs": last}
+
+
+def _seams(obs: np.ndarray, led_to: np.ndarray) -> np.ndarray:
+    """Transitions of an episode after which ``obs`` does not go on where ``next_obs`` says that the action led to."""
+    differs = (obs[1:] != led_to[:-1]).reshape(len(obs) - 1, -1).any(axis=1)
+    return np.flatnonzero(differs) + 1
+
+
+def _finals(archive: zipfile.ZipFile, file: _File) -> dict[int, np.ndarray]:
+    """Final observations that were stored one per episode, by the transition after the episode's last one."""
     if "final_obs.npy" not in archive.namelist():
-        return None
-    with archive.open("final_obs.npy") as file:
-        array: np.ndarray = npy.read_array(file, allow_pickle=False)
-    return array
+        return {}
+    with archive.open("final_obs.npy") as opened:
+        array: np.ndarray = npy.read_array(opened, allow_pickle=False)
+    mask = file.small["final_obs_mask"].astype(bool)
+    stops = np.cumsum(file.small["episode_lengths"])
+    return {int(stop): array[number] for number, stop in enumerate(stops) if mask[number]}
 
 
-def _read_rows(file: IO[bytes], rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    size = rows * math.prod(shape) * dtype.itemsize
+class _Rows:
+    """Reads an array row by row from its place in an archive; one in Fortran's order is read whole.
+
+    Args:
+        file: The opened ``.npy``.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._shape, is_fortran, self._dtype = _read_header(file)
+        self._file, self._taken = file, 0
+        self._whole: np.ndarray | None = None
+        if is_fortran:
+            size = math.prod(self._shape) * self._dtype.itemsize
+            self._whole = np.frombuffer(_exactly(file, size), self._dtype).reshape(self._shape, order="F")
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``count`` rows."""
+        before, self._taken = self._taken, self._taken + count
+        if self._whole is not None:
+            return np.ascontiguousarray(self._whole[before : self._taken])
+        size = count * math.prod(self._shape[1:]) * self._dtype.itemsize
+        return np.frombuffer(_exactly(self._file, size), self._dtype).reshape(count, *self._shape[1:])
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        raise ValueError(f"obs ends after {len(data)} of {size} bytes")
-    return np.frombuffer(data, dtype).reshape(rows, *shape)
+        raise ValueError(f"an array ends after {len(data)} of {size} bytes")
+    return data
+
+
+def _shape_of(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    with archive.open(f"{name}.npy") as file:
+        shape, _, dtype = _read_header(file)
+    return shape, dtype
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(file)
     header = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
     shape, is_fortran, dtype = header
-    if is_fortran or dtype.hasobject or not shape:
-        raise ValueError("obs must be a plain C-ordered array")
+    if dtype.hasobject or not shape:
+        raise ValueError("observations must be plain numbers with a leading axis of transitions")
     return shape, is_fortran, dtype
 
 

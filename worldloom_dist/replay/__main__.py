@@ -76,11 +76,7 @@ def import_file(run_dir: Path, source: str) -> int:
         return 0
     except StateError as error:
         raise StateError(f"{error}; then import {source} again: what is stored by now is not stored twice") from error
-    sys.stdout.write(f"stored {report.rows - report.known_rows} rows of {report.episodes} episodes\n")
-    if report.known_rows:
-        sys.stdout.write(f"{report.known_rows} rows had been stored before\n")
-    if report.left_out:
-        sys.stdout.write(f"{report.left_out} transitions were left out, because the file does not say what they led to\n")
+    sys.stdout.write("\n".join(report.sentences) + "\n")
     return 0
 
 
@@ -122,8 +118,7 @@ def _store_now(plan: Plan, run_dir: Path, source: str) -> ImportReport:
             shards.append(build_shard(plan, index, RunFolder(run_dir).replay))
             stack.callback(shards[-1].close)
         parts = [load_share(shard, source, num_shards) for shard in shards]
-    sums = {name: sum(getattr(part, name) for part in parts) for name in ("episodes", "rows", "known_rows")}
-    return ImportReport(**sums, left_out=parts[0].left_out)
+    return ImportReport.joined(parts)
 
 
 def _no_run(run_dir: Path) -> dict[str, object]:

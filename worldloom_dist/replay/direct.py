@@ -129,8 +129,7 @@ class DirectReplay:
         with self._changed:
             self._join_all()
             self._changed.notify_all()
-        sums = {name: sum(getattr(part, name) for part in parts) for name in ("episodes", "rows", "known_rows")}
-        return ImportReport(**sums, left_out=parts[0].left_out)
+        return ImportReport.joined(parts)
 
     def books(self) -> RowBooks:
         """The books summed over all shards."""

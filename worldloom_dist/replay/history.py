@@ -82,11 +82,22 @@ class EpisodeHistory:
         self._folders, self.fragment_rows = shard_folders(replay), 0
 
     def episodes(self) -> Iterator[Rows]:
-        """Every episode whose first row is there, up to its end or to where its stream breaks off."""
+        """Every episode whose first row is there, up to its end or to where its stream breaks off.
+
+        Those of a file come in the order of the file, from which they were dealt to the shards in turn.
+        """
+        dealt: dict[int, list[Iterator[Rows]]] = {}
         for folder in self._folders:
-            columns, streams = stored_columns(folder), _streams(folder)
-            for chunks in streams.values():
-                yield from self._stream(columns, chunks)
+            columns = stored_columns(folder)
+            for stream, chunks in _streams(folder).items():
+                episodes = self._stream(columns, chunks)
+                if stream.is_imported:
+                    dealt.setdefault(stream.incarnation, []).append(episodes)
+                else:
+                    yield from episodes
+        for shares in dealt.values():
+            for turn in itertools.zip_longest(*shares):
+                yield from (rows for rows in turn if rows is not None)
 
     def _stream(self, columns: dict[str, ArraySpec], chunks: list[StoredChunk]) -> Iterator[Rows]:
         chunks.sort(key=lambda stored: stored.chunk.seq)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,6 @@ from worldloom_dist.replay.shard import ReplayShard
 
 __all__ = ["ImportList", "ImportReport", "check_file", "load_share", "split_sources"]
 
-logger = logging.getLogger(__name__)
-
 CHUNK_ROWS, RETRY_AFTER_S = 64, 30.0
 
 
@@ -43,13 +40,48 @@ class ImportReport:
     Attributes:
         episodes, rows: Its share of the file.
         known_rows: Those of them that it had already.
-        left_out: Transitions that the file does not finish (counted over the whole file).
+        evicted_rows: Those of them for which replay has no room.
+        repeated: Episodes of the whole file whose last observation is not known (see ``replay.npz_files``).
+        notes: What else there is to say of the whole file.
     """
 
     episodes: int = 0
     rows: int = 0
     known_rows: int = 0
-    left_out: int = 0
+    evicted_rows: int = 0
+    repeated: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join(self.sentences)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What there is to say, for people."""
+        sentences = [f"stored {self.rows - self.known_rows} rows of {self.episodes} episodes"]
+        if self.known_rows:
+            sentences.append(f"{self.known_rows} rows had been stored before")
+        if self.evicted_rows:
+            sentences.append(f"replay has no room for {self.evicted_rows} of the rows, the oldest; raise --replay.capacity-steps")
+        if self.repeated:
+            sentences.append(
+                f"{self.repeated} episodes do not say what their last action led to, so their last observation stands there "
+                "again; record next_obs or final_obs to have the true one"
+            )
+        return [*sentences, *self.notes]
+
+    def of_share(self, shard: int) -> ImportReport:
+        """The report of one shard of several: what is true of the whole file is said by the first of them only."""
+        return self if shard == 0 else replace(self, repeated=0, notes=())
+
+    @classmethod
+    def joined(cls, shares: Sequence[ImportReport]) -> ImportReport:
+        """What all shards together took from a file."""
+        sums = {name: sum(getattr(share, name) for share in shares) for name in SHARED_OUT}
+        return cls(**sums, repeated=shares[0].repeated, notes=shares[0].notes)
+
+
+SHARED_OUT = ("episodes", "rows", "known_rows", "evicted_rows")
 
 
 def split_sources(text: str | None) -> list[str]:
@@ -82,9 +114,8 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
             known += count
         else:
             shard.append(Chunk(stream, seq, NO_POLICY, count, 0, encode_rows(part)))
-    report = ImportReport(episodes, rows, known, opened.left_out)
-    logger.info("shard-%d: %s: %s", shard.index, source, report)
-    return report
+    evicted = max(0, rows - shard.capacity_steps)
+    return ImportReport(episodes, rows, known, evicted, opened.repeated, tuple(opened.notes))
 
 
 def check_file(source: str, shard_columns: Iterable[str]) -> None:
@@ -99,7 +130,7 @@ def check_file(source: str, shard_columns: Iterable[str]) -> None:
     if has != wanted:
         raise CheckpointError(f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name a file of the same env")
     if next(opened.episodes, None) is None:
-        raise CheckpointError(f"{source}: holds no episode with a known outcome; a file needs final_obs or longer episodes")
+        raise CheckpointError(f"{source}: holds no transition; name a file with at least one")
 
 
 def fingerprint(source: str) -> int:

@@ -1,11 +1,16 @@
 """Episodes as Minari datasets (https://minari.farama.org), the exchange format of offline reinforcement learning.
 
-Observations pass through the same mapping as those of a live env. Bounded actions are scaled to [-1, 1] when they come in; what
-goes out says that it is in [-1, 1].
+Observations pass through the same mapping as those of a live env. Actions are scaled by finite bounds to [-1, 1] when they come in,
+and never clipped: one that lies outside is refused when it is stored, as from any other file. What goes out says that it is in
+[-1, 1], and appears under its name whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +26,7 @@ from worldloom_dist.replay.episode_files import EpisodeFile, check_whole
 __all__ = ["minari_files", "read_minari", "write_minari"]
 
 FORMAT = "arrow"
+ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 
 
 def read_minari(name: str) -> EpisodeFile:
@@ -42,11 +48,13 @@ def read_minari(name: str) -> EpisodeFile:
         action=act.specs,
         episode_limit=getattr(dataset.env_spec, "max_episode_steps", None),
     )
-    return EpisodeFile(env, _episodes(name, dataset, observe, act))
+    opened = EpisodeFile(env, iter(()), list(observe.remarks))
+    opened.episodes = _episodes(name, dataset, observe, act, opened)
+    return opened
 
 
 def write_minari(name: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
-    """Write whole episodes as a new dataset on this machine.
+    """Write whole episodes as a new dataset on this machine; all of them are in memory meanwhile.
 
     Raises:
         ConfigurationError: If a dataset of that name exists, or its name is refused.
@@ -56,6 +64,8 @@ def write_minari(name: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     from gymnasium import spaces
     from minari.data_collector import EpisodeBuffer
 
+    observations = {key: _space(spec, low=-np.inf) for key, spec in env.obs.items()}
+    actions = {key: _space(spec, low=-1.0) for key, spec in env.action.items()}
     buffers: list[Any] = []
     for rows in episodes:
         check_whole(rows, name)
@@ -65,45 +75,61 @@ def write_minari(name: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
         buffers.append(
             EpisodeBuffer(
                 id=len(buffers),
-                observations=_bare(gym["obs"], env.obs),
-                actions=_bare(gym["action"], env.action),
+                observations=_in_dtypes_of(observations, gym["obs"]),
+                actions=_in_dtypes_of(actions, gym["action"]),
                 rewards=gym["reward"].tolist(),
                 terminations=gym["terminated"].tolist(),
                 truncations=gym["truncated"].tolist(),
             )
         )
-    all_obs = {key: _space(spec, low=-np.inf) for key, spec in env.obs.items()}
-    all_actions = {key: _space(spec, low=-1.0) for key, spec in env.action.items()}
-    try:
-        _create(minari)(
+    with _appearing(minari, name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # advice on authors and links, which a private export has not
+        minari.create_dataset_from_buffers(
             name,
             buffer=buffers,
-            observation_space=_bare(all_obs, env.obs) if len(all_obs) == 1 else spaces.Dict(all_obs),
-            action_space=_bare(all_actions, env.action) if len(all_actions) == 1 else spaces.Dict(all_actions),
+            observation_space=_bare(observations) if len(observations) == 1 else spaces.Dict(observations),
+            action_space=_bare(actions) if len(actions) == 1 else spaces.Dict(actions),
             description=f"rows of {env.name} as worldloom stores them; continuous actions lie in [-1, 1]",
             data_format=FORMAT,
             jpeg_encoding=False,
         )
-    except (ValueError, AssertionError) as error:
+
+
+@contextlib.contextmanager
+def _appearing(minari: Any, name: str) -> Iterator[None]:
+    """While a dataset is made, its root is a hidden folder beside the others; then one rename gives it its place.
+
+    Raises:
+        ConfigurationError: If it cannot be made under this name; nothing is left of it then.
+    """
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    root = Path(get_dataset_path())
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or (root / name).exists():
+        reason = "it exists already" if parts and (root / name).exists() else "that is no name of a dataset"
+        raise ConfigurationError(f"minari:{name} cannot be made ({reason}); choose another name, for example mine-v0")
+    before = os.environ.get(ROOT_VARIABLE)
+    hidden = Path(tempfile.mkdtemp(prefix=".worldloom-", dir=root))
+    os.environ[ROOT_VARIABLE] = str(hidden)
+    try:
+        yield
+        depth = next(depth for depth in range(1, len(parts) + 1) if not root.joinpath(*parts[:depth]).exists())
+        hidden.joinpath(*parts[:depth]).rename(root.joinpath(*parts[:depth]))
+    except (ValueError, TypeError, AssertionError, NotImplementedError, StopIteration) as error:
         raise ConfigurationError(f"minari:{name} cannot be made ({error}); choose another name, for example mine-v0") from error
+    finally:
+        if before is None:
+            del os.environ[ROOT_VARIABLE]
+        else:
+            os.environ[ROOT_VARIABLE] = before
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def minari_files(name: str) -> list[Path]:
     """The files that hold a dataset's numbers."""
     root = Path(_load(name).storage.data_path)
     return sorted(path for path in root.rglob("*") if path.is_file())
-
-
-def _create(minari: Any) -> Any:
-    """``create_dataset_from_buffers`` without its advice on authors and links, which do not apply to a private export."""
-
-    def create(*args: Any, **kwargs: Any) -> None:
-        """The same call without those warnings."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            minari.create_dataset_from_buffers(*args, **kwargs)
-
-    return create
 
 
 def _load(name: str) -> Any:
@@ -114,23 +140,39 @@ def _load(name: str) -> Any:
         raise CheckpointError(f"minari:{name} cannot be read ({error}); 'minari list local' shows what is there") from error
 
 
-def _episodes(name: str, dataset: Any, observe: Any, act: Any) -> Iterator[Rows]:
+def _episodes(name: str, dataset: Any, observe: Any, act: Any, opened: EpisodeFile) -> Iterator[Rows]:
+    infos: set[str] = set()
+    unmarked = 0
     try:
         for episode in dataset.iterate_episodes():
+            infos.update(getattr(episode, "infos", None) or ())
             steps = len(episode.rewards)
             if not steps:
                 continue
-            terminated, truncated = (np.asarray(ends, bool).copy() for ends in (episode.terminations, episode.truncations))
-            truncated[-1] |= not terminated[-1]
-            obs, action = observe(episode.observations, (steps + 1,)), act.inverse(episode.actions, (steps,))
+            terminated = np.asarray(episode.terminations, bool)
+            truncated = np.asarray(episode.truncations, bool) & ~terminated
+            if not terminated[-1] and not truncated[-1]:
+                truncated[-1] = True
+                unmarked += 1
+            obs = observe(episode.observations, (steps + 1,))
+            action = act.inverse(episode.actions, (steps,))
             yield rows_from_gym(obs, action, np.asarray(episode.rewards), terminated, truncated)
     except (OSError, ValueError, KeyError, ImportError, EnvFailureError) as error:
         raise CheckpointError(f"minari:{name}: damaged in the middle, or of another space than it says ({error})") from error
+    if infos:
+        opened.notes.append(f"infos that are not used: {', '.join(sorted(map(str, infos)))}")
+    if unmarked:
+        opened.notes.append(f"{unmarked} episodes have no end in the file; they count as truncated")
 
 
-def _bare(group: Any, specs: Any) -> Any:
+def _bare(group: Any) -> Any:
     """The only entry of a group, or the group."""
-    return next(iter(group.values())) if len(specs) == 1 else dict(group)
+    return next(iter(group.values())) if len(group) == 1 else dict(group)
+
+
+def _in_dtypes_of(spaces: Any, values: Any) -> Any:
+    """Arrays in the dtypes that their spaces have, which Arrow insists on."""
+    return _bare({key: np.asarray(value, spaces[key].dtype) for key, value in values.items()})
 
 
 def _space(spec: ArraySpec, *, low: float) -> Any:

@@ -1,22 +1,26 @@
 """Episodes as the library's ``.npz``: what ``ReplayBuffer.save`` writes, and a note of the spaces, which other readers ignore.
 
-A file without the note is read as continuous actions (or, if they are whole numbers, as choices). A transition whose outcome the
-file does not hold (no ``final_obs``) is left out, because a run stores no made-up observation.
+In a file without the note observations are taken as a live env's are (``envs.spaces``: images by shape and dtype, numbers as
+float32) and actions as continuous, or as choices where they are whole numbers. Where the file does not say what an episode's last
+action led to, its last observation is repeated: so that action's reward and its end are kept, as ``ReplayBuffer.load`` keeps them,
+at the price of one observation per episode that nobody made. Who recorded the true one gives ``next_obs`` or ``final_obs``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, EnvFailureError, ShapeMismatchError
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom.training.npz import DAMAGE, FileFacts, read_episodes, write_episodes
+from worldloom.envs.spaces import ObsMapper
+from worldloom.training.npz import DAMAGE, FileFacts, is_choice, read_episodes, write_episodes
 from worldloom_dist.replay.episode_files import EpisodeFile, check_whole, single_key
 
 __all__ = ["read_npz", "write_npz"]
@@ -29,14 +33,23 @@ def read_npz(path: Path) -> EpisodeFile:
 
     Raises:
         CheckpointError: If it is missing, damaged or foreign; also while episodes are read.
+        ConfigurationError: If its observations cannot be trained on.
     """
     facts, episodes = read_episodes(path)
     try:
-        env = _noted_env(path) or _guessed_env(path, facts)
+        env = _noted_env(path)
     except (*DAMAGE, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: what it says of its spaces is damaged ({error})") from error
-    opened = EpisodeFile(env, iter(()))
-    opened.episodes = _rows(opened, path, episodes)
+    if env is not None:
+        opened = EpisodeFile(env, iter(()), facts.notes)
+        opened.episodes = _rows(opened, path, episodes, lambda obs: obs)
+        return opened
+    observe = ObsMapper(_obs_space(facts))
+    (key,) = observe.specs
+    facts.notes.extend(observe.remarks)
+    action = _action_spec(facts, path)
+    opened = EpisodeFile(EnvSpec(name="none", obs=observe.specs, action={"action": action}), iter(()), facts.notes)
+    opened.episodes = _rows(opened, path, episodes, lambda obs: observe(obs, obs.shape[:1])[key])
     return opened
 
 
@@ -88,66 +101,75 @@ def _noted_env(path: Path) -> EnvSpec | None:
         return EnvSpec.from_dict(json.loads(archive[NOTE].tobytes()))
 
 
-def _guessed_env(path: Path, facts: FileFacts) -> EnvSpec:
-    """What shapes and dtypes say; a file without a note knows no names and no limits."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        actions = archive["actions"]
-    if actions.dtype.kind in "iu":
-        classes = max(facts.action_dim, int(actions.max(initial=0)) + 1)
-        action = ArraySpec((), "int32", (classes,))
-    else:
-        action = ArraySpec((facts.action_dim,))
-    return EnvSpec(name="none", obs={"obs": ArraySpec(facts.obs_shape, facts.obs_dtype.name)}, action={"action": action})
+def _obs_space(facts: FileFacts) -> spaces.Box:
+    """The space of a live env that would give such observations."""
+    if facts.obs_dtype == np.uint8:
+        return spaces.Box(0, 255, facts.obs_shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, facts.obs_shape, np.float32)
 
 
-def _rows(opened: EpisodeFile, path: Path, episodes: Iterable[dict[str, Any]]) -> Iterator[Rows]:
+def _action_spec(facts: FileFacts, path: Path) -> ArraySpec:
+    """What shapes and values say; a file without a note knows no names and no limits."""
+    actions = facts.actions
+    flat = actions.reshape(len(actions), -1)
+    width = flat.shape[1]
+    if width > 1 and flat.size and np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) == 1).all():
+        facts.notes.append(f"actions are codes of one among {width} choices")
+        return ArraySpec((), "int32", (width,))
+    if actions.dtype.kind not in "iu":
+        return ArraySpec((facts.action_dim,))
+    if actions.size and actions.min() < 0:
+        least = int(actions.min())
+        raise CheckpointError(f"{path}: whole actions count choices from 0, got {least}; renumber them, or give floats")
+    if is_choice(actions):
+        return ArraySpec((), "int32", (facts.action_dim,))
+    choices = tuple(int(most) + 1 for most in flat.max(axis=0, initial=0))
+    facts.notes.append(f"actions are {width} choices at once, among {choices}")
+    return ArraySpec(actions.shape[1:], "int32", choices)
+
+
+def _rows(
+    opened: EpisodeFile, path: Path, episodes: Iterable[dict[str, Any]], observe: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Rows]:
+    """Rows of every episode; ``observe`` makes an observation of the env of each one in the file."""
     try:
         [(obs_key, _)], [(action_key, action_spec)] = opened.env.obs.items(), opened.env.action.items()
         for episode in episodes:
-            for part in _parts(episode):
-                if part["obs_after"] is None:
-                    opened.left_out += 1
-                rows = _episode_rows(part, obs_key, action_key, action_spec)
-                if rows is not None:
-                    yield rows
-    except (*DAMAGE, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path}: damaged ({error})") from error
+            final = episode.get("final_obs")
+            opened.repeated += final is None
+            obs = np.asarray(episode["obs"])
+            last = obs[-1:] if final is None else np.asarray(final)[None]
+            ends = episode["truncated"]
+            yield rows_from_gym(
+                {obs_key: observe(np.concatenate([obs, last]))},
+                {action_key: _choices(np.asarray(episode["actions"]), action_spec)},
+                _rewards(np.asarray(episode["rewards"]), path),
+                episode["dones"] & ~ends,
+                ends,
+            )
+    except (*DAMAGE, TypeError, IndexError, ShapeMismatchError, EnvFailureError) as error:
+        raise CheckpointError(f"{path}: damaged, or of another space than it says ({error})") from error
 
 
-def _parts(episode: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """An entry of the file, split where an end lies inside it."""
-    steps = len(episode["rewards"])
-    cut = np.asarray(episode.get("truncated", np.zeros(steps)), bool).reshape(steps)
-    ended = np.asarray(episode.get("dones", np.zeros(steps)), bool).reshape(steps) & ~cut
-    bounds = [*(np.flatnonzero((ended | cut)[:-1]) + 1).tolist(), steps]
-    for start, stop in zip([0, *bounds], bounds, strict=False):
-        yield {
-            "obs": np.asarray(episode["obs"][start:stop]),
-            "obs_after": episode.get("final_obs") if stop == steps else None,
-            "action": np.asarray(episode["actions"][start:stop]),
-            "reward": np.asarray(episode["rewards"][start:stop], np.float32).reshape(-1),
-            "is_terminal": bool(ended[stop - 1]),
-        }
+def _choices(action: np.ndarray, spec: ArraySpec) -> np.ndarray:
+    """Actions in the shape of their spec; codes of a choice become its number."""
+    steps = len(action)
+    if not spec.is_discrete:
+        return action.reshape(steps, *spec.shape)
+    is_code = not spec.shape and action.ndim == 2 and action.shape[1] == spec.num_classes[0]
+    if is_code and (action.dtype.kind == "f" or action.shape[1] > 1):
+        numbers: np.ndarray = action.argmax(-1).astype(spec.dtype)
+        return numbers
+    return action.reshape(steps, *spec.shape)
 
 
-def _episode_rows(part: dict[str, Any], obs_key: str, action_key: str, spec: ArraySpec) -> Rows | None:
-    """Rows of one episode; without the last observation it ends, truncated, one transition earlier."""
-    obs, action, reward, is_terminal = part["obs"], part["action"], part["reward"], part["is_terminal"]
-    if part["obs_after"] is None:
-        action, reward, is_terminal = action[:-1], reward[:-1], False
-    else:
-        obs = np.concatenate([obs, np.asarray(part["obs_after"], obs.dtype).reshape(1, *obs.shape[1:])])
-    steps = len(reward)
-    if not steps:
-        return None
-    if spec.is_discrete:
-        is_code = action.ndim > 1 and action.shape[-1] == spec.num_classes[0] > 1
-        action = (action.argmax(-1) if is_code else action.reshape(steps)).astype(spec.dtype)
-    end = np.arange(steps) == steps - 1
-    return rows_from_gym(
-        {obs_key: obs},
-        {action_key: action.reshape(steps, *spec.shape).astype(spec.dtype)},
-        reward,
-        end & is_terminal,
-        end & (not is_terminal),
-    )
+def _rewards(reward: np.ndarray, path: Path) -> np.ndarray:
+    """Rewards that float32 can hold."""
+    with np.errstate(over="ignore"):
+        stored = reward.astype(np.float32)
+    if not np.isfinite(stored).all():
+        step = int(np.flatnonzero(~np.isfinite(stored))[0])
+        raise CheckpointError(
+            f"{path}: reward {step} of an episode is {reward[step]!s}; rewards must be finite numbers of float32, so mend the file"
+        )
+    return stored

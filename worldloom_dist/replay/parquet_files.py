@@ -47,7 +47,12 @@ def read_parquet(path: Path) -> EpisodeFile:
         env = EnvSpec.from_dict(json.loads(note))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its note of the spaces is damaged ({error})") from error
-    return EpisodeFile(env, _episodes(path, file, env))
+    needed = {EPISODE, *env.columns()}
+    present = set(file.schema_arrow.names)
+    if lost := sorted(needed - present):
+        raise CheckpointError(f"{path}: lacks the columns {lost}; it has {sorted(present)}")
+    unused = sorted(present - needed)
+    return EpisodeFile(env, _episodes(path, file, env), [f"columns that are not used: {', '.join(unused)}"] if unused else [])
 
 
 def write_parquet(path: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
@@ -76,7 +81,7 @@ def _episodes(path: Path, file: Any, env: EnvSpec) -> Iterator[Rows]:
     try:
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             numbers = batch.column(EPISODE).to_numpy()
-            rows = {name: _numpy(batch.column(name), spec) for name, spec in columns.items()}
+            rows = {name: _numpy(path, name, batch.column(name), spec) for name, spec in columns.items()}
             cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
             for start, stop in itertools.pairwise(cuts):
                 if open_parts and numbers[start] != number:
@@ -112,10 +117,13 @@ def _array(value: np.ndarray, spec: ArraySpec) -> Any:
     return arrow.FixedSizeListArray.from_arrays(flat, spec.size) if spec.shape else flat
 
 
-def _numpy(column: Any, spec: ArraySpec) -> np.ndarray:
+def _numpy(path: Path, name: str, column: Any, spec: ArraySpec) -> np.ndarray:
+    """A column as the file has it; :func:`~worldloom_dist.replay.episode_files.fit_rows` makes it fit."""
     flat = column.flatten() if spec.shape else column
+    if column.null_count or flat.null_count or len(flat) != len(column) * spec.size:
+        raise CheckpointError(f"{path}: column {name!r} has empty entries, or not {spec.size} numbers in each row; mend the file")
     values: np.ndarray = flat.to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), *spec.shape).astype(spec.dtype, copy=False)
+    return values.reshape(len(column), *spec.shape)
 
 
 def _pyarrow() -> tuple[Any, Any]:

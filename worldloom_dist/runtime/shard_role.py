@@ -184,7 +184,8 @@ class ShardRole:
                 continue
             try:
                 with self._at_work():
-                    await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
+                    report = await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
+                logger.info("shard-%d: %s: %s", self._index, source, report.of_share(self._index))
             except (StateError, OSError) as error:
                 self._imports.put_back(source)
                 logger.error("%s is not stored yet, and is tried again: %s", source, error)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from worldloom.core.exceptions import BufferError, CheckpointError, ConfigurationError, ShapeMismatchError
 from worldloom.training import ReplayBuffer, TrajectoryDataset
@@ -160,7 +161,7 @@ def test_wrong_episodes_are_refused(change: dict[str, np.ndarray], error: type[E
 
 
 def test_wrong_sizes_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="capacity >= 1"):
+    with pytest.raises(ConfigurationError, match="capacity of a replay buffer must be an integer >= 1, got 0"):
         ReplayBuffer(0, (2,), 1)
     with pytest.raises(BufferError, match="exceeds the capacity of 5"):
         counting(capacity=5)
@@ -175,3 +176,90 @@ def test_wrong_sizes_are_refused() -> None:
     buffer = counting(episodes=0)
     buffer.add_episode(np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0))
     assert buffer.num_episodes == 0
+
+
+def numbered() -> ReplayBuffer:
+    """Every observation is another number."""
+    buffer = ReplayBuffer(4000, (1,), 1, seed=0)
+    for e in range(20):
+        buffer.add_episode(np.arange(e * 200, e * 200 + 151)[:, None], np.zeros((150, 1)), np.zeros(150))
+    return buffer
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_and_epochs_draw_other_windows_and_a_seed_repeats_them(persistent: bool) -> None:
+    def epochs(seed: int, root: int = 0) -> list[list[int]]:
+        torch.manual_seed(seed)
+        dataset = TrajectoryDataset(numbered(), 5, 8, seed=root)
+        loader = DataLoader(dataset, batch_size=1, num_workers=2, persistent_workers=persistent)
+        return [[int(batch["obs"][0, 0, 0]) for batch in loader] for _ in range(2)]
+
+    first = epochs(1)
+    assert len({start for epoch in first for start in epoch}) >= 14  # 16 draws of about 3000 windows
+    assert epochs(1) == first
+    assert epochs(2) != first
+    assert epochs(1, root=5) != first
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [
+        (np.int8, 0.7, r"obs for a buffer of int8: expected integers in -128..127, got 0.7 in entry 2; create the buffer"),
+        (np.int8, 200, r"expected integers in -128\.\.127, got 200"),
+        (bool, 0.7, "expected 0 and 1"),
+        (bool, 2, "expected 0 and 1"),
+        (np.uint8, -1, r"expected integers in 0\.\.255, got -1"),
+        (np.float16, 1e6, "expected numbers up to 6.55e"),
+        (np.float32, 1e300, "expected numbers up to 3.4e"),
+        (np.int32, float("nan"), "entry 2 is NaN or infinite"),
+        (np.float32, float("inf"), "entry 2 is NaN or infinite"),
+    ],
+)
+def test_numbers_that_a_buffer_cannot_hold_are_refused_and_nothing_is_stored(dtype: type, value: float, words: str) -> None:
+    buffer = ReplayBuffer(100, (2,), 1, dtype)
+    obs = np.zeros((5, 2), np.asarray(value).dtype)
+    obs[2, 1] = value
+    with pytest.raises((ShapeMismatchError, BufferError), match=words):
+        buffer.add_episode(obs, np.zeros((5, 1)), np.zeros(5))
+    assert len(buffer) == 0
+    buffer.add_episode(np.ones((5, 2)), np.zeros((5, 1)), np.zeros(5))
+    assert buffer.sample(1, 2)["obs"].eq(1).all()
+
+
+def test_what_cannot_be_stored_of_actions_rewards_and_ends_is_refused_before_anything_is() -> None:
+    buffer = ReplayBuffer(100, (1,), 1)
+    good = {"obs": np.zeros((4, 1)), "actions": np.zeros((4, 1)), "rewards": np.zeros(4)}
+    wrong = {
+        "actions": (np.full((4, 1), 1e300), "actions for a buffer of float32"),
+        "rewards": (np.array([0, 0, np.nan, 0]), "rewards: entry 2 is NaN or infinite"),
+        "dones": (np.array([0, 0.5, 0, 1]), "dones: entry 1 is .*0.5"),
+        "truncated": (np.array(["no"] * 4), "truncated: entry 0 is .*no"),
+    }
+    for name, (values, words) in wrong.items():
+        with pytest.raises((ShapeMismatchError, BufferError), match=words):
+            buffer.add_episode(**(good | {name: values}))
+    small = ReplayBuffer(5, (1,), 1)
+    ends = np.array([1, 0, 0, 0, 0, 0, 0, 1])
+    with pytest.raises(BufferError, match="an episode of 7 transitions exceeds the capacity of 5"):
+        small.add_episode(np.zeros((8, 1)), np.zeros((8, 1)), np.zeros(8), ends)
+    assert len(buffer) == len(small) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"capacity": 1.5}, "capacity of a replay buffer must be an integer >= 1, got 1.5"),
+        ({"capacity": True}, "capacity of a replay buffer must be an integer >= 1, got True"),
+        ({"capacity": float("inf")}, "capacity of a replay buffer must be an integer >= 1, got inf"),
+        ({"action_dim": "2"}, "action_dim of a replay buffer must be an integer >= 1, got '2'"),
+        ({"obs_shape": ()}, "obs_shape must have at least one axis"),
+        ({"obs_shape": (3, 0)}, "each axis of obs_shape of a replay buffer must be an integer >= 1, got 0"),
+        ({"obs_dtype": "U3"}, "obs_dtype: expected a dtype of numbers"),
+        ({"obs_dtype": "nothing"}, "obs_dtype: expected a dtype of numbers"),
+        ({"seed": -1}, "seed must be None or an integer >= 0, got -1"),
+    ],
+)
+def test_sizes_that_are_none_are_named(arguments: dict, words: str) -> None:
+    with pytest.raises((ConfigurationError, ShapeMismatchError), match=words):
+        ReplayBuffer(**({"capacity": 10, "obs_shape": (2,), "action_dim": 1} | arguments))
+    assert ReplayBuffer(1e3, np.array([2]), np.int64(3)).capacity == 1000

@@ -14,6 +14,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.replay.__main__ import main
 from worldloom_dist.replay.episode_files import open_episodes
+from worldloom_dist.replay.imports import ImportReport
 from worldloom_dist.replay.journal import Journal, JournalHeldError
 
 SMALL_DREAMER = [
@@ -57,6 +58,42 @@ def test_exported_episodes_are_the_counting_ones_and_train_a_model_without_an_en
     assert longer.run() == "completed"
     after = json.loads((tmp_path / "offline" / "summary.json").read_text())
     assert (after["train_steps"], after["rows"]["inserted"], after["rows"]["duplicate"]) == (50, rows, 0)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_file_of_others_goes_through_a_run_and_comes_out_as_it_was(tmp_path, capsys, shards):
+    end = np.arange(200) % 10 == 9
+    rng = np.random.default_rng(0)
+    arrays = {
+        "observations": rng.standard_normal((200, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (200, 2)).astype(np.float32),
+        "rewards": end.astype(np.float32),
+        "terminals": end & (np.arange(200) < 100),
+        "timeouts": end & (np.arange(200) >= 100),
+    }
+    np.savez(tmp_path / "in.npz", **arrays)
+    words = ["--env", "none", "--replay.load", str(tmp_path / "in.npz"), "--train-steps", "2", "--replay.shards", str(shards)]
+    assert start(tmp_path / "run", *words).run() == "completed"
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
+    with np.load(tmp_path / "out.npz") as out:
+        for theirs, ours in (("observations", "obs"), ("actions", "actions"), ("rewards", "rewards"), ("timeouts", "truncated")):
+            np.testing.assert_array_equal(arrays[theirs], out[ours])
+            assert arrays[theirs].dtype == out[ours].dtype
+        np.testing.assert_array_equal(arrays["terminals"], out["dones"] & ~out["truncated"])
+
+
+def test_an_import_says_what_it_did_not_use_and_what_has_no_room(run_dir, tmp_path, capsys):
+    folder = distributed(run_dir, tmp_path / "run")
+    env = json.loads((run_dir / "config.json").read_text())["env"]
+    shape, (width,) = (60, *env["obs"]["obs"]["shape"]), env["action"]["action"]["shape"]
+    np.savez(tmp_path / "f.npz", obs=np.zeros(shape), actions=np.zeros((60, width)), rewards=np.ones(60), mood=np.zeros(3))
+    assert main(["import", str(folder), str(tmp_path / "f.npz")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "stored 61 rows of 1 episodes"
+    assert "1 episodes do not say what their last action led to" in said[1]
+    assert said[2] == "arrays that are not used: mood"
+    assert "all 60 transitions are one episode" in said[3]
+    assert ImportReport(rows=90, evicted_rows=30).sentences[1].startswith("replay has no room for 30 of the rows")
 
 
 def test_dreamerv3_finds_the_latents_of_imported_rows_by_training(run_dir, tmp_path):

@@ -38,7 +38,8 @@ def role(tmp_path):
         0, ENV.columns(), SamplingSpec(batch_size=2, length=3), capacity_steps=500, directory=tmp_path / "replay" / "shard-0"
     )
     imports = ImportList(tmp_path)
-    return SimpleNamespace(_imports=imports, _shard=shard, _num_shards=1, _is_settled=False, _at_work=contextlib.nullcontext)
+    own = {"_imports": imports, "_shard": shard, "_index": 0, "_num_shards": 1, "_is_settled": False}
+    return SimpleNamespace(**own, _at_work=contextlib.nullcontext)
 
 
 def look(role):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import FRACTION, Bounds, checked
 from worldloom.core.state import LatentState
 
 __all__ = ["Plan", "plan", "sequence_returns"]
@@ -85,9 +86,17 @@ def plan(
     Raises:
         ConfigurationError: If a size is not positive or there are more elites than samples.
     """
-    if min(horizon, num_samples, num_elites, iterations) < 1 or num_elites > num_samples or method not in ("cem", "random"):
-        sizes = f"horizon={horizon}, num_samples={num_samples}, num_elites={num_elites}, iterations={iterations}, method={method!r}"
-        raise ConfigurationError(f"plan needs sizes >= 1, num_elites <= num_samples and method cem or random, got {sizes}")
+    horizon, num_samples, num_elites, iterations = (
+        checked(name, value, int, Bounds(1))
+        for name, value in zip(
+            ("horizon", "num_samples", "num_elites", "iterations"), (horizon, num_samples, num_elites, iterations), strict=True
+        )
+    )
+    discount = checked("discount", discount, float, FRACTION)
+    uncertainty_bonus = checked("uncertainty_bonus", uncertainty_bonus, float)
+    method = checked("method", method, Literal["cem", "random"])
+    if num_elites > num_samples:
+        raise ConfigurationError(f"num_elites must be <= num_samples ({num_samples}), got {num_elites}")
     if uncertainty_bonus and not hasattr(model, "uncertainty"):
         kind = type(model).__name__
         raise ConfigurationError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from worldloom.core.config import MLPConfig
 from worldloom.core.exceptions import ShapeMismatchError, StateError
+from worldloom.core.fields import Bounds, checked
 from worldloom.core.state import LatentState, Predictions
 from worldloom.models.base import TRAINING_FIELDS, BaseWorldModel, place_of
 from worldloom.models.mlp.networks import Member
@@ -60,6 +61,7 @@ class MLPWorldModel(BaseWorldModel):
 
     def initial_state(self, batch_size: int, device: torch.device | str | None = None) -> LatentState:
         """Zeros."""
+        batch_size = checked("batch_size", batch_size, int, Bounds(1))
         width = self.config.latent_dim * len(self.members)
         return LatentState(deterministic=torch.zeros(batch_size, width, device=device or self.device))
 

@@ -8,8 +8,8 @@ Legend: B batch, T time, R rows (T, or T + 1 with a last observation), S categor
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from torch.nn import functional
 
 from worldloom.core.config import DreamerV3Config
 from worldloom.core.exceptions import ShapeMismatchError
+from worldloom.core.fields import Bounds, checked
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.state import LatentState, Predictions
 from worldloom.core.state_kinds import LatentType
 from worldloom.models.base import TRAINING_FIELDS, BaseWorldModel, place_of
+from worldloom.models.door import tensor_of
 from worldloom.models.dreamer.config import DreamerSizes
 from worldloom.models.dreamer.rssm import State
 from worldloom.models.dreamer.scan import CellWeights
@@ -81,7 +83,6 @@ class DreamerV3WorldModel(BaseWorldModel):
     def __init__(self, config: DreamerV3Config) -> None:
         super().__init__(config)
         self.net = WorldModel(dreamer_env(config), dreamer_sizes(config))
-        self._cell: CellWeights | None = None
         self.to(place_of(config.device))
 
     # -- single steps -----------------------------------------------------------------------------------------------
@@ -101,13 +102,15 @@ class DreamerV3WorldModel(BaseWorldModel):
         """Posterior behind ``action`` ``[B, A]`` and ``obs``; ``is_first`` ``[B]`` starts an episode in its rows."""
         rows = state.batch_size
         checked, action = self._obs(obs, rows), self._action(action, rows)
-        first = torch.zeros(rows, dtype=torch.bool) if is_first is None else torch.as_tensor(is_first).bool()
+        first = tensor_of("is_first", torch.zeros(rows, dtype=torch.bool) if is_first is None else is_first).bool()
+        if tuple(first.shape) != (rows,):
+            raise ShapeMismatchError("is_first", [rows], list(first.shape))
         with self.precision():
             return self._posterior(self._inner(self._state(state)), action, checked, first.to(self.device), deterministic)
 
     def initial_state(self, batch_size: int, device: torch.device | str | None = None) -> LatentState:
         """Zeros: the state before an episode."""
-        state = self._outer(self.net.dyn.initial(batch_size), {})
+        state = self._outer(self.net.dyn.initial(checked("batch_size", batch_size, int, Bounds(1))), {})
         return state.to(device) if device is not None else state
 
     def decode(self, state: LatentState) -> Predictions:
@@ -124,7 +127,7 @@ class DreamerV3WorldModel(BaseWorldModel):
         return self.net.reward(self._state(state).features)
 
     def _posterior(self, state: State, action: Tensor, obs: Tensor, is_first: Tensor, deterministic: bool) -> LatentState:
-        dyn, w = self.net.dyn, self._cell or self.net.weights()
+        dyn, w = self.net.dyn, self.net.weights()
         token = self.net.enc({KEY: self._private_obs(obs)})
         keep = (~is_first).to(token.dtype)[:, None]
         draws = torch.rand(len(obs), self.net.sizes.stoch, device=self.device)
@@ -135,22 +138,19 @@ class DreamerV3WorldModel(BaseWorldModel):
         return self._outer(new, {"logits": logits, "posterior_logits": logits, "prior_logits": prior})
 
     def _step(self, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
-        dyn, w = self.net.dyn, self._cell or self.net.weights()
+        return self._stepper()(state, action, deterministic)
+
+    def _stepper(self) -> Callable[[LatentState, Tensor, bool], LatentState]:
+        """See :meth:`BaseWorldModel._stepper`; the core's weights are laid out once for all steps."""
+        return functools.partial(self._step_with, self.net.weights())
+
+    def _step_with(self, w: CellWeights, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
+        dyn = self.net.dyn
         draws = torch.rand(len(action), self.net.sizes.stoch, device=self.device)
         new, logits = dyn.imagine_step(w, self._inner(state), action, draws)
         if deterministic:
             new = State(new.deter, dyn.sample(logits, logits.argmax(-1))[0])
         return self._outer(new, {"logits": logits, "prior_logits": logits})
-
-    @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
-        """See :meth:`BaseWorldModel.precision`; inside, the core's weights are laid out once for all steps."""
-        with super().precision():
-            outer, self._cell = self._cell, self._cell or self.net.weights()
-            try:
-                yield
-            finally:
-                self._cell = outer
 
     def _outcome(self, states: list[LatentState], actions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         feature = torch.stack([state.features for state in states[1:]])

@@ -18,10 +18,12 @@ from worldloom.agents.tdmpc2.losses import LossSettings, UpdateBatch, model_loss
 from worldloom.agents.tdmpc2.planner import PlannerSettings, plan
 from worldloom.core.config import TDMPC2Config
 from worldloom.core.exceptions import ConfigurationError, ShapeMismatchError
+from worldloom.core.fields import Bounds, checked
 from worldloom.core.specs import ArraySpec
 from worldloom.core.state import LatentState, Predictions
 from worldloom.core.state_kinds import LatentType
 from worldloom.models.base import TRAINING_FIELDS, BaseWorldModel, place_of, torch_generator
+from worldloom.models.door import index_of
 from worldloom.models.tdmpc2.architecture import Architecture
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks, make_critics
 from worldloom.nn.functional import symexp, symlog
@@ -109,6 +111,7 @@ class TDMPC2WorldModel(BaseWorldModel):
 
     def initial_state(self, batch_size: int, device: torch.device | str | None = None) -> LatentState:
         """The latent without knowledge: every simplex uniform."""
+        batch_size = checked("batch_size", batch_size, int, Bounds(1))
         z = torch.full((batch_size, self.config.latent_dim), 1.0 / self.config.simnorm_dim, device=device or self.device)
         return LatentState(deterministic=z, latent_type=LatentType.SIMNORM)
 
@@ -168,7 +171,10 @@ class TDMPC2WorldModel(BaseWorldModel):
         """
         c, (z, task) = self.config, self._latent(state)
         first = z.new_zeros(len(z), c.horizon, c.action_dim)
+        iterations = checked("iterations", iterations, int, Bounds(1))
         if previous_mean is not None:
+            if previous_mean.shape != first.shape:
+                raise ShapeMismatchError("previous_mean", list(first.shape), list(previous_mean.shape))
             first[:, :-1] = previous_mean[:, 1:]
         shape = PlanShape(
             horizon=c.horizon,
@@ -212,10 +218,7 @@ class TDMPC2WorldModel(BaseWorldModel):
     def _task_index(self, task_id: Tensor | int | None, rows: int) -> Tensor | None:
         if self.config.num_tasks == 1:
             return None
-        index = torch.as_tensor(0 if task_id is None else task_id, device=self.device).long().expand(rows)
-        if bool((index < 0).any() | (index >= self.config.num_tasks).any()):
-            raise ShapeMismatchError("task_id", f"0..{self.config.num_tasks - 1}", sorted(set(index.tolist())))
-        return index
+        return index_of("task_id", 0 if task_id is None else task_id, rows, self.config.num_tasks).to(self.device)
 
     def _task(self, task_id: Tensor | int | None, rows: int) -> Tensor | None:
         return self.net.embed(self._task_index(task_id, rows))

@@ -1,0 +1,193 @@
+"""What an env does to the process it lives in is undone, and an env that needs a main thread is found out before a run."""
+
+import asyncio
+import logging
+import logging.config
+import os
+import signal
+import sys
+import threading
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import make_env, needs_main_thread, probe_env
+from worldloom.envs.surroundings import Surroundings
+
+
+class Plain(gymnasium.Env):
+    """Three numbers in, one out, episodes of four steps; ``disturb`` is called where ``place`` says."""
+
+    observation_space = spaces.Box(-1, 1, (3,))
+    action_space = spaces.Box(-1, 1, (1,))
+    place = "never"
+
+    def __init__(self):
+        self.at("init")
+
+    def at(self, place):
+        if place == self.place:
+            self.disturb()
+
+    def disturb(self):
+        """Nothing."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        self.at("reset")
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.at("step")
+        return np.zeros(3, np.float32), 1.0, False, self.steps == 4, {}
+
+
+def ignore_signals():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def clear_handlers():
+    logging.root.handlers.clear()
+
+
+def configure_logging():
+    logging.config.dictConfig({"version": 1})
+
+
+DISTURBANCES = {
+    "signals": ignore_signals,
+    "grad": lambda: torch.set_grad_enabled(False),
+    "dtype": lambda: torch.set_default_dtype(torch.float64),
+    "threads": lambda: torch.set_num_threads(2),
+    "logging": logging.disable,
+    "handlers": clear_handlers,
+    "config": configure_logging,
+    "seterr": lambda: np.seterr(all="raise"),
+}
+QUICK = ("grad", "logging", "handlers")
+
+
+def state():
+    loggers = [logging.getLogger("worldloom.envs.local").disabled, logging.getLogger("worldloom_dist.local").disabled]
+    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), *logging.root.handlers]
+    torchs = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()]
+    return handlers, loggers, torchs, logging.root.manager.disable, np.geterr()
+
+
+@pytest.fixture
+def env_of(monkeypatch):
+    """The name of an env whose ``disturb`` and ``place`` are these."""
+
+    def make(place, disturb):
+        module = sys.modules[__name__]
+        kind = type("Disturber", (Plain,), {"place": place, "disturb": lambda self: disturb()})
+        monkeypatch.setattr(module, "Disturber", kind, raising=False)
+        monkeypatch.setitem(sys.modules, "disturbing_env", module)
+        return EnvConfig(env="disturbing_env:Disturber")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [*(("init", what) for what in DISTURBANCES), *(("reset", what) for what in DISTURBANCES), *(("step", what) for what in QUICK)],
+)
+def test_what_the_process_shares_is_as_it_was_after_every_call(env_of, caplog, place, what):
+    logging.getLogger("worldloom_dist.local")
+    before = state()
+    env = make_env(env_of(place, DISTURBANCES[what]), num_envs=2, seed=0)
+    assert state() == before
+    env.reset()
+    assert state() == before
+    for _ in range(6):
+        row = env.step({"action": np.zeros((2, 1), np.float32)})
+        assert row.live.all()
+        assert state() == before
+    env.close()
+    assert "Disturber' changed" in caplog.text or what in ("handlers", "config")
+
+
+def test_a_change_of_the_run_itself_between_two_calls_stays(env_of):
+    surroundings = Surroundings("x")
+    with surroundings:
+        pass
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with surroundings:
+            pass
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("place", ["init", "reset"])
+def test_a_look_at_an_env_leaves_the_working_directory_and_what_steers_cuda_and_ray(env_of, monkeypatch, tmp_path, place):
+    monkeypatch.setenv("RAY_ADDRESS", "mine")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    folder = os.getcwd()
+
+    def disturb():
+        os.chdir(tmp_path)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["RAY_ADDRESS"] = "theirs"
+        os.environ["MY_ASSETS"] = "here"
+
+    config = env_of(place, disturb)
+    probe_env(config)
+    needs_main_thread(config)
+    assert os.getcwd() == folder
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert os.environ["RAY_ADDRESS"] == "mine"
+    assert os.environ.pop("MY_ASSETS") == "here", "a variable of the env's own stays"
+
+
+def handles_signals():
+    former = signal.getsignal(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, former)
+
+
+def asks_for_a_loop():
+    if threading.current_thread() is not threading.main_thread():
+        asyncio.get_event_loop()
+
+
+@pytest.mark.parametrize("place", ["init", "reset", "step"])
+@pytest.mark.parametrize(
+    ("disturb", "reason"), [(handles_signals, "signal only works in main thread"), (asks_for_a_loop, "no current event loop")]
+)
+def test_an_env_that_needs_a_main_thread_is_found_and_works_in_a_process_of_its_own(env_of, place, disturb, reason):
+    assert reason in needs_main_thread(env_of(place, disturb))
+
+
+def test_envs_that_work_anywhere_or_nowhere_need_no_main_thread(env_of):
+    def fails():
+        raise ValueError("broken anyway")
+
+    assert needs_main_thread(env_of("never", fails)) == ""
+    assert needs_main_thread(env_of("reset", fails)) == ""
+    assert needs_main_thread(EnvConfig(env="none")) == ""
+
+
+def test_a_cancelled_task_of_an_env_costs_that_env_only(env_of):
+    calls = []
+
+    def cancel_once():
+        calls.append(1)
+        if len(calls) == 3:
+            raise asyncio.CancelledError
+
+    env = make_env(env_of("step", cancel_once), num_envs=2, seed=0)
+    env.reset()
+    for _ in range(4):
+        env.step({"action": np.zeros((2, 1), np.float32)})
+    assert [fault.env for fault in env.drain_faults()] == [0]
+    env.close()

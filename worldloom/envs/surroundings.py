@@ -1,0 +1,152 @@
+"""What an env shares with the process it lives in, kept as it was: foreign code must not change how the rest of a run behaves.
+
+An env may replace the handlers of Ctrl-C and SIGTERM, switch off gradients or logging, or change numpy's and torch's defaults:
+all of these belong to the whole process. :class:`Surroundings` remembers them and puts them back, with a warning that names the
+env. The working directory and variables of the environment are put back after a look at an env (:func:`kept`) only, because an
+env that lives on may need the ones that it set; so whatever a run opens later has an absolute path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Surroundings", "kept"]
+
+logger = logging.getLogger(__name__)
+
+OURS = ("worldloom", "worldloom_dist")
+"""Loggers whose lines a run is told by."""
+READ_BY_OTHERS = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "RAY_", "OMP_", "MKL_", "OPENBLAS_", "PYTHON")
+"""How the names of variables begin that steer what a run starts later: Ray, its processes, CUDA."""
+READ_TOO = frozenset({"PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH"})
+
+
+class Surroundings:
+    """The state of this process (for gradients and numpy's errors: of this thread) that foreign code should leave alone.
+
+    ``with surroundings:`` runs foreign code; what it changed is put back at the end, and each kind of change warned about once.
+
+    Args:
+        env: Name of the env, for the warning.
+        is_quick: Watch only what costs nearly nothing to read (gradients, logging): for single steps, which are many.
+    """
+
+    def __init__(self, env: str, *, is_quick: bool = False) -> None:
+        self._env, self._is_quick = env, is_quick
+        self._warned: set[str] = set()
+        self._former: list[Any] = []
+        is_main = threading.current_thread() is threading.main_thread()
+        self._parts = [*QUICK] if is_quick else [*(HANDLERS if is_main else ()), *QUICK, *SLOW]
+        self._has_torch = False
+
+    def __enter__(self) -> Surroundings:
+        if not self._has_torch and hasattr(sys.modules.get("torch"), "set_default_dtype"):
+            self._parts += _of_torch(sys.modules["torch"])[: 1 if self._is_quick else None]
+            self._has_torch = True
+        self._former = [part.read() for part in self._parts]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now = [part.read() for part in self._parts]
+        if now == self._former:
+            return
+        for part, before, after in zip(self._parts, self._former, now, strict=True):
+            if before != after:
+                part.write(before)
+                self._warn(part.what)
+
+    def _warn(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning(
+                "env %r changed %s, which belongs to the whole process; it was put back, because the run needs it as it was",
+                self._env,
+                what,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One thing that a process shares: what it is, how to read it, how to put it back."""
+
+    what: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+
+
+@contextlib.contextmanager
+def kept(env: str) -> Iterator[None]:
+    """Run foreign code that is done with afterwards: what the process shares, its working directory and those variables of the
+    environment that steer what is started later are as before at the end.
+    """
+    folder = os.getcwd()
+    variables = _steering()
+    try:
+        with Surroundings(env):
+            yield
+    finally:
+        if os.getcwd() != folder:
+            os.chdir(folder)
+        for name in _steering().keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
+
+
+def _steering() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(READ_BY_OTHERS) or name in READ_TOO}
+
+
+def _handler(number: signal.Signals) -> _Part:
+    def write(handler: Any) -> None:
+        """Nothing for a handler that was not set from Python: such a one cannot be set again."""
+        if handler is not None:
+            signal.signal(number, handler)
+
+    return _Part(f"the handler of {number.name}", lambda: signal.getsignal(number), write)
+
+
+def _set_root_handlers(handlers: list[logging.Handler]) -> None:
+    for handler in [*logging.root.handlers]:
+        logging.root.removeHandler(handler)
+    for handler in handlers:
+        logging.root.addHandler(handler)
+
+
+def _disabled() -> bool:
+    return logging.getLogger("worldloom").disabled or logging.getLogger("worldloom_dist").disabled
+
+
+def _set_disabled(was_disabled: bool) -> None:
+    """Undo what ``logging.config`` does to every logger that it was not told of."""
+    for name, found in logging.root.manager.loggerDict.items():
+        if isinstance(found, logging.Logger) and name.split(".")[0] in OURS:
+            found.disabled = was_disabled
+
+
+def _of_torch(torch: Any) -> list[_Part]:
+    return [
+        _Part("whether torch computes gradients", torch.is_grad_enabled, torch.set_grad_enabled),
+        _Part("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        _Part("how many threads torch uses", torch.get_num_threads, torch.set_num_threads),
+    ]
+
+
+HANDLERS = [_handler(number) for number in (signal.SIGINT, signal.SIGTERM)]
+QUICK = [
+    _Part("logging.disable", lambda: logging.root.manager.disable, logging.disable),
+    _Part("the handlers of the root logger", lambda: [*logging.root.handlers], _set_root_handlers),
+]
+SLOW = [
+    _Part("which loggers are disabled", _disabled, _set_disabled),
+    _Part("numpy.seterr", np.geterr, lambda former: np.seterr(**former)),
+]
