@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -22,6 +21,7 @@ from worldloom.core.exceptions import ConfigurationError, TrainingError, WorldLo
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.models.base import place_of
+from worldloom.training.assembly import make_optimizer, own_setting, with_defaults
 from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
@@ -101,14 +101,14 @@ class Trainer:
         if self.config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
-        self.learning_rate = self._setting("learning_rate")
-        self.grad_clip = self._setting("grad_clip")
+        self.learning_rate = own_setting(self.config, self.model, "learning_rate")
+        self.grad_clip = own_setting(self.config, self.model, "grad_clip")
         self.has_own_optimizer = optimizer is not None
-        self.optimizer = optimizer or self._make_optimizer()
+        self.optimizer = optimizer or make_optimizer(self.model, self.config, self.learning_rate)
         self.group_settings = group_settings(self.optimizer)
         self.scheduler = scheduler
         self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        self.callbacks = CallbackList(self._with_defaults(callbacks or ()))
+        self.callbacks = CallbackList(with_defaults(callbacks or (), self.config))
         self.state = TrainerState()
         self.history: list[dict[str, float]] = []
         self.bad_steps = 0
@@ -122,32 +122,6 @@ class Trainer:
     def is_whole(self) -> bool:
         """False from the moment an update, or a second Ctrl-C, broke off half way: such weights are no state to go on from."""
         return not (self._is_mid_update or self._interruption.is_forced)
-
-    def _setting(self, name: str) -> float:
-        """The config's value, or where that is at its default the model's own."""
-        own: float = getattr(self.config, name)
-        if own != getattr(DEFAULTS, name):
-            return own
-        return float(getattr(getattr(self.model, "config", None), name, own))
-
-    def _with_defaults(self, callbacks: Sequence[Any]) -> list[Any]:
-        c = self.config
-        defaults = [
-            LoggingCallback(c.log_interval, log_to_console=not sys.stderr.isatty()),
-            CheckpointCallback(c.save_interval, c.output_dir),
-        ]
-        if sys.stderr.isatty():
-            defaults.append(ProgressCallback())
-        kept = [d for d in defaults if not any(isinstance(callback, type(d)) for callback in callbacks)]
-        return [*kept, *callbacks]
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        groups = self.model.parameter_groups(self.config.with_updates(learning_rate=self.learning_rate))
-        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-        optimizer: torch.optim.Optimizer = kinds[self.config.optimizer](groups, lr=self.learning_rate)
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        return optimizer
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback; it takes the place of a default one of its class."""

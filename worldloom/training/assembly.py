@@ -1,0 +1,47 @@
+"""What a Trainer is made of where its user gave nothing else: settings, optimizer, callbacks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from worldloom.training.callbacks import CheckpointCallback, LoggingCallback, ProgressCallback
+from worldloom.training.config import TrainingConfig
+
+__all__ = ["make_optimizer", "own_setting", "with_defaults"]
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+DEFAULTS = TrainingConfig()
+
+
+def own_setting(config: TrainingConfig, model: Any, name: str) -> float:
+    """The config's value, or where that is at its default the model's own."""
+    own: float = getattr(config, name)
+    if own != getattr(DEFAULTS, name):
+        return own
+    return float(getattr(getattr(model, "config", None), name, own))
+
+
+def with_defaults(callbacks: Sequence[Any], config: TrainingConfig) -> list[Any]:
+    """The user's callbacks behind the default ones of other classes: logging, checkpoints, a progress bar on a terminal."""
+    is_terminal = sys.stderr.isatty()
+    defaults: list[Any] = [
+        LoggingCallback(config.log_interval, log_to_console=not is_terminal),
+        CheckpointCallback(config.save_interval, config.output_dir),
+    ]
+    if is_terminal:
+        defaults.append(ProgressCallback())
+    kept = [d for d in defaults if not any(isinstance(callback, type(d)) for callback in callbacks)]
+    return [*kept, *callbacks]
+
+
+def make_optimizer(model: Any, config: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer that the config describes; ``initial_lr`` of its groups is the step size without a schedule."""
+    groups = model.parameter_groups(config.with_updates(learning_rate=learning_rate))
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optimizer](groups, lr=learning_rate)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
