@@ -246,7 +246,12 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def finite_json(node: Any) -> Any:
-    """JSON values with None (null) in the place of NaN and infinity, which JSON lacks and other readers stumble over."""
+    """JSON values with None (null) in the place of NaN and infinity, which JSON lacks and other readers stumble over.
+
+    Numbers of numpy and torch become Python's own.
+    """
+    if getattr(node, "ndim", None) == 0 and hasattr(node, "item"):
+        node = node.item()
     if isinstance(node, float) and not math.isfinite(node):
         return None
     if isinstance(node, Mapping):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.training.callbacks import CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.config import TrainingConfig
 
-__all__ = ["make_optimizer", "own_setting", "with_defaults"]
+__all__ = ["check_scheduler", "make_folder", "make_optimizer", "own_setting", "with_defaults"]
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 DEFAULTS = TrainingConfig()
@@ -45,3 +48,29 @@ def make_optimizer(model: Any, config: TrainingConfig, learning_rate: float) -> 
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def make_folder(config: TrainingConfig) -> None:
+    """Make the folder of the run.
+
+    Raises:
+        ConfigurationError: If that is impossible.
+    """
+    folder = config.output_dir
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"output_dir must be a folder that can be made and written, got {folder!r} ({error})"
+        raise ConfigurationError(text) from error
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse a scheduler whose step needs a metric.
+
+    Raises:
+        ConfigurationError: Says where it can be stepped instead.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ConfigurationError(
+            "scheduler must step without a metric, got ReduceLROnPlateau; use another one, or step it in on_epoch_end of a callback"
+        )

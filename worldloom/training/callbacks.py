@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 EVENTS = tuple(f"on_{span}_{edge}" for span in ("train", "epoch", "step") for edge in ("begin", "end"))
 BAR_WIDTH = 24
+NUMBERED = re.compile(r"checkpoint_[0-9]+\.pt")
+"""Names of the checkpoints that make room for newer ones; other files are the user's own."""
 
 
 class Callback:
@@ -272,9 +275,10 @@ class CheckpointCallback(Callback):
             return
         folder = self._folder(trainer)
         trainer.save_checkpoint(folder / f"checkpoint_{step}.pt")
-        numbered = sorted(folder.glob("checkpoint_[0-9]*.pt"), key=lambda p: int(p.stem.split("_")[1]))
-        for old in numbered[: -self.max_checkpoints]:
-            old.unlink()
+        written = [path for path in folder.iterdir() if NUMBERED.fullmatch(path.name)]
+        by_age = sorted(written, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1])))
+        for old in by_age[: -self.max_checkpoints]:
+            old.unlink(missing_ok=True)
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Save when the held-out loss is the lowest so far."""

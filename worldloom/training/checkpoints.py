@@ -82,7 +82,7 @@ def _told(place: Path) -> Iterator[None]:
     """Say what could not be written; what was there before is still there then."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: could not be written ({error}); what was there before is unchanged") from error
 
 
@@ -150,10 +150,10 @@ def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = Non
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    facts = finite_json(dict(facts or {}))
-    texts = {"tree": json.dumps(skeleton, allow_nan=False), "facts": json.dumps(facts, allow_nan=False)}
-    metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
     with _told(path):
+        facts = finite_json(dict(facts or {}))
+        texts = {"tree": json.dumps(skeleton, allow_nan=False), "facts": json.dumps(facts, allow_nan=False)}
+        metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,13 @@ from worldloom.core.exceptions import ConfigurationError, TrainingError, WorldLo
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.models.base import place_of
-from worldloom.training.assembly import make_optimizer, own_setting, with_defaults
+from worldloom.training.assembly import (
+    check_scheduler,
+    make_folder,
+    make_optimizer,
+    own_setting,
+    with_defaults,
+)
 from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
@@ -100,7 +105,8 @@ class Trainer:
             self.model.reconfigure(**self.config.model_overrides)
         if self.config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
+        make_folder(self.config)
+        check_scheduler(scheduler)
         self.learning_rate = own_setting(self.config, self.model, "learning_rate")
         self.grad_clip = own_setting(self.config, self.model, "grad_clip")
         self.has_own_optimizer = optimizer is not None

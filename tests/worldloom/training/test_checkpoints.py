@@ -151,6 +151,15 @@ def test_numbers_that_json_lacks_come_back_and_manifests_stay_json(tmp_path):
     assert load_tree_file(tmp_path / "c.pt") == ({"best": math.inf}, {"score": None})
 
 
+def test_facts_of_numpy_are_plain_numbers_and_others_are_refused(tmp_path):
+    save_tree(tmp_path / "c", {}, {"score": np.float32(0.5), "steps": np.int64(3), "loss": torch.tensor(0.25)})
+    assert read_manifest(tmp_path / "c")["facts"] == {"score": 0.5, "steps": 3, "loss": 0.25}
+    for save, place in ((save_tree, tmp_path / "d"), (save_tree_file, tmp_path / "d.pt")):
+        with pytest.raises(CheckpointError, match="not JSON serializable"):
+            save(place, {}, {"what": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
 def test_a_score_that_is_no_number_is_never_the_best_and_a_damaged_best_is_replaced(tmp_path, caplog):
     for store in (CheckpointStore(tmp_path / "here"), RemoteCheckpointStore("memory://best-of-no-number")):
         folder = store.save(1, {"step": 1})
