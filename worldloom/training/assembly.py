@@ -29,7 +29,9 @@ def own_setting(config: TrainingConfig, model: Any, name: str) -> float:
 
 
 def with_defaults(callbacks: Sequence[Any], config: TrainingConfig) -> list[Any]:
-    """The user's callbacks behind the default ones of other classes: logging, checkpoints, a progress bar on a terminal."""
+    """The user's callbacks behind the default ones of other classes: logging, checkpoints, a
+    progress bar on a terminal.
+    """
     is_terminal = sys.stderr.isatty()
     defaults: list[Any] = [
         LoggingCallback(config.log_interval, log_to_console=not is_terminal),
@@ -42,7 +44,9 @@ def with_defaults(callbacks: Sequence[Any], config: TrainingConfig) -> list[Any]
 
 
 def make_optimizer(model: Any, config: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:
-    """The optimizer that the config describes; ``initial_lr`` of its groups is the step size without a schedule."""
+    """The optimizer that the config describes; ``initial_lr`` of its groups is the step size
+    without a schedule.
+    """
     groups = model.parameter_groups(config.with_updates(learning_rate=learning_rate))
     optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optimizer](groups, lr=learning_rate)
     for group in optimizer.param_groups:

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM while a model is trained: the first one ends training behind the present update, a second one leaves at once.
+"""Ctrl-C and SIGTERM while a model is trained: the first one ends training behind the present
+update, a second one leaves at once.
 
-Python may raise KeyboardInterrupt between any two instructions, also between the weights and the moments of an optimizer's step. A
-handler that only takes note keeps every update whole. It is set in the main thread alone, and only in the place of Python's own
-handlers: a program with handlers of its own keeps them.
+Python may raise KeyboardInterrupt between any two instructions, also between the weights and the
+moments of an optimizer's step. A handler that only takes note keeps every update whole. It is set
+in the main thread alone, and only in the place of Python's own handlers: a program with handlers of
+its own keeps them.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Interruption:
                 signal.signal(number, kind)
 
     def pass_on(self) -> None:
-        """Hand SIGTERM, which asks the process and not only the training to end, to the handler that is there now."""
+        """Hand SIGTERM, which asks the process and not only the training to end, to the handler
+        that is there now.
+        """
         if self.signal == signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
 
