@@ -14,7 +14,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.training.callbacks import CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.config import TrainingConfig
 
-__all__ = ["check_scheduler", "make_folder", "make_optimizer", "own_setting", "with_defaults"]
+__all__ = ["check_parts", "check_scheduler", "make_folder", "make_optimizer", "own_setting", "with_defaults"]
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 DEFAULTS = TrainingConfig()
@@ -77,4 +77,22 @@ def check_scheduler(scheduler: Any) -> None:
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ConfigurationError(
             "scheduler must step without a metric, got ReduceLROnPlateau; use another one, or step it in on_epoch_end of a callback"
+        )
+
+
+def check_parts(config: Any, callbacks: Any, optimizer: Any) -> None:
+    """Refuse what is no part of a Trainer.
+
+    Raises:
+        ConfigurationError: Names the argument, and what it may be.
+    """
+    if not isinstance(config, TrainingConfig | None):
+        kind = type(config).__name__
+        raise ConfigurationError(f"config must be a TrainingConfig, got {kind}; make one with TrainingConfig(total_steps=...)")
+    if not isinstance(callbacks, Sequence | None) or isinstance(callbacks, str):
+        kind = type(callbacks).__name__
+        raise ConfigurationError(f"callbacks must be a list of callbacks, got {kind}; write [it]")
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        raise ConfigurationError(
+            f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}; a name belongs into TrainingConfig(optimizer=...)"
         )

@@ -21,6 +21,7 @@ from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.models.base import place_of
 from worldloom.training.assembly import (
+    check_parts,
     check_scheduler,
     make_folder,
     make_optimizer,
@@ -94,6 +95,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: Any = None,
     ) -> None:
+        check_parts(config, callbacks, optimizer)
         self.config = config or TrainingConfig()
         if not hasattr(model, "compute_loss"):
             raise ConfigurationError(

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from worldloom import create_world_model
+from worldloom.core.config import MLPConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError
 from worldloom.training import ReplayBuffer, Trainer, TrainingConfig, interrupts
 from worldloom.training.callbacks import CheckpointCallback, EarlyStoppingCallback, LoggingCallback
@@ -331,6 +332,37 @@ def test_folders_and_schedulers_that_cannot_work_are_refused_at_once(tmp_path):
         make(tmp_path / "file" / "below")
     with pytest.raises(ConfigurationError, match="scheduler must step without a metric"):
         make(tmp_path, own=lambda p: torch.optim.SGD(p, lr=0.1), scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def test_what_is_no_part_of_a_trainer_is_refused(tmp_path):
+    model = create_world_model("mlp:ci")
+    config = TrainingConfig(output_dir=tmp_path)
+    for arguments, words in (
+        ((model, {"total_steps": 3}), "config must be a TrainingConfig, got dict"),
+        (
+            (model, config, EarlyStoppingCallback()),
+            r"callbacks must be a list of callbacks, got EarlyStoppingCallback; write \[it\]",
+        ),
+        ((model, config, None, "adam"), "optimizer must be a torch.optim.Optimizer, got 'adam'"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            Trainer(*arguments)
+    for kind in (TrainingConfig, MLPConfig):
+        with pytest.raises(ConfigurationError, match=f"the settings of a {kind.__name__} must be a dict, got list"):
+            kind.from_dict([1])
+
+
+def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
+    trainer = make(tmp_path)
+    trainer.model.save_pretrained(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="is a folder; name a file in it"):
+        trainer.load_checkpoint(tmp_path / "m")
+    with pytest.raises(CheckpointError, match=r"is no checkpoint; weights of a saved model are loaded by create_world_model"):
+        trainer.load_checkpoint(tmp_path / "m" / "model.safetensors")
+    trainer.save_checkpoint(tmp_path / "c.pt")
+    other = Trainer(create_world_model("mlp:ci"), TrainingConfig(output_dir=tmp_path))
+    with pytest.raises(CheckpointError, match=r"c\.pt: tensor .*create the model as it was when the checkpoint was made"):
+        other.load_checkpoint(tmp_path / "c.pt")
 
 
 def test_held_out_data_of_another_kind_is_refused(buffer, tmp_path):
