@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 EVENTS = tuple(f"on_{span}_{edge}" for span in ("train", "epoch", "step") for edge in ("begin", "end"))
 BAR_WIDTH = 24
+TAIL_BYTES = 1 << 16
+"""More than any line of metrics has."""
 NUMBERED = re.compile(r"checkpoint_[0-9]+\.pt")
 """Names of the checkpoints that make room for newer ones; other files are the user's own."""
 
@@ -206,9 +209,11 @@ class LoggingCallback(Callback):
 def _opened_lines(path: Path) -> IO[str]:
     """A file to append lines to, without the half line that a killed process may have left at its end."""
     with path.open("ab+") as file:
-        file.seek(0)
+        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+        file.seek(start)
         whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
+        if whole or not start:
+            file.truncate(start + whole)
     return path.open("a")
 
 
