@@ -144,8 +144,8 @@ class Trainer:
     ) -> Any:
         """Train until ``total_steps``, or for ``num_steps`` more updates.
 
-        Ctrl-C ends training behind the present update, with a checkpoint. So does SIGTERM, which then ends the process. A second
-        one leaves at once.
+        Ctrl-C ends training behind the present update, with a checkpoint. So do SIGTERM and a closed terminal, which then end the
+        process. A second one leaves at once.
 
         Args:
             data: A replay buffer, a dataset, or a list or loader of batches.
@@ -358,6 +358,7 @@ class Trainer:
         unpack(self, tree, path, config=before)
         self.state = TrainerState(tree["step"], dict(tree.get("metrics", {})), tree["best_loss"])
         self.bad_steps = tree.get("bad_steps", 0)
+        self._is_mid_update = False
         changed = changes(before, self.config.to_dict(), ignored=QUIET)
         changed += changes(facts.get("model_config") or {}, self.model.config.to_dict(), ignored=QUIET)
         if changed:

@@ -101,9 +101,10 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_last_whole_checkpoint_stays(buff
     assert same(again, whole)
 
 
-def test_sigterm_saves_and_then_ends_the_process(buffer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_a_closed_terminal_save_and_then_end_the_process(asked, buffer, tmp_path, monkeypatch):
     trainer, sent = make(tmp_path), []
-    strike(trainer, "loss", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    strike(trainer, "loss", lambda: os.kill(os.getpid(), asked))
     kill = os.kill
 
     def noted(pid: int, number: int) -> None:
@@ -114,7 +115,7 @@ def test_sigterm_saves_and_then_ends_the_process(buffer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(interrupts.os, "kill", noted)
     trainer.train(buffer)
-    assert sent == [signal.SIGTERM]
+    assert sent == [asked]
     assert load_tree_file(tmp_path / "checkpoint_final.pt")[0]["step"] == 3
 
 
