@@ -49,7 +49,7 @@ def page():
             lines += [f"Beside the fields of `{base.__name__}`:", ""]
         lines += ["| Field | Default | Meaning |", "|---|---|---|"]
         fields = {f.name: f for f in dataclasses.fields(kind)}
-        lines += [f"| `{name}` | `{default(fields[name])}` | {text} |" for name, text in texts.items()]
+        lines += [f"| `{name}` | `{default(fields[name])}` | {text} |" for name, text in texts.items() if name in fields]
     return "\n".join(lines) + "\n"
 
 

@@ -79,7 +79,7 @@ def made_or_refused(kind: Any, name: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda v: getattr(v, "__module__", "") + getattr(v, "__name__", str(v)))
-@settings(max_examples=25, derandomize=True, deadline=None, database=None)
+@settings(max_examples=15, derandomize=True, deadline=None, database=None)
 @given(value=disguises)
 def test_what_is_accepted_is_plain_and_comes_back_equal(kind: Any, name: str, value: Any) -> None:
     config = made_or_refused(kind, name, value)

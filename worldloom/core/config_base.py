@@ -139,6 +139,9 @@ class WorldModelConfig:
         Raises:
             ConfigurationError: If a field does not exist; names the nearest one.
         """
+        if not isinstance(data, Mapping):
+            kind = type(data).__name__
+            raise ConfigurationError(f"the settings of a {cls.__name__} must be a dict, got {kind}; pass what to_dict gives")
         return cls(**data)
 
     @classmethod

@@ -1,8 +1,10 @@
-"""What a field of a settings class may hold: plain Python values of its declared type, inside its bounds. No torch.
+"""What a field of a settings class may hold: plain Python values of its declared type, inside its
+bounds. No torch.
 
-A setting arrives as what a program has at hand: a numpy integer, a path, a ``torch.device``, a member of an enum. Here it becomes
-the plain value that it means, which JSON can hold, or it is refused with a sentence, when the settings are made and not when a
-checkpoint is written hours later.
+A setting arrives as what a program has at hand: a numpy integer, a path, a ``torch.device``, a
+member of an enum. Here it becomes the plain value that it means, which JSON can hold, or it is
+refused with a sentence, when the settings are made and not when a checkpoint is written hours
+later.
 """
 
 from __future__ import annotations
@@ -82,12 +84,14 @@ def settle(config: Any, bounds: Mapping[str, Bounds] | None = None, *, prefix: s
     """Put plain values into the fields of a dataclass, frozen or not, and say what cannot be one.
 
     Args:
-        config: An instance, from its ``__post_init__``. Fields of a type that is not known here keep what they hold.
+        config: An instance, from its ``__post_init__``. Fields of a type that is not known here
+            keep what they hold.
         bounds: Ranges of numeric fields; None passes where a field may be None.
         prefix: In front of the fields' names in sentences, e.g. ``"replay."``.
 
     Returns:
-        One sentence per field that cannot hold its value, with what is allowed; empty when all is well.
+        One sentence per field that cannot hold its value, with what is allowed; empty when all is
+        well.
     """
     kinds = _kinds(type(config))  # type: ignore[arg-type]
     problems = []
@@ -106,7 +110,8 @@ def settle(config: Any, bounds: Mapping[str, Bounds] | None = None, *, prefix: s
 
 
 def checked(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Any:
-    """A value as the plain one of a type that it means; for arguments that are no fields of a dataclass.
+    """A value as the plain one of a type that it means; for arguments that are no fields of a
+    dataclass.
 
     Args:
         name: How the sentence calls it.
@@ -134,7 +139,9 @@ def _sentence(name: str, error: _UnfitError, value: Any) -> str:
 
 @functools.cache
 def _kinds(owner: type) -> dict[str, Any]:
-    """The declared types of a class's fields; those of a class whose annotations cannot be read count as Any."""
+    """The declared types of a class's fields; those of a class whose annotations cannot be read
+    count as Any.
+    """
     try:
         return typing.get_type_hints(owner)
     except (NameError, TypeError, AttributeError):
@@ -166,7 +173,9 @@ def _fit(value: Any, kind: Any, bounds: Bounds | None = None) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """A number of numpy or torch, or an array of one without axes, as Python's own; anything else as it is."""
+    """A number of numpy or torch, or an array of one without axes, as Python's own; anything else
+    as it is.
+    """
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     return value.value if isinstance(value, enum.Enum) else value

@@ -1,15 +1,19 @@
 """Files that are whole or absent, and several files that change together. No torch.
 
-One file is written under a temporary name and renamed (:func:`replacing`). Several files of a folder are written into a folder of
-their own, which one rename declares valid (:func:`replacing_together`):
+One file is written under a temporary name and renamed (:func:`replacing`). Several files of a
+folder are written into a folder of their own, which one rename declares valid
+(:func:`replacing_together`):
 
-    model/.replacement.1f3a.tmp/   being written; means nothing, and is removed by a later writer if this one is killed
-    model/.replacement/            valid from the rename on: its files count instead of their namesakes in model/
-    model/                         then they are moved here one by one, by this writer or, if it is killed, by the next
+    model/.replacement.1f3a.tmp/  being written; means nothing, and a later writer removes it
+    model/.replacement/           valid from the rename on: its files count instead of their
+                                  namesakes in model/
+    model/                        then they are moved here one by one, by this writer or, if it is
+                                  killed, by the next
 
-Whatever moment a writer is killed at, a reader that looks in both places (:func:`current`, :func:`open_together`) finds all of the
-old files or all of the new ones. Nothing else in the folder is touched, and nothing but the folder need be writable. Writers to one
-folder take turns by a lock, which the system releases when a process dies; readers wait for nobody.
+Whatever moment a writer is killed at, a reader that looks in both places (:func:`current`,
+:func:`open_together`) finds all of the old files or all of the new ones. Nothing else in the folder
+is touched, and nothing but the folder need be writable. Writers to one folder take turns by a lock,
+which the system releases when a process dies; readers wait for nobody.
 """
 
 from __future__ import annotations
@@ -46,7 +50,9 @@ __all__ = [
 
 REPLACEMENT = ".replacement"
 OPEN_ATTEMPTS = 1000
-"""How often a reader opens a set of files anew because a writer changed it in between; each takes microseconds."""
+"""How often a reader opens a set of files anew because a writer changed it in between; each takes
+microseconds.
+"""
 
 
 def expanded(path: str | PathLike[str], name: str = "path") -> Path:
@@ -63,7 +69,8 @@ def expanded(path: str | PathLike[str], name: str = "path") -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to: it takes the place of ``path`` when the block ends well, and is deleted when it does not.
+    """A name to write to: it takes the place of ``path`` when the block ends well, and is deleted
+    when it does not.
 
     A symbolic link stays, and the file that it names is replaced.
     """
@@ -83,10 +90,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_together(folder: Path) -> Iterator[Path]:
-    """A folder to write files to: when the block ends well, they take the place of their namesakes in ``folder`` all at once.
+    """A folder to write files to: when the block ends well, they take the place of their namesakes
+    in ``folder`` all at once.
 
-    Files are flushed to the disk first. When the block or the disk fails, ``folder`` is as it was. A folder that does not exist
-    appears whole; one that does keeps its other files.
+    Files are flushed to the disk first. When the block or the disk fails, ``folder`` is as it was.
+    A folder that does not exist appears whole; one that does keeps its other files.
 
     Raises:
         NotADirectoryError: If ``folder`` is a file, or leads nowhere.
@@ -123,10 +131,12 @@ def current(folder: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, BufferedReader]]:
-    """Files of a folder, open for reading: all of one version, also beside a writer. Missing ones are left out.
+    """Files of a folder, open for reading: all of one version, also beside a writer. Missing ones
+    are left out.
 
     Raises:
-        OSError: If one cannot be read, or the files never stayed the same for the moment that opening takes.
+        OSError: If one cannot be read, or the files never stayed the same for the moment that
+            opening takes.
     """
     names = list(names)
     for _ in range(OPEN_ATTEMPTS):
@@ -140,13 +150,17 @@ def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Buff
 
 
 def path_of_open(file: BufferedReader) -> str:
-    """A name that leads to the very file that is open, though another may have taken its place; its own where there is none."""
+    """A name that leads to the very file that is open, though another may have taken its place; its
+    own where there is none.
+    """
     name = f"/dev/fd/{file.fileno()}"
     return name if os.path.exists(name) else file.name
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is whole or gone; what a killed process leaves of it ends in ``.tmp``."""
+    """Remove a folder so that it is whole or gone; what a killed process leaves of it ends in
+    ``.tmp``.
+    """
     abandoned = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     os.rename(folder, abandoned)
     shutil.rmtree(abandoned, ignore_errors=True)
@@ -175,7 +189,9 @@ def _identity_of(file: BufferedReader | None) -> tuple[int, int] | None:
 
 
 def _commit(staging: Path, folder: Path) -> None:
-    """Declare the files valid and move them in; a folder that is not there takes the name of the staged one."""
+    """Declare the files valid and move them in; a folder that is not there takes the name of the
+    staged one.
+    """
     if not folder.is_dir():
         try:
             os.rename(staging, folder)
@@ -209,7 +225,7 @@ def _move_in(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; where the file system has none, writers are trusted to be alone."""
+    """Hold the lock of a folder; where there are no locks, writers are trusted to be alone."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -246,7 +262,13 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def finite_json(node: Any) -> Any:
-    """JSON values with None (null) in the place of NaN and infinity, which JSON lacks and other readers stumble over."""
+    """JSON values with None (null) in the place of NaN and infinity, which JSON lacks and other
+    readers stumble over.
+
+    Numbers of numpy and torch become Python's own.
+    """
+    if getattr(node, "ndim", None) == 0 and hasattr(node, "item"):
+        node = node.item()
     if isinstance(node, float) and not math.isfinite(node):
         return None
     if isinstance(node, Mapping):

@@ -61,7 +61,11 @@ class ArraySpec:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""
-        return {"shape": list(self.shape), "dtype": self.dtype, "num_classes": list(self.num_classes)}
+        return {
+            "shape": [int(axis) for axis in self.shape],
+            "dtype": str(np.dtype(self.dtype)),
+            "num_classes": [int(count) for count in self.num_classes],
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ArraySpec:

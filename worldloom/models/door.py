@@ -1,4 +1,5 @@
-"""What world models are given: tensors, arrays or lists, checked for shape, dtype and values, and put on the model's device.
+"""What world models are given: tensors, arrays or lists, checked for shape, dtype and values, and
+put on the model's device.
 
 Legend: B batch, T time, A action.
 """
@@ -18,7 +19,9 @@ from worldloom.core.state import LatentState
 __all__ = ["Door", "index_of", "tensor_of"]
 
 MAX_PIXEL = 16.0
-"""No image in [0, 1], however noisy, has a float beyond this; one in 0..255 that forgot its dtype has."""
+"""No image in [0, 1], however noisy, has a float beyond this; one in 0..255 that forgot its dtype
+has.
+"""
 
 
 class Door(nn.Module):
@@ -32,7 +35,9 @@ class Door(nn.Module):
         return next(self.parameters()).device
 
     def _obs(self, obs: Any, *lead: int | None, name: str = "obs") -> Tensor:
-        """Observations on this device, checked: ``lead`` axes (None is any size) and then ``obs_shape``."""
+        """Observations on this device, checked: ``lead`` axes (None is any size) and then
+        ``obs_shape``.
+        """
         tensor = tensor_of(name, obs)
         shape, want = tuple(tensor.shape), self.config.obs_shape
         lead = lead or (None,)
@@ -72,7 +77,9 @@ class Door(nn.Module):
         return ""
 
     def _action(self, action: Any, rows: int | None, *lead: int, name: str = "action") -> Tensor:
-        """Actions ``[..., B, A]`` on this device; integers become one-hot codes when actions are discrete."""
+        """Actions ``[..., B, A]`` on this device; integers become one-hot codes when actions are
+        discrete.
+        """
         tensor, width = tensor_of(name, action), self.config.action_dim
         lacks_axis = tensor.ndim == 1 + len(lead)
         is_index = not tensor.is_floating_point() and (lacks_axis or (tensor.shape[-1:] == (1,) and width > 1))
@@ -109,7 +116,9 @@ class Door(nn.Module):
         return state if deter is None or deter.dtype == torch.float32 else state.float()
 
     def _batch(self, batch: Mapping[str, Any], *, needs_continues: bool = True) -> dict[str, Tensor]:
-        """A training batch on this device, checked; ``continues`` is filled with ones where it may be missing."""
+        """A training batch on this device, checked; ``continues`` is filled with ones where it may
+        be missing.
+        """
         missing = [key for key in ("obs", "actions", "rewards") if key not in batch]
         missing += ["continues"] if needs_continues and "continues" not in batch else []
         if missing:
@@ -162,7 +171,9 @@ def index_of(name: str, value: Any, rows: int, count: int) -> Tensor:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and infinity; tensors on an accelerator are not read, because that would wait for the device."""
+    """Refuse NaN and infinity; tensors on an accelerator are not read, because that would wait for
+    the device.
+    """
     if tensor.device.type == "cpu" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         count = int((~torch.isfinite(tensor)).sum())
         raise ShapeMismatchError(f"values of {name}", "finite numbers", f"{count} that are NaN or infinite; clean the data")

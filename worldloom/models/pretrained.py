@@ -72,12 +72,23 @@ def save_model(folder: str | PathLike[str], config: WorldModelConfig, tensors: M
         with replacing_together(target) as staging:
             safe, torch_file = (staging / name for name in WEIGHT_FILES)
             save_file(plain, safe, metadata={"format": "pt"})
-            torch.save(plain, torch_file)
+            with torch_file.open("wb") as file:
+                torch.save(plain, file)
             facts = {path.name: _facts_of(path) for path in (safe, torch_file)}
             write_json(staging / CONFIG_FILE, config.to_dict() | {"format": FORMAT, "files": facts})
     except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{target}: the model could not be saved ({first}); what was there before is unchanged") from error
+        raise CheckpointError(
+            f"{target}: the model could not be saved ({_reason(error)}); what was there before is unchanged"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what the system said, where a library hides it behind an error of its own; else of the error."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    text = str(link or error)
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 EVENTS = tuple(f"on_{span}_{edge}" for span in ("train", "epoch", "step") for edge in ("begin", "end"))
 BAR_WIDTH = 24
+TAIL_BYTES = 1 << 16
+"""More than any line of metrics has."""
+NUMBERED = re.compile(r"checkpoint_[0-9]+\.pt")
+"""Names of the checkpoints that make room for newer ones; other files are the user's own."""
 
 
 class Callback:
@@ -203,9 +209,11 @@ class LoggingCallback(Callback):
 def _opened_lines(path: Path) -> IO[str]:
     """A file to append lines to, without the half line that a killed process may have left at its end."""
     with path.open("ab+") as file:
-        file.seek(0)
+        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+        file.seek(start)
         whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
+        if whole or not start:
+            file.truncate(start + whole)
     return path.open("a")
 
 
@@ -272,9 +280,10 @@ class CheckpointCallback(Callback):
             return
         folder = self._folder(trainer)
         trainer.save_checkpoint(folder / f"checkpoint_{step}.pt")
-        numbered = sorted(folder.glob("checkpoint_[0-9]*.pt"), key=lambda p: int(p.stem.split("_")[1]))
-        for old in numbered[: -self.max_checkpoints]:
-            old.unlink()
+        written = [path for path in folder.iterdir() if NUMBERED.fullmatch(path.name)]
+        by_age = sorted(written, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1])))
+        for old in by_age[: -self.max_checkpoints]:
+            old.unlink(missing_ok=True)
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Save when the held-out loss is the lowest so far."""

@@ -1,4 +1,6 @@
-"""Numbers that a user hands over, as the dtype in which they are stored: kept or refused, never cut."""
+"""Numbers that a user hands over, as the dtype in which they are stored: kept or refused, never
+cut.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def stored_dtype(name: str, dtype: object) -> np.dtype:
 
 
 def cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Entries [n, ...] in the dtype that stores them; floats may be rounded to the precision of another float.
+    """Entries [n, ...] in the dtype that stores them; floats may be rounded to the precision of
+    another float.
 
     Raises:
         ShapeMismatchError: If the dtype does not hold one of them; names the first.

@@ -82,7 +82,7 @@ def _told(place: Path) -> Iterator[None]:
     """Say what could not be written; what was there before is still there then."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: could not be written ({error}); what was there before is unchanged") from error
 
 
@@ -150,10 +150,10 @@ def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = Non
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    facts = finite_json(dict(facts or {}))
-    texts = {"tree": json.dumps(skeleton, allow_nan=False), "facts": json.dumps(facts, allow_nan=False)}
-    metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
     with _told(path):
+        facts = finite_json(dict(facts or {}))
+        texts = {"tree": json.dumps(skeleton, allow_nan=False), "facts": json.dumps(facts, allow_nan=False)}
+        metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
@@ -166,11 +166,17 @@ def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         CheckpointError: If it is missing, truncated, corrupt, or something else.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; name a file in it, e.g. checkpoint_final.pt")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("worldloom") != str(FORMAT):
-                raise CheckpointError(f"{path}: format {metadata.get('worldloom')!r}, this version reads {FORMAT}")
+            if "worldloom" not in metadata:
+                raise CheckpointError(
+                    f"{path}: is no checkpoint; weights of a saved model are loaded by create_world_model(folder)"
+                )
+            if metadata["worldloom"] != str(FORMAT):
+                raise CheckpointError(f"{path}: format {metadata['worldloom']!r}, this version reads {FORMAT}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         texts = {name: metadata[name] for name in ("tree", "facts")}
         if _contents_sha256(texts, tensors) != metadata["sha256"]:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.protocol import Policy
+from worldloom.core.specs import ArraySpec
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import make_env
 from worldloom.envs.vector import VectorEnv, sample_actions
@@ -38,6 +40,9 @@ def collect_episodes(
     Raises:
         ConfigurationError: If there are several observation or action keys.
     """
+    episodes = checked("episodes", episodes, int, NOT_NEGATIVE)
+    max_steps = checked("max_steps", max_steps, int, Bounds(1))
+    seed = checked("seed", seed, int, NOT_NEGATIVE)
     if len(env.spec.obs) != 1 or len(env.spec.action) != 1:
         keys = sorted(env.spec.obs), sorted(env.spec.action)
         raise ConfigurationError(f"collecting needs one observation and one action key, env {env.spec.name!r} has {keys}")
@@ -74,7 +79,9 @@ def collect_buffer(
 
     A discrete action becomes a one-hot code of the width of the action space; images are turned channels first.
     """
-    env = make_env(config, seed=seed)
+    checked("episodes", episodes, int, Bounds(1))
+    checked("max_steps", max_steps, int, Bounds(1))
+    env = make_env(config, seed=checked("seed", seed, int, NOT_NEGATIVE))
     try:
         (obs,), (action,) = env.spec.obs.values(), env.spec.action.values()
         is_last = obs.is_image and obs.shape[-1] < obs.shape[0]
@@ -102,7 +109,22 @@ def _chooser(
         return lambda obs, is_first: sample_actions(env.spec, [rng] * count)
     if isinstance(policy, Policy):
         return _agent_chooser(policy, count, obs_key)
-    return lambda obs, is_first: {action_key: np.broadcast_to(np.asarray(policy(obs), spec.dtype), (count, *spec.shape)).copy()}
+    return lambda obs, is_first: {action_key: np.broadcast_to(_chosen(policy(obs), spec), (count, *spec.shape)).copy()}
+
+
+def _chosen(action: Any, spec: ArraySpec) -> np.ndarray:
+    """What a function chose, in the dtype of the env's actions.
+
+    Raises:
+        ConfigurationError: If it is not an action: numbers of the shape, finite, and whole for a class.
+    """
+    array = np.asarray(action)
+    fits = array.dtype.kind in "biuf" and array.shape in ((), spec.shape, (1, *spec.shape)) and bool(np.isfinite(array).all())
+    if not fits or (spec.is_discrete and bool((array != np.round(array)).any())):
+        kind = "a whole number" if spec.is_discrete else "finite numbers"
+        raise ConfigurationError(f"policy must return {kind} of shape {spec.shape}, got {array!r}; look at what it returns")
+    shaped = array.reshape(spec.shape) if array.ndim else np.broadcast_to(array, spec.shape)
+    return shaped.astype(spec.dtype)
 
 
 def _agent_chooser(agent: Policy, count: int, obs_key: str) -> Callable[[np.ndarray, bool], Mapping[str, np.ndarray]]:

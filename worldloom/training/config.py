@@ -8,13 +8,12 @@ import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 from worldloom.core.config_base import not_among, understanding
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
-from worldloom.core.files import write_json
+from worldloom.core.files import expanded, write_json
 
 __all__ = ["TrainingConfig"]
 
@@ -107,6 +106,9 @@ class TrainingConfig:
         Raises:
             ConfigurationError: If a field does not exist; names the nearest one.
         """
+        if not isinstance(data, Mapping):
+            kind = type(data).__name__
+            raise ConfigurationError(f"the settings of a {cls.__name__} must be a dict, got {kind}; pass what to_dict gives")
         return cls(**data)
 
     @classmethod
@@ -120,8 +122,9 @@ class TrainingConfig:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fields as JSON."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(path), self.to_dict())
+        target = expanded(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, self.to_dict())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> TrainingConfig:
@@ -131,7 +134,7 @@ class TrainingConfig:
             CheckpointError: If the file is missing or damaged.
         """
         try:
-            data = json.loads(Path(path).read_text())
+            data = json.loads(expanded(path).read_text())
             if not isinstance(data, dict):
                 raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
         except (OSError, ValueError) as error:

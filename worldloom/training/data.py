@@ -403,7 +403,9 @@ def create_random_buffer(
     seed: int | None = None,
 ) -> ReplayBuffer:
     """A buffer of noise for trying things out: observations standard normal, or uniform uint8 for images."""
-    rng = np.random.default_rng(seed)
+    num_episodes = checked("num_episodes", num_episodes, int, NOT_NEGATIVE)
+    episode_length = checked("episode_length", episode_length, int, Bounds(1))
+    rng = np.random.default_rng(checked("seed", seed, int | None, NOT_NEGATIVE))
     is_image = len(tuple(obs_shape)) == 3
     buffer = ReplayBuffer(capacity, obs_shape, action_dim, np.uint8 if is_image else np.float32, seed=seed)
     for _ in range(num_episodes):

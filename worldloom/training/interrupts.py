@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM while a model is trained: the first one ends training behind the present update, a second one leaves at once.
+"""Ctrl-C, SIGTERM and SIGHUP while a model is trained: the first one ends training behind the present
+update, a second one leaves at once.
 
-Python may raise KeyboardInterrupt between any two instructions, also between the weights and the moments of an optimizer's step. A
-handler that only takes note keeps every update whole. It is set in the main thread alone, and only in the place of Python's own
-handlers: a program with handlers of its own keeps them.
+Python may raise KeyboardInterrupt between any two instructions, also between the weights and the
+moments of an optimizer's step. A handler that only takes note keeps every update whole. It is set
+in the main thread alone, and only in the place of Python's own handlers: a program with handlers of
+its own keeps them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ __all__ = ["Interruption"]
 
 logger = logging.getLogger(__name__)
 
-DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+DEFAULTS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 
 class Interruption:
@@ -51,9 +57,9 @@ class Interruption:
                 signal.signal(number, kind)
 
     def pass_on(self) -> None:
-        """Hand SIGTERM, which asks the process and not only the training to end, to the handler that is there now."""
-        if self.signal == signal.SIGTERM:
-            os.kill(os.getpid(), signal.SIGTERM)
+        """Hand a signal that asks the process, and not only the training, to end to its handler."""
+        if self.signal not in (None, signal.SIGINT):
+            os.kill(os.getpid(), self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
@@ -61,7 +67,7 @@ class Interruption:
             logger.warning("%s: stopping behind the present update; again to leave at once", signal.Signals(number).name)
             return
         self.is_forced = True
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         raise KeyboardInterrupt

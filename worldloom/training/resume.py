@@ -190,4 +190,7 @@ def _check_model(path: str | PathLike[str], model: Any, saved: Mapping[str, Tens
     for name in sorted(ours.keys() | saved.keys()):
         shapes = [tuple(group[name].shape) if name in group else None for group in (ours, saved)]
         if shapes[0] != shapes[1]:
-            raise CheckpointError(f"{path}: tensor {name!r}: this model has shape {shapes[0]}, the checkpoint {shapes[1]}")
+            raise CheckpointError(
+                f"{path}: tensor {name!r}: this model has shape {shapes[0]}, the checkpoint {shapes[1]}; "
+                "create the model as it was when the checkpoint was made"
+            )

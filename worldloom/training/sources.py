@@ -106,15 +106,23 @@ class Cursor:
         if number < self._next:
             self._passes = self._next = 0
             self._batches = iter(())
-        if isinstance(self._data, Sized) and len(self._data) and number - self._next >= len(self._data):
-            self._passes = number // len(self._data)
-            self._next = self._passes * len(self._data)
-            self._batches = iter(())
         if number > self._next:
-            with torch.random.fork_rng():
-                while self._next < number:
-                    self._draw()
+            self._pass_over(number)
         return self._draw()
+
+    def _pass_over(self, number: int) -> None:
+        """Go to a batch without handing out those before it; whole passes are left out where their length is known."""
+        try:
+            length = len(self._data) if isinstance(self._data, Sized) else 0
+        except TypeError:  # a loader of a stream has no length
+            length = 0
+        if length and number - self._next >= length:
+            self._passes = number // length
+            self._next = self._passes * length
+            self._batches = iter(())
+        with torch.random.fork_rng():
+            while self._next < number:
+                self._draw()
 
     def _draw(self) -> Batch:
         self._next += 1

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,14 @@ from worldloom.core.exceptions import ConfigurationError, TrainingError, WorldLo
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.models.base import place_of
+from worldloom.training.assembly import (
+    check_parts,
+    check_scheduler,
+    make_folder,
+    make_optimizer,
+    own_setting,
+    with_defaults,
+)
 from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
@@ -89,6 +95,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: Any = None,
     ) -> None:
+        check_parts(config, callbacks, optimizer)
         self.config = config or TrainingConfig()
         if not hasattr(model, "compute_loss"):
             raise ConfigurationError(
@@ -100,15 +107,16 @@ class Trainer:
             self.model.reconfigure(**self.config.model_overrides)
         if self.config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
-        self.learning_rate = self._setting("learning_rate")
-        self.grad_clip = self._setting("grad_clip")
+        make_folder(self.config)
+        check_scheduler(scheduler)
+        self.learning_rate = own_setting(self.config, self.model, "learning_rate")
+        self.grad_clip = own_setting(self.config, self.model, "grad_clip")
         self.has_own_optimizer = optimizer is not None
-        self.optimizer = optimizer or self._make_optimizer()
+        self.optimizer = optimizer or make_optimizer(self.model, self.config, self.learning_rate)
         self.group_settings = group_settings(self.optimizer)
         self.scheduler = scheduler
         self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        self.callbacks = CallbackList(self._with_defaults(callbacks or ()))
+        self.callbacks = CallbackList(with_defaults(callbacks or (), self.config))
         self.state = TrainerState()
         self.history: list[dict[str, float]] = []
         self.bad_steps = 0
@@ -123,32 +131,6 @@ class Trainer:
         """False from the moment an update, or a second Ctrl-C, broke off half way: such weights are no state to go on from."""
         return not (self._is_mid_update or self._interruption.is_forced)
 
-    def _setting(self, name: str) -> float:
-        """The config's value, or where that is at its default the model's own."""
-        own: float = getattr(self.config, name)
-        if own != getattr(DEFAULTS, name):
-            return own
-        return float(getattr(getattr(self.model, "config", None), name, own))
-
-    def _with_defaults(self, callbacks: Sequence[Any]) -> list[Any]:
-        c = self.config
-        defaults = [
-            LoggingCallback(c.log_interval, log_to_console=not sys.stderr.isatty()),
-            CheckpointCallback(c.save_interval, c.output_dir),
-        ]
-        if sys.stderr.isatty():
-            defaults.append(ProgressCallback())
-        kept = [d for d in defaults if not any(isinstance(callback, type(d)) for callback in callbacks)]
-        return [*kept, *callbacks]
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        groups = self.model.parameter_groups(self.config.with_updates(learning_rate=self.learning_rate))
-        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-        optimizer: torch.optim.Optimizer = kinds[self.config.optimizer](groups, lr=self.learning_rate)
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        return optimizer
-
     def add_callback(self, callback: Any) -> None:
         """Add a callback; it takes the place of a default one of its class."""
         is_default = (LoggingCallback, CheckpointCallback, ProgressCallback)
@@ -162,8 +144,8 @@ class Trainer:
     ) -> Any:
         """Train until ``total_steps``, or for ``num_steps`` more updates.
 
-        Ctrl-C ends training behind the present update, with a checkpoint. So does SIGTERM, which then ends the process. A second
-        one leaves at once.
+        Ctrl-C ends training behind the present update, with a checkpoint. So do SIGTERM and a closed terminal, which then end the
+        process. A second one leaves at once.
 
         Args:
             data: A replay buffer, a dataset, or a list or loader of batches.
@@ -376,6 +358,7 @@ class Trainer:
         unpack(self, tree, path, config=before)
         self.state = TrainerState(tree["step"], dict(tree.get("metrics", {})), tree["best_loss"])
         self.bad_steps = tree.get("bad_steps", 0)
+        self._is_mid_update = False
         changed = changes(before, self.config.to_dict(), ignored=QUIET)
         changed += changes(facts.get("model_config") or {}, self.model.config.to_dict(), ignored=QUIET)
         if changed:

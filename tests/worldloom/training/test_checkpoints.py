@@ -151,6 +151,15 @@ def test_numbers_that_json_lacks_come_back_and_manifests_stay_json(tmp_path):
     assert load_tree_file(tmp_path / "c.pt") == ({"best": math.inf}, {"score": None})
 
 
+def test_facts_of_numpy_are_plain_numbers_and_others_are_refused(tmp_path):
+    save_tree(tmp_path / "c", {}, {"score": np.float32(0.5), "steps": np.int64(3), "loss": torch.tensor(0.25)})
+    assert read_manifest(tmp_path / "c")["facts"] == {"score": 0.5, "steps": 3, "loss": 0.25}
+    for save, place in ((save_tree, tmp_path / "d"), (save_tree_file, tmp_path / "d.pt")):
+        with pytest.raises(CheckpointError, match="not JSON serializable"):
+            save(place, {}, {"what": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
 def test_a_score_that_is_no_number_is_never_the_best_and_a_damaged_best_is_replaced(tmp_path, caplog):
     for store in (CheckpointStore(tmp_path / "here"), RemoteCheckpointStore("memory://best-of-no-number")):
         folder = store.save(1, {"step": 1})
@@ -190,6 +199,17 @@ def test_behind_a_url_a_writer_that_dies_at_any_moment_leaves_the_old_or_the_new
         assert float(load_tree(store.find("step-000000000002"))["w"][0]) in (2.0, 2.5)
         store.mark_best(store.save(3, {"step": 3}), 3.0)
         assert len(files.ls(f"{store._root}/best", detail=False)) == 3
+
+
+def test_remote_checkpoints_of_earlier_versions_are_read_and_may_be_the_best(tmp_path):
+    store = RemoteCheckpointStore("memory://of-an-earlier-version")
+    save_tree(tmp_path / "c", {"step": 1}, {"step": 1})
+    for path in (tmp_path / "c").iterdir():
+        store._files.pipe_file(f"{store._root}/step-000000000001/{path.name}", path.read_bytes())
+    (folder,) = store.folders()
+    assert load_tree(store.find(folder.name))["step"] == 1
+    assert store.mark_best(folder, 1.0)
+    assert load_tree(store.find("best"))["step"] == 1
 
 
 def test_a_file_url_is_a_folder_like_any_other(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -68,3 +69,21 @@ def test_a_trained_policy_plays_with_its_memory_reset_at_every_episode() -> None
     env.close()
     for episode in played:
         assert np.allclose(episode["actions"][:, 0], np.arange(len(episode["rewards"])) / 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"episodes": 0}, "episodes must be an integer >= 1, got 0"),
+        ({"episodes": 1.5}, "episodes must be an integer >= 1, got 1.5"),
+        ({"max_steps": 0}, "max_steps must be an integer >= 1, got 0"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
+        ({"policy": lambda obs: 0.7}, "policy must return a whole number of shape"),
+        ({"policy": lambda obs: [0, 1]}, "policy must return a whole number of shape"),
+        ({"policy": lambda obs: None}, "policy must return a whole number of shape"),
+        ({"policy": lambda obs: np.nan}, "policy must return a whole number of shape"),
+    ],
+)
+def test_wrong_counts_and_actions_are_named(change: dict, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        collect_buffer(EnvConfig(env="CartPole-v1"), **({"episodes": 1, "max_steps": 3} | change))

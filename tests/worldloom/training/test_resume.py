@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from worldloom import create_world_model
+from worldloom.core.config import MLPConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError
 from worldloom.training import ReplayBuffer, Trainer, TrainingConfig, interrupts
-from worldloom.training.callbacks import EarlyStoppingCallback, LoggingCallback
+from worldloom.training.callbacks import CheckpointCallback, EarlyStoppingCallback, LoggingCallback
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.data import create_random_buffer
 
@@ -100,9 +101,10 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_last_whole_checkpoint_stays(buff
     assert same(again, whole)
 
 
-def test_sigterm_saves_and_then_ends_the_process(buffer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_a_closed_terminal_save_and_then_end_the_process(asked, buffer, tmp_path, monkeypatch):
     trainer, sent = make(tmp_path), []
-    strike(trainer, "loss", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    strike(trainer, "loss", lambda: os.kill(os.getpid(), asked))
     kill = os.kill
 
     def noted(pid: int, number: int) -> None:
@@ -113,7 +115,7 @@ def test_sigterm_saves_and_then_ends_the_process(buffer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(interrupts.os, "kill", noted)
     trainer.train(buffer)
-    assert sent == [signal.SIGTERM]
+    assert sent == [asked]
     assert load_tree_file(tmp_path / "checkpoint_final.pt")[0]["step"] == 3
 
 
@@ -288,6 +290,80 @@ def test_lists_and_loaders_go_on_where_they_were(kind, buffer, tmp_path):
     first.train(data(), num_steps=5)
     second.train(data(), resume_from=tmp_path / "b" / "checkpoint_5.pt")
     assert same(whole, second)
+
+
+class Stream(IterableDataset):
+    """Windows without a length."""
+
+    def __init__(self, windows: list[Any]) -> None:
+        self.windows = windows
+
+    def __iter__(self) -> Any:
+        return iter(self.windows)
+
+
+def test_a_loader_of_a_stream_has_no_length_and_goes_on_too(buffer, tmp_path):
+    def data() -> Any:
+        return DataLoader(Stream(loader(buffer).dataset), batch_size=2)
+
+    whole, first, second = (make(tmp_path / name, total_steps=7, eval_interval=2, save_interval=5) for name in "abc")
+    whole.train(data())
+    first.train(data(), num_steps=5)
+    second.train(data(), resume_from=tmp_path / "b" / "checkpoint_5.pt")
+    assert same(whole, second)
+
+
+def test_checkpoints_of_earlier_runs_make_room_first_and_files_of_the_user_stay(buffer, tmp_path):
+    for number in (100, 200):
+        (tmp_path / f"checkpoint_{number}.pt").write_bytes(b"of an earlier run")
+        os.utime(tmp_path / f"checkpoint_{number}.pt", (1, 1))
+    (tmp_path / "checkpoint_3_mine.pt").write_bytes(b"mine")
+    keeps = CheckpointCallback(save_interval=2, max_checkpoints=2)
+    make(tmp_path, callbacks=[keeps]).train(buffer)
+    assert {path.name for path in tmp_path.glob("checkpoint_[0-9]*")} == {
+        "checkpoint_3_mine.pt",
+        "checkpoint_4.pt",
+        "checkpoint_6.pt",
+    }
+
+
+def test_folders_and_schedulers_that_cannot_work_are_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigurationError, match="output_dir must be a folder that can be made"):
+        make(tmp_path / "file" / "below")
+    with pytest.raises(ConfigurationError, match="scheduler must step without a metric"):
+        make(tmp_path, own=lambda p: torch.optim.SGD(p, lr=0.1), scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def test_what_is_no_part_of_a_trainer_is_refused(tmp_path):
+    model = create_world_model("mlp:ci")
+    config = TrainingConfig(output_dir=tmp_path)
+    for arguments, words in (
+        ((model, {"total_steps": 3}), "config must be a TrainingConfig, got dict"),
+        (
+            (model, config, EarlyStoppingCallback()),
+            r"callbacks must be a list of callbacks, got EarlyStoppingCallback; write \[it\]",
+        ),
+        ((model, config, None, "adam"), "optimizer must be a torch.optim.Optimizer, got 'adam'"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            Trainer(*arguments)
+    for kind in (TrainingConfig, MLPConfig):
+        with pytest.raises(ConfigurationError, match=f"the settings of a {kind.__name__} must be a dict, got list"):
+            kind.from_dict([1])
+
+
+def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
+    trainer = make(tmp_path)
+    trainer.model.save_pretrained(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="is a folder; name a file in it"):
+        trainer.load_checkpoint(tmp_path / "m")
+    with pytest.raises(CheckpointError, match=r"is no checkpoint; weights of a saved model are loaded by create_world_model"):
+        trainer.load_checkpoint(tmp_path / "m" / "model.safetensors")
+    trainer.save_checkpoint(tmp_path / "c.pt")
+    other = Trainer(create_world_model("mlp:ci"), TrainingConfig(output_dir=tmp_path))
+    with pytest.raises(CheckpointError, match=r"c\.pt: tensor .*create the model as it was when the checkpoint was made"):
+        other.load_checkpoint(tmp_path / "c.pt")
 
 
 def test_held_out_data_of_another_kind_is_refused(buffer, tmp_path):
