@@ -44,10 +44,13 @@ class Callback:
     """Base class: every hook does nothing. ``state_dict`` and ``load_state_dict`` travel in checkpoints.
 
     Attributes:
-        identity: What tells this callback from others of its class, so that each gets its own state back.
+        identity: What tells this callback from others of its class, so that each gets its own
+            state back.
+        is_last: Call it behind the others.
     """
 
     identity = ""
+    is_last = False
 
     def on_train_begin(self, trainer: Any) -> None:
         """Called once before the first update."""
@@ -76,7 +79,7 @@ class Callback:
 
 
 class CallbackList:
-    """Callbacks that are called in order.
+    """Callbacks that are called in order, those behind that say so.
 
     Args:
         callbacks: Any objects with some of the hooks.
@@ -103,7 +106,7 @@ class CallbackList:
         """
         if event not in EVENTS:
             raise ConfigurationError(f"callbacks have no hook {event!r}; there are {', '.join(EVENTS)}")
-        for callback in self.callbacks:
+        for callback in sorted(self.callbacks, key=lambda each: bool(getattr(each, "is_last", False))):
             hook = getattr(callback, event, None)
             if hook is None:
                 continue
@@ -247,6 +250,8 @@ class CheckpointCallback(Callback):
         monitor: Metric that decides: ``eval/loss``, or ``loss`` where nothing is held out.
     """
 
+    is_last = True  # it saves the states of the others
+
     def __init__(
         self,
         save_interval: int | None = 10000,
@@ -274,8 +279,10 @@ class CheckpointCallback(Callback):
         return expanded(self.output_dir or trainer.config.output_dir, "output_dir")
 
     def on_step_end(self, trainer: Any) -> None:
-        """Save every ``save_interval`` updates and drop the oldest."""
+        """Save every ``save_interval`` updates and drop the oldest; the best one first, so that each knows its score."""
         step = trainer.state.global_step
+        if step % trainer.config.eval_interval == 0:
+            self._keep_best(trainer)
         if step % (self.save_interval or trainer.config.save_interval):
             return
         folder = self._folder(trainer)
@@ -287,6 +294,9 @@ class CheckpointCallback(Callback):
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Save when the held-out loss is the lowest so far."""
+        self._keep_best(trainer)
+
+    def _keep_best(self, trainer: Any) -> None:
         score = trainer.state.metrics.get(self.monitor)
         if self.save_best and score is not None and score < self.best:
             self.best = score

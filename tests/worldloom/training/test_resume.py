@@ -313,6 +313,24 @@ def test_a_loader_of_a_stream_has_no_length_and_goes_on_too(buffer, tmp_path):
     assert same(whole, second)
 
 
+def test_a_checkpoint_knows_the_best_score_of_its_own_step(buffer, tmp_path):
+    saves = CheckpointCallback(save_interval=2)
+    make(tmp_path / "a", callbacks=[saves], eval_interval=2).train(buffer, num_steps=2)
+    assert saves.best < float("inf")
+    again = CheckpointCallback(save_interval=2)
+    make(tmp_path / "b", callbacks=[again]).load_checkpoint(tmp_path / "a" / "checkpoint_2.pt")
+    assert again.best == saves.best
+
+
+def test_a_numbered_checkpoint_holds_what_callbacks_know_of_its_own_step(buffer, tmp_path):
+    stop = EarlyStoppingCallback(monitor="learning_rate", mode="max", patience=100, min_delta=0)
+    make(tmp_path / "a", callbacks=[stop], warmup_steps=4).train(buffer, num_steps=2)
+    again = EarlyStoppingCallback(monitor="learning_rate", mode="max", patience=100, min_delta=0)
+    make(tmp_path / "b", callbacks=[again], warmup_steps=4).load_checkpoint(tmp_path / "a" / "checkpoint_2.pt")
+    assert again.state_dict() == stop.state_dict()
+    assert again.best_step == 2
+
+
 def test_checkpoints_of_earlier_runs_make_room_first_and_files_of_the_user_stay(buffer, tmp_path):
     for number in (100, 200):
         (tmp_path / f"checkpoint_{number}.pt").write_bytes(b"of an earlier run")

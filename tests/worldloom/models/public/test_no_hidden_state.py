@@ -31,21 +31,30 @@ def dream(model: Any, policy: Callable[[Any], torch.Tensor] | None = None) -> to
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_that_imagine_at_once_leave_no_weights_behind(name: str) -> None:
     model, other = build(name), build(name, seed=1)
-    both_inside, results = threading.Barrier(2), []
+    first_inside, second_inside, first_left = (threading.Event() for _ in range(3))
+    results = []
 
-    def policy(leaves_first: bool) -> Callable[[Any], torch.Tensor]:
+    def first() -> None:
         def act(state: Any) -> torch.Tensor:
-            both_inside.wait(30)
+            first_inside.set()
+            assert second_inside.wait(30)
             return torch.full((2, 2), 0.5)
 
-        return act
+        results.append(dream(model, act))
+        first_left.set()
 
-    def run(leaves_first: bool) -> None:
-        results.append(dream(model, policy(leaves_first)))
+    def second() -> None:
+        def act(state: Any) -> torch.Tensor:
+            second_inside.set()
+            assert first_left.wait(30)
+            return torch.full((2, 2), 0.5)
 
-    threads = [threading.Thread(target=run, args=(flag,)) for flag in (True, False)]
-    for thread in threads:
-        thread.start()
+        results.append(dream(model, act))
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert first_inside.wait(30)
+    threads[1].start()
     for thread in threads:
         thread.join()
     assert torch.equal(*results)
