@@ -195,11 +195,12 @@ def _nest(space: Any, native: Mapping[Path, Any], path: Path) -> Any:
 
 
 def not_finite(key: str, array: np.ndarray) -> str:
-    """What to say of an observation that holds numbers which are not finite in float32."""
-    worst = array[~np.isfinite(array)].reshape(-1)[0]
+    """What to say of an observation that holds numbers which are not finite in float32; of a vector env's the env comes first."""
+    where = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+    place = f" at {list(where)}" if where else ""
     return (
-        f"observation {key!r} holds {worst:g}, which is not finite in float32 (at most 3.4e38 in size); return finite numbers, "
-        "scaled inside the env if they are large"
+        f"observation {key!r} holds {array[where]:g}{place}, which is not finite in float32 (at most 3.4e38 in size); "
+        "return finite numbers, scaled inside the env if they are large"
     )
 
 

@@ -271,7 +271,7 @@ NUMBERS = {
     "complex": (1, np.array([1j, 1]), "reward .* is of dtype complex128"),
     "flag": (2, np.array([0.5, 0.0]), "terminated .* give True or False for every env"),
     "flag-text": (3, np.array(["no", "no"]), "truncated .* give True or False"),
-    "obs": (0, np.full((2, 2), np.inf), "observation 'obs' holds inf"),
+    "obs": (0, np.array([[0, 0], [0, np.inf]]), r"observation 'obs' holds inf at .1, 1., which is not finite"),
 }
 
 
