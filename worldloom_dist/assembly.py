@@ -243,7 +243,7 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
         """Envs with the evaluation's own seed."""
         return make_env(plan.env, num_envs=episodes, seed=seed, is_exact=False, renders=films > 0)
 
-    return Evaluator(env, policy, episodes, films=films)
+    return Evaluator(env, policy, episodes, films=films, max_steps=plan.eval_max_steps, timeout_s=plan.config.eval_timeout_s)
 
 
 def measure_act_costs(plan: Plan, device: str) -> ActCosts:

@@ -169,6 +169,10 @@ class RunConfig:
     """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
     eval_videos: int = 0
     """Episodes of each evaluation of which a film is written to the run folder's videos/."""
+    eval_max_steps: int | None = None
+    """Decisions after which an evaluation episode is cut (default: 10000, or the env's longer limit)."""
+    eval_timeout_s: float = 1800.0
+    """Seconds that one evaluation may take before it is given up."""
     seed: int = 1
     """Root of all randomness."""
     runtime: Literal["ray", "local"] = "ray"
@@ -273,7 +277,8 @@ class RunConfig:
             *_at_least(0, eval_every=self.eval_every, eval_episodes=self.eval_episodes, metrics_port=self.metrics_port),
             *_at_least(0, learner__report_every_steps=learner.report_every_steps, eval_videos=self.eval_videos),
             *_at_least(0, seed=self.seed, actors__min_live=actors.min_live, actors__max_restarts=actors.max_restarts),
-            *_at_least(1, actors__max_env_failures=actors.max_env_failures),
+            *_at_least(1, actors__max_env_failures=actors.max_env_failures, eval_max_steps=self.eval_max_steps),
+            *_positive(eval_timeout_s=self.eval_timeout_s),
             *_positive(actors__env_failure_window_s=actors.env_failure_window_s),
             *_at_least(0, actors__pull_interval_s=actors.pull_interval_s, actors__max_wait_ms=actors.max_wait_ms),
             *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),

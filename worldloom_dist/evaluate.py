@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, WorldLoomError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    TrainingError,
+    WorldLoomError,
+)
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
@@ -40,6 +47,8 @@ def evaluate(
     videos: int = 0,
     device: str = "cpu",
     env: str | None = None,
+    max_steps: int | None = None,
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint.
 
@@ -50,24 +59,34 @@ def evaluate(
         videos: Episodes of which a film is written to the run folder.
         device: Where the policy acts.
         env: For a run without an env: where to play, if not in the env that its data names.
+        max_steps: Decisions after which an episode is cut; by default as in the run.
+        timeout_s: Seconds that it may take; by default as in the run.
 
     Returns:
         As ``eval`` in ``summary.json``, with ``checkpoint`` and ``train_steps`` beside it.
 
     Raises:
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
+        EvaluationStoppedError: If it takes too long.
+        TrainingError: If films were asked for and none could be made.
     """
     config = read_config(run_dir)
-    if episodes is not None and episodes < 1:
-        raise ConfigurationError(f"episodes must be >= 1, got {episodes}")
-    if videos < 0:
-        raise ConfigurationError(f"videos must be >= 0, got {videos}")
+    checked("episodes", episodes, int | None, Bounds(1))
+    checked("videos", videos, int, NOT_NEGATIVE)
+    checked("max_steps", max_steps, int | None, Bounds(1))
+    checked("timeout_s", timeout_s, float | None, POSITIVE)
     check_device("device", device)
     if config.env.is_none:
         config = dataclasses.replace(config, env=_recorded_env(run_dir, env), replay=dataclasses.replace(config.replay, load=None))
     elif env is not None:
         raise ConfigurationError(f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; leave --env out")
-    plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10, eval_videos=videos))
+    asked = {
+        "eval_episodes": episodes or config.eval_episodes or 10,
+        "eval_videos": videos,
+        "eval_max_steps": max_steps or config.eval_max_steps,
+        "eval_timeout_s": timeout_s or config.eval_timeout_s,
+    }
+    plan = resolve(dataclasses.replace(config, **asked))
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
@@ -76,6 +95,8 @@ def evaluate(
     if videos:
         films = write_films(evaluator.films, RunFolder(run_dir).videos, folder.name)
         result["videos"] = [str(path) for path in films]
+        if not films:
+            raise TrainingError(f"none of {videos} films could be made, see the warnings above; leave --videos out")
     return result
 
 
@@ -133,6 +154,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in the run)")
     parser.add_argument("--videos", type=int, default=0, help="episodes of which to write a film (default: none)")
     parser.add_argument("--device", default="cpu", help="where the policy acts (default: cpu)")
+    parser.add_argument(
+        "--max-steps", type=int, default=None, help="decisions after which an episode is cut (default: as in the run)"
+    )
+    parser.add_argument("--timeout", type=float, default=None, help="seconds that it may take (default: as in the run)")
     parser.add_argument("--env", default=None, help="where to play, for a run that was trained from files only")
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
@@ -145,7 +170,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 videos=options.videos,
                 device=options.device,
                 env=options.env,
+                max_steps=options.max_steps,
+                timeout_s=options.timeout,
             )
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: the evaluation was left at once, and nothing was written\n")
+        return 1
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1

@@ -40,10 +40,12 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         config = parse(words)
-        from worldloom_dist.plan import resolve  # after --help, which answers at once
+        from worldloom_dist.outcome import check_trains  # after --help, which answers at once
+        from worldloom_dist.plan import resolve
 
         folder, is_resumed = choose_folder(config)
         plan = resolve(config)
+        check_trains(plan)
         port = choose_port(config)
         check_watching(config)
         if config.learner.device != "auto" and config.address is None:  # a remote cluster may have what this machine lacks

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
-from worldloom.core.exceptions import BufferError, EnvFailureError
+from worldloom.core.exceptions import BufferError, EnvFailureError, TrainingError
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.actors.acting import LocalActing
+from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import (
@@ -43,6 +44,7 @@ from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
@@ -115,13 +117,7 @@ class LocalRun:
             self._restore()
             while not self._is_complete() and not self._stop.is_set:
                 self.round()
-            status = "completed" if self._is_complete() else "stopped"
-            last = self._checkpoint()
-            self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
-            if status == "completed" and self._wants_evaluation() and self._evaluated_at < self.report.env_steps:
-                self._store.mark_best(last, self._evaluate())
-            self.gallery.close()
-            self._say(status)
+            status = self._finish()
         except BaseException as error:
             if isinstance(error, Exception):
                 self._save_what_is_whole()
@@ -132,13 +128,39 @@ class LocalRun:
             self.report.close()
         return status
 
+    def _finish(self) -> str:
+        """The last checkpoint and the last evaluation; returns how the run ended.
+
+        Raises:
+            TrainingError: If its steps are made, and it did not do what it was asked for.
+        """
+        last = self._checkpoint()
+        status = "completed" if self._is_complete() else "stopped"
+        self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
+        if status == "completed" and self._wants_evaluation() and not self._is_evaluated:
+            score = self._evaluate()
+            if score is None:
+                status = "stopped"
+            else:
+                self._store.mark_best(last, score)
+        self.gallery.close()
+        missing = None
+        if status == "completed":
+            evaluation = self.report.evaluation if self._is_evaluated else None
+            missing = shortfall(self._plan, self.learner.train_steps, evaluation)
+        self._say(status if missing is None else "failed")
+        if missing is not None:
+            self._is_whole = False  # the last checkpoint is written
+            raise TrainingError(missing)
+        return status
+
     def round(self) -> None:
         """One decision of every env, the updates that it makes due, and whatever else is due then.
 
         Raises:
             TrainingError: If fewer workers than ``actors.min_live`` are left.
         """
-        for worker in self.live_workers:
+        for worker in () if self._has_steps() else self.live_workers:
             try:
                 worker.step()
             except EnvFailureError as error:
@@ -148,6 +170,8 @@ class LocalRun:
         self._show(self.report.view)
         config = self._plan.config
         steps = self._progress
+        if not self.learner.train_steps:
+            check_windows(self._plan, self.report.counts.books.agent_steps, int(self.replay.has_windows))
         if self.gallery.is_due(steps):
             self.learner.report(self.gallery, steps)
         if config.eval_every and steps - self._evaluated_at >= config.eval_every and self._wants_evaluation():
@@ -160,9 +184,8 @@ class LocalRun:
 
     def train_due(self, most: int | None = None) -> None:
         """Make every update that is due (at most ``most``), then publish."""
-        limiter, sampling = self.replay.ledger.limiter, self._plan.spec.sampling
-        before = self.learner.train_steps
-        while limiter.may_sample(sampling.trained_positions) and self.replay.has_windows and not self._stop.is_set:
+        sampling, before = self._plan.spec.sampling, self.learner.train_steps
+        while self._owes_update() and not self._stop.is_set:
             if most is not None and self.learner.train_steps - before >= most:
                 break
             request = SampleRequest(sampling.batch_size, (role_seed(self._plan, "sampling"), self.learner.train_steps, 0))
@@ -210,10 +233,23 @@ class LocalRun:
         """What checkpoints, evaluations and lines are counted in: env steps, or updates where there is no env."""
         return self.learner.train_steps if self._plan.is_offline else self.report.env_steps
 
+    @property
+    def _is_evaluated(self) -> bool:
+        """True when the newest evaluation is of the weights that the run has now."""
+        evaluation = self.report.evaluation
+        return evaluation is not None and evaluation["env_steps"] == self.report.env_steps == self._evaluated_at
+
+    def _has_steps(self) -> bool:
+        return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
+
     def _is_complete(self) -> bool:
+        """Enough steps are stored, and what they owe to training has been paid; without an env, enough updates are made."""
         if self._plan.is_offline:
             return self.learner.train_steps >= self._plan.config.train_steps
-        return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
+        return self._has_steps() and not self._owes_update()
+
+    def _owes_update(self) -> bool:
+        return self.replay.ledger.limiter.may_sample(self._plan.spec.sampling.trained_positions) and self.replay.has_windows
 
     def _build_workers(self) -> None:
         config = self._plan.config
@@ -271,15 +307,24 @@ class LocalRun:
         self._folder.write_summary(self.report.summary("running"))
         return folder
 
-    def _evaluate(self) -> float:
-        """Evaluate the newest weights; returns the mean return."""
+    def _evaluate(self) -> float | None:
+        """Evaluate the newest weights; returns the mean return, None when the run was asked to stop meanwhile."""
         evaluator = build_evaluator(self._plan)
         evaluator.load_weights(self.weights.fetch())
-        self._evaluated_at = self.report.env_steps
-        result = {"env_steps": self._evaluated_at, **evaluator.evaluate().to_dict()}
-        write_films(evaluator.films, self._folder.videos, f"eval-{self._evaluated_at:09d}")
+        steps = self.report.env_steps
+        try:
+            result = {"env_steps": steps, **evaluator.evaluate(is_stopped=lambda: self._stop.is_set).to_dict()}
+        except EvaluationStoppedError:
+            if not self._stop.is_set:
+                raise
+            logger.info("stopping: %s; the evaluation at env_steps %d is left out", self._stop.reason, steps)
+            return None
+        self._evaluated_at = steps
+        films = write_films(evaluator.films, self._folder.videos, f"eval-{steps:09d}")
+        if self._plan.config.eval_videos:
+            result["films"] = [path.name for path in films]
         self.report.note_evaluation(result)
-        logger.info("eval at env_steps %d: return %.1f +- %.1f", self._evaluated_at, result["return_mean"], result["return_std"])
+        logger.info("eval at env_steps %d: return %.1f +- %.1f", steps, result["return_mean"], result["return_std"])
         return float(result["return_mean"])
 
     def _collect(self, worker: RolloutWorker) -> None:

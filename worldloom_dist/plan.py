@@ -26,6 +26,8 @@ from worldloom_dist.replay.planning import absolute_files, check_files, recorded
 
 __all__ = ["ActCosts", "Plan", "group_sizes", "needs_measuring", "place_inference", "resolve", "role_seed"]
 
+LONGEST_EVALUATION_STEPS = 10_000
+"""Decisions of an evaluation episode in an env that is not known to allow longer ones."""
 IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
 TORCH_WORKER_BYTES = 300e6
 """Memory of an env worker that imports torch, besides what processes share."""
@@ -91,6 +93,11 @@ class Plan:
     def target_agent_steps(self) -> int:
         """Agent steps after which the run is complete."""
         return 0 if self.is_offline else -(-self.config.env_steps // self.env_spec.action_repeat)
+
+    @property
+    def eval_max_steps(self) -> int:
+        """Decisions after which an evaluation episode is cut; never before the env's own limit unless that was asked for."""
+        return self.config.eval_max_steps or max(LONGEST_EVALUATION_STEPS, self.env_spec.episode_limit or 0)
 
     def env_steps_at(self, positions: int) -> int:
         """Env steps at which so many trained positions are due: where the run stands, as the learner knows it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["View", "duration", "facts", "is_locked", "read_json", "read_records", "read_view"]
+__all__ = ["View", "duration", "facts", "is_locked", "last_record", "read_json", "read_records", "read_view"]
 
 SILENT_S = 15.0
 TAIL_BYTES = 256 * 1024
@@ -119,7 +119,7 @@ def read_view(folder: Path) -> View:
     config, summary = read_json(folder / "config.json"), {}
     if (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
-    run, last = config["run"], _last_record(folder / "metrics.jsonl")
+    run, last = config["run"], last_record(folder / "metrics.jsonl")
     status = summary.get("status", "starting")
     if status in ("running", "starting") and not _is_running(folder):
         status = "died"
@@ -175,7 +175,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def _last_record(path: Path) -> dict[str, Any]:
+def last_record(path: Path) -> dict[str, Any]:
     """The last whole training record, looked for near the end of the file only: it may be long."""
     if not path.exists():
         return {}
