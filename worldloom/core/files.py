@@ -1,28 +1,194 @@
-"""Files that are whole or absent: written under a temporary name, flushed, renamed."""
+"""Files that are whole or absent, and several files that change together. No torch.
+
+One file is written under a temporary name and renamed (:func:`replacing`). Several files of a folder are written into a folder of
+their own, which one rename declares valid (:func:`replacing_together`):
+
+    model/.replacement.1f3a.tmp/   being written; means nothing, and is removed by a later writer if this one is killed
+    model/.replacement/            valid from the rename on: its files count instead of their namesakes in model/
+    model/                         then they are moved here one by one, by this writer or, if it is killed, by the next
+
+Whatever moment a writer is killed at, a reader that looks in both places (:func:`current`, :func:`open_together`) finds all of the
+old files or all of the new ones. Nothing else in the folder is touched, and nothing but the folder need be writable. Writers to one
+folder take turns by a lock, which the system releases when a process dies; readers wait for nobody.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["replacing", "sync", "write_json", "write_text"]
+__all__ = ["current", "open_together", "replacing", "replacing_together", "sync", "write_json", "write_text"]
+
+REPLACEMENT = ".replacement"
+OPEN_ATTEMPTS = 1000
+"""How often a reader opens a set of files anew because a writer changed it in between; each takes microseconds."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to: it takes the place of ``path`` when the block ends well, and is deleted when it does not."""
+    """A name to write to: it takes the place of ``path`` when the block ends well, and is deleted when it does not.
+
+    A symbolic link stays, and the file that it names is replaced.
+    """
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
+        if (path.parent / REPLACEMENT).is_dir():
+            with _turn(path.parent):
+                _move_in(path.parent)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def replacing_together(folder: Path) -> Iterator[Path]:
+    """A folder to write files to: when the block ends well, they take the place of their namesakes in ``folder`` all at once.
+
+    Files are flushed to the disk first. When the block or the disk fails, ``folder`` is as it was. A folder that does not exist
+    appears whole; one that does keeps its other files.
+
+    Raises:
+        NotADirectoryError: If ``folder`` is a file, or leads nowhere.
+        IsADirectoryError: If a name to be replaced is a folder.
+        OSError: If something cannot be written.
+    """
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file or a link to nowhere, a folder is needed")
+    is_new = not folder.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place, stem = (folder.parent, folder.name) if is_new else (folder, REPLACEMENT)
+    staging = place / f"{stem}.{secrets.token_hex(4)}.tmp"
+    with contextlib.ExitStack() as alive:
+        with _turn(place):
+            _remove_abandoned(place, stem)
+            staging.mkdir()
+            alive.enter_context(_turn(staging))  # tells other writers that this one is alive
+        try:
+            yield staging
+            for path in staging.iterdir():
+                sync(path)
+            sync(staging)
+            _commit(staging, folder)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def current(folder: Path, name: str) -> Path:
+    """Where the valid file of a name is: usually ``folder / name``, whether it exists or not."""
+    committed = folder / REPLACEMENT / name
+    return committed if committed.exists() else folder / name
+
+
+@contextlib.contextmanager
+def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, BinaryIO]]:
+    """Files of a folder, open for reading: all of one version, also beside a writer. Missing ones are left out.
+
+    Raises:
+        OSError: If one cannot be read, or the files never stayed the same for the moment that opening takes.
+    """
+    names = list(names)
+    for _ in range(OPEN_ATTEMPTS):
+        with contextlib.ExitStack() as stack:
+            found = {name: _opened(folder, name) for name in names}
+            files = {name: stack.enter_context(file) for name, file in found.items() if file is not None}
+            if all(_identity(folder, name) == _identity_of(files.get(name)) for name in names):
+                yield files
+                return
+    raise OSError(f"{folder}: its files change all the time; stop what writes to it")
+
+
+def _opened(folder: Path, name: str) -> BinaryIO | None:
+    for path in (folder / REPLACEMENT / name, folder / name):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return path.open("rb")
+    return None
+
+
+def _identity(folder: Path, name: str) -> tuple[int, int] | None:
+    for path in (folder / REPLACEMENT / name, folder / name):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = path.stat()
+            return status.st_dev, status.st_ino
+    return None
+
+
+def _identity_of(file: BinaryIO | None) -> tuple[int, int] | None:
+    if file is None:
+        return None
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino
+
+
+def _commit(staging: Path, folder: Path) -> None:
+    """Declare the files valid and move them in; a folder that is not there takes the name of the staged one."""
+    if not folder.is_dir():
+        try:
+            os.rename(staging, folder)
+        except OSError:
+            if not folder.is_dir():  # else another writer made it meanwhile
+                raise
+        else:
+            sync(folder.parent)
+            return
+    with _turn(folder):
+        _move_in(folder)
+        blocked = [path.name for path in staging.iterdir() if (folder / path.name).is_dir()]
+        if blocked:
+            raise IsADirectoryError(f"{folder / blocked[0]}: is a folder, and a file of that name is to be written; move it away")
+        os.rename(staging, folder / REPLACEMENT)
+        sync(folder)
+        _move_in(folder)
+        sync(folder)
+
+
+def _move_in(folder: Path) -> None:
+    """Move a valid replacement to its place; the caller has the folder's lock."""
+    committed = folder / REPLACEMENT
+    if not committed.is_dir():
+        return
+    for path in committed.iterdir():
+        os.replace(path, folder / path.name)
+    committed.rmdir()
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; where the file system has none, writers are trusted to be alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(place: Path, stem: str) -> None:
+    """Remove what killed writers left unfinished: staging folders whose lock nobody holds."""
+    pattern = re.compile(re.escape(stem) + r"\.[0-9a-f]{8}\.tmp")
+    with contextlib.suppress(OSError):
+        for path in [path for path in place.iterdir() if pattern.fullmatch(path.name)]:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
