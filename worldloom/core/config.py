@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from worldloom.core.config_base import CONFIG_CLASSES, WorldModelConfig, below, not_among, outside, sized, understanding
+from worldloom.core.config_base import CONFIG_CLASSES, WorldModelConfig, not_among, sized, understanding
+from worldloom.core.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.model_sizes import DREAMER_SIZES, MLP_SIZES, TDMPC2_SIZES, official_scales
 from worldloom.core.state_kinds import DynamicsType, LatentType
 
@@ -25,6 +26,13 @@ FIXED_KERNELS = ((5, 5, 5, 5), (4, 4, 4, 4))
 class DreamerV3Config(WorldModelConfig):
     """Settings of the DreamerV3 world model; networks are the official ones at these sizes."""
 
+    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
+        **WorldModelConfig.BOUNDS,
+        **dict.fromkeys(("stoch_discrete", "stoch_classes", "deter_dim", "cnn_depth", "mlp_layers"), Bounds(1)),
+        "kl_free": NOT_NEGATIVE,
+        "kl_balance": FRACTION,
+        "loss_scales": NOT_NEGATIVE,
+    }
     model_type: str = "dreamer"
     """Which model."""
     latent_type: str = LatentType.CATEGORICAL
@@ -86,7 +94,8 @@ class DreamerV3Config(WorldModelConfig):
         result, total = {**fields, **new}, new.get("stoch_dim")
         result.pop("stoch_dim", None)
         if total is not None and "stoch_discrete" not in new:
-            classes = result.get("stoch_classes", cls.stoch_classes)
+            total = checked("stoch_dim", total, int, Bounds(1))
+            classes = checked("stoch_classes", result.get("stoch_classes", cls.stoch_classes), int, Bounds(1))
             is_whole = total > classes and total % classes == 0
             result["stoch_discrete"] = total // classes if is_whole else total
         return result
@@ -102,14 +111,11 @@ class DreamerV3Config(WorldModelConfig):
         scales = set(self.loss_scales) ^ set(official_scales())
         return [
             *super()._checks(),
-            *below(self, ("stoch_discrete", "stoch_classes", "deter_dim", "cnn_depth", "mlp_layers")),
             not_among(self, "encoder_type", BRANCHES),
             not_among(self, "decoder_type", BRANCHES),
             *((getattr(self, n) == "cnn" and not self.is_image, self._cnn_text(n)) for n in ("encoder_type", "decoder_type")),
             (self.encoder_type != self.decoder_type, f"decoder_type must equal encoder_type, got {self.decoder_type!r}"),
-            (tuple(self.cnn_kernels) not in FIXED_KERNELS, f"cnn_kernels must be four stages of 5, got {self.cnn_kernels}"),
-            (self.kl_free < 0, f"kl_free must be >= 0, got {self.kl_free}"),
-            outside(self, "kl_balance"),
+            (self.cnn_kernels not in FIXED_KERNELS, f"cnn_kernels must be four stages of 5, got {self.cnn_kernels}"),
             (bool(scales), f"loss_scales must have exactly {sorted(official_scales())}, got {sorted(self.loss_scales)}"),
             (not self.use_symlog, "use_symlog must be True, got False; scale observations yourself if symlog harms them"),
         ]
@@ -123,6 +129,15 @@ class DreamerV3Config(WorldModelConfig):
 class TDMPC2Config(WorldModelConfig):
     """Settings of the TD-MPC2 world model; networks are the official ones at these sizes."""
 
+    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
+        **WorldModelConfig.BOUNDS,
+        **dict.fromkeys(("simnorm_dim", "num_hidden_layers", "num_tasks", "horizon", "num_samples", "num_elites"), Bounds(1)),
+        **dict.fromkeys(("encoder_dim", "task_dim"), NOT_NEGATIVE),
+        "num_q_networks": Bounds(2),
+        "temperature": POSITIVE,
+        "momentum": FRACTION,
+        "gamma": Bounds(above=0, most=1),
+    }
     model_type: str = "tdmpc2"
     """Which model."""
     obs_shape: tuple[int, ...] = (39,)
@@ -180,16 +195,10 @@ class TDMPC2Config(WorldModelConfig):
 
     def _checks(self) -> list[tuple[bool, str]]:
         group = self.simnorm_dim
-        is_ragged = group < 1 or self.latent_dim % group != 0
         return [
             *super()._checks(),
-            *below(self, ("num_hidden_layers", "num_tasks", "horizon", "num_samples", "num_elites")),
-            *below(self, ("num_q_networks",), 2),
-            (is_ragged, f"latent_dim must be a multiple of simnorm_dim ({group}), got {self.latent_dim}"),
+            (self.latent_dim % group != 0, f"latent_dim must be a multiple of simnorm_dim ({group}), got {self.latent_dim}"),
             (self.num_elites > self.num_samples, f"num_elites must be <= num_samples ({self.num_samples}), got {self.num_elites}"),
-            (not self.temperature > 0, f"temperature must be > 0, got {self.temperature}"),
-            outside(self, "momentum"),
-            outside(self, "gamma", is_open=True),
             (self.num_tasks > 1 and self.task_dim < 1, f"task_dim must be >= 1 with several tasks, got {self.task_dim}"),
         ]
 
@@ -199,6 +208,11 @@ class TDMPC2Config(WorldModelConfig):
 class MLPConfig(WorldModelConfig):
     """Settings of the plain latent world model, and of ensembles of it."""
 
+    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
+        **WorldModelConfig.BOUNDS,
+        **dict.fromkeys(("ensemble_size", "horizon"), Bounds(1)),
+        **dict.fromkeys(("reconstruction_scale", "dynamics_scale", "reward_scale", "continue_scale"), NOT_NEGATIVE),
+    }
     model_type: str = "mlp"
     """Which model."""
     obs_shape: tuple[int, ...] = (7,)
@@ -230,10 +244,6 @@ class MLPConfig(WorldModelConfig):
     def from_size(cls, size: str, **kwargs: Any) -> MLPConfig:
         """The preset of a size: ci, small, medium, large."""
         return sized(cls, MLP_SIZES, size, kwargs)  # type: ignore[no-any-return]
-
-    def _checks(self) -> list[tuple[bool, str]]:
-        scales = ("reconstruction_scale", "dynamics_scale", "reward_scale", "continue_scale")
-        return [*super()._checks(), *below(self, ("ensemble_size", "horizon")), *below(self, scales, 0)]
 
 
 CONFIG_CLASSES.update(base=WorldModelConfig, dreamer=DreamerV3Config, tdmpc2=TDMPC2Config, mlp=MLPConfig)

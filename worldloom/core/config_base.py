@@ -9,17 +9,19 @@ import dataclasses
 import functools
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
-from worldloom.core.files import write_json
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
+from worldloom.core.files import open_together, write_json
 from worldloom.core.state_kinds import DynamicsType, LatentType
 
-__all__ = ["CONFIG_CLASSES", "WorldModelConfig", "below", "not_among", "outside", "sized", "understanding"]
+__all__ = ["CONFIG_CLASSES", "WorldModelConfig", "not_among", "sized", "understanding"]
 
 Config = TypeVar("Config")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -47,6 +49,13 @@ def understanding(cls: type[Config]) -> type[Config]:
 @dataclass(frozen=True)
 class WorldModelConfig:
     """What every world model is told."""
+
+    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
+        **dict.fromkeys(("obs_shape", "action_dim", "latent_dim", "hidden_dim"), Bounds(1)),
+        **dict.fromkeys(("deter_dim", "stoch_dim", "grad_clip"), NOT_NEGATIVE),
+        "learning_rate": POSITIVE,
+    }
+    """Which numbers the fields may hold."""
 
     model_type: str = "base"
     """Which model."""
@@ -80,12 +89,15 @@ class WorldModelConfig:
     """What matrix products compute in; weights stay float32."""
 
     def __post_init__(self) -> None:
-        shape = self.obs_shape
-        self._set(obs_shape=(shape,) if isinstance(shape, int) else tuple(shape))
-        self._derive()
-        problems = [text for is_wrong, text in self._checks() if is_wrong]
+        if isinstance(self.obs_shape, numbers.Integral):
+            self._set(obs_shape=(self.obs_shape,))
+        problems = settle(self, self.BOUNDS)
+        if not problems:
+            self._derive()
+            problems = [text for is_wrong, text in self._checks() if is_wrong]
         if problems:
-            raise ConfigurationError("; ".join(problems), self.model_name)
+            name = self.model_name
+            raise ConfigurationError("; ".join(problems), name if isinstance(name, str) else None)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -96,13 +108,12 @@ class WorldModelConfig:
 
     def _checks(self) -> list[tuple[bool, str]]:
         """Whether each rule is broken, and the sentence that says so."""
-        shape = self.obs_shape
-        positive = ("action_dim", "latent_dim", "hidden_dim", "learning_rate")
+        own = [name for name, kind in CONFIG_CLASSES.items() if kind is not WorldModelConfig and isinstance(self, kind)]
+        is_foreign = type(self) in CONFIG_CLASSES.values() and bool(own) and self.model_type.lower() not in own
+        kind = type(self).__name__
         return [
-            (not shape, "obs_shape must have at least one axis, got (); pass the shape of one observation, e.g. (4,)"),
-            (any(not _is_count(n) for n in shape), f"obs_shape must hold positive integers, got {shape}"),
-            *((not getattr(self, n) > 0, f"{n} must be > 0, got {getattr(self, n)}") for n in positive),
-            (self.grad_clip < 0, f"grad_clip must be >= 0 (0 turns clipping off), got {self.grad_clip}"),
+            (not self.obs_shape, "obs_shape must have at least one axis, got (); pass the shape of one observation, e.g. (4,)"),
+            (is_foreign, f"model_type of a {kind} must be one of {', '.join(own)}, got {self.model_type!r}; drop it"),
             not_among(self, "action_type", ACTION_TYPES),
             not_among(self, "dtype", DTYPES),
         ]
@@ -165,7 +176,7 @@ class WorldModelConfig:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fields as JSON; a folder gets a ``config.json``."""
-        target = Path(path)
+        target = Path(path).expanduser()
         target = target / "config.json" if target.is_dir() or not target.suffix else target
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, self.to_dict())
@@ -177,10 +188,11 @@ class WorldModelConfig:
         Raises:
             CheckpointError: If the file is missing or not such a file.
         """
-        source = Path(path)
+        source = Path(path).expanduser()
         source = source / "config.json" if source.is_dir() or not source.suffix else source
         try:
-            data = json.loads(source.read_text())
+            with open_together(source.parent, [source.name]) as files:
+                data = json.load(files[source.name]) if files else json.loads(source.read_text())
             if not isinstance(data, dict):
                 raise CheckpointError(f"{source}: expected a JSON object, got {type(data).__name__}")
         except (OSError, ValueError) as error:
@@ -192,25 +204,10 @@ class WorldModelConfig:
             raise CheckpointError(f"{source}: does not describe a model ({error})") from error
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
-
-
 def not_among(config: Any, name: str, allowed: tuple[str, ...]) -> tuple[bool, str]:
     """The rule that a field is one of several words."""
     value = getattr(config, name)
     return value not in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}"
-
-
-def below(config: Any, names: tuple[str, ...], least: float = 1) -> list[tuple[bool, str]]:
-    """The rules that fields are at least ``least``."""
-    return [(getattr(config, n) < least, f"{n} must be >= {least}, got {getattr(config, n)}") for n in names]
-
-
-def outside(config: Any, name: str, *, is_open: bool = False) -> tuple[bool, str]:
-    """The rule that a field is in [0, 1], or in (0, 1]."""
-    value = getattr(config, name)
-    return not 0 <= value <= 1 or (is_open and value == 0), f"{name} must be in {'(' if is_open else '['}0, 1], got {value}"
 
 
 def sized(cls: Any, sizes: Mapping[str, Mapping[str, Any]], size: str, changes: Mapping[str, Any]) -> Any:

@@ -96,6 +96,8 @@ def settle(config: Any, bounds: Mapping[str, Bounds] | None = None, *, prefix: s
         try:
             fitting = _fit(value, kinds.get(field.name, Any), (bounds or {}).get(field.name))
         except _UnfitError as error:
+            if value is None and not error.hint:
+                error = _UnfitError(error.expected, "leave it out for the default")
             problems.append(_sentence(prefix + field.name, error, value))
         else:
             if fitting is not value:
@@ -254,7 +256,7 @@ def _of_union(value: Any, kinds: Sequence[Any], bounds: Bounds | None) -> Any:
 def _of_literal(value: Any, allowed: Sequence[Any]) -> Any:
     plain = _scalar(value)
     for choice in allowed:
-        if plain == choice and isinstance(plain, bool) == isinstance(choice, bool):
+        if isinstance(plain, type(choice)) and plain == choice and isinstance(plain, bool) == isinstance(choice, bool):
             return choice
     raise _UnfitError("one of " + ", ".join(map(str, allowed)))
 

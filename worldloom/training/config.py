@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from worldloom.core.config_base import understanding
+from worldloom.core.config_base import not_among, understanding
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
 from worldloom.core.files import write_json
 
 __all__ = ["TrainingConfig"]
@@ -24,6 +26,15 @@ SCHEDULES = ("none", "constant", "linear", "cosine")
 @dataclass(frozen=True)
 class TrainingConfig:
     """What a :class:`worldloom.training.Trainer` is told."""
+
+    BOUNDS: ClassVar[Mapping[str, Bounds]] = {
+        **dict.fromkeys(("total_steps", "batch_size", "sequence_length", "prefetch_factor", "eval_batches"), Bounds(1)),
+        **dict.fromkeys(("log_interval", "eval_interval", "save_interval"), Bounds(1)),
+        **dict.fromkeys(("warmup_steps", "num_workers", "weight_decay", "grad_clip", "eval_episodes_every", "seed"), NOT_NEGATIVE),
+        "learning_rate": POSITIVE,
+        "ema_decay": Bounds(above=0, below=1),
+    }
+    """Which numbers the fields may hold."""
 
     total_steps: int = 100_000
     """Updates in all, those before a resume included."""
@@ -73,34 +84,17 @@ class TrainingConfig:
     """Settings of the model to change before training, of those that do not decide its networks."""
 
     def __post_init__(self) -> None:
-        problems = [f"{name} must be {rule}, got {getattr(self, name)!r}" for name, rule, is_right in self._rules() if not is_right]
+        problems = settle(self, self.BOUNDS)
+        if not problems:
+            object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
+            rules = (not_among(self, "optimizer", OPTIMIZERS), not_among(self, "scheduler", SCHEDULES), self._lone_fold())
+            problems = [text for is_wrong, text in rules if is_wrong]
         if problems:
             raise ConfigurationError("; ".join(problems), "training")
 
-    def _rules(self) -> list[tuple[str, str, bool]]:
-        counts = (
-            "total_steps",
-            "batch_size",
-            "sequence_length",
-            "log_interval",
-            "eval_interval",
-            "save_interval",
-            "prefetch_factor",
-        )
-        floors = ("warmup_steps", "num_workers", "weight_decay", "grad_clip", "eval_episodes_every")
-        return [
-            *((name, "an integer >= 1", _is_count(getattr(self, name), 1)) for name in (*counts, "eval_batches")),
-            *((name, "a number >= 0", _is_at_least(getattr(self, name), 0)) for name in floors),
-            ("eval_episodes_every", "0 or >= 2", self.eval_episodes_every != 1),
-            ("learning_rate", "a number > 0", _is_at_least(self.learning_rate, 0) and self.learning_rate > 0),
-            ("optimizer", f"one of {', '.join(OPTIMIZERS)}", self.optimizer in OPTIMIZERS),
-            ("scheduler", f"one of {', '.join(SCHEDULES)}", self.scheduler in SCHEDULES),
-            (
-                "ema_decay",
-                "None or in (0, 1)",
-                self.ema_decay is None or (_is_at_least(self.ema_decay, 0) and 0 < self.ema_decay < 1),
-            ),
-        ]
+    def _lone_fold(self) -> tuple[bool, str]:
+        text = "eval_episodes_every must be 0 (hold out none) or >= 2, got 1; with 1 nothing would be left to train on"
+        return self.eval_episodes_every == 1, text
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -155,11 +149,3 @@ class TrainingConfig:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _is_at_least(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Bounds, settle
 from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.models.dreamer.config import DreamerSizes
@@ -131,13 +132,13 @@ class DreamerV3Config:
     """Steps of the open-loop prediction video, the first half of them with observations."""
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"agent.{name} must be {allowed}, got {getattr(self, name)}"
-            for name, (allowed, is_right) in ALLOWED.items()
-            if not is_right(getattr(self, name))
-        ]
+        wrong = settle(self, BOUNDS, prefix="agent.")
+        if not wrong and self.precision not in PRECISIONS:
+            wrong.append(f"agent.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not wrong and self.return_low > self.return_high:
+            wrong.append(f"agent.return_low must be <= return_high ({self.return_high}), got {self.return_low}")
         if wrong:
-            raise ConfigurationError("; ".join(wrong), self.name)
+            raise ConfigurationError("; ".join(wrong), self.name if isinstance(self.name, str) else None)
         self.sizes()
 
     def sizes(self) -> DreamerSizes:
@@ -151,28 +152,19 @@ class DreamerV3Config:
         return scale
 
 
-def _positive(value: float) -> bool:
-    return value > 0
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0
-
-
-def _fraction(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-ALLOWED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("train_ratio", "lr", "horizon", "pmin"), ("> 0", _positive)),
-    **dict.fromkeys(("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup"), (">= 0", _not_negative)),
-    **{name: (">= 1", lambda v: v >= 1) for name in ("batch_size", "imagine_length", "actor_layers", "critic_layers")},
-    **dict.fromkeys(("lam", "slow_rate", "return_rate", "return_low", "return_high"), ("in [0, 1]", _fraction)),
-    "batch_length": (">= 2", lambda v: v >= 2),
-    "report_length": (">= 2", lambda v: v >= 2),
-    "precision": ("auto, float32 or bfloat16", lambda v: v in ("auto", "float32", "bfloat16")),
-    "replay_context": ("0 or 1", lambda v: v in (0, 1)),
+_LOSS_SCALES = tuple(f"scale_{loss}" for loss in ("obs", "rew", "con", "dyn", "rep", "policy", "value", "repval"))
+PRECISIONS = ("auto", "float32", "bfloat16")
+BOUNDS: Mapping[str, Bounds] = {
+    **dict.fromkeys(("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins"), Bounds(1)),
+    **dict.fromkeys(("batch_size", "imagine_length", "actor_layers", "critic_layers", "horizon"), Bounds(1)),
+    **dict.fromkeys(("batch_length", "report_length"), Bounds(2)),
+    **dict.fromkeys(("train_ratio", "lr", "pmin", "return_limit"), POSITIVE),
+    **dict.fromkeys(("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup", "eps"), NOT_NEGATIVE),
+    **dict.fromkeys(_LOSS_SCALES, NOT_NEGATIVE),
+    **dict.fromkeys(("lam", "slow_rate", "return_rate", "return_low", "return_high", "replay_context"), FRACTION),
+    **dict.fromkeys(("unimix", "beta1", "beta2"), Bounds(0, below=1)),
 }
+"""Which numbers the fields may hold."""
 
 DEFAULT_PRESET = "size12m"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
 from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import EnvSpec
 from worldloom.models.tdmpc2.architecture import SIZES
@@ -128,36 +129,46 @@ class TDMPC2AgentConfig:
     """Updates in one burst behind the prefill; None is as many as prefill steps."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{field} must be > 0, got {getattr(self, field)}"
-            for field in _POSITIVE
-            if getattr(self, field) is not None and getattr(self, field) <= 0
-        ]
-        if self.episodic not in ("auto", "on", "off"):
-            problems.append(f"episodic must be auto, on or off, got {self.episodic!r}")
-        if self.precision not in ("float32", "bfloat16", "auto"):
-            problems.append(f"precision must be float32, bfloat16 or auto, got {self.precision!r}")
-        if self.simnorm_dim > 0 and self.latent_dim % self.simnorm_dim:
-            problems.append(f"latent_dim must be a multiple of simnorm_dim ({self.simnorm_dim}), got {self.latent_dim}")
-        if self.num_q < 2:
-            problems.append(f"num_q must be >= 2, because targets use a pair of critics, got {self.num_q}")
-        if self.num_elites > self.num_samples:
-            problems.append(f"num_elites must be <= num_samples ({self.num_samples}), got {self.num_elites}")
-        if not 0 <= self.num_policy_samples < self.num_samples:
-            problems.append(f"num_policy_samples must be in 0..{self.num_samples - 1}, got {self.num_policy_samples}")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.discount is not None and not 0 < self.discount <= 1:
-            problems.append(f"discount must be in (0, 1], got {self.discount}")
+        problems = settle(self, BOUNDS, prefix="agent.") or [f"agent.{text}" for is_wrong, text in self._rules() if is_wrong]
         if problems:
-            raise ConfigurationError("; ".join(problems), self.name)
+            raise ConfigurationError("; ".join(problems), self.name if isinstance(self.name, str) else None)
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        """Whether each rule between fields is broken, and the sentence that says so."""
+        group, samples = self.simnorm_dim, self.num_samples
+        ranges = [("bin_low", "bin_high"), ("log_std_min", "log_std_max"), ("min_std", "max_std")]
+        return [
+            (self.latent_dim % group != 0, f"latent_dim must be a multiple of simnorm_dim ({group}), got {self.latent_dim}"),
+            (self.num_elites > samples, f"num_elites must be <= num_samples ({samples}), got {self.num_elites}"),
+            (
+                self.num_policy_samples >= samples,
+                f"num_policy_samples must be in 0..{samples - 1}, below num_samples, got {self.num_policy_samples}",
+            ),
+            *(
+                (
+                    getattr(self, low) > getattr(self, high),
+                    f"{low} must be <= {high} ({getattr(self, high)}), got {getattr(self, low)}",
+                )
+                for low, high in ranges
+            ),
+        ]
 
 
-_POSITIVE = (
-    *("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "num_channels", "simnorm_dim", "batch_size", "horizon", "rho"),
-    *("learning_rate", "encoder_lr_scale", "grad_clip", "tau", "discount_denom", "discount_min", "discount_max", "iterations"),
-    *("num_samples", "num_elites", "min_std", "max_std", "temperature", "updates_per_decision", "prefill_agent_steps"),
+_COUNTS = (
+    *("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "num_channels", "simnorm_dim", "batch_size", "horizon"),
+    *("iterations", "num_samples", "num_elites", "prefill_agent_steps"),
 )
+BOUNDS: Mapping[str, Bounds] = {
+    **dict.fromkeys(_COUNTS, Bounds(1)),
+    **dict.fromkeys(("num_q", "num_bins"), Bounds(2)),
+    **dict.fromkeys(("num_policy_samples", "pretrain_updates"), NOT_NEGATIVE),
+    **dict.fromkeys(("consistency_coef", "reward_coef", "value_coef", "termination_coef", "entropy_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "encoder_lr_scale", "grad_clip", "discount_denom", "rho"), POSITIVE),
+    **dict.fromkeys(("min_std", "max_std", "temperature", "updates_per_decision"), POSITIVE),
+    **dict.fromkeys(("tau", "discount", "discount_min", "discount_max"), Bounds(above=0, most=1)),
+    "dropout": Bounds(0, below=1),
+}
+"""Which numbers the fields may hold; targets use a pair of critics, hence two at least."""
 
 
 def _official(size: str) -> Callable[[], TDMPC2AgentConfig]:
