@@ -80,7 +80,7 @@ def evaluate(
         config = dataclasses.replace(config, env=_recorded_env(run_dir, env), replay=dataclasses.replace(config.replay, load=None))
     elif env is not None:
         raise ConfigurationError(f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; leave --env out")
-    asked = {
+    asked: dict[str, Any] = {
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
         "eval_max_steps": max_steps or config.eval_max_steps,

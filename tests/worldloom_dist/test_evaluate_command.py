@@ -36,8 +36,8 @@ def test_json_is_not_disturbed_by_an_env_that_prints(run: Path, capfd: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--episodes", "0"], "episodes must be >= 1, got 0"),
-        (["--videos", "-1"], "videos must be >= 0, got -1"),
+        (["--episodes", "0"], "episodes must be None or an integer >= 1, got 0"),
+        (["--videos", "-1"], "videos must be an integer >= 0, got -1"),
         (["--device", "foo"], "device must be cpu, cuda or cuda:N, got 'foo'"),
         (["--device", "cuda:x"], "device must be cpu, cuda or cuda:N, got 'cuda:x'"),
         (["--device", "cuda:99"], "device: 'cuda:99' is not available on this machine"),

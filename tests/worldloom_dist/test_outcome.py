@@ -79,7 +79,9 @@ def test_the_launch_refuses_it_and_writes_nothing(tmp_path, capsys):
 
 
 def test_windows_longer_than_any_episode_are_refused_where_the_env_says_its_limit():
-    with pytest.raises(ConfigurationError, match=r"windows of 4 rows, and an episode of .*:ShortEnv has at most 3.*--agent.horizon"):
+    with pytest.raises(
+        ConfigurationError, match=r"windows of 4 rows, and an episode of .*:ShortEnv has at most 3.*--agent.horizon"
+    ):
         check_trains(plan_of("--env", f"{__name__}:ShortEnv"))
     check_trains(plan_of("--env", f"{__name__}:ShortEnv", "--agent.horizon", "2"))
 

@@ -2,7 +2,13 @@ from worldloom_dist.metrics.totals import RunTotals
 
 
 def test_counters_go_on_from_the_last_record_and_over_a_hub_that_counts_from_0():
-    earlier = {"kind": "train", "env_steps": 9, "weights_published_total": 10.0, "episodes_total{reason=error}": 2.0, "replay_steps": 5.0}
+    earlier = {
+        "kind": "train",
+        "env_steps": 9,
+        "weights_published_total": 10.0,
+        "episodes_total{reason=error}": 2.0,
+        "replay_steps": 5.0,
+    }
     totals = RunTotals(earlier)
     seen = []
     for published in (0.0, 3.0, 4.0, 1.0, 2.0):
