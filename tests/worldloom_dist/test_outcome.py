@@ -107,7 +107,7 @@ def test_every_thing_that_was_asked_for_and_not_done_is_named():
 
 def test_episodes_that_are_too_short_end_a_run_with_one_sentence(tmp_path):
     run = start(tmp_path / "run", "--env", f"{__name__}:OneStepEnv", "--env-steps", "90")
-    with pytest.raises(TrainingError, match="no episode in 9. agent steps filled a window of 4 rows"):
+    with pytest.raises(TrainingError, match=r"no episode in 9. agent steps filled a window of 4 rows"):
         run.run()
     assert summary_of(tmp_path / "run")["status"] == "failed"
 
@@ -122,7 +122,7 @@ def test_endless_episodes_are_cut_counted_and_said(tmp_path, caplog):
 
 def test_evaluation_that_takes_too_long_fails_the_run_and_keeps_its_checkpoint(tmp_path):
     run = start(tmp_path / "run", "--env", f"{__name__}:EndlessEnv", *EVALUATED, "--eval-timeout-s", "0.05")
-    with pytest.raises(EvaluationStoppedError, match="longer than 0.05 s: 0 of 2 episodes"):
+    with pytest.raises(EvaluationStoppedError, match=r"longer than 0.05 s: 0 of 2 episodes"):
         run.run()
     summary = summary_of(tmp_path / "run")
     assert (summary["status"], summary["train_steps"] > 0) == ("failed", True)
