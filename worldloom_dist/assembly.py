@@ -40,6 +40,7 @@ __all__ = [
     "build_store",
     "build_worker",
     "check_live",
+    "check_none",
     "check_trained_env",
     "env_facts",
     "measure_act_costs",
@@ -152,6 +153,22 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
 
     learner = plan.config.learner
     return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
+
+
+def check_none(store: CheckpointStore) -> None:
+    """Refuse to begin anew beside checkpoints that cannot be read: the rows that belong to them would be lost.
+
+    Args:
+        store: Whose newest checkpoint nobody could read.
+
+    Raises:
+        CheckpointError: If it has any.
+    """
+    if folders := store.folders():
+        raise CheckpointError(
+            f"none of the {len(folders)} checkpoints in {store.root} can be read (see above), and the run is left as it is; "
+            "repair one of them, or train in a new run folder"
+        )
 
 
 def env_facts(plan: Plan) -> dict[str, Any]:

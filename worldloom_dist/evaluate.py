@@ -28,6 +28,7 @@ from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.assembly import build_evaluator, build_store, restore_agent
 from worldloom_dist.cli import read_config
+from worldloom_dist.config import ReplayConfig, RunConfig
 from worldloom_dist.console import stdout_to_stderr
 from worldloom_dist.machine import check_device
 from worldloom_dist.plan import resolve
@@ -35,6 +36,9 @@ from worldloom_dist.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
+
+PLAYED_ROWS, PLAYED_RAM_GB = 100_000, 10**6
+"""Of a replay that is never built."""
 
 __all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
 
@@ -77,7 +81,7 @@ def evaluate(
     checked("timeout_s", timeout_s, float | None, POSITIVE)
     check_device("device", device)
     if config.env.is_none:
-        config = dataclasses.replace(config, env=_recorded_env(run_dir, env), replay=dataclasses.replace(config.replay, load=None))
+        config = dataclasses.replace(config, env=_recorded_env(run_dir, env))
     elif env is not None:
         raise ConfigurationError(f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; leave --env out")
     asked: dict[str, Any] = {
@@ -86,7 +90,7 @@ def evaluate(
         "eval_max_steps": max_steps or config.eval_max_steps,
         "eval_timeout_s": timeout_s or config.eval_timeout_s,
     }
-    plan = resolve(dataclasses.replace(config, **asked))
+    plan = resolve(dataclasses.replace(_without_replay(config), **asked))
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
@@ -115,9 +119,14 @@ def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
     """
     check_device("device", device)
-    plan = resolve(read_config(run_dir))
+    plan = resolve(_without_replay(read_config(run_dir)))
     agent, _ = restore_agent(plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device)
     return plan.env, agent
+
+
+def _without_replay(config: RunConfig) -> RunConfig:
+    """Only what acting needs: neither files to load nor this machine's memory decide who may play with a checkpoint."""
+    return dataclasses.replace(config, replay=ReplayConfig(capacity_steps=PLAYED_ROWS, ram_gb=PLAYED_RAM_GB), learners=1)
 
 
 def _recorded_env(run_dir: Path, env: str | None) -> EnvConfig:

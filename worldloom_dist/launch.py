@@ -9,16 +9,17 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
 from worldloom.envs.building import EnvBuildError
-from worldloom_dist.cli import parse
+from worldloom_dist.cli import parse, read_config
 from worldloom_dist.config import RunConfig
 from worldloom_dist.console import Screen
 from worldloom_dist.machine import check_device
-from worldloom_dist.presets import preset_changes
+from worldloom_dist.presets import config_changes, preset_changes
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
@@ -41,10 +42,10 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         config = parse(words)
         from worldloom_dist.outcome import check_trains  # after --help, which answers at once
-        from worldloom_dist.plan import resolve
+        from worldloom_dist.plan import resolve, resolve_again
 
         folder, is_resumed = choose_folder(config)
-        plan = resolve(config)
+        plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
         check_trains(plan)
         port = choose_port(config)
         check_watching(config)
@@ -77,12 +78,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed: bool) -> int:
     """Open the run folder and hand over to the runtime."""
-    config = plan.config
-    run_id = folder.open(config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
+    settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
+    changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
+    run_id = folder.open(*settings)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:
-        status = run_plan(plan, folder, port, stop, screen, is_resumed=is_resumed)
+        announce(plan, folder, port, is_resumed=is_resumed, changed=changed)
+        describe = partial(folder.describe, *settings) if is_resumed else None
+        status = run_plan(plan, folder, port, stop, screen, describe)
     finally:
         screen.close()
     logger.info("%s; everything is in %s", status, folder.path)
@@ -91,14 +95,21 @@ def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed:
     return 0
 
 
-def run_plan(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, screen: Screen, *, is_resumed: bool) -> str:
-    """Say what runs, then let the runtime run it; returns how it ended."""
+def run_plan(
+    plan: Plan,
+    folder: RunFolder,
+    port: int,
+    stop: StopFlag,
+    screen: Screen,
+    describe: Callable[[], object] | None,
+) -> str:
+    """Let the runtime run it; returns how it ended. ``describe`` is called when a resumed run goes on."""
     config = plan.config
-    announce(plan, folder, port, is_resumed=is_resumed)
+    on_restored = describe or (lambda: None)
     if config.runtime == "local":
         from worldloom_dist.local import LocalRun
 
-        status = LocalRun(plan, folder, stop, screen.show).run()
+        status = LocalRun(plan, folder, port, stop, screen.show, on_restored).run()
     else:
         from worldloom_dist.runtime.cluster import ray_cluster
 
@@ -107,7 +118,7 @@ def run_plan(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, screen: S
             stop.listen()
             from worldloom_dist.runtime.driver import RayRun
 
-            status = RayRun(plan, folder, port, stop, screen.show).run()
+            status = RayRun(plan, folder, port, stop, screen.show, on_restored).run()
     return status
 
 
@@ -131,10 +142,12 @@ def open_log(folder: RunFolder) -> Screen:
     return screen
 
 
-def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> None:
-    """Say what runs before it does."""
+def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool, changed: Sequence[str]) -> None:
+    """Say what runs before it does, and what is otherwise than before a resume."""
     config, spec, env = plan.config, plan.spec, plan.env_spec
     logger.info("run      %s%s", folder.path, " (resumed)" if is_resumed else "")
+    if changed:
+        logger.info("changed  %s", "; ".join(changed))
     logger.info("preset   %s%s", config.preset, ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "")
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
     logger.info("agent    %s: train ratio %g (%g updates per agent step), prefill %d agent steps, then %d updates at once",
@@ -143,7 +156,7 @@ def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> N
     logger.info("workers  %d x %d envs, seed %d, runtime %s", plan.num_workers, config.envs_per_worker, config.seed, config.runtime)
     logger.info("replay   %s; %d shards, durability %s", plan.budget.describe() if plan.budget else "", config.replay.shards,
                 config.replay.durability)  # fmt: skip
-    if port and config.runtime == "ray":
+    if port:
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
 
 
@@ -153,7 +166,7 @@ def choose_port(config: RunConfig) -> int:
     Raises:
         ConfigurationError: If the user named a port that is taken.
     """
-    if config.metrics_port == 0 or config.runtime == "local":
+    if config.metrics_port == 0:
         return 0
     try:
         socket.getaddrinfo(config.metrics_host, None)

@@ -15,26 +15,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from worldloom.core.exceptions import BufferError, EnvFailureError, TrainingError
+from worldloom.core.exceptions import BufferError, TrainingError
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import (
     build_evaluator,
     build_learner,
-    build_policy,
     build_shard,
     build_store,
-    build_worker,
     check_live,
+    check_none,
     check_trained_env,
     env_facts,
 )
@@ -42,13 +41,15 @@ from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
+from worldloom_dist.local_crew import LocalCrew
+from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
-from worldloom_dist.replay.imports import ImportList, split_sources
+from worldloom_dist.replay.imports import ImportList, is_gone, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.meter import priority_metrics
@@ -72,22 +73,39 @@ class LocalRun:
 
     Args:
         plan: What runs.
-        folder: Where it writes.
+        folder: Where it writes; of a run that goes on nothing in it changes before the run is restored.
+        port: Of the Prometheus endpoint; 0 for none.
         stop: Asks it to checkpoint and leave.
         show: Shows a view to people.
+        on_restored: Called when the run is known to work, before its first step.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none of them can be read.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag, show: Show = show_nothing) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        port: int,
+        stop: StopFlag,
+        show: Show = show_nothing,
+        on_restored: Callable[[], object] = lambda: None,
+    ) -> None:
         self._plan, self._folder, self._stop, self._show = plan, folder, stop, show
+        self._on_restored = on_restored
         own = plan.config.learner
         device = "cpu" if own.device == "auto" else own.device
         prepare_torch(device, threads=own.threads or torch.get_num_threads(), tf32=own.tf32, deterministic=own.deterministic)
         self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts())
+        secret = read_secret(plan.config.metrics_auth_file)
+        self._endpoint, _ = serve_near(self.hub, plan.config.metrics_host, port, secret)
         self.report = Report(plan, folder, folder.read_json("summary.json"))
         self.weights = WeightStore()
         self._store = build_store(plan, folder.path)
         self._found = self._store.newest()
         if self._found is None:
+            check_none(self._store)
             shutil.rmtree(folder.replay, ignore_errors=True)  # rows from before a kill belong to no cut: begin again
         shards = [build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)]
         self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
@@ -96,12 +114,12 @@ class LocalRun:
         if parse_selector(plan.config.replay.selector).uses_priorities:
             self.learner.update_priorities = self.replay.update_priorities
         self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
-        self.workers: list[RolloutWorker] = []
+        self.crew = LocalCrew(plan, self.weights, self.replay)
         self._evaluated_at = self._said_at = 0
         self._node, self._reported = NodeMeter(folder.path), self.report.counts
         self._checkpoint_at = 0
         self._is_whole = False
-        self._given_up: dict[int, str] = {}
+        self._imported: list[str] = []
 
     def run(self) -> str:
         """Run to the end.
@@ -112,16 +130,20 @@ class LocalRun:
         Raises:
             TrainingError: If the run cannot go on; ``summary.json`` says so too.
         """
+        earlier = self._folder.read_json("summary.json") if self._found is not None else None
         self._folder.write_summary(self.report.summary("running"))
         try:
             self._restore()
+            self._on_restored()
+            earlier = None
             while not self._is_complete() and not self._stop.is_set:
                 self.round()
             status = self._finish()
         except BaseException as error:
             if isinstance(error, Exception):
                 self._save_what_is_whole()
-            self._folder.write_summary(self.report.summary("failed", f"{type(error).__name__}: {error}"))
+            failed = self.report.summary("failed", f"{type(error).__name__}: {error}")
+            self._folder.write_summary(earlier or failed)  # what cannot go on stays as it was
             raise
         finally:
             self.close()
@@ -160,11 +182,10 @@ class LocalRun:
         Raises:
             TrainingError: If fewer workers than ``actors.min_live`` are left.
         """
-        for worker in () if self._has_steps() else self.live_workers:
-            try:
-                worker.step()
-            except EnvFailureError as error:
-                self._give_up(worker, error)
+        if not self._has_steps() and self.crew.step():
+            self._look()
+            crew = self.crew
+            check_live(self._plan, len(crew.live), len(crew.workers), self.report.quarantined)
         self.train_due(OFFLINE_UPDATES_PER_ROUND if self._plan.is_offline else None)
         self._look()
         self._show(self.report.view)
@@ -195,23 +216,13 @@ class LocalRun:
         if self.learner.train_steps > before and self._has_trained():
             self.learner.publish()
 
-    @property
-    def live_workers(self) -> list[RolloutWorker]:
-        """Workers that have an env left."""
-        return [worker for worker in self.workers if worker.slot not in self._given_up]
-
     def close(self) -> None:
         """Close envs and shards."""
-        for worker in self.workers:
-            worker.close()
+        self.crew.close()
         self.replay.close()
-
-    def _give_up(self, worker: RolloutWorker, error: EnvFailureError) -> None:
-        """Go on without a worker; its rows stay, and its state stays in checkpoints, so no stream is begun twice."""
-        self._given_up[worker.slot] = str(error)
-        logger.error("worker-%d is given up: %s", worker.slot, error)
-        self._look()
-        check_live(self._plan, len(self.live_workers), len(self.workers), self.report.quarantined)
+        if self._endpoint is not None:
+            self._endpoint.shutdown()
+            self._endpoint.server_close()
 
     def _save_what_is_whole(self) -> None:
         """Keep what was trained before a failure; not what a failing update or a failing checkpoint left half done."""
@@ -251,13 +262,6 @@ class LocalRun:
     def _owes_update(self) -> bool:
         return self.replay.ledger.limiter.may_sample(self._plan.spec.sampling.trained_positions) and self.replay.has_windows
 
-    def _build_workers(self) -> None:
-        config = self._plan.config
-        for slot in range(self._plan.num_workers):
-            policy = build_policy(self._plan, slot, 0, num_envs=config.envs_per_worker)
-            acting = LocalActing(policy, config.envs_per_worker, self.weights, pull_interval_s=0.0)
-            self.workers.append(build_worker(self._plan, slot, 0, acting, self.replay))
-
     def _restore(self) -> None:
         """Go on from the newest checkpoint, or begin."""
         found = self._found
@@ -266,11 +270,10 @@ class LocalRun:
             check_trained_env(self._plan, folder.name, self._store.facts(folder))
             self.learner.load_state_dict(tree["learner"])
             self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
-            self.replay.ledger.limiter.load(tree["limiter"])
+            self._restore_limiter(tree)
             self._evaluated_at = tree["evaluated_at"]
             logger.info("goes on from %s", folder.name)
-        for source in ImportList(self._folder.path, split_sources(self._plan.config.replay.load)).take_new():
-            logger.info("%s: %s", source, self.replay.load(source))
+        self._import_files(found[1].get("imported") if found else ())
         if self._plan.is_offline and not self.replay.has_windows:
             raise BufferError(
                 f"replay.load: the files hold no {self._plan.spec.sampling.window_rows} consecutive rows, which one window of "
@@ -278,15 +281,33 @@ class LocalRun:
             )
         if not self._plan.spec.random_prefill or self._has_trained():
             self.learner.publish()
-        self._build_workers()
-        for worker, state in zip(self.workers, found[1]["workers"] if found else (), strict=False):
-            worker.restore(state)
+        self.crew.begin(found[1]["workers"] if found else ())
         self._look()
+        if found is not None:  # what was counted beyond the checkpoint is rolled back
+            self._reported = self.report.counts
         self._checkpoint_at, self._is_whole = self._progress, True
+
+    def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
+        """Go on exactly; where the settings that debts follow from have changed, what lies outside the band is forgiven."""
+        limiter = self.replay.ledger.limiter
+        limiter.load(tree["limiter"])
+        if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
+            limiter.rebase(limiter.agent_steps, limiter.positions)
+
+    def _import_files(self, imported: Sequence[str] | None) -> None:
+        """Store the files of the run; ``imported`` are those that its checkpoint holds, None when that does not say."""
+        wanted = split_sources(self._plan.config.replay.load)
+        known = wanted if imported is None else imported  # before 0.4 all files were stored before the first checkpoint
+        for source in ImportList(self._folder.path, wanted).take_new():
+            if source in known and is_gone(source):
+                logger.info("%s is gone, and is not needed: its rows were stored before", source)
+            else:
+                logger.info("%s: %s", source, self.replay.load(source))
+            self._imported.append(source)
 
     def _checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
-        states = [worker.checkpoint() for worker in self.workers]
+        states = self.crew.states()
         self.train_due(0 if self._plan.is_offline else None)
         self._look()
         self._checkpoint_at = self._progress
@@ -297,6 +318,8 @@ class LocalRun:
             "limiter": self.replay.ledger.limiter.state(),
             "workers": states,
             "evaluated_at": self._evaluated_at,
+            "limits": asdict(self._plan.limits),
+            "imported": self._imported,
         }
         facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps, **env_facts(self._plan)}
         step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
@@ -341,11 +364,10 @@ class LocalRun:
             debt=float(ledger.limiter.debt),
         )
         self.report.update(counts, self.report.snapshot)
-        envs = {f"worker-{worker.slot}/env-{env}": why for worker in self.workers for env, why in worker.quarantined.items()}
-        self.report.quarantined = {**{f"worker-{slot}": why for slot, why in self._given_up.items()}, **envs}
+        self.report.quarantined = self.crew.quarantined
 
     def _say(self, status: str) -> None:
-        for worker in self.workers:
+        for worker in self.crew.workers:
             self._collect(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.files import write_json, write_text
+from worldloom.core.files import write_text
+from worldloom.core.json_text import to_json
+from worldloom.core.specs import EnvSpec
 from worldloom_dist.config import RunConfig
 
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
@@ -101,7 +103,9 @@ class RunFolder:
         return self.path / "summary.json"
 
     def open(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
-        """Make the folder and write what describes the run; on a resume the run keeps its id.
+        """Make the folder and hold it; a new run is described in it, and one that goes on keeps its id.
+
+        Of a run that goes on nothing is changed here: see :meth:`describe`.
 
         Returns:
             The run's id.
@@ -114,13 +118,25 @@ class RunFolder:
             self._lock()
         except OSError as error:
             raise ConfigurationError(f"run_dir: {self.path} cannot be written ({error}); name another folder") from error
+        known = self.read_json("config.json").get("run_id")
+        return str(known) if known else self.describe(config, env, agent)
+
+    def describe(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+        """Write the settings, the command line and the versions; the run keeps its id if it has one.
+
+        Of a run that goes on with other settings this is done when it is known to work with them.
+
+        Returns:
+            The run's id.
+        """
         known = self.read_json("config.json")
         run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
-        write_json(self.path / "config.json", {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent})
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with (self.path / "command.txt").open("a") as file:
             file.write(f"{stamp}  {shlex.join([Path(sys.executable).name, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n")
         write_text(self.path / "versions.txt", versions())
+        facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
+        self._write_json("config.json", facts)
         return run_id
 
     def _lock(self) -> None:
@@ -136,7 +152,7 @@ class RunFolder:
         """How often ``role`` was started in the run's life (1, 2, ...); persisted before it is used, so it never repeats."""
         known = self.read_json("incarnations.json")
         value = int(known.get(role, 0)) + 1
-        write_json(self.path / "incarnations.json", {**known, role: value})
+        self._write_json("incarnations.json", {**known, role: value})
         return value
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -148,10 +164,28 @@ class RunFolder:
             raise ConfigurationError(f"{path} cannot be read ({error}); repair or delete it") from error
         return found if isinstance(found, dict) else {}
 
+    def env_spec(self) -> EnvSpec | None:
+        """What the run's env gives and takes; None where nothing is known of it.
+
+        Raises:
+            ConfigurationError: If ``config.json`` is damaged.
+        """
+        found = self.read_json("config.json").get("env")
+        try:
+            return EnvSpec.from_dict(found) if found else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{self.path / 'config.json'} has an env that cannot be read ({error!r}); repair it"
+            ) from error
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        line = to_json(record) + "\n"
+        with (self.path / "metrics.jsonl").open("ab+") as file:
+            if file.tell():  # a line that a kill or a full disk has cut short stays alone
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode())
 
     def read_books(self) -> dict[str, dict[str, int]]:
         """The books of every shard as they were last known; empty for a new run."""
@@ -160,11 +194,14 @@ class RunFolder:
     def write_books(self, shards: Mapping[str, Mapping[str, int]]) -> None:
         """Replace them. They lie outside the shards' folders, so that a shard that lost its disk can be told what it had."""
         self.replay.mkdir(exist_ok=True)
-        write_json(self.path / BOOKS_FILE, shards)
+        self._write_json(BOOKS_FILE, shards)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
-        write_json(self.summary_path, summary)
+        self._write_json("summary.json", summary)
+
+    def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
+        write_text(self.path / name, to_json(data, indent=2) + "\n")
 
 
 def build_facts() -> dict[str, str]:

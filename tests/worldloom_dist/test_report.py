@@ -77,6 +77,8 @@ def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
     first = folder.open(plan.config, plan.env_spec.to_dict(), {})
     assert folder.open(plan.config, plan.env_spec.to_dict(), {}) == first
+    assert len((folder.path / "command.txt").read_text().splitlines()) == 1, "of a run that goes on nothing is changed"
+    assert folder.describe(plan.config, plan.env_spec.to_dict(), {}) == first
     assert [folder.next_incarnation("learner") for _ in range(3)] == [1, 2, 3]
     assert folder.next_incarnation("driver") == 1
     folder.write_summary({"a": 1})

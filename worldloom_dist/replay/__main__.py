@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -15,7 +16,6 @@ from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, StateError, WorldLoomError
 from worldloom.core.sequence import Rows
-from worldloom.core.specs import EnvSpec
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.cli import read_config
 from worldloom_dist.plan import Plan, resolve
@@ -60,7 +60,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def import_file(run_dir: Path, source: str) -> int:
     """Add a file to a run: a stopped one stores it now, a live one within a second, a lock-step one when it goes on."""
-    plan = resolve(read_config(run_dir))
+    config = read_config(run_dir)  # neither its env nor the files that it began with are needed
+    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=None))
+    plan = resolve(config, recorded=RunFolder(run_dir).env_spec())
     check_file(source, plan.columns)
     source = source if source.startswith(MINARI) else str(Path(source).absolute())
     if plan.config.replay.durability == "none":
@@ -86,7 +88,9 @@ def import_file(run_dir: Path, source: str) -> int:
 
 def export_file(run_dir: Path, target: str) -> int:
     """Write every whole episode that the journals hold."""
-    env = EnvSpec.from_dict(RunFolder(run_dir).read_json("config.json").get("env") or _no_run(run_dir))
+    env = RunFolder(run_dir).env_spec()
+    if env is None:
+        raise ConfigurationError(f"{run_dir} holds no run (no config.json with an env); give the folder of a run")
     history, counts = EpisodeHistory(run_dir / "replay"), [0, 0]
 
     def episodes() -> Iterator[Rows]:
@@ -124,10 +128,6 @@ def _store_now(plan: Plan, run_dir: Path, source: str) -> ImportReport:
         parts = [load_share(shard, source, num_shards) for shard in shards]
     sums = {name: sum(getattr(part, name) for part in parts) for name in ("episodes", "rows", "known_rows")}
     return ImportReport(**sums, left_out=parts[0].left_out)
-
-
-def _no_run(run_dir: Path) -> dict[str, object]:
-    raise ConfigurationError(f"{run_dir} holds no run (no config.json with an env); give the folder of a run")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
@@ -13,7 +13,7 @@ from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
 from worldloom_dist.replay.episode_files import MINARI, open_episodes
-from worldloom_dist.replay.imports import check_file, split_sources
+from worldloom_dist.replay.imports import check_file, is_gone, split_sources
 
 __all__ = ["absolute_files", "check_files", "recorded_env", "replay_budget", "settle_windows"]
 
@@ -37,13 +37,20 @@ def recorded_env(config: RunConfig) -> EnvSpec:
         raise ConfigurationError(f"replay.load: {error}") from error
 
 
-def check_files(config: RunConfig, columns: Mapping[str, ArraySpec]) -> None:
+def check_files(config: RunConfig, columns: Mapping[str, ArraySpec], stored: Collection[str] = ()) -> None:
     """Look at every file to load before anything is started.
+
+    Args:
+        config: Names them.
+        columns: Of the run.
+        stored: Files whose rows the run has: one of them that is gone is not missed.
 
     Raises:
         ConfigurationError: If one cannot be used.
     """
     for source in split_sources(config.replay.load):
+        if source in stored and is_gone(source):
+            continue
         try:
             check_file(source, columns)
         except CheckpointError as error:

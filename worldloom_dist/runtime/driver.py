@@ -68,12 +68,22 @@ class RayRun:
         port: Of the Prometheus endpoint; 0 for none.
         stop: Set by a signal.
         show: Shows a view to people.
+        on_restored: Called when the run is known to work: the learner has its weights.
 
     Raises:
         ConfigurationError: If the cluster is too small.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, port: int, stop: StopFlag, show: Show = show_nothing) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        port: int,
+        stop: StopFlag,
+        show: Show = show_nothing,
+        on_restored: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._on_restored: Callable[[], object] | None = on_restored
         folder = RunFolder(folder.path.absolute())  # the same for roles with another working directory
         self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
         earlier = folder.read_json("summary.json")
@@ -164,6 +174,9 @@ class RayRun:
             self._fleet.look()
             if look.is_due():
                 self._look()
+                if self._on_restored is not None and self._learner_status().get("state") == "training":
+                    self._on_restored()
+                    self._on_restored = None
                 if self._windows is not None and not self._report.counts.train_steps:
                     check_windows(self._plan, self._report.counts.books.agent_steps, self._windows)
                 self._show(self._report.view)

@@ -25,7 +25,7 @@ from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
-from worldloom_dist.replay.imports import ImportList, load_share, split_sources
+from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.packed_windows import PackedWindows
@@ -181,6 +181,9 @@ class ShardRole:
         for source in sources:
             if self._is_settled:
                 self._imports.put_back(source)
+                continue
+            if is_gone(source):
+                logger.warning("%s is gone; what was stored of it is kept", source)
                 continue
             try:
                 with self._at_work():
