@@ -154,6 +154,7 @@ def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
                 f"env.{field.name}: the run was made with {getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
             )
     fixed = {"runtime": (base.runtime, config.runtime), "replay.shards": (base.replay.shards, config.replay.shards)}
+    fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)
     fixed["replay.durability"] = (base.replay.durability == "none", config.replay.durability == "none")
     changes += [f"{name}: the run was made with {was!r}, not {now!r}" for name, (was, now) in fixed.items() if was != now]
     if base.replay.durability == "none":

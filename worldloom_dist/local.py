@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
-from worldloom_dist.replay.imports import ImportList, is_gone, split_sources
+from worldloom_dist.replay.imports import ImportList, check_file, is_gone, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.meter import priority_metrics
@@ -263,25 +263,28 @@ class LocalRun:
         return self.replay.ledger.limiter.may_sample(self._plan.spec.sampling.trained_positions) and self.replay.has_windows
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint, or begin."""
+        """Go on from the newest checkpoint, or begin; what may fail comes before what changes the run folder."""
         found = self._found
+        tree: Mapping[str, Any] = found[1] if found is not None else {}
         if found is not None:
-            folder, tree = found
-            check_trained_env(self._plan, folder.name, self._store.facts(folder))
+            check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
             self.learner.load_state_dict(tree["learner"])
+        if not self._plan.spec.random_prefill or self._has_trained():
+            self.learner.publish()
+        self.crew.begin(tree.get("workers", ()))
+        files = self._new_files(tree)
+        if found is not None:
             self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
             self._restore_limiter(tree)
             self._evaluated_at = tree["evaluated_at"]
-            logger.info("goes on from %s", folder.name)
-        self._import_files(found[1].get("imported") if found else ())
+            logger.info("goes on from %s", found[0].name)
+        for source in files:
+            logger.info("%s: %s", source, self.replay.load(source))
         if self._plan.is_offline and not self.replay.has_windows:
             raise BufferError(
                 f"replay.load: the files hold no {self._plan.spec.sampling.window_rows} consecutive rows, which one window of "
                 f"{self._plan.agent.name} needs; name longer episodes or sample shorter windows"
             )
-        if not self._plan.spec.random_prefill or self._has_trained():
-            self.learner.publish()
-        self.crew.begin(found[1]["workers"] if found else ())
         self._look()
         if found is not None:  # what was counted beyond the checkpoint is rolled back
             self._reported = self.report.counts
@@ -294,16 +297,23 @@ class LocalRun:
         if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
             limiter.rebase(limiter.agent_steps, limiter.positions)
 
-    def _import_files(self, imported: Sequence[str] | None) -> None:
-        """Store the files of the run; ``imported`` are those that its checkpoint holds, None when that does not say."""
+    def _new_files(self, tree: Mapping[str, Any]) -> list[str]:
+        """The run's files that can be read, those that were stored before included: each of their rows is stored once.
+
+        Raises:
+            CheckpointError: If one that is not stored yet cannot be used.
+        """
         wanted = split_sources(self._plan.config.replay.load)
-        known = wanted if imported is None else imported  # before 0.4 all files were stored before the first checkpoint
+        stored = tree.get("imported", wanted if tree else ())  # earlier versions stored all before the first checkpoint
+        files = []
         for source in ImportList(self._folder.path, wanted).take_new():
-            if source in known and is_gone(source):
-                logger.info("%s is gone, and is not needed: its rows were stored before", source)
-            else:
-                logger.info("%s: %s", source, self.replay.load(source))
             self._imported.append(source)
+            if source in stored and is_gone(source):
+                logger.info("%s is gone, and is not needed: its rows were stored before", source)
+                continue
+            check_file(source, self._plan.columns)
+            files.append(source)
+        return files
 
     def _checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""

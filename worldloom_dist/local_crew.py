@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldloom.core.exceptions import EnvFailureError
+from worldloom.core.protocol import Policy
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import build_policy, build_worker
@@ -49,10 +50,11 @@ class LocalCrew:
         for slot in range(num_workers):
             state = states[slot] if slot < len(states) else None
             incarnation = 0 if state is None else int(state.get("incarnation", 0))
-            if state is not None and len(state["writers"]) != num_envs:
-                was, incarnation, state = len(state["writers"]), incarnation + 1, None
-                logger.info("worker-%d had %d envs and has %d now: it begins new episodes", slot, was, num_envs)
             policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs)
+            if state is not None and (change := _change(state, policy, num_envs)):
+                logger.info("worker-%d begins new episodes: %s", slot, change)
+                incarnation, state = incarnation + 1, None
+                policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs)
             acting = LocalActing(policy, num_envs, self._weights, pull_interval_s=0.0)
             self.workers.append(build_worker(self._plan, slot, incarnation, acting, self._replay))
             if state is not None:
@@ -91,3 +93,14 @@ class LocalCrew:
         """Close the envs."""
         for worker in self.workers:
             worker.close()
+
+
+def _change(state: Mapping[str, Any], policy: Policy, num_envs: int) -> str:
+    """Why a worker cannot go on where its state is, because of other settings; empty when it can."""
+    had = len(state["writers"])
+    if had != num_envs:
+        return f"it had {had} envs and has {num_envs} now"
+    carry, fresh = state["acting"]["carry"], policy.initial_carry(num_envs)
+    if {key: value.shape for key, value in carry.items()} != {key: value.shape for key, value in fresh.items()}:
+        return "the agent's settings give what it remembers of them another shape"
+    return ""
