@@ -17,7 +17,7 @@ from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.envs.building import EnvBuildError
 from worldloom_dist.cli import parse, read_config
 from worldloom_dist.config import RunConfig
-from worldloom_dist.console import Screen
+from worldloom_dist.console import LogFile, Screen
 from worldloom_dist.machine import check_device
 from worldloom_dist.presets import config_changes, preset_changes
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
@@ -45,6 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
         from worldloom_dist.plan import resolve, resolve_again
 
         folder, is_resumed = choose_folder(config)
+        if is_resumed:
+            RunFolder(folder).check_readable()
         plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
         check_trains(plan)
         port = choose_port(config)
@@ -70,6 +72,10 @@ def main(words: Sequence[str] | None = None) -> int:
             return 2
         except WorldLoomError as error:
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
+            return 1
+        except OSError as error:  # a disk that is full or away; what was written before is whole
+            logger.error("the run failed: %s; see that %s can be written, then go on with --resume %s", error, folder, folder,
+                         exc_info=wants_traceback)  # fmt: skip
             return 1
         except KeyboardInterrupt:
             logger.error("left at once; the last checkpoint is kept: go on with --resume %s", folder)
@@ -134,7 +140,7 @@ def open_log(folder: RunFolder) -> Screen:
             root.removeHandler(handler)
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     screen = Screen(sys.stdout)
-    for handler in (screen, logging.FileHandler(folder.path / "console.log")):
+    for handler in (screen, LogFile(folder.path / "console.log")):
         handler.setFormatter(form)
         root.addHandler(handler)
     logging.getLogger("worldloom").setLevel(logging.INFO)

@@ -14,6 +14,7 @@ in quarantine is left out while ``actors.min_live`` others go on; a resumed run 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, TrainingError
+from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.films import write_films
@@ -143,7 +145,7 @@ class LocalRun:
             if isinstance(error, Exception):
                 self._save_what_is_whole()
             failed = self.report.summary("failed", f"{type(error).__name__}: {error}")
-            self._folder.write_summary(earlier or failed)  # what cannot go on stays as it was
+            self._folder.try_write_summary(earlier or failed)  # what cannot go on stays as it was
             raise
         finally:
             self.close()
@@ -164,7 +166,7 @@ class LocalRun:
             if score is None:
                 status = "stopped"
             else:
-                self._store.mark_best(last, score)
+                self._mark_best(last, score)
         self.gallery.close()
         missing = None
         if status == "completed":
@@ -333,12 +335,23 @@ class LocalRun:
         }
         facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps, **env_facts(self._plan)}
         step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
-        folder = self._store.save(step, tree, facts)
+        try:
+            folder = self._store.save(step, tree, facts)
+        except (OSError, SafetensorError) as error:
+            self._is_whole = False  # there is no sense in trying it again
+            raise CheckpointError(
+                f"the checkpoint at {self._progress} steps cannot be written to {self._store.root} ({error}); earlier ones are "
+                f"kept: free space, then go on with --resume {self._folder.path}"
+            ) from error
         evaluation = self.report.evaluation
         if evaluation is not None and evaluation["env_steps"] == self.report.env_steps:
-            self._store.mark_best(folder, evaluation["return_mean"])
+            self._mark_best(folder, evaluation["return_mean"])
         self._folder.write_summary(self.report.summary("running"))
         return folder
+
+    def _mark_best(self, folder: Path, score: float) -> None:
+        if math.isfinite(score):
+            self._store.mark_best(folder, score)
 
     def _evaluate(self) -> float | None:
         """Evaluate the newest weights; returns the mean return, None when the run was asked to stop meanwhile."""

@@ -100,7 +100,9 @@ class Report:
         self._totals = RunTotals(last_record(folder.path / "metrics.jsonl"))
         self._restarts_before = dict(earlier.get("restarts", {}))
         self._lost_before = int(earlier.get("rows", {}).get("lost_open", 0))
-        self.evaluation: dict[str, Any] | None = earlier.get("eval")
+        evaluation = earlier.get("eval")
+        has_mean = evaluation is not None and evaluation.get("return_mean") is not None
+        self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
         self._recent: deque[tuple[float, Counts]] = deque()
         self._uses: deque[tuple[float, dict[str, float]]] = deque([(self._started, {"sample": 0.0})])
         self._said_binding = self._started
@@ -115,6 +117,7 @@ class Report:
             policy_version=str(earlier.get("policy_version", "0.0")),
         )
         self.snapshot: Mapping[str, float] = {}
+        self._nonfinite = set[str]()
         self._sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
         self._media = MediaWatch(folder.videos)
         self.quarantined: Mapping[str, str] = {}
@@ -173,6 +176,9 @@ class Report:
             logger.warning("eval at env_steps %d: %d of %d episodes had no end within %d decisions and were cut there, as if "
                            "truncated (--eval-max-steps)", result["env_steps"], result["cut_episodes"], result["episodes"],
                            self._plan.eval_max_steps)  # fmt: skip
+        if not math.isfinite(result["return_mean"]):
+            logger.warning("eval at env_steps %d: the mean return is %s: the env's rewards, or their sum, are not finite",
+                           result["env_steps"], result["return_mean"])  # fmt: skip
         self.evaluation = {"time": time.time(), **result}
         self._folder.append_metrics({"kind": "eval", **self.evaluation})
         values = {key: float(metric.value) for key, metric in eval_metrics(self.evaluation).items()}
@@ -259,10 +265,19 @@ class Report:
         """Append one line to ``metrics.jsonl``."""
         base = {"kind": "train", "time": time.time(), "env_steps": self.env_steps, "train_steps": self.counts.train_steps}
         known = {**self.snapshot, **self._totals.values, **self._exact()}
+        self._name_nonfinite(known)
         values = {**self._rates, **{key: value for key, value in sorted(known.items()) if math.isfinite(value)}}
         self._folder.append_metrics({**base, **values})
         self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
         self._show(self._media.fresh())
+
+    def _name_nonfinite(self, values: Mapping[str, float]) -> None:
+        """Say, once for each, what records leave out because it is no number."""
+        bad = {key for key, value in values.items() if not math.isfinite(value)} - self._nonfinite
+        if bad:
+            self._nonfinite |= bad
+            shown = ", ".join(f"{key} is {values[key]}" for key in sorted(bad))
+            logger.warning("not finite at env_steps %d, and left out of the records: %s", self.env_steps, shown)
 
     def _exact(self) -> dict[str, float]:
         """What this process knows better than the hub, which hears of it a little later: the whole run's counts, and gauges."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shlex
@@ -26,6 +27,8 @@ from worldloom.core.files import write_text
 from worldloom.core.json_text import to_json
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
@@ -162,7 +165,9 @@ class RunFolder:
             found = json.loads(path.read_text()) if path.exists() else {}
         except (ValueError, OSError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}); repair or delete it") from error
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise ConfigurationError(f"{path} holds no JSON object but {type(found).__name__}; repair or delete it")
+        return found
 
     def env_spec(self) -> EnvSpec | None:
         """What the run's env gives and takes; None where nothing is known of it.
@@ -178,14 +183,26 @@ class RunFolder:
                 f"{self.path / 'config.json'} has an env that cannot be read ({error!r}); repair it"
             ) from error
 
+    def check_readable(self) -> None:
+        """Refuse to go on where a file is damaged that a resumed run reads.
+
+        Raises:
+            ConfigurationError: Names the first one.
+        """
+        for name in ("config.json", "summary.json", "incarnations.json", "imports.json", BOOKS_FILE):
+            self.read_json(name)
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``."""
-        line = to_json(record) + "\n"
-        with (self.path / "metrics.jsonl").open("ab+") as file:
-            if file.tell():  # a line that a kill or a full disk has cut short stays alone
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(line.encode())
+        """Add one line to ``metrics.jsonl``; a disk that takes no more costs the line, and a warning."""
+        line, path = to_json(record) + "\n", self.path / "metrics.jsonl"
+        try:
+            with path.open("ab+") as file:
+                if file.tell():  # a line that a kill or a full disk has cut short stays alone
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.write(line.encode())
+        except OSError as error:
+            logger.warning("a record is lost, because %s cannot be written (%s); free space", path, error.strerror)
 
     def read_books(self) -> dict[str, dict[str, int]]:
         """The books of every shard as they were last known; empty for a new run."""
@@ -199,6 +216,13 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
         self._write_json("summary.json", summary)
+
+    def try_write_summary(self, summary: Mapping[str, Any]) -> None:
+        """:meth:`write_summary` where something else counts more: a failure is a warning."""
+        try:
+            self.write_summary(summary)
+        except OSError as error:
+            logger.warning("%s is old, because it cannot be written (%s); free space", self.summary_path, error.strerror)
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
         write_text(self.path / name, to_json(data, indent=2) + "\n")

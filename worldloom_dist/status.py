@@ -32,11 +32,11 @@ def main(words: Sequence[str] | None = None) -> int:
     for folder in options.run_dir:
         try:
             views.append(read_view(folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             sys.stderr.write(f"error: {folder} holds no run (no config.json); give a folder that a run writes to\n")
             return 2
-        except (ValueError, KeyError, TypeError) as error:
-            sys.stderr.write(f"error: {folder} cannot be read: {error}\n")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            sys.stderr.write(f"error: {folder} cannot be read: {error}; repair its files, or give another folder\n")
             return 2
     if options.watch and sys.stdout.isatty():
         views = _watch(options.run_dir, views)

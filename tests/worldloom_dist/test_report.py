@@ -165,3 +165,25 @@ def test_counters_in_records_go_on_after_a_resume(plan, tmp_path):
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert (record["weights_published_total"], record["actor_seconds_total{state=env}"]) == (13.0, 3.5)
     assert record["env_steps_total"] == 620
+
+
+def test_what_is_not_finite_is_named_once_and_no_record_holds_it(plan, tmp_path, caplog):
+    report = Report(plan, RunFolder(tmp_path), {})
+    for loss in (float("nan"), float("inf"), 1.0):
+        report.update(counts(), {"loss{name=total}": loss, "grad_norm{name=all}": 2.0})
+        report.record()
+    assert caplog.text.count("left out of the records: loss{name=total} is nan") == 1
+    assert [record.get("loss{name=total}") for record in records_of(tmp_path)] == [None, None, 1.0]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_evaluation_that_is_not_finite_is_named_and_read_again(plan, tmp_path, caplog):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.note_evaluation({"env_steps": 600, "episodes": 1, "return_mean": float("inf"), "returns": [float("inf")]})
+    assert "the mean return is inf" in caplog.text
+    RunFolder(tmp_path).write_summary(report.summary("stopped"))
+    found = RunFolder(tmp_path).read_json("summary.json")
+    assert found["eval"]["return_mean"] is None
+    again = Report(plan, RunFolder(tmp_path), found)
+    again.update(counts(), {})
+    assert "eval" not in again.line()

@@ -1,6 +1,6 @@
 """``python -m worldloom_dist.replay import|export|verify RUN_DIR``: rows into and out of a run folder, and whether it is whole.
 
-Exit status: 0 = done, and whole; 1 = the run folder or a file is damaged, or the disk is full; 2 = wrong input.
+Exit status: 0 = done, and whole; 1 = the run folder is damaged, or the disk is full; 2 = wrong input, files included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, StateError, WorldLoomError
 from worldloom.core.sequence import Rows
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.cli import read_config
@@ -63,7 +63,10 @@ def import_file(run_dir: Path, source: str) -> int:
     config = read_config(run_dir)  # neither its env nor the files that it began with are needed
     config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=None))
     plan = resolve(config, recorded=RunFolder(run_dir).env_spec())
-    check_file(source, plan.columns)
+    try:
+        check_file(source, plan.columns)
+    except CheckpointError as error:
+        raise ConfigurationError(str(error)) from error
     source = source if source.startswith(MINARI) else str(Path(source).absolute())
     if plan.config.replay.durability == "none":
         raise ConfigurationError(f"{run_dir} keeps its rows in memory only; start it with --replay.load {source} instead")
@@ -111,6 +114,8 @@ def verify(run_dir: Path) -> int:
     """Say what the folder holds; exit status 1 when something is wrong."""
     if not run_dir.is_dir():
         raise ConfigurationError(f"{run_dir} is no folder; give the folder of a run")
+    if not any((run_dir / name).exists() for name in ("config.json", "replay")):
+        raise ConfigurationError(f"{run_dir} holds no run (no config.json, no replay/); give the folder of a run")
     findings = verify_run(run_dir)
     sys.stdout.write(json.dumps(findings.to_dict(), indent=2) + "\n")
     sys.stdout.write(f"{run_dir} is {'damaged: see problems' if findings.problems else 'whole'}\n")

@@ -297,9 +297,18 @@ class RayRun:
 
     def _write(self, status: str, error: str | None = None) -> None:
         """What the run is known to have, for people and for the next driver."""
-        if books := {**self._books, **self._last_words}:
-            self._folder.write_books(books)
-        self._folder.write_summary(self._report.summary(status, error))
+        summary = self._report.summary(status, error)
+        try:
+            if books := {**self._books, **self._last_words}:
+                self._folder.write_books(books)
+        except OSError as problem:
+            if status in ("completed", "stopped"):
+                raise
+            logger.warning("the books of the replay are old, because they cannot be written (%s); free space", problem.strerror)
+        if status in ("completed", "stopped"):
+            self._folder.write_summary(summary)
+        else:
+            self._folder.try_write_summary(summary)
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)

@@ -8,6 +8,7 @@ only, which never waits here but at the end of the run.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -128,7 +129,8 @@ class Evaluations:
             f"{result['env_steps']:,}", result["return_mean"], result["return_std"], result["episodes"],
         )  # fmt: skip
         learner = next(iter(self._supervisor.of_kind("learner")), None)
-        if learner is not None and learner.handle is not None:
+        is_finite = math.isfinite(result["return_mean"])
+        if is_finite and learner is not None and learner.handle is not None:
             self._noted = learner.handle.note_score.remote(result["return_mean"])
 
     def _fail(self, steps: int, why: str) -> None:
