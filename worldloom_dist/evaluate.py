@@ -26,7 +26,7 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
-from worldloom_dist.assembly import build_evaluator, build_store, restore_agent
+from worldloom_dist.assembly import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.cli import read_config
 from worldloom_dist.config import ReplayConfig, RunConfig
 from worldloom_dist.console import stdout_to_stderr
@@ -143,13 +143,18 @@ def find_checkpoint(store: CheckpointStore, name: str) -> Path:
     """The folder of a checkpoint by name.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none at all.
+        ConfigurationError: If there are others.
     """
     if name == "newest":
         found = store.newest()
         if found is None:
+            check_none(store)
             raise CheckpointError(f"{store.root} holds no checkpoint yet; a run writes one after its first updates")
         name = found[0].name
+    known = ["newest", "best", *(folder.name for folder in store.folders())]
+    if name not in known:
+        raise ConfigurationError(f"checkpoint must be one of {', '.join(known)}, got {name!r}")
     return store.find(name)
 
 
