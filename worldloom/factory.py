@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.config import WorldModelConfig
-from worldloom.core.registry import TYPE_ALIASES, UnknownModelError, WorldModelRegistry
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.files import expanded
+from worldloom.core.registry import TYPE_ALIASES, UnknownModelError, WorldModelRegistry, refuse_file
 
 __all__ = ["MODEL_ALIASES", "MODEL_CATALOG", "cache_dir", "create_world_model", "get_config", "get_model_info", "list_models"]
 
@@ -49,7 +51,8 @@ def cache_dir() -> Path:
 
 def _folder_of(model: str | PathLike[str]) -> Path | None:
     """The folder of a saved model: the path itself, or below the cache; None when there is neither."""
-    path = Path(model)
+    path = expanded(model, "model")
+    refuse_file(path)
     if path.is_dir():
         return path
     kept = cache_dir() / path
@@ -101,10 +104,13 @@ def create_world_model(
         CheckpointError: If the files of a saved model are missing or damaged.
     """
     wanted = {name: value for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim)) if value is not None}
+    if device is None:
+        raise ConfigurationError("device must be auto, cpu, cuda or cuda:N, got None; leave it out for the CPU")
     folder = _folder_of(model)
     if folder is not None:
         return WorldModelRegistry.from_pretrained(folder, device=device, **wanted, **kwargs)
-    return WorldModelRegistry.build(_preset(str(model), wanted | kwargs | {"device": device}, "Invalid model identifier"))
+    problem = "Invalid model identifier, nor is there a saved model at" if "/" in str(model) else "Invalid model identifier"
+    return WorldModelRegistry.build(_preset(str(model), wanted | kwargs | {"device": device}, problem))
 
 
 def get_config(

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
-from worldloom.core.files import open_together, write_json
+from worldloom.core.files import expanded, open_together, write_json
 from worldloom.core.state_kinds import DynamicsType, LatentType
 
 __all__ = ["CONFIG_CLASSES", "WorldModelConfig", "not_among", "sized", "understanding"]
@@ -176,7 +176,7 @@ class WorldModelConfig:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fields as JSON; a folder gets a ``config.json``."""
-        target = Path(path).expanduser()
+        target = expanded(path)
         target = target / "config.json" if target.is_dir() or not target.suffix else target
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, self.to_dict())
@@ -188,14 +188,27 @@ class WorldModelConfig:
         Raises:
             CheckpointError: If the file is missing or not such a file.
         """
-        source = Path(path).expanduser()
+        source = expanded(path)
         source = source / "config.json" if source.is_dir() or not source.suffix else source
         try:
             with open_together(source.parent, [source.name]) as files:
-                data = json.load(files[source.name]) if files else json.loads(source.read_text())
+                text = files[source.name].read() if files else source.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{source}: not a readable config.json ({error})") from error
+        return cls.parsed(text, source)
+
+    @classmethod
+    def parsed(cls, text: bytes, source: Path) -> WorldModelConfig:
+        """The config that the text of a file of :meth:`save` holds; ``source`` is how messages call it.
+
+        Raises:
+            CheckpointError: If it is not such a text.
+        """
+        try:
+            data = json.loads(text)
             if not isinstance(data, dict):
                 raise CheckpointError(f"{source}: expected a JSON object, got {type(data).__name__}")
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{source}: not a readable config.json ({error})") from error
         kind = CONFIG_CLASSES.get(str(data.get("model_type")).lower(), cls)
         try:

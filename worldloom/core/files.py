@@ -22,14 +22,30 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
+from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-__all__ = ["current", "open_together", "replacing", "replacing_together", "sync", "write_json", "write_text"]
+from worldloom.core.exceptions import ConfigurationError
+
+__all__ = ["current", "expanded", "open_together", "replacing", "replacing_together", "sync", "write_json", "write_text"]
 
 REPLACEMENT = ".replacement"
 OPEN_ATTEMPTS = 1000
 """How often a reader opens a set of files anew because a writer changed it in between; each takes microseconds."""
+
+
+def expanded(path: str | PathLike[str], name: str = "path") -> Path:
+    """A path that a user gave, with ``~`` as the home folder; ``name`` is how an error calls it.
+
+    Raises:
+        ConfigurationError: If it is no path, or names the home of nobody.
+    """
+    try:
+        return Path(os.fsdecode(path)).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise ConfigurationError(f"{name} must be a text or a Path that leads somewhere, got {path!r} ({error})") from None
 
 
 @contextlib.contextmanager
@@ -93,7 +109,7 @@ def current(folder: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, BinaryIO]]:
+def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, BufferedReader]]:
     """Files of a folder, open for reading: all of one version, also beside a writer. Missing ones are left out.
 
     Raises:
@@ -110,7 +126,7 @@ def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Bina
     raise OSError(f"{folder}: its files change all the time; stop what writes to it")
 
 
-def _opened(folder: Path, name: str) -> BinaryIO | None:
+def _opened(folder: Path, name: str) -> BufferedReader | None:
     for path in (folder / REPLACEMENT / name, folder / name):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return path.open("rb")
@@ -125,7 +141,7 @@ def _identity(folder: Path, name: str) -> tuple[int, int] | None:
     return None
 
 
-def _identity_of(file: BinaryIO | None) -> tuple[int, int] | None:
+def _identity_of(file: BufferedReader | None) -> tuple[int, int] | None:
     if file is None:
         return None
     status = os.fstat(file.fileno())

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from worldloom.core.config import DreamerV3Config, MLPConfig, TDMPC2Config, WorldModelConfig
 from worldloom.core.config_base import CONFIG_CLASSES
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
+from worldloom.core.files import expanded
 from worldloom.core.model_sizes import DREAMER_SIZES, MLP_SIZES, TDMPC2_SIZES
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "AutoWorldModel",
     "UnknownModelError",
     "WorldModelRegistry",
+    "refuse_file",
 ]
 
 TYPE_ALIASES: dict[str, str] = {"dreamerv3": "dreamer", "dreamer": "dreamer", "tdmpc2": "tdmpc2", "tdmpc": "tdmpc2"}
@@ -49,6 +51,24 @@ class UnknownModelError(ModelNotFoundError):
     def __str__(self) -> str:
         hint = nearest(self.model_name, self.available)
         return f"{self.problem} {self.model_name!r}{hint} (available: {', '.join(self.available)})"
+
+
+def refuse_file(path: Path) -> None:
+    """Say what to give instead of a file, where a model is asked for.
+
+    Raises:
+        ConfigurationError: If ``path`` is a file.
+    """
+    if not path.is_file():
+        return
+    if (path.parent / "config.json").is_file():
+        way_out = f"give its folder, {str(path.parent)!r}"
+    else:
+        way_out = (
+            "give a folder that save_pretrained wrote; a Trainer's checkpoint is read by Trainer(model, config).load_checkpoint, "
+            "and model.save_pretrained then writes such a folder"
+        )
+    raise ConfigurationError(f"model must be a preset such as 'mlp:small' or a folder, got the file {str(path)!r}; {way_out}")
 
 
 class WorldModelRegistry:
@@ -162,7 +182,8 @@ class WorldModelRegistry:
     @classmethod
     def from_pretrained(cls, name_or_path: str | PathLike[str], **kwargs: Any) -> Any:
         """A saved model from a folder, or a new one from ``type:size``."""
-        path = Path(name_or_path)
+        path = expanded(name_or_path, "name_or_path")
+        refuse_file(path)
         if path.is_dir():
             config = WorldModelConfig.load(path)
             return cls.model_class(config.model_type).from_pretrained(path, **kwargs)
@@ -190,7 +211,7 @@ class AutoConfig:
         Raises:
             ConfigurationError: If there is neither a folder nor a colon.
         """
-        path = Path(name_or_path)
+        path = expanded(name_or_path, "name_or_path")
         if path.is_dir() or path.is_file():
             return WorldModelConfig.load(path).replaced(**kwargs)
         kind, colon, size = str(name_or_path).partition(":")

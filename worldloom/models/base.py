@@ -12,7 +12,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from worldloom.core.config import WorldModelConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError, StateError
+from worldloom.core.registry import WorldModelRegistry
 from worldloom.core.state import LatentState
 from worldloom.core.trajectory import Trajectory
-from worldloom.models.pretrained import check_conflicts, load_weights, save_model
+from worldloom.models.pretrained import SavedModel, check_conflicts, load_weights, open_model, save_model
 
 __all__ = ["BaseWorldModel", "imagined_returns", "place_of", "torch_generator"]
 
@@ -294,7 +294,13 @@ class BaseWorldModel(nn.Module, ABC):
     # -- files ------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write ``config.json``, ``model.pt`` and ``model.safetensors`` into a folder (made if missing)."""
+        """Write ``config.json``, ``model.pt`` and ``model.safetensors`` into a folder (made if missing; ``~`` is understood).
+
+        The three change as one: a model that was there is replaced whole, or stays when this one cannot be saved.
+
+        Raises:
+            CheckpointError: If it cannot be written there.
+        """
         save_model(path, self.config, self.state_dict())
 
     @classmethod
@@ -310,14 +316,24 @@ class BaseWorldModel(nn.Module, ABC):
             CheckpointError: If a file is missing, corrupt, cut, oversized or foreign.
             ConfigurationError: If a keyword contradicts the saved config.
         """
-        folder = Path(path)
-        config = WorldModelConfig.load(folder)
-        check_conflicts(folder, config, kwargs)
-        model = cls(config.replaced(device=device) if device else config)
-        if type(config) is WorldModelConfig:
-            raise CheckpointError(f"{folder}/config.json: model_type {config.model_type!r} is not a model of this library")
-        model.load_state_dict(load_weights(folder, model.state_dict()))
+        with open_model(path) as saved:
+            cls._check_kind(saved)
+            check_conflicts(saved.folder, saved.config, kwargs)
+            model = cls(saved.config.replaced(device=device) if device else saved.config)
+            model.load_state_dict(load_weights(saved, model.state_dict()))
         return model
+
+    @classmethod
+    def _check_kind(cls, saved: SavedModel) -> None:
+        """Refuse to read the model of another class."""
+        kind = saved.config.model_type
+        if type(saved.config) is WorldModelConfig and kind.lower() not in WorldModelRegistry.list_models():
+            raise CheckpointError(f"{saved.folder}/config.json: model_type {kind!r} is not a model of this library")
+        own = WorldModelRegistry.model_class(kind)
+        if not issubclass(cls, own):
+            raise CheckpointError(
+                f"{saved.folder}: holds a {own.__name__}, got a request for a {cls.__name__}; load it with create_world_model"
+            )
 
 
 def _recompute(forward: Callable[..., Any], *args: Any) -> Any:

@@ -2,16 +2,20 @@
 
 ``config.json`` holds the config and size and sha256 of both weight files, so that a file that was cut, changed or swapped is
 told apart before it is read. Folders without these facts (0.1 wrote none) are still read, with a check of size and names.
+The three files change as one: whenever a writer dies, and beside one that is at work, a folder holds the old model or the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,11 @@ from torch import Tensor
 
 from worldloom.core.config import WorldModelConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
-from worldloom.core.files import write_json
+from worldloom.core.files import expanded, open_together, replacing_together, write_json
 
-__all__ = ["check_conflicts", "load_weights", "read_facts", "save_model"]
+__all__ = ["SavedModel", "check_conflicts", "load_weights", "open_model", "save_model"]
 
+CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model.pt")
 SLACK_BYTES = 1 << 20
 FORMAT = "worldloom-0.2"
@@ -38,30 +43,68 @@ UNREADABLE = (
 )
 
 
+@dataclass(frozen=True)
+class SavedModel:
+    """A saved model whose files are open and of one version.
+
+    Attributes:
+        folder: Where it is, for messages.
+        config: Its settings.
+        facts: Size and checksum of the weight files as ``config.json`` states them; empty for folders of 0.1.
+        weights: The weight files that are there, by name, the preferred one first.
+    """
+
+    folder: Path
+    config: WorldModelConfig
+    facts: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[str, BufferedReader]
+
+
 def save_model(folder: str | PathLike[str], config: WorldModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write a model folder; each file is whole or absent, and ``config.json`` comes last."""
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target}: is a file; save_pretrained needs a folder")
-    target.mkdir(parents=True, exist_ok=True)
+    """Write a model folder; other files in it stay. When saving fails, what was there before is as it was.
+
+    Raises:
+        CheckpointError: If it cannot be written there, or the config cannot be written as JSON.
+    """
+    target = expanded(folder)
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    safe, torch_file = (target / name for name in WEIGHT_FILES)
-    save_file(plain, _temporary(safe), metadata={"format": "pt"})
-    torch.save(plain, _temporary(torch_file))
-    for path in (safe, torch_file):
-        os.replace(_temporary(path), path)
-    facts = {name: _facts(target / name) for name in WEIGHT_FILES}
-    write_json(target / "config.json", config.to_dict() | {"format": FORMAT, "files": facts})
-
-
-def read_facts(folder: Path) -> Mapping[str, Any]:
-    """Size and checksum of the weight files as ``config.json`` states them; empty for folders of 0.1."""
     try:
-        data = json.loads((folder / "config.json").read_text())
-        files = data.get("files", {})
+        with replacing_together(target) as staging:
+            safe, torch_file = (staging / name for name in WEIGHT_FILES)
+            save_file(plain, safe, metadata={"format": "pt"})
+            torch.save(plain, torch_file)
+            facts = {path.name: _facts_of(path) for path in (safe, torch_file)}
+            write_json(staging / CONFIG_FILE, config.to_dict() | {"format": FORMAT, "files": facts})
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{target}: the model could not be saved ({first}); what was there before is unchanged") from error
+
+
+@contextlib.contextmanager
+def open_model(folder: str | PathLike[str]) -> Iterator[SavedModel]:
+    """The files of a saved model, all of one version also while another process saves there.
+
+    Raises:
+        CheckpointError: If there is no ``config.json`` that describes a model.
+    """
+    source = expanded(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            files = stack.enter_context(open_together(source, [CONFIG_FILE, *WEIGHT_FILES]))
+            text = files[CONFIG_FILE].read() if CONFIG_FILE in files else (source / CONFIG_FILE).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{source}: cannot be read ({error})") from error
+        config = WorldModelConfig.parsed(text, source / CONFIG_FILE)
+        weights = {name: files[name] for name in WEIGHT_FILES if name in files}
+        yield SavedModel(source, config, _stated_facts(text, source / CONFIG_FILE), weights)
+
+
+def _stated_facts(text: bytes, source: Path) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        files = json.loads(text).get("files", {})
         return {name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in files.items()}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}/config.json: cannot be read ({type(error).__name__} {error})") from error
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: cannot be read ({type(error).__name__} {error})") from error
 
 
 def check_conflicts(folder: Path, config: WorldModelConfig, wanted: Mapping[str, Any]) -> None:
@@ -72,32 +115,33 @@ def check_conflicts(folder: Path, config: WorldModelConfig, wanted: Mapping[str,
     """
     for name, value in config.known(wanted).items():
         saved = getattr(config, name)
+        with contextlib.suppress(ConfigurationError):  # what cannot be is told below, beside what is
+            value = getattr(config.replaced(**{name: value}), name)
         if value not in (saved, "auto"):
             raise ConfigurationError(
                 f"{name}: the model in {folder} was saved with {saved!r}, got {value!r}; drop the argument, or create a new model"
             )
 
 
-def load_weights(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def load_weights(saved: SavedModel, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The saved tensors, after checking that they are those of a model with the tensors ``expected``.
 
     Raises:
         CheckpointError: If no weight file is there, or one is cut, changed, oversized, foreign, or of another architecture.
     """
-    present = [folder / name for name in WEIGHT_FILES if (folder / name).exists()]
-    if not present:
-        raise CheckpointError(f"{folder}: has neither {' nor '.join(WEIGHT_FILES)}; save the model again")
-    facts = read_facts(folder)
+    if not saved.weights:
+        raise CheckpointError(f"{saved.folder}: has neither {' nor '.join(WEIGHT_FILES)}; save the model again")
     limit = sum(t.numel() * t.element_size() for t in expected.values())
-    for path in present:
-        _check_file(path, facts.get(path.name), 2 * limit + SLACK_BYTES)
-    tensors = _read(present[0])
-    _check_names(present[0], tensors, expected)
+    for name, file in saved.weights.items():
+        _check_file(saved.folder / name, file, saved.facts.get(name), 2 * limit + SLACK_BYTES)
+    name, file = next(iter(saved.weights.items()))
+    tensors = _read(saved.folder / name, file)
+    _check_names(saved.folder / name, tensors, expected)
     return tensors
 
 
-def _check_file(path: Path, facts: Mapping[str, Any] | None, limit: int) -> None:
-    size = path.stat().st_size
+def _check_file(path: Path, file: BufferedReader, facts: Mapping[str, Any] | None, limit: int) -> None:
+    size = os.fstat(file.fileno()).st_size
     if facts is None:
         if size > limit:
             raise CheckpointError(f"{path}: has {size} bytes, this model needs at most {limit}; it is oversized or foreign")
@@ -105,21 +149,28 @@ def _check_file(path: Path, facts: Mapping[str, Any] | None, limit: int) -> None
     if size != facts["bytes"]:
         how = "truncated" if size < facts["bytes"] else "oversized"
         raise CheckpointError(f"{path}: {how}, has {size} bytes, config.json says {facts['bytes']}; save the model again")
-    if _facts(path)["sha256"] != facts["sha256"]:
+    if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
         raise CheckpointError(f"{path}: corrupt, its sha256 is not the one in config.json; save the model again")
+    file.seek(0)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, file: BufferedReader) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(_name_of(file))
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as weights, it is corrupt or foreign ({first})") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path}: expected a dict of tensors, got {type(tensors).__name__}; it is foreign")
     return tensors
+
+
+def _name_of(file: BufferedReader) -> str:
+    """A name that leads to the very file that is open, though another may have taken its place; its own where there is none."""
+    name = f"/dev/fd/{file.fileno()}"
+    return name if os.path.exists(name) else file.name
 
 
 def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -133,10 +184,6 @@ def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[st
             raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shapes[0]}, got {shapes[1]}; it is of another model")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def _facts(path: Path) -> dict[str, Any]:
+def _facts_of(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

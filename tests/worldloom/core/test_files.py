@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from worldloom.core import files
+from tests.worldloom.dying import dying
 from worldloom.core.files import current, open_together, replacing, replacing_together, write_text
 
 NAMES = ("a", "b", "c")
-
-
-class DeathError(BaseException):
-    """Stands for kill -9: nothing that the writer would still do is done."""
 
 
 def write(folder: Path, word: str) -> None:
@@ -29,28 +23,6 @@ def write(folder: Path, word: str) -> None:
 def read(folder: Path) -> set[str | None]:
     with open_together(folder, NAMES) as found:
         return {found[name].read().decode() if name in found else None for name in NAMES}
-
-
-@contextlib.contextmanager
-def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[int]]:
-    """Let the process die at the ``at``-th change of the file system; the clean-up of a process that lives is not done."""
-    calls = [0]
-
-    def deadly(change: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **kwargs: object) -> object:
-            calls[0] += 1
-            if calls[0] > at:
-                raise DeathError
-            return change(*args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for owner, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (Path, "rmdir"), (Path, "mkdir"), (Path, "write_text")):
-            patch.setattr(owner, name, deadly(getattr(owner, name)))
-        patch.setattr(files.shutil, "rmtree", lambda *args, **kwargs: None)
-        with contextlib.suppress(DeathError):
-            yield calls
 
 
 def test_a_writer_that_dies_at_any_moment_leaves_the_old_set_or_the_new_one(tmp_path, monkeypatch):
