@@ -29,7 +29,18 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["current", "expanded", "open_together", "replacing", "replacing_together", "sync", "write_json", "write_text"]
+__all__ = [
+    "current",
+    "expanded",
+    "open_together",
+    "path_of_open",
+    "remove_folder",
+    "replacing",
+    "replacing_together",
+    "sync",
+    "write_json",
+    "write_text",
+]
 
 REPLACEMENT = ".replacement"
 OPEN_ATTEMPTS = 1000
@@ -126,6 +137,19 @@ def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Buff
     raise OSError(f"{folder}: its files change all the time; stop what writes to it")
 
 
+def path_of_open(file: BufferedReader) -> str:
+    """A name that leads to the very file that is open, though another may have taken its place; its own where there is none."""
+    name = f"/dev/fd/{file.fileno()}"
+    return name if os.path.exists(name) else file.name
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is whole or gone; what a killed process leaves of it ends in ``.tmp``."""
+    abandoned = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    os.rename(folder, abandoned)
+    shutil.rmtree(abandoned, ignore_errors=True)
+
+
 def _opened(folder: Path, name: str) -> BufferedReader | None:
     for path in (folder / REPLACEMENT / name, folder / name):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -177,6 +201,7 @@ def _move_in(folder: Path) -> None:
         return
     for path in committed.iterdir():
         os.replace(path, folder / path.name)
+        path.unlink(missing_ok=True)  # two names of one file: renaming one to the other does nothing
     committed.rmdir()
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from worldloom.core.config import WorldModelConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
-from worldloom.core.files import expanded, open_together, replacing_together, write_json
+from worldloom.core.files import expanded, open_together, path_of_open, replacing_together, write_json
 
 __all__ = ["SavedModel", "check_conflicts", "load_weights", "open_model", "save_model"]
 
@@ -157,7 +157,7 @@ def _check_file(path: Path, file: BufferedReader, facts: Mapping[str, Any] | Non
 def _read(path: Path, file: BufferedReader) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(_name_of(file))
+            return load_file(path_of_open(file))
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -165,12 +165,6 @@ def _read(path: Path, file: BufferedReader) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path}: expected a dict of tensors, got {type(tensors).__name__}; it is foreign")
     return tensors
-
-
-def _name_of(file: BufferedReader) -> str:
-    """A name that leads to the very file that is open, though another may have taken its place; its own where there is none."""
-    name = f"/dev/fd/{file.fileno()}"
-    return name if os.path.exists(name) else file.name
 
 
 def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

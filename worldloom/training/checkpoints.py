@@ -8,19 +8,22 @@
 A small checkpoint can be one file instead (:func:`save_tree_file`): safetensors layout with the rest of the tree, the facts and a
 sha256 of everything in its metadata.
 
-A folder is written under a temporary name, flushed, and renamed. Nothing is ever unpickled. A folder whose manifest or checksum
-does not fit is skipped by :meth:`CheckpointStore.newest`, with a warning that says what is wrong.
+The files of a folder change as one, whenever a writer dies and beside a reader. Nothing is ever unpickled. A folder whose manifest
+or checksum does not fit is skipped by :meth:`CheckpointStore.newest`, with a warning that says what is wrong.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +34,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.core.files import sync, write_json
+from worldloom.core.files import current, open_together, path_of_open, remove_folder, replacing, replacing_together, sync
 
 __all__ = ["CheckpointStore", "load_tree", "load_tree_file", "read_manifest", "save_tree", "save_tree_file"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-TENSOR, ARRAY, TUPLE = "__tensor__", "__array__", "__tuple__"
+TENSOR, ARRAY, TUPLE, FLOAT = "__tensor__", "__array__", "__tuple__", "__float__"
 FILES = ("tensors.safetensors", "tree.json")
+MANIFEST = "manifest.json"
 Tree = Mapping[str, Any]
 
 
@@ -52,23 +56,37 @@ def save_tree(folder: Path, tree: Tree, facts: Mapping[str, Any] | None = None) 
         facts: JSON values for the manifest (counters, scores) that can be read without loading the tree.
 
     Raises:
-        CheckpointError: If the tree holds something that cannot be stored without pickle; names where.
+        CheckpointError: If the tree holds something that cannot be stored without pickle (names where), or it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(tensors, temporary / FILES[0])
-    (temporary / FILES[1]).write_text(json.dumps(skeleton))
-    files = {name: {"sha256": _sha256(temporary / name), "bytes": (temporary / name).stat().st_size} for name in FILES}
-    write_json(temporary / "manifest.json", {"format": FORMAT, "files": files, "facts": dict(facts or {})})
-    for path in temporary.iterdir():
-        sync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
-    sync(folder.parent)
+    with _told(folder), replacing_together(folder) as staging:
+        save_file(tensors, staging / FILES[0])
+        (staging / FILES[1]).write_text(json.dumps(skeleton, allow_nan=False))
+        files = {name: {"sha256": _sha256(staging / name), "bytes": (staging / name).stat().st_size} for name in FILES}
+        _write_manifest(staging, {"format": FORMAT, "files": files, "facts": dict(facts or {})})
+
+
+@contextlib.contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Say what could not be written; what was there before is still there then."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{place}: could not be written ({error}); what was there before is unchanged") from error
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(_finite(manifest), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(node: Any) -> Any:
+    """JSON values with None in the place of NaN and infinity, which JSON lacks."""
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    return [_finite(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def load_tree(folder: Path) -> dict[str, Any]:
@@ -77,17 +95,23 @@ def load_tree(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If a file is missing, truncated, corrupt, or of another format.
     """
-    manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path}: missing, truncated or changed since it was written; use an earlier checkpoint")
     try:
-        tensors = load_file(folder / FILES[0])
-        tree: dict[str, Any] = _restore(json.loads((folder / FILES[1]).read_text()), tensors)
-    except (ValueError, KeyError, OSError) as error:
+        with open_together(folder, (MANIFEST, *FILES)) as files:
+            manifest = _parsed_manifest(folder, files.get(MANIFEST))
+            for name, expected in manifest["files"].items():
+                _check_contents(folder / name, files.get(name), expected)
+            tensors = load_file(path_of_open(files[FILES[0]]))
+            tree: dict[str, Any] = _restore(json.load(files[FILES[1]]), tensors)
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error})") from error
     return tree
+
+
+def _check_contents(path: Path, file: BufferedReader | None, expected: Mapping[str, Any]) -> None:
+    is_whole = file is not None and os.fstat(file.fileno()).st_size == expected["bytes"]
+    if file is None or not is_whole or hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+        raise CheckpointError(f"{path}: missing, truncated or changed since it was written; use an earlier checkpoint")
+    file.seek(0)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -97,12 +121,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: If it is missing or of another format.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        with open_together(folder, [MANIFEST]) as files:
+            return _parsed_manifest(folder, files.get(MANIFEST))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
+
+
+def _parsed_manifest(folder: Path, file: BufferedReader | None) -> dict[str, Any]:
+    if file is None:
+        raise CheckpointError(f"{folder}: is not a checkpoint (it has no {MANIFEST})")
+    try:
+        manifest: dict[str, Any] = json.load(file)
         if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
             raise CheckpointError(f"{folder}: format {manifest['format']!r}, this version reads {FORMAT}")
         if not all({"sha256", "bytes"} <= set(entry) for entry in manifest["files"].values()):
             raise CheckpointError(f"{folder}: its manifest has no sha256 or size of a file; use an earlier checkpoint")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
     return manifest
 
@@ -111,17 +145,18 @@ def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = Non
     """Write ``tree`` as one file, whole or not at all; an existing one is replaced.
 
     Raises:
-        CheckpointError: If the tree holds something that cannot be stored without pickle; names where.
+        CheckpointError: If the tree holds something that cannot be stored without pickle (names where), or it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    texts = {"tree": json.dumps(skeleton), "facts": json.dumps(dict(facts or {}))}
+    facts = _finite(dict(facts or {}))
+    texts = {"tree": json.dumps(skeleton, allow_nan=False), "facts": json.dumps(facts, allow_nan=False)}
     metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    sync(temporary)
-    os.replace(temporary, path)
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+            sync(temporary)
 
 
 def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -159,16 +194,18 @@ def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         tensors[path] = value.contiguous().clone()
         return {TENSOR if isinstance(node, Tensor) else ARRAY: path}
     if isinstance(node, Mapping):
-        if not all(isinstance(key, str | int) for key in node):
+        if not all(isinstance(key, str | int) and not isinstance(key, bool) for key in node):
             raise CheckpointError(f"checkpoint: keys of {path or 'the tree'} must be text or integers, got {list(node)[:3]}")
         return {"__int__" + str(k) if isinstance(k, int) else k: _strip(v, f"{path}/{k}", tensors) for k, v in node.items()}
     if isinstance(node, list | tuple):
         items = [_strip(item, f"{path}/{index}", tensors) for index, item in enumerate(node)]
         return {TUPLE: items} if isinstance(node, tuple) else items
+    if isinstance(node, np.generic):
+        node = node.item()
+    if isinstance(node, float) and not math.isfinite(node):
+        return {FLOAT: str(node)}
     if node is None or isinstance(node, bool | int | float | str):
         return node
-    if isinstance(node, np.generic):
-        return node.item()
     raise CheckpointError(f"checkpoint: {path} is a {type(node).__name__}, which cannot be stored without pickle")
 
 
@@ -178,10 +215,20 @@ def _restore(node: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[node[TENSOR]]
         if ARRAY in node:
             return tensors[node[ARRAY]].numpy()
+        if FLOAT in node:
+            return float(node[FLOAT])
         if TUPLE in node:
             return tuple(_restore(item, tensors) for item in node[TUPLE])
         return {int(k[7:]) if k.startswith("__int__") else k: _restore(v, tensors) for k, v in node.items()}
     return [_restore(item, tensors) for item in node] if isinstance(node, list) else node
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file; a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _sha256(path: Path) -> str:
@@ -205,25 +252,34 @@ class CheckpointStore:
         """Write a checkpoint named after ``step``; drop those that are too old, and what a killed writer left half done."""
         folder = self.root / f"step-{step:012d}"
         save_tree(folder, tree, {"step": step, **(facts or {})})
-        for old in [*self.folders()[self.keep :], *self.root.glob("step-*.tmp")]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in self.folders()[self.keep :]:
+            remove_folder(old)
+        for abandoned in self.root.glob("*.tmp"):
+            shutil.rmtree(abandoned, ignore_errors=True)
         return folder
 
     def mark_best(self, folder: Path, score: float) -> bool:
-        """Keep a copy of ``folder`` as ``best`` if its score is above that of the present one (or there is none)."""
-        best = self.root / "best"
-        if best.exists() and read_manifest(best)["facts"].get("score", -np.inf) >= score:
+        """Keep a copy of ``folder`` as ``best`` if its score is above that of the present one (or there is no whole one)."""
+        if not math.isfinite(score):
+            logger.warning("%s: its score is %s, which cannot be the best", folder, score)
             return False
-        temporary = self.root / "best.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(folder, temporary, copy_function=os.link)
+        if score <= self._best_score():
+            return False
         manifest = read_manifest(folder)
         manifest["facts"]["score"] = score
-        (temporary / "manifest.json").unlink()
-        write_json(temporary / "manifest.json", manifest)
-        shutil.rmtree(best, ignore_errors=True)
-        os.replace(temporary, best)
+        with _told(self.root / "best"), replacing_together(self.root / "best") as staging:
+            for name in FILES:
+                _link(current(folder, name), staging / name)
+            _write_manifest(staging, manifest)
         return True
+
+    def _best_score(self) -> float:
+        """Score of the present best checkpoint; below every other when there is none or it is damaged."""
+        try:
+            score = self.facts(self.find("best")).get("score")
+        except CheckpointError:
+            return -math.inf
+        return -math.inf if score is None else float(score)
 
     def folders(self) -> list[Path]:
         """Checkpoint folders, newest first; unfinished ones are not among them."""

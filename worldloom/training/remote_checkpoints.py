@@ -1,13 +1,17 @@
 """Checkpoints behind a URL that ``fsspec`` knows: ``s3://``, ``gs://``, ``memory://`` and others.
 
-Object stores cannot rename a folder, so the manifest is the commit mark: it is uploaded last and removed first, and a folder
-without one does not count. Everything else, checksums included, is as in :mod:`worldloom.training.checkpoints`.
+Object stores cannot rename a folder, but they replace one object as a whole. So the manifest decides: data lie under names made of
+their checksums, which never change; the manifest that names them is uploaded behind them, and only then is what it no longer names
+removed. A writer that dies leaves the old checkpoint or the new one. A folder without a manifest does not count. Everything else,
+checksums included, is as in :mod:`worldloom.training.checkpoints`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 import weakref
@@ -16,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.training.checkpoints import FILES, CheckpointStore, load_tree, save_tree
+from worldloom.core.files import expanded
+from worldloom.training.checkpoints import FILES, MANIFEST, CheckpointStore, load_tree, save_tree
 
 __all__ = ["RemoteCheckpointStore", "open_store"]
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+READ_ATTEMPTS = 5
+"""How often a checkpoint is read anew because another one took its place meanwhile."""
 
 
 def open_store(place: str | Path, *, keep: int = 3) -> CheckpointStore:
@@ -35,8 +41,19 @@ def open_store(place: str | Path, *, keep: int = 3) -> CheckpointStore:
         CheckpointError: If ``fsspec`` does not know the URL's protocol or lacks a package for it.
     """
     if "://" not in str(place):
-        return CheckpointStore(Path(place), keep=keep)
+        return CheckpointStore(expanded(place), keep=keep)
+    files, root = _file_system(str(place))
+    if isinstance(files, LocalFileSystem):
+        return CheckpointStore(Path(root), keep=keep)
     return RemoteCheckpointStore(str(place), keep=keep)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise CheckpointError(f"checkpoints: {url!r} cannot be opened ({error}); install its package or name a path") from error
+    return files, root
 
 
 class RemoteCheckpointStore(CheckpointStore):
@@ -48,12 +65,9 @@ class RemoteCheckpointStore(CheckpointStore):
     """
 
     def __init__(self, url: str, *, keep: int = 3) -> None:
-        try:
-            files, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise CheckpointError(f"checkpoints: {url!r} cannot be opened ({error}); install its package or name a path") from error
+        files, root = _file_system(url)
         super().__init__(Path(root), keep)
-        self._files: Any = files
+        self._files = files
         self._root = root.rstrip("/")
         self._copies = Path(tempfile.mkdtemp(prefix="wl-checkpoint-"))
         weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
@@ -64,25 +78,43 @@ class RemoteCheckpointStore(CheckpointStore):
         with tempfile.TemporaryDirectory(prefix="wl-checkpoint-") as temporary:
             folder = Path(temporary) / name
             save_tree(folder, tree, {"step": step, **(facts or {})})
-            self._remove(name)
-            for file in (*FILES, MANIFEST):
-                self._files.pipe_file(f"{self._root}/{name}/{file}", (folder / file).read_bytes())
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+            for file, entry in manifest["files"].items():
+                entry["at"] = _stored_name(file, entry["sha256"])
+                self._files.pipe_file(f"{self._root}/{name}/{entry['at']}", (folder / file).read_bytes())
+        self._publish(name, manifest)
         for old in self.folders()[self.keep :]:
             self._remove(old.name)
         return Path(self._root) / name
 
     def mark_best(self, folder: Path, score: float) -> bool:
         """Copy ``folder`` to ``best`` if its score is above that of the present one (or there is none)."""
-        best = self._manifest("best")
-        if best is not None and best["facts"].get("score", -np.inf) >= score:
+        if not math.isfinite(score):
+            logger.warning("%s: its score is %s, which cannot be the best", folder, score)
+            return False
+        if score <= self._best_score():
             return False
         manifest = self._existing_manifest(folder.name)
-        self._remove("best")
-        for file in FILES:
-            self._files.copy(f"{self._root}/{folder.name}/{file}", f"{self._root}/best/{file}")
+        for file, entry in manifest["files"].items():
+            source = Path(entry.get("at", file)).name
+            entry["at"] = _stored_name(file, entry["sha256"])
+            self._files.copy(f"{self._root}/{folder.name}/{source}", f"{self._root}/best/{entry['at']}")
         manifest["facts"]["score"] = score
-        self._files.pipe_file(f"{self._root}/best/{MANIFEST}", json.dumps(manifest).encode())
+        self._publish("best", manifest)
         return True
+
+    def _best_score(self) -> float:
+        score = ((self._manifest("best") or {}).get("facts") or {}).get("score")
+        return -math.inf if score is None else float(score)
+
+    def _publish(self, name: str, manifest: Mapping[str, Any]) -> None:
+        """Let a manifest count from now on, and remove what it does not name."""
+        self._files.pipe_file(f"{self._root}/{name}/{MANIFEST}", json.dumps(manifest, allow_nan=False).encode())
+        named = {MANIFEST, *(entry["at"] for entry in manifest["files"].values())}
+        self._files.invalidate_cache()
+        for path in self._files.ls(f"{self._root}/{name}", detail=False):
+            if path.rstrip("/").rpartition("/")[2] not in named:
+                self._files.rm_file(path)
 
     def folders(self) -> list[Path]:
         """Names of complete checkpoints inside the URL, newest first."""
@@ -120,13 +152,19 @@ class RemoteCheckpointStore(CheckpointStore):
         Raises:
             CheckpointError: If there is none.
         """
-        if self._manifest(name) is None:
-            raise CheckpointError(f"{self._root}/{name} is not a checkpoint")
         target = self._copies / name
         target.mkdir(exist_ok=True)
-        for file in (*FILES, MANIFEST):
-            (target / file).write_bytes(self._files.cat_file(f"{self._root}/{name}/{file}"))
-        return target
+        for _ in range(READ_ATTEMPTS):
+            manifest = self._manifest(name)
+            if manifest is None:
+                raise CheckpointError(f"{self._root}/{name} is not a checkpoint")
+            with contextlib.suppress(FileNotFoundError):  # another one has taken its place: look again
+                for file in FILES:
+                    stored = Path(_entry(manifest, file).get("at", file)).name
+                    (target / file).write_bytes(self._files.cat_file(f"{self._root}/{name}/{stored}"))
+                (target / MANIFEST).write_text(json.dumps(manifest))
+                return target
+        raise CheckpointError(f"{self._root}/{name}: a file that its manifest names is missing; use an earlier checkpoint")
 
     def _existing_manifest(self, name: str) -> dict[str, Any]:
         manifest = self._manifest(name)
@@ -147,3 +185,16 @@ class RemoteCheckpointStore(CheckpointStore):
             self._files.rm_file(f"{folder}/{MANIFEST}")
         if self._files.exists(folder):
             self._files.rm(folder, recursive=True)
+
+
+def _entry(manifest: Mapping[str, Any], file: str) -> Mapping[str, Any]:
+    """What a manifest, perhaps a foreign one, says of a file."""
+    files = manifest.get("files")
+    entry = files.get(file) if isinstance(files, Mapping) else None
+    return entry if isinstance(entry, Mapping) else {}
+
+
+def _stored_name(file: str, sha256: str) -> str:
+    """Where a file's contents lie: other contents have another name."""
+    stem, dot, suffix = file.partition(".")
+    return f"{stem}-{sha256[:16]}{dot}{suffix}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from pathlib import Path
 
@@ -117,6 +118,15 @@ def test_a_file_in_the_place_of_a_folder_and_the_reverse_are_refused_and_kept(tm
         write(tmp_path / "set", "new")
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["b"]
+
+
+def test_a_file_that_is_linked_in_unchanged_is_replaced_by_itself(tmp_path):
+    write(tmp_path / "set", "old")
+    with replacing_together(tmp_path / "set") as staging:
+        os.link(tmp_path / "set" / "a", staging / "a")
+        (staging / "b").write_text("new")
+    assert [(tmp_path / "set" / name).read_text() for name in NAMES] == ["old", "new", "old"]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == list(NAMES)
 
 
 def test_the_stage_of_a_living_writer_is_left_alone(tmp_path):

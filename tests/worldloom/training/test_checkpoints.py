@@ -1,14 +1,21 @@
 """Checkpoints appear whole or not at all, hold what they were given, and never unpickle."""
 
+import contextlib
+import itertools
 import json
 import logging
+import math
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 
+from tests.worldloom.dying import DeathError, dying
 from worldloom.core.exceptions import CheckpointError
-from worldloom.training.checkpoints import CheckpointStore, load_tree, read_manifest, save_tree
+from worldloom.training import checkpoints
+from worldloom.training.checkpoints import CheckpointStore, load_tree, load_tree_file, read_manifest, save_tree, save_tree_file
+from worldloom.training.remote_checkpoints import RemoteCheckpointStore, open_store
 
 
 def tree() -> dict:
@@ -84,3 +91,108 @@ def test_best_is_replaced_only_by_a_better_score(tmp_path):
     assert store.mark_best(store.save(3, {"step": 3}), score=6.0)
     assert load_tree(tmp_path / "best")["step"] == 3
     assert json.loads((tmp_path / "best" / "manifest.json").read_text())["facts"]["score"] == 6.0
+
+
+def test_a_checkpoint_that_replaces_one_and_dies_leaves_the_old_or_the_new_one(tmp_path, monkeypatch):
+    found = []
+    for at in range(24):
+        save_tree(tmp_path / "c", {"step": 1, "w": torch.ones(2)})
+        with dying(monkeypatch, at):
+            save_tree(tmp_path / "c", {"step": 2, "w": torch.zeros(2)}, {"step": 2})
+        found.append(load_tree(tmp_path / "c")["step"])
+        assert read_manifest(tmp_path / "c")["facts"] == ({"step": 2} if found[-1] == 2 else {})
+    assert found == sorted(found)
+    assert set(found) == {1, 2}
+
+
+def test_a_store_that_dies_while_it_marks_the_best_or_drops_the_old_keeps_a_best_and_whole_ones(tmp_path, monkeypatch):
+    for at in range(40):
+        store = CheckpointStore(tmp_path / str(at), keep=1)
+        store.mark_best(store.save(1, {"step": 1}), 1.0)
+        with dying(monkeypatch, at):
+            store.mark_best(store.save(2, {"step": 2}), 2.0)
+        steps = [load_tree(folder)["step"] for folder in store.folders()]  # none is half there
+        assert 2 in steps or 1 in steps
+        assert load_tree(store.find("best"))["step"] == round(store.facts(store.find("best"))["score"])
+
+
+def test_a_file_that_is_replaced_by_a_writer_that_dies_or_fails_is_the_old_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    save_tree_file(path, {"step": 1})
+    for at in range(6):
+        with dying(monkeypatch, at):
+            save_tree_file(path, {"step": 2})
+        assert load_tree_file(path)[0]["step"] in (1, 2)
+    save_tree_file(path, {"step": 1})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    for save, place in ((save_tree_file, path), (save_tree, tmp_path / "c")):
+        with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*unchanged"):
+            save(place, {"step": 2})
+    assert load_tree_file(path)[0]["step"] == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_numbers_that_json_lacks_come_back_and_manifests_stay_json(tmp_path):
+    def strict(text):
+        raise ValueError(text)
+
+    save_tree(tmp_path / "c", {"best": math.inf, "worst": [-math.inf, np.float32("nan")]}, {"score": math.nan, "list": [math.inf]})
+    loaded = load_tree(tmp_path / "c")
+    assert (loaded["best"], loaded["worst"][0]) == (math.inf, -math.inf)
+    assert math.isnan(loaded["worst"][1])
+    for name in ("tree.json", "manifest.json"):
+        json.loads((tmp_path / "c" / name).read_text(), parse_constant=strict)
+    assert read_manifest(tmp_path / "c")["facts"] == {"score": None, "list": [None]}
+    save_tree_file(tmp_path / "c.pt", {"best": math.inf}, {"score": math.nan})
+    assert load_tree_file(tmp_path / "c.pt") == ({"best": math.inf}, {"score": None})
+
+
+def test_a_score_that_is_no_number_is_never_the_best_and_a_damaged_best_is_replaced(tmp_path, caplog):
+    for store in (CheckpointStore(tmp_path / "here"), RemoteCheckpointStore("memory://best-of-no-number")):
+        folder = store.save(1, {"step": 1})
+        assert not store.mark_best(folder, math.nan)
+        assert store.mark_best(folder, 1.0)
+        assert not store.mark_best(folder, math.nan)
+        assert store.facts(store.find("best"))["score"] == 1.0
+    assert "cannot be the best" in caplog.text
+    (tmp_path / "here" / "best" / "manifest.json").write_text("{")
+    assert CheckpointStore(tmp_path / "here").mark_best(tmp_path / "here" / "step-000000000001", 0.5)
+
+
+def test_behind_a_url_a_writer_that_dies_at_any_moment_leaves_the_old_or_the_new_best(monkeypatch):
+    files = fsspec.filesystem("memory")
+    for at in range(12):
+        store = RemoteCheckpointStore(f"memory://dying-{at}")
+        for step in (1, 2):
+            store.save(step, {"step": step, "w": torch.full((2,), float(step))})
+        store.mark_best(store.folders()[1], 1.0)
+        calls = itertools.count()
+
+        def deadly(change, calls=calls, at=at):
+            def call(*args, **kwargs):
+                if next(calls) >= at:
+                    raise DeathError
+                return change(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch, contextlib.suppress(DeathError):
+            for name in ("pipe_file", "rm_file", "copy", "rm"):
+                patch.setattr(files, name, deadly(getattr(files, name)))
+            store.mark_best(store.folders()[0], 2.0)
+            store.save(2, {"step": 2, "w": torch.full((2,), 2.5)})
+        best = load_tree(store.find("best"))
+        assert float(best["w"][0]) == best["step"] == round(store.facts(store.find("best"))["score"])
+        assert float(load_tree(store.find("step-000000000002"))["w"][0]) in (2.0, 2.5)
+        store.mark_best(store.save(3, {"step": 3}), 3.0)
+        assert len(files.ls(f"{store._root}/best", detail=False)) == 3
+
+
+def test_a_file_url_is_a_folder_like_any_other(tmp_path):
+    store = open_store(f"file://{tmp_path}/c")
+    assert type(store) is CheckpointStore
+    assert load_tree(store.save(1, {"step": 1}))["step"] == 1

@@ -48,7 +48,8 @@ def test_behind_a_url_a_half_written_checkpoint_does_not_count_and_a_corrupt_one
     store.save(2, tree(2))
     store.save(3, tree(3))
     store._files.rm_file(f"{store._root}/step-000000000003/manifest.json")  # killed before the last file
-    store._files.pipe_file(f"{store._root}/step-000000000002/tensors.safetensors", b"garbage")
+    (stored,) = store._files.glob(f"{store._root}/step-000000000002/tensors*.safetensors")
+    store._files.pipe_file(stored, b"garbage")
     with caplog.at_level(logging.WARNING):
         folder, found = store.newest()
     assert (folder.name, found["n"]) == ("step-000000000001", 1)
