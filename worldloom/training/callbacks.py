@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
+from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
+from worldloom.core.files import expanded, finite_json
 
 __all__ = [
     "Callback",
@@ -25,18 +28,26 @@ __all__ = [
     "ProgressCallback",
 ]
 
+logger = logging.getLogger(__name__)
+
 EVENTS = tuple(f"on_{span}_{edge}" for span in ("train", "epoch", "step") for edge in ("begin", "end"))
 BAR_WIDTH = 24
 
 
 class Callback:
-    """Base class: every hook does nothing. ``state_dict`` and ``load_state_dict`` travel in checkpoints."""
+    """Base class: every hook does nothing. ``state_dict`` and ``load_state_dict`` travel in checkpoints.
+
+    Attributes:
+        identity: What tells this callback from others of its class, so that each gets its own state back.
+    """
+
+    identity = ""
 
     def on_train_begin(self, trainer: Any) -> None:
         """Called once before the first update."""
 
     def on_train_end(self, trainer: Any) -> None:
-        """Called once when training ends, also after Ctrl-C."""
+        """Called once when training ends, also after Ctrl-C; ``trainer.is_whole`` is False behind an update that broke off."""
 
     def on_epoch_begin(self, trainer: Any) -> None:
         """Called before each span of ``eval_interval`` updates."""
@@ -109,6 +120,8 @@ def _console(line: str) -> None:
 class LoggingCallback(Callback):
     """Writes losses every ``log_interval`` updates: to the console, to ``metrics.jsonl``, to TensorBoard, to W&B.
 
+    In ``metrics.jsonl`` null stands for NaN and infinity, which JSON lacks.
+
     Args:
         log_interval: Updates between lines; None takes the trainer's.
         use_wandb: Log to Weights & Biases.
@@ -130,9 +143,8 @@ class LoggingCallback(Callback):
         log_to_console: bool = True,
         log_to_tensorboard: bool = False,
     ) -> None:
-        if log_interval is not None and log_interval < 1:
-            raise ConfigurationError(f"log_interval must be >= 1, got {log_interval}")
-        self.log_interval, self.log_dir, self.log_to_console = log_interval, log_dir, log_to_console
+        self.log_interval = checked("log_interval", log_interval, int | None, Bounds(1))
+        self.log_dir, self.log_to_console = checked("log_dir", log_dir, str | None), log_to_console
         self.use_wandb, self.log_to_tensorboard = use_wandb, log_to_tensorboard
         self._wandb_settings = {"project": wandb_project or "worldloom", "name": wandb_run_name}
         self._file: IO[str] | None = None
@@ -142,9 +154,9 @@ class LoggingCallback(Callback):
 
     def on_train_begin(self, trainer: Any) -> None:
         """Open what is written to."""
-        folder = Path(self.log_dir or trainer.config.output_dir)
+        folder = expanded(self.log_dir or trainer.config.output_dir, "log_dir")
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "metrics.jsonl").open("a")
+        self._file = _opened_lines(folder / "metrics.jsonl")
         self._board = _tensorboard(folder) if self.log_to_tensorboard else None
         self._run = _wandb(self._wandb_settings) if self.use_wandb else None
         self._mark = (trainer.state.global_step, time.monotonic())
@@ -179,13 +191,22 @@ class LoggingCallback(Callback):
             shown = {name: value for name, value in metrics.items() if not name.endswith("_loss")}
             _console(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(json.dumps(finite_json({"step": step, **metrics}), allow_nan=False) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
         if self._run is not None:
             self._run.log(metrics, step=step)
+
+
+def _opened_lines(path: Path) -> IO[str]:
+    """A file to append lines to, without the half line that a killed process may have left at its end."""
+    with path.open("ab+") as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+    return path.open("a")
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -230,17 +251,19 @@ class CheckpointCallback(Callback):
         keep_last: int | None = None,
         monitor: str = "eval/loss",
     ) -> None:
-        self.save_interval = save_every if save_every is not None else save_interval
-        self.max_checkpoints = keep_last if keep_last is not None else max_checkpoints
-        if (self.save_interval is not None and self.save_interval < 1) or self.max_checkpoints < 1:
-            got = f"save_interval={self.save_interval}, max_checkpoints={self.max_checkpoints}"
-            raise ConfigurationError(f"checkpoints need save_interval >= 1 and max_checkpoints >= 1, got {got}")
-        self.output_dir, self.save_best = save_dir or output_dir, save_best
+        interval = save_every if save_every is not None else save_interval
+        kept = keep_last if keep_last is not None else max_checkpoints
+        self.save_interval = checked("save_interval", interval, int | None, Bounds(1))
+        self.max_checkpoints = checked("max_checkpoints", kept, int, Bounds(1))
+        self.output_dir = checked("output_dir", save_dir or output_dir, str | None)
+        self.save_best = save_best
+        monitor = checked("monitor", monitor, str)
         self.monitor = monitor if "/" in monitor or monitor.startswith("eval") else f"eval/{monitor}"
+        self.identity = self.monitor
         self.best = float("inf")
 
     def _folder(self, trainer: Any) -> Path:
-        return Path(self.output_dir or trainer.config.output_dir)
+        return expanded(self.output_dir or trainer.config.output_dir, "output_dir")
 
     def on_step_end(self, trainer: Any) -> None:
         """Save every ``save_interval`` updates and drop the oldest."""
@@ -261,7 +284,10 @@ class CheckpointCallback(Callback):
             trainer.save_checkpoint(self._folder(trainer) / "checkpoint_best.pt")
 
     def on_train_end(self, trainer: Any) -> None:
-        """Save the end."""
+        """Save the end, unless the last update broke off: what is half changed is no checkpoint."""
+        if not getattr(trainer, "is_whole", True):
+            logger.warning("update %d broke off: checkpoint_final.pt is not written", trainer.state.global_step + 1)
+            return
         trainer.save_checkpoint(self._folder(trainer) / "checkpoint_final.pt")
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,10 +312,11 @@ class EarlyStoppingCallback(Callback):
     def __init__(
         self, patience: int = 5000, min_delta: float = 1e-4, monitor: str = "loss", mode: Literal["min", "max"] = "min"
     ) -> None:
-        if patience < 1 or min_delta < 0 or mode not in ("min", "max"):
-            got = f"patience={patience}, min_delta={min_delta}, mode={mode!r}"
-            raise ConfigurationError(f"early stopping needs patience >= 1, min_delta >= 0 and mode min or max, got {got}")
-        self.patience, self.min_delta, self.monitor, self.mode = patience, min_delta, monitor, mode
+        self.patience = checked("patience", patience, int, Bounds(1))
+        self.min_delta = checked("min_delta", min_delta, float, NOT_NEGATIVE)
+        self.monitor = checked("monitor", monitor, str)
+        self.mode = checked("mode", mode, Literal["min", "max"])
+        self.identity = f"{self.mode} of {self.monitor}"
         self.best, self.best_step = float("inf"), 0
 
     def on_step_end(self, trainer: Any) -> None:

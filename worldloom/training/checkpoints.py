@@ -34,7 +34,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.core.files import current, open_together, path_of_open, remove_folder, replacing, replacing_together, sync
+from worldloom.core.files import (
+    current,
+    finite_json,
+    open_together,
+    path_of_open,
+    remove_folder,
+    replacing,
+    replacing_together,
+    sync,
+    write_json,
+)
 
 __all__ = ["CheckpointStore", "load_tree", "load_tree_file", "read_manifest", "save_tree", "save_tree_file"]
 
@@ -77,16 +87,7 @@ def _told(place: Path) -> Iterator[None]:
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(_finite(manifest), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(node: Any) -> Any:
-    """JSON values with None in the place of NaN and infinity, which JSON lacks."""
-    if isinstance(node, float) and not math.isfinite(node):
-        return None
-    if isinstance(node, Mapping):
-        return {key: _finite(value) for key, value in node.items()}
-    return [_finite(item) for item in node] if isinstance(node, list | tuple) else node
+    write_json(folder / MANIFEST, manifest)
 
 
 def load_tree(folder: Path) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = Non
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    facts = _finite(dict(facts or {}))
+    facts = finite_json(dict(facts or {}))
     texts = {"tree": json.dumps(skeleton, allow_nan=False), "facts": json.dumps(facts, allow_nan=False)}
     metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
     with _told(path):

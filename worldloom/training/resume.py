@@ -2,11 +2,16 @@
 
 Weights, their running average, optimizer, scheduler, callbacks, step, best loss and the state of torch's generators. Batches
 need nothing: each is a function of seed and number. While averaged weights are swapped into the model, the raw ones are saved.
+
+A run may go on with other settings. What the user changed since the checkpoint counts; what training itself changed (a step size
+that a scheduler lowered) goes on from the checkpoint. :func:`changes` lists the former.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -14,8 +19,11 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.training.schedule import WeightAverage
 
-__all__ = ["get_rng", "pack", "set_rng", "unpack"]
+__all__ = ["changes", "get_rng", "group_settings", "pack", "set_rng", "unpack"]
+
+logger = logging.getLogger(__name__)
 
 KEYS = ("model", "optimizer", "scheduler", "average", "rng", "step", "best_loss", "callbacks")
 
@@ -32,7 +40,9 @@ def pack(trainer: Any) -> dict[str, Any]:
         "best_loss": trainer.state.best_loss,
         "metrics": dict(trainer.state.metrics),
         "bad_steps": trainer.bad_steps,
-        "callbacks": {type(c).__name__: c.state_dict() for c in trainer.callbacks if hasattr(c, "state_dict")},
+        "callbacks": {key: c.state_dict() for key, c in _keyed(trainer.callbacks) if hasattr(c, "state_dict")},
+        "optimizer_class": type(trainer.optimizer).__name__,
+        "group_settings": trainer.group_settings,
     }
 
 
@@ -42,22 +52,106 @@ def unpack(trainer: Any, tree: Mapping[str, Any], path: str | PathLike[str]) -> 
     Raises:
         CheckpointError: If it is of another model or optimizer; names ``path``.
     """
+    missing = [key for key in KEYS if key not in tree]
+    if missing:
+        raise CheckpointError(f"{path}: lacks {missing}; it is not a checkpoint of a Trainer")
     try:
-        missing = [key for key in KEYS if key not in tree]
-        if missing:
-            raise CheckpointError(f"{path}: lacks {missing}; it is not a checkpoint of a Trainer")
         _check_model(path, trainer.model, tree["model"])
-        trainer.optimizer.load_state_dict(tree["optimizer"])
+        _load_optimizer(trainer, tree, path)
         trainer.model.load_state_dict(tree["model"])
-        if trainer.scheduler is not None and tree["scheduler"] is not None:
-            trainer.scheduler.load_state_dict(tree["scheduler"])
-        if trainer.average is not None and tree["average"] is not None:
-            trainer.average.load_state_dict(tree["average"])
-        for callback in trainer.callbacks:
-            if type(callback).__name__ in tree["callbacks"] and hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(tree["callbacks"][type(callback).__name__])
+        _load_scheduler(trainer, tree["scheduler"])
+        _load_average(trainer, tree["average"])
+        _load_callbacks(trainer.callbacks, tree["callbacks"])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this trainer ({error})") from error
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Iterable[str] = ()) -> list[str]:
+    """``name old -> new`` for every setting that differs."""
+    names = [name for name in now if name in before and name not in ignored]
+    return [f"{name} {before[name]!r} -> {now[name]!r}" for name in names if _listed(before[name]) != _listed(now[name])]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The settings of each parameter group."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _load_optimizer(trainer: Any, tree: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """Take over the moments, and of the settings those that the user did not change since."""
+    own, saved = type(trainer.optimizer).__name__, tree.get("optimizer_class")
+    if saved is not None and saved != own:
+        raise CheckpointError(
+            f"{path}: optimizer: the checkpoint was made with {saved}, got {own}; go on with the same one, or begin a new run"
+        )
+    moments = [set(state) for state in tree["optimizer"]["state"].values()]
+    if saved is None and not _fits_moments(trainer.optimizer, moments):
+        raise CheckpointError(
+            f"{path}: optimizer: the checkpoint was made with another one than {own}; go on with the same one, or begin a new run"
+        )
+    given, given_before = trainer.group_settings, tree.get("group_settings")
+    trainer.optimizer.load_state_dict(tree["optimizer"])
+    if given_before is None:  # a checkpoint that does not say what its run was given
+        given_before = given if trainer.has_own_optimizer else [{} for _ in given]
+    for group, new, old in zip(trainer.optimizer.param_groups, given, given_before, strict=True):
+        group.update({name: value for name, value in new.items() if name not in old or _listed(old[name]) != _listed(value)})
+
+
+def _fits_moments(optimizer: torch.optim.Optimizer, moments: list[set[str]]) -> bool:
+    """False when moments that were saved are surely not those of this optimizer."""
+    needed = {"AdamW": {"exp_avg", "exp_avg_sq"}, "Adam": {"exp_avg", "exp_avg_sq"}}.get(type(optimizer).__name__)
+    return needed is None or all(needed <= names for names in moments)
+
+
+def _load_scheduler(trainer: Any, saved: Any) -> None:
+    if trainer.scheduler is not None and saved is not None:
+        trainer.scheduler.load_state_dict(saved)
+    elif (trainer.scheduler is None) != (saved is None):
+        now, then = ("none", "one") if trainer.scheduler is None else ("one, which begins anew", "none")
+        logger.warning("resuming with another scheduler: the checkpoint has %s, this trainer %s", then, now)
+
+
+def _load_average(trainer: Any, saved: Any) -> None:
+    """Take over averaged weights; an average that begins now begins with the weights that were loaded."""
+    if trainer.average is None:
+        if saved is not None:
+            logger.warning("resuming without averaged weights: the checkpoint has some, and ema_decay is None")
+        return
+    if saved is None:
+        logger.warning("resuming with averaged weights that begin now: the checkpoint has none")
+        trainer.average = WeightAverage(trainer.model, trainer.average.decay)
+        return
+    trainer.average.load_state_dict(saved)
+
+
+def _keyed(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Callbacks with keys: class, what it says distinguishes it from others of its class, and a number among equal ones."""
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        key = f"{type(callback).__name__}:{getattr(callback, 'identity', '')}"
+        seen[key] += 1
+        yield f"{key}#{seen[key]}", callback
+
+
+def _load_callbacks(callbacks: Iterable[Any], saved: Mapping[str, Any]) -> None:
+    hooks = ("state_dict", "load_state_dict")
+    keyed = [(key, callback) for key, callback in _keyed(callbacks) if all(hasattr(callback, hook) for hook in hooks)]
+    alone = Counter(type(callback).__name__ for _, callback in keyed)
+    found = set()
+    for key, callback in keyed:
+        kind = type(callback).__name__
+        used = key if key in saved or alone[kind] > 1 else kind  # 0.2 wrote the class only
+        if used in saved:
+            callback.load_state_dict(saved[used])
+            found.add(used)
+        elif callback.state_dict():
+            logger.warning("resuming with a callback that begins anew: the checkpoint has no state of %s", key)
+    for key in sorted(name for name in saved.keys() - found if saved[name]):
+        logger.warning("resuming without a callback: the checkpoint has the state of %s", key)
 
 
 def get_rng() -> dict[str, Any]:

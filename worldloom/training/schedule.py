@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.fields import Bounds, checked
 
 __all__ = ["WeightAverage", "rate_factor"]
 
@@ -36,7 +37,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.decay = checked("ema_decay", decay, float, Bounds(above=0, below=1))
         self.values = {name: value.detach().clone() for name, value in _floats(model).items()}
         self.is_swapped = False
 

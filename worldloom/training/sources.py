@@ -6,12 +6,13 @@ Threads that draw ahead therefore change nothing, and a resumed run draws what t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -74,31 +75,79 @@ class ReplaySource:
         return self._draw(self.evaluation, HELD_OUT, number, (self.split, True) if self.split else None)
 
 
-class IterableSource:
-    """Batches in the order in which an iterable gives them; it is begun anew when it ends."""
+class Cursor:
+    """Batches of an iterable by number; it is begun anew when it ends, and when an earlier batch is asked for.
 
-    def __init__(self, data: Iterable[Any], evaluation: Iterable[Any] | None) -> None:
-        self._data, self._evaluation = data, evaluation if evaluation is not None else data
-        self._iterators: dict[int, Iterator[Any]] = {}
+    Each pass begins with generators seeded by its number, so a loader that shuffles gives the same order in a resumed run. A
+    resumed run passes over the batches of its present pass that were used already.
 
-    def _next(self, stream: int, data: Iterable[Any]) -> Batch:
-        if stream not in self._iterators:
-            self._iterators[stream] = iter(data)
-        batch = next(self._iterators[stream], None)
-        if batch is None:
-            self._iterators[stream] = iter(data)
-            batch = next(self._iterators[stream], None)
+    Args:
+        data: Gives batches as dicts, as often as it is iterated.
+        seed: Root of the order of every pass.
+        stream: Which one of the streams below that seed.
+    """
+
+    def __init__(self, data: Iterable[Any], seed: int, stream: int) -> None:
+        self._data, self._seed = data, [seed, stream]
+        self._batches: Iterator[Any] = iter(())
+        self._passes = 0
+        self._next = 0
+
+    def at(self, number: int) -> Batch:
+        """Batch ``number``, counted over all passes.
+
+        Raises:
+            TrainingError: If the iterable is empty or gives something else than dicts.
+        """
+        if isinstance(self._data, Sequence) and len(self._data):
+            return self._checked(self._data[number % len(self._data)])
+        if number < self._next:
+            self._passes = self._next = 0
+            self._batches = iter(())
+        if isinstance(self._data, Sized) and len(self._data) and number - self._next >= len(self._data):
+            self._passes = number // len(self._data)
+            self._next = self._passes * len(self._data)
+            self._batches = iter(())
+        if number > self._next:
+            with torch.random.fork_rng():
+                while self._next < number:
+                    self._draw()
+        return self._draw()
+
+    def _draw(self) -> Batch:
+        self._next += 1
+        batch = next(self._batches, None)
+        return self._begin() if batch is None else self._checked(batch)
+
+    def _begin(self) -> Batch:
+        """Begin a pass; its first batch."""
+        with torch.random.fork_rng():
+            torch.manual_seed(int(np.random.default_rng([*self._seed, self._passes]).integers(1 << 62)))
+            self._batches = iter(self._data)
+            first = next(self._batches, None)  # a loader chooses its order here
+        self._passes += 1
+        return self._checked(first)
+
+    def _checked(self, batch: Any) -> Batch:
         if not isinstance(batch, Mapping):
             raise TrainingError(f"training data must give batches as dicts, got {type(batch).__name__}")
         return dict(batch)
 
+
+class IterableSource:
+    """Batches in the order in which an iterable gives them; every evaluation reads the same first ones."""
+
+    def __init__(self, data: Iterable[Any], evaluation: Iterable[Any] | None, seed: int) -> None:
+        self._train = Cursor(data, seed, TRAIN)
+        self._held_out = Cursor(data if evaluation is None else evaluation, seed, HELD_OUT)
+
     def train(self, number: int) -> Batch:
         """See :class:`BatchSource`."""
-        return self._next(TRAIN, self._data)
+        return self._train.at(number)
 
     def held_out(self, number: int) -> Batch:
         """See :class:`BatchSource`."""
-        return self._next(HELD_OUT, self._evaluation)
+        return self._held_out.at(number)
 
 
 def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> BatchSource:
@@ -118,7 +167,7 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
     if isinstance(data, Batches):
         return ReplaySource(data, config, evaluation)
     if isinstance(data, Mapping):
-        return IterableSource([data], evaluation)
+        return IterableSource([data], evaluation, config.seed)
     if isinstance(data, TrajectoryDataset):
         return ReplaySource(data.buffer, config.with_updates(sequence_length=data.seq_len), evaluation)
     if isinstance(data, Dataset):
@@ -128,7 +177,7 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
     if not isinstance(data, Iterable) or isinstance(data, Iterator):
         kind = type(data).__name__
         raise ConfigurationError(f"data must be a ReplayBuffer, a dataset, or a list or loader of batches, got {kind}")
-    return IterableSource(data, evaluation)
+    return IterableSource(data, evaluation, config.seed)
 
 
 def prefetched(draw: Callable[[int], Batch], numbers: range, workers: int, ahead: int) -> Generator[Batch, None, None]:

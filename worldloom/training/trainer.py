@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ConfigurationError, TrainingError, WorldLoomError
+from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
+from worldloom.core.files import expanded
 from worldloom.models.base import place_of
 from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
-from worldloom.training.resume import get_rng, pack, set_rng, unpack
+from worldloom.training.interrupts import Interruption
+from worldloom.training.resume import changes, get_rng, group_settings, pack, set_rng, unpack
 from worldloom.training.schedule import WeightAverage, rate_factor
 from worldloom.training.sources import BatchSource, IterableSource, make_source, prefetched
 
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 PATIENCE = 10
 """Updates in a row that may be skipped because a number is not finite."""
 DEFAULTS = TrainingConfig()
+QUIET = ("output_dir", "device", "num_workers", "prefetch_factor", "log_interval", "model_name")
+"""Settings that change nothing about what is learnt; a resumed run does not mention them."""
 
 
 @dataclass
@@ -98,7 +103,9 @@ class Trainer:
         Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
         self.learning_rate = self._setting("learning_rate")
         self.grad_clip = self._setting("grad_clip")
+        self.has_own_optimizer = optimizer is not None
         self.optimizer = optimizer or self._make_optimizer()
+        self.group_settings = group_settings(self.optimizer)
         self.scheduler = scheduler
         self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.callbacks = CallbackList(self._with_defaults(callbacks or ()))
@@ -107,7 +114,14 @@ class Trainer:
         self.bad_steps = 0
         self.rng: dict[str, Any] | None = None
         self.is_running = False
+        self._interruption = Interruption()
+        self._is_mid_update = False
         self._source: BatchSource | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """False from the moment an update, or a second Ctrl-C, broke off half way: such weights are no state to go on from."""
+        return not (self._is_mid_update or self._interruption.is_forced)
 
     def _setting(self, name: str) -> float:
         """The config's value, or where that is at its default the model's own."""
@@ -148,6 +162,9 @@ class Trainer:
     ) -> Any:
         """Train until ``total_steps``, or for ``num_steps`` more updates.
 
+        Ctrl-C ends training behind the present update, with a checkpoint. So does SIGTERM, which then ends the process. A second
+        one leaves at once.
+
         Args:
             data: A replay buffer, a dataset, or a list or loader of batches.
             num_steps: Updates to make now.
@@ -158,33 +175,46 @@ class Trainer:
             The model; with ``ema_decay`` it holds the averaged weights.
 
         Raises:
+            ConfigurationError: If ``total_steps`` is less than what is done already.
             TrainingError: If ten updates in a row are not finite, or torch fails.
             BufferError: If no episode is long enough.
         """
         if resume_from is not None:
             self.load_checkpoint(resume_from)
+        stop = self._last_step(num_steps)
         self._source = make_source(data, self.config, eval_data)
-        stop = self.config.total_steps if num_steps is None else self.state.global_step + num_steps
         self.state.should_stop = False
         self._unswap()
         self.model.train()
-        with self._own_randomness():
+        with self._own_randomness(), self._interruption.watched():
             self.callbacks.call("on_train_begin", self)
             try:
                 self._loop(self._source, stop)
             except KeyboardInterrupt:
-                logger.info("interrupted at step %d; saving and leaving", self.state.global_step)
+                if not self.is_whole:
+                    raise
             except WorldLoomError:
                 raise
             except RuntimeError as error:
-                raise TrainingError(f"update {self.state.global_step} failed: {error}") from error
+                raise TrainingError(f"update {self.state.global_step + 1} failed: {error}") from error
             finally:
                 self._keep_randomness()
                 self.callbacks.call("on_train_end", self)
+        self._interruption.pass_on()
         if self.average is not None:
             self.average.swap(self.model)
         self.model.eval()
         return self.model
+
+    def _last_step(self, num_steps: int | None) -> int:
+        done, total = self.state.global_step, self.config.total_steps
+        if num_steps is not None:
+            return done + int(checked("num_steps", num_steps, int, NOT_NEGATIVE))
+        if total < done:
+            raise ConfigurationError(
+                f"total_steps must be >= {done}, the updates that are done already, got {total}; raise it, or pass num_steps"
+            )
+        return total
 
     def _loop(self, source: BatchSource, stop: int) -> None:
         c, state = self.config, self.state
@@ -204,31 +234,51 @@ class Trainer:
                     self.history.append({"step": state.global_step, **state.metrics})
                 if is_end:
                     self.callbacks.call("on_epoch_end", self)
-                if state.should_stop:
+                if state.should_stop or self._interruption.signal is not None:
                     return
 
     def _update(self, batch: Mapping[str, Tensor]) -> None:
-        """One optimizer step; a step that is not finite changes nothing."""
+        """One optimizer step; a step that is not finite changes nothing, nor does one that fails before it changes weights."""
+        before = get_rng()
+        self._is_mid_update = True
+        try:
+            losses, norm, factor = self._gradients(batch)
+        except Exception:
+            set_rng(before)
+            self._is_mid_update = False
+            raise
+        is_good = self._apply(losses, norm)
+        self.state.global_step += 1
+        self._is_mid_update = False
+        self._note(losses, norm, factor)
+        self._guard(is_good)
+
+    def _gradients(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, float]:
+        """Losses, gradient norm, and the factor on the step size; gradients are in the parameters."""
         factor = self._apply_rate()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             losses = self.model.compute_loss(batch)
         losses["loss"].backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._with_gradient() if p.grad is not None])
+        return losses, norm, factor
+
+    def _with_gradient(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _apply(self, losses: Mapping[str, Tensor], norm: Tensor) -> bool:
+        """Change weights, averages and step sizes; returns whether the update was finite."""
         is_good = bool(torch.isfinite(norm) & torch.isfinite(losses["loss"].detach()))
         if is_good:
             if self.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
+                torch.nn.utils.clip_grads_with_norm_(self._with_gradient(), self.grad_clip, norm)
             self.optimizer.step()
             self.model.after_update({name: value.detach() for name, value in losses.items()})
             if self.average is not None:
                 self.average.update(self.model)
         if self.scheduler is not None:
             self.scheduler.step()
-        self.state.global_step += 1
-        self._note(losses, norm, factor)
-        self._guard(is_good)
+        return is_good
 
     def _note(self, losses: Mapping[str, Tensor], norm: Tensor, factor: float) -> None:
         held_out = {name: value for name, value in self.state.metrics.items() if name.startswith("eval/")}
@@ -272,8 +322,7 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self, source: BatchSource, num_batches: int) -> dict[str, float]:
-        if num_batches < 1:
-            raise ConfigurationError(f"num_batches must be >= 1, got {num_batches}")
+        num_batches = checked("num_batches", num_batches, int, Bounds(1))
         was_training, average = self.model.training, self.average
         swaps = average is not None and not average.is_swapped
         self.model.eval()
@@ -313,20 +362,25 @@ class Trainer:
     def save_checkpoint(self, path: str | PathLike[str]) -> None:
         """Write everything that going on needs into one file (safetensors layout, no pickle)."""
         facts = {"config": self.config.to_dict(), "model_config": self.model.config.to_dict(), "step": self.state.global_step}
-        save_tree_file(Path(path), pack(self), facts)
+        save_tree_file(expanded(path), pack(self), facts)
 
     def load_checkpoint(self, path: str | PathLike[str]) -> None:
-        """Go on from a file of :meth:`save_checkpoint`.
+        """Go on from a file of :meth:`save_checkpoint`; settings that differ from those of the checkpoint are applied and listed.
 
         Raises:
             CheckpointError: If it is missing, damaged, or of another model or optimizer.
         """
-        tree, _ = load_tree_file(Path(path))
+        tree, facts = load_tree_file(expanded(path))
         self._unswap()
         unpack(self, tree, path)
         self.state = TrainerState(tree["step"], dict(tree.get("metrics", {})), tree["best_loss"])
         self.bad_steps = tree.get("bad_steps", 0)
-        self.rng = tree["rng"]
+        before = facts.get("config") or {}
+        changed = changes(before, self.config.to_dict(), ignored=QUIET)
+        changed += changes(facts.get("model_config") or {}, self.model.config.to_dict(), ignored=QUIET)
+        if changed:
+            logger.warning("resuming from %s with changed settings: %s", path, ", ".join(changed))
+        self.rng = tree["rng"] if before.get("seed", self.config.seed) == self.config.seed else None
 
     def _unswap(self) -> None:
         if self.average is not None and self.average.is_swapped:

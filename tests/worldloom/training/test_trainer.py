@@ -188,7 +188,7 @@ def test_early_stopping_and_the_progress_bar(buffer: ReplayBuffer, tmp_path: Pat
     trainer.train(buffer)
     assert trainer.state.global_step == 3
     assert "Go [" in stream.getvalue()
-    with pytest.raises(ConfigurationError, match="mode min or max"):
+    with pytest.raises(ConfigurationError, match="mode must be one of min, max, got .sideways"):
         EarlyStoppingCallback(mode="sideways")  # type: ignore[arg-type]
 
 
