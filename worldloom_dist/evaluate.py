@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from worldloom.core.exceptions import (
     WorldLoomError,
 )
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
+from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
@@ -193,7 +193,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    sys.stdout.write(to_json(result, indent=2) + "\n")
     return 0
 
 

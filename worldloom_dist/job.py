@@ -8,7 +8,6 @@ the submitting machine can read. Needs no ray itself.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.json_text import to_json
 from worldloom_dist.launch import main as launch_here
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.jobs import SUMMARY_MARK, check_job_id
@@ -79,7 +79,7 @@ def _value(flags: Sequence[str], name: str) -> str | None:
 def _say_summary(folder: Path) -> None:
     found: dict[str, Any] = RunFolder(folder).read_json("summary.json")
     if found:
-        sys.stdout.write(SUMMARY_MARK + json.dumps({"run_dir": str(folder.absolute()), "summary": found}) + "\n")
+        sys.stdout.write(SUMMARY_MARK + to_json({"run_dir": str(folder.absolute()), "summary": found}) + "\n")
         sys.stdout.flush()
 
 

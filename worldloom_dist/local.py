@@ -337,11 +337,11 @@ class LocalRun:
         step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
         try:
             folder = self._store.save(step, tree, facts)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, CheckpointError) as error:
             self._is_whole = False  # there is no sense in trying it again
             raise CheckpointError(
-                f"the checkpoint at {self._progress} steps cannot be written to {self._store.root} ({error}); earlier ones are "
-                f"kept: free space, then go on with --resume {self._folder.path}"
+                f"the checkpoint at {self._progress} steps cannot be written ({error}); earlier ones are kept: make room, then "
+                f"go on with --resume {self._folder.path}"
             ) from error
         evaluation = self.report.evaluation
         if evaluation is not None and evaluation["env_steps"] == self.report.env_steps:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.files import write_text
+from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import to_json
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.config import RunConfig
@@ -139,7 +139,7 @@ class RunFolder:
             file.write(f"{stamp}  {shlex.join([Path(sys.executable).name, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n")
         write_text(self.path / "versions.txt", versions())
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
-        self._write_json("config.json", facts)
+        write_json(self.path / "config.json", facts)
         return run_id
 
     def _lock(self) -> None:
@@ -155,7 +155,7 @@ class RunFolder:
         """How often ``role`` was started in the run's life (1, 2, ...); persisted before it is used, so it never repeats."""
         known = self.read_json("incarnations.json")
         value = int(known.get(role, 0)) + 1
-        self._write_json("incarnations.json", {**known, role: value})
+        write_json(self.path / "incarnations.json", {**known, role: value})
         return value
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -211,11 +211,11 @@ class RunFolder:
     def write_books(self, shards: Mapping[str, Mapping[str, int]]) -> None:
         """Replace them. They lie outside the shards' folders, so that a shard that lost its disk can be told what it had."""
         self.replay.mkdir(exist_ok=True)
-        self._write_json(BOOKS_FILE, shards)
+        write_json(self.path / BOOKS_FILE, shards)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
-        self._write_json("summary.json", summary)
+        write_json(self.summary_path, summary)
 
     def try_write_summary(self, summary: Mapping[str, Any]) -> None:
         """:meth:`write_summary` where something else counts more: a failure is a warning."""
@@ -223,9 +223,6 @@ class RunFolder:
             self.write_summary(summary)
         except OSError as error:
             logger.warning("%s is old, because it cannot be written (%s); free space", self.summary_path, error.strerror)
-
-    def _write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        write_text(self.path / name, to_json(data, indent=2) + "\n")
 
 
 def build_facts() -> dict[str, str]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from worldloom.core.json_text import to_json
 from worldloom_dist.console import plain, render
 from worldloom_dist.view import View, read_view
 
@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.watch and sys.stdout.isatty():
         views = _watch(options.run_dir, views)
     elif options.json:
-        sys.stdout.write("".join(json.dumps(dataclasses.asdict(view)) + "\n" for view in views))
+        sys.stdout.write("".join(to_json(dataclasses.asdict(view)) + "\n" for view in views))
     elif sys.stdout.isatty():
         from rich.console import Console
 

@@ -8,7 +8,6 @@ the flags and the files, nothing of this machine's environment.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.fields import NOT_NEGATIVE, checked
+from worldloom.core.json_text import to_json
 from worldloom_dist.cli import parse
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
@@ -176,9 +176,9 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write("left; the job goes on (follow it again with --follow, end it with --stop)\n")
         return 1
     if options.summary is not None and result.summary is not None:
-        options.summary.write_text(json.dumps(result.summary, indent=2) + "\n")
+        options.summary.write_text(to_json(result.summary, indent=2) + "\n")
     if result.summary is not None:
-        sys.stdout.write(json.dumps(result.summary, indent=2) + "\n")
+        sys.stdout.write(to_json(result.summary, indent=2) + "\n")
     sys.stderr.write(f"job {result.job_id}: {result.status}; run folder on the cluster: {result.run_dir or 'none'}\n")
     return result.exit_status or 0
 

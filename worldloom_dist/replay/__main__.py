@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.json_text import to_json
 from worldloom.core.sequence import Rows
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.cli import read_config
@@ -117,7 +117,7 @@ def verify(run_dir: Path) -> int:
     if not any((run_dir / name).exists() for name in ("config.json", "replay")):
         raise ConfigurationError(f"{run_dir} holds no run (no config.json, no replay/); give the folder of a run")
     findings = verify_run(run_dir)
-    sys.stdout.write(json.dumps(findings.to_dict(), indent=2) + "\n")
+    sys.stdout.write(to_json(findings.to_dict(), indent=2) + "\n")
     sys.stdout.write(f"{run_dir} is {'damaged: see problems' if findings.problems else 'whole'}\n")
     return 1 if findings.problems else 0
 
