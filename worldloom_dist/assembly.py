@@ -39,6 +39,7 @@ __all__ = [
     "build_shard",
     "build_store",
     "build_worker",
+    "check_checkpoints",
     "check_live",
     "check_none",
     "check_trained_env",
@@ -202,6 +203,22 @@ def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> 
                 f"{checkpoint} was trained with {'env' if name == 'env' else f'env.{name}'} {before.get(name)!r}, "
                 f"and this run has {now.get(name)!r}; set it back, or train in a new run folder"
             )
+
+
+def check_checkpoints(plan: Plan, folder: Path) -> None:
+    """Refuse to go on with a run whose newest checkpoint was trained in another env; reads manifests only.
+
+    Raises:
+        CheckpointError: As :func:`check_trained_env`.
+    """
+    store = build_store(plan, folder)
+    for checkpoint in store.folders():
+        try:
+            facts = store.facts(checkpoint)
+        except CheckpointError:  # a damaged one is passed over, as it is when the run is restored
+            continue
+        check_trained_env(plan, checkpoint.name, facts)
+        return
 
 
 def _spelled_out(env: str) -> str:

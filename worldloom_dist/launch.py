@@ -7,13 +7,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    WorldLoomError,
+)
 from worldloom.envs.building import EnvBuildError
 from worldloom_dist.cli import parse, read_config
 from worldloom_dist.config import RunConfig
@@ -41,6 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         config = parse(words)
+        from worldloom_dist.assembly import check_checkpoints
         from worldloom_dist.outcome import check_trains  # after --help, which answers at once
         from worldloom_dist.plan import resolve, resolve_again
 
@@ -49,6 +57,8 @@ def main(words: Sequence[str] | None = None) -> int:
             RunFolder(folder).check_readable()
         plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
         check_trains(plan)
+        if is_resumed:
+            check_checkpoints(plan, folder)
         port = choose_port(config)
         check_watching(config)
         if config.learner.device != "auto" and config.address is None:  # a remote cluster may have what this machine lacks
@@ -60,6 +70,10 @@ def main(words: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
         return 2
+    except CheckpointError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    is_new = not folder.exists()
     with stop_on_signals() as stop:
         try:
             folder = claim_folder(config, folder)
@@ -69,6 +83,8 @@ def main(words: Sequence[str] | None = None) -> int:
             return 1
         except USAGE_ERRORS as error:
             logger.error("error: %s", error)
+            if is_new and not is_resumed:  # nothing ran: the next try finds no run there
+                shutil.rmtree(folder, ignore_errors=True)
             return 2
         except WorldLoomError as error:
             logger.error("the run failed: %s", error, exc_info=wants_traceback)

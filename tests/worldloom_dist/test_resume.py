@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.worldloom_dist.small_runs import SMALL, start
-from worldloom.core.exceptions import CheckpointError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom_dist import launch as module
 from worldloom_dist.evaluate import main as evaluate
 from worldloom_dist.launch import main as launch
 from worldloom_dist.local import LocalRun
@@ -207,6 +208,26 @@ def test_metrics_are_served_without_ray_too(tmp_path):
         server.close()
         server.report.close()
     assert "worldloom_learner_updates_total" in text
+
+
+def test_resume_in_an_env_that_has_changed_leaves_the_folder_as_it_was(folder, capsys):
+    for manifest in folder.glob("checkpoints/*/manifest.json"):
+        found = json.loads(manifest.read_text())
+        found["facts"]["env"]["name"] = "toy:counting"
+        manifest.write_text(json.dumps(found))
+    before = contents(folder)
+    assert launch(["--resume", str(folder), "--env-steps", "90", "--metrics-port", "0"]) == 1
+    assert "was trained with env 'toy:counting', and this run has 'toy:point'" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_new_run_that_is_refused_late_leaves_no_folder(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ConfigurationError("the cluster is too small")
+
+    monkeypatch.setattr(module, "run_plan", refuse)
+    assert launch([*SMALL, "--metrics-port", "0", "--run-dir", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_new_run_that_is_told_wrong_leaves_no_folder(tmp_path, capsys):

@@ -96,8 +96,7 @@ class RayRun:
         self._reporter, self._node = Reporter("driver"), NodeMeter(folder.path)
         self._measure = Pace(MEASURE_EVERY_S)
         self._windows: int | None = None
-        lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
-        self._fleet = Fleet(plan, self._supervisor, lives, self._lost_open)
+        self._fleet = Fleet(plan, self._supervisor, 0, self._lost_open)
         self._ending = Ending(self._supervisor, self._fleet)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
@@ -128,6 +127,7 @@ class RayRun:
 
     def _start(self) -> None:
         plan, add, place = self._plan, self._add, self._placement
+        self._fleet.lives = (self._folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
         config = plan.config
         self._write("running")
         facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
