@@ -26,11 +26,8 @@ from safetensors import SafetensorError
 
 from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.actors.evaluation import EvaluationStoppedError
-from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import (
-    build_evaluator,
     build_learner,
     build_shard,
     build_store,
@@ -44,6 +41,7 @@ from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.local_crew import LocalCrew
+from worldloom_dist.local_evaluation import LocalEvaluations
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
@@ -51,10 +49,11 @@ from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
-from worldloom_dist.replay.imports import ImportList, check_file, is_gone, split_sources
+from worldloom_dist.replay.imports import ImportList, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.meter import priority_metrics
+from worldloom_dist.replay.planning import files_to_store
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.stopping import StopFlag
@@ -117,7 +116,8 @@ class LocalRun:
             self.learner.update_priorities = self.replay.update_priorities
         self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
         self.crew = LocalCrew(plan, self.weights, self.replay)
-        self._evaluated_at = self._said_at = 0
+        self.evaluations = LocalEvaluations(plan, folder, self.report, self.weights, stop)
+        self._said_at = 0
         self._node, self._reported = NodeMeter(folder.path), self.report.counts
         self._checkpoint_at = 0
         self._is_whole = False
@@ -161,8 +161,8 @@ class LocalRun:
         last = self._checkpoint()
         status = "completed" if self._is_complete() else "stopped"
         self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
-        if status == "completed" and self._wants_evaluation() and not self._is_evaluated:
-            score = self._evaluate()
+        if status == "completed" and self._wants_evaluation() and not self.evaluations.is_current:
+            score = self.evaluations.evaluate()
             if score is None:
                 status = "stopped"
             else:
@@ -170,7 +170,7 @@ class LocalRun:
         self.gallery.close()
         missing = None
         if status == "completed":
-            evaluation = self.report.evaluation if self._is_evaluated else None
+            evaluation = self.report.evaluation if self.evaluations.is_current else None
             missing = shortfall(self._plan, self.learner.train_steps, evaluation)
         self._say(status if missing is None else "failed")
         if missing is not None:
@@ -197,8 +197,9 @@ class LocalRun:
             check_windows(self._plan, self.report.counts.books.agent_steps, int(self.replay.has_windows))
         if self.gallery.is_due(steps):
             self.learner.report(self.gallery, steps)
-        if config.eval_every and steps - self._evaluated_at >= config.eval_every and self._wants_evaluation():
-            self._evaluate()
+        is_due = config.eval_every and steps - self.evaluations.evaluated_at >= config.eval_every
+        if is_due and self._wants_evaluation():
+            self.evaluations.evaluate()
         if steps - self._checkpoint_at >= config.learner.checkpoint_every_steps:
             self._checkpoint()
         if steps - self._said_at >= SAY_EVERY_AGENT_STEPS:
@@ -246,12 +247,6 @@ class LocalRun:
         """What checkpoints, evaluations and lines are counted in: env steps, or updates where there is no env."""
         return self.learner.train_steps if self._plan.is_offline else self.report.env_steps
 
-    @property
-    def _is_evaluated(self) -> bool:
-        """True when the newest evaluation is of the weights that the run has now."""
-        evaluation = self.report.evaluation
-        return evaluation is not None and evaluation["env_steps"] == self.report.env_steps == self._evaluated_at
-
     def _has_steps(self) -> bool:
         return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
 
@@ -274,11 +269,14 @@ class LocalRun:
         if not self._plan.spec.random_prefill or self._has_trained():
             self.learner.publish()
         self.crew.begin(tree.get("workers", ()))
-        files = self._new_files(tree)
+        wanted = split_sources(self._plan.config.replay.load)
+        stored = tree.get("imported", wanted if found else ())  # earlier versions stored all of them first
+        self._imported = ImportList(self._folder.path, wanted).take_new()
+        files = files_to_store(self._imported, stored, self._plan.columns)
         if found is not None:
             self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
             self._restore_limiter(tree)
-            self._evaluated_at = tree["evaluated_at"]
+            self.evaluations.evaluated_at = tree["evaluated_at"]
             logger.info("goes on from %s", found[0].name)
         for source in files:
             logger.info("%s: %s", source, self.replay.load(source))
@@ -299,24 +297,6 @@ class LocalRun:
         if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
             limiter.rebase(limiter.agent_steps, limiter.positions)
 
-    def _new_files(self, tree: Mapping[str, Any]) -> list[str]:
-        """The run's files that can be read, those that were stored before included: each of their rows is stored once.
-
-        Raises:
-            CheckpointError: If one that is not stored yet cannot be used.
-        """
-        wanted = split_sources(self._plan.config.replay.load)
-        stored = tree.get("imported", wanted if tree else ())  # earlier versions stored all before the first checkpoint
-        files = []
-        for source in ImportList(self._folder.path, wanted).take_new():
-            self._imported.append(source)
-            if source in stored and is_gone(source):
-                logger.info("%s is gone, and is not needed: its rows were stored before", source)
-                continue
-            check_file(source, self._plan.columns)
-            files.append(source)
-        return files
-
     def _checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
         states = self.crew.states()
@@ -329,7 +309,7 @@ class LocalRun:
             "marks": [asdict(mark) for mark in self.replay.mark()],
             "limiter": self.replay.ledger.limiter.state(),
             "workers": states,
-            "evaluated_at": self._evaluated_at,
+            "evaluated_at": self.evaluations.evaluated_at,
             "limits": asdict(self._plan.limits),
             "imported": self._imported,
         }
@@ -352,26 +332,6 @@ class LocalRun:
     def _mark_best(self, folder: Path, score: float) -> None:
         if math.isfinite(score):
             self._store.mark_best(folder, score)
-
-    def _evaluate(self) -> float | None:
-        """Evaluate the newest weights; returns the mean return, None when the run was asked to stop meanwhile."""
-        evaluator = build_evaluator(self._plan)
-        evaluator.load_weights(self.weights.fetch())
-        steps = self.report.env_steps
-        try:
-            result = {"env_steps": steps, **evaluator.evaluate(is_stopped=lambda: self._stop.is_set).to_dict()}
-        except EvaluationStoppedError:
-            if not self._stop.is_set:
-                raise
-            logger.info("stopping: %s; the evaluation at env_steps %d is left out", self._stop.reason, steps)
-            return None
-        self._evaluated_at = steps
-        films = write_films(evaluator.films, self._folder.videos, f"eval-{steps:09d}")
-        if self._plan.config.eval_videos:
-            result["films"] = [path.name for path in films]
-        self.report.note_evaluation(result)
-        logger.info("eval at env_steps %d: return %.1f +- %.1f", steps, result["return_mean"], result["return_std"])
-        return float(result["return_mean"])
 
     def _collect(self, worker: RolloutWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]

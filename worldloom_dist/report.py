@@ -15,6 +15,7 @@ from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.binding import Binding, Use, judge
+from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.plan import Plan
@@ -22,7 +23,7 @@ from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.view import View, last_record
 
-__all__ = ["Counts", "Report", "eval_metrics"]
+__all__ = ["Counts", "Report"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,24 +60,6 @@ def _by_label(values: Mapping[str, float], name: str) -> dict[str, float]:
     """``NAME{label=x}`` -> value as x -> value."""
     start = name + "{"
     return {key.rpartition("=")[2].rstrip("}"): value for key, value in values.items() if key.startswith(start)}
-
-
-def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
-    """An evaluation as gauges."""
-    values: MetricMap = {"eval_return_mean": Last(result["return_mean"])}
-    if "return_std" in result:
-        values["eval_return_std"] = Last(result["return_std"])
-    if result.get("lengths"):
-        values["episode_length_steps_mean{split=eval}"] = Last(sum(result["lengths"]) / len(result["lengths"]))
-    if result.get("returns"):
-        returns = result["returns"]
-        edges = {"mean": result["return_mean"], "min": min(returns), "max": max(returns)}
-        values |= {f"episode_return_{edge}{{split=eval}}": Last(value) for edge, value in edges.items()}
-    if "success_ratio" in result:
-        values["eval_success_ratio"] = Last(result["success_ratio"])
-    if "time" in result:
-        values["eval_last_timestamp_seconds"] = Last(result["time"])
-    return values
 
 
 class Report:
@@ -169,16 +152,8 @@ class Report:
 
     def note_evaluation(self, result: Mapping[str, Any]) -> None:
         """Take the result of an evaluation that began at ``result["env_steps"]``."""
-        for env, why in result.get("lost_envs", {}).items():
-            logger.warning("eval at env_steps %d: env %s failed too often, others played its episodes (%s)",
-                           result["env_steps"], env, why)  # fmt: skip
-        if result.get("cut_episodes"):
-            logger.warning("eval at env_steps %d: %d of %d episodes had no end within %d decisions and were cut there, as if "
-                           "truncated (--eval-max-steps)", result["env_steps"], result["cut_episodes"], result["episodes"],
-                           self._plan.eval_max_steps)  # fmt: skip
-        if not math.isfinite(result["return_mean"]):
-            logger.warning("eval at env_steps %d: the mean return is %s: the env's rewards, or their sum, are not finite",
-                           result["env_steps"], result["return_mean"])  # fmt: skip
+        for warning in eval_warnings(result, self._plan.eval_max_steps):
+            logger.warning("eval at env_steps %d: %s", result["env_steps"], warning)
         self.evaluation = {"time": time.time(), **result}
         self._folder.append_metrics({"kind": "eval", **self.evaluation})
         values = {key: float(metric.value) for key, metric in eval_metrics(self.evaluation).items()}

@@ -31,6 +31,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.plan"},
     {"worldloom_dist.assembly", "worldloom_dist.outcome"},
     {"worldloom_dist.report", "worldloom_dist.local_crew"},
+    {"worldloom_dist.local_evaluation"},
     {"worldloom_dist.local", "worldloom_dist.runtime"},
     {"worldloom_dist.cli"},
     {"worldloom_dist.launch", "worldloom_dist.evaluate", "worldloom_dist.check_env", "worldloom_dist.replay.__main__"},

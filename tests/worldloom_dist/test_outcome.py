@@ -11,7 +11,7 @@ import torch
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom.envs.toy import CountingEnv, PointEnv
-from worldloom_dist import local as module
+from worldloom_dist import local_evaluation as module
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.cli import parse
 from worldloom_dist.launch import main
@@ -133,13 +133,13 @@ def test_first_ctrl_c_leaves_an_evaluation_out_and_the_run_says_stopped(tmp_path
     run = start(tmp_path / "run", *words)
     before = signal.getsignal(signal.SIGINT)
     run._stop.listen()
-    evaluate = run._evaluate
+    evaluate = run.evaluations.evaluate
 
     def interrupted():
         threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
         return evaluate()
 
-    run._evaluate = interrupted
+    run.evaluations.evaluate = interrupted
     try:
         assert run.run() == "stopped"
     finally:
