@@ -164,7 +164,7 @@ def open_log(folder: RunFolder) -> Screen:
     return screen
 
 
-def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool, changed: Sequence[str]) -> None:
+def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool, changed: Sequence[str] = ()) -> None:
     """Say what runs before it does, and what is otherwise than before a resume."""
     config, spec, env = plan.config, plan.spec, plan.env_spec
     logger.info("run      %s%s", folder.path, " (resumed)" if is_resumed else "")

@@ -182,9 +182,6 @@ class ShardRole:
             if self._is_settled:
                 self._imports.put_back(source)
                 continue
-            if is_gone(source):
-                logger.warning("%s is gone; what was stored of it is kept", source)
-                continue
             try:
                 with self._at_work():
                     await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
@@ -192,7 +189,8 @@ class ShardRole:
                 self._imports.put_back(source)
                 logger.error("%s is not stored yet, and is tried again: %s", source, error)
             except WorldLoomError as error:
-                logger.error("%s was not imported: %s", source, error)
+                kept = "; what was stored of it before is kept" if is_gone(source) else ""
+                logger.error("%s was not imported: %s%s", source, error, kept)
 
     async def _save_weights(self) -> None:
         try:
