@@ -39,7 +39,9 @@ __all__ = [
     "build_shard",
     "build_store",
     "build_worker",
+    "check_checkpoints",
     "check_live",
+    "check_none",
     "check_trained_env",
     "env_facts",
     "measure_act_costs",
@@ -155,6 +157,22 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
     return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
 
 
+def check_none(store: CheckpointStore) -> None:
+    """Refuse to begin anew beside checkpoints that cannot be read: the rows that belong to them would be lost.
+
+    Args:
+        store: Whose newest checkpoint nobody could read.
+
+    Raises:
+        CheckpointError: If it has any.
+    """
+    if folders := store.folders():
+        raise CheckpointError(
+            f"none of the {len(folders)} checkpoints in {store.root} can be read (see above), and the run is left as it is; "
+            "repair one of them, or train in a new run folder"
+        )
+
+
 def env_facts(plan: Plan) -> dict[str, Any]:
     """What the manifest of a checkpoint says of the env that it was trained in, every setting included.
 
@@ -186,6 +204,22 @@ def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> 
                 f"{checkpoint} was trained with {'env' if name == 'env' else f'env.{name}'} {before.get(name)!r}, "
                 f"and this run has {now.get(name)!r}; set it back, or train in a new run folder"
             )
+
+
+def check_checkpoints(plan: Plan, folder: Path) -> None:
+    """Refuse to go on with a run whose newest checkpoint was trained in another env; reads manifests only.
+
+    Raises:
+        CheckpointError: As :func:`check_trained_env`.
+    """
+    store = build_store(plan, folder)
+    for checkpoint in store.folders():
+        try:
+            facts = store.facts(checkpoint)
+        except CheckpointError:  # a damaged one is passed over, as it is when the run is restored
+            continue
+        check_trained_env(plan, checkpoint.name, facts)
+        return
 
 
 def _spelled_out(env: str) -> str:
@@ -245,7 +279,7 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
         processes = bool(plan.needs_main_thread)
         return make_env(plan.env, num_envs=episodes, seed=seed, processes=processes, is_exact=False, renders=films > 0)
 
-    return Evaluator(env, policy, episodes, films=films)
+    return Evaluator(env, policy, episodes, films=films, max_steps=plan.eval_max_steps, timeout_s=plan.config.eval_timeout_s)
 
 
 def measure_act_costs(plan: Plan, device: str) -> ActCosts:

@@ -69,11 +69,16 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ConfigurationError(f"resume: {folder} holds no run (no config.json); give the folder of an earlier run")
+        raise ConfigurationError(f"{folder} holds no run (no config.json); give the folder of an earlier run")
     try:
-        return RunConfig.from_dict(json.loads(path.read_text())["run"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"resume: {path} is not a worldloom config ({error})") from error
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+            raise ConfigurationError(f"{path} is not a worldloom config (no object 'run' in it)")
+        return RunConfig.from_dict(found["run"])
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is not a worldloom config ({error})") from error
 
 
 def flag_names(kind: Any = RunConfig, prefix: str = "--") -> Iterator[str]:
@@ -136,7 +141,7 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
         try:
             return dataclasses.replace(read_config(Path(folder)), resume=None, if_exists="error"), True
         except ConfigurationError as error:
-            mistakes.append(str(error))
+            mistakes.append(f"resume: {error}")
     name = given.get("--preset", "quick")
     if name not in PRESETS:
         mistakes.append(f"--preset: no preset named {name!r}{nearest(name, PRESETS)} (available: {', '.join(PRESETS)})")
@@ -153,7 +158,9 @@ def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
             changes.append(
                 f"env.{field.name}: the run was made with {getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
             )
-    fixed = {"runtime": (base.runtime, config.runtime), "replay.shards": (base.replay.shards, config.replay.shards)}
+    fixed: dict[str, tuple[object, object]] = {"runtime": (base.runtime, config.runtime)}
+    fixed["replay.shards"] = (base.replay.shards, config.replay.shards)
+    fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)
     fixed["replay.durability"] = (base.replay.durability == "none", config.replay.durability == "none")
     changes += [f"{name}: the run was made with {was!r}, not {now!r}" for name, (was, now) in fixed.items() if was != now]
     if base.replay.durability == "none":

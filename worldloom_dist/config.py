@@ -15,12 +15,52 @@ from typing import Any, Literal
 
 from worldloom.agents.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig
 
 __all__ = ["ActorsConfig", "LearnerConfig", "PlacementConfig", "ReplayConfig", "RunConfig"]
 
 
+MANY = Bounds(1, 100_000)
+"""Of what takes a process, an env or a thread each."""
+SECONDS, WAIT_S = Bounds(above=0, most=10**9), Bounds(0, 10**9)
+"""Times; the system's clocks and locks take no longer ones."""
+BOUNDS: Mapping[str, Bounds] = {
+    **dict.fromkeys(("workers", "envs_per_worker", "inference_servers", "learners"), MANY),
+    **dict.fromkeys(("env_steps", "train_steps", "eval_max_steps"), Bounds(1)),
+    **dict.fromkeys(("eval_every", "seed"), NOT_NEGATIVE),
+    **dict.fromkeys(("eval_episodes", "eval_videos"), Bounds(0, 100_000)),
+    "train_ratio": POSITIVE,
+    "eval_timeout_s": SECONDS,
+    "metrics_port": Bounds(0, 65535),
+}
+BOUNDS_OF: Mapping[str, Mapping[str, Bounds]] = {
+    "actors": {
+        **dict.fromkeys(("chunk_rows", "max_env_failures"), Bounds(1)),
+        **dict.fromkeys(("start_wave", "groups", "max_batch"), MANY),
+        **dict.fromkeys(("min_live", "max_restarts"), NOT_NEGATIVE),
+        **dict.fromkeys(("step_timeout_s", "reset_timeout_s", "act_timeout_s", "max_chunk_age_s"), SECONDS),
+        **dict.fromkeys(("restart_window_s", "env_failure_window_s"), SECONDS),
+        **dict.fromkeys(("pull_interval_s", "max_wait_ms"), WAIT_S),
+    },
+    "replay": {
+        **dict.fromkeys(("capacity_steps", "stride", "band_steps"), Bounds(1)),
+        **dict.fromkeys(("capacity_gb", "ram_gb"), Bounds(above=0, most=10**9)),
+        "shards": MANY,
+    },
+    "learner": {
+        **dict.fromkeys(("threads", "prefetch"), MANY),
+        **dict.fromkeys(("keep_checkpoints", "checkpoint_every_steps"), Bounds(1)),
+        **dict.fromkeys(("publish_every_s", "checkpoint_every_s"), SECONDS),
+        "report_every_steps": NOT_NEGATIVE,
+    },
+    "placement": {
+        **dict.fromkeys(("worker_cpus", "learner_gpus", "inference_gpus"), Bounds(0, 10**6)),
+        "wait_s": WAIT_S,
+    },
+}
+"""Which numbers the fields of every section may hold."""
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 PATHS = ("run_dir", "resume", "metrics_auth_file")
 
@@ -169,6 +209,10 @@ class RunConfig:
     """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
     eval_videos: int = 0
     """Episodes of each evaluation of which a film is written to the run folder's videos/."""
+    eval_max_steps: int | None = None
+    """Decisions after which an evaluation episode is cut (default: 10000, or the env's longer limit)."""
+    eval_timeout_s: float = 1800.0
+    """Seconds that one evaluation may take before it is given up."""
     seed: int = 1
     """Root of all randomness."""
     runtime: Literal["ray", "local"] = "ray"
@@ -216,14 +260,14 @@ class RunConfig:
     def problems(self) -> list[str]:
         """One sentence per setting that cannot work; an empty list when the run may start. Starts and writes nothing."""
         found = self._range_problems()
+        if found:
+            return found  # what follows compares and computes
         try:
             self.agent_config()
         except WorldLoomError as error:
             found.append(str(error))
         if self.learners > 1:
             found += self._rank_problems()
-        if self.metrics_port is not None and self.metrics_port > 65535:
-            found.append(f"metrics_port must be <= 65535, got {self.metrics_port}")
         if 0 < self.workers < self.actors.min_live:
             found.append(f"actors.min_live must be <= workers ({self.workers}), got {self.actors.min_live}")
         if self.actors.chunk_rows > self.replay.capacity_steps:
@@ -259,30 +303,11 @@ class RunConfig:
         return found
 
     def _range_problems(self) -> list[str]:
-        actors, replay, learner = self.actors, self.replay, self.learner
+        """What is no plain value of its field's type, inside its bounds."""
+        sections = ("actors", "replay", "learner", "placement")
         return [
-            *_at_least(1, workers=self.workers, envs_per_worker=self.envs_per_worker, env_steps=self.env_steps),
-            *_at_least(1, train_steps=self.train_steps),
-            *_at_least(1, inference_servers=self.inference_servers, learners=self.learners, replay__shards=replay.shards),
-            *_at_least(1, replay__capacity_steps=replay.capacity_steps, replay__band_steps=replay.band_steps),
-            *_at_least(1, replay__stride=replay.stride),
-            *_at_least(1, actors__chunk_rows=actors.chunk_rows, actors__start_wave=actors.start_wave),
-            *_at_least(1, actors__max_batch=actors.max_batch, actors__groups=actors.groups, learner__threads=learner.threads),
-            *_at_least(1, learner__prefetch=learner.prefetch, learner__keep_checkpoints=learner.keep_checkpoints),
-            *_at_least(1, learner__checkpoint_every_steps=learner.checkpoint_every_steps),
-            *_at_least(0, eval_every=self.eval_every, eval_episodes=self.eval_episodes, metrics_port=self.metrics_port),
-            *_at_least(0, learner__report_every_steps=learner.report_every_steps, eval_videos=self.eval_videos),
-            *_at_least(0, seed=self.seed, actors__min_live=actors.min_live, actors__max_restarts=actors.max_restarts),
-            *_at_least(1, actors__max_env_failures=actors.max_env_failures),
-            *_positive(actors__env_failure_window_s=actors.env_failure_window_s),
-            *_at_least(0, actors__pull_interval_s=actors.pull_interval_s, actors__max_wait_ms=actors.max_wait_ms),
-            *_positive(train_ratio=self.train_ratio, actors__max_chunk_age_s=actors.max_chunk_age_s),
-            *_positive(actors__step_timeout_s=actors.step_timeout_s, actors__reset_timeout_s=actors.reset_timeout_s),
-            *_positive(replay__capacity_gb=replay.capacity_gb, replay__ram_gb=replay.ram_gb),
-            *_positive(learner__publish_every_s=learner.publish_every_s, actors__act_timeout_s=actors.act_timeout_s),
-            *_at_least(0, placement__worker_cpus=self.placement.worker_cpus, placement__learner_gpus=self.placement.learner_gpus),
-            *_at_least(0, placement__inference_gpus=self.placement.inference_gpus, placement__wait_s=self.placement.wait_s),
-            *_positive(learner__checkpoint_every_s=learner.checkpoint_every_s),
+            *settle(self, BOUNDS),
+            *(text for name in sections for text in settle(getattr(self, name), BOUNDS_OF[name], prefix=f"{name}.")),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -311,11 +336,3 @@ class RunConfig:
             return cls(**values)
         except TypeError as error:
             raise ConfigurationError(f"config.json is of another version: {error}") from error
-
-
-def _at_least(low: int, **values: float | None) -> list[str]:
-    return [f"{name.replace('__', '.')} must be >= {low}, got {v}" for name, v in values.items() if v is not None and v < low]
-
-
-def _positive(**values: float | None) -> list[str]:
-    return [f"{name.replace('__', '.')} must be > 0, got {v}" for name, v in values.items() if v is not None and not v > 0]

@@ -20,7 +20,7 @@ from worldloom_dist.view import View, duration, facts
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["PROGRESS", "Screen", "plain", "render", "show_nothing", "stdout_to_stderr"]
+__all__ = ["PROGRESS", "LogFile", "Screen", "plain", "render", "show_nothing", "stdout_to_stderr"]
 
 PROGRESS = "worldloom_dist.progress"
 DRAW_EVERY_S = 0.5
@@ -84,6 +84,21 @@ class Screen(logging.Handler):
             self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
             self._live.start()
         self._live.update(render(view), refresh=True)
+
+
+class LogFile(logging.FileHandler):
+    """``console.log``: a disk that takes no more costs lines of it, and one line on stderr, not a traceback for each."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library calls it so)
+        """Say once that lines are lost."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            sys.stderr.write(f"{self.baseFilename} cannot be written ({error.strerror}); lines are lost\n")
 
 
 def show_nothing(make: Callable[[], View]) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.json_text import to_json
 from worldloom_dist.machine import Finding, check_machine
 
 __all__ = ["lines", "main"]
@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 2
     if options.json:
         plain = {name: [dataclasses.asdict(finding) for finding in findings] for name, findings in found.items()}
-        sys.stdout.write(json.dumps(plain, indent=2) + "\n")
+        sys.stdout.write(to_json(plain, indent=2) + "\n")
     else:
         for name, findings in found.items():
             sys.stdout.write("\n".join([name, *lines(findings)]) + "\n")

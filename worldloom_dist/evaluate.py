@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, WorldLoomError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    TrainingError,
+    WorldLoomError,
+)
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
+from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.films import write_films
-from worldloom_dist.assembly import build_evaluator, build_store, restore_agent
+from worldloom_dist.assembly import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.cli import read_config
+from worldloom_dist.config import ReplayConfig, RunConfig
 from worldloom_dist.console import stdout_to_stderr
 from worldloom_dist.machine import check_device
 from worldloom_dist.plan import resolve
@@ -28,6 +36,9 @@ from worldloom_dist.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
+
+PLAYED_ROWS, PLAYED_RAM_GB = 100_000, 10**6
+"""Of a replay that is never built."""
 
 __all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
 
@@ -40,6 +51,8 @@ def evaluate(
     videos: int = 0,
     device: str = "cpu",
     env: str | None = None,
+    max_steps: int | None = None,
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint.
 
@@ -50,24 +63,34 @@ def evaluate(
         videos: Episodes of which a film is written to the run folder.
         device: Where the policy acts.
         env: For a run without an env: where to play, if not in the env that its data names.
+        max_steps: Decisions after which an episode is cut; by default as in the run.
+        timeout_s: Seconds that it may take; by default as in the run.
 
     Returns:
         As ``eval`` in ``summary.json``, with ``checkpoint`` and ``train_steps`` beside it.
 
     Raises:
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
+        EvaluationStoppedError: If it takes too long.
+        TrainingError: If films were asked for and none could be made.
     """
     config = read_config(run_dir)
-    if episodes is not None and episodes < 1:
-        raise ConfigurationError(f"episodes must be >= 1, got {episodes}")
-    if videos < 0:
-        raise ConfigurationError(f"videos must be >= 0, got {videos}")
+    checked("episodes", episodes, int | None, Bounds(1))
+    checked("videos", videos, int, NOT_NEGATIVE)
+    checked("max_steps", max_steps, int | None, Bounds(1))
+    checked("timeout_s", timeout_s, float | None, POSITIVE)
     check_device("device", device)
     if config.env.is_none:
-        config = dataclasses.replace(config, env=_recorded_env(run_dir, env), replay=dataclasses.replace(config.replay, load=None))
+        config = dataclasses.replace(config, env=_recorded_env(run_dir, env))
     elif env is not None:
         raise ConfigurationError(f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; leave --env out")
-    plan = resolve(dataclasses.replace(config, eval_episodes=episodes or config.eval_episodes or 10, eval_videos=videos))
+    asked: dict[str, Any] = {
+        "eval_episodes": episodes or config.eval_episodes or 10,
+        "eval_videos": videos,
+        "eval_max_steps": max_steps or config.eval_max_steps,
+        "eval_timeout_s": timeout_s or config.eval_timeout_s,
+    }
+    plan = resolve(dataclasses.replace(_without_replay(config), **asked))
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     videos_folder = RunFolder(run_dir.absolute()).videos  # an env may change the working directory
     agent, train_steps = restore_agent(plan, folder, device=device)
@@ -77,6 +100,8 @@ def evaluate(
     if videos:
         films = write_films(evaluator.films, videos_folder, folder.name)
         result["videos"] = [str(path) for path in films]
+        if not films:
+            raise TrainingError(f"none of {videos} films could be made, see the warnings above; leave --videos out")
     return result
 
 
@@ -95,9 +120,14 @@ def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
     """
     check_device("device", device)
-    plan = resolve(read_config(run_dir))
+    plan = resolve(_without_replay(read_config(run_dir)))
     agent, _ = restore_agent(plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device)
     return plan.env, agent
+
+
+def _without_replay(config: RunConfig) -> RunConfig:
+    """Only what acting needs: neither files to load nor this machine's memory decide who may play with a checkpoint."""
+    return dataclasses.replace(config, replay=ReplayConfig(capacity_steps=PLAYED_ROWS, ram_gb=PLAYED_RAM_GB), learners=1)
 
 
 def _recorded_env(run_dir: Path, env: str | None) -> EnvConfig:
@@ -114,13 +144,18 @@ def find_checkpoint(store: CheckpointStore, name: str) -> Path:
     """The folder of a checkpoint by name.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none at all.
+        ConfigurationError: If there are others.
     """
     if name == "newest":
         found = store.newest()
         if found is None:
+            check_none(store)
             raise CheckpointError(f"{store.root} holds no checkpoint yet; a run writes one after its first updates")
         name = found[0].name
+    known = ["newest", "best", *(folder.name for folder in store.folders())]
+    if name not in known:
+        raise ConfigurationError(f"checkpoint must be one of {', '.join(known)}, got {name!r}")
     return store.find(name)
 
 
@@ -134,6 +169,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in the run)")
     parser.add_argument("--videos", type=int, default=0, help="episodes of which to write a film (default: none)")
     parser.add_argument("--device", default="cpu", help="where the policy acts (default: cpu)")
+    parser.add_argument(
+        "--max-steps", type=int, default=None, help="decisions after which an episode is cut (default: as in the run)"
+    )
+    parser.add_argument("--timeout", type=float, default=None, help="seconds that it may take (default: as in the run)")
     parser.add_argument("--env", default=None, help="where to play, for a run that was trained from files only")
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
@@ -146,11 +185,16 @@ def main(words: Sequence[str] | None = None) -> int:
                 videos=options.videos,
                 device=options.device,
                 env=options.env,
+                max_steps=options.max_steps,
+                timeout_s=options.timeout,
             )
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: the evaluation was left at once, and nothing was written\n")
+        return 1
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    sys.stdout.write(to_json(result, indent=2) + "\n")
     return 0
 
 

@@ -8,16 +8,17 @@ the submitting machine can read. Needs no ray itself.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.json_text import to_json
 from worldloom_dist.launch import main as launch_here
 from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.runtime.jobs import SUMMARY_MARK
+from worldloom_dist.runtime.jobs import SUMMARY_MARK, check_job_id
 
 __all__ = ["job_words", "main"]
 
@@ -55,7 +56,11 @@ def main(words: Sequence[str] | None = None, launch: Callable[[Sequence[str]], i
     words = list(sys.argv[1:] if words is None else words)
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
-    flags = job_words(words[cut + 1 :], options.job_id)
+    try:
+        flags = job_words(words[cut + 1 :], check_job_id(options.job_id))
+    except ConfigurationError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     status = (launch or launch_here)(flags)
     folder = _value(flags, "--resume") or _value(flags, "--run-dir")
     if folder is not None:
@@ -74,7 +79,7 @@ def _value(flags: Sequence[str], name: str) -> str | None:
 def _say_summary(folder: Path) -> None:
     found: dict[str, Any] = RunFolder(folder).read_json("summary.json")
     if found:
-        sys.stdout.write(SUMMARY_MARK + json.dumps({"run_dir": str(folder.absolute()), "summary": found}) + "\n")
+        sys.stdout.write(SUMMARY_MARK + to_json({"run_dir": str(folder.absolute()), "summary": found}) + "\n")
         sys.stdout.flush()
 
 

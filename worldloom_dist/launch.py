@@ -7,19 +7,27 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    WorldLoomError,
+)
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.factory import needs_main_thread
-from worldloom_dist.cli import parse
+from worldloom_dist.cli import parse, read_config
 from worldloom_dist.config import RunConfig
-from worldloom_dist.console import Screen
+from worldloom_dist.console import LogFile, Screen
 from worldloom_dist.machine import check_device
-from worldloom_dist.presets import preset_changes
+from worldloom_dist.presets import config_changes, preset_changes
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
@@ -41,10 +49,17 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         config = parse(words)
-        from worldloom_dist.plan import resolve  # after --help, which answers at once
+        from worldloom_dist.assembly import check_checkpoints
+        from worldloom_dist.outcome import check_trains  # after --help, which answers at once
+        from worldloom_dist.plan import resolve, resolve_again
 
         folder, is_resumed = choose_folder(config)
-        plan = resolve(config)
+        if is_resumed:
+            RunFolder(folder).check_readable()
+        plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
+        check_trains(plan)
+        if is_resumed:
+            check_checkpoints(plan, folder)
         port = choose_port(config)
         check_watching(config)
         if config.learner.device != "auto" and config.address is None:  # a remote cluster may have what this machine lacks
@@ -56,6 +71,10 @@ def main(words: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
         return 2
+    except CheckpointError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    is_new = not folder.exists()
     with stop_on_signals() as stop:
         try:
             folder = claim_folder(config, folder)
@@ -65,9 +84,15 @@ def main(words: Sequence[str] | None = None) -> int:
             return 1
         except USAGE_ERRORS as error:
             logger.error("error: %s", error)
+            if is_new and not is_resumed:  # nothing ran: the next try finds no run there
+                shutil.rmtree(folder, ignore_errors=True)
             return 2
         except WorldLoomError as error:
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
+            return 1
+        except OSError as error:  # a disk that is full or away; what was written before is whole
+            logger.error("the run failed: %s; see that %s can be written, then go on with --resume %s", error, folder, folder,
+                         exc_info=wants_traceback)  # fmt: skip
             return 1
         except KeyboardInterrupt:
             logger.error("left at once; the last checkpoint is kept: go on with --resume %s", folder)
@@ -76,12 +101,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed: bool) -> int:
     """Open the run folder and hand over to the runtime."""
-    config = plan.config
-    run_id = folder.open(config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
+    settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
+    changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
+    run_id = folder.open(*settings)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:
-        status = run_plan(plan, folder, port, stop, screen, is_resumed=is_resumed)
+        announce(plan, folder, port, is_resumed=is_resumed, changed=changed)
+        describe = partial(folder.describe, *settings) if is_resumed else None
+        status = run_plan(plan, folder, port, stop, screen, describe)
     finally:
         screen.close()
     logger.info("%s; everything is in %s", status, folder.path)
@@ -90,14 +118,21 @@ def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed:
     return 0
 
 
-def run_plan(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, screen: Screen, *, is_resumed: bool) -> str:
-    """Say what runs, then let the runtime run it; returns how it ended."""
+def run_plan(
+    plan: Plan,
+    folder: RunFolder,
+    port: int,
+    stop: StopFlag,
+    screen: Screen,
+    describe: Callable[[], object] | None,
+) -> str:
+    """Let the runtime run it; returns how it ended. ``describe`` is called when a resumed run goes on."""
     config = plan.config
-    announce(plan, folder, port, is_resumed=is_resumed)
+    on_restored = describe or (lambda: None)
     if config.runtime == "local":
         from worldloom_dist.local import LocalRun
 
-        status = LocalRun(plan, folder, stop, screen.show).run()
+        status = LocalRun(plan, folder, port, stop, screen.show, on_restored).run()
     else:
         from worldloom_dist.runtime.cluster import ray_cluster
 
@@ -109,7 +144,7 @@ def run_plan(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, screen: S
             stop.listen()
             from worldloom_dist.runtime.driver import RayRun
 
-            status = RayRun(plan, folder, port, stop, screen.show).run()
+            status = RayRun(plan, folder, port, stop, screen.show, on_restored).run()
     return status
 
 
@@ -125,7 +160,7 @@ def open_log(folder: RunFolder) -> Screen:
             root.removeHandler(handler)
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     screen = Screen(sys.stdout)
-    for handler in (screen, logging.FileHandler(folder.path / "console.log")):
+    for handler in (screen, LogFile(folder.path / "console.log")):
         handler.setFormatter(form)
         root.addHandler(handler)
     logging.getLogger("worldloom").setLevel(logging.INFO)
@@ -133,10 +168,12 @@ def open_log(folder: RunFolder) -> Screen:
     return screen
 
 
-def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> None:
-    """Say what runs before it does."""
+def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool, changed: Sequence[str] = ()) -> None:
+    """Say what runs before it does, and what is otherwise than before a resume."""
     config, spec, env = plan.config, plan.spec, plan.env_spec
     logger.info("run      %s%s", folder.path, " (resumed)" if is_resumed else "")
+    if changed:
+        logger.info("changed  %s", "; ".join(changed))
     logger.info("preset   %s%s", config.preset, ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "")
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
     logger.info("agent    %s: train ratio %g (%g updates per agent step), prefill %d agent steps, then %d updates at once",
@@ -145,7 +182,7 @@ def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool) -> N
     logger.info("workers  %d x %d envs, seed %d, runtime %s", plan.num_workers, config.envs_per_worker, config.seed, config.runtime)
     logger.info("replay   %s; %d shards, durability %s", plan.budget.describe() if plan.budget else "", config.replay.shards,
                 config.replay.durability)  # fmt: skip
-    if port and config.runtime == "ray":
+    if port:
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
 
 
@@ -155,7 +192,7 @@ def choose_port(config: RunConfig) -> int:
     Raises:
         ConfigurationError: If the user named a port that is taken.
     """
-    if config.metrics_port == 0 or config.runtime == "local":
+    if config.metrics_port == 0:
         return 0
     try:
         socket.getaddrinfo(config.metrics_host, None)

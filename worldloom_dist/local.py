@@ -14,26 +14,25 @@ in quarantine is left out while ``actors.min_live`` others go on; a resumed run 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, EnvFailureError
+from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.actors.acting import LocalActing
-from worldloom_dist.actors.films import write_films
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import (
-    build_evaluator,
     build_learner,
-    build_policy,
     build_shard,
     build_store,
-    build_worker,
     check_live,
+    check_none,
     check_trained_env,
     env_facts,
 )
@@ -41,8 +40,12 @@ from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
+from worldloom_dist.local_crew import LocalCrew
+from worldloom_dist.local_evaluation import LocalEvaluations
+from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.direct import DirectReplay
@@ -50,6 +53,7 @@ from worldloom_dist.replay.imports import ImportList, split_sources
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.meter import priority_metrics
+from worldloom_dist.replay.planning import files_to_store
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.stopping import StopFlag
@@ -70,23 +74,40 @@ class LocalRun:
 
     Args:
         plan: What runs.
-        folder: Where it writes.
+        folder: Where it writes; of a run that goes on nothing in it changes before the run is restored.
+        port: Of the Prometheus endpoint; 0 for none.
         stop: Asks it to checkpoint and leave.
         show: Shows a view to people.
+        on_restored: Called when the run is known to work, before its first step.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none of them can be read.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, stop: StopFlag, show: Show = show_nothing) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        port: int,
+        stop: StopFlag,
+        show: Show = show_nothing,
+        on_restored: Callable[[], object] = lambda: None,
+    ) -> None:
         folder = RunFolder(folder.path.absolute())  # an env may change the working directory
         self._plan, self._folder, self._stop, self._show = plan, folder, stop, show
+        self._on_restored = on_restored
         own = plan.config.learner
         device = "cpu" if own.device == "auto" else own.device
         prepare_torch(device, threads=own.threads or torch.get_num_threads(), tf32=own.tf32, deterministic=own.deterministic)
         self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts())
+        secret = read_secret(plan.config.metrics_auth_file)
+        self._endpoint, _ = serve_near(self.hub, plan.config.metrics_host, port, secret)
         self.report = Report(plan, folder, folder.read_json("summary.json"))
         self.weights = WeightStore()
         self._store = build_store(plan, folder.path)
         self._found = self._store.newest()
         if self._found is None:
+            check_none(self._store)
             shutil.rmtree(folder.replay, ignore_errors=True)  # rows from before a kill belong to no cut: begin again
         shards = [build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)]
         self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
@@ -95,12 +116,13 @@ class LocalRun:
         if parse_selector(plan.config.replay.selector).uses_priorities:
             self.learner.update_priorities = self.replay.update_priorities
         self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
-        self.workers: list[RolloutWorker] = []
-        self._evaluated_at = self._said_at = 0
+        self.crew = LocalCrew(plan, self.weights, self.replay)
+        self.evaluations = LocalEvaluations(plan, folder, self.report, self.weights, stop)
+        self._said_at = 0
         self._node, self._reported = NodeMeter(folder.path), self.report.counts
         self._checkpoint_at = 0
         self._is_whole = False
-        self._given_up: dict[int, str] = {}
+        self._imported: list[str] = []
 
     def run(self) -> str:
         """Run to the end.
@@ -111,26 +133,50 @@ class LocalRun:
         Raises:
             TrainingError: If the run cannot go on; ``summary.json`` says so too.
         """
+        earlier = self._folder.read_json("summary.json") if self._found is not None else None
         self._folder.write_summary(self.report.summary("running"))
         try:
             self._restore()
+            self._on_restored()
+            earlier = None
             while not self._is_complete() and not self._stop.is_set:
                 self.round()
-            status = "completed" if self._is_complete() else "stopped"
-            last = self._checkpoint()
-            self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
-            if status == "completed" and self._wants_evaluation() and self._evaluated_at < self.report.env_steps:
-                self._store.mark_best(last, self._evaluate())
-            self.gallery.close()
-            self._say(status)
+            status = self._finish()
         except BaseException as error:
             if isinstance(error, Exception):
                 self._save_what_is_whole()
-            self._folder.write_summary(self.report.summary("failed", f"{type(error).__name__}: {error}"))
+            failed = self.report.summary("failed", f"{type(error).__name__}: {error}")
+            self._folder.try_write_summary(earlier or failed)  # what cannot go on stays as it was
             raise
         finally:
             self.close()
             self.report.close()
+        return status
+
+    def _finish(self) -> str:
+        """The last checkpoint and the last evaluation; returns how the run ended.
+
+        Raises:
+            TrainingError: If its steps are made, and it did not do what it was asked for.
+        """
+        last = self._checkpoint()
+        status = "completed" if self._is_complete() else "stopped"
+        self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
+        if status == "completed" and self._wants_evaluation() and not self.evaluations.is_current:
+            score = self.evaluations.evaluate()
+            if score is None:
+                status = "stopped"
+            else:
+                self._mark_best(last, score)
+        self.gallery.close()
+        missing = None
+        if status == "completed":
+            evaluation = self.report.evaluation if self.evaluations.is_current else None
+            missing = shortfall(self._plan, self.learner.train_steps, evaluation)
+        self._say(status if missing is None else "failed")
+        if missing is not None:
+            self._is_whole = False  # the last checkpoint is written
+            raise TrainingError(missing)
         return status
 
     def round(self) -> None:
@@ -139,20 +185,22 @@ class LocalRun:
         Raises:
             TrainingError: If fewer workers than ``actors.min_live`` are left.
         """
-        for worker in self.live_workers:
-            try:
-                worker.step()
-            except EnvFailureError as error:
-                self._give_up(worker, error)
+        if not self._has_steps() and self.crew.step():
+            self._look()
+            crew = self.crew
+            check_live(self._plan, len(crew.live), len(crew.workers), self.report.quarantined)
         self.train_due(OFFLINE_UPDATES_PER_ROUND if self._plan.is_offline else None)
         self._look()
         self._show(self.report.view)
         config = self._plan.config
         steps = self._progress
+        if not self.learner.train_steps:
+            check_windows(self._plan, self.report.counts.books.agent_steps, int(self.replay.has_windows))
         if self.gallery.is_due(steps):
             self.learner.report(self.gallery, steps)
-        if config.eval_every and steps - self._evaluated_at >= config.eval_every and self._wants_evaluation():
-            self._evaluate()
+        is_due = config.eval_every and steps - self.evaluations.evaluated_at >= config.eval_every
+        if is_due and self._wants_evaluation():
+            self.evaluations.evaluate()
         if steps - self._checkpoint_at >= config.learner.checkpoint_every_steps:
             self._checkpoint()
         if steps - self._said_at >= SAY_EVERY_AGENT_STEPS:
@@ -161,9 +209,8 @@ class LocalRun:
 
     def train_due(self, most: int | None = None) -> None:
         """Make every update that is due (at most ``most``), then publish."""
-        limiter, sampling = self.replay.ledger.limiter, self._plan.spec.sampling
-        before = self.learner.train_steps
-        while limiter.may_sample(sampling.trained_positions) and self.replay.has_windows and not self._stop.is_set:
+        sampling, before = self._plan.spec.sampling, self.learner.train_steps
+        while self._owes_update() and not self._stop.is_set:
             if most is not None and self.learner.train_steps - before >= most:
                 break
             request = SampleRequest(sampling.batch_size, (role_seed(self._plan, "sampling"), self.learner.train_steps, 0))
@@ -173,23 +220,13 @@ class LocalRun:
         if self.learner.train_steps > before and self._has_trained():
             self.learner.publish()
 
-    @property
-    def live_workers(self) -> list[RolloutWorker]:
-        """Workers that have an env left."""
-        return [worker for worker in self.workers if worker.slot not in self._given_up]
-
     def close(self) -> None:
         """Close envs and shards."""
-        for worker in self.workers:
-            worker.close()
+        self.crew.close()
         self.replay.close()
-
-    def _give_up(self, worker: RolloutWorker, error: EnvFailureError) -> None:
-        """Go on without a worker; its rows stay, and its state stays in checkpoints, so no stream is begun twice."""
-        self._given_up[worker.slot] = str(error)
-        logger.error("worker-%d is given up: %s", worker.slot, error)
-        self._look()
-        check_live(self._plan, len(self.live_workers), len(self.workers), self.report.quarantined)
+        if self._endpoint is not None:
+            self._endpoint.shutdown()
+            self._endpoint.server_close()
 
     def _save_what_is_whole(self) -> None:
         """Keep what was trained before a failure; not what a failing update or a failing checkpoint left half done."""
@@ -211,47 +248,59 @@ class LocalRun:
         """What checkpoints, evaluations and lines are counted in: env steps, or updates where there is no env."""
         return self.learner.train_steps if self._plan.is_offline else self.report.env_steps
 
-    def _is_complete(self) -> bool:
-        if self._plan.is_offline:
-            return self.learner.train_steps >= self._plan.config.train_steps
+    def _has_steps(self) -> bool:
         return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
 
-    def _build_workers(self) -> None:
-        config = self._plan.config
-        for slot in range(self._plan.num_workers):
-            policy = build_policy(self._plan, slot, 0, num_envs=config.envs_per_worker)
-            acting = LocalActing(policy, config.envs_per_worker, self.weights, pull_interval_s=0.0)
-            self.workers.append(build_worker(self._plan, slot, 0, acting, self.replay))
+    def _is_complete(self) -> bool:
+        """Enough steps are stored, and what they owe to training has been paid; without an env, enough updates are made."""
+        if self._plan.is_offline:
+            return self.learner.train_steps >= self._plan.config.train_steps
+        return self._has_steps() and not self._owes_update()
+
+    def _owes_update(self) -> bool:
+        return self.replay.ledger.limiter.may_sample(self._plan.spec.sampling.trained_positions) and self.replay.has_windows
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint, or begin."""
+        """Go on from the newest checkpoint, or begin; what may fail comes before what changes the run folder."""
         found = self._found
+        tree: Mapping[str, Any] = found[1] if found is not None else {}
         if found is not None:
-            folder, tree = found
-            check_trained_env(self._plan, folder.name, self._store.facts(folder))
+            check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
             self.learner.load_state_dict(tree["learner"])
+        if not self._plan.spec.random_prefill or self._has_trained():
+            self.learner.publish()
+        self.crew.begin(tree.get("workers", ()))
+        wanted = split_sources(self._plan.config.replay.load)
+        stored = tree.get("imported", wanted if found else ())  # earlier versions stored all of them first
+        self._imported = ImportList(self._folder.path, wanted).take_new()
+        files = files_to_store(self._imported, stored, self._plan.columns)
+        if found is not None:
             self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
-            self.replay.ledger.limiter.load(tree["limiter"])
-            self._evaluated_at = tree["evaluated_at"]
-            logger.info("goes on from %s", folder.name)
-        for source in ImportList(self._folder.path, split_sources(self._plan.config.replay.load)).take_new():
+            self._restore_limiter(tree)
+            self.evaluations.evaluated_at = tree["evaluated_at"]
+            logger.info("goes on from %s", found[0].name)
+        for source in files:
             logger.info("%s: %s", source, self.replay.load(source))
         if self._plan.is_offline and not self.replay.has_windows:
             raise BufferError(
                 f"replay.load: the files hold no {self._plan.spec.sampling.window_rows} consecutive rows, which one window of "
                 f"{self._plan.agent.name} needs; name longer episodes or sample shorter windows"
             )
-        if not self._plan.spec.random_prefill or self._has_trained():
-            self.learner.publish()
-        self._build_workers()
-        for worker, state in zip(self.workers, found[1]["workers"] if found else (), strict=False):
-            worker.restore(state)
         self._look()
+        if found is not None:  # what was counted beyond the checkpoint is rolled back
+            self._reported = self.report.counts
         self._checkpoint_at, self._is_whole = self._progress, True
+
+    def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
+        """Go on exactly; where the settings that debts follow from have changed, what lies outside the band is forgiven."""
+        limiter = self.replay.ledger.limiter
+        limiter.load(tree["limiter"])
+        if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
+            limiter.rebase(limiter.agent_steps, limiter.positions)
 
     def _checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
-        states = [worker.checkpoint() for worker in self.workers]
+        states = self.crew.states()
         self.train_due(0 if self._plan.is_offline else None)
         self._look()
         self._checkpoint_at = self._progress
@@ -261,27 +310,29 @@ class LocalRun:
             "marks": [asdict(mark) for mark in self.replay.mark()],
             "limiter": self.replay.ledger.limiter.state(),
             "workers": states,
-            "evaluated_at": self._evaluated_at,
+            "evaluated_at": self.evaluations.evaluated_at,
+            "limits": asdict(self._plan.limits),
+            "imported": self._imported,
         }
         facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps, **env_facts(self._plan)}
         step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
-        folder = self._store.save(step, tree, facts)
+        try:
+            folder = self._store.save(step, tree, facts)
+        except (OSError, SafetensorError, CheckpointError) as error:
+            self._is_whole = False  # there is no sense in trying it again
+            raise CheckpointError(
+                f"the checkpoint at {self._progress} steps cannot be written ({error}); earlier ones are kept: make room, then "
+                f"go on with --resume {self._folder.path}"
+            ) from error
         evaluation = self.report.evaluation
         if evaluation is not None and evaluation["env_steps"] == self.report.env_steps:
-            self._store.mark_best(folder, evaluation["return_mean"])
+            self._mark_best(folder, evaluation["return_mean"])
         self._folder.write_summary(self.report.summary("running"))
         return folder
 
-    def _evaluate(self) -> float:
-        """Evaluate the newest weights; returns the mean return."""
-        evaluator = build_evaluator(self._plan)
-        evaluator.load_weights(self.weights.fetch())
-        self._evaluated_at = self.report.env_steps
-        result = {"env_steps": self._evaluated_at, **evaluator.evaluate().to_dict()}
-        write_films(evaluator.films, self._folder.videos, f"eval-{self._evaluated_at:09d}")
-        self.report.note_evaluation(result)
-        logger.info("eval at env_steps %d: return %.1f +- %.1f", self._evaluated_at, result["return_mean"], result["return_std"])
-        return float(result["return_mean"])
+    def _mark_best(self, folder: Path, score: float) -> None:
+        if math.isfinite(score):
+            self._store.mark_best(folder, score)
 
     def _collect(self, worker: RolloutWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]
@@ -297,11 +348,10 @@ class LocalRun:
             debt=float(ledger.limiter.debt),
         )
         self.report.update(counts, self.report.snapshot)
-        envs = {f"worker-{worker.slot}/env-{env}": why for worker in self.workers for env, why in worker.quarantined.items()}
-        self.report.quarantined = {**{f"worker-{slot}": why for slot, why in self._given_up.items()}, **envs}
+        self.report.quarantined = self.crew.quarantined
 
     def _say(self, status: str) -> None:
-        for worker in self.workers:
+        for worker in self.crew.workers:
             self._collect(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))

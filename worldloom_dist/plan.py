@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,23 @@ from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import probe_env
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget
+from worldloom_dist.replay.imports import split_sources
 from worldloom_dist.replay.planning import absolute_files, check_files, recorded_env, replay_budget, settle_windows
+from worldloom_dist.run_folder import RunFolder
 
-__all__ = ["ActCosts", "Plan", "group_sizes", "needs_measuring", "place_inference", "resolve", "role_seed"]
+__all__ = [
+    "ActCosts",
+    "Plan",
+    "group_sizes",
+    "needs_measuring",
+    "place_inference",
+    "resolve",
+    "resolve_again",
+    "role_seed",
+]
 
+LONGEST_EVALUATION_STEPS = 10_000
+"""Decisions of an evaluation episode in an env that is not known to allow longer ones."""
 IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
 TORCH_WORKER_BYTES = 300e6
 """Memory of an env worker that imports torch, besides what processes share."""
@@ -94,6 +107,11 @@ class Plan:
         """Agent steps after which the run is complete."""
         return 0 if self.is_offline else -(-self.config.env_steps // self.env_spec.action_repeat)
 
+    @property
+    def eval_max_steps(self) -> int:
+        """Decisions after which an evaluation episode is cut; never before the env's own limit unless that was asked for."""
+        return self.config.eval_max_steps or max(LONGEST_EVALUATION_STEPS, self.env_spec.episode_limit or 0)
+
     def env_steps_at(self, positions: int) -> int:
         """Env steps at which so many trained positions are due: where the run stands, as the learner knows it."""
         owed = max(0, positions - self.limits.burst_positions)
@@ -105,8 +123,13 @@ class Plan:
         return (self.settled_inference or place_inference(self))[0]
 
 
-def resolve(config: RunConfig) -> Plan:
+def resolve(config: RunConfig, *, recorded: EnvSpec | None = None, stored: Collection[str] = ()) -> Plan:
     """Settle everything that follows from the config and the env.
+
+    Args:
+        config: What was asked for.
+        recorded: What the env gives and takes, where that is known and no env is played: none is built then.
+        stored: Files of ``replay.load`` that a run has stored before: they need not be there any more.
 
     Raises:
         ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work; nothing has been started.
@@ -114,7 +137,9 @@ def resolve(config: RunConfig) -> Plan:
     config, agent = absolute_files(config), config.agent_config()
     if config.env.is_none:
         config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
-        env, observed, size = config.env, recorded_env(config), None
+        env, observed, size = config.env, recorded or recorded_env(config), None
+    elif recorded is not None:
+        env, observed, size = config.env, recorded, None
     else:
         env, observed, size = settle_env(config.env, env_defaults(agent))
     spec = settle_windows(config, agent_spec(agent, observed))
@@ -140,7 +165,7 @@ def resolve(config: RunConfig) -> Plan:
             f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is {config.envs_per_worker}; "
             f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
         )
-    check_files(config, columns)
+    check_files(config, columns, stored)
     in_lockstep = config.runtime == "local" or config.barrier or config.env.is_none
     limits = RateLimits(
         train_ratio=spec.train_ratio,
@@ -152,6 +177,17 @@ def resolve(config: RunConfig) -> Plan:
         lead_share=0.0 if in_lockstep else 0.5,
     )
     return Plan(config, env, observed, agent, spec, columns, limits, splits_envs=size is None, budget=budget)
+
+
+def resolve_again(config: RunConfig, folder: RunFolder) -> Plan:
+    """:func:`resolve` for a run that was begun before: files that it has stored need not be there any more.
+
+    Raises:
+        ConfigurationError, MissingDependencyError, ModelNotFoundError: As :func:`resolve`.
+    """
+    found = folder.read_json("config.json")
+    stored = split_sources(found.get("run", {}).get("replay", {}).get("load"))
+    return resolve(config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored)
 
 
 def _memory_bytes() -> int:

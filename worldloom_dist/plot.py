@@ -56,20 +56,22 @@ def read_run(folder: Path) -> Run:
         raise ConfigurationError(f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to") from error
     points: dict[str, dict[float, float]] = {}
     for record in read_records(folder / "metrics.jsonl"):
+        steps = record.get("env_steps")
         for name, value in _numbers(record).items():
-            points.setdefault(name, {})[float(record["env_steps"])] = value
+            if isinstance(steps, int | float) and isinstance(value, int | float):  # null: it was not finite
+                points.setdefault(name, {})[float(steps)] = float(value)
     if not points:
         raise ConfigurationError(f"{folder} has no metrics yet; a run writes the first ones after about ten seconds")
     curves = {name: Curve(*(np.array(axis) for axis in zip(*sorted(found.items()), strict=True))) for name, found in points.items()}
     return Run(f"{run['agent']} on {run['env']['env']}", folder.name, curves)
 
 
-def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
     if record.get("kind") == "eval":
-        return {"eval": float(record["return_mean"])}
+        return {"eval": record.get("return_mean")}
     wanted = {"episode_return_mean{split=train}": "train", "env_steps_per_s": "env steps/s", "updates_per_s": "updates/s"}
-    found = {name: float(record[key]) for key, name in wanted.items() if key in record}
-    return found | {key: float(value) for key, value in record.items() if key.startswith("loss{")}
+    found = {name: record[key] for key, name in wanted.items() if key in record}
+    return found | {key: value for key, value in record.items() if key.startswith("loss{")}
 
 
 def iqm(values: np.ndarray) -> np.ndarray:

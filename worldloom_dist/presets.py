@@ -8,7 +8,7 @@ from typing import Any
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.config import ActorsConfig, LearnerConfig, ReplayConfig, RunConfig
 
-__all__ = ["PRESETS", "preset_changes"]
+__all__ = ["PRESETS", "config_changes", "preset_changes"]
 
 OWN_TO_A_RUN = ("preset", "run_dir", "resume", "if_exists")
 
@@ -85,7 +85,12 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 def preset_changes(config: RunConfig) -> list[str]:
     """What a run has otherwise than its preset, each as ``name was -> is``: no setting of a preset is changed unsaid."""
-    was, now = (dict(_flat(c.to_dict())) for c in (PRESETS[config.preset](), config))
+    return config_changes(PRESETS[config.preset](), config)
+
+
+def config_changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """What one run has otherwise than another, each as ``name was -> is``."""
+    was, now = (dict(_flat(c.to_dict())) for c in (before, after))
     names = [name for name in now | was if name not in OWN_TO_A_RUN and was.get(name) != now.get(name)]
     return [f"{name} {_shown(was, name)} -> {_shown(now, name)}" for name in names]
 

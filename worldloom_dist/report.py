@@ -6,6 +6,7 @@ Both runtimes fill a ``Counts`` and hand it over with the hub's snapshot; nothin
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -14,13 +15,15 @@ from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.binding import Binding, Use, judge
+from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
+from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.view import View
+from worldloom_dist.view import View, last_record
 
-__all__ = ["Counts", "Report", "eval_metrics"]
+__all__ = ["Counts", "Report"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,28 +62,6 @@ def _by_label(values: Mapping[str, float], name: str) -> dict[str, float]:
     return {key.rpartition("=")[2].rstrip("}"): value for key, value in values.items() if key.startswith(start)}
 
 
-def _episodes(snapshot: Mapping[str, float]) -> int:
-    return int(sum(value for key, value in snapshot.items() if key.startswith("episodes_total")))
-
-
-def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
-    """An evaluation as gauges."""
-    values: MetricMap = {"eval_return_mean": Last(result["return_mean"])}
-    if "return_std" in result:
-        values["eval_return_std"] = Last(result["return_std"])
-    if result.get("lengths"):
-        values["episode_length_steps_mean{split=eval}"] = Last(sum(result["lengths"]) / len(result["lengths"]))
-    if result.get("returns"):
-        returns = result["returns"]
-        edges = {"mean": result["return_mean"], "min": min(returns), "max": max(returns)}
-        values |= {f"episode_return_{edge}{{split=eval}}": Last(value) for edge, value in edges.items()}
-    if "success_ratio" in result:
-        values["eval_success_ratio"] = Last(result["success_ratio"])
-    if "time" in result:
-        values["eval_last_timestamp_seconds"] = Last(result["time"])
-    return values
-
-
 class Report:
     """Keeps the numbers of one run and writes them.
 
@@ -99,9 +80,12 @@ class Report:
         self._started = time.monotonic()
         self._wall_before = float(earlier.get("wall_time_s", 0.0))
         self._episodes_before = int(earlier.get("episodes", 0))
+        self._totals = RunTotals(last_record(folder.path / "metrics.jsonl"))
         self._restarts_before = dict(earlier.get("restarts", {}))
         self._lost_before = int(earlier.get("rows", {}).get("lost_open", 0))
-        self.evaluation: dict[str, Any] | None = earlier.get("eval")
+        evaluation = earlier.get("eval")
+        has_mean = evaluation is not None and evaluation.get("return_mean") is not None
+        self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
         self._recent: deque[tuple[float, Counts]] = deque()
         self._uses: deque[tuple[float, dict[str, float]]] = deque([(self._started, {"sample": 0.0})])
         self._said_binding = self._started
@@ -116,6 +100,7 @@ class Report:
             policy_version=str(earlier.get("policy_version", "0.0")),
         )
         self.snapshot: Mapping[str, float] = {}
+        self._nonfinite = set[str]()
         self._sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
         self._media = MediaWatch(folder.videos)
         self.quarantined: Mapping[str, str] = {}
@@ -129,9 +114,8 @@ class Report:
         while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_WINDOW_S:
             self._recent.popleft()
         self._rates = self._rates_between(self._recent[0], self._recent[-1])
-        episodes = _episodes(snapshot)
-        if episodes < _episodes(self.snapshot):  # the hub was restarted and counts from 0
-            self._episodes_before += _episodes(self.snapshot)
+        if snapshot is not self.snapshot:
+            self._totals.update(snapshot)
         self.counts, self.snapshot = counts, snapshot
         self._watch_use(now)
 
@@ -168,9 +152,8 @@ class Report:
 
     def note_evaluation(self, result: Mapping[str, Any]) -> None:
         """Take the result of an evaluation that began at ``result["env_steps"]``."""
-        for env, why in result.get("lost_envs", {}).items():
-            logger.warning("eval at env_steps %d: env %s failed too often, others played its episodes (%s)",
-                           result["env_steps"], env, why)  # fmt: skip
+        for warning in eval_warnings(result, self._plan.eval_max_steps):
+            logger.warning("eval at env_steps %d: %s", result["env_steps"], warning)
         self.evaluation = {"time": time.time(), **result}
         self._folder.append_metrics({"kind": "eval", **self.evaluation})
         values = {key: float(metric.value) for key, metric in eval_metrics(self.evaluation).items()}
@@ -256,10 +239,34 @@ class Report:
     def record(self) -> None:
         """Append one line to ``metrics.jsonl``."""
         base = {"kind": "train", "time": time.time(), "env_steps": self.env_steps, "train_steps": self.counts.train_steps}
-        values = {**self._rates, **{key: value for key, value in sorted(self.snapshot.items()) if value == value}}
+        known = {**self.snapshot, **self._totals.values, **self._exact()}
+        self._name_nonfinite(known)
+        values = {**self._rates, **{key: value for key, value in sorted(known.items()) if math.isfinite(value)}}
         self._folder.append_metrics({**base, **values})
         self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
         self._show(self._media.fresh())
+
+    def _name_nonfinite(self, values: Mapping[str, float]) -> None:
+        """Say, once for each, what records leave out because it is no number."""
+        bad = {key for key, value in values.items() if not math.isfinite(value)} - self._nonfinite
+        if bad:
+            self._nonfinite |= bad
+            shown = ", ".join(f"{key} is {values[key]}" for key in sorted(bad))
+            logger.warning("not finite at env_steps %d, and left out of the records: %s", self.env_steps, shown)
+
+    def _exact(self) -> dict[str, float]:
+        """What this process knows better than the hub, which hears of it a little later: the whole run's counts, and gauges."""
+        counts, books = self.counts, self.counts.books
+        return {
+            **{key: float(metric.value) for key, metric in self.gauges().items()},
+            "agent_steps_total": books.agent_steps,
+            "env_steps_total": self.env_steps,
+            "learner_updates_total": counts.train_steps,
+            "learner_replayed_steps_total": counts.positions,
+            "replay_inserted_steps_total": books.inserted,
+            "replay_evicted_steps_total": books.evicted,
+            "replay_duplicate_steps_total": books.duplicate,
+        }
 
     def _show(self, media: list[Medium]) -> None:
         for medium in media:
@@ -312,7 +319,7 @@ class Report:
             "train_steps": counts.train_steps,
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
-            "episodes": self._episodes_before + _episodes(value),
+            "episodes": self._episodes_before + int(self._totals.grown("episodes_total")),
             "train_return_mean": value.get("episode_return_mean{split=train}"),
             "eval": self.evaluation,
             "wall_time_s": self._wall_before + seconds,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shlex
@@ -23,7 +24,11 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
+from worldloom.core.json_text import to_json
+from worldloom.core.specs import EnvSpec
 from worldloom_dist.config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
@@ -101,7 +106,9 @@ class RunFolder:
         return self.path / "summary.json"
 
     def open(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
-        """Make the folder and write what describes the run; on a resume the run keeps its id.
+        """Make the folder and hold it; a new run is described in it, and one that goes on keeps its id.
+
+        Of a run that goes on nothing is changed here: see :meth:`describe`.
 
         Returns:
             The run's id.
@@ -114,13 +121,25 @@ class RunFolder:
             self._lock()
         except OSError as error:
             raise ConfigurationError(f"run_dir: {self.path} cannot be written ({error}); name another folder") from error
+        known = self.read_json("config.json").get("run_id")
+        return str(known) if known else self.describe(config, env, agent)
+
+    def describe(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+        """Write the settings, the command line and the versions; the run keeps its id if it has one.
+
+        Of a run that goes on with other settings this is done when it is known to work with them.
+
+        Returns:
+            The run's id.
+        """
         known = self.read_json("config.json")
         run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
-        write_json(self.path / "config.json", {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent})
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with (self.path / "command.txt").open("a") as file:
             file.write(f"{stamp}  {shlex.join([Path(sys.executable).name, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n")
         write_text(self.path / "versions.txt", versions())
+        facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
+        write_json(self.path / "config.json", facts)
         return run_id
 
     def _lock(self) -> None:
@@ -146,12 +165,44 @@ class RunFolder:
             found = json.loads(path.read_text()) if path.exists() else {}
         except (ValueError, OSError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}); repair or delete it") from error
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise ConfigurationError(f"{path} holds no JSON object but {type(found).__name__}; repair or delete it")
+        return found
+
+    def env_spec(self) -> EnvSpec | None:
+        """What the run's env gives and takes; None where nothing is known of it.
+
+        Raises:
+            ConfigurationError: If ``config.json`` is damaged.
+        """
+        found = self.read_json("config.json").get("env")
+        try:
+            return EnvSpec.from_dict(found) if found else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{self.path / 'config.json'} has an env that cannot be read ({error!r}); repair it"
+            ) from error
+
+    def check_readable(self) -> None:
+        """Refuse to go on where a file is damaged that a resumed run reads.
+
+        Raises:
+            ConfigurationError: Names the first one.
+        """
+        for name in ("config.json", "summary.json", "incarnations.json", "imports.json", BOOKS_FILE):
+            self.read_json(name)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one line to ``metrics.jsonl``; a disk that takes no more costs the line, and a warning."""
+        line, path = to_json(record) + "\n", self.path / "metrics.jsonl"
+        try:
+            with path.open("ab+") as file:
+                if file.tell():  # a line that a kill or a full disk has cut short stays alone
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.write(line.encode())
+        except OSError as error:
+            logger.warning("a record is lost, because %s cannot be written (%s); free space", path, error.strerror)
 
     def read_books(self) -> dict[str, dict[str, int]]:
         """The books of every shard as they were last known; empty for a new run."""
@@ -165,6 +216,13 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
         write_json(self.summary_path, summary)
+
+    def try_write_summary(self, summary: Mapping[str, Any]) -> None:
+        """:meth:`write_summary` where something else counts more: a failure is a warning."""
+        try:
+            self.write_summary(summary)
+        except OSError as error:
+            logger.warning("%s is old, because it cannot be written (%s); free space", self.summary_path, error.strerror)
 
 
 def build_facts() -> dict[str, str]:

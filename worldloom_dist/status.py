@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from worldloom.core.json_text import to_json
 from worldloom_dist.console import plain, render
 from worldloom_dist.view import View, read_view
 
@@ -32,16 +32,16 @@ def main(words: Sequence[str] | None = None) -> int:
     for folder in options.run_dir:
         try:
             views.append(read_view(folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             sys.stderr.write(f"error: {folder} holds no run (no config.json); give a folder that a run writes to\n")
             return 2
-        except (ValueError, KeyError, TypeError) as error:
-            sys.stderr.write(f"error: {folder} cannot be read: {error}\n")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            sys.stderr.write(f"error: {folder} cannot be read: {error}; repair its files, or give another folder\n")
             return 2
     if options.watch and sys.stdout.isatty():
         views = _watch(options.run_dir, views)
     elif options.json:
-        sys.stdout.write("".join(json.dumps(dataclasses.asdict(view)) + "\n" for view in views))
+        sys.stdout.write("".join(to_json(dataclasses.asdict(view)) + "\n" for view in views))
     elif sys.stdout.isatty():
         from rich.console import Console
 

@@ -8,7 +8,6 @@ the flags and the files, nothing of this machine's environment.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -19,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, StateError
+from worldloom.core.fields import NOT_NEGATIVE, checked
+from worldloom.core.json_text import to_json
 from worldloom_dist.cli import parse
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
     OVER,
     JobResult,
+    check_job_id,
     connect,
     first_line,
     follow_job,
@@ -76,6 +78,8 @@ def submit(
         ConfigurationError: If a flag is wrong, the cluster cannot be reached, or it refuses the token.
         StateError: If the job did not start in time, or the cluster went away while it was followed.
     """
+    if job_id is not None:
+        check_job_id(job_id)
     if not any(word.startswith("--resume") for word in flags):  # that folder is on the cluster, where the launch looks at it
         parse([word for word in flags if word != "--debug"])
     if working_dir is not None and not working_dir.is_dir():
@@ -104,7 +108,11 @@ def follow(
     Raises:
         ConfigurationError, StateError: As :func:`submit`.
     """
-    return follow_job(connect(address), job_id, start_timeout_s, write)
+    check_job_id(job_id)
+    client = connect(address)
+    if job_state(client, job_id) is None:
+        raise ConfigurationError(f"job {job_id!r}: the cluster at {address} knows no such job; submit it first")
+    return follow_job(client, job_id, start_timeout_s, write)
 
 
 def stop(job_id: str, *, address: str = "http://127.0.0.1:8265", wait: bool = True) -> JobResult:
@@ -114,6 +122,7 @@ def stop(job_id: str, *, address: str = "http://127.0.0.1:8265", wait: bool = Tr
         ConfigurationError: If there is no such job, or the cluster cannot be reached.
         StateError: As :func:`submit`.
     """
+    check_job_id(job_id)
     client = connect(address)
     try:
         client.stop_job(job_id)
@@ -167,9 +176,9 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write("left; the job goes on (follow it again with --follow, end it with --stop)\n")
         return 1
     if options.summary is not None and result.summary is not None:
-        options.summary.write_text(json.dumps(result.summary, indent=2) + "\n")
+        options.summary.write_text(to_json(result.summary, indent=2) + "\n")
     if result.summary is not None:
-        sys.stdout.write(json.dumps(result.summary, indent=2) + "\n")
+        sys.stdout.write(to_json(result.summary, indent=2) + "\n")
     sys.stderr.write(f"job {result.job_id}: {result.status}; run folder on the cluster: {result.run_dir or 'none'}\n")
     return result.exit_status or 0
 
@@ -188,6 +197,11 @@ def _act_in_foreground(options: argparse.Namespace, flags: Sequence[str]) -> Job
 
 
 def _act(options: argparse.Namespace, flags: Sequence[str]) -> JobResult:
+    checked("retries", options.retries, int, NOT_NEGATIVE)
+    checked("connect_timeout", options.connect_timeout, float, NOT_NEGATIVE)
+    checked("start_timeout", options.start_timeout, float, NOT_NEGATIVE)
+    if options.summary is not None and not options.summary.absolute().parent.is_dir():
+        raise ConfigurationError(f"summary: {options.summary.absolute().parent} is no folder; name a file in one that exists")
     common: dict[str, Any] = {"address": options.address}
     if options.stop:
         return stop(options.stop, wait=not options.no_wait, **common)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["View", "duration", "facts", "is_locked", "read_json", "read_records", "read_view"]
+__all__ = ["View", "duration", "facts", "is_locked", "last_record", "read_json", "read_records", "read_view"]
 
 SILENT_S = 15.0
 TAIL_BYTES = 256 * 1024
@@ -83,8 +83,9 @@ def facts(view: View) -> list[tuple[str, str]]:
     train = "-" if view.train_return is None else f"{view.train_return:.1f}"
     found = [("return", f"{train} (training)")]
     if view.evaluation:
-        spread = f" ± {view.evaluation['return_std']:.1f}" if "return_std" in view.evaluation else ""
-        found.append(("eval", f"{view.evaluation['return_mean']:.1f}{spread} at {view.evaluation.get('env_steps', 0):,}"))
+        mean, spread = (view.evaluation.get(name) for name in ("return_mean", "return_std"))
+        shown = "not finite" if mean is None else f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+        found.append(("eval", f"{shown} at {view.evaluation.get('env_steps', 0):,}"))
     else:
         found.append(("eval", "-"))
     found += [("env steps/s", f"{view.env_steps_per_s:,.0f}"), ("updates/s", f"{view.updates_per_s:,.1f}")]
@@ -119,7 +120,7 @@ def read_view(folder: Path) -> View:
     config, summary = read_json(folder / "config.json"), {}
     if (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
-    run, last = config["run"], _last_record(folder / "metrics.jsonl")
+    run, last = config["run"], last_record(folder / "metrics.jsonl")
     status = summary.get("status", "starting")
     if status in ("running", "starting") and not _is_running(folder):
         status = "died"
@@ -164,18 +165,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last line that is still being written is left out."""
+    """The records of a ``metrics.jsonl``; a line that is still being written, or was cut short, is left out."""
     if not path.exists():
         return
     with path.open() as file:
         for line in file:
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict):
+                yield record
 
 
-def _last_record(path: Path) -> dict[str, Any]:
+def last_record(path: Path) -> dict[str, Any]:
     """The last whole training record, looked for near the end of the file only: it may be long."""
     if not path.exists():
         return {}
@@ -184,10 +187,10 @@ def _last_record(path: Path) -> dict[str, Any]:
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            record: dict[str, Any] = json.loads(line)
+            record: Any = json.loads(line)
         except ValueError:
             continue
-        if record.get("kind") == "train":
+        if isinstance(record, dict) and record.get("kind") == "train":
             return record
     return {}
 

@@ -14,8 +14,9 @@ from worldloom_dist.stopping import StopFlag
 def start(folder, *words) -> LocalRun:
     plan = resolve(parse([*words]))
     run_folder = RunFolder(folder)
-    run_folder.open(plan.config, plan.env_spec.to_dict(), {})
-    return LocalRun(plan, run_folder, StopFlag())
+    settings = (plan.config, plan.env_spec.to_dict(), {})
+    run_folder.open(*settings)
+    return LocalRun(plan, run_folder, 0, StopFlag(), on_restored=lambda: run_folder.describe(*settings))
 
 
 def newest_state(folder) -> dict:

@@ -8,6 +8,7 @@ import torch
 
 from tests.worldloom_dist.small_runs import start
 from worldloom.envs.toy import PointEnv
+from worldloom_dist import evaluate as module
 from worldloom_dist.evaluate import main
 
 
@@ -36,8 +37,12 @@ def test_json_is_not_disturbed_by_an_env_that_prints(run: Path, capfd: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--episodes", "0"], "episodes must be >= 1, got 0"),
-        (["--videos", "-1"], "videos must be >= 0, got -1"),
+        (["--episodes", "0"], "episodes must be None or an integer >= 1, got 0"),
+        (["--videos", "-1"], "videos must be an integer >= 0, got -1"),
+        (["--checkpoint", "nope"], "checkpoint must be one of newest, best, step-"),
+        (["--checkpoint", "../.."], "checkpoint must be one of newest, best, step-"),
+        (["--max-steps", "0"], "max_steps must be None or an integer >= 1, got 0"),
+        (["--timeout", "nan"], "timeout_s must be None or a finite number > 0, got nan"),
         (["--device", "foo"], "device must be cpu, cuda or cuda:N, got 'foo'"),
         (["--device", "cuda:x"], "device must be cpu, cuda or cuda:N, got 'cuda:x'"),
         (["--device", "cuda:99"], "device: 'cuda:99' is not available on this machine"),
@@ -62,3 +67,29 @@ def test_env_that_cannot_be_built_any_more_is_wrong_input(
     monkeypatch.setattr(PrintingEnv, "__init__", fail)
     assert main([str(run)]) == 2
     assert "cannot be built: RuntimeError: the licence has ended" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_an_evaluation_at_once_with_one_sentence(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(self: PrintingEnv, action: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PrintingEnv, "step", step)
+    assert main([str(run)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("stopped: the evaluation was left at once")
+    assert captured.out == ""
+
+
+def test_evaluation_that_takes_too_long_ends_with_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--timeout", "1e-6"]) == 1
+    assert "error: the evaluation took longer than 1e-06 s" in capsys.readouterr().err
+
+
+def test_films_that_cannot_be_made_are_an_error(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "write_films", lambda *_: [])
+    assert main([str(run), "--videos", "2"]) == 1
+    assert "error: none of 2 films could be made" in capsys.readouterr().err

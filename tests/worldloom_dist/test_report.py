@@ -77,6 +77,8 @@ def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
     first = folder.open(plan.config, plan.env_spec.to_dict(), {})
     assert folder.open(plan.config, plan.env_spec.to_dict(), {}) == first
+    assert len((folder.path / "command.txt").read_text().splitlines()) == 1, "of a run that goes on nothing is changed"
+    assert folder.describe(plan.config, plan.env_spec.to_dict(), {}) == first
     assert [folder.next_incarnation("learner") for _ in range(3)] == [1, 2, 3]
     assert folder.next_incarnation("driver") == 1
     folder.write_summary({"a": 1})
@@ -127,3 +129,61 @@ def test_the_summary_says_what_binds_over_the_last_minutes(plan, tmp_path):
     report.update(counts(), {**spent, "actor_seconds_total{state=env}": 10.0})
     binding = report.summary("running")["binding"]
     assert (binding["resource"], binding["share"]) == ("learner", 0.99)
+
+
+def records_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_record_says_what_the_summary_says_though_the_hub_hears_of_it_later(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    hub = {"eval_return_mean": 1.0, "learner_updates_total": 3.0, "env_steps_total": 5.0, "replay_steps": 7.0, "loss{name=x}": 0.5}
+    report.update(counts(), hub)
+    report.note_evaluation({"env_steps": 600, "episodes": 1, "return_mean": 9.0, "returns": [9.0], "lengths": [40]})
+    report.record()
+    record, summary = records_of(tmp_path)[-1], report.summary("completed")
+    assert record["eval_return_mean"] == summary["eval"]["return_mean"] == 9.0
+    assert record["episode_length_steps_mean{split=eval}"] == 40
+    assert record["learner_updates_total"] == record["train_steps"] == summary["train_steps"]
+    assert record["env_steps_total"] == record["env_steps"] == summary["env_steps"]
+    assert record["replay_inserted_steps_total"] == summary["rows"]["inserted"]
+    assert record["replay_steps"] == summary["rows"]["stored"]
+    assert record["loss{name=x}"] == 0.5
+
+
+def test_counters_in_records_go_on_after_a_resume(plan, tmp_path):
+    first = Report(plan, RunFolder(tmp_path), {})
+    first.update(counts(), {"weights_published_total": 12.0, "actor_seconds_total{state=env}": 3.0})
+    first.record()
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "weights_publ')  # the run was killed here
+    resumed = Report(plan, RunFolder(tmp_path), first.summary("running"))
+    resumed.update(counts(310), {"weights_published_total": 1.0, "actor_seconds_total{state=env}": 0.5})
+    (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text() + "\n")
+    resumed.record()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (record["weights_published_total"], record["actor_seconds_total{state=env}"]) == (13.0, 3.5)
+    assert record["env_steps_total"] == 620
+
+
+def test_what_is_not_finite_is_named_once_and_no_record_holds_it(plan, tmp_path, caplog):
+    report = Report(plan, RunFolder(tmp_path), {})
+    for loss in (float("nan"), float("inf"), 1.0):
+        report.update(counts(), {"loss{name=total}": loss, "grad_norm{name=all}": 2.0})
+        report.record()
+    assert caplog.text.count("left out of the records: loss{name=total} is nan") == 1
+    assert [record.get("loss{name=total}") for record in records_of(tmp_path)] == [None, None, 1.0]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_evaluation_that_is_not_finite_is_named_and_read_again(plan, tmp_path, caplog):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.note_evaluation({"env_steps": 600, "episodes": 1, "return_mean": float("inf"), "returns": [float("inf")]})
+    assert "the mean return is inf" in caplog.text
+    RunFolder(tmp_path).write_summary(report.summary("stopped"))
+    found = RunFolder(tmp_path).read_json("summary.json")
+    assert found["eval"]["return_mean"] is None
+    again = Report(plan, RunFolder(tmp_path), found)
+    again.update(counts(), {})
+    assert "eval" not in again.line()

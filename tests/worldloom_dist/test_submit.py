@@ -174,3 +174,58 @@ def test_an_interface_that_breaks_off_gets_the_job_once(play, monkeypatch):
     monkeypatch.setattr(client, "submit_job", break_off)
     assert module.submit([], job_id="j").exit_status == 0
     assert len(client.sent) == 1
+
+
+@pytest.mark.parametrize("job_id", ["team/walker", "", ".hidden", "..", "a b", "a" * 129, "ümlaut", "-x"])
+def test_id_that_cannot_name_a_job_and_a_folder_is_refused_before_anything_is_sent(play, job_id):
+    client = play(("SUCCEEDED", 0, ""))
+    for ask in (lambda: module.submit([], job_id=job_id), lambda: module.follow(job_id), lambda: module.stop(job_id)):
+        with pytest.raises(ConfigurationError, match=r"job_id must be 1 to 128 letters.*got .*; name another one"):
+            ask()
+    assert client.sent == client.stopped == []
+
+
+class RacedClient(FakeClient):
+    """Somebody else submits a job of the same id just before ours arrives."""
+
+    def submit_job(self, **what):
+        super().submit_job(**what)
+        raise RuntimeError("Request failed with status code 500: Traceback (most recent call last):\n x\nValueError: taken.\n")
+
+
+def test_loser_of_two_submits_at_the_same_moment_is_told_so(play, monkeypatch):
+    client = RacedClient(("RUNNING", None, ""))
+    play()
+    monkeypatch.setattr(module, "connect", lambda *_: client)
+    with pytest.raises(ConfigurationError, match="'j' was submitted by somebody else at the same moment and is RUNNING; follow"):
+        module.submit([], job_id="j")
+
+
+def test_what_the_cluster_raises_is_told_by_the_last_line_of_its_traceback(play, monkeypatch):
+    client = RacedClient(("RUNNING", None, ""))
+    play()
+    monkeypatch.setattr(module, "connect", lambda *_: client)
+    monkeypatch.setattr(client, "list_jobs", list)
+    with pytest.raises(ConfigurationError, match=r"'j' was not accepted: ValueError: taken$"):
+        module.submit([], job_id="j")
+
+
+def test_job_that_the_cluster_does_not_know_is_not_followed(play):
+    play(("RUNNING", None, ""))
+    with pytest.raises(ConfigurationError, match="knows no such job"):
+        module.follow("j")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--retries", "-1"], "retries must be an integer >= 0, got -1"),
+        (["--start-timeout", "nan"], "start_timeout must be a finite number >= 0, got nan"),
+        (["--summary", "/no/such/folder/s.json"], "summary: /no/such/folder is no folder"),
+    ],
+)
+def test_wrong_options_are_refused_with_status_2_before_anything_is_sent(play, capsys, words, says):
+    client = play(("SUCCEEDED", 0, ""))
+    assert module.main([*words, "--"]) == 2
+    assert says in capsys.readouterr().err
+    assert client.sent == []

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import FRACTION, Bounds
 from worldloom.data.selectors import Mixture, Prioritised, Recency, Selector, Uniform
 
 __all__ = ["AGENTS_OWN", "SelectorSpec", "parse_selector"]
@@ -22,6 +23,9 @@ KINDS: dict[str, Callable[[int, float], Selector]] = {
 }
 DEFAULTS = {"uniform": 0.0, "prioritised": 0.6, "recency": 1.0}
 """Parameter of each kind: none, the exponent of arXiv:1511.05952v4, and 1 / age."""
+ALLOWED = {"uniform": Bounds(0, 0), "prioritised": Bounds(0, 4), "recency": Bounds(0, 100)}
+"""Parameters: a priority is a float32 number, and its power must fit into double precision; a higher
+power of the age draws nothing but the newest window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ def _part(term: str, text: str) -> tuple[str, float, float]:
         result = (kind, float(parameter) if colon else DEFAULTS[kind], float(share) if star else 1.0)
     except ValueError as error:
         raise ConfigurationError(f"replay.selector: {term!r} in {text!r} needs numbers, as in 0.5*prioritised:0.6") from error
-    if result[1] < 0 or not 0 <= result[2] <= 1:
-        raise ConfigurationError(f"replay.selector: {term!r} in {text!r} must have a parameter >= 0 and a share in [0, 1]")
+    if result[1] not in ALLOWED[kind] or result[2] not in FRACTION:
+        raise ConfigurationError(
+            f"replay.selector: {term!r} in {text!r} must have a parameter {ALLOWED[kind]} and a share {FRACTION}"
+        )
     return result

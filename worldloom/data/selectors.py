@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import NOT_NEGATIVE, checked
 
 __all__ = ["Draws", "Mixture", "OnlineQueue", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
 
@@ -164,8 +165,7 @@ class Recency(Uniform):
     """
 
     def __init__(self, size: int, power: float = 1.0) -> None:
-        if power < 0:
-            raise ConfigurationError(f"recency power must be >= 0, got {power}")
+        power = checked("recency power", power, float, NOT_NEGATIVE)
         super().__init__(size)
         self._power = power
 
@@ -187,8 +187,7 @@ class Prioritised:
     """
 
     def __init__(self, size: int, exponent: float = 0.6) -> None:
-        if exponent < 0:
-            raise ConfigurationError(f"priority exponent must be >= 0, got {exponent}")
+        exponent = checked("priority exponent", exponent, float, NOT_NEGATIVE)
         self._tree = SumTree(size, np.float64)
         self._exponent, self._highest = exponent, 1.0  # the highest as a weight: its priority to the power of the exponent
 

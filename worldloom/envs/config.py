@@ -187,7 +187,7 @@ class EnvLimits:
 
     def __post_init__(self) -> None:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        problems = [f"env limit {name} must be > 0, got {value}" for name, value in fields.items() if value <= 0]
+        problems = [f"env limit {name} must be > 0, got {value}" for name, value in fields.items() if not value > 0]
         if problems:
             raise ConfigurationError("; ".join(problems))
 

@@ -3,18 +3,24 @@
 The evaluation during training and ``worldloom_dist.evaluate`` use this class with the same env config and seeds, so the same
 weights give the same number. Every evaluation starts from fresh envs and the same random state: it depends on nothing but weights,
 as long as every env lives; the episodes of one that fails for good are played by the others, and the result says so.
+
+An evaluation ends: an episode that has no end is cut after ``max_steps`` decisions and counts as
+truncated, the whole is given up after ``timeout_s``, and who asked for it may stop it between two
+decisions.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, WorldLoomError
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
@@ -22,7 +28,15 @@ from worldloom.envs.vector import EnvStep, VectorEnv
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.films import Recorder
 
-__all__ = ["Evaluation", "Evaluator"]
+__all__ = ["Evaluation", "EvaluationStoppedError", "Evaluator"]
+
+logger = logging.getLogger(__name__)
+
+SAY_EVERY_S = 10.0
+
+
+class EvaluationStoppedError(WorldLoomError):
+    """An evaluation was given up before all of its episodes had been played."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +48,14 @@ class Evaluation:
         lengths: Decisions of every episode.
         version: Weights that acted.
         lost_envs: Envs that failed too often, with the last failure; others played their episodes.
+        cut_episodes: How many episodes had no end within the limit of decisions and were cut there.
     """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     version: PolicyVersion = NO_POLICY
     lost_envs: Mapping[int, str] = field(default_factory=dict)
+    cut_episodes: int = 0
 
     @property
     def return_mean(self) -> float:
@@ -52,16 +68,22 @@ class Evaluation:
         return float(np.std(self.returns))
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``summary.json`` has it, without the step count; ``lost_envs`` is there when there are some."""
-        result = {
+        """As ``summary.json`` has it, without the step count.
+
+        ``lost_envs`` and ``cut_episodes`` are there when there are some.
+        """
+        result: dict[str, Any] = {
             "episodes": len(self.returns),
             "return_mean": self.return_mean,
             "return_std": self.return_std,
             "returns": list(self.returns),
             "lengths": list(self.lengths),
         }
-        lost = {str(env): why for env, why in self.lost_envs.items()}
-        return {**result, "lost_envs": lost} if lost else result
+        if self.lost_envs:
+            result["lost_envs"] = {str(env): why for env, why in self.lost_envs.items()}
+        if self.cut_episodes:
+            result["cut_episodes"] = self.cut_episodes
+        return result
 
 
 class Evaluator:
@@ -72,14 +94,26 @@ class Evaluator:
         policy: Decides, with ``explore=False``. Its random state now is the one that every evaluation starts from.
         episodes: Of one evaluation unless told otherwise; by default one per env.
         films: Episodes that are recorded.
+        max_steps: Decisions after which an episode is cut; None cuts none.
+        timeout_s: Seconds that one evaluation may take.
 
     Attributes:
         films: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation.
         film_problems: Why films of it are missing, one sentence each.
     """
 
-    def __init__(self, env: Callable[[], VectorEnv], policy: Policy, episodes: int | None = None, *, films: int = 0) -> None:
+    def __init__(
+        self,
+        env: Callable[[], VectorEnv],
+        policy: Policy,
+        episodes: int | None = None,
+        *,
+        films: int = 0,
+        max_steps: int | None = None,
+        timeout_s: float = float("inf"),
+    ) -> None:
         self._make_env, self._policy, self._episodes, self._num_films = env, policy, episodes, films
+        self._max_steps, self._timeout_s = max_steps, timeout_s
         self.films: list[np.ndarray] = []
         self.film_problems: list[str] = []
         self._rng_state = policy.rng_state()
@@ -90,7 +124,7 @@ class Evaluator:
         self._policy.load_weights(snapshot)
         self._version = snapshot.version
 
-    def evaluate(self, episodes: int | None = None) -> Evaluation:
+    def evaluate(self, episodes: int | None = None, *, is_stopped: Callable[[], bool] = lambda: False) -> Evaluation:
         """Play episodes, all envs side by side.
 
         Each env plays its fixed share, so short episodes are not counted more often than long ones. An episode that its env
@@ -98,28 +132,32 @@ class Evaluator:
 
         Args:
             episodes: How many; by default as many as the evaluator was made for.
+            is_stopped: Asked before every decision; True gives the evaluation up.
 
         Raises:
             ConfigurationError: If it is not positive.
             EnvFailureError: If every env fails too often.
+            EvaluationStoppedError: If it takes too long, or was stopped.
         """
         if episodes is not None and episodes < 1:
             raise ConfigurationError(f"eval episodes must be >= 1, got {episodes}")
         env = self._make_env()
         try:
             with _one_thread():
-                books = self._play(env, episodes or self._episodes or env.num_envs)
+                books = self._play(env, episodes or self._episodes or env.num_envs, is_stopped)
         finally:
             env.close()
         returns, lengths = zip(*(result for book in books for result in book.results[: book.share]), strict=True)
         lost = {index: book.lost for index, book in enumerate(books) if book.lost}
-        return Evaluation(returns, lengths, self._version, lost)
+        return Evaluation(returns, lengths, self._version, lost, sum(book.cut for book in books))
 
-    def _play(self, env: VectorEnv, episodes: int) -> list[_EnvBook]:
+    def _play(self, env: VectorEnv, episodes: int, is_stopped: Callable[[], bool]) -> list[_EnvBook]:
         self._policy.load_rng_state(self._rng_state)
         acting = LocalActing(self._policy, env.num_envs, explore=False)
-        books = [_EnvBook(episodes // env.num_envs + (index < episodes % env.num_envs)) for index in range(env.num_envs)]
+        shares = [episodes // env.num_envs + (index < episodes % env.num_envs) for index in range(env.num_envs)]
+        books = [_EnvBook(share, self._max_steps) for share in shares]
         recorder = Recorder(env, self._num_films)
+        watch = _Watch(books, self._timeout_s, is_stopped)
         row = env.reset()
         while True:
             recorder.see(row)
@@ -132,7 +170,11 @@ class Evaluator:
             if not any(book.owed for book in books):
                 self.films, self.film_problems = recorder.films, recorder.problems
                 return books
-            row = env.step(acting.act(row.obs, row.is_first, row.live).action)
+            watch.look()
+            if any(book.owed and not book.waits for book in books):
+                row = env.step(acting.act(row.obs, row.is_first, row.live).action)
+            else:  # an env has no end of its own: only a reset begins what is still owed
+                row = env.reset()
 
 
 @contextlib.contextmanager
@@ -148,19 +190,62 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Watch:
+    """Ends an evaluation that takes too long or is stopped, and says now and then how far it is.
+
+    Args:
+        books: Of its envs.
+        timeout_s: Seconds from now on.
+        is_stopped: True when nobody wants it any more.
+    """
+
+    def __init__(self, books: list[_EnvBook], timeout_s: float, is_stopped: Callable[[], bool]) -> None:
+        self._books, self._timeout_s, self._is_stopped = books, timeout_s, is_stopped
+        self._began = self._said = time.monotonic()
+        self._decisions = 0
+
+    def look(self) -> None:
+        """Called before every decision.
+
+        Raises:
+            EvaluationStoppedError: If it must not go on.
+        """
+        now = time.monotonic()
+        if self._is_stopped():
+            raise EvaluationStoppedError(f"the evaluation was stopped: {self._progress()}")
+        if now - self._began > self._timeout_s:
+            raise EvaluationStoppedError(
+                f"the evaluation took longer than {self._timeout_s:g} s: {self._progress()}; "
+                "raise --eval-timeout-s, or lower --eval-max-steps or --eval-episodes"
+            )
+        if now - self._said > SAY_EVERY_S:
+            self._said = now
+            logger.info("evaluating: %s", self._progress())
+        self._decisions += 1
+
+    def _progress(self) -> str:
+        played = sum(min(len(book.results), book.share) for book in self._books)
+        wanted = sum(book.share for book in self._books)
+        return f"{played} of {wanted} episodes played, {self._decisions} decisions per env"
+
+
 class _EnvBook:
     """Adds up the episodes of one env.
 
     Args:
         share: Episodes that it has to play.
+        max_steps: Decisions after which an episode is cut; None cuts none.
 
     Attributes:
         results: Return and length of every episode.
         lost: The failure that put the env into quarantine, empty while it lives.
+        cut: Episodes that were cut.
+        waits: True when its episode was cut: only a reset begins the next one.
     """
 
-    def __init__(self, share: int) -> None:
-        self.share, self.lost = share, ""
+    def __init__(self, share: int, max_steps: int | None) -> None:
+        self.share, self.lost, self.cut, self.waits = share, "", 0, False
+        self._max_steps = max_steps
         self.results: list[tuple[float, int]] = []
         self._return, self._length = 0.0, 0
 
@@ -174,11 +259,16 @@ class _EnvBook:
         if not row.live[index]:
             return
         if row.is_first[index]:
-            self._return, self._length = 0.0, 0
+            self._return, self._length, self.waits = 0.0, 0, False
+            return
+        if self.waits:
             return
         self._return, self._length = self._return + float(row.reward[index]), self._length + 1
         if row.terminated[index] or row.truncated[index]:
             self.results.append((self._return, self._length))
+        elif self._max_steps is not None and self._length >= self._max_steps and self.owed:
+            self.results.append((self._return, self._length))
+            self.cut, self.waits = self.cut + 1, True
 
 
 def _hand_on(dead: _EnvBook, books: list[_EnvBook]) -> None:

@@ -8,7 +8,6 @@ is logged and never stops training. ``agent.report`` draws from a generator of i
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import MissingDependencyError
+from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Reporting
 from worldloom.core.sequence import SequenceBatch
 
@@ -101,6 +101,6 @@ class Gallery:
             save_frames(frames, path, fps=FPS)
             record = {"name": f"open_loop/{key}", "path": path.name, "env_steps": env_steps, "train_steps": train_steps, "fps": FPS}
             with (self.folder / "index.jsonl").open("a") as file:
-                file.write(json.dumps({**record, "time": time.time()}) + "\n")
+                file.write(to_json({**record, "time": time.time()}) + "\n")
             for old in sorted(self.folder.glob(f"{stem}{'[0-9]' * 10}.*"))[:-KEPT]:
                 old.unlink()

@@ -23,10 +23,11 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["AUTH_VARIABLE", "read_secret", "serve"]
+__all__ = ["AUTH_VARIABLE", "read_secret", "serve", "serve_near"]
 
 AUTH_VARIABLE = "WORLDLOOM_METRICS_AUTH"
 MIN_SECRET_CHARS = 8
+PORTS_TRIED = 50
 Answer = Iterable[bytes]
 
 
@@ -78,6 +79,20 @@ def serve(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, 
     server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server, int(server.server_port)
+
+
+def serve_near(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, int]:
+    """:func:`serve` at a port or, when that was taken meanwhile, at the next free one: metrics never end a run.
+
+    Returns:
+        The server and its port; ``(None, 0)`` for port 0, and where no port is free.
+    """
+    for candidate in range(port, port + PORTS_TRIED) if port else ():
+        try:
+            return serve(hub, host, candidate, secret)
+        except OSError:
+            continue
+    return None, 0
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -1,21 +1,21 @@
 """``python -m worldloom_dist.replay import|export|verify RUN_DIR``: rows into and out of a run folder, and whether it is whole.
 
-Exit status: 0 = done, and whole; 1 = the run folder or a file is damaged, or the disk is full; 2 = wrong input.
+Exit status: 0 = done, and whole; 1 = the run folder is damaged, or the disk is full; 2 = wrong input, files included.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.json_text import to_json
 from worldloom.core.sequence import Rows
-from worldloom.core.specs import EnvSpec
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.cli import read_config
 from worldloom_dist.plan import Plan, resolve
@@ -60,8 +60,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def import_file(run_dir: Path, source: str) -> int:
     """Add a file to a run: a stopped one stores it now, a live one within a second, a lock-step one when it goes on."""
-    plan = resolve(read_config(run_dir))
-    check_file(source, plan.columns)
+    config = read_config(run_dir)  # neither its env nor the files that it began with are needed
+    config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=None))
+    plan = resolve(config, recorded=RunFolder(run_dir).env_spec())
+    try:
+        check_file(source, plan.columns)
+    except CheckpointError as error:
+        raise ConfigurationError(str(error)) from error
     source = source if source.startswith(MINARI) else str(Path(source).absolute())
     if plan.config.replay.durability == "none":
         raise ConfigurationError(f"{run_dir} keeps its rows in memory only; start it with --replay.load {source} instead")
@@ -82,7 +87,9 @@ def import_file(run_dir: Path, source: str) -> int:
 
 def export_file(run_dir: Path, target: str) -> int:
     """Write every whole episode that the journals hold."""
-    env = EnvSpec.from_dict(RunFolder(run_dir).read_json("config.json").get("env") or _no_run(run_dir))
+    env = RunFolder(run_dir).env_spec()
+    if env is None:
+        raise ConfigurationError(f"{run_dir} holds no run (no config.json with an env); give the folder of a run")
     history, counts = EpisodeHistory(run_dir / "replay"), [0, 0]
 
     def episodes() -> Iterator[Rows]:
@@ -103,8 +110,10 @@ def verify(run_dir: Path) -> int:
     """Say what the folder holds; exit status 1 when something is wrong."""
     if not run_dir.is_dir():
         raise ConfigurationError(f"{run_dir} is no folder; give the folder of a run")
+    if not any((run_dir / name).exists() for name in ("config.json", "replay")):
+        raise ConfigurationError(f"{run_dir} holds no run (no config.json, no replay/); give the folder of a run")
     findings = verify_run(run_dir)
-    sys.stdout.write(json.dumps(findings.to_dict(), indent=2) + "\n")
+    sys.stdout.write(to_json(findings.to_dict(), indent=2) + "\n")
     sys.stdout.write(f"{run_dir} is {'damaged: see problems' if findings.problems else 'whole'}\n")
     return 1 if findings.problems else 0
 
@@ -119,10 +128,6 @@ def _store_now(plan: Plan, run_dir: Path, source: str) -> ImportReport:
             stack.callback(shards[-1].close)
         parts = [load_share(shard, source, num_shards) for shard in shards]
     return ImportReport.joined(parts)
-
-
-def _no_run(run_dir: Path) -> dict[str, object]:
-    raise ConfigurationError(f"{run_dir} holds no run (no config.json with an env); give the folder of a run")
 
 
 if __name__ == "__main__":

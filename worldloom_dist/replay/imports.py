@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from worldloom.core.exceptions import CheckpointError
+from worldloom.core.exceptions import CheckpointError, MissingDependencyError
 from worldloom.core.files import write_json
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.data.codec import encode_rows
 from worldloom_dist.replay.episode_files import MINARI, fit_rows, open_episodes
 from worldloom_dist.replay.shard import ReplayShard
 
-__all__ = ["ImportList", "ImportReport", "check_file", "load_share", "split_sources"]
+__all__ = ["ImportList", "ImportReport", "check_file", "is_gone", "load_share", "split_sources"]
 
 CHUNK_ROWS, RETRY_AFTER_S = 64, 30.0
 
@@ -131,6 +131,18 @@ def check_file(source: str, shard_columns: Iterable[str]) -> None:
         raise CheckpointError(f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name a file of the same env")
     if next(opened.episodes, None) is None:
         raise CheckpointError(f"{source}: holds no transition; name a file with at least one")
+
+
+def is_gone(source: str) -> bool:
+    """True when there is no file of this name any more."""
+    from worldloom_dist.replay.minari_files import minari_files
+
+    if not source.startswith(MINARI):
+        return not Path(source).exists()
+    try:
+        return not minari_files(source.removeprefix(MINARI))
+    except (CheckpointError, MissingDependencyError):
+        return True
 
 
 def fingerprint(source: str) -> int:

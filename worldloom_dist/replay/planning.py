@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
@@ -13,9 +14,11 @@ from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
 from worldloom_dist.replay.episode_files import MINARI, open_episodes
-from worldloom_dist.replay.imports import check_file, split_sources
+from worldloom_dist.replay.imports import check_file, is_gone, split_sources
 
-__all__ = ["absolute_files", "check_files", "recorded_env", "replay_budget", "settle_windows"]
+__all__ = ["absolute_files", "check_files", "files_to_store", "recorded_env", "replay_budget", "settle_windows"]
+
+logger = logging.getLogger(__name__)
 
 
 def absolute_files(config: RunConfig) -> RunConfig:
@@ -37,17 +40,45 @@ def recorded_env(config: RunConfig) -> EnvSpec:
         raise ConfigurationError(f"replay.load: {error}") from error
 
 
-def check_files(config: RunConfig, columns: Mapping[str, ArraySpec]) -> None:
+def check_files(config: RunConfig, columns: Mapping[str, ArraySpec], stored: Collection[str] = ()) -> None:
     """Look at every file to load before anything is started.
+
+    Args:
+        config: Names them.
+        columns: Of the run.
+        stored: Files whose rows the run has: one of them that is gone is not missed.
 
     Raises:
         ConfigurationError: If one cannot be used.
     """
     for source in split_sources(config.replay.load):
+        if source in stored and is_gone(source):
+            continue
         try:
             check_file(source, columns)
         except CheckpointError as error:
             raise ConfigurationError(f"replay.load: {error}") from error
+
+
+def files_to_store(sources: Iterable[str], stored: Collection[str], columns: Mapping[str, ArraySpec]) -> list[str]:
+    """Those of a run's files that can be read; one that was stored before is read again where it is still there.
+
+    Args:
+        sources: All files of the run.
+        stored: Those whose rows it has.
+        columns: Of the run.
+
+    Raises:
+        CheckpointError: If one that is not stored yet cannot be used.
+    """
+    files = []
+    for source in sources:
+        if source in stored and is_gone(source):
+            logger.info("%s is gone, and is not needed: its rows were stored before", source)
+            continue
+        check_file(source, columns)
+        files.append(source)
+    return files
 
 
 def replay_budget(config: RunConfig, columns: Mapping[str, ArraySpec], memory_bytes: int) -> ReplayBudget:

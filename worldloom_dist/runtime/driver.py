@@ -10,7 +10,6 @@ the roles, read the ledger's counters, start evaluations, write what people read
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,12 +24,14 @@ from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.ports import RowBooks
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.ending import Ending
+from worldloom_dist.runtime.evaluations import Evaluations
 from worldloom_dist.runtime.fleet import Fleet
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_group import LearnerPlaces
@@ -53,8 +54,6 @@ logger = logging.getLogger(__name__)
 Show = Callable[[Callable[[], View]], None]
 
 POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
-EVALUATION_TIMEOUT_S = 1800.0
-LAST_EVALUATION_S, LAST_EVALUATION_TRIES, NOTE_TIMEOUT_S = 600.0, 2, 30.0
 START_TIMEOUT_S, LOOK_TIMEOUT_S, LAST_LOOK_TIMEOUT_S = 180.0, 5.0, 15.0
 LIVES_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
@@ -69,12 +68,22 @@ class RayRun:
         port: Of the Prometheus endpoint; 0 for none.
         stop: Set by a signal.
         show: Shows a view to people.
+        on_restored: Called when the run is known to work: the learner has its weights.
 
     Raises:
         ConfigurationError: If the cluster is too small.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, port: int, stop: StopFlag, show: Show = show_nothing) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        port: int,
+        stop: StopFlag,
+        show: Show = show_nothing,
+        on_restored: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._on_restored: Callable[[], object] | None = on_restored
         folder = RunFolder(folder.path.absolute())  # the same for roles with another working directory
         self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
         earlier = folder.read_json("summary.json")
@@ -82,15 +91,12 @@ class RayRun:
         self._books, self._last_words = folder.read_books(), dict[str, dict[str, int]]()
         actors = plan.config.actors
         self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
+        self._evaluations = Evaluations(plan, self._supervisor, self._report)
         self._ledger = Remote("ledger-0")
         self._reporter, self._node = Reporter("driver"), NodeMeter(folder.path)
         self._measure = Pace(MEASURE_EVERY_S)
-        self._evaluation: Any = None
-        self._noted: Any = None
-        self._evaluation_began = 0.0
-        self._evaluated_at = int((earlier.get("eval") or {}).get("env_steps", 0))
-        lives = (folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
-        self._fleet = Fleet(plan, self._supervisor, lives, self._lost_open)
+        self._windows: int | None = None
+        self._fleet = Fleet(plan, self._supervisor, 0, self._lost_open)
         self._ending = Ending(self._supervisor, self._fleet)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
@@ -109,17 +115,19 @@ class RayRun:
         """
         try:
             self._start()
-            status = self._loop()
-            self._finish(status)
+            status, missing = self._finish(self._loop())
         except BaseException as error:
             self._abort(error)
             raise
         finally:
             self._report.close()
+        if missing is not None:
+            raise TrainingError(missing)
         return status
 
     def _start(self) -> None:
         plan, add, place = self._plan, self._add, self._placement
+        self._fleet.lives = (self._folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
         config = plan.config
         self._write("running")
         facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
@@ -166,8 +174,13 @@ class RayRun:
             self._fleet.look()
             if look.is_due():
                 self._look()
+                if self._on_restored is not None and self._learner_status().get("state") == "training":
+                    self._on_restored()
+                    self._on_restored = None
+                if self._windows is not None and not self._report.counts.train_steps:
+                    check_windows(self._plan, self._report.counts.books.agent_steps, self._windows)
                 self._show(self._report.view)
-                self._evaluate_when_due()
+                self._evaluations.look()
                 if summary.is_due():
                     self._write("running")
                 if say.is_due():
@@ -186,7 +199,7 @@ class RayRun:
         if told is not None and not told["is_whole"]:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
-            self._books = told["shards"]
+            self._books, self._windows = told["shards"], told.get("windows")
         elif not self._last_words:
             return
         books = sum((RowBooks(**books) for books in {**self._books, **self._last_words}.values()), RowBooks())
@@ -242,51 +255,6 @@ class RayRun:
         logging.getLogger(PROGRESS).info("%s", self._report.line())
         self._report.record()
 
-    def _evaluate_when_due(self) -> None:
-        self._collect_evaluation()
-        every = self._plan.config.eval_every
-        steps = self._report.env_steps
-        has_trained = self._report.counts.train_steps > self._plan.spec.pretrain_updates
-        if every and self._evaluation is None and has_trained and steps - self._evaluated_at >= every:
-            self._start_evaluation(steps)
-
-    def _start_evaluation(self, steps: int) -> bool:
-        """Returns False when there is no evaluator now."""
-        role = next((role for role in self._supervisor.of_kind("evaluator") if role.handle is not None), None)
-        if role is None:
-            return False
-        self._evaluated_at = steps
-        self._evaluation, self._evaluation_began = (steps, role.handle.evaluate.remote(steps)), time.monotonic()
-        return True
-
-    def _collect_evaluation(self, timeout_s: float = 0.0) -> None:
-        if self._evaluation is None:
-            return
-        steps, reference = self._evaluation
-        ready, _ = ray.wait([reference], timeout=timeout_s)
-        if not ready and time.monotonic() - self._evaluation_began < EVALUATION_TIMEOUT_S:
-            return
-        self._evaluation = None
-        if not ready:
-            logger.warning(
-                "evaluation at %d env steps took longer than %.0f s; its evaluator is replaced", steps, EVALUATION_TIMEOUT_S
-            )
-            ray.kill(self._supervisor.roles["evaluator-0"].handle)
-            return
-        try:
-            result = ray.get(reference)
-        except RayError as error:
-            logger.warning("evaluation at %d env steps failed: %s", steps, str(error).strip().splitlines()[-1])
-            return
-        self._report.note_evaluation({"env_steps": steps, **result})
-        logger.info(
-            "eval at env_steps %s: return %.1f +- %.1f over %d episodes",
-            f"{steps:,}", result["return_mean"], result["return_std"], result["episodes"],
-        )  # fmt: skip
-        learner = next(iter(self._supervisor.of_kind("learner")), None)
-        if learner is not None and learner.handle is not None:
-            self._noted = learner.handle.note_score.remote(result["return_mean"])
-
     def _is_complete(self) -> bool:
         """Enough steps are stored, and what they owe to training has been paid; without an env, enough updates are made."""
         counts = self._report.counts
@@ -295,15 +263,24 @@ class RayRun:
         enough = counts.books.agent_steps >= self._plan.target_agent_steps
         return enough and counts.debt < self._plan.limits.batch_positions
 
-    def _finish(self, status: str) -> None:
-        """Leave in order."""
+    def _finish(self, status: str) -> tuple[str, str | None]:
+        """Leave in order; returns how the run ended, and what it did not do of what it was asked for."""
         self._end_inserts(timeout_s=15.0)
         if not self._end_training(timeout_s=60.0):
             raise TrainingError("the learner did not write a last checkpoint; earlier ones are kept")
-        if status == "completed" and self._plan.config.eval_episodes:
-            self._last_evaluation(tuple(self._learner_status()["version"]))
+        missing = None
+        if status == "completed":
+            evaluation = self._evaluations.last(tuple(self._learner_status()["version"]), self._stop)
+            if evaluation is None and self._plan.config.eval_episodes and self._stop.is_set:
+                status = "stopped"
+            else:
+                missing = shortfall(self._plan, self._report.counts.train_steps, evaluation, self._evaluations.failure)
         self._say()
-        self._write(status)
+        if missing is not None:
+            self._write("failed", f"TrainingError: {missing}")
+        else:
+            self._write(status)
+        return status, missing
 
     def _end_inserts(self, timeout_s: float) -> None:
         """From now on the books are what the shards themselves said last."""
@@ -318,25 +295,20 @@ class RayRun:
         self._look()
         return last is not None
 
-    def _last_evaluation(self, version: tuple[int, ...]) -> None:
-        """Evaluate the weights of the last checkpoint, unless that has been done; Ctrl-C leaves it out."""
-        deadline, tries = time.monotonic() + LAST_EVALUATION_S, 0
-        while time.monotonic() < deadline and not self._stop.is_set:
-            if self._evaluation is None:
-                evaluated = (self._report.evaluation or {}).get("version")
-                if (evaluated is not None and tuple(evaluated) == version) or tries == LAST_EVALUATION_TRIES:
-                    break
-                tries += self._start_evaluation(self._report.env_steps)
-            self._supervisor.poll(POLL_S)
-            self._collect_evaluation()
-        if self._noted is not None:
-            ray.wait([self._noted], timeout=NOTE_TIMEOUT_S)
-
     def _write(self, status: str, error: str | None = None) -> None:
         """What the run is known to have, for people and for the next driver."""
-        if books := {**self._books, **self._last_words}:
-            self._folder.write_books(books)
-        self._folder.write_summary(self._report.summary(status, error))
+        summary = self._report.summary(status, error)
+        try:
+            if books := {**self._books, **self._last_words}:
+                self._folder.write_books(books)
+        except OSError as problem:
+            if status in ("completed", "stopped"):
+                raise
+            logger.warning("the books of the replay are old, because they cannot be written (%s); free space", problem.strerror)
+        if status in ("completed", "stopped"):
+            self._folder.write_summary(summary)
+        else:
+            self._folder.try_write_summary(summary)
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)

@@ -70,7 +70,7 @@ class Fleet:
         cluster_cpus: Callable[[], float] | None = None,
         draining: Callable[[], set[str]] | None = None,
     ) -> None:
-        self.plan, self._supervisor, self._lives, self._on_lost = plan, supervisor, lives, on_lost
+        self.plan, self._supervisor, self.lives, self._on_lost = plan, supervisor, lives, on_lost
         self._cluster_cpus, self._draining = cluster_cpus or _cluster_cpus, draining or _draining_nodes
         self._cpus_at_start = self._cluster_cpus()
         self._look = Pace(CLUSTER_EVERY_S)
@@ -161,7 +161,7 @@ class Fleet:
         )
 
     def _start_worker(self, slot: int, incarnation: int) -> Any:
-        role = (self.plan, slot, self._lives + incarnation)
+        role = (self.plan, slot, self.lives + incarnation)
         return start_actor(WorkerRole, f"worker-{slot}", *role, threads=3, options=self.options(slot))
 
     def _down(self, slot: int) -> None:

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldloom.core.metrics import MetricMap
-from worldloom_dist.metrics.endpoint import serve
+from worldloom_dist.metrics.endpoint import serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import ProcessMeter
 from worldloom_dist.runtime.relay import LogRelay
 
 __all__ = ["HubRole"]
 
-PORTS_TRIED = 50
 MEASURE_EVERY_S = 2.0
 
 
@@ -34,13 +33,7 @@ class HubRole:
     ) -> None:
         self._relay, self._hub = LogRelay().listen(), MetricsHub(run_id, constants, build)
         self._gone = threading.Event()
-        self._port = 0
-        for candidate in range(port, port + PORTS_TRIED) if port else ():
-            try:
-                self._port = serve(self._hub, host, candidate, secret)[1]
-                break
-            except OSError:
-                continue
+        _, self._port = serve_near(self._hub, host, port, secret)
 
     def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
         """Merge one flush."""

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "OVER",
     "SUMMARY_MARK",
     "JobResult",
+    "check_job_id",
     "connect",
     "first_line",
     "follow_job",
@@ -38,6 +40,8 @@ SUMMARY_MARK = "worldloom-summary: "
 """Begins the line of a job's log that holds ``{"run_dir": ..., "summary": ...}``."""
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 """What Ray calls a job that runs no more."""
+MAX_ID_CHARS = 128
+JOB_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_ID_CHARS - 1}}}")
 LOOK_EVERY_S = 1.0
 SEND_S = 30.0
 AWAY_S = 120.0
@@ -63,6 +67,20 @@ class JobResult:
     run_dir: str | None = None
     summary: Mapping[str, Any] | None = None
     message: str = ""
+
+
+def check_job_id(job_id: str) -> str:
+    """The id, if it can name a job and its run folder.
+
+    Raises:
+        ConfigurationError: If it cannot: the cluster would take some such jobs and never start or forget them.
+    """
+    if not JOB_ID.fullmatch(job_id):
+        raise ConfigurationError(
+            f"job_id must be 1 to {MAX_ID_CHARS} letters, digits, '.', '_' and '-', the first one a letter or a digit, "
+            f"got {job_id!r}; name another one"
+        )
+    return job_id
 
 
 def connect(address: str, wait_s: float = 0.0) -> Any:
@@ -115,7 +133,13 @@ def send_job(client: Any, **job: Any) -> None:
             if job_state(client, job["submission_id"]) is not None:
                 return
         except (RuntimeError, ValueError) as error:
-            raise ConfigurationError(f"job {job['submission_id']!r} was not accepted: {first_line(error)}") from error
+            job_id, state = job["submission_id"], job_state(client, job["submission_id"])
+            if state is not None:  # there was none when we looked: somebody was faster
+                raise ConfigurationError(
+                    f"job {job_id!r} was submitted by somebody else at the same moment and is {state}; "
+                    f"follow it with --follow {job_id}, or name another id"
+                ) from error
+            raise ConfigurationError(f"job {job_id!r} was not accepted: {first_line(error)}") from error
 
 
 def make_room(client: Any, job_id: str) -> None:
@@ -216,6 +240,7 @@ def note(write: Callable[[str], object] | None, text: str) -> None:
 
 
 def first_line(error: object) -> str:
-    """The first line of an error, as the middle of a sentence."""
+    """The line of an error that says what happened, as the middle of a sentence: the first, or of a traceback the last."""
     lines = str(error or "no reason given").strip().splitlines()
-    return lines[0].rstrip(".")[:300]
+    line = lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0]
+    return line.strip().rstrip(".")[:300]

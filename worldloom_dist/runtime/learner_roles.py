@@ -22,7 +22,7 @@ from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.assembly import build_learner, build_store, check_trained_env, env_facts
+from worldloom_dist.assembly import build_learner, build_store, check_none, check_trained_env, env_facts
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import Plan
@@ -166,7 +166,12 @@ class LearnerRole:
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint; a foreign one ends the run, because starting the learner again would not help."""
         found = self._store.newest()
-        if found is not None:
+        if found is None:
+            try:
+                check_none(self._store)
+            except CheckpointError as error:
+                raise TrainingError(str(error)) from error
+        else:
             try:
                 check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
             except CheckpointError as error:

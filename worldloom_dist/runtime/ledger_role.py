@@ -183,6 +183,7 @@ class LedgerRole:
             "debt": float(limiter.debt),
             "blocked_s": {"insert": self._ledger.insert_blocked_s, "sample": self._ledger.sample_blocked_s},
             "is_whole": self._is_whole,
+            "windows": sum(self._live.values()),
         }
 
     async def drain(self) -> None:

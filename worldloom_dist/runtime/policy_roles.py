@@ -37,6 +37,7 @@ from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.line import Address, Door
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.relay import LogRelay
+from worldloom_dist.runtime.remote import Remote, RoleGoneError
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 CLIENT_MEMORY_S = 5.0
 MEASURE_WITHIN_S = 60.0
 GPU_SHARE = 0.01
+LEDGER_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -206,17 +208,34 @@ class EvaluatorRole:
         self._evaluator: Evaluator | None = None
         self._relay, self._gone = LogRelay().listen(), threading.Event()
 
-    def evaluate(self, env_steps: int) -> dict[str, Any]:
-        """Evaluate the newest weights; the result is as in ``summary.json``, with the version beside it."""
+    def evaluate(self, env_steps: int, is_last: bool = False) -> dict[str, Any]:
+        """Evaluate the newest weights; the result is as in ``summary.json``, with the version beside it.
+
+        Args:
+            env_steps: Of the run when it asked.
+            is_last: No newer weights will come: these are of ``env_steps``. Otherwise those that act when they are fetched, be it
+                a minute later, are of the env steps that the run has then, and the result and the films say so.
+        """
         if self._evaluator is None:
             import torch
 
             torch.set_num_threads(1)
             self._evaluator = build_evaluator(self._plan)
         self._evaluator.load_weights(RemoteWeights(timeout_s=60.0).fetch())
+        env_steps = env_steps if is_last else max(env_steps, self._env_steps_now())
         result = self._evaluator.evaluate()
-        write_films(self._evaluator.films, self._videos, f"eval-{env_steps:09d}")
-        return {**result.to_dict(), "version": tuple(result.version)}
+        films = write_films(self._evaluator.films, self._videos, f"eval-{env_steps:09d}")
+        found = {"env_steps": env_steps, **result.to_dict(), "version": tuple(result.version)}
+        return {**found, "films": [path.name for path in films]} if self._plan.config.eval_videos else found
+
+    def _env_steps_now(self) -> int:
+        """Env steps of the run; 0 when the ledger does not say."""
+        try:
+            steps = int(Remote("ledger-0").call("counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_TIMEOUT_S)["agent_steps"])
+        except RoleGoneError as error:
+            logger.warning("an evaluation is labelled with the env steps at which it was asked for: %s", error)
+            return 0
+        return steps * self._plan.env_spec.action_repeat
 
     def ping(self) -> dict[str, Any]:
         """Alive."""

@@ -25,7 +25,7 @@ from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
-from worldloom_dist.replay.imports import ImportList, load_share, split_sources
+from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.packed_windows import PackedWindows
@@ -190,7 +190,8 @@ class ShardRole:
                 self._imports.put_back(source)
                 logger.error("%s is not stored yet, and is tried again: %s", source, error)
             except WorldLoomError as error:
-                logger.error("%s was not imported: %s", source, error)
+                kept = "; what was stored of it before is kept" if is_gone(source) else ""
+                logger.error("%s was not imported: %s%s", source, error, kept)
 
     async def _save_weights(self) -> None:
         try:

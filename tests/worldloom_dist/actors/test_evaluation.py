@@ -12,7 +12,7 @@ from worldloom.envs.local import LocalVectorEnv
 from worldloom.envs.toy import CountingEnv
 from worldloom.envs.vector import VectorEnv
 from worldloom.envs.wrappers import EnvAdapter, RawEnv
-from worldloom_dist.actors.evaluation import Evaluator
+from worldloom_dist.actors.evaluation import EvaluationStoppedError, Evaluator
 
 
 def evaluator(env: str = "toy:point", num_envs: int = 3, seed: int = 4) -> Evaluator:
@@ -123,3 +123,40 @@ def test_evaluation_whose_envs_are_all_in_quarantine_fails() -> None:
 def test_no_episode_is_no_evaluation() -> None:
     with pytest.raises(ConfigurationError, match="eval episodes must be >= 1, got 0"):
         evaluator().evaluate(0)
+
+
+class EndlessEnv(CountingEnv):
+    """Episodes of no end, of which the second one after a reset pays twice."""
+
+    def step(self, action: np.ndarray) -> Any:
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, False, False, info
+
+
+def endless(num_envs: int, **limits: Any) -> Evaluator:
+    def envs() -> VectorEnv:
+        config = EnvConfig(env="toy:counting").resolved()
+        return LocalVectorEnv(lambda: EnvAdapter(RawEnv(EndlessEnv()), config), num_envs, 0)
+
+    return Evaluator(envs, FakePolicy(env_spec(EnvConfig(env="toy:counting"))), **limits)
+
+
+def test_episode_without_an_end_is_cut_and_the_next_one_begins_with_a_reset() -> None:
+    result = endless(2, max_steps=4).evaluate(5)
+    assert (result.lengths, result.returns) == ((4,) * 5, (10.0,) * 5)
+    assert result.cut_episodes == result.to_dict()["cut_episodes"] == 5
+
+
+def test_episodes_that_end_in_time_are_what_they_were() -> None:
+    config = EnvConfig(env="toy:counting")
+    limited = Evaluator(lambda: make_env(config, num_envs=2, seed=4), FakePolicy(env_spec(config)), max_steps=5)
+    assert limited.evaluate(4) == evaluator("toy:counting", num_envs=2).evaluate(4)
+    assert "cut_episodes" not in limited.evaluate(4).to_dict()
+
+
+def test_evaluation_ends_at_its_deadline_and_when_it_is_stopped() -> None:
+    with pytest.raises(EvaluationStoppedError, match=r"longer than 0.01 s: 0 of 2 episodes.*--eval-timeout-s"):
+        endless(2, timeout_s=0.01).evaluate()
+    asked = iter([False, False, True])
+    with pytest.raises(EvaluationStoppedError, match="was stopped: 0 of 2 episodes played, 2 decisions per env"):
+        endless(2).evaluate(is_stopped=lambda: next(asked))

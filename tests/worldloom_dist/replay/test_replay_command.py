@@ -149,8 +149,8 @@ def test_wrong_input_gets_one_sentence_and_status_two_or_one(run_dir, tmp_path, 
     for words, status, text in (
         (["export", str(tmp_path), "f.npz"], 2, "holds no run"),
         (["export", str(run_dir), "f.csv"], 2, "no known kind of file"),
-        (["import", str(run_dir), str(tmp_path / "no.npz")], 1, "no.npz"),
-        (["verify", str(tmp_path)], 1, "holds no journals"),
+        (["import", str(run_dir), str(tmp_path / "no.npz")], 2, "no.npz"),
+        (["verify", str(tmp_path)], 2, "holds no run"),
         (["verify", str(tmp_path / "nowhere")], 2, "is no folder"),
     ):
         assert main(words) == status

@@ -243,3 +243,52 @@ def test_who_cannot_wait_need_not(run, monkeypatch):
     monkeypatch.setattr(run, "_end_inserts", pytest.fail)
     run._abort(KeyboardInterrupt())
     assert summary(run)["error"] == "left at once"
+
+
+def evaluating(run, monkeypatch, evaluation, failure=""):
+    plan = resolve(parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.shards", "2"]))
+    run._plan = run._report._plan = plan
+    run._evaluations = SimpleNamespace(last=lambda *_: evaluation, failure=failure)
+
+
+def test_run_that_evaluated_its_last_weights_is_completed(run, monkeypatch):
+    evaluating(run, monkeypatch, {"return_mean": 1.0})
+    assert run._finish("completed") == ("completed", None)
+    assert summary(run)["status"] == "completed"
+
+
+def test_run_whose_last_evaluation_fails_has_failed_and_says_why(run, monkeypatch):
+    evaluating(run, monkeypatch, None, "EnvFailureError: no env is left")
+    _, missing = run._finish("completed")
+    assert missing == ("the last weights could not be evaluated (EnvFailureError: no env is left); --eval-episodes 0 asks for none")
+    assert (summary(run)["status"], summary(run)["error"]) == ("failed", f"TrainingError: {missing}")
+
+
+def test_run_whose_last_evaluation_is_left_out_by_ctrl_c_is_stopped(run, monkeypatch):
+    evaluating(run, monkeypatch, None)
+    run._stop.set("Ctrl-C")
+    assert run._finish("completed") == ("stopped", None)
+    assert summary(run)["status"] == "stopped"
+
+
+def test_last_record_is_the_summary(run):
+    run._finish("stopped")
+    records = [json.loads(line) for line in (run._folder.path / "metrics.jsonl").read_text().splitlines()]
+    found = summary(run)
+    assert records[-1]["env_steps_total"] == records[-1]["env_steps"] == found["env_steps"]
+    assert records[-1]["learner_updates_total"] == found["train_steps"] == 777
+    assert records[-1]["replay_inserted_steps_total"] == found["rows"]["inserted"]
+
+
+def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(run, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "write_summary", full)
+    monkeypatch.setattr(RunFolder, "write_books", full)
+    run._look()
+    run._write("running")
+    run._write("failed", "because")
+    assert "No space left on device" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        run._write("completed")

@@ -1,0 +1,26 @@
+from worldloom_dist.metrics.totals import RunTotals
+
+
+def test_counters_go_on_from_the_last_record_and_over_a_hub_that_counts_from_0():
+    earlier = {
+        "kind": "train",
+        "env_steps": 9,
+        "weights_published_total": 10.0,
+        "episodes_total{reason=error}": 2.0,
+        "replay_steps": 5.0,
+    }
+    totals = RunTotals(earlier)
+    seen = []
+    for published in (0.0, 3.0, 4.0, 1.0, 2.0):
+        totals.update({"weights_published_total": published, "replay_steps": 99.0})
+        seen.append(totals.values["weights_published_total"])
+    assert seen == [10, 13, 14, 15, 16]
+    assert totals.values["episodes_total{reason=error}"] == 2
+    assert "replay_steps" not in totals.values
+    assert totals.grown("weights_published_total") == 6
+    assert totals.grown("episodes_total") == 0
+
+
+def test_what_is_no_number_in_an_earlier_record_counts_as_not_there():
+    totals = RunTotals({"weights_published_total": None, "episodes_total{reason=error}": float("nan")})
+    assert totals.values == {}

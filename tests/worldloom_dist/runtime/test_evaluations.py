@@ -1,0 +1,142 @@
+"""When a run on Ray evaluates, what it does with failures, and which env steps a result is labelled with. Ray is a fake."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayError
+
+from tests.worldloom_dist.runtime.test_driver_end import Actor, FakeSupervisor, Reply, get
+from worldloom_dist.cli import parse
+from worldloom_dist.plan import resolve
+from worldloom_dist.report import Counts
+from worldloom_dist.runtime import evaluations as module
+from worldloom_dist.runtime import policy_roles
+from worldloom_dist.runtime.evaluations import Evaluations
+from worldloom_dist.runtime.policy_roles import EvaluatorRole
+from worldloom_dist.runtime.remote import RoleGoneError
+from worldloom_dist.stopping import StopFlag
+
+PLAN = resolve(parse(["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"]))
+RESULT = {"return_mean": 2.0, "return_std": 0.0, "episodes": 2, "version": (1, 50)}
+VERSION = (1, 50)
+
+
+class FakeReport:
+    def __init__(self) -> None:
+        self.env_steps, self.counts, self.evaluation = 221, Counts(train_steps=500), None
+
+    def note_evaluation(self, result: dict[str, Any]) -> None:
+        self.evaluation = result
+
+
+class Evaluator(Actor):
+    """Answers with the next of its results, or raises it; remembers what it was asked."""
+
+    def __init__(self, *results: Any) -> None:
+        super().__init__()
+        self.results, self.asked = list(results), []
+
+    @property
+    def evaluate(self) -> SimpleNamespace:
+        def remote(*question: Any) -> Reply:
+            self.asked.append(question)
+            return Reply(self.results.pop(0))
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.fixture
+def play(monkeypatch):
+    killed: list[Any] = []
+    ready = {"is": True}
+    fake = SimpleNamespace(get=get, wait=lambda r, **_: (r if ready["is"] else [], []), kill=killed.append)
+    monkeypatch.setattr(module, "ray", fake)
+
+    def begin(*results: Any) -> SimpleNamespace:
+        supervisor, report, evaluator = FakeSupervisor(), FakeReport(), Evaluator(*results)
+        supervisor.put("evaluator", 0, evaluator)
+        supervisor.put("learner", 0, Actor())
+        made = Evaluations(PLAN, supervisor, report)
+        return SimpleNamespace(all=made, report=report, evaluator=evaluator, supervisor=supervisor, killed=killed, ready=ready)
+
+    return begin
+
+
+def test_result_is_labelled_with_the_env_steps_of_its_weights_not_with_those_of_the_question(play):
+    run = play({**RESULT, "env_steps": 310})
+    run.all.look()
+    assert run.evaluator.asked == [(221, False)]
+    run.report.env_steps = 240
+    run.all.look()
+    assert run.report.evaluation["env_steps"] == 310
+    run.all.look()
+    assert len(run.evaluator.asked) == 1, "the next one is due 100 steps after the question"
+
+
+def test_last_weights_are_evaluated_unless_they_have_been(play):
+    run = play(RESULT)
+    assert run.all.last(VERSION, StopFlag())["version"] == VERSION
+    assert run.evaluator.asked == [(221, True)]
+    assert run.all.last(VERSION, StopFlag())["env_steps"] == 221
+    assert len(run.evaluator.asked) == 1
+
+
+def test_last_evaluation_that_fails_is_tried_once_more_and_then_said(play, caplog):
+    run = play(RayError("x\nEnvFailureError: no env is left"), RayError("x\nEnvFailureError: again"))
+    assert run.all.last(VERSION, StopFlag()) is None
+    assert run.all.failure == "EnvFailureError: again"
+    assert caplog.text.count("evaluation at 221 env steps failed") == 2
+
+
+def test_evaluation_of_older_weights_is_none_of_the_last(play):
+    run = play({**RESULT, "version": (1, 49)}, {**RESULT, "version": (1, 49)})
+    assert run.all.last(VERSION, StopFlag()) is None
+
+
+def test_stop_leaves_the_last_evaluation_out_at_once(play, caplog):
+    caplog.set_level(logging.INFO)
+    run, stop = play(RESULT), StopFlag()
+    run.ready["is"] = False
+    run.supervisor.poll = lambda _: stop.set("Ctrl-C")
+    assert run.all.last(VERSION, stop) is None
+
+
+def test_evaluator_that_does_not_answer_is_replaced(play, monkeypatch):
+    monkeypatch.setattr(module, "GRACE_S", -PLAN.config.eval_timeout_s)
+    run = play(RESULT)
+    run.all.look()
+    run.ready["is"] = False
+    run.all.look()
+    assert len(run.killed) == 1
+    assert "did not answer" in run.all.failure
+
+
+def test_run_without_an_evaluator_does_not_wait_for_one(play):
+    run = play()
+    run.supervisor.roles["evaluator-0"].is_given_up = True
+    assert run.all.last(VERSION, StopFlag()) is None
+
+
+@pytest.mark.parametrize(
+    ("ledger", "is_last", "label"),
+    [({"agent_steps": 310}, False, 310), ({"agent_steps": 310}, True, 221), ({"agent_steps": 9}, False, 221), (None, False, 221)],
+)
+def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(tmp_path, monkeypatch, ledger, is_last, label):
+    def call(*_: Any, **__: Any) -> Any:
+        if ledger is None:
+            raise RoleGoneError("ledger-0 did not answer")
+        return ledger
+
+    shown = SimpleNamespace(films=[], load_weights=lambda _: None)
+    shown.evaluate = lambda: SimpleNamespace(to_dict=lambda: {"return_mean": 1.0}, version=VERSION)
+    monkeypatch.setattr(policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None))
+    monkeypatch.setattr(policy_roles, "Remote", lambda _: SimpleNamespace(call=call))
+    written = []
+    monkeypatch.setattr(policy_roles, "write_films", lambda films, folder, name: written.append(name) or [folder / f"{name}-0.gif"])
+    role = EvaluatorRole(PLAN, tmp_path)
+    role._evaluator = shown
+    result = role.evaluate(221, is_last)
+    assert result == {"env_steps": label, "return_mean": 1.0, "version": VERSION, "films": [f"eval-{label:09d}-0.gif"]}
+    assert written == [f"eval-{label:09d}"]

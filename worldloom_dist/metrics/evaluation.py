@@ -1,0 +1,47 @@
+"""An evaluation as metrics, and what of it people should be warned of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from worldloom.core.metrics import Last, MetricMap
+
+__all__ = ["eval_metrics", "eval_warnings"]
+
+
+def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
+    """An evaluation as gauges."""
+    values: MetricMap = {"eval_return_mean": Last(result["return_mean"])}
+    if "return_std" in result:
+        values["eval_return_std"] = Last(result["return_std"])
+    if result.get("lengths"):
+        values["episode_length_steps_mean{split=eval}"] = Last(sum(result["lengths"]) / len(result["lengths"]))
+    if result.get("returns"):
+        returns = result["returns"]
+        edges = {"mean": result["return_mean"], "min": min(returns), "max": max(returns)}
+        values |= {f"episode_return_{edge}{{split=eval}}": Last(value) for edge, value in edges.items()}
+    if "success_ratio" in result:
+        values["eval_success_ratio"] = Last(result["success_ratio"])
+    if "time" in result:
+        values["eval_last_timestamp_seconds"] = Last(result["time"])
+    return values
+
+
+def eval_warnings(result: Mapping[str, Any], max_steps: int) -> Iterator[str]:
+    """One sentence for each thing that makes an evaluation less than it seems.
+
+    Args:
+        result: As in ``summary.json``.
+        max_steps: Decisions after which episodes were cut.
+    """
+    for env, why in result.get("lost_envs", {}).items():
+        yield f"env {env} failed too often, others played its episodes ({why})"
+    if result.get("cut_episodes"):
+        yield (
+            f"{result['cut_episodes']} of {result['episodes']} episodes had no end within {max_steps} decisions "
+            "and were cut there, as if truncated (--eval-max-steps)"
+        )
+    if not math.isfinite(result["return_mean"]):
+        yield f"the mean return is {result['return_mean']}: the env's rewards, or their sum, are not finite"
