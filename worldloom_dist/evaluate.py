@@ -25,7 +25,7 @@ from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
-from worldloom_dist.actors.films import write_films
+from worldloom_dist.actors.films import save_films
 from worldloom_dist.assembly import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.cli import read_config
 from worldloom_dist.config import ReplayConfig, RunConfig
@@ -98,10 +98,11 @@ def evaluate(
     evaluator.load_weights(_as_published(agent, config.learner.weights_dtype))
     result = {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
     if videos:
-        films = write_films(evaluator.films, videos_folder, folder.name)
-        result["videos"] = [str(path) for path in films]
-        if not films:
-            raise TrainingError(f"none of {videos} films could be made, see the warnings above; leave --videos out")
+        films = save_films(evaluator.films, videos_folder, folder.name, evaluator.film_problems)
+        result["videos"] = [str(path) for path in films.paths]
+        if not films.paths:
+            why = f" ({films.problems[0]})" if films.problems else ""
+            raise TrainingError(f"none of {videos} films could be made{why}; leave --videos out")
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
-from worldloom_dist.actors.films import write_films
+from worldloom_dist.actors.films import save_films
 from worldloom_dist.assembly import build_evaluator
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import WeightSource
@@ -60,9 +60,10 @@ class LocalEvaluations:
             return None
         self.evaluated_at = steps
         result = {"env_steps": steps, **found.to_dict()}
-        films = write_films(evaluator.films, self._folder.videos, f"eval-{steps:09d}")
         if self._plan.config.eval_videos:
-            result["films"] = [path.name for path in films]
+            label = f"eval-{steps:09d}"
+            films = save_films(evaluator.films, self._folder.videos, label, evaluator.film_problems)
+            result |= films.to_dict()
         self._report.note_evaluation(result)
         mean, spread = found.return_mean, found.return_std
         logger.info("eval at env_steps %d: return %.1f +- %.1f", steps, mean, spread)

@@ -91,5 +91,6 @@ def shortfall(plan: Plan, train_steps: int, evaluation: Mapping[str, Any] | None
         reason = f" ({why})" if why else ""
         return f"the last weights could not be evaluated{reason}; --eval-episodes 0 asks for none"
     if config.eval_videos and not evaluation.get("films"):
-        return "no film of the last evaluation could be made, and console.log says why; --eval-videos 0 asks for none"
+        problems = evaluation.get("film_problems") or ["console.log says why"]
+        return f"no film of the last evaluation could be made ({problems[0]}); --eval-videos 0 asks for none"
     return None

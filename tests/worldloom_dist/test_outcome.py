@@ -13,6 +13,7 @@ from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom.envs.toy import CountingEnv, PointEnv
 from worldloom_dist import local_evaluation as module
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
+from worldloom_dist.actors.films import FilmReport
 from worldloom_dist.cli import parse
 from worldloom_dist.launch import main
 from worldloom_dist.outcome import check_trains, check_windows, shortfall
@@ -170,11 +171,12 @@ def test_run_that_is_stopped_while_it_owes_updates_is_not_completed(tmp_path):
 
 
 def test_run_without_the_film_that_was_asked_for_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "write_films", lambda *_: [])
+    monkeypatch.setattr(module, "save_films", lambda *_: FilmReport((), ("the env draws nothing",)))
     run = start(tmp_path / "run", *EVALUATED, "--eval-videos", "1")
-    with pytest.raises(TrainingError, match="no film of the last evaluation could be made"):
+    with pytest.raises(TrainingError, match=r"no film of the last evaluation could be made \(the env draws nothing\)"):
         run.run()
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "failed"
     assert summary["error"].startswith("TrainingError: no film")
     assert summary["eval"]["films"] == []
+    assert summary["eval"]["film_problems"] == ["the env draws nothing"]

@@ -41,6 +41,11 @@ class FilmReport:
     paths: tuple[Path, ...]
     problems: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, list[str]]:
+        """As an evaluation has it in ``summary.json``: names of files, and problems where there are some."""
+        facts = {"films": [path.name for path in self.paths]}
+        return facts | ({"film_problems": list(self.problems)} if self.problems else {})
+
 
 class Recorder:
     """Records the first episode of the first ``count`` envs of a vector.

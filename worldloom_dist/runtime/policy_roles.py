@@ -27,7 +27,7 @@ from worldloom.core.metrics import Last, MetricMap, Tally
 from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.evaluation import Evaluator
-from worldloom_dist.actors.films import write_films
+from worldloom_dist.actors.films import save_films
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.assembly import build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.metric_names import BUCKETS_S
@@ -224,9 +224,12 @@ class EvaluatorRole:
         self._evaluator.load_weights(RemoteWeights(timeout_s=60.0).fetch())
         env_steps = env_steps if is_last else max(env_steps, self._env_steps_now())
         result = self._evaluator.evaluate()
-        films = write_films(self._evaluator.films, self._videos, f"eval-{env_steps:09d}")
         found = {"env_steps": env_steps, **result.to_dict(), "version": tuple(result.version)}
-        return {**found, "films": [path.name for path in films]} if self._plan.config.eval_videos else found
+        if not self._plan.config.eval_videos:
+            return found
+        label = f"eval-{env_steps:09d}"
+        films = save_films(self._evaluator.films, self._videos, label, self._evaluator.film_problems)
+        return {**found, **films.to_dict()}
 
     def _env_steps_now(self) -> int:
         """Env steps of the run; 0 when the ledger does not say."""
