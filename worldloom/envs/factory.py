@@ -125,13 +125,22 @@ def needs_main_thread(config: EnvConfig) -> str:
     """Why an env cannot live in a thread that is not its process's main one; empty when it can.
 
     Envs that handle signals or ask for the thread's event loop cannot. It is built, begun and stepped in another thread; what
-    fails there is asked for again in this one, so an env that fails anywhere gives no reason, and neither does one that hangs.
+    fails there is tried again in this one. One that hangs gives no reason: its deadlines are for the run to keep.
+
+    Raises:
+        ConfigurationError: If it fails in both, so that no run could make its first steps.
     """
     if config.is_none or config.suite not in ("gym", "module"):
         return ""
     with kept(config.env):
         reason = _in_a_thread(lambda: _try(config))
-        return reason if reason and not _try(config) else ""
+        failure = _try(config) if reason else ""
+    if failure:
+        raise ConfigurationError(
+            f"env {config.env!r} fails in its first steps: {failure}; mend it, and look at it with "
+            f"python -m worldloom_dist.check_env {config.env}"
+        )
+    return reason
 
 
 def _try(config: EnvConfig) -> str:

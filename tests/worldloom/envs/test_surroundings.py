@@ -14,6 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import make_env, needs_main_thread, probe_env
 from worldloom.envs.surroundings import Surroundings
@@ -168,13 +169,15 @@ def test_an_env_that_needs_a_main_thread_is_found_and_works_in_a_process_of_its_
     assert reason in needs_main_thread(env_of(place, disturb))
 
 
-def test_envs_that_work_anywhere_or_nowhere_need_no_main_thread(env_of):
+def test_an_env_that_works_anywhere_needs_no_main_thread_and_one_that_works_nowhere_is_refused(env_of):
     def fails():
         raise ValueError("broken anyway")
 
     assert needs_main_thread(env_of("never", fails)) == ""
-    assert needs_main_thread(env_of("reset", fails)) == ""
     assert needs_main_thread(EnvConfig(env="none")) == ""
+    for place in ("init", "reset", "step"):
+        with pytest.raises(ConfigurationError, match=r"Disturber.*broken anyway.*check_env"):
+            needs_main_thread(env_of(place, fails))
 
 
 def test_a_cancelled_task_of_an_env_costs_that_env_only(env_of):
