@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldloom.core.exceptions import (
@@ -101,20 +102,22 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed: bool) -> int:
     """Open the run folder and hand over to the runtime."""
+    shown = folder.path
+    folder = RunFolder(shown.absolute())  # an env may change the working directory
     settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
     run_id = folder.open(*settings)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:
-        announce(plan, folder, port, is_resumed=is_resumed, changed=changed)
+        announce(plan, shown, port, is_resumed=is_resumed, changed=changed)
         describe = partial(folder.describe, *settings) if is_resumed else None
         status = run_plan(plan, folder, port, stop, screen, describe)
     finally:
         screen.close()
-    logger.info("%s; everything is in %s", status, folder.path)
+    logger.info("%s; everything is in %s", status, shown)
     if status == "stopped":
-        logger.info("go on with: python -m worldloom_dist.launch --resume %s", folder.path)
+        logger.info("go on with: python -m worldloom_dist.launch --resume %s", shown)
     return 0
 
 
@@ -168,10 +171,10 @@ def open_log(folder: RunFolder) -> Screen:
     return screen
 
 
-def announce(plan: Plan, folder: RunFolder, port: int, *, is_resumed: bool, changed: Sequence[str] = ()) -> None:
+def announce(plan: Plan, folder: Path, port: int, *, is_resumed: bool, changed: Sequence[str] = ()) -> None:
     """Say what runs before it does, and what is otherwise than before a resume."""
     config, spec, env = plan.config, plan.spec, plan.env_spec
-    logger.info("run      %s%s", folder.path, " (resumed)" if is_resumed else "")
+    logger.info("run      %s%s", folder, " (resumed)" if is_resumed else "")
     if changed:
         logger.info("changed  %s", "; ".join(changed))
     logger.info("preset   %s%s", config.preset, ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "")

@@ -69,8 +69,12 @@ class ArraySpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ArraySpec:
-        """Inverse of :meth:`to_dict`."""
-        return cls(tuple(data["shape"]), data["dtype"], tuple(data.get("num_classes", ())))
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            KeyError, TypeError: If it is no description, or names no dtype.
+        """
+        return cls(tuple(data["shape"]), np.dtype(data["dtype"]).name, tuple(data.get("num_classes", ())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
