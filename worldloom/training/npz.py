@@ -26,7 +26,7 @@ from numpy.lib import format as npy
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import replacing
-from worldloom.training.array_names import Ends, find_ends, match_names
+from worldloom.training.array_names import Ends, cut_note, find_ends, find_seams, flat_note, match_names, unused_note
 
 __all__ = ["DAMAGE", "FileFacts", "is_choice", "read_episodes", "write_episodes"]
 
@@ -185,11 +185,15 @@ def _described(source: Path, names: Mapping[str, str], small: Mapping[str, np.nd
         if kind not in "biuf":
             raise CheckpointError(f"{source}: {names.get(name, name)!r} does not hold numbers; give integers, floats or flags")
     if extra and following is not None:
-        notes.append(f"arrays that are not used: {names['next_obs']}, because obs has one more entry in each episode")
+        notes.append(unused_note(names["next_obs"]))
     if steps and not ends.is_marked:
         flags = "'terminated' and 'truncated'"
         notes.append(f"nothing says where an episode ends, so all {steps} transitions are one episode; add {flags} if they are not")
     width = int(math.prod(actions.shape[1:]))
+    if actions.ndim > 2 and actions.dtype.kind == "f":
+        notes.append(flat_note(names["actions"], actions.shape[1:]))
+        small = {**small, "actions": actions.reshape(steps, width)}
+        actions = small["actions"]
     if "action_dim" in small:
         width = int(small["action_dim"])
     elif is_choice(actions):
@@ -218,7 +222,8 @@ def _with_outcomes(file: _File, obs: _Rows, following: _Rows | None, finals: Map
     for stop in file.ends.stops.tolist():
         seen = obs.take(stop - start + file.extra)
         led_to = None if following is None else following.take(stop - start)
-        bounds = [start, stop] if led_to is None else [start, *(start + _seams(seen, led_to)).tolist(), stop]
+        seams = [] if led_to is None else (start + find_seams(seen, led_to)).tolist()
+        bounds = [start, *seams, stop]
         cuts += len(bounds) - 2
         for begin, end in itertools.pairwise(bounds):
             last = finals.get(end)
@@ -229,10 +234,7 @@ def _with_outcomes(file: _File, obs: _Rows, following: _Rows | None, finals: Map
             yield _episode(file, slice(begin, end), seen[begin - start : end - start], last)
         start = stop
     if cuts:
-        file.facts.notes.append(
-            f"at {cuts} transitions {file.names['next_obs']!r} is not the observation that follows, and no end is marked: "
-            "episodes are cut there, as by a time limit"
-        )
+        file.facts.notes.append(cut_note(cuts, file.names["next_obs"]))
 
 
 def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None) -> dict[str, Any]:
@@ -246,12 +248,6 @@ def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None)
         "truncated": truncated,
     }
     return episode if last is None else episode | {"final_obs": last}
-
-
-def _seams(obs: np.ndarray, led_to: np.ndarray) -> np.ndarray:
-    """Transitions of an episode after which ``obs`` does not go on where ``next_obs`` says that the action led to."""
-    differs = (obs[1:] != led_to[:-1]).reshape(len(obs) - 1, -1).any(axis=1)
-    return np.flatnonzero(differs) + 1
 
 
 def _finals(archive: zipfile.ZipFile, file: _File) -> dict[int, np.ndarray]:
@@ -316,4 +312,5 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any])
 
 
 def _with_suffix(path: Path) -> Path:
-    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    """The name that a file of episodes gets: one that ends in ``.npz``, in whatever case, stays."""
+    return path if path.suffix.lower() == ".npz" else path.with_name(path.name + ".npz")
