@@ -24,8 +24,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from worldloom.core.exceptions import CheckpointError
-from worldloom.core.files import replacing
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.files import expanded, replacing
 from worldloom.training.array_names import Ends, cut_note, find_ends, find_seams, flat_note, match_names, unused_note
 
 __all__ = ["DAMAGE", "FileFacts", "is_choice", "read_episodes", "write_episodes"]
@@ -76,14 +76,17 @@ def write_episodes(
     """Write episodes; the file appears whole or not at all.
 
     Args:
-        path: ``.npz`` is added when missing.
+        path: ``.npz`` is added when missing; ``~`` is the home folder.
         episodes: As ``ReplayBuffer.episodes`` gives them; consumed once.
         lengths: Their transitions.
         obs: Shape and dtype of one observation.
         action_dim, capacity: Stored beside them.
         notes: Further arrays that a writer leaves for itself; readers that do not know them ignore them.
+
+    Raises:
+        ConfigurationError: If the path is none, or a folder.
     """
-    target = _with_suffix(Path(path))
+    target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     shape, dtype = obs
     total, final = sum(lengths), np.zeros((len(lengths), *shape), dtype)
@@ -113,7 +116,8 @@ def read_episodes(path: str | PathLike[str]) -> tuple[FileFacts, Iterator[dict[s
     Raises:
         CheckpointError: If the file is missing, damaged, lacks an array, or contradicts itself; also while episodes are read.
     """
-    source = Path(path) if Path(path).exists() else _with_suffix(Path(path))
+    named = expanded(path)
+    source = named if named.exists() or not named.name else _with_suffix(named)
     try:
         file = _open(source)
     except DAMAGE as error:
@@ -309,6 +313,15 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": npy.dtype_to_descr(dtype)})
+
+
+def _target(path: str | PathLike[str]) -> Path:
+    """Where a file of that name is written."""
+    named = expanded(path)
+    target = _with_suffix(named) if named.name else named
+    if target.is_dir():
+        raise ConfigurationError(f"{target}: is a folder; name a file, for example {target / 'data.npz'}")
+    return target
 
 
 def _with_suffix(path: Path) -> Path:

@@ -114,3 +114,18 @@ def test_a_file_whose_name_ends_in_capitals_keeps_its_name(tmp_path):
     assert len(ReplayBuffer.load(tmp_path / "data.NPZ")) == STEPS
     with pytest.raises(CheckpointError):
         ReplayBuffer.load(tmp_path / "other.NPZ")
+
+
+def test_names_of_files_are_paths_like_all_others_and_folders_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    buffer = ReplayBuffer.from_trajectories([arrays()])
+    buffer.save("~/data")
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
+    assert len(ReplayBuffer.load("~/data")) == len(ReplayBuffer.load("~/data.npz")) == STEPS
+    (tmp_path / "folder.npz").mkdir()
+    for wrong in ("~/folder", "", None):
+        with pytest.raises(ConfigurationError, match=r"is a folder; name a file|must be a text"):
+            buffer.save(wrong)
+    with pytest.raises(CheckpointError, match=r"folder\.npz: is not a readable"):
+        ReplayBuffer.load("~/folder.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "folder.npz"]

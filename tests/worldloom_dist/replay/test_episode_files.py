@@ -483,3 +483,12 @@ def test_an_export_whose_name_ends_in_capitals_is_found_under_that_name(tmp_path
         assert opened.env == VECTOR
         assert_same(list(opened.episodes), episodes)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.NPZ", "f.Parquet"]
+
+
+def test_a_look_at_a_file_finds_rows_that_do_not_fit_before_anything_starts(tmp_path):
+    np.savez(tmp_path / "f.npz", obs=np.zeros((6, 4)), actions=np.zeros((6, 2)), rewards=np.zeros(6))
+    with pytest.raises(CheckpointError, match=r"column 'obs' has rows of shape \(4,\) and the run stores \(3,\)"):
+        check_file(str(tmp_path / "f.npz"), VECTOR.columns())
+    np.savez(tmp_path / "f.npz", obs=np.zeros((6, 3)), actions=np.arange(6), rewards=np.zeros(6))
+    with pytest.raises(CheckpointError, match=r"column 'action' has rows of shape \(\) and the run stores \(2,\)"):
+        check_file(str(tmp_path / "f.npz"), VECTOR.columns())
