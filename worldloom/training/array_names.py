@@ -9,6 +9,7 @@ Arrays are indexed by transition t: the action taken in ``obs[t]``, that action'
     terminated    terminations, terminals, terminal          Gymnasium, Minari, D4RL: nothing follows, the value there is 0
     truncated     truncations, timeouts, timeout             likewise: a time limit or the like
     dones         done                                       either of the two, as Gym had it
+    episode_index  episode_id, episode_ids                   of each transition, as LeRobot numbers episodes
     episode_starts, episode_ends, episode_lengths            where episodes lie, when no end is marked
 
 Rows in the manner of dm_env and RLDS (``is_first``, ``is_last``, ``is_terminal``) index rewards otherwise, so they are refused.
@@ -46,8 +47,22 @@ NAMES: dict[str, tuple[str, ...]] = {
     "episode_starts": ("episode_starts", "episode_start"),
     "episode_ends": ("episode_ends",),
     "episode_lengths": ("episode_lengths",),
+    "episode_index": ("episode_index", "episode_indices", "episode_id", "episode_ids"),
 }
-OTHER_CONVENTION = frozenset({"is_first", "is_last", "is_terminal", "masks", "dones_float", "discounts", "discount"})
+OTHER_CONVENTION = frozenset(
+    {
+        "is_first",
+        "is_last",
+        "is_terminal",
+        "masks",
+        "dones_float",
+        "discounts",
+        "discount",
+        "continues",
+        "not_dones",
+        "nonterminals",
+    }
+)
 """Ends and rewards whose place in time this reader does not know."""
 FLAGS = ("terminated", "truncated", "dones", "episode_starts")
 
@@ -185,6 +200,14 @@ def _bounds(arrays: Mapping[str, np.ndarray], starts: np.ndarray | None, steps: 
         found["episode_ends"] = _whole_numbers("episode_ends", arrays["episode_ends"], source)
     if starts is not None:
         found["episode_starts"] = np.append(np.flatnonzero(starts), steps)[1 if starts[:1].all() else 0 :]
+    if "episode_index" in arrays:
+        number = np.asarray(arrays["episode_index"])
+        if number.size != steps:
+            raise CheckpointError(
+                f"{source}: 'episode_index' has {number.size} entries and there are {steps} rewards; give one per action"
+            )
+        number = number.reshape(-1)
+        found["episode_index"] = np.append(np.flatnonzero(number[1:] != number[:-1]) + 1, steps)
     for name, stops in found.items():
         is_rising = not (np.diff(stops, prepend=0) < 0).any()
         last = int(stops[-1]) if stops.size else 0

@@ -44,6 +44,8 @@ def by_file(given, tmp_path: Path, **options):
         {"actions": np.stack([ACTIONS, ACTIONS], 1)},
         {"obs": np.arange(STEPS, dtype=np.float32)},
         {"terminated": None, "episode_lengths": np.array([4, 8])},
+        {"terminated": None, "episode_index": np.arange(STEPS) // 5},
+        {"terminated": np.arange(STEPS) == STEPS - 1, "episode_id": np.arange(STEPS)[:, None] // 5},
         {"rewards": np.arange(STEPS)[:, None], "terminated": END[:, None]},
     ],
     ids=lambda changes: "-".join(changes),
@@ -60,6 +62,17 @@ def test_memory_and_file_hold_the_same_episodes_and_say_the_same(changes, tmp_pa
     for ours, theirs in pairs:
         for name, value in theirs.items():
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_numbers_of_episodes_say_where_they_end(tmp_path, caplog):
+    buffer = by_file(arrays(terminated=None, episode_index=np.arange(STEPS) // 5), tmp_path)
+    assert [len(episode["rewards"]) for episode in buffer.episodes()] == [5, 5, 2]
+    assert all(episode["truncated"][-1] for episode in buffer.episodes())
+    assert not caplog.records
+    with pytest.raises(CheckpointError, match="'episode_index' has 3 entries and there are 12"):
+        by_file(arrays(episode_index=np.arange(3)), tmp_path)
+    with pytest.raises(CheckpointError, match="another convention"):
+        by_file(arrays(terminated=None, continues=~END), tmp_path)
 
 
 def test_choices_of_all_trajectories_have_codes_of_one_width():
