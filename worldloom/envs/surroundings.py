@@ -1,6 +1,7 @@
 """What an env shares with the process it lives in, kept as it was: foreign code must not change how the rest of a run behaves.
 
-An env may replace the handlers of Ctrl-C and SIGTERM, switch off gradients or logging, or change numpy's and torch's defaults:
+An env may replace the handlers of Ctrl-C and SIGTERM, switch off gradients or logging, make errors of warnings, switch on torch's
+autocast, or change numpy's and torch's defaults:
 all of these belong to the whole process. :class:`Surroundings` remembers them and puts them back, with a warning that names the
 env. The working directory and variables of the environment are put back after a look at an env (:func:`kept`) only, because an
 env that lives on may need the ones that it set; so whatever a run opens later has an absolute path.
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +40,7 @@ class Surroundings:
 
     Args:
         env: Name of the env, for the warning.
-        is_quick: Watch only what costs nearly nothing to read (gradients, logging): for single steps, which are many.
+        is_quick: Watch only what costs nearly nothing to read (gradients, dtypes, logging): for single steps, which are many.
     """
 
     def __init__(self, env: str, *, is_quick: bool = False) -> None:
@@ -51,7 +53,8 @@ class Surroundings:
 
     def __enter__(self) -> Surroundings:
         if not self._has_torch and hasattr(sys.modules.get("torch"), "set_default_dtype"):
-            self._parts += _of_torch(sys.modules["torch"])[: 1 if self._is_quick else None]
+            parts = _of_torch(sys.modules["torch"])
+            self._parts += parts[:QUICK_OF_TORCH] if self._is_quick else parts
             self._has_torch = True
         self._former = [part.read() for part in self._parts]
         return self
@@ -89,17 +92,25 @@ def kept(env: str) -> Iterator[None]:
     """Run foreign code that is done with afterwards: what the process shares, its working directory and those variables of the
     environment that steer what is started later are as before at the end.
     """
-    folder = os.getcwd()
+    folder = _working_folder()
     variables = _steering()
     try:
         with Surroundings(env):
             yield
     finally:
-        if os.getcwd() != folder:
+        if folder is not None and _working_folder() != folder:
             os.chdir(folder)
         for name in _steering().keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
+
+
+def _working_folder() -> str | None:
+    """None in a folder that somebody deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def _steering() -> dict[str, str]:
@@ -133,20 +144,79 @@ def _set_disabled(was_disabled: bool) -> None:
             found.disabled = was_disabled
 
 
+def _levels() -> list[int]:
+    return [logger.level for logger in LOGGERS]
+
+
+def _set_levels(levels: list[int]) -> None:
+    for logger, level in zip(LOGGERS, levels, strict=True):
+        logger.setLevel(level)
+
+
+def _errors() -> list[Any]:
+    return [entry for entry in warnings.filters if entry[0] == "error"]
+
+
+def _set_errors(former: list[Any]) -> None:
+    """Drop the filters that came since; the others stay in their order."""
+    kept_filters = [entry for entry in warnings.filters if entry[0] != "error" or entry in former]
+    warnings.resetwarnings()  # tells the machinery that filters have changed
+    warnings.filters[:] = kept_filters  # type: ignore[index]
+
+
 def _of_torch(torch: Any) -> list[_Part]:
+    def set_device(device: Any) -> None:
+        """The CPU is what torch takes without a default; naming it would slow down every call."""
+        torch.set_default_device(None if device.type == "cpu" else device)
+
     return [
         _Part("whether torch computes gradients", torch.is_grad_enabled, torch.set_grad_enabled),
         _Part("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        _autocast(torch, "cpu"),
+        _autocast(torch, "cuda"),
+        _Part("torch's default device", torch.get_default_device, set_device),
         _Part("how many threads torch uses", torch.get_num_threads, torch.set_num_threads),
+        _Part(
+            "the precision of torch's matrix products",
+            torch.get_float32_matmul_precision,
+            torch.set_float32_matmul_precision,
+        ),
+        _Part(
+            "whether torch's algorithms are deterministic",
+            lambda: (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
+            lambda former: torch.use_deterministic_algorithms(former[0], warn_only=former[1]),
+        ),
+        _Part(
+            "whether torch looks for anomalies",
+            torch.is_anomaly_enabled,
+            torch.autograd.set_detect_anomaly,
+        ),
     ]
 
 
+def _autocast(torch: Any, device: str) -> _Part:
+    return _Part(
+        f"torch's autocast on {device}",
+        lambda: torch.is_autocast_enabled(device),
+        lambda former: torch.set_autocast_enabled(device, former),
+    )
+
+
+QUICK_OF_TORCH = 4
+"""How many of these parts cost nearly nothing."""
+LOGGERS = [logging.root, *(logging.getLogger(name) for name in OURS)]
 HANDLERS = [_handler(number) for number in (signal.SIGINT, signal.SIGTERM)]
 QUICK = [
     _Part("logging.disable", lambda: logging.root.manager.disable, logging.disable),
+    _Part("the levels of loggers", _levels, _set_levels),
     _Part("the handlers of the root logger", lambda: [*logging.root.handlers], _set_root_handlers),
 ]
 SLOW = [
     _Part("which loggers are disabled", _disabled, _set_disabled),
+    _Part("which warnings are errors", _errors, _set_errors),
+    _Part("how deep calls may go", sys.getrecursionlimit, sys.setrecursionlimit),
     _Part("numpy.seterr", np.geterr, lambda former: np.seterr(**former)),
 ]

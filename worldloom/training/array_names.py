@@ -9,6 +9,7 @@ Arrays are indexed by transition t: the action taken in ``obs[t]``, that action'
     terminated    terminations, terminals, terminal          Gymnasium, Minari, D4RL: nothing follows, the value there is 0
     truncated     truncations, timeouts, timeout             likewise: a time limit or the like
     dones         done                                       either of the two, as Gym had it
+    episode_index  episode_id, episode_ids                   of each transition, as LeRobot numbers episodes
     episode_starts, episode_ends, episode_lengths            where episodes lie, when no end is marked
 
 Rows in the manner of dm_env and RLDS (``is_first``, ``is_last``, ``is_terminal``) index rewards otherwise, so they are refused.
@@ -16,15 +17,24 @@ Rows in the manner of dm_env and RLDS (``is_first``, ``is_last``, ``is_terminal`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import BufferError, CheckpointError
+from worldloom.core.exceptions import CheckpointError
 
-__all__ = ["NAMES", "Ends", "episode_arguments", "find_ends", "match_names"]
+__all__ = [
+    "NAMES",
+    "Ends",
+    "cut_note",
+    "find_ends",
+    "find_seams",
+    "flat_note",
+    "match_names",
+    "unused_note",
+]
 
 NAMES: dict[str, tuple[str, ...]] = {
     "obs": ("obs", "observations", "observation"),
@@ -37,8 +47,22 @@ NAMES: dict[str, tuple[str, ...]] = {
     "episode_starts": ("episode_starts", "episode_start"),
     "episode_ends": ("episode_ends",),
     "episode_lengths": ("episode_lengths",),
+    "episode_index": ("episode_index", "episode_indices", "episode_id", "episode_ids"),
 }
-OTHER_CONVENTION = frozenset({"is_first", "is_last", "is_terminal", "masks", "dones_float", "discounts", "discount"})
+OTHER_CONVENTION = frozenset(
+    {
+        "is_first",
+        "is_last",
+        "is_terminal",
+        "masks",
+        "dones_float",
+        "discounts",
+        "discount",
+        "continues",
+        "not_dones",
+        "nonterminals",
+    }
+)
 """Ends and rewards whose place in time this reader does not know."""
 FLAGS = ("terminated", "truncated", "dones", "episode_starts")
 
@@ -127,27 +151,34 @@ def find_ends(arrays: Mapping[str, np.ndarray], steps: int, source: str) -> Ends
     return Ends(terminated, truncated, ordered if steps else ordered[:0], is_marked)
 
 
-def episode_arguments(episode: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Arguments of ``ReplayBuffer.add_episode`` from a mapping that may use other names for them.
+def find_seams(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
+    """Transitions of an episode after which ``obs`` does not go on where ``next_obs`` says that the action led to.
 
-    Raises:
-        BufferError: If an array is missing, not known, or contradicts another.
+    Floats are compared as they are stored, as float32: one of the two may have been rounded.
     """
-    given = {name: values for name, values in episode.items() if values is not None}
-    final = given.pop("final_obs", None)
-    try:
-        known, unknown = match_names(given, source)
-        needed = ("obs", "actions", "rewards")
-        if unknown or not set(needed) <= set(known):
-            raise CheckpointError(f"{source}: has {sorted(given)}; give obs, actions, rewards and its end, and nothing else")
-        arguments = {name: given[known[name]] for name in needed}
-        steps = len(arguments["rewards"])
-        ends = find_ends({name: np.asarray(given[theirs]) for name, theirs in known.items()}, steps, source)
-    except CheckpointError as error:
-        raise BufferError(str(error)) from error
-    if final is None and "next_obs" in known and steps:
-        final = np.asarray(given[known["next_obs"]])[-1]
-    return {**arguments, "dones": ends.terminated | ends.truncated, "truncated": ends.truncated, "final_obs": final}
+    if "f" in (obs.dtype.kind, next_obs.dtype.kind):
+        with np.errstate(over="ignore"):
+            obs, next_obs = obs.astype(np.float32), next_obs.astype(np.float32)
+    differs = (obs[1 : len(next_obs)] != next_obs[:-1]).reshape(len(next_obs) - 1, -1).any(axis=1)
+    return np.flatnonzero(differs) + 1
+
+
+def cut_note(cuts: int, name: str) -> str:
+    """The sentence on seams that :func:`find_seams` found; ``name`` is that of the next observations."""
+    return (
+        f"at {cuts} transitions {name!r} is not the observation that follows, and no end is marked: "
+        "episodes are cut there, as by a time limit"
+    )
+
+
+def unused_note(name: str) -> str:
+    """The sentence on next observations that each episode's one more ``obs`` says already."""
+    return f"arrays that are not used: {name}, because obs has one more entry in each episode"
+
+
+def flat_note(name: str, shape: tuple[int, ...]) -> str:
+    """The sentence on actions of several axes."""
+    return f"{name!r} are arrays of {shape}; their {math.prod(shape)} numbers are stored in a row"
 
 
 def _flags(name: str, values: np.ndarray, steps: int, source: str) -> np.ndarray:
@@ -169,6 +200,14 @@ def _bounds(arrays: Mapping[str, np.ndarray], starts: np.ndarray | None, steps: 
         found["episode_ends"] = _whole_numbers("episode_ends", arrays["episode_ends"], source)
     if starts is not None:
         found["episode_starts"] = np.append(np.flatnonzero(starts), steps)[1 if starts[:1].all() else 0 :]
+    if "episode_index" in arrays:
+        number = np.asarray(arrays["episode_index"])
+        if number.size != steps:
+            raise CheckpointError(
+                f"{source}: 'episode_index' has {number.size} entries and there are {steps} rewards; give one per action"
+            )
+        number = number.reshape(-1)
+        found["episode_index"] = np.append(np.flatnonzero(number[1:] != number[:-1]) + 1, steps)
     for name, stops in found.items():
         is_rising = not (np.diff(stops, prepend=0) < 0).any()
         last = int(stops[-1]) if stops.size else 0

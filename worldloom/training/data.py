@@ -27,10 +27,10 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, SequenceBatch, StreamId, rows_from_gym, rows_to_gym, transitions
 from worldloom.core.specs import ArraySpec
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom.training.array_names import episode_arguments
 from worldloom.training.casting import cast, flags, stored_dtype
 from worldloom.training.episodes import EpisodeIndex
-from worldloom.training.npz import read_episodes, write_episodes
+from worldloom.training.npz import is_choice, read_episodes, write_episodes
+from worldloom.training.trajectories import split_trajectory
 
 __all__ = ["ReplayBuffer", "TrajectoryDataset", "create_random_buffer"]
 
@@ -271,15 +271,16 @@ class ReplayBuffer:
             CheckpointError: If the file is missing, damaged, lacks an array, or holds an episode that cannot be stored.
         """
         facts, episodes = read_episodes(path)
-        room = capacity or max(facts.capacity, facts.steps, 1)
-        buffer = cls(room, facts.obs_shape, facts.action_dim, facts.obs_dtype, seed=seed)
+        room = max(facts.capacity, facts.steps, 1) if capacity is None else capacity
+        buffer = cls(room, facts.obs_shape or (1,), facts.action_dim, facts.obs_dtype, seed=seed)
         for number, episode in enumerate(episodes):
             try:
-                buffer.add_episode(**episode)
+                buffer.add_episode(**(episode if facts.obs_shape else _with_axis(episode)))
             except (BufferError, ShapeMismatchError) as error:
                 raise CheckpointError(f"{path}: episode {number}: {error}") from error
         for note in facts.notes:
             logger.warning("%s: %s", path, note)
+        buffer._tell_of(str(path), facts.obs_shape, facts.steps)
         return buffer
 
     @classmethod
@@ -292,14 +293,34 @@ class ReplayBuffer:
         """
         if not trajectories:
             raise BufferError("from_trajectories needs at least one trajectory, got none")
-        episodes = [episode_arguments(trajectory, f"trajectory {n}") for n, trajectory in enumerate(trajectories)]
-        steps = sum(len(episode["rewards"]) for episode in episodes)
-        obs, action = np.asarray(episodes[0]["obs"]), np.asarray(episodes[0]["actions"])
+        split = [split_trajectory(each, f"trajectory {n}") for n, each in enumerate(trajectories)]
+        episodes = [episode for found, _ in split for episode in found]
+        if not episodes:
+            raise BufferError("from_trajectories needs at least one transition, got none")
+        obs, actions = episodes[0]["obs"], [episode["actions"] for episode in episodes]
+        width = 1 if actions[0].ndim == 1 else actions[0].shape[-1]
+        if all(is_choice(action) for action in actions):
+            width = max(1, *(int(action.max()) + 1 for action in actions))
         dtype = np.uint8 if obs.dtype == np.uint8 else np.float32
-        buffer = cls(capacity or max(steps, 1), obs.shape[1:], action.shape[-1] if action.ndim > 1 else 1, dtype)
+        steps = sum(len(episode["rewards"]) for episode in episodes)
+        shape = obs.shape[1:]
+        buffer = cls(steps if capacity is None else capacity, shape or (1,), width, dtype)
         for episode in episodes:
-            buffer.add_episode(**episode)
+            buffer.add_episode(**(episode if shape else _with_axis(episode)))
+        for number, (_, notes) in enumerate(split):
+            for note in notes:
+                logger.warning("trajectory %d: %s", number, note)
+        buffer._tell_of("trajectories", shape, steps)
         return buffer
+
+    def _tell_of(self, source: str, obs_shape: tuple[int, ...], steps: int) -> None:
+        """Say what became of data that do not fit as they are."""
+        if not obs_shape:
+            logger.warning("%s: observations are single numbers; they are stored as arrays of (1,)", source)
+        if lost := steps - len(self):
+            logger.warning(
+                "%s: the oldest %d of %d transitions have no room; raise capacity, now %d", source, lost, steps, self.capacity
+            )
 
     def _observations(self, obs: Any, final_obs: Any, steps: int) -> np.ndarray:
         """[steps or steps + 1, *obs_shape] in the stored dtype."""
@@ -331,6 +352,16 @@ class ReplayBuffer:
             raise ShapeMismatchError(f"actions of an episode with {steps} rewards", (steps, self.action_dim), array.shape)
         _check_finite("actions", array)
         return cast("actions", array, np.dtype(np.float32))
+
+
+def _with_axis(episode: Mapping[str, Any]) -> dict[str, Any]:
+    """An episode of observations that are single numbers, as arrays of one."""
+    final = episode.get("final_obs")
+    return {
+        **episode,
+        "obs": np.asarray(episode["obs"])[:, None],
+        "final_obs": None if final is None else np.reshape(final, 1),
+    }
 
 
 def _array(name: str, values: Any) -> np.ndarray:

@@ -24,9 +24,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from worldloom.core.exceptions import CheckpointError
-from worldloom.core.files import replacing
-from worldloom.training.array_names import Ends, find_ends, match_names
+from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.files import expanded, replacing
+from worldloom.training.array_names import Ends, cut_note, find_ends, find_seams, flat_note, match_names, unused_note
 
 __all__ = ["DAMAGE", "FileFacts", "is_choice", "read_episodes", "write_episodes"]
 
@@ -76,14 +76,17 @@ def write_episodes(
     """Write episodes; the file appears whole or not at all.
 
     Args:
-        path: ``.npz`` is added when missing.
+        path: ``.npz`` is added when missing; ``~`` is the home folder.
         episodes: As ``ReplayBuffer.episodes`` gives them; consumed once.
         lengths: Their transitions.
         obs: Shape and dtype of one observation.
         action_dim, capacity: Stored beside them.
         notes: Further arrays that a writer leaves for itself; readers that do not know them ignore them.
+
+    Raises:
+        ConfigurationError: If the path is none, or a folder.
     """
-    target = _with_suffix(Path(path))
+    target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     shape, dtype = obs
     total, final = sum(lengths), np.zeros((len(lengths), *shape), dtype)
@@ -113,7 +116,8 @@ def read_episodes(path: str | PathLike[str]) -> tuple[FileFacts, Iterator[dict[s
     Raises:
         CheckpointError: If the file is missing, damaged, lacks an array, or contradicts itself; also while episodes are read.
     """
-    source = Path(path) if Path(path).exists() else _with_suffix(Path(path))
+    named = expanded(path)
+    source = named if named.exists() or not named.name else _with_suffix(named)
     try:
         file = _open(source)
     except DAMAGE as error:
@@ -185,11 +189,15 @@ def _described(source: Path, names: Mapping[str, str], small: Mapping[str, np.nd
         if kind not in "biuf":
             raise CheckpointError(f"{source}: {names.get(name, name)!r} does not hold numbers; give integers, floats or flags")
     if extra and following is not None:
-        notes.append(f"arrays that are not used: {names['next_obs']}, because obs has one more entry in each episode")
+        notes.append(unused_note(names["next_obs"]))
     if steps and not ends.is_marked:
         flags = "'terminated' and 'truncated'"
         notes.append(f"nothing says where an episode ends, so all {steps} transitions are one episode; add {flags} if they are not")
     width = int(math.prod(actions.shape[1:]))
+    if actions.ndim > 2 and actions.dtype.kind == "f":
+        notes.append(flat_note(names["actions"], actions.shape[1:]))
+        small = {**small, "actions": actions.reshape(steps, width)}
+        actions = small["actions"]
     if "action_dim" in small:
         width = int(small["action_dim"])
     elif is_choice(actions):
@@ -218,7 +226,8 @@ def _with_outcomes(file: _File, obs: _Rows, following: _Rows | None, finals: Map
     for stop in file.ends.stops.tolist():
         seen = obs.take(stop - start + file.extra)
         led_to = None if following is None else following.take(stop - start)
-        bounds = [start, stop] if led_to is None else [start, *(start + _seams(seen, led_to)).tolist(), stop]
+        seams = [] if led_to is None else (start + find_seams(seen, led_to)).tolist()
+        bounds = [start, *seams, stop]
         cuts += len(bounds) - 2
         for begin, end in itertools.pairwise(bounds):
             last = finals.get(end)
@@ -229,10 +238,7 @@ def _with_outcomes(file: _File, obs: _Rows, following: _Rows | None, finals: Map
             yield _episode(file, slice(begin, end), seen[begin - start : end - start], last)
         start = stop
     if cuts:
-        file.facts.notes.append(
-            f"at {cuts} transitions {file.names['next_obs']!r} is not the observation that follows, and no end is marked: "
-            "episodes are cut there, as by a time limit"
-        )
+        file.facts.notes.append(cut_note(cuts, file.names["next_obs"]))
 
 
 def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None) -> dict[str, Any]:
@@ -246,12 +252,6 @@ def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None)
         "truncated": truncated,
     }
     return episode if last is None else episode | {"final_obs": last}
-
-
-def _seams(obs: np.ndarray, led_to: np.ndarray) -> np.ndarray:
-    """Transitions of an episode after which ``obs`` does not go on where ``next_obs`` says that the action led to."""
-    differs = (obs[1:] != led_to[:-1]).reshape(len(obs) - 1, -1).any(axis=1)
-    return np.flatnonzero(differs) + 1
 
 
 def _finals(archive: zipfile.ZipFile, file: _File) -> dict[int, np.ndarray]:
@@ -315,5 +315,15 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any])
     npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": npy.dtype_to_descr(dtype)})
 
 
+def _target(path: str | PathLike[str]) -> Path:
+    """Where a file of that name is written."""
+    named = expanded(path)
+    target = _with_suffix(named) if named.name else named
+    if target.is_dir():
+        raise ConfigurationError(f"{target}: is a folder; name a file, for example {target / 'data.npz'}")
+    return target
+
+
 def _with_suffix(path: Path) -> Path:
-    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    """The name that a file of episodes gets: one that ends in ``.npz``, in whatever case, stays."""
+    return path if path.suffix.lower() == ".npz" else path.with_name(path.name + ".npz")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import numpy as np
 from worldloom.core.exceptions import CheckpointError, MissingDependencyError
 from worldloom.core.files import write_json
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
+from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import encode_rows
 from worldloom_dist.replay.episode_files import MINARI, fit_rows, open_episodes
 from worldloom_dist.replay.shard import ReplayShard
@@ -118,19 +119,22 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
     return ImportReport(episodes, rows, known, evicted, opened.repeated, tuple(opened.notes))
 
 
-def check_file(source: str, shard_columns: Iterable[str]) -> None:
+def check_file(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
     """Look at a file before anything is started.
 
     Raises:
-        CheckpointError: If it is missing, damaged at its beginning, empty, or has observations or actions that the run lacks.
+        CheckpointError: If it is missing, damaged at its beginning, empty, has observations or actions that the run lacks, or its
+            first episode does not fit into the columns of the run.
     """
     wanted = {name for name in shard_columns if name == "obs" or name.startswith(("obs/", "action"))}
     opened = open_episodes(source)
     has = {name for name in opened.env.columns() if name == "obs" or name.startswith(("obs/", "action"))}
     if has != wanted:
         raise CheckpointError(f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name a file of the same env")
-    if next(opened.episodes, None) is None:
+    first = next(opened.episodes, None)
+    if first is None:
         raise CheckpointError(f"{source}: holds no transition; name a file with at least one")
+    fit_rows(first, shard_columns, source)
 
 
 def is_gone(source: str) -> bool:

@@ -9,6 +9,7 @@ at the price of one observation per episode that nobody made. Who recorded the t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,8 @@ def _obs_space(facts: FileFacts) -> spaces.Box:
 def _action_spec(facts: FileFacts, path: Path) -> ArraySpec:
     """What shapes and values say; a file without a note knows no names and no limits."""
     actions = facts.actions
-    flat = actions.reshape(len(actions), -1)
-    width = flat.shape[1]
+    width = math.prod(actions.shape[1:])
+    flat = actions.reshape(len(actions), width)
     if width > 1 and flat.size and np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) == 1).all():
         facts.notes.append(f"actions are codes of one among {width} choices")
         return ArraySpec((), "int32", (width,))

@@ -6,7 +6,9 @@ import logging.config
 import os
 import signal
 import sys
+import tempfile
 import threading
+import warnings
 
 import gymnasium
 import numpy as np
@@ -62,6 +64,11 @@ def configure_logging():
     logging.config.dictConfig({"version": 1})
 
 
+def quiet_loggers():
+    for name in ("", "worldloom", "worldloom_dist"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 DISTURBANCES = {
     "signals": ignore_signals,
     "grad": lambda: torch.set_grad_enabled(False),
@@ -71,15 +78,29 @@ DISTURBANCES = {
     "handlers": clear_handlers,
     "config": configure_logging,
     "seterr": lambda: np.seterr(all="raise"),
+    "levels": quiet_loggers,
+    "warnings": lambda: warnings.simplefilter("error", ResourceWarning),
+    "depth": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 1),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16).__enter__(),
+    "device": lambda: torch.set_default_device("meta"),
+    "precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
 }
-QUICK = ("grad", "logging", "handlers")
+QUICK = ("grad", "dtype", "autocast", "logging", "levels", "handlers")
 
 
 def state():
     loggers = [logging.getLogger("worldloom.envs.local").disabled, logging.getLogger("worldloom_dist.local").disabled]
     handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), *logging.root.handlers]
     torchs = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()]
-    return handlers, loggers, torchs, logging.root.manager.disable, np.geterr()
+    torchs += [torch.is_autocast_enabled("cpu"), torch.get_default_device()]
+    torchs += [torch.get_float32_matmul_precision(), torch.is_anomaly_enabled()]
+    torchs += [torch.are_deterministic_algorithms_enabled()]
+    levels = [logging.getLogger(name).level for name in ("", "worldloom", "worldloom_dist")]
+    errors = [entry for entry in warnings.filters if entry[0] == "error"]
+    python = [errors, sys.getrecursionlimit(), logging.root.manager.disable, levels]
+    return handlers, loggers, torchs, python, np.geterr()
 
 
 @pytest.fixture
@@ -113,6 +134,16 @@ def test_what_the_process_shares_is_as_it_was_after_every_call(env_of, caplog, p
         assert state() == before
     env.close()
     assert "Disturber' changed" in caplog.text or what in ("handlers", "config")
+
+
+def test_an_env_that_leaves_a_deleted_working_directory_is_looked_at_all_the_same(env_of):
+    def move():
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+
+    before = os.getcwd()
+    assert probe_env(env_of("init", move))[0].obs["obs"].shape == (3,)
+    assert os.getcwd() == before
 
 
 def test_a_change_of_the_run_itself_between_two_calls_stays(env_of):

@@ -13,7 +13,7 @@ from worldloom.envs.spaces import ActionMapper
 from worldloom.training import ReplayBuffer
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.episode_files import fit_rows, open_episodes, write_episode_file
-from worldloom_dist.replay.imports import load_share
+from worldloom_dist.replay.imports import check_file, load_share
 from worldloom_dist.replay.shard import ReplayShard
 
 VECTOR = EnvSpec(name="gym:X-v0", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,))})
@@ -456,3 +456,39 @@ def test_an_import_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch):
     windows = again.sample(SampleRequest(200, (0,)))
     stored = np.concatenate([episode["obs"] for episode in episodes])
     np.testing.assert_array_equal(windows.columns["obs"], stored[windows.row_ids])
+
+
+def test_files_without_a_transition_are_opened_whatever_their_actions(tmp_path):
+    for actions in (np.zeros((0, 2)), np.zeros(0, int), np.zeros((0, 2), int)):
+        np.savez(tmp_path / "f.npz", obs=np.zeros((0, 3)), actions=actions, rewards=np.zeros(0))
+        assert list(open_episodes(str(tmp_path / "f.npz")).episodes) == []
+        with pytest.raises(CheckpointError, match="holds no transition"):
+            check_file(str(tmp_path / "f.npz"), VECTOR.columns())
+
+
+def test_actions_of_several_axes_are_stored_in_a_row_and_that_is_said(tmp_path):
+    actions = np.linspace(-1, 1, 24).reshape(6, 2, 2)
+    np.savez(tmp_path / "f.npz", obs=np.zeros((6, 3)), actions=actions, rewards=np.zeros(6))
+    opened = open_episodes(str(tmp_path / "f.npz"))
+    rows = next(opened.episodes)
+    np.testing.assert_allclose(rows["action"][:-1], actions.reshape(6, 4), rtol=1e-6)
+    assert "'actions' are arrays of (2, 2); their 4 numbers are stored in a row" in opened.notes
+
+
+def test_an_export_whose_name_ends_in_capitals_is_found_under_that_name(tmp_path):
+    episodes = episodes_of(VECTOR)
+    for name in ("f.NPZ", "f.Parquet"):
+        write_episode_file(str(tmp_path / name), VECTOR, episodes)
+        opened = open_episodes(str(tmp_path / name))
+        assert opened.env == VECTOR
+        assert_same(list(opened.episodes), episodes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.NPZ", "f.Parquet"]
+
+
+def test_a_look_at_a_file_finds_rows_that_do_not_fit_before_anything_starts(tmp_path):
+    np.savez(tmp_path / "f.npz", obs=np.zeros((6, 4)), actions=np.zeros((6, 2)), rewards=np.zeros(6))
+    with pytest.raises(CheckpointError, match=r"column 'obs' has rows of shape \(4,\) and the run stores \(3,\)"):
+        check_file(str(tmp_path / "f.npz"), VECTOR.columns())
+    np.savez(tmp_path / "f.npz", obs=np.zeros((6, 3)), actions=np.arange(6), rewards=np.zeros(6))
+    with pytest.raises(CheckpointError, match=r"column 'action' has rows of shape \(\) and the run stores \(2,\)"):
+        check_file(str(tmp_path / "f.npz"), VECTOR.columns())
