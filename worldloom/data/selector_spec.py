@@ -88,6 +88,6 @@ def _part(term: str, text: str) -> tuple[str, float, float]:
         raise ConfigurationError(f"replay.selector: {term!r} in {text!r} needs numbers, as in 0.5*prioritised:0.6") from error
     if result[1] not in ALLOWED[kind] or result[2] not in FRACTION:
         raise ConfigurationError(
-            f"replay.selector: {term!r} in {text!r} must have a parameter {ALLOWED[kind]} and a share {FRACTION}"
+            f"replay.selector: {term!r} needs a parameter {ALLOWED[kind]} and a share {FRACTION}, got {result[1]} and {result[2]}"
         )
     return result
