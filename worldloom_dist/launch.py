@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from worldloom.core.exceptions import (
     WorldLoomError,
 )
 from worldloom.envs.building import EnvBuildError
-from worldloom.envs.factory import needs_main_thread
+from worldloom.envs.thread_check import ThreadCheck
 from worldloom_dist.cli import parse, read_config
 from worldloom_dist.config import RunConfig
 from worldloom_dist.console import LogFile, Screen
@@ -139,12 +140,13 @@ def run_plan(
     else:
         from worldloom_dist.runtime.cluster import ray_cluster
 
-        plan = dataclasses.replace(plan, needs_main_thread=needs_main_thread(plan.env))
-        if plan.needs_main_thread:
-            logger.info("env      has processes of its own, because it does not work in a thread (%s)", plan.needs_main_thread)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with ray_cluster(config.address, plan.run_id):
+        with closing(ThreadCheck(plan.env)) as check, ray_cluster(config.address, plan.run_id):
             stop.listen()
+            plan = dataclasses.replace(plan, needs_main_thread=check.result())
+            if plan.needs_main_thread:
+                why = plan.needs_main_thread
+                logger.info("env      has processes of its own, because it does not work in a thread (%s)", why)
             from worldloom_dist.runtime.driver import RayRun
 
             status = RayRun(plan, folder, port, stop, screen.show, on_restored).run()

@@ -70,3 +70,18 @@ class NeedsMainThread(Ordinary):
 
     def close(self):
         self.loop.close()
+
+
+class Deadly(Ordinary):
+    """Ends its process, as a simulator that crashes does."""
+
+    def step(self, action):
+        os._exit(3)
+
+
+class FourValues(Ordinary):
+    """Steps as envs of the old gym did."""
+
+    def step(self, action):
+        obs, reward, _, done, info = super().step(action)
+        return obs, reward, done, info

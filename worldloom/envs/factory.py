@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import EnvSpec
-from worldloom.envs.building import FOREIGN_ERRORS, first_line
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.surroundings import Surroundings, kept
 from worldloom.envs.vector import VectorEnv
@@ -24,14 +21,13 @@ if TYPE_CHECKING:
 
     from worldloom.envs.wrappers import EnvAdapter, RawEnv
 
-__all__ = ["VectorEnvError", "build_env", "env_spec", "make_env", "make_raw", "needs_main_thread", "probe_env"]
+__all__ = ["VectorEnvError", "build_env", "env_spec", "make_env", "make_raw", "probe_env"]
 
 logger = logging.getLogger(__name__)
 
 SUITE_MODULES = {"gym": "gymnasium", "mujoco": "gymnasium", "atari": "atari", "dmc": "dmc", "toy": "toy", "module": "module"}
 
 
-TRIED_STEPS = 3
 PLUGINS = {"rllib": "worldloom_dist.runtime.rllib_envs"}
 """Suites of the distributed system: imported by name when asked for, because the library itself knows no ray."""
 
@@ -119,51 +115,6 @@ def probe_env(config: EnvConfig) -> tuple[EnvSpec, int | None]:
         env = make_env(config, seed=0, is_exact=False)
         env.close()
     return env.spec, env.num_envs if env.num_envs > 1 else None
-
-
-def needs_main_thread(config: EnvConfig) -> str:
-    """Why an env cannot live in a thread that is not its process's main one; empty when it can.
-
-    Envs that handle signals or ask for the thread's event loop cannot. It is built, begun and stepped in another thread; what
-    fails there is tried again in this one. One that hangs gives no reason: its deadlines are for the run to keep.
-
-    Raises:
-        ConfigurationError: If it fails in both, so that no run could make its first steps.
-    """
-    if config.is_none or config.suite not in ("gym", "module"):
-        return ""
-    with kept(config.env):
-        reason = _in_a_thread(lambda: _try(config))
-        failure = _try(config) if reason else ""
-    if failure:
-        raise ConfigurationError(
-            f"env {config.env!r} fails in its first steps: {failure}; mend it, and look at it with "
-            f"python -m worldloom_dist.check_env {config.env}"
-        )
-    return reason
-
-
-def _try(config: EnvConfig) -> str:
-    """Build, begin and step an env; returns what went wrong."""
-    try:
-        env = make_env(config, seed=0, is_exact=False, limits=EnvLimits(max_failures=1))
-        try:
-            env.reset()
-            for _ in range(TRIED_STEPS):
-                env.step({name: spec.zeros(env.num_envs) for name, spec in env.spec.action.items()})
-        finally:
-            env.close()
-    except FOREIGN_ERRORS as error:  # the edge of foreign code
-        return first_line(error)
-    return ""
-
-
-def _in_a_thread(call: Callable[[], str]) -> str:
-    answers: list[str] = []
-    thread = threading.Thread(target=lambda: answers.append(call()), daemon=True)
-    thread.start()
-    thread.join(EnvLimits().start_timeout_s)
-    return answers[0] if answers else ""
 
 
 def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:

@@ -15,7 +15,7 @@ from typing import Any
 
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["EnvProcess"]
+__all__ = ["EnvProcess", "child_environment"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class EnvProcess:
         descriptors = (theirs.fileno(), life_read, self._dump.fileno())
         command = [sys.executable, "-m", "worldloom.envs.child", *map(str, descriptors)]
         self._process = subprocess.Popen(
-            command, pass_fds=descriptors, env=_environment(), stdin=subprocess.DEVNULL, start_new_session=True
+            command, pass_fds=descriptors, env=child_environment(), stdin=subprocess.DEVNULL, start_new_session=True
         )
         theirs.close()
         os.close(life_read)
@@ -113,7 +113,7 @@ class EnvProcess:
         self._dump.close()
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Ours, with our import path (so that ``module:callable`` is found) and one thread per maths library."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}

@@ -64,7 +64,7 @@ class ShardRole:
 
     def __init__(self, plan: Plan, index: int, folder: Path) -> None:
         keep_freed_memory()
-        self._index, self._relay = index, LogRelay("worldloom_dist.replay").listen()
+        self._index, self._relay = index, LogRelay("worldloom_dist.replay", __name__).listen()
         self._shard, self._num_shards = _open_shard(plan, index, folder), plan.config.replay.shards
         self._loop_shard = LoopShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))

@@ -18,8 +18,9 @@ from gymnasium import spaces
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
-from worldloom.envs.factory import make_env, needs_main_thread, probe_env
+from worldloom.envs.factory import make_env, probe_env
 from worldloom.envs.surroundings import Surroundings
+from worldloom.envs.thread_check import ThreadCheck, needs_main_thread
 
 
 class Plain(gymnasium.Env):
@@ -160,8 +161,7 @@ def test_a_change_of_the_run_itself_between_two_calls_stays(env_of):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("place", ["init", "reset"])
-def test_a_look_at_an_env_leaves_the_working_directory_and_what_steers_cuda_and_ray(env_of, monkeypatch, tmp_path, place):
+def test_a_look_at_an_env_leaves_the_working_directory_and_what_steers_cuda_and_ray(env_of, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "mine")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     folder = os.getcwd()
@@ -172,9 +172,7 @@ def test_a_look_at_an_env_leaves_the_working_directory_and_what_steers_cuda_and_
         os.environ["RAY_ADDRESS"] = "theirs"
         os.environ["MY_ASSETS"] = "here"
 
-    config = env_of(place, disturb)
-    probe_env(config)
-    needs_main_thread(config)
+    probe_env(env_of("init", disturb))
     assert os.getcwd() == folder
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert os.environ["RAY_ADDRESS"] == "mine"
@@ -205,7 +203,6 @@ def test_an_env_that_works_anywhere_needs_no_main_thread_and_one_that_works_nowh
         raise ValueError("broken anyway")
 
     assert needs_main_thread(env_of("never", fails)) == ""
-    assert needs_main_thread(EnvConfig(env="none")) == ""
     for place in ("init", "reset", "step"):
         with pytest.raises(ConfigurationError, match=r"Disturber.*broken anyway.*check_env"):
             needs_main_thread(env_of(place, fails))
@@ -225,3 +222,26 @@ def test_a_cancelled_task_of_an_env_costs_that_env_only(env_of):
         env.step({"action": np.zeros((2, 1), np.float32)})
     assert [fault.env for fault in env.drain_faults()] == [0]
     env.close()
+
+
+HOME = "tests.worldloom_dist.foreign_envs"
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        (f"{HOME}:NeedsMainThread", "signal only works in main thread"),
+        (f"{HOME}:Ordinary", ""),
+        (f"{HOME}:Deadly", ""),
+        ("toy:point", ""),
+    ],
+)
+def test_the_check_runs_in_a_process_that_an_env_may_kill(env, reason):
+    found = ThreadCheck(EnvConfig(env=env)).result()
+    assert reason in found
+    assert bool(found) == bool(reason)
+
+
+def test_an_env_that_fails_at_once_is_refused_by_the_check():
+    with pytest.raises(ConfigurationError, match=r"FourValues' fails in its first steps: .*four values"):
+        ThreadCheck(EnvConfig(env=f"{HOME}:FourValues")).result()
