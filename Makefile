@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS ?= dev,viz,atari,mujoco,dmc
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long check bench clean
+.PHONY: demo lint test test-long check bench clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("worldloom needs Python 3.11 or newer, this is %d.%d; run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -16,16 +16,18 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv  ## train TD-MPC2 on Pendulum-v1 through the distributed system, on this machine
 	$(BIN)/python -m worldloom_dist.launch --preset quick
 
+lint: .venv  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
 test: .venv  ## everything that guards a change, within twelve minutes on two cores
 	$(BIN)/python -m pytest -m "not long and not gpu"
 
 test-long: .venv  ## chaos rounds, learning curves, soak
 	$(BIN)/python -m pytest -m "long" --timeout 5400
 
-check: .venv  ## what a commit must pass: lint, format, types, quick tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+check: lint  ## what a commit must pass: style, format, types, quick tests
 	$(BIN)/python -m pytest -m "not long and not gpu and not ray and not chaos and not learn"
 
 bench: .venv  ## run every benchmark; results go to benchmarks/results

@@ -1,13 +1,15 @@
 """What our path from the env into replay costs, against the bare env, on one core.
 
-    python benchmarks/actors.py                       # all parts, about two minutes; writes benchmarks/results/actors.json
+    python benchmarks/actors.py  # all parts, about two minutes; writes
+    benchmarks/results/actors.json
     python benchmarks/actors.py rollout               # some parts
 
-``rollout`` steps the bare env and our whole path (random actions, vector env, rows, chunks, codec, replay shard in memory) in turns
-within one process and compares CPU seconds per decision, because other work on the machine disturbs those least; the figure is the
-best of the turns for each. ``bare`` is one env by itself with actions drawn before, plus the resizing for Atari, which anybody
-needs; ``bare_in_group`` steps as many of them in turns as we do.
-``start`` is what a worker without torch takes: memory of the process, and seconds to import and make an env.
+``rollout`` steps the bare env and our whole path (random actions, vector env, rows, chunks, codec,
+replay shard in memory) in turns within one process and compares CPU seconds per decision, because
+other work on the machine disturbs those least; the figure is the best of the turns for each.
+``bare`` is one env by itself with actions drawn before, plus the resizing for Atari, which anybody
+needs; ``bare_in_group`` steps as many of them in turns as we do. ``start`` is what a worker without
+torch takes: memory of the process, and seconds to import and make an env.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ from worldloom_dist.replay.shard import ReplayShard
 GROUP = 8
 TURNS = 9
 CASES = {
-    "atari": (EnvConfig(env="atari:pong", image_size=64, grayscale=False, sticky=0.0, full_actions=False), 800),
+    "atari": (
+        EnvConfig(env="atari:pong", image_size=64, grayscale=False, sticky=0.0, full_actions=False),
+        800,
+    ),
     "half_cheetah": (EnvConfig(env="mujoco:half-cheetah"), 8000),
     "pendulum": (EnvConfig(env="gym:Pendulum-v1"), 16000),
 }
@@ -78,7 +83,8 @@ def cpu_us(work: Callable[[int], None], decisions: int) -> float:
 def bare_stepper(config: EnvConfig, num_envs: int) -> Callable[[int], None]:
     """Steps one env itself, or several in turns; for Atari with the resizing."""
     adapters = [build_env(config.resolved()) for _ in range(num_envs)]
-    envs, is_atari = [adapter._env for adapter in adapters], config.suite == "atari"
+    envs = [adapter._env for adapter in adapters]
+    is_atari = config.suite == "atari"
     resize = next(iter(adapters[0]._images.values()))._resize if is_atari else None
     actions = [envs[0].action_space.sample() for _ in range(1000)]
     for seed, env in enumerate(envs):
@@ -100,11 +106,19 @@ def our_stepper(config: EnvConfig) -> Callable[[int], None]:
     """Steps a worker whose rows go into a shard in memory."""
     columns = env_spec(config).columns()
     sampling = SamplingSpec(batch_size=16, length=16, cross_episodes=True)
-    shard = ReplayShard(0, columns, sampling, capacity_steps=50_000, directory=None, durability="none")
+    shard = ReplayShard(
+        0, columns, sampling, capacity_steps=50_000, directory=None, durability="none"
+    )
     worker = RolloutWorker(
-        0, 0, env=lambda: make_env(config, num_envs=GROUP, seed=0), acting=NobodyActs(), writer=ShardWriter(shard),  # type: ignore[arg-type]
-        columns=columns, seed=0, may_use_policy=lambda: False,
-    )  # fmt: skip
+        0,
+        0,
+        env=lambda: make_env(config, num_envs=GROUP, seed=0),
+        acting=NobodyActs(),
+        writer=ShardWriter(shard),  # type: ignore[arg-type]
+        columns=columns,
+        seed=0,
+        may_use_policy=lambda: False,
+    )
 
     def step(decisions: int) -> None:
         for _ in range(decisions // GROUP):
@@ -117,10 +131,17 @@ def bench_rollout() -> dict[str, Any]:
     """Our path against the bare env."""
     results = {}
     for name, (config, decisions) in CASES.items():
-        steppers = {"bare": bare_stepper(config, 1), "bare_in_group": bare_stepper(config, GROUP), "ours": our_stepper(config)}
+        steppers = {
+            "bare": bare_stepper(config, 1),
+            "bare_in_group": bare_stepper(config, GROUP),
+            "ours": our_stepper(config),
+        }
         for stepper in steppers.values():
             stepper(decisions // 4)
-        turns = [{kind: cpu_us(stepper, decisions) for kind, stepper in steppers.items()} for _ in range(TURNS)]
+        turns = [
+            {kind: cpu_us(stepper, decisions) for kind, stepper in steppers.items()}
+            for _ in range(TURNS)
+        ]
         best = {kind: min(turn[kind] for turn in turns) for kind in steppers}
         results[name] = {
             "env": config.env,
@@ -128,14 +149,17 @@ def bench_rollout() -> dict[str, Any]:
             "cpu_us_per_row": {kind: round(value, 1) for kind, value in best.items()},
             "added_us_per_row": round(best["ours"] - best["bare"], 1),
             "share_of_bare_rate": round(best["bare"] / best["ours"], 3),
-            "share_of_bare_rate_in_turns": [round(turn["bare"] / turn["ours"], 3) for turn in turns],
+            "share_of_bare_rate_in_turns": [
+                round(turn["bare"] / turn["ours"], 3) for turn in turns
+            ],
         }
     return results
 
 
 def bench_processes() -> dict[str, Any]:
     """Envs in processes of their own: wall time per vector step, with an env that costs nothing."""
-    config, steps = EnvConfig(env="toy:point"), 2000
+    config = EnvConfig(env="toy:point")
+    steps = 2000
     results = {}
     for where, processes in (("in_process", False), ("supervised", True)):
         env = make_env(config, num_envs=GROUP, seed=0, processes=processes)
@@ -166,7 +190,10 @@ def bench_start() -> dict[str, Any]:
         "import sys; print(seconds, pss / 1e3, 'torch' in sys.modules)\n"
     )
     runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(3)
     ]
     return {
         "import_and_make_env_s": round(min(float(run[0]) for run in runs), 2),
@@ -180,9 +207,13 @@ PARTS = {"rollout": bench_rollout, "processes": bench_processes, "start": bench_
 
 def main() -> None:
     """Run the parts and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default all")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results" / "actors.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).resolve().parent / "results" / "actors.json"
+    )
     arguments = parser.parse_args()
     report = context()
     with tempfile.TemporaryDirectory() as folder:

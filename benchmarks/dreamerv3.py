@@ -1,15 +1,17 @@
-"""DreamerV3 on one CPU thread: milliseconds per update and per decision, where the time goes, and how close to the peak.
+"""DreamerV3 on one CPU thread: milliseconds per update and per decision, where the time goes, and
+how close to the peak.
 
-    python benchmarks/dreamerv3.py                       # every case; writes benchmarks/results/dreamerv3.json
+    python benchmarks/dreamerv3.py  # every case; writes benchmarks/results/dreamerv3.json
     python benchmarks/dreamerv3.py --store act img       # some cases, stored beside the others
     python benchmarks/dreamerv3.py update vec size1m     # one case, printed only
     python benchmarks/dreamerv3.py act img size1m
 
-Cases as in the published comparisons: batch 16 x 64 (+1 context row), imagination 15, float32, random data; ``vec`` is 24 numbers
-and 6 continuous actions, ``img`` is 64x64x3 and 6 discrete ones. Each case runs in a process of its own, so that the peak of
-resident memory is its own. ``cpu_ms`` is the CPU time of the process, which other work on the machine disturbs least; ``wall_ms``
-means something on a quiet machine only (``load`` says how quiet it was). ``fraction_of_peak`` compares the multiply-adds of an
-update with a 1024-cubed float32 matrix product on the same thread.
+Cases as in the published comparisons: batch 16 x 64 (+1 context row), imagination 15, float32,
+random data; ``vec`` is 24 numbers and 6 continuous actions, ``img`` is 64x64x3 and 6 discrete ones.
+Each case runs in a process of its own, so that the peak of resident memory is its own. ``cpu_ms``
+is the CPU time of the process, which other work on the machine disturbs least; ``wall_ms`` means
+something on a quiet machine only (``load`` says how quiet it was). ``fraction_of_peak`` compares
+the multiply-adds of an update with a 1024-cubed float32 matrix product on the same thread.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 
 ENVS = {
     "vec": EnvSpec(name="vec", obs={"obs": ArraySpec((24,))}, action={"action": ArraySpec((6,))}),
-    "img": EnvSpec(name="img", obs={"obs": ArraySpec((64, 64, 3), "uint8")}, action={"action": ArraySpec((), "int64", (6,))}),
+    "img": EnvSpec(
+        name="img",
+        obs={"obs": ArraySpec((64, 64, 3), "uint8")},
+        action={"action": ArraySpec((), "int64", (6,))},
+    ),
 }
 SIZES = ("size1m", "size12m")
 UPDATES = {("vec", "size1m"): 8, ("img", "size1m"): 5, ("vec", "size12m"): 4, ("img", "size12m"): 2}
@@ -53,10 +59,20 @@ PEERS_MS = {
     "act vec size1m": {"official JAX": [1.43, 2.00, 3.17], "r2dreamer": [1.65, 2.15, 3.50]},
     "act img size1m": {"official JAX": [3.21, 24.40, 86.25], "r2dreamer": [2.58, 9.60, 23.94]},
     "act vec size12m": {"official JAX": [13.11, 20.30, 29.44], "r2dreamer": [14.22, 17.46, 26.23]},
-    "act img size12m": {"official JAX": [21.01, 71.88, 275.26], "r2dreamer": [16.75, 44.19, 147.83]},
+    "act img size12m": {
+        "official JAX": [21.01, 71.88, 275.26],
+        "r2dreamer": [16.75, 44.19, 147.83],
+    },
 }
-"""Medians of other implementations on one thread of a machine of the same kind, same settings and architecture."""
-PEER_MEMORY_MB = {"update vec size1m": 1039, "update img size1m": 2267, "update vec size12m": 2031, "update img size12m": 6375}
+"""Medians of other implementations on one thread of a machine of the same kind, same settings and
+architecture.
+"""
+PEER_MEMORY_MB = {
+    "update vec size1m": 1039,
+    "update img size1m": 2267,
+    "update vec size12m": 2031,
+    "update img size12m": 6375,
+}
 """Peak resident memory of r2dreamer in the same cases."""
 
 
@@ -73,21 +89,30 @@ def random_array(spec: ArraySpec, rng: np.random.Generator, *lead: int) -> np.nd
 
 def random_batch(agent: DreamerV3Agent, env: EnvSpec) -> SequenceBatch:
     """One batch with stored latents."""
-    rng, sampling = np.random.default_rng(0), agent.spec.sampling
+    rng = np.random.default_rng(0)
+    sampling = agent.spec.sampling
     lead = (sampling.batch_size, sampling.window_rows)
-    columns = {name: random_array(spec, rng, *lead) for name, spec in env.columns(agent.spec.extras).items()}
+    columns = {
+        name: random_array(spec, rng, *lead)
+        for name, spec in env.columns(agent.spec.extras).items()
+    }
     columns["latent/stoch"] %= agent.config.classes
     columns["latent/deter"] = (
-        torch.from_numpy(rng.uniform(-1, 1, columns["latent/deter"].shape)).bfloat16().view(torch.uint16).numpy()
+        torch.from_numpy(rng.uniform(-1, 1, columns["latent/deter"].shape))
+        .bfloat16()
+        .view(torch.uint16)
+        .numpy()
     )
     return SequenceBatch.from_columns(columns).map(torch.from_numpy)
 
 
 def timed(work: Callable[[], object], repetitions: int) -> tuple[list[float], list[float]]:
     """Wall and CPU milliseconds of each repetition."""
-    wall, cpu = [], []
+    wall = []
+    cpu = []
     for _ in range(repetitions):
-        begin, begin_cpu = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
+        begin_cpu = time.process_time()
         work()
         wall.append((time.perf_counter() - begin) * 1e3)
         cpu.append((time.process_time() - begin_cpu) * 1e3)
@@ -101,7 +126,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def peak_flops() -> float:
     """Floating-point operations per CPU second of a large matrix product."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    a = torch.randn(1024, 1024)
+    b = torch.randn(1024, 1024)
     _, cpu = timed(lambda: a @ b, 8)
     return 2 * 1024**3 / (min(cpu) / 1e3)
 
@@ -123,10 +149,15 @@ def phases(agent: DreamerV3Agent, batch: SequenceBatch) -> dict[str, float]:
 
     networks = agent.all_networks
     targets = [
-        (networks.model, "tokens", "encoder"), (networks.model.dyn, "observe", "filtering scan"),
-        (networks.model.dec, "losses", "decoder"), (networks, "imagine", "imagination"), (networks, "behavior", "actor and critic"),
-        (networks, "replay_loss", "replayed value"), (agent.optimizer, "step", "optimizer"), (torch.autograd, "grad", "backward"),
-    ]  # fmt: skip
+        (networks.model, "tokens", "encoder"),
+        (networks.model.dyn, "observe", "filtering scan"),
+        (networks.model.dec, "losses", "decoder"),
+        (networks, "imagine", "imagination"),
+        (networks, "behavior", "actor and critic"),
+        (networks, "replay_loss", "replayed value"),
+        (agent.optimizer, "step", "optimizer"),
+        (torch.autograd, "grad", "backward"),
+    ]
     original = torch.autograd.grad
     for target in targets:
         watch(*target)
@@ -147,7 +178,8 @@ def update_case(kind: str, size: str) -> dict[str, Any]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     with FlopCounterMode(display=False) as counter:
         agent.train_step(batch)
-    flops, peak = counter.get_total_flops(), peak_flops()
+    flops = counter.get_total_flops()
+    peak = peak_flops()
     return {
         "parameters": sum(p.numel() for p in agent.all_networks.trained().values()),
         "wall_ms": spread(wall),
@@ -162,12 +194,14 @@ def update_case(kind: str, size: str) -> dict[str, Any]:
 
 def act_case(kind: str, size: str) -> dict[str, Any]:
     """One preset's decision for 1, 16 and 64 envs."""
-    env, results = ENVS[kind], {}
+    env = ENVS[kind]
+    results = {}
     policy = make_policy(PRESETS[size](), env)
     rng = np.random.default_rng(0)
     for num_envs in ENV_COUNTS:
         obs = {name: random_array(spec, rng, num_envs) for name, spec in env.obs.items()}
-        carry, first = policy.initial_carry(num_envs), np.zeros(num_envs, bool)
+        carry = policy.initial_carry(num_envs)
+        first = np.zeros(num_envs, bool)
 
         def act(obs: Any = obs, carry: Any = carry, first: Any = first) -> None:
             policy.act(obs, carry, first, explore=True)
@@ -190,21 +224,34 @@ def compare(name: str, result: dict[str, Any]) -> str:
     peers = PEERS_MS[name]
     if name.startswith("update"):
         best = min(peers, key=lambda peer: peers[peer])
-        ours, memory = result["cpu_ms"]["median"], result["peak_rss_mb"] / PEER_MEMORY_MB[name]
+        ours = result["cpu_ms"]["median"]
+        memory = result["peak_rss_mb"] / PEER_MEMORY_MB[name]
         against = f"{ours / peers[best]:.2f} x {best} ({peers[best]} ms)"
-        return f"{name}: {ours:.0f} ms CPU, {against}; {result['peak_rss_mb']} MB, {memory:.2f} x r2dreamer"
+        return (
+            f"{name}: {ours:.0f} ms CPU, {against}; {result['peak_rss_mb']} MB, "
+            f"{memory:.2f} x r2dreamer"
+        )
     parts = []
     for i, num_envs in enumerate(ENV_COUNTS):
-        ours, best_ms = result[str(num_envs)]["cpu_ms"]["median"], min(times[i] for times in peers.values())
+        ours = result[str(num_envs)]["cpu_ms"]["median"]
+        best_ms = min(times[i] for times in peers.values())
         parts.append(f"{num_envs} envs {ours:.2f} ms ({ours / best_ms:.2f} x best peer)")
     return f"{name}: " + ", ".join(parts)
 
 
 def main() -> None:
-    """Print one case, or run those whose name begins as told and store them beside the ones stored before."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print one case, or run those whose name begins as told and store them beside the ones stored
+    before.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("case", nargs="*", metavar="CASE", help="update|act vec|img PRESET")
-    parser.add_argument("--store", action="store_true", help="the words are the beginning of the names of cases to run and store")
+    parser.add_argument(
+        "--store",
+        action="store_true",
+        help="the words are the beginning of the names of cases to run and store",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.case and not arguments.store:
@@ -218,13 +265,20 @@ def store(names: list[str]) -> None:
     """Run cases, each in its own process, and put them into the file of results."""
     path = Path(__file__).parent / "results" / "dreamerv3.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     for name in names:
         results[name] = run_case(name) | {"load": round(os.getloadavg()[0], 2), "commit": commit}
         print(compare(name, results[name]), flush=True)
     report = {
         "command": "python benchmarks/dreamerv3.py",
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
         "threads": 1,
         "peers_median_ms": PEERS_MS,
         "peers_peak_rss_mb": PEER_MEMORY_MB,
@@ -238,7 +292,10 @@ def store(names: list[str]) -> None:
 def cpu_name() -> str:
     """As the kernel calls it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 if __name__ == "__main__":

@@ -2,18 +2,22 @@
 
     OMP_NUM_THREADS=1 python benchmarks/learner.py [--agent tdmpc2:ci] [--seconds 60] [--label NAME]
 
-* ``staged``: updates/s of the learner alone on one batch that is ready in memory, pinned to one core;
-* ``live``: updates/s of a run on Ray with live actors that always owe training something (a high train ratio), after its burst,
-  with the share of the training thread's time by phase, and what an update takes of the learner's core: CPU of the training
-  thread, CPU of the process's other threads (feed, Ray), and how long the training thread waited for the core; once with the whole
-  learner process on a core of its own, and once with the training thread alone there;
+* ``staged``: updates/s of the learner alone on one batch that is ready in memory, pinned to one
+  core;
+* ``live``: updates/s of a run on Ray with live actors that always owe training something (a high
+  train ratio), after its burst, with the share of the training thread's time by phase, and what an
+  update takes of the learner's core: CPU of the training thread, CPU of the process's other threads
+  (feed, Ray), and how long the training thread waited for the core; once with the whole learner
+  process on a core of its own, and once with the training thread alone there;
 * ``checkpoint``: how long the training thread stands still for one, and ``publish`` likewise.
 
-A machine that is shared gets faster and slower within minutes. So live and staged take turns on the same core: the run trains for
-a while, then all of its processes are stopped (SIGSTOP) while the learner alone trains for as long, and so on; ``live_over_staged``
-is the ratio over all turns, ``live_over_staged_in_turns`` that of each.
+A machine that is shared gets faster and slower within minutes. So live and staged take turns on the
+same core: the run trains for a while, then all of its processes are stopped (SIGSTOP) while the
+learner alone trains for as long, and so on; ``live_over_staged`` is the ratio over all turns,
+``live_over_staged_in_turns`` that of each.
 
-With CUDA there are also milliseconds per update with and without a captured graph. Writes benchmarks/results/learner[_LABEL].json.
+With CUDA there are also milliseconds per update with and without a captured graph. Writes
+benchmarks/results/learner[_LABEL].json.
 """
 
 from __future__ import annotations
@@ -50,15 +54,26 @@ RESULTS = Path(__file__).parent / "results"
 
 def random_windows(plan: Plan) -> SampledWindows:
     """One batch of noise of the right shape, as from the object store: read-only."""
-    rng, sampling = np.random.default_rng(0), plan.spec.sampling
+    rng = np.random.default_rng(0)
+    sampling = plan.spec.sampling
     lead = (sampling.batch_size, sampling.window_rows)
     columns = {}
     for name, spec in plan.columns.items():
         shape = (*lead, *spec.shape)
-        columns[name] = rng.normal(size=shape).astype(spec.dtype) if spec.dtype.startswith("float") else np.zeros(shape, spec.dtype)
+        columns[name] = (
+            rng.normal(size=shape).astype(spec.dtype)
+            if spec.dtype.startswith("float")
+            else np.zeros(shape, spec.dtype)
+        )
         columns[name].flags.writeable = False
     zeros = np.zeros(lead[0], np.int64)
-    return SampledWindows(columns, np.arange(lead[0] * lead[1]).reshape(lead), zeros, zeros, np.full(lead[0], time.time()))
+    return SampledWindows(
+        columns,
+        np.arange(lead[0] * lead[1]).reshape(lead),
+        zeros,
+        zeros,
+        np.full(lead[0], time.time()),
+    )
 
 
 class Staged:
@@ -70,15 +85,21 @@ class Staged:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._device = choose_device(plan.config.learner.device)
-        self.learner = build_learner(plan, WeightStore(), device=self._device, incarnation=1, folder=folder)
-        self._windows, self._folder, self._every_s = random_windows(plan), folder, plan.config.learner.publish_every_s
+        self.learner = build_learner(
+            plan, WeightStore(), device=self._device, incarnation=1, folder=folder
+        )
+        self._windows = random_windows(plan)
+        self._folder = folder
+        self._every_s = plan.config.learner.publish_every_s
         for _ in range(8):
             self.update()
         self.reset()
 
     def reset(self) -> None:
         """Forget what was counted."""
-        self.updates, self.seconds, self.cpu_s = 0, 0.0, 0.0
+        self.updates = 0
+        self.seconds = 0.0
+        self.cpu_s = 0.0
 
     def update(self) -> None:
         """One, whole."""
@@ -87,13 +108,17 @@ class Staged:
 
     def run(self, seconds: float) -> float:
         """Train for so long; returns updates/s."""
-        count, began, busy = 0, time.monotonic(), time.thread_time()
+        count = 0
+        began = time.monotonic()
+        busy = time.thread_time()
         while time.monotonic() - began < seconds:
             self.learner.train(self._windows)
             count += 1
         _wait(self._device)
         took = time.monotonic() - began
-        self.updates, self.seconds, self.cpu_s = self.updates + count, self.seconds + took, self.cpu_s + time.thread_time() - busy
+        self.updates = self.updates + count
+        self.seconds = self.seconds + took
+        self.cpu_s = self.cpu_s + time.thread_time() - busy
         return count / took
 
     def report(self) -> dict[str, float]:
@@ -107,7 +132,8 @@ class Staged:
     def stalls(self) -> dict[str, float]:
         """What publishing and a checkpoint cost the training thread."""
         writer = CheckpointWriter(CheckpointStore(self._folder / "checkpoints"))
-        stalls, publishes = [], []
+        stalls = []
+        publishes = []
         for _ in range(5):
             self.update()
             while not writer.is_idle:
@@ -127,15 +153,29 @@ class Staged:
         }
 
 
-def measure_live(words: list[str], staged: Staged, seconds: float, turns: int, folder: Path, *, alone: bool) -> dict[str, object]:
-    """A whole run with live actors, in turns with the learner alone on the core that this process is pinned to.
+def measure_live(
+    words: list[str], staged: Staged, seconds: float, turns: int, folder: Path, *, alone: bool
+) -> dict[str, object]:
+    """A whole run with live actors, in turns with the learner alone on the core that this process
+    is pinned to.
 
-    The learner of the run has that core to itself, and all other roles share the rest; with ``alone``, the threads that fetch its
-    batches are kept off that core too.
+    The learner of the run has that core to itself, and all other roles share the rest; with
+    ``alone``, the threads that fetch its batches are kept off that core too.
     """
     (core,) = os.sched_getaffinity(0)
-    command = [sys.executable, "-m", "worldloom_dist.launch", *words, "--run-dir", str(folder), "--metrics-port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, preexec_fn=_anywhere)
+    command = [
+        sys.executable,
+        "-m",
+        "worldloom_dist.launch",
+        *words,
+        "--run-dir",
+        str(folder),
+        "--metrics-port",
+        "0",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, preexec_fn=_anywhere
+    )
     spent: Counter[str] = Counter()
     ratios: list[float] = []
     staged.reset()
@@ -152,11 +192,19 @@ def measure_live(words: list[str], staged: Staged, seconds: float, turns: int, f
     finally:
         process.terminate()
         process.wait(120)
-    rate, reference = spent["updates"] / spent["seconds"], staged.report()
+    rate = spent["updates"] / spent["seconds"]
+    reference = staged.report()
     total = sum(value for name, value in spent.items() if name.startswith("share_"))
     shares = {name: value / total for name, value in spent.items() if name.startswith("share_")}
-    costs = {f"{name}_ms": 1000 * value / spent["updates"] for name, value in spent.items() if name.endswith(("cpu", "waited"))}
-    over = {"live_over_staged": rate / reference["updates_per_s"], "live_over_staged_in_turns": ratios}
+    costs = {
+        f"{name}_ms": 1000 * value / spent["updates"]
+        for name, value in spent.items()
+        if name.endswith(("cpu", "waited"))
+    }
+    over = {
+        "live_over_staged": rate / reference["updates_per_s"],
+        "live_over_staged_in_turns": ratios,
+    }
     return {"updates_per_s": rate, **over, **costs, **shares, "staged": reference}
 
 
@@ -165,12 +213,17 @@ def _anywhere() -> None:
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
-def _turn(folder: Path, process: subprocess.Popen, learner: int, seconds: float) -> dict[str, float]:
+def _turn(
+    folder: Path, process: subprocess.Popen, learner: int, seconds: float
+) -> dict[str, float]:
     """What the run's learner did for so long: updates, seconds by phase, seconds of its threads."""
-    first, threads = _next_line(folder, process), _threads(learner)
+    first = _next_line(folder, process)
+    threads = _threads(learner)
     time.sleep(seconds)
     last = _next_line(folder, process)
-    found = _used(threads, _threads(learner)) | {"updates": last["train_steps"] - first["train_steps"]}
+    found = _used(threads, _threads(learner)) | {
+        "updates": last["train_steps"] - first["train_steps"]
+    }
     for key in last:
         if key.startswith("learner_seconds_total"):
             found[f"share_{key.partition('=')[2].rstrip('}')}"] = last[key] - first.get(key, 0.0)
@@ -204,21 +257,35 @@ def _threads(pid: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _used(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> dict[str, float]:
+def _used(
+    before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]
+) -> dict[str, float]:
     """What happened between two looks; the training thread is the one that worked most."""
     zero = (0.0, 0.0)
-    spent = [(after[name][0] - before.get(name, zero)[0], after[name][1] - before.get(name, zero)[1]) for name in after]
+    spent = [
+        (after[name][0] - before.get(name, zero)[0], after[name][1] - before.get(name, zero)[1])
+        for name in after
+    ]
     spent.sort(reverse=True)
     others = sum(cpu for cpu, _ in spent[1:])
-    return {"training_thread_cpu": spent[0][0], "training_thread_waited": spent[0][1], "other_threads_cpu": others}
+    return {
+        "training_thread_cpu": spent[0][0],
+        "training_thread_waited": spent[0][1],
+        "other_threads_cpu": others,
+    }
 
 
 def _pin(process: subprocess.Popen, learner: int, core: int, *, alone: bool) -> None:
-    """Give every thread of the learner ``core`` (or, ``alone``, its training thread), and everything else the other cores."""
+    """Give every thread of the learner ``core`` (or, ``alone``, its training thread), and
+    everything else the other cores.
+    """
     others = set(range(os.cpu_count() or 1)) - {core} or {core}
     used = _threads(learner)
     training = max(used, key=lambda name: used[name])
-    for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+    for member in [
+        psutil.Process(process.pid),
+        *psutil.Process(process.pid).children(recursive=True),
+    ]:
         for thread in member.threads():
             is_there = member.pid == learner and (not alone or thread.id == int(training))
             os.sched_setaffinity(thread.id, {core} if is_there else others)
@@ -228,8 +295,16 @@ def _wait_for_learner(folder: Path, process: subprocess.Popen) -> int:
     """The learner's process, once its burst is over."""
     plan_burst = time.monotonic() + 300
     while time.monotonic() < plan_burst and process.poll() is None:
-        lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
-        trained = [line for line in map(json.loads, lines) if line["kind"] == "train" and line["train_steps"] > 0]
+        lines = (
+            (folder / "metrics.jsonl").read_text().splitlines()
+            if (folder / "metrics.jsonl").exists()
+            else []
+        )
+        trained = [
+            line
+            for line in map(json.loads, lines)
+            if line["kind"] == "train" and line["train_steps"] > 0
+        ]
         if len(trained) > 1:
             own = psutil.Process(process.pid).children(recursive=True)
             return next(p.pid for p in own if "LearnerRole" in " ".join(p.cmdline()))
@@ -261,19 +336,42 @@ def _wait(device: str) -> None:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--agent", default="tdmpc2:ci")
     parser.add_argument("--env", default="gym:Pendulum-v1")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--label", default="")
     parser.add_argument("--no-live", action="store_true", help="leave the run on Ray out")
-    parser.add_argument("--turns", type=int, default=6, help="how often a run and the learner alone take turns")
+    parser.add_argument(
+        "--turns", type=int, default=6, help="how often a run and the learner alone take turns"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
-    words = ["--preset", "quick", "--env", options.env, "--agent", options.agent, "--env-steps", "1000000", "--eval-episodes", "0"]
-    words += ["--train-ratio", "20000", "--learner.threads", "1", "--agent.prefill-agent-steps", "500"]
-    words += ["--agent.pretrain-updates", "1"] if options.agent.startswith("tdmpc2") else []  # no burst to wait for
+    words = [
+        "--preset",
+        "quick",
+        "--env",
+        options.env,
+        "--agent",
+        options.agent,
+        "--env-steps",
+        "1000000",
+        "--eval-episodes",
+        "0",
+    ]
+    words += [
+        "--train-ratio",
+        "20000",
+        "--learner.threads",
+        "1",
+        "--agent.prefill-agent-steps",
+        "500",
+    ]
+    # no burst to wait for
+    words += ["--agent.pretrain-updates", "1"] if options.agent.startswith("tdmpc2") else []
     plan = resolve(parse(words))
     result: dict[str, object] = {"context": context(), "agent": options.agent, "env": options.env}
     os.sched_setaffinity(0, {cores[-1]})
@@ -283,15 +381,21 @@ def main() -> None:
         result["staged"] = staged.report() | staged.stalls()
         if choose_device("auto") == "cuda":
             for mode in ("off", "graph"):
-                own = Staged(resolve(parse([*words, "--learner.compile", mode])), Path(folder) / mode)
+                own = Staged(
+                    resolve(parse([*words, "--learner.compile", mode])), Path(folder) / mode
+                )
                 own.run(options.seconds / 3)
                 result[f"cuda_{mode}"] = own.report()
         if not options.no_live:
             for name, alone in (("live", False), ("live_training_thread_alone", True)):
-                result[name] = measure_live(words, staged, options.seconds, options.turns, Path(folder) / name, alone=alone)
+                result[name] = measure_live(
+                    words, staged, options.seconds, options.turns, Path(folder) / name, alone=alone
+                )
     text = json.dumps(result, indent=2)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"learner{'_' + options.label if options.label else ''}.json").write_text(text + "\n")
+    (RESULTS / f"learner{'_' + options.label if options.label else ''}.json").write_text(
+        text + "\n"
+    )
     print(text)
 
 

@@ -1,4 +1,5 @@
-"""Speed of the library's door: sampling replay, loading a large file, imagining. Prints and writes results/library.json.
+"""Speed of the library's door: sampling replay, loading a large file, imagining. Prints and writes
+results/library.json.
 
 python benchmarks/library.py            # a 256 MB file; --gigabyte writes and loads 1 GB
 """
@@ -57,8 +58,14 @@ def sampling(dtype: str) -> dict[str, float]:
 
 
 def _peak_kib() -> int:
-    """Largest resident size of this program so far; ``getrusage`` would include the program that started it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    """Largest resident size of this program so far; ``getrusage`` would include the program that
+    started it.
+    """
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1])
 
 
@@ -77,7 +84,11 @@ def loading(megabytes: int) -> dict[str, float]:
     buffer = ReplayBuffer(steps, IMAGE, 4, np.uint8)
     for start in range(0, steps, 500):
         n = min(500, steps - start)
-        buffer.add_episode(np.random.default_rng(start).integers(0, 256, (n, *IMAGE), np.uint8), np.zeros((n, 4)), np.zeros(n))
+        buffer.add_episode(
+            np.random.default_rng(start).integers(0, 256, (n, *IMAGE), np.uint8),
+            np.zeros((n, 4)),
+            np.zeros(n),
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         buffer.save(path)
@@ -89,14 +100,20 @@ def loading(megabytes: int) -> dict[str, float]:
         process.start()
         seconds, grown_mib, _ = queue.get()
         process.join()
-    return {"file_mib": file_mib, "load_s": seconds, "peak_growth_mib": grown_mib, "peak_growth_per_file": grown_mib / file_mib}
+    return {
+        "file_mib": file_mib,
+        "load_s": seconds,
+        "peak_growth_mib": grown_mib,
+        "peak_growth_per_file": grown_mib / file_mib,
+    }
 
 
 @torch.no_grad()
 def imagining(batch: int) -> dict[str, float]:
     """Fifteen steps of size12m."""
     model = create_world_model("dreamerv3:size12m", obs_shape=(8,), action_dim=4)
-    state, actions = model.initial_state(batch), torch.zeros(15, batch, 4)
+    state = model.initial_state(batch)
+    actions = torch.zeros(15, batch, 4)
     model.imagine(state, actions)
     time_ms = median_ms(lambda: model.imagine(state, actions), 3)
     return {"batch": batch, "imagine_15_ms": time_ms, "states_per_s": 15e3 * batch / time_ms}

@@ -1,12 +1,15 @@
-"""What watching a run costs: the learner's bookkeeping, the hub, a scrape, and the commands that should answer at once.
+"""What watching a run costs: the learner's bookkeeping, the hub, a scrape, and the commands that
+should answer at once.
 
     python benchmarks/metrics.py --live 64       # writes benchmarks/results/metrics.json
     python benchmarks/metrics.py --quick         # without a real run, and nothing is written
 
-The targets: at most 1 % of the learner's time, 1 % of a core for 64 workers, 50 ms for a scrape, 0.5 s for ``status`` and
-``--help``. Costs are CPU time of one thread. The hub's cost counts unpickling and merging each flush; what Ray's own transport of
-a call takes is in ``--live``, which starts a run with two workers and one with many, and reads the hub process' CPU time from
-their own metrics: the difference is what the workers cost, the rest is there for any run (other roles, the driver, scrapes).
+The targets: at most 1 % of the learner's time, 1 % of a core for 64 workers, 50 ms for a scrape,
+0.5 s for ``status`` and ``--help``. Costs are CPU time of one thread. The hub's cost counts
+unpickling and merging each flush; what Ray's own transport of a call takes is in ``--live``, which
+starts a run with two workers and one with many, and reads the hub process' CPU time from their own
+metrics: the difference is what the workers cost, the rest is there for any run (other roles, the
+driver, scrapes).
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampledWindows
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, flush_interval_s
 
-WORKERS, SCRAPE_EVERY_S = 64, 5.0
+WORKERS = 64
+SCRAPE_EVERY_S = 5.0
 
 
 def cpu_s(action: Callable[[], object], repeats: int) -> float:
@@ -55,19 +59,33 @@ def cpu_s(action: Callable[[], object], repeats: int) -> float:
 
 
 def learner_share(updates: int) -> dict[str, float]:
-    """Share of ``Learner.train`` that is bookkeeping, for the quick run's agent: the smallest, so the worst case."""
+    """Share of ``Learner.train`` that is bookkeeping, for the quick run's agent: the smallest, so
+    the worst case.
+    """
     plan = resolve(parse(["--preset", "quick"]))
     with tempfile.TemporaryDirectory() as folder:
         shard = build_shard(plan, 0, Path(folder))
         rows = plan.spec.sampling.window_rows
-        learner = build_learner(plan, WeightStore(), device="cpu", incarnation=1, folder=Path(folder))
-        count, rng = plan.spec.sampling.batch_size, np.random.default_rng(0)
-        columns = {name: spec.zeros(count * rows).reshape(count, rows, *spec.shape) for name, spec in shard.columns.items()}
+        learner = build_learner(
+            plan, WeightStore(), device="cpu", incarnation=1, folder=Path(folder)
+        )
+        count = plan.spec.sampling.batch_size
+        rng = np.random.default_rng(0)
+        columns = {
+            name: spec.zeros(count * rows).reshape(count, rows, *spec.shape)
+            for name, spec in shard.columns.items()
+        }
         for column in columns.values():
             if column.dtype == np.float32:
                 column[:] = rng.normal(size=column.shape)
         ids = np.arange(count * rows).reshape(count, rows)
-        windows = SampledWindows(columns, ids, np.zeros(count, np.int64), np.zeros(count, np.int64), np.full(count, time.time()))
+        windows = SampledWindows(
+            columns,
+            ids,
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+            np.full(count, time.time()),
+        )
         learner.train(windows)
         update_s = cpu_s(lambda: learner.train(windows), updates)
 
@@ -77,11 +95,17 @@ def learner_share(updates: int) -> dict[str, float]:
                 learner._phases[phase].add(0.01)
             learner._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
 
-        note_s, drain_s = cpu_s(bookkeeping, 2000), cpu_s(learner.drain_metrics, 50)
+        note_s = cpu_s(bookkeeping, 2000)
+        drain_s = cpu_s(learner.drain_metrics, 50)
         process_s = cpu_s(ProcessMeter().drain, 20)
         shard.close()
     per_second = note_s / update_s + (drain_s + process_s) / FLUSH_EVERY_S
-    return {"update_cpu_s": update_s, "note_cpu_s": note_s, "drain_cpu_s": drain_s + process_s, "share_of_learner_time": per_second}
+    return {
+        "update_cpu_s": update_s,
+        "note_cpu_s": note_s,
+        "drain_cpu_s": drain_s + process_s,
+        "share_of_learner_time": per_second,
+    }
 
 
 def worker_flush() -> MetricMap:
@@ -95,29 +119,46 @@ def worker_flush() -> MetricMap:
         "env_step_seconds": Histogram.of(BUCKETS_S, 0.001),
     }
     values |= {f"actor_seconds_total{{state={state}}}": Sum(0.1) for state in states}
-    values |= {"weights_pulled_total": Sum(1), "policy_version": Last(5.0), "weights_pull_failures_total": Sum(0)}
+    values |= {
+        "weights_pulled_total": Sum(1),
+        "policy_version": Last(5.0),
+        "weights_pull_failures_total": Sum(0),
+    }
     return {**values, **meter.drain(), **ProcessMeter().drain()}
 
 
 def hub_cost() -> dict[str, float]:
     """Share of a core for the flushes of 64 workers, and how long a scrape takes then."""
     hub = MetricsHub("bench", {"env": "none"})
-    flush = pickle.dumps((worker_flush(), {"episodes": [{"return": 1.0, "length": 200, "reason": "truncated"}]}))
+    flush = pickle.dumps(
+        (worker_flush(), {"episodes": [{"return": 1.0, "length": 200, "reason": "truncated"}]})
+    )
     for worker in range(WORKERS):
         hub.emit("actor", worker, *pickle.loads(flush))
     for shard in range(8):
         hub.emit(
-            "replay", shard, {"policy_lag_updates": Histogram.of(LAG_BUCKETS, 3.0), "queue_items{queue=trajectories}": Last(1.0)}
+            "replay",
+            shard,
+            {
+                "policy_lag_updates": Histogram.of(LAG_BUCKETS, 3.0),
+                "queue_items{queue=trajectories}": Last(1.0),
+            },
         )
     losses = {f"loss{{name=l{index}}}": Last(1.0) for index in range(12)}
-    hub.emit("learner", 0, {**losses, **{f"model_stat{{name=s{index}}}": Last(1.0) for index in range(20)}})
+    hub.emit(
+        "learner",
+        0,
+        {**losses, **{f"model_stat{{name=s{index}}}": Last(1.0) for index in range(20)}},
+    )
     emit_s = cpu_s(lambda: hub.emit("actor", 3, *pickle.loads(flush)), 500)
     server, port = serve(hub, "127.0.0.1", 0)
     times = []
     try:
         for _ in range(50):
             started = time.perf_counter()
-            size = len(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read())
+            size = len(
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
+            )
             times.append(time.perf_counter() - started)
     finally:
         server.shutdown()
@@ -127,7 +168,11 @@ def hub_cost() -> dict[str, float]:
         "flush_bytes": len(flush),
         "emit_cpu_s": emit_s,
         "merge_share_of_a_core": emit_s * WORKERS / flush_interval_s(WORKERS),
-        "scrape_ms": {"median": 1e3 * statistics.median(times), "max": 1e3 * max(times), "bytes": size},
+        "scrape_ms": {
+            "median": 1e3 * statistics.median(times),
+            "max": 1e3 * max(times),
+            "bytes": size,
+        },
     }
 
 
@@ -138,26 +183,56 @@ def command_times(repeats: int) -> dict[str, float]:
         config = {"run_id": "bench", "run": parse([]).to_dict()}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "summary.json").write_text(json.dumps({"status": "completed"}))
-        record = {"kind": "train", "env_steps": 1, **{f"metric_{index}": 1.0 for index in range(150)}}
-        (folder / "metrics.jsonl").write_text((json.dumps(record) + "\n") * 20_000)  # two days of a run
+        record = {
+            "kind": "train",
+            "env_steps": 1,
+            **{f"metric_{index}": 1.0 for index in range(150)},
+        }
+        # two days of a run
+        (folder / "metrics.jsonl").write_text((json.dumps(record) + "\n") * 20_000)
         commands = {"status": ["status", str(folder)], "launch --help": ["launch", "--help"]}
         found = {}
         for name, words in commands.items():
             times = []
             for _ in range(repeats):
                 started = time.perf_counter()
-                subprocess.run([sys.executable, "-m", f"worldloom_dist.{words[0]}", *words[1:]], check=True, capture_output=True)
+                subprocess.run(
+                    [sys.executable, "-m", f"worldloom_dist.{words[0]}", *words[1:]],
+                    check=True,
+                    capture_output=True,
+                )
                 times.append(time.perf_counter() - started)
             found[name] = statistics.median(times)
     return found
 
 
 def live_hub(workers: int, seconds: float) -> dict[str, float]:
-    """A real run with many workers: CPU of the hub's process as a share of a core, and scrapes while it runs."""
+    """A real run with many workers: CPU of the hub's process as a share of a core, and scrapes
+    while it runs.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        folder, port = Path(temporary) / "run", 19464
-        words = ["--preset", "debug", "--workers", str(workers), "--env-steps", "100000000", "--eval-episodes", "0"]
-        command = [sys.executable, "-m", "worldloom_dist.launch", *words, "--run-dir", str(folder), "--metrics-port", str(port)]
+        folder = Path(temporary) / "run"
+        port = 19464
+        words = [
+            "--preset",
+            "debug",
+            "--workers",
+            str(workers),
+            "--env-steps",
+            "100000000",
+            "--eval-episodes",
+            "0",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "worldloom_dist.launch",
+            *words,
+            "--run-dir",
+            str(folder),
+            "--metrics-port",
+            str(port),
+        ]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             give_up = time.monotonic() + 400
@@ -165,7 +240,8 @@ def live_hub(workers: int, seconds: float) -> dict[str, float]:
                 if run.poll() is not None or time.monotonic() > give_up:
                     raise RuntimeError("the run did not bring up its workers")
                 time.sleep(2.0)
-            before, began = _series(port), time.monotonic()
+            before = _series(port)
+            began = time.monotonic()
             times = []
             while time.monotonic() - began < seconds:
                 time.sleep(SCRAPE_EVERY_S)
@@ -176,8 +252,14 @@ def live_hub(workers: int, seconds: float) -> dict[str, float]:
         finally:
             run.terminate()
             run.wait(120)
-    spent = after[("process_cpu_seconds_total", "hub")] - before[("process_cpu_seconds_total", "hub")]
-    return {"workers": workers, "hub_share_of_a_core": spent / passed, "scrape_ms_median": 1e3 * statistics.median(times)}
+    spent = (
+        after[("process_cpu_seconds_total", "hub")] - before[("process_cpu_seconds_total", "hub")]
+    )
+    return {
+        "workers": workers,
+        "hub_share_of_a_core": spent / passed,
+        "scrape_ms_median": 1e3 * statistics.median(times),
+    }
 
 
 def _series(port: int) -> dict[tuple[str, str], float]:
@@ -185,12 +267,19 @@ def _series(port: int) -> dict[tuple[str, str], float]:
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        text = (
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        )
     except OSError:
         return {}
-    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    samples = (
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    )
     return {
-        (sample.name.removeprefix("worldloom_"), sample.labels.get("state") or sample.labels["role"]): sample.value
+        (
+            sample.name.removeprefix("worldloom_"),
+            sample.labels.get("state") or sample.labels["role"],
+        ): sample.value
         for sample in samples
         if "role" in sample.labels
     }
@@ -198,16 +287,33 @@ def _series(port: int) -> dict[tuple[str, str], float]:
 
 def main() -> None:
     """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few repeats, and nothing is written")
-    parser.add_argument("--live", type=int, default=0, metavar="WORKERS", help="measure a real run with so many workers too")
+    parser.add_argument(
+        "--live",
+        type=int,
+        default=0,
+        metavar="WORKERS",
+        help="measure a real run with so many workers too",
+    )
     options = parser.parse_args()
-    result: dict[str, Any] = {**context(), "learner": learner_share(3 if options.quick else 30), "hub": hub_cost()}
+    result: dict[str, Any] = {
+        **context(),
+        "learner": learner_share(3 if options.quick else 30),
+        "hub": hub_cost(),
+    }
     result["commands_s"] = command_times(2 if options.quick else 7)
     if options.live:
         seconds = 10.0 if options.quick else 60.0
-        few, many = live_hub(2, seconds), live_hub(options.live, seconds)
-        share = (many["hub_share_of_a_core"] - few["hub_share_of_a_core"]) / (options.live - 2) * WORKERS
+        few = live_hub(2, seconds)
+        many = live_hub(options.live, seconds)
+        share = (
+            (many["hub_share_of_a_core"] - few["hub_share_of_a_core"])
+            / (options.live - 2)
+            * WORKERS
+        )
         result["live"] = {"few": few, "many": many, "share_of_a_core_for_64_workers": share}
     text = json.dumps(result, indent=2)
     if not options.quick:

@@ -1,23 +1,30 @@
-"""Speed of replay through Ray: a sample beside a bare transfer of its bytes, writers and samplers at the same time, and dm-reverb.
+"""Speed of replay through Ray: a sample beside a bare transfer of its bytes, writers and samplers
+at the same time, and dm-reverb.
 
-    python benchmarks/replay_ray.py                         # all parts, nine minutes; writes benchmarks/results/replay_ray.json
+    python benchmarks/replay_ray.py  # all parts, nine minutes; writes
+    benchmarks/results/replay_ray.json
     python benchmarks/replay_ray.py transfer --seconds 2    # one part, shorter
-    python benchmarks/replay_ray.py --reverb PYTHON         # with dm-reverb in turn; see peers/reverb_peer.py
+    python benchmarks/replay_ray.py --reverb PYTHON  # with dm-reverb in turn; see
+    peers/reverb_peer.py
 
-Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8 (of Pong, or noise) and the other columns of an
-Atari env; 512 rows are made before the clock starts and written again and again. Writers go the way of a run: row by row into
-chunks of 64, encoded (zstd level 1 where that saves a tenth: frames of Pong, not noise), eight in flight per writer, as a worker
-with eight envs has. The shard checks and journals each chunk before it acknowledges. A batch is 16 windows of 64 rows, divided over
-the shards by the ledger's own rule, which the sampler puts together from what is stored (compressed chunks of Pong, raw rows of
-noise); samplers ask as the feed of a fast learner does, for eight batches per shard at once, and have two questions open. Rates are
-wall time and count logical image bytes, that is, before compression. Nothing limits either side unless it is said. Both sides run
-for 1.5 s before they are measured, and shards are full.
+Every process is a Ray actor on this machine. A row has a frame of 64x64x3 uint8 (of Pong, or noise)
+and the other columns of an Atari env; 512 rows are made before the clock starts and written again
+and again. Writers go the way of a run: row by row into chunks of 64, encoded (zstd level 1 where
+that saves a tenth: frames of Pong, not noise), eight in flight per writer, as a worker with eight
+envs has. The shard checks and journals each chunk before it acknowledges. A batch is 16 windows of
+64 rows, divided over the shards by the ledger's own rule, which the sampler puts together from what
+is stored (compressed chunks of Pong, raw rows of noise); samplers ask as the feed of a fast learner
+does, for eight batches per shard at once, and have two questions open. Rates are wall time and
+count logical image bytes, that is, before compression. Nothing limits either side unless it is
+said. Both sides run for 1.5 s before they are measured, and shards are full.
 
-Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it does by default, sends
-compressed chunks that its samplers decode, and keeps them in memory only, without a journal. Both sides draw from the same windows:
-in ``never_overlapping`` one begins at every 64th row and is a whole chunk (ours: ``--replay.stride 64``), in ``any_start``
-at every row (an item per row for Reverb; ours does so by default). ``ours`` journals to the folder for temporary files (noise then
-needs a disk as fast as the rate), ``ours_in_memory`` keeps rows in memory only, as Reverb does.
+Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it
+does by default, sends compressed chunks that its samplers decode, and keeps them in memory only,
+without a journal. Both sides draw from the same windows: in ``never_overlapping`` one begins at
+every 64th row and is a whole chunk (ours: ``--replay.stride 64``), in ``any_start`` at every row
+(an item per row for Reverb; ours does so by default). ``ours`` journals to the folder for temporary
+files (noise then needs a disk as fast as the rate), ``ours_in_memory`` keeps rows in memory only,
+as Reverb does.
 """
 
 from __future__ import annotations
@@ -58,13 +65,19 @@ from worldloom_dist.runtime.loop_shard import LoopShard
 from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.shard_reader import Given, ShardReader, ask_all
 
-WINDOWS, LENGTH = 16, 64
+WINDOWS = 16
+LENGTH = 64
 FRAME_BYTES = 64 * 64 * 3
 KINDS = ("atari", "noise")
-CAPACITY, PREPARED, FILL_CHUNKS = 20_000, 8, 320
-CHUNKS_IN_FLIGHT, QUESTIONS_IN_FLIGHT = 8, 2
+CAPACITY = 20_000
+PREPARED = 8
+FILL_CHUNKS = 320
+CHUNKS_IN_FLIGHT = 8
+QUESTIONS_IN_FLIGHT = 2
 WARM_S = 1.5
-SHARD_TURNS, SHARD_SECONDS, SHARD_ROWS_PER_S = 8, 2.5, 20_000
+SHARD_TURNS = 8
+SHARD_SECONDS = 2.5
+SHARD_ROWS_PER_S = 20_000
 CASES = ((1, 0), (0, 1), (1, 1), (8, 2))
 """Writers and samplers."""
 PEER = Path(__file__).parent / "peers" / "reverb_peer.py"
@@ -83,16 +96,32 @@ class Bare:
 
 
 class Shard:
-    """A replay shard without its ledger; several calls at a time. Chunks come and windows leave as in a run."""
+    """A replay shard without its ledger; several calls at a time. Chunks come and windows leave as
+    in a run.
+    """
 
     def __init__(
-        self, folder: str, index: int, capacity: int, packed: tuple[str, ...] | None, durability: Durability, stride: int
+        self,
+        folder: str,
+        index: int,
+        capacity: int,
+        packed: tuple[str, ...] | None,
+        durability: Durability,
+        stride: int,
     ) -> None:
         keep_freed_memory()
-        sampling = SamplingSpec(batch_size=WINDOWS, length=LENGTH, cross_episodes=True, stride=stride)
+        sampling = SamplingSpec(
+            batch_size=WINDOWS, length=LENGTH, cross_episodes=True, stride=stride
+        )
         directory = Path(folder) / f"shard-{index}"
         shard = ReplayShard(
-            index, image_columns(), sampling, capacity_steps=capacity, directory=directory, packed=packed, durability=durability
+            index,
+            image_columns(),
+            sampling,
+            capacity_steps=capacity,
+            directory=directory,
+            packed=packed,
+            durability=durability,
         )
         self._shard = LoopShard(shard)
         self._door = Door(self._answer, is_private=True)
@@ -117,7 +146,8 @@ class InFlight:
     """A ``ReplayWriter`` that waits for the oldest chunk when too many are on their way."""
 
     def __init__(self, shard: str) -> None:
-        self._line, self._pending = Line(Remote(shard), "append", None, 10.0), []
+        self._line = Line(Remote(shard), "append", None, 10.0)
+        self._pending = []
 
     def append(self, chunk: Chunk) -> None:
         """Send; acknowledged is what was sent some chunks before."""
@@ -137,13 +167,27 @@ class Writer:
 
     def __init__(self, slot: int, folder: str) -> None:
         keep_freed_memory()
-        self._slot, self._life, self._rows = slot, 0, {kind: load_rows(folder, kind) for kind in KINDS}
+        self._slot = slot
+        self._life = 0
+        self._rows = {kind: load_rows(folder, kind) for kind in KINDS}
 
-    def write(self, shard: str, kind: str, seconds: float, most: int = 1 << 40, chunks_per_s: float = 0.0) -> tuple[int, float]:
-        """Write for so long, or so many chunks; returns how many, and the seconds until the last was acknowledged."""
-        rows, out, chunks = self._rows[kind], InFlight(shard), 0
+    def write(
+        self, shard: str, kind: str, seconds: float, most: int = 1 << 40, chunks_per_s: float = 0.0
+    ) -> tuple[int, float]:
+        """Write for so long, or so many chunks; returns how many, and the seconds until the last
+        was acknowledged.
+        """
+        rows = self._rows[kind]
+        out = InFlight(shard)
+        chunks = 0
         self._life += 1
-        writer = StreamWriter(StreamId(self._slot, 0, self._life), image_columns(), out, chunk_rows=CHUNK_ROWS, max_age_s=1e9)
+        writer = StreamWriter(
+            StreamId(self._slot, 0, self._life),
+            image_columns(),
+            out,
+            chunk_rows=CHUNK_ROWS,
+            max_age_s=1e9,
+        )
         begin = time.monotonic()
         while time.monotonic() - begin < seconds and chunks < most:
             first = chunks % PREPARED * CHUNK_ROWS
@@ -163,11 +207,20 @@ class Sampler:
         keep_freed_memory()
 
     def sample(self, names: list[str], seed: int, seconds: float) -> tuple[int, float]:
-        """Sample for so long; returns how many batches, and the seconds until the last was there."""
-        shards, ledger, number = [ShardReader(Remote(name)) for name in names], open_ledger(len(names)), itertools.count()
-        begin, batches, pending = time.monotonic(), 0, []
+        """Sample for so long; returns how many batches, and the seconds until the last was
+        there.
+        """
+        shards = [ShardReader(Remote(name)) for name in names]
+        ledger = open_ledger(len(names))
+        number = itertools.count()
+        begin = time.monotonic()
+        batches = 0
+        pending = []
         while time.monotonic() - begin < seconds:
-            requests = [SampleRequest(WINDOWS, (seed, next(number))) for _ in range(MOST_AT_ONCE * len(shards))]
+            requests = [
+                SampleRequest(WINDOWS, (seed, next(number)))
+                for _ in range(MOST_AT_ONCE * len(shards))
+            ]
             pending.append(ask_all(shards, ledger.try_samples(requests), give_up))
             batches += len(requests)
             if len(pending) > QUESTIONS_IN_FLIGHT - 1:
@@ -180,11 +233,15 @@ class Sampler:
 
 
 def open_ledger(shards: int) -> Ledger:
-    """A ledger over equally full shards that never refuses: it divides batches between them as in a run."""
+    """A ledger over equally full shards that never refuses: it divides batches between them as in a
+    run.
+    """
     limits = RateLimits(train_ratio=1e9, prefill_agent_steps=0, batch_positions=WINDOWS * LENGTH)
     ledger = Ledger(limits, window_positions=LENGTH)
     for index in range(shards):
-        ledger.join(index, RowBooks(inserted=CAPACITY, stored=CAPACITY, agent_steps=CAPACITY), CAPACITY)
+        ledger.join(
+            index, RowBooks(inserted=CAPACITY, stored=CAPACITY, agent_steps=CAPACITY), CAPACITY
+        )
     return ledger
 
 
@@ -194,8 +251,13 @@ def give_up(index: int) -> None:
 
 
 def touch(given: Sequence[Mapping[int, Given]]) -> int:
-    """Glue and decode batches, and read one byte of every page, or a transfer by reference would cost nothing."""
-    return sum(int(unpack_all(list(batch.values())).columns["obs"].reshape(-1)[::4096].sum()) for batch in given)
+    """Glue and decode batches, and read one byte of every page, or a transfer by reference would
+    cost nothing.
+    """
+    return sum(
+        int(unpack_all(list(batch.values())).columns["obs"].reshape(-1)[::4096].sum())
+        for batch in given
+    )
 
 
 def load_rows(folder: str, kind: str) -> dict[str, np.ndarray]:
@@ -221,7 +283,8 @@ class Bench:
     Attributes:
         folder: Holds the rows, and the journals while they are used.
         seconds: Length of a measurement.
-        writers, samplers: Processes that live through all cases, because each takes a second to start.
+        writers, samplers: Processes that live through all cases, because each takes a second to
+            start.
         turns: How often what stands beside Reverb is measured.
         kinds: Which frames stand beside Reverb.
         reverb: An interpreter that has dm-reverb, or nothing.
@@ -236,23 +299,32 @@ class Bench:
     reverb: str = ""
 
     @classmethod
-    def start(cls, folder: str, seconds: float, turns: int, kinds: tuple[str, ...], reverb: str) -> Bench:
+    def start(
+        cls, folder: str, seconds: float, turns: int, kinds: tuple[str, ...], reverb: str
+    ) -> Bench:
         """Make the rows and start the processes."""
         for kind in KINDS:
             np.savez(rows_file(folder, kind), **image_rows(frames_of(kind, PREPARED * CHUNK_ROWS)))
         writers, samplers = (max(case[side] for case in CASES) for side in (0, 1))
-        sources, readers = [actor(Writer, i, folder) for i in range(writers)], [actor(Sampler) for _ in range(samplers)]
+        sources = [actor(Writer, i, folder) for i in range(writers)]
+        readers = [actor(Sampler) for _ in range(samplers)]
         return cls(folder, seconds, sources, readers, turns, kinds, reverb)
 
     @contextlib.contextmanager
     def shards(
-        self, count: int = 1, packed: tuple[str, ...] | None = None, durability: Durability = "journal", stride: int = 1
+        self,
+        count: int = 1,
+        packed: tuple[str, ...] | None = None,
+        durability: Durability = "journal",
+        stride: int = 1,
     ) -> Iterator[list[str]]:
         """So many new shards; gives their names."""
         with tempfile.TemporaryDirectory(dir=self.folder) as journal:
             names = [f"shard-{uuid.uuid4().hex}" for _ in range(count)]
             actors = [
-                actor(Shard, journal, index, CAPACITY // count, packed, durability, stride, name=name)
+                actor(
+                    Shard, journal, index, CAPACITY // count, packed, durability, stride, name=name
+                )
                 for index, name in enumerate(names)
             ]
             try:
@@ -264,7 +336,12 @@ class Bench:
     def fill(self, shards: Sequence[str], kind: str = "atari") -> None:
         """Store some chunks, as many in every shard."""
         chunks = FILL_CHUNKS // len(shards)
-        ray.get([w.write.remote(s, kind, 60.0, chunks) for w, s in zip(self.writers, shards, strict=False)])
+        ray.get(
+            [
+                w.write.remote(s, kind, 60.0, chunks)
+                for w, s in zip(self.writers, shards, strict=False)
+            ]
+        )
 
 
 def bench_transfer(bench: Bench) -> dict[str, Any]:
@@ -275,15 +352,20 @@ def bench_transfer(bench: Bench) -> dict[str, Any]:
         for name, packed in (("plain", ()), ("packed", None)):
             with bench.shards(packed=packed) as (shard,):
                 bench.fill([shard], kind)
-                results[f"{kind}_{name}"] = compare_transfer(bare, ShardReader(Remote(shard)), bench.seconds)
+                results[f"{kind}_{name}"] = compare_transfer(
+                    bare, ShardReader(Remote(shard)), bench.seconds
+                )
     ray.kill(bare)
     return results
 
 
 def compare_transfer(bare: Any, shard: ShardReader, seconds: float) -> dict[str, float]:
-    """Medians. A learner needs memory of its own, so the bare object counts twice: as it lies in the store, and copied out."""
+    """Medians. A learner needs memory of its own, so the bare object counts twice: as it lies in
+    the store, and copied out.
+    """
     times: dict[str, list[float]] = {"bare": [], "bare_copied": [], "sample": []}
-    end, number = time.monotonic() + seconds, 0
+    end = time.monotonic() + seconds
+    number = 0
     while time.monotonic() < end or number < 5:
         number += 1
         marks = [time.perf_counter()]
@@ -296,7 +378,10 @@ def compare_transfer(bare: Any, shard: ShardReader, seconds: float) -> dict[str,
         for found, (begun, done) in zip(times.values(), itertools.pairwise(marks), strict=True):
             found.append(done - begun)
     middle_of = {side: float(np.median(found)) for side, found in times.items()}
-    shares = {f"share_of_{side}_speed": middle_of[side] / middle_of["sample"] for side in ("bare", "bare_copied")}
+    shares = {
+        f"share_of_{side}_speed": middle_of[side] / middle_of["sample"]
+        for side in ("bare", "bare_copied")
+    }
     return {f"{side}_ms": 1e3 * seconds for side, seconds in middle_of.items()} | shares
 
 
@@ -312,11 +397,15 @@ def bench_mixed(bench: Bench) -> dict[str, Any]:
     return results
 
 
-def beside_reverb(bench: Bench, kind: str, writers: int, samplers: int, stride: int) -> dict[str, Any]:
+def beside_reverb(
+    bench: Bench, kind: str, writers: int, samplers: int, stride: int
+) -> dict[str, Any]:
     """Medians of the turns, and ours over Reverb's."""
     sides: dict[str, Callable[[], dict[str, Any]]] = {
         "ours": lambda: mixed(bench, kind, writers, samplers, stride=stride),
-        "ours_in_memory": lambda: mixed(bench, kind, writers, samplers, stride=stride, durability="none"),
+        "ours_in_memory": lambda: mixed(
+            bench, kind, writers, samplers, stride=stride, durability="none"
+        ),
     }
     if bench.reverb:
         sides["reverb"] = lambda: peer(bench, kind, writers, samplers, stride)
@@ -325,22 +414,26 @@ def beside_reverb(bench: Bench, kind: str, writers: int, samplers: int, stride: 
     for side in ("ours", "ours_in_memory"):
         if bench.reverb:
             found[f"{side}_over_reverb"] = ratios(found[side], found["reverb"])
-            found[f"{side}_over_reverb_in_turns"] = [ratios(turn[side], turn["reverb"])["both"] for turn in turns]
+            found[f"{side}_over_reverb_in_turns"] = [
+                ratios(turn[side], turn["reverb"])["both"] for turn in turns
+            ]
     return found
 
 
 def middle(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of every number."""
     return {
-        name: value if isinstance(value, str) else statistics.median(t[name] for t in turns) for name, value in turns[0].items()
+        name: value if isinstance(value, str) else statistics.median(t[name] for t in turns)
+        for name, value in turns[0].items()
     }
 
 
 def bench_shards(bench: Bench) -> dict[str, Any]:
-    """The same over 1 and 4 shards, in turn: four writers, a sampler, and a sampler beside writers at the rate of a run's envs.
+    """The same over 1 and 4 shards, in turn: four writers, a sampler, and a sampler beside writers
+    at the rate of a run's envs.
 
-    The last case is without that rate. There both sides take what they get, and it is the scheduler that divides the cores
-    between them, by the number of processes: of nine the sampler is one.
+    The last case is without that rate. There both sides take what they get, and it is the scheduler
+    that divides the cores between them, by the number of processes: of nine the sampler is one.
     """
     results: dict[str, Any] = {}
     for name, writers, samplers, rows_per_s in (
@@ -350,10 +443,25 @@ def bench_shards(bench: Bench) -> dict[str, Any]:
         ("4_writers_and_1_sampler_without_a_limit", 4, 1, 0),
     ):
         turns = [
-            {n: mixed(bench, "atari", writers, samplers, n, rows_per_s=rows_per_s, seconds=SHARD_SECONDS) for n in (1, 4)}
+            {
+                n: mixed(
+                    bench,
+                    "atari",
+                    writers,
+                    samplers,
+                    n,
+                    rows_per_s=rows_per_s,
+                    seconds=SHARD_SECONDS,
+                )
+                for n in (1, 4)
+            }
             for _ in range(SHARD_TURNS)
         ]
-        sides = [side for side, count in (("insert_mb_per_s", writers), ("sample_mb_per_s", samplers)) if count]
+        sides = [
+            side
+            for side, count in (("insert_mb_per_s", writers), ("sample_mb_per_s", samplers))
+            if count
+        ]
         over = {side: [turn[4][side] / turn[1][side] for turn in turns] for side in sides}
         results[name] = {
             **{str(n): middle([turn[n] for turn in turns]) for n in (1, 4)},
@@ -374,15 +482,27 @@ def mixed(
     rows_per_s: float = 0.0,
     seconds: float = 0.0,
 ) -> dict[str, float]:
-    """Rates of so many writers and samplers at the same time; with ``rows_per_s`` the writers together write no faster."""
+    """Rates of so many writers and samplers at the same time; with ``rows_per_s`` the writers
+    together write no faster.
+    """
     with bench.shards(num_shards, durability=durability, stride=stride) as shards:
         bench.fill(shards, kind)
-        sources, readers = bench.writers[:writers], bench.samplers[:samplers]
+        sources = bench.writers[:writers]
+        readers = bench.samplers[:samplers]
         each = rows_per_s / CHUNK_ROWS / max(1, writers)
-        for length in (WARM_S, seconds or bench.seconds):  # only what the second pass did is kept: the first maps memory
-            writes = [w.write.remote(shards[i % num_shards], kind, length, chunks_per_s=each) for i, w in enumerate(sources)]
-            reads = [reader.sample.remote(shards, 100 + seed, length) for seed, reader in enumerate(readers)]
-            chunks_per_s, batches_per_s = (sum(done / took for done, took in ray.get(work)) for work in (writes, reads))
+        # only what the second pass did is kept: the first maps memory
+        for length in (WARM_S, seconds or bench.seconds):
+            writes = [
+                w.write.remote(shards[i % num_shards], kind, length, chunks_per_s=each)
+                for i, w in enumerate(sources)
+            ]
+            reads = [
+                reader.sample.remote(shards, 100 + seed, length)
+                for seed, reader in enumerate(readers)
+            ]
+            chunks_per_s, batches_per_s = (
+                sum(done / took for done, took in ray.get(work)) for work in (writes, reads)
+            )
     return {
         "insert_mb_per_s": chunks_per_s * CHUNK_ROWS * FRAME_BYTES / 1e6,
         "sample_mb_per_s": batches_per_s * WINDOWS * LENGTH * FRAME_BYTES / 1e6,
@@ -392,22 +512,39 @@ def mixed(
 
 def peer(bench: Bench, kind: str, writers: int, samplers: int, stride: int) -> dict[str, Any]:
     """The same through Reverb, with an item every ``stride`` rows."""
-    numbers = {"writers": writers, "samplers": samplers, "stride": stride, "capacity-rows": CAPACITY, "seconds": bench.seconds}
+    numbers = {
+        "writers": writers,
+        "samplers": samplers,
+        "stride": stride,
+        "capacity-rows": CAPACITY,
+        "seconds": bench.seconds,
+    }
     options = [f"--{name}={value}" for name, value in numbers.items()]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [bench.reverb, str(PEER), str(rows_file(bench.folder, kind)), *options],
-        env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=300,
-    )  # fmt: skip
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=300,
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
     """Ours over theirs in logical MB/s: in, out, and both together."""
-    sides = {side: (ours[f"{side}_mb_per_s"], theirs[f"{side}_mb_per_s"]) for side in ("insert", "sample")}
+    sides = {
+        side: (ours[f"{side}_mb_per_s"], theirs[f"{side}_mb_per_s"])
+        for side in ("insert", "sample")
+    }
     both = [sum(pair) for pair in zip(*sides.values(), strict=True)]
-    return {"both": both[0] / both[1], **{side: mine / other for side, (mine, other) in sides.items() if other}}
+    return {
+        "both": both[0] / both[1],
+        **{side: mine / other for side, (mine, other) in sides.items() if other},
+    }
 
 
 PARTS = {"transfer": bench_transfer, "mixed": bench_mixed, "shards": bench_shards}
@@ -415,26 +552,57 @@ PARTS = {"transfer": bench_transfer, "mixed": bench_mixed, "shards": bench_shard
 
 def main() -> None:
     """Run the parts and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default all")
     parser.add_argument("--seconds", type=float, default=5.0, help="of every measurement")
-    parser.add_argument("--turns", type=int, default=1, help="how often what stands beside Reverb is measured, in turn with it")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="frames to compare with Reverb on; default all")
-    parser.add_argument("--reverb", default="", metavar="PYTHON", help="an interpreter that has dm-reverb, to compare with")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "replay_ray.json")
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=1,
+        help="how often what stands beside Reverb is measured, in turn with it",
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=KINDS,
+        help="frames to compare with Reverb on; default all",
+    )
+    parser.add_argument(
+        "--reverb",
+        default="",
+        metavar="PYTHON",
+        help="an interpreter that has dm-reverb, to compare with",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "replay_ray.json"
+    )
     arguments = parser.parse_args()
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(Path(__file__).parent),
+        str(Path(__file__).parents[1]),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     keep_freed_memory()
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "OMP_NUM_THREADS": "1"}},
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+                "OMP_NUM_THREADS": "1",
+            }
+        },
     )
     report = context()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench.start(folder, arguments.seconds, arguments.turns, tuple(arguments.kinds), arguments.reverb)
+            bench = Bench.start(
+                folder, arguments.seconds, arguments.turns, tuple(arguments.kinds), arguments.reverb
+            )
             for name in arguments.parts or PARTS:
                 report[name] = PARTS[name](bench)
                 print(name, json.dumps(report[name], indent=2), flush=True)

@@ -1,11 +1,13 @@
-"""How many workers fit: start a run with many workers, and read how long it took and what each of them takes.
+"""How many workers fit: start a run with many workers, and read how long it took and what each of
+them takes.
 
-    python benchmarks/scale.py                     # 64 workers; writes benchmarks/results/scale.json
+    python benchmarks/scale.py  # 64 workers; writes benchmarks/results/scale.json
     python benchmarks/scale.py --workers 16
 
-A worker counts as started when its first chunk is acknowledged. The train ratio is so low that the limiter holds nobody back: with
-the preset's own, workers would wait for the learner, which is late because the workers start. Memory is the proportional set size
-(PSS) of the worker's process and its children, read from ``/proc`` when the run has trained.
+A worker counts as started when its first chunk is acknowledged. The train ratio is so low that the
+limiter holds nobody back: with the preset's own, workers would wait for the learner, which is late
+because the workers start. Memory is the proportional set size (PSS) of the worker's process and its
+children, read from ``/proc`` when the run has trained.
 """
 
 from __future__ import annotations
@@ -36,16 +38,25 @@ def pss_mb(process: psutil.Process) -> float:
     """Proportional set size of a process and its children, MB."""
     family = [process, *process.children(recursive=True)]
     texts = [Path(f"/proc/{member.pid}/smaps_rollup").read_text() for member in family]
-    return sum(int(re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE).group(1)) for text in texts) / 1024  # type: ignore[union-attr]
+    return (
+        sum(int(re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE).group(1)) for text in texts)
+        / 1024
+    )  # type: ignore[union-attr]
 
 
 def roles(name: str) -> list[psutil.Process]:
     """Ray processes of one role."""
-    return [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(f"ray::{name}")]
+    return [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if " ".join(p.info["cmdline"] or []).startswith(f"ray::{name}")
+    ]
 
 
 def first_insert(folder: Path) -> dict[int, float]:
-    """Worker slot -> when its first chunk was acknowledged (unix time), from the journals of a run that has ended."""
+    """Worker slot -> when its first chunk was acknowledged (unix time), from the journals of a run
+    that has ended.
+    """
     first: dict[int, float] = {}
     for directory in (folder / "replay").glob("shard-*"):
         journal = Journal(directory)
@@ -63,9 +74,20 @@ def measure(workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         words = ["--preset", "quick", "--workers", str(workers), "--run-dir", str(folder)]
-        words += ["--env-steps", "1000000", "--eval-episodes", "0", "--train-ratio", "1", "--agent.pretrain-updates", "1"]
+        words += [
+            "--env-steps",
+            "1000000",
+            "--eval-episodes",
+            "0",
+            "--train-ratio",
+            "1",
+            "--agent.pretrain-updates",
+            "1",
+        ]
         started = time.time()
-        run = subprocess.Popen([sys.executable, "-m", "worldloom_dist.launch", *words], stdout=subprocess.DEVNULL)
+        run = subprocess.Popen(
+            [sys.executable, "-m", "worldloom_dist.launch", *words], stdout=subprocess.DEVNULL
+        )
         try:
             wait(run, lambda: len(roles("WorkerRole")) == workers)
             wait(run, lambda: summary(folder).get("agent_steps", 0) > 100 * workers)
@@ -82,7 +104,11 @@ def measure(workers: int) -> dict[str, Any]:
         "workers_that_stored_rows": len(first),
         "all_workers_have_stored_rows_after_s": max(first.values()) - started,
         "hundred_agent_steps_per_worker_after_s": trained_s,
-        "worker_pss_mb": {"median": statistics.median(memory), "max": memory[-1], "sum": sum(memory)},
+        "worker_pss_mb": {
+            "median": statistics.median(memory),
+            "max": memory[-1],
+            "sum": sum(memory),
+        },
         "other_pss_mb": others,
         "machine_used_gb": used,
     }

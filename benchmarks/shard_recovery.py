@@ -1,10 +1,13 @@
-"""What the death of a shard costs those who sample: how long they wait for a batch, and how soon the shard's rows are drawn again.
+"""What the death of a shard costs those who sample: how long they wait for a batch, and how soon
+the shard's rows are drawn again.
 
-    python benchmarks/shard_recovery.py      # two minutes; writes benchmarks/results/shard_recovery.json
+    python benchmarks/shard_recovery.py  # two minutes; writes
+    benchmarks/results/shard_recovery.json
 
-Ledger, two shards and their supervisor run on a private Ray as in a run; a feed, as a learner has, draws batches of both shards and
-rests 5 ms after each. One shard after the other is killed (kill -9), ten times in all. The longest pause between two batches
-counts from the kill on, and a shard is back when a batch has windows of it after one that had none.
+Ledger, two shards and their supervisor run on a private Ray as in a run; a feed, as a learner has,
+draws batches of both shards and rests 5 ms after each. One shard after the other is killed (kill
+-9), ten times in all. The longest pause between two batches counts from the kill on, and a shard is
+back when a batch has windows of it after one that had none.
 """
 
 from __future__ import annotations
@@ -35,9 +38,15 @@ from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 
-SHARDS, KILLS, ROWS, CHUNK_ROWS = 2, 10, 100_000, 64
-REST_S, GIVE_UP_S = 0.005, 60.0
-WORDS = "--preset debug --env toy:counting --runtime ray --train-ratio 1000000 --env-steps 1000000000"
+SHARDS = 2
+KILLS = 10
+ROWS = 100_000
+CHUNK_ROWS = 64
+REST_S = 0.005
+GIVE_UP_S = 60.0
+WORDS = (
+    "--preset debug --env toy:counting --runtime ray --train-ratio 1000000 --env-steps 1000000000"
+)
 OPTIONS = {"num_cpus": 0.001}
 
 
@@ -47,7 +56,8 @@ class Reader(threading.Thread):
     def __init__(self, plan: Plan) -> None:
         super().__init__(daemon=True)
         self.batches: list[tuple[float, frozenset[int]]] = []
-        self._feed, self._is_ended = Feed(plan, 0, lambda windows: frozenset(windows.shard.tolist())), threading.Event()
+        self._feed = Feed(plan, 0, lambda windows: frozenset(windows.shard.tolist()))
+        self._is_ended = threading.Event()
 
     def run(self) -> None:
         """Until it is told to end."""
@@ -66,10 +76,13 @@ class Reader(threading.Thread):
 
 def start_roles(plan: Plan, folder: Path) -> Supervisor:
     """Ledger and shards, kept up as the driver does."""
-    supervisor, ledger = Supervisor(max_restarts=1000, window_s=600.0), Remote("ledger-0")
+    supervisor = Supervisor(max_restarts=1000, window_s=600.0)
+    ledger = Remote("ledger-0")
 
     def add(kind: str, index: int, start: Any, **more: Any) -> None:
-        supervisor.add(Role(kind, index, start, lifeline=lambda handle: handle.lifeline.remote(), **more))
+        supervisor.add(
+            Role(kind, index, start, lifeline=lambda handle: handle.lifeline.remote(), **more)
+        )
 
     add("ledger", 0, lambda _: start_actor(LedgerRole, "ledger-0", plan, 0, options=OPTIONS))
     for index in range(SHARDS):
@@ -99,23 +112,31 @@ def kill_one(supervisor: Supervisor, reader: Reader, shard: int) -> dict[str, fl
     role = supervisor.roles[f"shard-{shard}"]
     while not (role.is_up and role.status.get("pid")):
         supervisor.poll(0.25)
-    killed, first = time.monotonic(), len(reader.batches)
+    killed = time.monotonic()
+    first = len(reader.batches)
     os.kill(role.status.pop("pid"), signal.SIGKILL)
     while time.monotonic() < killed + GIVE_UP_S:
         supervisor.poll(0.25)
         after = reader.batches[first:]
-        without = next((n for n, (_, shards) in enumerate(after) if shard not in shards), len(after))
+        without = next(
+            (n for n, (_, shards) in enumerate(after) if shard not in shards), len(after)
+        )
         back = next((at for at, shards in after[without:] if shard in shards), None)
         if back is not None:
             stamps = [killed, *(at for at, _ in after if at <= back)]
-            return {"longest_pause_s": max(b - a for a, b in itertools.pairwise(stamps)), "back_after_s": back - killed}
+            return {
+                "longest_pause_s": max(b - a for a, b in itertools.pairwise(stamps)),
+                "back_after_s": back - killed,
+            }
     raise TimeoutError(f"shard-{shard} was not back after {GIVE_UP_S} s")
 
 
 def measure(folder: Path) -> dict[str, Any]:
     """All kills; medians and the longest."""
     capacity = str(2 * SHARDS * ROWS)
-    plan = resolve(parse([*WORDS.split(), "--replay.shards", str(SHARDS), "--replay.capacity-steps", capacity]))
+    plan = resolve(
+        parse([*WORDS.split(), "--replay.shards", str(SHARDS), "--replay.capacity-steps", capacity])
+    )
     with ray_cluster(None, "shard-recovery"):
         supervisor = start_roles(plan, folder)
         fill(plan)
@@ -133,7 +154,13 @@ def measure(folder: Path) -> dict[str, Any]:
         for values in [[one[name] for one in found]]
     }
     assert books["lost_acked"] == 0
-    return {"kills": KILLS, "rows_per_shard": ROWS, "usual_pause_s": statistics.median(usual), **spread, "books": books}
+    return {
+        "kills": KILLS,
+        "rows_per_shard": ROWS,
+        "usual_pause_s": statistics.median(usual),
+        **spread,
+        "books": books,
+    }
 
 
 def main() -> None:

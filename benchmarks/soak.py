@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/soak.py [--minutes 30]
 
-The run and the looks at it are those of tests/integration/test_soak.py, which says what is allowed. Writes
-benchmarks/results/soak.json.
+The run and the looks at it are those of tests/integration/test_soak.py, which says what is allowed.
+Writes benchmarks/results/soak.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     """Soak and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))

@@ -3,11 +3,12 @@
     python benchmarks/tdmpc2.py --threads 1 2 --presets 1m 5m --reference ~/tdmpc2
     python benchmarks/tdmpc2.py --threads 1 --presets 1m --envs 1 --compile
 
-Prints a table and writes JSON to ``benchmarks/results/``. Every number is given as wall and as CPU time, because only the latter
-means something on a loaded machine. With ``--reference`` (a checkout of github.com/nicklashansen/tdmpc2, whose dependencies must
-be importable) the authors' code runs in turns with ours, on the CPU: device names are replaced in a temporary copy. With
-``--compile`` the losses of the update and the parts of one planning iteration go through ``torch.compile``, in turns with eager;
-``first_call_s`` is what compiling took.
+Prints a table and writes JSON to ``benchmarks/results/``. Every number is given as wall and as CPU
+time, because only the latter means something on a loaded machine. With ``--reference`` (a checkout
+of github.com/nicklashansen/tdmpc2, whose dependencies must be importable) the authors' code runs in
+turns with ours, on the CPU: device names are replaced in a temporary copy. With ``--compile`` the
+losses of the update and the parts of one planning iteration go through ``torch.compile``, in turns
+with eager; ``first_call_s`` is what compiling took.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from worldloom.agents.tdmpc2 import update as updating
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 
-OBS_DIM, ACTION_DIM = 24, 6
+OBS_DIM = 24
+ACTION_DIM = 6
 ENV = EnvSpec(
     name="dmc:walker-walk",
     obs={"obs": ArraySpec((OBS_DIM,))},
@@ -53,15 +55,20 @@ ENV = EnvSpec(
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds per call; the functions take turns, so that a change of the machine's load meets all of them."""
+def measure(
+    functions: dict[str, Callable[[], object]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Milliseconds per call; the functions take turns, so that a change of the machine's load meets
+    all of them.
+    """
     wall: dict[str, list[float]] = {name: [] for name in functions}
     cpu: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     for _ in range(repeats):
         for name, function in functions.items():
-            started, used = time.perf_counter(), time.process_time()
+            started = time.perf_counter()
+            used = time.process_time()
             function()
             wall[name].append((time.perf_counter() - started) * 1e3)
             cpu[name].append((time.process_time() - used) * 1e3)
@@ -77,7 +84,9 @@ def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
 
 
 def peak_flops() -> float:
-    """Floating-point operations per CPU second of a large float32 matrix product on the threads in use."""
+    """Floating-point operations per CPU second of a large float32 matrix product on the threads in
+    use.
+    """
     a = torch.randn(2048, 2048)
     result = measure({"product": lambda: a @ a}, 5)
     return 2 * 2048**3 / (result["product"]["cpu_ms_min"] / 1e3)
@@ -106,16 +115,27 @@ def ours(preset: str, envs: list[int], device: str) -> dict[str, Callable[[], ob
         return float(agent.train_step(batch).metrics["total_loss"])
 
     def act(count: int) -> Callable[[], object]:
-        obs, carry = {"obs": rng.normal(size=(count, OBS_DIM)).astype(np.float32)}, agent.initial_carry(count)
+        obs = {"obs": rng.normal(size=(count, OBS_DIM)).astype(np.float32)}
+        carry = agent.initial_carry(count)
         return lambda: agent.act(obs, carry, np.zeros(count, bool), explore=True)
 
     return {"update": update} | {f"plan_{count}": act(count) for count in envs}
 
 
-def compiled(calls: dict[str, Callable[[], object]]) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """The given calls with their arithmetic compiled, and the seconds that the first of each took."""
+def compiled(
+    calls: dict[str, Callable[[], object]],
+) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """The given calls with their arithmetic compiled, and the seconds that the first of
+    each took.
+    """
     search = planner._Search
-    homes = [(updating, "model_loss"), (updating, "policy_loss"), (search, "rollout"), (search, "value"), (planner, "_refit")]
+    homes = [
+        (updating, "model_loss"),
+        (updating, "policy_loss"),
+        (search, "rollout"),
+        (search, "value"),
+        (planner, "_refit"),
+    ]
     fast = [(home, name, torch.compile(getattr(home, name))) for home, name in homes]
 
     def wrap(call: Callable[[], object]) -> Callable[[], object]:
@@ -142,8 +162,12 @@ def reference(checkout: Path, preset: str) -> dict[str, Callable[[], object]]:
     folder = Path(tempfile.mkdtemp()) / "tdmpc2"
     shutil.copytree(checkout / "tdmpc2", folder)
     for file in folder.rglob("*.py"):
-        file.write_text(file.read_text().replace("cuda:0", "cpu").replace("capturable=True", "capturable=False"))
-    for name in [n for n in sys.modules if n == "common" or n.startswith("common.") or n == "tdmpc2"]:
+        file.write_text(
+            file.read_text().replace("cuda:0", "cpu").replace("capturable=True", "capturable=False")
+        )
+    for name in [
+        n for n in sys.modules if n == "common" or n.startswith("common.") or n == "tdmpc2"
+    ]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
     from common import MODEL_SIZE  # type: ignore[import-not-found]
@@ -155,12 +179,24 @@ def reference(checkout: Path, preset: str) -> dict[str, Callable[[], object]]:
         if found:
             settings[found[1]] = _scalar(found[2].strip())
     settings |= MODEL_SIZE[int(preset.removesuffix("m"))]
-    settings |= {"obs_shape": {"state": (OBS_DIM,)}, "action_dim": ACTION_DIM, "episode_length": 500, "multitask": False}
-    settings |= {"task_dim": 0, "compile": False, "obs": "state", "bin_size": 20 / (settings["num_bins"] - 1), "tasks": ["x"]}
+    settings |= {
+        "obs_shape": {"state": (OBS_DIM,)},
+        "action_dim": ACTION_DIM,
+        "episode_length": 500,
+        "multitask": False,
+    }
+    settings |= {
+        "task_dim": 0,
+        "compile": False,
+        "obs": "state",
+        "bin_size": 20 / (settings["num_bins"] - 1),
+        "tasks": ["x"],
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         agent = TDMPC2(SimpleNamespace(**settings, get=settings.get))
     sys.path.remove(str(folder))
-    size, horizon = settings["batch_size"], settings["horizon"]
+    size = settings["batch_size"]
+    horizon = settings["horizon"]
     batch = (
         torch.randn(horizon + 1, size, OBS_DIM),
         torch.rand(horizon, size, ACTION_DIM) * 2 - 1,
@@ -168,8 +204,12 @@ def reference(checkout: Path, preset: str) -> dict[str, Callable[[], object]]:
         torch.zeros(horizon, size, 1),
         None,
     )
-    buffer, obs = SimpleNamespace(sample=lambda: batch), torch.randn(OBS_DIM)
-    return {"reference_update": lambda: agent.update(buffer), "reference_plan_1": lambda: agent.act(obs, t0=False)}
+    buffer = SimpleNamespace(sample=lambda: batch)
+    obs = torch.randn(OBS_DIM)
+    return {
+        "reference_update": lambda: agent.update(buffer),
+        "reference_plan_1": lambda: agent.act(obs, t0=False),
+    }
 
 
 def _scalar(text: str) -> Any:
@@ -211,14 +251,21 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 paired |= reference(options.reference, preset)
             first_call: dict[str, float] = {}
             if options.compile:
-                more, first_call = compiled({name: calls[name] for name in ("update", "plan_1") if name in calls})
+                more, first_call = compiled(
+                    {name: calls[name] for name in ("update", "plan_1") if name in calls}
+                )
                 paired |= more
             times = measure(paired, options.repeats)
             for name, seconds in first_call.items():
                 times[name]["first_call_s"] = seconds
             for name in calls.keys() - paired.keys():
                 times |= measure({name: calls[name]}, 2)
-            entry: dict[str, Any] = {"preset": preset, "threads": threads, "peak_gflop_per_cpu_s": peak / 1e9, "times": times}
+            entry: dict[str, Any] = {
+                "preset": preset,
+                "threads": threads,
+                "peak_gflop_per_cpu_s": peak / 1e9,
+                "times": times,
+            }
             for name, function in calls.items():
                 flops = count_flops(function)
                 fraction = flops / (times[name]["cpu_ms_median"] / 1e3) / peak
@@ -227,11 +274,17 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             entry["hot_spots"] = {name: hot_spots(calls[name]) for name in ("update", "plan_1")}
             for name in ("update", "plan_1"):
                 if f"reference_{name}" in times:
-                    theirs, mine = times[f"reference_{name}"], times[name]
-                    entry[f"speedup_{name}"] = {k: theirs[k] / mine[k] for k in ("wall_ms_median", "cpu_ms_median")}
+                    theirs = times[f"reference_{name}"]
+                    mine = times[name]
+                    entry[f"speedup_{name}"] = {
+                        k: theirs[k] / mine[k] for k in ("wall_ms_median", "cpu_ms_median")
+                    }
                 if f"compiled_{name}" in times:
-                    eager, fast = times[name], times[f"compiled_{name}"]
-                    entry[f"compile_speedup_{name}"] = {k: eager[k] / fast[k] for k in ("wall_ms_median", "cpu_ms_median")}
+                    eager = times[name]
+                    fast = times[f"compiled_{name}"]
+                    entry[f"compile_speedup_{name}"] = {
+                        k: eager[k] / fast[k] for k in ("wall_ms_median", "cpu_ms_median")
+                    }
             entries.append(entry)
             show(entry)
     return entries
@@ -239,32 +292,50 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show(entry: dict[str, Any]) -> None:
     """Print one entry as a small table."""
-    print(f"\n{entry['preset']}, {entry['threads']} thread(s), peak {entry['peak_gflop_per_cpu_s']:.0f} GFLOP per CPU second")
+    print(
+        f"\n{entry['preset']}, {entry['threads']} thread(s), peak "
+        f"{entry['peak_gflop_per_cpu_s']:.0f} GFLOP per CPU second"
+    )
     for name, t in sorted(entry["times"].items()):
         extra = f"  {t['fraction_of_peak']:5.0%} of peak" if "fraction_of_peak" in t else ""
         print(
-            f"  {name:18s} {1e3 / t['wall_ms_median']:8.2f}/s  wall {t['wall_ms_min']:8.1f} / {t['wall_ms_median']:8.1f} ms"
+            f"  {name:18s} {1e3 / t['wall_ms_median']:8.2f}/s  wall "
+            f"{t['wall_ms_min']:8.1f} / {t['wall_ms_median']:8.1f} ms"
             f"  cpu {t['cpu_ms_median']:8.1f} ms{extra}"
         )
     for name in ("update", "plan_1"):
         if f"speedup_{name}" in entry:
             ratio = entry[f"speedup_{name}"]
-            print(f"  {name}: {ratio['wall_ms_median']:.2f}x the authors' code (CPU time {ratio['cpu_ms_median']:.2f}x)")
+            print(
+                f"  {name}: {ratio['wall_ms_median']:.2f}x the authors' code (CPU "
+                f"time {ratio['cpu_ms_median']:.2f}x)"
+            )
         if f"compile_speedup_{name}" in entry:
             ratio = entry[f"compile_speedup_{name}"]
-            print(f"  {name}: compiled {ratio['wall_ms_median']:.2f}x eager (CPU time {ratio['cpu_ms_median']:.2f}x)")
+            print(
+                f"  {name}: compiled {ratio['wall_ms_median']:.2f}x eager (CPU time "
+                f"{ratio['cpu_ms_median']:.2f}x)"
+            )
 
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=RESULTS.parent,
+    )
     cpu = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
     return {
         "cpu": model[1] if model else platform.processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "load_average": Path("/proc/loadavg").read_text().split()[:3] if Path("/proc/loadavg").exists() else [],
+        "load_average": Path("/proc/loadavg").read_text().split()[:3]
+        if Path("/proc/loadavg").exists()
+        else [],
         "commit": commit.stdout.strip(),
         "command": "python " + " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
@@ -273,10 +344,14 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Parse the command line, run, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--presets", nargs="+", default=["1m", "5m"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--envs", nargs="+", type=int, default=[1, 16, 64], help="envs per planning call")
+    parser.add_argument(
+        "--envs", nargs="+", type=int, default=[1, 16, 64], help="envs per planning call"
+    )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference", type=Path, help="checkout of the authors' code")

@@ -1,4 +1,5 @@
-"""Write docs/reference/config.md from the config classes: fields, defaults and the line of help below each field.
+"""Write docs/reference/config.md from the config classes: fields, defaults and the line of help
+below each field.
 
 python docs/write_config.py
 """
@@ -9,7 +10,14 @@ import inspect
 import itertools
 from pathlib import Path
 
-from worldloom import MODEL_CATALOG, DreamerV3Config, MLPConfig, TDMPC2Config, WorldModelConfig, get_config
+from worldloom import (
+    MODEL_CATALOG,
+    DreamerV3Config,
+    MLPConfig,
+    TDMPC2Config,
+    WorldModelConfig,
+    get_config,
+)
 from worldloom.training import TrainingConfig
 
 TARGET = Path(__file__).parent / "reference" / "config.md"
@@ -19,9 +27,15 @@ CLASSES = (TrainingConfig, WorldModelConfig, DreamerV3Config, TDMPC2Config, MLPC
 def help_lines(kind):
     """Field -> the text below it."""
     source = Path(inspect.getsourcefile(kind)).read_text()
-    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == kind.__name__).body
+    body = next(
+        n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == kind.__name__
+    ).body
     pairs = itertools.pairwise(body)
-    return {node.target.id: after.value.value for node, after in pairs if isinstance(node, ast.AnnAssign)}
+    return {
+        node.target.id: " ".join(after.value.value.split())
+        for node, after in pairs
+        if isinstance(node, ast.AnnAssign)
+    }
 
 
 def default(field):
@@ -34,22 +48,41 @@ def default(field):
 
 def page():
     """The whole page."""
-    lines = ["# Configuration", "", "Written by `docs/write_config.py` from the classes themselves.", "", "## Presets", ""]
+    lines = [
+        "# Configuration",
+        "",
+        "Written by `docs/write_config.py` from the classes themselves.",
+        "",
+        "## Presets",
+        "",
+    ]
     lines += ["| Preset | Parameters | Default observation | What |", "|---|---|---|---|"]
     for name, entry in MODEL_CATALOG.items():
-        lines.append(f"| `{name}` | {entry['params']:,} | {entry['default_obs']} | {entry['description']} |")
-    lines += ["", "Each type also has `ci`, the smallest, for tests. A field is changed where the model is created:", ""]
+        lines.append(
+            f"| `{name}` | {entry['params']:,} | {entry['default_obs']} | {entry['description']} |"
+        )
+    lines += [
+        "",
+        "Each type also has `ci`, the smallest, for tests. A field is changed where "
+        "the model is created:",
+        "",
+    ]
     lines += ["```python", "from worldloom import get_config", ""]
     lines += ['config = get_config("dreamerv3:size12m", obs_shape=(4,), action_dim=2, kl_free=0.5)']
     lines += [f"assert config.deter_dim == {get_config('dreamerv3:size12m').deter_dim}", "```"]
     for kind in CLASSES:
-        texts, base = help_lines(kind), WorldModelConfig if kind not in (TrainingConfig, WorldModelConfig) else None
+        texts = help_lines(kind)
+        base = WorldModelConfig if kind not in (TrainingConfig, WorldModelConfig) else None
         lines += ["", f"## {kind.__name__}", "", (kind.__doc__ or "").splitlines()[0], ""]
         if base is not None:
             lines += [f"Beside the fields of `{base.__name__}`:", ""]
         lines += ["| Field | Default | Meaning |", "|---|---|---|"]
         fields = {f.name: f for f in dataclasses.fields(kind)}
-        lines += [f"| `{name}` | `{default(fields[name])}` | {text} |" for name, text in texts.items() if name in fields]
+        lines += [
+            f"| `{name}` | `{default(fields[name])}` | {text} |"
+            for name, text in texts.items()
+            if name in fields
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""Record Atari episodes of a random player as an .npz: obs (channels first), actions_onehot as actions, rewards, dones.
+"""Record Atari episodes of a random player as an .npz: obs (channels first), actions_onehot as
+actions, rewards, dones.
 
 python examples/collect_atari.py --env Breakout --episodes 100       # a random player
 python examples/collect_atari.py --run runs/atari-0001 --episodes 10  # the policy of a training run
@@ -20,21 +21,33 @@ if __name__ == "__main__":
     flags.add_argument("--size", type=int, default=64, help="height and width of the images")
     flags.add_argument("--max-steps", type=int, default=5000, help="decisions per episode")
     flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--run", type=Path, help="let the policy of this run folder play, in the env that it was trained in")
+    flags.add_argument(
+        "--run",
+        type=Path,
+        help="let the policy of this run folder play, in the env that it was trained in",
+    )
     flags.add_argument("--test", action="store_true", help="two short episodes")
     args = flags.parse_args()
     if args.test:
-        args.episodes, args.max_steps = 2, 20
+        args.episodes = 2
+        args.max_steps = 20
     size = {} if args.no_preprocess else {"image_size": args.size}
     try:
-        config = EnvConfig(env=f"atari:{args.env.lower()}", grayscale=False, full_actions=False, **size)
+        config = EnvConfig(
+            env=f"atari:{args.env.lower()}", grayscale=False, full_actions=False, **size
+        )
         policy = None
         if args.run:
             from worldloom_dist.evaluate import load_policy
 
             config, policy = load_policy(args.run)
-        buffer = collect_buffer(config, args.episodes, policy=policy, max_steps=args.max_steps, seed=args.seed)
+        buffer = collect_buffer(
+            config, args.episodes, policy=policy, max_steps=args.max_steps, seed=args.seed
+        )
     except WorldLoomError as error:
         raise SystemExit(f"error: {error}") from error
     buffer.save(args.output)
-    print(f"{buffer.num_episodes} episodes, {len(buffer)} transitions of {buffer.obs_shape} in {args.output}")
+    print(
+        f"{buffer.num_episodes} episodes, {len(buffer)} transitions of "
+        f"{buffer.obs_shape} in {args.output}"
+    )

@@ -13,7 +13,9 @@ def parser(description, *, size, batch_size, seq_len, lr, output_dir, data=None)
     """Flags that every training example has, with its own defaults."""
     flags = argparse.ArgumentParser(description=description)
     flags.add_argument("--data", default=data, help="an .npz of episodes")
-    flags.add_argument("--test", action="store_true", help="train a tiny model on random data for a few steps")
+    flags.add_argument(
+        "--test", action="store_true", help="train a tiny model on random data for a few steps"
+    )
     flags.add_argument("--size", default=size, help="preset of the model; ci is the smallest")
     flags.add_argument("--steps", type=int, default=100_000)
     flags.add_argument("--batch-size", type=int, default=batch_size)
@@ -29,10 +31,18 @@ def parser(description, *, size, batch_size, seq_len, lr, output_dir, data=None)
 def load_data(args, obs_shape, action_dim):
     """The buffer of ``--data``, or with ``--test`` one of noise."""
     if args.test:
-        args.size, args.steps, args.batch_size, args.seq_len = "ci", min(args.steps, 2), 2, 8
-        return create_random_buffer(200, obs_shape, action_dim, num_episodes=20, episode_length=10, seed=0)
+        args.size = "ci"
+        args.steps = min(args.steps, 2)
+        args.batch_size = 2
+        args.seq_len = 8
+        return create_random_buffer(
+            200, obs_shape, action_dim, num_episodes=20, episode_length=10, seed=0
+        )
     if args.data is None:
-        raise SystemExit("name the data with --data FILE.npz (collect_atari.py and collect_mujoco.py make one), or try --test")
+        raise SystemExit(
+            "name the data with --data FILE.npz (collect_atari.py and "
+            "collect_mujoco.py make one), or try --test"
+        )
     return ReplayBuffer.load(args.data)
 
 
@@ -40,8 +50,16 @@ def run(kind, args, obs_shape, action_dim, **fields):
     """Create, train and save a model; returns it and its data."""
     try:
         buffer = load_data(args, obs_shape, action_dim)
-        model = create_world_model(f"{kind}:{args.size}", obs_shape=buffer.obs_shape, action_dim=buffer.action_dim, **fields)
-        print(f"{kind}:{args.size} with {model.num_parameters / 1e6:.1f} M parameters, {len(buffer)} transitions")
+        model = create_world_model(
+            f"{kind}:{args.size}",
+            obs_shape=buffer.obs_shape,
+            action_dim=buffer.action_dim,
+            **fields,
+        )
+        print(
+            f"{kind}:{args.size} with {model.num_parameters / 1e6:.1f} M parameters, "
+            f"{len(buffer)} transitions"
+        )
         config = TrainingConfig(
             total_steps=args.steps,
             batch_size=args.batch_size,

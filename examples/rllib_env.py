@@ -1,6 +1,7 @@
-"""An environment that is registered with RLlib / Tune, by its name: every name that Ray's registry knows is an ``--env``.
+"""An environment that is registered with RLlib / Tune, by its name: every name that Ray's registry
+knows is an ``--env``.
 
-python examples/rllib_env.py                               # train on it through the distributed system
+python examples/rllib_env.py  # train on it through the distributed system
 python examples/rllib_env.py --preset debug --env-steps 500
 """
 

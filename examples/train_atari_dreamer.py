@@ -12,7 +12,13 @@ from worldloom.evaluation import visualize_imagination
 
 if __name__ == "__main__":
     flags = offline.parser(
-        __doc__, size="size12m", batch_size=16, seq_len=50, lr=3e-4, output_dir="./outputs/atari", data="atari_data.npz"
+        __doc__,
+        size="size12m",
+        batch_size=16,
+        seq_len=50,
+        lr=3e-4,
+        output_dir="./outputs/atari",
+        data="atari_data.npz",
     )
     flags.set_defaults(steps=10_000)
     flags.add_argument("--deter-dim", type=int, help="size of the recurrent state")
@@ -23,5 +29,7 @@ if __name__ == "__main__":
     sizes = {name: getattr(args, name) for name in names if getattr(args, name)}
     model, buffer = offline.run("dreamerv3", args, obs_shape=(3, 64, 64), action_dim=4, **sizes)
     horizon = min(15, args.seq_len - 5)
-    picture = visualize_imagination(model, buffer, Path(args.output_dir) / "imagination_rollout.png", horizon=horizon)
+    picture = visualize_imagination(
+        model, buffer, Path(args.output_dir) / "imagination_rollout.png", horizon=horizon
+    )
     print(f"drew {picture}")

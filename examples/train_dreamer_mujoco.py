@@ -10,7 +10,13 @@ FIELDS = {"deter_dim": int, "hidden_dim": int}
 
 if __name__ == "__main__":
     flags = offline.parser(
-        __doc__, size="size12m", batch_size=16, seq_len=50, lr=3e-4, output_dir="./outputs/dreamer_mujoco", data="mujoco_data.npz"
+        __doc__,
+        size="size12m",
+        batch_size=16,
+        seq_len=50,
+        lr=3e-4,
+        output_dir="./outputs/dreamer_mujoco",
+        data="mujoco_data.npz",
     )
     for name, kind in FIELDS.items():
         flags.add_argument("--" + name.replace("_", "-"), type=kind, help="setting of the model")

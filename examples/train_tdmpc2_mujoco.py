@@ -10,7 +10,13 @@ FIELDS = {"latent_dim": int, "hidden_dim": int, "gamma": float}
 
 if __name__ == "__main__":
     flags = offline.parser(
-        __doc__, size="5m", batch_size=256, seq_len=10, lr=1e-4, output_dir="./outputs/tdmpc2_mujoco", data="mujoco_data.npz"
+        __doc__,
+        size="5m",
+        batch_size=256,
+        seq_len=10,
+        lr=1e-4,
+        output_dir="./outputs/tdmpc2_mujoco",
+        data="mujoco_data.npz",
     )
     for name, kind in FIELDS.items():
         flags.add_argument("--" + name.replace("_", "-"), type=kind, help="setting of the model")

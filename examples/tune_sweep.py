@@ -18,7 +18,9 @@ from worldloom_dist.stopping import StopFlag
 
 def trial(settings):
     """One run, deterministic and in the trial's own process; its folder is the trial's."""
-    config = dataclasses.replace(PRESETS["debug"](), runtime="local", env_steps=ENV_STEPS, **settings)
+    config = dataclasses.replace(
+        PRESETS["debug"](), runtime="local", env_steps=ENV_STEPS, **settings
+    )
     folder = RunFolder(Path("run").absolute())
     run(resolve(config), folder, 0, StopFlag(), is_resumed=False)
     tune.report({"return": folder.read_json("summary.json")["eval"]["return_mean"]})
@@ -27,5 +29,7 @@ def trial(settings):
 ENV_STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
 if __name__ == "__main__":
     space = {"train_ratio": tune.grid_search([6.0, 24.0]), "seed": tune.grid_search([1, 2])}
-    results = tune.Tuner(trial, param_space=space, tune_config=tune.TuneConfig(metric="return", mode="max")).fit()
+    results = tune.Tuner(
+        trial, param_space=space, tune_config=tune.TuneConfig(metric="return", mode="max")
+    ).fit()
     print("best", results.get_best_result().config, results.get_best_result().metrics["return"])

@@ -1,6 +1,8 @@
-"""Draw what a world model imagines beside what came, and measure it; the same as ``worldloom imagine``.
+"""Draw what a world model imagines beside what came, and measure it; the same as ``worldloom
+imagine``.
 
-python examples/visualize_imagination.py --model ./outputs/dreamer/model --data trajectories.npz --all
+python examples/visualize_imagination.py --model ./outputs/dreamer/model --data trajectories.npz
+--all
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""Small implementations of ``worldloom_dist.ports`` and of a policy, for tests. They check everything that they are given."""
+"""Small implementations of ``worldloom_dist.ports`` and of a policy, for tests. They check
+everything that they are given.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ import numpy as np
 from worldloom.core.exceptions import BufferError, CheckpointError, StateError
 from worldloom.core.metrics import Histogram, Last, Max, Mean, MetricMap, Sum, merge_into
 from worldloom.core.protocol import ActOutput, Carry
-from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, Rows, StreamId, agent_steps, check_sequence
+from worldloom.core.sequence import (
+    NO_POLICY,
+    Chunk,
+    PolicyVersion,
+    Rows,
+    StreamId,
+    agent_steps,
+    check_sequence,
+)
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.codec import decode_rows
@@ -26,8 +36,11 @@ class FakeReplayWriter:
         failures: Popped one per call: an exception raised before the chunk is stored, or None.
     """
 
-    def __init__(self, columns: Mapping[str, ArraySpec], failures: Sequence[Exception | None] = ()) -> None:
-        self.columns, self.failures = columns, list(failures)
+    def __init__(
+        self, columns: Mapping[str, ArraySpec], failures: Sequence[Exception | None] = ()
+    ) -> None:
+        self.columns = columns
+        self.failures = list(failures)
         self.chunks: dict[StreamId, list[Chunk]] = {}
         self.duplicate_rows = 0
         self.lose_acks = 0
@@ -43,7 +56,9 @@ class FakeReplayWriter:
             assert known[chunk.seq] == chunk, "a repeated chunk must be the same chunk"
             self.duplicate_rows += chunk.num_rows
             return
-        assert chunk.seq == len(known), f"stream {chunk.stream}: chunk {chunk.seq} after {len(known) - 1}"
+        assert chunk.seq == len(known), (
+            f"stream {chunk.stream}: chunk {chunk.seq} after {len(known) - 1}"
+        )
         rows = decode_rows(chunk.payload, self.columns)
         assert check_sequence(rows, self.columns) == chunk.num_rows > 0
         assert agent_steps(rows["is_first"]) == chunk.num_agent_steps
@@ -72,24 +87,39 @@ class FakeReplayReader:
     """Serves windows that begin anywhere in the rows of a :class:`FakeReplayWriter`; one shard."""
 
     def __init__(self, writer: FakeReplayWriter, window_rows: int) -> None:
-        self.writer, self.window_rows = writer, window_rows
+        self.writer = writer
+        self.window_rows = window_rows
         self.written_back: list[tuple[np.ndarray, Mapping[str, np.ndarray]]] = []
 
     def sample(self, request: SampleRequest) -> SampledWindows:
         assert request.windows >= 1
         assert all(isinstance(part, int) for part in request.seed)
         streams = {stream: self.writer.rows(stream) for stream in sorted(self.writer.chunks)}
-        starts = [(stream, at) for stream, rows in streams.items() for at in range(len(rows["reward"]) - self.window_rows + 1)]
+        starts = [
+            (stream, at)
+            for stream, rows in streams.items()
+            for at in range(len(rows["reward"]) - self.window_rows + 1)
+        ]
         if not starts:
             raise BufferError(f"no window of {self.window_rows} rows is stored yet")
         rng = np.random.default_rng(request.seed)
         picks = [starts[int(index)] for index in rng.integers(len(starts), size=request.windows)]
-        first_id = dict(zip(streams, np.cumsum([0, *(len(r["reward"]) for r in streams.values())])[:-1], strict=True))
+        first_id = dict(
+            zip(
+                streams,
+                np.cumsum([0, *(len(r["reward"]) for r in streams.values())])[:-1],
+                strict=True,
+            )
+        )
         columns = {
-            name: np.stack([streams[stream][name][at : at + self.window_rows] for stream, at in picks])
+            name: np.stack(
+                [streams[stream][name][at : at + self.window_rows] for stream, at in picks]
+            )
             for name in self.writer.columns
         }
-        ids = np.stack([first_id[stream] + np.arange(at, at + self.window_rows) for stream, at in picks])
+        ids = np.stack(
+            [first_id[stream] + np.arange(at, at + self.window_rows) for stream, at in picks]
+        )
         zeros = np.zeros(request.windows, np.int64)
         return SampledWindows(columns, ids, zeros, zeros, np.zeros(request.windows))
 
@@ -115,7 +145,9 @@ class FakeWeights:
         self.fetches = 0
 
     def publish(self, snapshot: WeightsSnapshot) -> None:
-        assert not snapshot.buffer.flags.writeable, "a snapshot must not change after it was published"
+        assert not snapshot.buffer.flags.writeable, (
+            "a snapshot must not change after it was published"
+        )
         assert all(entry.stop - entry.start >= 0 for entry in snapshot.entries)
         if snapshot.version <= self.version():
             raise StateError(f"version {snapshot.version} is not above {self.version()}")
@@ -142,7 +174,9 @@ class FakeMetricSink:
         self.values: dict[tuple[str, int], MetricMap] = {}
         self.facts: list[Mapping[str, Any]] = []
 
-    def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
+    def emit(
+        self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None
+    ) -> None:
         for key, value in values.items():
             assert split_key(key)[0] in METRICS, f"metric {key!r} is not in the table"
             assert isinstance(value, Mean | Sum | Max | Last | Histogram), key
@@ -152,14 +186,19 @@ class FakeMetricSink:
 
 
 class FakePolicy:
-    """Counts its decisions since the last reset, per env, in a numpy carry; acts by that count and one weight.
+    """Counts its decisions since the last reset, per env, in a numpy carry; acts by that count and
+    one weight.
 
-    Continuous actions are ``weight + 0.01 * count`` (with a little noise when exploring), folded into [-1, 1]; discrete ones
-    are the count modulo the number of classes. Extras hold the count.
+    Continuous actions are ``weight + 0.01 * count`` (with a little noise when exploring), folded
+    into [-1, 1]; discrete ones are the count modulo the number of classes. Extras hold the count.
     """
 
-    def __init__(self, spec: EnvSpec, extras: Mapping[str, ArraySpec] | None = None, seed: int = 0) -> None:
-        self.spec, self.extras, self.weight = spec, dict(extras or {}), 0.0
+    def __init__(
+        self, spec: EnvSpec, extras: Mapping[str, ArraySpec] | None = None, seed: int = 0
+    ) -> None:
+        self.spec = spec
+        self.extras = dict(extras or {})
+        self.weight = 0.0
         self.rng = np.random.default_rng(seed)
         self.calls: list[int] = []
         self.on_act: Callable[[Mapping[str, np.ndarray], np.ndarray], None] | None = None
@@ -167,7 +206,9 @@ class FakePolicy:
     def initial_carry(self, num_envs: int) -> Carry:
         return {"count": np.zeros(num_envs, np.int64), "noise": np.zeros((num_envs, 2), np.float32)}
 
-    def act(self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool) -> ActOutput:
+    def act(
+        self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool
+    ) -> ActOutput:
         count = len(is_first)
         assert is_first.dtype == bool
         assert set(obs) == set(self.spec.obs)
@@ -182,7 +223,8 @@ class FakePolicy:
         noise = self.rng.normal(0, 0.001, (count, 2)).astype(np.float32) * explore
         action = {key: self._choose(spec, steps, noise) for key, spec in self.spec.action.items()}
         extras = {
-            name: np.broadcast_to(_lead(steps, spec), (count, *spec.shape)).astype(spec.dtype) for name, spec in self.extras.items()
+            name: np.broadcast_to(_lead(steps, spec), (count, *spec.shape)).astype(spec.dtype)
+            for name, spec in self.extras.items()
         }
         return ActOutput(action, {"count": steps + 1, "noise": noise}, extras)
 
@@ -235,7 +277,9 @@ def check_counting_rows(rows: Rows) -> None:
         assert rows["terminated"][t] == (step == length and episode % 2 == 0), f"row {t}"
         assert rows["truncated"][t] == (step == length and episode % 2 == 1), f"row {t}"
         acted = 0.0 if step == 0 else rows["action"][t - 1, 0]
-        assert rows["obs"][t, 2] == np.float32(acted), f"row {t}: the action that led here is not the one stored before it"
+        assert rows["obs"][t, 2] == np.float32(acted), (
+            f"row {t}: the action that led here is not the one stored before it"
+        )
 
 
 def _lead(values: np.ndarray, spec: ArraySpec) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Where reference arrays are found, and how close is close enough.
 
-``WORLDLOOM_GOLDEN`` names a folder with one sub-folder per algorithm. Without it ``../shared/golden`` beside the repository is
-used, and the test is skipped when that does not exist. When the variable is set, missing files are failures.
+``WORLDLOOM_GOLDEN`` names a folder with one sub-folder per algorithm. Without it
+``../shared/golden`` beside the repository is used, and the test is skipped when that does not
+exist. When the variable is set, missing files are failures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def golden_dir(algorithm: str) -> Path:
-    """Folder of the reference arrays of ``algorithm``; skips or fails the calling test when there is none."""
+    """Folder of the reference arrays of ``algorithm``; skips or fails the calling test when there
+    is none.
+    """
     named = os.environ.get("WORLDLOOM_GOLDEN")
     folder = (Path(named) if named else REPOSITORY.parent / "shared" / "golden") / algorithm
     if folder.is_dir():
@@ -40,8 +43,12 @@ def load_golden(algorithm: str, name: str) -> dict[str, np.ndarray]:
         return {key: file[key] for key in file.files}
 
 
-def assert_agrees(got: object, want: np.ndarray, *, tolerance: float, name: str = "", floor: float = 0.0) -> None:
-    """Check max|got - want| <= tolerance * max|want| (+ ``floor``) for one tensor; shapes must agree, NaN never does."""
+def assert_agrees(
+    got: object, want: np.ndarray, *, tolerance: float, name: str = "", floor: float = 0.0
+) -> None:
+    """Check max|got - want| <= tolerance * max|want| (+ ``floor``) for one tensor; shapes must
+    agree, NaN never does.
+    """
     got_array = np.asarray(got.detach() if hasattr(got, "detach") else got)  # type: ignore[attr-defined]
     assert got_array.shape == want.shape, f"{name}: shape {got_array.shape}, reference {want.shape}"
     if want.size == 0:

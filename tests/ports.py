@@ -4,8 +4,11 @@ import contextlib
 import random
 import socket
 
-FIRST, LAST = 20_000, 32_000
-"""Below the kernel's own range and above the one that Ray's workers take, so nobody else is handed one before it is used."""
+FIRST = 20_000
+LAST = 32_000
+"""Below the kernel's own range and above the one that Ray's workers take, so nobody else is handed
+one before it is used.
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -13,7 +16,8 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     with contextlib.ExitStack() as stack:
         while len(ports) < count:
-            probe, port = stack.enter_context(socket.socket()), random.SystemRandom().randint(FIRST, LAST)
+            probe = stack.enter_context(socket.socket())
+            port = random.SystemRandom().randint(FIRST, LAST)
             with contextlib.suppress(OSError):
                 probe.bind(("", port))
                 ports.append(port)

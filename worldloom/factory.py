@@ -1,7 +1,9 @@
-"""From a name to a world model: presets, aliases, saved folders. Needs torch only when a model is built.
+"""From a name to a world model: presets, aliases, saved folders. Needs torch only when a model is
+built.
 
-A saved model is named by its folder, or by a folder's name below ``WORLDLOOM_CACHE_DIR`` (``~/.cache/worldloom`` by default):
-what was saved there once is found from any working directory. Nothing is ever downloaded.
+A saved model is named by its folder, or by a folder's name below ``WORLDLOOM_CACHE_DIR``
+(``~/.cache/worldloom`` by default): what was saved there once is found from any working directory.
+Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import expanded
 from worldloom.core.registry import TYPE_ALIASES, UnknownModelError, WorldModelRegistry, refuse_file
 
-__all__ = ["MODEL_ALIASES", "MODEL_CATALOG", "cache_dir", "create_world_model", "get_config", "get_model_info", "list_models"]
+__all__ = [
+    "MODEL_ALIASES",
+    "MODEL_CATALOG",
+    "cache_dir",
+    "create_world_model",
+    "get_config",
+    "get_model_info",
+    "list_models",
+]
 
 MODEL_ALIASES: dict[str, str] = {
     "dreamer": "dreamerv3:size12m",
@@ -50,17 +60,28 @@ def cache_dir() -> Path:
 
 
 def _folder_of(model: str | PathLike[str]) -> Path | None:
-    """The folder of a saved model: the path itself, or below the cache; None when there is neither."""
+    """The folder of a saved model: the path itself, or below the cache; None when there is
+    neither.
+    """
     path = expanded(model, "model")
     refuse_file(path)
     if path.is_dir():
         return path
     kept = cache_dir() / path
-    return kept if not path.is_absolute() and ".." not in path.parts and (kept / "config.json").is_file() else None
+    return (
+        kept
+        if not path.is_absolute() and ".." not in path.parts and (kept / "config.json").is_file()
+        else None
+    )
 
 
 def _entry(kind: str, description: str, params: int) -> dict[str, Any]:
-    return {"description": description, "params": params, "type": kind, "default_obs": DEFAULTS[kind]["obs_shape"]}
+    return {
+        "description": description,
+        "params": params,
+        "type": kind,
+        "default_obs": DEFAULTS[kind]["obs_shape"],
+    }
 
 
 MODEL_CATALOG: dict[str, dict[str, Any]] = {
@@ -77,7 +98,9 @@ MODEL_CATALOG: dict[str, dict[str, Any]] = {
     "mlp:medium": _entry("mlp", "Plain latent MLP, twice as wide", 1_587_209),
     "mlp:large": _entry("mlp", "Plain latent MLP, four times as wide", 6_320_137),
 }
-"""Presets and the trained numbers that a model of the default shapes has (counted; actor and critic are not part of it)."""
+"""Presets and the trained numbers that a model of the default shapes has (counted; actor and critic
+are not part of it).
+"""
 
 
 def create_world_model(
@@ -91,33 +114,55 @@ def create_world_model(
     """A new world model of a preset, or a saved one.
 
     Args:
-        model: ``type:size``, an alias of it, a folder that ``save_pretrained`` wrote, or such a folder's name below
-            ``WORLDLOOM_CACHE_DIR``.
-        obs_shape: Shape of one observation; ``(3, 64, 64)`` for DreamerV3, ``(39,)`` for TD-MPC2, ``(7,)`` for mlp by default.
+        model: ``type:size``, an alias of it, a folder that ``save_pretrained`` wrote, or such a
+            folder's name below ``WORLDLOOM_CACHE_DIR``.
+        obs_shape: Shape of one observation; ``(3, 64, 64)`` for DreamerV3, ``(39,)`` for TD-MPC2,
+            ``(7,)`` for mlp by default.
         action_dim: Action components; 4, 6 and 3 by default.
         device: cpu, cuda, cuda:N, or auto.
         **kwargs: Fields of the model's config.
 
     Raises:
         ModelNotFoundError: If nothing has this name; offers the nearest one.
-        ConfigurationError: If a field does not exist, its value is not allowed, or it contradicts a saved model.
+        ConfigurationError: If a field does not exist, its value is not allowed, or it contradicts a
+            saved model.
         CheckpointError: If the files of a saved model are missing or damaged.
     """
-    wanted = {name: value for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim)) if value is not None}
+    wanted = {
+        name: value
+        for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim))
+        if value is not None
+    }
     if device is None:
-        raise ConfigurationError("device must be auto, cpu, cuda or cuda:N, got None; leave it out for the CPU")
+        raise ConfigurationError(
+            "device must be auto, cpu, cuda or cuda:N, got None; leave it out for the CPU"
+        )
     folder = _folder_of(model)
     if folder is not None:
         return WorldModelRegistry.from_pretrained(folder, device=device, **wanted, **kwargs)
-    problem = "Invalid model identifier, nor is there a saved model at" if "/" in str(model) else "Invalid model identifier"
-    return WorldModelRegistry.build(_preset(str(model), wanted | kwargs | {"device": device}, problem))
+    problem = (
+        "Invalid model identifier, nor is there a saved model at"
+        if "/" in str(model)
+        else "Invalid model identifier"
+    )
+    return WorldModelRegistry.build(
+        _preset(str(model), wanted | kwargs | {"device": device}, problem)
+    )
 
 
 def get_config(
-    model: str | PathLike[str], *, obs_shape: tuple[int, ...] | None = None, action_dim: int | None = None, **kwargs: Any
+    model: str | PathLike[str],
+    *,
+    obs_shape: tuple[int, ...] | None = None,
+    action_dim: int | None = None,
+    **kwargs: Any,
 ) -> WorldModelConfig:
     """The config that :func:`create_world_model` would use; the arguments are the same."""
-    wanted = {name: value for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim)) if value is not None}
+    wanted = {
+        name: value
+        for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim))
+        if value is not None
+    }
     folder = _folder_of(model)
     if folder is not None:
         return WorldModelConfig.load(folder).replaced(**wanted, **kwargs)
@@ -125,12 +170,19 @@ def get_config(
 
 
 def list_models(verbose: bool = False) -> list[str] | dict[str, dict[str, Any]]:
-    """Names of the presets, or with ``verbose`` what is known about each: description, params, type, default_obs."""
-    return {name: dict(entry) for name, entry in MODEL_CATALOG.items()} if verbose else list(MODEL_CATALOG)
+    """Names of the presets, or with ``verbose`` what is known about each: description, params,
+    type, default_obs.
+    """
+    return (
+        {name: dict(entry) for name, entry in MODEL_CATALOG.items()}
+        if verbose
+        else list(MODEL_CATALOG)
+    )
 
 
 def get_model_info(model: str) -> dict[str, Any]:
-    """What is known about a preset: the catalog's entry, ``model_id``, and ``alias`` (None when its own name was given).
+    """What is known about a preset: the catalog's entry, ``model_id``, and ``alias`` (None when its
+    own name was given).
 
     Raises:
         ModelNotFoundError: If nothing has this name.
@@ -149,7 +201,9 @@ def _resolve(model: str) -> str:
     return f"{CATALOG_TYPES.get(own, own)}:{size.lower()}" if colon else name
 
 
-def _preset(model: str, fields: dict[str, Any], problem: str = "Invalid model format") -> WorldModelConfig:
+def _preset(
+    model: str, fields: dict[str, Any], problem: str = "Invalid model format"
+) -> WorldModelConfig:
     name = _resolve(model)
     if ":" not in name or "/" in name:
         raise UnknownModelError(problem, model, [*MODEL_CATALOG, *MODEL_ALIASES])

@@ -1,4 +1,6 @@
-"""Checks that we ship: a world model of your own keeps the contract that trainer, planner and evaluation rely on."""
+"""Checks that we ship: a world model of your own keeps the contract that trainer, planner and
+evaluation rely on.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from worldloom.core.world_model import WorldModel
 
 __all__ = ["ContractError", "check_world_model"]
 
-B, T = 3, 4
+B = 3
+T = 4
 
 
 class ContractError(WorldLoomError, AssertionError):
@@ -21,10 +24,12 @@ class ContractError(WorldLoomError, AssertionError):
 
 
 def check_world_model(make: Callable[[], Any], folder: Path | None = None) -> None:
-    """Try every promise of :class:`worldloom.core.world_model.WorldModel` on a model with a small observation.
+    """Try every promise of :class:`worldloom.core.world_model.WorldModel` on a model with a small
+    observation.
 
     Args:
-        make: Builds a model; equal calls must give equal architectures. Its config has ``obs_shape`` and ``action_dim``.
+        make: Builds a model; equal calls must give equal architectures. Its config has
+            ``obs_shape`` and ``action_dim``.
         folder: Where to try saving and loading; not tried without.
 
     Raises:
@@ -32,7 +37,8 @@ def check_world_model(make: Callable[[], Any], folder: Path | None = None) -> No
     """
     model = make()
     _expect(isinstance(model, WorldModel), "has all methods of WorldModel")
-    obs, actions = torch.rand(B, *model.config.obs_shape), torch.zeros(T, B, model.config.action_dim)
+    obs = torch.rand(B, *model.config.obs_shape)
+    actions = torch.zeros(T, B, model.config.action_dim)
     state = model.encode(obs)
     _check_steps(model, state, actions, obs)
     _check_loss(model)
@@ -42,7 +48,9 @@ def check_world_model(make: Callable[[], Any], folder: Path | None = None) -> No
     except ShapeMismatchError:
         pass
     else:
-        raise ContractError("predict must refuse actions of a wrong width with a ShapeMismatchError")
+        raise ContractError(
+            "predict must refuse actions of a wrong width with a ShapeMismatchError"
+        )
     if folder is not None:
         model.save_pretrained(folder)
         again = type(model).from_pretrained(folder)
@@ -58,25 +66,42 @@ def _check_steps(model: Any, state: Any, actions: torch.Tensor, obs: torch.Tenso
         ("observe", model.observe(state, actions[0], obs)),
         ("initial_state", model.initial_state(B)),
     ):
-        _expect(other.features.shape == (B, width), f"{name} gives features of the width of encode's")
-    _expect(torch.equal(_features(model, obs), _features(model, obs)), "encode(deterministic=True) repeats")
+        _expect(
+            other.features.shape == (B, width), f"{name} gives features of the width of encode's"
+        )
+    _expect(
+        torch.equal(_features(model, obs), _features(model, obs)),
+        "encode(deterministic=True) repeats",
+    )
     decoded = model.decode(state)
     _expect(decoded["reward"].shape == (B, 1), "decode gives reward [B, 1]")
     cont = decoded.get("continue")
-    _expect(cont is None or bool(((cont >= 0) & (cont <= 1)).all()), "decode gives continue as a probability")
+    _expect(
+        cont is None or bool(((cont >= 0) & (cont <= 1)).all()),
+        "decode gives continue as a probability",
+    )
     dreamt = model.imagine(state, actions)
-    _expect(len(dreamt.states) == T + 1 and dreamt.rewards.shape == (T, B, 1), "imagine gives T + 1 states and rewards [T, B, 1]")
+    _expect(
+        len(dreamt.states) == T + 1 and dreamt.rewards.shape == (T, B, 1),
+        "imagine gives T + 1 states and rewards [T, B, 1]",
+    )
 
 
 def _check_loss(model: Any) -> None:
-    lead, config = (B, T), model.config
-    batch = {"obs": torch.rand(*lead, *config.obs_shape), "actions": torch.zeros(*lead, config.action_dim)}
+    lead = (B, T)
+    config = model.config
+    batch = {
+        "obs": torch.rand(*lead, *config.obs_shape),
+        "actions": torch.zeros(*lead, config.action_dim),
+    }
     batch |= {"rewards": torch.zeros(lead), "continues": torch.ones(lead)}
     before = [value.clone() for value in model.state_dict().values()]
     losses = model.compute_loss(batch)
     _expect(all(value.ndim == 0 for value in losses.values()), "compute_loss gives 0-d tensors")
     _expect(losses["loss"].requires_grad, "the loss has a gradient")
-    unchanged = all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    unchanged = all(
+        torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True)
+    )
     _expect(unchanged, "compute_loss changes nothing")
 
 

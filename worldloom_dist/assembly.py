@@ -1,6 +1,7 @@
 """From a :class:`~worldloom_dist.plan.Plan` to the parts of a run.
 
-Both runtimes build their roles here, so they cannot differ in anything else. Builders that need torch import it inside.
+Both runtimes build their roles here, so they cannot differ in anything else. Builders that need
+torch import it inside.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ MEASURE_S = 1.0
 
 
 def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
-    """Envs of one worker. Several envs are supervised in processes of their own, and so is one that needs a main thread; any other
-    single one is the worker's process.
+    """Envs of one worker. Several envs are supervised in processes of their own, and so is one that
+    needs a main thread; any other single one is the worker's process.
 
     In lock-step they wait for each other, or which rows there are would depend on time.
     """
@@ -66,8 +67,11 @@ def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs
         failure_window_s=actors.env_failure_window_s,
         **({"grace_s": float("inf")} if plan.is_lockstep else {}),
     )
-    supervised = actors.supervise and plan.env.suite != "rllib"  # Ray's registry is known to Ray's processes only
-    processes = bool(plan.needs_main_thread) or (config.runtime == "ray" and config.envs_per_worker > 1 and supervised)
+    # Ray's registry is known to Ray's processes only
+    supervised = actors.supervise and plan.env.suite != "rllib"
+    processes = bool(plan.needs_main_thread) or (
+        config.runtime == "ray" and config.envs_per_worker > 1 and supervised
+    )
     seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
     return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
 
@@ -100,18 +104,31 @@ def build_worker(
 
 
 def build_grouped_worker(
-    plan: Plan, slot: int, incarnation: int, acting: Callable[[int, int], ActClient], writer: ReplayWriter
+    plan: Plan,
+    slot: int,
+    incarnation: int,
+    acting: Callable[[int, int], ActClient],
+    writer: ReplayWriter,
 ) -> RolloutWorker | GroupedWorker:
-    """An env worker whose envs are in as many groups as pays; ``acting`` gets the first env and the size of a group."""
-    groups, first_env = [], 0
+    """An env worker whose envs are in as many groups as pays; ``acting`` gets the first env and the
+    size of a group.
+    """
+    groups = []
+    first_env = 0
     for size in group_sizes(plan):
         client = acting(first_env, size)
-        groups.append(build_worker(plan, slot, incarnation, client, writer, first_env=first_env, num_envs=size))
+        groups.append(
+            build_worker(
+                plan, slot, incarnation, client, writer, first_env=first_env, num_envs=size
+            )
+        )
         first_env += size
     return groups[0] if len(groups) == 1 else GroupedWorker(groups)
 
 
-def check_live(plan: Plan, left: int, wanted: int, quarantined: Mapping[str, str], *, missing: int = 0) -> None:
+def check_live(
+    plan: Plan, left: int, wanted: int, quarantined: Mapping[str, str], *, missing: int = 0
+) -> None:
     """Refuse to go on with too few env workers.
 
     Args:
@@ -127,22 +144,49 @@ def check_live(plan: Plan, left: int, wanted: int, quarantined: Mapping[str, str
     least = plan.config.actors.min_live
     if left + missing < max(1, least):
         reasons = "; ".join(f"{name}: {why}" for name, why in quarantined.items())
-        raise TrainingError(f"only {left} of {wanted} env workers are left, and actors.min_live is {least} ({reasons})")
+        raise TrainingError(
+            f"only {left} of {wanted} env workers are left, and actors.min_live is "
+            f"{least} ({reasons})"
+        )
 
 
-def build_policy(plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu") -> Policy:
-    """A policy for acting; it acts with weights equal to the untrained agent's until it loads some."""
-    return make_policy(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "policy", *index), num_envs=num_envs)
+def build_policy(
+    plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu"
+) -> Policy:
+    """A policy for acting; it acts with weights equal to the untrained agent's until it
+    loads some.
+    """
+    return make_policy(
+        plan.agent,
+        plan.env_spec,
+        device=device,
+        seed=role_seed(plan, "policy", *index),
+        num_envs=num_envs,
+    )
 
 
-def build_learner(plan: Plan, weights: WeightSink, *, device: str, incarnation: int, folder: Path, **hooks: Any) -> Learner:
+def build_learner(
+    plan: Plan, weights: WeightSink, *, device: str, incarnation: int, folder: Path, **hooks: Any
+) -> Learner:
     """The learner with an untrained agent."""
     from worldloom_dist.learner.learner import Learner
 
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
     own = plan.config.learner
-    how: dict[str, Any] = {"compile": own.compile, "ranks": plan.config.learners, "weights_dtype": own.weights_dtype}
-    return Learner(agent, weights, device=device, incarnation=incarnation, bad_batches=folder / "nonfinite", **how, **hooks)
+    how: dict[str, Any] = {
+        "compile": own.compile,
+        "ranks": plan.config.learners,
+        "weights_dtype": own.weights_dtype,
+    }
+    return Learner(
+        agent,
+        weights,
+        device=device,
+        incarnation=incarnation,
+        bad_batches=folder / "nonfinite",
+        **how,
+        **hooks,
+    )
 
 
 def build_store(plan: Plan, folder: Path) -> CheckpointStore:
@@ -158,7 +202,8 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
 
 
 def check_none(store: CheckpointStore) -> None:
-    """Refuse to begin anew beside checkpoints that cannot be read: the rows that belong to them would be lost.
+    """Refuse to begin anew beside checkpoints that cannot be read: the rows that belong to them
+    would be lost.
 
     Args:
         store: Whose newest checkpoint nobody could read.
@@ -168,18 +213,25 @@ def check_none(store: CheckpointStore) -> None:
     """
     if folders := store.folders():
         raise CheckpointError(
-            f"none of the {len(folders)} checkpoints in {store.root} can be read (see above), and the run is left as it is; "
+            f"none of the {len(folders)} checkpoints in {store.root} can be read (see "
+            "above), and the run is left as it is; "
             "repair one of them, or train in a new run folder"
         )
 
 
 def env_facts(plan: Plan) -> dict[str, Any]:
-    """What the manifest of a checkpoint says of the env that it was trained in, every setting included.
+    """What the manifest of a checkpoint says of the env that it was trained in, every setting
+    included.
 
-    Without an env it is ``recorded_env``, which the rows came from; that binds nobody who plays with the checkpoint.
+    Without an env it is ``recorded_env``, which the rows came from; that binds nobody who plays
+    with the checkpoint.
     """
     spec = plan.env_spec.to_dict()
-    return {"recorded_env": spec} if plan.is_offline else {"env": {**spec, "name": plan.env.env, "settings": plan.env.settings()}}
+    return (
+        {"recorded_env": spec}
+        if plan.is_offline
+        else {"env": {**spec, "name": plan.env.env, "settings": plan.env.settings()}}
+    )
 
 
 def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> None:
@@ -188,7 +240,8 @@ def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> 
     Args:
         plan: Of the run that loads it.
         checkpoint: Its name, for the error.
-        facts: Of its manifest; a checkpoint of an earlier version says nothing of its env and is let through.
+        facts: Of its manifest; a checkpoint of an earlier version says nothing of its env and is
+            let through.
 
     Raises:
         CheckpointError: Names the first difference.
@@ -201,13 +254,15 @@ def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> 
     for name in [*before, *now]:
         if before.get(name) != now.get(name):
             raise CheckpointError(
-                f"{checkpoint} was trained with {'env' if name == 'env' else f'env.{name}'} {before.get(name)!r}, "
+                f"{checkpoint} was trained with "
+                f"{'env' if name == 'env' else f'env.{name}'} {before.get(name)!r}, "
                 f"and this run has {now.get(name)!r}; set it back, or train in a new run folder"
             )
 
 
 def check_checkpoints(plan: Plan, folder: Path) -> None:
-    """Refuse to go on with a run whose newest checkpoint was trained in another env; reads manifests only.
+    """Refuse to go on with a run whose newest checkpoint was trained in another env; reads
+    manifests only.
 
     Raises:
         CheckpointError: As :func:`check_trained_env`.
@@ -231,7 +286,8 @@ def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple
     """The agent of a checkpoint, and its number of updates.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged, of another architecture, or trained in another env.
+        CheckpointError: If the checkpoint is damaged, of another architecture, or trained in
+            another env.
     """
     from worldloom.training.checkpoints import load_tree, read_manifest
 
@@ -253,8 +309,12 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         directory=None if replay.durability == "none" else folder / f"shard-{index}",
         durability=replay.durability,
         kept_marks=plan.config.learner.keep_checkpoints,
-        capacity_bytes=int(replay.capacity_gb * 1e9 / replay.shards) if replay.capacity_gb else _most_in_memory(plan),
-        ram_bytes=plan.budget.hot_bytes // replay.shards if plan.budget and plan.budget.hot_bytes is not None else None,
+        capacity_bytes=int(replay.capacity_gb * 1e9 / replay.shards)
+        if replay.capacity_gb
+        else _most_in_memory(plan),
+        ram_bytes=plan.budget.hot_bytes // replay.shards
+        if plan.budget and plan.budget.hot_bytes is not None
+        else None,
         is_mapped=plan.budget is not None and plan.budget.is_mapped,
         make_selector=parse_selector(replay.selector).build,
     )
@@ -262,33 +322,61 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
 
 def _most_in_memory(plan: Plan) -> int | None:
     """Without a journal nothing can be read back, so memory itself is the capacity of a shard."""
-    if plan.config.replay.durability != "none" or plan.budget is None or plan.budget.ram_limit_bytes is None:
+    if (
+        plan.config.replay.durability != "none"
+        or plan.budget is None
+        or plan.budget.ram_limit_bytes is None
+    ):
         return None
     return plan.budget.ram_limit_bytes // plan.config.replay.shards
 
 
 def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
-    """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and afterwards."""
+    """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and
+    afterwards.
+    """
     episodes = plan.config.eval_episodes
     seed = role_seed(plan, "evaluation")
-    policy = make_policy(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy"))
+    policy = make_policy(
+        plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
+    )
     films = plan.config.eval_videos
 
     def env() -> VectorEnv:
         """Envs with the evaluation's own seed."""
         processes = bool(plan.needs_main_thread)
-        return make_env(plan.env, num_envs=episodes, seed=seed, processes=processes, is_exact=False, renders=films > 0)
+        return make_env(
+            plan.env,
+            num_envs=episodes,
+            seed=seed,
+            processes=processes,
+            is_exact=False,
+            renders=films > 0,
+        )
 
-    return Evaluator(env, policy, episodes, films=films, max_steps=plan.eval_max_steps, timeout_s=plan.config.eval_timeout_s)
+    return Evaluator(
+        env,
+        policy,
+        episodes,
+        films=films,
+        max_steps=plan.eval_max_steps,
+        timeout_s=plan.config.eval_timeout_s,
+    )
 
 
 def measure_act_costs(plan: Plan, device: str) -> ActCosts:
-    """Time the policy as workers would call it here, and as an inference server would on ``device``. Imports torch."""
+    """Time the policy as workers would call it here, and as an inference server would on
+    ``device``. Imports torch.
+    """
     import torch
 
     torch.set_num_threads(1)
     rows = min(plan.config.num_envs, plan.config.actors.max_batch)
-    return ActCosts(_act_seconds(plan, plan.config.envs_per_worker, "cpu"), _act_seconds(plan, rows, device), rows)
+    return ActCosts(
+        _act_seconds(plan, plan.config.envs_per_worker, "cpu"),
+        _act_seconds(plan, rows, device),
+        rows,
+    )
 
 
 def _act_seconds(plan: Plan, rows: int, device: str) -> float:
@@ -298,7 +386,8 @@ def _act_seconds(plan: Plan, rows: int, device: str) -> float:
         from worldloom_dist.actors.act_graphs import capture_decisions
 
         capture_decisions(policy, device, (rows,), wanted=plan.config.actors.cuda_graphs)
-    carry, is_first = policy.initial_carry(rows), np.ones(rows, bool)
+    carry = policy.initial_carry(rows)
+    is_first = np.ones(rows, bool)
     obs = {key: spec.zeros(rows) for key, spec in plan.env_spec.obs.items()}
     times: list[float] = []
     give_up = time.monotonic() + MEASURE_S

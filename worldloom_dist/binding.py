@@ -1,7 +1,8 @@
-"""Which resource binds a run, by how much, and what to change: from where learner and workers spend their seconds.
+"""Which resource binds a run, by how much, and what to change: from where learner and workers spend
+their seconds.
 
-learner    the training thread computes nearly all the time; workers wait for the train ratio to let them insert
-sampling   the learner waits for batches although the train ratio owes it some: replay or network is too slow
+learner    the training thread computes nearly all the time; workers wait for the train ratio
+sampling   the learner waits for batches that the train ratio owes it: replay or network is slow
 inference  the learner waits for steps, and workers spend most of their time waiting for actions
 envs       the learner waits for steps, and workers spend most of their time in the envs
 limiter    both wait by turns: the band of the train ratio is narrow
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 
 __all__ = ["Binding", "Use", "judge"]
 
-BUSY, SLIGHT = 0.9, 0.1
+BUSY = 0.9
+SLIGHT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,8 @@ class Use:
 
     Attributes:
         seconds: Its length.
-        learner: Seconds of the training thread by phase (``learner_seconds_total``), over all ranks.
+        learner: Seconds of the training thread by phase (``learner_seconds_total``), over all
+            ranks.
         actors: Seconds of the env workers by state (``actor_seconds_total``).
         samples_refused: Seconds for which nothing was owed to training.
         workers: Env workers.
@@ -57,24 +60,42 @@ class Binding:
 
 def judge(use: Use) -> Binding:
     """Say what binds."""
-    total, acting = sum(use.learner.values()), sum(use.actors.values())
+    total = sum(use.learner.values())
+    acting = sum(use.actors.values())
     if not total or use.seconds <= 0:
         return Binding("unknown", 0.0, "nothing was trained yet")
     waiting = use.learner.get("wait_data", 0.0) / total
-    busy, blocked = 1.0 - waiting, use.actors.get("blocked", 0.0) / acting if acting else 0.0
+    busy = 1.0 - waiting
+    blocked = use.actors.get("blocked", 0.0) / acting if acting else 0.0
     if busy >= BUSY:
         return Binding("learner", busy, _for_learner(use.workers, blocked))
     refused = min(1.0, use.samples_refused / use.seconds)
     if refused < waiting / 2:
-        return Binding("sampling", waiting, "batches are owed and come late; add --replay.shards, or raise --learner.prefetch")
+        return Binding(
+            "sampling",
+            waiting,
+            "batches are owed and come late; add --replay.shards, or raise --learner.prefetch",
+        )
     if blocked > SLIGHT:
-        return Binding("limiter", blocked, "learner and workers wait for each other by turns; widen --replay.band-steps")
+        return Binding(
+            "limiter",
+            blocked,
+            "learner and workers wait for each other by turns; widen --replay.band-steps",
+        )
     wanted = math.ceil(use.workers / max(busy, 0.01))
     inference = use.actors.get("inference", 0.0)
     if acting and inference > use.actors.get("env", 0.0):
-        return Binding("inference", inference / acting, "workers wait for actions; add --inference-servers, or put them on a GPU")
+        return Binding(
+            "inference",
+            inference / acting,
+            "workers wait for actions; add --inference-servers, or put them on a GPU",
+        )
     share = use.actors.get("env", 0.0) / acting if acting else waiting
-    return Binding("envs", share, f"the learner is busy {busy:.0%} of the time; about {wanted} --workers would keep it busy")
+    return Binding(
+        "envs",
+        share,
+        f"the learner is busy {busy:.0%} of the time; about {wanted} --workers would keep it busy",
+    )
 
 
 def _for_learner(workers: int, blocked: float) -> str:

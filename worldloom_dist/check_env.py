@@ -1,4 +1,5 @@
-"""``python -m worldloom_dist.check_env ENV``: look an environment over before training on it, then rehearse a run with it.
+"""``python -m worldloom_dist.check_env ENV``: look an environment over before training on it, then
+rehearse a run with it.
 
 Exit status: 0 it can be trained on (there may be advice), 1 it cannot, 2 wrong input.
 """
@@ -15,7 +16,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, ModelNotFoundError, WorldLoomError
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    WorldLoomError,
+)
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom_dist.console import stdout_to_stderr
 
@@ -36,10 +42,19 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    settings = {f.name: options[f.name] for f in dataclasses.fields(EnvConfig) if options.get(f.name) is not None}
+    settings = {
+        f.name: options[f.name]
+        for f in dataclasses.fields(EnvConfig)
+        if options.get(f.name) is not None
+    }
     wait_s = options["timeout_s"]
     try:
-        limits = EnvLimits(step_timeout_s=wait_s, reset_timeout_s=wait_s, start_timeout_s=wait_s + 60, max_failures=1)
+        limits = EnvLimits(
+            step_timeout_s=wait_s,
+            reset_timeout_s=wait_s,
+            start_timeout_s=wait_s + 60,
+            max_failures=1,
+        )
         from worldloom.envs.check import check_env
         from worldloom_dist.config import RunConfig
 
@@ -57,20 +72,30 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, WRONG_INPUT) else 1
     if options["json"]:
         findings = [dataclasses.asdict(finding) for finding in report.findings]
-        sys.stdout.write(json.dumps({"spec": report.spec.to_dict(), "facts": report.facts, "findings": findings}, indent=2) + "\n")
+        sys.stdout.write(
+            json.dumps(
+                {"spec": report.spec.to_dict(), "facts": report.facts, "findings": findings},
+                indent=2,
+            )
+            + "\n"
+        )
     else:
         sys.stdout.write("\n".join(report.lines()) + "\n")
     return 0 if report.is_good else 1
 
 
-def _rehearse(report: EnvReport, usual: RunConfig, env: EnvConfig, options: Mapping[str, Any]) -> None:
+def _rehearse(
+    report: EnvReport, usual: RunConfig, env: EnvConfig, options: Mapping[str, Any]
+) -> None:
     """Add to a report what a run with an agent would do with the env."""
     from worldloom.envs.factory import probe_env
     from worldloom_dist.rehearsal import rehearse
 
     is_usual = options["agent"] is not None or report.spec.has_continuous_actions_only
     agent = usual.agent if is_usual else DISCRETE_AGENT
-    config = dataclasses.replace(usual, env=env, agent=agent, envs_per_worker=probe_env(env)[1] or 1)
+    config = dataclasses.replace(
+        usual, env=env, agent=agent, envs_per_worker=probe_env(env)[1] or 1
+    )
     rehearsal = rehearse(config, options["steps"])
     report.facts["rehearsed with"] = agent
     report.facts.update(rehearsal.facts)
@@ -78,24 +103,49 @@ def _rehearse(report: EnvReport, usual: RunConfig, env: EnvConfig, options: Mapp
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Look an environment over: rules, spaces, seeding, statistics, speed, memory, and what to change."
-    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.check_env", description=description)
-    parser.add_argument("env", help="gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME or package.module:callable")
+    description = (
+        "Look an environment over: rules, spaces, seeding, statistics, speed, memory, "
+        "and what to change."
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.check_env", description=description
+    )
+    parser.add_argument(
+        "env",
+        help="gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME or package.module:callable",
+    )
     parser.add_argument("--steps", type=int, default=1000, help="decisions to make (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of env and actions (default: 0)")
-    parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds that a step or reset may take (default: 60)")
+    parser.add_argument(
+        "--timeout-s",
+        type=float,
+        default=60.0,
+        help="seconds that a step or reset may take (default: 60)",
+    )
     parser.add_argument(
         "--agent",
-        help=f"algorithm:preset to rehearse a run with (default: the launcher's, or {DISCRETE_AGENT} for discrete actions)",
+        help=(
+            "algorithm:preset to rehearse a run with (default: the launcher's, or "
+            f"{DISCRETE_AGENT} for discrete actions)"
+        ),
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an env that cannot be built")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an env that cannot be built"
+    )
     hints = typing.get_type_hints(EnvConfig)
     for field in dataclasses.fields(EnvConfig):
         if field.name != "env":
-            kind: Any = next(option for option in typing.get_args(hints[field.name]) if option is not type(None))
+            kind: Any = next(
+                option for option in typing.get_args(hints[field.name]) if option is not type(None)
+            )
             flag = "--env." + field.name.replace("_", "-")
-            parser.add_argument(flag, dest=field.name, type=_truth if kind is bool else kind, metavar=kind.__name__.upper())
+            parser.add_argument(
+                flag,
+                dest=field.name,
+                type=_truth if kind is bool else kind,
+                metavar=kind.__name__.upper(),
+            )
     return parser
 
 

@@ -1,8 +1,10 @@
-"""From the words on the command line to a checked ``RunConfig``, or to one clear sentence per mistake.
+"""From the words on the command line to a checked ``RunConfig``, or to one clear sentence per
+mistake.
 
-tyro reads the dataclasses; no flag exists that is not a field. Two things are done around it: ``--agent SPEC`` and
-``--agent.FIELD VALUE`` share a name, so the latter are read with the agent's own config; and when tyro refuses the line, every
-flag is tried alone so that all mistakes are reported together, each with the nearest name.
+tyro reads the dataclasses; no flag exists that is not a field. Two things are done around it:
+``--agent SPEC`` and ``--agent.FIELD VALUE`` share a name, so the latter are read with the agent's
+own config; and when tyro refuses the line, every flag is tried alone so that all mistakes are
+reported together, each with the nearest name.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def parse(words: Sequence[str]) -> RunConfig:
     base, is_resumed = _base(dict(pairs), mistakes)
     config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
     kept = base.agent_overrides if config.agent == base.agent else {}
-    overrides = _agent_overrides(config.agent, kept, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes)
+    overrides = _agent_overrides(
+        config.agent, kept, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes
+    )
     config = dataclasses.replace(config, agent_overrides=overrides)
     mistakes += config.problems() or (_resume_problems(base, config) if is_resumed else [])
     if mistakes:
@@ -69,7 +73,9 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ConfigurationError(f"{folder} holds no run (no config.json); give the folder of an earlier run")
+        raise ConfigurationError(
+            f"{folder} holds no run (no config.json); give the folder of an earlier run"
+        )
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
@@ -93,19 +99,34 @@ def flag_names(kind: Any = RunConfig, prefix: str = "--") -> Iterator[str]:
 
 
 def _print_help() -> None:
-    presets = "; ".join(f"{name}: {(make.__doc__ or '').partition(':')[0].rstrip('.')}" for name, make in PRESETS.items())
-    text = f"Train a world model agent with distributed actors, replay and learner. Presets: {presets}."
+    presets = "; ".join(
+        f"{name}: {(make.__doc__ or '').partition(':')[0].rstrip('.')}"
+        for name, make in PRESETS.items()
+    )
+    text = (
+        "Train a world model agent with distributed actors, replay and learner. Presets: "
+        f"{presets}."
+    )
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out):
-            tyro.cli(RunConfig, prog=PROGRAM, description=text, args=["--help"], default=PRESETS["quick"](), config=MARKERS)
+            tyro.cli(
+                RunConfig,
+                prog=PROGRAM,
+                description=text,
+                args=["--help"],
+                default=PRESETS["quick"](),
+                config=MARKERS,
+            )
     finally:
         sys.stdout.write(out.getvalue().replace(ENV_FLAG + " ", "--env ".ljust(len(ENV_FLAG) + 1)))
 
 
 def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
     """(flag, value) pairs with dashes normalised, and what is wrong with the words themselves."""
-    known, pairs, mistakes = set(flag_names()), [], []
+    known = set(flag_names())
+    pairs = []
+    mistakes = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -135,16 +156,25 @@ def _unknown(flag: str, known: set[str]) -> str:
 def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
     """What the flags override: the config of the run that goes on (then True), or the preset."""
     folder = given.get("--resume")
-    if folder is None and given.get("--if-exists") == "resume" and Path(given.get("--run-dir", ""), "config.json").exists():
+    if (
+        folder is None
+        and given.get("--if-exists") == "resume"
+        and Path(given.get("--run-dir", ""), "config.json").exists()
+    ):
         folder = given["--run-dir"]
     if folder is not None:
         try:
-            return dataclasses.replace(read_config(Path(folder)), resume=None, if_exists="error"), True
+            return dataclasses.replace(
+                read_config(Path(folder)), resume=None, if_exists="error"
+            ), True
         except ConfigurationError as error:
             mistakes.append(f"resume: {error}")
     name = given.get("--preset", "quick")
     if name not in PRESETS:
-        mistakes.append(f"--preset: no preset named {name!r}{nearest(name, PRESETS)} (available: {', '.join(PRESETS)})")
+        mistakes.append(
+            f"--preset: no preset named {name!r}{nearest(name, PRESETS)} (available: "
+            f"{', '.join(PRESETS)})"
+        )
         name = "quick"
     return PRESETS[name](), False
 
@@ -152,20 +182,34 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
 def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
     """What a resumed run cannot change: its rows and its weights must fit."""
     changes = architecture_changes(base.agent_config(), config.agent_config())
-    old, new = base.env.resolved(), config.env.resolved()
+    old = base.env.resolved()
+    new = config.env.resolved()
     for field in dataclasses.fields(old):
         if getattr(old, field.name) != getattr(new, field.name):
             changes.append(
-                f"env.{field.name}: the run was made with {getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
+                f"env.{field.name}: the run was made with "
+                f"{getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
             )
     fixed: dict[str, tuple[object, object]] = {"runtime": (base.runtime, config.runtime)}
     fixed["replay.shards"] = (base.replay.shards, config.replay.shards)
     fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)
-    fixed["replay.durability"] = (base.replay.durability == "none", config.replay.durability == "none")
-    changes += [f"{name}: the run was made with {was!r}, not {now!r}" for name, (was, now) in fixed.items() if was != now]
+    fixed["replay.durability"] = (
+        base.replay.durability == "none",
+        config.replay.durability == "none",
+    )
+    changes += [
+        f"{name}: the run was made with {was!r}, not {now!r}"
+        for name, (was, now) in fixed.items()
+        if was != now
+    ]
     if base.replay.durability == "none":
-        changes.append("replay.durability: the run was made with 'none', so its rows are gone and it cannot go on")
-    return [f"{change}; leave the flag out, or start a new run with --run-dir" for change in changes]
+        changes.append(
+            "replay.durability: the run was made with 'none', so its rows are gone "
+            "and it cannot go on"
+        )
+    return [
+        f"{change}; leave the flag out, or start a new run with --run-dir" for change in changes
+    ]
 
 
 def _read(pairs: Pairs, base: RunConfig, mistakes: list[str]) -> RunConfig:
@@ -184,13 +228,19 @@ def _read(pairs: Pairs, base: RunConfig, mistakes: list[str]) -> RunConfig:
 
 def _apply(pairs: Pairs, base: Any) -> Any:
     """Let tyro put flags onto a config; it leaves with SystemExit when it cannot."""
-    arguments = [word for flag, value in pairs for word in (ENV_FLAG if flag == "--env" else flag, value)]
+    arguments = [
+        word for flag, value in pairs for word in (ENV_FLAG if flag == "--env" else flag, value)
+    ]
     with contextlib.redirect_stderr(io.StringIO()):  # we say ourselves what is wrong
-        return tyro.cli(type(base), args=arguments, default=base, console_outputs=False, config=MARKERS)
+        return tyro.cli(
+            type(base), args=arguments, default=base, console_outputs=False, config=MARKERS
+        )
 
 
 def _explain(flag: str, path: str, value: str, config: Any) -> str:
-    """Why ``value`` cannot be put at ``path`` of a config: its type is wrong, or the section refuses it and says why."""
+    """Why ``value`` cannot be put at ``path`` of a config: its type is wrong, or the section
+    refuses it and says why.
+    """
     *sections, name = path.removeprefix("--").replace("-", "_").split(".")
     for section in sections:
         config = getattr(config, section)
@@ -205,24 +255,43 @@ def _explain(flag: str, path: str, value: str, config: Any) -> str:
             return f"{flag}: {error}"
         except (ValueError, TypeError):
             continue
-    names = {int: "an integer", float: "a number", bool: "True or False", Path: "a path", str: "text"}
-    return f"{flag}: cannot be {value!r}; it takes {' or '.join(names.get(option, str(option)) for option in options)}"
+    names = {
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        Path: "a path",
+        str: "text",
+    }
+    return (
+        f"{flag}: cannot be {value!r}; it takes "
+        f"{' or '.join(names.get(option, str(option)) for option in options)}"
+    )
 
 
-def _agent_overrides(agent: str, kept: Mapping[str, Any], pairs: Pairs, mistakes: list[str]) -> dict[str, Any]:
+def _agent_overrides(
+    agent: str, kept: Mapping[str, Any], pairs: Pairs, mistakes: list[str]
+) -> dict[str, Any]:
     """``kept`` and what ``--agent.FIELD VALUE`` adds, read by the agent's own config."""
     try:
         config = make_agent_config(agent, kept)
     except WorldLoomError:
         return dict(kept)  # RunConfig.problems says what is wrong
-    known = {"--agent." + name.removeprefix("--") for name in flag_names(type(config))} - {"--agent.name"}
+    known = {"--agent." + name.removeprefix("--") for name in flag_names(type(config))} - {
+        "--agent.name"
+    }
     mistakes += [_unknown(flag, known) for flag, _ in pairs if flag not in known]
-    inner = [("--" + flag.removeprefix("--agent."), value) for flag, value in pairs if flag in known]
+    inner = [
+        ("--" + flag.removeprefix("--agent."), value) for flag, value in pairs if flag in known
+    ]
     names = [flag.removeprefix("--").replace("-", "_") for flag, _ in inner]
     try:
         config = _apply(inner, config)
     except (SystemExit, ConfigurationError):
-        mistakes += [_explain(f"--agent.{flag[2:]}", flag, value, config) for flag, value in inner if _is_bad(flag, value, config)]
+        mistakes += [
+            _explain(f"--agent.{flag[2:]}", flag, value, config)
+            for flag, value in inner
+            if _is_bad(flag, value, config)
+        ]
     return {**kept, **{name: getattr(config, name) for name in names}}
 
 

@@ -1,7 +1,9 @@
-"""Everything a run can be told, as frozen dataclasses: a field is the only home of a default, and the line below it its help.
+"""Everything a run can be told, as frozen dataclasses: a field is the only home of a default, and
+the line below it its help.
 
-Torch-free and ray-free, so that ``--help`` answers at once. ``RunConfig.problems`` checks across sections and reports all
-problems together; nothing is written or started before it returns an empty list.
+Torch-free and ray-free, so that ``--help`` answers at once. ``RunConfig.problems`` checks across
+sections and reports all problems together; nothing is written or started before it returns an empty
+list.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ __all__ = ["ActorsConfig", "LearnerConfig", "PlacementConfig", "ReplayConfig", "
 
 MANY = Bounds(1, 100_000)
 """Of what takes a process, an env or a thread each."""
-SECONDS, WAIT_S = Bounds(above=0, most=10**9), Bounds(0, 10**9)
+SECONDS = Bounds(above=0, most=10**9)
+WAIT_S = Bounds(0, 10**9)
 """Times; the system's clocks and locks take no longer ones."""
 BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(("workers", "envs_per_worker", "inference_servers", "learners"), MANY),
@@ -40,7 +43,9 @@ BOUNDS_OF: Mapping[str, Mapping[str, Bounds]] = {
         **dict.fromkeys(("chunk_rows", "max_env_failures"), Bounds(1)),
         **dict.fromkeys(("start_wave", "groups", "max_batch"), MANY),
         **dict.fromkeys(("min_live", "max_restarts"), NOT_NEGATIVE),
-        **dict.fromkeys(("step_timeout_s", "reset_timeout_s", "act_timeout_s", "max_chunk_age_s"), SECONDS),
+        **dict.fromkeys(
+            ("step_timeout_s", "reset_timeout_s", "act_timeout_s", "max_chunk_age_s"), SECONDS
+        ),
         **dict.fromkeys(("restart_window_s", "env_failure_window_s"), SECONDS),
         **dict.fromkeys(("pull_interval_s", "max_wait_ms"), WAIT_S),
     },
@@ -76,7 +81,7 @@ class ActorsConfig:
     pull_interval_s: float = 1.0
     """Look for newer weights at most this often, between two steps."""
     min_live: int = 1
-    """Stop the run with an error when fewer workers than this are alive and none is being restarted."""
+    """Fail the run when fewer workers than this are alive and none is being restarted."""
     max_restarts: int = 20
     """Restarts of one worker, within restart_window_s, before it is given up."""
     restart_window_s: float = 600.0
@@ -86,23 +91,23 @@ class ActorsConfig:
     reset_timeout_s: float = 120.0
     """A worker whose env reset takes longer is killed and replaced."""
     max_env_failures: int = 5
-    """Failures of one env, within env_failure_window_s, that put it into quarantine: it is not built again."""
+    """Failures of one env within env_failure_window_s after which it is not rebuilt."""
     env_failure_window_s: float = 600.0
     """Window in which failures of an env are counted."""
     supervise: bool = True
-    """With several envs per worker, run each env in its own child process so that a hang costs one env."""
+    """Run each env of a worker with several in a process of its own: a hang costs one env."""
     start_wave: int = 8
     """Workers started at the same time."""
     elastic: bool = False
-    """Follow the size of the cluster: when its CPUs grow or shrink, workers do in proportion, from --workers at the start."""
+    """Let the number of workers follow the cluster's CPUs, in proportion to --workers."""
     groups: int = 2
-    """Central inference: groups that the envs of a worker form; one group steps while another one waits for actions."""
+    """Central inference: groups of a worker's envs; one steps while another waits for actions."""
     max_batch: int = 64
     """Central inference: rows in one batch."""
     max_wait_ms: float = 2.0
     """Central inference: how long a batch waits for more rows."""
     cuda_graphs: bool = True
-    """Central inference on a GPU: capture the decision for each padded batch size as a CUDA graph, and replay it."""
+    """Central inference on a GPU: replay decisions as CUDA graphs, one per batch size."""
     act_timeout_s: float = 60.0
     """An inference server that takes longer for one batch is killed and replaced."""
 
@@ -116,19 +121,19 @@ class ReplayConfig:
     capacity_steps: int = 1_000_000
     """Rows kept over all shards; the oldest make room."""
     capacity_gb: float | None = None
-    """Besides, GB (of 1e9 bytes) that the stored rows may take over all shards, compressed; the oldest make room."""
+    """Besides, GB (1e9 bytes) that the stored rows may take, compressed, over all shards."""
     ram_gb: float | None = None
-    """GB of memory for all shards; what exceeds it is read from the journal (default: half of this machine's memory)."""
+    """GB of memory for all shards (default: half of this machine's); the journal holds the rest."""
     selector: str = "agent"
-    """Which windows are drawn: agent, uniform, prioritised[:EXPONENT], recency[:POWER], 0.5*uniform+0.5*recency, online+uniform."""
+    """Draws: agent, uniform, online, prioritised[:EXP], recency[:POW], or 0.5*uniform+0.5*..."""
     stride: int = 1
-    """A window may begin at every so many rows of its stream: 1 = at each; the window's length = windows that never overlap."""
+    """Windows begin at every Nth row of a stream; the window's length: they never overlap."""
     durability: Literal["none", "journal", "fsync"] = "journal"
-    """What an acknowledgement promises: none = in memory; journal = survives kill -9; fsync = survives power loss."""
+    """An acknowledged row is: none, in memory; journal, safe from kill -9; fsync, on disk."""
     load: str | None = None
-    """Files of episodes to store first (FILE.npz, FILE.parquet or minari:NAME, several with commas); they owe no training."""
+    """Episodes to store first: FILE.npz, FILE.parquet or minari:NAME, several with commas."""
     band_steps: int | None = None
-    """Width of the train ratio's band in agent steps (default: what the chunks and batches of the run need)."""
+    """Width of the train ratio's band in agent steps (default: what the run needs)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +143,7 @@ class LearnerConfig:
     device: str = "auto"
     """Where it trains: auto, cpu, cuda, cuda:1 ..."""
     threads: int | None = None
-    """Torch threads of the learner (default: all cores but those that the other roles keep busy)."""
+    """Torch threads of the learner (default: the cores that the other roles leave)."""
     prefetch: int = 2
     """Sample requests kept ahead of the training step."""
     publish_every_s: float = 1.0
@@ -146,35 +151,37 @@ class LearnerConfig:
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints on Ray."""
     checkpoint_every_steps: int = 20_000
-    """Env steps between checkpoints with --runtime local; there a checkpoint resets envs that cannot be saved, so keep it rare."""
+    """Env steps between checkpoints with --runtime local, each of which may reset envs."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept, besides the best one."""
     report_every_steps: int = 20_000
-    """Env steps between pictures of the agent's open-loop predictions in RUN/videos, and one at the end; 0 draws none."""
+    """Env steps between pictures of open-loop predictions in RUN/videos; 0 draws none."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
     """What weights become on their way to the workers."""
     compile: Literal["off", "auto", "graph", "inductor"] = "auto"
-    """How an update runs: auto = as a captured CUDA graph where that works; off = eagerly; inductor = torch.compile (TD-MPC2)."""
+    """Updates: auto = a captured CUDA graph where that works, off, inductor (TD-MPC2)."""
     tf32: bool = True
-    """On CUDA, multiply float32 matrices in TF32 (about 1e-3 relative error, several times faster)."""
+    """On CUDA, multiply float32 matrices in TF32 (relative error 1e-3, several times faster)."""
     deterministic: bool = False
     """Only operators that give the same bits every time (slower; on CUDA without TF32)."""
     checkpoints: str | None = None
-    """Path or URL (s3://, gs://, ...: what fsspec knows) of the checkpoints (default: checkpoints/ in the run folder)."""
+    """Path or URL (s3://, gs://, ...) of the checkpoints (default: in the run folder)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementConfig:
-    """What roles ask for on a cluster that is joined with --address; a cluster that the launcher starts is used without asking."""
+    """What roles ask for on a cluster that is joined with --address; a cluster that the launcher
+    starts is used without asking.
+    """
 
     worker_cpus: float = 1.0
     """CPUs that one env worker asks for."""
     learner_gpus: float | None = None
-    """GPUs of a learner (default: 1, or what inference servers leave of a single one; 0 without a GPU in the cluster)."""
+    """GPUs of a learner (default: 1, or what inference servers leave; 0 without a GPU)."""
     inference_gpus: float | None = None
     """GPU share of an inference server (default: 0.25 when the learner has a GPU)."""
     wait_s: float = 0.0
-    """Seconds that a role may wait for an autoscaling cluster to grow; with 0 a cluster that is too small is refused."""
+    """Seconds that a role waits for a cluster to grow; with 0 one too small is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +207,7 @@ class RunConfig:
     learners: int = 1
     """Data-parallel learner ranks."""
     env_steps: int = 100_000
-    """Stop when the run has this many env steps in all, those before a resume included; chunks that are open then still count."""
+    """Stop at this many env steps in all, those before a resume included."""
     train_steps: int = 10_000
     """With --env none: stop when the run has made this many updates in all."""
     eval_every: int = 10_000
@@ -210,7 +217,7 @@ class RunConfig:
     eval_videos: int = 0
     """Episodes of each evaluation of which a film is written to the run folder's videos/."""
     eval_max_steps: int | None = None
-    """Decisions after which an evaluation episode is cut (default: 10000, or the env's longer limit)."""
+    """Decisions after which an evaluation episode is cut (default: 10000 or the env's limit)."""
     eval_timeout_s: float = 1800.0
     """Seconds that one evaluation may take before it is given up."""
     seed: int = 1
@@ -218,7 +225,7 @@ class RunConfig:
     runtime: Literal["ray", "local"] = "ray"
     """ray = distributed; local = all roles in one process, in lock-step, deterministic."""
     barrier: bool = False
-    """On Ray: make the version that acts a function of the row count, as --runtime local does (slow; for comparisons)."""
+    """On Ray: the version that acts depends on the row count alone (slow, for comparisons)."""
     address: str | None = None
     """Address of an existing Ray cluster; without it a local one is started and stopped for you."""
     run_dir: Path | None = None
@@ -232,7 +239,7 @@ class RunConfig:
     metrics_host: str = "127.0.0.1"
     """Address that the Prometheus endpoint listens on."""
     metrics_auth_file: Path | None = None
-    """File with a bearer token or USER:PASSWORD for the endpoint (default: the environment's WORLDLOOM_METRICS_AUTH, if set)."""
+    """Token or USER:PASSWORD of the endpoint, in a file (or WORLDLOOM_METRICS_AUTH)."""
     tensorboard: bool = False
     """Write TensorBoard events to RUN_DIR/tensorboard."""
     wandb: bool = False
@@ -258,7 +265,9 @@ class RunConfig:
         return 0 if self.env.is_none else self.workers * self.envs_per_worker
 
     def problems(self) -> list[str]:
-        """One sentence per setting that cannot work; an empty list when the run may start. Starts and writes nothing."""
+        """One sentence per setting that cannot work; an empty list when the run may start. Starts
+        and writes nothing.
+        """
         found = self._range_problems()
         if found:
             return found  # what follows compares and computes
@@ -269,23 +278,33 @@ class RunConfig:
         if self.learners > 1:
             found += self._rank_problems()
         if 0 < self.workers < self.actors.min_live:
-            found.append(f"actors.min_live must be <= workers ({self.workers}), got {self.actors.min_live}")
+            found.append(
+                f"actors.min_live must be <= workers ({self.workers}), got {self.actors.min_live}"
+            )
         if self.actors.chunk_rows > self.replay.capacity_steps:
             found.append(
-                f"actors.chunk_rows must be <= replay.capacity_steps ({self.replay.capacity_steps}), got {self.actors.chunk_rows}"
+                "actors.chunk_rows must be <= replay.capacity_steps "
+                f"({self.replay.capacity_steps}), got {self.actors.chunk_rows}"
             )
         if self.env.is_none and not self.replay.load:
-            found.append("env is none, which trains offline: name the data with --replay.load FILE.npz, or name an env")
+            found.append(
+                "env is none, which trains offline: name the data with --replay.load "
+                "FILE.npz, or name an env"
+            )
         try:
             parse_selector(self.replay.selector)
         except ConfigurationError as error:
             found.append(str(error))
         if not DEVICE.fullmatch(self.learner.device):
-            found.append(f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}")
+            found.append(
+                f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}"
+            )
         if self.runtime == "local" and self.address:
             found.append("address is for --runtime ray, and runtime is local: drop one of the two")
         if self.actors.elastic and self.runtime == "local":
-            found.append("actors.elastic is for --runtime ray, and runtime is local: drop one of the two")
+            found.append(
+                "actors.elastic is for --runtime ray, and runtime is local: drop one of the two"
+            )
         if self.barrier and (self.workers > 1 or self.inference == "central"):
             found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
         return found
@@ -293,12 +312,15 @@ class RunConfig:
     def _rank_problems(self) -> list[str]:
         found = []
         if self.runtime == "local":
-            found.append(f"learners must be 1 with --runtime local, got {self.learners}; use --runtime ray")
+            found.append(
+                f"learners must be 1 with --runtime local, got {self.learners}; use --runtime ray"
+            )
         if self.barrier:
             found.append(f"learners must be 1 with --barrier, got {self.learners}")
         if ":" in self.learner.device:
             found.append(
-                f"learner.device must name no single GPU with {self.learners} learners, got {self.learner.device!r}; use cuda"
+                f"learner.device must name no single GPU with {self.learners} "
+                f"learners, got {self.learner.device!r}; use cuda"
             )
         return found
 
@@ -307,7 +329,11 @@ class RunConfig:
         sections = ("actors", "replay", "learner", "placement")
         return [
             *settle(self, BOUNDS),
-            *(text for name in sections for text in settle(getattr(self, name), BOUNDS_OF[name], prefix=f"{name}.")),
+            *(
+                text
+                for name in sections
+                for text in settle(getattr(self, name), BOUNDS_OF[name], prefix=f"{name}.")
+            ),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -325,7 +351,12 @@ class RunConfig:
         Raises:
             ConfigurationError: If a field is unknown to this version.
         """
-        sections = {"env": EnvConfig, "actors": ActorsConfig, "replay": ReplayConfig, "learner": LearnerConfig}
+        sections = {
+            "env": EnvConfig,
+            "actors": ActorsConfig,
+            "replay": ReplayConfig,
+            "learner": LearnerConfig,
+        }
         sections["placement"] = PlacementConfig
         values = dict(data)
         try:

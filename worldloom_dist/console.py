@@ -1,7 +1,9 @@
-"""The terminal of a run: log lines, and below them a live view that is drawn anew twice a second. Without a terminal: lines only.
+"""The terminal of a run: log lines, and below them a live view that is drawn anew twice a second.
+Without a terminal: lines only.
 
-The file ``console.log`` always gets every line. Progress lines (one every ten seconds) come from the logger ``PROGRESS``; a
-terminal with a live view leaves them out, because the view says the same.
+The file ``console.log`` always gets every line. Progress lines (one every ten seconds) come from
+the logger ``PROGRESS``; a terminal with a live view leaves them out, because the view says the
+same.
 """
 
 from __future__ import annotations
@@ -24,21 +26,31 @@ __all__ = ["PROGRESS", "LogFile", "Screen", "plain", "render", "show_nothing", "
 
 PROGRESS = "worldloom_dist.progress"
 DRAW_EVERY_S = 0.5
-COLOURS = {"completed": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "died": "red"}
+COLOURS = {
+    "completed": "green",
+    "running": "cyan",
+    "stopped": "yellow",
+    "failed": "red",
+    "died": "red",
+}
 
 
 class Screen(logging.Handler):
-    """A log handler for a stream that also keeps a live view at the bottom when the stream is a terminal.
+    """A log handler for a stream that also keeps a live view at the bottom when the stream is a
+    terminal.
 
     Args:
         stream: Where it writes.
-        is_live: Draw the live view; by default when the stream is a terminal that can move its cursor.
+        is_live: Draw the live view; by default when the stream is a terminal that can move its
+            cursor.
     """
 
     def __init__(self, stream: TextIO = sys.stdout, *, is_live: bool | None = None) -> None:
         super().__init__()
         self._stream = stream
-        self.is_live = stream.isatty() and os.environ.get("TERM") != "dumb" if is_live is None else is_live
+        self.is_live = (
+            stream.isatty() and os.environ.get("TERM") != "dumb" if is_live is None else is_live
+        )
         self._live: Any = None
         self._next_s = 0.0
 
@@ -70,7 +82,8 @@ class Screen(logging.Handler):
 
     def close(self) -> None:
         """Leave the last view on the screen and give the cursor back."""
-        live, self._live = self._live, None
+        live = self._live
+        self._live = None
         if live is not None:
             live.stop()
         super().close()
@@ -81,13 +94,17 @@ class Screen(logging.Handler):
             from rich.live import Live
 
             console = Console(file=self._stream, force_terminal=True)
-            self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            self._live = Live(
+                console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+            )
             self._live.start()
         self._live.update(render(view), refresh=True)
 
 
 class LogFile(logging.FileHandler):
-    """``console.log``: a disk that takes no more costs lines of it, and one line on stderr, not a traceback for each."""
+    """``console.log``: a disk that takes no more costs lines of it, and one line on stderr, not a
+    traceback for each.
+    """
 
     _has_failed = False
 
@@ -98,7 +115,9 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
         elif not self._has_failed:
             self._has_failed = True
-            sys.stderr.write(f"{self.baseFilename} cannot be written ({error.strerror}); lines are lost\n")
+            sys.stderr.write(
+                f"{self.baseFilename} cannot be written ({error.strerror}); lines are lost\n"
+            )
 
 
 def show_nothing(make: Callable[[], View]) -> None:
@@ -117,7 +136,10 @@ def render(view: View) -> RenderableType:
     bar.add_column(ratio=1)
     bar.add_column(justify="right", no_wrap=True)
     bar.add_row(
-        ProgressBar(total=1.0, completed=view.progress, complete_style=colour, finished_style=colour), Text(_progress(view))
+        ProgressBar(
+            total=1.0, completed=view.progress, complete_style=colour, finished_style=colour
+        ),
+        Text(_progress(view)),
     )
     grid = Table.grid(expand=True, padding=(0, 1))
     for ratio in (None, 1, None, 1):  # labels as wide as they are
@@ -130,7 +152,9 @@ def render(view: View) -> RenderableType:
     body.add_row(grid)
     if view.error:
         body.add_row(Text(view.error, "red"))
-    title = Text.assemble((view.run_id or view.folder, "bold"), f"  {view.title}  ", (view.status, colour))
+    title = Text.assemble(
+        (view.run_id or view.folder, "bold"), f"  {view.title}  ", (view.status, colour)
+    )
     return Panel(body, title=title, title_align="left", border_style="dim")
 
 
@@ -144,12 +168,17 @@ def plain(view: View) -> str:
 
 def _progress(view: View) -> str:
     eta = f", {duration(view.eta_s)} to go" if view.eta_s is not None else ""
-    return f"{view.env_steps:,} of {view.target:,} env steps, {view.progress:.0%}, {duration(view.wall_time_s)}{eta}"
+    return (
+        f"{view.env_steps:,} of {view.target:,} env steps, {view.progress:.0%}, "
+        f"{duration(view.wall_time_s)}{eta}"
+    )
 
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Keep standard output for an answer: what an env prints meanwhile, from C or in a process of its own too, goes to stderr."""
+    """Keep standard output for an answer: what an env prints meanwhile, from C or in a process of
+    its own too, goes to stderr.
+    """
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

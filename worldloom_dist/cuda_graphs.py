@@ -1,6 +1,8 @@
-"""Work recorded once as a CUDA graph and replayed: one launch instead of thousands, so that nobody waits for the host.
+"""Work recorded once as a CUDA graph and replayed: one launch instead of thousands, so that nobody
+waits for the host.
 
-What is recorded reads and writes fixed addresses: static shapes, no value read back, no copy between host and device.
+What is recorded reads and writes fixed addresses: static shapes, no value read back, no copy
+between host and device.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ class Recorder(Protocol):
         """Run eagerly on the stream that capturing will use."""
 
     def capture(self, work: Callable[[], Any]) -> Any:
-        """Record the work without running it; returns what it returned, whose tensors every replay fills anew."""
+        """Record the work without running it; returns what it returned, whose tensors every replay
+        fills anew.
+        """
 
     def replay(self) -> None:
         """Run what was recorded."""
@@ -32,13 +36,17 @@ class CudaRecorder:
     Args:
         device: Where the work runs.
         generators: That the work draws from; replays go on in their sequences.
-        pool: Memory shared with other graphs (``torch.cuda.graph_pool_handle()``), of which one runs at a time and whose results
-            are taken before the next one runs; None for memory of its own.
+        pool: Memory shared with other graphs (``torch.cuda.graph_pool_handle()``), of which one
+            runs at a time and whose results are taken before the next one runs; None for memory of
+            its own.
     """
 
-    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = (), pool: Any = None) -> None:
+    def __init__(
+        self, device: torch.device, generators: Sequence[torch.Generator] = (), pool: Any = None
+    ) -> None:
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
+        self._graph = torch.cuda.CUDAGraph()
+        self._pool = pool
         for generator in generators:
             self._graph.register_generator_state(generator)
 
@@ -53,7 +61,9 @@ class CudaRecorder:
     def capture(self, work: Callable[[], Any]) -> Any:
         """See :class:`Recorder`."""
         torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph, self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            self._graph, self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             return work()
 
     def replay(self) -> None:

@@ -1,4 +1,5 @@
-"""``python -m worldloom_dist.doctor``: is this machine, or a whole cluster, ready to train? Prints the command for each finding.
+"""``python -m worldloom_dist.doctor``: is this machine, or a whole cluster, ready to train? Prints
+the command for each finding.
 
 Exit status: 0 ready (there may be notes), 1 there are problems, 2 no cluster answers.
 """
@@ -21,10 +22,18 @@ __all__ = ["lines", "main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.doctor", description="Is this machine, or a whole cluster, ready to train?"
+        prog="python -m worldloom_dist.doctor",
+        description="Is this machine, or a whole cluster, ready to train?",
     )
-    parser.add_argument("--address", default=None, help="look at every node of this Ray cluster too")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs will be written (default: runs)")
+    parser.add_argument(
+        "--address", default=None, help="look at every node of this Ray cluster too"
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=Path("runs"),
+        help="where runs will be written (default: runs)",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args(words)
     found = {"this machine": check_machine(options.run_dir)}
@@ -40,12 +49,19 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"error: {error}\n")
             return 2
     if options.json:
-        plain = {name: [dataclasses.asdict(finding) for finding in findings] for name, findings in found.items()}
+        plain = {
+            name: [dataclasses.asdict(finding) for finding in findings]
+            for name, findings in found.items()
+        }
         sys.stdout.write(to_json(plain, indent=2) + "\n")
     else:
         for name, findings in found.items():
             sys.stdout.write("\n".join([name, *lines(findings)]) + "\n")
-    return 1 if any(finding.level == "problem" for findings in found.values() for finding in findings) else 0
+    return (
+        1
+        if any(finding.level == "problem" for findings in found.values() for finding in findings)
+        else 0
+    )
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:

@@ -1,4 +1,5 @@
-"""``python -m worldloom_dist.evaluate RUN_DIR``: play episodes with a checkpoint of a run, in its own env and settings.
+"""``python -m worldloom_dist.evaluate RUN_DIR``: play episodes with a checkpoint of a run, in its
+own env and settings.
 
 The same evaluator and seeds as in training: for the same weights it prints the same number.
 """
@@ -37,7 +38,8 @@ from worldloom_dist.run_folder import RunFolder
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
 
-PLAYED_ROWS, PLAYED_RAM_GB = 100_000, 10**6
+PLAYED_ROWS = 100_000
+PLAYED_RAM_GB = 10**6
 """Of a replay that is never built."""
 
 __all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
@@ -70,7 +72,8 @@ def evaluate(
         As ``eval`` in ``summary.json``, with ``checkpoint`` and ``train_steps`` beside it.
 
     Raises:
-        ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
+        ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no
+            such device.
         EvaluationStoppedError: If it takes too long.
         TrainingError: If films were asked for and none could be made.
     """
@@ -83,7 +86,10 @@ def evaluate(
     if config.env.is_none:
         config = dataclasses.replace(config, env=_recorded_env(run_dir, env))
     elif env is not None:
-        raise ConfigurationError(f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; leave --env out")
+        raise ConfigurationError(
+            f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; "
+            "leave --env out"
+        )
     asked: dict[str, Any] = {
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
@@ -96,7 +102,11 @@ def evaluate(
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
     evaluator.load_weights(_as_published(agent, config.learner.weights_dtype))
-    result = {"checkpoint": folder.name, "train_steps": train_steps, **evaluator.evaluate().to_dict()}
+    result = {
+        "checkpoint": folder.name,
+        "train_steps": train_steps,
+        **evaluator.evaluate().to_dict(),
+    }
     if videos:
         films = save_films(evaluator.films, videos_folder, folder.name, evaluator.film_problems)
         result["videos"] = [str(path) for path in films.paths]
@@ -114,21 +124,31 @@ def _as_published(agent: Agent, dtype: str) -> WeightsSnapshot:
     return to_bfloat16(snapshot) if dtype == "bfloat16" else snapshot
 
 
-def load_policy(run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu") -> tuple[EnvConfig, Policy]:
-    """A run's env and its trained policy, for example to record episodes with ``worldloom.training.collect``.
+def load_policy(
+    run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu"
+) -> tuple[EnvConfig, Policy]:
+    """A run's env and its trained policy, for example to record episodes with
+    ``worldloom.training.collect``.
 
     Raises:
-        ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no such device.
+        ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no
+            such device.
     """
     check_device("device", device)
     plan = resolve(_without_replay(read_config(run_dir)))
-    agent, _ = restore_agent(plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device)
+    agent, _ = restore_agent(
+        plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device
+    )
     return plan.env, agent
 
 
 def _without_replay(config: RunConfig) -> RunConfig:
-    """Only what acting needs: neither files to load nor this machine's memory decide who may play with a checkpoint."""
-    return dataclasses.replace(config, replay=ReplayConfig(capacity_steps=PLAYED_ROWS, ram_gb=PLAYED_RAM_GB), learners=1)
+    """Only what acting needs: neither files to load nor this machine's memory decide who may play
+    with a checkpoint.
+    """
+    return dataclasses.replace(
+        config, replay=ReplayConfig(capacity_steps=PLAYED_ROWS, ram_gb=PLAYED_RAM_GB), learners=1
+    )
 
 
 def _recorded_env(run_dir: Path, env: str | None) -> EnvConfig:
@@ -137,7 +157,9 @@ def _recorded_env(run_dir: Path, env: str | None) -> EnvConfig:
     if env is not None:
         return EnvConfig(env=env)
     if spec.get("name", "none") == "none":
-        raise ConfigurationError(f"{run_dir} was trained from files that name no env; say where to play with --env SPEC")
+        raise ConfigurationError(
+            f"{run_dir} was trained from files that name no env; say where to play with --env SPEC"
+        )
     return EnvConfig.from_settings(spec["name"], spec.get("settings", {}))
 
 
@@ -152,7 +174,9 @@ def find_checkpoint(store: CheckpointStore, name: str) -> Path:
         found = store.newest()
         if found is None:
             check_none(store)
-            raise CheckpointError(f"{store.root} holds no checkpoint yet; a run writes one after its first updates")
+            raise CheckpointError(
+                f"{store.root} holds no checkpoint yet; a run writes one after its first updates"
+            )
         name = found[0].name
     known = ["newest", "best", *(folder.name for folder in store.folders())]
     if name not in known:
@@ -163,18 +187,35 @@ def find_checkpoint(store: CheckpointStore, name: str) -> Path:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.evaluate", description="Play episodes with a checkpoint of a run."
+        prog="python -m worldloom_dist.evaluate",
+        description="Play episodes with a checkpoint of a run.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder")
-    parser.add_argument("--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)")
-    parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in the run)")
-    parser.add_argument("--videos", type=int, default=0, help="episodes of which to write a film (default: none)")
+    parser.add_argument(
+        "--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)"
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=None, help="how many (default: as in the run)"
+    )
+    parser.add_argument(
+        "--videos", type=int, default=0, help="episodes of which to write a film (default: none)"
+    )
     parser.add_argument("--device", default="cpu", help="where the policy acts (default: cpu)")
     parser.add_argument(
-        "--max-steps", type=int, default=None, help="decisions after which an episode is cut (default: as in the run)"
+        "--max-steps",
+        type=int,
+        default=None,
+        help="decisions after which an episode is cut (default: as in the run)",
     )
-    parser.add_argument("--timeout", type=float, default=None, help="seconds that it may take (default: as in the run)")
-    parser.add_argument("--env", default=None, help="where to play, for a run that was trained from files only")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=None,
+        help="seconds that it may take (default: as in the run)",
+    )
+    parser.add_argument(
+        "--env", default=None, help="where to play, for a run that was trained from files only"
+    )
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
     try:

@@ -1,8 +1,10 @@
-"""What runs on the cluster when a job was submitted: ``python -m worldloom_dist.job --job-id ID -- LAUNCH FLAGS``.
+"""What runs on the cluster when a job was submitted: ``python -m worldloom_dist.job --job-id ID --
+LAUNCH FLAGS``.
 
-A job is a launch that joins the cluster it runs on, keeps its run folder outside the uploaded files (which Ray deletes), goes on
-with the run that is there when the job is tried again, and says its summary in one marked line of the log, because the log is what
-the submitting machine can read. Needs no ray itself.
+A job is a launch that joins the cluster it runs on, keeps its run folder outside the uploaded files
+(which Ray deletes), goes on with the run that is there when the job is tried again, and says its
+summary in one marked line of the log, because the log is what the submitting machine can read.
+Needs no ray itself.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ RUNS_VARIABLE = "WORLDLOOM_RUNS"
 
 
 def job_words(words: Sequence[str], job_id: str) -> list[str]:
-    """The flags of the launch inside a job: what was given, and what makes a retry go on with the same run.
+    """The flags of the launch inside a job: what was given, and what makes a retry go on with the
+    same run.
 
-    The run folder is ``$WORLDLOOM_RUNS/JOB_ID`` (``~/worldloom-runs/JOB_ID`` without the variable) unless one is named.
+    The run folder is ``$WORLDLOOM_RUNS/JOB_ID`` (``~/worldloom-runs/JOB_ID`` without the variable)
+    unless one is named.
     """
     given = {word.partition("=")[0].replace("_", "-") for word in words}
     added = []
@@ -43,14 +47,18 @@ def job_words(words: Sequence[str], job_id: str) -> list[str]:
     return [*words, *added]
 
 
-def main(words: Sequence[str] | None = None, launch: Callable[[Sequence[str]], int] | None = None) -> int:
+def main(
+    words: Sequence[str] | None = None, launch: Callable[[Sequence[str]], int] | None = None
+) -> int:
     """Run the launch of a job; returns its exit status.
 
     Args:
         words: The command line.
         launch: The launcher's ``main``; tests put another one here.
     """
-    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.job", description="The launch inside a submitted job.")
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.job", description="The launch inside a submitted job."
+    )
     parser.add_argument("--job-id", required=True, help="names the run folder")
     parser.add_argument("flags", nargs="*", help="flags of worldloom_dist.launch, after --")
     words = list(sys.argv[1:] if words is None else words)
@@ -79,7 +87,9 @@ def _value(flags: Sequence[str], name: str) -> str | None:
 def _say_summary(folder: Path) -> None:
     found: dict[str, Any] = RunFolder(folder).read_json("summary.json")
     if found:
-        sys.stdout.write(SUMMARY_MARK + to_json({"run_dir": str(folder.absolute()), "summary": found}) + "\n")
+        sys.stdout.write(
+            SUMMARY_MARK + to_json({"run_dir": str(folder.absolute()), "summary": found}) + "\n"
+        )
         sys.stdout.flush()
 
 

@@ -1,5 +1,6 @@
-"""``python -m worldloom_dist.launch``: train. Exit status 0 = completed, or stopped by the user with a checkpoint; 2 = wrong input;
-1 = anything else. Nothing is written or started before the whole input has been checked.
+"""``python -m worldloom_dist.launch``: train. Exit status 0 = completed, or stopped by the user
+with a checkpoint; 2 = wrong input; 1 = anything else. Nothing is written or started before the
+whole input has been checked.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ __all__ = ["main"]
 
 logger = logging.getLogger("worldloom_dist")
 
-DEFAULT_PORT, PORTS_TRIED = 9464, 50
+DEFAULT_PORT = 9464
+PORTS_TRIED = 50
 USAGE_ERRORS = (ConfigurationError, MissingDependencyError, ModelNotFoundError)
 
 
@@ -64,7 +66,8 @@ def main(words: Sequence[str] | None = None) -> int:
             check_checkpoints(plan, folder)
         port = choose_port(config)
         check_watching(config)
-        if config.learner.device != "auto" and config.address is None:  # a remote cluster may have what this machine lacks
+        # a remote cluster may have what this machine lacks
+        if config.learner.device != "auto" and config.address is None:
             check_device("learner.device", config.learner.device)
         check_address(config)
     except USAGE_ERRORS as error:
@@ -93,11 +96,18 @@ def main(words: Sequence[str] | None = None) -> int:
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
             return 1
         except OSError as error:  # a disk that is full or away; what was written before is whole
-            logger.error("the run failed: %s; see that %s can be written, then go on with --resume %s", error, folder, folder,
-                         exc_info=wants_traceback)  # fmt: skip
+            logger.error(
+                "the run failed: %s; see that %s can be written, then go on with --resume %s",
+                error,
+                folder,
+                folder,
+                exc_info=wants_traceback,
+            )
             return 1
         except KeyboardInterrupt:
-            logger.error("left at once; the last checkpoint is kept: go on with --resume %s", folder)
+            logger.error(
+                "left at once; the last checkpoint is kept: go on with --resume %s", folder
+            )
             return 1
 
 
@@ -130,7 +140,9 @@ def run_plan(
     screen: Screen,
     describe: Callable[[], object] | None,
 ) -> str:
-    """Let the runtime run it; returns how it ended. ``describe`` is called when a resumed run goes on."""
+    """Let the runtime run it; returns how it ended. ``describe`` is called when a resumed run goes
+    on.
+    """
     config = plan.config
     on_restored = describe or (lambda: None)
     if config.runtime == "local":
@@ -146,7 +158,10 @@ def run_plan(
             plan = dataclasses.replace(plan, needs_main_thread=check.result())
             if plan.needs_main_thread:
                 why = plan.needs_main_thread
-                logger.info("env      has processes of its own, because it does not work in a thread (%s)", why)
+                logger.info(
+                    "env      has processes of its own, because it does not work in a thread (%s)",
+                    why,
+                )
             from worldloom_dist.runtime.driver import RayRun
 
             status = RayRun(plan, folder, port, stop, screen.show, on_restored).run()
@@ -156,12 +171,15 @@ def run_plan(
 def open_log(folder: RunFolder) -> Screen:
     """Life events to the terminal and to ``console.log``.
 
-    A handler that an environment's package left on the terminal (dm_control does, through absl) is taken off, or each line would
-    come twice.
+    A handler that an environment's package left on the terminal (dm_control does, through absl) is
+    taken off, or each line would come twice.
     """
     root = logging.getLogger()
     for handler in [*root.handlers]:
-        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (
+            sys.stdout,
+            sys.stderr,
+        ):
             root.removeHandler(handler)
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     screen = Screen(sys.stdout)
@@ -173,20 +191,44 @@ def open_log(folder: RunFolder) -> Screen:
     return screen
 
 
-def announce(plan: Plan, folder: Path, port: int, *, is_resumed: bool, changed: Sequence[str] = ()) -> None:
+def announce(
+    plan: Plan, folder: Path, port: int, *, is_resumed: bool, changed: Sequence[str] = ()
+) -> None:
     """Say what runs before it does, and what is otherwise than before a resume."""
-    config, spec, env = plan.config, plan.spec, plan.env_spec
+    config = plan.config
+    spec = plan.spec
+    env = plan.env_spec
     logger.info("run      %s%s", folder, " (resumed)" if is_resumed else "")
     if changed:
         logger.info("changed  %s", "; ".join(changed))
-    logger.info("preset   %s%s", config.preset, ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "")
+    logger.info(
+        "preset   %s%s",
+        config.preset,
+        ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "",
+    )
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
-    logger.info("agent    %s: train ratio %g (%g updates per agent step), prefill %d agent steps, then %d updates at once",
-                plan.agent.name, spec.train_ratio, spec.train_ratio / spec.sampling.trained_positions, spec.prefill_agent_steps,
-                spec.pretrain_updates)  # fmt: skip
-    logger.info("workers  %d x %d envs, seed %d, runtime %s", plan.num_workers, config.envs_per_worker, config.seed, config.runtime)
-    logger.info("replay   %s; %d shards, durability %s", plan.budget.describe() if plan.budget else "", config.replay.shards,
-                config.replay.durability)  # fmt: skip
+    logger.info(
+        "agent    %s: train ratio %g (%g updates per agent step), prefill %d agent "
+        "steps, then %d updates at once",
+        plan.agent.name,
+        spec.train_ratio,
+        spec.train_ratio / spec.sampling.trained_positions,
+        spec.prefill_agent_steps,
+        spec.pretrain_updates,
+    )
+    logger.info(
+        "workers  %d x %d envs, seed %d, runtime %s",
+        plan.num_workers,
+        config.envs_per_worker,
+        config.seed,
+        config.runtime,
+    )
+    logger.info(
+        "replay   %s; %d shards, durability %s",
+        plan.budget.describe() if plan.budget else "",
+        config.replay.shards,
+        config.replay.durability,
+    )
     if port:
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
 
@@ -202,15 +244,22 @@ def choose_port(config: RunConfig) -> int:
     try:
         socket.getaddrinfo(config.metrics_host, None)
     except OSError as error:
-        raise ConfigurationError(f"metrics_host: {config.metrics_host!r} is no address of this machine ({error})") from error
+        raise ConfigurationError(
+            f"metrics_host: {config.metrics_host!r} is no address of this machine ({error})"
+        ) from error
     if config.metrics_port is not None:
         if not _is_free(config.metrics_host, config.metrics_port):
             raise ConfigurationError(
-                f"metrics_port: {config.metrics_port} on {config.metrics_host} is in use; name another one, or leave the flag out "
+                f"metrics_port: {config.metrics_port} on {config.metrics_host} is in "
+                "use; name another one, or leave the flag out "
                 "to take the next free one, or 0 to serve no metrics"
             )
         return config.metrics_port
-    free = (port for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if _is_free(config.metrics_host, port))
+    free = (
+        port
+        for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
+        if _is_free(config.metrics_host, port)
+    )
     return next(free, 0)
 
 
@@ -239,7 +288,9 @@ def check_address(config: RunConfig) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=3.0).close()
     except OSError as error:
-        raise ConfigurationError(f"address: nothing answers at {config.address} ({error}); start a cluster there first") from error
+        raise ConfigurationError(
+            f"address: nothing answers at {config.address} ({error}); start a cluster there first"
+        ) from error
 
 
 def _is_free(host: str, port: int) -> bool:

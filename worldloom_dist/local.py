@@ -1,14 +1,17 @@
-"""All roles of a run in one process, in lock-step: the same classes as on Ray, in a fixed order, so that a seed fixes everything.
+"""All roles of a run in one process, in lock-step: the same classes as on Ray, in a fixed order, so
+that a seed fixes everything.
 
     for ever:  every worker makes one decision per env  ->  chunks that closed are stored
                ->  every update that is now due is made  ->  new weights are published
 
-The version that acts is a function of the row count. A checkpoint is one cut through all roles: open chunks are flushed, replay is
-marked, and envs that can be saved are saved; those that cannot begin new episodes there, in a run that was never interrupted too.
-So a resumed run equals an uninterrupted one, bit for bit on a CPU. Does not need Ray.
+The version that acts is a function of the row count. A checkpoint is one cut through all roles:
+open chunks are flushed, replay is marked, and envs that can be saved are saved; those that cannot
+begin new episodes there, in a run that was never interrupted too. So a resumed run equals an
+uninterrupted one, bit for bit on a CPU. Does not need Ray.
 
-A run that fails outside of training, for example in an evaluation, writes a checkpoint before it ends. A worker whose envs are all
-in quarantine is left out while ``actors.min_live`` others go on; a resumed run tries it again.
+A run that fails outside of training, for example in an evaluation, writes a checkpoint before it
+ends. A worker whose envs are all in quarantine is left out while ``actors.min_live`` others go on;
+a resumed run tries it again.
 """
 
 from __future__ import annotations
@@ -64,9 +67,12 @@ __all__ = ["LocalRun"]
 logger = logging.getLogger(__name__)
 Show = Callable[[Callable[[], View]], None]
 
-SAY_EVERY_AGENT_STEPS, LAST_REPORT_S = 500, 10.0
+SAY_EVERY_AGENT_STEPS = 500
+LAST_REPORT_S = 10.0
 OFFLINE_UPDATES_PER_ROUND = 100
-"""Without an env a round is so many updates, and so many are made between two looks at what is due."""
+"""Without an env a round is so many updates, and so many are made between two looks at
+what is due.
+"""
 
 
 class LocalRun:
@@ -74,7 +80,8 @@ class LocalRun:
 
     Args:
         plan: What runs.
-        folder: Where it writes; of a run that goes on nothing in it changes before the run is restored.
+        folder: Where it writes; of a run that goes on nothing in it changes before the run is
+            restored.
         port: Of the Prometheus endpoint; 0 for none.
         stop: Asks it to checkpoint and leave.
         show: Shows a view to people.
@@ -94,12 +101,22 @@ class LocalRun:
         on_restored: Callable[[], object] = lambda: None,
     ) -> None:
         folder = RunFolder(folder.path.absolute())  # an env may change the working directory
-        self._plan, self._folder, self._stop, self._show = plan, folder, stop, show
+        self._plan = plan
+        self._folder = folder
+        self._stop = stop
+        self._show = show
         self._on_restored = on_restored
         own = plan.config.learner
         device = "cpu" if own.device == "auto" else own.device
-        prepare_torch(device, threads=own.threads or torch.get_num_threads(), tf32=own.tf32, deterministic=own.deterministic)
-        self.hub = MetricsHub(plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts())
+        prepare_torch(
+            device,
+            threads=own.threads or torch.get_num_threads(),
+            tf32=own.tf32,
+            deterministic=own.deterministic,
+        )
+        self.hub = MetricsHub(
+            plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts()
+        )
         secret = read_secret(plan.config.metrics_auth_file)
         self._endpoint, _ = serve_near(self.hub, plan.config.metrics_host, port, secret)
         self.report = Report(plan, folder, folder.read_json("summary.json"))
@@ -108,18 +125,30 @@ class LocalRun:
         self._found = self._store.newest()
         if self._found is None:
             check_none(self._store)
-            shutil.rmtree(folder.replay, ignore_errors=True)  # rows from before a kill belong to no cut: begin again
-        shards = [build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)]
-        self.replay = DirectReplay(shards, Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
-        self.learner = build_learner(plan, self.weights, device=device, incarnation=1, folder=folder.path)
+            # rows from before a kill belong to no cut: begin again
+            shutil.rmtree(folder.replay, ignore_errors=True)
+        shards = [
+            build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)
+        ]
+        self.replay = DirectReplay(
+            shards,
+            Ledger(plan.limits, window_positions=plan.spec.sampling.length),
+            is_lockstep=True,
+        )
+        self.learner = build_learner(
+            plan, self.weights, device=device, incarnation=1, folder=folder.path
+        )
         self.learner.write_back = self.replay.write_back
         if parse_selector(plan.config.replay.selector).uses_priorities:
             self.learner.update_priorities = self.replay.update_priorities
-        self.gallery = Gallery(folder.videos, plan.config.learner.report_every_steps, self.report.env_steps)
+        self.gallery = Gallery(
+            folder.videos, plan.config.learner.report_every_steps, self.report.env_steps
+        )
         self.crew = LocalCrew(plan, self.weights, self.replay)
         self.evaluations = LocalEvaluations(plan, folder, self.report, self.weights, stop)
         self._said_at = 0
-        self._node, self._reported = NodeMeter(folder.path), self.report.counts
+        self._node = NodeMeter(folder.path)
+        self._reported = self.report.counts
         self._checkpoint_at = 0
         self._is_whole = False
         self._imported: list[str] = []
@@ -195,7 +224,9 @@ class LocalRun:
         config = self._plan.config
         steps = self._progress
         if not self.learner.train_steps:
-            check_windows(self._plan, self.report.counts.books.agent_steps, int(self.replay.has_windows))
+            check_windows(
+                self._plan, self.report.counts.books.agent_steps, int(self.replay.has_windows)
+            )
         if self.gallery.is_due(steps):
             self.learner.report(self.gallery, steps)
         is_due = config.eval_every and steps - self.evaluations.evaluated_at >= config.eval_every
@@ -209,12 +240,17 @@ class LocalRun:
 
     def train_due(self, most: int | None = None) -> None:
         """Make every update that is due (at most ``most``), then publish."""
-        sampling, before = self._plan.spec.sampling, self.learner.train_steps
+        sampling = self._plan.spec.sampling
+        before = self.learner.train_steps
         while self._owes_update() and not self._stop.is_set:
             if most is not None and self.learner.train_steps - before >= most:
                 break
-            request = SampleRequest(sampling.batch_size, (role_seed(self._plan, "sampling"), self.learner.train_steps, 0))
-            batch, self._is_whole = self.replay.sample(request), False
+            request = SampleRequest(
+                sampling.batch_size,
+                (role_seed(self._plan, "sampling"), self.learner.train_steps, 0),
+            )
+            batch = self.replay.sample(request)
+            self._is_whole = False
             self.learner.train(batch)
             self._is_whole = True
         if self.learner.train_steps > before and self._has_trained():
@@ -229,7 +265,9 @@ class LocalRun:
             self._endpoint.server_close()
 
     def _save_what_is_whole(self) -> None:
-        """Keep what was trained before a failure; not what a failing update or a failing checkpoint left half done."""
+        """Keep what was trained before a failure; not what a failing update or a failing checkpoint
+        left half done.
+        """
         if not self._is_whole:
             return
         try:
@@ -245,23 +283,32 @@ class LocalRun:
 
     @property
     def _progress(self) -> int:
-        """What checkpoints, evaluations and lines are counted in: env steps, or updates where there is no env."""
+        """What checkpoints, evaluations and lines are counted in: env steps, or updates where there
+        is no env.
+        """
         return self.learner.train_steps if self._plan.is_offline else self.report.env_steps
 
     def _has_steps(self) -> bool:
         return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
 
     def _is_complete(self) -> bool:
-        """Enough steps are stored, and what they owe to training has been paid; without an env, enough updates are made."""
+        """Enough steps are stored, and what they owe to training has been paid; without an env,
+        enough updates are made.
+        """
         if self._plan.is_offline:
             return self.learner.train_steps >= self._plan.config.train_steps
         return self._has_steps() and not self._owes_update()
 
     def _owes_update(self) -> bool:
-        return self.replay.ledger.limiter.may_sample(self._plan.spec.sampling.trained_positions) and self.replay.has_windows
+        return (
+            self.replay.ledger.limiter.may_sample(self._plan.spec.sampling.trained_positions)
+            and self.replay.has_windows
+        )
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint, or begin; what may fail comes before what changes the run folder."""
+        """Go on from the newest checkpoint, or begin; what may fail comes before what changes the
+        run folder.
+        """
         found = self._found
         tree: Mapping[str, Any] = found[1] if found is not None else {}
         if found is not None:
@@ -271,7 +318,8 @@ class LocalRun:
             self.learner.publish()
         self.crew.begin(tree.get("workers", ()))
         wanted = split_sources(self._plan.config.replay.load)
-        stored = tree.get("imported", wanted if found else ())  # earlier versions stored all of them first
+        # earlier versions stored all of them first
+        stored = tree.get("imported", wanted if found else ())
         self._imported = ImportList(self._folder.path, wanted).take_new()
         files = files_to_store(self._imported, stored, self._plan.columns)
         if found is not None:
@@ -283,23 +331,30 @@ class LocalRun:
             logger.info("%s: %s", source, self.replay.load(source))
         if self._plan.is_offline and not self.replay.has_windows:
             raise BufferError(
-                f"replay.load: the files hold no {self._plan.spec.sampling.window_rows} consecutive rows, which one window of "
+                "replay.load: the files hold no "
+                f"{self._plan.spec.sampling.window_rows} consecutive rows, which one "
+                "window of "
                 f"{self._plan.agent.name} needs; name longer episodes or sample shorter windows"
             )
         self._look()
         if found is not None:  # what was counted beyond the checkpoint is rolled back
             self._reported = self.report.counts
-        self._checkpoint_at, self._is_whole = self._progress, True
+        self._checkpoint_at = self._progress
+        self._is_whole = True
 
     def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
-        """Go on exactly; where the settings that debts follow from have changed, what lies outside the band is forgiven."""
+        """Go on exactly; where the settings that debts follow from have changed, what lies outside
+        the band is forgiven.
+        """
         limiter = self.replay.ledger.limiter
         limiter.load(tree["limiter"])
         if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
             limiter.rebase(limiter.agent_steps, limiter.positions)
 
     def _checkpoint(self) -> Path:
-        """One cut through all roles; see the module. A stop in the middle of a burst leaves the rest of it to the resumed run."""
+        """One cut through all roles; see the module. A stop in the middle of a burst leaves the
+        rest of it to the resumed run.
+        """
         states = self.crew.states()
         self.train_due(0 if self._plan.is_offline else None)
         self._look()
@@ -314,14 +369,23 @@ class LocalRun:
             "limits": asdict(self._plan.limits),
             "imported": self._imported,
         }
-        facts = {"env_steps": self.report.env_steps, "train_steps": self.learner.train_steps, **env_facts(self._plan)}
-        step = self.learner.train_steps if self._plan.is_offline else self.report.counts.books.agent_steps
+        facts = {
+            "env_steps": self.report.env_steps,
+            "train_steps": self.learner.train_steps,
+            **env_facts(self._plan),
+        }
+        step = (
+            self.learner.train_steps
+            if self._plan.is_offline
+            else self.report.counts.books.agent_steps
+        )
         try:
             folder = self._store.save(step, tree, facts)
         except (OSError, SafetensorError, CheckpointError) as error:
             self._is_whole = False  # there is no sense in trying it again
             raise CheckpointError(
-                f"the checkpoint at {self._progress} steps cannot be written ({error}); earlier ones are kept: make room, then "
+                f"the checkpoint at {self._progress} steps cannot be written "
+                f"({error}); earlier ones are kept: make room, then "
                 f"go on with --resume {self._folder.path}"
             ) from error
         evaluation = self.report.evaluation
@@ -356,7 +420,15 @@ class LocalRun:
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))
         self.hub.emit("learner", 0, self.learner.drain_metrics())
-        self.hub.emit("driver", 0, {**self.report.gauges(), **self.report.increments(self._reported), **self._node.drain()})
+        self.hub.emit(
+            "driver",
+            0,
+            {
+                **self.report.gauges(),
+                **self.report.increments(self._reported),
+                **self._node.drain(),
+            },
+        )
         self._reported = self.report.counts
         self.report.update(self.report.counts, self.hub.snapshot())
         logging.getLogger(PROGRESS).info("%s", self.report.line())

@@ -1,4 +1,6 @@
-"""The evaluations of a lock-step run: in its own thread, between two rounds; a stop ends one at once."""
+"""The evaluations of a lock-step run: in its own thread, between two rounds; a stop ends one at
+once.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,32 @@ class LocalEvaluations:
         evaluated_at: Env steps at the last one; part of a checkpoint.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, report: Report, weights: WeightSource, stop: StopFlag) -> None:
-        self._plan, self._folder, self._report, self._weights, self._stop = plan, folder, report, weights, stop
+    def __init__(
+        self, plan: Plan, folder: RunFolder, report: Report, weights: WeightSource, stop: StopFlag
+    ) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._report = report
+        self._weights = weights
+        self._stop = stop
         self.evaluated_at = 0
 
     @property
     def is_current(self) -> bool:
         """True when the newest evaluation is of the weights that the run has now."""
         newest = self._report.evaluation
-        return newest is not None and newest["env_steps"] == self._report.env_steps == self.evaluated_at
+        return (
+            newest is not None
+            and newest["env_steps"] == self._report.env_steps == self.evaluated_at
+        )
 
     def evaluate(self) -> float | None:
-        """Evaluate the newest weights; returns the mean return, None when the run was stopped meanwhile.
+        """Evaluate the newest weights; returns the mean return, None when the run was stopped
+        meanwhile.
 
         Raises:
-            EnvFailureError, EvaluationStoppedError: If the env fails too often, or it takes too long.
+            EnvFailureError, EvaluationStoppedError: If the env fails too often, or it takes too
+                long.
         """
         evaluator = build_evaluator(self._plan)
         evaluator.load_weights(self._weights.fetch())
@@ -56,7 +69,9 @@ class LocalEvaluations:
         except EvaluationStoppedError:
             if not self._stop.is_set:
                 raise
-            logger.info("stopping: %s; the evaluation at env_steps %d is left out", self._stop.reason, steps)
+            logger.info(
+                "stopping: %s; the evaluation at env_steps %d is left out", self._stop.reason, steps
+            )
             return None
         self.evaluated_at = steps
         result = {"env_steps": steps, **found.to_dict()}
@@ -65,6 +80,7 @@ class LocalEvaluations:
             films = save_films(evaluator.films, self._folder.videos, label, evaluator.film_problems)
             result |= films.to_dict()
         self._report.note_evaluation(result)
-        mean, spread = found.return_mean, found.return_std
+        mean = found.return_mean
+        spread = found.return_std
         logger.info("eval at env_steps %d: return %.1f +- %.1f", steps, mean, spread)
         return mean

@@ -1,7 +1,9 @@
-"""Every metric the system knows: one name, one meaning, in console, JSONL, TensorBoard, W&B and Prometheus alike.
+"""Every metric the system knows: one name, one meaning, in console, JSONL, TensorBoard, W&B and
+Prometheus alike.
 
-A key is a Prometheus series without the common prefix and labels: ``learner_updates_total`` or ``loss{name=total}``. The hub adds
-``worldloom_``, ``run_id`` and ``role``. No label grows with time. ``docs/metrics.md`` is generated from this table.
+A key is a Prometheus series without the common prefix and labels: ``learner_updates_total`` or
+``loss{name=total}``. The hub adds ``worldloom_``, ``run_id`` and ``role``. No label grows with
+time. ``docs/metrics.md`` is generated from this table.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class MetricInfo:
         help: What it says.
         normal: What to expect of a healthy run.
         bad: What a bad value means.
-        across: What a gauge of several instances of a role shows; counters and histograms are always added up.
+        across: What a gauge of several instances of a role shows; counters and histograms are
+            always added up.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -71,120 +74,275 @@ LEARNER_PHASES = ("wait_data", "to_device", "forward_backward", "publish", "chec
 """What a training thread does."""
 
 METRICS: dict[str, MetricInfo] = {
-    "build_info": _gauge("Constant 1; labels say the versions of worldloom, python, torch and ray.", "1"),
+    "build_info": _gauge(
+        "Constant 1; labels say the versions of worldloom, python, torch and ray.", "1"
+    ),
     "run_info": _gauge("Constant 1; labels say env, agent, preset and seed.", "1"),
     "agent_steps_total": _counter(
-        "Decisions, as workers report them; one that dies takes its last report along.", "grows", "flat: workers wait or died"
+        "Decisions, as workers report them; one that dies takes its last report along.",
+        "grows",
+        "flat: workers wait or died",
     ),
-    "env_steps_total": _counter("Simulator steps: agent steps times action repeat.", "grows", "flat: see agent_steps_total"),
-    "episodes_total": _counter("Episodes ended, by reason.", "error stays 0", "error grows: the env fails"),
-    "episode_return_mean": _gauge("Mean return of recent episodes, by split.", "rises", "flat for long: it does not learn"),
-    "episode_return_min": _gauge("Lowest return of recent episodes, by split.", "rises", "falls while the mean rises: unstable"),
+    "env_steps_total": _counter(
+        "Simulator steps: agent steps times action repeat.", "grows", "flat: see agent_steps_total"
+    ),
+    "episodes_total": _counter(
+        "Episodes ended, by reason.", "error stays 0", "error grows: the env fails"
+    ),
+    "episode_return_mean": _gauge(
+        "Mean return of recent episodes, by split.", "rises", "flat for long: it does not learn"
+    ),
+    "episode_return_min": _gauge(
+        "Lowest return of recent episodes, by split.",
+        "rises",
+        "falls while the mean rises: unstable",
+    ),
     "episode_return_max": _gauge("Highest return of recent episodes, by split.", "rises"),
-    "episode_length_steps_mean": _gauge("Mean length of recent episodes in agent steps, by split.", "of the task"),
-    "eval_return_mean": _gauge("Mean return of the last evaluation.", "rises", "far below training: exploration carries it"),
-    "eval_return_std": _gauge("Standard deviation of the last evaluation's returns over its episodes.", "falls"),
-    "eval_success_ratio": _gauge("Share of the last evaluation's episodes that ended in success, where the env says so.", "0 to 1"),
-    "eval_last_timestamp_seconds": _gauge("When the last evaluation ended, unix time.", "recent", "old: the evaluator hangs"),
-    "learner_updates_total": _counter("Updates made.", "grows", "flat: see where the learner waits"),
+    "episode_length_steps_mean": _gauge(
+        "Mean length of recent episodes in agent steps, by split.", "of the task"
+    ),
+    "eval_return_mean": _gauge(
+        "Mean return of the last evaluation.", "rises", "far below training: exploration carries it"
+    ),
+    "eval_return_std": _gauge(
+        "Standard deviation of the last evaluation's returns over its episodes.", "falls"
+    ),
+    "eval_success_ratio": _gauge(
+        "Share of the last evaluation's episodes that ended in success, where the env says so.",
+        "0 to 1",
+    ),
+    "eval_last_timestamp_seconds": _gauge(
+        "When the last evaluation ended, unix time.", "recent", "old: the evaluator hangs"
+    ),
+    "learner_updates_total": _counter(
+        "Updates made.", "grows", "flat: see where the learner waits"
+    ),
     "learner_replayed_steps_total": _counter("Trained positions.", "grows"),
     "learner_update_seconds": _histogram(
-        "Time of the training thread, by phase: wait_data, to_device, forward_backward, publish, checkpoint.",
+        "Time of the training thread, by phase: wait_data, to_device, "
+        "forward_backward, publish, checkpoint.",
         "forward_backward leads",
         "wait_data leads: the learner starves",
     ),
-    "learner_seconds_total": _counter("Where the training threads spend their time, by phase.", "forward_backward", "wait_data"),
-    "learner_staging_seconds": _histogram("Time to bring a batch to the device, off the training thread.", "below one update"),
-    "learner_skipped_updates_total": _counter("Updates skipped, by reason.", "0", "nonfinite grows: divergence"),
-    "loss": _gauge("Losses of the algorithm, by name.", "see the algorithm's page", "NaN or exploding: divergence", across="mean"),
-    "grad_norm": _gauge(
-        "Gradient norms before clipping, by name.", "steady", "jumps by orders of magnitude: unstable", across="mean"
+    "learner_seconds_total": _counter(
+        "Where the training threads spend their time, by phase.", "forward_backward", "wait_data"
     ),
-    "learning_rate": _gauge("Learning rate, by name, where the algorithm changes it.", "of the preset", across="mean"),
-    "model_stat": _gauge("Other scalars of the algorithm, by name.", "see the algorithm's page", across="mean"),
+    "learner_staging_seconds": _histogram(
+        "Time to bring a batch to the device, off the training thread.", "below one update"
+    ),
+    "learner_skipped_updates_total": _counter(
+        "Updates skipped, by reason.", "0", "nonfinite grows: divergence"
+    ),
+    "loss": _gauge(
+        "Losses of the algorithm, by name.",
+        "see the algorithm's page",
+        "NaN or exploding: divergence",
+        across="mean",
+    ),
+    "grad_norm": _gauge(
+        "Gradient norms before clipping, by name.",
+        "steady",
+        "jumps by orders of magnitude: unstable",
+        across="mean",
+    ),
+    "learning_rate": _gauge(
+        "Learning rate, by name, where the algorithm changes it.", "of the preset", across="mean"
+    ),
+    "model_stat": _gauge(
+        "Other scalars of the algorithm, by name.", "see the algorithm's page", across="mean"
+    ),
     "model_kl_nats": _gauge(
-        "KL from posterior to prior, at least the free nats.", "1 to 10", "tens and rising: it learns nothing", across="mean"
+        "KL from posterior to prior, at least the free nats.",
+        "1 to 10",
+        "tens and rising: it learns nothing",
+        across="mean",
     ),
     "policy_entropy_nats": _gauge(
-        "Entropy of the policy, by action key; may be negative for continuous actions.", "falls slowly", across="mean"
+        "Entropy of the policy, by action key; may be negative for continuous actions.",
+        "falls slowly",
+        across="mean",
     ),
     "value_mean": _gauge(
-        "Mean value of imagined states, in reward units.", "near the return", "far above any return: runs away", across="mean"
+        "Mean value of imagined states, in reward units.",
+        "near the return",
+        "far above any return: runs away",
+        across="mean",
     ),
     "return_scale": _gauge(
-        "What values are divided by in the policy's loss.", "steady", "explodes: values run away", across="mean"
+        "What values are divided by in the policy's loss.",
+        "steady",
+        "explodes: values run away",
+        across="mean",
     ),
-    "policy_version": _gauge("Update of the weights: newest (learner), oldest in use (others).", "grows", across="min"),
+    "policy_version": _gauge(
+        "Update of the weights: newest (learner), oldest in use (others).", "grows", across="min"
+    ),
     "policy_lag_updates": _histogram(
-        "Updates between the newest weights and those that acted, at insert.", "a few publish intervals", "grows: see pulls"
+        "Updates between the newest weights and those that acted, at insert.",
+        "a few publish intervals",
+        "grows: see pulls",
     ),
-    "sample_age_seconds": _histogram("Age of a sampled row: insert to use in an update.", "grows up to the replay's span"),
-    "sample_lag_updates": _histogram("Updates since the policy that made a sampled window, at its use.", "grows with replay"),
-    "weights_publish_seconds": _histogram("Device to host to store, per publish.", "below 0.1", "long: the store is slow"),
-    "weights_pull_seconds": _histogram("Fetch and load, per pull of an acting role.", "below 0.1", "long: network or object store"),
+    "sample_age_seconds": _histogram(
+        "Age of a sampled row: insert to use in an update.", "grows up to the replay's span"
+    ),
+    "sample_lag_updates": _histogram(
+        "Updates since the policy that made a sampled window, at its use.", "grows with replay"
+    ),
+    "weights_publish_seconds": _histogram(
+        "Device to host to store, per publish.", "below 0.1", "long: the store is slow"
+    ),
+    "weights_pull_seconds": _histogram(
+        "Fetch and load, per pull of an acting role.", "below 0.1", "long: network or object store"
+    ),
     "weights_bytes": _gauge("Size of the policy's weights.", "constant"),
     "weights_published_total": _counter("Versions published.", "grows"),
-    "weights_pulled_total": _counter("Versions fetched by acting roles.", "grows", "flat while published grows: actors are stale"),
-    "weights_pull_failures_total": _counter("Fetches that failed; the old version kept acting.", "0", "grows: the store is away"),
+    "weights_pulled_total": _counter(
+        "Versions fetched by acting roles.", "grows", "flat while published grows: actors are stale"
+    ),
+    "weights_pull_failures_total": _counter(
+        "Fetches that failed; the old version kept acting.", "0", "grows: the store is away"
+    ),
     "replay_steps": _gauge("Rows stored.", "grows to the capacity"),
     "replay_capacity_steps": _gauge("Rows that fit.", "constant"),
-    "replay_bytes": _gauge("What stored rows take, by storage: ram, disk.", "grows to a plateau", "near the machine's", "sum"),
+    "replay_bytes": _gauge(
+        "What stored rows take, by storage: ram, disk.",
+        "grows to a plateau",
+        "near the machine's",
+        "sum",
+    ),
     "replay_inserted_steps_total": _counter("Rows acknowledged.", "grows"),
-    "replay_sampled_steps_total": _counter("Positions handed out in windows, those that were sampled again included.", "grows"),
+    "replay_sampled_steps_total": _counter(
+        "Positions handed out in windows, those that were sampled again included.", "grows"
+    ),
     "replay_evicted_steps_total": _counter("Rows that made room.", "0 until the replay is full"),
-    "replay_duplicate_steps_total": _counter("Rows that came again and were ignored.", "0", "grows: acknowledgements get lost"),
+    "replay_duplicate_steps_total": _counter(
+        "Rows that came again and were ignored.", "0", "grows: acknowledgements get lost"
+    ),
     "replay_refreshed_steps_total": _counter(
-        "Rows whose latents training wrote anew, by outcome: applied, or rejected (evicted meanwhile).",
+        "Rows whose latents training wrote anew, by outcome: applied, or rejected "
+        "(evicted meanwhile).",
         "applied grows",
         "rejected grows as fast: replay is too small",
     ),
     "replay_priority_updates_total": _counter(
-        "Priorities of windows, by outcome: sent by the learner, applied by a shard, or evicted meanwhile.",
+        "Priorities of windows, by outcome: sent by the learner, applied by a shard, "
+        "or evicted meanwhile.",
         "applied = sent",
         "applied stays behind: sampling is uniform in effect",
     ),
-    "replay_ratio_target": _gauge("Trained positions per agent step that were asked for.", "constant"),
-    "replay_ratio_actual": _gauge("Trained positions per agent step so far, without prefill and burst.", "= target"),
+    "replay_ratio_target": _gauge(
+        "Trained positions per agent step that were asked for.", "constant"
+    ),
+    "replay_ratio_actual": _gauge(
+        "Trained positions per agent step so far, without prefill and burst.", "= target"
+    ),
     "replay_op_seconds": _histogram(
-        "Time of one operation of a shard, by op: insert, sample (all batches of one question), update_latents.", "below 0.05"
+        "Time of one operation of a shard, by op: insert, sample (all batches of one "
+        "question), update_latents.",
+        "below 0.05",
     ),
-    "rate_limiter_blocked_seconds_total": _counter("Time a side waited for the other, by side.", "one grows", "both grow"),
+    "rate_limiter_blocked_seconds_total": _counter(
+        "Time a side waited for the other, by side.", "one grows", "both grow"
+    ),
     "queue_items": _gauge(
-        "Waiting now, by queue: batches (learner), inference, trajectories (shards).", "batches full", "batches 0", "sum"
+        "Waiting now, by queue: batches (learner), inference, trajectories (shards).",
+        "batches full",
+        "batches 0",
+        "sum",
     ),
-    "queue_capacity_items": _gauge("Room in a queue that has a limit, by queue.", "constant", across="sum"),
-    "actor_seconds_total": _counter("Where env workers spend their time, by state.", "env and inference", "blocked: learner-bound"),
-    "env_step_seconds": _histogram("One step of a worker's envs, a reset included.", "of the env", "p99 rises: envs hang or swap"),
+    "queue_capacity_items": _gauge(
+        "Room in a queue that has a limit, by queue.", "constant", across="sum"
+    ),
+    "actor_seconds_total": _counter(
+        "Where env workers spend their time, by state.",
+        "env and inference",
+        "blocked: learner-bound",
+    ),
+    "env_step_seconds": _histogram(
+        "One step of a worker's envs, a reset included.",
+        "of the env",
+        "p99 rises: envs hang or swap",
+    ),
     "inference_queue_seconds": _histogram(
-        "Wait of a request at an inference server until its batch.", "below 0.005", "servers are busy"
+        "Wait of a request at an inference server until its batch.",
+        "below 0.005",
+        "servers are busy",
     ),
-    "inference_seconds": _histogram("One decision for a batch of envs.", "below 0.05", "rises: too many envs for one policy"),
-    "inference_batch_items": _histogram("Envs in one decision.", "near the workers of a server", "1: batches never fill"),
-    "planner_seconds": _histogram("One decision of an agent that plans, for a batch of envs.", "below 0.1"),
-    "carry_resets_total": _counter("Carries that an inference server had lost and began anew in mid-episode.", "0", "servers die"),
+    "inference_seconds": _histogram(
+        "One decision for a batch of envs.", "below 0.05", "rises: too many envs for one policy"
+    ),
+    "inference_batch_items": _histogram(
+        "Envs in one decision.", "near the workers of a server", "1: batches never fill"
+    ),
+    "planner_seconds": _histogram(
+        "One decision of an agent that plans, for a batch of envs.", "below 0.1"
+    ),
+    "carry_resets_total": _counter(
+        "Carries that an inference server had lost and began anew in mid-episode.",
+        "0",
+        "servers die",
+    ),
     "worker_restarts_total": _counter("Roles restarted, by kind.", "0", "grows: read console.log"),
-    "env_errors_total": _counter("Envs that failed, by reason: raised, hung, died.", "0", "grows: read console.log"),
-    "rpc_errors_total": _counter("Calls between roles that failed or were late, by reason.", "0", "grows: a role hangs"),
-    "envs_quarantined": _gauge("Envs that failed too often and are not built again.", "0", "grows: summary.json names them"),
-    "workers": _gauge("Env workers by state: alive, starting, dead (given up).", "alive = wanted", "dead above 0"),
+    "env_errors_total": _counter(
+        "Envs that failed, by reason: raised, hung, died.", "0", "grows: read console.log"
+    ),
+    "rpc_errors_total": _counter(
+        "Calls between roles that failed or were late, by reason.", "0", "grows: a role hangs"
+    ),
+    "envs_quarantined": _gauge(
+        "Envs that failed too often and are not built again.", "0", "grows: summary.json names them"
+    ),
+    "workers": _gauge(
+        "Env workers by state: alive, starting, dead (given up).", "alive = wanted", "dead above 0"
+    ),
     "workers_wanted": _gauge("Env workers asked for.", "constant"),
-    "heartbeat_timestamp_seconds": _gauge("When a role was last heard of (its oldest instance).", "recent", "old: the role hangs"),
-    "checkpoint_last_success_timestamp_seconds": _gauge("When the last checkpoint was complete, unix time.", "recent", "old"),
-    "checkpoint_interval_seconds": _gauge("Time between checkpoints that was asked for.", "constant"),
-    "checkpoint_seconds": _histogram("Time that a checkpoint takes, off the training thread.", "below 5", "long: the disk is slow"),
+    "heartbeat_timestamp_seconds": _gauge(
+        "When a role was last heard of (its oldest instance).", "recent", "old: the role hangs"
+    ),
+    "checkpoint_last_success_timestamp_seconds": _gauge(
+        "When the last checkpoint was complete, unix time.", "recent", "old"
+    ),
+    "checkpoint_interval_seconds": _gauge(
+        "Time between checkpoints that was asked for.", "constant"
+    ),
+    "checkpoint_seconds": _histogram(
+        "Time that a checkpoint takes, off the training thread.",
+        "below 5",
+        "long: the disk is slow",
+    ),
     "checkpoint_bytes": _gauge("Size of the last checkpoint.", "constant"),
-    "checkpoint_failures_total": _counter("Checkpoints that could not be written.", "0", "grows: the disk is full or away"),
-    "gpu_utilization_ratio": _gauge("Share of the last second in which the GPU ran, by gpu.", "near 1", "low: the learner waits"),
+    "checkpoint_failures_total": _counter(
+        "Checkpoints that could not be written.", "0", "grows: the disk is full or away"
+    ),
+    "gpu_utilization_ratio": _gauge(
+        "Share of the last second in which the GPU ran, by gpu.", "near 1", "low: the learner waits"
+    ),
     "gpu_memory_used_bytes": _gauge("GPU memory in use, by gpu.", "steady", "near the card's size"),
-    "process_resident_memory_bytes": _gauge("Memory of a role's processes and their children.", "flat", "a slope: leak", "sum"),
-    "process_cpu_seconds_total": _counter("CPU time of a role's processes and their children.", "grows"),
+    "process_resident_memory_bytes": _gauge(
+        "Memory of a role's processes and their children.", "flat", "a slope: leak", "sum"
+    ),
+    "process_cpu_seconds_total": _counter(
+        "CPU time of a role's processes and their children.", "grows"
+    ),
     "process_open_fds": _gauge("Open files of a role's processes.", "flat", "a slope: leak", "sum"),
-    "node_cpu_busy_ratio": _gauge("Share of the driver's machine that computes.", "below 1", "1: roles fight for cores"),
-    "node_memory_available_bytes": _gauge("Memory left on the driver's machine.", "steady", "near 0: the kernel will kill a role"),
-    "object_store_used_bytes": _gauge("Ray's object store in use, over all nodes.", "a few weights", "grows: references leak"),
-    "disk_free_bytes": _gauge("Space left where the run folder lies.", "> 10 % of the disk", "near 0: journals stop the run"),
+    "node_cpu_busy_ratio": _gauge(
+        "Share of the driver's machine that computes.", "below 1", "1: roles fight for cores"
+    ),
+    "node_memory_available_bytes": _gauge(
+        "Memory left on the driver's machine.", "steady", "near 0: the kernel will kill a role"
+    ),
+    "object_store_used_bytes": _gauge(
+        "Ray's object store in use, over all nodes.", "a few weights", "grows: references leak"
+    ),
+    "disk_free_bytes": _gauge(
+        "Space left where the run folder lies.",
+        "> 10 % of the disk",
+        "near 0: journals stop the run",
+    ),
     "disk_size_bytes": _gauge("Size of the disk where the run folder lies.", "constant"),
-    "transfer_bytes_total": _counter("Bytes between roles, by path: actor_replay, replay_learner, weights.", "grows"),
+    "transfer_bytes_total": _counter(
+        "Bytes between roles, by path: actor_replay, replay_learner, weights.", "grows"
+    ),
 }
 
 ZEROS: dict[str, tuple[str, ...]] = {
@@ -193,7 +351,10 @@ ZEROS: dict[str, tuple[str, ...]] = {
         "env_steps_total",
         *(f"episodes_total{{reason={reason}}}" for reason in ("terminated", "truncated", "error")),
         *(f"env_errors_total{{reason={reason}}}" for reason in ("raised", "hung", "died")),
-        *(f"actor_seconds_total{{state={state}}}" for state in ("env", "inference", "encode", "blocked", "pull_weights")),
+        *(
+            f"actor_seconds_total{{state={state}}}"
+            for state in ("env", "inference", "encode", "blocked", "pull_weights")
+        ),
         "weights_pulled_total",
         "weights_pull_failures_total",
         "carry_resets_total",
@@ -215,22 +376,36 @@ ZEROS: dict[str, tuple[str, ...]] = {
     "driver": (
         *(f"replay_{what}_steps_total" for what in ("inserted", "evicted", "duplicate")),
         *(f"rate_limiter_blocked_seconds_total{{side={side}}}" for side in ("insert", "sample")),
-        *(f"worker_restarts_total{{kind={kind}}}" for kind in ("env", "worker", "inference", "shard", "learner")),
+        *(
+            f"worker_restarts_total{{kind={kind}}}"
+            for kind in ("env", "worker", "inference", "shard", "learner")
+        ),
     ),
 }
-"""Counters that exist from the start, by role: ``rate()`` cannot see the first increment of a series that was not there."""
+"""Counters that exist from the start, by role: ``rate()`` cannot see the first increment of a
+series that was not there.
+"""
 
-SCALARS = {"val": "value_mean", "pi_scale": "return_scale", "pi_entropy": "policy_entropy_nats{name=action}"}
+SCALARS = {
+    "val": "value_mean",
+    "pi_scale": "return_scale",
+    "pi_entropy": "policy_entropy_nats{name=action}",
+}
 """Scalars of algorithms that have a name of their own here."""
 
 
 def scalar_keys(name: str) -> tuple[str, ...]:
-    """Keys of an algorithm's scalar: ``loss/rew`` and ``reward_loss`` are losses, ``grad_norm/all`` and ``pi_grad_norm`` gradient
-    norms, ``lr/NAME`` a learning rate, ``ent/KEY`` an entropy of the policy; the rest is ``model_stat``.
+    """Keys of an algorithm's scalar: ``loss/rew`` and ``reward_loss`` are losses, ``grad_norm/all``
+    and ``pi_grad_norm`` gradient norms, ``lr/NAME`` a learning rate, ``ent/KEY`` an entropy of the
+    policy; the rest is ``model_stat``.
     """
     group, _, rest = name.partition("/")
     if group == "loss" and rest:
-        return (f"loss{{name={rest}}}", "model_kl_nats") if rest == "dyn" else (f"loss{{name={rest}}}",)
+        return (
+            (f"loss{{name={rest}}}", "model_kl_nats")
+            if rest == "dyn"
+            else (f"loss{{name={rest}}}",)
+        )
     if group in ("grad_norm", "lr", "ent"):
         family = {"lr": "learning_rate", "ent": "policy_entropy_nats"}.get(group, group)
         return (f"{family}{{name={rest or 'all'}}}",)
@@ -249,7 +424,9 @@ def split_key(key: str) -> tuple[str, dict[str, str]]:
 
 
 def path_of(key: str) -> str:
-    """The key as TensorBoard and W&B show it: ``loss{name=total}`` -> ``loss/total``, ``NAME:p99`` -> ``NAME/p99``."""
+    """The key as TensorBoard and W&B show it: ``loss{name=total}`` -> ``loss/total``, ``NAME:p99``
+    -> ``NAME/p99``.
+    """
     key, _, quantile = key.partition(":")
     name, labels = split_key(key)
     return "/".join([name, *labels.values(), *([quantile] if quantile else [])])
@@ -258,13 +435,20 @@ def path_of(key: str) -> str:
 def to_markdown() -> str:
     """The page ``docs/metrics.md``; ``python -m worldloom_dist.metric_names`` prints it."""
     head = (
-        "# Metrics\n\nGenerated from `worldloom_dist/metric_names.py`. Prometheus adds the prefix `worldloom_` and the labels\n"
-        "`run_id` and `role`; `metrics.jsonl` has the same names without them, and of a histogram the mean and, as `NAME:p99`,\n"
-        "the 99th percentile (the upper bound of its bucket). TensorBoard and W&B show `loss{name=total}` as `loss/total`.\n"
-        "Durations are seconds, sizes bytes, ratios 0 to 1. How to look at them: [Operations](operations.md).\n\n"
+        "# Metrics\n\nGenerated from `worldloom_dist/metric_names.py`. Prometheus "
+        "adds the prefix `worldloom_` and the labels\n"
+        "`run_id` and `role`; `metrics.jsonl` has the same names without them, and "
+        "of a histogram the mean and, as `NAME:p99`,\n"
+        "the 99th percentile (the upper bound of its bucket). TensorBoard and W&B "
+        "show `loss{name=total}` as `loss/total`.\n"
+        "Durations are seconds, sizes bytes, ratios 0 to 1. How to look at them: "
+        "[Operations](operations.md).\n\n"
         "| Name | Type | Meaning | Normal | A bad value |\n|---|---|---|---|---|\n"
     )
-    rows = (f"| `{name}` | {info.kind} | {info.help} | {info.normal} | {info.bad} |\n" for name, info in METRICS.items())
+    rows = (
+        f"| `{name}` | {info.kind} | {info.help} | {info.normal} | {info.bad} |\n"
+        for name, info in METRICS.items()
+    )
     return head + "".join(rows)
 
 

@@ -1,4 +1,5 @@
-"""What a run has to have done to be called ``completed``, and how it is known early that it cannot do it.
+"""What a run has to have done to be called ``completed``, and how it is known early that it cannot
+do it.
 
 Both runtimes ask here. A run that has made all its steps, but trained nothing, or evaluated or
 filmed nothing although it was asked to, has failed, and its summary says what is missing.
@@ -15,7 +16,8 @@ from worldloom_dist.plan import Plan
 
 __all__ = ["check_trains", "check_windows", "shortfall"]
 
-LEAST_PATIENCE_STEPS, PATIENCE_WINDOWS = 1000, 4
+LEAST_PATIENCE_STEPS = 1000
+PATIENCE_WINDOWS = 4
 """Behind the prefill a run waits for an episode that is long enough: for at least so many agent
 steps, and for so many windows per env."""
 WAY_OUT = (
@@ -33,10 +35,13 @@ def check_trains(plan: Plan) -> None:
     """
     if plan.is_offline:
         return
-    limits, sampling, longest = plan.limits, plan.spec.sampling, plan.env_spec.episode_limit
+    limits = plan.limits
+    sampling = plan.spec.sampling
+    longest = plan.env_spec.episode_limit
     if longest is not None and longest + 1 < sampling.window_rows and not sampling.cross_episodes:
         raise ConfigurationError(
-            f"agent {plan.agent.name} samples windows of {sampling.window_rows} rows, and an episode "
+            f"agent {plan.agent.name} samples windows of {sampling.window_rows} rows, "
+            "and an episode "
             f"of {plan.env.env} has at most {longest + 1}, so nothing could be trained; {WAY_OUT}"
         )
     least = limits.prefill_agent_steps
@@ -48,7 +53,8 @@ def check_trains(plan: Plan) -> None:
             f"env_steps must be >= {least * repeat}, or the run ends before its first update, got "
             f"{plan.config.env_steps}: {plan.agent.name} collects "
             f"{limits.prefill_agent_steps * repeat} env steps before it trains; "
-            f"say --env-steps {least * repeat} or more, or train earlier (--agent.prefill-agent-steps)"
+            f"say --env-steps {least * repeat} or more, or train earlier "
+            "(--agent.prefill-agent-steps)"
         )
 
 
@@ -61,20 +67,29 @@ def check_windows(plan: Plan, agent_steps: int, windows: int) -> None:
         windows: That can be sampled now, over all shards.
 
     Raises:
-        TrainingError: If there is none though the prefill is long over, or though all steps of the run are made.
+        TrainingError: If there is none though the prefill is long over, or though all steps of the
+            run are made.
     """
-    prefill, rows = plan.limits.prefill_agent_steps, plan.spec.sampling.window_rows
+    prefill = plan.limits.prefill_agent_steps
+    rows = plan.spec.sampling.window_rows
     per_env = PATIENCE_WINDOWS * (rows + plan.config.actors.chunk_rows)
-    patience = min(prefill + max(prefill, LEAST_PATIENCE_STEPS, per_env * plan.config.num_envs), plan.target_agent_steps)
+    patience = min(
+        prefill + max(prefill, LEAST_PATIENCE_STEPS, per_env * plan.config.num_envs),
+        plan.target_agent_steps,
+    )
     if not plan.is_offline and not windows and agent_steps >= patience:
         raise TrainingError(
-            f"no episode in {agent_steps} agent steps filled a window of {rows} rows, which an update "
+            f"no episode in {agent_steps} agent steps filled a window of {rows} rows, "
+            "which an update "
             f"of {plan.agent.name} needs, so nothing can be trained; {WAY_OUT}"
         )
 
 
-def shortfall(plan: Plan, train_steps: int, evaluation: Mapping[str, Any] | None, why: str = "") -> str | None:
-    """What a run that has made all its steps did not do, as one sentence; None when it did everything.
+def shortfall(
+    plan: Plan, train_steps: int, evaluation: Mapping[str, Any] | None, why: str = ""
+) -> str | None:
+    """What a run that has made all its steps did not do, as one sentence; None when it did
+    everything.
 
     Args:
         plan: Of the run.
@@ -92,5 +107,8 @@ def shortfall(plan: Plan, train_steps: int, evaluation: Mapping[str, Any] | None
         return f"the last weights could not be evaluated{reason}; --eval-episodes 0 asks for none"
     if config.eval_videos and not evaluation.get("films"):
         problems = evaluation.get("film_problems") or ["console.log says why"]
-        return f"no film of the last evaluation could be made ({problems[0]}); --eval-videos 0 asks for none"
+        return (
+            f"no film of the last evaluation could be made ({problems[0]}); --eval-videos "
+            "0 asks for none"
+        )
     return None

@@ -1,6 +1,8 @@
-"""What the roles of one run agree on: ``resolve`` makes a :class:`Plan` from a checked ``RunConfig``.
+"""What the roles of one run agree on: ``resolve`` makes a :class:`Plan` from a checked
+``RunConfig``.
 
-It looks at the env once and settles everything that follows from it; the resulting plan is small, picklable and needs no torch.
+It looks at the env once and settles everything that follows from it; the resulting plan is small,
+picklable and needs no torch.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 from worldloom.agents.registry import AgentConfig, agent_spec, env_defaults
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.protocol import AgentSpec
+from worldloom.core.seeds import seed_of
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import EnvConfig
@@ -23,7 +26,13 @@ from worldloom.envs.factory import probe_env
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget
 from worldloom_dist.replay.imports import split_sources
-from worldloom_dist.replay.planning import absolute_files, check_files, recorded_env, replay_budget, settle_windows
+from worldloom_dist.replay.planning import (
+    absolute_files,
+    check_files,
+    recorded_env,
+    replay_budget,
+    settle_windows,
+)
 from worldloom_dist.run_folder import RunFolder
 
 __all__ = [
@@ -54,14 +63,17 @@ class Plan:
     Attributes:
         config: What was asked for.
         env: The env with every setting filled in; evaluation uses the same.
-        env_spec, agent, spec: What the env gives and takes; the agent's settings; what the system must know of the agent.
+        env_spec, agent, spec: What the env gives and takes; the agent's settings; what the system
+            must know of the agent.
         columns: Columns of a stored row.
         limits: Of the train ratio.
         run_id: Name of the run in metrics.
-        splits_envs: True when the envs of a worker may be built one by one; False for a vector env of fixed size.
+        splits_envs: True when the envs of a worker may be built one by one; False for a vector env
+            of fixed size.
         budget: What replay takes of memory and disk.
         settled_inference: Where the policy runs and why, once it has been measured.
-        needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of its own); empty when it can.
+        needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of
+            its own); empty when it can.
     """
 
     config: RunConfig
@@ -84,7 +96,9 @@ class Plan:
 
     @property
     def is_offline(self) -> bool:
-        """True when there is no env: rows come from files only, and the run ends after ``config.train_steps`` updates."""
+        """True when there is no env: rows come from files only, and the run ends after
+        ``config.train_steps`` updates.
+        """
         return self.config.env.is_none
 
     @property
@@ -94,7 +108,9 @@ class Plan:
 
     @property
     def chunk_age_s(self) -> float:
-        """Age at which an open chunk is sent; never by age in lock-step, because time is no function of the row count."""
+        """Age at which an open chunk is sent; never by age in lock-step, because time is no
+        function of the row count.
+        """
         return float("inf") if self.is_lockstep else self.config.actors.max_chunk_age_s
 
     @property
@@ -109,13 +125,22 @@ class Plan:
 
     @property
     def eval_max_steps(self) -> int:
-        """Decisions after which an evaluation episode is cut; never before the env's own limit unless that was asked for."""
-        return self.config.eval_max_steps or max(LONGEST_EVALUATION_STEPS, self.env_spec.episode_limit or 0)
+        """Decisions after which an evaluation episode is cut; never before the env's own limit
+        unless that was asked for.
+        """
+        return self.config.eval_max_steps or max(
+            LONGEST_EVALUATION_STEPS, self.env_spec.episode_limit or 0
+        )
 
     def env_steps_at(self, positions: int) -> int:
-        """Env steps at which so many trained positions are due: where the run stands, as the learner knows it."""
+        """Env steps at which so many trained positions are due: where the run stands, as the
+        learner knows it.
+        """
         owed = max(0, positions - self.limits.burst_positions)
-        return int(self.limits.prefill_agent_steps + owed / self.limits.train_ratio) * self.env_spec.action_repeat
+        return (
+            int(self.limits.prefill_agent_steps + owed / self.limits.train_ratio)
+            * self.env_spec.action_repeat
+        )
 
     @property
     def inference(self) -> str:
@@ -123,46 +148,59 @@ class Plan:
         return (self.settled_inference or place_inference(self))[0]
 
 
-def resolve(config: RunConfig, *, recorded: EnvSpec | None = None, stored: Collection[str] = ()) -> Plan:
+def resolve(
+    config: RunConfig, *, recorded: EnvSpec | None = None, stored: Collection[str] = ()
+) -> Plan:
     """Settle everything that follows from the config and the env.
 
     Args:
         config: What was asked for.
-        recorded: What the env gives and takes, where that is known and no env is played: none is built then.
-        stored: Files of ``replay.load`` that a run has stored before: they need not be there any more.
+        recorded: What the env gives and takes, where that is known and no env is played: none is
+            built then.
+        stored: Files of ``replay.load`` that a run has stored before: they need not be there any
+            more.
 
     Raises:
-        ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work; nothing has been started.
+        ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work;
+        nothing has been started.
     """
     config, agent = absolute_files(config), config.agent_config()
     if config.env.is_none:
         config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
-        env, observed, size = config.env, recorded or recorded_env(config), None
+        env = config.env
+        observed = recorded or recorded_env(config)
+        size = None
     elif recorded is not None:
-        env, observed, size = config.env, recorded, None
+        env = config.env
+        observed = recorded
+        size = None
     else:
         env, observed, size = settle_env(config.env, env_defaults(agent))
     spec = settle_windows(config, agent_spec(agent, observed))
-    if config.env.is_none:  # nothing is inserted, so nothing is owed: all updates are one burst behind a prefill of nothing
+    # nothing is inserted, so nothing is owed: all updates are one burst behind a prefill of nothing
+    if config.env.is_none:
         spec = dataclasses.replace(spec, prefill_agent_steps=0, pretrain_updates=0)
     if config.train_ratio is not None:
         spec = dataclasses.replace(spec, train_ratio=config.train_ratio)
     least = spec.sampling.least_rows
     if config.replay.capacity_steps < config.replay.shards * least:
         raise ConfigurationError(
-            f"replay.capacity_steps must hold one window, so {least} rows, in each of {config.replay.shards} shards, "
+            f"replay.capacity_steps must hold one window, so {least} rows, in each of "
+            f"{config.replay.shards} shards, "
             f"got {config.replay.capacity_steps}"
         )
     if spec.sampling.batch_size % config.learners:
         raise ConfigurationError(
-            f"learners must divide the agent's batch size {spec.sampling.batch_size}, because each rank trains on an equal "
+            f"learners must divide the agent's batch size {spec.sampling.batch_size}, "
+            "because each rank trains on an equal "
             f"share of it, got {config.learners}; choose a divisor, or another --agent.batch-size"
         )
     columns = observed.columns(spec.extras)
     budget = replay_budget(config, columns, _memory_bytes())
     if size is not None and size != config.envs_per_worker:
         raise ConfigurationError(
-            f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is {config.envs_per_worker}; "
+            f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is "
+            f"{config.envs_per_worker}; "
             f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
         )
     check_files(config, columns, stored)
@@ -176,34 +214,44 @@ def resolve(config: RunConfig, *, recorded: EnvSpec | None = None, stored: Colle
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
     )
-    return Plan(config, env, observed, agent, spec, columns, limits, splits_envs=size is None, budget=budget)
+    return Plan(
+        config, env, observed, agent, spec, columns, limits, splits_envs=size is None, budget=budget
+    )
 
 
 def resolve_again(config: RunConfig, folder: RunFolder) -> Plan:
-    """:func:`resolve` for a run that was begun before: files that it has stored need not be there any more.
+    """:func:`resolve` for a run that was begun before: files that it has stored need not be there
+    any more.
 
     Raises:
         ConfigurationError, MissingDependencyError, ModelNotFoundError: As :func:`resolve`.
     """
     found = folder.read_json("config.json")
     stored = split_sources(found.get("run", {}).get("replay", {}).get("load"))
-    return resolve(config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored)
+    return resolve(
+        config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored
+    )
 
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def settle_env(own: EnvConfig, published: Mapping[str, Mapping[str, Any]]) -> tuple[EnvConfig, EnvSpec, int | None]:
-    """Every setting of the env: the user's, else what the agent was published with for the suite, else the suite's own.
+def settle_env(
+    own: EnvConfig, published: Mapping[str, Mapping[str, Any]]
+) -> tuple[EnvConfig, EnvSpec, int | None]:
+    """Every setting of the env: the user's, else what the agent was published with for the suite,
+    else the suite's own.
 
-    The agent's settings for images concern only envs that observe some. The env is built once, and once more if the agent's
-    settings change it.
+    The agent's settings for images concern only envs that observe some. The env is built once, and
+    once more if the agent's settings change it.
 
     Returns:
-        The settings, and what :func:`~worldloom.envs.factory.probe_env` says about the env with them.
+        The settings, and what :func:`~worldloom.envs.factory.probe_env` says about the env with
+        them.
     """
-    alone, defaults = own.resolved(), dict(published.get(own.suite, {}))
+    alone = own.resolved()
+    defaults = dict(published.get(own.suite, {}))
     spec, size = probe_env(alone)
     if not any(array.is_image for array in spec.obs.values()):
         defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
@@ -216,7 +264,8 @@ class ActCosts:
     """What decisions cost on one thread, measured.
 
     Attributes:
-        local_s: One call of the policy for the envs of one worker, seconds of CPU (on a GPU of wall time).
+        local_s: One call of the policy for the envs of one worker, seconds of CPU (on a GPU of wall
+            time).
         central_s: One call for ``central_rows`` envs of all workers.
         central_rows: Rows of the largest batch that can come together.
     """
@@ -227,7 +276,9 @@ class ActCosts:
 
 
 def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str]:
-    """Where the policy runs, and why in one line; without costs the answer to ``auto`` is a guess."""
+    """Where the policy runs, and why in one line; without costs the answer to ``auto`` is
+    a guess.
+    """
     config = plan.config
     if config.inference != "auto":
         return config.inference, "asked for"
@@ -237,15 +288,25 @@ def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str
         return "local", "one env: there is nothing to batch"
     room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)
     if config.address is None and config.workers > room:
-        return "central", f"{config.workers} workers with torch in each do not fit into this machine's memory"
+        return (
+            "central",
+            f"{config.workers} workers with torch in each do not fit into this machine's memory",
+        )
     if costs is None:
         is_central = config.workers > 4 or plan.spec.acting == "planner"
-        return ("central", "not measured; guessed for many workers or planning") if is_central else ("local", "not measured")
+        return (
+            ("central", "not measured; guessed for many workers or planning")
+            if is_central
+            else ("local", "not measured")
+        )
     local_ms = 1e3 * costs.local_s / config.envs_per_worker
-    central_ms = 1e3 * (costs.central_s / costs.central_rows + REQUEST_CPU_S / config.envs_per_worker)
+    central_ms = 1e3 * (
+        costs.central_s / costs.central_rows + REQUEST_CPU_S / config.envs_per_worker
+    )
     where = "central" if central_ms < local_ms else "local"
     return where, (
-        f"measured: a decision costs {local_ms:.2f} ms in its worker, and {central_ms:.2f} ms in batches of {costs.central_rows} "
+        f"measured: a decision costs {local_ms:.2f} ms in its worker, and "
+        f"{central_ms:.2f} ms in batches of {costs.central_rows} "
         "with their requests"
     )
 
@@ -258,11 +319,17 @@ def needs_measuring(plan: Plan) -> bool:
 def role_seed(plan: Plan, role: str, *index: int) -> int:
     """Seed of one instance of a role, spawned from the run's root seed."""
     sequence = np.random.SeedSequence(plan.config.seed, spawn_key=(ROLES.index(role), *index))
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    return seed_of(sequence)
 
 
 def group_sizes(plan: Plan) -> list[int]:
-    """Envs in each group of a worker. Two groups take turns where actions come from afar, so that one steps meanwhile."""
+    """Envs in each group of a worker. Two groups take turns where actions come from afar, so that
+    one steps meanwhile.
+    """
     envs = plan.config.envs_per_worker
-    groups = min(plan.config.actors.groups, envs) if plan.inference == "central" and plan.splits_envs else 1
+    groups = (
+        min(plan.config.actors.groups, envs)
+        if plan.inference == "central" and plan.splits_envs
+        else 1
+    )
     return [envs // groups + (index < envs % groups) for index in range(groups)]

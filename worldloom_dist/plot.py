@@ -1,8 +1,10 @@
-"""``python -m worldloom_dist.plot RUN_DIR...``: return, losses and throughput of runs as one picture.
+"""``python -m worldloom_dist.plot RUN_DIR...``: return, losses and throughput of runs as one
+picture.
 
-Runs of the same agent on the same env are seeds of one experiment: their curves become the interquartile mean over seeds (Agarwal
-et al., arXiv:2108.13264: the mean of the middle half, which one lucky seed cannot pull up) and a band from the 25th to the 75th
-percentile. A single run is drawn as it is.
+Runs of the same agent on the same env are seeds of one experiment: their curves become the
+interquartile mean over seeds (Agarwal et al., arXiv:2108.13264: the mean of the middle half, which
+one lucky seed cannot pull up) and a band from the 25th to the 75th percentile. A single run is
+drawn as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ GRID_POINTS = 200
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity over env steps; ``low`` and ``high`` are the band over seeds, None for a single run. All ``[n]`` float64."""
+    """A quantity over env steps; ``low`` and ``high`` are the band over seeds, None for a single
+    run. All ``[n]`` float64.
+    """
 
     steps: np.ndarray
     values: np.ndarray
@@ -53,29 +57,42 @@ def read_run(folder: Path) -> Run:
     try:
         run = read_json(folder / "config.json")["run"]
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigurationError(f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to") from error
+        raise ConfigurationError(
+            f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
+        ) from error
     points: dict[str, dict[float, float]] = {}
     for record in read_records(folder / "metrics.jsonl"):
         steps = record.get("env_steps")
         for name, value in _numbers(record).items():
-            if isinstance(steps, int | float) and isinstance(value, int | float):  # null: it was not finite
+            # null: it was not finite
+            if isinstance(steps, int | float) and isinstance(value, int | float):
                 points.setdefault(name, {})[float(steps)] = float(value)
     if not points:
-        raise ConfigurationError(f"{folder} has no metrics yet; a run writes the first ones after about ten seconds")
-    curves = {name: Curve(*(np.array(axis) for axis in zip(*sorted(found.items()), strict=True))) for name, found in points.items()}
+        raise ConfigurationError(
+            f"{folder} has no metrics yet; a run writes the first ones after about ten seconds"
+        )
+    curves = {
+        name: Curve(*(np.array(axis) for axis in zip(*sorted(found.items()), strict=True)))
+        for name, found in points.items()
+    }
     return Run(f"{run['agent']} on {run['env']['env']}", folder.name, curves)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
     if record.get("kind") == "eval":
         return {"eval": record.get("return_mean")}
-    wanted = {"episode_return_mean{split=train}": "train", "env_steps_per_s": "env steps/s", "updates_per_s": "updates/s"}
+    wanted = {
+        "episode_return_mean{split=train}": "train",
+        "env_steps_per_s": "env steps/s",
+        "updates_per_s": "updates/s",
+    }
     found = {name: record[key] for key, name in wanted.items() if key in record}
     return found | {key: value for key, value in record.items() if key.startswith("loss{")}
 
 
 def iqm(values: np.ndarray) -> np.ndarray:
-    """Interquartile mean over axis 0: the mean of the middle half, with parts of a value where a quarter is no whole number.
+    """Interquartile mean over axis 0: the mean of the middle half, with parts of a value where a
+    quarter is no whole number.
 
     Args:
         values: ``[seeds, ...]``.
@@ -91,10 +108,13 @@ def iqm(values: np.ndarray) -> np.ndarray:
 
 
 def combine(curves: Sequence[Curve]) -> Curve:
-    """Several seeds as one curve with a band, over the steps that all of them have reached; linear between points."""
+    """Several seeds as one curve with a band, over the steps that all of them have reached; linear
+    between points.
+    """
     if len(curves) == 1:
         return curves[0]
-    first, last = max(curve.steps[0] for curve in curves), min(curve.steps[-1] for curve in curves)
+    first = max(curve.steps[0] for curve in curves)
+    last = min(curve.steps[-1] for curve in curves)
     if last < first:  # they share no step: a seed has only just begun
         return max(curves, key=lambda curve: len(curve.steps))
     own = np.unique(np.concatenate([curve.steps for curve in curves]))
@@ -129,7 +149,12 @@ def plot_runs(runs: Sequence[Run], path: Path, title: str = "") -> None:
         _draw(speed, members, "env steps/s", colour, label)
         _draw(updates, members, "updates/s", colour, label)
     _draw_losses(losses, experiments)
-    for axes, what in ((returns, "return"), (losses, "losses"), (speed, "env steps/s"), (updates, "updates/s")):
+    for axes, what in (
+        (returns, "return"),
+        (losses, "losses"),
+        (speed, "env steps/s"),
+        (updates, "updates/s"),
+    ):
         axes.set(xlabel="env steps", title=what)
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
@@ -141,7 +166,9 @@ def plot_runs(runs: Sequence[Run], path: Path, title: str = "") -> None:
         raise ConfigurationError(f"output: {path} cannot be written ({error})") from error
 
 
-def _draw(axes: Any, members: Sequence[Run], name: str, colour: str, label: str, **style: Any) -> None:
+def _draw(
+    axes: Any, members: Sequence[Run], name: str, colour: str, label: str, **style: Any
+) -> None:
     curves = [run.curves[name] for run in members if name in run.curves]
     if not curves:
         return
@@ -152,7 +179,9 @@ def _draw(axes: Any, members: Sequence[Run], name: str, colour: str, label: str,
 
 
 def _draw_losses(axes: Any, experiments: Mapping[str, Sequence[Run]]) -> None:
-    """Every loss of a single experiment, the total of several; scales differ, so the axis is logarithmic about 0."""
+    """Every loss of a single experiment, the total of several; scales differ, so the axis is
+    logarithmic about 0.
+    """
     axes.set_yscale("symlog", linthresh=1e-2)
     for index, (experiment, members) in enumerate(experiments.items()):
         names = sorted({name for run in members for name in run.curves if name.startswith("loss{")})
@@ -161,14 +190,34 @@ def _draw_losses(axes: Any, experiments: Mapping[str, Sequence[Run]]) -> None:
         for place, name in enumerate(names[:MAX_LOSSES]):
             short = name.removeprefix("loss{name=").rstrip("}")
             label = short if len(experiments) == 1 else f"{experiment}: {short}"
-            _draw(axes, members, name, f"C{(index if len(experiments) > 1 else place) % 10}", label, linewidth=1)
+            _draw(
+                axes,
+                members,
+                name,
+                f"C{(index if len(experiments) > 1 else place) % 10}",
+                label,
+                linewidth=1,
+            )
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.plot", description="Return, losses and throughput of runs.")
-    parser.add_argument("run_dir", type=Path, nargs="+", help="run folders; those of one agent and env are taken as seeds")
-    parser.add_argument("-o", "--output", type=Path, default=None, help="PNG, PDF or SVG (default: plot.png in the first folder)")
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.plot", description="Return, losses and throughput of runs."
+    )
+    parser.add_argument(
+        "run_dir",
+        type=Path,
+        nargs="+",
+        help="run folders; those of one agent and env are taken as seeds",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=None,
+        help="PNG, PDF or SVG (default: plot.png in the first folder)",
+    )
     parser.add_argument("--title", default="", help="of the picture")
     options = parser.parse_args(words)
     path = options.output or options.run_dir[0] / "plot.png"

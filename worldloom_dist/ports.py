@@ -1,13 +1,15 @@
-"""The doors between the roles. A role knows these protocols and the library; it never knows another role, and never Ray.
+"""The doors between the roles. A role knows these protocols and the library; it never knows another
+role, and never Ray.
 
-    RolloutWorker --Chunk--> ReplayWriter            (acknowledged before the stream's next one: the only back-pressure)
+    RolloutWorker --Chunk--> ReplayWriter      (acknowledged before the stream's next one)
     Learner       --SampleRequest--> ReplayReader --SampledWindows-->
-    Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> RolloutWorker, inference, evaluator   (pull)
+    Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> whoever acts (pull)
     every role    --MetricMap--> MetricSink
 
-Who waits for whom: a worker waits for an acknowledgement, which waits for the ledger's insert credit; a learner waits for a
-sample, which waits for the ledger's sample credit. The ledger's band always allows at least one side (``data.rate_limiter``),
-so the two never wait for each other. Fakes that check what they are given live in ``tests/fakes.py``.
+Who waits for whom: a worker waits for an acknowledgement, which waits for the ledger's insert
+credit; a learner waits for a sample, which waits for the ledger's sample credit. The ledger's band
+always allows at least one side (``data.rate_limiter``), so the two never wait for each other. Fakes
+that check what they are given live in ``tests/fakes.py``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RowBooks:
-    """The books of a shard, or summed over shards: ``inserted == stored + evicted + lost_acked`` at every moment.
+    """The books of a shard, or summed over shards: ``inserted == stored + evicted + lost_acked`` at
+    every moment.
 
     Attributes:
         inserted: Rows acknowledged, each counted once, over the whole run.
@@ -59,7 +62,8 @@ class RowBooks:
     payload_bytes: int = 0
 
     def __add__(self, other: RowBooks) -> RowBooks:
-        mine, theirs = asdict(self), asdict(other)
+        mine = asdict(self)
+        theirs = asdict(other)
         return RowBooks(**{name: mine[name] + theirs[name] for name in mine})
 
     @property
@@ -74,7 +78,10 @@ class RowBooks:
             StateError: If a row is unaccounted for, which is a defect of this program.
         """
         if not self.is_balanced:
-            raise StateError(f"the books of replay do not add up: inserted is not stored + evicted + lost in {self}; report this")
+            raise StateError(
+                "the books of replay do not add up: inserted is not stored + evicted "
+                f"+ lost in {self}; report this"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,8 @@ class SampleRequest:
 
     Attributes:
         windows: How many.
-        seed: Entropy of the draws: equal seeds on equal content give equal windows, so nobody has to save a generator.
+        seed: Entropy of the draws: equal seeds on equal content give equal windows, so nobody has
+            to save a generator.
     """
 
     windows: int
@@ -96,9 +104,11 @@ class SampledWindows:
 
     Attributes:
         columns: ``[n, window_rows, ...]`` per column.
-        row_ids: ``[n, window_rows]`` int64, unique per row for ever within a shard (a row's number in insertion order).
+        row_ids: ``[n, window_rows]`` int64, unique per row for ever within a shard (a row's number
+            in insertion order).
         shard: ``[n]`` int64, which shard each window came from.
-        versions: ``[n]`` int64, the update number of the policy that acted the first trained row (for staleness).
+        versions: ``[n]`` int64, the update number of the policy that acted the first trained row
+            (for staleness).
         inserted_s: ``[n]`` float64 ``time.time()`` at which that row was inserted (for sample age).
     """
 
@@ -125,12 +135,16 @@ class SampledWindows:
         if len(parts) == 1:
             return parts[0]
         names = ("row_ids", "shard", "versions", "inserted_s")
-        columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
+        columns = {
+            name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns
+        }
         return cls(columns, *(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
 class WriteBack(NamedTuple):
-    """Outcome of writing refreshed extras: rows changed, and rows that had been evicted meanwhile."""
+    """Outcome of writing refreshed extras: rows changed, and rows that had been evicted
+    meanwhile.
+    """
 
     applied: int = 0
     rejected: int = 0
@@ -142,17 +156,26 @@ class WriteBack(NamedTuple):
     def to_metrics(self) -> MetricMap:
         """As increments for the hub; nothing when nothing was refreshed."""
         named = {"applied": self.applied, "rejected": self.rejected}
-        return {f"replay_refreshed_steps_total{{outcome={name}}}": Sum(rows) for name, rows in named.items()} if any(self) else {}
+        return (
+            {
+                f"replay_refreshed_steps_total{{outcome={name}}}": Sum(rows)
+                for name, rows in named.items()
+            }
+            if any(self)
+            else {}
+        )
 
 
 class ReplayWriter(Protocol):
     """Where a worker's chunks go."""
 
     def append(self, chunk: Chunk) -> Callable[[], None] | None:
-        """Send the chunk and see it acknowledged, that is stored as durably as the run promises. Safe to repeat for the same chunk.
+        """Send the chunk and see it acknowledged, that is stored as durably as the run promises.
+        Safe to repeat for the same chunk.
 
         Returns:
-            None when it is acknowledged; or, before that, a function that waits for it. One chunk of a stream is sent at a time.
+            None when it is acknowledged; or, before that, a function that waits for it. One chunk
+            of a stream is sent at a time.
         """
 
 
@@ -167,7 +190,9 @@ class ReplayReader(Protocol):
         """
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
-        """Overwrite extras of sampled rows, per column ``[n, T, ...]`` for the last T rows of each window; may be late."""
+        """Overwrite extras of sampled rows, per column ``[n, T, ...]`` for the last T rows of each
+        window; may be late.
+        """
 
     def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
         """Give sampled windows new priorities ``[n]`` > 0; may be late."""
@@ -201,5 +226,7 @@ class WeightSink(Protocol):
 class MetricSink(Protocol):
     """Where metrics go."""
 
-    def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
+    def emit(
+        self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None
+    ) -> None:
         """Hand over what happened since the last call; never blocks for long, never raises."""

@@ -1,4 +1,6 @@
-"""Whole runs by name. A preset is a function that returns a ``RunConfig``; every flag the user gives overrides it."""
+"""Whole runs by name. A preset is a function that returns a ``RunConfig``; every flag the user
+gives overrides it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ OWN_TO_A_RUN = ("preset", "run_dir", "resume", "if_exists")
 
 
 def quick() -> RunConfig:
-    """TD-MPC2 learns Pendulum-v1 from scratch on a laptop: a few minutes on two cores, no extra packages."""
+    """TD-MPC2 learns Pendulum-v1 from scratch on a laptop: a few minutes on two cores, no extra
+    packages.
+    """
     return RunConfig(
         preset="quick",
         env=EnvConfig(env="gym:Pendulum-v1"),
@@ -25,7 +29,9 @@ def quick() -> RunConfig:
         eval_episodes=20,
         actors=ActorsConfig(chunk_rows=32, max_chunk_age_s=0.5, pull_interval_s=0.5),
         replay=ReplayConfig(shards=2, capacity_steps=100_000),
-        learner=LearnerConfig(publish_every_s=0.5, checkpoint_every_s=20.0, checkpoint_every_steps=2_000),
+        learner=LearnerConfig(
+            publish_every_s=0.5, checkpoint_every_s=20.0, checkpoint_every_steps=2_000
+        ),
     )
 
 
@@ -35,7 +41,13 @@ def debug() -> RunConfig:
         preset="debug",
         env=EnvConfig(env="toy:point"),
         agent="tdmpc2:ci",
-        agent_overrides={"batch_size": 16, "prefill_agent_steps": 100, "num_samples": 16, "num_elites": 4, "num_policy_samples": 4},
+        agent_overrides={
+            "batch_size": 16,
+            "prefill_agent_steps": 100,
+            "num_samples": 16,
+            "num_elites": 4,
+            "num_policy_samples": 4,
+        },
         workers=1,
         env_steps=400,
         eval_every=200,
@@ -43,12 +55,16 @@ def debug() -> RunConfig:
         train_ratio=12.0,
         actors=ActorsConfig(chunk_rows=16, max_chunk_age_s=0.5, pull_interval_s=0.2),
         replay=ReplayConfig(shards=1, capacity_steps=10_000),
-        learner=LearnerConfig(publish_every_s=0.2, checkpoint_every_s=2.0, checkpoint_every_steps=200),
+        learner=LearnerConfig(
+            publish_every_s=0.2, checkpoint_every_s=2.0, checkpoint_every_steps=200
+        ),
     )
 
 
 def dmc_proprio() -> RunConfig:
-    """DreamerV3 on the DeepMind Control Suite from state, with the published settings; name the task with --env."""
+    """DreamerV3 on the DeepMind Control Suite from state, with the published settings; name the
+    task with --env.
+    """
     return RunConfig(
         preset="dmc-proprio",
         env=EnvConfig(env="dmc:walker-walk", action_repeat=1),
@@ -57,21 +73,33 @@ def dmc_proprio() -> RunConfig:
         train_ratio=1024.0,
         env_steps=1_100_000,
         eval_every=50_000,
-        replay=ReplayConfig(shards=2, capacity_steps=1_200_000),  # all rows of the run; the published 5 million are never filled
+        # all rows of the run; the published 5 million are never filled
+        replay=ReplayConfig(shards=2, capacity_steps=1_200_000),
     )
 
 
 def atari100k() -> RunConfig:
-    """DreamerV3 with 110,000 decisions of an Atari game, with the published settings; name the game with --env."""
+    """DreamerV3 with 110,000 decisions of an Atari game, with the published settings; name the game
+    with --env.
+    """
     return RunConfig(
         preset="atari100k",
-        env=EnvConfig(env="atari:pong", action_repeat=4, image_size=64, grayscale=False, sticky=0.0, noops=30, full_actions=False),
+        env=EnvConfig(
+            env="atari:pong",
+            action_repeat=4,
+            image_size=64,
+            grayscale=False,
+            sticky=0.0,
+            noops=30,
+            full_actions=False,
+        ),
         agent="dreamerv3:size200m",
         workers=1,
         train_ratio=256.0,
         env_steps=440_000,
         eval_every=40_000,
-        replay=ReplayConfig(capacity_steps=120_000),  # all rows of the run; the published 5 million are never filled
+        # all rows of the run; the published 5 million are never filled
+        replay=ReplayConfig(capacity_steps=120_000),
     )
 
 
@@ -84,14 +112,18 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 
 def preset_changes(config: RunConfig) -> list[str]:
-    """What a run has otherwise than its preset, each as ``name was -> is``: no setting of a preset is changed unsaid."""
+    """What a run has otherwise than its preset, each as ``name was -> is``: no setting of a preset
+    is changed unsaid.
+    """
     return config_changes(PRESETS[config.preset](), config)
 
 
 def config_changes(before: RunConfig, after: RunConfig) -> list[str]:
     """What one run has otherwise than another, each as ``name was -> is``."""
     was, now = (dict(_flat(c.to_dict())) for c in (before, after))
-    names = [name for name in now | was if name not in OWN_TO_A_RUN and was.get(name) != now.get(name)]
+    names = [
+        name for name in now | was if name not in OWN_TO_A_RUN and was.get(name) != now.get(name)
+    ]
     return [f"{name} {_shown(was, name)} -> {_shown(now, name)}" for name in names]
 
 

@@ -1,7 +1,8 @@
-"""What a run would do with an env, in small: a worker that stores rows, windows to learn from, an evaluation, a film.
+"""What a run would do with an env, in small: a worker that stores rows, windows to learn from, an
+evaluation, a film.
 
-The parts are those that a run builds (``worldloom_dist.assembly``); only the decisions are random, and nothing is learned or
-kept. A part of ``worldloom_dist.check_env``.
+The parts are those that a run builds (``worldloom_dist.assembly``); only the decisions are random,
+and nothing is learned or kept. A part of ``worldloom_dist.check_env``.
 """
 
 from __future__ import annotations
@@ -53,14 +54,17 @@ class Rehearsal:
 
 
 def rehearse(config: RunConfig, steps: int) -> Rehearsal:
-    """Act in an env as the roles of a run would, for ``steps`` decisions as a worker and some more as the evaluator.
+    """Act in an env as the roles of a run would, for ``steps`` decisions as a worker and some more
+    as the evaluator.
 
     Args:
         config: Of the run; its replay lies in a temporary folder.
         steps: How many.
     """
     result = Rehearsal()
-    small = dataclasses.replace(config, runtime="local", replay=dataclasses.replace(config.replay, shards=1))
+    small = dataclasses.replace(
+        config, runtime="local", replay=dataclasses.replace(config.replay, shards=1)
+    )
     try:
         with _said_in_the_report():
             plan = resolve(small)
@@ -73,11 +77,19 @@ def rehearse(config: RunConfig, steps: int) -> Rehearsal:
 
 
 def _work(plan: Plan, steps: int, result: Rehearsal) -> bool:
-    """Store rows as a worker does, and look for windows in them; returns whether an episode ended."""
+    """Store rows as a worker does, and look for windows in them; returns whether an
+    episode ended.
+    """
     with tempfile.TemporaryDirectory() as folder:
         shard = build_shard(plan, 0, Path(folder))
-        replay = DirectReplay([shard], Ledger(plan.limits, window_positions=plan.spec.sampling.length), is_lockstep=True)
-        acting = LocalActing(_RandomPolicy(plan.env_spec, role_seed(plan, "policy")), plan.config.envs_per_worker)
+        replay = DirectReplay(
+            [shard],
+            Ledger(plan.limits, window_positions=plan.spec.sampling.length),
+            is_lockstep=True,
+        )
+        acting = LocalActing(
+            _RandomPolicy(plan.env_spec, role_seed(plan, "policy")), plan.config.envs_per_worker
+        )
         worker = build_worker(plan, 0, 0, acting, replay)
         sampling = plan.spec.sampling
         least = 0 if sampling.cross_episodes else WINDOWS_TO_JUDGE * sampling.window_rows
@@ -92,15 +104,23 @@ def _work(plan: Plan, steps: int, result: Rehearsal) -> bool:
     all_episodes = worker.drain_episodes()
     episodes = [episode for episode in all_episodes if episode.reason != "error"]
     if broken := len(all_episodes) - len(episodes):
-        result.findings.append(Finding(True, f"the env failed {broken} times as a worker's; mend it, or its episodes are lost"))
-    window, longest = sampling.window_rows, max((episode.length + 1 for episode in episodes), default=0)
+        result.findings.append(
+            Finding(
+                True,
+                f"the env failed {broken} times as a worker's; mend it, or its episodes are lost",
+            )
+        )
+    window = sampling.window_rows
+    longest = max((episode.length + 1 for episode in episodes), default=0)
     result.facts["as a worker"] = f"{worker.rows} rows of {len(episodes)} episodes"
     if episodes and not has_windows and worker.rows >= WINDOWS_TO_JUDGE * window:
         result.findings.append(
             Finding(
                 True,
-                f"{plan.agent.name} learns from windows of {window} rows inside one episode, and the longest of {len(episodes)} "
-                f"episodes has {longest}, so it would learn nothing; make episodes longer, or take --agent dreamerv3:ci, whose "
+                f"{plan.agent.name} learns from windows of {window} rows inside one "
+                f"episode, and the longest of {len(episodes)} "
+                f"episodes has {longest}, so it would learn nothing; make episodes "
+                "longer, or take --agent dreamerv3:ci, whose "
                 "windows go on into the next episode",
             )
         )
@@ -108,12 +128,16 @@ def _work(plan: Plan, steps: int, result: Rehearsal) -> bool:
 
 
 def _evaluate(plan: Plan, steps: int, result: Rehearsal) -> None:
-    """Play an episode as the evaluator does, with a film; one that is longer than ``steps`` is left."""
+    """Play an episode as the evaluator does, with a film; one that is longer than ``steps`` is
+    left.
+    """
     seed = role_seed(plan, "evaluation")
 
     def env() -> VectorEnv:
         """One evaluation env."""
-        return _Bounded(make_env(plan.env, num_envs=1, seed=seed, is_exact=False, renders=True), steps)
+        return _Bounded(
+            make_env(plan.env, num_envs=1, seed=seed, is_exact=False, renders=True), steps
+        )
 
     evaluator = Evaluator(env, _RandomPolicy(plan.env_spec, seed), 1, films=1)
     try:
@@ -133,7 +157,9 @@ def _evaluate(plan: Plan, steps: int, result: Rehearsal) -> None:
 @contextlib.contextmanager
 def _said_in_the_report() -> Iterator[None]:
     """Keep back warnings that become findings or facts."""
-    loggers = [logging.getLogger(f"worldloom{name}") for name in ("_dist.actors.films", ".envs.suites")]
+    loggers = [
+        logging.getLogger(f"worldloom{name}") for name in ("_dist.actors.films", ".envs.suites")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -152,7 +178,8 @@ class _Bounded:
     """Envs that end the evaluation after so many steps; everything else is theirs."""
 
     def __init__(self, env: VectorEnv, steps: int) -> None:
-        self._env, self._left = env, steps
+        self._env = env
+        self._left = steps
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
@@ -166,16 +193,21 @@ class _Bounded:
 
 
 class _RandomPolicy:
-    """Decides at random, as a :class:`worldloom.core.protocol.Policy`: the env cannot tell, and nothing has to be built."""
+    """Decides at random, as a :class:`worldloom.core.protocol.Policy`: the env cannot tell, and
+    nothing has to be built.
+    """
 
     def __init__(self, spec: EnvSpec, seed: int) -> None:
-        self._spec, self._rng = spec, np.random.default_rng(seed)
+        self._spec = spec
+        self._rng = np.random.default_rng(seed)
 
     def initial_carry(self, num_envs: int) -> Carry:
         """None is needed."""
         return {"unused": np.zeros(num_envs)}
 
-    def act(self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool) -> ActOutput:
+    def act(
+        self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool
+    ) -> ActOutput:
         """Uniformly random actions."""
         generators: Sequence[np.random.Generator] = [self._rng] * len(is_first)
         return ActOutput(sample_actions(self._spec, generators), carry, {})

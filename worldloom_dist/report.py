@@ -1,6 +1,8 @@
-"""What a run says of itself: the console line, ``metrics.jsonl`` and ``summary.json``, from one set of numbers.
+"""What a run says of itself: the console line, ``metrics.jsonl`` and ``summary.json``, from one set
+of numbers.
 
-Both runtimes fill a ``Counts`` and hand it over with the hub's snapshot; nothing is computed twice or named twice.
+Both runtimes fill a ``Counts`` and hand it over with the hub's snapshot; nothing is computed twice
+or named twice.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ __all__ = ["Counts", "Report"]
 
 logger = logging.getLogger(__name__)
 
-RATE_WINDOW_S, BINDING_WINDOW_S = 10.0, 60.0
+RATE_WINDOW_S = 10.0
+BINDING_WINDOW_S = 60.0
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The run's counters at one moment; all of them over the whole run, those before a resume included.
+    """The run's counters at one moment; all of them over the whole run, those before a resume
+    included.
 
     Attributes:
         books: Summed over shards.
@@ -59,7 +63,11 @@ class Counts:
 def _by_label(values: Mapping[str, float], name: str) -> dict[str, float]:
     """``NAME{label=x}`` -> value as x -> value."""
     start = name + "{"
-    return {key.rpartition("=")[2].rstrip("}"): value for key, value in values.items() if key.startswith(start)}
+    return {
+        key.rpartition("=")[2].rstrip("}"): value
+        for key, value in values.items()
+        if key.startswith(start)
+    }
 
 
 class Report:
@@ -76,7 +84,8 @@ class Report:
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
-        self._plan, self._folder = plan, folder
+        self._plan = plan
+        self._folder = folder
         self._started = time.monotonic()
         self._wall_before = float(earlier.get("wall_time_s", 0.0))
         self._episodes_before = int(earlier.get("episodes", 0))
@@ -87,12 +96,19 @@ class Report:
         has_mean = evaluation is not None and evaluation.get("return_mean") is not None
         self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
         self._recent: deque[tuple[float, Counts]] = deque()
-        self._uses: deque[tuple[float, dict[str, float]]] = deque([(self._started, {"sample": 0.0})])
+        self._uses: deque[tuple[float, dict[str, float]]] = deque(
+            [(self._started, {"sample": 0.0})]
+        )
         self._said_binding = self._started
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
-        books = RowBooks(**{name: int(rows.get(name, 0)) for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")})
+        books = RowBooks(
+            **{
+                name: int(rows.get(name, 0))
+                for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")
+            }
+        )
         self.counts = Counts(
             books=replace(books, agent_steps=int(earlier.get("agent_steps", 0))),
             positions=int(earlier.get("replayed_steps", 0)),
@@ -116,7 +132,8 @@ class Report:
         self._rates = self._rates_between(self._recent[0], self._recent[-1])
         if snapshot is not self.snapshot:
             self._totals.update(snapshot)
-        self.counts, self.snapshot = counts, snapshot
+        self.counts = counts
+        self.snapshot = snapshot
         self._watch_use(now)
 
     @property
@@ -161,7 +178,8 @@ class Report:
 
     def gauges(self) -> MetricMap:
         """What only the driver knows, for the hub."""
-        books, limits = self.counts.books, self._plan.limits
+        books = self.counts.books
+        limits = self._plan.limits
         values: MetricMap = {
             "replay_steps": Last(books.stored),
             "replay_capacity_steps": Last(self._plan.config.replay.capacity_steps),
@@ -177,7 +195,8 @@ class Report:
 
     def increments(self, before: Counts) -> MetricMap:
         """Counters of replay and ledger as increments since ``before``, for the hub."""
-        now, old = self.counts.books, before.books
+        now = self.counts.books
+        old = before.books
         values: MetricMap = {
             "replay_inserted_steps_total": Sum(now.inserted - old.inserted),
             "replay_evicted_steps_total": Sum(now.evicted - old.evicted),
@@ -187,26 +206,41 @@ class Report:
             fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
             values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
         for kind, count in self.counts.restarts.items():
-            values[f"worker_restarts_total{{kind={kind}}}"] = Sum(max(0, count - before.restarts.get(kind, 0)))
+            values[f"worker_restarts_total{{kind={kind}}}"] = Sum(
+                max(0, count - before.restarts.get(kind, 0))
+            )
         return values
 
     @property
     def train_ratio_actual(self) -> float:
-        """Trained positions per agent step, over the run, without what is not owed: the prefill and its burst."""
+        """Trained positions per agent step, over the run, without what is not owed: the prefill and
+        its burst.
+        """
         limits = self._plan.limits
         steps = self.counts.books.agent_steps - limits.prefill_agent_steps
-        return max(0.0, (self.counts.positions - limits.burst_positions) / steps) if steps > 0 else 0.0
+        return (
+            max(0.0, (self.counts.positions - limits.burst_positions) / steps) if steps > 0 else 0.0
+        )
 
     def line(self) -> str:
         """One line for people."""
-        target, counts, value = self._plan.config.env_steps, self.counts, self.snapshot
+        target = self._plan.config.env_steps
+        counts = self.counts
+        value = self.snapshot
         parts = [f"env_steps {self.env_steps:,}/{target:,}"]
         if self._plan.is_offline:
-            return f"updates {counts.train_steps:,}/{self._plan.config.train_steps:,} | {self._rates['updates_per_s']:.0f} upd/s"
+            return (
+                f"updates {counts.train_steps:,}/{self._plan.config.train_steps:,} | "
+                f"{self._rates['updates_per_s']:.0f} upd/s"
+            )
         train = value.get("episode_return_mean{split=train}")
         shown = f"return {train:.1f}" if train is not None else "return -"
-        parts.append(f"{shown} (eval {self.evaluation['return_mean']:.1f})" if self.evaluation else shown)
-        parts.append(f"{self._rates['env_steps_per_s']:.0f} env/s {self._rates['updates_per_s']:.0f} upd/s")
+        parts.append(
+            f"{shown} (eval {self.evaluation['return_mean']:.1f})" if self.evaluation else shown
+        )
+        parts.append(
+            f"{self._rates['env_steps_per_s']:.0f} env/s {self._rates['updates_per_s']:.0f} upd/s"
+        )
         if self.train_ratio_actual > 0:
             per_step = self.train_ratio_actual / self._plan.limits.batch_positions
             wanted = self._plan.limits.train_ratio / self._plan.limits.batch_positions
@@ -221,7 +255,8 @@ class Report:
 
     def phase(self) -> str:
         """What the run is at, or what binds it, in a few words."""
-        limits, counts = self._plan.limits, self.counts
+        limits = self._plan.limits
+        counts = self.counts
         if counts.books.agent_steps < limits.prefill_agent_steps:
             return f"prefill {counts.books.agent_steps}/{limits.prefill_agent_steps}"
         if counts.train_steps < self._plan.spec.pretrain_updates:
@@ -231,17 +266,26 @@ class Report:
     def bottleneck(self) -> str:
         """Which side waits for the other: by how long inserts and samples waited for credit."""
         waited = self.counts.blocked_s
-        inserts, samples = waited.get("insert", 0.0) / max(1, self._plan.config.num_envs), waited.get("sample", 0.0)
+        inserts = waited.get("insert", 0.0) / max(1, self._plan.config.num_envs)
+        samples = waited.get("sample", 0.0)
         if inserts + samples < 0.05 * (time.monotonic() - self._started):
             return "balanced"
         return "learner-bound" if inserts > samples else "env-bound"
 
     def record(self) -> None:
         """Append one line to ``metrics.jsonl``."""
-        base = {"kind": "train", "time": time.time(), "env_steps": self.env_steps, "train_steps": self.counts.train_steps}
+        base = {
+            "kind": "train",
+            "time": time.time(),
+            "env_steps": self.env_steps,
+            "train_steps": self.counts.train_steps,
+        }
         known = {**self.snapshot, **self._totals.values, **self._exact()}
         self._name_nonfinite(known)
-        values = {**self._rates, **{key: value for key, value in sorted(known.items()) if math.isfinite(value)}}
+        values = {
+            **self._rates,
+            **{key: value for key, value in sorted(known.items()) if math.isfinite(value)},
+        }
         self._folder.append_metrics({**base, **values})
         self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
         self._show(self._media.fresh())
@@ -252,11 +296,16 @@ class Report:
         if bad:
             self._nonfinite |= bad
             shown = ", ".join(f"{key} is {values[key]}" for key in sorted(bad))
-            logger.warning("not finite at env_steps %d, and left out of the records: %s", self.env_steps, shown)
+            logger.warning(
+                "not finite at env_steps %d, and left out of the records: %s", self.env_steps, shown
+            )
 
     def _exact(self) -> dict[str, float]:
-        """What this process knows better than the hub, which hears of it a little later: the whole run's counts, and gauges."""
-        counts, books = self.counts, self.counts.books
+        """What this process knows better than the hub, which hears of it a little later: the whole
+        run's counts, and gauges.
+        """
+        counts = self.counts
+        books = self.counts.books
         return {
             **{key: float(metric.value) for key, metric in self.gauges().items()},
             "agent_steps_total": books.agent_steps,
@@ -274,13 +323,17 @@ class Report:
             self._sinks.show(steps, f"videos/{medium.name}", medium.path)
 
     def close(self) -> None:
-        """Let the sinks write what they have, the pictures of the last seconds included; waits for them a short time."""
+        """Let the sinks write what they have, the pictures of the last seconds included; waits for
+        them a short time.
+        """
         self._show(self._media.fresh(settled_s=0.0))
         self._sinks.close()
 
     def view(self) -> View:
         """What a person wants to see now."""
-        plan, counts, value = self._plan, self.counts, self.snapshot
+        plan = self._plan
+        counts = self.counts
+        value = self.snapshot
         config = plan.config
         return View(
             run_id=plan.run_id,
@@ -306,10 +359,14 @@ class Report:
 
     def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
         """The content of ``summary.json``."""
-        counts, value = self.counts, self.snapshot
+        counts = self.counts
+        value = self.snapshot
         books = counts.books
         seconds = time.monotonic() - self._started
-        rows = {name: getattr(books, name) for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")}
+        rows = {
+            name: getattr(books, name)
+            for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")
+        }
         return {
             "run_id": self._plan.run_id,
             "status": status,
@@ -328,7 +385,10 @@ class Report:
             "quarantined": dict(self.quarantined),
             "inference": dict(self.inference),
             "policy_version": counts.policy_version,
-            "staleness": {"mean": value.get("policy_lag_updates"), "p99": value.get("policy_lag_updates:p99")},
+            "staleness": {
+                "mean": value.get("policy_lag_updates"),
+                "p99": value.get("policy_lag_updates:p99"),
+            },
             "bottleneck": self.bottleneck(),
             "binding": asdict(self.binding),
             "throughput": self._mean_rates(),
@@ -336,15 +396,22 @@ class Report:
 
     def _restarts(self) -> dict[str, int]:
         kinds = [*RESTART_KINDS, *sorted(set(self.counts.restarts) - set(RESTART_KINDS))]
-        return {kind: self._restarts_before.get(kind, 0) + self.counts.restarts.get(kind, 0) for kind in kinds}
+        return {
+            kind: self._restarts_before.get(kind, 0) + self.counts.restarts.get(kind, 0)
+            for kind in kinds
+        }
 
     def _env_steps(self, counts: Counts) -> int:
         return counts.books.agent_steps * self._plan.env_spec.action_repeat
 
     def _mean_rates(self) -> dict[str, float]:
-        return self._rates_between(self._first, self._recent[-1]) if self._first else dict(self._rates)
+        return (
+            self._rates_between(self._first, self._recent[-1]) if self._first else dict(self._rates)
+        )
 
-    def _rates_between(self, start: tuple[float, Counts], end: tuple[float, Counts]) -> dict[str, float]:
+    def _rates_between(
+        self, start: tuple[float, Counts], end: tuple[float, Counts]
+    ) -> dict[str, float]:
         seconds = max(end[0] - start[0], 1e-6)
         steps = self._env_steps(end[1]) - self._env_steps(start[1])
         updates = end[1].train_steps - start[1].train_steps

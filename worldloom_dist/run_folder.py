@@ -1,8 +1,10 @@
 """The run folder: what a run writes, where, and in which words.
 
-    config.json  command.txt  versions.txt  metrics.jsonl  console.log  summary.json  checkpoints/  replay/  videos/
+    config.json  command.txt  versions.txt  metrics.jsonl  console.log  summary.json  checkpoints/
+    replay/  videos/
 
-``summary.json`` is replaced atomically at every checkpoint and at the end, so a reader always finds a whole one.
+``summary.json`` is replaced atomically at every checkpoint and at the end, so a reader always finds
+a whole one.
 """
 
 from __future__ import annotations
@@ -33,7 +35,16 @@ logger = logging.getLogger(__name__)
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
 BOOKS_FILE = "replay/books.json"
-PACKAGES = ("worldloom-dist", "torch", "ray", "numpy", "gymnasium", "mujoco", "dm-control", "ale-py")
+PACKAGES = (
+    "worldloom-dist",
+    "torch",
+    "ray",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "dm-control",
+    "ale-py",
+)
 
 
 def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, bool]:
@@ -49,15 +60,21 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
         exists = (config.run_dir / "config.json").exists()
         if exists and config.if_exists == "error":
             raise ConfigurationError(
-                f"run_dir: {config.run_dir} holds a run already; add --if-exists resume to go on with it, or name another folder"
+                f"run_dir: {config.run_dir} holds a run already; add --if-exists "
+                "resume to go on with it, or name another folder"
             )
         return config.run_dir, exists
-    taken = [int(p.name.rsplit("-", 1)[1]) for p in root.glob(f"{config.preset}-[0-9]*") if p.name.rsplit("-", 1)[1].isdigit()]
+    taken = [
+        int(p.name.rsplit("-", 1)[1])
+        for p in root.glob(f"{config.preset}-[0-9]*")
+        if p.name.rsplit("-", 1)[1].isdigit()
+    ]
     return root / f"{config.preset}-{max(taken, default=0) + 1:04d}", False
 
 
 def claim_folder(config: RunConfig, folder: Path) -> Path:
-    """Make the folder; when another launcher took the same default number meanwhile, take the next one.
+    """Make the folder; when another launcher took the same default number meanwhile, take the next
+    one.
 
     Raises:
         ConfigurationError: If it cannot be made.
@@ -69,14 +86,19 @@ def claim_folder(config: RunConfig, folder: Path) -> Path:
             return folder
         except OSError as error:
             if is_named or not isinstance(error, FileExistsError):
-                raise ConfigurationError(f"run_dir: {folder} cannot be written ({error}); name another folder") from error
+                raise ConfigurationError(
+                    f"run_dir: {folder} cannot be written ({error}); name another folder"
+                ) from error
             folder, _ = choose_folder(config, folder.parent)
 
 
 def _check_writable(folder: Path) -> None:
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigurationError(f"run_dir: {folder} cannot be made, because {parent} is not a folder that can be written to")
+        raise ConfigurationError(
+            f"run_dir: {folder} cannot be made, because {parent} is not a folder that "
+            "can be written to"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +119,9 @@ class RunFolder:
 
     @property
     def videos(self) -> Path:
-        """Films of evaluations, and pictures of predictions (``index.jsonl`` says which is which); they reach the run's sinks."""
+        """Films of evaluations, and pictures of predictions (``index.jsonl`` says which is which);
+        they reach the run's sinks.
+        """
         return self.path / "videos"
 
     @property
@@ -106,7 +130,8 @@ class RunFolder:
         return self.path / "summary.json"
 
     def open(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
-        """Make the folder and hold it; a new run is described in it, and one that goes on keeps its id.
+        """Make the folder and hold it; a new run is described in it, and one that goes on keeps its
+        id.
 
         Of a run that goes on nothing is changed here: see :meth:`describe`.
 
@@ -120,12 +145,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
         except OSError as error:
-            raise ConfigurationError(f"run_dir: {self.path} cannot be written ({error}); name another folder") from error
+            raise ConfigurationError(
+                f"run_dir: {self.path} cannot be written ({error}); name another folder"
+            ) from error
         known = self.read_json("config.json").get("run_id")
         return str(known) if known else self.describe(config, env, agent)
 
     def describe(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
-        """Write the settings, the command line and the versions; the run keeps its id if it has one.
+        """Write the settings, the command line and the versions; the run keeps its id if it has
+        one.
 
         Of a run that goes on with other settings this is done when it is known to work with them.
 
@@ -136,23 +164,32 @@ class RunFolder:
         run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with (self.path / "command.txt").open("a") as file:
-            file.write(f"{stamp}  {shlex.join([Path(sys.executable).name, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n")
+            python = Path(sys.executable).name
+            file.write(
+                f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n"
+            )
         write_text(self.path / "versions.txt", versions())
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)
         return run_id
 
     def _lock(self) -> None:
-        """Hold the folder for the life of this process: the file stays open, and the lock goes with it."""
+        """Hold the folder for the life of this process: the file stays open, and the lock goes with
+        it.
+        """
         file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(file)
-            raise ConfigurationError(f"run_dir: another launcher uses {self.path}; wait for it, or name another folder") from error
+            raise ConfigurationError(
+                f"run_dir: another launcher uses {self.path}; wait for it, or name another folder"
+            ) from error
 
     def next_incarnation(self, role: str) -> int:
-        """How often ``role`` was started in the run's life (1, 2, ...); persisted before it is used, so it never repeats."""
+        """How often ``role`` was started in the run's life (1, 2, ...); persisted before it is
+        used, so it never repeats.
+        """
         known = self.read_json("incarnations.json")
         value = int(known.get(role, 0)) + 1
         write_json(self.path / "incarnations.json", {**known, role: value})
@@ -164,9 +201,13 @@ class RunFolder:
         try:
             found = json.loads(path.read_text()) if path.exists() else {}
         except (ValueError, OSError) as error:
-            raise ConfigurationError(f"{path} cannot be read ({error}); repair or delete it") from error
+            raise ConfigurationError(
+                f"{path} cannot be read ({error}); repair or delete it"
+            ) from error
         if not isinstance(found, dict):
-            raise ConfigurationError(f"{path} holds no JSON object but {type(found).__name__}; repair or delete it")
+            raise ConfigurationError(
+                f"{path} holds no JSON object but {type(found).__name__}; repair or delete it"
+            )
         return found
 
     def env_spec(self) -> EnvSpec | None:
@@ -189,12 +230,21 @@ class RunFolder:
         Raises:
             ConfigurationError: Names the first one.
         """
-        for name in ("config.json", "summary.json", "incarnations.json", "imports.json", BOOKS_FILE):
+        for name in (
+            "config.json",
+            "summary.json",
+            "incarnations.json",
+            "imports.json",
+            BOOKS_FILE,
+        ):
             self.read_json(name)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``; a disk that takes no more costs the line, and a warning."""
-        line, path = to_json(record) + "\n", self.path / "metrics.jsonl"
+        """Add one line to ``metrics.jsonl``; a disk that takes no more costs the line, and a
+        warning.
+        """
+        line = to_json(record) + "\n"
+        path = self.path / "metrics.jsonl"
         try:
             with path.open("ab+") as file:
                 if file.tell():  # a line that a kill or a full disk has cut short stays alone
@@ -202,14 +252,20 @@ class RunFolder:
                     line = line if file.read(1) == b"\n" else "\n" + line
                 file.write(line.encode())
         except OSError as error:
-            logger.warning("a record is lost, because %s cannot be written (%s); free space", path, error.strerror)
+            logger.warning(
+                "a record is lost, because %s cannot be written (%s); free space",
+                path,
+                error.strerror,
+            )
 
     def read_books(self) -> dict[str, dict[str, int]]:
         """The books of every shard as they were last known; empty for a new run."""
         return self.read_json(BOOKS_FILE)
 
     def write_books(self, shards: Mapping[str, Mapping[str, int]]) -> None:
-        """Replace them. They lie outside the shards' folders, so that a shard that lost its disk can be told what it had."""
+        """Replace them. They lie outside the shards' folders, so that a shard that lost its disk
+        can be told what it had.
+        """
         self.replay.mkdir(exist_ok=True)
         write_json(self.path / BOOKS_FILE, shards)
 
@@ -222,7 +278,11 @@ class RunFolder:
         try:
             self.write_summary(summary)
         except OSError as error:
-            logger.warning("%s is old, because it cannot be written (%s); free space", self.summary_path, error.strerror)
+            logger.warning(
+                "%s is old, because it cannot be written (%s); free space",
+                self.summary_path,
+                error.strerror,
+            )
 
 
 def build_facts() -> dict[str, str]:

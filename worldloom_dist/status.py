@@ -1,4 +1,5 @@
-"""``python -m worldloom_dist.status RUN_DIR...``: what a run does, or how it ended, from its folder.
+"""``python -m worldloom_dist.status RUN_DIR...``: what a run does, or how it ended, from its
+folder.
 
 Exit status: 0 running, completed or stopped; 1 failed or died; 2 no run there.
 """
@@ -23,9 +24,15 @@ WATCH_EVERY_S = 2.0
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.status", description="What a run does, or how it ended.")
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.status", description="What a run does, or how it ended."
+    )
     parser.add_argument("run_dir", type=Path, nargs="+", help="run folders")
-    parser.add_argument("--watch", action="store_true", help="go on looking, every two seconds, until no run is running")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on looking, every two seconds, until no run is running",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per run")
     options = parser.parse_args(words)
     views: list[View] = []
@@ -33,10 +40,16 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             views.append(read_view(folder))
         except (FileNotFoundError, NotADirectoryError):
-            sys.stderr.write(f"error: {folder} holds no run (no config.json); give a folder that a run writes to\n")
+            sys.stderr.write(
+                f"error: {folder} holds no run (no config.json); give a folder that a "
+                "run writes to\n"
+            )
             return 2
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            sys.stderr.write(f"error: {folder} cannot be read: {error}; repair its files, or give another folder\n")
+            sys.stderr.write(
+                f"error: {folder} cannot be read: {error}; repair its files, or give "
+                "another folder\n"
+            )
             return 2
     if options.watch and sys.stdout.isatty():
         views = _watch(options.run_dir, views)

@@ -1,4 +1,6 @@
-"""Signals: the first Ctrl-C or SIGTERM asks a run to checkpoint and leave, the second one leaves at once."""
+"""Signals: the first Ctrl-C or SIGTERM asks a run to checkpoint and leave, the second one leaves at
+once.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class StopFlag:
         self._event.set()
 
     def listen(self) -> None:
-        """Handle the signals from now on; call it again after a library has put its own handlers in the way (Ray does)."""
+        """Handle the signals from now on; call it again after a library has put its own handlers in
+        the way (Ray does).
+        """
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
@@ -43,7 +47,8 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """A flag that SIGINT and SIGTERM set; a second signal raises ``KeyboardInterrupt`` where the program is.
+    """A flag that SIGINT and SIGTERM set; a second signal raises ``KeyboardInterrupt`` where the
+    program is.
 
     Call from the main thread. The former handlers come back at the end.
     """

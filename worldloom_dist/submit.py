@@ -1,8 +1,10 @@
-"""``python -m worldloom_dist.submit --address http://HEAD:8265 -- LAUNCH FLAGS``: train on a Ray cluster as one of its jobs.
+"""``python -m worldloom_dist.submit --address http://HEAD:8265 -- LAUNCH FLAGS``: train on a Ray
+cluster as one of its jobs.
 
-The working directory is uploaded (``.gitignore`` is honoured), or ``--working-dir none`` uses what the cluster's image holds. The
-log comes here as it is written; at the end the run's ``summary.json`` and its exit status come back. What goes to the cluster is
-the flags and the files, nothing of this machine's environment.
+The working directory is uploaded (``.gitignore`` is honoured), or ``--working-dir none`` uses what
+the cluster's image holds. The log comes here as it is written; at the end the run's
+``summary.json`` and its exit status come back. What goes to the cluster is the flags and the files,
+nothing of this machine's environment.
 """
 
 from __future__ import annotations
@@ -38,7 +40,16 @@ from worldloom_dist.runtime.jobs import (
 
 __all__ = ["JobResult", "follow", "main", "stop", "submit"]
 
-EXCLUDES = (".git", ".venv", "runs", "outputs", "benchmarks/results", "tests", "**/__pycache__", "*.egg-info")
+EXCLUDES = (
+    ".git",
+    ".venv",
+    "runs",
+    "outputs",
+    "benchmarks/results",
+    "tests",
+    "**/__pycache__",
+    "*.egg-info",
+)
 STOP_WAIT_S = 120
 """How long a job that is stopped may take for its checkpoint before Ray kills it."""
 
@@ -60,14 +71,17 @@ def submit(
     """Run ``worldloom_dist.launch`` as a job of a Ray cluster.
 
     Args:
-        flags: Of the launch, for example ``["--workers", "64"]``; checked here before anything is sent.
+        flags: Of the launch, for example ``["--workers", "64"]``; checked here before anything is
+            sent.
         address: Of the cluster's job interface (the dashboard).
-        working_dir: Uploaded to every node and put first on the path of modules; None uses what is installed there.
-        job_id: Names the job and its run folder; a new one by default. A job that is submitted again under the id of one that is
-            over takes its place and goes on with its run.
+        working_dir: Uploaded to every node and put first on the path of modules; None uses what is
+            installed there.
+        job_id: Names the job and its run folder; a new one by default. A job that is submitted
+            again under the id of one that is over takes its place and goes on with its run.
         wait: Follow the log and return at the end; otherwise return once the job is accepted.
-        retries: How often a job that failed (exit status 1, or its driver was lost) is submitted again; it goes on from its last
-            checkpoint. Wrong input (exit status 2) is never retried.
+        retries: How often a job that failed (exit status 1, or its driver was lost) is submitted
+            again; it goes on from its last checkpoint. Wrong input (exit status 2) is never
+            retried.
         start_timeout_s: A job that waits longer for its resources is withdrawn.
         python: The interpreter on the cluster.
         attach: A job of this id that runs already is followed; otherwise that is an error.
@@ -75,15 +89,21 @@ def submit(
         write: Takes the log as it arrives; by default nothing is written.
 
     Raises:
-        ConfigurationError: If a flag is wrong, the cluster cannot be reached, or it refuses the token.
-        StateError: If the job did not start in time, or the cluster went away while it was followed.
+        ConfigurationError: If a flag is wrong, the cluster cannot be reached, or it refuses the
+            token.
+        StateError: If the job did not start in time, or the cluster went away while it was
+            followed.
     """
     if job_id is not None:
         check_job_id(job_id)
-    if not any(word.startswith("--resume") for word in flags):  # that folder is on the cluster, where the launch looks at it
+    # that folder is on the cluster, where the launch looks at it
+    if not any(word.startswith("--resume") for word in flags):
         parse([word for word in flags if word != "--debug"])
     if working_dir is not None and not working_dir.is_dir():
-        raise ConfigurationError(f"working_dir: {working_dir} is not a folder; name one, or none to use what the cluster has")
+        raise ConfigurationError(
+            f"working_dir: {working_dir} is not a folder; name one, "
+            "or none to use what the cluster has"
+        )
     client = connect(address, connect_timeout_s)
     if attach and job_id is not None and job_state(client, job_id) in ("PENDING", "RUNNING"):
         return follow_job(client, job_id, start_timeout_s, write)
@@ -91,7 +111,11 @@ def submit(
     result = _attempt(client, flags, job_id, working_dir, python, wait, start_timeout_s, write)
     while wait and retries > 0 and result.status == "FAILED" and result.exit_status != 2:
         retries -= 1
-        note(write, f"job {job_id} failed ({first_line(result.message)}); submitting it again, {retries} retries left\n")
+        note(
+            write,
+            f"job {job_id} failed ({first_line(result.message)}); submitting it again, "
+            f"{retries} retries left\n",
+        )
         result = _attempt(client, flags, job_id, working_dir, python, wait, start_timeout_s, write)
     return result
 
@@ -111,7 +135,9 @@ def follow(
     check_job_id(job_id)
     client = connect(address)
     if job_state(client, job_id) is None:
-        raise ConfigurationError(f"job {job_id!r}: the cluster at {address} knows no such job; submit it first")
+        raise ConfigurationError(
+            f"job {job_id!r}: the cluster at {address} knows no such job; submit it first"
+        )
     return follow_job(client, job_id, start_timeout_s, write)
 
 
@@ -148,10 +174,16 @@ def _attempt(
     environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
     if working_dir is not None:
         environment |= {"working_dir": str(working_dir), "excludes": list(EXCLUDES)}
-    entrypoint = f"exec {shlex.quote(python)} -m worldloom_dist.job --job-id {shlex.quote(job_id)} -- {shlex.join(flags)}"
+    command = f"{shlex.quote(python)} -m worldloom_dist.job --job-id {shlex.quote(job_id)}"
+    entrypoint = f"exec {command} -- {shlex.join(flags)}"
     send_job(client, entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
-    note(write, f"job      {job_id} (stop it with: python -m worldloom_dist.submit --stop {job_id})\n")
-    return follow_job(client, job_id, start_timeout_s, write) if wait else job_result(client, job_id)
+    note(
+        write,
+        f"job      {job_id} (stop it with: python -m worldloom_dist.submit --stop {job_id})\n",
+    )
+    return (
+        follow_job(client, job_id, start_timeout_s, write) if wait else job_result(client, job_id)
+    )
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -170,23 +202,35 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"error: the job interface went away ({first_line(error)}); the job may go on without us\n")
+        sys.stderr.write(
+            f"error: the job interface went away ({first_line(error)}); "
+            "the job may go on without us\n"
+        )
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("left; the job goes on (follow it again with --follow, end it with --stop)\n")
+        sys.stderr.write(
+            "left; the job goes on (follow it again with --follow, end it with --stop)\n"
+        )
         return 1
     if options.summary is not None and result.summary is not None:
         options.summary.write_text(to_json(result.summary, indent=2) + "\n")
     if result.summary is not None:
         sys.stdout.write(to_json(result.summary, indent=2) + "\n")
-    sys.stderr.write(f"job {result.job_id}: {result.status}; run folder on the cluster: {result.run_dir or 'none'}\n")
+    sys.stderr.write(
+        f"job {result.job_id}: {result.status}; "
+        f"run folder on the cluster: {result.run_dir or 'none'}\n"
+    )
     return result.exit_status or 0
 
 
 def _act_in_foreground(options: argparse.Namespace, flags: Sequence[str]) -> JobResult:
-    """The job lives as long as this process: what ends the one (a container's stop) checkpoints and ends the other."""
+    """The job lives as long as this process: what ends the one (a container's stop) checkpoints and
+    ends the other.
+    """
     if options.job_id is None:
-        raise ConfigurationError("--foreground needs --job-id, so that the process that comes next finds the job again")
+        raise ConfigurationError(
+            "--foreground needs --job-id, so that the process that comes next finds the job again"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _act(options, flags)
@@ -201,7 +245,10 @@ def _act(options: argparse.Namespace, flags: Sequence[str]) -> JobResult:
     checked("connect_timeout", options.connect_timeout, float, NOT_NEGATIVE)
     checked("start_timeout", options.start_timeout, float, NOT_NEGATIVE)
     if options.summary is not None and not options.summary.absolute().parent.is_dir():
-        raise ConfigurationError(f"summary: {options.summary.absolute().parent} is no folder; name a file in one that exists")
+        raise ConfigurationError(
+            f"summary: {options.summary.absolute().parent} is no folder; "
+            "name a file in one that exists"
+        )
     common: dict[str, Any] = {"address": options.address}
     if options.stop:
         return stop(options.stop, wait=not options.no_wait, **common)
@@ -230,19 +277,49 @@ def _to_terminal(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m worldloom_dist.submit",
-        description="Train as a job of a Ray cluster: the log goes to stderr, the run's summary to stdout.",
-        epilog="After --, the flags of worldloom_dist.launch. With token authentication, the token comes from the file that "
-        "RAY_AUTH_TOKEN_PATH names; never from the command line.",
+        description="Train as a job of a Ray cluster: the log goes to stderr, "
+        "the run's summary to stdout.",
+        epilog="After --, the flags of worldloom_dist.launch. With token authentication, the token "
+        "comes from the file that RAY_AUTH_TOKEN_PATH names; never from the command line.",
     )
-    parser.add_argument("--address", default="http://127.0.0.1:8265", help="the job interface (default: http://127.0.0.1:8265)")
-    parser.add_argument("--working-dir", default=".", help="uploaded to every node; none = use what is installed (default: .)")
+    parser.add_argument(
+        "--address",
+        default="http://127.0.0.1:8265",
+        help="the job interface (default: http://127.0.0.1:8265)",
+    )
+    parser.add_argument(
+        "--working-dir",
+        default=".",
+        help="uploaded to every node; none = use what is installed (default: .)",
+    )
     parser.add_argument("--job-id", help="names the job and its run folder (default: a new one)")
-    parser.add_argument("--retries", type=int, default=0, help="submit a job that failed again so often; it resumes (default: 0)")
-    parser.add_argument("--foreground", action="store_true", help="follow a running job of this id; stop it with this process")
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        help="submit a job that failed again so often; it resumes (default: 0)",
+    )
+    parser.add_argument(
+        "--foreground",
+        action="store_true",
+        help="follow a running job of this id; stop it with this process",
+    )
     parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
-    parser.add_argument("--connect-timeout", type=float, default=0.0, help="seconds that the head may take to answer (default: 0)")
-    parser.add_argument("--start-timeout", type=float, default=600.0, help="seconds that it may wait to start (default: 600)")
-    parser.add_argument("--python", default="python", help="the interpreter on the cluster (default: python)")
+    parser.add_argument(
+        "--connect-timeout",
+        type=float,
+        default=0.0,
+        help="seconds that the head may take to answer (default: 0)",
+    )
+    parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=600.0,
+        help="seconds that it may wait to start (default: 600)",
+    )
+    parser.add_argument(
+        "--python", default="python", help="the interpreter on the cluster (default: python)"
+    )
     parser.add_argument("--summary", type=Path, help="write the run's summary here, too")
     parser.add_argument("--follow", metavar="JOB", help="follow a job that was submitted earlier")
     parser.add_argument("--stop", metavar="JOB", help="ask a job to checkpoint and leave")

@@ -1,7 +1,8 @@
-"""What a person wants to know of a run, in one small object: the live console, ``status`` and ``plot`` read a run through it.
+"""What a person wants to know of a run, in one small object: the live console, ``status`` and
+``plot`` read a run through it.
 
-A running process fills a :class:`View` from its own numbers, and :func:`read_view` fills it from a run folder. Imports nothing but
-the standard library, so that ``status`` answers at once.
+A running process fills a :class:`View` from its own numbers, and :func:`read_view` fills it from a
+run folder. Imports nothing but the standard library, so that ``status`` answers at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["View", "duration", "facts", "is_locked", "last_record", "read_json", "read_records", "read_view"]
+__all__ = [
+    "View",
+    "duration",
+    "facts",
+    "is_locked",
+    "last_record",
+    "read_json",
+    "read_records",
+    "read_view",
+]
 
 SILENT_S = 15.0
 TAIL_BYTES = 256 * 1024
@@ -33,7 +43,8 @@ class View:
         error: Why it failed.
         env_steps, target: Env steps so far, and those asked for.
         train_steps: Updates so far.
-        env_steps_per_s, updates_per_s: Over the last seconds while it runs, over the whole run afterwards.
+        env_steps_per_s, updates_per_s: Over the last seconds while it runs, over the whole run
+            afterwards.
         train_return: Mean of recent training episodes; None before the first.
         evaluation: The last one, as in ``summary.json``.
         train_ratio, target_ratio: Trained positions per agent step.
@@ -75,7 +86,11 @@ class View:
     def eta_s(self) -> float | None:
         """Seconds to go at the present rate; None when nothing moves or nothing is left."""
         left = self.target - self.env_steps
-        return left / self.env_steps_per_s if left > 0 and self.env_steps_per_s > 0 and self.status == "running" else None
+        return (
+            left / self.env_steps_per_s
+            if left > 0 and self.env_steps_per_s > 0 and self.status == "running"
+            else None
+        )
 
 
 def facts(view: View) -> list[tuple[str, str]]:
@@ -84,14 +99,26 @@ def facts(view: View) -> list[tuple[str, str]]:
     found = [("return", f"{train} (training)")]
     if view.evaluation:
         mean, spread = (view.evaluation.get(name) for name in ("return_mean", "return_std"))
-        shown = "not finite" if mean is None else f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+        shown = (
+            "not finite"
+            if mean is None
+            else f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+        )
         found.append(("eval", f"{shown} at {view.evaluation.get('env_steps', 0):,}"))
     else:
         found.append(("eval", "-"))
-    found += [("env steps/s", f"{view.env_steps_per_s:,.0f}"), ("updates/s", f"{view.updates_per_s:,.1f}")]
+    found += [
+        ("env steps/s", f"{view.env_steps_per_s:,.0f}"),
+        ("updates/s", f"{view.updates_per_s:,.1f}"),
+    ]
     ratio = f"{view.train_ratio:.4g}" if view.train_ratio > 0 else "-"
     found.append(("train ratio", f"{ratio} (target {view.target_ratio:.4g})"))
-    lag = "-" if view.lag is None else f"{view.lag:.1f} updates" + ("" if view.lag_p99 is None else f", p99 {view.lag_p99:.0f}")
+    lag = (
+        "-"
+        if view.lag is None
+        else f"{view.lag:.1f} updates"
+        + ("" if view.lag_p99 is None else f", p99 {view.lag_p99:.0f}")
+    )
     found.append(("policy lag", lag))
     share = f" ({view.stored / view.capacity:.0%})" if view.capacity else ""
     found.append(("replay", f"{view.stored:,} rows{share}"))
@@ -117,15 +144,18 @@ def read_view(folder: Path) -> View:
         FileNotFoundError: If the folder holds no run.
         ValueError: If its files are damaged.
     """
-    config, summary = read_json(folder / "config.json"), {}
+    config = read_json(folder / "config.json")
+    summary = {}
     if (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
-    run, last = config["run"], last_record(folder / "metrics.jsonl")
+    run = config["run"]
+    last = last_record(folder / "metrics.jsonl")
     status = summary.get("status", "starting")
     if status in ("running", "starting") and not _is_running(folder):
         status = "died"
     is_running = status in ("running", "starting")
-    rates, lag = last if is_running and last else summary.get("throughput", {}), summary.get("staleness", {})
+    rates = last if is_running and last else summary.get("throughput", {})
+    lag = summary.get("staleness", {})
     return View(
         run_id=config.get("run_id", ""),
         folder=str(folder),
@@ -165,7 +195,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a line that is still being written, or was cut short, is left out."""
+    """The records of a ``metrics.jsonl``; a line that is still being written, or was cut short, is
+    left out.
+    """
     if not path.exists():
         return
     with path.open() as file:
@@ -196,15 +228,26 @@ def last_record(path: Path) -> dict[str, Any]:
 
 
 def _is_running(folder: Path) -> bool:
-    """True when a launcher holds the folder's lock, or (it may be on another machine) wrote a moment ago."""
+    """True when a launcher holds the folder's lock, or (it may be on another machine) wrote a
+    moment ago.
+    """
     if is_locked(folder / "lock"):
         return True
-    newest = max((p.stat().st_mtime for name in ("summary.json", "console.log") if (p := folder / name).exists()), default=0.0)
+    newest = max(
+        (
+            p.stat().st_mtime
+            for name in ("summary.json", "console.log")
+            if (p := folder / name).exists()
+        ),
+        default=0.0,
+    )
     return time.time() - newest < SILENT_S
 
 
 def is_locked(path: Path) -> bool:
-    """Ask whether a launcher on this machine holds a run's lock, without taking it (Linux; elsewhere nobody can be asked)."""
+    """Ask whether a launcher on this machine holds a run's lock, without taking it (Linux;
+    elsewhere nobody can be asked).
+    """
     if sys.platform != "linux" or not path.exists():
         return False
     question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

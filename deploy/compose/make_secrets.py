@@ -1,4 +1,6 @@
-"""Make each secret once: ``make_secrets.py FILE:UID ...``. A file that exists is left alone; only its owner can read it."""
+"""Make each secret once: ``make_secrets.py FILE:UID ...``. A file that exists is left alone; only
+its owner can read it.
+"""
 
 import os
 import secrets

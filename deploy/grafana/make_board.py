@@ -1,6 +1,7 @@
 """Write the Grafana board; run: python deploy/grafana/make_board.py.
 
-A row per question, a panel per answer; each expression is a query of Prometheus. ``$run_id`` chooses runs; several are compared.
+A row per question, a panel per answer; each expression is a query of Prometheus. ``$run_id``
+chooses runs; several are compared.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 
 TARGET = Path(__file__).parent / "dashboards" / "worldloom.json"
 RUN = '{run_id=~"$run_id"}'
-WIDTH, HEIGHT, MAX_COLUMNS = 24, 7, 4
+WIDTH = 24
+HEIGHT = 7
+MAX_COLUMNS = 4
 
 Panel = tuple[str, str, str, list[tuple[str, str]]]
 """Title, unit, description, (expression, legend) pairs."""
@@ -21,7 +24,9 @@ Panel = tuple[str, str, str, list[tuple[str, str]]]
 def rate(metric: str, by: str = "", more: str = "") -> str:
     """Sum over roles and instances of a counter's rate, by run and ``by``."""
     labels = f"run_id, {by}" if by else "run_id"
-    return f'sum by ({labels}) (rate(worldloom_{metric}{{run_id=~"$run_id"{more}}}[$__rate_interval]))'
+    return (
+        f'sum by ({labels}) (rate(worldloom_{metric}{{run_id=~"$run_id"{more}}}[$__rate_interval]))'
+    )
 
 
 def gauge(metric: str, by: str = "", more: str = "") -> str:
@@ -71,7 +76,8 @@ ROWS: dict[str, list[Panel]] = {
             (rate("learner_update_seconds_sum", "phase"), "{{run_id}} {{phase}}")]),
         ("Rate limiter blocks", "percentunit", "Share of time in which a side waits for the other. Both high: nothing moves.", [
             (rate("rate_limiter_blocked_seconds_total", "side"), "{{run_id}} {{side}}")]),
-        ("Queues", "none", "Waiting now: batches before the learner, requests before inference, chunks before the shards.", [
+        ("Queues", "none", "Waiting now: batches before the learner, requests before inference, chunks "
+            "before the shards.", [
             (f'sum by (run_id, queue) (worldloom_queue_items{RUN})', "{{run_id}} {{queue}}")]),
         ("Decisions", "s", "One decision for a batch of envs, p50 and p99.", [
             (quantile(0.5, "inference_seconds"), "{{run_id}} p50"), (quantile(0.99, "inference_seconds"), "{{run_id}} p99")]),
@@ -110,7 +116,8 @@ ROWS: dict[str, list[Panel]] = {
         ("Other scalars", "none", "Of the algorithm; its page says what to expect.", [
             (gauge("model_stat", "name"), "{{run_id}} {{name}}")]),
         ("Updates skipped", "none", "Because a loss or gradient was not finite, in the last ten minutes.", [
-            (f"sum by (run_id, reason) (increase(worldloom_learner_skipped_updates_total{RUN}[10m]))", "{{run_id}} {{reason}}")]),
+            ("sum by (run_id, reason) "
+                f"(increase(worldloom_learner_skipped_updates_total{RUN}[10m]))", "{{run_id}} {{reason}}")]),
     ],
     "Resources": [
         ("CPU", "none", "Cores that each role uses.", [(rate("process_cpu_seconds_total", "role"), "{{run_id}} {{role}}")]),
@@ -131,7 +138,8 @@ ROWS: dict[str, list[Panel]] = {
         ("Workers", "none", "By state, and as asked for.", [
             (gauge("workers", "state"), "{{run_id}} {{state}}"), (gauge("workers_wanted"), "{{run_id}} wanted")]),
         ("Restarts", "none", "Of roles, in the last ten minutes.", [
-            (f"sum by (run_id, kind) (increase(worldloom_worker_restarts_total{RUN}[10m]))", "{{run_id}} {{kind}}")]),
+            ("sum by (run_id, kind) "
+                f"(increase(worldloom_worker_restarts_total{RUN}[10m]))", "{{run_id}} {{kind}}")]),
         ("Env errors, failed calls", "none", "In the last ten minutes.", [
             (f"sum by (run_id, reason) (increase(worldloom_env_errors_total{RUN}[10m]))", "{{run_id}} env {{reason}}"),
             (f"sum by (run_id, reason) (increase(worldloom_rpc_errors_total{RUN}[10m]))", "{{run_id}} call {{reason}}")]),
@@ -140,7 +148,8 @@ ROWS: dict[str, list[Panel]] = {
             (gauge("checkpoint_interval_seconds"), "{{run_id}} interval")]),
         ("Checkpoint: time", "s", "Training waits so long; p99.", [(quantile(0.99, "checkpoint_seconds"), "{{run_id}}")]),
         ("Silence", "s", "Since each role was last heard of.", [
-            (f"time() - min by (run_id, role) (worldloom_heartbeat_timestamp_seconds{RUN})", "{{run_id}} {{role}}")]),
+            ("time() - min by (run_id, role) "
+                f"(worldloom_heartbeat_timestamp_seconds{RUN})", "{{run_id}} {{role}}")]),
     ],
 }  # fmt: skip
 
@@ -173,7 +182,13 @@ def board() -> dict[str, Any]:
     panels: list[dict[str, Any]] = []
     y = 0
     for title, specs in ROWS.items():
-        row = {"id": len(panels) + 1, "type": "row", "title": title, "collapsed": False, "panels": []}
+        row = {
+            "id": len(panels) + 1,
+            "type": "row",
+            "title": title,
+            "collapsed": False,
+            "panels": [],
+        }
         panels.append({**row, "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1}})
         y += 1
         columns = math.ceil(len(specs) / math.ceil(len(specs) / MAX_COLUMNS))
@@ -204,7 +219,9 @@ def board() -> dict[str, Any]:
         "editable": True,
         "refresh": "10s",
         "time": {"from": "now-30m", "to": "now"},
-        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}, run_id]},
+        "templating": {
+            "list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}, run_id]
+        },
         "annotations": {"list": []},
         "panels": panels,
     }

@@ -1,6 +1,8 @@
-"""A counting env that misbehaves now and then, in every way that we know of, and writes down when it did.
+"""A counting env that misbehaves now and then, in every way that we know of, and writes down when
+it did.
 
-``CHAOS_LOG`` names a file that gets one line per misbehaviour; ``CHAOS_ODDS`` is the chance per step.
+``CHAOS_LOG`` names a file that gets one line per misbehaviour; ``CHAOS_ODDS`` is the chance per
+step.
 """
 
 import ctypes
@@ -14,14 +16,25 @@ import numpy as np
 
 from worldloom.envs.toy import CountingEnv
 
-KINDS = ("raise", "hang", "hang with the interpreter", "hang in reset", "nan", "wrong shape", "leak", "exit", "segfault")
+KINDS = (
+    "raise",
+    "hang",
+    "hang with the interpreter",
+    "hang in reset",
+    "nan",
+    "wrong shape",
+    "leak",
+    "exit",
+    "segfault",
+)
 LEAKED: list[bytearray] = []
 
 
 class ChaosEnv(CountingEnv):
     def __init__(self) -> None:
         super().__init__()
-        self._dice, self._odds = random.Random(), float(os.environ["CHAOS_ODDS"])
+        self._dice = random.Random()
+        self._odds = float(os.environ["CHAOS_ODDS"])
         self._hangs_next_reset = False
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -53,7 +66,9 @@ class ChaosEnv(CountingEnv):
             ctypes.string_at(0)
         if kind == "leak":
             LEAKED.append(bytearray(os.urandom(1) * 20_000_000))
-        return {"nan": np.full(3, np.nan, np.float32), "wrong shape": np.zeros(2, np.float32)}.get(kind, obs)
+        return {"nan": np.full(3, np.nan, np.float32), "wrong shape": np.zeros(2, np.float32)}.get(
+            kind, obs
+        )
 
 
 def write_down(kind: str) -> None:

@@ -1,4 +1,5 @@
-"""Code written against the public WorldLoom 0.1 finds every name where it was, with its arguments and its errors.
+"""Code written against the public WorldLoom 0.1 finds every name where it was, with its arguments
+and its errors.
 
 Models and replay have tests of their own; here each row of the compatibility table is called once.
 """
@@ -50,7 +51,9 @@ def test_every_name_is_where_it_was(module: str) -> None:
 
 
 def test_every_listed_export_of_the_top_level_exists() -> None:
-    assert worldloom.__all__ == sorted(worldloom.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n))
+    assert worldloom.__all__ == sorted(
+        worldloom.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n)
+    )
     for name in worldloom.__all__:
         assert getattr(worldloom, name) is not None
     assert set(worldloom.__all__) <= set(dir(worldloom))
@@ -67,7 +70,11 @@ def test_errors_are_one_tree_and_fit_the_builtins_of_both_dialects() -> None:
 
 
 def test_aliases_mean_what_they_meant() -> None:
-    sizes = {"small": ("size12m", "5m"), "medium": ("size50m", "48m"), "large": ("size200m", "317m")}
+    sizes = {
+        "small": ("size12m", "5m"),
+        "medium": ("size50m", "48m"),
+        "large": ("size200m", "317m"),
+    }
     for word, (dreamer, tdmpc) in sizes.items():
         assert worldloom.MODEL_ALIASES[f"dreamer-{word}"] == f"dreamerv3:{dreamer}"
         assert worldloom.MODEL_ALIASES[f"tdmpc-{word}"] == f"tdmpc2:{tdmpc}"
@@ -77,17 +84,49 @@ def test_aliases_mean_what_they_meant() -> None:
 
 def test_config_defaults_and_fields_are_those_of_the_table() -> None:
     base = worldloom.WorldModelConfig()
-    assert (base.model_type, base.model_name, base.obs_shape, base.action_dim) == ("base", "unnamed", (3, 64, 64), 6)
+    assert (base.model_type, base.model_name, base.obs_shape, base.action_dim) == (
+        "base",
+        "unnamed",
+        (3, 64, 64),
+        6,
+    )
     assert (base.latent_dim, base.deter_dim, base.stoch_dim, base.hidden_dim) == (256, 256, 32, 512)
-    assert (base.learning_rate, base.grad_clip, base.device, base.dtype) == (3e-4, 100.0, "cuda", "float32")
+    assert (base.learning_rate, base.grad_clip, base.device, base.dtype) == (
+        3e-4,
+        100.0,
+        "cuda",
+        "float32",
+    )
     dreamer = worldloom.DreamerV3Config()
-    assert (dreamer.stoch_discrete, dreamer.stoch_classes, dreamer.cnn_depth, dreamer.cnn_kernels) == (32, 32, 48, (4, 4, 4, 4))
-    assert (dreamer.kl_free, dreamer.kl_balance, dreamer.use_symlog, dreamer.encoder_type) == (1.0, 0.8, True, "cnn")
+    assert (
+        dreamer.stoch_discrete,
+        dreamer.stoch_classes,
+        dreamer.cnn_depth,
+        dreamer.cnn_kernels,
+    ) == (32, 32, 48, (4, 4, 4, 4))
+    assert (dreamer.kl_free, dreamer.kl_balance, dreamer.use_symlog, dreamer.encoder_type) == (
+        1.0,
+        0.8,
+        True,
+        "cnn",
+    )
     assert dreamer.loss_scales == {"reconstruction": 1.0, "kl": 0.1, "reward": 1.0, "continue": 1.0}
     assert dreamer.stoch_dim == 32 * 32
     tdmpc = worldloom.TDMPC2Config()
-    assert (tdmpc.simnorm_dim, tdmpc.num_hidden_layers, tdmpc.task_dim, tdmpc.num_tasks, tdmpc.num_q_networks) == (8, 2, 96, 1, 5)
-    assert (tdmpc.num_samples, tdmpc.num_elites, tdmpc.temperature, tdmpc.momentum, tdmpc.gamma) == (512, 64, 0.5, 0.1, 0.99)
+    assert (
+        tdmpc.simnorm_dim,
+        tdmpc.num_hidden_layers,
+        tdmpc.task_dim,
+        tdmpc.num_tasks,
+        tdmpc.num_q_networks,
+    ) == (8, 2, 96, 1, 5)
+    assert (
+        tdmpc.num_samples,
+        tdmpc.num_elites,
+        tdmpc.temperature,
+        tdmpc.momentum,
+        tdmpc.gamma,
+    ) == (512, 64, 0.5, 0.1, 0.99)
     assert tdmpc.horizon == 3  # as in the authors' code
 
 
@@ -105,16 +144,28 @@ def test_documented_spellings_that_failed_work_now() -> None:
     vector = {"obs_shape": (4,), "action_dim": 2}
     model = worldloom.create_world_model("dreamerv3:ci", **vector)
     model.enable_gradient_checkpointing()
-    assert worldloom.create_world_model("tdmpc2:ci", num_layers=3, **vector).config.num_hidden_layers == 3
+    assert (
+        worldloom.create_world_model("tdmpc2:ci", num_layers=3, **vector).config.num_hidden_layers
+        == 3
+    )
     assert "kl_loss" in model.compute_loss(_batch())
     from worldloom.training import ReplayBuffer
-    from worldloom.training.callbacks import CheckpointCallback, EarlyStoppingCallback, LoggingCallback
+    from worldloom.training.callbacks import (
+        CheckpointCallback,
+        EarlyStoppingCallback,
+        LoggingCallback,
+    )
 
     CheckpointCallback(save_dir="x", save_every=5, keep_last=2, monitor="loss")
     LoggingCallback(log_dir="x", log_to_console=False, log_to_tensorboard=False)
     EarlyStoppingCallback(patience=3, monitor="loss", mode="min")
     buffer = ReplayBuffer(capacity=100, obs_shape=(4,), action_dim=2)
-    buffer.add_episode(obs=np.zeros((5, 4)), actions=[[0], [1], [1], [0], [1]], rewards=np.ones(5), dones=[0, 0, 0, 0, 1])
+    buffer.add_episode(
+        obs=np.zeros((5, 4)),
+        actions=[[0], [1], [1], [0], [1]],
+        rewards=np.ones(5),
+        dones=[0, 0, 0, 0, 1],
+    )
     assert buffer.num_transitions == 5
     with pytest.raises(ValueError, match="no episode is long enough"):
         buffer.sample(2, 10)
@@ -127,11 +178,20 @@ def test_a_default_model_refuses_actions_of_another_width_with_both_numbers() ->
 
 
 def test_models_take_a_config_alone_and_live_where_it_says() -> None:
-    small = {"hidden_dim": 16, "deter_dim": 16, "stoch_discrete": 2, "stoch_classes": 4, "cnn_depth": 4, "obs_shape": (4,)}
+    small = {
+        "hidden_dim": 16,
+        "deter_dim": 16,
+        "stoch_discrete": 2,
+        "stoch_classes": 4,
+        "cnn_depth": 4,
+        "obs_shape": (4,),
+    }
     model = worldloom.DreamerV3WorldModel(worldloom.DreamerV3Config(**small))
     assert model.device.type in ("cpu", "cuda")
     assert model.predict_reward(model.initial_state(3)).shape == (3,)
-    tdmpc = worldloom.TDMPC2WorldModel(worldloom.TDMPC2Config(obs_shape=(4,), action_dim=2, latent_dim=16, hidden_dim=16))
+    tdmpc = worldloom.TDMPC2WorldModel(
+        worldloom.TDMPC2Config(obs_shape=(4,), action_dim=2, latent_dim=16, hidden_dim=16)
+    )
     state = tdmpc.encode(torch.zeros(3, 4))
     assert tdmpc.predict_q(state, torch.zeros(3, 2)).shape == (5, 3)
     assert tdmpc.predict_reward(state, torch.zeros(3, 2)).shape == (3,)
@@ -167,5 +227,9 @@ def test_symlog_and_symexp_are_finite_and_inverse() -> None:
 
 
 def _batch() -> dict[str, Any]:
-    parts = {"obs": torch.rand(2, 5, 4), "actions": torch.rand(2, 5, 2), "rewards": torch.rand(2, 5)}
+    parts = {
+        "obs": torch.rand(2, 5, 4),
+        "actions": torch.rand(2, 5, 2),
+        "rewards": torch.rand(2, 5),
+    }
     return parts | {"continues": torch.ones(2, 5)}

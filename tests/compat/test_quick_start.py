@@ -1,6 +1,8 @@
-"""The quick start, typed by hand: what a newcomer tries first must work at the sizes that a newcomer takes.
+"""The quick start, typed by hand: what a newcomer tries first must work at the sizes that a
+newcomer takes.
 
-The two lines that create a model are alternatives (docs/adr says why); each half below is what one of them leads to.
+The two lines that create a model are alternatives (docs/adr says why); each half below is what one
+of them leads to.
 """
 
 from pathlib import Path
@@ -30,11 +32,15 @@ def test_a_tdmpc2_model_dreams_from_a_vector_and_says_who_it_is_when_it_gets_an_
         model.encode(torch.randn(1, 3, 64, 64))
 
 
-def test_a_file_of_episodes_is_trained_from_and_the_model_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_episodes_is_trained_from_and_the_model_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     made = ReplayBuffer(capacity=1000, obs_shape=(4,), action_dim=2)
     for _ in range(12):
-        made.add_episode(np.random.randn(60, 4), np.random.randn(60, 2), np.ones(60), np.arange(60) == 59)
+        made.add_episode(
+            np.random.randn(60, 4), np.random.randn(60, 2), np.ones(60), np.arange(60) == 59
+        )
     made.save("trajectories.npz")
 
     model = create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2)
@@ -47,7 +53,12 @@ def test_a_file_of_episodes_is_trained_from_and_the_model_saved(tmp_path: Path, 
 def test_an_empty_buffer_is_refused_before_anything_runs(tmp_path: Path) -> None:
     model = create_world_model("tdmpc2:ci", obs_shape=(39,), action_dim=6)
     buffer = ReplayBuffer(capacity=100_000, obs_shape=(39,), action_dim=6)
-    trainer = Trainer(model, TrainingConfig(total_steps=10, batch_size=256, learning_rate=1e-4, output_dir=str(tmp_path)))
+    trainer = Trainer(
+        model,
+        TrainingConfig(
+            total_steps=10, batch_size=256, learning_rate=1e-4, output_dir=str(tmp_path)
+        ),
+    )
     with pytest.raises(BufferError, match=r"no episode is long enough.* 0 stored episodes"):
         trainer.train(buffer)
     assert trainer.state.global_step == 0

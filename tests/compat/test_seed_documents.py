@@ -1,7 +1,8 @@
 """Every Python block of the documents that the library was asked for runs as it is written.
 
-The documents lie outside the repository: WORLDLOOM_SEEDS names their folder, else ../shared/seeds beside the repository.
-Blocks of one document share a namespace, in order, as a reader would type them. Only what makes a run long is made small.
+The documents lie outside the repository: WORLDLOOM_SEEDS names their folder, else ../shared/seeds
+beside the repository. Blocks of one document share a namespace, in order, as a reader would type
+them. Only what makes a run long is made small.
 """
 
 import os
@@ -43,7 +44,10 @@ def documents() -> list[Path]:
 
 def blocks(name: str) -> list[str]:
     if not documents():
-        pytest.skip(f"{name} is not on this machine: set WORLDLOOM_SEEDS to the folder with {', '.join(DOCUMENTS)}")
+        pytest.skip(
+            f"{name} is not on this machine: set WORLDLOOM_SEEDS to the folder with "
+            f"{', '.join(DOCUMENTS)}"
+        )
     found = BLOCK.findall((SEEDS / name).read_text())
     assert found, f"{name} has no Python block"
     return found
@@ -59,7 +63,12 @@ def fill(buffer: ReplayBuffer) -> None:
     for _ in range(12):
         steps = 20
         obs = np.random.default_rng(0).standard_normal((steps, *buffer.obs_shape))
-        buffer.add_episode(obs, np.zeros((steps, buffer.action_dim)), np.zeros(steps), np.arange(steps) == steps - 1)
+        buffer.add_episode(
+            obs,
+            np.zeros((steps, buffer.action_dim)),
+            np.zeros(steps),
+            np.arange(steps) == steps - 1,
+        )
 
 
 @pytest.fixture
@@ -76,10 +85,22 @@ def dreamer() -> Any:
 
 def vocabulary(model: Any) -> dict[str, Any]:
     """What the reference pages take for granted: a model, and something to feed it."""
-    obs, action = torch.rand(2, 3, 64, 64), torch.rand(2, 4)
-    batch = {"obs": torch.rand(2, 5, 3, 64, 64), "actions": torch.rand(2, 5, 4), "rewards": torch.rand(2, 5)}
+    obs = torch.rand(2, 3, 64, 64)
+    action = torch.rand(2, 4)
+    batch = {
+        "obs": torch.rand(2, 5, 3, 64, 64),
+        "actions": torch.rand(2, 5, 4),
+        "rewards": torch.rand(2, 5),
+    }
     state = model.encode(obs)
-    common = {"model": model, "obs": obs, "action": action, "state": state, "initial_state": state, "actions": torch.rand(3, 2, 4)}
+    common = {
+        "model": model,
+        "obs": obs,
+        "action": action,
+        "state": state,
+        "initial_state": state,
+        "actions": torch.rand(3, 2, 4),
+    }
     return {
         "LatentState": worldloom.LatentState,
         "Trajectory": worldloom.Trajectory,
@@ -92,7 +113,8 @@ def test_the_readme_s_quick_start_runs_as_written(capsys: pytest.CaptureFixture[
     names: dict[str, Any] = {}
     run(create, names)
     assert names["model"].config.model_type == "tdmpc2"
-    run(create.split("# TD-MPC2")[0], names)  # the next block feeds an image: it is about the first of the two models
+    # the next block feeds an image: it is about the first of the two models
+    run(create.split("# TD-MPC2")[0], names)
     with torch.no_grad():
         run(imagine, names)
     assert capsys.readouterr().out.count("torch.Size([15, 1, 1])") == 2
@@ -100,8 +122,13 @@ def test_the_readme_s_quick_start_runs_as_written(capsys: pytest.CaptureFixture[
 
 def test_the_readme_s_training_blocks_run_as_written(folder: Path, dreamer: Any) -> None:
     _, _, one_line, control, core, imports = blocks("readme.md")
-    create_random_buffer(800, (4,), 2, num_episodes=12, episode_length=60, seed=0).save("trajectories.npz")
-    names = {"fill": fill, "small_dreamer": lambda: create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2)}
+    create_random_buffer(800, (4,), 2, num_episodes=12, episode_length=60, seed=0).save(
+        "trajectories.npz"
+    )
+    names = {
+        "fill": fill,
+        "small_dreamer": lambda: create_world_model("dreamerv3:ci", obs_shape=(4,), action_dim=2),
+    }
     run(one_line, names)
     assert (folder / "my_model" / "model.pt").exists()
     run(control, names)
@@ -145,7 +172,12 @@ def guide_vocabulary(world_model: Any, monkeypatch: pytest.MonkeyPatch) -> dict[
     monkeypatch.setattr(plt, "show", lambda: None)
     plt.switch_backend("agg")
     creature = type("Creature", (), {"stamina": 0.0})()
-    step = {"obs": torch.rand(7), "action": torch.rand(3), "reward": torch.tensor(0.5), "done": torch.tensor(0.0)}
+    step = {
+        "obs": torch.rand(7),
+        "action": torch.rand(3),
+        "reward": torch.tensor(0.5),
+        "done": torch.tensor(0.0),
+    }
     one = torch.rand(4, 7)
     points = np.arange(4.0)
     layers = {
@@ -156,12 +188,35 @@ def guide_vocabulary(world_model: Any, monkeypatch: pytest.MonkeyPatch) -> dict[
         "Sigmoid": torch.sigmoid,
         "cat": torch.cat,
     }
-    losses = {"MSE": mse, "MAE": mae, "Adam": torch.optim.Adam, "clip_grad_norm_": nn.utils.clip_grad_norm_}
-    world = {"creature": creature, "max_stamina": 1.0, "observe": lambda c: torch.rand(7), "policy": lambda o: torch.rand(3)}
-    world |= {"move": lambda c, a: torch.tensor(0.5), "check_goal_reached": lambda: torch.tensor(0.0), "no_grad": torch.no_grad}
+    losses = {
+        "MSE": mse,
+        "MAE": mae,
+        "Adam": torch.optim.Adam,
+        "clip_grad_norm_": nn.utils.clip_grad_norm_,
+    }
+    world = {
+        "creature": creature,
+        "max_stamina": 1.0,
+        "observe": lambda c: torch.rand(7),
+        "policy": lambda o: torch.rand(3),
+    }
+    world |= {
+        "move": lambda c, a: torch.tensor(0.5),
+        "check_goal_reached": lambda: torch.tensor(0.0),
+        "no_grad": torch.no_grad,
+    }
     batch = {"obs": one, "action": torch.rand(4, 3), "reward": torch.rand(4), "next_obs": one}
-    rest = {"minibatches": lambda trajectory: [batch], "stack": torch.stack, "sample_random_action": lambda: torch.rand(1, 3)}
-    rest |= {"test_trajectory": [step] * 5, "world_model": world_model, "horizon": 3, "sample_action": lambda: torch.rand(4, 3)}
+    rest = {
+        "minibatches": lambda trajectory: [batch],
+        "stack": torch.stack,
+        "sample_random_action": lambda: torch.rand(1, 3),
+    }
+    rest |= {
+        "test_trajectory": [step] * 5,
+        "world_model": world_model,
+        "horizon": 3,
+        "sample_action": lambda: torch.rand(4, 3),
+    }
     rest |= {
         "encode": world_model.encode,
         "dynamics": world_model.predict_next,
@@ -169,20 +224,42 @@ def guide_vocabulary(world_model: Any, monkeypatch: pytest.MonkeyPatch) -> dict[
         "obs": one,
         "action": batch["action"],
     }
-    rest |= {"obs_reconstructed": one, "obs_original": one, "predicted_reward": points, "actual_reward": points}
-    rest |= {"predicted_next_latent": torch.rand(4, 16), "target_next_latent": torch.rand(4, 16), "original_obs": points}
-    rest |= {"WorldModel": lambda: create_world_model("mlp:ci"), "mean": lambda x: torch.stack(x).mean(0), "logger": None}
-    rest |= {"var": lambda x: torch.stack(x).var(0), "actual_pos": points, "predicted_pos": points, "reconstructed_obs": points}
+    rest |= {
+        "obs_reconstructed": one,
+        "obs_original": one,
+        "predicted_reward": points,
+        "actual_reward": points,
+    }
+    rest |= {
+        "predicted_next_latent": torch.rand(4, 16),
+        "target_next_latent": torch.rand(4, 16),
+        "original_obs": points,
+    }
+    rest |= {
+        "WorldModel": lambda: create_world_model("mlp:ci"),
+        "mean": lambda x: torch.stack(x).mean(0),
+        "logger": None,
+    }
+    rest |= {
+        "var": lambda x: torch.stack(x).var(0),
+        "actual_pos": points,
+        "predicted_pos": points,
+        "reconstructed_obs": points,
+    }
     return layers | losses | world | rest
 
 
-def test_the_guide_runs_as_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guide_runs_as_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import matplotlib.pyplot as plt
 
     torch.manual_seed(0)
     names = guide_vocabulary(create_world_model("mlp:ci", predict_variance=True), monkeypatch)
-    helpers = {name: names[name] for name in ("mean", "var")}  # one block uses these words for results
-    run_count, found = 0, blocks("world_model_guide.md")
+    # one block uses these words for results
+    helpers = {name: names[name] for name in ("mean", "var")}
+    run_count = 0
+    found = blocks("world_model_guide.md")
     for code in found:
         if PLACEHOLDERS in code:
             continue
@@ -203,4 +280,6 @@ def test_the_guide_runs_as_written(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert names["imagine_trajectory"](torch.rand(1, 7), horizon=4).shape[0] == 4
     assert names["uncertainty"].shape == names["mean_pred"].shape
     out = capsys.readouterr().out
-    assert all(f"{word}: " in out for word in ("Prediction MSE", "Reward MAE", "Reconstruction MSE"))
+    assert all(
+        f"{word}: " in out for word in ("Prediction MSE", "Reward MAE", "Reconstruction MSE")
+    )

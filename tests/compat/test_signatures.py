@@ -1,4 +1,5 @@
-"""Every callable of the compatibility table takes the arguments that it took, in their order and with their defaults.
+"""Every callable of the compatibility table takes the arguments that it took, in their order and
+with their defaults.
 
 A signature may have grown: what is new stands behind what was there and has a default.
 """
@@ -76,8 +77,14 @@ SIGNATURES = {
     "worldloom.training.callbacks:CheckpointCallback": "save_interval=10000 output_dir=None save_best=True max_checkpoints=5",
     "worldloom.training.callbacks:EarlyStoppingCallback": "patience=5000 min_delta=0.0001 monitor='loss'",
     "worldloom.training.callbacks:ProgressCallback": "desc='Training'",
-    **{f"worldloom.training.callbacks:Callback.on_{name}": "self trainer" for name in ("train_begin", "train_end", "epoch_begin")},
-    **{f"worldloom.training.callbacks:Callback.on_{name}": "self trainer" for name in ("epoch_end", "step_begin", "step_end")},
+    **{
+        f"worldloom.training.callbacks:Callback.on_{name}": "self trainer"
+        for name in ("train_begin", "train_end", "epoch_begin")
+    },
+    **{
+        f"worldloom.training.callbacks:Callback.on_{name}": "self trainer"
+        for name in ("epoch_end", "step_begin", "step_end")
+    },
     **{
         f"worldloom:{kind}.{method}": arguments
         for kind in ("DreamerV3WorldModel", "TDMPC2WorldModel", "MLPWorldModel")
@@ -106,7 +113,12 @@ SPLIT = {"tuple": "(3, 64, 64)"}
 
 def words(text: str) -> list[str]:
     """Arguments of a line; the one default with blanks in it stays whole."""
-    return [word.replace("~", " ") for word in text.replace(SPLIT["tuple"], "(3,~64,~64)").replace("<class '", "<class~'").split()]
+    return [
+        word.replace("~", " ")
+        for word in text.replace(SPLIT["tuple"], "(3,~64,~64)")
+        .replace("<class '", "<class~'")
+        .split()
+    ]
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -119,7 +131,8 @@ def test_a_callable_takes_what_it_took(name: str) -> None:
     theirs = words(SIGNATURES[name])
     for place, wanted in enumerate(theirs):
         argument, _, default = wanted.partition("=")
-        keyword_only, argument = argument.startswith("*"), argument.removeprefix("*")
+        keyword_only = argument.startswith("*")
+        argument = argument.removeprefix("*")
         found = next((p for p in ours if p.name == argument), None)
         assert found is not None, f"{name} lacks {argument}"
         if not keyword_only:
@@ -127,11 +140,15 @@ def test_a_callable_takes_what_it_took(name: str) -> None:
             assert ours[place].name == argument, f"{name}: {argument} moved"
         if default:
             got = found.default
-            assert repr(str(got) if isinstance(got, str) else got) == default or found.default == eval_safe(default)
+            assert repr(
+                str(got) if isinstance(got, str) else got
+            ) == default or found.default == eval_safe(default)
     known = {word.partition("=")[0].removeprefix("*") for word in theirs}
     for extra in (p for p in ours if p.name not in known):
         is_open = extra.kind in (extra.VAR_KEYWORD, extra.VAR_POSITIONAL)
-        assert is_open or extra.default is not extra.empty, f"{name}: {extra.name} is new and has no default"
+        assert is_open or extra.default is not extra.empty, (
+            f"{name}: {extra.name} is new and has no default"
+        )
 
 
 def eval_safe(text: str) -> Any:
@@ -146,5 +163,10 @@ def test_open_keywords_are_where_they_were() -> None:
     import worldloom
     from worldloom.training import TrainingConfig, train
 
-    for function in (worldloom.create_world_model, worldloom.get_config, train, TrainingConfig().with_updates):
+    for function in (
+        worldloom.create_world_model,
+        worldloom.get_config,
+        train,
+        TrainingConfig().with_updates,
+    ):
         assert any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())

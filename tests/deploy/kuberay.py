@@ -1,7 +1,8 @@
-"""The KubeRay operator's own schemas (its CustomResourceDefinitions), made strict, and a short one of ours for when they are away.
+"""The KubeRay operator's own schemas (its CustomResourceDefinitions), made strict, and a short one
+of ours for when they are away.
 
-The operator's schemas are not copied into this repository: ``WORLDLOOM_KUBERAY_CRDS`` names their folder,
-``helm-chart/kuberay-operator/crds`` in the operator's source.
+The operator's schemas are not copied into this repository: ``WORLDLOOM_KUBERAY_CRDS`` names their
+folder, ``helm-chart/kuberay-operator/crds`` in the operator's source.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ from typing import Any
 
 import yaml
 
-TEXT, FLAG, COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
+TEXT = {"type": "string"}
+FLAG = {"type": "boolean"}
+COUNT = {"type": "integer", "minimum": 0}
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI schema as JSON schema: unknown keys are errors, and quantities may be numbers or text."""
-    made = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-") and key != "description"}
+    """An OpenAPI schema as JSON schema: unknown keys are errors, and quantities may be numbers or
+    text.
+    """
+    made = {
+        key: value
+        for key, value in schema.items()
+        if not key.startswith("x-kubernetes-") and key != "description"
+    }
     if schema.get("x-kubernetes-int-or-string"):
         made.pop("anyOf", None)
         made["type"] = ["integer", "string"]
@@ -43,7 +52,12 @@ def official(folder: Path, kind: str) -> dict[str, Any]:
 def closed(required: tuple[str, ...] = (), **properties: dict[str, Any]) -> dict[str, Any]:
     """An object with exactly these keys."""
     names = {name.rstrip("_"): value for name, value in properties.items()}
-    return {"type": "object", "properties": names, "additionalProperties": False, "required": list(required)}
+    return {
+        "type": "object",
+        "properties": names,
+        "additionalProperties": False,
+        "required": list(required),
+    }
 
 
 def many(item: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +71,9 @@ CONTAINER = closed(
     name=TEXT,
     image=TEXT,
     env=many(closed(("name", "value"), name=TEXT, value=TEXT)),
-    ports=many(closed(("containerPort",), containerPort=COUNT, name={"type": "string", "maxLength": 15})),
+    ports=many(
+        closed(("containerPort",), containerPort=COUNT, name={"type": "string", "maxLength": 15})
+    ),
     resources=closed(("requests", "limits"), requests=QUANTITIES, limits=QUANTITIES),
     securityContext=closed(allowPrivilegeEscalation=FLAG, capabilities=closed(drop=many(TEXT))),
     volumeMounts=many(closed(("name", "mountPath"), name=TEXT, mountPath=TEXT)),
@@ -81,8 +97,12 @@ CLUSTER = closed(
     ("rayVersion", "headGroupSpec"),
     rayVersion=TEXT,
     enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=closed(idleTimeoutSeconds=COUNT, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}),
-    authOptions=closed(("mode", "secretName"), mode={"enum": ["token", "disabled"]}, secretName=TEXT),
+    autoscalerOptions=closed(
+        idleTimeoutSeconds=COUNT, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}
+    ),
+    authOptions=closed(
+        ("mode", "secretName"), mode={"enum": ["token", "disabled"]}, secretName=TEXT
+    ),
     headGroupSpec=closed(("rayStartParams", "template"), rayStartParams=TABLE, template=TEMPLATE),
     workerGroupSpecs=many(
         closed(

@@ -1,4 +1,6 @@
-"""``ray up`` and KubeRay: the files fit their schemas, and every command, flag, file and resource in them is known."""
+"""``ray up`` and KubeRay: the files fit their schemas, and every command, flag, file and resource
+in them is known.
+"""
 
 import copy
 import json
@@ -30,13 +32,20 @@ def load(path: Path) -> dict:
 
 def ask_ray(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+    )
 
 
 @pytest.fixture(scope="module")
 def ray_start_options() -> set[str]:
     done = ask_ray(
-        "import json; from ray.scripts.scripts import start as s; print(json.dumps([o for p in s.params for o in p.opts]))"
+        "import json; from ray.scripts.scripts import start as s; "
+        "print(json.dumps([o for p in s.params for o in p.opts]))"
     )
     return set(json.loads(done.stdout.splitlines()[-1]))
 
@@ -57,7 +66,9 @@ def test_ray_takes_the_files_and_refuses_a_misspelt_key(tmp_path):
     done = ask_ray(VALIDATE, *map(str, UP))
     assert done.returncode == 0, done.stderr
     bad = tmp_path / "bad.yml"
-    bad.write_text((ROOT / "deploy/ray/aws.yml").read_text().replace("setup_commands:", "setup_comands:"))
+    bad.write_text(
+        (ROOT / "deploy/ray/aws.yml").read_text().replace("setup_commands:", "setup_comands:")
+    )
     assert "setup_comands" in ask_ray(VALIDATE, str(bad)).stderr
 
 
@@ -65,11 +76,16 @@ def test_ray_takes_the_files_and_refuses_a_misspelt_key(tmp_path):
 def test_ray_is_started_with_options_that_it_has_and_with_the_token(path, ray_start_options):
     config = load(path)
     starts = [
-        line for key in ("head_start_ray_commands", "worker_start_ray_commands") for line in config[key] if "ray start" in line
+        line
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for line in config[key]
+        if "ray start" in line
     ]
     assert len(starts) == 2
     for line in starts:
-        assert {word.partition("=")[0] for word in shlex.split(line) if word.startswith("--")} <= ray_start_options
+        assert {
+            word.partition("=")[0] for word in shlex.split(line) if word.startswith("--")
+        } <= ray_start_options
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
     assert any("RAY_AUTH_MODE=token" in line for line in config["setup_commands"])
@@ -81,14 +97,18 @@ def test_what_must_last_is_on_demand_and_workers_are_on_spot(path):
     head, workers = (config["available_node_types"][name] for name in ("head", "workers"))
     assert set(head["resources"]) - {"CPU", "GPU"} == {"worldloom_learner", "worldloom_replay"}
     assert set(workers["resources"]) - {"CPU"} == {"worldloom_worker"}
-    assert workers["min_workers"] >= 1, "the run learns from a living node that workers have nodes of their own"
+    assert workers["min_workers"] >= 1, (
+        "the run learns from a living node that workers have nodes of their own"
+    )
     assert "spot" in json.dumps(workers["node_config"]).lower()
     assert "spot" not in json.dumps(head["node_config"]).lower()
 
 
 @pytest.mark.parametrize("path", UP, ids=lambda path: path.stem)
 def test_what_is_installed_exists(path):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     text = path.read_text()
     (named,) = re.findall(r"worldloom-dist\[([\w,]+)\]", text)
     assert set(named.split(",")) <= set(extras)
@@ -113,7 +133,10 @@ def test_manifests_have_known_fields_of_the_right_type_only(path):
 def test_manifests_fit_the_operators_own_schema(path):
     folder = os.environ.get("WORLDLOOM_KUBERAY_CRDS")
     if folder is None:
-        pytest.skip("set WORLDLOOM_KUBERAY_CRDS to the operator's CRDs: helm-chart/kuberay-operator/crds of ray-project/kuberay")
+        pytest.skip(
+            "set WORLDLOOM_KUBERAY_CRDS to the operator's CRDs: "
+            "helm-chart/kuberay-operator/crds of ray-project/kuberay"
+        )
     manifest = load(path)
     schema = kuberay.official(Path(folder), manifest["kind"])
     jsonschema.validate(manifest, schema)
@@ -135,13 +158,18 @@ def test_pods_are_not_root_mount_what_they_have_and_mark_their_nodes(path, ray_s
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 1000
         volumes = {volume["name"] for volume in pod["volumes"]}
-        assert {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]} == volumes
+        assert {
+            mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]
+        } == volumes
         assert {"--" + name for name in group["rayStartParams"]} <= ray_start_options
         found |= set(json.loads(json.loads(group["rayStartParams"]["resources"])))
     assert found == MARKS
     claim = load(ROOT / "deploy/kuberay/runs.yml")["metadata"]["name"]
-    assert {volume["persistentVolumeClaim"]["claimName"] for volume in groups[0]["template"]["spec"]["volumes"] if len(volume) > 1
-            and "persistentVolumeClaim" in volume} == {claim}  # fmt: skip
+    assert {
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in groups[0]["template"]["spec"]["volumes"]
+        if len(volume) > 1 and "persistentVolumeClaim" in volume
+    } == {claim}
 
 
 def test_the_ray_job_is_a_command_line_that_the_launcher_takes(monkeypatch):

@@ -1,4 +1,6 @@
-"""``docker compose up`` is whole: the file fits the specification, and every path, port, flag and image in it exists."""
+"""``docker compose up`` is whole: the file fits the specification, and every path, port, flag and
+image in it exists.
+"""
 
 import json
 import os
@@ -30,27 +32,50 @@ def words(service: str) -> list[str]:
     command = [with_defaults(word) for word in SERVICES[service]["command"]]
     if command[:2] != ["sh", "-c"]:
         return command
-    environment = {name: with_defaults(value) for name, value in SERVICES[service]["environment"].items()}
-    return shlex.split(re.sub(r"\$\$(\w+)", lambda match: environment[match[1]], command[2]).removeprefix("exec "))
+    environment = {
+        name: with_defaults(value) for name, value in SERVICES[service]["environment"].items()
+    }
+    return shlex.split(
+        re.sub(r"\$\$(\w+)", lambda match: environment[match[1]], command[2]).removeprefix("exec ")
+    )
 
 
 @pytest.fixture(scope="module")
 def ray_start_options() -> set[str]:
-    code = "import json; from ray.scripts.scripts import start; print(json.dumps([o for p in start.params for o in p.opts]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    code = (
+        "import json; from ray.scripts.scripts import start; print(json.dumps([o for p "
+        "in start.params for o in p.opts]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
+    )
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_the_files_fit_the_compose_specification():
     files = ["docker-compose.yml", "deploy/compose/gpu.yml"]
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        *files,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_specification_catches_a_misspelt_key(tmp_path):
     (tmp_path / "bad.yml").write_text("services: {a: {image: b, shm_sized: 1gb}}\n")
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(tmp_path / "bad.yml")]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        str(tmp_path / "bad.yml"),
+    ]
     assert subprocess.run(command, capture_output=True, timeout=100).returncode == 1
 
 
@@ -71,12 +96,22 @@ def test_what_is_published_is_published_on_the_loopback():
 
 
 def test_prometheus_scrapes_the_port_where_the_run_serves():
-    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
-    patterns = [pattern for job in scraped for files in job.get("file_sd_configs", ()) for pattern in files["files"]]
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())[
+        "scrape_configs"
+    ]
+    patterns = [
+        pattern
+        for job in scraped
+        for files in job.get("file_sd_configs", ())
+        for pattern in files["files"]
+    ]
     assert "targets/*.yml" in [pattern.removeprefix("/etc/prometheus/") for pattern in patterns]
     (target,) = yaml.safe_load((ROOT / "deploy/compose/targets/head.yml").read_text())[0]["targets"]
-    assert target == f"{SERVICES['head']['hostname']}:{words('train')[words('train').index('--metrics-port') + 1]}"
-    assert words("train")[words("train").index("--metrics-host") + 1] == "0.0.0.0", "inside the network only: it is not published"
+    port = words("train")[words("train").index("--metrics-port") + 1]
+    assert target == f"{SERVICES['head']['hostname']}:{port}"
+    assert words("train")[words("train").index("--metrics-host") + 1] == "0.0.0.0", (
+        "inside the network only: it is not published"
+    )
 
 
 def test_the_training_job_is_a_command_line_that_both_programs_take():
@@ -89,7 +124,9 @@ def test_the_training_job_is_a_command_line_that_both_programs_take():
     assert options.job_id
     config = parse(command[cut + 1 :])
     cpus = sum(int(with_defaults("${X:-4}")) for _ in range(3))
-    assert config.workers * config.placement.worker_cpus + 2.25 <= cpus, "the default run fits on the default cluster"
+    assert config.workers * config.placement.worker_cpus + 2.25 <= cpus, (
+        "the default run fits on the default cluster"
+    )
 
 
 @pytest.mark.parametrize("service", ["head", "node"])
@@ -111,8 +148,16 @@ def test_images_have_versions_and_ours_are_targets_of_the_dockerfile():
 
 
 def test_what_the_dockerfile_copies_exists_and_is_not_ignored():
-    shown = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = [line.split() for line in DOCKERFILE.splitlines() if line.startswith("COPY") and "--from" not in line]
+    shown = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = [
+        line.split()
+        for line in DOCKERFILE.splitlines()
+        if line.startswith("COPY") and "--from" not in line
+    ]
     sources = [word for line in copied for word in line[1:-1] if not word.startswith("--")]
     assert len(sources) >= 6
     for source in sources:
@@ -122,21 +167,35 @@ def test_what_the_dockerfile_copies_exists_and_is_not_ignored():
 
 def test_nothing_runs_as_root_but_the_maker_of_secrets_and_no_secret_is_written_down():
     for stage in ("cpu", "cuda"):
-        body = re.search(rf" AS {stage}\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.DOTALL | re.MULTILINE)[1]
+        body = re.search(rf" AS {stage}\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.DOTALL | re.MULTILINE)[
+            1
+        ]
         assert re.findall(r"^USER (\S+)", body, re.MULTILINE) == ["worldloom"]
     assert [name for name, service in SERVICES.items() if "user" in service] == ["secrets"]
     environments = [service.get("environment", {}) for service in SERVICES.values()]
-    secret = [name for environment in environments for name in environment if re.search("TOKEN|PASSWORD|KEY", name)]
+    secret = [
+        name
+        for environment in environments
+        for name in environment
+        if re.search("TOKEN|PASSWORD|KEY", name)
+    ]
     assert secret
     assert all(name.endswith(("_PATH", "__FILE")) for name in secret)
     assert SERVICES["head"]["environment"]["RAY_AUTH_MODE"] == "token"
 
 
 def test_secrets_are_made_once_and_are_private(tmp_path):
-    script, path = ROOT / "deploy/compose/make_secrets.py", tmp_path / "token"
+    script = ROOT / "deploy/compose/make_secrets.py"
+    path = tmp_path / "token"
     for _ in range(2):
-        subprocess.run([sys.executable, str(script), f"{path}:{os.getuid()}"], check=True, timeout=60)
-        first = path.read_text() if not (tmp_path / "copy").exists() else (tmp_path / "copy").read_text()
+        subprocess.run(
+            [sys.executable, str(script), f"{path}:{os.getuid()}"], check=True, timeout=60
+        )
+        first = (
+            path.read_text()
+            if not (tmp_path / "copy").exists()
+            else (tmp_path / "copy").read_text()
+        )
         (tmp_path / "copy").write_text(first)
     assert path.read_text() == first
     assert len(first) == 64

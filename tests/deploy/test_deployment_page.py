@@ -22,7 +22,10 @@ def test_every_file_that_a_page_names_exists(page):
 
 
 def test_every_flag_on_the_page_is_known():
-    ours = {*flag_names(), *(option for action in _parser()._actions for option in action.option_strings)}
+    ours = {
+        *flag_names(),
+        *(option for action in _parser()._actions for option in action.option_strings),
+    }
     used = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", PAGE))
     assert len(used) > 10
     assert used <= ours | OF_OTHERS
@@ -31,4 +34,6 @@ def test_every_flag_on_the_page_is_known():
 def test_every_setting_of_compose_is_on_the_page_with_its_default():
     compose = (ROOT / "docker-compose.yml").read_text()
     settings = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", compose))
-    assert set(re.findall(r"^\| `(WORLDLOOM_\w+)` \| `([^`]*)`", PAGE, re.MULTILINE)) == set(settings.items())
+    assert set(re.findall(r"^\| `(WORLDLOOM_\w+)` \| `([^`]*)`", PAGE, re.MULTILINE)) == set(
+        settings.items()
+    )

@@ -1,4 +1,6 @@
-"""Compose, and ``ray up`` over ssh, for real on this machine; needs root and the tools that the scripts name."""
+"""Compose, and ``ray up`` over ssh, for real on this machine; needs root and the tools that the
+scripts name.
+"""
 
 import os
 import shutil

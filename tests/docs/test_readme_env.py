@@ -15,7 +15,11 @@ README = Path(__file__).parents[2] / "README.md"
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     block = next(
-        code for code in re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE) if "class " in code
+        code
+        for code in re.findall(
+            r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE
+        )
+        if "class " in code
     )
     (tmp_path / "my_env.py").write_text(block)
     assert len(block.strip().splitlines()) <= 18, "ten lines of code and the space around them"
@@ -31,6 +35,17 @@ def test_the_readmes_own_env_is_good_to_train_on(env: str) -> None:
 
 
 def test_the_readmes_own_env_is_trained_on(env: str, tmp_path: Path) -> None:
-    words = ["--preset", "debug", "--env", env, "--runtime", "local", "--env-steps", "110", "--eval-episodes", "0"]
+    words = [
+        "--preset",
+        "debug",
+        "--env",
+        env,
+        "--runtime",
+        "local",
+        "--env-steps",
+        "110",
+        "--eval-episodes",
+        "0",
+    ]
     assert main([*words, "--run-dir", "run"]) == 0
     assert "completed" in (tmp_path / "run" / "summary.json").read_text()

@@ -23,17 +23,26 @@ CASES = {
     "visualize_imagination.py": ["--test", "--output-dir", "out"],
 }
 SYSTEM_CASES: dict[str, tuple[list[str], str]] = {
-    "rllib_env.py": (["--preset", "debug", "--env-steps", "250", "--metrics-port", "0", "--run-dir", "run"], "completed"),
+    "rllib_env.py": (
+        ["--preset", "debug", "--env-steps", "250", "--metrics-port", "0", "--run-dir", "run"],
+        "completed",
+    ),
     "tune_sweep.py": (["200"], "best {'train_ratio'"),
 }
 """They start Ray: arguments, and a word of what they say at the end."""
-MAKES = {"collect_mujoco.py": "data.npz", "collect_atari.py": "data.npz", "visualize_imagination.py": "report.json"}
+MAKES = {
+    "collect_mujoco.py": "data.npz",
+    "collect_atari.py": "data.npz",
+    "visualize_imagination.py": "report.json",
+}
 
 
 SCRIPTS = EXAMPLES.parent / "scripts"
 
 
-def start(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path = EXAMPLES) -> None:
+def start(
+    name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path = EXAMPLES
+) -> None:
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "offline", raising=False)
@@ -41,7 +50,9 @@ def start(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, fold
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_example_runs_at_its_smallest_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_runs_at_its_smallest_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name == "collect_atari.py" and not importlib.util.find_spec("ale_py"):
         pytest.skip("ale-py is not installed: pip install 'worldloom-dist[atari]'")
     monkeypatch.chdir(tmp_path)
@@ -51,8 +62,15 @@ def test_an_example_runs_at_its_smallest_size(name: str, tmp_path: Path, monkeyp
         assert (tmp_path / "out" / "imagination_rollout.png").exists()
 
 
-def test_the_demo_pictures_can_be_made_without_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start("create_demo_gif.py", ["--test", "--skip-gifs", "--output", str(tmp_path)], monkeypatch, SCRIPTS)
+def test_the_demo_pictures_can_be_made_without_films(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(
+        "create_demo_gif.py",
+        ["--test", "--skip-gifs", "--output", str(tmp_path)],
+        monkeypatch,
+        SCRIPTS,
+    )
     assert {p.name for p in tmp_path.glob("*.*")} == {"imagination.png", "open_loop.png"}
 
 
@@ -62,10 +80,17 @@ def test_every_example_is_tried() -> None:
 
 
 def in_a_process(folder: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent}", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent}",
+        "RAY_AUTH_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+    }
     environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=540
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -73,8 +98,21 @@ def in_a_process(folder: Path, *words: str) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_your_own_env_trains(tmp_path: Path) -> None:
-    words = ["--preset", "debug", "--env", "custom_env:Thermostat", "--runtime", "local", "--env-steps", "200", "--eval-every", "0"]
-    said = in_a_process(tmp_path, "-m", "worldloom_dist.launch", *words, "--eval-episodes", "1", "--run-dir", "run")
+    words = [
+        "--preset",
+        "debug",
+        "--env",
+        "custom_env:Thermostat",
+        "--runtime",
+        "local",
+        "--env-steps",
+        "200",
+        "--eval-every",
+        "0",
+    ]
+    said = in_a_process(
+        tmp_path, "-m", "worldloom_dist.launch", *words, "--eval-episodes", "1", "--run-dir", "run"
+    )
     assert "completed; everything is in run" in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["env_steps"] >= 200
 

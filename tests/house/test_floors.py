@@ -1,4 +1,6 @@
-"""Imports go down, never up or sideways; ray stays in ``worldloom_dist.runtime`` and ``worldloom_dist.submit``."""
+"""Imports go down, never up or sideways; ray stays in ``worldloom_dist.runtime`` and
+``worldloom_dist.submit``.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -27,20 +29,32 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
         "worldloom_dist.run_folder",
         "worldloom_dist.stopping",
     },
-    {"worldloom_dist.actors", "worldloom_dist.replay", "worldloom_dist.learner", "worldloom_dist.metrics"},
+    {
+        "worldloom_dist.actors",
+        "worldloom_dist.replay",
+        "worldloom_dist.learner",
+        "worldloom_dist.metrics",
+    },
     {"worldloom_dist.plan"},
     {"worldloom_dist.assembly", "worldloom_dist.outcome"},
     {"worldloom_dist.report", "worldloom_dist.local_crew", "worldloom_dist.rehearsal"},
     {"worldloom_dist.local_evaluation"},
     {"worldloom_dist.local", "worldloom_dist.runtime"},
     {"worldloom_dist.cli"},
-    {"worldloom_dist.launch", "worldloom_dist.evaluate", "worldloom_dist.check_env", "worldloom_dist.replay.__main__"},
+    {
+        "worldloom_dist.launch",
+        "worldloom_dist.evaluate",
+        "worldloom_dist.check_env",
+        "worldloom_dist.replay.__main__",
+    },
     {"worldloom_dist.job"},
     {"worldloom_dist.submit"},
     {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = sorted(p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py"))
+MODULES = sorted(
+    p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py")
+)
 RAY_ROOMS = {"worldloom_dist.runtime", "worldloom_dist.submit"}
 
 
@@ -50,12 +64,16 @@ def room_of(module: str) -> str | None:
 
 
 def imported_names(path: Path) -> Iterator[str]:
-    """Absolute names imported anywhere in a file, function bodies and TYPE_CHECKING blocks included."""
+    """Absolute names imported anywhere in a file, function bodies and TYPE_CHECKING blocks
+    included.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the absolute name"
+            assert node.level == 0, (
+                f"{path}:{node.lineno}: relative import; write the absolute name"
+            )
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -63,11 +81,15 @@ def imported_names(path: Path) -> Iterator[str]:
 def test_imports_point_down(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     home = room_of(module)
-    assert home or module.count(".") == 0 or path.name == "__init__.py", f"{module} has no floor: add it to FLOORS"
+    assert home or module.count(".") == 0 or path.name == "__init__.py", (
+        f"{module} has no floor: add it to FLOORS"
+    )
     for name in imported_names(path):
         target = room_of(name)
         if home and target and target != home:
-            assert RANK[target] < RANK[home], f"{module} must not import {name} ({target} is not below {home})"
+            assert RANK[target] < RANK[home], (
+                f"{module} must not import {name} ({target} is not below {home})"
+            )
         if name.split(".")[0] == "ray":
             assert home in RAY_ROOMS, f"{module} imports ray; only {sorted(RAY_ROOMS)} may"
 

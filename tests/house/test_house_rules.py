@@ -18,7 +18,9 @@ from worldloom.core import exceptions
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(
-    info.name for package in (worldloom, worldloom_dist) for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    info.name
+    for package in (worldloom, worldloom_dist)
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
 )
 SAMPLES = {
     "ConfigurationError": ("workers must be >= 1", "run"),
@@ -36,13 +38,23 @@ def source(name: str) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_public_module_lists_what_it_exports(name: str) -> None:
     tree = ast.parse(source(name).read_text())
-    exported = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
-    defines = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+    exported = [
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+    ]
+    defines = [
+        n
+        for n in tree.body
+        if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")
+    ]
     if not exported:
         assert not defines, f"{name} defines {defines[0].name} and has no __all__"
         return
     listed = ast.literal_eval(exported[0])
-    assert listed == sorted(listed, key=lambda n: (not n.isupper(), n[0].islower(), n)) or listed == sorted(listed), name
+    assert listed == sorted(
+        listed, key=lambda n: (not n.isupper(), n[0].islower(), n)
+    ) or listed == sorted(listed), name
     assert len(set(listed)) == len(listed), name
 
 
@@ -62,7 +74,10 @@ def config_classes() -> list[type]:
     from worldloom.agents.registry import ALGORITHMS, agent_names, make_agent_config
     from worldloom_dist.config import RunConfig
 
-    found = [RunConfig, *(t for t in typing.get_type_hints(RunConfig).values() if dataclasses.is_dataclass(t))]
+    found = [
+        RunConfig,
+        *(t for t in typing.get_type_hints(RunConfig).values() if dataclasses.is_dataclass(t)),
+    ]
     first = {name.partition(":")[0]: name for name in agent_names()}
     return found + [type(make_agent_config(first[algorithm])) for algorithm in ALGORITHMS]
 
@@ -70,18 +85,24 @@ def config_classes() -> list[type]:
 def test_every_config_field_has_a_line_of_help() -> None:
     for kind in config_classes():
         tree = ast.parse(source(kind.__module__).read_text())
-        body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__).body
+        body = next(
+            n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__
+        ).body
         for node, after in zip(body, [*body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign) and node.target.id != "name":
                 has_help = (
-                    isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+                    isinstance(after, ast.Expr)
+                    and isinstance(after.value, ast.Constant)
+                    and isinstance(after.value.value, str)
                 )
                 assert has_help, f"{kind.__name__}.{node.target.id} has no help string below it"
 
 
 def modules_after(code: str) -> set[str]:
     script = code + "\nimport sys; print(' '.join(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     return set(out.stdout.split())
 
 
@@ -89,10 +110,13 @@ def modules_after(code: str) -> set[str]:
     "code",
     [
         "import worldloom",
-        "import worldloom_dist.cli, worldloom_dist.presets; worldloom_dist.cli.parse(['--workers', '3'])",
+        "import worldloom_dist.cli, worldloom_dist.presets; "
+        "worldloom_dist.cli.parse(['--workers', '3'])",
         "import worldloom.data.sequence_buffer, worldloom.envs.factory, worldloom.agents.registry",
-        "import worldloom_dist.actors.rollout_worker, worldloom_dist.actors.acting, worldloom_dist.replay.shard",
-        "import worldloom_dist.assembly, worldloom_dist.report, worldloom_dist.launch, worldloom_dist.metrics.hub",
+        "import worldloom_dist.actors.rollout_worker, worldloom_dist.actors.acting, "
+        "worldloom_dist.replay.shard",
+        "import worldloom_dist.assembly, worldloom_dist.report, "
+        "worldloom_dist.launch, worldloom_dist.metrics.hub",
     ],
 )
 def test_light_rooms_import_neither_torch_nor_ray(code: str) -> None:
@@ -100,7 +124,9 @@ def test_light_rooms_import_neither_torch_nor_ray(code: str) -> None:
 
 
 def test_roles_that_do_not_compute_import_no_torch() -> None:
-    code = "import " + ", ".join(f"worldloom_dist.runtime.{kind}_role" for kind in ("worker", "ledger", "shard", "hub"))
+    code = "import " + ", ".join(
+        f"worldloom_dist.runtime.{kind}_role" for kind in ("worker", "ledger", "shard", "hub")
+    )
     assert "torch" not in modules_after(code)
     assert "torch" not in modules_after("import worldloom_dist.runtime.driver")
 

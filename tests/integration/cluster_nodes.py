@@ -1,4 +1,5 @@
-"""Several Ray nodes on this machine, told what to do by lines on stdin: ``add NAME CPUS`` and ``remove NAME``; one answer each.
+"""Several Ray nodes on this machine, told what to do by lines on stdin: ``add NAME CPUS`` and
+``remove NAME``; one answer each.
 
 A process of its own, because the variables that Ray reads at import are the test process's too.
 """
@@ -9,7 +10,11 @@ import subprocess
 import sys
 from types import TracebackType
 
-SETTINGS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_timeout_ms": 4000}
+SETTINGS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 4000,
+}
 SETTINGS["health_check_failure_threshold"] = 3
 STORE_BYTES = 100 * 2**20
 
@@ -20,14 +25,21 @@ class Nodes:
     def __init__(self, environment: dict[str, str], cpus: int) -> None:
         command = [sys.executable, __file__, str(cpus)]
         self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def __enter__(self) -> Nodes:
         self.address = self._answer()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(60)
@@ -56,7 +68,11 @@ def main() -> None:
     """Serve until stdin is closed."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": int(sys.argv[1]), "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    head = {
+        "num_cpus": int(sys.argv[1]),
+        "include_dashboard": False,
+        "object_store_memory": STORE_BYTES,
+    }
     cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": SETTINGS})
     nodes = {}
     print("> " + cluster.address, flush=True)

@@ -1,4 +1,6 @@
-"""A real Ray head with its job interface, on the loopback only, with token authentication; ended with everything it started."""
+"""A real Ray head with its job interface, on the loopback only, with token authentication; ended
+with everything it started.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,12 @@ def ray_head(mark: str, *, cpus: int = 16) -> Iterator[Head]:
     token = temporary / "token"
     token.touch(mode=0o600)
     token.write_text(TOKEN)
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(temporary)}
+    auth = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HOME": str(temporary),
+    }
     auth |= {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "OMP_NUM_THREADS": "1",
@@ -48,13 +55,36 @@ def ray_head(mark: str, *, cpus: int = 16) -> Iterator[Head]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | auth
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     gcs, dashboard, agent, grpc, metrics, client, envs = free_ports(7)
-    ports = {"port": gcs, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent, "dashboard-agent-grpc-port": grpc}
-    ports |= {"metrics-export-port": metrics, "ray-client-server-port": client, "runtime-env-agent-port": envs}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={cpus}"]
-    command += [f"--temp-dir={temporary}/ray", "--include-dashboard=true", f"--object-store-memory={200 * 2**20}"]
+    ports = {
+        "port": gcs,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "dashboard-agent-grpc-port": grpc,
+    }
+    ports |= {
+        "metrics-export-port": metrics,
+        "ray-client-server-port": client,
+        "runtime-env-agent-port": envs,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--num-cpus={cpus}",
+    ]
+    command += [
+        f"--temp-dir={temporary}/ray",
+        "--include-dashboard=true",
+        f"--object-store-memory={200 * 2**20}",
+    ]
     command += [f"--{name}={port}" for name, port in ports.items()]
     with (temporary / "out").open("w") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         url = f"http://127.0.0.1:{dashboard}"
         deadline = time.monotonic() + 90
@@ -70,7 +100,9 @@ def ray_head(mark: str, *, cpus: int = 16) -> Iterator[Head]:
 
 
 def _answers(url: str) -> bool:
-    request = urllib.request.Request(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    request = urllib.request.Request(
+        f"{url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}
+    )
     try:
         return urllib.request.urlopen(request, timeout=5).status == 200
     except (OSError, urllib.error.URLError):

@@ -1,4 +1,6 @@
-"""Run the real command line in a subprocess, look at what it wrote, and make sure that nothing is left behind."""
+"""Run the real command line in a subprocess, look at what it wrote, and make sure that nothing is
+left behind.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +32,35 @@ PATIENCE = float(os.environ.get("WORLDLOOM_PATIENCE", "1"))
 
 
 class Launched:
-    """A running ``python -m worldloom_dist.launch``; every process it starts carries its mark in the environment."""
+    """A running ``python -m worldloom_dist.launch``; every process it starts carries its mark in
+    the environment.
+    """
 
     def __init__(self, folder: Path, *words: str, env: dict[str, str] | None = None) -> None:
-        self.folder, self.mark = folder, uuid.uuid4().hex
-        environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", **(env or {})}
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+        environment = {
+            **os.environ,
+            MARK: self.mark,
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "disabled",
+            **(env or {}),
+        }
         self.output = folder.parent / f"{folder.name}-{self.mark[:6]}.out"
         command = [sys.executable, "-m", "worldloom_dist.launch", *words]
         with self.output.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
 
     def pids(self, title: str) -> list[int]:
-        """Processes of this run whose command line begins with ``title`` (for example ``ray::ShardRole``)."""
+        """Processes of this run whose command line begins with ``title`` (for example
+        ``ray::ShardRole``).
+        """
         return [pid for pid, line in marked(self.mark).items() if line.startswith(title)]
 
     @property
@@ -56,7 +75,8 @@ class Launched:
         """Wait for a condition; fails with the run's output when it ends or takes too long."""
         deadline = time.monotonic() + timeout_s * PATIENCE
         while time.monotonic() < deadline:
-            had_ended = self.has_ended  # looked at first, because what is waited for may be the last thing that the run does
+            # looked at first, because what is waited for may be the last thing that the run does
+            had_ended = self.has_ended
             value = condition()
             if value:
                 return value
@@ -73,7 +93,9 @@ class Launched:
         try:
             return self.process.wait(timeout_s * PATIENCE)
         except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"still running after {timeout_s} s:\n{self.output.read_text()}") from error
+            raise AssertionError(
+                f"still running after {timeout_s} s:\n{self.output.read_text()}"
+            ) from error
 
     def leftovers(self) -> list[str]:
         """Command lines of processes that outlived the run."""
@@ -139,17 +161,24 @@ def rows_of(chunks: list[StoredChunk], env: EnvSpec) -> Rows:
 
 
 def check_counting(rows: Rows) -> int:
-    """Prove by ``toy:counting``'s own counters that no row is lost, doubled or shifted; returns the number of decisions."""
+    """Prove by ``toy:counting``'s own counters that no row is lost, doubled or shifted; returns the
+    number of decisions.
+    """
     episode, step, led_here = rows["obs"].T
-    expected_episode, expected_step = 0, 0
+    expected_episode = 0
+    expected_step = 0
     for t in range(len(step)):
         assert (episode[t], step[t]) == (expected_episode, expected_step), f"row {t}"
         assert rows["is_first"][t] == (expected_step == 0)
         assert rows["reward"][t] == expected_step
         if expected_step:
-            assert led_here[t] == rows["action"][t - 1, 0], f"row {t} was reached by another action than row {t - 1} holds"
+            assert led_here[t] == rows["action"][t - 1, 0], (
+                f"row {t} was reached by another action than row {t - 1} holds"
+            )
         is_last = expected_step == CountingEnv.LENGTHS[expected_episode % len(CountingEnv.LENGTHS)]
         assert rows["terminated"][t] == (is_last and expected_episode % 2 == 0)
         assert rows["truncated"][t] == (is_last and expected_episode % 2 == 1)
-        expected_episode, expected_step = (expected_episode + 1, 0) if is_last else (expected_episode, expected_step + 1)
+        expected_episode, expected_step = (
+            (expected_episode + 1, 0) if is_last else (expected_episode, expected_step + 1)
+        )
     return int(np.count_nonzero(~rows["is_first"]))

@@ -1,4 +1,6 @@
-"""Let a run go on for long with a full replay, and look at its processes' memory, open files and threads meanwhile."""
+"""Let a run go on for long with a full replay, and look at its processes' memory, open files and
+threads meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,18 @@ from tests.integration.running import Launched, launched
 
 __all__ = ["ROLES", "Growth", "Soak", "soak"]
 
-ROLES = ("ray::LearnerRole", "ray::ShardRole", "ray::LedgerRole", "ray::WeightStoreRole", "ray::HubRole", "ray::WorkerRole")
-WORDS = "--preset debug --env toy:counting --workers 2 --eval-episodes 0 --env-steps 100000000 --metrics-port 0"
+ROLES = (
+    "ray::LearnerRole",
+    "ray::ShardRole",
+    "ray::LedgerRole",
+    "ray::WeightStoreRole",
+    "ray::HubRole",
+    "ray::WorkerRole",
+)
+WORDS = (
+    "--preset debug --env toy:counting --workers 2 --eval-episodes 0 --env-steps "
+    "100000000 --metrics-port 0"
+)
 CAPACITY_STEPS = 2000
 WARM_UP_SHARE = 0.3
 LOOKS = 200
@@ -24,7 +36,9 @@ LOOKS = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Growth:
-    """What became of one process after the warm-up: a straight line through its unique memory, and medians of both halves."""
+    """What became of one process after the warm-up: a straight line through its unique memory, and
+    medians of both halves.
+    """
 
     memory_mb: float
     memory_mb_per_hour: float
@@ -37,7 +51,9 @@ class Growth:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Soak:
-    """A soak: its length, the last summary of its run, and what became of every process that lived through all looks."""
+    """A soak: its length, the last summary of its run, and what became of every process that lived
+    through all looks.
+    """
 
     minutes: float
     looks: int
@@ -47,18 +63,34 @@ class Soak:
 
 
 def soak(folder: Path, minutes: float) -> Soak:
-    """Run for ``minutes`` after the replay is full; the first share of them is warm-up and not looked at."""
-    words = [*WORDS.split(), "--replay.capacity-steps", str(CAPACITY_STEPS), "--run-dir", str(folder)]
+    """Run for ``minutes`` after the replay is full; the first share of them is warm-up and not
+    looked at.
+    """
+    words = [
+        *WORDS.split(),
+        "--replay.capacity-steps",
+        str(CAPACITY_STEPS),
+        "--run-dir",
+        str(folder),
+    ]
     with launched(folder, *words) as run:
-        run.wait_until(lambda: run.summary().get("rows", {}).get("evicted", 0) > 500, 300)  # the replay is full
+        # the replay is full
+        run.wait_until(lambda: run.summary().get("rows", {}).get("evicted", 0) > 500, 300)
         time.sleep(minutes * 60 * WARM_UP_SHARE)
-        samples, end = [], time.monotonic() + minutes * 60 * (1 - WARM_UP_SHARE)
+        samples = []
+        end = time.monotonic() + minutes * 60 * (1 - WARM_UP_SHARE)
         while time.monotonic() < end:
             samples.append((time.monotonic(), _look(run)))
             time.sleep(max(1.0, minutes * 60 / LOOKS))
         run.process.send_signal(signal.SIGINT)
         assert run.finish() == 0, run.output.read_text()
-        return Soak(minutes=minutes, looks=len(samples), summary=run.summary(), leftovers=run.leftovers(), growth=_growth(samples))
+        return Soak(
+            minutes=minutes,
+            looks=len(samples),
+            summary=run.summary(),
+            leftovers=run.leftovers(),
+            growth=_growth(samples),
+        )
 
 
 def _look(run: Launched) -> dict[str, tuple[float, int, int]]:
@@ -67,7 +99,11 @@ def _look(run: Launched) -> dict[str, tuple[float, int, int]]:
     for title in ROLES:
         for pid in run.pids(title):
             process = psutil.Process(pid)
-            found[f"{title}:{pid}"] = (process.memory_full_info().uss / 2**20, process.num_fds(), process.num_threads())
+            found[f"{title}:{pid}"] = (
+                process.memory_full_info().uss / 2**20,
+                process.num_fds(),
+                process.num_threads(),
+            )
     return found
 
 
@@ -76,7 +112,8 @@ def _growth(samples: list[tuple[float, dict[str, tuple[float, int, int]]]]) -> d
     growth = {}
     for name in sorted(set.intersection(*(set(values) for _, values in samples))):
         memory, files, threads = np.array([values[name] for _, values in samples]).T
-        slope, half = float(np.polyfit(hours, memory, 1)[0]), len(samples) // 2
+        slope = float(np.polyfit(hours, memory, 1)[0])
+        half = len(samples) // 2
         growth[name] = Growth(
             memory_mb=float(memory[-1]),
             memory_mb_per_hour=slope,

@@ -1,4 +1,6 @@
-"""DreamerV3 through Ray from the command line, on every kind of env it is documented for: rows in, updates made, pictures out."""
+"""DreamerV3 through Ray from the command line, on every kind of env it is documented for: rows in,
+updates made, pictures out.
+"""
 
 import json
 
@@ -9,11 +11,14 @@ from tests.integration.running import launched
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 SMALL = (
-    "--preset quick --workers 2 --eval-every 0 --eval-episodes 0 --metrics-port 0 --agent.batch-size 2 --agent.batch-length 8 "
+    "--preset quick --workers 2 --eval-every 0 --eval-episodes 0 --metrics-port 0 "
+    "--agent.batch-size 2 --agent.batch-length 8 "
     "--train-ratio 4 --learner.threads 1 --learner.report-every-steps 100"
 )
 
-PREFILL, BATCH_POSITIONS, CHUNK_ROWS = 24, 2 * 8, 64
+PREFILL = 24
+BATCH_POSITIONS = 2 * 8
+CHUNK_ROWS = 64
 BAND_POSITIONS = 2 * (BATCH_POSITIONS + 4 * CHUNK_ROWS)
 """What training may be off by when the run ends, with the default band."""
 
@@ -22,7 +27,8 @@ def run_once(folder, words: str) -> dict:
     """Run to the end; returns the summary, after a look at what every such run must have done."""
     with launched(folder, *SMALL.split(), *words.split(), "--run-dir", str(folder)) as run:
         assert run.finish(380) == 0, run.output.read_text()
-        summary, text = run.summary(), run.output.read_text()
+        summary = run.summary()
+        text = run.output.read_text()
         assert run.leftovers() == []
     assert summary["status"] == "completed"
     assert sum(summary["restarts"].values()) == 0, text
@@ -34,7 +40,9 @@ def run_once(folder, words: str) -> dict:
 
 def pictures(folder) -> set[str]:
     """Keys that were drawn."""
-    lines = [json.loads(line) for line in (folder / "videos" / "index.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "videos" / "index.jsonl").read_text().splitlines()
+    ]
     assert all((folder / "videos" / line["path"]).stat().st_size for line in lines)
     return {f"{line['name']}{line['path'][-4:]}" for line in lines}
 
@@ -44,7 +52,9 @@ def test_pixels_are_learnt_from_and_drawn_and_their_latents_refreshed(tmp_path):
     owed = 4 * (summary["agent_steps"] - PREFILL)
     assert abs(summary["replayed_steps"] - owed) <= BAND_POSITIONS, summary
     assert pictures(tmp_path / "run") == {"open_loop/obs.gif"}
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines[-1]["replay_refreshed_steps_total{outcome=applied}"] > 0
 
 
@@ -54,11 +64,18 @@ def test_pixels_are_learnt_from_and_drawn_and_their_latents_refreshed(tmp_path):
     [
         ("atari:pong", "dreamerv3:ci", 800, {"open_loop/obs.gif"}),
         ("atari:pong", "dreamerv3:size12m", 240, {"open_loop/obs.gif"}),
-        ("dmc:walker-walk", "dreamerv3:ci", 300, {"open_loop/height.png", "open_loop/orientations.png", "open_loop/velocity.png"}),
+        (
+            "dmc:walker-walk",
+            "dreamerv3:ci",
+            300,
+            {"open_loop/height.png", "open_loop/orientations.png", "open_loop/velocity.png"},
+        ),
         ("gym:CartPole-v1", "dreamerv3:ci", 300, {"open_loop/obs.png"}),
     ],
 )
 def test_documented_envs_run(tmp_path, env, agent, steps, drawn):
-    pytest.importorskip({"atari": "ale_py", "dmc": "dm_control"}.get(env.partition(":")[0], "gymnasium"))
+    pytest.importorskip(
+        {"atari": "ale_py", "dmc": "dm_control"}.get(env.partition(":")[0], "gymnasium")
+    )
     run_once(tmp_path / "run", f"--env {env} --agent {agent} --env-steps {steps}")
     assert pictures(tmp_path / "run") == drawn

@@ -13,7 +13,12 @@ import pytest
 from tests.integration.running import PATIENCE, check_counting, launched, read_journals, rows_of
 from worldloom.core.specs import EnvSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400 * PATIENCE), pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.long,
+    pytest.mark.timeout(400 * PATIENCE),
+    pytest.mark.filterwarnings("default"),
+]
 
 
 @pytest.fixture
@@ -24,7 +29,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False}
+    )
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
     yield found
     ray.shutdown()
@@ -35,7 +42,11 @@ def workers() -> dict[str, Any]:
     """Living workers by name."""
     import ray
 
-    named = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("worker-")]
+    named = [
+        actor
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith("worker-")
+    ]
     return {actor["name"]: actor["namespace"] for actor in named}
 
 
@@ -46,28 +57,60 @@ def answers() -> dict[str, dict[str, Any]]:
     found = {}
     for name, namespace in workers().items():
         with contextlib.suppress(ValueError, ray.exceptions.RayError):
-            found[name] = ray.get(ray.get_actor(name, namespace=namespace).ping.remote(), timeout=2.0)
+            found[name] = ray.get(
+                ray.get_actor(name, namespace=namespace).ping.remote(), timeout=2.0
+            )
     return found
 
 
-def test_workers_follow_the_cluster_and_a_preempted_one_loses_nothing(cluster: Any, tmp_path: Path) -> None:
+def test_workers_follow_the_cluster_and_a_preempted_one_loses_nothing(
+    cluster: Any, tmp_path: Path
+) -> None:
     import ray
 
     folder = tmp_path / "run"
-    words = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--actors.elastic", "True", "--inference", "central"]
-    words += ["--address", cluster.address, "--placement.worker-cpus", "0.1", "--env-steps", "1000000", "--eval-episodes", "0"]
+    words = [
+        "--preset",
+        "debug",
+        "--env",
+        "toy:counting",
+        "--workers",
+        "2",
+        "--actors.elastic",
+        "True",
+        "--inference",
+        "central",
+    ]
+    words += [
+        "--address",
+        cluster.address,
+        "--placement.worker-cpus",
+        "0.1",
+        "--env-steps",
+        "1000000",
+        "--eval-episodes",
+        "0",
+    ]
     words += ["--train-ratio", "2", "--metrics-port", "0", "--run-dir", str(folder)]
     with launched(folder, *words) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 0, 120)
         assert len(workers()) == 2
         name, namespace = next(iter(workers().items()))
-        os.kill(ray.get(ray.get_actor(name, namespace=namespace).ping.remote())["pid"], signal.SIGTERM)
+        os.kill(
+            ray.get(ray.get_actor(name, namespace=namespace).ping.remote())["pid"], signal.SIGTERM
+        )
         run.wait_until(lambda: run.summary()["restarts"]["worker"] == 1)
         assert run.summary()["rows"]["lost_open"] == 0, "it sent what was open before it left"
         node = cluster.add_node(num_cpus=4)
         run.wait_until(lambda: len(workers()) == 4, 90)
         enough = 100  # some chunks of each have been acknowledged then, or it would wait
-        run.wait_until(lambda: len(found := answers()) == 4 and all(one["steps"] > enough for one in found.values()), 90)
+        run.wait_until(
+            lambda: (
+                len(found := answers()) == 4
+                and all(one["steps"] > enough for one in found.values())
+            ),
+            90,
+        )
         assert node.node_id in {one["node"] for one in answers().values()}
         cluster.remove_node(node, allow_graceful=False)
         run.wait_until(lambda: len(workers()) == 2, 90)
@@ -78,7 +121,12 @@ def test_workers_follow_the_cluster_and_a_preempted_one_loses_nothing(cluster: A
         summary = run.summary()
     env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
     streams = read_journals(folder)
-    assert sum(check_counting(rows_of(chunks, env)) for chunks in streams.values()) == summary["agent_steps"]
+    assert (
+        sum(check_counting(rows_of(chunks, env)) for chunks in streams.values())
+        == summary["agent_steps"]
+    )
     assert {stream.slot for stream in streams} >= {0, 1, 2, 3}, "the added workers stored rows"
-    assert len({stream for stream in streams if stream.slot < 2}) >= 3, "the preempted worker came back as another stream"
+    assert len({stream for stream in streams if stream.slot < 2}) >= 3, (
+        "the preempted worker came back as another stream"
+    )
     assert summary["status"] == "stopped"

@@ -1,4 +1,6 @@
-"""A learner that is killed exactly while it writes a checkpoint, sends weights, or draws a batch."""
+"""A learner that is killed exactly while it writes a checkpoint, sends weights, or draws a
+batch.
+"""
 
 import json
 import os
@@ -11,20 +13,33 @@ from tests.integration.running import PATIENCE, check_counting, launched, read_j
 from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(300 * PATIENCE)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,
+    pytest.mark.long,
+    pytest.mark.timeout(300 * PATIENCE),
+]
 
 DEADLY = Path(__file__).parent / "deadly"
 PLACES = ("checkpoint", "publish", "sample")
 RATIO = 12.0
 
 
-def test_learner_that_dies_in_a_checkpoint_a_publish_and_a_sample_leaves_a_run_that_adds_up(tmp_path):
-    folder, orders = tmp_path / "run", tmp_path / "kill-at"
+def test_learner_that_dies_in_a_checkpoint_a_publish_and_a_sample_leaves_a_run_that_adds_up(
+    tmp_path,
+):
+    folder = tmp_path / "run"
+    orders = tmp_path / "kill-at"
     orders.mkdir()
     path = os.pathsep.join([str(DEADLY), os.environ.get("PYTHONPATH", str(Path.cwd()))])
-    words = f"--preset debug --env toy:counting --workers 2 --train-ratio {RATIO} --eval-episodes 0 --env-steps 10000000"
+    words = (
+        f"--preset debug --env toy:counting --workers 2 --train-ratio {RATIO} "
+        "--eval-episodes 0 --env-steps 10000000"
+    )
     words += f" --learner.checkpoint-every-s 1 --metrics-port 0 --run-dir {folder}"
-    with launched(folder, *words.split(), env={"PYTHONPATH": path, "WORLDLOOM_KILL_AT": str(orders)}) as run:
+    with launched(
+        folder, *words.split(), env={"PYTHONPATH": path, "WORLDLOOM_KILL_AT": str(orders)}
+    ) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 150, 120)
         run.wait_until(lambda: CheckpointStore(folder / "checkpoints").folders(), 60)
         for lives, place in enumerate(PLACES, start=1):

@@ -1,4 +1,6 @@
-"""Two learner ranks on a real local Ray: they train together, one train ratio holds for both, and one may die."""
+"""Two learner ranks on a real local Ray: they train together, one train ratio holds for both, and
+one may die.
+"""
 
 import os
 import signal
@@ -15,8 +17,13 @@ RATIO = 12.0
 
 def test_one_of_two_ranks_dies_and_the_group_goes_on_from_the_last_checkpoint(tmp_path):
     folder = tmp_path / "run"
-    words = "--preset debug --env toy:counting --learners 2 --eval-episodes 0 --env-steps 100000000 --metrics-port 0"
-    with launched(folder, *words.split(), "--train-ratio", str(RATIO), "--run-dir", str(folder)) as run:
+    words = (
+        "--preset debug --env toy:counting --learners 2 --eval-episodes 0 --env-steps "
+        "100000000 --metrics-port 0"
+    )
+    with launched(
+        folder, *words.split(), "--train-ratio", str(RATIO), "--run-dir", str(folder)
+    ) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 150, 120)
         run.wait_until(lambda: CheckpointStore(folder / "checkpoints").folders(), 60)
         ranks = run.wait_until(lambda: run.pids("ray::LearnerRole"))
@@ -27,7 +34,10 @@ def test_one_of_two_ranks_dies_and_the_group_goes_on_from_the_last_checkpoint(tm
         run.wait_until(lambda: run.summary()["restarts"]["learner"], 60)
         run.wait_until(lambda: run.summary()["policy_version"].startswith("2."), 90)
         run.wait_until(lambda: run.summary()["train_steps"] > before["train_steps"] + 250, 120)
-        print(f"one rank of two killed -> both train beyond where they were: {time.monotonic() - killed:.1f} s")
+        print(
+            "one rank of two killed -> both train beyond where they were: "
+            f"{time.monotonic() - killed:.1f} s"
+        )
         run.process.send_signal(signal.SIGINT)
         assert run.finish() == 0, run.output.read_text()
         summary = run.summary()
@@ -38,5 +48,7 @@ def test_one_of_two_ranks_dies_and_the_group_goes_on_from_the_last_checkpoint(tm
     assert summary["rows"]["inserted"] == summary["rows"]["stored"] + summary["rows"]["evicted"]
     newest = CheckpointStore(folder / "checkpoints").newest()
     assert newest[1]["learner"]["train_steps"] == summary["train_steps"]
-    assert newest[1]["learner"]["replayed_steps"] == summary["train_steps"] * 16 * 3, "a joint batch counts once, not per rank"
+    assert newest[1]["learner"]["replayed_steps"] == summary["train_steps"] * 16 * 3, (
+        "a joint batch counts once, not per rank"
+    )
     assert abs(summary["train_ratio_actual"] / RATIO - 1) < 0.35

@@ -13,9 +13,23 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300 * PATIE
 
 def test_second_ctrl_c_leaves_at_once_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = ["--preset", "debug", "--env-steps", "1000000", "--eval-episodes", "0", "--metrics-port", "0", "--run-dir", str(folder)]
+    words = [
+        "--preset",
+        "debug",
+        "--env-steps",
+        "1000000",
+        "--eval-episodes",
+        "0",
+        "--metrics-port",
+        "0",
+        "--run-dir",
+        str(folder),
+    ]
     with launched(folder, *words) as run:
-        run.wait_until(lambda: list(folder.glob("checkpoints/*")) and run.summary().get("train_steps", 0) > 0, 120)
+        run.wait_until(
+            lambda: list(folder.glob("checkpoints/*")) and run.summary().get("train_steps", 0) > 0,
+            120,
+        )
         run.process.send_signal(signal.SIGINT)
         run.wait_until(lambda: "stopping: Ctrl-C" in run.output.read_text())
         run.process.send_signal(signal.SIGINT)
@@ -39,8 +53,28 @@ def test_too_few_workers_end_the_run_with_the_reason_and_a_checkpoint(tmp_path: 
         "        return super().step(action)\n"
     )
     folder = tmp_path / "run"
-    words = ["--preset", "debug", "--env", "mortal:Mortal", "--workers", "2", "--inference", "central", "--run-dir", str(folder)]
-    words += ["--actors.max-restarts", "1", "--actors.min-live", "2", "--eval-episodes", "0", "--env-steps", "1000000"]
+    words = [
+        "--preset",
+        "debug",
+        "--env",
+        "mortal:Mortal",
+        "--workers",
+        "2",
+        "--inference",
+        "central",
+        "--run-dir",
+        str(folder),
+    ]
+    words += [
+        "--actors.max-restarts",
+        "1",
+        "--actors.min-live",
+        "2",
+        "--eval-episodes",
+        "0",
+        "--env-steps",
+        "1000000",
+    ]
     with launched(
         folder,
         *words,

@@ -1,4 +1,6 @@
-"""Replay on a real local Ray: disks that go, shards that die together, files that come in and out of a run that goes on."""
+"""Replay on a real local Ray: disks that go, shards that die together, files that come in and out
+of a run that goes on.
+"""
 
 import json
 import os
@@ -15,7 +17,18 @@ from worldloom_dist.replay.records import CHUNK, StoredChunk
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
-WORDS = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--replay.shards", "2", "--eval-episodes", "0"]
+WORDS = [
+    "--preset",
+    "debug",
+    "--env",
+    "toy:counting",
+    "--workers",
+    "2",
+    "--replay.shards",
+    "2",
+    "--eval-episodes",
+    "0",
+]
 
 
 def imported_rows(folder):
@@ -29,9 +42,22 @@ def imported_rows(folder):
 
 
 @pytest.mark.chaos
-def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while_files_come_and_go(tmp_path, capsys):
-    folder, data = tmp_path / "run", str(tmp_path / "data.npz")
-    words = [*WORDS, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0", "--train-ratio", "6"]
+def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while_files_come_and_go(
+    tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    data = str(tmp_path / "data.npz")
+    words = [
+        *WORDS,
+        "--run-dir",
+        str(folder),
+        "--env-steps",
+        "100000000",
+        "--metrics-port",
+        "0",
+        "--train-ratio",
+        "6",
+    ]
     with launched(folder, *words, "--replay.selector", "0.5*uniform+0.5*prioritised") as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 50, 180)
         assert main(["export", str(folder), data]) == 0
@@ -39,7 +65,8 @@ def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while
         assert "is running" in capsys.readouterr().out
         rows = run.wait_until(lambda: imported_rows(folder), 60)
         run.wait_until(lambda: f"{data}: " in run.output.read_text(), 30)
-        while (folder / "replay" / "shard-0").exists():  # its shard lives, and may write a file meanwhile
+        # its shard lives, and may write a file meanwhile
+        while (folder / "replay" / "shard-0").exists():
             shutil.rmtree(folder / "replay" / "shard-0", ignore_errors=True)
         for pid in run.pids("ray::ShardRole"):
             os.kill(pid, signal.SIGKILL)
@@ -48,7 +75,8 @@ def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while
         run.wait_until(lambda: "are back from the journal" in run.output.read_text(), 30)
         stored = run.summary()["rows"]["stored"]
         run.wait_until(lambda: run.summary()["rows"]["stored"] > stored + 100, 60)
-        run.process.send_signal(signal.SIGKILL)  # the driver, and with it the ledger and all that it knew
+        # the driver, and with it the ledger and all that it knew
+        run.process.send_signal(signal.SIGKILL)
         run.process.wait(30)
         before = run.summary()["rows"]
     lost = before["lost_acked"]
@@ -71,17 +99,26 @@ def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while
 @pytest.mark.chaos
 def test_a_shard_that_hangs_costs_training_seconds_and_is_replaced_once(tmp_path, capsys):
     folder = tmp_path / "run"
-    with launched(folder, *WORDS, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0") as run:
+    with launched(
+        folder, *WORDS, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0"
+    ) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
         os.kill(run.pids("ray::ShardRole")[0], signal.SIGSTOP)
         hung_at = time.monotonic()
-        before = run.wait_until(lambda: "has said nothing" in run.output.read_text() and run.summary(), 60)
-        goes_on = run.wait_until(lambda: run.summary()["train_steps"] > before["train_steps"] + 50 and run.summary(), 60)
+        before = run.wait_until(
+            lambda: "has said nothing" in run.output.read_text() and run.summary(), 60
+        )
+        goes_on = run.wait_until(
+            lambda: run.summary()["train_steps"] > before["train_steps"] + 50 and run.summary(), 60
+        )
         seconds = [time.monotonic() - hung_at]
         assert not goes_on["restarts"].get("shard"), "it hung all the time"
         run.wait_until(lambda: run.summary()["restarts"].get("shard"), 90)
         seconds.append(time.monotonic() - hung_at)
-        print("seconds until fifty more updates, and until it was replaced:", [round(s, 1) for s in seconds])
+        print(
+            "seconds until fifty more updates, and until it was replaced:",
+            [round(s, 1) for s in seconds],
+        )
         steps = run.summary()["agent_steps"]
         run.wait_until(lambda: run.summary()["agent_steps"] > steps + 200, 60)
         run.process.send_signal(signal.SIGINT)
@@ -94,17 +131,38 @@ def test_a_shard_that_hangs_costs_training_seconds_and_is_replaced_once(tmp_path
 
 @pytest.mark.long
 def test_a_run_without_an_env_trains_on_ray_and_goes_on(tmp_path):
-    folder, data = tmp_path / "run", str(tmp_path / "data.parquet")
-    with launched(folder, *WORDS, "--runtime", "local", "--run-dir", str(folder), "--env-steps", "300") as run:
+    folder = tmp_path / "run"
+    data = str(tmp_path / "data.parquet")
+    with launched(
+        folder, *WORDS, "--runtime", "local", "--run-dir", str(folder), "--env-steps", "300"
+    ) as run:
         assert run.finish() == 0, run.output.read_text()
     assert main(["export", str(folder), data]) == 0
     offline = tmp_path / "offline"
-    words = ["--preset", "debug", "--env", "none", "--replay.load", data, "--metrics-port", "0", "--replay.shards", "2"]
-    for words_now, steps in (([*words, "--run-dir", str(offline)], 200), (["--resume", str(offline)], 300)):
+    words = [
+        "--preset",
+        "debug",
+        "--env",
+        "none",
+        "--replay.load",
+        data,
+        "--metrics-port",
+        "0",
+        "--replay.shards",
+        "2",
+    ]
+    for words_now, steps in (
+        ([*words, "--run-dir", str(offline)], 200),
+        (["--resume", str(offline)], 300),
+    ):
         with launched(offline, *words_now, "--train-steps", str(steps)) as run:
             assert run.finish() == 0, run.output.read_text()
             assert run.leftovers() == []
         summary = json.loads((offline / "summary.json").read_text())
-        assert (summary["status"], summary["train_steps"], summary["env_steps"]) == ("completed", steps, 0)
+        assert (summary["status"], summary["train_steps"], summary["env_steps"]) == (
+            "completed",
+            steps,
+            0,
+        )
         assert summary["rows"]["inserted"] == summary["rows"]["stored"] > 300
     assert main(["verify", str(offline)]) == 0

@@ -15,12 +15,25 @@ from worldloom_dist.evaluate import evaluate
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400 * PATIENCE)]
 
-COUNTING = ["--preset", "debug", "--env", "toy:counting", "--workers", "2", "--replay.shards", "2", "--eval-episodes", "0"]
+COUNTING = [
+    "--preset",
+    "debug",
+    "--env",
+    "toy:counting",
+    "--workers",
+    "2",
+    "--replay.shards",
+    "2",
+    "--eval-episodes",
+    "0",
+]
 COUNTING += ["--inference", "central"]
 
 
 def check_rows(folder, summary) -> None:
-    """Every acknowledged row is there, once, in its place, and the books of the summary say the same."""
+    """Every acknowledged row is there, once, in its place, and the books of the summary say the
+    same.
+    """
     env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
     streams = read_journals(folder)
     decisions = [check_counting(rows_of(chunks, env)) for chunks in streams.values()]
@@ -32,12 +45,24 @@ def check_rows(folder, summary) -> None:
 
 
 def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
-    folder, port = tmp_path / "run", free_port()
-    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", str(port)]
+    folder = tmp_path / "run"
+    port = free_port()
+    words = [
+        *COUNTING,
+        "--run-dir",
+        str(folder),
+        "--env-steps",
+        "100000000",
+        "--metrics-port",
+        str(port),
+    ]
     with launched(folder, *words) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
-        os.killpg(run.process.pid, signal.SIGTERM)  # as timeout, Slurm and systemd do: the whole process group
+        text = (
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        )
+        # as timeout, Slurm and systemd do: the whole process group
+        os.killpg(run.process.pid, signal.SIGTERM)
         assert run.finish() == 0, run.output.read_text()
         stopped = run.summary()
         assert run.leftovers() == []
@@ -47,12 +72,16 @@ def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
     assert stopped["rows"]["lost_open"] == 0
     check_rows(folder, stopped)
     target = stopped["env_steps"] + 200
-    with launched(folder, "--resume", str(folder), "--env-steps", str(target), "--metrics-port", "0") as run:
+    with launched(
+        folder, "--resume", str(folder), "--env-steps", str(target), "--metrics-port", "0"
+    ) as run:
         assert run.finish() == 0, run.output.read_text()
         resumed = run.summary()
         assert run.leftovers() == []
     assert resumed["status"] == "completed"
-    assert target <= resumed["env_steps"] <= target + 2 * 2 * 16, "at most the open chunks of two workers too many"
+    assert target <= resumed["env_steps"] <= target + 2 * 2 * 16, (
+        "at most the open chunks of two workers too many"
+    )
     assert resumed["train_steps"] > stopped["train_steps"]
     before, after = (tuple(map(int, s["policy_version"].split("."))) for s in (stopped, resumed))
     assert after > before
@@ -65,21 +94,46 @@ def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
 
 def test_evaluate_gives_the_number_of_the_last_evaluation(tmp_path):
     folder = tmp_path / "run"
-    words = ["--preset", "debug", "--env-steps", "300", "--eval-every", "0", "--eval-episodes", "3", "--metrics-port", "0"]
-    with launched(folder, *words, "--learner.publish-every-s", "1000", "--run-dir", str(folder)) as run:
+    words = [
+        "--preset",
+        "debug",
+        "--env-steps",
+        "300",
+        "--eval-every",
+        "0",
+        "--eval-episodes",
+        "3",
+        "--metrics-port",
+        "0",
+    ]
+    with launched(
+        folder, *words, "--learner.publish-every-s", "1000", "--run-dir", str(folder)
+    ) as run:
         assert run.finish() == 0, run.output.read_text()
         summary = run.summary()
         assert run.leftovers() == []
     found = evaluate(folder)
     assert found["returns"] == summary["eval"]["returns"]
     assert found["train_steps"] == summary["train_steps"] == summary["eval"]["version"][1]
-    assert evaluate(folder, checkpoint="best")["train_steps"] == found["train_steps"], "its score reached the last checkpoint"
+    assert evaluate(folder, checkpoint="best")["train_steps"] == found["train_steps"], (
+        "its score reached the last checkpoint"
+    )
 
 
 @pytest.mark.chaos
 def test_no_killed_process_stops_the_run_or_costs_an_acknowledged_row(tmp_path):
     folder = tmp_path / "run"
-    words = [*COUNTING, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0", "--train-ratio", "6"]
+    words = [
+        *COUNTING,
+        "--run-dir",
+        str(folder),
+        "--env-steps",
+        "100000000",
+        "--metrics-port",
+        "0",
+        "--train-ratio",
+        "6",
+    ]
     kinds = {"worker": "Worker", "shard": "Shard", "learner": "Learner", "inference": "Inference"}
     kinds |= {"ledger": "Ledger", "weights": "WeightStore", "hub": "Hub"}
     with launched(folder, *words) as run:
@@ -96,7 +150,9 @@ def test_no_killed_process_stops_the_run_or_costs_an_acknowledged_row(tmp_path):
         assert run.leftovers() == []
     assert summary["status"] == "stopped"
     assert {kind: summary["restarts"][kind] for kind in kinds} == dict.fromkeys(kinds, 1)
-    assert summary["policy_version"].startswith("2."), "the second learner's versions are above the first one's"
+    assert summary["policy_version"].startswith("2."), (
+        "the second learner's versions are above the first one's"
+    )
     check_rows(folder, summary)
 
 

@@ -1,4 +1,6 @@
-"""A long run with a full replay: memory, open files and threads stay flat. ``WORLDLOOM_SOAK_MINUTES`` says how long (30)."""
+"""A long run with a full replay: memory, open files and threads stay flat.
+``WORLDLOOM_SOAK_MINUTES`` says how long (30).
+"""
 
 import os
 
@@ -20,6 +22,8 @@ def test_nothing_grows(tmp_path):
     assert len(found.growth) >= len(ROLES), "every role lived from the first look to the last"
     for name, one in found.growth.items():
         print(name, one)
-        assert one.memory_mb_per_hour < 1.0 or one.memory_mb_grown < 2.0, f"{name} grows by {one.memory_mb_per_hour:.2f} MB/h"
+        assert one.memory_mb_per_hour < 1.0 or one.memory_mb_grown < 2.0, (
+            f"{name} grows by {one.memory_mb_per_hour:.2f} MB/h"
+        )
         assert one.files_after <= one.files_before + 2, f"{name} leaks files"
         assert one.threads_after <= one.threads_before + 2, f"{name} leaks threads"

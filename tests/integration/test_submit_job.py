@@ -18,7 +18,18 @@ from tests.integration.running import marked
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--preset", "debug", "--env", "toy:counting", "--eval-episodes", "0", "--metrics-port", "0", "--workers", "1"]
+FLAGS = [
+    "--preset",
+    "debug",
+    "--env",
+    "toy:counting",
+    "--eval-episodes",
+    "0",
+    "--metrics-port",
+    "0",
+    "--workers",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +41,9 @@ def head():
 def submit(head: Head, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
     environment = {**head.environment, "WORLDLOOM_TEST_RUN": "", **changes}
     command = [sys.executable, "-m", "worldloom_dist.submit", "--address", head.url, *words]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
 
 
 def wait_until(condition, timeout_s: float = 240.0):
@@ -73,9 +86,15 @@ def test_a_job_whose_driver_was_killed_goes_on_with_its_run_when_it_is_submitted
     assert submit(head, "--job-id", "second", "--no-wait", "--", *flags).returncode == 0
 
     def summary():
-        return json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
+        return (
+            json.loads((folder / "summary.json").read_text())
+            if (folder / "summary.json").exists()
+            else {}
+        )
 
-    wait_until(lambda: summary().get("train_steps", 0) > 50 and any((folder / "checkpoints").glob("*")))
+    wait_until(
+        lambda: summary().get("train_steps", 0) > 50 and any((folder / "checkpoints").glob("*"))
+    )
     before = summary()
     for pid, line in marked(head.mark).items():
         if "worldloom_dist.job" in line.split():

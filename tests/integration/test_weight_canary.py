@@ -1,8 +1,10 @@
-"""Weights that nobody could mistake are published, and every acting process is seen to act with them.
+"""Weights that nobody could mistake are published, and every acting process is seen to act with
+them.
 
-The roles are the real ones on a real Ray: two workers with local inference, one that asks an inference server, a shard whose
-journal shows what arrived. There is no learner, so this test alone says which weights there are. The canary is a bias of the
-actor's output: with it every component of every action is positive, or negative, whatever is observed.
+The roles are the real ones on a real Ray: two workers with local inference, one that asks an
+inference server, a shard whose journal shows what arrived. There is no learner, so this test alone
+says which weights there are. The canary is a bias of the actor's output: with it every component of
+every action is positive, or negative, whatever is observed.
 """
 
 import dataclasses
@@ -23,16 +25,31 @@ from worldloom_dist.presets import PRESETS
 from worldloom_dist.replay.journal import JournalDamage, read_journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900 * PATIENCE), pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900 * PATIENCE),
+    pytest.mark.filterwarnings("default"),
+]
 
-AGENT = {"deter": 32, "hidden": 8, "stoch": 4, "classes": 4, "units": 8, "depth": 2, "blocks": 4, "replay_context": 0}
+AGENT = {
+    "deter": 32,
+    "hidden": 8,
+    "stoch": 4,
+    "classes": 4,
+    "units": 8,
+    "depth": 2,
+    "blocks": 4,
+    "replay_context": 0,
+}
 SLOTS = LOCAL_0, LOCAL_1, CENTRAL = range(3)
 SURE = 20.0
 """As a bias: a mean of +-1; as a negative one of the spread: the smallest spread there is, 0.1."""
 
 
 def plan_of() -> Plan:
-    """The band of the train ratio is so wide that workers never wait for the training that nobody does."""
+    """The band of the train ratio is so wide that workers never wait for the training that nobody
+    does.
+    """
     config = dataclasses.replace(
         PRESETS["debug"](),
         agent="dreamerv3:ci",
@@ -46,7 +63,9 @@ def plan_of() -> Plan:
 
 
 def weights(plan: Plan, update: int, sign: int) -> WeightsSnapshot:
-    """Version 1.``update`` of weights whose actions are positive, negative, or (0) the untrained ones."""
+    """Version 1.``update`` of weights whose actions are positive, negative, or (0) the untrained
+    ones.
+    """
     snapshot = make_agent(plan.agent, plan.env_spec, seed=update).policy_weights()
     arrays = {name: np.array(value) for name, value in snapshot.arrays().items()}
     if sign:
@@ -66,24 +85,37 @@ def stored(folder) -> dict[int, list[StoredChunk]]:
     return found
 
 
-def wait_for(folder, version: PolicyVersion, before: Mapping[int, int] | None = None) -> dict[int, list[StoredChunk]]:
-    """Wait until every worker has sent two chunks of a version, and two more than it had sent before."""
+def wait_for(
+    folder, version: PolicyVersion, before: Mapping[int, int] | None = None
+) -> dict[int, list[StoredChunk]]:
+    """Wait until every worker has sent two chunks of a version, and two more than it had sent
+    before.
+    """
     deadline = time.monotonic() + 240 * PATIENCE
     while time.monotonic() < deadline:
         found = stored(folder)
         if all(
-            sum(each.chunk.version == version for each in chunks) >= 2 and len(chunks) >= (before or {}).get(slot, 0) + 2
+            sum(each.chunk.version == version for each in chunks) >= 2
+            and len(chunks) >= (before or {}).get(slot, 0) + 2
             for slot, chunks in found.items()
         ):
             return found
         time.sleep(0.2)
-    raise AssertionError({slot: sorted({str(each.chunk.version) for each in found[slot]}) for slot in SLOTS})
+    raise AssertionError(
+        {slot: sorted({str(each.chunk.version) for each in found[slot]}) for slot in SLOTS}
+    )
 
 
 def decisions(plan: Plan, chunks: list[StoredChunk], version: PolicyVersion) -> np.ndarray:
     """Actions of one version, without those of last rows, which nobody took. [n, A]"""
-    parts = [decode_rows(each.chunk.payload, plan.columns) for each in chunks if each.chunk.version == version]
-    return np.concatenate([rows["action"][~(rows["terminated"] | rows["truncated"])] for rows in parts])
+    parts = [
+        decode_rows(each.chunk.payload, plan.columns)
+        for each in chunks
+        if each.chunk.version == version
+    ]
+    return np.concatenate(
+        [rows["action"][~(rows["terminated"] | rows["truncated"])] for rows in parts]
+    )
 
 
 def start_roles(plan: Plan, folder) -> None:
@@ -96,7 +128,8 @@ def start_roles(plan: Plan, folder) -> None:
     from worldloom_dist.runtime.worker_role import WorkerRole
 
     central = dataclasses.replace(plan, settled_inference=("central", "for this test"))
-    lasting, options = [], {"num_cpus": 0.001}
+    lasting = []
+    options = {"num_cpus": 0.001}
     lasting.append(start_actor(LedgerRole, "ledger-0", plan, 0, options=options))
     lasting.append(start_actor(WeightStoreRole, "weights-0", options=options))
     lasting.append(start_actor(ShardRole, "shard-0", plan, 0, folder, options=options))
@@ -105,15 +138,20 @@ def start_roles(plan: Plan, folder) -> None:
         handle.lifeline.remote()
     for slot in SLOTS:
         own = central if slot == CENTRAL else plan
-        start_actor(WorkerRole, f"worker-{slot}", own, slot, 0, options=options, threads=4).run.remote()
+        start_actor(
+            WorkerRole, f"worker-{slot}", own, slot, 0, options=options, threads=4
+        ).run.remote()
 
 
-def test_perturbed_weights_change_the_actions_of_every_worker_and_no_version_falls(tmp_path, monkeypatch):
+def test_perturbed_weights_change_the_actions_of_every_worker_and_no_version_falls(
+    tmp_path, monkeypatch
+):
     from worldloom_dist.runtime.cluster import ray_cluster
     from worldloom_dist.runtime.remote import Remote
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    plan, folder = plan_of(), tmp_path / "replay"
+    plan = plan_of()
+    folder = tmp_path / "replay"
     versions = [PolicyVersion(1, update) for update in range(3)]
     with ray_cluster(None, plan.run_id):
         start_roles(plan, folder)

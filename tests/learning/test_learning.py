@@ -1,4 +1,5 @@
-"""What the shipped presets learn from scratch. The seeds' spread is in benchmarks/results/quick_seeds.json.
+"""What the shipped presets learn from scratch. The seeds' spread is in
+benchmarks/results/quick_seeds.json.
 
 The short claim runs in ``make test``; the others belong to ``make test-long``.
 """
@@ -25,10 +26,15 @@ def train(folder, words: str, timeout_s: float) -> list[float]:
 
 @pytest.mark.timeout(600)
 def test_tdmpc2_ci_learns_pendulum_within_3000_steps(tmp_path):
-    words = "--preset quick --runtime local --env-steps 3000 --eval-every 0 --eval-episodes 20 --learner.threads 1"
+    words = (
+        "--preset quick --runtime local --env-steps 3000 --eval-every 0 --eval-episodes "
+        "20 --learner.threads 1"
+    )
     returns = train(tmp_path / "run", words, 580)
     assert len(returns) == 20
-    assert statistics.median(returns) >= -300, f"a random policy has about {RANDOM_PENDULUM}; got {returns}"
+    assert statistics.median(returns) >= -300, (
+        f"a random policy has about {RANDOM_PENDULUM}; got {returns}"
+    )
 
 
 @pytest.mark.ray
@@ -43,7 +49,10 @@ def test_the_quick_preset_solves_pendulum_through_ray(tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_dreamerv3_ci_balances_the_pole_within_2000_steps(tmp_path):
-    words = "--preset quick --runtime local --env gym:CartPole-v1 --agent dreamerv3:ci --env-steps 2000 --eval-every 0"
+    words = (
+        "--preset quick --runtime local --env gym:CartPole-v1 --agent dreamerv3:ci "
+        "--env-steps 2000 --eval-every 0"
+    )
     returns = train(tmp_path / "run", words + " --eval-episodes 20 --learner.threads 1", 2300)
     assert statistics.mean(returns) >= 400, returns
 
@@ -51,7 +60,15 @@ def test_dreamerv3_ci_balances_the_pole_within_2000_steps(tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_dreamerv3_ci_solves_the_pixel_toy_by_sight_within_4000_steps(tmp_path):
-    words = "--preset quick --runtime local --env toy:pixel --agent dreamerv3:ci --agent.batch-length 8 --agent.lr 1e-3"
-    words += " --agent.entropy-scale 0.03 --train-ratio 32 --env-steps 4000 --eval-every 0 --eval-episodes 20 --learner.threads 1"
+    words = (
+        "--preset quick --runtime local --env toy:pixel --agent dreamerv3:ci "
+        "--agent.batch-length 8 --agent.lr 1e-3"
+    )
+    words += (
+        " --agent.entropy-scale 0.03 --train-ratio 32 --env-steps 4000 --eval-every 0 "
+        "--eval-episodes 20 --learner.threads 1"
+    )
     returns = train(tmp_path / "run", words, 2300)
-    assert statistics.mean(returns) >= 12, f"the shortest way has about 17, whoever does not look 0; got {returns}"
+    assert statistics.mean(returns) >= 12, (
+        f"the shortest way has about 17, whoever does not look 0; got {returns}"
+    )

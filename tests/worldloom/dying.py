@@ -18,7 +18,9 @@ class DeathError(BaseException):
 
 @contextlib.contextmanager
 def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[int]]:
-    """Let the process die at the ``at``-th change of the file system; the clean-up of a process that lives is not done."""
+    """Let the process die at the ``at``-th change of the file system; the clean-up of a process
+    that lives is not done.
+    """
     calls = [0]
 
     def deadly(change: Callable[..., object]) -> Callable[..., object]:
@@ -31,7 +33,14 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[int]]:
         return call
 
     with monkeypatch.context() as patch:
-        for owner, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (Path, "rmdir"), (Path, "mkdir"), (Path, "write_text")):
+        for owner, name in (
+            (os, "rename"),
+            (os, "replace"),
+            (os, "fsync"),
+            (Path, "rmdir"),
+            (Path, "mkdir"),
+            (Path, "write_text"),
+        ):
             patch.setattr(owner, name, deadly(getattr(owner, name)))
         patch.setattr(files.shutil, "rmtree", lambda *args, **kwargs: None)
         with contextlib.suppress(DeathError):

@@ -24,10 +24,21 @@ def test_presets_and_settings_are_shown(capsys: pytest.CaptureFixture[str], tmp_
         assert json.loads(capsys.readouterr().out)["model_type"] == "mlp"
 
 
-def test_a_model_is_measured_and_drawn_on_its_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_model_is_measured_and_drawn_on_its_data(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     create_world_model("mlp:ci", obs_shape=(4,), action_dim=2).save_pretrained(tmp_path / "model")
-    create_random_buffer(60, (4,), 2, num_episodes=3, episode_length=20, seed=0).save(tmp_path / "data.npz")
-    words = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data.npz"), "--horizon", "3"]
+    create_random_buffer(60, (4,), 2, num_episodes=3, episode_length=20, seed=0).save(
+        tmp_path / "data.npz"
+    )
+    words = [
+        "--model",
+        str(tmp_path / "model"),
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--horizon",
+        "3",
+    ]
     assert main(["evaluate", *words]) == 0
     assert len(json.loads(capsys.readouterr().out)["obs_error"]) == 3
     assert main(["imagine", *words, "--output-dir", str(tmp_path / "out")]) == 0
@@ -43,7 +54,11 @@ def test_a_model_is_measured_and_drawn_on_its_data(capsys: pytest.CaptureFixture
         (["evaluate", "--horizon", "-3"], 2, "--horizon must be an integer >= 1, got -3"),
         (["evaluate", "--data", "nothing.npz"], 2, "nothing.npz"),
         (["info", "file"], 2, "got the file"),
-        (["imagine", "--model", "mlp:ci", "--horizon", "2", "--output-dir", "file/below"], 1, "file/below: cannot be written"),
+        (
+            ["imagine", "--model", "mlp:ci", "--horizon", "2", "--output-dir", "file/below"],
+            1,
+            "file/below: cannot be written",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(

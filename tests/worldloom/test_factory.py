@@ -3,13 +3,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldloom import MODEL_ALIASES, MODEL_CATALOG, create_world_model, get_config, get_model_info, list_models
+from worldloom import (
+    MODEL_ALIASES,
+    MODEL_CATALOG,
+    create_world_model,
+    get_config,
+    get_model_info,
+    list_models,
+)
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError
 from worldloom.core.registry import WorldModelRegistry
 from worldloom.factory import cache_dir
 
 
-@pytest.mark.parametrize("name", [n for n in MODEL_CATALOG if n not in ("tdmpc2:317m", "dreamerv3:size200m")])
+@pytest.mark.parametrize(
+    "name", [n for n in MODEL_CATALOG if n not in ("tdmpc2:317m", "dreamerv3:size200m")]
+)
 def test_the_catalog_counts_parameters(name: str) -> None:
     with torch.device("meta"):
         config = get_config(name, device="meta")
@@ -30,7 +39,11 @@ def test_names_and_facts_are_listed() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        *(("drimer", "Invalid model identifier"), ("./nowhere", "Invalid model identifier"), ("planet:5m", "Unknown model type")),
+        *(
+            ("drimer", "Invalid model identifier"),
+            ("./nowhere", "Invalid model identifier"),
+            ("planet:5m", "Unknown model type"),
+        ),
         *(("tdmpc2:6m", "Unknown size '6m'; did you mean"), ("dreamerv3:", "Unknown size")),
     ],
 )
@@ -57,7 +70,9 @@ def test_defaults_are_those_of_the_quick_start() -> None:
     assert create_world_model("mlp").config.obs_shape == (7,)
 
 
-def test_a_model_kept_in_the_cache_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_kept_in_the_cache_is_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLDLOOM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError):
@@ -65,7 +80,8 @@ def test_a_model_kept_in_the_cache_is_found_by_name(tmp_path: Path, monkeypatch:
     create_world_model("mlp:ci", latent_dim=8).save_pretrained(cache_dir() / "team" / "walker")
     assert create_world_model("team/walker").config.latent_dim == 8
     assert get_config("team/walker").latent_dim == 8
-    create_world_model("mlp:ci", latent_dim=9).save_pretrained("team/walker")  # a path that exists comes first
+    # a path that exists comes first
+    create_world_model("mlp:ci", latent_dim=9).save_pretrained("team/walker")
     assert create_world_model("team/walker").config.latent_dim == 9
     monkeypatch.delenv("WORLDLOOM_CACHE_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,6 @@
-"""Envs that do to their process what libraries and students do; each works, so a run with it must too."""
+"""Envs that do to their process what libraries and students do; each works, so a run with it must
+too.
+"""
 
 import asyncio
 import logging
@@ -42,7 +44,9 @@ class MovesInReset(Ordinary):
 
 
 class Careless(Ordinary):
-    """Turns off gradients, logging and Ctrl-C; sends the run the signal that it no longer handles after 100 steps."""
+    """Turns off gradients, logging and Ctrl-C; sends the run the signal that it no longer handles
+    after 100 steps.
+    """
 
     stops_after = 10**9
     total = 0
@@ -61,7 +65,9 @@ class Careless(Ordinary):
 
 
 class NeedsMainThread(Ordinary):
-    """Handles a signal, and asks for its thread's event loop, as some robot and simulator drivers do."""
+    """Handles a signal, and asks for its thread's event loop, as some robot and simulator drivers
+    do.
+    """
 
     def __init__(self):
         former = signal.signal(signal.SIGTERM, lambda *_: None)

@@ -16,7 +16,9 @@ def start(folder, *words) -> LocalRun:
     run_folder = RunFolder(folder)
     settings = (plan.config, plan.env_spec.to_dict(), {})
     run_folder.open(*settings)
-    return LocalRun(plan, run_folder, 0, StopFlag(), on_restored=lambda: run_folder.describe(*settings))
+    return LocalRun(
+        plan, run_folder, 0, StopFlag(), on_restored=lambda: run_folder.describe(*settings)
+    )
 
 
 def newest_state(folder) -> dict:
@@ -25,14 +27,23 @@ def newest_state(folder) -> dict:
 
 def flat(tree, path="") -> dict:
     if isinstance(tree, dict):
-        return {key: value for name, part in tree.items() for key, value in flat(part, f"{path}/{name}").items()}
+        return {
+            key: value
+            for name, part in tree.items()
+            for key, value in flat(part, f"{path}/{name}").items()
+        }
     if isinstance(tree, list | tuple):
-        return {key: value for index, part in enumerate(tree) for key, value in flat(part, f"{path}/{index}").items()}
+        return {
+            key: value
+            for index, part in enumerate(tree)
+            for key, value in flat(part, f"{path}/{index}").items()
+        }
     return {path: tree}
 
 
 def assert_equal_trees(one, two) -> None:
-    one, two = flat(one), flat(two)
+    one = flat(one)
+    two = flat(two)
     assert one.keys() == two.keys()
     for name, value in one.items():
         if isinstance(value, torch.Tensor):

@@ -1,4 +1,5 @@
-"""Counting envs, the later ones of which die: ``MortalEnv.healthy`` are well, and all that are built after them raise.
+"""Counting envs, the later ones of which die: ``MortalEnv.healthy`` are well, and all that are
+built after them raise.
 
 Those make ``LIFE`` steps first; with a negative one they cannot even be reset.
 """

@@ -1,4 +1,6 @@
-"""The binding resource follows from where the seconds went, and the advice has the right numbers."""
+"""The binding resource follows from where the seconds went, and the advice has the right
+numbers.
+"""
 
 import pytest
 
@@ -6,7 +8,9 @@ from worldloom_dist.binding import Use, judge
 
 
 def use(learner: dict, actors: dict, refused: float = 0.0, workers: int = 64) -> Use:
-    return Use(seconds=60.0, learner=learner, actors=actors, samples_refused=refused, workers=workers)
+    return Use(
+        seconds=60.0, learner=learner, actors=actors, samples_refused=refused, workers=workers
+    )
 
 
 BUSY = {"forward_backward": 57.0, "publish": 1.2, "wait_data": 1.8}
@@ -16,7 +20,9 @@ STARVED = {"forward_backward": 15.0, "wait_data": 45.0}
 def test_a_busy_learner_binds_and_idle_workers_are_counted():
     found = judge(use(BUSY, {"env": 100.0, "blocked": 1900.0}))
     assert (found.resource, round(found.share, 2)) == ("learner", 0.97)
-    assert str(found) == "learner-bound at 97%: 4 of 64 workers would suffice; raise --train-ratio or add --learners"
+    assert str(found) == (
+        "learner-bound at 97%: 4 of 64 workers would suffice; raise --train-ratio or add --learners"
+    )
     assert "suffice" not in judge(use(BUSY, {"env": 100.0})).advice
 
 

@@ -27,7 +27,9 @@ def test_good_env_gives_status_0_and_a_report(capsys: pytest.CaptureFixture[str]
         (["toy:point", "--timeout-s", "0"], "step_timeout_s must be > 0"),
     ],
 )
-def test_wrong_input_gives_status_2_and_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_gives_status_2_and_one_sentence(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -41,7 +43,9 @@ def test_wrong_flag_value_gives_status_2() -> None:
     assert caught.value.code == 2
 
 
-def test_broken_env_gives_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_broken_env_gives_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "worldloom" / "envs"))
     monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
     assert main(["faulty_envs:raises", "--steps", "50"]) == 1
@@ -49,7 +53,14 @@ def test_broken_env_gives_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_example_env_is_found_from_its_folder_and_fit_to_train_on() -> None:
-    command = [sys.executable, "-m", "worldloom_dist.check_env", "custom_env:Thermostat", "--steps", "200"]
+    command = [
+        sys.executable,
+        "-m",
+        "worldloom_dist.check_env",
+        "custom_env:Thermostat",
+        "--steps",
+        "200",
+    ]
     done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "good to train on" in done.stdout
@@ -70,7 +81,15 @@ class Env(PointEnv):
 
 def test_json_is_not_disturbed_by_an_env_that_prints(tmp_path: Path) -> None:
     (tmp_path / "printing.py").write_text(PRINTING)
-    command = [sys.executable, "-m", "worldloom_dist.check_env", "printing:Env", "--steps", "10", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "worldloom_dist.check_env",
+        "printing:Env",
+        "--steps",
+        "10",
+        "--json",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert json.loads(done.stdout)["spec"]["name"] == "printing:Env"

@@ -23,7 +23,8 @@ WORDS = ["--env", "toy:point", "--env.time-limit", "15", "--env-steps", "60"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    before, folder = torch.get_num_threads(), tmp_path_factory.mktemp("trained") / "run"
+    before = torch.get_num_threads()
+    folder = tmp_path_factory.mktemp("trained") / "run"
     assert start(folder, *WORDS).run() == "completed"
     torch.set_num_threads(before)
     return folder
@@ -37,7 +38,11 @@ def copied(trained: Path, folder: Path) -> Path:
 def test_manifest_names_the_env_its_spec_and_its_settings(trained: Path) -> None:
     (newest, *_) = CheckpointStore(trained / "checkpoints").folders()
     env = read_manifest(newest)["facts"]["env"]
-    assert (env["name"], env["settings"]["time_limit"], env["settings"]["action_repeat"]) == ("toy:point", 15, 1)
+    assert (env["name"], env["settings"]["time_limit"], env["settings"]["action_repeat"]) == (
+        "toy:point",
+        15,
+        1,
+    )
     assert EnvSpec.from_dict(env).obs["obs"].shape == (4,)
 
 
@@ -53,7 +58,9 @@ def test_copied_checkpoint_is_refused_where_the_env_differs(
     trained: Path, tmp_path: Path, words: list[str], difference: str
 ) -> None:
     folder = copied(trained, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=f"step-.* was trained with {difference}; set it back"):
+    with pytest.raises(
+        CheckpointError, match=f"step-.* was trained with {difference}; set it back"
+    ):
         start(folder, *WORDS, *words).run()
     for load in (evaluate, load_policy):
         with pytest.raises(CheckpointError, match=difference):
@@ -84,7 +91,10 @@ def test_checkpoint_that_says_nothing_of_its_env_is_loaded(trained: Path, tmp_pa
     run = start(folder, *WORDS, "--env.time-limit", "31", "--env-steps", "70")
     assert run.run() == "completed"
     torch.set_num_threads(before)
-    assert newest_state(folder)["learner"]["train_steps"] >= newest_state(trained)["learner"]["train_steps"]
+    assert (
+        newest_state(folder)["learner"]["train_steps"]
+        >= newest_state(trained)["learner"]["train_steps"]
+    )
 
 
 def test_facts_are_found_behind_a_url_too() -> None:

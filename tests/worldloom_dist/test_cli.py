@@ -1,4 +1,6 @@
-"""The command line: every flag is a field, and every mistake gets one sentence and exit status 2, before anything is written."""
+"""The command line: every flag is a field, and every mistake gets one sentence and exit status 2,
+before anything is written.
+"""
 
 import dataclasses
 import json
@@ -79,20 +81,40 @@ def test_underscores_and_equals_signs_are_accepted():
 
 
 def test_a_config_survives_json():
-    config = parse(["--run-dir", "runs/x", "--train-ratio", "3.5", "--agent.batch-size", "32", "--env.time-limit", "9"])
+    config = parse(
+        [
+            "--run-dir",
+            "runs/x",
+            "--train-ratio",
+            "3.5",
+            "--agent.batch-size",
+            "32",
+            "--env.time-limit",
+            "9",
+        ]
+    )
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--replay.capcity-steps 9", "--replay.capcity-steps: no such option; did you mean --replay.capacity-steps?"),
-        ("--agent.batch-sise 9", "--agent.batch-sise: no such option; did you mean --agent.batch-size?"),
+        (
+            "--replay.capcity-steps 9",
+            "--replay.capcity-steps: no such option; did you mean --replay.capacity-steps?",
+        ),
+        (
+            "--agent.batch-sise 9",
+            "--agent.batch-sise: no such option; did you mean --agent.batch-size?",
+        ),
         ("--workers many", "--workers: cannot be 'many'; it takes an integer"),
         ("--workers", "--workers: expected a value after it"),
         ("--workers 0", "workers must be an integer in [1, 100000], got 0"),
         ("--train-ratio -1", "train_ratio must be None or a number > 0, got -1.0"),
-        ("--replay.durability maybe", "--replay.durability: cannot be 'maybe'; allowed: none, journal, fsync"),
+        (
+            "--replay.durability maybe",
+            "--replay.durability: cannot be 'maybe'; allowed: none, journal, fsync",
+        ),
         ("--preset quik", "--preset: no preset named 'quik'; did you mean quick?"),
         ("quick", "quick: expected a flag like --env before it"),
         ("--resume /nowhere/at/all", "resume: /nowhere/at/all holds no run (no config.json)"),
@@ -108,7 +130,9 @@ def test_a_mistake_gets_one_sentence(words, expected):
 
 
 def test_all_mistakes_are_reported_together():
-    found = mistakes(*["--workers", "0", "--train-ratio", "-2", "--replay.shard", "2", "--seed", "x"])
+    found = mistakes(
+        *["--workers", "0", "--train-ratio", "-2", "--replay.shard", "2", "--seed", "x"]
+    )
     assert len(found) == 4
 
 
@@ -134,7 +158,9 @@ def test_all_mistakes_are_reported_together():
         ("--env.time-limit 0", "time_limit"),
     ],
 )
-def test_launch_refuses_with_status_2_and_writes_nothing(words, expected, capsys, tmp_path, monkeypatch):
+def test_launch_refuses_with_status_2_and_writes_nothing(
+    words, expected, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert launch.main(words.split()) == 2
     captured = capsys.readouterr()

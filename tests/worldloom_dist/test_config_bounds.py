@@ -1,4 +1,6 @@
-"""Every numeric setting of a run is finite, of its type, and inside its bounds, or is refused in a sentence that names it."""
+"""Every numeric setting of a run is finite, of its type, and inside its bounds, or is refused in a
+sentence that names it.
+"""
 
 import dataclasses
 import math
@@ -46,24 +48,38 @@ def test_number_that_cannot_work_is_refused_by_the_name_of_its_field(section, na
 
 
 def test_every_numeric_field_has_bounds_and_no_others_have():
-    bounded = {("", name) for name in BOUNDS} | {(section, name) for section in BOUNDS_OF for name in BOUNDS_OF[section]}
+    bounded = {("", name) for name in BOUNDS} | {
+        (section, name) for section in BOUNDS_OF for name in BOUNDS_OF[section]
+    }
     assert bounded == set(numeric_fields())
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("flag", ["--actors.pull-interval-s", "--train-ratio", "--replay.ram-gb", "--placement.wait-s"])
+@pytest.mark.parametrize(
+    "flag", ["--actors.pull-interval-s", "--train-ratio", "--replay.ram-gb", "--placement.wait-s"]
+)
 def test_command_line_refuses_what_is_not_finite(flag, value):
     with pytest.raises(ConfigurationError, match=r"must be (None or )?a finite number .*got"):
         parse([flag, value])
 
 
 @pytest.mark.parametrize(
-    "part", ["prioritised:nan", "prioritised:inf", "prioritised:1000", "recency:nan", "recency:-1", "recency:1e3"]
+    "part",
+    [
+        "prioritised:nan",
+        "prioritised:inf",
+        "prioritised:1000",
+        "recency:nan",
+        "recency:-1",
+        "recency:1e3",
+    ],
 )
 @pytest.mark.parametrize("share", ["", "0.5*"])
 def test_selector_parameters_have_bounds(part, share):
     text = f"{share}{part}" + ("+0.5*uniform" if share else "")
-    with pytest.raises(ConfigurationError, match=r"must have a parameter in \[0, (4|100)\] and a share in \[0, 1\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"needs a parameter in \[0, (4|100)\] and a share in \[0, 1\]"
+    ):
         parse_selector(text)
 
 

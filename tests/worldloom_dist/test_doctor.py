@@ -23,7 +23,19 @@ def by_name(findings):
 
 def test_everything_is_checked_and_every_problem_has_a_fix(tmp_path):
     found = by_name(check_machine(tmp_path / "runs"))
-    assert {"python", "worldloom", "torch", "cuda", "ray", "GL", "ffmpeg", "extras", "disk", "open files", "memory"} <= set(found)
+    assert {
+        "python",
+        "worldloom",
+        "torch",
+        "cuda",
+        "ray",
+        "GL",
+        "ffmpeg",
+        "extras",
+        "disk",
+        "open files",
+        "memory",
+    } <= set(found)
     assert found["python"].level == found["torch"].level == found["ray"].level == "ok"
     assert all(finding.fix for finding in found.values() if finding.level == "problem")
     assert str(tmp_path) in found["disk"].detail
@@ -32,8 +44,16 @@ def test_everything_is_checked_and_every_problem_has_a_fix(tmp_path):
 @pytest.mark.parametrize(
     ("patch", "name", "fix"),
     [
-        ((shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10, total=10**12)), "disk", "--run-dir"),
-        ((shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10, total=10**12)), "/dev/shm", "shm-size"),
+        (
+            (shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10, total=10**12)),
+            "disk",
+            "--run-dir",
+        ),
+        (
+            (shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10, total=10**12)),
+            "/dev/shm",
+            "shm-size",
+        ),
         ((machine.resource, "getrlimit", lambda kind: (256, 512)), "open files", "ulimit -n 4096"),
         ((machine.metadata, "version", lambda name: "2.40.0"), "ray", "ray[default,rllib]"),
         ((machine.os, "sysconf", lambda name: 4096), "memory", "4 GB"),
@@ -73,7 +93,10 @@ def test_rendering_is_tried_with_each_backend_in_a_process_of_its_own(monkeypatc
 
 
 def test_the_exit_status_says_whether_there_are_problems(monkeypatch, capsys):
-    findings = [Finding("python", "ok", "3.11"), Finding("ffmpeg", "note", "missing", "pip install x")]
+    findings = [
+        Finding("python", "ok", "3.11"),
+        Finding("ffmpeg", "note", "missing", "pip install x"),
+    ]
     monkeypatch.setattr(doctor, "check_machine", lambda folder: findings)
     assert doctor.main([]) == 0
     assert "-> pip install x" in capsys.readouterr().out
@@ -91,7 +114,12 @@ def test_an_address_where_nothing_listens_is_one_sentence(monkeypatch, capsys):
 def test_versions_that_differ_between_nodes_are_a_problem():
     from worldloom_dist.runtime.nodes import _compared
 
-    found = _compared({"a": [Finding("ray", "ok", "2.60.0")], "b": [Finding("ray", "ok", "2.55.0"), Finding("disk", "ok", "9 GB")]})
+    found = _compared(
+        {
+            "a": [Finding("ray", "ok", "2.60.0")],
+            "b": [Finding("ray", "ok", "2.55.0"), Finding("disk", "ok", "9 GB")],
+        }
+    )
     assert found["a"][0].level == "ok"
     assert found["b"][0].level == "problem"
     assert "install ray 2.60.0 here, as on a" in found["b"][0].fix

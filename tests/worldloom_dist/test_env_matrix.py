@@ -1,4 +1,6 @@
-"""One tiny run of each agent through every spelling of observation, action, reward, end and autoreset: exactly the env's rows."""
+"""One tiny run of each agent through every spelling of observation, action, reward, end and
+autoreset: exactly the env's rows.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,9 @@ def _envs_are_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def run(folder: Path, agent: str, env: str, *words: str, steps: int = 64) -> tuple[LocalRun, list[Any]]:
+def run(
+    folder: Path, agent: str, env: str, *words: str, steps: int = 64
+) -> tuple[LocalRun, list[Any]]:
     """The run, and the rows of every env."""
     done = start(folder, *TINY[agent], "--env", env, "--env-steps", str(steps), *words)
     assert done.run() == "completed"
@@ -47,7 +51,10 @@ def number_in(column: np.ndarray, *, is_one_hot: bool) -> np.ndarray:
     return flat[:, 0]
 
 
-@pytest.mark.parametrize(("agent", "env"), [("tdmpc2:ci", "moves"), ("dreamerv3:ci", "moves"), ("dreamerv3:ci", "choices")])
+@pytest.mark.parametrize(
+    ("agent", "env"),
+    [("tdmpc2:ci", "moves"), ("dreamerv3:ci", "moves"), ("dreamerv3:ci", "choices")],
+)
 def test_everything_in_every_unusual_way(agent: str, env: str, tmp_path: Path) -> None:
     done, (rows,) = run(tmp_path, agent, f"odd_envs:{env}")
     t = np.tile(np.arange(odd_envs.LENGTH + 1), 9)[: len(rows["reward"])]
@@ -56,13 +63,30 @@ def test_everything_in_every_unusual_way(agent: str, env: str, tmp_path: Path) -
     assert rows["is_first"].tolist() == (t == 0).tolist()
     assert not rows["terminated"].any()
     assert rows["truncated"].tolist() == (t == odd_envs.LENGTH).tolist()
-    shapes = {key: rows[f"obs/{key}"].shape[1:] for key in ("first", "grey", "picture", "stack", "class", "classes", "half")}
+    shapes = {
+        key: rows[f"obs/{key}"].shape[1:]
+        for key in ("first", "grey", "picture", "stack", "class", "classes", "half")
+    }
     assert shapes == {
-        "first": (48, 40, 3), "grey": (33, 34, 1), "picture": (48, 40, 3), "stack": (40, 48, 6), "class": (30,), "classes": (70,),
+        "first": (48, 40, 3),
+        "grey": (33, 34, 1),
+        "picture": (48, 40, 3),
+        "stack": (40, 48, 6),
+        "class": (30,),
+        "classes": (70,),
         "half": (1, 2),
-    }  # fmt: skip
+    }
     assert "obs/none" not in rows
-    for key in ("double", "first", "grey", "half", "inner/pair/0", "inner/pair/1", "picture", "stack"):
+    for key in (
+        "double",
+        "first",
+        "grey",
+        "half",
+        "inner/pair/0",
+        "inner/pair/1",
+        "picture",
+        "stack",
+    ):
         assert number_in(rows[f"obs/{key}"], is_one_hot=False).tolist() == t.tolist(), key
     assert number_in(rows["obs/bits"], is_one_hot=False).tolist() == (t % 2).tolist()
     assert number_in(rows["obs/class"], is_one_hot=True).tolist() == t.tolist()
@@ -72,13 +96,23 @@ def test_everything_in_every_unusual_way(agent: str, env: str, tmp_path: Path) -
     assert done.report.quarantined == {}
 
 
-MODES = ["next_step", "same_step", "disabled", "same_step_dict", "silent_next_step", "silent_same_step", "spelled_out"]
+MODES = [
+    "next_step",
+    "same_step",
+    "disabled",
+    "same_step_dict",
+    "silent_next_step",
+    "silent_same_step",
+    "spelled_out",
+]
 
 
 @pytest.mark.parametrize("agent", TINY)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_autoreset_gives_the_rows_of_the_envs(agent: str, mode: str, tmp_path: Path) -> None:
-    _, streams = run(tmp_path, agent, f"counting_vectors:{mode}", "--envs-per-worker", "2", steps=96)
+    _, streams = run(
+        tmp_path, agent, f"counting_vectors:{mode}", "--envs-per-worker", "2", steps=96
+    )
     assert len(streams) == 2
     for rows in streams:
         assert check_counting(rows) >= 40

@@ -1,4 +1,6 @@
-"""Only the documented names save and restore an env; every other env begins new episodes where a run goes on."""
+"""Only the documented names save and restore an env; every other env begins new episodes where a
+run goes on.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -38,7 +40,8 @@ def test_env_with_the_documented_names_goes_on_exactly(tmp_path: Path) -> None:
     assert start(tmp_path / "whole", *words, "--env-steps", "180").run() == "completed"
     assert start(tmp_path / "parts", *words, "--env-steps", "120").run() == "completed"
     assert start(tmp_path / "parts", *words, "--env-steps", "180").run() == "completed"
-    whole, parts = newest_state(tmp_path / "whole"), newest_state(tmp_path / "parts")
+    whole = newest_state(tmp_path / "whole")
+    parts = newest_state(tmp_path / "parts")
     assert set(whole["workers"][0]["env"][0]["adapter"]["env"]) == {"t", "rng"}
     assert_equal_trees(whole["learner"], parts["learner"])
     assert_equal_trees(whole["workers"], parts["workers"])
@@ -65,5 +68,7 @@ def test_checkpoint_of_an_env_that_cannot_be_restored_any_more_is_resumed_with_n
 
 
 def test_state_that_cannot_be_told_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(EnvFailureError, match=r"worldloom_get_state raised RuntimeError: the simulator$"):
+    with pytest.raises(
+        EnvFailureError, match=r"worldloom_get_state raised RuntimeError: the simulator$"
+    ):
         start(tmp_path, "--env", "odd_envs:Unsavable", "--env-steps", "80").run()

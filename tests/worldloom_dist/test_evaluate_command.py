@@ -23,12 +23,16 @@ class PrintingEnv(PointEnv):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("evaluate") / "run"
     before = torch.get_num_threads()
-    assert start(folder, "--env", f"{__name__}:PrintingEnv", "--env-steps", "60").run() == "completed"
+    assert (
+        start(folder, "--env", f"{__name__}:PrintingEnv", "--env-steps", "60").run() == "completed"
+    )
     torch.set_num_threads(before)
     return folder
 
 
-def test_json_is_not_disturbed_by_an_env_that_prints(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_is_not_disturbed_by_an_env_that_prints(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(run), "--episodes", "2"]) == 0
     captured = capfd.readouterr()
     assert json.loads(captured.out)["episodes"] == 2
@@ -83,7 +87,9 @@ def test_ctrl_c_leaves_an_evaluation_at_once_with_one_sentence(
     assert captured.out == ""
 
 
-def test_evaluation_that_takes_too_long_ends_with_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_that_takes_too_long_ends_with_status_1(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(run), "--timeout", "1e-6"]) == 1
     assert "error: the evaluation took longer than 1e-06 s" in capsys.readouterr().err
 

@@ -1,4 +1,6 @@
-"""Runs with envs that change their process: the run goes on as if they did not, and its files lie where they belong."""
+"""Runs with envs that change their process: the run goes on as if they did not, and its files lie
+where they belong.
+"""
 
 import dataclasses
 import json
@@ -25,7 +27,8 @@ HOME = "tests.worldloom_dist.foreign_envs"
 
 @pytest.fixture(autouse=True)
 def _as_before():
-    threads, handlers = torch.get_num_threads(), [*logging.root.handlers]
+    threads = torch.get_num_threads()
+    handlers = [*logging.root.handlers]
     yield
     torch.set_num_threads(threads)
     for handler in {*logging.root.handlers} - {*handlers}:
@@ -34,12 +37,25 @@ def _as_before():
 
 
 @pytest.mark.parametrize("env", ["MovesInInit", "MovesInReset"])
-def test_a_run_keeps_its_place_when_its_env_changes_the_working_directory(tmp_path, monkeypatch, env):
+def test_a_run_keeps_its_place_when_its_env_changes_the_working_directory(
+    tmp_path, monkeypatch, env
+):
     (tmp_path / "here").mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
     monkeypatch.chdir(tmp_path / "here")
-    words = ["--env", f"{HOME}:{env}", "--eval-episodes", "1", "--eval-every", "60", "--env-steps", "120", "--metrics-port", "0"]
+    words = [
+        "--env",
+        f"{HOME}:{env}",
+        "--eval-episodes",
+        "1",
+        "--eval-every",
+        "60",
+        "--env-steps",
+        "120",
+        "--metrics-port",
+        "0",
+    ]
     assert main([*SMALL, *words]) == 0
     monkeypatch.chdir(tmp_path / "here")
     assert not any((tmp_path / "elsewhere").iterdir())
@@ -53,9 +69,20 @@ def test_a_run_keeps_its_place_when_its_env_changes_the_working_directory(tmp_pa
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
-def test_an_env_that_turns_off_gradients_logging_and_signals_turns_off_nothing(tmp_path, monkeypatch, capsys):
+def test_an_env_that_turns_off_gradients_logging_and_signals_turns_off_nothing(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(Careless, "stops_after", 100)
-    words = ["--env", f"{HOME}:Careless", "--env-steps", "4000", "--run-dir", str(tmp_path / "run"), "--metrics-port", "0"]
+    words = [
+        "--env",
+        f"{HOME}:Careless",
+        "--env-steps",
+        "4000",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--metrics-port",
+        "0",
+    ]
     assert main([*SMALL, *words]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "stopped"
@@ -68,7 +95,11 @@ def test_an_env_that_turns_off_gradients_logging_and_signals_turns_off_nothing(t
 
 
 def test_an_env_that_needs_a_main_thread_has_one_in_workers_and_evaluations_of_ray_runs():
-    plan = resolve(parse([*SMALL, "--runtime", "ray", "--env", f"{HOME}:NeedsMainThread", "--eval-episodes", "1"]))
+    plan = resolve(
+        parse(
+            [*SMALL, "--runtime", "ray", "--env", f"{HOME}:NeedsMainThread", "--eval-episodes", "1"]
+        )
+    )
     reason = needs_main_thread(plan.env)
     assert "signal only works in main thread" in reason
     plan = dataclasses.replace(plan, needs_main_thread=reason)

@@ -1,4 +1,6 @@
-"""A disk that takes no more: one sentence, the right status, what was written before is whole, and the run goes on later."""
+"""A disk that takes no more: one sentence, the right status, what was written before is whole, and
+the run goes on later.
+"""
 
 import errno
 import json
@@ -22,7 +24,8 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.fixture(autouse=True)
 def _restored():
-    threads, root = torch.get_num_threads(), logging.getLogger()
+    threads = torch.get_num_threads()
+    root = logging.getLogger()
     before = [*root.handlers]
     yield
     torch.set_num_threads(threads)
@@ -35,9 +38,15 @@ def summary_of(folder) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("error", [FULL, SafetensorError("Error while serializing: I/O error: No space left on device")])
-def test_checkpoint_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path, monkeypatch, capsys, error):
-    folder, save, made = tmp_path / "run", CheckpointStore.save, []
+@pytest.mark.parametrize(
+    "error", [FULL, SafetensorError("Error while serializing: I/O error: No space left on device")]
+)
+def test_checkpoint_that_cannot_be_written_ends_the_run_with_one_sentence(
+    tmp_path, monkeypatch, capsys, error
+):
+    folder = tmp_path / "run"
+    save = CheckpointStore.save
+    made = []
 
     def save_once(store, *args):
         if made:
@@ -62,7 +71,9 @@ def test_checkpoint_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_pa
     assert verify_run(folder).problems == []
 
 
-def test_summary_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path, monkeypatch, capsys):
+def test_summary_that_cannot_be_written_ends_the_run_with_one_sentence(
+    tmp_path, monkeypatch, capsys
+):
     folder = tmp_path / "run"
 
     def full(*_):
@@ -70,9 +81,15 @@ def test_summary_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path,
 
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "write_summary", full)
-        assert main([*SMALL, "--metrics-port", "0", "--env-steps", "60", "--run-dir", str(folder)]) == 1
+        assert (
+            main([*SMALL, "--metrics-port", "0", "--env-steps", "60", "--run-dir", str(folder)])
+            == 1
+        )
     shown = capsys.readouterr()
-    assert "the run failed: [Errno 28] No space left on device" in (shown.out + shown.err).strip().splitlines()[-1]
+    assert (
+        "the run failed: [Errno 28] No space left on device"
+        in (shown.out + shown.err).strip().splitlines()[-1]
+    )
     assert "Traceback" not in shown.out + shown.err
     assert main(["--resume", str(folder)]) == 0
 
@@ -106,7 +123,9 @@ def test_log_that_cannot_be_written_says_so_once(tmp_path, capsys, monkeypatch):
     assert "Traceback" not in shown
 
 
-def test_failed_run_whose_summary_cannot_be_written_still_tells_its_own_failure(tmp_path, monkeypatch):
+def test_failed_run_whose_summary_cannot_be_written_still_tells_its_own_failure(
+    tmp_path, monkeypatch
+):
     run = start(tmp_path / "run", "--env-steps", "60")
 
     def broken(*_):
@@ -117,6 +136,10 @@ def test_failed_run_whose_summary_cannot_be_written_still_tells_its_own_failure(
 
     monkeypatch.setattr(run.learner, "train", broken)
     write = RunFolder.write_summary
-    monkeypatch.setattr(RunFolder, "write_summary", lambda *args: full() if args[1]["status"] == "failed" else write(*args))
+    monkeypatch.setattr(
+        RunFolder,
+        "write_summary",
+        lambda *args: full() if args[1]["status"] == "failed" else write(*args),
+    )
     with pytest.raises(RuntimeError, match="the learner is broken"):
         run.run()

@@ -9,10 +9,21 @@ from worldloom_dist.job import job_words, main
 from worldloom_dist.runtime.jobs import SUMMARY_MARK
 
 
-def test_a_job_joins_its_cluster_and_goes_on_with_its_run_when_it_is_tried_again(monkeypatch, tmp_path):
+def test_a_job_joins_its_cluster_and_goes_on_with_its_run_when_it_is_tried_again(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("WORLDLOOM_RUNS", str(tmp_path))
     words = job_words(["--workers", "3"], "job-1")
-    assert words == ["--workers", "3", "--run-dir", f"{tmp_path}/job-1", "--if-exists", "resume", "--address", "auto"]
+    assert words == [
+        "--workers",
+        "3",
+        "--run-dir",
+        f"{tmp_path}/job-1",
+        "--if-exists",
+        "resume",
+        "--address",
+        "auto",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -35,8 +46,13 @@ def test_the_summary_is_one_marked_line_and_the_exit_status_is_the_launchs(named
 
     flags = [named + str(tmp_path)] if named.endswith("=") else [named, str(tmp_path)]
     assert main(["--job-id", "a", "--", *flags], launch) == 1
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(SUMMARY_MARK)]
-    assert json.loads(line.removeprefix(SUMMARY_MARK)) == {"run_dir": str(tmp_path), "summary": {"status": "failed"}}
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(SUMMARY_MARK)
+    ]
+    assert json.loads(line.removeprefix(SUMMARY_MARK)) == {
+        "run_dir": str(tmp_path),
+        "summary": {"status": "failed"},
+    }
 
 
 def test_a_launch_that_wrote_nothing_says_no_summary(tmp_path, capsys):

@@ -24,7 +24,9 @@ def restored_root():
             root.addHandler(handler)
 
 
-def test_each_line_appears_once_on_the_terminal_and_once_in_the_log(tmp_path, restored_root, capsys):
+def test_each_line_appears_once_on_the_terminal_and_once_in_the_log(
+    tmp_path, restored_root, capsys
+):
     restored_root.addHandler(logging.StreamHandler(sys.stderr))  # what absl leaves behind
     open_log(RunFolder(tmp_path))
     logging.getLogger("worldloom_dist").info("one line")
@@ -46,7 +48,16 @@ class BuiltOnceEnv(PointEnv):
 @pytest.mark.usefixtures("restored_root")
 def test_env_that_cannot_be_built_any_more_fails_the_run_and_is_no_wrong_input(tmp_path):
     folder = tmp_path / "run"
-    words = ["--preset", "debug", "--runtime", "local", "--env", f"{__name__}:BuiltOnceEnv", "--run-dir", str(folder)]
+    words = [
+        "--preset",
+        "debug",
+        "--runtime",
+        "local",
+        "--env",
+        f"{__name__}:BuiltOnceEnv",
+        "--run-dir",
+        str(folder),
+    ]
     threads = torch.get_num_threads()
     assert main(words) == 1
     torch.set_num_threads(threads)

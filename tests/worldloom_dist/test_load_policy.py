@@ -1,4 +1,6 @@
-"""A trained policy leaves its run: it plays where it was trained, and its episodes are training data."""
+"""A trained policy leaves its run: it plays where it was trained, and its episodes are training
+data.
+"""
 
 from pathlib import Path
 

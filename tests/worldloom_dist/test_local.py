@@ -1,4 +1,6 @@
-"""The lock-step runtime: what it stores, and that a resumed run equals one that was never interrupted."""
+"""The lock-step runtime: what it stores, and that a resumed run equals one that was never
+interrupted.
+"""
 
 import json
 
@@ -21,7 +23,10 @@ def _one_thread():
 
 
 def payloads(folder) -> dict:
-    return {stream: [stored.chunk for stored in chunks] for stream, chunks in read_journals(folder).items()}
+    return {
+        stream: [stored.chunk for stored in chunks]
+        for stream, chunks in read_journals(folder).items()
+    }
 
 
 @pytest.mark.parametrize("env", ["toy:point", "gym:Pendulum-v1"])
@@ -30,25 +35,32 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
     assert start(tmp_path / "whole", *words).run() == "completed"
     broken = start(tmp_path / "broken", *words)
     broken._restore()
-    while broken.report.env_steps < 150:  # a checkpoint at 120, then 30 steps that the kill takes away
+    # a checkpoint at 120, then 30 steps that the kill takes away
+    while broken.report.env_steps < 150:
         broken.round()
     broken.replay.close()  # as death does: the lock goes, everything in memory is lost
     resumed = start(tmp_path / "broken", *words)
     assert resumed.run() == "completed"
-    whole, again = newest_state(tmp_path / "whole"), newest_state(tmp_path / "broken")
+    whole = newest_state(tmp_path / "whole")
+    again = newest_state(tmp_path / "broken")
     assert_equal_trees(whole["learner"], again["learner"])
     assert_equal_trees(whole["limiter"], again["limiter"])
     assert payloads(tmp_path / "whole") == payloads(tmp_path / "broken")
 
 
-def test_a_run_that_is_resumed_and_killed_at_once_does_not_claim_to_have_ended(tmp_path, monkeypatch):
+def test_a_run_that_is_resumed_and_killed_at_once_does_not_claim_to_have_ended(
+    tmp_path, monkeypatch
+):
     folder = tmp_path / "run"
     assert start(folder, "--env-steps", "100").run() == "completed"
-    before, seen = json.loads((folder / "summary.json").read_text()), []
+    before = json.loads((folder / "summary.json").read_text())
+    seen = []
     resumed = start(folder, "--env-steps", "200")
 
     def die():
-        """Look at what a kill would leave; a KeyboardInterrupt has the summary written once more."""
+        """Look at what a kill would leave; a KeyboardInterrupt has the summary written
+        once more.
+        """
         seen.append(json.loads((folder / "summary.json").read_text()))
         raise KeyboardInterrupt
 
@@ -72,29 +84,60 @@ def test_evaluate_gives_the_number_of_the_last_evaluation_and_its_checkpoint_is_
     assert run.run() == "completed"
     torch.set_num_threads(2)  # as in a process of its own
     found = evaluate(tmp_path / "run")
-    assert found["returns"] == json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["returns"]
+    assert (
+        found["returns"]
+        == json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["returns"]
+    )
     assert torch.get_num_threads() == 2
-    assert evaluate(tmp_path / "run", checkpoint="best")["train_steps"] == found["train_steps"] == run.learner.train_steps
+    assert (
+        evaluate(tmp_path / "run", checkpoint="best")["train_steps"]
+        == found["train_steps"]
+        == run.learner.train_steps
+    )
 
 
 def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):
-    run = start(tmp_path / "run", "--env", "toy:counting", "--workers", "2", "--envs-per-worker", "2", "--env-steps", "400")
+    run = start(
+        tmp_path / "run",
+        "--env",
+        "toy:counting",
+        "--workers",
+        "2",
+        "--envs-per-worker",
+        "2",
+        "--env-steps",
+        "400",
+    )
     assert run.run() == "completed"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     env = EnvSpec.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())["env"])
     streams = read_journals(tmp_path / "run")
     assert len(streams) == 4
-    assert sum(check_counting(rows_of(chunks, env)) for chunks in streams.values()) == summary["agent_steps"]
-    assert summary["rows"]["inserted"] == summary["rows"]["stored"] == sum(len(rows_of(c, env)["reward"]) for c in streams.values())
+    assert (
+        sum(check_counting(rows_of(chunks, env)) for chunks in streams.values())
+        == summary["agent_steps"]
+    )
+    assert (
+        summary["rows"]["inserted"]
+        == summary["rows"]["stored"]
+        == sum(len(rows_of(c, env)["reward"]) for c in streams.values())
+    )
     limits = run._plan.limits
-    owed = limits.train_ratio * (summary["agent_steps"] - limits.prefill_agent_steps) + limits.burst_positions
+    owed = (
+        limits.train_ratio * (summary["agent_steps"] - limits.prefill_agent_steps)
+        + limits.burst_positions
+    )
     assert owed - limits.batch_positions < summary["replayed_steps"] <= owed
 
 
 def test_ten_bad_updates_in_a_row_end_the_run_and_say_where_the_batches_are(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "400")
     state = run.learner.agent.state_dict()
-    weights = [t for t in flat(state).values() if isinstance(t, torch.Tensor) and t.is_floating_point() and t.dim() >= 2]
+    weights = [
+        t
+        for t in flat(state).values()
+        if isinstance(t, torch.Tensor) and t.is_floating_point() and t.dim() >= 2
+    ]
     for tensor in weights:
         tensor.fill_(float("nan"))
     run.learner.agent.load_state_dict(state)

@@ -1,4 +1,6 @@
-"""DreamerV3 in lock-step: a killed and resumed run equals a whole one, latents in replay included; reports change nothing."""
+"""DreamerV3 in lock-step: a killed and resumed run equals a whole one, latents in replay included;
+reports change nothing.
+"""
 
 import json
 
@@ -11,12 +13,37 @@ from worldloom_dist.local import LocalRun
 from worldloom_dist.ports import SampleRequest
 
 TINY = {
-    "deter": 16, "hidden": 8, "units": 8, "stoch": 4, "classes": 4, "depth": 2, "bins": 41, "batch-size": 2, "batch-length": 6,
-    "imagine-length": 3, "warmup": 2, "report-length": 4,
-}  # fmt: skip
+    "deter": 16,
+    "hidden": 8,
+    "units": 8,
+    "stoch": 4,
+    "classes": 4,
+    "depth": 2,
+    "bins": 41,
+    "batch-size": 2,
+    "batch-length": 6,
+    "imagine-length": 3,
+    "warmup": 2,
+    "report-length": 4,
+}
 WORDS = [
-    *("--agent", "dreamerv3:ci", *(word for name, value in TINY.items() for word in (f"--agent.{name}", str(value)))),
-    *("--train-ratio", "3", "--runtime", "local", "--learner.threads", "1", "--eval-episodes", "0", "--metrics-port", "0"),
+    *(
+        "--agent",
+        "dreamerv3:ci",
+        *(word for name, value in TINY.items() for word in (f"--agent.{name}", str(value))),
+    ),
+    *(
+        "--train-ratio",
+        "3",
+        "--runtime",
+        "local",
+        "--learner.threads",
+        "1",
+        "--eval-episodes",
+        "0",
+        "--metrics-port",
+        "0",
+    ),
     *("--learner.checkpoint-every-steps", "36", "--actors.chunk-rows", "6", "--env", "toy:pixel"),
 ]
 
@@ -39,12 +66,14 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path):
     assert whole.run() == "completed"
     broken = start(tmp_path / "broken", *words)
     broken._restore()
-    while broken.report.env_steps < 60:  # a checkpoint at 36 or soon after, then steps that the kill takes away
+    # a checkpoint at 36 or soon after, then steps that the kill takes away
+    while broken.report.env_steps < 60:
         broken.round()
     broken.replay.close()  # as death does: the lock goes, everything in memory is lost
     resumed = start(tmp_path / "broken", *words)
     assert resumed.run() == "completed"
-    expected, found = newest_state(tmp_path / "whole"), newest_state(tmp_path / "broken")
+    expected = newest_state(tmp_path / "whole")
+    found = newest_state(tmp_path / "broken")
     agent = expected["learner"]["agent"]
     assert expected["learner"]["train_steps"] > 10
     assert any(name.startswith("slow_critic") for name in agent["networks"])
@@ -62,8 +91,13 @@ def test_reports_are_drawn_and_change_nothing(tmp_path):
     for name, every in (("with", "12"), ("without", "0")):
         run = start(tmp_path / name, *words, "--learner.report-every-steps", every)
         assert run.run() == "completed"
-    assert_equal_trees(newest_state(tmp_path / "with")["learner"], newest_state(tmp_path / "without")["learner"])
-    lines = [json.loads(line) for line in (tmp_path / "with" / "videos" / "index.jsonl").read_text().splitlines()]
+    assert_equal_trees(
+        newest_state(tmp_path / "with")["learner"], newest_state(tmp_path / "without")["learner"]
+    )
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "with" / "videos" / "index.jsonl").read_text().splitlines()
+    ]
     assert lines[0]["env_steps"] < lines[-1]["env_steps"]
     assert lines[-1]["env_steps"] == run.report.env_steps
     assert {line["name"] for line in lines} == {"open_loop/obs"}
@@ -72,7 +106,16 @@ def test_reports_are_drawn_and_change_nothing(tmp_path):
 
 
 def test_without_replay_context_a_run_stores_and_refreshes_no_latents(tmp_path):
-    run = start(tmp_path / "run", *WORDS, "--workers", "1", "--env-steps", "30", "--agent.replay-context", "0")
+    run = start(
+        tmp_path / "run",
+        *WORDS,
+        "--workers",
+        "1",
+        "--env-steps",
+        "30",
+        "--agent.replay-context",
+        "0",
+    )
     assert run.run() == "completed"
     assert run.learner.train_steps > 0
     assert not any(name.startswith("latent/") for name in stored_rows(run))

@@ -32,13 +32,25 @@ def summary_of(folder) -> dict:
 
 
 def check_rows(folder) -> dict:
-    """Every stored row is right (a broken episode is cut short); returns the number of decisions by slot."""
+    """Every stored row is right (a broken episode is cut short); returns the number of decisions by
+    slot.
+    """
     env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
     decisions = {}
     for stream, chunks in read_journals(folder).items():
         rows = rows_of(chunks, env)
-        starts = [*(t for t in range(len(rows["reward"])) if rows["is_first"][t] and rows["obs"][t, 0] == 0), len(rows["reward"])]
-        lives = [{name: value[a:b] for name, value in rows.items()} for a, b in itertools.pairwise(starts)]
+        starts = [
+            *(
+                t
+                for t in range(len(rows["reward"]))
+                if rows["is_first"][t] and rows["obs"][t, 0] == 0
+            ),
+            len(rows["reward"]),
+        ]
+        lives = [
+            {name: value[a:b] for name, value in rows.items()}
+            for a, b in itertools.pairwise(starts)
+        ]
         decisions[stream.slot] = sum(check_counting(life) for life in lives)
     return decisions
 
@@ -51,10 +63,14 @@ def test_worker_without_envs_is_left_out_and_named_and_the_run_completes(tmp_pat
         assert run.run() == "completed"
     summary = summary_of(folder)
     assert summary["quarantined"] == {
-        "worker-1": "no env is left of 1; the last failure: env 0 raised: RuntimeError: broken on purpose",
+        "worker-1": (
+            "no env is left of 1; the last failure: env 0 raised: RuntimeError: broken on purpose"
+        ),
         "worker-1/env-0": BROKEN,
     }
-    assert "worker-1 is given up: no env is left of 1; the last failure: env 0 raised" in caplog.text
+    assert (
+        "worker-1 is given up: no env is left of 1; the last failure: env 0 raised" in caplog.text
+    )
     decisions = check_rows(folder)
     assert sum(decisions.values()) == summary["agent_steps"] >= 180
     assert decisions[1] == 2 * MortalEnv.LIFE, "both lives of its env are stored"
@@ -71,7 +87,10 @@ def test_too_few_workers_end_the_run_with_the_reasons_and_a_checkpoint(tmp_path)
     folder = tmp_path / "run"
     run = start(folder, *WORDS, "--workers", "2", "--env-steps", "1000", "--actors.min-live", "2")
     MortalEnv.healthy = 1
-    with pytest.raises(TrainingError, match=r"only 1 of 2 env workers are left, and actors.min_live is 2 \(worker-1: no env"):
+    with pytest.raises(
+        TrainingError,
+        match=r"only 1 of 2 env workers are left, and actors.min_live is 2 \(worker-1: no env",
+    ):
         run.run()
     summary = summary_of(folder)
     assert summary["status"] == "failed"
@@ -81,7 +100,15 @@ def test_too_few_workers_end_the_run_with_the_reasons_and_a_checkpoint(tmp_path)
 
 def test_run_that_fails_in_an_evaluation_has_saved_what_it_trained(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    words = [*WORDS, "--eval-every", "100", "--eval-episodes", "2", "--learner.checkpoint-every-steps", "10000"]
+    words = [
+        *WORDS,
+        "--eval-every",
+        "100",
+        "--eval-episodes",
+        "2",
+        "--learner.checkpoint-every-steps",
+        "10000",
+    ]
     run = start(folder, *words, "--workers", "1", "--env-steps", "180")
     MortalEnv.healthy = 1
     monkeypatch.setattr(MortalEnv, "LIFE", 0)

@@ -1,7 +1,8 @@
 """Run folders of release 0.2.0 are whole, evaluate to the numbers that they had then, and go on.
 
-``tests/data/runs-0.2.0.tar.gz`` was made by the code of commit 7c5657d: the quick preset's kind of run on Pendulum-v1 with episodes
-of 40 steps, by TD-MPC2 with ``--runtime local`` and on Ray, and by DreamerV3, each of 150 env steps.
+``tests/data/runs-0.2.0.tar.gz`` was made by the code of commit 7c5657d: the quick preset's kind of
+run on Pendulum-v1 with episodes of 40 steps, by TD-MPC2 with ``--runtime local`` and on Ray, and by
+DreamerV3, each of 150 env steps.
 """
 
 import json

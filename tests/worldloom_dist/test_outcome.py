@@ -66,14 +66,28 @@ def summary_of(folder) -> dict:
         (["--env-steps", "100", "--agent.pretrain-updates", "0"], 104),
     ],
 )
-def test_run_that_would_end_before_its_first_update_is_refused_with_the_number_that_is_enough(words, least):
-    with pytest.raises(ConfigurationError, match=rf"env_steps must be >= {least},.*got {words[1]}.*--env-steps {least} or more"):
+def test_run_that_would_end_before_its_first_update_is_refused_with_the_number_that_is_enough(
+    words, least
+):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"env_steps must be >= {least},.*got {words[1]}.*--env-steps {least} or more",
+    ):
         check_trains(plan_of(*words))
     check_trains(plan_of(*words, "--env-steps", str(least)))
 
 
 def test_the_launch_refuses_it_and_writes_nothing(tmp_path, capsys):
-    words = ["--preset", "debug", "--runtime", "local", "--env-steps", "50", "--run-dir", str(tmp_path / "run")]
+    words = [
+        "--preset",
+        "debug",
+        "--runtime",
+        "local",
+        "--env-steps",
+        "50",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     assert main(words) == 2
     assert capsys.readouterr().err.startswith("error: env_steps must be >= 100")
     assert not (tmp_path / "run").exists()
@@ -81,7 +95,8 @@ def test_the_launch_refuses_it_and_writes_nothing(tmp_path, capsys):
 
 def test_windows_longer_than_any_episode_are_refused_where_the_env_says_its_limit():
     with pytest.raises(
-        ConfigurationError, match=r"windows of 4 rows, and an episode of .*:ShortEnv has at most 3.*--agent.horizon"
+        ConfigurationError,
+        match=r"windows of 4 rows, and an episode of .*:ShortEnv has at most 3.*--agent.horizon",
     ):
         check_trains(plan_of("--env", f"{__name__}:ShortEnv"))
     check_trains(plan_of("--env", f"{__name__}:ShortEnv", "--agent.horizon", "2"))
@@ -91,7 +106,9 @@ def test_no_window_is_waited_for_only_so_long():
     plan = plan_of("--env", "toy:counting", "--env-steps", "100000", "--workers", "2")
     check_windows(plan, 1099, 0)
     check_windows(plan, 1100, 1)
-    with pytest.raises(TrainingError, match="no episode in 1100 agent steps filled a window of 4 rows"):
+    with pytest.raises(
+        TrainingError, match="no episode in 1100 agent steps filled a window of 4 rows"
+    ):
         check_windows(plan, 1100, 0)
     many = dataclasses.replace(plan, config=dataclasses.replace(plan.config, workers=64))
     check_windows(many, 5000, 0)  # the rows are spread over many envs
@@ -108,7 +125,9 @@ def test_every_thing_that_was_asked_for_and_not_done_is_named():
 
 def test_episodes_that_are_too_short_end_a_run_with_one_sentence(tmp_path):
     run = start(tmp_path / "run", "--env", f"{__name__}:OneStepEnv", "--env-steps", "90")
-    with pytest.raises(TrainingError, match=r"no episode in 9. agent steps filled a window of 4 rows"):
+    with pytest.raises(
+        TrainingError, match=r"no episode in 9. agent steps filled a window of 4 rows"
+    ):
         run.run()
     assert summary_of(tmp_path / "run")["status"] == "failed"
 
@@ -122,7 +141,9 @@ def test_endless_episodes_are_cut_counted_and_said(tmp_path, caplog):
 
 
 def test_evaluation_that_takes_too_long_fails_the_run_and_keeps_its_checkpoint(tmp_path):
-    run = start(tmp_path / "run", "--env", f"{__name__}:EndlessEnv", *EVALUATED, "--eval-timeout-s", "0.05")
+    run = start(
+        tmp_path / "run", "--env", f"{__name__}:EndlessEnv", *EVALUATED, "--eval-timeout-s", "0.05"
+    )
     with pytest.raises(EvaluationStoppedError, match=r"longer than 0.05 s: 0 of 2 episodes"):
         run.run()
     summary = summary_of(tmp_path / "run")
@@ -151,7 +172,8 @@ def test_first_ctrl_c_leaves_an_evaluation_out_and_the_run_says_stopped(tmp_path
 
 
 def test_run_that_is_stopped_while_it_owes_updates_is_not_completed(tmp_path):
-    words = ["--env-steps", "60", "--agent.prefill-agent-steps", "60"]  # all updates come at once, behind the last step
+    # all updates come at once, behind the last step
+    words = ["--env-steps", "60", "--agent.prefill-agent-steps", "60"]
     run = start(tmp_path / "run", *words)
     train = run.learner.train
 
@@ -167,13 +189,18 @@ def test_run_that_is_stopped_while_it_owes_updates_is_not_completed(tmp_path):
     assert resumed.run() == "completed"
     summary = summary_of(tmp_path / "run")
     due = resumed.replay.ledger.limiter.updates_due(steps)
-    assert (summary["train_steps"], summary["env_steps"]) == (due, steps), "what is owed is paid, and no step more is made"
+    assert (summary["train_steps"], summary["env_steps"]) == (due, steps), (
+        "what is owed is paid, and no step more is made"
+    )
 
 
 def test_run_without_the_film_that_was_asked_for_has_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "save_films", lambda *_: FilmReport((), ("the env draws nothing",)))
     run = start(tmp_path / "run", *EVALUATED, "--eval-videos", "1")
-    with pytest.raises(TrainingError, match=r"no film of the last evaluation could be made \(the env draws nothing\)"):
+    with pytest.raises(
+        TrainingError,
+        match=r"no film of the last evaluation could be made \(the env draws nothing\)",
+    ):
         run.run()
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "failed"

@@ -5,16 +5,27 @@ import pytest
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.assembly import measure_act_costs
-from worldloom_dist.plan import ActCosts, Plan, group_sizes, needs_measuring, place_inference, resolve
+from worldloom_dist.plan import (
+    ActCosts,
+    Plan,
+    group_sizes,
+    needs_measuring,
+    place_inference,
+    resolve,
+)
 from worldloom_dist.presets import PRESETS
 
 
 def plan_of(**changes: object) -> Plan:
-    return resolve(dataclasses.replace(PRESETS["debug"](), **{"workers": 4, "envs_per_worker": 2, **changes}))  # type: ignore[arg-type]
+    return resolve(
+        dataclasses.replace(PRESETS["debug"](), **{"workers": 4, "envs_per_worker": 2, **changes})
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("local_s", "where"), [(0.010, "central"), (0.001, "local")])
-def test_policy_goes_where_a_decision_was_measured_to_be_cheaper(local_s: float, where: str) -> None:
+def test_policy_goes_where_a_decision_was_measured_to_be_cheaper(
+    local_s: float, where: str
+) -> None:
     plan = plan_of()
     assert needs_measuring(plan)
     chosen, why = place_inference(plan, ActCosts(local_s=local_s, central_s=0.016, central_rows=8))
@@ -50,7 +61,9 @@ def test_envs_form_groups_only_where_actions_come_from_afar() -> None:
     assert group_sizes(plan_of(inference="local", envs_per_worker=5)) == [5]
 
 
-def test_vector_env_of_fixed_size_must_be_asked_for_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vector_env_of_fixed_size_must_be_asked_for_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend("tests/worldloom_dist/actors")
     env = EnvConfig(env="counting_vectors:three")
     with pytest.raises(ConfigurationError, match="say --envs-per-worker 3"):

@@ -15,8 +15,15 @@ def make_run(folder, seed=1, agent="tdmpc2:ci"):
     (folder / "config.json").write_text(json.dumps({"run": run}))
     with (folder / "metrics.jsonl").open("w") as file:
         for step in (0, 100, 200, 300):
-            numbers = {"episode_return_mean{split=train}": step * seed, "loss{name=total}": 1.0 / seed, "env_steps_per_s": 5.0}
-            file.write(json.dumps({"kind": "train", "env_steps": step, "updates_per_s": 2.0, **numbers}) + "\n")
+            numbers = {
+                "episode_return_mean{split=train}": step * seed,
+                "loss{name=total}": 1.0 / seed,
+                "env_steps_per_s": 5.0,
+            }
+            file.write(
+                json.dumps({"kind": "train", "env_steps": step, "updates_per_s": 2.0, **numbers})
+                + "\n"
+            )
         file.write(json.dumps({"kind": "eval", "env_steps": 150, "return_mean": 70.0}) + "\n")
         file.write('{"kind": "train", "env_st')
     return folder
@@ -25,10 +32,13 @@ def make_run(folder, seed=1, agent="tdmpc2:ci"):
 def test_the_interquartile_mean_is_the_mean_of_the_middle_half():
     assert iqm(np.array([0.0, 1.0, 2.0, 1000.0])) == 1.5
     assert iqm(np.array([3.0, 1.0])) == 2.0
-    values = np.array([1.0, 2.0, 3.0, 4.0, 100.0])  # the middle half of five is 0.75 + 1 + 0.75 values
+    # the middle half of five is 0.75 + 1 + 0.75 values
+    values = np.array([1.0, 2.0, 3.0, 4.0, 100.0])
     assert iqm(values) == pytest.approx((0.75 * 2 + 3 + 0.75 * 4) / 2.5)
     many = np.random.default_rng(0).normal(size=(64, 3))
-    assert np.allclose(iqm(many), np.sort(many, axis=0)[16:48].mean(0)), "as scipy.stats.trim_mean(x, 0.25)"
+    assert np.allclose(iqm(many), np.sort(many, axis=0)[16:48].mean(0)), (
+        "as scipy.stats.trim_mean(x, 0.25)"
+    )
 
 
 def test_seeds_are_combined_over_the_steps_that_all_have_reached():
@@ -50,7 +60,9 @@ def test_a_run_gives_its_curves_and_a_line_that_is_cut_is_left_out(tmp_path):
 
 
 def test_the_picture_of_several_seeds_and_experiments_is_written(tmp_path, capsys):
-    folders = [make_run(tmp_path / str(seed), seed) for seed in (1, 2, 3)] + [make_run(tmp_path / "d", 1, "dreamerv3:ci")]
+    folders = [make_run(tmp_path / str(seed), seed) for seed in (1, 2, 3)] + [
+        make_run(tmp_path / "d", 1, "dreamerv3:ci")
+    ]
     assert plot.main([*map(str, folders), "-o", str(tmp_path / "all.png")]) == 0
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     assert plot.main([str(folders[0])]) == 0
@@ -65,7 +77,12 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     (folder / "metrics.jsonl").unlink()
     assert plot.main([str(folder)]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [next(text for text in ("holds no run", "cannot be written", "no metrics yet") if text in line) for line in errors] == [
+    assert [
+        next(
+            text for text in ("holds no run", "cannot be written", "no metrics yet") if text in line
+        )
+        for line in errors
+    ] == [
         "holds no run",
         "cannot be written",
         "cannot be written",

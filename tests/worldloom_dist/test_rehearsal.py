@@ -1,4 +1,6 @@
-"""What ``check_env`` promises is what a run keeps: every env that it calls good trains, every other one gets a sentence."""
+"""What ``check_env`` promises is what a run keeps: every env that it calls good trains, every other
+one gets a sentence.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -32,7 +34,15 @@ def agent_of(name: str) -> str:
 
 def outcome_of_run(folder: Path, name: str) -> str:
     """``completed``, or the one sentence that a run ends with."""
-    words = [*TINY[agent_of(name)], "--env", spelled(name), "--env-steps", "40", "--actors.max-env-failures", "1"]
+    words = [
+        *TINY[agent_of(name)],
+        "--env",
+        spelled(name),
+        "--env-steps",
+        "40",
+        "--actors.max-env-failures",
+        "1",
+    ]
     try:
         return start(folder, *words).run()
     except WorldLoomError as error:
@@ -47,14 +57,33 @@ def outcome_of_check(name: str, capsys: pytest.CaptureFixture[str], *words: str)
 
 
 QUICK = (
-    "plain", "reward-array", "ends-int", "odd-attributes", "unclosable", "in-place", "obs-list", "obs-one-class", "obs-stacked",
-    "obs-float-image", "act-scalar", "act-int64", "act-far-bounds", "act-half-open", "act-one-class", "act-start",
-)  # fmt: skip
+    "plain",
+    "reward-array",
+    "ends-int",
+    "odd-attributes",
+    "unclosable",
+    "in-place",
+    "obs-list",
+    "obs-one-class",
+    "obs-stacked",
+    "obs-float-image",
+    "act-scalar",
+    "act-int64",
+    "act-far-bounds",
+    "act-half-open",
+    "act-one-class",
+    "act-start",
+)
 """What runs in every test run; ``test_env_matrix`` takes the other spellings together."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in odd_envs.GOOD])
-def test_env_that_is_good_to_train_on_trains(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in odd_envs.GOOD],
+)
+def test_env_that_is_good_to_train_on_trains(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, report = outcome_of_check(name, capsys)
     assert status == 0, report
     assert f"rehearsed with       {agent_of(name)}" in report
@@ -88,21 +117,38 @@ def test_env_that_breaks_its_contract_fails_the_check_and_the_run(
     assert "\n" not in said
 
 
-def test_vector_envs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_vector_envs_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     status, report = outcome_of_check("cartpoles", capsys)
     assert status == 0, report
-    words = [*TINY["dreamerv3:ci"], "--env", "odd_envs:cartpoles", "--envs-per-worker", "4", "--env-steps", "60"]
+    words = [
+        *TINY["dreamerv3:ci"],
+        "--env",
+        "odd_envs:cartpoles",
+        "--envs-per-worker",
+        "4",
+        "--env-steps",
+        "60",
+    ]
     assert start(tmp_path / "good", *words).run() == "completed"
     status, report = outcome_of_check("Lying", capsys)
-    assert (status, "says that its autoreset mode is NEXT_STEP, and gives infos['final_obs']" in report) == (1, True)
+    assert (
+        status,
+        "says that its autoreset mode is NEXT_STEP, and gives infos['final_obs']" in report,
+    ) == (1, True)
     with caplog.at_level(logging.CRITICAL):
-        assert "says that its autoreset mode is NEXT_STEP" in outcome_of_run(tmp_path / "bad", "Lying")
+        assert "says that its autoreset mode is NEXT_STEP" in outcome_of_run(
+            tmp_path / "bad", "Lying"
+        )
 
 
 def test_episodes_that_no_window_fits_into_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     status, report = outcome_of_check("one-step", capsys)
     assert status == 1
-    assert "tdmpc2:ci learns from windows of 4 rows inside one episode, and the longest of" in report
+    assert (
+        "tdmpc2:ci learns from windows of 4 rows inside one episode, and the longest of" in report
+    )
     assert "episodes has 2, so it would learn nothing" in report
     assert outcome_of_check("one-step", capsys, "--steps", "3")[0] == 1, "however short the check"
     assert outcome_of_check("one-step", capsys, "--agent", "dreamerv3:ci", "--steps", "200")[0] == 0
@@ -116,7 +162,9 @@ def test_agent_that_cannot_act_in_the_env_is_said(capsys: pytest.CaptureFixture[
     assert (status, report.count("\n")) == (2, 1)
 
 
-def test_evaluation_that_does_not_end_and_its_film_are_facts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_that_does_not_end_and_its_film_are_facts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert "as the evaluator     an episode of 20 decisions" in outcome_of_check("plain", capsys)[1]
     _, report = outcome_of_check("obs-image", capsys)
     assert "film                 21 frames of 48 x 40" in report

@@ -19,9 +19,19 @@ def plan():
 
 
 def counts(agent_steps=300, **more) -> Counts:
-    books = RowBooks(inserted=agent_steps + 9, stored=agent_steps, evicted=9, agent_steps=agent_steps)
+    books = RowBooks(
+        inserted=agent_steps + 9, stored=agent_steps, evicted=9, agent_steps=agent_steps
+    )
     owed = 12 * (agent_steps - 100) + 100 * 48
-    return Counts(**{"books": books, "positions": owed, "train_steps": owed // 48, "policy_version": "1.7", **more})
+    return Counts(
+        **{
+            "books": books,
+            "positions": owed,
+            "train_steps": owed // 48,
+            "policy_version": "1.7",
+            **more,
+        }
+    )
 
 
 def test_the_ratio_leaves_out_the_prefill_and_its_burst(plan, tmp_path):
@@ -42,14 +52,30 @@ def test_phases_are_named_before_anything_binds(plan, tmp_path):
 
 
 def test_a_resumed_run_counts_on(plan, tmp_path):
-    earlier = {"wall_time_s": 50.0, "episodes": 7, "restarts": {"worker": 2}, "rows": {"lost_open": 3}}
+    earlier = {
+        "wall_time_s": 50.0,
+        "episodes": 7,
+        "restarts": {"worker": 2},
+        "rows": {"lost_open": 3},
+    }
     earlier["eval"] = {"return_mean": 1.0}
     report = Report(plan, RunFolder(tmp_path), earlier)
-    snapshot = {"episodes_total{reason=truncated}": 4.0, "episodes_total{reason=error}": 1.0, "policy_lag_updates:p99": 5.0}
+    snapshot = {
+        "episodes_total{reason=truncated}": 4.0,
+        "episodes_total{reason=error}": 1.0,
+        "policy_lag_updates:p99": 5.0,
+    }
     report.update(counts(restarts={"worker": 1, "hub": 1}, lost_open=2), snapshot)
     summary = report.summary("running")
     assert summary["episodes"] == 12
-    assert summary["restarts"] == {"env": 0, "worker": 3, "inference": 0, "shard": 0, "learner": 0, "hub": 1}
+    assert summary["restarts"] == {
+        "env": 0,
+        "worker": 3,
+        "inference": 0,
+        "shard": 0,
+        "learner": 0,
+        "hub": 1,
+    }
     assert summary["rows"]["lost_open"] == 5
     assert summary["wall_time_s"] > 50
     assert summary["eval"] == {"return_mean": 1.0}
@@ -77,13 +103,17 @@ def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
     first = folder.open(plan.config, plan.env_spec.to_dict(), {})
     assert folder.open(plan.config, plan.env_spec.to_dict(), {}) == first
-    assert len((folder.path / "command.txt").read_text().splitlines()) == 1, "of a run that goes on nothing is changed"
+    assert len((folder.path / "command.txt").read_text().splitlines()) == 1, (
+        "of a run that goes on nothing is changed"
+    )
     assert folder.describe(plan.config, plan.env_spec.to_dict(), {}) == first
     assert [folder.next_incarnation("learner") for _ in range(3)] == [1, 2, 3]
     assert folder.next_incarnation("driver") == 1
     folder.write_summary({"a": 1})
     assert json.loads(folder.summary_path.read_text()) == {"a": 1}
-    assert {"config.json", "command.txt", "versions.txt", "summary.json"} <= {p.name for p in folder.path.iterdir()}
+    assert {"config.json", "command.txt", "versions.txt", "summary.json"} <= {
+        p.name for p in folder.path.iterdir()
+    }
     assert len((folder.path / "command.txt").read_text().splitlines()) == 2
 
 
@@ -98,8 +128,14 @@ def test_an_existing_run_goes_on_only_when_asked(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": parse([]).to_dict()}))
     with pytest.raises(ConfigurationError, match="--if-exists resume"):
         choose_folder(parse(["--run-dir", str(tmp_path)]))
-    assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (tmp_path, True)
-    assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (tmp_path / "new", False)
+    assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (
+        tmp_path,
+        True,
+    )
+    assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (
+        tmp_path / "new",
+        False,
+    )
 
 
 def test_two_launchers_that_chose_the_same_number_get_two_folders(tmp_path):
@@ -125,7 +161,10 @@ def test_every_preset_resolves(preset):
 
 def test_the_summary_says_what_binds_over_the_last_minutes(plan, tmp_path):
     report = Report(plan, RunFolder(tmp_path), {})
-    spent = {"learner_seconds_total{phase=forward_backward}": 99.0, "learner_seconds_total{phase=wait_data}": 1.0}
+    spent = {
+        "learner_seconds_total{phase=forward_backward}": 99.0,
+        "learner_seconds_total{phase=wait_data}": 1.0,
+    }
     report.update(counts(), {**spent, "actor_seconds_total{state=env}": 10.0})
     binding = report.summary("running")["binding"]
     assert (binding["resource"], binding["share"]) == ("learner", 0.99)
@@ -137,11 +176,20 @@ def records_of(folder) -> list[dict]:
 
 def test_the_record_says_what_the_summary_says_though_the_hub_hears_of_it_later(plan, tmp_path):
     report = Report(plan, RunFolder(tmp_path), {})
-    hub = {"eval_return_mean": 1.0, "learner_updates_total": 3.0, "env_steps_total": 5.0, "replay_steps": 7.0, "loss{name=x}": 0.5}
+    hub = {
+        "eval_return_mean": 1.0,
+        "learner_updates_total": 3.0,
+        "env_steps_total": 5.0,
+        "replay_steps": 7.0,
+        "loss{name=x}": 0.5,
+    }
     report.update(counts(), hub)
-    report.note_evaluation({"env_steps": 600, "episodes": 1, "return_mean": 9.0, "returns": [9.0], "lengths": [40]})
+    report.note_evaluation(
+        {"env_steps": 600, "episodes": 1, "return_mean": 9.0, "returns": [9.0], "lengths": [40]}
+    )
     report.record()
-    record, summary = records_of(tmp_path)[-1], report.summary("completed")
+    record = records_of(tmp_path)[-1]
+    summary = report.summary("completed")
     assert record["eval_return_mean"] == summary["eval"]["return_mean"] == 9.0
     assert record["episode_length_steps_mean{split=eval}"] == 40
     assert record["learner_updates_total"] == record["train_steps"] == summary["train_steps"]
@@ -159,11 +207,16 @@ def test_counters_in_records_go_on_after_a_resume(plan, tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "weights_publ')  # the run was killed here
     resumed = Report(plan, RunFolder(tmp_path), first.summary("running"))
-    resumed.update(counts(310), {"weights_published_total": 1.0, "actor_seconds_total{state=env}": 0.5})
+    resumed.update(
+        counts(310), {"weights_published_total": 1.0, "actor_seconds_total{state=env}": 0.5}
+    )
     (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text() + "\n")
     resumed.record()
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (record["weights_published_total"], record["actor_seconds_total{state=env}"]) == (13.0, 3.5)
+    assert (record["weights_published_total"], record["actor_seconds_total{state=env}"]) == (
+        13.0,
+        3.5,
+    )
     assert record["env_steps_total"] == 620
 
 
@@ -179,7 +232,9 @@ def test_what_is_not_finite_is_named_once_and_no_record_holds_it(plan, tmp_path,
 
 def test_evaluation_that_is_not_finite_is_named_and_read_again(plan, tmp_path, caplog):
     report = Report(plan, RunFolder(tmp_path), {})
-    report.note_evaluation({"env_steps": 600, "episodes": 1, "return_mean": float("inf"), "returns": [float("inf")]})
+    report.note_evaluation(
+        {"env_steps": 600, "episodes": 1, "return_mean": float("inf"), "returns": [float("inf")]}
+    )
     assert "the mean return is inf" in caplog.text
     RunFolder(tmp_path).write_summary(report.summary("stopped"))
     found = RunFolder(tmp_path).read_json("summary.json")

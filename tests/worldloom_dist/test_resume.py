@@ -1,4 +1,6 @@
-"""What a resumed run may change, what it needs, and that one that is refused or fails changes nothing in its folder."""
+"""What a resumed run may change, what it needs, and that one that is refused or fails changes
+nothing in its folder.
+"""
 
 import json
 import shutil
@@ -47,7 +49,11 @@ def summary_of(folder) -> dict:
 
 
 def contents(folder) -> dict:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def check_rows(folder) -> None:
@@ -156,7 +162,11 @@ def test_counters_in_the_records_go_on(folder):
     totals = [key for key in last if "_total" in key]
     assert len(totals) > 20
     assert [key for key in totals if last[key] < first.get(key, 0)] == []
-    for key in ("actor_seconds_total{state=env}", "process_cpu_seconds_total", "weights_published_total"):
+    for key in (
+        "actor_seconds_total{state=env}",
+        "process_cpu_seconds_total",
+        "weights_published_total",
+    ):
         assert last.get(key, 1) > first.get(key, 0), key
     summary = summary_of(folder)
     assert last["env_steps_total"] == last["env_steps"] == summary["env_steps"]
@@ -166,7 +176,8 @@ def test_counters_in_the_records_go_on(folder):
 
 def test_file_that_is_stored_is_not_needed_again(folder, tmp_path, capsys, caplog):
     caplog.set_level("INFO")
-    data, more = tmp_path / "data.npz", tmp_path / "more.npz"
+    data = tmp_path / "data.npz"
+    more = tmp_path / "more.npz"
     assert replay(["export", str(folder), str(data)]) == 0
     words = [*TWO, "--replay.load", str(data)]
     run = tmp_path / "other"
@@ -203,7 +214,9 @@ def test_metrics_are_served_without_ray_too(tmp_path):
     try:
         server._say("running")
         port = server._endpoint.server_port
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        text = (
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        )
     finally:
         server.close()
         server.report.close()
@@ -217,7 +230,10 @@ def test_resume_in_an_env_that_has_changed_leaves_the_folder_as_it_was(folder, c
         manifest.write_text(json.dumps(found))
     before = contents(folder)
     assert launch(["--resume", str(folder), "--env-steps", "90", "--metrics-port", "0"]) == 1
-    assert "was trained with env 'toy:counting', and this run has 'toy:point'" in capsys.readouterr().err
+    assert (
+        "was trained with env 'toy:counting', and this run has 'toy:point'"
+        in capsys.readouterr().err
+    )
     assert contents(folder) == before
 
 
@@ -231,5 +247,8 @@ def test_new_run_that_is_refused_late_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_new_run_that_is_told_wrong_leaves_no_folder(tmp_path, capsys):
-    assert launch([*SMALL, "--run-dir", str(tmp_path / "run"), "--metrics-auth-file", "no-such-file"]) == 2
+    assert (
+        launch([*SMALL, "--run-dir", str(tmp_path / "run"), "--metrics-auth-file", "no-such-file"])
+        == 2
+    )
     assert not (tmp_path / "run").exists()

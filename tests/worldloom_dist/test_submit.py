@@ -1,4 +1,6 @@
-"""The submitting side, against a job interface that is played: what is sent, what is shown, what comes back."""
+"""The submitting side, against a job interface that is played: what is sent, what is shown, what
+comes back.
+"""
 
 import json
 from pathlib import Path
@@ -11,17 +13,27 @@ from worldloom_dist import submit as module
 from worldloom_dist.runtime import jobs
 from worldloom_dist.runtime.jobs import SUMMARY_MARK
 
-SUMMARY = SUMMARY_MARK + json.dumps({"run_dir": "/runs/j", "summary": {"status": "completed"}}) + "\n"
+SUMMARY = (
+    SUMMARY_MARK + json.dumps({"run_dir": "/runs/j", "summary": {"status": "completed"}}) + "\n"
+)
 
 
 class FakeClient:
     """Plays attempts in order; each is (status at the end, exit status, log)."""
 
     def __init__(self, *attempts, chunk: int = 7):
-        self.attempts, self.chunk, self.sent, self.stopped, self.deleted = list(attempts), chunk, [], [], []
+        self.attempts = list(attempts)
+        self.chunk = chunk
+        self.sent = []
+        self.stopped = []
+        self.deleted = []
 
     def list_jobs(self):
-        return [SimpleNamespace(submission_id=self.sent[-1]["submission_id"], status=self._status())] if self.sent else []
+        return (
+            [SimpleNamespace(submission_id=self.sent[-1]["submission_id"], status=self._status())]
+            if self.sent
+            else []
+        )
 
     def delete_job(self, job_id):
         self.deleted.append(job_id)
@@ -39,7 +51,9 @@ class FakeClient:
         return self._now()[2]
 
     def get_job_info(self, job_id):
-        return SimpleNamespace(status=self._status(), driver_exit_code=self._now()[1], message="because")
+        return SimpleNamespace(
+            status=self._status(), driver_exit_code=self._now()[1], message="because"
+        )
 
     async def tail_job_logs(self, job_id):
         text = self._now()[2]
@@ -133,17 +147,29 @@ def test_wrong_input_is_one_sentence_and_status_2(words, says, capsys):
 def test_the_command_prints_the_summary_and_writes_it(play, tmp_path: Path, capsys):
     play(("SUCCEEDED", 0, SUMMARY))
     assert module.main(["--summary", str(tmp_path / "s.json"), "--", "--seed", "2"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "s.json").read_text()) == {"status": "completed"}
+    assert (
+        json.loads(capsys.readouterr().out)
+        == json.loads((tmp_path / "s.json").read_text())
+        == {"status": "completed"}
+    )
 
 
 def test_stopping_a_job_says_how_its_run_ended(play):
-    client = play(("STOPPED", None, SUMMARY_MARK + json.dumps({"run_dir": "/r", "summary": {"status": "stopped"}}) + "\n"))
+    client = play(
+        (
+            "STOPPED",
+            None,
+            SUMMARY_MARK + json.dumps({"run_dir": "/r", "summary": {"status": "stopped"}}) + "\n",
+        )
+    )
     client.sent.append({"submission_id": "j"})
     assert module.stop("j").exit_status == 0
     assert client.stopped == ["j"]
 
 
-def test_in_the_foreground_a_running_job_is_followed_and_an_interrupt_stops_it(play, monkeypatch, capsys):
+def test_in_the_foreground_a_running_job_is_followed_and_an_interrupt_stops_it(
+    play, monkeypatch, capsys
+):
     client = play(("STOPPED", None, SUMMARY))
     client.sent.append({"submission_id": "j"})
     monkeypatch.setattr(module, "job_state", lambda client, job_id: "RUNNING")
@@ -162,7 +188,8 @@ def test_in_the_foreground_a_running_job_is_followed_and_an_interrupt_stops_it(p
 
 def test_an_interface_that_breaks_off_gets_the_job_once(play, monkeypatch):
     client = play(("SUCCEEDED", 0, SUMMARY))
-    accept, failures = client.submit_job, [ConnectionError("closed"), ConnectionError("closed")]
+    accept = client.submit_job
+    failures = [ConnectionError("closed"), ConnectionError("closed")]
 
     def break_off(**what):
         if len(failures) == 1:
@@ -176,11 +203,19 @@ def test_an_interface_that_breaks_off_gets_the_job_once(play, monkeypatch):
     assert len(client.sent) == 1
 
 
-@pytest.mark.parametrize("job_id", ["team/walker", "", ".hidden", "..", "a b", "a" * 129, "ümlaut", "-x"])
+@pytest.mark.parametrize(
+    "job_id", ["team/walker", "", ".hidden", "..", "a b", "a" * 129, "ümlaut", "-x"]
+)
 def test_id_that_cannot_name_a_job_and_a_folder_is_refused_before_anything_is_sent(play, job_id):
     client = play(("SUCCEEDED", 0, ""))
-    for ask in (lambda: module.submit([], job_id=job_id), lambda: module.follow(job_id), lambda: module.stop(job_id)):
-        with pytest.raises(ConfigurationError, match=r"job_id must be 1 to 128 letters.*got .*; name another one"):
+    for ask in (
+        lambda: module.submit([], job_id=job_id),
+        lambda: module.follow(job_id),
+        lambda: module.stop(job_id),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"job_id must be 1 to 128 letters.*got .*; name another one"
+        ):
             ask()
     assert client.sent == client.stopped == []
 
@@ -190,14 +225,20 @@ class RacedClient(FakeClient):
 
     def submit_job(self, **what):
         super().submit_job(**what)
-        raise RuntimeError("Request failed with status code 500: Traceback (most recent call last):\n x\nValueError: taken.\n")
+        raise RuntimeError(
+            "Request failed with status code 500: Traceback (most recent call "
+            "last):\n x\nValueError: taken.\n"
+        )
 
 
 def test_loser_of_two_submits_at_the_same_moment_is_told_so(play, monkeypatch):
     client = RacedClient(("RUNNING", None, ""))
     play()
     monkeypatch.setattr(module, "connect", lambda *_: client)
-    with pytest.raises(ConfigurationError, match="'j' was submitted by somebody else at the same moment and is RUNNING; follow"):
+    with pytest.raises(
+        ConfigurationError,
+        match="'j' was submitted by somebody else at the same moment and is RUNNING; follow",
+    ):
         module.submit([], job_id="j")
 
 

@@ -14,23 +14,64 @@ from worldloom_dist.console import PROGRESS, Screen, plain, render
 from worldloom_dist.view import View, duration, facts, read_view
 
 VIEW = View(
-    run_id="quick-0001-abcdef", title="tdmpc2:ci on gym:Pendulum-v1, seed 1", env_steps=2500, target=5000, env_steps_per_s=20.0,
-    updates_per_s=19.5, train_return=-230.25, evaluation={"return_mean": -171.1, "return_std": 9.0, "env_steps": 2000},
-    train_ratio=381.0, target_ratio=384.0, lag=6.0, lag_p99=20.0, stored=2510, capacity=100_000, restarts={"worker": 2, "env": 0},
-    phase="learner-bound", wall_time_s=130.0, train_steps=2400,
-)  # fmt: skip
+    run_id="quick-0001-abcdef",
+    title="tdmpc2:ci on gym:Pendulum-v1, seed 1",
+    env_steps=2500,
+    target=5000,
+    env_steps_per_s=20.0,
+    updates_per_s=19.5,
+    train_return=-230.25,
+    evaluation={"return_mean": -171.1, "return_std": 9.0, "env_steps": 2000},
+    train_ratio=381.0,
+    target_ratio=384.0,
+    lag=6.0,
+    lag_p99=20.0,
+    stored=2510,
+    capacity=100_000,
+    restarts={"worker": 2, "env": 0},
+    phase="learner-bound",
+    wall_time_s=130.0,
+    train_steps=2400,
+)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    run = {"agent": "tdmpc2:ci", "env": {"env": "toy:point"}, "seed": 1, "env_steps": 1000, "replay": {"capacity_steps": 500}}
+    run = {
+        "agent": "tdmpc2:ci",
+        "env": {"env": "toy:point"},
+        "seed": 1,
+        "env_steps": 1000,
+        "replay": {"capacity_steps": 500},
+    }
     (tmp_path / "config.json").write_text(json.dumps({"run_id": "r-1", "run": run}))
-    summary = {"status": "running", "env_steps": 400, "train_steps": 9, "rows": {"stored": 410}, "train_ratio_actual": 11.5,
-               "train_return_mean": 2.5, "eval": None, "wall_time_s": 61.0, "restarts": {"worker": 1}, "bottleneck": "env-bound",
-               "staleness": {"mean": 1.0, "p99": 5.0}, "throughput": {"env_steps_per_s": 7.0, "updates_per_s": 2.0}}  # fmt: skip
+    summary = {
+        "status": "running",
+        "env_steps": 400,
+        "train_steps": 9,
+        "rows": {"stored": 410},
+        "train_ratio_actual": 11.5,
+        "train_return_mean": 2.5,
+        "eval": None,
+        "wall_time_s": 61.0,
+        "restarts": {"worker": 1},
+        "bottleneck": "env-bound",
+        "staleness": {"mean": 1.0, "p99": 5.0},
+        "throughput": {"env_steps_per_s": 7.0, "updates_per_s": 2.0},
+    }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    records = [{"kind": "train", "env_steps_per_s": 10.0, "updates_per_s": 3.0, "replay_ratio_target": 12.0}, {"kind": "eval"}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"kind": "tr')
+    records = [
+        {
+            "kind": "train",
+            "env_steps_per_s": 10.0,
+            "updates_per_s": 3.0,
+            "replay_ratio_target": 12.0,
+        },
+        {"kind": "eval"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in records) + '{"kind": "tr'
+    )
     return tmp_path
 
 
@@ -46,7 +87,12 @@ def age(folder, seconds=3600):
 
 def test_a_running_run_shows_its_present_rates_and_a_finished_one_its_mean(folder):
     view = read_view(folder)
-    assert (view.status, view.env_steps_per_s, view.target_ratio, view.phase) == ("running", 10.0, 12.0, "env-bound")
+    assert (view.status, view.env_steps_per_s, view.target_ratio, view.phase) == (
+        "running",
+        10.0,
+        12.0,
+        "env-bound",
+    )
     assert view.progress == 0.4
     assert view.eta_s == 60.0
     change(folder, status="completed", env_steps=1000)
@@ -62,8 +108,12 @@ def test_a_run_whose_process_is_gone_has_died(folder):
 def test_a_run_whose_lock_is_held_is_alive_however_long_it_is_silent(folder):
     (folder / "lock").touch()
     age(folder)
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    command = [sys.executable, "-c", code, str(folder / "lock")]  # a lock is invisible to the process that holds it
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print(1, flush=True); input()"
+    )
+    # a lock is invisible to the process that holds it
+    command = [sys.executable, "-c", code, str(folder / "lock")]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()

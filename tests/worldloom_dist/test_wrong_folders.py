@@ -1,4 +1,6 @@
-"""Every command, against every folder that is no run, or one that is damaged: status 2, one sentence, and nothing is changed."""
+"""Every command, against every folder that is no run, or one that is damaged: status 2, one
+sentence, and nothing is changed.
+"""
 
 import json
 import shutil
@@ -39,7 +41,11 @@ def _here(tmp_path, monkeypatch):
 
 
 def contents(folder) -> dict:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def damage(path, how) -> None:
@@ -48,7 +54,9 @@ def damage(path, how) -> None:
     if how == "a folder":
         path.mkdir()
     else:
-        path.write_bytes({"cut short": text[:90].encode(), "no object": b"[1]", "no text": b"\xff\xfe\x00"}[how])
+        path.write_bytes(
+            {"cut short": text[:90].encode(), "no object": b"[1]", "no text": b"\xff\xfe\x00"}[how]
+        )
 
 
 def check_refused(command, folder, capsys, tmp_path) -> None:
@@ -94,7 +102,13 @@ def test_resume_refuses_what_it_could_not_read_later(name, capsys, tmp_path, mad
 
 def test_records_that_are_none_are_passed_over(capsys, tmp_path, made):
     folder = shutil.copytree(made, tmp_path / "run")
-    lines = ["[1]", "xx", '{"kind": "train"}', '{"kind": "eval", "env_steps": 1, "return_mean": null}', '{"kind": "ev']
+    lines = [
+        "[1]",
+        "xx",
+        '{"kind": "train"}',
+        '{"kind": "eval", "env_steps": 1, "return_mean": null}',
+        '{"kind": "ev',
+    ]
     records = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(records + "\n".join(lines))
     assert plot.main([str(folder), "-o", "plot.png"]) == 0

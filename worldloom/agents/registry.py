@@ -1,4 +1,6 @@
-"""From the text after ``--agent`` to a config, a spec, a policy or an agent. Imports torch only when an agent is built."""
+"""From the text after ``--agent`` to a config, a spec, a policy or an agent. Imports torch only
+when an agent is built.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ __all__ = [
 ]
 
 ALGORITHMS = {"dreamerv3": "worldloom.agents.dreamerv3", "tdmpc2": "worldloom.agents.tdmpc2"}
-"""Algorithm name -> package; each has a torch-free ``spec`` module (CONFIG, PRESETS, make_spec) and an ``agent`` module."""
+"""Algorithm name -> package; each has a torch-free ``spec`` module (CONFIG, PRESETS, make_spec) and
+an ``agent`` module.
+"""
 
 
 class AgentConfig(Protocol):
@@ -34,7 +38,11 @@ class AgentConfig(Protocol):
 
 def agent_names() -> list[str]:
     """Every ``algorithm:preset`` that can be asked for."""
-    return [f"{algorithm}:{preset}" for algorithm in sorted(ALGORITHMS) for preset in _spec_module(algorithm).PRESETS]
+    return [
+        f"{algorithm}:{preset}"
+        for algorithm in sorted(ALGORITHMS)
+        for preset in _spec_module(algorithm).PRESETS
+    ]
 
 
 def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
@@ -55,7 +63,9 @@ def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> 
     known = {f.name for f in dataclasses.fields(config)} - {"name"}
     for field in overrides or {}:
         if field not in known:
-            raise ConfigurationError(f"agent.{field}: {algorithm} has no such setting{nearest(field, known)}")
+            raise ConfigurationError(
+                f"agent.{field}: {algorithm} has no such setting{nearest(field, known)}"
+            )
     replaced: AgentConfig = dataclasses.replace(config, **(overrides or {}))
     return replaced
 
@@ -64,14 +74,17 @@ def agent_spec(config: AgentConfig, env: EnvSpec) -> AgentSpec:
     """What the system must know to run this agent in this env.
 
     Raises:
-        ConfigurationError: If the agent cannot act in the env (for example TD-MPC2 with discrete actions).
+        ConfigurationError: If the agent cannot act in the env (for example TD-MPC2 with discrete
+            actions).
     """
     spec: AgentSpec = _spec_module(_algorithm(config)).make_spec(config, env)
     return spec
 
 
 def env_defaults(config: AgentConfig) -> Mapping[str, Mapping[str, Any]]:
-    """Env settings the algorithm was published with: suite -> settings of ``envs.config.EnvConfig``; flags override them."""
+    """Env settings the algorithm was published with: suite -> settings of
+    ``envs.config.EnvConfig``; flags override them.
+    """
     defaults: Mapping[str, Mapping[str, Any]] = _spec_module(_algorithm(config)).ENV_DEFAULTS
     return defaults
 
@@ -81,8 +94,14 @@ def architecture_changes(old: AgentConfig, new: AgentConfig) -> list[str]:
     if old.name != new.name:
         return [f"agent: the run was made with {old.name!r}, not {new.name!r}"]
     names = sorted(_spec_module(_algorithm(old)).ARCHITECTURE)
-    changed = [(name, getattr(old, name), getattr(new, name)) for name in names if getattr(old, name) != getattr(new, name)]
-    return [f"agent.{name}: the run was made with {was!r}, not {now!r}" for name, was, now in changed]
+    changed = [
+        (name, getattr(old, name), getattr(new, name))
+        for name in names
+        if getattr(old, name) != getattr(new, name)
+    ]
+    return [
+        f"agent.{name}: the run was made with {was!r}, not {now!r}" for name, was, now in changed
+    ]
 
 
 def make_agent(config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> Agent:
@@ -91,17 +110,28 @@ def make_agent(config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: 
     return agent
 
 
-def make_policy(config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0, num_envs: int | None = None) -> Policy:
-    """Build only what acting needs. Its weights are those of ``make_agent`` with the same seed until ``load_weights``.
+def make_policy(
+    config: AgentConfig,
+    env: EnvSpec,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    num_envs: int | None = None,
+) -> Policy:
+    """Build only what acting needs. Its weights are those of ``make_agent`` with the same seed
+    until ``load_weights``.
 
     Args:
         config, env: As for the agent that trains.
         device: Where it acts.
         seed: Of the draws that acting makes.
-        num_envs: When given, each of that many envs has its own random generator, so that what env k does never depends on
-            the other envs; every ``act`` then has exactly that many rows. Otherwise there is one generator.
+        num_envs: When given, each of that many envs has its own random generator, so that what env
+            k does never depends on the other envs; every ``act`` then has exactly that many rows.
+            Otherwise there is one generator.
     """
-    policy: Policy = _agent_module(config).make_policy(config, env, device=device, seed=seed, num_envs=num_envs)
+    policy: Policy = _agent_module(config).make_policy(
+        config, env, device=device, seed=seed, num_envs=num_envs
+    )
     return policy
 
 

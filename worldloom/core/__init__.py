@@ -44,7 +44,12 @@ _HOMES = {
         "TrainingError",
         "WorldLoomError",
     ),
-    "core.latent_space": ("CategoricalLatentSpace", "GaussianLatentSpace", "LatentSpace", "SimNormLatentSpace"),
+    "core.latent_space": (
+        "CategoricalLatentSpace",
+        "GaussianLatentSpace",
+        "LatentSpace",
+        "SimNormLatentSpace",
+    ),
     "core.registry": ("AutoConfig", "AutoWorldModel", "WorldModelRegistry"),
     "core.state": ("LatentState",),
     "core.state_kinds": ("DynamicsType", "LatentType"),

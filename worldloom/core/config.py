@@ -1,6 +1,7 @@
 """Settings of the public world models. No torch.
 
-Unlike agents' settings these keep the documented names; each model's public face translates them into the sizes of the networks.
+Unlike agents' settings these keep the documented names; each model's public face translates them
+into the sizes of the networks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from worldloom.core.config_base import CONFIG_CLASSES, WorldModelConfig, not_among, sized, understanding
+from worldloom.core.config_base import (
+    CONFIG_CLASSES,
+    WorldModelConfig,
+    not_among,
+    sized,
+    understanding,
+)
 from worldloom.core.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.model_sizes import DREAMER_SIZES, MLP_SIZES, TDMPC2_SIZES, official_scales
 from worldloom.core.state_kinds import DynamicsType, LatentType
@@ -28,7 +35,9 @@ class DreamerV3Config(WorldModelConfig):
 
     BOUNDS: ClassVar[Mapping[str, Bounds]] = {
         **WorldModelConfig.BOUNDS,
-        **dict.fromkeys(("stoch_discrete", "stoch_classes", "deter_dim", "cnn_depth", "mlp_layers"), Bounds(1)),
+        **dict.fromkeys(
+            ("stoch_discrete", "stoch_classes", "deter_dim", "cnn_depth", "mlp_layers"), Bounds(1)
+        ),
         "kl_free": NOT_NEGATIVE,
         "kl_balance": FRACTION,
         "loss_scales": NOT_NEGATIVE,
@@ -85,17 +94,22 @@ class DreamerV3Config(WorldModelConfig):
 
     @classmethod
     def merged(cls, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-        """See :meth:`WorldModelConfig.merged`; ``stoch_dim`` without ``stoch_discrete`` says how many categoricals there are.
+        """See :meth:`WorldModelConfig.merged`; ``stoch_dim`` without ``stoch_discrete`` says how
+        many categoricals there are.
 
-        Documents of 0.1 write it in two ways: as the whole stochastic size (1024 with 32 classes: 32 categoricals), and as the
-        number of categoricals (32 with 32 classes). A multiple of the classes above them is read as the first, else the second.
+        Documents of 0.1 write it in two ways: as the whole stochastic size (1024 with 32 classes:
+        32 categoricals), and as the number of categoricals (32 with 32 classes). A multiple of the
+        classes above them is read as the first, else the second.
         """
         new = super().merged({}, changes)
-        result, total = {**fields, **new}, new.get("stoch_dim")
+        result = {**fields, **new}
+        total = new.get("stoch_dim")
         result.pop("stoch_dim", None)
         if total is not None and "stoch_discrete" not in new:
             total = checked("stoch_dim", total, int, Bounds(1))
-            classes = checked("stoch_classes", result.get("stoch_classes", cls.stoch_classes), int, Bounds(1))
+            classes = checked(
+                "stoch_classes", result.get("stoch_classes", cls.stoch_classes), int, Bounds(1)
+            )
             is_whole = total > classes and total % classes == 0
             result["stoch_discrete"] = total // classes if is_whole else total
         return result
@@ -104,7 +118,11 @@ class DreamerV3Config(WorldModelConfig):
         kind = "cnn" if self.is_image else "mlp"
         encoder = kind if self.encoder_type == "auto" else self.encoder_type
         decoder = encoder if self.decoder_type == "auto" else self.decoder_type
-        self._set(encoder_type=encoder, decoder_type=decoder, stoch_dim=self.stoch_discrete * self.stoch_classes)
+        self._set(
+            encoder_type=encoder,
+            decoder_type=decoder,
+            stoch_dim=self.stoch_discrete * self.stoch_classes,
+        )
         self._set(latent_dim=self.deter_dim + self.stoch_dim)
 
     def _checks(self) -> list[tuple[bool, str]]:
@@ -113,15 +131,35 @@ class DreamerV3Config(WorldModelConfig):
             *super()._checks(),
             not_among(self, "encoder_type", BRANCHES),
             not_among(self, "decoder_type", BRANCHES),
-            *((getattr(self, n) == "cnn" and not self.is_image, self._cnn_text(n)) for n in ("encoder_type", "decoder_type")),
-            (self.encoder_type != self.decoder_type, f"decoder_type must equal encoder_type, got {self.decoder_type!r}"),
-            (self.cnn_kernels not in FIXED_KERNELS, f"cnn_kernels must be four stages of 5, got {self.cnn_kernels}"),
-            (bool(scales), f"loss_scales must have exactly {sorted(official_scales())}, got {sorted(self.loss_scales)}"),
-            (not self.use_symlog, "use_symlog must be True, got False; scale observations yourself if symlog harms them"),
+            *(
+                (getattr(self, n) == "cnn" and not self.is_image, self._cnn_text(n))
+                for n in ("encoder_type", "decoder_type")
+            ),
+            (
+                self.encoder_type != self.decoder_type,
+                f"decoder_type must equal encoder_type, got {self.decoder_type!r}",
+            ),
+            (
+                self.cnn_kernels not in FIXED_KERNELS,
+                f"cnn_kernels must be four stages of 5, got {self.cnn_kernels}",
+            ),
+            (
+                bool(scales),
+                f"loss_scales must have exactly {sorted(official_scales())}, got "
+                f"{sorted(self.loss_scales)}",
+            ),
+            (
+                not self.use_symlog,
+                "use_symlog must be True, got False; scale observations yourself if "
+                "symlog harms them",
+            ),
         ]
 
     def _cnn_text(self, name: str) -> str:
-        return f"{name} 'cnn' needs an image of three axes, got obs_shape {self.obs_shape}; use 'mlp' or 'auto'"
+        return (
+            f"{name} 'cnn' needs an image of three axes, got obs_shape {self.obs_shape}; "
+            "use 'mlp' or 'auto'"
+        )
 
 
 @understanding
@@ -131,7 +169,17 @@ class TDMPC2Config(WorldModelConfig):
 
     BOUNDS: ClassVar[Mapping[str, Bounds]] = {
         **WorldModelConfig.BOUNDS,
-        **dict.fromkeys(("simnorm_dim", "num_hidden_layers", "num_tasks", "horizon", "num_samples", "num_elites"), Bounds(1)),
+        **dict.fromkeys(
+            (
+                "simnorm_dim",
+                "num_hidden_layers",
+                "num_tasks",
+                "horizon",
+                "num_samples",
+                "num_elites",
+            ),
+            Bounds(1),
+        ),
         **dict.fromkeys(("encoder_dim", "task_dim"), NOT_NEGATIVE),
         "num_q_networks": Bounds(2),
         "temperature": POSITIVE,
@@ -171,7 +219,9 @@ class TDMPC2Config(WorldModelConfig):
     gamma: float = 0.99
     """Discount per step."""
     use_decoder: bool = False
-    """Train a decoder beside the model, which the model does not feel: ``decode`` then has ``obs``."""
+    """Train a decoder beside the model, which the model does not feel: ``decode`` then has
+    ``obs``.
+    """
     episodic: bool = False
     """Learn when episodes terminate: ``decode`` then has ``continue``."""
 
@@ -197,9 +247,18 @@ class TDMPC2Config(WorldModelConfig):
         group = self.simnorm_dim
         return [
             *super()._checks(),
-            (self.latent_dim % group != 0, f"latent_dim must be a multiple of simnorm_dim ({group}), got {self.latent_dim}"),
-            (self.num_elites > self.num_samples, f"num_elites must be <= num_samples ({self.num_samples}), got {self.num_elites}"),
-            (self.num_tasks > 1 and self.task_dim < 1, f"task_dim must be >= 1 with several tasks, got {self.task_dim}"),
+            (
+                self.latent_dim % group != 0,
+                f"latent_dim must be a multiple of simnorm_dim ({group}), got {self.latent_dim}",
+            ),
+            (
+                self.num_elites > self.num_samples,
+                f"num_elites must be <= num_samples ({self.num_samples}), got {self.num_elites}",
+            ),
+            (
+                self.num_tasks > 1 and self.task_dim < 1,
+                f"task_dim must be >= 1 with several tasks, got {self.task_dim}",
+            ),
         ]
 
 
@@ -211,7 +270,10 @@ class MLPConfig(WorldModelConfig):
     BOUNDS: ClassVar[Mapping[str, Bounds]] = {
         **WorldModelConfig.BOUNDS,
         **dict.fromkeys(("ensemble_size", "horizon"), Bounds(1)),
-        **dict.fromkeys(("reconstruction_scale", "dynamics_scale", "reward_scale", "continue_scale"), NOT_NEGATIVE),
+        **dict.fromkeys(
+            ("reconstruction_scale", "dynamics_scale", "reward_scale", "continue_scale"),
+            NOT_NEGATIVE,
+        ),
     }
     model_type: str = "mlp"
     """Which model."""
@@ -246,5 +308,7 @@ class MLPConfig(WorldModelConfig):
         return sized(cls, MLP_SIZES, size, kwargs)  # type: ignore[no-any-return]
 
 
-CONFIG_CLASSES.update(base=WorldModelConfig, dreamer=DreamerV3Config, tdmpc2=TDMPC2Config, mlp=MLPConfig)
+CONFIG_CLASSES.update(
+    base=WorldModelConfig, dreamer=DreamerV3Config, tdmpc2=TDMPC2Config, mlp=MLPConfig
+)
 CONFIG_CLASSES.update(dreamerv3=DreamerV3Config, tdmpc=TDMPC2Config)  # as some files say

@@ -1,6 +1,7 @@
 """What the settings of every public world model share: fields, checks, synonyms, files. No torch.
 
-The kinds of models are in ``worldloom.core.config``, where all of these names are meant to be imported from.
+The kinds of models are in ``worldloom.core.config``, where all of these names are meant to be
+imported from.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ ACTION_TYPES = ("continuous", "discrete")
 FILE_FACTS = ("files", "format")
 """Entries of a saved ``config.json`` beside the settings."""
 CONFIG_CLASSES: dict[str, type[WorldModelConfig]] = {}
-"""Which class a ``model_type`` has; filled where the classes are defined, and by ``WorldModelRegistry.register``."""
+"""Which class a ``model_type`` has; filled where the classes are defined, and by
+``WorldModelRegistry.register``.
+"""
 
 
 def understanding(cls: type[Config]) -> type[Config]:
-    """Let a config's constructor understand synonyms, and refuse unknown fields by naming the nearest one."""
+    """Let a config's constructor understand synonyms, and refuse unknown fields by naming the
+    nearest one.
+    """
     build = cls.__init__
 
     @functools.wraps(build)
@@ -84,7 +89,9 @@ class WorldModelConfig:
     grad_clip: float = 100.0
     """What Trainer uses when TrainingConfig leaves its own gradient limit at the default."""
     device: str = "cuda"
-    """Where the model is built; cuda means the CPU on a machine without CUDA, auto the same without a log line."""
+    """Where the model is built; cuda means the CPU on a machine without CUDA, auto the same without
+    a log line.
+    """
     dtype: str = "float32"
     """What matrix products compute in; weights stay float32."""
 
@@ -108,12 +115,28 @@ class WorldModelConfig:
 
     def _checks(self) -> list[tuple[bool, str]]:
         """Whether each rule is broken, and the sentence that says so."""
-        own = [name for name, kind in CONFIG_CLASSES.items() if kind is not WorldModelConfig and isinstance(self, kind)]
-        is_foreign = type(self) in CONFIG_CLASSES.values() and bool(own) and self.model_type.lower() not in own
+        own = [
+            name
+            for name, kind in CONFIG_CLASSES.items()
+            if kind is not WorldModelConfig and isinstance(self, kind)
+        ]
+        is_foreign = (
+            type(self) in CONFIG_CLASSES.values()
+            and bool(own)
+            and self.model_type.lower() not in own
+        )
         kind = type(self).__name__
         return [
-            (not self.obs_shape, "obs_shape must have at least one axis, got (); pass the shape of one observation, e.g. (4,)"),
-            (is_foreign, f"model_type of a {kind} must be one of {', '.join(own)}, got {self.model_type!r}; drop it"),
+            (
+                not self.obs_shape,
+                "obs_shape must have at least one axis, got (); pass the shape of "
+                "one observation, e.g. (4,)",
+            ),
+            (
+                is_foreign,
+                f"model_type of a {kind} must be one of {', '.join(own)}, got "
+                f"{self.model_type!r}; drop it",
+            ),
             not_among(self, "action_type", ACTION_TYPES),
             not_among(self, "dtype", DTYPES),
         ]
@@ -130,7 +153,10 @@ class WorldModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return {
+            name: list(v) if isinstance(v, tuple) else v
+            for name, v in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -141,7 +167,10 @@ class WorldModelConfig:
         """
         if not isinstance(data, Mapping):
             kind = type(data).__name__
-            raise ConfigurationError(f"the settings of a {cls.__name__} must be a dict, got {kind}; pass what to_dict gives")
+            raise ConfigurationError(
+                f"the settings of a {cls.__name__} must be a dict, got {kind}; pass "
+                "what to_dict gives"
+            )
         return cls(**data)
 
     @classmethod
@@ -163,7 +192,10 @@ class WorldModelConfig:
             own = name if name in names else cls.synonyms().get(name, name)
             if own not in names:
                 hint = nearest(name, names)
-                raise ConfigurationError(f"{cls.__name__} has no field {name!r}, got {value!r}{hint}; remove or rename it")
+                raise ConfigurationError(
+                    f"{cls.__name__} has no field {name!r}, got {value!r}{hint}; "
+                    "remove or rename it"
+                )
             result[own] = tuple(value) if isinstance(value, list) else value
         return result
 
@@ -202,7 +234,8 @@ class WorldModelConfig:
 
     @classmethod
     def parsed(cls, text: bytes, source: Path) -> WorldModelConfig:
-        """The config that the text of a file of :meth:`save` holds; ``source`` is how messages call it.
+        """The config that the text of a file of :meth:`save` holds; ``source`` is how messages call
+        it.
 
         Raises:
             CheckpointError: If it is not such a text.
@@ -210,7 +243,9 @@ class WorldModelConfig:
         try:
             data = json.loads(text)
             if not isinstance(data, dict):
-                raise CheckpointError(f"{source}: expected a JSON object, got {type(data).__name__}")
+                raise CheckpointError(
+                    f"{source}: expected a JSON object, got {type(data).__name__}"
+                )
         except ValueError as error:
             raise CheckpointError(f"{source}: not a readable config.json ({error})") from error
         kind = CONFIG_CLASSES.get(str(data.get("model_type")).lower(), cls)
@@ -226,8 +261,12 @@ def not_among(config: Any, name: str, allowed: tuple[str, ...]) -> tuple[bool, s
     return value not in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}"
 
 
-def sized(cls: Any, sizes: Mapping[str, Mapping[str, Any]], size: str, changes: Mapping[str, Any]) -> Any:
+def sized(
+    cls: Any, sizes: Mapping[str, Mapping[str, Any]], size: str, changes: Mapping[str, Any]
+) -> Any:
     """The config of a size with fields changed."""
     if size not in sizes:
-        raise ConfigurationError(f"Unknown size {size!r}{nearest(size, sizes)}; available: {', '.join(sizes)}")
+        raise ConfigurationError(
+            f"Unknown size {size!r}{nearest(size, sizes)}; available: {', '.join(sizes)}"
+        )
     return cls(**cls.merged({"model_name": size, **sizes[size]}, changes))

@@ -1,18 +1,19 @@
 """The tree of errors that worldloom raises.
 
     WorldLoomError
-    ├── ConfigurationError (ValueError)      a setting is wrong: names field, value, what is allowed, how to fix it
-    ├── ShapeMismatchError (ValueError)      an array does not have the shape or dtype that its spec promises
+    ├── ConfigurationError (ValueError)  a setting is wrong: field, value, what is allowed, the fix
+    ├── ShapeMismatchError (ValueError)  an array has not the shape or dtype that its spec promises
     ├── StateError                           an object was used in a state that does not allow it
-    ├── ModelNotFoundError (ValueError)      no model, agent or preset of that name; offers the nearest one
+    ├── ModelNotFoundError (ValueError)  no model, agent or preset of that name; offers the nearest
     ├── CheckpointError                      a file is missing, corrupt, foreign or does not fit
-    ├── TrainingError (RuntimeError)         training cannot go on (for example ten non-finite updates in a row)
-    ├── BufferError (ValueError)             the replay cannot serve the request (for example no episode is long enough)
-    ├── MissingDependencyError (ImportError) an optional package is not installed; says which line installs it
-    └── EnvFailureError (RuntimeError)    an environment raised, hung or died
+    ├── TrainingError (RuntimeError)  training cannot go on (ten non-finite updates in a row)
+    ├── BufferError (ValueError)  the replay cannot serve the request (no episode is long)
+    ├── MissingDependencyError (ImportError) an optional package is not installed; says which line
+    installs it
+    └── EnvFailureError (RuntimeError)  an environment raised, hung or died
 
-Every leaf also inherits the builtin that fits, and every one survives pickling: ``args`` are the constructor's arguments, so
-an error that a Ray actor raises reaches the driver as itself.
+Every leaf also inherits the builtin that fits, and every one survives pickling: ``args`` are the
+constructor's arguments, so an error that a Ray actor raises reaches the driver as itself.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class ConfigurationError(WorldLoomError, ValueError):
 
     Args:
         message: One sentence: field, value, what is allowed, how to fix it.
-        config_name: Name of the config the field belongs to; put in front of the message in brackets.
+        config_name: Name of the config the field belongs to; put in front of the message in
+            brackets.
     """
 
     def __init__(self, message: str, config_name: str | None = None) -> None:
         super().__init__(message, config_name)
-        self.message, self.config_name = message, config_name
+        self.message = message
+        self.config_name = config_name
 
     def __str__(self) -> str:
         return f"[{self.config_name}] {self.message}" if self.config_name else self.message
@@ -60,7 +63,9 @@ class ShapeMismatchError(WorldLoomError, ValueError):
 
     def __init__(self, message: str, expected: object = None, got: object = None) -> None:
         super().__init__(message, expected, got)
-        self.message, self.expected, self.got = message, expected, got
+        self.message = message
+        self.expected = expected
+        self.got = got
 
     def __str__(self) -> str:
         if self.expected is None and self.got is None:
@@ -78,7 +83,8 @@ class ModelNotFoundError(WorldLoomError, ValueError):
     def __init__(self, model_name: str, available: Iterable[str] = ()) -> None:
         available = tuple(available)
         super().__init__(model_name, available)
-        self.model_name, self.available = model_name, available
+        self.model_name = model_name
+        self.available = available
 
     def __str__(self) -> str:
         text = f"no model named {self.model_name!r}{nearest(self.model_name, self.available)}"
@@ -102,7 +108,9 @@ class MissingDependencyError(WorldLoomError, ImportError):
 
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(purpose, package, extra)
-        self.purpose, self.package, self.extra = purpose, package, extra
+        self.purpose = purpose
+        self.package = package
+        self.extra = extra
 
     def __str__(self) -> str:
         return f"{self.purpose} needs {self.package}: pip install 'worldloom-dist[{self.extra}]'"
@@ -113,6 +121,8 @@ class EnvFailureError(WorldLoomError, RuntimeError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``"; did you mean X?"`` for the closest choice, or an empty string when none is close."""
+    """Return ``"; did you mean X?"`` for the closest choice, or an empty string when none
+    is close.
+    """
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

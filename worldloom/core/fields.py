@@ -53,14 +53,23 @@ class Bounds:
     below: float | None = None
 
     def __contains__(self, value: float) -> bool:
-        fits_low = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
-        return fits_low and (self.most is None or value <= self.most) and (self.below is None or value < self.below)
+        fits_low = (self.least is None or value >= self.least) and (
+            self.above is None or value > self.above
+        )
+        return (
+            fits_low
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
 
     def __str__(self) -> str:
         low = self.least if self.above is None else self.above
         high = self.most if self.below is None else self.below
         if low is not None and high is not None:
-            return f"in {'[' if self.above is None else '('}{low}, {high}{']' if self.below is None else ')'}"
+            return (
+                f"in {'[' if self.above is None else '('}{low}, "
+                f"{high}{']' if self.below is None else ')'}"
+            )
         if low is not None:
             return f"{'>=' if self.above is None else '>'} {low}"
         return f"{'<=' if self.below is None else '<'} {high}" if high is not None else ""
@@ -80,7 +89,9 @@ class _UnfitError(Exception):
         self.hint = hint
 
 
-def settle(config: Any, bounds: Mapping[str, Bounds] | None = None, *, prefix: str = "") -> list[str]:
+def settle(
+    config: Any, bounds: Mapping[str, Bounds] | None = None, *, prefix: str = ""
+) -> list[str]:
     """Put plain values into the fields of a dataclass, frozen or not, and say what cannot be one.
 
     Args:
@@ -154,7 +165,8 @@ def _fit(value: Any, kind: Any, bounds: Bounds | None = None) -> Any:
     Raises:
         _UnfitError: If there is none.
     """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _of_union(value, arguments, bounds)
     if origin is typing.Literal:
@@ -208,7 +220,9 @@ def _integer_hint(value: Any) -> str:
 def _of_float(value: Any, bounds: Bounds | None) -> float:
     expected = f"a number {bounds or ''}".rstrip()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise _UnfitError(expected, "True and False are no numbers" if isinstance(value, bool) else "")
+        raise _UnfitError(
+            expected, "True and False are no numbers" if isinstance(value, bool) else ""
+        )
     try:
         plain = int(value) if isinstance(value, numbers.Integral) else float(value)
         is_finite = math.isfinite(plain)
@@ -265,7 +279,11 @@ def _of_union(value: Any, kinds: Sequence[Any], bounds: Bounds | None) -> Any:
 def _of_literal(value: Any, allowed: Sequence[Any]) -> Any:
     plain = _scalar(value)
     for choice in allowed:
-        if isinstance(plain, type(choice)) and plain == choice and isinstance(plain, bool) == isinstance(choice, bool):
+        if (
+            isinstance(plain, type(choice))
+            and plain == choice
+            and isinstance(plain, bool) == isinstance(choice, bool)
+        ):
             return choice
     raise _UnfitError("one of " + ", ".join(map(str, allowed)))
 
@@ -300,7 +318,9 @@ def _of_mapping(value: Any, kinds: Sequence[Any], bounds: Bounds | None) -> dict
         try:
             result[_fit(key, kinds[0])] = _fit(item, kinds[1], bounds)
         except _UnfitError as error:
-            raise _UnfitError(f"a mapping whose entry {key!r} is {error.expected}", error.hint) from None
+            raise _UnfitError(
+                f"a mapping whose entry {key!r} is {error.expected}", error.hint
+            ) from None
     return result
 
 
@@ -322,5 +342,7 @@ def _of_anything(value: Any) -> Any:
     try:
         return [_of_anything(item) for item in _items(value, "")]
     except _UnfitError as error:
-        expected = error.expected or "a number, a text, True, False, None, or a list or dict of them"
+        expected = (
+            error.expected or "a number, a text, True, False, None, or a list or dict of them"
+        )
         raise _UnfitError(expected) from None

@@ -64,7 +64,9 @@ def expanded(path: str | PathLike[str], name: str = "path") -> Path:
     try:
         return Path(os.fsdecode(path)).expanduser()
     except (TypeError, RuntimeError) as error:
-        raise ConfigurationError(f"{name} must be a text or a Path that leads somewhere, got {path!r} ({error})") from None
+        raise ConfigurationError(
+            f"{name} must be a text or a Path that leads somewhere, got {path!r} ({error})"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -142,7 +144,9 @@ def open_together(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Buff
     for _ in range(OPEN_ATTEMPTS):
         with contextlib.ExitStack() as stack:
             found = {name: _opened(folder, name) for name in names}
-            files = {name: stack.enter_context(file) for name, file in found.items() if file is not None}
+            files = {
+                name: stack.enter_context(file) for name, file in found.items() if file is not None
+            }
             if all(_identity(folder, name) == _identity_of(files.get(name)) for name in names):
                 yield files
                 return
@@ -205,7 +209,10 @@ def _commit(staging: Path, folder: Path) -> None:
         _move_in(folder)
         blocked = [path.name for path in staging.iterdir() if (folder / path.name).is_dir()]
         if blocked:
-            raise IsADirectoryError(f"{folder / blocked[0]}: is a folder, and a file of that name is to be written; move it away")
+            raise IsADirectoryError(
+                f"{folder / blocked[0]}: is a folder, and a file of that name is to "
+                "be written; move it away"
+            )
         os.rename(staging, folder / REPLACEMENT)
         sync(folder)
         _move_in(folder)
@@ -219,7 +226,8 @@ def _move_in(folder: Path) -> None:
         return
     for path in committed.iterdir():
         os.replace(path, folder / path.name)
-        path.unlink(missing_ok=True)  # two names of one file: renaming one to the other does nothing
+        # two names of one file: renaming one to the other does nothing
+        path.unlink(missing_ok=True)
     committed.rmdir()
 
 

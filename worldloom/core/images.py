@@ -1,7 +1,9 @@
-"""Which arrays are images, and how their axes become [Y, X, channels]: one decision for env adapters and for readers of files.
+"""Which arrays are images, and how their axes become [Y, X, channels]: one decision for env
+adapters and for readers of files.
 
-Knows numpy alone. A stack of images becomes one image with the channels of all of them: the first image's channels come first, so
-a stack whose oldest image is first (Gymnasium's ``FrameStackObservation``) reads as our own ``frame_stack`` does.
+Knows numpy alone. A stack of images becomes one image with the channels of all of them: the first
+image's channels come first, so a stack whose oldest image is first (Gymnasium's
+``FrameStackObservation``) reads as our own ``frame_stack`` does.
 
 Legend: Y and X are the sides of an image, C its channels, K the images of a stack.
 """
@@ -38,7 +40,9 @@ class ImageLayout:
     shape: tuple[int, int, int]
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
-        """``[..., *native_shape]`` -> ``[..., *shape]``; a view where no stack has to be rearranged."""
+        """``[..., *native_shape]`` -> ``[..., *shape]``; a view where no stack has to be
+        rearranged.
+        """
         lead = value.ndim - len(self.native_shape)
         order = (*range(lead), *(lead + axis for axis in self.axes))
         return value.transpose(order).reshape(*value.shape[:lead], *self.shape)
@@ -47,9 +51,9 @@ class ImageLayout:
 def find_image_layout(shape: tuple[int, ...]) -> ImageLayout | None:
     """How an array of this shape is read if its dtype is that of images (uint8).
 
-    Rank 2 is Y, X if both are large enough. Rank 3 is C, Y, X if the first axis is the small one, else Y, X, C. Rank 4 is
-    K, Y, X, C or K, C, Y, X or Y, X, C, K, whichever has its two large axes where the sides are (Y, X, K, C if only its last axis
-    can be the channels of an image).
+    Rank 2 is Y, X if both are large enough. Rank 3 is C, Y, X if the first axis is the small one,
+    else Y, X, C. Rank 4 is K, Y, X, C or K, C, Y, X or Y, X, C, K, whichever has its two large axes
+    where the sides are (Y, X, K, C if only its last axis can be the channels of an image).
 
     Returns:
         None for every other shape: its numbers are no image.

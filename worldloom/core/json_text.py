@@ -1,4 +1,6 @@
-"""JSON that every reader understands: Python would write NaN and Infinity, which JSON does not have."""
+"""JSON that every reader understands: Python would write NaN and Infinity, which JSON does not
+have.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Latent spaces as small helpers: how raw network outputs become samples, and how far two of them are apart.
+"""Latent spaces as small helpers: how raw network outputs become samples, and how far two of them
+are apart.
 
-These are for building models of one's own. The world models here do not train with them: DreamerV3 applies its free nats
-to the sum over categoricals, while :meth:`CategoricalLatentSpace.kl_divergence` applies them to each one.
-Legend: D dimensions, S categoricals, C classes.
+These are for building models of one's own. The world models here do not train with them: DreamerV3
+applies its free nats to the sum over categoricals, while
+:meth:`CategoricalLatentSpace.kl_divergence` applies them to each one. Legend: D dimensions, S
+categoricals, C classes.
 """
 
 from __future__ import annotations
@@ -31,15 +33,20 @@ class LatentSpace(ABC):
 
     @abstractmethod
     def sample(self, params: Tensor, deterministic: bool = False) -> Tensor:
-        """A sample of ``sample_dim`` numbers, or the most likely value, with gradient to ``params`` ``[..., param_dim]``."""
+        """A sample of ``sample_dim`` numbers, or the most likely value, with gradient to ``params``
+        ``[..., param_dim]``.
+        """
 
     @abstractmethod
     def kl_divergence(self, posterior: Tensor, prior: Tensor, free_nats: float = 0.0) -> Tensor:
-        """Divergence ``[...]`` summed over variables; each one counts what exceeds ``free_nats``."""
+        """Divergence ``[...]`` summed over variables; each one counts what exceeds
+        ``free_nats``.
+        """
 
 
 class GaussianLatentSpace(LatentSpace):
-    """Diagonal Gaussian; parameters are the mean and a raw standard deviation, squashed into (min_std, max_std).
+    """Diagonal Gaussian; parameters are the mean and a raw standard deviation, squashed into
+    (min_std, max_std).
 
     Args:
         dim: D.
@@ -48,7 +55,9 @@ class GaussianLatentSpace(LatentSpace):
     """
 
     def __init__(self, dim: int, min_std: float = 0.1, max_std: float = 2.0) -> None:
-        self.dim, self.min_std, self.max_std = dim, min_std, max_std
+        self.dim = dim
+        self.min_std = min_std
+        self.max_std = max_std
 
     @property
     def param_dim(self) -> int:
@@ -73,7 +82,11 @@ class GaussianLatentSpace(LatentSpace):
     def kl_divergence(self, posterior: Tensor, prior: Tensor, free_nats: float = 0.0) -> Tensor:
         """See :class:`LatentSpace`."""
         (mean, std), (other, width) = self.distribution(posterior), self.distribution(prior)
-        kl = (width / std).log() + (std.square() + (mean - other).square()) / (2 * width.square()) - 0.5
+        kl = (
+            (width / std).log()
+            + (std.square() + (mean - other).square()) / (2 * width.square())
+            - 0.5
+        )
         return (kl - free_nats).clamp(min=0.0).sum(-1) if free_nats else kl.sum(-1)
 
 
@@ -88,10 +101,16 @@ class CategoricalLatentSpace(LatentSpace):
     """
 
     def __init__(
-        self, num_categoricals: int = 32, num_classes: int = 32, temperature: float = 1.0, straight_through: bool = True
+        self,
+        num_categoricals: int = 32,
+        num_classes: int = 32,
+        temperature: float = 1.0,
+        straight_through: bool = True,
     ) -> None:
-        self.num_categoricals, self.num_classes = num_categoricals, num_classes
-        self.temperature, self.straight_through = temperature, straight_through
+        self.num_categoricals = num_categoricals
+        self.num_classes = num_classes
+        self.temperature = temperature
+        self.straight_through = straight_through
 
     @property
     def param_dim(self) -> int:
@@ -106,7 +125,11 @@ class CategoricalLatentSpace(LatentSpace):
     def _grid(self, params: Tensor) -> Tensor:
         """[..., S C] or [..., S, C] -> [..., S, C]."""
         is_flat = params.shape[-1] == self.param_dim
-        return params.reshape(*params.shape[:-1], self.num_categoricals, self.num_classes) if is_flat else params
+        return (
+            params.reshape(*params.shape[:-1], self.num_categoricals, self.num_classes)
+            if is_flat
+            else params
+        )
 
     def sample(self, params: Tensor, deterministic: bool = False) -> Tensor:
         """One-hot codes ``[..., S, C]`` of logits ``[..., S C]`` or ``[..., S, C]``."""
@@ -120,7 +143,8 @@ class CategoricalLatentSpace(LatentSpace):
 
     def kl_divergence(self, posterior: Tensor, prior: Tensor, free_nats: float = 0.0) -> Tensor:
         """See :class:`LatentSpace`."""
-        log_p, log_q = self._grid(posterior).log_softmax(-1), self._grid(prior).log_softmax(-1)
+        log_p = self._grid(posterior).log_softmax(-1)
+        log_q = self._grid(prior).log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1)
         return (kl - free_nats).clamp(min=0.0).sum(-1) if free_nats else kl.sum(-1)
 
@@ -139,7 +163,8 @@ class SimNormLatentSpace(LatentSpace):
     def __init__(self, dim: int = 512, simnorm_dim: int = 8) -> None:
         if simnorm_dim < 1 or dim % simnorm_dim:
             raise ValueError(f"dim must be a multiple of simnorm_dim, got {dim} and {simnorm_dim}")
-        self.dim, self.simnorm_dim = dim, simnorm_dim
+        self.dim = dim
+        self.simnorm_dim = simnorm_dim
 
     @property
     def param_dim(self) -> int:
@@ -160,5 +185,7 @@ class SimNormLatentSpace(LatentSpace):
         return self._groups(params).softmax(-1).flatten(-2)
 
     def kl_divergence(self, posterior: Tensor, prior: Tensor, free_nats: float = 0.0) -> Tensor:
-        """Zeros: the simplices are a deterministic code, so there is nothing between two distributions."""
+        """Zeros: the simplices are a deterministic code, so there is nothing between two
+        distributions.
+        """
         return torch.zeros(posterior.shape[:-1], device=posterior.device)

@@ -1,6 +1,8 @@
-"""Metric values that merge: born where something happens, summed up on the way to the hub, read once.
+"""Metric values that merge: born where something happens, summed up on the way to the hub, read
+once.
 
-``merge`` is associative, so values may be combined in any grouping (worker, node, hub). Durations are seconds, sizes bytes.
+``merge`` is associative, so values may be combined in any grouping (worker, node, hub). Durations
+are seconds, sizes bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Max:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The value of the latest observation (``stamp`` orders them: any clock that the metric's writers share)."""
+    """The value of the latest observation (``stamp`` orders them: any clock that the metric's
+    writers share).
+    """
 
     value: float
     stamp: float = 0.0
@@ -83,7 +87,9 @@ class Histogram:
     def merge(self, other: Histogram) -> Histogram:
         """The counts of both; the bounds must be equal."""
         if self.bounds != other.bounds:
-            raise ValueError(f"histograms with bounds {self.bounds} and {other.bounds} do not merge")
+            raise ValueError(
+                f"histograms with bounds {self.bounds} and {other.bounds} do not merge"
+            )
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         return Histogram(self.bounds, counts, self.total + other.total)
 
@@ -98,8 +104,11 @@ class Histogram:
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, q: float) -> float:
-        """Upper bound of the bucket that holds the ``q`` quantile (the last finite bound for the open bucket)."""
-        rank, seen = q * self.count, 0
+        """Upper bound of the bucket that holds the ``q`` quantile (the last finite bound for the
+        open bucket).
+        """
+        rank = q * self.count
+        seen = 0
         for index, count in enumerate(self.counts):
             seen += count
             if count and seen >= rank:
@@ -108,7 +117,8 @@ class Histogram:
 
 
 class Tally:
-    """Collects values for a :class:`Histogram` in place, for loops that run thousands of times per second; used by one thread.
+    """Collects values for a :class:`Histogram` in place, for loops that run thousands of times per
+    second; used by one thread.
 
     Args:
         bounds: As of the histogram.
@@ -124,7 +134,8 @@ class Tally:
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
-        self._counts, self._total = [0] * (len(bounds) + 1), 0.0
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
 
     def add(self, value: float) -> None:
         """Count one value."""
@@ -134,7 +145,8 @@ class Tally:
     def take(self) -> Histogram:
         """What was counted since the last call."""
         taken = Histogram(self._bounds, tuple(self._counts), self._total)
-        self._counts, self._total = [0] * (len(self._bounds) + 1), 0.0
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._total = 0.0
         return taken
 
 
@@ -147,5 +159,7 @@ def merge_into(target: MutableMapping[str, Metric], update: Mapping[str, Metric]
     for key, metric in update.items():
         old = target.get(key)
         if old is not None and type(old) is not type(metric):
-            raise TypeError(f"metric {key!r} was a {type(old).__name__} and is now a {type(metric).__name__}")
+            raise TypeError(
+                f"metric {key!r} was a {type(old).__name__} and is now a {type(metric).__name__}"
+            )
         target[key] = metric if old is None else old.merge(metric)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""What the rooms promise each other: agents, policies, and what the system must know of an agent to run it.
+"""What the rooms promise each other: agents, policies, and what the system must know of an agent to
+run it.
 
-The distributed system knows an algorithm only through this file. If it ever needs ``if algo ==``, a field is missing here.
-Axis legend: N envs, B batch, T time.
+The distributed system knows an algorithm only through this file. If it ever needs ``if algo ==``, a
+field is missing here. Axis legend: N envs, B batch, T time.
 """
 
 from __future__ import annotations
@@ -32,29 +33,37 @@ __all__ = [
 ]
 
 Carry = dict[str, Any]
-"""What a policy remembers between steps: name -> array (numpy or torch) with the env axis first, so that rows of it can be
-gathered, scattered and sent. Owned by whoever calls ``act``: the worker, or the inference server's table."""
+"""What a policy remembers between steps: name -> array (numpy or torch) with the env axis first, so
+that rows of it can be gathered, scattered and sent. Owned by whoever calls ``act``: the worker, or
+the inference server's table.
+"""
 
 Decide = Callable[..., dict[str, Any]]
-"""``decide(inputs, *, explore)``: tensors by name, rows first, to new tensors by name; see :class:`Capturable`."""
+"""``decide(inputs, *, explore)``: tensors by name, rows first, to new tensors by name; see
+:class:`Capturable`.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSpec:
     """Which windows of rows one train step reads.
 
-    A window has ``context + length + bootstrap`` consecutive rows of one stream, of which ``length`` positions are trained:
-    context rows only provide a start state, bootstrap rows only a target.
+    A window has ``context + length + bootstrap`` consecutive rows of one stream, of which
+    ``length`` positions are trained: context rows only provide a start state, bootstrap rows only a
+    target.
 
     Args:
         batch_size: Windows per batch (B).
         length: Trained positions per window.
         context: Leading rows that are not trained.
         bootstrap: Trailing rows that are not trained.
-        cross_episodes: May a window run across the end of an episode into the next one of the same stream?
-        online: Serve each new window once, as soon as it is complete, before drawing uniformly (DreamerV3's online queue).
-        stride: A window begins at every so many rows of its stream, or of its episode where it may not cross; at most
-            ``window_rows``, and then windows never overlap. With 1 every row may begin one.
+        cross_episodes: May a window run across the end of an episode into the next one of the same
+            stream?
+        online: Serve each new window once, as soon as it is complete, before drawing uniformly
+            (DreamerV3's online queue).
+        stride: A window begins at every so many rows of its stream, or of its episode where it may
+            not cross; at most ``window_rows``, and then windows never overlap. With 1 every row may
+            begin one.
     """
 
     batch_size: int
@@ -67,10 +76,14 @@ class SamplingSpec:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.length < 1 or self.context < 0 or self.bootstrap < 0:
-            raise ConfigurationError(f"sampling needs batch_size >= 1, length >= 1, context >= 0, bootstrap >= 0; got {self}")
+            raise ConfigurationError(
+                "sampling needs batch_size >= 1, length >= 1, context >= 0, "
+                f"bootstrap >= 0; got {self}"
+            )
         if not 1 <= self.stride <= self.window_rows:
             raise ConfigurationError(
-                f"stride must be 1 to {self.window_rows} (a window), or some rows would never be trained; got {self.stride}"
+                f"stride must be 1 to {self.window_rows} (a window), or some rows "
+                f"would never be trained; got {self.stride}"
             )
 
     @property
@@ -97,8 +110,10 @@ class AgentSpec:
         name: ``algorithm:preset``.
         sampling: What a train step reads.
         train_ratio: Default trained positions per agent step, over the whole run.
-        prefill_agent_steps: Agent steps before the first update. They are not owed to the train ratio.
-        random_prefill: Act uniformly at random during the prefill; otherwise the untrained policy acts.
+        prefill_agent_steps: Agent steps before the first update. They are not owed to the train
+            ratio.
+        random_prefill: Act uniformly at random during the prefill; otherwise the untrained policy
+            acts.
         pretrain_updates: Updates made in one burst when the prefill is complete.
         extras: Further columns that ``act`` emits for every row (for example replay latents).
         writes_back: True when ``train_step`` returns refreshed extras.
@@ -123,7 +138,8 @@ class ActOutput:
     """Result of one batched decision.
 
     Attributes:
-        action: Per action key ``[N, ...]``, numpy on the host; continuous values in [-1, 1], discrete ones int.
+        action: Per action key ``[N, ...]``, numpy on the host; continuous values in [-1, 1],
+            discrete ones int.
         carry: The next carry, env axis first.
         extras: Columns for the stored rows, ``[N, ...]``, numpy.
     """
@@ -138,9 +154,12 @@ class TrainOutput:
     """Result of one train step.
 
     Attributes:
-        metrics: Scalars by name; they stay on the device until somebody flushes them (no ``.item()`` in the step).
-        nonfinite: 0-d tensor or number, 1 when the step was skipped because a loss or gradient was not finite.
-        refreshed: Extras to write back to replay, per column ``[B, T, ...]``, aligned with ``batch.row_ids``; or None.
+        metrics: Scalars by name; they stay on the device until somebody flushes them (no
+            ``.item()`` in the step).
+        nonfinite: 0-d tensor or number, 1 when the step was skipped because a loss or gradient was
+            not finite.
+        refreshed: Extras to write back to replay, per column ``[B, T, ...]``, aligned with
+            ``batch.row_ids``; or None.
         priorities: ``[B]`` new priorities of the windows, or None.
     """
 
@@ -157,13 +176,16 @@ class Policy(Protocol):
     def initial_carry(self, num_envs: int) -> Carry:
         """A carry for ``num_envs`` envs at the start of an episode."""
 
-    def act(self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool) -> ActOutput:
+    def act(
+        self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool
+    ) -> ActOutput:
         """Choose one action per env.
 
         Args:
             obs: Per key ``[N, ...]``.
             carry: From :meth:`initial_carry` or the previous call; not modified.
-            is_first: ``[N]`` bool; where True the carry is reset before use, so no caller can forget it.
+            is_first: ``[N]`` bool; where True the carry is reset before use, so no caller can
+                forget it.
             explore: False for evaluation.
         """
 
@@ -188,22 +210,29 @@ class Agent(Policy, Protocol):
     spec: AgentSpec
 
     def train_step(self, batch: SequenceBatch) -> TrainOutput:
-        """One update of everything (world model, policy, critics, targets) from a batch of tensors on this agent's device."""
+        """One update of everything (world model, policy, critics, targets) from a batch of tensors
+        on this agent's device.
+        """
 
     def join(self, ranks: Ranks) -> None:
-        """Train as one of several ranks from now on: batches are this rank's equal share of a joint batch. At most once."""
+        """Train as one of several ranks from now on: batches are this rank's equal share of a joint
+        batch. At most once.
+        """
 
     def policy_weights(self) -> WeightsSnapshot:
         """A copy of what ``act`` reads, and nothing else."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume: a nested dict of tensors, arrays and JSON scalars. Includes random state."""
+        """Everything needed to resume: a nested dict of tensors, arrays and JSON scalars. Includes
+        random state.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`.
 
         Raises:
-            CheckpointError: If the state belongs to another architecture; names the first difference.
+            CheckpointError: If the state belongs to another architecture; names the first
+                difference.
         """
 
 
@@ -211,9 +240,10 @@ class Agent(Policy, Protocol):
 class Capturable(Protocol):
     """What a policy adds whose decision can be captured as a CUDA graph.
 
-    Its ``act`` brings obs, carry and random draws to the device, calls one function of those tensors, and takes the results to the
-    host. That function draws nothing, reads no value back, copies nothing between host and device, and keeps no state; it reads
-    weights at addresses that :meth:`Policy.load_weights` does not change.
+    Its ``act`` brings obs, carry and random draws to the device, calls one function of those
+    tensors, and takes the results to the host. That function draws nothing, reads no value back,
+    copies nothing between host and device, and keeps no state; it reads weights at addresses that
+    :meth:`Policy.load_weights` does not change.
     """
 
     def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
@@ -222,17 +252,22 @@ class Capturable(Protocol):
 
 @runtime_checkable
 class Reporting(Protocol):
-    """What an agent adds that can show what it predicts; the learner asks for it now and then, outside its updates."""
+    """What an agent adds that can show what it predicts; the learner asks for it now and then,
+    outside its updates.
+    """
 
     def report(self, batch: SequenceBatch) -> Mapping[str, np.ndarray]:
-        """Pictures of predictions on a batch of tensors: key -> uint8 frames ``[T, Y, X, 3]``, one frame for a still.
+        """Pictures of predictions on a batch of tensors: key -> uint8 frames ``[T, Y, X, 3]``, one
+        frame for a still.
 
         Changes nothing that training depends on, random state included.
         """
 
 
 def __getattr__(name: str) -> Any:
-    """``WorldModel`` is found here too, where 0.1 had it; its own module needs torch, this one does not."""
+    """``WorldModel`` is found here too, where 0.1 had it; its own module needs torch, this one does
+    not.
+    """
     if name != "WorldModel":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from worldloom.core.world_model import WorldModel

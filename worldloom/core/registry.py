@@ -1,4 +1,5 @@
-"""Which world models exist: types, presets, aliases, and how a name or a folder becomes a config or a model. No torch.
+"""Which world models exist: types, presets, aliases, and how a name or a folder becomes a config or
+a model. No torch.
 
 Model classes are named here as text and imported when one is needed; more can be registered.
 """
@@ -26,7 +27,12 @@ __all__ = [
     "refuse_file",
 ]
 
-TYPE_ALIASES: dict[str, str] = {"dreamerv3": "dreamer", "dreamer": "dreamer", "tdmpc2": "tdmpc2", "tdmpc": "tdmpc2"}
+TYPE_ALIASES: dict[str, str] = {
+    "dreamerv3": "dreamer",
+    "dreamer": "dreamer",
+    "tdmpc2": "tdmpc2",
+    "tdmpc": "tdmpc2",
+}
 """Spellings of the two published model types."""
 BUILT_IN: dict[str, str] = {
     "dreamer": "worldloom.models.public.dreamerv3:DreamerV3WorldModel",
@@ -65,10 +71,14 @@ def refuse_file(path: Path) -> None:
         way_out = f"give its folder, {str(path.parent)!r}"
     else:
         way_out = (
-            "give a folder that save_pretrained wrote; a Trainer's checkpoint is read by Trainer(model, config).load_checkpoint, "
+            "give a folder that save_pretrained wrote; a Trainer's checkpoint is "
+            "read by Trainer(model, config).load_checkpoint, "
             "and model.save_pretrained then writes such a folder"
         )
-    raise ConfigurationError(f"model must be a preset such as 'mlp:small' or a folder, got the file {str(path)!r}; {way_out}")
+    raise ConfigurationError(
+        "model must be a preset such as 'mlp:small' or a folder, got the file "
+        f"{str(path)!r}; {way_out}"
+    )
 
 
 class WorldModelRegistry:
@@ -99,12 +109,16 @@ class WorldModelRegistry:
     }
 
     @classmethod
-    def register(cls, model_type: str, config_class: type[WorldModelConfig]) -> Callable[[type], type]:
+    def register(
+        cls, model_type: str, config_class: type[WorldModelConfig]
+    ) -> Callable[[type], type]:
         """Class decorator that makes a model known under ``model_type`` (case does not matter)."""
 
         def add(model_class: type) -> type:
             """Register the decorated class."""
-            cls._config_registry[model_type.lower()] = CONFIG_CLASSES[model_type.lower()] = config_class
+            cls._config_registry[model_type.lower()] = CONFIG_CLASSES[model_type.lower()] = (
+                config_class
+            )
             cls._model_registry[model_type.lower()] = model_class
             cls._presets.setdefault(model_type.lower(), {})
             return model_class
@@ -115,7 +129,10 @@ class WorldModelRegistry:
     def unregister(cls, model_type: str) -> None:
         """Forget a registered type; the built-in ones cannot be forgotten."""
         if model_type.lower() in BUILT_IN:
-            raise ConfigurationError(f"model type {model_type!r} is built in and cannot be unregistered; register another name")
+            raise ConfigurationError(
+                f"model type {model_type!r} is built in and cannot be unregistered; "
+                "register another name"
+            )
         for table in (cls._config_registry, cls._model_registry, cls._presets, CONFIG_CLASSES):
             table.pop(model_type.lower(), None)
 
@@ -126,7 +143,9 @@ class WorldModelRegistry:
         kind = cls.resolve_type(kind)
         if not size:
             raise ConfigurationError(f"preset {name!r} must be written type:size, e.g. {kind}:mine")
-        cls._presets[kind][size] = cls._config_registry[kind].known({"model_name": size, **settings})
+        cls._presets[kind][size] = cls._config_registry[kind].known(
+            {"model_name": size, **settings}
+        )
 
     @classmethod
     def resolve_type(cls, name: str) -> str:
@@ -137,7 +156,9 @@ class WorldModelRegistry:
         """
         kind = TYPE_ALIASES.get(name.lower(), name.lower())
         if kind not in cls._config_registry:
-            raise UnknownModelError("Unknown model type", name, sorted({*cls._config_registry, *TYPE_ALIASES}))
+            raise UnknownModelError(
+                "Unknown model type", name, sorted({*cls._config_registry, *TYPE_ALIASES})
+            )
         return kind
 
     @classmethod
@@ -206,7 +227,8 @@ class AutoConfig:
 
     @staticmethod
     def from_pretrained(name_or_path: str | PathLike[str], **kwargs: Any) -> WorldModelConfig:
-        """The config of a folder or of ``type:size``; an unknown type gives a base config named after the size.
+        """The config of a folder or of ``type:size``; an unknown type gives a base config named
+        after the size.
 
         Raises:
             ConfigurationError: If there is neither a folder nor a colon.
@@ -216,7 +238,10 @@ class AutoConfig:
             return WorldModelConfig.load(path).replaced(**kwargs)
         kind, colon, size = str(name_or_path).partition(":")
         if not colon:
-            raise ConfigurationError(f"Invalid config identifier {str(name_or_path)!r}: expected type:size or an existing folder")
+            raise ConfigurationError(
+                f"Invalid config identifier {str(name_or_path)!r}: expected type:size "
+                "or an existing folder"
+            )
         known = TYPE_ALIASES.get(kind.lower(), kind.lower()) in WorldModelRegistry._config_registry
         if not known:
             return WorldModelConfig(**({"model_type": kind, "model_name": size} | kwargs))

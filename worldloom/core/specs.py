@@ -1,7 +1,9 @@
-"""What an environment looks like to the rest of the system: names, shapes, dtypes and counts; no Gymnasium, no torch.
+"""What an environment looks like to the rest of the system: names, shapes, dtypes and counts; no
+Gymnasium, no torch.
 
-Observations and actions are flat mappings from a key to an array. A space that is not a Dict has the single key ``obs`` (or
-``action``). In stored rows the key becomes a column name: ``obs`` stays ``obs``, key ``camera`` becomes ``obs/camera``.
+Observations and actions are flat mappings from a key to an array. A space that is not a Dict has
+the single key ``obs`` (or ``action``). In stored rows the key becomes a column name: ``obs`` stays
+``obs``, key ``camera`` becomes ``obs/camera``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import numpy as np
 
 __all__ = ["ACTION", "OBS", "ArraySpec", "EnvSpec", "all_finite", "column_name", "group_keys"]
 
-OBS, ACTION = "obs", "action"
+OBS = "obs"
+ACTION = "action"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,8 @@ class ArraySpec:
     Args:
         shape: Shape of one element; ``()`` for a scalar.
         dtype: numpy dtype name.
-        num_classes: For a discrete action the number of choices of each component (one entry per element of ``shape``, a
-            scalar has one). Empty for everything continuous.
+        num_classes: For a discrete action the number of choices of each component (one entry per
+            element of ``shape``, a scalar has one). Empty for everything continuous.
 
     Continuous actions are always in [-1, 1]: the env adapter rescales them to the env's own bounds.
     """
@@ -74,7 +77,9 @@ class ArraySpec:
         Raises:
             KeyError, TypeError: If it is no description, or names no dtype.
         """
-        return cls(tuple(data["shape"]), np.dtype(data["dtype"]).name, tuple(data.get("num_classes", ())))
+        return cls(
+            tuple(data["shape"]), np.dtype(data["dtype"]).name, tuple(data.get("num_classes", ()))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +104,9 @@ class EnvSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self, extras: Mapping[str, ArraySpec] | None = None) -> dict[str, ArraySpec]:
-        """Every column of a stored row: observations, actions, reward, flags, and an agent's own ``extras``."""
+        """Every column of a stored row: observations, actions, reward, flags, and an agent's own
+        ``extras``.
+        """
         flag = ArraySpec((), "bool")
         return {
             **{column_name(OBS, key): spec for key, spec in self.obs.items()},
@@ -131,22 +138,30 @@ class EnvSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EnvSpec:
         """Inverse of :meth:`to_dict`."""
-        specs = {group: {k: ArraySpec.from_dict(v) for k, v in data[group].items()} for group in (OBS, ACTION)}
-        rest = {k: data[k] for k in ("name", "episode_limit", "action_repeat", "may_terminate", "settings")}
+        specs = {
+            group: {k: ArraySpec.from_dict(v) for k, v in data[group].items()}
+            for group in (OBS, ACTION)
+        }
+        rest = {
+            k: data[k]
+            for k in ("name", "episode_limit", "action_repeat", "may_terminate", "settings")
+        }
         return cls(obs=specs[OBS], action=specs[ACTION], **rest)
 
 
 def all_finite(array: np.ndarray) -> bool:
     """True when no element of a float array is NaN or infinite.
 
-    One number tells nearly always, in a fifth of the time: a sum of squares is finite only if every element is. Squares of large
-    elements overflow, so only a look at every element can say no.
+    One number tells nearly always, in a fifth of the time: a sum of squares is finite only if every
+    element is. Squares of large elements overflow, so only a look at every element can say no.
     """
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def column_name(group: str, key: str) -> str:
-    """Column of ``key`` in group ``obs`` or ``action``: the bare group name for a space with a single key."""
+    """Column of ``key`` in group ``obs`` or ``action``: the bare group name for a space with a
+    single key.
+    """
     return group if key == group else f"{group}/{key}"
 
 

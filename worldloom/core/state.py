@@ -1,4 +1,5 @@
-"""Latent states as the public API shows them. Networks have their own small tuples inside; this is the door only.
+"""Latent states as the public API shows them. Networks have their own small tuples inside; this is
+the door only.
 
 Legend: B batch, T time, S categoricals, C classes, F features.
 """
@@ -26,18 +27,27 @@ def _plain(value: Any) -> Any:
         return value["obs"]
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)
-    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+    )
 
 
-def _call_plain(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any] | None) -> Any:
-    return function(*(_plain(arg) for arg in args), **{name: _plain(arg) for name, arg in (kwargs or {}).items()})
+def _call_plain(
+    function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any] | None
+) -> Any:
+    return function(
+        *(_plain(arg) for arg in args),
+        **{name: _plain(arg) for name, arg in (kwargs or {}).items()},
+    )
 
 
 @dataclass(eq=False, repr=False)
 class LatentState:
-    """A batch of latent states. A torch function that gets one (``mse_loss(state, target)``) reads its ``features``.
+    """A batch of latent states. A torch function that gets one (``mse_loss(state, target)``) reads
+    its ``features``.
 
-    Every part may have a leading time axis (``[T, B, D]``), as :meth:`stack` makes it; ``deterministic`` tells it apart.
+    Every part may have a leading time axis (``[T, B, D]``), as :meth:`stack` makes it;
+    ``deterministic`` tells it apart.
 
     Attributes:
         deterministic: ``[B, D]`` history.
@@ -67,42 +77,67 @@ class LatentState:
 
     def __post_init__(self) -> None:
         if self.deterministic is None and self.stochastic is None and self.codebook_indices is None:
-            raise StateError("a LatentState needs deterministic, stochastic or codebook_indices; got none of them")
+            raise StateError(
+                "a LatentState needs deterministic, stochastic or codebook_indices; "
+                "got none of them"
+            )
 
     def __repr__(self) -> str:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        shown = [f"{name} {list(value.shape)}" for name, value in parts.items() if isinstance(value, Tensor)]
-        return f"<LatentState {getattr(self.latent_type, 'value', self.latent_type)}: {', '.join(shown)}>"
+        shown = [
+            f"{name} {list(value.shape)}"
+            for name, value in parts.items()
+            if isinstance(value, Tensor)
+        ]
+        return (
+            f"<LatentState {getattr(self.latent_type, 'value', self.latent_type)}: "
+            f"{', '.join(shown)}>"
+        )
 
     @classmethod
     def __torch_function__(
-        cls, function: Callable[..., Any], types: Iterable[type], args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Let torch functions read the features."""
         return _call_plain(function, args, kwargs)
 
     @property
     def features(self) -> Tensor:
-        """Deterministic and flattened stochastic part side by side, ``[B, F]``: what downstream networks read.
+        """Deterministic and flattened stochastic part side by side, ``[B, F]``: what downstream
+        networks read.
 
         With a leading time axis ``[T, B, F]``.
 
         Raises:
-            StateError: If the stochastic part has more axes than batch, categoricals and classes, or there is neither part.
+            StateError: If the stochastic part has more axes than batch, categoricals and classes,
+                or there is neither part.
             ShapeMismatchError: If the two parts differ in batch size.
         """
-        deter, stoch = self.deterministic, self.stochastic
+        deter = self.deterministic
+        stoch = self.stochastic
         if deter is None and stoch is None:
-            raise StateError("features need a deterministic or a stochastic part; this state has codebook indices only")
+            raise StateError(
+                "features need a deterministic or a stochastic part; this state has "
+                "codebook indices only"
+            )
         if stoch is None:
             return deter  # type: ignore[return-value]  # one of them is there
         lead = 1 if deter is None else deter.ndim - 1
         if stoch.ndim > lead + 2:
-            raise StateError(f"stochastic must have at most {lead + 2} axes [..., S, C] to be flattened, got {stoch.ndim}")
+            raise StateError(
+                f"stochastic must have at most {lead + 2} axes [..., S, C] to be "
+                f"flattened, got {stoch.ndim}"
+            )
         if deter is None:
             return stoch.flatten(1)
         if deter.shape[:-1] != stoch.shape[:lead]:
-            raise ShapeMismatchError("stochastic part of a state", tuple(deter.shape[:-1]), tuple(stoch.shape[:lead]))
+            raise ShapeMismatchError(
+                "stochastic part of a state", tuple(deter.shape[:-1]), tuple(stoch.shape[:lead])
+            )
         return torch.cat([deter, stoch.flatten(lead)], -1)
 
     @property
@@ -128,7 +163,9 @@ class LatentState:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> LatentState:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {
+            name: function(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
         return replace(self, **(changed | {"metadata": dict(self.metadata)}))
 
     def to(self, device: torch.device | str) -> LatentState:
@@ -153,25 +190,39 @@ class LatentState:
 
     @classmethod
     def stack(cls, states: Sequence[LatentState]) -> LatentState:
-        """States of successive steps as one with a leading time axis; parts that any of them lacks are left out.
+        """States of successive steps as one with a leading time axis; parts that any of them lacks
+        are left out.
 
         Raises:
-            StateError: If there are none, or one has no deterministic part (nothing could tell its axes apart).
+            StateError: If there are none, or one has no deterministic part (nothing could tell its
+                axes apart).
         """
         if not states or any(state.deterministic is None for state in states):
-            raise StateError(f"stack needs one or more states with a deterministic part, got {len(states)}")
+            raise StateError(
+                f"stack needs one or more states with a deterministic part, got {len(states)}"
+            )
         parts = {f.name: [getattr(state, f.name) for state in states] for f in fields(cls)}
-        whole = {name: torch.stack(values) for name, values in parts.items() if all(isinstance(v, Tensor) for v in values)}
+        whole = {
+            name: torch.stack(values)
+            for name, values in parts.items()
+            if all(isinstance(v, Tensor) for v in values)
+        }
         first = states[0]
         return cls(**whole, latent_type=first.latent_type, metadata=dict(first.metadata))
 
 
 class Predictions(dict[str, Tensor]):
-    """What ``decode`` returns: a dict (``obs``, ``reward``, ``continue``, ...). A torch function that gets one reads ``obs``."""
+    """What ``decode`` returns: a dict (``obs``, ``reward``, ``continue``, ...). A torch function
+    that gets one reads ``obs``.
+    """
 
     @classmethod
     def __torch_function__(
-        cls, function: Callable[..., Any], types: Iterable[type], args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Let torch functions read the reconstruction."""
         return _call_plain(function, args, kwargs)

@@ -22,9 +22,11 @@ class Trajectory:
         states: T + 1 latent states; the first is where imagination began.
         actions: ``[T, B, A]``; entry t leads from state t to state t + 1.
         rewards: ``[T, B, 1]`` predicted reward of action t, in the environment's units.
-        values: ``[T, B, 1]`` predicted return of action t: what critics say where the model has some (TD-MPC2), else the
-            discounted sum of the rewards imagined from there to the end of the trajectory.
-        continues: ``[T, B, 1]`` probability that the episode goes on behind action t; None when the model predicts none.
+        values: ``[T, B, 1]`` predicted return of action t: what critics say where the model has
+            some (TD-MPC2), else the discounted sum of the rewards imagined from there to the end of
+            the trajectory.
+        continues: ``[T, B, 1]`` probability that the episode goes on behind action t; None when the
+            model predicts none.
     """
 
     states: list[LatentState]
@@ -37,8 +39,12 @@ class Trajectory:
         return len(self.states)
 
     def __repr__(self) -> str:
-        parts = {name: getattr(self, name) for name in ("actions", "rewards", "values", "continues")}
-        shown = [f"{name} {list(value.shape)}" for name, value in parts.items() if value is not None]
+        parts = {
+            name: getattr(self, name) for name in ("actions", "rewards", "values", "continues")
+        }
+        shown = [
+            f"{name} {list(value.shape)}" for name, value in parts.items() if value is not None
+        ]
         return f"<Trajectory: {len(self.states)} states, {', '.join(shown)}>"
 
     @property
@@ -57,9 +63,14 @@ class Trajectory:
         """Features of all states, ``[T + 1, B, F]``."""
         return torch.stack([state.features for state in self.states])
 
-    def _map(self, states: Callable[[LatentState], LatentState], tensors: Callable[[Tensor], Tensor]) -> Trajectory:
+    def _map(
+        self, states: Callable[[LatentState], LatentState], tensors: Callable[[Tensor], Tensor]
+    ) -> Trajectory:
         parts = (self.actions, self.rewards, self.values, self.continues)
-        return Trajectory([states(s) for s in self.states], *(None if part is None else tensors(part) for part in parts))
+        return Trajectory(
+            [states(s) for s in self.states],
+            *(None if part is None else tensors(part) for part in parts),
+        )
 
     def to(self, device: torch.device | str) -> Trajectory:
         """The same trajectory on another device."""

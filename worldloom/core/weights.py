@@ -1,7 +1,9 @@
-"""Weights in transit: one version, one flat buffer, one manifest. No torch: a process without it can store and forward them.
+"""Weights in transit: one version, one flat buffer, one manifest. No torch: a process without it
+can store and forward them.
 
-The bytes are in safetensors layout (8-byte little-endian header length, JSON header, data), so any tool can read them.
-bfloat16, which numpy lacks, travels as uint16 with the dtype name ``BF16`` in the manifest.
+The bytes are in safetensors layout (8-byte little-endian header length, JSON header, data), so any
+tool can read them. bfloat16, which numpy lacks, travels as uint16 with the dtype name ``BF16`` in
+the manifest.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ from worldloom.core.sequence import NO_POLICY, PolicyVersion
 
 __all__ = ["TensorEntry", "WeightsSnapshot"]
 
-NUMPY_DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+NUMPY_DTYPES = {
+    "F32": "<f4",
+    "F64": "<f8",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
 NAMES = {np.dtype(code): name for name, code in NUMPY_DTYPES.items() if name != "BF16"}
 
 
@@ -39,7 +50,8 @@ class WeightsSnapshot:
     Attributes:
         version: Which weights these are; never falls over a run.
         entries: The manifest, in buffer order.
-        buffer: One contiguous read-only uint8 array; the owner of the snapshot must not write to it.
+        buffer: One contiguous read-only uint8 array; the owner of the snapshot must not write to
+            it.
     """
 
     version: PolicyVersion
@@ -48,23 +60,37 @@ class WeightsSnapshot:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, np.ndarray], version: PolicyVersion = NO_POLICY, *, bfloat16: tuple[str, ...] = ()
+        cls,
+        arrays: Mapping[str, np.ndarray],
+        version: PolicyVersion = NO_POLICY,
+        *,
+        bfloat16: tuple[str, ...] = (),
     ) -> WeightsSnapshot:
-        """Copy arrays into one buffer; names in ``bfloat16`` are uint16 views of bfloat16 tensors."""
-        entries, offset = [], 0
+        """Copy arrays into one buffer; names in ``bfloat16`` are uint16 views of bfloat16
+        tensors.
+        """
+        entries = []
+        offset = 0
         for name, array in arrays.items():
             dtype = "BF16" if name in bfloat16 else NAMES[array.dtype]
-            entries.append(TensorEntry(name, dtype, tuple(array.shape), offset, offset + array.nbytes))
+            entries.append(
+                TensorEntry(name, dtype, tuple(array.shape), offset, offset + array.nbytes)
+            )
             offset += array.nbytes
         buffer = np.empty(offset, np.uint8)
         for entry, array in zip(entries, arrays.values(), strict=True):
-            buffer[entry.start : entry.stop] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            buffer[entry.start : entry.stop] = (
+                np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            )
         buffer.flags.writeable = False
         return cls(version, tuple(entries), buffer)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Read-only views by name; bfloat16 tensors appear as uint16."""
-        return {e.name: self.buffer[e.start : e.stop].view(NUMPY_DTYPES[e.dtype]).reshape(e.shape) for e in self.entries}
+        return {
+            e.name: self.buffer[e.start : e.stop].view(NUMPY_DTYPES[e.dtype]).reshape(e.shape)
+            for e in self.entries
+        }
 
     def with_version(self, version: PolicyVersion) -> WeightsSnapshot:
         """The same weights under another version."""
@@ -77,9 +103,15 @@ class WeightsSnapshot:
 
     def to_bytes(self) -> bytes:
         """Safetensors layout; the version travels in the metadata."""
-        header: dict[str, object] = {"__metadata__": {"version": f"{self.version.incarnation}.{self.version.update}"}}
+        header: dict[str, object] = {
+            "__metadata__": {"version": f"{self.version.incarnation}.{self.version.update}"}
+        }
         for e in self.entries:
-            header[e.name] = {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.start, e.stop]}
+            header[e.name] = {
+                "dtype": e.dtype,
+                "shape": list(e.shape),
+                "data_offsets": [e.start, e.stop],
+            }
         head = json.dumps(header, separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)
         return len(head).to_bytes(8, "little") + head + self.buffer.tobytes()
@@ -89,14 +121,18 @@ class WeightsSnapshot:
         """Inverse of :meth:`to_bytes`.
 
         Raises:
-            CheckpointError: If the bytes are not in safetensors layout or an offset lies outside the data.
+            CheckpointError: If the bytes are not in safetensors layout or an offset lies outside
+                the data.
         """
         try:
             size = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + size])
             incarnation, update = header.pop("__metadata__")["version"].split(".")
             buffer = np.frombuffer(data, np.uint8, offset=8 + size)
-            entries = tuple(TensorEntry(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items())
+            entries = tuple(
+                TensorEntry(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"])
+                for name, e in header.items()
+            )
             snapshot = cls(PolicyVersion(int(incarnation), int(update)), entries, buffer)
             snapshot.arrays()
         except (ValueError, KeyError, TypeError, AttributeError) as error:

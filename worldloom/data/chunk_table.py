@@ -1,4 +1,5 @@
-"""The packed columns of a buffer, one entry per chunk: in memory while there is room, else read again from elsewhere.
+"""The packed columns of a buffer, one entry per chunk: in memory while there is room, else read
+again from elsewhere.
 
 A chunk without packed columns takes a few bytes: where it ends.
 """
@@ -42,9 +43,12 @@ class ChunkTable:
 
     def __init__(self, hot_bytes: int | None, cold: ColdStore | None) -> None:
         self.packed_bytes = self.hot_bytes = self.next_ordinal = 0
-        self._limit, self._cold = hot_bytes if cold is not None else None, cold
+        self._limit = hot_bytes if cold is not None else None
+        self._cold = cold
         self._chunks: dict[int, _Chunk] = {}  # those with packed columns
-        self._stops, self._stops_begin = array("q"), 0  # of the chunks from this ordinal on
+        # of the chunks from this ordinal on
+        self._stops = array("q")
+        self._stops_begin = 0
         self._oldest = self._oldest_hot = 0
 
     def __len__(self) -> int:
@@ -88,14 +92,19 @@ class ChunkTable:
         if chunk.packed is not None:
             return OpenChunk(chunk.start, chunk.packed, None)
         if self._cold is None:
-            raise StateError("a chunk was let go and there is nowhere to read it; give the buffer a cold store")
+            raise StateError(
+                "a chunk was let go and there is nowhere to read it; give the buffer a cold store"
+            )
         return OpenChunk(chunk.start, None, self._cold.open(chunk.place))
 
     def _let_go_of_oldest(self) -> bool:
-        """Drop the packed columns of the oldest chunk that has them and can be read again; False when there is none."""
+        """Drop the packed columns of the oldest chunk that has them and can be read again; False
+        when there is none.
+        """
         self._oldest_hot = max(self._oldest_hot, self._oldest)
         while self._oldest_hot < self.next_ordinal:
-            ordinal, chunk = self._oldest_hot, self._chunks.get(self._oldest_hot)
+            ordinal = self._oldest_hot
+            chunk = self._chunks.get(self._oldest_hot)
             self._oldest_hot += 1
             if chunk is not None and chunk.place is not None:
                 self._chunks[ordinal] = replace(chunk, packed=None)

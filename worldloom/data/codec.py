@@ -1,12 +1,14 @@
-"""Rows as bytes: how a chunk travels, how a journal stores it, and how a buffer keeps images small in memory.
+"""Rows as bytes: how a chunk travels, how a journal stores it, and how a buffer keeps images small
+in memory.
 
-Layout, little endian: magic ``WLC1``, crc32 of everything after it, header length, JSON header, one blob per column. The header
-names every column with dtype, shape, encoding and size, and the rows that are marked, if any are, so any program can read a
-payload; nothing is ever unpickled.
+Layout, little endian: magic ``WLC1``, crc32 of everything after it, header length, JSON header, one
+blob per column. The header names every column with dtype, shape, encoding and size, and the rows
+that are marked, if any are, so any program can read a payload; nothing is ever unpickled.
 
-Which column is compressed was measured on 64-row chunks (``benchmarks/replay.py``): zstd level 1 shrinks frames of Pong more than
-two hundredfold at more than 1 GB/s, while it takes 7 % off 24 random float32 and makes three observations of a pendulum larger. So
-uint8 columns of 1 KiB or more are compressed, and kept so only if that saves a tenth; everything else is stored as it is. lz4
+Which column is compressed was measured on 64-row chunks (``benchmarks/replay.py``): zstd level 1
+shrinks frames of Pong more than two hundredfold at more than 1 GB/s, while it takes 7 % off 24
+random float32 and makes three observations of a pendulum larger. So uint8 columns of 1 KiB or more
+are compressed, and kept so only if that saves a tenth; everything else is stored as it is. lz4
 leaves images three to six times larger and decodes them no faster (``docs/adr/006-one-codec.md``).
 """
 
@@ -27,7 +29,14 @@ from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import Chunk, PolicyVersion, Rows, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 
-__all__ = ["PackedColumn", "carry_resets_of", "decode_rows", "encode_rows", "make_chunk", "split_rows"]
+__all__ = [
+    "PackedColumn",
+    "carry_resets_of",
+    "decode_rows",
+    "encode_rows",
+    "make_chunk",
+    "split_rows",
+]
 
 MAGIC = b"WLC1"
 PREFIX = struct.Struct("<4sII")
@@ -40,9 +49,11 @@ _local = threading.local()
 
 
 class PackedColumn(NamedTuple):
-    """One encoded column: ``blob`` decodes to an array of ``shape`` (rows first) and ``dtype``; ``encoding`` is raw or zstd.
+    """One encoded column: ``blob`` decodes to an array of ``shape`` (rows first) and ``dtype``;
+    ``encoding`` is raw or zstd.
 
-    The blob may be a view into a larger payload; who keeps the column for long keeps :meth:`owned` instead.
+    The blob may be a view into a larger payload; who keeps the column for long keeps :meth:`owned`
+    instead.
     """
 
     blob: bytes | memoryview
@@ -67,7 +78,10 @@ class PackedColumn(NamedTuple):
     def rows(self, first: int, stop: int) -> PackedColumn:
         """Some rows of a raw column, as a view."""
         size = self.decoded_bytes // self.shape[0]
-        return self._replace(blob=memoryview(self.blob)[first * size : stop * size], shape=(stop - first, *self.shape[1:]))
+        return self._replace(
+            blob=memoryview(self.blob)[first * size : stop * size],
+            shape=(stop - first, *self.shape[1:]),
+        )
 
     def unpack(self) -> np.ndarray:
         """The array, read-only.
@@ -80,16 +94,22 @@ class PackedColumn(NamedTuple):
             try:
                 data = _decompressor().decompress(self.blob, max_output_size=self.decoded_bytes)
             except zstandard.ZstdError as error:
-                raise CheckpointError(f"rows: a compressed column does not decode ({error})") from error
+                raise CheckpointError(
+                    f"rows: a compressed column does not decode ({error})"
+                ) from error
         if len(data) != self.decoded_bytes:
-            raise CheckpointError(f"rows: a column decodes to {len(data)} bytes instead of {self.decoded_bytes}")
+            raise CheckpointError(
+                f"rows: a column decodes to {len(data)} bytes instead of {self.decoded_bytes}"
+            )
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
     def unpack_into(self, target: np.ndarray) -> None:
-        """As :meth:`unpack`, to a contiguous array of the same shape and dtype, without a copy on the way.
+        """As :meth:`unpack`, to a contiguous array of the same shape and dtype, without a copy on
+        the way.
 
         Raises:
-            CheckpointError: If the blob does not decode to exactly the promised bytes; what ``target`` holds then is undefined.
+            CheckpointError: If the blob does not decode to exactly the promised bytes; what
+                ``target`` holds then is undefined.
         """
         if self.encoding != "zstd":
             target[...] = self.unpack()
@@ -101,10 +121,14 @@ class PackedColumn(NamedTuple):
         except zstandard.ZstdError as error:
             raise CheckpointError(f"rows: a compressed column does not decode ({error})") from error
         if size != self.decoded_bytes or more:
-            raise CheckpointError(f"rows: a column decodes to {size + more} bytes instead of {self.decoded_bytes}")
+            raise CheckpointError(
+                f"rows: a column decodes to {size + more} bytes instead of {self.decoded_bytes}"
+            )
 
 
-def encode_rows(rows: Mapping[str, np.ndarray], *, level: int = DEFAULT_LEVEL, carry_resets: Sequence[int] = ()) -> bytes:
+def encode_rows(
+    rows: Mapping[str, np.ndarray], *, level: int = DEFAULT_LEVEL, carry_resets: Sequence[int] = ()
+) -> bytes:
     """Encode columns that share a leading time axis.
 
     Args:
@@ -120,9 +144,15 @@ def encode_rows(rows: Mapping[str, np.ndarray], *, level: int = DEFAULT_LEVEL, c
     """
     lengths = {len(array) for array in rows.values()}
     if len(lengths) != 1:
-        raise ShapeMismatchError("rows to encode", "columns of one length", {name: len(array) for name, array in rows.items()})
+        raise ShapeMismatchError(
+            "rows to encode",
+            "columns of one length",
+            {name: len(array) for name, array in rows.items()},
+        )
     packed = {name: _pack(np.ascontiguousarray(array), level) for name, array in rows.items()}
-    entries: list[Any] = [[name, c.dtype, list(c.shape), c.encoding, len(c.blob)] for name, c in packed.items()]
+    entries: list[Any] = [
+        [name, c.dtype, list(c.shape), c.encoding, len(c.blob)] for name, c in packed.items()
+    ]
     entries += [{CARRY_RESETS: list(carry_resets)}] if carry_resets else []
     head = json.dumps(entries, separators=(",", ":")).encode()
     body = (len(head).to_bytes(4, "little"), head, *(column.blob for column in packed.values()))
@@ -132,7 +162,9 @@ def encode_rows(rows: Mapping[str, np.ndarray], *, level: int = DEFAULT_LEVEL, c
     return b"".join((MAGIC, checksum.to_bytes(4, "little"), *body))
 
 
-def split_rows(payload: bytes | memoryview, columns: Mapping[str, ArraySpec]) -> dict[str, PackedColumn]:
+def split_rows(
+    payload: bytes | memoryview, columns: Mapping[str, ArraySpec]
+) -> dict[str, PackedColumn]:
     """Take a payload apart without decompressing or copying anything.
 
     Args:
@@ -145,10 +177,15 @@ def split_rows(payload: bytes | memoryview, columns: Mapping[str, ArraySpec]) ->
     """
     payload = memoryview(payload)
     if len(payload) < PREFIX.size or payload[:4] != MAGIC:
-        raise CheckpointError(f"rows: {len(payload)} bytes that do not start with {MAGIC!r} are no encoded rows")
+        raise CheckpointError(
+            f"rows: {len(payload)} bytes that do not start with {MAGIC!r} are no encoded rows"
+        )
     _, checksum, head_size = PREFIX.unpack_from(payload)
     if zlib.crc32(payload[8:]) != checksum:
-        raise CheckpointError(f"rows: the checksum of a payload of {len(payload)} bytes is wrong, so it is torn or altered")
+        raise CheckpointError(
+            f"rows: the checksum of a payload of {len(payload)} bytes is wrong, so it "
+            "is torn or altered"
+        )
     offset = PREFIX.size + head_size
     packed = {}
     for name, dtype, shape, encoding, size in filter(_is_column, _head(payload, head_size)):
@@ -168,23 +205,42 @@ def decode_rows(payload: bytes | memoryview, columns: Mapping[str, ArraySpec]) -
 
 
 def carry_resets_of(payload: bytes | memoryview) -> list[int]:
-    """Rows of an intact payload that are marked: in mid-episode, and acted by a policy that had lost what it knew of the past.
+    """Rows of an intact payload that are marked: in mid-episode, and acted by a policy that had
+    lost what it knew of the past.
 
-    ``is_first`` of such a row is False, because the env went on; only the carry of the policy began anew.
+    ``is_first`` of such a row is False, because the env went on; only the carry of the policy began
+    anew.
     """
     _, _, head_size = PREFIX.unpack_from(payload)
-    return [row for entry in _head(memoryview(payload), head_size) if not _is_column(entry) for row in entry.get(CARRY_RESETS, ())]
+    return [
+        row
+        for entry in _head(memoryview(payload), head_size)
+        if not _is_column(entry)
+        for row in entry.get(CARRY_RESETS, ())
+    ]
 
 
 def make_chunk(
-    stream: StreamId, seq: int, version: PolicyVersion, rows: Mapping[str, np.ndarray], carry_resets: Sequence[int] = ()
+    stream: StreamId,
+    seq: int,
+    version: PolicyVersion,
+    rows: Mapping[str, np.ndarray],
+    carry_resets: Sequence[int] = (),
 ) -> Chunk:
-    """Encode consecutive rows of one stream, all acted by ``version``, as the chunk number ``seq`` of that stream.
+    """Encode consecutive rows of one stream, all acted by ``version``, as the chunk number ``seq``
+    of that stream.
 
     ``carry_resets`` are the rows that :func:`carry_resets_of` shall find.
     """
     first = rows["is_first"]
-    return Chunk(stream, seq, version, len(first), agent_steps(first), encode_rows(rows, carry_resets=carry_resets))
+    return Chunk(
+        stream,
+        seq,
+        version,
+        len(first),
+        agent_steps(first),
+        encode_rows(rows, carry_resets=carry_resets),
+    )
 
 
 def _head(payload: memoryview, size: int) -> list[Any]:
@@ -203,7 +259,8 @@ def _pack(array: np.ndarray, level: int) -> PackedColumn:
     if array.dtype == np.uint8 and array.nbytes >= MIN_COMPRESSED_BYTES:
         compressed = _compressor(level).compress(blob)
         if len(compressed) < WORTHWHILE * len(blob):
-            blob, encoding = compressed, "zstd"
+            blob = compressed
+            encoding = "zstd"
     return PackedColumn(blob, encoding, array.dtype.name, array.shape)
 
 
@@ -214,7 +271,9 @@ def _check_columns(packed: Mapping[str, PackedColumn], columns: Mapping[str, Arr
     for name, spec in columns.items():
         got = packed[name]
         if got.shape != (length, *spec.shape) or got.dtype != spec.dtype:
-            raise ShapeMismatchError(f"column {name!r}", ((length, *spec.shape), spec.dtype), (got.shape, got.dtype))
+            raise ShapeMismatchError(
+                f"column {name!r}", ((length, *spec.shape), spec.dtype), (got.shape, got.dtype)
+            )
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

@@ -1,18 +1,22 @@
-"""The train ratio as a two-sided limit, in the only units that count: agent steps inserted and positions trained.
+"""The train ratio as a two-sided limit, in the only units that count: agent steps inserted and
+positions trained.
 
     debt = train_ratio * max(0, I - prefill) + burst * (I >= prefill) - S - forgiven
 
-I: agent steps inserted. S: positions sampled for training. debt: positions owed to training, negative when training is ahead.
+I: agent steps inserted. S: positions sampled for training. debt: positions owed to training,
+negative when training is ahead.
 
     may insert c steps     when I < prefill, or the debt afterwards is at most ``slack_insert``
     may sample P positions when I >= prefill, and the debt afterwards is at least ``-slack_sample``
 
 Invariants, for inserts of at most c steps and samples of at most P positions:
 
-* once the prefill is complete, ``-slack_sample <= debt <= max(slack_insert, burst + train_ratio * c)``; the second bound is the
-  burst, which blocks inserts until it is paid, as in the published schedules that pretrain when the prefill is complete;
-* at least one side may always proceed. Before the prefill it is the insert. After it, both sides would wait only if
-  ``slack_insert - train_ratio * c < debt < P - slack_sample``, and the constructor refuses settings that leave such a gap.
+* once the prefill is complete, ``-slack_sample <= debt <= max(slack_insert, burst + train_ratio *
+  c)``; the second bound is the burst, which blocks inserts until it is paid, as in the published
+  schedules that pretrain when the prefill is complete;
+* at least one side may always proceed. Before the prefill it is the insert. After it, both sides
+  would wait only if ``slack_insert - train_ratio * c < debt < P - slack_sample``, and the
+  constructor refuses settings that leave such a gap.
 
 Counts are exact: the ratio is kept as the fraction of its decimal text, and sums are integers.
 """
@@ -39,11 +43,14 @@ class RateLimits:
         batch_positions: Positions of one update (``SamplingSpec.trained_positions``).
         pretrain_updates: Updates owed in one burst when the prefill is complete.
         max_insert_steps: The most steps that one insert brings (rows of a chunk).
-        band_agent_steps: How far the two sides may drift apart, as agent steps; None takes twice what is needed.
-        lead_share: Part of the band in which training may be ahead; 0 means never ahead, as lock-step needs it.
+        band_agent_steps: How far the two sides may drift apart, as agent steps; None takes twice
+            what is needed.
+        lead_share: Part of the band in which training may be ahead; 0 means never ahead, as
+            lock-step needs it.
 
     Raises:
-        ConfigurationError: If a value is out of range, or the band is so narrow that both sides could wait for ever.
+        ConfigurationError: If a value is out of range, or the band is so narrow that both sides
+            could wait for ever.
     """
 
     train_ratio: float
@@ -56,18 +63,28 @@ class RateLimits:
 
     def __post_init__(self) -> None:
         if not 0 < self.train_ratio < float("inf"):
-            raise ConfigurationError(f"train_ratio must be a finite number > 0, got {self.train_ratio}")
-        small = min(self.prefill_agent_steps, self.pretrain_updates)
-        if small < 0 or min(self.batch_positions, self.max_insert_steps) < 1 or not 0 <= self.lead_share <= 1:
             raise ConfigurationError(
-                "rate limits need prefill_agent_steps and pretrain_updates >= 0, batch_positions and max_insert_steps >= 1, "
+                f"train_ratio must be a finite number > 0, got {self.train_ratio}"
+            )
+        small = min(self.prefill_agent_steps, self.pretrain_updates)
+        if (
+            small < 0
+            or min(self.batch_positions, self.max_insert_steps) < 1
+            or not 0 <= self.lead_share <= 1
+        ):
+            raise ConfigurationError(
+                "rate limits need prefill_agent_steps and pretrain_updates >= 0, "
+                "batch_positions and max_insert_steps >= 1, "
                 f"lead_share in [0, 1]; got {self}"
             )
         if self.band_agent_steps is not None and self.band_positions < self.needed_positions:
             raise ConfigurationError(
-                f"band_agent_steps={self.band_agent_steps} could block inserts and samples at once: train_ratio * band_agent_steps "
-                f"= {float(self.band_positions):g} positions must be >= batch_positions + train_ratio * max_insert_steps = "
-                f"{self.batch_positions} + {self.train_ratio:g} * {self.max_insert_steps} = {float(self.needed_positions):g}; "
+                f"band_agent_steps={self.band_agent_steps} could block inserts and "
+                "samples at once: train_ratio * band_agent_steps "
+                f"= {float(self.band_positions):g} positions must be >= "
+                "batch_positions + train_ratio * max_insert_steps = "
+                f"{self.batch_positions} + {self.train_ratio:g} * "
+                f"{self.max_insert_steps} = {float(self.needed_positions):g}; "
                 f"widen the band to {-(-self.needed_positions // self.ratio)} agent steps"
             )
 
@@ -84,7 +101,11 @@ class RateLimits:
     @property
     def band_positions(self) -> Fraction:
         """Width of the band in positions."""
-        return 2 * self.needed_positions if self.band_agent_steps is None else self.ratio * self.band_agent_steps
+        return (
+            2 * self.needed_positions
+            if self.band_agent_steps is None
+            else self.ratio * self.band_agent_steps
+        )
 
     @property
     def slack_sample(self) -> Fraction:
@@ -103,12 +124,13 @@ class RateLimits:
 
 
 class RateLimiter:
-    """Counts both sides and says who may proceed; see the module for formula and invariants. Holds no lock and never waits.
+    """Counts both sides and says who may proceed; see the module for formula and invariants. Holds
+    no lock and never waits.
 
     Example::
 
-        limiter = RateLimiter(RateLimits(train_ratio=768, prefill_agent_steps=500, batch_positions=768))
-        if limiter.may_insert(64):
+        limiter = RateLimiter(RateLimits(train_ratio=768, prefill_agent_steps=500,
+        batch_positions=768)) if limiter.may_insert(64):
             limiter.inserted(64)
 
     Args:
@@ -120,7 +142,9 @@ class RateLimiter:
         self.agent_steps = 0
         self.positions = 0
         self._forgiven = Fraction(0)
-        self._ratio, self._slack_insert, self._slack_sample = limits.ratio, limits.slack_insert, limits.slack_sample
+        self._ratio = limits.ratio
+        self._slack_insert = limits.slack_insert
+        self._slack_sample = limits.slack_sample
 
     @property
     def debt(self) -> Fraction:
@@ -141,13 +165,17 @@ class RateLimiter:
         return self.is_prefilled and self._debt(self.agent_steps) - positions >= -self._slack_sample
 
     def insert_waits_for(self, steps: int) -> int:
-        """Positions that must be sampled before ``steps`` agent steps may be inserted; 0 when they may be now."""
+        """Positions that must be sampled before ``steps`` agent steps may be inserted; 0 when they
+        may be now.
+        """
         if self.may_insert(steps):
             return 0
         return math.ceil(self._debt(self.agent_steps + steps) - self._slack_insert)
 
     def sample_waits_for(self, positions: int) -> int:
-        """Agent steps that must be inserted before ``positions`` positions may be sampled; 0 when they may be now."""
+        """Agent steps that must be inserted before ``positions`` positions may be sampled; 0 when
+        they may be now.
+        """
         if self.may_sample(positions):
             return 0
         prefill = max(self.agent_steps, self.limits.prefill_agent_steps)
@@ -156,12 +184,20 @@ class RateLimiter:
 
     @property
     def actual_ratio(self) -> float:
-        """Trained positions per agent step so far, prefill and pretraining burst left out; NaN before the prefill is complete."""
+        """Trained positions per agent step so far, prefill and pretraining burst left out; NaN
+        before the prefill is complete.
+        """
         beyond = self.agent_steps - self.limits.prefill_agent_steps
-        return (self.positions - min(self.positions, self.limits.burst_positions)) / beyond if beyond > 0 else math.nan
+        return (
+            (self.positions - min(self.positions, self.limits.burst_positions)) / beyond
+            if beyond > 0
+            else math.nan
+        )
 
     def inserted(self, steps: int) -> None:
-        """Count steps that were inserted (negative to take back a reservation that was not used)."""
+        """Count steps that were inserted (negative to take back a reservation that was not
+        used).
+        """
         self.agent_steps += steps
 
     def sampled(self, positions: int) -> None:
@@ -169,20 +205,28 @@ class RateLimiter:
         self.positions += positions
 
     def updates_due(self, agent_steps: int) -> int:
-        """Updates that should have happened, over the whole run, by the time ``agent_steps`` steps are inserted."""
-        return max(0, int((self._owed(agent_steps) - self._forgiven) // self.limits.batch_positions))
+        """Updates that should have happened, over the whole run, by the time ``agent_steps`` steps
+        are inserted.
+        """
+        return max(
+            0, int((self._owed(agent_steps) - self._forgiven) // self.limits.batch_positions)
+        )
 
     def rebase(self, agent_steps: int, positions: int) -> None:
-        """Take over the counts of a resumed run and forgive what lies outside the band: no burst of updates after a resume.
+        """Take over the counts of a resumed run and forgive what lies outside the band: no burst of
+        updates after a resume.
 
         For a resume that must equal the uninterrupted run use :meth:`load`.
         """
-        self.agent_steps, self.positions, self._forgiven = agent_steps, positions, Fraction(0)
+        self.agent_steps = agent_steps
+        self.positions = positions
+        self._forgiven = Fraction(0)
         self.clamp_debt()
 
     def clamp_debt(self) -> None:
         """Forgive the part of the debt (or lead) that lies outside the band."""
-        debt, highest = self._debt(self.agent_steps), self._slack_insert
+        debt = self._debt(self.agent_steps)
+        highest = self._slack_insert
         unpaid = self.limits.burst_positions - self.positions
         if self.is_prefilled and unpaid > 0:
             highest = max(highest, unpaid + self._ratio * self.limits.max_insert_steps)
@@ -200,7 +244,8 @@ class RateLimiter:
 
     def load(self, state: Mapping[str, int]) -> None:
         """Inverse of :meth:`state`."""
-        self.agent_steps, self.positions = state["agent_steps"], state["positions"]
+        self.agent_steps = state["agent_steps"]
+        self.positions = state["positions"]
         self._forgiven = Fraction(state["forgiven_numerator"], state["forgiven_denominator"])
 
     def _owed(self, agent_steps: int) -> Fraction:

@@ -1,7 +1,8 @@
-"""Selectors as people write them: ``uniform``, ``prioritised:0.6``, ``recency:1.0``, and mixtures ``0.5*uniform+0.5*recency``.
+"""Selectors as people write them: ``uniform``, ``prioritised:0.6``, ``recency:1.0``, and mixtures
+``0.5*uniform+0.5*recency``.
 
-``online`` in front (``online+uniform``) serves each new window once, in order, before anything is drawn. ``agent`` stands for what
-the agent was published with.
+``online`` in front (``online+uniform``) serves each new window once, in order, before anything is
+drawn. ``agent`` stands for what the agent was published with.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ KINDS: dict[str, Callable[[int, float], Selector]] = {
 DEFAULTS = {"uniform": 0.0, "prioritised": 0.6, "recency": 1.0}
 """Parameter of each kind: none, the exponent of arXiv:1511.05952v4, and 1 / age."""
 ALLOWED = {"uniform": Bounds(0, 0), "prioritised": Bounds(0, 4), "recency": Bounds(0, 100)}
-"""Parameters: a priority is a float32 number, and its power must fit into double precision; a higher
-power of the age draws nothing but the newest window."""
+"""Parameters: a priority is a float32 number, and its power must fit into double precision; a
+higher power of the age draws nothing but the newest window.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def parse_selector(text: str) -> SelectorSpec:
     """Read a selector.
 
     Raises:
-        ConfigurationError: If a part is unknown, a number is out of range, or shares do not sum to 1.
+        ConfigurationError: If a part is unknown, a number is out of range, or shares do not sum to
+            1.
 
     Example:
         >>> parse_selector("online+0.5*uniform+0.5*recency:2").parts
@@ -70,7 +73,10 @@ def parse_selector(text: str) -> SelectorSpec:
         parts = [("uniform", 0.0, 1.0)]
     total = sum(share for _, _, share in parts)
     if abs(total - 1.0) > 1e-9:
-        raise ConfigurationError(f"replay.selector: shares of {text!r} sum to {total:g}, not to 1 as in 0.5*uniform+0.5*recency")
+        raise ConfigurationError(
+            f"replay.selector: shares of {text!r} sum to {total:g}, not to 1 as in "
+            "0.5*uniform+0.5*recency"
+        )
     return SelectorSpec(tuple(parts), online)
 
 
@@ -79,15 +85,23 @@ def _part(term: str, text: str) -> tuple[str, float, float]:
     kind, colon, parameter = rest.partition(":")
     if kind not in KINDS or (colon and kind == "uniform"):
         raise ConfigurationError(
-            f"replay.selector: cannot read {term!r} in {text!r}; use agent, online, uniform, prioritised[:EXPONENT], "
+            f"replay.selector: cannot read {term!r} in {text!r}; use agent, online, "
+            "uniform, prioritised[:EXPONENT], "
             "recency[:POWER], or a mixture like 0.5*uniform+0.5*prioritised"
         )
     try:
-        result = (kind, float(parameter) if colon else DEFAULTS[kind], float(share) if star else 1.0)
+        result = (
+            kind,
+            float(parameter) if colon else DEFAULTS[kind],
+            float(share) if star else 1.0,
+        )
     except ValueError as error:
-        raise ConfigurationError(f"replay.selector: {term!r} in {text!r} needs numbers, as in 0.5*prioritised:0.6") from error
+        raise ConfigurationError(
+            f"replay.selector: {term!r} in {text!r} needs numbers, as in 0.5*prioritised:0.6"
+        ) from error
     if result[1] not in ALLOWED[kind] or result[2] not in FRACTION:
         raise ConfigurationError(
-            f"replay.selector: {term!r} needs a parameter {ALLOWED[kind]} and a share {FRACTION}, got {result[1]} and {result[2]}"
+            f"replay.selector: {term!r} needs a parameter {ALLOWED[kind]} and a share "
+            f"{FRACTION}, got {result[1]} and {result[2]}"
         )
     return result

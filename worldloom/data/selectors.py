@@ -1,8 +1,10 @@
-"""Which windows are drawn: uniform, prioritised, by recency, or a mixture; the cost hardly depends on how many rows are stored.
+"""Which windows are drawn: uniform, prioritised, by recency, or a mixture; the cost hardly depends
+on how many rows are stored.
 
-A selector knows only slots (places in a ring of ``size`` rows) at which a valid window starts. The slot of the oldest row,
-``origin``, is given with every draw, and ranks run from it, so the draw is a function of the stored rows and the generator
-alone: not of chunk sizes, and not of what the process did before.
+A selector knows only slots (places in a ring of ``size`` rows) at which a valid window starts. The
+slot of the oldest row, ``origin``, is given with every draw, and ranks run from it, so the draw is
+a function of the stored rows and the generator alone: not of chunk sizes, and not of what the
+process did before.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ import numpy.typing as npt
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 
-__all__ = ["Draws", "Mixture", "OnlineQueue", "Prioritised", "Recency", "Selector", "SumTree", "Uniform"]
+__all__ = [
+    "Draws",
+    "Mixture",
+    "OnlineQueue",
+    "Prioritised",
+    "Recency",
+    "Selector",
+    "SumTree",
+    "Uniform",
+]
 
 Slots = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
@@ -27,10 +38,11 @@ FANOUT = 64
 
 
 class SumTree:
-    """Sums over a fixed number of leaves: 64 leaves to a node, 64 nodes to one sum of the top, and bisection in the top.
+    """Sums over a fixed number of leaves: 64 leaves to a node, 64 nodes to one sum of the top, and
+    bisection in the top.
 
-    So a draw reads two nodes whatever the size; 10 M leaves have a top of 2,442 sums. Sums are recomputed from what lies below,
-    never incremented, so that rounding cannot drift.
+    So a draw reads two nodes whatever the size; 10 M leaves have a top of 2,442 sums. Sums are
+    recomputed from what lies below, never incremented, so that rounding cannot drift.
 
     Args:
         size: Number of leaves.
@@ -56,10 +68,14 @@ class SumTree:
         if not len(slots):
             return
         self._levels[0][slots] = values
-        first, last, nodes = int(slots.min()), int(slots.max()), slots
+        first = int(slots.min())
+        last = int(slots.max())
+        nodes = slots
         for below, level in zip(self._blocks, self._levels[1:], strict=True):
-            first, last = first // FANOUT, last // FANOUT
-            if last - first < len(slots):  # slots lie together, as rows of one chunk do: all nodes between are hardly more
+            first = first // FANOUT
+            last = last // FANOUT
+            # slots lie together, as rows of one chunk do: all nodes between are hardly more
+            if last - first < len(slots):
                 level[first : last + 1] = below[first : last + 1].sum(axis=1, dtype=self._sum_dtype)
             else:
                 nodes = np.unique(nodes // FANOUT)
@@ -86,7 +102,8 @@ class SumTree:
         targets = targets - np.where(nodes > 0, self._running[nodes - 1], 0)
         rows = np.arange(len(targets))
         for blocks in reversed(self._blocks):
-            running = blocks.take(nodes, axis=0).cumsum(axis=1, dtype=self._sum_dtype)  # [n, FANOUT]
+            # [n, FANOUT]
+            running = blocks.take(nodes, axis=0).cumsum(axis=1, dtype=self._sum_dtype)
             if self._sum_dtype.kind == "f":  # rounding may push a target past the end of its node
                 targets = np.minimum(targets, np.nextafter(running[:, -1], 0.0))
             picks = (running > targets[:, None]).argmax(axis=1)
@@ -96,7 +113,9 @@ class SumTree:
 
 
 class Selector(Protocol):
-    """What a buffer asks of a selector; the slots given to ``add`` are absent, those given to ``remove`` are present."""
+    """What a buffer asks of a selector; the slots given to ``add`` are absent, those given to
+    ``remove`` are present.
+    """
 
     def add(self, slots: Slots) -> None:
         """Windows that start at these slots are complete."""
@@ -111,7 +130,9 @@ class Selector(Protocol):
         """New priorities of slots that are present; selectors without priorities ignore them."""
 
     def export_weights(self, slots: Slots) -> Weights:
-        """What priorities came to for n slots that are present, ``[parts, n + 1]``; the last is what a new slot gets."""
+        """What priorities came to for n slots that are present, ``[parts, n + 1]``; the last is
+        what a new slot gets.
+        """
 
     def restore_weights(self, slots: Slots, weights: Weights) -> None:
         """Inverse of :meth:`export_weights`, exactly."""
@@ -137,7 +158,10 @@ class Uniform:
 
     def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
-        return self._at_rank(np.concatenate([rng.integers(0, self._tree.total, count) for count, rng in draws]), origin)
+        return self._at_rank(
+            np.concatenate([rng.integers(0, self._tree.total, count) for count, rng in draws]),
+            origin,
+        )
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
         """See :class:`Selector`."""
@@ -155,9 +179,11 @@ class Uniform:
 
 
 class Recency(Uniform):
-    """The k-th newest start (k from 0) is drawn in proportion to the integral of ``x ** -power`` over [k+1, k+2].
+    """The k-th newest start (k from 0) is drawn in proportion to the integral of ``x ** -power``
+    over [k+1, k+2].
 
-    That is 1 / age for ``power=1`` up to the rounding of ages to whole numbers, in closed form: no table grows with the buffer.
+    That is 1 / age for ``power=1`` up to the rounding of ages to whole numbers, in closed form: no
+    table grows with the buffer.
 
     Args:
         size: Number of slots.
@@ -172,14 +198,17 @@ class Recency(Uniform):
     def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
         total = int(self._tree.total)
-        u, last, rest = _random(draws), float(total + 1), 1.0 - self._power
+        u = _random(draws)
+        last = float(total + 1)
+        rest = 1.0 - self._power
         age = last**u if rest == 0 else (1.0 + u * (last**rest - 1.0)) ** (1.0 / rest)
         newest_first = np.minimum(age.astype(np.int64) - 1, total - 1)
         return self._at_rank(total - 1 - newest_first, origin)
 
 
 class Prioritised:
-    """A start is drawn with probability proportional to its priority to the power ``exponent``; new ones get the highest seen.
+    """A start is drawn with probability proportional to its priority to the power ``exponent``; new
+    ones get the highest seen.
 
     Args:
         size: Number of slots.
@@ -189,7 +218,9 @@ class Prioritised:
     def __init__(self, size: int, exponent: float = 0.6) -> None:
         exponent = checked("priority exponent", exponent, float, NOT_NEGATIVE)
         self._tree = SumTree(size, np.float64)
-        self._exponent, self._highest = exponent, 1.0  # the highest as a weight: its priority to the power of the exponent
+        # the highest as a weight: its priority to the power of the exponent
+        self._exponent = exponent
+        self._highest = 1.0
 
     def add(self, slots: Slots) -> None:
         """See :class:`Selector`."""
@@ -205,9 +236,14 @@ class Prioritised:
         return self._tree.select((_random(draws) * total + self._tree.prefix(origin)) % total)
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
-        """See :class:`Selector`; a priority of 0 would never be drawn again, and an infinite one leaves nothing to the others."""
+        """See :class:`Selector`; a priority of 0 would never be drawn again, and an infinite one
+        leaves nothing to the others.
+        """
         if not np.all((priorities > 0) & (priorities < np.inf)):
-            raise ConfigurationError(f"priorities must be > 0 and finite, got {np.min(priorities)} to {np.max(priorities)}")
+            raise ConfigurationError(
+                f"priorities must be > 0 and finite, got {np.min(priorities)} to "
+                f"{np.max(priorities)}"
+            )
         weights = priorities**self._exponent
         self._highest = max(self._highest, float(np.max(weights, initial=0.0)))
         self._tree.set(slots, weights)
@@ -233,7 +269,8 @@ class Mixture:
         shares = [share for _, share in parts]
         if not parts or min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-9:
             raise ConfigurationError(f"mixture shares must be >= 0 and sum to 1, got {shares}")
-        self._selectors, self._shares = [selector for selector, _ in parts], shares
+        self._selectors = [selector for selector, _ in parts]
+        self._shares = shares
 
     def add(self, slots: Slots) -> None:
         """See :class:`Selector`."""
@@ -250,7 +287,11 @@ class Mixture:
         parts = [np.empty(0, np.int64)]
         for count, rng in draws:
             counts = rng.multinomial(count, self._shares)
-            parts += [s.sample([(int(n), rng)], origin) for s, n in zip(self._selectors, counts, strict=True) if n]
+            parts += [
+                s.sample([(int(n), rng)], origin)
+                for s, n in zip(self._selectors, counts, strict=True)
+                if n
+            ]
         return np.concatenate(parts)
 
     def update(self, slots: Slots, priorities: npt.NDArray[np.float64]) -> None:
@@ -271,10 +312,12 @@ class Mixture:
 
 
 class OnlineQueue:
-    """Windows that nobody has seen, in the order of their completion: each is served once, before anything is drawn.
+    """Windows that nobody has seen, in the order of their completion: each is served once, before
+    anything is drawn.
 
     Attributes:
-        queued, served: Windows ever put in and taken out; counts are absolute, so that they survive a restart.
+        queued, served: Windows ever put in and taken out; counts are absolute, so that they survive
+            a restart.
     """
 
     def __init__(self) -> None:
@@ -287,7 +330,9 @@ class OnlineQueue:
         self.queued += len(starts)
 
     def pop(self, count: int, first_row: int) -> Slots:
-        """Take at most ``count`` windows; those that start before ``first_row`` were evicted and are skipped."""
+        """Take at most ``count`` windows; those that start before ``first_row`` were evicted and
+        are skipped.
+        """
         starts: list[int] = []
         while self._starts and len(starts) < count:
             start = self._starts.popleft()

@@ -1,19 +1,23 @@
 """THE storage of sequences: used by the replay shard and by the public ``training.ReplayBuffer``.
 
-Rows of many streams lie in insertion order; a row's number in that order is its id for ever. Plain columns are rings indexed by
-``id % capacity``, the small ones interleaved in one ring, so that reading a row touches few cache lines; packed columns (images)
-stay the compressed blobs that arrived, one per chunk, and are decoded when sampled. Each row knows the id of its successor in its
-stream, so a window is T steps along that chain: windows never join two streams and never jump a gap. No Python object exists per
-row, and memory is touched only as rows arrive.
+Rows of many streams lie in insertion order; a row's number in that order is its id for ever. Plain
+columns are rings indexed by ``id % capacity``, the small ones interleaved in one ring, so that
+reading a row touches few cache lines; packed columns (images) stay the compressed blobs that
+arrived, one per chunk, and are decoded when sampled. Each row knows the id of its successor in its
+stream, so a window is T steps along that chain: windows never join two streams and never jump a
+gap. No Python object exists per row, and memory is touched only as rows arrive.
 
-Which rows start a valid window is kept incrementally: row r does when T - 1 successors are stored and, unless episodes may be
-crossed, none of them is ``is_first``. Starts are ranked by row id, so a draw depends on the stored rows, the selector and
-the generator only. (The authors of TD-MPC2 draw an episode first and then a start in it, which prefers short episodes.)
+Which rows start a valid window is kept incrementally: row r does when T - 1 successors are stored
+and, unless episodes may be crossed, none of them is ``is_first``. Starts are ranked by row id, so a
+draw depends on the stored rows, the selector and the generator only. (The authors of TD-MPC2 draw
+an episode first and then a start in it, which prefers short episodes.)
 
-The end of an episode that a crash cut off is inferred: when the next row of the stream is ``is_first`` or the stream has a gap, the
-row before counts as truncated unless it is a last row already.
+The end of an episode that a crash cut off is inferred: when the next row of the stream is
+``is_first`` or the stream has a gap, the row before counts as truncated unless it is a last row
+already.
 
-Not thread safe, except that ``PendingWindows.finish`` may run without the lock that guards the buffer. n windows, T rows.
+Not thread safe, except that ``PendingWindows.finish`` may run without the lock that guards the
+buffer. n windows, T rows.
 """
 
 from __future__ import annotations
@@ -53,18 +57,23 @@ class SequenceBuffer:
 
     Args:
         columns: What every row has.
-        sampling: Length of windows, and whether they may cross episodes; ``online`` serves each new window once.
+        sampling: Length of windows, and whether they may cross episodes; ``online`` serves each new
+            window once.
         capacity_rows: Rows kept; exact at every moment.
-        capacity_bytes: If given, the oldest chunks also go while the rows take more than this (one chunk always stays).
-        packed: Columns kept as the blobs they arrive in; by default the images. Arrays given for them are kept as they are.
+        capacity_bytes: If given, the oldest chunks also go while the rows take more than this (one
+            chunk always stays).
+        packed: Columns kept as the blobs they arrive in; by default the images. Arrays given for
+            them are kept as they are.
         mutable: Columns that :meth:`write_back` may change; never packed.
         selector: Which valid starts are drawn; ``Uniform(capacity_rows)`` by default.
-        hot_bytes: With ``cold``: packed columns beyond this size are let go, the oldest first, and read again when sampled.
+        hot_bytes: With ``cold``: packed columns beyond this size are let go, the oldest first, and
+            read again when sampled.
         cold: Where they can be read.
         mapped_in: Folder whose disk holds large plain columns; None keeps them in memory.
 
     Raises:
-        ConfigurationError: If the capacity cannot hold a window, or a mutable column is unknown or packed.
+        ConfigurationError: If the capacity cannot hold a window, or a mutable column is unknown or
+            packed.
     """
 
     def __init__(
@@ -83,27 +92,35 @@ class SequenceBuffer:
     ) -> None:
         if capacity_rows < sampling.least_rows:
             raise ConfigurationError(
-                f"replay capacity must hold a window, so {sampling.least_rows} rows, got {capacity_rows} rows; raise the capacity"
+                f"replay capacity must hold a window, so {sampling.least_rows} rows, "
+                f"got {capacity_rows} rows; raise the capacity"
             )
         names = packed_columns(columns, mutable) if packed is None else set(packed)
         if names & set(mutable) or set(mutable) - set(columns):
             raise ConfigurationError(
-                f"mutable columns must be stored and not packed, got {sorted(mutable)}, packed {sorted(names)}"
+                "mutable columns must be stored and not packed, got "
+                f"{sorted(mutable)}, packed {sorted(names)}"
             )
-        self.columns, self.sampling = dict(columns), sampling
-        self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
+        self.columns = dict(columns)
+        self.sampling = sampling
+        self.capacity_rows = capacity_rows
+        self.capacity_bytes = capacity_bytes
         self.mutable = frozenset(mutable)
         self._packed = {name: spec for name, spec in columns.items() if name in names}
         plain = {name: spec for name, spec in columns.items() if name not in names}
         self._records, self._rings = make_rings(plain, capacity_rows, mapped_in)
-        self._mapped_row_bytes = sum(int(ring[0].nbytes) for ring in self._rings.values() if isinstance(ring, np.memmap))
+        self._mapped_row_bytes = sum(
+            int(ring[0].nbytes) for ring in self._rings.values() if isinstance(ring, np.memmap)
+        )
         self._small = [name for name in plain if name in (self._records.dtype.names or ())]
         self._row_bytes = sum(spec.nbytes for spec in plain.values())
-        self._next_row_of, self._chunk_of = self._records["#next_row"], self._records["#chunk"]
+        self._next_row_of = self._records["#next_row"]
+        self._chunk_of = self._records["#chunk"]
         self._starts = WindowStarts(capacity_rows, selector)
         self._tails = StreamTails(sampling)
         self._chunks = ChunkTable(hot_bytes, cold)
-        self._first_row, self._next_row = 0, 0
+        self._first_row = 0
+        self._next_row = 0
         self._holes: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -127,7 +144,9 @@ class SequenceBuffer:
 
     @property
     def holes(self) -> list[tuple[int, int]]:
-        """Ids that were used up by :meth:`skip` and are not yet below :attr:`first_row`, as half-open ranges."""
+        """Ids that were used up by :meth:`skip` and are not yet below :attr:`first_row`, as
+        half-open ranges.
+        """
         return [(max(start, self._first_row), stop) for start, stop in self._holes]
 
     @property
@@ -136,13 +155,17 @@ class SequenceBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored rows: plain columns at full size, packed ones as they are kept, in memory or cold."""
+        """Bytes of the stored rows: plain columns at full size, packed ones as they are kept, in
+        memory or cold.
+        """
         return len(self) * self._row_bytes + self._chunks.packed_bytes
 
     @property
     def cold_bytes(self) -> int:
         """Part of :attr:`nbytes` that is not in memory because it can be read elsewhere."""
-        return self._chunks.packed_bytes - self._chunks.hot_bytes + self._mapped_row_bytes * len(self)
+        return (
+            self._chunks.packed_bytes - self._chunks.hot_bytes + self._mapped_row_bytes * len(self)
+        )
 
     @property
     def online_queued(self) -> int:
@@ -166,8 +189,9 @@ class SequenceBuffer:
     ) -> int:
         """Store consecutive rows of one stream.
 
-        A ``seq`` above the expected one is a gap, which no window jumps. One below it is a late chunk: its rows are stored and can
-        be sampled, but are joined to nothing. Telling duplicates from late chunks is the caller's business.
+        A ``seq`` above the expected one is a gap, which no window jumps. One below it is a late
+        chunk: its rows are stored and can be sampled, but are joined to nothing. Telling duplicates
+        from late chunks is the caller's business.
 
         Args:
             stream: Whose rows.
@@ -188,7 +212,10 @@ class SequenceBuffer:
         first_flags = plain["is_first"]
         ids = np.arange(self._next_row, self._next_row + len(first_flags), dtype=np.int64)
         if len(ids) > self.capacity_rows:
-            raise BufferError(f"a chunk of {len(ids)} rows does not fit into a replay of {self.capacity_rows} rows")
+            raise BufferError(
+                f"a chunk of {len(ids)} rows does not fit into a replay of "
+                f"{self.capacity_rows} rows"
+            )
         stored_before = len(self)
         self._evict_to(self._next_row + len(ids) - self.capacity_rows)
         slots = ids % self.capacity_rows
@@ -204,14 +231,16 @@ class SequenceBuffer:
         return stored_before + len(ids) - len(self)
 
     def skip(self, rows: int) -> int:
-        """Account for ``rows`` acknowledged rows that are lost: their ids are used up, and they count as holes until evicted.
+        """Account for ``rows`` acknowledged rows that are lost: their ids are used up, and they
+        count as holes until evicted.
 
         Returns:
             Stored rows that were evicted to make room.
         """
         if rows <= 0:
             return 0
-        stored_before, stop = len(self), self._next_row + rows
+        stored_before = len(self)
+        stop = self._next_row + rows
         self._evict_to(stop - self.capacity_rows)
         ids = np.arange(max(self._next_row, self._first_row), stop, dtype=np.int64)
         self._chunk_of[ids % self.capacity_rows] = NO_ROW
@@ -228,23 +257,27 @@ class SequenceBuffer:
         return self.draw([(windows, rng)]).finish()
 
     def draw(self, draws: Draws) -> PendingWindows:
-        """As :meth:`sample` several times in one, one after the other, with the decoding of packed columns left to do.
+        """As :meth:`sample` several times in one, one after the other, with the decoding of packed
+        columns left to do.
 
         A lock that guards the buffer need not be held for the decoding.
         """
         if not self._starts.count:
             kind = "across episodes" if self.sampling.cross_episodes else "inside one episode"
             raise BufferError(
-                f"replay holds {len(self)} rows but no {self.sampling.window_rows} consecutive ones of one stream {kind}; "
+                f"replay holds {len(self)} rows but no {self.sampling.window_rows} "
+                f"consecutive ones of one stream {kind}; "
                 "insert more rows or sample shorter windows"
             )
         starts = self._starts.draw(draws, self._first_row, online=self.sampling.online)
         return self._gather(starts, self.sampling.window_rows)
 
     def windows_at(self, starts: Ids, rows: int) -> PendingWindows:
-        """Windows of ``rows`` rows that begin at rows of the caller's choice, whatever ``sampling`` says.
+        """Windows of ``rows`` rows that begin at rows of the caller's choice, whatever ``sampling``
+        says.
 
-        The caller answers for it that every start is stored and has ``rows - 1`` successors in its stream.
+        The caller answers for it that every start is stored and has ``rows - 1`` successors in its
+        stream.
         """
         return self._gather(starts, rows)
 
@@ -266,29 +299,49 @@ class SequenceBuffer:
         alive = (ids >= self._first_row) & (ids < self._next_row)
         alive[alive] &= self._chunk_of[slots[alive]] != NO_ROW
         for name, values in columns.items():
-            expected = (*np.shape(row_ids), *self.columns[name].shape) if name in self.mutable else None
+            expected = (
+                (*np.shape(row_ids), *self.columns[name].shape) if name in self.mutable else None
+            )
             if values.shape != expected:
-                raise ShapeMismatchError(f"write-back of column {name!r} (mutable: {sorted(self.mutable)})", expected, values.shape)
-            self._rings[name][slots[alive]] = values.reshape(len(ids), *self.columns[name].shape)[alive]
+                raise ShapeMismatchError(
+                    f"write-back of column {name!r} (mutable: {sorted(self.mutable)})",
+                    expected,
+                    values.shape,
+                )
+            self._rings[name][slots[alive]] = values.reshape(len(ids), *self.columns[name].shape)[
+                alive
+            ]
         return int(np.count_nonzero(alive)), int(len(ids) - np.count_nonzero(alive))
 
-    def update_priorities(self, start_ids: Ids, priorities: npt.NDArray[np.float64]) -> tuple[int, int]:
-        """Give windows, named by their first row's id, new priorities; returns how many were applied and how many are gone."""
+    def update_priorities(
+        self, start_ids: Ids, priorities: npt.NDArray[np.float64]
+    ) -> tuple[int, int]:
+        """Give windows, named by their first row's id, new priorities; returns how many were
+        applied and how many are gone.
+        """
         return self._starts.update_priorities(start_ids, priorities, self._stored)
 
     def export_weights(self) -> tuple[Ids, npt.NDArray[np.float64]]:
-        """What was learnt of windows, see :meth:`WindowStarts.export_weights`; no weights if the selector has no priorities."""
+        """What was learnt of windows, see :meth:`WindowStarts.export_weights`; no weights if the
+        selector has no priorities.
+        """
         return self._starts.export_weights(self._stored)
 
     def restore_weights(self, start_ids: Ids, weights: npt.NDArray[np.float64]) -> bool:
-        """Inverse of :meth:`export_weights`; False, and nothing has changed, if the weights are another selector's."""
+        """Inverse of :meth:`export_weights`; False, and nothing has changed, if the weights are
+        another selector's.
+        """
         return self._starts.restore_weights(start_ids, weights, self._stored)
 
     def export_mutable(self) -> tuple[Ids, Rows]:
-        """Ids and values of the mutable columns of all stored rows: what :meth:`write_back` needs to restore them."""
+        """Ids and values of the mutable columns of all stored rows: what :meth:`write_back` needs
+        to restore them.
+        """
         ids = np.arange(self._first_row, self._next_row, dtype=np.int64)
         ids = ids[self._chunk_of[ids % self.capacity_rows] != NO_ROW]
-        return ids, {name: self._rings[name][ids % self.capacity_rows] for name in sorted(self.mutable)}
+        return ids, {
+            name: self._rings[name][ids % self.capacity_rows] for name in sorted(self.mutable)
+        }
 
     def next_seq(self, stream: StreamId) -> int:
         """Number that the next chunk of a stream has if none is missing."""
@@ -298,7 +351,9 @@ class SequenceBuffer:
         """The position of every stream ever seen."""
         return self._tails.positions()
 
-    def restore(self, streams: Mapping[StreamId, StreamPosition], *, next_row: int, online_queued: int = 0) -> None:
+    def restore(
+        self, streams: Mapping[StreamId, StreamPosition], *, next_row: int, online_queued: int = 0
+    ) -> None:
         """Continue, in a new buffer, from a point whose earlier rows were all evicted."""
         self._first_row = self._next_row = next_row
         self._starts.online.queued = self._starts.online.served = online_queued
@@ -312,19 +367,26 @@ class SequenceBuffer:
         """Drop windows from the online queue until ``served`` have ever left it."""
         self._starts.online.discard_until(served)
 
-    def _split(self, rows: Mapping[str, np.ndarray | PackedColumn]) -> tuple[Rows, dict[str, PackedColumn]]:
+    def _split(
+        self, rows: Mapping[str, np.ndarray | PackedColumn]
+    ) -> tuple[Rows, dict[str, PackedColumn]]:
         if set(rows) != set(self.columns):
             raise ShapeMismatchError("columns of rows", sorted(self.columns), sorted(rows))
-        plain, packed = {}, {}
+        plain = {}
+        packed = {}
         for name, value in rows.items():
             if name in self._packed:
-                packed[name] = value.owned() if isinstance(value, PackedColumn) else PackedColumn.raw(value)
+                packed[name] = (
+                    value.owned() if isinstance(value, PackedColumn) else PackedColumn.raw(value)
+                )
             else:
                 plain[name] = value.unpack() if isinstance(value, PackedColumn) else value
         length = len(plain["is_first"])
         for name, spec in self.columns.items():
             if rows[name].shape != (length, *spec.shape) or not length:
-                raise ShapeMismatchError(f"column {name!r} of rows", (max(1, length), *spec.shape), rows[name].shape)
+                raise ShapeMismatchError(
+                    f"column {name!r} of rows", (max(1, length), *spec.shape), rows[name].shape
+                )
         return plain, packed
 
     def _close_episode(self, row: int) -> None:
@@ -344,11 +406,18 @@ class SequenceBuffer:
             self._close_episode(tail.last_row)
 
     def _record(
-        self, ids: Ids, slots: Ids, version: int, inserted_s: float, packed: Mapping[str, PackedColumn], place: Any
+        self,
+        ids: Ids,
+        slots: Ids,
+        version: int,
+        inserted_s: float,
+        packed: Mapping[str, PackedColumn],
+        place: Any,
     ) -> None:
         self._chunk_of[slots] = self._chunks.next_ordinal
         self._chunks.add(int(ids[0]), int(ids[-1]) + 1, packed, place)
-        self._records["#version"][slots], self._records["#inserted_s"][slots] = version, inserted_s
+        self._records["#version"][slots] = version
+        self._records["#inserted_s"][slots] = inserted_s
 
     def _mark_starts(self, starts: Ids, places: Ids) -> None:
         """Let windows that are complete now be drawn."""
@@ -360,21 +429,29 @@ class SequenceBuffer:
         """Forget every row below ``first_row``."""
         if first_row <= self._first_row:
             return
-        gone = np.arange(self._first_row, min(first_row, self._next_row), dtype=np.int64) % self.capacity_rows
+        gone = (
+            np.arange(self._first_row, min(first_row, self._next_row), dtype=np.int64)
+            % self.capacity_rows
+        )
         self._starts.evict(gone)
         self._first_row = first_row
         self._chunks.drop_before(first_row)
         self._holes = [hole for hole in self._holes if hole[1] > first_row]
 
     def _evict_bytes(self) -> None:
-        while self.capacity_bytes is not None and self.nbytes > self.capacity_bytes and len(self._chunks) > 1:
+        while (
+            self.capacity_bytes is not None
+            and self.nbytes > self.capacity_bytes
+            and len(self._chunks) > 1
+        ):
             self._evict_to(self._chunks.oldest_stop)
 
     def _follow(self, starts: Ids, rows: int) -> Ids:
         """Ids of ``rows`` rows (T) from each start: [n, T].
 
-        Rows of one chunk have consecutive ids, so we guess that all have, and shift the rest of a window where a link says
-        otherwise: there are as many rounds as a window has chunks, not rows.
+        Rows of one chunk have consecutive ids, so we guess that all have, and shift the rest of a
+        window where a link says otherwise: there are as many rounds as a window has chunks, not
+        rows.
         """
         ids = starts[:, None] + np.arange(rows)
         while True:
@@ -391,9 +468,17 @@ class SequenceBuffer:
         ids = self._follow(starts, rows)
         slots = ids % self.capacity_rows
         records = self._records.take(slots)
-        columns = {name: ring.take(slots, axis=0) for name, ring in self._rings.items() if name not in self._small}
+        columns = {
+            name: ring.take(slots, axis=0)
+            for name, ring in self._rings.items()
+            if name not in self._small
+        }
         columns.update({name: np.ascontiguousarray(records[name]) for name in self._small})
-        ordinals, trained = records["#chunk"], records[:, min(self.sampling.context, rows - 1)]
-        versions, inserted_s = trained["#version"].astype(np.int64), trained["#inserted_s"].copy()
+        ordinals = records["#chunk"]
+        trained = records[:, min(self.sampling.context, rows - 1)]
+        versions = trained["#version"].astype(np.int64)
+        inserted_s = trained["#inserted_s"].copy()
         chunks = self._chunks.open(np.unique(ordinals).tolist()) if self._packed else {}
-        return PendingWindows(Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed)
+        return PendingWindows(
+            Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed
+        )

@@ -1,7 +1,9 @@
-"""Where valid windows start: follows the open end of every stream and says which windows new rows complete.
+"""Where valid windows start: follows the open end of every stream and says which windows new rows
+complete.
 
-A *run* is a maximal chain of rows that one window may cover: it ends at a gap and, unless episodes may be crossed, where an episode
-begins. A row at place p of its run (from 0) completes the window that starts T - 1 rows before it, once p >= T - 1.
+A *run* is a maximal chain of rows that one window may cover: it ends at a gap and, unless episodes
+may be crossed, where an episode begins. A row at place p of its run (from 0) completes the window
+that starts T - 1 rows before it, once p >= T - 1.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Tail:
     """The open end of a stream.
 
     Attributes:
-        recent: Ids of the last ``min(run_rows, T - 1)`` rows of the run, NO_ROW where they were evicted before we knew them.
+        recent: Ids of the last ``min(run_rows, T - 1)`` rows of the run, NO_ROW where they were
+            evicted before we knew them.
         next_seq: Number of the chunk that would continue it.
         run_rows: Rows of the open run.
         last_row: Id of the newest row, NO_ROW after a break.
@@ -55,7 +58,8 @@ class StreamTails:
     """
 
     def __init__(self, sampling: SamplingSpec) -> None:
-        self._reach, self._cross_episodes = sampling.window_rows - 1, sampling.cross_episodes
+        self._reach = sampling.window_rows - 1
+        self._cross_episodes = sampling.cross_episodes
         self._tails: dict[StreamId, Tail] = {}
 
     def next_seq(self, stream: StreamId) -> int:
@@ -65,20 +69,28 @@ class StreamTails:
 
     def positions(self) -> dict[StreamId, StreamPosition]:
         """The position of every stream ever seen."""
-        return {stream: StreamPosition(tail.next_seq, tail.run_rows) for stream, tail in self._tails.items()}
+        return {
+            stream: StreamPosition(tail.next_seq, tail.run_rows)
+            for stream, tail in self._tails.items()
+        }
 
     def restore(self, positions: Mapping[StreamId, StreamPosition]) -> None:
-        """Inverse of :meth:`positions`, when the rows before are gone; streams that are known already stay as they are."""
+        """Inverse of :meth:`positions`, when the rows before are gone; streams that are known
+        already stay as they are.
+        """
         for stream, position in positions.items():
             if stream in self._tails:
                 continue
             known = min(position.run_rows, self._reach)
-            self._tails[stream] = Tail(np.full(known, NO_ROW, np.int64), position.next_seq, position.run_rows)
+            self._tails[stream] = Tail(
+                np.full(known, NO_ROW, np.int64), position.next_seq, position.run_rows
+            )
 
     def open(self, stream: StreamId, seq: int) -> tuple[Tail, int]:
         """The tail that chunk ``seq`` continues, moved past it.
 
-        A gap makes the tail start afresh; a late chunk gets a tail of its own, which is forgotten afterwards.
+        A gap makes the tail start afresh; a late chunk gets a tail of its own, which is forgotten
+        afterwards.
 
         Returns:
             The tail, and the row whose episode a gap has just ended (NO_ROW without one).
@@ -89,7 +101,9 @@ class StreamTails:
         cut_off = NO_ROW
         if seq > tail.next_seq:
             cut_off = tail.last_row
-            tail.recent, tail.run_rows, tail.last_row = np.empty(0, np.int64), 0, NO_ROW
+            tail.recent = np.empty(0, np.int64)
+            tail.run_rows = 0
+            tail.last_row = NO_ROW
         tail.next_seq = seq + 1
         return tail, cut_off
 
@@ -97,7 +111,8 @@ class StreamTails:
         """Add rows to a tail.
 
         Returns:
-            The starts of the windows they complete (NO_ROW if evicted long ago), and the places of these starts in their run.
+            The starts of the windows they complete (NO_ROW if evicted long ago), and the places of
+            these starts in their run.
         """
         index = np.arange(len(ids))
         run_start = np.full(len(ids), -tail.run_rows)

@@ -1,7 +1,9 @@
-"""Which stored rows begin a valid window, which of these are drawn next, and what was learnt of them.
+"""Which stored rows begin a valid window, which of these are drawn next, and what was learnt of
+them.
 
-Rows are named by their ids, which never change; a row's slot is ``id % capacity``. ``first_row`` is the id of the oldest row that
-is still stored: nothing below it is ever served. n windows, P parts of the selector that have priorities.
+Rows are named by their ids, which never change; a row's slot is ``id % capacity``. ``first_row`` is
+the id of the oldest row that is still stored: nothing below it is ever served. n windows, P parts
+of the selector that have priorities.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class WindowStarts:
         self._capacity = capacity_rows
         self._selector = selector or Uniform(capacity_rows)
         self._is_start = np.zeros(capacity_rows, bool)
-        self.count, self.online = 0, OnlineQueue()
+        self.count = 0
+        self.online = OnlineQueue()
 
     def add(self, starts: Ids) -> None:
         """Windows that begin at these stored rows are complete."""
@@ -51,7 +54,9 @@ class WindowStarts:
             self.count -= len(starts)
 
     def draw(self, draws: Draws, first_row: int, *, online: bool) -> Ids:
-        """Starts of windows: with ``online`` those that nobody has seen, each once; for the rest the selector decides."""
+        """Starts of windows: with ``online`` those that nobody has seen, each once; for the rest
+        the selector decides.
+        """
         if not online:
             return self._select(draws, first_row)
         parts = []
@@ -61,30 +66,42 @@ class WindowStarts:
                 parts.append(self._select([(windows - len(parts[-1]), rng)], first_row))
         return np.concatenate(parts)
 
-    def update_priorities(self, starts: Ids, priorities: npt.NDArray[np.float64], stored: range) -> tuple[int, int]:
-        """Give windows new priorities; returns how many were applied and how many are gone (their row is not in ``stored``)."""
+    def update_priorities(
+        self, starts: Ids, priorities: npt.NDArray[np.float64], stored: range
+    ) -> tuple[int, int]:
+        """Give windows new priorities; returns how many were applied and how many are gone (their
+        row is not in ``stored``).
+        """
         alive = self._alive(starts, stored)
         if alive.any():
             self._selector.update(starts[alive] % self._capacity, priorities[alive])
         return int(np.count_nonzero(alive)), int(len(alive) - np.count_nonzero(alive))
 
     def export_weights(self, stored: range) -> tuple[Ids, npt.NDArray[np.float64]]:
-        """What was learnt of windows: the starts ``[n]`` and their weights ``[P, n + 1]``; the last is what a new one gets."""
+        """What was learnt of windows: the starts ``[n]`` and their weights ``[P, n + 1]``; the last
+        is what a new one gets.
+        """
         slots = np.flatnonzero(self._is_start) if self._parts else np.empty(0, np.int64)
-        return stored.start + (slots - stored.start) % self._capacity, self._selector.export_weights(slots)
+        return stored.start + (
+            slots - stored.start
+        ) % self._capacity, self._selector.export_weights(slots)
 
     def restore_weights(self, starts: Ids, weights: npt.NDArray[np.float64], stored: range) -> bool:
-        """Inverse of :meth:`export_weights`; starts that are gone are passed over, and those that came since count as new.
+        """Inverse of :meth:`export_weights`; starts that are gone are passed over, and those that
+        came since count as new.
 
         Returns:
             False if the weights are another selector's; nothing has changed then.
         """
         if len(weights) != self._parts:
             return False
-        present, new = np.flatnonzero(self._is_start), weights[:, -1:]
+        present = np.flatnonzero(self._is_start)
+        new = weights[:, -1:]
         self._selector.restore_weights(present, np.repeat(new, len(present) + 1, axis=1))
         alive = self._alive(starts, stored)
-        self._selector.restore_weights(starts[alive] % self._capacity, np.concatenate([weights[:, :-1][:, alive], new], axis=1))
+        self._selector.restore_weights(
+            starts[alive] % self._capacity, np.concatenate([weights[:, :-1][:, alive], new], axis=1)
+        )
         return True
 
     @property

@@ -1,4 +1,6 @@
-"""Sampled windows: whole, or drawn with the decoding still to do. Axis legend: n windows, T rows."""
+"""Sampled windows: whole, or drawn with the decoding still to do. Axis legend: n windows,
+T rows.
+"""
 
 from __future__ import annotations
 
@@ -47,20 +49,31 @@ class Windows:
     def part(self, first: int, last: int) -> Windows:
         """The windows from ``first`` up to ``last``, without a copy."""
         columns = {name: column[first:last] for name, column in self.columns.items()}
-        return Windows(columns, self.row_ids[first:last], self.versions[first:last], self.inserted_s[first:last])
+        return Windows(
+            columns,
+            self.row_ids[first:last],
+            self.versions[first:last],
+            self.inserted_s[first:last],
+        )
 
     @classmethod
     def glue(cls, parts: Sequence[Windows]) -> Windows:
         """Several, in the given order."""
-        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+        columns = {
+            name: np.concatenate([part.columns[name] for part in parts])
+            for name in parts[0].columns
+        }
         ids, versions, inserted_s = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("row_ids", "versions", "inserted_s")
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("row_ids", "versions", "inserted_s")
         )
         return cls(columns, ids, versions, inserted_s)
 
 
 class OpenChunk(NamedTuple):
-    """A chunk that windows were drawn from: its first row, and its packed columns or how to read them."""
+    """A chunk that windows were drawn from: its first row, and its packed columns or how to read
+    them.
+    """
 
     start: int
     packed: Mapping[str, PackedColumn] | None
@@ -74,15 +87,26 @@ class OpenChunk(NamedTuple):
         return self.read()
 
     def only(self, first: int, last: int) -> OpenChunk:
-        """The rows ``first`` to ``last`` and no others, as far as that can be had without decoding: views of columns stored raw."""
+        """The rows ``first`` to ``last`` and no others, as far as that can be had without decoding:
+        views of columns stored raw.
+        """
         columns = self.columns()
         if any(column.encoding != "raw" for column in columns.values()):
             return OpenChunk(self.start, columns, None)
-        return OpenChunk(first, {name: c.rows(first - self.start, last + 1 - self.start) for name, c in columns.items()}, None)
+        return OpenChunk(
+            first,
+            {
+                name: c.rows(first - self.start, last + 1 - self.start)
+                for name, c in columns.items()
+            },
+            None,
+        )
 
 
 class Sizes(NamedTuple):
-    """Chunks that are still to be read, and the bytes of the others by what has to be done with them."""
+    """Chunks that are still to be read, and the bytes of the others by what has to be done with
+    them.
+    """
 
     unread: int
     raw: int
@@ -93,7 +117,9 @@ class ColdStore(Protocol):
     """Where packed columns that a buffer let go of can be read again."""
 
     def open(self, place: Any) -> Callable[[], Mapping[str, PackedColumn]]:
-        """Called under the buffer's lock; the result is called without it, and works whatever was evicted meanwhile."""
+        """Called under the buffer's lock; the result is called without it, and works whatever was
+        evicted meanwhile.
+        """
 
 
 @dataclass(slots=True)
@@ -107,12 +133,16 @@ class PendingWindows:
     _known_sizes: Sizes | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        """Few large buffers instead of some objects per chunk: pickling those would take longer than decoding them."""
+        """Few large buffers instead of some objects per chunk: pickling those would take longer
+        than decoding them.
+        """
         buffer = PickleBuffer if int(protocol) >= 5 else bytes
         small: list[bytes | memoryview] = []
 
         def packed(blob: bytes | memoryview) -> Any:
-            """Large ones go by themselves; small ones are joined, and only their sizes stand here."""
+            """Large ones go by themselves; small ones are joined, and only their sizes
+            stand here.
+            """
             if len(blob) >= LARGE_BLOB:
                 return buffer(blob)
             small.append(blob)
@@ -122,13 +152,22 @@ class PendingWindows:
             (
                 number,
                 chunk.start,
-                [(packed(c.blob), c.encoding, c.shape[0]) for c in map(chunk.columns().__getitem__, self._packed)],
+                [
+                    (packed(c.blob), c.encoding, c.shape[0])
+                    for c in map(chunk.columns().__getitem__, self._packed)
+                ],
             )
             for number, chunk in self._chunks.items()
         ]
         windows = self._windows
         plain = (windows.columns, windows.row_ids, windows.versions, windows.inserted_s)
-        return _receive, (plain, chunks, buffer(b"".join(small)), self._ordinals, dict(self._packed))
+        return _receive, (
+            plain,
+            chunks,
+            buffer(b"".join(small)),
+            self._ordinals,
+            dict(self._packed),
+        )
 
     @property
     def num_windows(self) -> int:
@@ -147,7 +186,9 @@ class PendingWindows:
 
     @property
     def packed_bytes(self) -> int:
-        """Size of the plain columns and of all chunks that the windows touch; those still to be read count nothing."""
+        """Size of the plain columns and of all chunks that the windows touch; those still to be
+        read count nothing.
+        """
         plain = sum(column.nbytes for column in self._windows.columns.values())
         return plain + self._sizes.raw + self._sizes.compressed
 
@@ -163,19 +204,29 @@ class PendingWindows:
         return plain + self._ordinals.size * sum(spec.nbytes for spec in self._packed.values())
 
     def fetched(self) -> PendingWindows:
-        """The same with every chunk in memory, and no more of it than is wanted, so that it can be sent to another process."""
+        """The same with every chunk in memory, and no more of it than is wanted, so that it can be
+        sent to another process.
+        """
         if self.is_in_memory and not self._sizes.raw:
             return self
-        ids, ordinals = self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)
+        ids = self._windows.row_ids.reshape(-1)
+        ordinals = self._ordinals.reshape(-1)
         order = np.argsort(ordinals, kind="stable")
         numbers, firsts = np.unique(ordinals[order], return_index=True)
-        spans = zip(*(pick.reduceat(ids[order], firsts).tolist() for pick in (np.minimum, np.maximum)), strict=True)
-        chunks = {n: self._chunks[n].only(*span) for n, span in zip(numbers.tolist(), spans, strict=True)}
+        spans = zip(
+            *(pick.reduceat(ids[order], firsts).tolist() for pick in (np.minimum, np.maximum)),
+            strict=True,
+        )
+        chunks = {
+            n: self._chunks[n].only(*span) for n, span in zip(numbers.tolist(), spans, strict=True)
+        }
         return PendingWindows(self._windows, chunks, self._ordinals, self._packed)
 
     def part(self, first: int, last: int) -> PendingWindows:
         """The windows from ``first`` up to ``last``, without a copy."""
-        return PendingWindows(self._windows.part(first, last), self._chunks, self._ordinals[first:last], self._packed)
+        return PendingWindows(
+            self._windows.part(first, last), self._chunks, self._ordinals[first:last], self._packed
+        )
 
     @classmethod
     def glue(cls, parts: Sequence[PendingWindows]) -> PendingWindows:
@@ -183,24 +234,38 @@ class PendingWindows:
         if len(parts) == 1:
             return parts[0]
         chunks: dict[int, OpenChunk] = {}
-        ordinals, next_number = [], 0
+        ordinals = []
+        next_number = 0
         for part in parts:  # each numbers its chunks anew
             chunks.update((next_number + number, chunk) for number, chunk in part._chunks.items())
             ordinals.append(part._ordinals + next_number)
             next_number += max(part._chunks, default=-1) + 1
-        return cls(Windows.glue([part._windows for part in parts]), chunks, np.concatenate(ordinals), parts[0]._packed)
+        return cls(
+            Windows.glue([part._windows for part in parts]),
+            chunks,
+            np.concatenate(ordinals),
+            parts[0]._packed,
+        )
 
     def finish(self) -> Windows:
-        """Decode what is packed, chunk by chunk with the help of a few threads, and return the whole windows."""
+        """Decode what is packed, chunk by chunk with the help of a few threads, and return the
+        whole windows.
+        """
         if self.is_whole:
             return self._windows
         shape = self._ordinals.shape
-        room = {name: np.empty((*shape, *spec.shape), spec.dtype) for name, spec in self._packed.items()}
-        outputs = {name: array.reshape(-1, *self._packed[name].shape) for name, array in room.items()}  # views
+        room = {
+            name: np.empty((*shape, *spec.shape), spec.dtype) for name, spec in self._packed.items()
+        }
+        # views
+        outputs = {
+            name: array.reshape(-1, *self._packed[name].shape) for name, array in room.items()
+        }
 
         def decode(part: tuple[int, list[Run]]) -> None:
             """Decode one chunk and copy the rows that were drawn from it."""
-            chunk, runs = self._chunks[part[0]], part[1]
+            chunk = self._chunks[part[0]]
+            runs = part[1]
             packed = chunk.columns()
             for name, output in outputs.items():
                 _decode(packed[name], chunk.start, runs, output)
@@ -208,7 +273,10 @@ class PendingWindows:
         parts = list(_runs(self._windows.row_ids.reshape(-1), self._ordinals.reshape(-1)).items())
         helpers = DECODERS - 1 if len(parts) >= PARALLEL_CHUNKS else 0
         shares = [parts[first :: helpers + 1] for first in range(helpers + 1)]
-        given = [_pool().submit(lambda share: deque(map(decode, share), 0), share) for share in shares[1:]]
+        given = [
+            _pool().submit(lambda share: deque(map(decode, share), 0), share)
+            for share in shares[1:]
+        ]
         deque(map(decode, shares[0]), 0)
         for share in given:
             share.result()
@@ -238,12 +306,15 @@ def _receive(
     packed: Mapping[str, ArraySpec],
 ) -> PendingWindows:
     """Windows as they were pickled; blobs are views of what was received."""
-    opened, joined, begin = {}, memoryview(small), 0
+    opened = {}
+    joined = memoryview(small)
+    begin = 0
     for number, start, columns in chunks:
         found = {}
         for (name, spec), (blob, encoding, rows) in zip(packed.items(), columns, strict=True):
             if isinstance(blob, int):
-                view, begin = joined[begin : begin + blob], begin + blob
+                view = joined[begin : begin + blob]
+                begin = begin + blob
             else:
                 view = memoryview(blob)
             found[name] = PackedColumn(view, encoding, spec.dtype, (rows, *spec.shape))
@@ -262,18 +333,24 @@ class Run(NamedTuple):
 def _runs(ids: Ids, ordinals: Ids) -> dict[int, list[Run]]:
     """Where the rows of each chunk go: row ``ids[i]`` of chunk ``ordinals[i]`` to place ``i``."""
     order = np.argsort(ordinals, kind="stable")
-    ids, ordinals = ids[order], ordinals[order]
+    ids = ids[order]
+    ordinals = ordinals[order]
     breaks = (np.diff(ordinals) != 0) | (np.diff(ids) != 1) | (np.diff(order) != 1)
     begins = np.concatenate([[0], np.flatnonzero(breaks) + 1])
     counts = np.diff(begins, append=len(order))
     found: dict[int, list[Run]] = {}
-    for ordinal, *run in zip(*(values.tolist() for values in (ordinals[begins], order[begins], ids[begins], counts)), strict=True):
+    for ordinal, *run in zip(
+        *(values.tolist() for values in (ordinals[begins], order[begins], ids[begins], counts)),
+        strict=True,
+    ):
         found.setdefault(ordinal, []).append(Run(*run))
     return found
 
 
 def _decode(column: PackedColumn, first_row: int, runs: Sequence[Run], target: np.ndarray) -> None:
-    """Copy runs of rows out of a chunk; one that is wanted whole and in one piece is decoded to where it belongs."""
+    """Copy runs of rows out of a chunk; one that is wanted whole and in one piece is decoded to
+    where it belongs.
+    """
     if runs[0].rows == column.shape[0]:
         whole, *again = runs
         column.unpack_into(target[whole.place : whole.place + whole.rows])

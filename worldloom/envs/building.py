@@ -1,4 +1,6 @@
-"""Somebody else's code while it is imported or builds an env: whatever it raises becomes one sentence."""
+"""Somebody else's code while it is imported or builds an env: whatever it raises becomes one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,20 @@ from worldloom.envs.config import EnvConfig
 __all__ = ["FOREIGN_ERRORS", "EnvBuildError", "error_text", "first_line", "somebodys_code"]
 
 FOREIGN_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
-"""What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env. A Ctrl-C is not its own."""
+"""What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env. A
+Ctrl-C is not its own.
+"""
 
 NOT_THEIRS = ("<", str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent))
-"""How the names of files begin that are no place to look at: frozen modules, ours, the import system's."""
+"""How the names of files begin that are no place to look at: frozen modules, ours, the import
+system's.
+"""
 
 
 class EnvBuildError(ConfigurationError):
-    """Code that is not ours raised while it built an env: wrong input before a run, and in its course a fault that may pass."""
+    """Code that is not ours raised while it built an env: wrong input before a run, and in its
+    course a fault that may pass.
+    """
 
 
 @contextlib.contextmanager
@@ -34,7 +42,8 @@ def somebodys_code(config: EnvConfig, what: str) -> Iterator[None]:
         what: What is done to it, for the message: ``built`` or ``imported``.
 
     Raises:
-        EnvBuildError: If it raises anything but an error of ours; names the cause and where it happened.
+        EnvBuildError: If it raises anything but an error of ours; names the cause and where it
+            happened.
     """
     try:
         yield
@@ -49,7 +58,11 @@ def somebodys_code(config: EnvConfig, what: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its kind where it has none."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return (
+        str(error).strip().splitlines()[0].rstrip(".")
+        if str(error).strip()
+        else type(error).__name__
+    )
 
 
 def error_text(error: BaseException) -> str:
@@ -63,16 +76,25 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         text = f"it called sys.exit({error.code!r})"
     else:
-        text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
+        text = (
+            f"{type(error).__name__}: "
+            f"{error.msg if isinstance(error, SyntaxError) else first_line(error)}"
+        )
     place = _place(error)
     return f"{text} ({place})" if place else text
 
 
 def _place(error: BaseException) -> str:
-    """``file:line`` of the innermost frame that is neither ours nor the import system's; empty when there is none."""
+    """``file:line`` of the innermost frame that is neither ours nor the import system's; empty when
+    there is none.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, SyntaxError):
         return "" if error.filename is None else f"{error.filename}:{error.lineno}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THEIRS)]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith(NOT_THEIRS)
+    ]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

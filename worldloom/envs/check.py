@@ -1,7 +1,8 @@
-"""Look an environment over before training on it: does it keep the rules, what does it look like to an agent, how fast is it.
+"""Look an environment over before training on it: does it keep the rules, what does it look like to
+an agent, how fast is it.
 
-The env is first stepped in a process of its own, so that one that hangs or crashes is reported and not suffered; then in this
-process, for speed and memory.
+The env is first stepped in a process of its own, so that one that hangs or crashes is reported and
+not suffered; then in this process, for speed and memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, WorldLoomError
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    EnvFailureError,
+    MissingDependencyError,
+    WorldLoomError,
+)
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.check_spaces import Finding, image_findings, space_findings
 from worldloom.envs.config import EnvConfig, EnvLimits
@@ -25,7 +31,8 @@ from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
 
 __all__ = ["EnvReport", "Finding", "check_env"]
 
-LARGE_VALUE, LARGE_REWARD = 1e3, 1e6
+LARGE_VALUE = 1e3
+LARGE_REWARD = 1e6
 GROWTH_MB = 64.0
 SEEDING_STEPS = 60
 SPACE_STEPS = 200
@@ -57,19 +64,31 @@ class EnvReport:
         if self.facts:
             lines += ["measured", *(f"  {name:<20} {value}" for name, value in self.facts.items())]
         lines += ["findings" if self.findings else "nothing to change"]
-        return lines + [f"  {'ERROR' if finding.is_error else 'advice'}: {finding.text}" for finding in self.findings]
+        return lines + [
+            f"  {'ERROR' if finding.is_error else 'advice'}: {finding.text}"
+            for finding in self.findings
+        ]
 
     def _spec_lines(self) -> list[str]:
         lines = ["observations"]
-        lines += [f"  {key:<20} {_describe(spec):<28} -> {_encoder(spec)}" for key, spec in self.spec.obs.items()]
+        lines += [
+            f"  {key:<20} {_describe(spec):<28} -> {_encoder(spec)}"
+            for key, spec in self.spec.obs.items()
+        ]
         lines += ["actions"]
         lines += [f"  {key:<20} {_describe(spec)}" for key, spec in self.spec.action.items()]
-        agents = "dreamerv3, tdmpc2" if self.spec.has_continuous_actions_only else "dreamerv3 (tdmpc2 takes no discrete actions)"
+        agents = (
+            "dreamerv3, tdmpc2"
+            if self.spec.has_continuous_actions_only
+            else "dreamerv3 (tdmpc2 takes no discrete actions)"
+        )
         lines += [f"agents that can act here: {agents}", "settings"]
         return lines + [f"  {name:<20} {value}" for name, value in self.spec.settings.items()]
 
 
-def check_env(config: EnvConfig, *, steps: int = 1000, seed: int = 0, limits: EnvLimits | None = None) -> EnvReport:
+def check_env(
+    config: EnvConfig, *, steps: int = 1000, seed: int = 0, limits: EnvLimits | None = None
+) -> EnvReport:
     """Step an env with random actions and report.
 
     Args:
@@ -103,26 +122,37 @@ def check_env(config: EnvConfig, *, steps: int = 1000, seed: int = 0, limits: En
     return report
 
 
-def _try_in_process(config: EnvConfig, steps: int, seed: int, limits: EnvLimits) -> EnvReport | None:
+def _try_in_process(
+    config: EnvConfig, steps: int, seed: int, limits: EnvLimits
+) -> EnvReport | None:
     """A report if the env fails under supervision, else None."""
     try:
         env = make_env(config, seed=seed, limits=limits, processes=True, is_exact=False)
     except EnvFailureError as error:
         if _reason(error).startswith("raised"):
-            build_env(config.resolved()).close()  # raises the same here, where its traceback can be had
-        return EnvReport(EnvSpec(name=config.env, obs={}, action={}), [Finding(True, _reason(error))])
+            # raises the same here, where its traceback can be had
+            build_env(config.resolved()).close()
+        return EnvReport(
+            EnvSpec(name=config.env, obs={}, action={}), [Finding(True, _reason(error))]
+        )
     try:
         rngs = _generators(env, seed)
         env.reset()
         for _ in range(steps):
             env.step(sample_actions(env.spec, rngs))
     except EnvFailureError as error:
-        text = f"{_reason(error)}; mend the env: in training it would be rebuilt and the episode lost"
+        text = (
+            f"{_reason(error)}; mend the env: in training it would be rebuilt and the episode lost"
+        )
         return EnvReport(env.spec, [Finding(True, text)])
     except (ConfigurationError, MissingDependencyError):
         raise
-    except (Exception, SystemExit) as error:  # the edge of somebody else's code: a vector env steps in this process
-        text = f"raised: {_text(error)}; mend the env: in training it would end its worker with all its envs"
+    # the edge of somebody else's code: a vector env steps in this process
+    except (Exception, SystemExit) as error:
+        text = (
+            f"raised: {_text(error)}; mend the env: in training it would end its worker "
+            "with all its envs"
+        )
         return EnvReport(env.spec, [Finding(True, text)])
     finally:
         env.close()
@@ -147,7 +177,8 @@ class _Statistics:
         self.lengths: list[int] = []
         self.ends = {"terminated": 0, "truncated": 0}
         self.extremes: dict[str, float] = {}
-        self._return, self._length = 0.0, 0
+        self._return = 0.0
+        self._length = 0
 
     def enter(self, row: EnvStep) -> None:
         """Add the row of env 0."""
@@ -155,10 +186,12 @@ class _Statistics:
             if value.dtype != np.uint8:
                 self.extremes[key] = max(self.extremes.get(key, 0.0), float(np.abs(value).max()))
         if row.is_first[0]:
-            self._return, self._length = 0.0, 0
+            self._return = 0.0
+            self._length = 0
             return
         self.rewards.append(float(row.reward[0]))
-        self._return, self._length = self._return + self.rewards[-1], self._length + 1
+        self._return = self._return + self.rewards[-1]
+        self._length = self._length + 1
         if row.is_last[0]:
             self.returns.append(self._return)
             self.lengths.append(self._length)
@@ -166,11 +199,14 @@ class _Statistics:
 
 
 def _play(env: VectorEnv, steps: int, seed: int, report: EnvReport) -> None:
-    statistics, rngs = _Statistics(), _generators(env, seed)
+    statistics = _Statistics()
+    rngs = _generators(env, seed)
     row = env.reset()
     statistics.enter(row)
-    started, memory_mb = time.perf_counter(), _memory_mb()
-    was_last, out_of_order = False, 0
+    started = time.perf_counter()
+    memory_mb = _memory_mb()
+    was_last = False
+    out_of_order = 0
     for step in range(steps):
         if step == steps // 5:
             memory_mb = _memory_mb()
@@ -183,15 +219,22 @@ def _play(env: VectorEnv, steps: int, seed: int, report: EnvReport) -> None:
     seconds = time.perf_counter() - started
     faults = env.drain_faults()
     if faults:
-        report.findings.append(Finding(True, f"the env failed {len(faults)} times, first: {faults[0].detail}"))
+        report.findings.append(
+            Finding(True, f"the env failed {len(faults)} times, first: {faults[0].detail}")
+        )
     elif out_of_order:
-        report.findings.append(Finding(True, f"{out_of_order} rows are not where an episode's end or begin puts them"))
+        report.findings.append(
+            Finding(True, f"{out_of_order} rows are not where an episode's end or begin puts them")
+        )
     report.facts.update(_facts(statistics, steps * env.num_envs, seconds, env.spec.action_repeat))
     report.findings += _play_findings(statistics, steps, _memory_mb() - memory_mb, env.spec)
 
 
 def _facts(statistics: _Statistics, steps: int, seconds: float, repeat: int) -> dict[str, Any]:
-    facts: dict[str, Any] = {"decisions": len(statistics.rewards), "decisions per second": round(steps / seconds)}
+    facts: dict[str, Any] = {
+        "decisions": len(statistics.rewards),
+        "decisions per second": round(steps / seconds),
+    }
     if repeat > 1:
         facts["env steps per second"] = round(steps * repeat / seconds)
     facts |= {"memory of process": f"{_memory_mb():.0f} MB", "episodes": len(statistics.returns)}
@@ -203,23 +246,39 @@ def _facts(statistics: _Statistics, steps: int, seconds: float, repeat: int) -> 
     return facts
 
 
-def _play_findings(statistics: _Statistics, steps: int, growth_mb: float, spec: EnvSpec) -> list[Finding]:
+def _play_findings(
+    statistics: _Statistics, steps: int, growth_mb: float, spec: EnvSpec
+) -> list[Finding]:
     advice = []
     if not statistics.returns:
-        remedy = "check with more --steps" if spec.episode_limit else "give the env a limit with --env.time-limit N"
+        remedy = (
+            "check with more --steps"
+            if spec.episode_limit
+            else "give the env a limit with --env.time-limit N"
+        )
         advice.append(f"no episode ended in {steps} decisions; {remedy}")
     if statistics.rewards and not np.any(statistics.rewards):
-        advice.append("every reward was 0 under random actions; a sparse reward is hard to learn from")
+        advice.append(
+            "every reward was 0 under random actions; a sparse reward is hard to learn from"
+        )
     for key, extreme in statistics.extremes.items():
         if extreme > LARGE_VALUE:
-            advice.append(f"observation {key!r} reaches {extreme:.3g}; scale it inside the env to about 1")
+            advice.append(
+                f"observation {key!r} reaches {extreme:.3g}; scale it inside the env to about 1"
+            )
     greatest = max(map(abs, statistics.rewards), default=0.0)
     if greatest > LARGE_REWARD:
-        advice.append(f"rewards reach {greatest:.3g}; scale them inside the env, because losses of such numbers overflow")
+        advice.append(
+            f"rewards reach {greatest:.3g}; scale them inside the env, because losses "
+            "of such numbers overflow"
+        )
     if spec.may_terminate is False and statistics.ends["terminated"]:
         advice.append("the env terminated although it says that it never does (may_terminate)")
     if growth_mb > GROWTH_MB:
-        advice.append(f"memory grew by {growth_mb:.0f} MB; the env may leak, and a long run would be killed for it")
+        advice.append(
+            f"memory grew by {growth_mb:.0f} MB; the env may leak, and a long run "
+            "would be killed for it"
+        )
     return [Finding(False, text) for text in advice]
 
 
@@ -227,11 +286,25 @@ def _seeding_findings(config: EnvConfig, seed: int) -> list[Finding]:
     try:
         first, again, other = (_trace(config, s) for s in (seed, seed, seed + 1))
     except (Exception, SystemExit) as error:  # the edge of somebody else's code
-        return [Finding(True, f"a second env could not be stepped beside the first: {_text(error)}")]
+        return [
+            Finding(True, f"a second env could not be stepped beside the first: {_text(error)}")
+        ]
     if not _equal(first, again):
-        return [Finding(False, "equal seeds gave different rows; take every draw from self.np_random, which reset(seed=...) seeds")]
+        return [
+            Finding(
+                False,
+                "equal seeds gave different rows; take every draw from "
+                "self.np_random, which reset(seed=...) seeds",
+            )
+        ]
     if _equal(first, other):
-        return [Finding(False, "different seeds gave equal rows; if the env draws anything, let reset(seed=...) seed it")]
+        return [
+            Finding(
+                False,
+                "different seeds gave equal rows; if the env draws anything, let "
+                "reset(seed=...) seed it",
+            )
+        ]
     return []
 
 
@@ -239,7 +312,10 @@ def _trace(config: EnvConfig, seed: int) -> list[Mapping[str, np.ndarray]]:
     env = make_env(config, seed=seed, is_exact=False)
     rngs = _generators(env, 0)
     try:
-        rows = [env.reset(), *(env.step(sample_actions(env.spec, rngs)) for _ in range(SEEDING_STEPS))]
+        rows = [
+            env.reset(),
+            *(env.step(sample_actions(env.spec, rngs)) for _ in range(SEEDING_STEPS)),
+        ]
     finally:
         env.close()
     return [{**row.obs, "/reward": row.reward} for row in rows]
@@ -260,12 +336,19 @@ def _describe(spec: ArraySpec) -> str:
 
 
 def _encoder(spec: ArraySpec) -> str:
-    return f"convolutions over {spec.shape[2]} channels" if spec.is_image else f"dense layers over {spec.size} numbers"
+    return (
+        f"convolutions over {spec.shape[2]} channels"
+        if spec.is_image
+        else f"dense layers over {spec.size} numbers"
+    )
 
 
 def _spread(values: list[Any]) -> str:
     array = np.asarray(values, np.float64)
-    return f"mean {array.mean():.4g}, std {array.std():.4g}, min {array.min():.4g}, max {array.max():.4g}"
+    return (
+        f"mean {array.mean():.4g}, std {array.std():.4g}, min {array.min():.4g}, max "
+        f"{array.max():.4g}"
+    )
 
 
 def _memory_mb() -> float:
@@ -273,4 +356,6 @@ def _memory_mb() -> float:
     status = Path("/proc/self/statm")
     if status.exists():
         return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1e6 if sys.platform == "darwin" else 1e3
+    )

@@ -1,4 +1,5 @@
-"""Does an env keep to the spaces that it declares, and what do they leave to an agent? A part of ``worldloom.envs.check``.
+"""Does an env keep to the spaces that it declares, and what do they leave to an agent? A part of
+``worldloom.envs.check``.
 
 N envs (of a vector env, else one).
 """
@@ -52,17 +53,30 @@ def space_findings(config: EnvConfig, *, steps: int, seed: int) -> list[Finding]
     """
     raw = make_raw(config.resolved(), 1)
     if isinstance(raw, RawEnv):
-        env, num_envs, space, action_space = raw.env, None, raw.env.observation_space, raw.env.action_space
+        env = raw.env
+        num_envs = None
+        space = raw.env.observation_space
+        action_space = raw.env.action_space
         reset: Any = Resetter(env, config.env)
     else:
-        env, num_envs, space, action_space = raw, raw.num_envs, raw.single_observation_space, raw.single_action_space
+        env = raw
+        num_envs = raw.num_envs
+        space = raw.single_observation_space
+        action_space = raw.single_action_space
         reset = VectorResetter(env, config.env)
-    watch, map_action = _Watch(space), ActionMapper(action_space)
-    choose = RandomActions(EnvSpec(name=config.env, obs={}, action=map_action.specs), num_envs or 1, seed)
+    watch = _Watch(space)
+    map_action = ActionMapper(action_space)
+    choose = RandomActions(
+        EnvSpec(name=config.env, obs={}, action=map_action.specs), num_envs or 1, seed
+    )
     try:
         watch.see(reset(seed))
         for _ in range(steps):
-            native = map_action.rows(choose(), 1)[0] if num_envs is None else map_action(choose(), (num_envs,))
+            native = (
+                map_action.rows(choose(), 1)[0]
+                if num_envs is None
+                else map_action(choose(), (num_envs,))
+            )
             obs, _, terminated, truncated, _ = env.step(native)
             watch.see(obs)
             if np.any(terminated) or np.any(truncated):
@@ -70,10 +84,15 @@ def space_findings(config: EnvConfig, *, steps: int, seed: int) -> list[Finding]
     finally:
         close_env(env)
     remarks = ObsMapper(space).remarks
-    own, ours = own_repeat(env), config.action_repeat or 1
+    own = own_repeat(env)
+    ours = config.action_repeat or 1
     if own > 1 and ours > 1:
         remarks.append(repeat_remark(own, ours))
-    return [*watch.findings.values(), *(Finding(False, remark) for remark in remarks), *_action_findings(action_space)]
+    return [
+        *watch.findings.values(),
+        *(Finding(False, remark) for remark in remarks),
+        *_action_findings(action_space),
+    ]
 
 
 def image_findings(spec: EnvSpec) -> list[Finding]:
@@ -82,12 +101,21 @@ def image_findings(spec: EnvSpec) -> list[Finding]:
     for key, array in spec.obs.items():
         size = " x ".join(map(str, array.shape[:2]))
         if array.is_image and min(array.shape[:2]) < MIN_IMAGE_SIDE:
-            remedy = "--env.image-size 64 enlarges it, and in a Box of float32 it is read as numbers"
+            remedy = (
+                "--env.image-size 64 enlarges it, and in a Box of float32 it is read as numbers"
+            )
             found.append(
-                Finding(True, f"image {key!r} is {size}, and agents take {MIN_IMAGE_SIDE} x {MIN_IMAGE_SIDE} or more; {remedy}")
+                Finding(
+                    True,
+                    f"image {key!r} is {size}, and agents take {MIN_IMAGE_SIDE} x "
+                    f"{MIN_IMAGE_SIDE} or more; {remedy}",
+                )
             )
         elif array.is_image and max(array.shape[:2]) > LARGE_IMAGE:
-            text = f"image {key!r} is {size}; --env.image-size 64 makes it cheaper to store and to learn from"
+            text = (
+                f"image {key!r} is {size}; --env.image-size 64 makes it cheaper to store "
+                "and to learn from"
+            )
             found.append(Finding(False, text))
     return found
 
@@ -104,14 +132,17 @@ class _Watch:
         """Look at one observation (with any leading axes)."""
         self._see_keys(obs)
         for key, path, space in self._leaves:
-            if key not in self.findings and (finding := _misfit(key, space, np.asarray(find(obs, path)))):
+            if key not in self.findings and (
+                finding := _misfit(key, space, np.asarray(find(obs, path)))
+            ):
                 self.findings[key] = finding
 
     def _see_keys(self, obs: Any) -> None:
         unknown = sorted(set(map(str, obs)) - self._keys) if isinstance(obs, dict) else []
         if unknown and self._keys:
             text = (
-                f"observations have the keys {unknown}, which their space lacks, so agents do not see them; add them to the space"
+                f"observations have the keys {unknown}, which their space lacks, so "
+                "agents do not see them; add them to the space"
             )
             self.findings.setdefault("keys of the space", Finding(False, text))
 
@@ -119,7 +150,10 @@ class _Watch:
 def _misfit(key: str, space: Any, value: np.ndarray) -> Finding | None:
     wants_whole = space.dtype is not None and np.dtype(space.dtype).kind in "biu"
     if wants_whole and value.dtype.kind not in "biu":
-        text = f"observation {key!r} is {value.dtype} and its space says {space.dtype}; return {space.dtype}, or declare float32"
+        text = (
+            f"observation {key!r} is {value.dtype} and its space says {space.dtype}; "
+            f"return {space.dtype}, or declare float32"
+        )
         return Finding(not isinstance(space, spaces.Box), text)
     if not isinstance(space, spaces.Box):
         return None
@@ -131,36 +165,51 @@ def _misfit(key: str, space: Any, value: np.ndarray) -> Finding | None:
     own = where[value.ndim - space.low.ndim :]
     return Finding(
         False,
-        f"observation {key!r} was {value[where]:g} where its bounds are [{space.low[own]:g}, {space.high[own]:g}]; "
+        f"observation {key!r} was {value[where]:g} where its bounds are "
+        f"[{space.low[own]:g}, {space.high[own]:g}]; "
         "agents do not need bounds, but mend what is wrong, the number or the bound",
     )
 
 
 def _action_findings(space: Any) -> list[Finding]:
-    """Boxes without two bounds, where an agent's [-1, 1] is not scaled but cut (``envs.spaces.ActionMapper``), and vast ones."""
+    """Boxes without two bounds, where an agent's [-1, 1] is not scaled but cut
+    (``envs.spaces.ActionMapper``), and vast ones.
+    """
     found = []
     for key, _, leaf in walk(space, ACTION):
         if not isinstance(leaf, spaces.Box):
             continue
-        low, high = leaf.low.reshape(-1).astype(np.float64), leaf.high.reshape(-1).astype(np.float64)
+        low = leaf.low.reshape(-1).astype(np.float64)
+        high = leaf.high.reshape(-1).astype(np.float64)
         is_open = ~has_bounds(leaf).reshape(-1)
-        least, most = np.clip(-1.0, low, high), np.clip(1.0, low, high)
+        least = np.clip(-1.0, low, high)
+        most = np.clip(1.0, low, high)
         if is_open.any():
             index = int(np.argmax(is_open))
             text = (
-                f"action {key!r} has the bounds [{low[index]:g}, {high[index]:g}], and an agent acts in [-1, 1], which is scaled "
-                f"to finite bounds only, so only [{least[index]:g}, {most[index]:g}] is used; give the Box two finite bounds"
+                f"action {key!r} has the bounds [{low[index]:g}, {high[index]:g}], "
+                "and an agent acts in [-1, 1], which is scaled "
+                f"to finite bounds only, so only [{least[index]:g}, {most[index]:g}] "
+                "is used; give the Box two finite bounds"
             )
             found.append(Finding(False, text))
         is_vast = ~is_open & (high / 2 - low / 2 > VAST)
         if is_vast.any():
             index = int(np.argmax(is_vast))
             text = (
-                f"action {key!r} has the bounds [{low[index]:g}, {high[index]:g}], so the least that an agent can change (about "
-                f"1e-7 of [-1, 1]) is {(high[index] / 2 - low[index] / 2) * 1e-7:.2g} there; scale the action inside the env"
+                f"action {key!r} has the bounds [{low[index]:g}, {high[index]:g}], so "
+                "the least that an agent can change (about "
+                f"1e-7 of [-1, 1]) is {(high[index] / 2 - low[index] / 2) * 1e-7:.2g} "
+                "there; scale the action inside the env"
             )
             found.append(Finding(False, text))
         if not leaf.shape or (low < high).any():
             continue
-        found.append(Finding(False, f"action {key!r} has equal low and high bounds, so it changes nothing; leave it out"))
+        found.append(
+            Finding(
+                False,
+                f"action {key!r} has equal low and high bounds, so it changes "
+                "nothing; leave it out",
+            )
+        )
     return found

@@ -1,12 +1,15 @@
-"""What runs in an env's own process: build one env, then answer requests until the pipe closes. Never imports torch or ray.
+"""What runs in an env's own process: build one env, then answer requests until the pipe closes.
+Never imports torch or ray.
 
-Started by ``worldloom.envs.process`` as ``python -m worldloom.envs.child CONNECTION LIFE DUMP`` (three inherited descriptors): a
-fresh interpreter, neither a fork nor a second run of the parent's main module. Messages in: the config, then ``("reset", seed)``
-and ``("step", action)``. Out: ``("spec", spec)`` once, then ``("row", obs, reward, terminated, truncated)`` for each request; or
+Started by ``worldloom.envs.process`` as ``python -m worldloom.envs.child CONNECTION LIFE DUMP``
+(three inherited descriptors): a fresh interpreter, neither a fork nor a second run of the parent's
+main module. Messages in: the config, then ``("reset", seed)`` and ``("step", action)``. Out:
+``("spec", spec)`` once, then ``("row", obs, reward, terminated, truncated)`` for each request; or
 ``("refused", error)`` for a config that cannot work, or ``("fault", text)`` as the last message.
 
-The parent's end, whatever ends it, ends this process too, even if the env holds the interpreter lock for ever: the kernel sends
-SIGIO, whose default action is to terminate, when the parent's side of the LIFE pipe closes.
+The parent's end, whatever ends it, ends this process too, even if the env holds the interpreter
+lock for ever: the kernel sends SIGIO, whose default action is to terminate, when the parent's side
+of the LIFE pipe closes.
 """
 
 from __future__ import annotations
@@ -36,13 +39,15 @@ def main(arguments: list[str]) -> None:
     faulthandler.enable(dump_file)
     faulthandler.register(signal.SIGUSR1, dump_file)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("worldloom.envs.contract").setLevel(logging.ERROR)  # remarks on the env, which its parent has made
+    # remarks on the env, which its parent has made
+    logging.getLogger("worldloom.envs.contract").setLevel(logging.ERROR)
     with contextlib.suppress(EOFError, ConnectionError):
         serve(Pipe(connection))
 
 
 def serve(pipe: Pipe) -> None:
-    """Build the env that the first message describes and answer requests until the other end closes.
+    """Build the env that the first message describes and answer requests until the other end
+    closes.
 
     Raises:
         EOFError, ConnectionError: When it does.
@@ -66,7 +71,11 @@ def serve(pipe: Pipe) -> None:
     while True:
         request, argument = pipe.recv()
         try:
-            answer: tuple[Any, ...] = (env.reset(argument), 0.0, False, False) if request == "reset" else env.step(argument)
+            answer: tuple[Any, ...] = (
+                (env.reset(argument), 0.0, False, False)
+                if request == "reset"
+                else env.step(argument)
+            )
         except FOREIGN_ERRORS as error:  # as above
             pipe.send(("fault", f"{request}: {error_text(error)}"))
             return
@@ -77,7 +86,8 @@ def _die_with_parent(life: int) -> None:
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
-    # The parent may have ended before the signal was asked for; then the pipe is at its end already.
+    # The parent may have ended before the signal was asked for; then the pipe is at its end
+    # already.
     with contextlib.suppress(BlockingIOError):
         if os.read(life, 1) == b"":
             os._exit(0)

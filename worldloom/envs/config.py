@@ -1,8 +1,10 @@
-"""Which environment, with which settings, and how long it may take. Imports neither gymnasium nor torch.
+"""Which environment, with which settings, and how long it may take. Imports neither gymnasium nor
+torch.
 
-``EnvConfig`` is what a person types and what a run folder records; ``None`` means "what the suite does by default".
-Three layers are merged, the first one that says something wins: the user's flags, the agent's published settings for the
-suite (``EnvConfig.with_defaults``), the suite's own defaults (``EnvConfig.resolved``).
+``EnvConfig`` is what a person types and what a run folder records; ``None`` means "what the suite
+does by default". Three layers are merged, the first one that says something wins: the user's flags,
+the agent's published settings for the suite (``EnvConfig.with_defaults``), the suite's own defaults
+(``EnvConfig.resolved``).
 """
 
 from __future__ import annotations
@@ -34,10 +36,16 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
     "module": {},
     "none": {},
 }
-"""Suite -> settings it runs with unless told otherwise (Atari: the settings of DreamerV3, where 27,000 decisions are
-108,000 frames)."""
+"""Suite -> settings it runs with unless told otherwise (Atari: the settings of DreamerV3, where
+27,000 decisions are 108,000 frames).
+"""
 
-NEUTRAL: Mapping[str, Any] = {"action_repeat": 1, "grayscale": False, "frame_stack": 1, "pixels": False}
+NEUTRAL: Mapping[str, Any] = {
+    "action_repeat": 1,
+    "grayscale": False,
+    "frame_stack": 1,
+    "pixels": False,
+}
 """Values of settings that change nothing."""
 RENDERED = ("gym", "mujoco", "dmc")
 """Suites whose envs can be observed as they are rendered."""
@@ -60,11 +68,11 @@ class EnvConfig:
     """
 
     env: str = "gym:Pendulum-v1"
-    """Environment: gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME, rllib:NAME, package.module:callable, or none."""
+    """gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME, rllib:NAME, module:callable."""
     action_repeat: int | None = None
-    """Simulator steps per decision; rewards are summed, and the repeat ends when the episode does."""
+    """Simulator steps per decision; rewards are summed; it ends with the episode."""
     time_limit: int | None = None
-    """Decisions after which an episode is truncated; replaces the limit of a gym id, and is at most that of any other env."""
+    """Decisions per episode; may exceed the own limit of a gym id, not that of another env."""
     image_size: int | None = None
     """Height and width to which images are resized."""
     grayscale: bool | None = None
@@ -82,7 +90,7 @@ class EnvConfig:
     full_actions: bool | None = None
     """Offer all 18 Atari actions instead of the game's minimal set."""
     ale_vector: bool | None = None
-    """Step Atari in the ALE's own vector env (C++ threads in the worker's process; it shrinks images by another rule)."""
+    """Step Atari in the ALE's own vector env (C++ threads; it shrinks images otherwise)."""
 
     def __post_init__(self) -> None:
         problems = [*self._name_problems(), *self._number_problems()]
@@ -91,7 +99,9 @@ class EnvConfig:
 
     @property
     def suite(self) -> str:
-        """The part before the colon; ``gym`` when there is none, ``module`` for ``package.module:callable``."""
+        """The part before the colon; ``gym`` when there is none, ``module`` for
+        ``package.module:callable``.
+        """
         return _split(self.env)[0]
 
     @property
@@ -105,17 +115,23 @@ class EnvConfig:
         return self.suite == "none"
 
     def with_defaults(self, defaults: Mapping[str, Mapping[str, Any]]) -> EnvConfig:
-        """Fill what is still open from a table suite -> settings (an agent's published settings)."""
+        """Fill what is still open from a table suite -> settings (an agent's published
+        settings).
+        """
         return self._filled(defaults.get(self.suite, {}))
 
     def resolved(self) -> EnvConfig:
-        """Fill what is still open from the suite's defaults. What stays None has no effect for this env."""
+        """Fill what is still open from the suite's defaults. What stays None has no effect for this
+        env.
+        """
         return self._filled({**NEUTRAL, **SUITES[self.suite]})
 
     def settings(self) -> dict[str, Any]:
         """Every setting that is not None, without the name: what a checkpoint records."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if value is not None and name != "env"}
+        return {
+            name: value for name, value in fields.items() if value is not None and name != "env"
+        }
 
     @classmethod
     def from_settings(cls, env: str, settings: Mapping[str, Any]) -> EnvConfig:
@@ -127,11 +143,15 @@ class EnvConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         for name in settings:
             if name not in known:
-                raise ConfigurationError(f"env setting {name!r} does not exist{nearest(name, known)}")
+                raise ConfigurationError(
+                    f"env setting {name!r} does not exist{nearest(name, known)}"
+                )
         return cls(env=env, **settings)
 
     def _filled(self, defaults: Mapping[str, Any]) -> EnvConfig:
-        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        return dataclasses.replace(
+            self, **{k: v for k, v in defaults.items() if getattr(self, k) is None}
+        )
 
     def _name_problems(self) -> list[str]:
         suite, name = _split(self.env)
@@ -140,9 +160,16 @@ class EnvConfig:
         if suite == "module":
             module, _, attribute = name.partition(":")
             if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
-                return [f"env {self.env!r}: no suite {module!r}{nearest(module, SUITES)} (suites: {_suite_names()})"]
+                return [
+                    f"env {self.env!r}: no suite {module!r}{nearest(module, SUITES)} "
+                    f"(suites: {_suite_names()})"
+                ]
             return []
-        return [] if name else [f"env {self.env!r}: a name must follow the colon, for example gym:Pendulum-v1"]
+        return (
+            []
+            if name
+            else [f"env {self.env!r}: a name must follow the colon, for example gym:Pendulum-v1"]
+        )
 
     def _number_problems(self) -> list[str]:
         problems = []
@@ -156,11 +183,19 @@ class EnvConfig:
             problems.append(f"env.noops must be >= 0, got {self.noops}")
         if self.suite != "atari":
             used = [field for field in ATARI_ONLY if getattr(self, field) is not None]
-            problems += [f"env.{field} is for atari only, and the env is {self.env!r}; leave it out" for field in used]
+            problems += [
+                f"env.{field} is for atari only, and the env is {self.env!r}; leave it out"
+                for field in used
+            ]
         if self.pixels and self.suite in ("toy", "rllib", "module"):
-            problems.append(f"env.pixels is for {', '.join(RENDERED)} only, and the env is {self.env!r}; leave it out")
+            problems.append(
+                f"env.pixels is for {', '.join(RENDERED)} only, and the env is "
+                f"{self.env!r}; leave it out"
+            )
         if self.camera is not None and self.suite != "dmc":
-            problems.append(f"env.camera is for dmc only, and the env is {self.env!r}; leave it out")
+            problems.append(
+                f"env.camera is for dmc only, and the env is {self.env!r}; leave it out"
+            )
         return problems
 
 
@@ -173,9 +208,9 @@ class EnvLimits:
     reset_timeout_s: float = 120.0
     """Seconds that a reset may take."""
     start_timeout_s: float = 120.0
-    """Seconds that starting an env's process, building the env and its first reset may take together."""
+    """Seconds that starting an env's process, building it and its first reset may take."""
     grace_s: float = 1.0
-    """Seconds after which the other envs go on without a supervised one that is late; infinite: they wait for its deadline."""
+    """Seconds after which the others go on without a late supervised env; infinite: never."""
     max_failures: int = 5
     """So many failures within the window put an env into quarantine: it is not built again."""
     failure_window_s: float = 600.0
@@ -187,7 +222,11 @@ class EnvLimits:
 
     def __post_init__(self) -> None:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        problems = [f"env limit {name} must be > 0, got {value}" for name, value in fields.items() if not value > 0]
+        problems = [
+            f"env limit {name} must be > 0, got {value}"
+            for name, value in fields.items()
+            if not value > 0
+        ]
         if problems:
             raise ConfigurationError("; ".join(problems))
 

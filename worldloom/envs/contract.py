@@ -1,6 +1,8 @@
-"""What somebody else's env owes to Gymnasium's contract, and the sentence that it gets for a breach.
+"""What somebody else's env owes to Gymnasium's contract, and the sentence that it gets for a
+breach.
 
-Good answers pass at the cost of a type check: these functions are called for every step of every env.
+Good answers pass at the cost of a type check: these functions are called for every step of every
+env.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ RESET = "def reset(self, *, seed=None, options=None)"
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 FOUR_VALUES = (
     "step returned four values, as the old gym did, and Gymnasium takes five; write "
-    "'return observation, reward, terminated, truncated, info', or wrap the env in shimmy.GymV21CompatibilityV0"
+    "'return observation, reward, terminated, truncated, info', or wrap the env in "
+    "shimmy.GymV21CompatibilityV0"
 )
-FOUR_OF_FIVE, NOT_A_PAIR = "(expected 5, got 4)", "values to unpack (expected 2"
+FOUR_OF_FIVE = "(expected 5, got 4)"
+NOT_A_PAIR = "values to unpack (expected 2"
 """What Python says in a wrapper whose inner env answers so."""
 NO_PAIR = "must return two values; write 'return observation, {}'"
 LONGEST_TEXT = 60
@@ -52,7 +56,9 @@ def describe(value: Any) -> str:
     if value is None:
         return "None"
     if getattr(value, "shape", ()) != ():
-        return f"an array of shape {tuple(value.shape)} and dtype {getattr(value, 'dtype', 'unknown')}"
+        return (
+            f"an array of shape {tuple(value.shape)} and dtype {getattr(value, 'dtype', 'unknown')}"
+        )
     if isinstance(value, tuple | list | dict):
         return f"a {type(value).__name__} of {len(value)} elements"
     text = " ".join(repr(value).split())
@@ -107,11 +113,14 @@ def to_reward(value: Any) -> float:
             return float(number)
         except OverflowError:
             return float("inf")  # too large in either direction, which is all that matters
-    raise EnvFailureError(f"reward is {describe(value)}; step must return one real number as reward")
+    raise EnvFailureError(
+        f"reward is {describe(value)}; step must return one real number as reward"
+    )
 
 
 def to_flag(name: str, value: Any) -> bool:
-    """``terminated`` or ``truncated`` as a bool; 0 and 1 say it too, and so does an array that has one element.
+    """``terminated`` or ``truncated`` as a bool; 0 and 1 say it too, and so does an array that has
+    one element.
 
     Raises:
         EnvFailureError: If it is anything else.
@@ -125,18 +134,24 @@ def to_flag(name: str, value: Any) -> bool:
 
 
 def own_limit(env: Any) -> int | None:
-    """Steps after which an env says that it truncates: its ``episode_limit``, else what Gymnasium registered; None if neither.
+    """Steps after which an env says that it truncates: its ``episode_limit``, else what Gymnasium
+    registered; None if neither.
 
     Anything else under these names is not meant for us.
     """
-    for value in (getattr(env, "episode_limit", None), getattr(getattr(env, "spec", None), "max_episode_steps", None)):
+    for value in (
+        getattr(env, "episode_limit", None),
+        getattr(getattr(env, "spec", None), "max_episode_steps", None),
+    ):
         if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
             return int(value)
     return None
 
 
 def may_terminate(env: Any) -> bool:
-    """False if the env says ``may_terminate = False``; anything else under this name is not meant for us."""
+    """False if the env says ``may_terminate = False``; anything else under this name is not meant
+    for us.
+    """
     return getattr(env, "may_terminate", True) is not False
 
 
@@ -165,13 +180,22 @@ class Resetter:
             parameters = list(inspect.signature(env.reset).parameters.values())
         except (TypeError, ValueError):  # of a function that is not written in Python
             return
-        by_name = {parameter.name: parameter for parameter in parameters if parameter.kind in BY_NAME}
+        by_name = {
+            parameter.name: parameter for parameter in parameters if parameter.kind in BY_NAME
+        }
         takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         if "seed" not in by_name and not takes_all:
             raise ConfigurationError(f"env {name!r}: {_no_seed()}")
-        needed = [n for n, p in by_name.items() if p.default is inspect.Parameter.empty and n not in ("seed", "options")]
+        needed = [
+            n
+            for n, p in by_name.items()
+            if p.default is inspect.Parameter.empty and n not in ("seed", "options")
+        ]
         if needed:
-            raise ConfigurationError(f"env {name!r}: reset() needs {', '.join(needed)}, which nobody gives it; write '{RESET}'")
+            raise ConfigurationError(
+                f"env {name!r}: reset() needs {', '.join(needed)}, which nobody gives "
+                f"it; write '{RESET}'"
+            )
         if "options" in by_name and by_name["options"].default is inspect.Parameter.empty:
             self._options = {"options": None}
 
@@ -179,7 +203,8 @@ class Resetter:
         """Start an episode: its first observation.
 
         Raises:
-            EnvFailureError: If an inner ``reset`` takes no seed or no options, or the answer is no pair.
+            EnvFailureError: If an inner ``reset`` takes no seed or no options, or the answer is no
+                pair.
         """
         try:
             answer = self._reset(seed=seed, **(options or self._options))
@@ -205,7 +230,10 @@ def say_once(text: str) -> None:
 
 
 def _no_seed() -> str:
-    return f"reset() takes no seed, so its episodes cannot be repeated; write '{RESET}' with super().reset(seed=seed) as first line"
+    return (
+        f"reset() takes no seed, so its episodes cannot be repeated; write '{RESET}' with "
+        "super().reset(seed=seed) as first line"
+    )
 
 
 def _item(value: Any) -> Any:

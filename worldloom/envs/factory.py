@@ -1,7 +1,7 @@
 """One ``make_env`` for everything: from a config to envs behind the row contract.
 
-Suites are imported when they are asked for: a gym env needs no Atari, and a process whose envs live in other processes does
-not even import gymnasium. Nothing here needs torch or ray.
+Suites are imported when they are asked for: a gym env needs no Atari, and a process whose envs live
+in other processes does not even import gymnasium. Nothing here needs torch or ray.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ __all__ = ["VectorEnvError", "build_env", "env_spec", "make_env", "make_raw", "p
 
 logger = logging.getLogger(__name__)
 
-SUITE_MODULES = {"gym": "gymnasium", "mujoco": "gymnasium", "atari": "atari", "dmc": "dmc", "toy": "toy", "module": "module"}
+SUITE_MODULES = {
+    "gym": "gymnasium",
+    "mujoco": "gymnasium",
+    "atari": "atari",
+    "dmc": "dmc",
+    "toy": "toy",
+    "module": "module",
+}
 
 
 PLUGINS = {"rllib": "worldloom_dist.runtime.rllib_envs"}
-"""Suites of the distributed system: imported by name when asked for, because the library itself knows no ray."""
+"""Suites of the distributed system: imported by name when asked for, because the library itself
+knows no ray.
+"""
 
 
 class VectorEnvError(ConfigurationError):
@@ -53,8 +62,9 @@ def make_env(
         num_envs: How many.
         seed: Root of all their randomness.
         limits: Deadlines (for processes) and failures that are borne.
-        processes: One supervised process per env, which can be killed when it hangs; otherwise all in this process. The ALE's
-            own vector env (``config.ale_vector``) and a vector env of the user's are always in this process; the latter says so.
+        processes: One supervised process per env, which can be killed when it hangs; otherwise all
+            in this process. The ALE's own vector env (``config.ale_vector``) and a vector env of
+            the user's are always in this process; the latter says so.
         is_exact: False when a vector env of the user's may hold another number of envs.
         renders: The envs will be asked for pictures (those in this process, one by one).
 
@@ -69,7 +79,9 @@ def make_env(
         from worldloom.envs.gym_vector import GymVectorAdapter
         from worldloom.envs.suites.atari import make_vector
 
-        return GymVectorAdapter(make_vector(config, num_envs), config, num_envs, seed, applies_settings=True)
+        return GymVectorAdapter(
+            make_vector(config, num_envs), config, num_envs, seed, applies_settings=True
+        )
     if processes:
         from worldloom.envs.supervised import SupervisedVectorEnv
 
@@ -106,7 +118,8 @@ def env_spec(config: EnvConfig) -> EnvSpec:
 
 
 def probe_env(config: EnvConfig) -> tuple[EnvSpec, int | None]:
-    """As :func:`env_spec`, and from the same env how many envs a vector env of the user's holds, whatever number is asked for.
+    """As :func:`env_spec`, and from the same env how many envs a vector env of the user's holds,
+    whatever number is asked for.
 
     Returns:
         The spec, and that number; None for every other env.
@@ -128,24 +141,36 @@ def build_env(config: EnvConfig, *, renders: bool = False) -> EnvAdapter:
     raw = make_raw(config, 1, renders)
     if not isinstance(raw, RawEnv):
         raw.close()
-        raise VectorEnvError(f"env {config.env!r} is a vector env, which cannot be split into supervised processes")
+        raise VectorEnvError(
+            f"env {config.env!r} is a vector env, which cannot be split into supervised processes"
+        )
     return EnvAdapter(raw, config)
 
 
-def make_raw(config: EnvConfig, num_envs: int, renders: bool = False) -> RawEnv | GymVectorEnv[Any, Any, Any]:
-    """One env, or a vector env of the user's, as its suite makes it from a resolved config: nothing of ours is around it.
+def make_raw(
+    config: EnvConfig, num_envs: int, renders: bool = False
+) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+    """One env, or a vector env of the user's, as its suite makes it from a resolved config: nothing
+    of ours is around it.
 
     Raises:
         ConfigurationError, MissingDependencyError: As :func:`make_env`.
     """
     if config.is_none:
         raise ConfigurationError(
-            "env 'none' is for offline training and has nothing to step; name an env, for example gym:Pendulum-v1"
+            "env 'none' is for offline training and has nothing to step; name an "
+            "env, for example gym:Pendulum-v1"
         )
     home = PLUGINS.get(config.suite) or f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}"
     suite: Any = importlib.import_module(home)
-    options: dict[str, Any] = {"renders": renders} if SUITE_MODULES.get(config.suite) in ("gymnasium", "module") else {}
+    options: dict[str, Any] = (
+        {"renders": renders} if SUITE_MODULES.get(config.suite) in ("gymnasium", "module") else {}
+    )
     raw: RawEnv | GymVectorEnv[Any, Any, Any]
     with Surroundings(config.env):
-        raw = suite.make(config, num_envs, **options) if config.suite == "module" else suite.make(config, **options)
+        raw = (
+            suite.make(config, num_envs, **options)
+            if config.suite == "module"
+            else suite.make(config, **options)
+        )
     return raw

@@ -25,7 +25,8 @@ class EnvFault:
 
     Attributes:
         env: Index of the env in its vector.
-        kind: ``raised`` (an exception, a NaN, a wrong shape), ``hung`` (a deadline passed), ``died`` (its process ended).
+        kind: ``raised`` (an exception, a NaN, a wrong shape), ``hung`` (a deadline passed),
+            ``died`` (its process ended).
         detail: What happened, in one line.
         is_quarantined: True when this failure was one too many: the env is not built again.
     """
@@ -45,8 +46,11 @@ class FaultBook:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, limits: EnvLimits, num_envs: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits, self._clock = limits, clock
+    def __init__(
+        self, limits: EnvLimits, num_envs: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
         self._times: list[deque[float]] = [deque() for _ in range(num_envs)]
         self._faults: list[EnvFault] = []
         self._quarantined: dict[int, EnvFault] = {}
@@ -58,7 +62,8 @@ class FaultBook:
         Raises:
             EnvFailureError: If this was the last env that was not in quarantine.
         """
-        now, times = self._clock(), self._times[env]
+        now = self._clock()
+        times = self._times[env]
         while times and now - times[0] > self._limits.failure_window_s:
             times.popleft()
         times.append(now)
@@ -68,10 +73,19 @@ class FaultBook:
             self._quarantined[env] = fault
         pause = 0.0 if len(times) == 1 else self._limits.backoff_s * 2.0 ** (len(times) - 2)
         self._due_s[env] = now + min(pause, self._limits.max_backoff_s)
-        logger.warning("env %d %s (failure %d in the window)%s: %s", env, kind, len(times),
-                       ", in quarantine now" if fault.is_quarantined else "", detail)  # fmt: skip
+        logger.warning(
+            "env %d %s (failure %d in the window)%s: %s",
+            env,
+            kind,
+            len(times),
+            ", in quarantine now" if fault.is_quarantined else "",
+            detail,
+        )
         if len(self._quarantined) == len(self._times):
-            raise EnvFailureError(f"no env is left of {len(self._times)}; the last failure: env {env} {kind}: {detail}")
+            raise EnvFailureError(
+                f"no env is left of {len(self._times)}; the last failure: env {env} "
+                f"{kind}: {detail}"
+            )
 
     def is_quarantined(self, env: int) -> bool:
         """True when the env is not built again."""
@@ -79,7 +93,9 @@ class FaultBook:
 
     def wait_s(self, env: int) -> float:
         """Seconds until the env may be built again; 0 when it may now, infinite in quarantine."""
-        return float("inf") if env in self._quarantined else max(0.0, self._due_s[env] - self._clock())
+        return (
+            float("inf") if env in self._quarantined else max(0.0, self._due_s[env] - self._clock())
+        )
 
     @property
     def quarantined(self) -> dict[int, EnvFault]:
@@ -88,5 +104,6 @@ class FaultBook:
 
     def drain(self) -> list[EnvFault]:
         """The failures since the last call."""
-        faults, self._faults = self._faults, []
+        faults = self._faults
+        self._faults = []
         return faults

@@ -1,8 +1,9 @@
 """Anybody's Gymnasium vector env behind the row contract, whichever autoreset mode it has.
 
-NEXT_STEP is the contract itself. With SAME_STEP (the final observation is in ``infos["final_obs"]``) and DISABLED (the caller
-resets) the reset rows get a call of their own: the call after an episode's end gives the reset rows of the envs that ended,
-and no row for the others, whose actions are kept for the call after that. So no env ever takes an action that was chosen for
+NEXT_STEP is the contract itself. With SAME_STEP (the final observation is in
+``infos["final_obs"]``) and DISABLED (the caller resets) the reset rows get a call of their own: the
+call after an episode's end gives the reset rows of the envs that ended, and no row for the others,
+whose actions are kept for the call after that. So no env ever takes an action that was chosen for
 another row.
 """
 
@@ -15,7 +16,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymVectorEnv
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError, ShapeMismatchError, StateError
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    EnvFailureError,
+    ShapeMismatchError,
+    StateError,
+)
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import NEUTRAL, EnvConfig
 from worldloom.envs.contract import call_step, may_terminate, own_limit, say_once
@@ -23,7 +29,13 @@ from worldloom.envs.faults import EnvFault
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 from worldloom.envs.surroundings import Surroundings
 from worldloom.envs.vector import EnvStep
-from worldloom.envs.vector_contract import Autoreset, VectorResetter, flags_of, foreign_vector, rewards_of
+from worldloom.envs.vector_contract import (
+    Autoreset,
+    VectorResetter,
+    flags_of,
+    foreign_vector,
+    rewards_of,
+)
 
 __all__ = ["GymVectorAdapter"]
 
@@ -33,7 +45,8 @@ OURS_ONLY = ("action_repeat", "time_limit", "image_size", "grayscale", "frame_st
 class GymVectorAdapter:
     """A Gymnasium vector env as a :class:`worldloom.envs.vector.VectorEnv`.
 
-    It is one object, so it fails as one: an exception in it reaches the caller, as an ``EnvFailureError``.
+    It is one object, so it fails as one: an exception in it reaches the caller, as an
+    ``EnvFailureError``.
 
     Args:
         env: The vector env.
@@ -43,30 +56,45 @@ class GymVectorAdapter:
         applies_settings: True when the env itself applies the settings of ``config``.
 
     Raises:
-        ConfigurationError: If the number of envs differs or a setting cannot be applied from outside.
+        ConfigurationError: If the number of envs differs or a setting cannot be applied from
+            outside.
     """
 
-    has_deadlines, patience_s = False, float("inf")
+    has_deadlines = False
+    patience_s = float("inf")
 
     def __init__(
-        self, env: GymVectorEnv[Any, Any, Any], config: EnvConfig, num_envs: int, seed: int, *, applies_settings: bool = False
+        self,
+        env: GymVectorEnv[Any, Any, Any],
+        config: EnvConfig,
+        num_envs: int,
+        seed: int,
+        *,
+        applies_settings: bool = False,
     ) -> None:
         if env.num_envs != num_envs:
             raise ConfigurationError(
                 f"env {config.env!r} holds {env.num_envs} envs and {num_envs} were asked for; "
                 "give its callable a parameter num_envs, or ask for as many"
             )
-        used = [name for name in OURS_ONLY if getattr(config, name) not in (None, NEUTRAL.get(name))]
+        used = [
+            name for name in OURS_ONLY if getattr(config, name) not in (None, NEUTRAL.get(name))
+        ]
         if used and not applies_settings:
             names = ", ".join(f"env.{name}" for name in used)
-            raise ConfigurationError(f"{names} cannot be applied to the vector env {config.env!r}; do it inside the env")
-        self._env, self._seed = env, seed
-        self._reset, self._autoreset = VectorResetter(env, config.env), Autoreset(env, config.env)
+            raise ConfigurationError(
+                f"{names} cannot be applied to the vector env {config.env!r}; do it inside the env"
+            )
+        self._env = env
+        self._seed = seed
+        self._reset = VectorResetter(env, config.env)
+        self._autoreset = Autoreset(env, config.env)
         self._map_obs = ObsMapper(env.single_observation_space)
         self._map_action = ActionMapper(env.single_action_space)
         self._seeded = False
         self._ended = np.zeros(num_envs, bool)
-        self._last_obs: dict[str, np.ndarray] = {}  # as the env returned it: in SAME_STEP that of a reset, where one was due
+        # as the env returned it: in SAME_STEP that of a reset, where one was due
+        self._last_obs: dict[str, np.ndarray] = {}
         self._kept: dict[str, np.ndarray] | None = None
         self._fresh = np.zeros(num_envs, bool)
         self.num_envs = num_envs
@@ -89,10 +117,12 @@ class GymVectorAdapter:
         self._seed = self._seed if seed is None else seed
         with self._surroundings, foreign_vector(self.spec.name, "reset"):
             obs = self._reset(self._seed if seed is not None or not self._seeded else None)
-        self._seeded, self._kept = True, None
+        self._seeded = True
+        self._kept = None
         self._ended = np.zeros(self.num_envs, bool)
         row = EnvStep.blank(self.spec, self.num_envs)
-        row.obs, row.live[:] = self._copy_obs(obs), True
+        row.obs = self._copy_obs(obs)
+        row.live[:] = True
         self._last_obs = row.obs
         return row
 
@@ -100,13 +130,18 @@ class GymVectorAdapter:
         """Act, or deliver the reset rows that are due.
 
         Raises:
-            EnvFailureError: If the env raises, a number is not finite, or the env resets in another way than it says.
-            ShapeMismatchError: If an array has not one element per env, or an observation not its promised shape.
+            EnvFailureError: If the env raises, a number is not finite, or the env resets in another
+                way than it says.
+            ShapeMismatchError: If an array has not one element per env, or an observation not its
+                promised shape.
         """
         if self._ended.any() and self._autoreset.mode is not AutoresetMode.NEXT_STEP:
             return self._give_reset_rows(action)
         if self._kept is not None:
-            action = {key: np.where(_lead(self._fresh, value), value, self._kept[key]) for key, value in action.items()}
+            action = {
+                key: np.where(_lead(self._fresh, value), value, self._kept[key])
+                for key, value in action.items()
+            }
             self._kept = None
         native = self._map_action(action, (self.num_envs,))
         with self._surroundings_of_step, foreign_vector(self.spec.name, "step"):
@@ -123,7 +158,8 @@ class GymVectorAdapter:
             truncated=truncated.copy(),
             live=np.ones(self.num_envs, bool),
         )
-        self._last_obs, self._ended = row.obs, row.is_last
+        self._last_obs = row.obs
+        self._ended = row.is_last
         if self._ended.any():
             self._autoreset.see_ends(self._ended, infos)
             if self._autoreset.mode is AutoresetMode.SAME_STEP:
@@ -146,7 +182,11 @@ class GymVectorAdapter:
         """What env ``index`` draws, None when the vector env draws nothing."""
         with foreign_vector(self.spec.name, "render"):
             pictures: Any = self._env.render()
-        return pictures[index] if isinstance(pictures, tuple | list | np.ndarray) and len(pictures) == self.num_envs else None
+        return (
+            pictures[index]
+            if isinstance(pictures, tuple | list | np.ndarray) and len(pictures) == self.num_envs
+            else None
+        )
 
     def drain_faults(self) -> list[EnvFault]:
         """None: it fails as one."""
@@ -170,19 +210,27 @@ class GymVectorAdapter:
             row.obs[key][self._ended] = value[self._ended]
         row.live[:] = self._ended
         self._kept = {key: np.array(value) for key, value in action.items()}
-        self._fresh, self._ended = self._ended, np.zeros(self.num_envs, bool)
+        self._fresh = self._ended
+        self._ended = np.zeros(self.num_envs, bool)
         return row
 
     def _check_others(self, obs: Mapping[str, np.ndarray]) -> None:
         """Envs that the mask of a reset leaves out observe what they did."""
         others = ~self._ended
-        if any(not np.array_equal(value[others], self._last_obs[key][others]) for key, value in obs.items()):
+        if any(
+            not np.array_equal(value[others], self._last_obs[key][others])
+            for key, value in obs.items()
+        ):
             raise EnvFailureError(
-                f"vector env {self.spec.name!r}: reset(options={{'reset_mask': mask}}) changed the observation of an env that the "
-                "mask leaves out; reset only where the mask is True and return the others' last observations"
+                f"vector env {self.spec.name!r}: reset(options={{'reset_mask': "
+                "mask}}) changed the observation of an env that the "
+                "mask leaves out; reset only where the mask is True and return the "
+                "others' last observations"
             )
 
-    def _numbers(self, reward: Any, terminated: Any, truncated: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _numbers(
+        self, reward: Any, terminated: Any, truncated: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         name = self.spec.name
         return (
             rewards_of(name, self._per_env("reward", reward)),
@@ -193,7 +241,9 @@ class GymVectorAdapter:
     def _per_env(self, name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
         if array.shape != (self.num_envs,):
-            raise ShapeMismatchError(f"{name} of vector env {self.spec.name!r}", (self.num_envs,), array.shape)
+            raise ShapeMismatchError(
+                f"{name} of vector env {self.spec.name!r}", (self.num_envs,), array.shape
+            )
         return array
 
     def _copy_obs(self, obs: Any) -> dict[str, np.ndarray]:

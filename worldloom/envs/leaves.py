@@ -1,4 +1,5 @@
-"""The arrays of a Gymnasium space one by one: what each becomes for an agent, and how it is converted.
+"""The arrays of a Gymnasium space one by one: what each becomes for an agent, and how it is
+converted.
 
 A part of ``worldloom.envs.spaces``. Converters accept any leading axes.
 """
@@ -19,11 +20,15 @@ __all__ = ["ActionLeaf", "ObsLeaf", "action_leaf", "has_bounds", "obs_leaf"]
 
 UINT8 = np.dtype(np.uint8)
 FLOAT32 = np.dtype(np.float32)
-LOWEST, HIGHEST = np.array(-1, np.float32), np.array(1, np.float32)  # arrays, because numpy converts a number at every call
+# arrays, because numpy converts a number at every call
+LOWEST = np.array(-1, np.float32)
+HIGHEST = np.array(1, np.float32)
 MAX_CLASSES = 2**20
 """More choices than this make no sensible one-hot vector or softmax."""
 NO_BOUND = 1e38
-"""A bound of a float Box that is as large as this is meant as infinite: the largest float32 is 3.4e38."""
+"""A bound of a float Box that is as large as this is meant as infinite: the largest float32 is
+3.4e38.
+"""
 ALLOWED = "Box, Discrete, MultiDiscrete, MultiBinary or a Dict or Tuple of them"
 Path = tuple[str | int, ...]
 
@@ -83,12 +88,21 @@ def obs_leaf(key: str, path: Path, space: Any) -> ObsLeaf:
         ConfigurationError: If it is no array of fixed size.
     """
     if isinstance(space, spaces.Discrete):
-        nvec, start = np.array([_classes("observation", key, space.n)]), np.array([space.start])
-        return ObsLeaf(path, (), ArraySpec((int(space.n),)), _OneHot(key, space, nvec, start, rank=0))
+        nvec = np.array([_classes("observation", key, space.n)])
+        start = np.array([space.start])
+        return ObsLeaf(
+            path, (), ArraySpec((int(space.n),)), _OneHot(key, space, nvec, start, rank=0)
+        )
     if isinstance(space, spaces.MultiDiscrete):
-        nvec, start = space.nvec.reshape(-1), np.asarray(space.start).reshape(-1)
+        nvec = space.nvec.reshape(-1)
+        start = np.asarray(space.start).reshape(-1)
         total = _classes("observation", key, int(nvec.sum())) if nvec.size else 0
-        return ObsLeaf(path, space.shape, ArraySpec((total,)), _OneHot(key, space, nvec, start, rank=len(space.shape)))
+        return ObsLeaf(
+            path,
+            space.shape,
+            ArraySpec((total,)),
+            _OneHot(key, space, nvec, start, rank=len(space.shape)),
+        )
     if isinstance(space, spaces.MultiBinary):
         return ObsLeaf(path, tuple(space.shape), ArraySpec(tuple(space.shape)), _Numbers(key))
     if isinstance(space, spaces.Box):
@@ -100,7 +114,8 @@ def action_leaf(key: str, path: Path, space: Any) -> ActionLeaf:
     """What a leaf of an action space becomes.
 
     Raises:
-        ConfigurationError: If it is neither continuous nor a choice among classes, or leaves nothing to choose.
+        ConfigurationError: If it is neither continuous nor a choice among classes, or leaves
+            nothing to choose.
     """
     if isinstance(space, spaces.Discrete):
         spec = ArraySpec((), "int32", (_classes("action", key, space.n),))
@@ -108,22 +123,28 @@ def action_leaf(key: str, path: Path, space: Any) -> ActionLeaf:
     if isinstance(space, spaces.MultiDiscrete):
         classes = tuple(_classes("action", key, n) for n in space.nvec.reshape(-1))
         return ActionLeaf(
-            path, space.shape, ArraySpec(tuple(space.shape), "int32", classes), _Choice(np.asarray(space.start), space.dtype)
+            path,
+            space.shape,
+            ArraySpec(tuple(space.shape), "int32", classes),
+            _Choice(np.asarray(space.start), space.dtype),
         )
     if isinstance(space, spaces.MultiBinary):
         shape = tuple(space.shape)
         spec = ArraySpec(shape, "int32", (2,) * int(np.prod(shape)))
         return ActionLeaf(path, shape, spec, _Choice(np.array(0), space.dtype))
     if isinstance(space, spaces.Box):
-        return ActionLeaf(path, tuple(space.shape), ArraySpec(tuple(space.shape)), _Rescale(key, space))
+        return ActionLeaf(
+            path, tuple(space.shape), ArraySpec(tuple(space.shape)), _Rescale(key, space)
+        )
     raise ConfigurationError(_unsupported("action", key, space))
 
 
 def has_bounds(space: spaces.Box) -> np.ndarray:
     """Which components of a Box have two bounds that mean something, of the Box's shape.
 
-    An infinite bound is none; neither is a number at the end of float32 (or of float16, if that is the Box's dtype), which stands
-    for infinity in many envs. Of integer Boxes Gymnasium itself remembers whether a bound was infinite.
+    An infinite bound is none; neither is a number at the end of float32 (or of float16, if that is
+    the Box's dtype), which stands for infinity in many envs. Of integer Boxes Gymnasium itself
+    remembers whether a bound was infinite.
     """
     bounded: np.ndarray = space.bounded_below & space.bounded_above
     dtype = np.dtype(space.dtype)
@@ -137,18 +158,27 @@ def _box_leaf(key: str, path: Path, space: spaces.Box) -> ObsLeaf:
     shape = tuple(space.shape)
     layout = find_image_layout(shape) if len(shape) != 2 or space.dtype == UINT8 else None
     if space.dtype == UINT8 and layout is not None:
-        return ObsLeaf(path, shape, ArraySpec(layout.shape, "uint8"), _Image(key, layout), layout.frames)
+        return ObsLeaf(
+            path, shape, ArraySpec(layout.shape, "uint8"), _Image(key, layout), layout.frames
+        )
     remark = ""
-    size, count = " x ".join(map(str, shape)), int(np.prod(shape))
+    size = " x ".join(map(str, shape))
+    count = int(np.prod(shape))
     if space.dtype == UINT8 and len(shape) > 2:
         remark = (
-            f"observation {key!r} is uint8 of shape {size}, in which no image is recognised, so dense layers read {count} numbers; "
+            f"observation {key!r} is uint8 of shape {size}, in which no image is "
+            f"recognised, so dense layers read {count} numbers; "
             "give images as height x width x channels, a stack of them with the stack first"
         )
     elif len(shape) > 2:
-        what = "an image of floats" if np.dtype(space.dtype).kind == "f" else f"an image of {space.dtype}"
+        what = (
+            "an image of floats"
+            if np.dtype(space.dtype).kind == "f"
+            else f"an image of {space.dtype}"
+        )
         remark = (
-            f"observation {key!r} may be {what}, and dense layers read its {count} numbers; as uint8 in a Box(0, 255) it is "
+            f"observation {key!r} may be {what}, and dense layers read its {count} "
+            "numbers; as uint8 in a Box(0, 255) it is "
             "encoded as an image"
         )
     return ObsLeaf(path, shape, ArraySpec(shape), _Numbers(key), remark=remark)
@@ -157,7 +187,8 @@ def _box_leaf(key: str, path: Path, space: spaces.Box) -> ObsLeaf:
 def _classes(what: str, key: str, count: Any) -> int:
     if not 1 <= int(count) <= MAX_CLASSES:
         raise ConfigurationError(
-            f"{what} {key!r} is one of {int(count)} classes, and 1 to {MAX_CLASSES} are supported; give large numbers as a Box"
+            f"{what} {key!r} is one of {int(count)} classes, and 1 to {MAX_CLASSES} "
+            "are supported; give large numbers as a Box"
         )
     return int(count)
 
@@ -172,28 +203,40 @@ def _unsupported(what: str, key: str, space: Any) -> str:
             "(gymnasium.wrappers.FilterObservation)"
         )
     return (
-        f"{what} {key!r} has a space of class {kind}, which is none of Gymnasium's (the old gym's are not); make it with "
-        "'from gymnasium import spaces', or wrap an env of the old gym in shimmy.GymV26CompatibilityV0"
+        f"{what} {key!r} has a space of class {kind}, which is none of Gymnasium's "
+        "(the old gym's are not); make it with "
+        "'from gymnasium import spaces', or wrap an env of the old gym in "
+        "shimmy.GymV26CompatibilityV0"
     )
 
 
 def _whole_bytes(key: str, image: np.ndarray) -> np.ndarray:
-    """An image of another dtype as uint8; floats may mean [0, 1], so they are refused whatever they hold."""
+    """An image of another dtype as uint8; floats may mean [0, 1], so they are refused whatever they
+    hold.
+    """
     if image.dtype.kind not in "iu":
-        raise EnvFailureError(f"image {key!r} is {image.dtype} and its space says uint8; return np.uint8 from 0 to 255")
-    low, high = int(image.min()), int(image.max())
+        raise EnvFailureError(
+            f"image {key!r} is {image.dtype} and its space says uint8; return "
+            "np.uint8 from 0 to 255"
+        )
+    low = int(image.min())
+    high = int(image.max())
     if low < 0 or high > 255:
         raise EnvFailureError(
-            f"image {key!r} holds numbers from {low} to {high} and its space says uint8; return np.uint8 from 0 to 255"
+            f"image {key!r} holds numbers from {low} to {high} and its space says "
+            "uint8; return np.uint8 from 0 to 255"
         )
     return image.astype(UINT8)
 
 
 class _Image:
-    """uint8 images in any layout -> [Y, X, channels]; numbers that are no uint8 are refused instead of cut."""
+    """uint8 images in any layout -> [Y, X, channels]; numbers that are no uint8 are refused instead
+    of cut.
+    """
 
     def __init__(self, key: str, layout: ImageLayout) -> None:
-        self._key, self._layout = key, layout
+        self._key = key
+        self._layout = layout
         self._is_same = layout.native_shape == layout.shape and layout.axes == (0, 1, 2)
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
@@ -212,8 +255,11 @@ class _Numbers:
         if value.dtype is FLOAT32:
             return value
         if value.dtype.kind not in "biuf":
-            raise EnvFailureError(f"observation {self._key!r} is of dtype {value.dtype}; return real numbers")
-        with np.errstate(over="ignore"):  # what overflows is infinite then, and infinite numbers are refused
+            raise EnvFailureError(
+                f"observation {self._key!r} is of dtype {value.dtype}; return real numbers"
+            )
+        # what overflows is infinite then, and infinite numbers are refused
+        with np.errstate(over="ignore"):
             result: np.ndarray = value.astype(np.float32)
         return result
 
@@ -221,8 +267,14 @@ class _Numbers:
 class _OneHot:
     """Classes -> one-hot vectors, concatenated over the components."""
 
-    def __init__(self, key: str, space: Any, nvec: np.ndarray, start: np.ndarray, *, rank: int) -> None:
-        self._key, self._dtype, self._nvec, self._start, self._rank = key, space.dtype, nvec, start, rank
+    def __init__(
+        self, key: str, space: Any, nvec: np.ndarray, start: np.ndarray, *, rank: int
+    ) -> None:
+        self._key = key
+        self._dtype = space.dtype
+        self._nvec = nvec
+        self._start = start
+        self._rank = rank
         self._offset = np.concatenate([[0], np.cumsum(nvec)[:-1]]) if nvec.size else nvec
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
@@ -234,7 +286,10 @@ class _OneHot:
         lead = value.shape[: value.ndim - self._rank]
         index = value.reshape(*lead, self._nvec.size) - self._start
         if np.any((index < 0) | (index >= self._nvec)):
-            raise EnvFailureError(f"observation {self._key!r} is {value.tolist()}, which lies outside its discrete space")
+            raise EnvFailureError(
+                f"observation {self._key!r} is {value.tolist()}, which lies outside "
+                "its discrete space"
+            )
         result = np.zeros((*lead, int(self._nvec.sum())), np.float32)
         np.put_along_axis(result, (index + self._offset).astype(np.int64), 1.0, axis=-1)
         return result
@@ -244,7 +299,8 @@ class _Choice:
     """Classes counted from 0 -> the env's own numbers and dtype."""
 
     def __init__(self, start: np.ndarray, dtype: Any) -> None:
-        self._start, self._dtype = start, np.dtype(dtype)
+        self._start = start
+        self._dtype = np.dtype(dtype)
 
     def __call__(self, value: np.ndarray) -> Any:
         native: np.ndarray = (value + self._start).astype(self._dtype)
@@ -257,22 +313,31 @@ class _Choice:
 
 
 class _Rescale:
-    """[-1, 1] -> the bounds of a Box, reached exactly at -1 and 1; components without two bounds are not scaled.
+    """[-1, 1] -> the bounds of a Box, reached exactly at -1 and 1; components without two bounds
+    are not scaled.
 
     Raises:
-        ConfigurationError: If a bound is NaN, a low one lies above its high one, or no action of [-1, 1] lies inside an open end.
+        ConfigurationError: If a bound is NaN, a low one lies above its high one, or no action of
+            [-1, 1] lies inside an open end.
     """
 
     def __init__(self, key: str, space: spaces.Box) -> None:
         self._dtype = np.dtype(space.dtype)
-        self._native_low, self._native_high = space.low, space.high
+        self._native_low = space.low
+        self._native_high = space.high
         bounded = has_bounds(space)
         low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
         _check_bounds(key, low, high, bounded)
         with np.errstate(over="ignore"):
-            self._scale = np.where(bounded, np.where(bounded, high, 1) / 2 - np.where(bounded, low, 0) / 2, 1.0)
-            self._shift = np.where(bounded, np.where(bounded, high, 0) / 2 + np.where(bounded, low, 0) / 2, 0.0)
-        self._low, self._high, self._bounded = low, high, bounded
+            self._scale = np.where(
+                bounded, np.where(bounded, high, 1) / 2 - np.where(bounded, low, 0) / 2, 1.0
+            )
+            self._shift = np.where(
+                bounded, np.where(bounded, high, 0) / 2 + np.where(bounded, low, 0) / 2, 0.0
+            )
+        self._low = low
+        self._high = high
+        self._bounded = bounded
         self._is_unit = bool(np.all((low == -1) & (high == 1))) and self._dtype.kind == "f"
         self._is_exact = True
         self._is_exact = self._reaches(LOWEST, space.low) and self._reaches(HIGHEST, space.high)
@@ -283,26 +348,37 @@ class _Rescale:
         if self._is_unit:
             return np.asarray(unit, self._dtype)
         inside = np.minimum(np.maximum(unit * self._scale + self._shift, self._low), self._high)
-        native = inside.astype(self._dtype, copy=False) if self._dtype.kind == "f" else self._whole(np.rint(inside))
+        native = (
+            inside.astype(self._dtype, copy=False)
+            if self._dtype.kind == "f"
+            else self._whole(np.rint(inside))
+        )
         if not self._is_exact:
             native = np.where(self._bounded & (unit == HIGHEST), self._native_high, native)
             native = np.where(self._bounded & (unit == LOWEST), self._native_low, native)
         return np.asarray(native)
 
     def inverse(self, native: np.ndarray) -> np.ndarray:
-        """The bounds of a Box -> [-1, 1], not clipped; a component whose two bounds are equal is 0."""
+        """The bounds of a Box -> [-1, 1], not clipped; a component whose two bounds are
+        equal is 0.
+        """
         scale = np.where(self._scale > 0, self._scale, 1.0)
         unit: np.ndarray = np.where(self._scale > 0, (native - self._shift) / scale, 0.0)
         return unit
 
     def _reaches(self, end: np.ndarray, bound: np.ndarray) -> bool:
-        """False if a rounding keeps the formula from a bound: of far bounds beside near ones, or of integers that are no floats."""
+        """False if a rounding keeps the formula from a bound: of far bounds beside near ones, or of
+        integers that are no floats.
+        """
         reached = self(np.broadcast_to(end, bound.shape))
         return bool(np.all((reached == bound) | ~self._bounded))
 
     def _whole(self, rounded: np.ndarray) -> np.ndarray:
-        """Whole floats as the Box's integers; those at the far ends of 64 bits are no integers of the dtype and become bounds."""
-        above, below = rounded >= self._high, rounded <= self._low
+        """Whole floats as the Box's integers; those at the far ends of 64 bits are no integers of
+        the dtype and become bounds.
+        """
+        above = rounded >= self._high
+        below = rounded <= self._low
         safe = np.where(above | below, 0.0, rounded).astype(self._dtype)
         return np.where(above, self._native_high, np.where(below, self._native_low, safe))
 
@@ -312,13 +388,16 @@ def _check_bounds(key: str, low: np.ndarray, high: np.ndarray, bounded: np.ndarr
     if wrong.size:
         where = tuple(wrong[0])
         raise ConfigurationError(
-            f"action {key!r} has the bounds [{low[where]:g}, {high[where]:g}]; low must be a number that is at most high"
+            f"action {key!r} has the bounds [{low[where]:g}, {high[where]:g}]; low "
+            "must be a number that is at most high"
         )
     stuck = np.argwhere(~bounded & (low < high) & ((low >= 1) | (high <= -1)))
     if stuck.size:
         where = tuple(stuck[0])
         only = low[where] if low[where] >= 1 else high[where]
         raise ConfigurationError(
-            f"action {key!r} has the bounds [{low[where]:g}, {high[where]:g}], and an agent acts in [-1, 1], which is scaled "
-            f"to finite bounds only, so every action becomes {only:g}; give the Box two finite bounds"
+            f"action {key!r} has the bounds [{low[where]:g}, {high[where]:g}], and an "
+            "agent acts in [-1, 1], which is scaled "
+            f"to finite bounds only, so every action becomes {only:g}; give the Box "
+            "two finite bounds"
         )

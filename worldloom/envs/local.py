@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    EnvFailureError,
+    MissingDependencyError,
+    StateError,
+)
 from worldloom.core.specs import EnvSpec, all_finite
 from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
 from worldloom.envs.config import EnvLimits
@@ -27,8 +32,9 @@ logger = logging.getLogger(__name__)
 class LocalVectorEnv:
     """Envs in this process, one after the other.
 
-    A failing env is closed and built again, after a growing pause when it fails often; the others go on meanwhile. What a
-    process boundary is needed for (hangs, crashes of the interpreter) is ``envs.supervised``.
+    A failing env is closed and built again, after a growing pause when it fails often; the others
+    go on meanwhile. What a process boundary is needed for (hangs, crashes of the interpreter) is
+    ``envs.supervised``.
 
     Args:
         build: Makes one env.
@@ -38,7 +44,8 @@ class LocalVectorEnv:
         clock, sleep: Monotonic seconds, and how to wait when no env can be stepped.
     """
 
-    has_deadlines, patience_s = False, float("inf")
+    has_deadlines = False
+    patience_s = float("inf")
 
     def __init__(
         self,
@@ -50,7 +57,9 @@ class LocalVectorEnv:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._build, self._seed, self._sleep = build, seed, sleep
+        self._build = build
+        self._seed = seed
+        self._sleep = sleep
         self._book = FaultBook(limits or EnvLimits(), num_envs, clock)
         envs = [self._build_one() for _ in range(num_envs)]
         self._envs: list[EnvAdapter | None] = list(envs)
@@ -69,7 +78,8 @@ class LocalVectorEnv:
         """Start a new episode everywhere (see :class:`VectorEnv`)."""
         reseed = seed is not None or not self._started
         if seed is not None:
-            self._seed, self._rebuilds = seed, [0] * self.num_envs
+            self._seed = seed
+            self._rebuilds = [0] * self.num_envs
         self._started = True
 
         def start(row: EnvStep, index: int, env: EnvAdapter) -> None:
@@ -100,14 +110,18 @@ class LocalVectorEnv:
         states = [None if env is None else env.get_state() for env in self._envs]
         if any(state is None for state in states):
             return None
-        return [{"adapter": state, "ended": ended} for state, ended in zip(states, self._ended, strict=True)]
+        return [
+            {"adapter": state, "ended": ended}
+            for state, ended in zip(states, self._ended, strict=True)
+        ]
 
     def set_state(self, state: Sequence[Any]) -> None:
         """Inverse of :meth:`state`."""
         for index, saved in enumerate(state):
             env = self._envs[index] or self._build_one()
             env.set_state(saved["adapter"])
-            self._envs[index], self._ended[index] = env, bool(saved["ended"])
+            self._envs[index] = env
+            self._ended[index] = bool(saved["ended"])
         self._started = True
 
     def render(self, index: int) -> Any:
@@ -126,7 +140,13 @@ class LocalVectorEnv:
             with self._surroundings:
                 error = None if env is None else _close(env)
             if error is not None:
-                logger.warning("env %d of %s could not be closed: %s: %s", index, self.spec.name, type(error).__name__, error)
+                logger.warning(
+                    "env %d of %s could not be closed: %s: %s",
+                    index,
+                    self.spec.name,
+                    type(error).__name__,
+                    error,
+                )
 
     def _sweep(self, advance: Callable[[EnvStep, int, EnvAdapter], None]) -> EnvStep:
         """Advance each env once, at least one of them for real."""
@@ -141,7 +161,8 @@ class LocalVectorEnv:
                 self._fail(row, index, error)
             except (ConfigurationError, MissingDependencyError):
                 raise
-            except FOREIGN_ERRORS as error:  # the edge of somebody else's code: any failure costs this env only
+            # the edge of somebody else's code: any failure costs this env only
+            except FOREIGN_ERRORS as error:
                 self._fail(row, index, error)
         while (broken := self._not_finite(row)) is not None:
             index, key = broken
@@ -153,7 +174,9 @@ class LocalVectorEnv:
         return row
 
     def _not_finite(self, row: EnvStep) -> tuple[int, str] | None:
-        """The first env and key with a NaN or infinity; looked for in all rows at once, because that is cheaper."""
+        """The first env and key with a NaN or infinity; looked for in all rows at once, because
+        that is cheaper.
+        """
         for key in self._float_keys:
             if not all_finite(row.obs[key]):
                 return int(np.argwhere(~np.isfinite(row.obs[key]))[0, 0]), key
@@ -170,7 +193,8 @@ class LocalVectorEnv:
         row.put_first(index, env.reset(env_seed(self._seed, index, self._rebuilds[index])))
 
     def _fail(self, row: EnvStep, index: int, error: BaseException) -> None:
-        broken, self._envs[index] = self._envs[index], None
+        broken = self._envs[index]
+        self._envs[index] = None
         row.clear(index)
         if broken is not None:
             _close(broken)  # it may fail at anything, and is thrown away in either case
@@ -178,7 +202,8 @@ class LocalVectorEnv:
         if self._book.wait_s(index) == 0:
             try:
                 self._rebuild(row, index)
-            except FOREIGN_ERRORS as again:  # the same edge; its back-off is longer now, so this ends
+            # the same edge; its back-off is longer now, so this ends
+            except FOREIGN_ERRORS as again:
                 self._fail(row, index, again)
 
 

@@ -27,7 +27,8 @@ KILL_WAIT_S = 5.0
 class EnvProcess:
     """One running ``worldloom.envs.child``, which builds the env as soon as it is up.
 
-    Its process group is its own: a kill reaches whatever the env has started, a Ctrl-C in the terminal does not reach it.
+    Its process group is its own: a kill reaches whatever the env has started, a Ctrl-C in the
+    terminal does not reach it.
 
     Args:
         config: Resolved settings of the env.
@@ -40,7 +41,11 @@ class EnvProcess:
         descriptors = (theirs.fileno(), life_read, self._dump.fileno())
         command = [sys.executable, "-m", "worldloom.envs.child", *map(str, descriptors)]
         self._process = subprocess.Popen(
-            command, pass_fds=descriptors, env=child_environment(), stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            pass_fds=descriptors,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         theirs.close()
         os.close(life_read)
@@ -69,12 +74,18 @@ class EnvProcess:
         return message
 
     def how_it_died(self) -> str:
-        """Exit status or signal of a process whose connection has ended, with the innermost line of its stack dump."""
+        """Exit status or signal of a process whose connection has ended, with the innermost line of
+        its stack dump.
+        """
         try:
             status = self._process.wait(timeout=DUMP_WAIT_S)
         except subprocess.TimeoutExpired:
             return "closed its connection"
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        how = (
+            f"killed by {signal.Signals(-status).name}"
+            if status < 0
+            else f"exited with status {status}"
+        )
         dump = self.stack_dump()
         if dump:
             logger.warning("env process %d, %s:\n%s", self.pid, how, dump)
@@ -87,13 +98,16 @@ class EnvProcess:
     def kill_hung(self) -> None:
         """Ask for a stack dump, log it, then kill."""
         self._process.send_signal(signal.SIGUSR1)
-        deadline, sizes = time.monotonic() + DUMP_WAIT_S, [0]
+        deadline = time.monotonic() + DUMP_WAIT_S
+        sizes = [0]
         while time.monotonic() < deadline:  # until the dump is there and has stopped growing
             time.sleep(0.05)
             sizes.append(os.fstat(self._dump.fileno()).st_size)
             if sizes[-1] and sizes[-3:] == [sizes[-1]] * 3:
                 break
-        logger.warning("env process %d hangs; its stack:\n%s", self.pid, self.stack_dump() or "(no dump)")
+        logger.warning(
+            "env process %d hangs; its stack:\n%s", self.pid, self.stack_dump() or "(no dump)"
+        )
         self.kill()
 
     def kill(self) -> None:
@@ -107,13 +121,18 @@ class EnvProcess:
         try:
             self._process.wait(KILL_WAIT_S)
         except subprocess.TimeoutExpired:
-            logger.warning("env process %d is stuck in the kernel and does not end; it is left behind", self.pid)
+            logger.warning(
+                "env process %d is stuck in the kernel and does not end; it is left behind",
+                self.pid,
+            )
         self.connection.close()
         os.close(self._life_write)
         self._dump.close()
 
 
 def child_environment() -> dict[str, str]:
-    """Ours, with our import path (so that ``module:callable`` is found) and one thread per maths library."""
+    """Ours, with our import path (so that ``module:callable`` is found) and one thread per maths
+    library.
+    """
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}

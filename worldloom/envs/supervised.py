@@ -1,11 +1,13 @@
-"""Envs in processes of their own, with deadlines: one that hangs or dies costs itself only, and not for long.
+"""Envs in processes of their own, with deadlines: one that hangs or dies costs itself only, and not
+for long.
 
-Who waits for whom: ``step`` asks every ready process and waits for their answers, for a grace in which nearly every step is done.
-An env that takes longer is late: the others go on without it. Its rows are not live and no action reaches it until its answer is
-there, which is then its next row, reached by the action of its last one. A process that misses its deadline is killed (its stack
-goes to the log first), one that died is noticed at once; both are started anew after a pause that grows (``envs.faults``). Nobody
-waits for a late process or a starting one unless there is no other, and then for ``patience_s`` at most; a new env's rows are not
-live until its reset row is there.
+Who waits for whom: ``step`` asks every ready process and waits for their answers, for a grace in
+which nearly every step is done. An env that takes longer is late: the others go on without it. Its
+rows are not live and no action reaches it until its answer is there, which is then its next row,
+reached by the action of its last one. A process that misses its deadline is killed (its stack goes
+to the log first), one that died is noticed at once; both are started anew after a pause that grows
+(``envs.faults``). Nobody waits for a late process or a starting one unless there is no other, and
+then for ``patience_s`` at most; a new env's rows are not live until its reset row is there.
 """
 
 from __future__ import annotations
@@ -29,8 +31,11 @@ from worldloom.envs.vector import EnvStep, env_seed
 
 __all__ = ["SupervisedVectorEnv"]
 
-USUAL_STEPS, STEPS_REMEMBERED = 10, 32
-"""An env is late after so many times the median of the last steps, if that is longer than ``EnvLimits.grace_s``."""
+USUAL_STEPS = 10
+STEPS_REMEMBERED = 32
+"""An env is late after so many times the median of the last steps, if that is longer than
+``EnvLimits.grace_s``.
+"""
 
 
 class _Phase(Enum):
@@ -76,10 +81,17 @@ class SupervisedVectorEnv:
         limits: EnvLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._seed, self._clock = config, seed, clock
+        self._config = config
+        self._seed = seed
+        self._clock = clock
         limits = limits or EnvLimits()
-        self._timeouts = {"start": limits.start_timeout_s, "reset": limits.reset_timeout_s, "step": limits.step_timeout_s}
-        self._least_grace_s, self._step_times = limits.grace_s, deque[float](maxlen=STEPS_REMEMBERED)
+        self._timeouts = {
+            "start": limits.start_timeout_s,
+            "reset": limits.reset_timeout_s,
+            "step": limits.step_timeout_s,
+        }
+        self._least_grace_s = limits.grace_s
+        self._step_times = deque[float](maxlen=STEPS_REMEMBERED)
         self.patience_s = float("inf")
         self._book = FaultBook(limits, num_envs, clock)
         self._slots = [_Slot() for _ in range(num_envs)]
@@ -106,7 +118,8 @@ class SupervisedVectorEnv:
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start a new episode everywhere (see :class:`worldloom.envs.vector.VectorEnv`).
 
-        Waits for every env; the first time, with a finite ``patience_s``, not for those that are late, as :meth:`step`.
+        Waits for every env; the first time, with a finite ``patience_s``, not for those that are
+        late, as :meth:`step`.
         """
         if seed is not None:
             self._seed = seed
@@ -140,7 +153,9 @@ class SupervisedVectorEnv:
         Raises:
             StateError: Always.
         """
-        raise StateError("envs in processes of their own cannot be resumed exactly; use envs in this process")
+        raise StateError(
+            "envs in processes of their own cannot be resumed exactly; use envs in this process"
+        )
 
     def drain_faults(self) -> list[EnvFault]:
         """Failures since the last call."""
@@ -151,13 +166,19 @@ class SupervisedVectorEnv:
         for slot in self._slots:
             if slot.process is not None:
                 slot.process.kill()
-            slot.process, slot.phase = None, _Phase.DOWN
+            slot.process = None
+            slot.phase = _Phase.DOWN
 
     def _collect(self, grace_s: float) -> EnvStep:
-        """The rows of the envs that answer within ``grace_s``, and of one at least that does within ``patience_s``."""
-        row, give_up = self._blank.copy(), self._clock() + self.patience_s
+        """The rows of the envs that answer within ``grace_s``, and of one at least that does within
+        ``patience_s``.
+        """
+        row = self._blank.copy()
+        give_up = self._clock() + self.patience_s
         self._relaunch_due()
-        while (patience := self._patience(grace_s)) or not (row.live.any() or self._clock() >= give_up):
+        while (patience := self._patience(grace_s)) or not (
+            row.live.any() or self._clock() >= give_up
+        ):
             self._wait_once(row, patience or [give_up - self._clock()])
         self._receive_ready(row, 0.0)
         self._end_hung()
@@ -177,8 +198,16 @@ class SupervisedVectorEnv:
     def _wait_once(self, row: EnvStep | None, patience: list[float]) -> None:
         """Wait for the next answer, deadline, end of a pause or of patience, and deal with it."""
         now = self._clock()
-        times = [slot.deadline_s - now for slot in self._slots if slot.phase in (_Phase.BUSY, _Phase.STARTING)] + patience
-        times += [self._book.wait_s(index) for index, slot in enumerate(self._slots) if slot.phase is _Phase.DOWN]
+        times = [
+            slot.deadline_s - now
+            for slot in self._slots
+            if slot.phase in (_Phase.BUSY, _Phase.STARTING)
+        ] + patience
+        times += [
+            self._book.wait_s(index)
+            for index, slot in enumerate(self._slots)
+            if slot.phase is _Phase.DOWN
+        ]
         self._receive_ready(row, max(0.0, min(times)))
         self._end_hung()
         self._relaunch_due()
@@ -188,7 +217,8 @@ class SupervisedVectorEnv:
         for index, slot in enumerate(self._slots):
             if slot.phase in (_Phase.BUSY, _Phase.STARTING) and now >= slot.deadline_s:
                 assert slot.process is not None
-                if not slot.process.connection.poll():  # else it has answered, and nobody had time to look
+                # else it has answered, and nobody had time to look
+                if not slot.process.connection.poll():
                     self._on_hang(index)
 
     def _receive_ready(self, row: EnvStep | None, timeout_s: float) -> None:
@@ -237,7 +267,8 @@ class SupervisedVectorEnv:
         slot = self._slots[index]
         if slot.process is not None:
             slot.process.kill()
-        slot.process, slot.phase = None, _Phase.DOWN
+        slot.process = None
+        slot.phase = _Phase.DOWN
         self._book.record(index, kind, detail)
 
     def _relaunch_due(self) -> None:
@@ -250,7 +281,8 @@ class SupervisedVectorEnv:
 
     def _launch(self, index: int) -> None:
         slot = self._slots[index]
-        slot.process, slot.phase = EnvProcess(self._config), _Phase.STARTING
+        slot.process = EnvProcess(self._config)
+        slot.phase = _Phase.STARTING
         self._set_deadline(slot, "start")
 
     def _ask(self, index: int, request: str, argument: Any) -> None:
@@ -264,4 +296,5 @@ class SupervisedVectorEnv:
         slot.phase = _Phase.BUSY
 
     def _set_deadline(self, slot: _Slot, doing: str) -> None:
-        slot.doing, slot.deadline_s = doing, self._clock() + self._timeouts[doing]
+        slot.doing = doing
+        slot.deadline_s = self._clock() + self._timeouts[doing]

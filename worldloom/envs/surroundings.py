@@ -1,10 +1,12 @@
-"""What an env shares with the process it lives in, kept as it was: foreign code must not change how the rest of a run behaves.
+"""What an env shares with the process it lives in, kept as it was: foreign code must not change how
+the rest of a run behaves.
 
-An env may replace the handlers of Ctrl-C and SIGTERM, switch off gradients or logging, make errors of warnings, switch on torch's
-autocast, or change numpy's and torch's defaults:
-all of these belong to the whole process. :class:`Surroundings` remembers them and puts them back, with a warning that names the
-env. The working directory and variables of the environment are put back after a look at an env (:func:`kept`) only, because an
-env that lives on may need the ones that it set; so whatever a run opens later has an absolute path.
+An env may replace the handlers of Ctrl-C and SIGTERM, switch off gradients or logging, make errors
+of warnings, switch on torch's autocast, or change numpy's and torch's defaults:
+all of these belong to the whole process. :class:`Surroundings` remembers them and puts them back,
+with a warning that names the env. The working directory and variables of the environment are put
+back after a look at an env (:func:`kept`) only, because an env that lives on may need the ones that
+it set; so whatever a run opens later has an absolute path.
 """
 
 from __future__ import annotations
@@ -28,23 +30,38 @@ logger = logging.getLogger(__name__)
 
 OURS = ("worldloom", "worldloom_dist")
 """Loggers whose lines a run is told by."""
-READ_BY_OTHERS = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "RAY_", "OMP_", "MKL_", "OPENBLAS_", "PYTHON")
+READ_BY_OTHERS = (
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "TORCH",
+    "PYTORCH_",
+    "RAY_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "PYTHON",
+)
 """How the names of variables begin that steer what a run starts later: Ray, its processes, CUDA."""
 READ_TOO = frozenset({"PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH"})
 
 
 class Surroundings:
-    """The state of this process (for gradients and numpy's errors: of this thread) that foreign code should leave alone.
+    """The state of this process (for gradients and numpy's errors: of this thread) that foreign
+    code should leave alone.
 
-    ``with surroundings:`` runs foreign code; what it changed is put back at the end, and each kind of change warned about once.
+    ``with surroundings:`` runs foreign code; what it changed is put back at the end, and each kind
+    of change warned about once.
 
     Args:
         env: Name of the env, for the warning.
-        is_quick: Watch only what costs nearly nothing to read (gradients, dtypes, logging): for single steps, which are many.
+        is_quick: Watch only what costs nearly nothing to read (gradients, dtypes, logging): for
+            single steps, which are many.
     """
 
     def __init__(self, env: str, *, is_quick: bool = False) -> None:
-        self._env, self._is_quick = env, is_quick
+        self._env = env
+        self._is_quick = is_quick
         self._warned: set[str] = set()
         self._former: list[Any] = []
         is_main = threading.current_thread() is threading.main_thread()
@@ -72,7 +89,8 @@ class Surroundings:
         if what not in self._warned:
             self._warned.add(what)
             logger.warning(
-                "env %r changed %s, which belongs to the whole process; it was put back, because the run needs it as it was",
+                "env %r changed %s, which belongs to the whole process; it was put "
+                "back, because the run needs it as it was",
                 self._env,
                 what,
             )
@@ -89,8 +107,9 @@ class _Part:
 
 @contextlib.contextmanager
 def kept(env: str) -> Iterator[None]:
-    """Run foreign code that is done with afterwards: what the process shares, its working directory and those variables of the
-    environment that steer what is started later are as before at the end.
+    """Run foreign code that is done with afterwards: what the process shares, its working directory
+    and those variables of the environment that steer what is started later are as before at the
+    end.
     """
     folder = _working_folder()
     variables = _steering()
@@ -114,7 +133,11 @@ def _working_folder() -> str | None:
 
 
 def _steering() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(READ_BY_OTHERS) or name in READ_TOO}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(READ_BY_OTHERS) or name in READ_TOO
+    }
 
 
 def _handler(number: signal.Signals) -> _Part:

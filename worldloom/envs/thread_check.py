@@ -1,8 +1,10 @@
-"""Does an env work in a thread that is not its process's main one? Tried in a process of its own, beside whatever starts.
+"""Does an env work in a thread that is not its process's main one? Tried in a process of its own,
+beside whatever starts.
 
-A role of a distributed run steps its env in a thread. An env that handles signals, or asks for the event loop of its thread,
-cannot live there: it needs a process of its own. ``python -m worldloom.envs.thread_check ANSWER`` reads a pickled config from its
-standard input, tries the env and writes its finding, as JSON, to the inherited descriptor ANSWER. An env that hangs or kills the
+A role of a distributed run steps its env in a thread. An env that handles signals, or asks for the
+event loop of its thread, cannot live there: it needs a process of its own. ``python -m
+worldloom.envs.thread_check ANSWER`` reads a pickled config from its standard input, tries the env
+and writes its finding, as JSON, to the inherited descriptor ANSWER. An env that hangs or kills the
 process gives no answer, and the run's own deadlines and restarts take care of it.
 """
 
@@ -63,7 +65,8 @@ class ThreadCheck:
         """Why the env needs a main thread; empty when it does not, or gave no answer in time.
 
         Raises:
-            ConfigurationError: If it fails in any thread, so that no run could make its first steps.
+            ConfigurationError: If it fails in any thread, so that no run could make its first
+                steps.
         """
         if self._process is None:
             return ""

@@ -1,7 +1,8 @@
-"""Three small environments of our own: one that proves the time index, one to solve by state, one to solve by sight.
+"""Three small environments of our own: one that proves the time index, one to solve by state, one
+to solve by sight.
 
-All of them are deterministic given the seed, cheap, and can be saved and restored exactly (``worldloom_get_state`` and
-``worldloom_set_state``).
+All of them are deterministic given the seed, cheap, and can be saved and restored exactly
+(``worldloom_get_state`` and ``worldloom_set_state``).
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class _ToyEnv(gymnasium.Env[np.ndarray, Any], ABC):
 class CountingEnv(_ToyEnv):
     """Observes its own counters, so that any stored row proves where it belongs.
 
-    ``obs = [episode, step, a]``: the episode's number since the env was seeded, the step's number inside the episode, and the
-    first component of the action that led here (0 after a reset). The reward is the step's number. Episode ``e`` has
-    ``LENGTHS[e % 5]`` decisions and ends by termination when ``e`` is even, by truncation when it is odd.
+    ``obs = [episode, step, a]``: the episode's number since the env was seeded, the step's number
+    inside the episode, and the first component of the action that led here (0 after a reset). The
+    reward is the step's number. Episode ``e`` has ``LENGTHS[e % 5]`` decisions and ends by
+    termination when ``e`` is even, by truncation when it is odd.
 
     Example:
         >>> env = CountingEnv()
@@ -65,9 +67,12 @@ class CountingEnv(_ToyEnv):
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def __init__(self) -> None:
-        self._episode, self._step = -1, 0
+        self._episode = -1
+        self._step = 0
 
-    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
+    def reset(
+        self, *, seed: int | None = None, options: Info | None = None
+    ) -> tuple[np.ndarray, Info]:
         """Begin the next episode; with a seed, episode 0."""
         super().reset(seed=seed)
         self._episode = 0 if seed is not None else self._episode + 1
@@ -79,7 +84,13 @@ class CountingEnv(_ToyEnv):
         self._step += 1
         is_last = self._step >= self.LENGTHS[self._episode % len(self.LENGTHS)]
         terminates = self._episode % 2 == 0
-        return self._observe(float(action[0])), float(self._step), is_last and terminates, is_last and not terminates, {}
+        return (
+            self._observe(float(action[0])),
+            float(self._step),
+            is_last and terminates,
+            is_last and not terminates,
+            {},
+        )
 
     def _observe(self, action: float) -> np.ndarray:
         return np.array([self._episode, self._step, action], np.float32)
@@ -88,29 +99,40 @@ class CountingEnv(_ToyEnv):
         return {"episode": self._episode, "step": self._step}
 
     def _restore(self, variables: Mapping[str, Any]) -> None:
-        self._episode, self._step = int(variables["episode"]), int(variables["step"])
+        self._episode = int(variables["episode"])
+        self._step = int(variables["step"])
 
 
 class PointEnv(_ToyEnv):
     """Steer a point to a goal in the plane.
 
-    ``obs = [x, y, goal_x - x, goal_y - y]``; the action is a velocity in [-1, 1]^2, of which a tenth is moved per step. The
-    reward is 1 at the goal and falls to 0 at distance 1. Episodes are truncated after 40 decisions. Going straight to the goal
-    gives about 32 on average, a random policy about 8.
+    ``obs = [x, y, goal_x - x, goal_y - y]``; the action is a velocity in [-1, 1]^2, of which a
+    tenth is moved per step. The reward is 1 at the goal and falls to 0 at distance 1. Episodes are
+    truncated after 40 decisions. Going straight to the goal gives about 32 on average, a random
+    policy about 8.
     """
 
     metadata: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
     observation_space = spaces.Box(-4.0, 4.0, (4,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-    may_terminate, episode_limit = False, 40
+    may_terminate = False
+    episode_limit = 40
 
     def __init__(self) -> None:
-        self._place, self._goal, self._step = np.zeros(2), np.zeros(2), 0
+        self._place = np.zeros(2)
+        self._goal = np.zeros(2)
+        self._step = 0
 
-    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
+    def reset(
+        self, *, seed: int | None = None, options: Info | None = None
+    ) -> tuple[np.ndarray, Info]:
         """Draw a start and a goal."""
         super().reset(seed=seed)
-        self._place, self._goal, self._step = self.np_random.uniform(-1, 1, 2), self.np_random.uniform(-1, 1, 2), 0
+        self._place, self._goal, self._step = (
+            self.np_random.uniform(-1, 1, 2),
+            self.np_random.uniform(-1, 1, 2),
+            0,
+        )
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
@@ -127,35 +149,47 @@ class PointEnv(_ToyEnv):
         return {"place": self._place.copy(), "goal": self._goal.copy(), "step": self._step}
 
     def _restore(self, variables: Mapping[str, Any]) -> None:
-        self._place, self._goal = np.array(variables["place"]), np.array(variables["goal"])
+        self._place = np.array(variables["place"])
+        self._goal = np.array(variables["goal"])
         self._step = int(variables["step"])
 
 
 class PixelToyEnv(_ToyEnv):
-    """Walk a white square onto the red square and keep off the blue one. Only the 64 x 64 RGB image tells where they are.
+    """Walk a white square onto the red square and keep off the blue one. Only the 64 x 64 RGB image
+    tells where they are.
 
-    Five actions: stay, up, down, left, right, on a 2 x 2 board; its edge stops. Reaching red gives 1, reaching blue -1. The image
-    then shows white inside the colour; on the next step white rests, and both colours move to other cells. Episodes are truncated
-    after 40 decisions. The shortest way past blue scores about 17 on average. Whoever does not look scores 0 on average, whatever
+    Five actions: stay, up, down, left, right, on a 2 x 2 board; its edge stops. Reaching red gives
+    1, reaching blue -1. The image then shows white inside the colour; on the next step white rests,
+    and both colours move to other cells. Episodes are truncated after 40 decisions. The shortest
+    way past blue scores about 17 on average. Whoever does not look scores 0 on average, whatever
     the plan, because red and blue are drawn alike.
     """
 
-    SIDE, CELL, MARGIN, INSET, LIMIT = 2, 30, 2, 8, 40
+    SIDE = 2
+    CELL = 30
+    MARGIN = 2
+    INSET = 8
+    LIMIT = 40
     MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
     REWARDS = (1.0, -1.0)
     COLOURS = ((255, 255, 255), (230, 40, 40), (40, 40, 230))
     metadata: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
     observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space = spaces.Discrete(5)
-    may_terminate, episode_limit = False, LIMIT
+    may_terminate = False
+    episode_limit = LIMIT
 
     def __init__(self) -> None:
-        self._cells, self._step = np.zeros((3, 2), np.int64), 0
+        self._cells = np.zeros((3, 2), np.int64)
+        self._step = 0
 
-    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
+    def reset(
+        self, *, seed: int | None = None, options: Info | None = None
+    ) -> tuple[np.ndarray, Info]:
         """Put the three squares on different cells."""
         super().reset(seed=seed)
-        self._cells, self._step = self._draw_cells(3), 0
+        self._cells = self._draw_cells(3)
+        self._step = 0
         return self._draw(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
@@ -196,8 +230,13 @@ class PixelToyEnv(_ToyEnv):
         return {"cells": self._cells.copy(), "step": self._step}
 
     def _restore(self, variables: Mapping[str, Any]) -> None:
-        self._cells, self._step = np.array(variables["cells"]), int(variables["step"])
+        self._cells = np.array(variables["cells"])
+        self._step = int(variables["step"])
 
 
-TOYS: Mapping[str, type[_ToyEnv]] = {"counting": CountingEnv, "pixel": PixelToyEnv, "point": PointEnv}
+TOYS: Mapping[str, type[_ToyEnv]] = {
+    "counting": CountingEnv,
+    "pixel": PixelToyEnv,
+    "point": PointEnv,
+}
 """``toy:NAME`` -> class."""

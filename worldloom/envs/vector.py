@@ -1,9 +1,10 @@
 """Many envs behind one contract: every step gives exactly one row per env, ready to be stored.
 
-After a row with ``terminated`` or ``truncated`` (it holds the true final observation) the next ``step`` ignores that env's
-action and gives the reset row of its next episode (Gymnasium's NEXT_STEP). A row with ``live`` False is no row: the env is
-being rebuilt, waits, or is in quarantine. Nobody stores it, and no carry advances by it. After a failure the next live row of
-that env is ``is_first``; the broken episode has no last row.
+After a row with ``terminated`` or ``truncated`` (it holds the true final observation) the next
+``step`` ignores that env's action and gives the reset row of its next episode (Gymnasium's
+NEXT_STEP). A row with ``live`` False is no row: the env is being rebuilt, waits, or is in
+quarantine. Nobody stores it, and no carry advances by it. After a failure the next live row of that
+env is ``is_first``; the broken episode has no last row.
 
 Needs no gymnasium, so that a process whose envs live in other processes never imports it.
 """
@@ -33,7 +34,8 @@ class EnvStep:
         obs: Per key ``[N, ...]``.
         reward: ``[N]`` float32, received on arrival at this row, 0 where ``is_first``.
         is_first, terminated, truncated: ``[N]`` bool.
-        live: ``[N]`` bool, False where there is no row (zeros, and ``is_first`` so that it does no harm).
+        live: ``[N]`` bool, False where there is no row (zeros, and ``is_first`` so that it does no
+            harm).
     """
 
     obs: dict[str, np.ndarray]
@@ -53,7 +55,12 @@ class EnvStep:
     def copy(self) -> EnvStep:
         """The same rows in arrays of their own."""
         obs = {key: array.copy() for key, array in self.obs.items()}
-        flags = (self.is_first.copy(), self.terminated.copy(), self.truncated.copy(), self.live.copy())
+        flags = (
+            self.is_first.copy(),
+            self.terminated.copy(),
+            self.truncated.copy(),
+            self.live.copy(),
+        )
         return EnvStep(obs, self.reward.copy(), *flags)
 
     @property
@@ -67,13 +74,23 @@ class EnvStep:
         self.put(env, obs, 0.0, terminated=False, truncated=False)
         self.is_first[env] = True
 
-    def put(self, env: int, obs: Mapping[str, np.ndarray], reward: float, terminated: bool, truncated: bool) -> None:
+    def put(
+        self,
+        env: int,
+        obs: Mapping[str, np.ndarray],
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
         """Enter the row that an action led to."""
         for key, array in self.obs.items():
             array[env] = obs[key]
-        self.live[env], self.is_first[env], self.reward[env] = True, False, reward
+        self.live[env] = True
+        self.is_first[env] = False
+        self.reward[env] = reward
         if terminated or truncated:
-            self.terminated[env], self.truncated[env] = terminated, truncated
+            self.terminated[env] = terminated
+            self.truncated[env] = truncated
 
     def clear(self, env: int) -> None:
         """Take a row back: there is none."""
@@ -90,9 +107,11 @@ class VectorEnv(Protocol):
     Attributes:
         spec: What each env gives and takes.
         num_envs: N.
-        has_deadlines: True when an env that hangs is ended here; False when somebody else has to end this process.
-        patience_s: How long ``step`` waits for a row while no env can give one (all are late, or being rebuilt); infinite at first.
-            When it is over, no row is live. Without deadlines there is no such wait to cut short.
+        has_deadlines: True when an env that hangs is ended here; False when somebody else has to
+            end this process.
+        patience_s: How long ``step`` waits for a row while no env can give one (all are late, or
+            being rebuilt); infinite at first. When it is over, no row is live. Without deadlines
+            there is no such wait to cut short.
     """
 
     spec: EnvSpec
@@ -101,7 +120,9 @@ class VectorEnv(Protocol):
     patience_s: float
 
     def reset(self, seed: int | None = None) -> EnvStep:
-        """Start a new episode everywhere; every row is ``is_first``. With a seed, everything that follows depends on it alone."""
+        """Start a new episode everywhere; every row is ``is_first``. With a seed, everything that
+        follows depends on it alone.
+        """
 
     def step(self, action: Mapping[str, np.ndarray]) -> EnvStep:
         """Act, per key ``[N, ...]``.
@@ -128,13 +149,16 @@ def env_seed(seed: int, env: int, rebuild: int = 0) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(env, rebuild)).generate_state(1)[0])
 
 
-def sample_actions(spec: EnvSpec, generators: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
+def sample_actions(
+    spec: EnvSpec, generators: Sequence[np.random.Generator]
+) -> dict[str, np.ndarray]:
     """Uniformly random actions ``[N, ...]``, row i drawn from ``generators[i]`` alone."""
     return {key: block[0] for key, block in _draw(spec, generators, 1).items()}
 
 
 class RandomActions:
-    """What :func:`sample_actions` gives step after step, each env with a generator of its own; used by one thread.
+    """What :func:`sample_actions` gives step after step, each env with a generator of its own; used
+    by one thread.
 
     Drawn for many steps at once, which gives the same numbers in a fraction of the time.
 
@@ -146,19 +170,25 @@ class RandomActions:
 
     def __init__(self, spec: EnvSpec, num_envs: int, seed: int) -> None:
         self._spec = spec
-        self._generators = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(num_envs)]
+        self._generators = [
+            np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(num_envs)
+        ]
         self._blocks: dict[str, np.ndarray] = {}
         self._left = 0
 
     def __call__(self) -> dict[str, np.ndarray]:
         """The actions of the next step, per key ``[N, ...]``."""
         if not self._left:
-            self._blocks, self._left = _draw(self._spec, self._generators, STEPS_AHEAD), STEPS_AHEAD
-        step, self._left = STEPS_AHEAD - self._left, self._left - 1
+            self._blocks = _draw(self._spec, self._generators, STEPS_AHEAD)
+            self._left = STEPS_AHEAD
+        step = STEPS_AHEAD - self._left
+        self._left = self._left - 1
         return {key: block[step] for key, block in self._blocks.items()}
 
     def states(self) -> list[dict[str, Any]]:
-        """The state of every generator after the steps that were asked for; what was drawn ahead is given back."""
+        """The state of every generator after the steps that were asked for; what was drawn ahead is
+        given back.
+        """
         unused = self._left * sum(array.size for array in self._spec.action.values())
         self._left = 0
         for generator in self._generators:
@@ -172,16 +202,23 @@ class RandomActions:
             generator.bit_generator.state = state
 
 
-def _draw(spec: EnvSpec, generators: Sequence[np.random.Generator], steps: int) -> dict[str, np.ndarray]:
+def _draw(
+    spec: EnvSpec, generators: Sequence[np.random.Generator], steps: int
+) -> dict[str, np.ndarray]:
     """Uniformly random actions ``[steps, N, ...]``."""
     sizes = [array.size for array in spec.action.values()]
     uniform = np.empty((len(generators), steps, sum(sizes)))
     for own, generator in zip(uniform, generators, strict=True):
         generator.random(out=own)
-    result, start = {}, 0
+    result = {}
+    start = 0
     for (key, array), size in zip(spec.action.items(), sizes, strict=True):
         part = uniform[..., start : start + size].swapaxes(0, 1).reshape(steps, -1, *array.shape)
-        part = np.floor(part * np.reshape(array.num_classes, array.shape)) if array.is_discrete else part * 2 - 1
+        part = (
+            np.floor(part * np.reshape(array.num_classes, array.shape))
+            if array.is_discrete
+            else part * 2 - 1
+        )
         result[key] = part.astype(array.dtype, order="C")
         start += size
     return result

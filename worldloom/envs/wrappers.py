@@ -3,7 +3,8 @@
     flat action -> native action (rescaled) -> step, repeated, rewards summed -> time limit
                 -> flat observation -> images resized -> grey -> stacked
 
-The settings come from a resolved ``EnvConfig``, which a run and its checkpoints record, so evaluation sees the same env.
+The settings come from a resolved ``EnvConfig``, which a run and its checkpoints record, so
+evaluation sees the same env.
 """
 
 from __future__ import annotations
@@ -17,11 +18,24 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from worldloom.core.exceptions import ConfigurationError, EnvFailureError, MissingDependencyError, StateError
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    EnvFailureError,
+    MissingDependencyError,
+    StateError,
+)
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.config import NEUTRAL, RENDERED, SUITES, EnvConfig
-from worldloom.envs.contract import LARGEST, Resetter, call_step, close_env, say_once, to_flag, to_reward
+from worldloom.envs.contract import (
+    LARGEST,
+    Resetter,
+    call_step,
+    close_env,
+    say_once,
+    to_flag,
+    to_reward,
+)
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 
 __all__ = ["EnvAdapter", "GymEnv", "RawEnv", "own_repeat", "repeat_remark"]
@@ -38,8 +52,8 @@ OWN_REPEATS = {
 class GymEnv(Protocol):
     """What we use of a ``gymnasium.Env``.
 
-    With ``worldloom_get_state()`` and ``worldloom_set_state(state)`` beside it, an env can be resumed exactly; no other name is
-    taken for these two.
+    With ``worldloom_get_state()`` and ``worldloom_set_state(state)`` beside it, an env can be
+    resumed exactly; no other name is taken for these two.
     """
 
     @property
@@ -50,7 +64,9 @@ class GymEnv(Protocol):
     def action_space(self) -> Any:
         """A Gymnasium space."""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -66,7 +82,8 @@ class RawEnv:
 
     Attributes:
         env: The environment itself.
-        handles_repeat: True when one ``step`` already is one decision (Atari pools frames inside the repeat).
+        handles_repeat: True when one ``step`` already is one decision (Atari pools frames inside
+            the repeat).
         episode_limit: Simulator steps after which the env itself truncates, or None.
         may_terminate: False when the env is known never to terminate.
     """
@@ -89,22 +106,29 @@ class EnvAdapter:
         check_finite: Look for NaN in every observation; False when the caller does.
 
     Raises:
-        ConfigurationError: If a space is not supported or a setting would do nothing: one for images where there is none, a time
-            limit above the env's own.
+        ConfigurationError: If a space is not supported or a setting would do nothing: one for
+            images where there is none, a time limit above the env's own.
     """
 
     def __init__(self, raw: RawEnv, config: EnvConfig) -> None:
-        self._env, self._repeat = raw.env, 1 if raw.handles_repeat else config.action_repeat or 1
+        self._env = raw.env
+        self._repeat = 1 if raw.handles_repeat else config.action_repeat or 1
         self._reset = Resetter(raw.env, config.env)
-        self._map_obs, self.map_action = ObsMapper(raw.env.observation_space), ActionMapper(raw.env.action_space)
+        self._map_obs = ObsMapper(raw.env.observation_space)
+        self.map_action = ActionMapper(raw.env.action_space)
         self.check_finite = True
-        specs, frames = self._map_obs.specs, self._map_obs.frames
+        specs = self._map_obs.specs
+        frames = self._map_obs.frames
         self._images = {key: _ImagePipeline(key, specs[key], config, frames[key]) for key in frames}
         self._say_remarks(raw, config)
         if not self._images:
             _refuse_image_settings(config)
-        self._limit, self._elapsed = config.time_limit, 0
-        obs = {key: self._images[key].spec if key in self._images else spec for key, spec in self._map_obs.specs.items()}
+        self._limit = config.time_limit
+        self._elapsed = 0
+        obs = {
+            key: self._images[key].spec if key in self._images else spec
+            for key, spec in self._map_obs.specs.items()
+        }
         self.spec = EnvSpec(
             name=config.env,
             obs=obs,
@@ -121,7 +145,9 @@ class EnvAdapter:
         self._elapsed = 0
         return self._observe(obs, first=True)
 
-    def step(self, action: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float, bool, bool]:
+    def step(
+        self, action: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], float, bool, bool]:
         """Act once: observation, summed reward, terminated, truncated.
 
         Raises:
@@ -132,16 +158,23 @@ class EnvAdapter:
 
     def step_native(self, native: Any) -> tuple[dict[str, np.ndarray], float, bool, bool]:
         """As :meth:`step`, with an action as the env itself takes it (from ``map_action``)."""
-        total, left = 0.0, self._repeat
+        total = 0.0
+        left = self._repeat
         while left:
             left -= 1
-            obs, reward, terminated, truncated, _ = call_step(self._env, _copied(native) if left else native)
+            obs, reward, terminated, truncated, _ = call_step(
+                self._env, _copied(native) if left else native
+            )
             total += to_reward(reward)
-            terminated, truncated = to_flag("terminated", terminated), to_flag("truncated", truncated)
+            terminated = to_flag("terminated", terminated)
+            truncated = to_flag("truncated", truncated)
             if terminated or truncated:
                 break
         if not -LARGEST <= total <= LARGEST:  # NaN fails this too
-            raise EnvFailureError(f"reward {total} is not finite in float32 (at most 3.4e38 in size); scale it inside the env")
+            raise EnvFailureError(
+                f"reward {total} is not finite in float32 (at most 3.4e38 in size); "
+                "scale it inside the env"
+            )
         self._elapsed += 1
         if self._limit is not None and self._elapsed >= self._limit and not terminated:
             truncated = True
@@ -155,7 +188,9 @@ class EnvAdapter:
         try:
             state = self._env.worldloom_get_state()  # type: ignore[attr-defined]
         except FOREIGN_ERRORS as error:
-            raise EnvFailureError(f"env {self.spec.name!r}: worldloom_get_state raised {error_text(error)}") from error
+            raise EnvFailureError(
+                f"env {self.spec.name!r}: worldloom_get_state raised {error_text(error)}"
+            ) from error
         return {"env": state, "elapsed": self._elapsed, "stacks": stacks}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -166,7 +201,8 @@ class EnvAdapter:
         """
         if not self._is_resumable:
             raise StateError(
-                f"env {self.spec.name!r} cannot be resumed exactly; give it worldloom_get_state() and worldloom_set_state(state)"
+                f"env {self.spec.name!r} cannot be resumed exactly; give it "
+                "worldloom_get_state() and worldloom_set_state(state)"
             )
         self._env.worldloom_set_state(state["env"])  # type: ignore[attr-defined]
         self._elapsed = int(state["elapsed"])
@@ -174,7 +210,9 @@ class EnvAdapter:
             pipeline.set_state(state["stacks"][key])
 
     def render(self) -> Any:
-        """What the env renders: a picture, a list of those since the last call, or None when it draws none."""
+        """What the env renders: a picture, a list of those since the last call, or None when it
+        draws none.
+        """
         render: Any = getattr(self._env, "render", None)
         return render() if render is not None else None
 
@@ -184,7 +222,9 @@ class EnvAdapter:
 
     @property
     def _is_resumable(self) -> bool:
-        return hasattr(self._env, "worldloom_get_state") and hasattr(self._env, "worldloom_set_state")
+        return hasattr(self._env, "worldloom_get_state") and hasattr(
+            self._env, "worldloom_set_state"
+        )
 
     def _say_remarks(self, raw: RawEnv, config: EnvConfig) -> None:
         for remark in self._map_obs.remarks:
@@ -201,7 +241,8 @@ class EnvAdapter:
 
 
 class _ImagePipeline:
-    """Resize, grey, stack: for one [Y, X, channels] image key, which may hold a stack of ``own_frames`` images itself.
+    """Resize, grey, stack: for one [Y, X, channels] image key, which may hold a stack of
+    ``own_frames`` images itself.
 
     Raises:
         ConfigurationError: If images are to become grey that have neither one channel nor three.
@@ -210,16 +251,20 @@ class _ImagePipeline:
     def __init__(self, key: str, spec: ArraySpec, config: EnvConfig, own_frames: int) -> None:
         height, width, channels = spec.shape
         size = config.image_size
-        self._resize = _resizer(size) if size is not None and (height, width) != (size, size) else None
+        self._resize = (
+            _resizer(size) if size is not None and (height, width) != (size, size) else None
+        )
         if self._resize is not None:
             height = width = int(size or 0)
         colours = channels // own_frames
         if config.grayscale and colours not in (1, 3):
             raise ConfigurationError(
-                f"env.grayscale needs images of three channels, and image {key!r} of {config.env!r} has {colours}; "
+                f"env.grayscale needs images of three channels, and image {key!r} of "
+                f"{config.env!r} has {colours}; "
                 "leave it out, or set env.grayscale to False"
             )
-        self._gray, self._is_stack = bool(config.grayscale) and colours == 3, own_frames > 1
+        self._gray = bool(config.grayscale) and colours == 3
+        self._is_stack = own_frames > 1
         channels = own_frames if self._gray else channels
         self._frames: deque[np.ndarray] = deque(maxlen=config.frame_stack or 1)
         self.spec = ArraySpec((height, width, channels * (config.frame_stack or 1)), "uint8")
@@ -246,10 +291,14 @@ class _ImagePipeline:
 
 
 def own_repeat(env: Any) -> int:
-    """How often an env or a wrapper around it repeats every action by itself, as far as Gymnasium's and the ALE's own tell."""
+    """How often an env or a wrapper around it repeats every action by itself, as far as Gymnasium's
+    and the ALE's own tell.
+    """
     repeat = 1
     while env is not None:
-        repeat *= max(_whole(getattr(env, name, None)) for name in OWN_REPEATS.get(type(env).__name__, ("",)))
+        repeat *= max(
+            _whole(getattr(env, name, None)) for name in OWN_REPEATS.get(type(env).__name__, ("",))
+        )
         env = env.env if isinstance(env, gymnasium.Wrapper) else None
     return repeat
 
@@ -257,7 +306,8 @@ def own_repeat(env: Any) -> int:
 def repeat_remark(own: int, ours: int) -> str:
     """What to say of an env whose own repeat comes on top of ours."""
     return (
-        f"it repeats every action {own} times itself, and env.action_repeat={ours} repeats that, so a decision takes {own * ours} "
+        f"it repeats every action {own} times itself, and env.action_repeat={ours} "
+        f"repeats that, so a decision takes {own * ours} "
         "frames; leave env.action_repeat out, or build the env without its own (frameskip=1)"
     )
 
@@ -299,10 +349,15 @@ def _resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def _episode_limit(raw: RawEnv, config: EnvConfig) -> int | None:
     """The limit in decisions; the env's own cannot be lifted from outside."""
-    own = None if raw.episode_limit is None else math.ceil(raw.episode_limit / (config.action_repeat or 1))
+    own = (
+        None
+        if raw.episode_limit is None
+        else math.ceil(raw.episode_limit / (config.action_repeat or 1))
+    )
     if own is not None and config.time_limit is not None and config.time_limit > own:
         raise ConfigurationError(
-            f"env.time_limit must be <= {own}, the limit in decisions that {config.env!r} sets itself, got {config.time_limit}; "
+            f"env.time_limit must be <= {own}, the limit in decisions that "
+            f"{config.env!r} sets itself, got {config.time_limit}; "
             "leave it out"
         )
     return own if config.time_limit is None else config.time_limit
@@ -312,8 +367,14 @@ def _refuse_image_settings(config: EnvConfig) -> None:
     """Refuse those that the user set; every dmc env has the suite's image size, pixels or not."""
     usual = {**NEUTRAL, **SUITES[config.suite]}
     names = ("image_size", "grayscale", "frame_stack")
-    used = [f"env.{name}" for name in names if getattr(config, name) not in (None, NEUTRAL.get(name), usual.get(name))]
+    used = [
+        f"env.{name}"
+        for name in names
+        if getattr(config, name) not in (None, NEUTRAL.get(name), usual.get(name))
+    ]
     if used:
         remedy = "add env.pixels or leave it out" if config.suite in RENDERED else "leave it out"
         need = "needs" if len(used) == 1 else "need"
-        raise ConfigurationError(f"{' and '.join(used)} {need} images, and {config.env!r} observes none; {remedy}")
+        raise ConfigurationError(
+            f"{' and '.join(used)} {need} images, and {config.env!r} observes none; {remedy}"
+        )

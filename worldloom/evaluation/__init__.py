@@ -1,4 +1,6 @@
-"""How good a world model is: open-loop errors, reward and continuation, plots and videos; names load on first use."""
+"""How good a world model is: open-loop errors, reward and continuation, plots and videos; names
+load on first use.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldloom.evaluation.metrics import EvaluationReport, evaluate_world_model
     from worldloom.evaluation.plots import plot_open_loop, plot_predictions
-    from worldloom.evaluation.visualize import imagination_frames, save_frames, visualize_imagination
+    from worldloom.evaluation.visualize import (
+        imagination_frames,
+        save_frames,
+        visualize_imagination,
+    )
 
 __all__ = [
     "EvaluationReport",

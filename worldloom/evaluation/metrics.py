@@ -1,8 +1,10 @@
-"""Errors of a world model on held-out sequences, in natural units; for every model behind the protocol.
+"""Errors of a world model on held-out sequences, in natural units; for every model behind the
+protocol.
 
-A sequence is filtered with its observations first (``warm_up`` steps), then followed by its actions alone. Open-loop errors
-compare what was imagined k steps ahead with what came; where a model reconstructs nothing (TD-MPC2) only latent errors exist.
-Legend: B batch, T time, W warm-up steps, K open-loop steps.
+A sequence is filtered with its observations first (``warm_up`` steps), then followed by its actions
+alone. Open-loop errors compare what was imagined k steps ahead with what came; where a model
+reconstructs nothing (TD-MPC2) only latent errors exist. Legend: B batch, T time, W warm-up steps, K
+open-loop steps.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ class OpenLoop:
     Attributes:
         latent: ``[K, B, F]`` features imagined and encoded.
         reward: ``[K, B]`` predicted and received.
-        cont: ``[K, B]`` probability of going on, and whether it did; None when the model predicts none.
+        cont: ``[K, B]`` probability of going on, and whether it did; None when the model predicts
+            none.
         obs: ``[K, B, *obs_shape]`` decoded and seen; None when the model reconstructs nothing.
-        reconstruction: ``[B, *obs_shape]`` of the last filtered observation, decoded and seen; None likewise.
+        reconstruction: ``[B, *obs_shape]`` of the last filtered observation, decoded and seen; None
+            likewise.
     """
 
     latent: Pairs
@@ -49,10 +53,13 @@ class EvaluationReport:
 
     Attributes:
         latent_error: Squared error of features, for 1..K steps ahead.
-        obs_error: Squared error of observations, for 1..K steps ahead; empty when nothing is reconstructed.
+        obs_error: Squared error of observations, for 1..K steps ahead; empty when nothing is
+            reconstructed.
         reward_mae: Absolute error of rewards, over all steps.
-        reconstruction_error: Squared error of reconstructed observations; None when nothing is reconstructed.
-        continue_calibration: Mean gap between predicted probability and frequency of going on, weighted by bin; None without.
+        reconstruction_error: Squared error of reconstructed observations; None when nothing is
+            reconstructed.
+        continue_calibration: Mean gap between predicted probability and frequency of going on,
+            weighted by bin; None without.
         steps: What the errors were computed from.
     """
 
@@ -70,7 +77,14 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready numbers."""
-        names = ("latent_error", "obs_error", "reward_mae", "reconstruction_error", "continue_calibration", "one_step_error")
+        names = (
+            "latent_error",
+            "obs_error",
+            "reward_mae",
+            "reconstruction_error",
+            "continue_calibration",
+            "one_step_error",
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -93,15 +107,20 @@ def evaluate_world_model(
         warm_up: W, at least 1.
         batch_size: Sequences drawn from a buffer.
         seed: Of that draw and of the latents.
-        held_out: Which episodes of a buffer to draw from; ``(10, True)`` are those that a trainer holds out by default.
+        held_out: Which episodes of a buffer to draw from; ``(10, True)`` are those that a trainer
+            holds out by default.
 
     Raises:
         ConfigurationError: If the sequences are too short.
     """
-    horizon, warm_up = (checked(n, v, int, Bounds(1)) for n, v in (("horizon", horizon), ("warm_up", warm_up)))
+    horizon, warm_up = (
+        checked(n, v, int, Bounds(1)) for n, v in (("horizon", horizon), ("warm_up", warm_up))
+    )
     seed = checked("seed", seed, int, NOT_NEGATIVE)
     if hasattr(data, "sample"):
-        data = data.sample(batch_size, warm_up + horizon, rng=np.random.default_rng(seed), held_out=held_out)
+        data = data.sample(
+            batch_size, warm_up + horizon, rng=np.random.default_rng(seed), held_out=held_out
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         steps = open_loop(model, data, horizon=horizon, warm_up=warm_up)
@@ -109,7 +128,9 @@ def evaluate_world_model(
         latent_error=_by_step(steps.latent),
         obs_error=_by_step(steps.obs) if steps.obs is not None else [],
         reward_mae=float(np.abs(steps.reward[0] - steps.reward[1]).mean()),
-        reconstruction_error=_squared(steps.reconstruction) if steps.reconstruction is not None else None,
+        reconstruction_error=_squared(steps.reconstruction)
+        if steps.reconstruction is not None
+        else None,
         continue_calibration=calibration(*steps.cont) if steps.cont is not None else None,
         steps=steps,
     )
@@ -124,13 +145,22 @@ def open_loop(model: Any, batch: Mapping[str, Tensor], *, horizon: int, warm_up:
     """
     missing = [name for name in ("obs", "actions", "rewards") if name not in batch]
     if missing:
-        raise ConfigurationError(f"a batch of sequences needs obs, actions and rewards, got {sorted(batch)}")
-    batch = {name: torch.as_tensor(value) for name, value in batch.items()}
-    obs, actions = _with_last(batch), batch["actions"]
-    length = obs.shape[1]
-    if warm_up < 1 or horizon < 1 or length < warm_up + horizon or actions.shape[1] < warm_up + horizon - 1:
         raise ConfigurationError(
-            f"sequences of {length} observations are too short for warm_up={warm_up} and horizon={horizon}; "
+            f"a batch of sequences needs obs, actions and rewards, got {sorted(batch)}"
+        )
+    batch = {name: torch.as_tensor(value) for name, value in batch.items()}
+    obs = _with_last(batch)
+    actions = batch["actions"]
+    length = obs.shape[1]
+    if (
+        warm_up < 1
+        or horizon < 1
+        or length < warm_up + horizon
+        or actions.shape[1] < warm_up + horizon - 1
+    ):
+        raise ConfigurationError(
+            f"sequences of {length} observations are too short for warm_up={warm_up} "
+            f"and horizon={horizon}; "
             f"both must be >= 1 and their sum <= {length}"
         )
     was_training = model.training
@@ -138,7 +168,9 @@ def open_loop(model: Any, batch: Mapping[str, Tensor], *, horizon: int, warm_up:
     try:
         states = _filtered(model, obs[:, : warm_up + horizon], actions)
         last = warm_up - 1
-        dreamt = model.imagine(states[last], actions[:, last : last + horizon].transpose(0, 1), deterministic=True)
+        dreamt = model.imagine(
+            states[last], actions[:, last : last + horizon].transpose(0, 1), deterministic=True
+        )
         decoded = [model.decode(state) for state in dreamt.states]
     finally:
         model.train(was_training)
@@ -147,19 +179,36 @@ def open_loop(model: Any, batch: Mapping[str, Tensor], *, horizon: int, warm_up:
     has_obs = "obs" in decoded[0]
     seen = _units(obs)
     return OpenLoop(
-        latent=(_numpy(dreamt.to_features_tensor()[1:]), _numpy(torch.stack([s.features for s in states[ahead]]))),
-        reward=(_numpy(dreamt.rewards.squeeze(-1)), _numpy(batch["rewards"][:, came].transpose(0, 1))),
+        latent=(
+            _numpy(dreamt.to_features_tensor()[1:]),
+            _numpy(torch.stack([s.features for s in states[ahead]])),
+        ),
+        reward=(
+            _numpy(dreamt.rewards.squeeze(-1)),
+            _numpy(batch["rewards"][:, came].transpose(0, 1)),
+        ),
         cont=_continuation(dreamt.continues, batch, came),
-        obs=(_numpy(torch.stack([d["obs"] for d in decoded[1:]])), _numpy(seen[:, ahead].transpose(0, 1))) if has_obs else None,
+        obs=(
+            _numpy(torch.stack([d["obs"] for d in decoded[1:]])),
+            _numpy(seen[:, ahead].transpose(0, 1)),
+        )
+        if has_obs
+        else None,
         reconstruction=(_numpy(decoded[0]["obs"]), _numpy(seen[:, last])) if has_obs else None,
     )
 
 
 def calibration(probability: np.ndarray, outcome: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: |mean probability - frequency| per bin of probability, weighted by the bin's share."""
-    flat, happened = probability.reshape(-1), outcome.reshape(-1)
+    """Expected calibration error: |mean probability - frequency| per bin of probability, weighted
+    by the bin's share.
+    """
+    flat = probability.reshape(-1)
+    happened = outcome.reshape(-1)
     place = np.minimum((flat * bins).astype(int), bins - 1)
-    gaps = [abs(flat[place == b].mean() - happened[place == b].mean()) * np.mean(place == b) for b in np.unique(place)]
+    gaps = [
+        abs(flat[place == b].mean() - happened[place == b].mean()) * np.mean(place == b)
+        for b in np.unique(place)
+    ]
     return float(np.sum(gaps))
 
 
@@ -179,7 +228,9 @@ def _with_last(batch: Mapping[str, Tensor]) -> Tensor:
     return obs
 
 
-def _continuation(predicted: Tensor | None, batch: Mapping[str, Tensor], came: slice) -> Pairs | None:
+def _continuation(
+    predicted: Tensor | None, batch: Mapping[str, Tensor], came: slice
+) -> Pairs | None:
     if predicted is None or "continues" not in batch:
         return None
     return _numpy(predicted.squeeze(-1)), _numpy(batch["continues"][:, came].transpose(0, 1))

@@ -18,20 +18,26 @@ MAX_POINTS = 5000
 
 
 def plot_predictions(report: EvaluationReport, path: str | PathLike[str]) -> Path:
-    """Predicted against actual, one step ahead: next state (observation or latent), reward, reconstruction.
+    """Predicted against actual, one step ahead: next state (observation or latent), reward,
+    reconstruction.
 
     Points on the diagonal are exact. A model without reconstruction has two panels.
     """
     steps = report.steps
     state = steps.obs or steps.latent
-    panels = [("State prediction", state[0][0], state[1][0]), ("Reward prediction", steps.reward[0][0], steps.reward[1][0])]
+    panels = [
+        ("State prediction", state[0][0], state[1][0]),
+        ("Reward prediction", steps.reward[0][0], steps.reward[1][0]),
+    ]
     if steps.reconstruction is not None:
         panels.append(("Observation reconstruction", *steps.reconstruction))
     figure, axes = _figure(len(panels))
     for axis, (title, predicted, actual) in zip(axes, panels, strict=True):
-        x, y = _thinned(actual), _thinned(predicted)
+        x = _thinned(actual)
+        y = _thinned(predicted)
         axis.scatter(x, y, s=4, alpha=0.5)
-        low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+        low = float(min(x.min(), y.min()))
+        high = float(max(x.max(), y.max()))
         axis.plot([low, high], [low, high], color="grey", linewidth=1)
         axis.set(title=title, xlabel="actual", ylabel="predicted")
     return _saved(figure, path)
@@ -44,7 +50,11 @@ def plot_open_loop(report: EvaluationReport, path: str | PathLike[str]) -> Path:
     figure, axes = _figure(len(shown))
     for axis, (name, values) in zip(axes, shown.items(), strict=True):
         axis.plot(range(1, len(values) + 1), values, marker="o", markersize=3)
-        axis.set(title=f"Open-loop error of the {name}", xlabel="steps ahead", ylabel="mean squared error")
+        axis.set(
+            title=f"Open-loop error of the {name}",
+            xlabel="steps ahead",
+            ylabel="mean squared error",
+        )
     return _saved(figure, path)
 
 

@@ -1,7 +1,8 @@
-"""Imagination as pictures: what was seen, what the model saw in it, and how they part; PNG, GIF or mp4.
+"""Imagination as pictures: what was seen, what the model saw in it, and how they part; PNG, GIF or
+mp4.
 
-Images are shown as they are; a vector is drawn as bars, and a model that reconstructs nothing shows its latent features that way.
-Legend: T frames, B sequences, Y/X height and width.
+Images are shown as they are; a vector is drawn as bars, and a model that reconstructs nothing shows
+its latent features that way. Legend: T frames, B sequences, Y/X height and width.
 """
 
 from __future__ import annotations
@@ -51,16 +52,23 @@ def visualize_imagination(
         seed: Of the draw.
     """
     counts = {"horizon": horizon, "warm_up": warm_up, "sequences": sequences, "fps": fps}
-    horizon, warm_up, sequences, fps = (checked(name, value, int, Bounds(1)) for name, value in counts.items())
+    horizon, warm_up, sequences, fps = (
+        checked(name, value, int, Bounds(1)) for name, value in counts.items()
+    )
     seed = checked("seed", seed, int, NOT_NEGATIVE)
     if hasattr(data, "sample"):
         data = data.sample(sequences, warm_up + horizon, rng=np.random.default_rng(seed))
     cut = {name: value[:sequences] for name, value in data.items()}
-    return save_frames(imagination_frames(model, cut, horizon=horizon, warm_up=warm_up), path, fps=fps)
+    return save_frames(
+        imagination_frames(model, cut, horizon=horizon, warm_up=warm_up), path, fps=fps
+    )
 
 
-def imagination_frames(model: Any, batch: Mapping[str, Tensor], *, horizon: int = 15, warm_up: int = 5) -> np.ndarray:
-    """Frames of reality (top), imagination (middle) and their difference (bottom) of every sequence.
+def imagination_frames(
+    model: Any, batch: Mapping[str, Tensor], *, horizon: int = 15, warm_up: int = 5
+) -> np.ndarray:
+    """Frames of reality (top), imagination (middle) and their difference (bottom) of every
+    sequence.
 
     Returns:
         ``[T, Y, X, 3]`` uint8; one frame per imagined step, sequences side by side.
@@ -70,7 +78,8 @@ def imagination_frames(model: Any, batch: Mapping[str, Tensor], *, horizon: int 
         steps = open_loop(model, batch, horizon=horizon, warm_up=warm_up)
     predicted, actual = steps.obs or steps.latent
     pictures = _images if predicted.ndim == 5 else _bars
-    low, high = float(actual.min()), float(actual.max())
+    low = float(actual.min())
+    high = float(actual.max())
     top, middle = (pictures(values, low, high) for values in (actual, predicted))  # [T, B, Y, X, 3]
     bottom = np.abs(top.astype(int) - middle.astype(int)).clip(0, 255).astype(np.uint8)
     rows = [_side_by_side(part) for part in (top, middle, bottom)]
@@ -90,7 +99,9 @@ def save_frames(frames: np.ndarray, path: str | PathLike[str], *, fps: int = 8) 
         raise ConfigurationError(f"path must end in .png, .gif or .mp4, got {target.name!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
-        (_write_mp4 if kind == ".mp4" else _write_picture)(frames, temporary, fps, kind.removeprefix("."))
+        (_write_mp4 if kind == ".mp4" else _write_picture)(
+            frames, temporary, fps, kind.removeprefix(".")
+        )
     return target
 
 
@@ -110,10 +121,14 @@ def _write_mp4(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise MissingDependencyError("mp4 films (a .gif needs only pillow)", "imageio-ffmpeg", "video") from error
+        raise MissingDependencyError(
+            "mp4 films (a .gif needs only pillow)", "imageio-ffmpeg", "video"
+        ) from error
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)))
     size = (even.shape[2], even.shape[1])
-    writer = imageio_ffmpeg.write_frames(str(target), size, fps=fps, macro_block_size=2, output_params=["-f", kind])
+    writer = imageio_ffmpeg.write_frames(
+        str(target), size, fps=fps, macro_block_size=2, output_params=["-f", kind]
+    )
     writer.send(None)
     for frame in even:
         writer.send(np.ascontiguousarray(frame))
@@ -131,7 +146,9 @@ def _images(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _bars(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """[T, B, ...] numbers -> [T, B, Y, X, 3]: one bar per number, as high as the number lies in [low, high]."""
+    """[T, B, ...] numbers -> [T, B, Y, X, 3]: one bar per number, as high as the number lies in
+    [low, high].
+    """
     flat = values.reshape(*values.shape[:2], -1)[..., :MAX_BARS]
     height = ((flat - low) / max(high - low, 1e-6)).clip(0, 1) * BAR_SIDE
     level = np.arange(BAR_SIDE)[::-1, None]
@@ -142,5 +159,7 @@ def _bars(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _side_by_side(pictures: np.ndarray) -> np.ndarray:
     """[T, B, Y, X, 3] -> [T, Y + border, B (X + border), 3]."""
-    padded = np.pad(pictures, ((0, 0), (0, 0), (0, BORDER), (0, BORDER), (0, 0)), constant_values=255)
+    padded = np.pad(
+        pictures, ((0, 0), (0, 0), (0, BORDER), (0, BORDER), (0, 0)), constant_values=255
+    )
     return np.concatenate([padded[:, b] for b in range(padded.shape[1])], axis=2)

@@ -1,4 +1,5 @@
-"""What all public world models share: the door for tensors, imagination, saving and loading, and the trainer's hooks.
+"""What all public world models share: the door for tensors, imagination, saving and loading, and
+the trainer's hooks.
 
 A subclass says how to encode, step and decode; shapes, dtypes and devices are checked here, once.
 Legend: B batch, T time, A action.
@@ -25,7 +26,13 @@ from worldloom.core.registry import WorldModelRegistry
 from worldloom.core.state import LatentState
 from worldloom.core.trajectory import Trajectory
 from worldloom.models.door import Door
-from worldloom.models.pretrained import SavedModel, check_conflicts, load_weights, open_model, save_model
+from worldloom.models.pretrained import (
+    SavedModel,
+    check_conflicts,
+    load_weights,
+    open_model,
+    save_model,
+)
 
 __all__ = ["BaseWorldModel", "imagined_returns", "place_of", "torch_generator"]
 
@@ -49,7 +56,9 @@ def place_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"device must be auto, cpu, cuda or cuda:N of this machine, got {name!r}") from error
+        raise ConfigurationError(
+            f"device must be auto, cpu, cuda or cuda:N of this machine, got {name!r}"
+        ) from error
     return device
 
 
@@ -63,9 +72,11 @@ def torch_generator(device: torch.device) -> torch.Generator:
 def imagined_returns(rewards: Tensor, continues: Tensor | None, discount: float) -> Tensor:
     """Discounted sum of the rewards from each step to the end. All ``[T, B, 1]``.
 
-    ``continues[t]`` is the probability that the episode goes on behind action t; None counts as certain.
+    ``continues[t]`` is the probability that the episode goes on behind action t; None counts as
+    certain.
     """
-    total, found = torch.zeros_like(rewards[0]), []
+    total = torch.zeros_like(rewards[0])
+    found = []
     for t in reversed(range(len(rewards))):
         goes_on = discount if continues is None else discount * continues[t]
         total = rewards[t] + goes_on * total
@@ -95,7 +106,8 @@ class BaseWorldModel(Door, ABC):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Move the model, as ``to`` and others do, but refuse other dtypes: weights are float32 whatever products compute in.
+        """Move the model, as ``to`` and others do, but refuse other dtypes: weights are float32
+        whatever products compute in.
 
         Raises:
             ConfigurationError: Names the dtype, and how to compute in half precision.
@@ -105,35 +117,47 @@ class BaseWorldModel(Door, ABC):
         wrong = sorted(str(dtype).removeprefix("torch.") for dtype in found - {torch.float32})
         if wrong:
             raise ConfigurationError(
-                f"weights of a world model must be float32, got {wrong[0]}; to compute in half precision create the model with "
-                "dtype='bfloat16' (weights stay float32), and leave torch's default dtype at float32"
+                f"weights of a world model must be float32, got {wrong[0]}; to "
+                "compute in half precision create the model with "
+                "dtype='bfloat16' (weights stay float32), and leave torch's default "
+                "dtype at float32"
             )
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
-    # -- what a subclass says ---------------------------------------------------------------------------------------
+    # -- what a subclass says ----------------------------------------------------------------------
 
     @abstractmethod
     def _step(self, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
         """State behind checked actions [B, A]."""
 
     def _stepper(self) -> Callable[[LatentState, Tensor, bool], LatentState]:
-        """What makes the steps of one call: may hold what they share, so that nothing of it outlives the call in the model."""
+        """What makes the steps of one call: may hold what they share, so that nothing of it
+        outlives the call in the model.
+        """
         return self._step
 
     @abstractmethod
-    def _outcome(self, states: list[LatentState], actions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Rewards, what critics say (or None) and continuation [T, B, 1] of T + 1 states and T actions."""
+    def _outcome(
+        self, states: list[LatentState], actions: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Rewards, what critics say (or None) and continuation [T, B, 1] of T + 1 states and T
+        actions.
+        """
 
     def _checkpointed(self) -> Iterable[nn.Module]:
         """Modules whose activations are recomputed when gradient checkpointing is on."""
         return ()
 
-    # -- the shared part of the protocol ----------------------------------------------------------------------------
+    # -- the shared part of the protocol -----------------------------------------------------------
 
-    def predict(self, state: LatentState, action: Tensor, deterministic: bool = False) -> LatentState:
+    def predict(
+        self, state: LatentState, action: Tensor, deterministic: bool = False
+    ) -> LatentState:
         """State behind ``action`` ``[B, A]``, imagined."""
         with self.precision():
-            return self._step(self._state(state), self._action(action, state.batch_size), deterministic)
+            return self._step(
+                self._state(state), self._action(action, state.batch_size), deterministic
+            )
 
     def imagine(
         self,
@@ -149,18 +173,22 @@ class BaseWorldModel(Door, ABC):
             initial_state: Where to begin, B rows.
             actions: ``[T, B, A]``, or a policy that maps a state to actions ``[B, A]``.
             deterministic: Take the most likely latents instead of drawing them.
-            horizon: T when ``actions`` is a policy; 15 by default. With actions it may only be their number.
+            horizon: T when ``actions`` is a policy; 15 by default. With actions it may only be
+                their number.
 
         Returns:
             T + 1 states and the predicted outcome of each action, in natural units.
         """
         state = self._state(initial_state)
         steps = DEFAULT_HORIZON if horizon is None else checked("horizon", horizon, int, Bounds(1))
-        rows, states, taken = state.batch_size, [state], []
+        rows = state.batch_size
+        states = [state]
+        taken = []
         given = None if callable(actions) else self._actions(actions, rows)
         if given is not None and horizon is not None and steps != len(given):
             raise ConfigurationError(
-                f"horizon must be {len(given)}, the number of actions, or be left out, got {horizon}; give as many actions as steps"
+                f"horizon must be {len(given)}, the number of actions, or be left "
+                f"out, got {horizon}; give as many actions as steps"
             )
         with self.precision():
             step = self._stepper()
@@ -185,12 +213,16 @@ class BaseWorldModel(Door, ABC):
             with torch.autocast(self.device.type, dtype):
                 yield
 
-    # -- the trainer's hooks ----------------------------------------------------------------------------------------
+    # -- the trainer's hooks -----------------------------------------------------------------------
 
     def parameter_groups(self, config: Any) -> list[dict[str, Any]]:
-        """Parameters as an optimizer takes them; ``config`` has ``learning_rate`` and ``weight_decay``."""
+        """Parameters as an optimizer takes them; ``config`` has ``learning_rate`` and
+        ``weight_decay``.
+        """
         trained = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": trained, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
+        return [
+            {"params": trained, "lr": config.learning_rate, "weight_decay": config.weight_decay}
+        ]
 
     def after_update(self, losses: Mapping[str, Tensor]) -> None:
         """Called by the trainer behind every optimizer step with what ``compute_loss`` returned."""
@@ -205,21 +237,28 @@ class BaseWorldModel(Door, ABC):
         fixed = sorted(set(known) - self.tunable)
         if fixed:
             allowed = ", ".join(sorted(self.tunable))
-            raise ConfigurationError(f"{fixed[0]} is built into the networks; create a new model, or change one of {allowed}")
+            raise ConfigurationError(
+                f"{fixed[0]} is built into the networks; create a new model, or "
+                f"change one of {allowed}"
+            )
         self.config = self.config.replaced(**known)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them: less memory, more time, equal gradients."""
+        """Recompute activations in the backward pass instead of keeping them: less memory, more
+        time, equal gradients.
+        """
         for module in self._checkpointed():
             if "forward" not in vars(module):
                 module.forward = functools.partial(_recompute, module.forward)
 
-    # -- files ------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write ``config.json``, ``model.pt`` and ``model.safetensors`` into a folder (made if missing; ``~`` is understood).
+        """Write ``config.json``, ``model.pt`` and ``model.safetensors`` into a folder (made if
+        missing; ``~`` is understood).
 
-        The three change as one: a model that was there is replaced whole, or stays when this one cannot be saved.
+        The three change as one: a model that was there is replaced whole, or stays when this one
+        cannot be saved.
 
         Raises:
             CheckpointError: If it cannot be written there.
@@ -227,7 +266,9 @@ class BaseWorldModel(Door, ABC):
         save_model(path, self.config, self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], *, device: str | None = None, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, path: str | PathLike[str], *, device: str | None = None, **kwargs: Any
+    ) -> Self:
         """Load a model that :meth:`save_pretrained` wrote; nothing in the folder is executed.
 
         Args:
@@ -250,14 +291,24 @@ class BaseWorldModel(Door, ABC):
     def _check_kind(cls, saved: SavedModel) -> None:
         """Refuse to read the model of another class."""
         kind = saved.config.model_type
-        if type(saved.config) is WorldModelConfig and kind.lower() not in WorldModelRegistry.list_models():
-            raise CheckpointError(f"{saved.folder}/config.json: model_type {kind!r} is not a model of this library")
+        if (
+            type(saved.config) is WorldModelConfig
+            and kind.lower() not in WorldModelRegistry.list_models()
+        ):
+            raise CheckpointError(
+                f"{saved.folder}/config.json: model_type {kind!r} is not a model of this library"
+            )
         own = WorldModelRegistry.model_class(kind)
         if not issubclass(cls, own):
             raise CheckpointError(
-                f"{saved.folder}: holds a {own.__name__}, got a request for a {cls.__name__}; load it with create_world_model"
+                f"{saved.folder}: holds a {own.__name__}, got a request for a "
+                f"{cls.__name__}; load it with create_world_model"
             )
 
 
 def _recompute(forward: Callable[..., Any], *args: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+    return (
+        checkpoint(forward, *args, use_reentrant=False)
+        if torch.is_grad_enabled()
+        else forward(*args)
+    )

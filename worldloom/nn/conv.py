@@ -1,7 +1,8 @@
-"""Convolution stages of DreamerV3: 5x5 with pooling on the way down, nearest upsampling and 5x5 on the way up.
+"""Convolution stages of DreamerV3: 5x5 with pooling on the way down, nearest upsampling and 5x5 on
+the way up.
 
-Maps are NCHW tensors in channels-last memory, so that the norm over channels reads contiguous memory. Legend: N rows, I/O
-channels in and out, H/W sides.
+Maps are NCHW tensors in channels-last memory, so that the norm over channels reads contiguous
+memory. Legend: N rows, I/O channels in and out, H/W sides.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class Conv5x5(nn.Module):
 
 
 class PooledConv5x5(Conv5x5):
-    """The same followed by 2x2 max-pooling, in chunks of rows: the large map before the pooling never exists as a whole.
+    """The same followed by 2x2 max-pooling, in chunks of rows: the large map before the pooling
+    never exists as a whole.
 
-    What is kept for the derivative is one byte per pooled value, which of the four pixels it came from. ``forward`` of the base
-    class is :meth:`convolve` here.
+    What is kept for the derivative is one byte per pooled value, which of the four pixels it came
+    from. ``forward`` of the base class is :meth:`convolve` here.
     """
 
     def convolve(self, x: Tensor) -> Tensor:
@@ -59,12 +61,21 @@ class PooledConv5x5(Conv5x5):
 class _ConvPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Convolve and pool a part of the rows at a time; keep which of four neighbours was the largest."""
+        """Convolve and pool a part of the rows at a time; keep which of four neighbours was the
+        largest.
+        """
         rows, _, height, width = x.shape
         out = torch.empty(
-            rows, len(weight), height // 2, width // 2, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+            rows,
+            len(weight),
+            height // 2,
+            width // 2,
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last,
         )
-        codes, corner = torch.empty_like(out, dtype=torch.uint8), corners(height, width, x.device)
+        codes = torch.empty_like(out, dtype=torch.uint8)
+        corner = corners(height, width, x.device)
         for part in chunks(x, len(weight)):
             large = functional.conv2d(x[part], weight, bias, padding=2)
             out[part], index = functional.max_pool2d_with_indices(large, [2, 2])
@@ -75,24 +86,43 @@ class _ConvPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The gradient goes to the largest of four neighbours, then back through the convolution, a part of the rows at a time."""
+        """The gradient goes to the largest of four neighbours, then back through the convolution, a
+        part of the rows at a time.
+        """
         x, weight, codes = ctx.saved_tensors
         wants_x = ctx.needs_input_grad[0]
         d_x = torch.empty_like(x) if wants_x else None
-        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])
+        d_weight = torch.zeros_like(weight)
+        d_bias = torch.zeros_like(weight[:, 0, 0, 0])
         height, width = x.shape[2:]
         corner = corners(height, width, x.device)
         for part in chunks(x, len(weight)):
             code = codes[part].long()
             index = corner + (code >> 1) * width + (code & 1)
             large = torch.empty(
-                len(code), len(weight), height, width, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+                len(code),
+                len(weight),
+                height,
+                width,
+                dtype=x.dtype,
+                device=x.device,
+                memory_format=torch.channels_last,
             )
             d_large = torch.ops.aten.max_pool2d_with_indices_backward(
                 grads[0][part], large, [2, 2], [2, 2], [0, 0], [1, 1], False, index
             )
             parts = torch.ops.aten.convolution_backward(
-                d_large, x[part], weight, [len(weight)], [1, 1], [2, 2], [1, 1], False, [0, 0], 1, [wants_x, True, True]
+                d_large,
+                x[part],
+                weight,
+                [len(weight)],
+                [1, 1],
+                [2, 2],
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [wants_x, True, True],
             )
             if d_x is not None:
                 d_x[part] = parts[0]
@@ -108,7 +138,9 @@ def corners(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def chunks(x: Tensor, outputs: int) -> list[slice]:
-    """Slices of rows: on a CPU few enough that one chunk's map stays in the cache, on an accelerator all of them."""
+    """Slices of rows: on a CPU few enough that one chunk's map stays in the cache, on an
+    accelerator all of them.
+    """
     rows, _, height, width = x.shape
     size = max(1, CHUNK_ELEMENTS // (outputs * height * width)) if x.device.type == "cpu" else rows
     return [slice(begin, begin + size) for begin in range(0, rows, size)]
@@ -117,8 +149,9 @@ def chunks(x: Tensor, outputs: int) -> list[slice]:
 class UpConv5x5(Conv5x5):
     """The same after nearest-neighbour upsampling by 2, at 36 % of the multiplications.
 
-    Each of the four pixels of an upsampled 2x2 cell sees only 3x3 distinct inputs, so the 5x5 kernel folds into four 3x3
-    kernels, applied to the small map. The result is equal up to the order of additions.
+    Each of the four pixels of an upsampled 2x2 cell sees only 3x3 distinct inputs, so the 5x5
+    kernel folds into four 3x3 kernels, applied to the small map. The result is equal up to the
+    order of additions.
     """
 
     fold: Tensor
@@ -128,7 +161,9 @@ class UpConv5x5(Conv5x5):
         self.register_buffer("fold", _fold(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, I, H, W] -> cells [N, H, W, 2, 2, O], where (y, x) of the last axes but one is the pixel within the cell."""
+        """[N, I, H, W] -> cells [N, H, W, 2, 2, O], where (y, x) of the last axes but one is the
+        pixel within the cell.
+        """
         with torch.autocast(x.device.type, enabled=False):
             kernel = torch.einsum("pay,qbx,oiyx->pqoiab", self.fold, self.fold, self.weight)
         kernel = kernel.reshape(-1, *kernel.shape[3:]).contiguous(memory_format=torch.channels_last)
@@ -144,7 +179,9 @@ def cells_to_map(cells: Tensor) -> Tensor:
 
 
 def _fold() -> Tensor:
-    """fold[p, a, y] = 1 if row y of the 5-row kernel, centred on pixel p of a cell, reads row a of the 3 coarse rows."""
+    """fold[p, a, y] = 1 if row y of the 5-row kernel, centred on pixel p of a cell, reads row a of
+    the 3 coarse rows.
+    """
     fold = torch.zeros(2, 3, KERNEL)
     for pixel in range(2):
         for row in range(KERNEL):

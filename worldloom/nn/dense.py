@@ -1,4 +1,5 @@
-"""DreamerV3's building blocks: truncated-normal linear layers, block-diagonal linear layers, dense layers and MLPs.
+"""DreamerV3's building blocks: truncated-normal linear layers, block-diagonal linear layers, dense
+layers and MLPs.
 
 A *dense layer* is linear -> RMSNorm -> SiLU. Shape legend: I inputs, O outputs, G blocks.
 """
@@ -21,7 +22,9 @@ UNIT_STD = 1.1368
 
 @torch.no_grad()
 def init_kernel(kernel: Tensor, fan_in: int, outscale: float = 1.0) -> None:
-    """Fill with outscale * sqrt(1 / fan_in) * (normal cut at two standard deviations, rescaled to unit variance)."""
+    """Fill with outscale * sqrt(1 / fan_in) * (normal cut at two standard deviations, rescaled to
+    unit variance).
+    """
     if kernel.is_meta:
         return
     nn.init.trunc_normal_(kernel, std=1.0, a=-2.0, b=2.0)
@@ -29,7 +32,9 @@ def init_kernel(kernel: Tensor, fan_in: int, outscale: float = 1.0) -> None:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with DreamerV3's initialiser: zero bias, truncated normal kernel times ``outscale``."""
+    """``nn.Linear`` with DreamerV3's initialiser: zero bias, truncated normal kernel times
+    ``outscale``.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, outscale: float = 1.0) -> None:
         self.outscale = outscale
@@ -44,8 +49,8 @@ class Linear(nn.Linear):
 class BlockLinear(nn.Module):
     """Block-diagonal linear layer: input slice k is mapped to output slice k by its own kernel.
 
-    The initialiser divides by the *total* number of inputs, blocks x inputs per block, as the official code does; weights are
-    therefore sqrt(blocks) smaller than a per-block rule would give.
+    The initialiser divides by the *total* number of inputs, blocks x inputs per block, as the
+    official code does; weights are therefore sqrt(blocks) smaller than a per-block rule would give.
 
     Args:
         inputs, outputs: Total sizes; both divisible by ``blocks``.
@@ -94,7 +99,9 @@ class MLP(nn.Module):
         return x
 
     def after_first(self, first: Tensor) -> Tensor:
-        """Continue from the first linear layer's output, for callers who compute several heads' first layers at once."""
+        """Continue from the first linear layer's output, for callers who compute several heads'
+        first layers at once.
+        """
         x = norm_silu(first, self.layers[0].norm.scale)  # type: ignore[union-attr,arg-type]
         for layer in self.layers[1:]:
             x = layer(x)

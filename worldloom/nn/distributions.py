@@ -1,7 +1,9 @@
-"""What DreamerV3's heads mean: two-hot values, unimix categoricals, bounded normals, soft binaries. Pure functions.
+"""What DreamerV3's heads mean: two-hot values, unimix categoricals, bounded normals, soft binaries.
+Pure functions.
 
-Everything computes and returns float32. Sampling takes its draws as an argument, so results are functions of inputs alone.
-Shape legend: C classes, S categoricals, N two-hot bins, A action dimensions, K targets.
+Everything computes and returns float32. Sampling takes its draws as an argument, so results are
+functions of inputs alone. Shape legend: C classes, S categoricals, N two-hot bins, A action
+dimensions, K targets.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def symexp_bins(count: int, *, limit: float = 20.0) -> Tensor:
 
 
 class TwoHotTarget(NamedTuple):
-    """A value as weights on two neighbouring bins; the same bin twice, half each, outside the range."""
+    """A value as weights on two neighbouring bins; the same bin twice, half each, outside the
+    range.
+    """
 
     low: Tensor
     high: Tensor
@@ -55,10 +59,13 @@ class TwoHotTarget(NamedTuple):
 
 
 def two_hot(value: Tensor, bins: Tensor) -> TwoHotTarget:
-    """Linear interpolation of ``value`` [...] between its neighbours among ``bins`` [N], in value space (not symlog)."""
+    """Linear interpolation of ``value`` [...] between its neighbours among ``bins`` [N], in value
+    space (not symlog).
+    """
     last = len(bins) - 1
     above = torch.searchsorted(bins, value.contiguous(), right=True)
-    low, high = (above - 1).clamp(min=0), above.clamp(max=last)
+    low = (above - 1).clamp(min=0)
+    high = above.clamp(max=last)
     equal = low == high
     to_low = torch.where(equal, 1.0, (bins[low] - value).abs())
     to_high = torch.where(equal, 1.0, (bins[high] - value).abs())
@@ -71,7 +78,9 @@ class _TwoHotLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, index: Tensor, weight: Tensor, total: float) -> Tensor:
-        """``logits [..., bins]`` against K pairs of bins in ``index`` and ``weight [..., 2 K]``; ``total`` sums the scales."""
+        """``logits [..., bins]`` against K pairs of bins in ``index`` and ``weight [..., 2 K]``;
+        ``total`` sums the scales.
+        """
         log_sum = torch.logsumexp(logits, -1)
         ctx.save_for_backward(logits, index, weight, log_sum)
         ctx.total = total
@@ -86,7 +95,9 @@ class _TwoHotLoss(torch.autograd.Function):
         return probs.scatter_add_(-1, index, weight * -grad), None, None, None
 
 
-def two_hot_loss(logits: Tensor, targets: list[TwoHotTarget], scales: list[float] | None = None) -> Tensor:
+def two_hot_loss(
+    logits: Tensor, targets: list[TwoHotTarget], scales: list[float] | None = None
+) -> Tensor:
     """Cross-entropy against one or several two-hot targets, sum_k scale_k * CE_k. [...].
 
     Args:
@@ -96,7 +107,11 @@ def two_hot_loss(logits: Tensor, targets: list[TwoHotTarget], scales: list[float
     """
     scales = scales or [1.0] * len(targets)
     index = torch.stack([part for t in targets for part in (t.low, t.high)], -1)
-    weights = [part * s for t, s in zip(targets, scales, strict=True) for part in (t.weight_low, t.weight_high)]
+    weights = [
+        part * s
+        for t, s in zip(targets, scales, strict=True)
+        for part in (t.weight_low, t.weight_high)
+    ]
     weight = torch.stack(weights, -1)
     result: Tensor = _TwoHotLoss.apply(logits.float(), index, weight, float(sum(scales)))  # type: ignore[no-untyped-call]
     return result
@@ -105,7 +120,8 @@ def two_hot_loss(logits: Tensor, targets: list[TwoHotTarget], scales: list[float
 def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     """Expected value under softmax(logits). [..., N] -> [...].
 
-    Mirrored bins are paired before the sum, so that equal logits predict exactly 0 although bins reach +-4.9e8.
+    Mirrored bins are paired before the sum, so that equal logits predict exactly 0 although bins
+    reach +-4.9e8.
     """
     half = (len(bins) + 1) // 2
     probs = functional.softmax(logits.float(), -1)
@@ -156,8 +172,12 @@ def sample_classes(probs: Tensor, uniform: Tensor) -> Tensor:
     return below.sum(-1)
 
 
-def bounded_normal(mean: Tensor, std: Tensor, *, low: float = 0.1, high: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Raw head outputs to (mean in (-1, 1), std in (low, high)); std is about 0.89 for a raw value of 0."""
+def bounded_normal(
+    mean: Tensor, std: Tensor, *, low: float = 0.1, high: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Raw head outputs to (mean in (-1, 1), std in (low, high)); std is about 0.89 for a raw value
+    of 0.
+    """
     return torch.tanh(mean.float()), (high - low) * torch.sigmoid(std.float() + 2.0) + low
 
 

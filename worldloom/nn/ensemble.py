@@ -1,7 +1,9 @@
-"""Several equal MLPs whose parameters are stacked on axis 0 and evaluated with one batched product per layer.
+"""Several equal MLPs whose parameters are stacked on axis 0 and evaluated with one batched product
+per layer.
 
-The functions take the stacked tensors, so the same code serves all members, a drawn pair of them, a frozen copy, and one
-pair per environment. Shape legend: Q members, R rows, I inputs, M hidden size, K outputs.
+The functions take the stacked tensors, so the same code serves all members, a drawn pair of them, a
+frozen copy, and one pair per environment. Shape legend: Q members, R rows, I inputs, M hidden size,
+K outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ __all__ = ["EnsembleMLP", "StackedLayer", "ensemble_after_first", "ensemble_forw
 class _BatchedLinear(torch.autograd.Function):
     """x [Q, R, I], weight [Q, M, I], bias [Q, M] -> [Q, R, M].
 
-    Autograd's own backward of ``baddbmm`` returns the weight's gradient transposed in memory, which optimizers must copy.
+    Autograd's own backward of ``baddbmm`` returns the weight's gradient transposed in memory, which
+    optimizers must copy.
     """
 
     @staticmethod
@@ -34,7 +37,8 @@ class _BatchedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients laid out as the parameters are."""
         (grad,) = grads
-        x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)  # they differ under autocast only
+        # they differ under autocast only
+        x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             torch.bmm(grad, weight) if needs_x else None,
@@ -44,7 +48,9 @@ class _BatchedLinear(torch.autograd.Function):
 
 
 class StackedLayer(NamedTuple):
-    """Parameters of one layer of Q members: weight [Q, out, in], bias [Q, out]; LayerNorm [Q, out] or None (output layer)."""
+    """Parameters of one layer of Q members: weight [Q, out, in], bias [Q, out]; LayerNorm [Q, out]
+    or None (output layer).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -75,7 +81,9 @@ def _activate(layer: StackedLayer, pre: Tensor) -> Tensor:
     return mish(torch.addcmul(layer.ln_bias.unsqueeze(1), normed, layer.ln_weight.unsqueeze(1)))
 
 
-def ensemble_after_first(layers: list[StackedLayer], pre: Tensor, dropout: Tensor | None = None) -> Tensor:
+def ensemble_after_first(
+    layers: list[StackedLayer], pre: Tensor, dropout: Tensor | None = None
+) -> Tensor:
     """The network behind the first matrix product.
 
     Args:
@@ -92,8 +100,12 @@ def ensemble_after_first(layers: list[StackedLayer], pre: Tensor, dropout: Tenso
     return x
 
 
-def ensemble_forward(layers: list[StackedLayer], x: Tensor, dropout: Tensor | None = None) -> Tensor:
-    """All members on ``x`` ([Q, R, I], or [R, I] shared) -> [Q, R, K]; ``dropout`` as in :func:`ensemble_after_first`."""
+def ensemble_forward(
+    layers: list[StackedLayer], x: Tensor, dropout: Tensor | None = None
+) -> Tensor:
+    """All members on ``x`` ([Q, R, I], or [R, I] shared) -> [Q, R, K]; ``dropout`` as in
+    :func:`ensemble_after_first`.
+    """
     return ensemble_after_first(layers, layers[0].product(x), dropout)
 
 
@@ -113,11 +125,14 @@ class _Layer(nn.Module):
 
     def stacked(self) -> StackedLayer:
         """The layer's parameters in the form that functions take."""
-        return StackedLayer(self.weight, self.bias, *(() if self.ln is None else (self.ln.weight, self.ln.bias)))
+        return StackedLayer(
+            self.weight, self.bias, *(() if self.ln is None else (self.ln.weight, self.ln.bias))
+        )
 
 
 class EnsembleMLP(nn.Sequential):
-    """Q independent MLPs with Mish NormedLinear hidden layers and a linear output that starts at zero.
+    """Q independent MLPs with Mish NormedLinear hidden layers and a linear output that starts at
+    zero.
 
     Args:
         members: Q.
@@ -127,7 +142,9 @@ class EnsembleMLP(nn.Sequential):
     def __init__(self, members: int, inputs: int, hidden: tuple[int, ...], outputs: int) -> None:
         sizes = (inputs, *hidden, outputs)
         pairs = list(itertools.pairwise(sizes))
-        super().__init__(*(_Layer(members, i, o, is_output=n == len(hidden)) for n, (i, o) in enumerate(pairs)))
+        super().__init__(
+            *(_Layer(members, i, o, is_output=n == len(hidden)) for n, (i, o) in enumerate(pairs))
+        )
 
     @property
     def stacked(self) -> list[StackedLayer]:
@@ -136,7 +153,9 @@ class EnsembleMLP(nn.Sequential):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw each member's hidden weights from N(0, 0.02^2); outputs and biases zero, norms the identity."""
+        """Draw each member's hidden weights from N(0, 0.02^2); outputs and biases zero, norms the
+        identity.
+        """
         for layer in self.stacked:
             layer.bias.zero_()
             if layer.ln_weight is None or layer.ln_bias is None:

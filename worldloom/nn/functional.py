@@ -9,7 +9,9 @@ __all__ = ["symexp", "symlog"]
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) ln(1 + |x|): compresses large magnitudes, identity near zero (DreamerV3, arXiv:2301.04104v2, Eq. 9)."""
+    """sign(x) ln(1 + |x|): compresses large magnitudes, identity near zero (DreamerV3,
+    arXiv:2301.04104v2, Eq. 9).
+    """
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 

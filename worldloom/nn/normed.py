@@ -1,8 +1,10 @@
-"""Linear -> dropout -> LayerNorm -> activation: the layer that all of TD-MPC2 is made of, and its two activations.
+"""Linear -> dropout -> LayerNorm -> activation: the layer that all of TD-MPC2 is made of, and its
+two activations.
 
-On a CPU the native kernels of Mish and of a softmax over groups of eight cost as much as the matrix products beside them, so
-both have an autograd function here that needs a few cheap passes (Mish: five times, SimNorm: six times faster, equal to
-rounding). Elsewhere, and under ``torch.compile``, the native kernels are used.
+On a CPU the native kernels of Mish and of a softmax over groups of eight cost as much as the matrix
+products beside them, so both have an autograd function here that needs a few cheap passes (Mish:
+five times, SimNorm: six times faster, equal to rounding). Elsewhere, and under ``torch.compile``,
+the native kernels are used.
 
 Shape legend: R rows (any leading axes), I inputs, M outputs, V group size of SimNorm.
 """
@@ -19,11 +21,15 @@ from torch import Tensor, nn
 __all__ = ["MLP", "Linear", "NormedLinear", "mish", "simnorm"]
 
 INIT_STD = 0.02
-"""Standard deviation of every linear weight at the start (TD-MPC2, arXiv:2310.16828v2, appendix on implementation)."""
+"""Standard deviation of every linear weight at the start (TD-MPC2, arXiv:2310.16828v2, appendix on
+implementation).
+"""
 
 
 class _CpuMish(torch.autograd.Function):
-    """x tanh(softplus(x)) = x p / (2 - p) with p = s (2 - s), s = sigmoid(x): no exponential can overflow, none cancels."""
+    """x tanh(softplus(x)) = x p / (2 - p) with p = s (2 - s), s = sigmoid(x): no exponential can
+    overflow, none cancels.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -51,7 +57,8 @@ class _CpuSimNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: int) -> Tensor:
         """Softmax of every group; the largest value is found by halving, which vectorises."""
         grouped = x.reshape(-1, group)
-        top, width = grouped, group
+        top = grouped
+        width = group
         while width > 1 and width % 2 == 0:
             width //= 2
             top = torch.maximum(top[:, :width], top[:, width:])
@@ -65,7 +72,9 @@ class _CpuSimNorm(torch.autograd.Function):
         """``y (g - sum(g y))`` in every group."""
         (y,) = ctx.saved_tensors
         weighted = grads[0].reshape(y.shape) * y
-        return torch.addcmul(weighted, y, weighted.sum(-1, keepdim=True), value=-1).view(grads[0].shape), None
+        return torch.addcmul(weighted, y, weighted.sum(-1, keepdim=True), value=-1).view(
+            grads[0].shape
+        ), None
 
 
 def mish(x: Tensor) -> Tensor:
@@ -77,7 +86,8 @@ def mish(x: Tensor) -> Tensor:
 
 
 def simnorm(x: Tensor, group: int) -> Tensor:
-    """Simplicial normalization: softmax inside each group of ``group`` consecutive entries of the last axis.
+    """Simplicial normalization: softmax inside each group of ``group`` consecutive entries of the
+    last axis.
 
     Source: TD-MPC2, arXiv:2310.16828v2, Eq. 5 (temperature 1).
     """
@@ -135,7 +145,9 @@ class NormedLinear(Linear):
 
     def activate(self, pre: Tensor) -> Tensor:
         """The part after the matrix product: ``pre`` is [R, M]."""
-        normed = F.layer_norm(pre, self.ln.normalized_shape, self.ln.weight, self.ln.bias, self.ln.eps)
+        normed = F.layer_norm(
+            pre, self.ln.normalized_shape, self.ln.weight, self.ln.bias, self.ln.eps
+        )
         return mish(normed) if self.simnorm_dim is None else simnorm(normed, self.simnorm_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,18 +156,26 @@ class NormedLinear(Linear):
 
 
 class MLP(nn.Sequential):
-    """Hidden NormedLinear layers and an output layer, numbered from 0 like the authors' checkpoints.
+    """Hidden NormedLinear layers and an output layer, numbered from 0 like the authors'
+    checkpoints.
 
     Args:
         inputs: Size of the input.
         hidden: Sizes of the hidden layers, at least one unless the output is normed.
         outputs: Size of the output.
-        simnorm_dim: Group size when the output layer is Linear -> LayerNorm -> SimNorm; None for a plain linear output.
+        simnorm_dim: Group size when the output layer is Linear -> LayerNorm -> SimNorm; None for a
+            plain linear output.
         is_zero: Start the plain output layer at zero.
     """
 
     def __init__(
-        self, inputs: int, hidden: tuple[int, ...], outputs: int, *, simnorm_dim: int | None = None, is_zero: bool = False
+        self,
+        inputs: int,
+        hidden: tuple[int, ...],
+        outputs: int,
+        *,
+        simnorm_dim: int | None = None,
+        is_zero: bool = False,
     ) -> None:
         sizes = (inputs, *hidden)
         layers: list[Linear] = [NormedLinear(i, o) for i, o in itertools.pairwise(sizes)]
@@ -168,10 +188,12 @@ class MLP(nn.Sequential):
     def first(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Pre-activation of layer 0 for an input given in parts that broadcast against each other.
 
-        Equal to the layer on the concatenated input; a part without the sample axis is multiplied once, not once per sample.
+        Equal to the layer on the concatenated input; a part without the sample axis is multiplied
+        once, not once per sample.
         """
         layer = self[0]
-        weight, bias = layer.weight, layer.bias
+        weight = layer.weight
+        bias = layer.bias
         if len(parts) == 1:
             return F.linear(parts[0], weight, bias)  # type: ignore[arg-type]
         sizes = [part.shape[-1] for part in parts]

@@ -1,7 +1,8 @@
-"""DreamerV3's optimizer: adaptive gradient clipping, RMS scaling, momentum of the scaled gradient (LaProp), warm-up.
+"""DreamerV3's optimizer: adaptive gradient clipping, RMS scaling, momentum of the scaled gradient
+(LaProp), warm-up.
 
-No host synchronisation: step count and learning rate are device tensors, so a step can be captured in a CUDA graph, and a
-non-finite step is skipped by arithmetic.
+No host synchronisation: step count and learning rate are device tensors, so a step can be captured
+in a CUDA graph, and a non-finite step is skipped by arithmetic.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class LaPropConfig:
     warmup: int = 1000
     """Updates over which the rate rises linearly from 0; the first update is then a no-op."""
     agc: float = 0.3
-    """Largest gradient norm as a fraction of the parameter norm, per tensor; 0 turns clipping off."""
+    """Largest gradient norm as a fraction of the parameter norm, per tensor; 0 turns
+    clipping off.
+    """
     pmin: float = 1e-3
     """Smallest parameter norm that clipping assumes."""
     beta1: float = 0.9
@@ -44,7 +47,8 @@ class LaProp:
     t = 1, 2, ...:
         g <- g / max(1, |g| / (agc max(pmin, |p|)))          Frobenius norms of the whole tensor
         v <- beta2 v + (1 - beta2) g^2;   u = g / (sqrt(v / (1 - beta2^t)) + eps)
-        m <- beta1 m + (1 - beta1) u;     p <- p - lr min(1, (t - 1) / warmup) (m / (1 - beta1^t) + weight_decay p)
+        m <- beta1 m + (1 - beta1) u
+        p <- p - lr min(1, (t - 1) / warmup) (m / (1 - beta1^t) + weight_decay p)
 
     >>> p = torch.tensor([1.0, -1.0])
     >>> LaProp([p], LaPropConfig(lr=0.1, warmup=0)).step([torch.tensor([0.5, -0.5])])
@@ -65,9 +69,11 @@ class LaProp:
 
         Args:
             grads: One per parameter; consumed (overwritten).
-            accept: 0-d bool; when False, parameters and state stay exactly as they are, even if gradients are NaN.
+            accept: 0-d bool; when False, parameters and state stay exactly as they are, even if
+                gradients are NaN.
         """
-        c, grads = self.config, list(grads)
+        c = self.config
+        grads = list(grads)
         accept = torch.ones_like(self.count, dtype=torch.bool) if accept is None else accept
         on = accept.to(torch.float32)
         if c.agc:
@@ -88,8 +94,12 @@ class LaProp:
         step = torch._foreach_mul(self.momentum, mean_fix)
         if c.weight_decay:
             kernels = [i for i, p in enumerate(self.params) if p.ndim > 1]
-            torch._foreach_add_([step[i] for i in kernels], [self.params[i] for i in kernels], alpha=c.weight_decay)
-        warm = torch.clamp(self.count / c.warmup, max=1.0) if c.warmup else torch.ones_like(self.count)
+            torch._foreach_add_(
+                [step[i] for i in kernels], [self.params[i] for i in kernels], alpha=c.weight_decay
+            )
+        warm = (
+            torch.clamp(self.count / c.warmup, max=1.0) if c.warmup else torch.ones_like(self.count)
+        )
         torch._foreach_mul_(step, (-c.lr * warm).float() * on)
         torch._foreach_add_(self.params, step)
         self.count.add_(on)

@@ -1,4 +1,6 @@
-"""In which precision the matrix products of an update are made; weights, losses and optimizer states stay float32."""
+"""In which precision the matrix products of an update are made; weights, losses and optimizer
+states stay float32.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Root-mean-square norm over the last axis, alone and fused with the SiLU that follows it almost everywhere.
+"""Root-mean-square norm over the last axis, alone and fused with the SiLU that follows it almost
+everywhere.
 
 Shape legend: D features (last axis); everything before it is rows.
 """
@@ -14,7 +15,9 @@ from torch.nn import functional
 __all__ = ["RMS_EPS", "RMSNorm", "inverse_rms", "norm_silu"]
 
 RMS_EPS = 1e-4
-"""Inside the square root (DreamerV3's value, 100 times the usual one: it matters for tiny activations)."""
+"""Inside the square root (DreamerV3's value, 100 times the usual one: it matters for tiny
+activations).
+"""
 
 
 def inverse_rms(x: Tensor, eps: float = RMS_EPS) -> Tensor:
@@ -25,7 +28,9 @@ def inverse_rms(x: Tensor, eps: float = RMS_EPS) -> Tensor:
 
 
 class _NormSilu(torch.autograd.Function):
-    """silu(x / rms(x) * scale) with the derivative written out: a third of the memory passes of the composed graph."""
+    """silu(x / rms(x) * scale) with the derivative written out: a third of the memory passes of the
+    composed graph.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -49,9 +54,13 @@ class _NormSilu(torch.autograd.Function):
 
 
 def norm_silu(x: Tensor, scale: Tensor, eps: float = RMS_EPS) -> Tensor:
-    """silu(RMSNorm(x)) with ``scale`` [D]; computes in float32 and returns the dtype of ``x`` ``[..., D]``."""
+    """silu(RMSNorm(x)) with ``scale`` [D]; computes in float32 and returns the dtype of ``x``
+    ``[..., D]``.
+    """
     if not torch.is_grad_enabled():
-        return functional.silu((x.float() * inverse_rms(x, eps)).mul_(scale), inplace=True).to(x.dtype)
+        return functional.silu((x.float() * inverse_rms(x, eps)).mul_(scale), inplace=True).to(
+            x.dtype
+        )
     result: Tensor = _NormSilu.apply(x, scale, eps)  # type: ignore[no-untyped-call]
     return result
 
@@ -70,4 +79,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[..., D]``; dtype is kept."""
         x32 = x.float()
-        return (x32 * (x32.square().mean(-1, keepdim=True) + RMS_EPS).rsqrt() * self.scale).to(x.dtype)
+        return (x32 * (x32.square().mean(-1, keepdim=True) + RMS_EPS).rsqrt() * self.scale).to(
+            x.dtype
+        )

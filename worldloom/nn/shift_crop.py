@@ -1,4 +1,5 @@
-"""Images for convolution stacks of a fixed input size: axis order, size, and the random shift augmentation.
+"""Images for convolution stacks of a fixed input size: axis order, size, and the random shift
+augmentation.
 
 Shape legend: R images, C channels, Y height, X width.
 """
@@ -16,19 +17,26 @@ SHIFT_PAD = 3
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:
-    """Which axis of a rank-3 image shape holds the channels: 0 (CHW) if the first is the smaller end, otherwise 2 (HWC)."""
+    """Which axis of a rank-3 image shape holds the channels: 0 (CHW) if the first is the smaller
+    end, otherwise 2 (HWC).
+    """
     return 0 if shape[0] < shape[2] else 2
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """[R, C, Y, X] of any size -> float [R, C, size, size], bilinear with antialiasing; unchanged if the size fits."""
+    """[R, C, Y, X] of any size -> float [R, C, size, size], bilinear with antialiasing; unchanged
+    if the size fits.
+    """
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(
+        images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def shift_crop(images: Tensor, shift: Tensor) -> Tensor:
-    """Pad each image by edge replication and crop it again at an offset of its own (DrQ, arXiv:2004.13649).
+    """Pad each image by edge replication and crop it again at an offset of its own (DrQ,
+    arXiv:2004.13649).
 
     Args:
         images: [R, C, Y, X], any dtype.
@@ -39,7 +47,11 @@ def shift_crop(images: Tensor, shift: Tensor) -> Tensor:
     """
     rows, _, height, width = images.shape
     device = images.device
-    y = (torch.arange(height, device=device) + shift[:, 1:] - SHIFT_PAD).clamp_(0, height - 1)  # [R, Y]
-    x = (torch.arange(width, device=device) + shift[:, :1] - SHIFT_PAD).clamp_(0, width - 1)  # [R, X]
-    picked = images.movedim(1, -1)[torch.arange(rows, device=device)[:, None, None], y[:, :, None], x[:, None, :]]
+    # [R, Y]
+    y = (torch.arange(height, device=device) + shift[:, 1:] - SHIFT_PAD).clamp_(0, height - 1)
+    # [R, X]
+    x = (torch.arange(width, device=device) + shift[:, :1] - SHIFT_PAD).clamp_(0, width - 1)
+    picked = images.movedim(1, -1)[
+        torch.arange(rows, device=device)[:, None, None], y[:, :, None], x[:, None, :]
+    ]
     return picked.movedim(-1, 1)

@@ -1,4 +1,6 @@
-"""Offline training of world models: replay, trainer, callbacks, checkpoints; names load on first use."""
+"""Offline training of world models: replay, trainer, callbacks, checkpoints; names load on first
+use.
+"""
 
 from __future__ import annotations
 

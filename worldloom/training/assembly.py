@@ -14,7 +14,14 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.training.callbacks import CheckpointCallback, LoggingCallback, ProgressCallback
 from worldloom.training.config import TrainingConfig
 
-__all__ = ["check_parts", "check_scheduler", "make_folder", "make_optimizer", "own_setting", "with_defaults"]
+__all__ = [
+    "check_parts",
+    "check_scheduler",
+    "make_folder",
+    "make_optimizer",
+    "own_setting",
+    "with_defaults",
+]
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 DEFAULTS = TrainingConfig()
@@ -43,7 +50,9 @@ def with_defaults(callbacks: Sequence[Any], config: TrainingConfig) -> list[Any]
     return [*kept, *callbacks]
 
 
-def make_optimizer(model: Any, config: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: Any, config: TrainingConfig, learning_rate: float
+) -> torch.optim.Optimizer:
     """The optimizer that the config describes; ``initial_lr`` of its groups is the step size
     without a schedule.
     """
@@ -76,7 +85,8 @@ def check_scheduler(scheduler: Any) -> None:
     """
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ConfigurationError(
-            "scheduler must step without a metric, got ReduceLROnPlateau; use another one, or step it in on_epoch_end of a callback"
+            "scheduler must step without a metric, got ReduceLROnPlateau; use "
+            "another one, or step it in on_epoch_end of a callback"
         )
 
 
@@ -88,11 +98,15 @@ def check_parts(config: Any, callbacks: Any, optimizer: Any) -> None:
     """
     if not isinstance(config, TrainingConfig | None):
         kind = type(config).__name__
-        raise ConfigurationError(f"config must be a TrainingConfig, got {kind}; make one with TrainingConfig(total_steps=...)")
+        raise ConfigurationError(
+            f"config must be a TrainingConfig, got {kind}; make one with "
+            "TrainingConfig(total_steps=...)"
+        )
     if not isinstance(callbacks, Sequence | None) or isinstance(callbacks, str):
         kind = type(callbacks).__name__
         raise ConfigurationError(f"callbacks must be a list of callbacks, got {kind}; write [it]")
     if not isinstance(optimizer, torch.optim.Optimizer | None):
         raise ConfigurationError(
-            f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}; a name belongs into TrainingConfig(optimizer=...)"
+            f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}; a name "
+            "belongs into TrainingConfig(optimizer=...)"
         )

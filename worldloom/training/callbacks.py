@@ -1,7 +1,9 @@
-"""What happens beside the updates of a :class:`worldloom.training.Trainer`: logging, checkpoints, early stopping, a progress bar.
+"""What happens beside the updates of a :class:`worldloom.training.Trainer`: logging, checkpoints,
+early stopping, a progress bar.
 
-A callback gets the trainer and may read ``trainer.state`` and set ``trainer.state.should_stop``. ``on_step_end`` may also take the
-losses of the step: ``on_step_end(self, step, losses)``. An epoch is the span between two evaluations.
+A callback gets the trainer and may read ``trainer.state`` and set ``trainer.state.should_stop``.
+``on_step_end`` may also take the losses of the step: ``on_step_end(self, step, losses)``. An epoch
+is the span between two evaluations.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-EVENTS = tuple(f"on_{span}_{edge}" for span in ("train", "epoch", "step") for edge in ("begin", "end"))
+EVENTS = tuple(
+    f"on_{span}_{edge}" for span in ("train", "epoch", "step") for edge in ("begin", "end")
+)
 BAR_WIDTH = 24
 TAIL_BYTES = 1 << 16
 """More than any line of metrics has."""
@@ -41,7 +45,8 @@ NUMBERED = re.compile(r"checkpoint_[0-9]+\.pt")
 
 
 class Callback:
-    """Base class: every hook does nothing. ``state_dict`` and ``load_state_dict`` travel in checkpoints.
+    """Base class: every hook does nothing. ``state_dict`` and ``load_state_dict`` travel in
+    checkpoints.
 
     Attributes:
         identity: What tells this callback from others of its class, so that each gets its own
@@ -56,7 +61,9 @@ class Callback:
         """Called once before the first update."""
 
     def on_train_end(self, trainer: Any) -> None:
-        """Called once when training ends, also after Ctrl-C; ``trainer.is_whole`` is False behind an update that broke off."""
+        """Called once when training ends, also after Ctrl-C; ``trainer.is_whole`` is False behind
+        an update that broke off.
+        """
 
     def on_epoch_begin(self, trainer: Any) -> None:
         """Called before each span of ``eval_interval`` updates."""
@@ -68,7 +75,9 @@ class Callback:
         """Called before each update."""
 
     def on_step_end(self, trainer: Any) -> None:
-        """Called behind each update; may be defined with the arguments ``(step, losses)`` instead."""
+        """Called behind each update; may be defined with the arguments ``(step, losses)``
+        instead.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume."""
@@ -105,8 +114,12 @@ class CallbackList:
             ConfigurationError: If there is no such hook.
         """
         if event not in EVENTS:
-            raise ConfigurationError(f"callbacks have no hook {event!r}; there are {', '.join(EVENTS)}")
-        for callback in sorted(self.callbacks, key=lambda each: bool(getattr(each, "is_last", False))):
+            raise ConfigurationError(
+                f"callbacks have no hook {event!r}; there are {', '.join(EVENTS)}"
+            )
+        for callback in sorted(
+            self.callbacks, key=lambda each: bool(getattr(each, "is_last", False))
+        ):
             hook = getattr(callback, event, None)
             if hook is None:
                 continue
@@ -127,7 +140,8 @@ def _console(line: str) -> None:
 
 
 class LoggingCallback(Callback):
-    """Writes losses every ``log_interval`` updates: to the console, to ``metrics.jsonl``, to TensorBoard, to W&B.
+    """Writes losses every ``log_interval`` updates: to the console, to ``metrics.jsonl``, to
+    TensorBoard, to W&B.
 
     In ``metrics.jsonl`` null stands for NaN and infinity, which JSON lacks.
 
@@ -136,7 +150,8 @@ class LoggingCallback(Callback):
         use_wandb: Log to Weights & Biases.
         wandb_project: Project of that run.
         wandb_run_name: Its name.
-        log_dir: Where ``metrics.jsonl`` and TensorBoard files go; None takes the trainer's ``output_dir``.
+        log_dir: Where ``metrics.jsonl`` and TensorBoard files go; None takes the trainer's
+            ``output_dir``.
         log_to_console: Write a line to stderr.
         log_to_tensorboard: Write event files.
     """
@@ -153,8 +168,10 @@ class LoggingCallback(Callback):
         log_to_tensorboard: bool = False,
     ) -> None:
         self.log_interval = checked("log_interval", log_interval, int | None, Bounds(1))
-        self.log_dir, self.log_to_console = checked("log_dir", log_dir, str | None), log_to_console
-        self.use_wandb, self.log_to_tensorboard = use_wandb, log_to_tensorboard
+        self.log_dir = checked("log_dir", log_dir, str | None)
+        self.log_to_console = log_to_console
+        self.use_wandb = use_wandb
+        self.log_to_tensorboard = log_to_tensorboard
         self._wandb_settings = {"project": wandb_project or "worldloom", "name": wandb_run_name}
         self._file: IO[str] | None = None
         self._board: Any = None
@@ -174,11 +191,15 @@ class LoggingCallback(Callback):
         """Write every ``log_interval`` updates."""
         step = trainer.state.global_step
         if step % (self.log_interval or trainer.config.log_interval) == 0:
-            self._write(step, {n: v for n, v in trainer.state.metrics.items() if not n.startswith("eval/")})
+            self._write(
+                step, {n: v for n, v in trainer.state.metrics.items() if not n.startswith("eval/")}
+            )
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Write the evaluation."""
-        held_out = {name: value for name, value in trainer.state.metrics.items() if name.startswith("eval/")}
+        held_out = {
+            name: value for name, value in trainer.state.metrics.items() if name.startswith("eval/")
+        }
         if held_out:
             self._write(trainer.state.global_step, held_out)
 
@@ -198,9 +219,13 @@ class LoggingCallback(Callback):
             self._mark = (step, now)
         if self.log_to_console:
             shown = {name: value for name, value in metrics.items() if not name.endswith("_loss")}
-            _console(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+            _console(
+                f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            )
         if self._file is not None:
-            self._file.write(json.dumps(finite_json({"step": step, **metrics}), allow_nan=False) + "\n")
+            self._file.write(
+                json.dumps(finite_json({"step": step, **metrics}), allow_nan=False) + "\n"
+            )
             self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
@@ -210,7 +235,9 @@ class LoggingCallback(Callback):
 
 
 def _opened_lines(path: Path) -> IO[str]:
-    """A file to append lines to, without the half line that a killed process may have left at its end."""
+    """A file to append lines to, without the half line that a killed process may have left at its
+    end.
+    """
     with path.open("ab+") as file:
         start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
         file.seek(start)
@@ -237,7 +264,8 @@ def _wandb(settings: dict[str, Any]) -> Any:
 
 
 class CheckpointCallback(Callback):
-    """Saves ``checkpoint_{step}.pt`` every so often, ``checkpoint_best.pt`` by held-out loss, ``checkpoint_final.pt`` at the end.
+    """Saves ``checkpoint_{step}.pt`` every so often, ``checkpoint_best.pt`` by held-out loss,
+    ``checkpoint_final.pt`` at the end.
 
     Args:
         save_interval: Updates between checkpoints; None takes the trainer's.
@@ -271,7 +299,9 @@ class CheckpointCallback(Callback):
         self.output_dir = checked("output_dir", save_dir or output_dir, str | None)
         self.save_best = save_best
         monitor = checked("monitor", monitor, str)
-        self.monitor = monitor if "/" in monitor or monitor.startswith("eval") else f"eval/{monitor}"
+        self.monitor = (
+            monitor if "/" in monitor or monitor.startswith("eval") else f"eval/{monitor}"
+        )
         self.identity = self.monitor
         self.best = float("inf")
 
@@ -279,7 +309,9 @@ class CheckpointCallback(Callback):
         return expanded(self.output_dir or trainer.config.output_dir, "output_dir")
 
     def on_step_end(self, trainer: Any) -> None:
-        """Save every ``save_interval`` updates and drop the oldest; the best one first, so that each knows its score."""
+        """Save every ``save_interval`` updates and drop the oldest; the best one first, so that
+        each knows its score.
+        """
         step = trainer.state.global_step
         if step % trainer.config.eval_interval == 0:
             self._keep_best(trainer)
@@ -288,7 +320,9 @@ class CheckpointCallback(Callback):
         folder = self._folder(trainer)
         trainer.save_checkpoint(folder / f"checkpoint_{step}.pt")
         written = [path for path in folder.iterdir() if NUMBERED.fullmatch(path.name)]
-        by_age = sorted(written, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1])))
+        by_age = sorted(
+            written, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1]))
+        )
         for old in by_age[: -self.max_checkpoints]:
             old.unlink(missing_ok=True)
 
@@ -305,7 +339,10 @@ class CheckpointCallback(Callback):
     def on_train_end(self, trainer: Any) -> None:
         """Save the end, unless the last update broke off: what is half changed is no checkpoint."""
         if not getattr(trainer, "is_whole", True):
-            logger.warning("update %d broke off: checkpoint_final.pt is not written", trainer.state.global_step + 1)
+            logger.warning(
+                "update %d broke off: checkpoint_final.pt is not written",
+                trainer.state.global_step + 1,
+            )
             return
         trainer.save_checkpoint(self._folder(trainer) / "checkpoint_final.pt")
 
@@ -329,14 +366,19 @@ class EarlyStoppingCallback(Callback):
     """
 
     def __init__(
-        self, patience: int = 5000, min_delta: float = 1e-4, monitor: str = "loss", mode: Literal["min", "max"] = "min"
+        self,
+        patience: int = 5000,
+        min_delta: float = 1e-4,
+        monitor: str = "loss",
+        mode: Literal["min", "max"] = "min",
     ) -> None:
         self.patience = checked("patience", patience, int, Bounds(1))
         self.min_delta = checked("min_delta", min_delta, float, NOT_NEGATIVE)
         self.monitor = checked("monitor", monitor, str)
         self.mode = checked("mode", mode, Literal["min", "max"])
         self.identity = f"{self.mode} of {self.monitor}"
-        self.best, self.best_step = float("inf"), 0
+        self.best = float("inf")
+        self.best_step = 0
 
     def on_step_end(self, trainer: Any) -> None:
         """Compare and perhaps ask the trainer to stop."""
@@ -346,7 +388,8 @@ class EarlyStoppingCallback(Callback):
             return
         score = value if self.mode == "min" else -value
         if score < self.best - self.min_delta:
-            self.best, self.best_step = score, step
+            self.best = score
+            self.best_step = step
         elif step - self.best_step >= self.patience:
             trainer.state.should_stop = True
 
@@ -356,7 +399,8 @@ class EarlyStoppingCallback(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
-        self.best, self.best_step = state["best"], state["best_step"]
+        self.best = state["best"]
+        self.best_step = state["best_step"]
 
 
 class ProgressCallback(Callback):
@@ -368,15 +412,21 @@ class ProgressCallback(Callback):
     """
 
     def __init__(self, desc: str = "Training", *, stream: IO[str] | None = None) -> None:
-        self.desc, self.stream = desc, stream
+        self.desc = desc
+        self.stream = stream
         self._last = 0.0
 
     def on_step_end(self, trainer: Any) -> None:
         """Draw, at most ten times per second."""
-        now, state = time.monotonic(), trainer.state
+        now = time.monotonic()
+        state = trainer.state
         if now - self._last >= 0.1 or state.global_step == trainer.config.total_steps:
             self._last = now
-            self._draw(state.global_step, trainer.config.total_steps, state.metrics.get("loss", float("nan")))
+            self._draw(
+                state.global_step,
+                trainer.config.total_steps,
+                state.metrics.get("loss", float("nan")),
+            )
 
     def on_train_end(self, trainer: Any) -> None:
         """Leave the line."""

@@ -20,9 +20,13 @@ def stored_dtype(name: str, dtype: object) -> np.dtype:
     try:
         found: np.dtype = np.dtype(dtype)  # type: ignore[call-overload]
     except TypeError:
-        raise ShapeMismatchError(name, "a dtype of numbers such as np.float32 or np.uint8", repr(dtype)) from None
+        raise ShapeMismatchError(
+            name, "a dtype of numbers such as np.float32 or np.uint8", repr(dtype)
+        ) from None
     if found.kind not in "biuf":
-        raise ShapeMismatchError(name, "a dtype of numbers such as np.float32 or np.uint8", str(found))
+        raise ShapeMismatchError(
+            name, "a dtype of numbers such as np.float32 or np.uint8", str(found)
+        )
     return found
 
 
@@ -40,9 +44,17 @@ def cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         lost = ~np.isfinite(result) & np.isfinite(values) if dtype.kind == "f" else result != values
     if lost.any():
         place = np.argwhere(lost)[0]
-        allowed = {"b": "0 and 1 (or True and False)", "f": f"numbers up to {np.finfo(dtype).max:.3g}" if dtype.kind == "f" else ""}
-        what = allowed.get(dtype.kind) or f"integers in {np.iinfo(dtype).min}..{np.iinfo(dtype).max}"
-        got = f"{values[tuple(place)]} in entry {place[0]}; create the buffer with a dtype that holds it, e.g. np.float32"
+        allowed = {
+            "b": "0 and 1 (or True and False)",
+            "f": f"numbers up to {np.finfo(dtype).max:.3g}" if dtype.kind == "f" else "",
+        }
+        what = (
+            allowed.get(dtype.kind) or f"integers in {np.iinfo(dtype).min}..{np.iinfo(dtype).max}"
+        )
+        got = (
+            f"{values[tuple(place)]} in entry {place[0]}; create the buffer with a dtype "
+            "that holds it, e.g. np.float32"
+        )
         raise ShapeMismatchError(f"{name} for a buffer of {dtype.name}", what, got)
     return result
 
@@ -65,5 +77,7 @@ def flags(name: str, values: object, steps: int) -> np.ndarray:
     is_flag = np.isin(array, (0, 1)) if array.dtype.kind in "iuf" else np.zeros(steps, bool)
     if not is_flag.all():
         entry = int(np.flatnonzero(~is_flag)[0])
-        raise BufferError(f"{name}: entry {entry} is {array[entry]!r}, expected True, False, 0 or 1")
+        raise BufferError(
+            f"{name}: entry {entry} is {array[entry]!r}, expected True, False, 0 or 1"
+        )
     return array.astype(bool)

@@ -1,15 +1,17 @@
-"""Checkpoints: a nested dict of tensors, arrays and JSON values in a folder that appears whole or not at all.
+"""Checkpoints: a nested dict of tensors, arrays and JSON values in a folder that appears whole or
+not at all.
 
     step-000012000/
       tensors.safetensors   every tensor and array, keyed by its path in the tree
       tree.json             the rest of the tree, with a mark where a tensor belongs
-      manifest.json         format version, sha256 and size of the files above, and the caller's own facts
+      manifest.json         format version, sha256 and size of the files above, the caller's facts
 
-A small checkpoint can be one file instead (:func:`save_tree_file`): safetensors layout with the rest of the tree, the facts and a
-sha256 of everything in its metadata.
+A small checkpoint can be one file instead (:func:`save_tree_file`): safetensors layout with the
+rest of the tree, the facts and a sha256 of everything in its metadata.
 
-The files of a folder change as one, whenever a writer dies and beside a reader. Nothing is ever unpickled. A folder whose manifest
-or checksum does not fit is skipped by :meth:`CheckpointStore.newest`, with a warning that says what is wrong.
+The files of a folder change as one, whenever a writer dies and beside a reader. Nothing is ever
+unpickled. A folder whose manifest or checksum does not fit is skipped by
+:meth:`CheckpointStore.newest`, with a warning that says what is wrong.
 """
 
 from __future__ import annotations
@@ -46,12 +48,22 @@ from worldloom.core.files import (
     write_json,
 )
 
-__all__ = ["CheckpointStore", "load_tree", "load_tree_file", "read_manifest", "save_tree", "save_tree_file"]
+__all__ = [
+    "CheckpointStore",
+    "load_tree",
+    "load_tree_file",
+    "read_manifest",
+    "save_tree",
+    "save_tree_file",
+]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-TENSOR, ARRAY, TUPLE, FLOAT = "__tensor__", "__array__", "__tuple__", "__float__"
+TENSOR = "__tensor__"
+ARRAY = "__array__"
+TUPLE = "__tuple__"
+FLOAT = "__float__"
 FILES = ("tensors.safetensors", "tree.json")
 MANIFEST = "manifest.json"
 Tree = Mapping[str, Any]
@@ -63,17 +75,22 @@ def save_tree(folder: Path, tree: Tree, facts: Mapping[str, Any] | None = None) 
     Args:
         folder: Final name.
         tree: Nested dicts, lists and tuples of tensors, numpy arrays, and JSON scalars.
-        facts: JSON values for the manifest (counters, scores) that can be read without loading the tree.
+        facts: JSON values for the manifest (counters, scores) that can be read without loading the
+            tree.
 
     Raises:
-        CheckpointError: If the tree holds something that cannot be stored without pickle (names where), or it cannot be written.
+        CheckpointError: If the tree holds something that cannot be stored without pickle (names
+            where), or it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
     with _told(folder), replacing_together(folder) as staging:
         save_file(tensors, staging / FILES[0])
         (staging / FILES[1]).write_text(json.dumps(skeleton, allow_nan=False))
-        files = {name: {"sha256": _sha256(staging / name), "bytes": (staging / name).stat().st_size} for name in FILES}
+        files = {
+            name: {"sha256": _sha256(staging / name), "bytes": (staging / name).stat().st_size}
+            for name in FILES
+        }
         _write_manifest(staging, {"format": FORMAT, "files": files, "facts": dict(facts or {})})
 
 
@@ -83,7 +100,9 @@ def _told(place: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{place}: could not be written ({error}); what was there before is unchanged") from error
+        raise CheckpointError(
+            f"{place}: could not be written ({error}); what was there before is unchanged"
+        ) from error
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -110,8 +129,14 @@ def load_tree(folder: Path) -> dict[str, Any]:
 
 def _check_contents(path: Path, file: BufferedReader | None, expected: Mapping[str, Any]) -> None:
     is_whole = file is not None and os.fstat(file.fileno()).st_size == expected["bytes"]
-    if file is None or not is_whole or hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-        raise CheckpointError(f"{path}: missing, truncated or changed since it was written; use an earlier checkpoint")
+    if (
+        file is None
+        or not is_whole
+        or hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]
+    ):
+        raise CheckpointError(
+            f"{path}: missing, truncated or changed since it was written; use an earlier checkpoint"
+        )
     file.seek(0)
 
 
@@ -134,9 +159,13 @@ def _parsed_manifest(folder: Path, file: BufferedReader | None) -> dict[str, Any
     try:
         manifest: dict[str, Any] = json.load(file)
         if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
-            raise CheckpointError(f"{folder}: format {manifest['format']!r}, this version reads {FORMAT}")
+            raise CheckpointError(
+                f"{folder}: format {manifest['format']!r}, this version reads {FORMAT}"
+            )
         if not all({"sha256", "bytes"} <= set(entry) for entry in manifest["files"].values()):
-            raise CheckpointError(f"{folder}: its manifest has no sha256 or size of a file; use an earlier checkpoint")
+            raise CheckpointError(
+                f"{folder}: its manifest has no sha256 or size of a file; use an earlier checkpoint"
+            )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
     return manifest
@@ -146,13 +175,17 @@ def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = Non
     """Write ``tree`` as one file, whole or not at all; an existing one is replaced.
 
     Raises:
-        CheckpointError: If the tree holds something that cannot be stored without pickle (names where), or it cannot be written.
+        CheckpointError: If the tree holds something that cannot be stored without pickle (names
+            where), or it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
     with _told(path):
         facts = finite_json(dict(facts or {}))
-        texts = {"tree": json.dumps(skeleton, allow_nan=False), "facts": json.dumps(facts, allow_nan=False)}
+        texts = {
+            "tree": json.dumps(skeleton, allow_nan=False),
+            "facts": json.dumps(facts, allow_nan=False),
+        }
         metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -173,17 +206,24 @@ def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             metadata = file.metadata() or {}
             if "worldloom" not in metadata:
                 raise CheckpointError(
-                    f"{path}: is no checkpoint; weights of a saved model are loaded by create_world_model(folder)"
+                    f"{path}: is no checkpoint; weights of a saved model are loaded "
+                    "by create_world_model(folder)"
                 )
             if metadata["worldloom"] != str(FORMAT):
-                raise CheckpointError(f"{path}: format {metadata['worldloom']!r}, this version reads {FORMAT}")
+                raise CheckpointError(
+                    f"{path}: format {metadata['worldloom']!r}, this version reads {FORMAT}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         texts = {name: metadata[name] for name in ("tree", "facts")}
         if _contents_sha256(texts, tensors) != metadata["sha256"]:
-            raise CheckpointError(f"{path}: changed since it was written; use an earlier checkpoint")
+            raise CheckpointError(
+                f"{path}: changed since it was written; use an earlier checkpoint"
+            )
         return _restore(json.loads(texts["tree"]), tensors), json.loads(texts["facts"])
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: is not a readable checkpoint, it is missing, truncated or foreign ({error})") from error
+        raise CheckpointError(
+            f"{path}: is not a readable checkpoint, it is missing, truncated or foreign ({error})"
+        ) from error
 
 
 def _contents_sha256(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -197,13 +237,23 @@ def _contents_sha256(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
 def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Replace tensors by marks; what remains is JSON."""
     if isinstance(node, Tensor | np.ndarray):
-        value = node.detach().to("cpu") if isinstance(node, Tensor) else torch.from_numpy(np.array(node))
+        value = (
+            node.detach().to("cpu")
+            if isinstance(node, Tensor)
+            else torch.from_numpy(np.array(node))
+        )
         tensors[path] = value.contiguous().clone()
         return {TENSOR if isinstance(node, Tensor) else ARRAY: path}
     if isinstance(node, Mapping):
         if not all(isinstance(key, str | int) and not isinstance(key, bool) for key in node):
-            raise CheckpointError(f"checkpoint: keys of {path or 'the tree'} must be text or integers, got {list(node)[:3]}")
-        return {"__int__" + str(k) if isinstance(k, int) else k: _strip(v, f"{path}/{k}", tensors) for k, v in node.items()}
+            raise CheckpointError(
+                f"checkpoint: keys of {path or 'the tree'} must be text or integers, "
+                f"got {list(node)[:3]}"
+            )
+        return {
+            "__int__" + str(k) if isinstance(k, int) else k: _strip(v, f"{path}/{k}", tensors)
+            for k, v in node.items()
+        }
     if isinstance(node, list | tuple):
         items = [_strip(item, f"{path}/{index}", tensors) for index, item in enumerate(node)]
         return {TUPLE: items} if isinstance(node, tuple) else items
@@ -213,7 +263,9 @@ def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {FLOAT: str(node)}
     if node is None or isinstance(node, bool | int | float | str):
         return node
-    raise CheckpointError(f"checkpoint: {path} is a {type(node).__name__}, which cannot be stored without pickle")
+    raise CheckpointError(
+        f"checkpoint: {path} is a {type(node).__name__}, which cannot be stored without pickle"
+    )
 
 
 def _restore(node: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -226,7 +278,10 @@ def _restore(node: Any, tensors: Mapping[str, Tensor]) -> Any:
             return float(node[FLOAT])
         if TUPLE in node:
             return tuple(_restore(item, tensors) for item in node[TUPLE])
-        return {int(k[7:]) if k.startswith("__int__") else k: _restore(v, tensors) for k, v in node.items()}
+        return {
+            int(k[7:]) if k.startswith("__int__") else k: _restore(v, tensors)
+            for k, v in node.items()
+        }
     return [_restore(item, tensors) for item in node] if isinstance(node, list) else node
 
 
@@ -256,7 +311,9 @@ class CheckpointStore:
     keep: int = 3
 
     def save(self, step: int, tree: Tree, facts: Mapping[str, Any] | None = None) -> Path:
-        """Write a checkpoint named after ``step``; drop those that are too old, and what a killed writer left half done."""
+        """Write a checkpoint named after ``step``; drop those that are too old, and what a killed
+        writer left half done.
+        """
         folder = self.root / f"step-{step:012d}"
         save_tree(folder, tree, {"step": step, **(facts or {})})
         for old in self.folders()[self.keep :]:
@@ -266,7 +323,9 @@ class CheckpointStore:
         return folder
 
     def mark_best(self, folder: Path, score: float) -> bool:
-        """Keep a copy of ``folder`` as ``best`` if its score is above that of the present one (or there is no whole one)."""
+        """Keep a copy of ``folder`` as ``best`` if its score is above that of the present one (or
+        there is no whole one).
+        """
         if not math.isfinite(score):
             logger.warning("%s: its score is %s, which cannot be the best", folder, score)
             return False
@@ -281,7 +340,9 @@ class CheckpointStore:
         return True
 
     def _best_score(self) -> float:
-        """Score of the present best checkpoint; below every other when there is none or it is damaged."""
+        """Score of the present best checkpoint; below every other when there is none or it is
+        damaged.
+        """
         try:
             score = self.facts(self.find("best")).get("score")
         except CheckpointError:
@@ -313,7 +374,9 @@ class CheckpointStore:
         path = self.root / name
         if not path.is_dir():
             known = sorted(p.name for p in self.root.glob("*") if p.is_dir())
-            raise CheckpointError(f"{path} does not exist; there are {', '.join(known) or 'no checkpoints'}")
+            raise CheckpointError(
+                f"{path} does not exist; there are {', '.join(known) or 'no checkpoints'}"
+            )
         return path
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:

@@ -1,4 +1,6 @@
-"""Episodes from an environment, as ``ReplayBuffer.add_episode`` takes them, final observations included."""
+"""Episodes from an environment, as ``ReplayBuffer.add_episode`` takes them, final observations
+included.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,20 @@ CollectPolicy = Callable[[np.ndarray], np.ndarray] | Policy
 
 
 def collect_episodes(
-    env: VectorEnv, episodes: int, *, policy: CollectPolicy | None = None, max_steps: int = 1000, seed: int = 0
+    env: VectorEnv,
+    episodes: int,
+    *,
+    policy: CollectPolicy | None = None,
+    max_steps: int = 1000,
+    seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Play whole episodes in the first env of ``env``.
 
     Args:
         env: With a single observation and a single action key.
         episodes: How many.
-        policy: Observation ``[*obs_shape]`` to action (in [-1, 1], or a class), or a trained agent, which then explores as in
-            training; uniformly random by default.
+        policy: Observation ``[*obs_shape]`` to action (in [-1, 1], or a class), or a trained agent,
+            which then explores as in training; uniformly random by default.
         max_steps: Decisions after which an episode is cut off, as a truncation.
         seed: Of random actions.
 
@@ -45,12 +52,15 @@ def collect_episodes(
     seed = checked("seed", seed, int, NOT_NEGATIVE)
     if len(env.spec.obs) != 1 or len(env.spec.action) != 1:
         keys = sorted(env.spec.obs), sorted(env.spec.action)
-        raise ConfigurationError(f"collecting needs one observation and one action key, env {env.spec.name!r} has {keys}")
+        raise ConfigurationError(
+            f"collecting needs one observation and one action key, env {env.spec.name!r} has {keys}"
+        )
     (obs_key,), (action_key,) = env.spec.obs, env.spec.action
     choose = _chooser(env, policy, obs_key, action_key, np.random.default_rng(seed))
     for _ in range(episodes):
         step = env.reset()
-        seen, actions = [step.obs[obs_key][0].copy()], []
+        seen = [step.obs[obs_key][0].copy()]
+        actions = []
         rewards: list[float] = []
         while len(rewards) < max_steps:
             chosen = choose(seen[-1], not rewards)
@@ -73,11 +83,17 @@ def collect_episodes(
 
 
 def collect_buffer(
-    config: EnvConfig, episodes: int, *, policy: CollectPolicy | None = None, max_steps: int = 1000, seed: int = 0
+    config: EnvConfig,
+    episodes: int,
+    *,
+    policy: CollectPolicy | None = None,
+    max_steps: int = 1000,
+    seed: int = 0,
 ) -> ReplayBuffer:
     """Build an env, play episodes in it, and keep them in a buffer of just their size.
 
-    A discrete action becomes a one-hot code of the width of the action space; images are turned channels first.
+    A discrete action becomes a one-hot code of the width of the action space; images are turned
+    channels first.
     """
     checked("episodes", episodes, int, Bounds(1))
     checked("max_steps", max_steps, int, Bounds(1))
@@ -101,39 +117,58 @@ def collect_buffer(
 
 
 def _chooser(
-    env: VectorEnv, policy: CollectPolicy | None, obs_key: str, action_key: str, rng: np.random.Generator
+    env: VectorEnv,
+    policy: CollectPolicy | None,
+    obs_key: str,
+    action_key: str,
+    rng: np.random.Generator,
 ) -> Callable[[np.ndarray, bool], Mapping[str, np.ndarray]]:
     """Observation, and whether it begins an episode, to actions for every env."""
-    spec, count = env.spec.action[action_key], env.num_envs
+    spec = env.spec.action[action_key]
+    count = env.num_envs
     if policy is None:
         return lambda obs, is_first: sample_actions(env.spec, [rng] * count)
     if isinstance(policy, Policy):
         return _agent_chooser(policy, count, obs_key)
-    return lambda obs, is_first: {action_key: np.broadcast_to(_chosen(policy(obs), spec), (count, *spec.shape)).copy()}
+    return lambda obs, is_first: {
+        action_key: np.broadcast_to(_chosen(policy(obs), spec), (count, *spec.shape)).copy()
+    }
 
 
 def _chosen(action: Any, spec: ArraySpec) -> np.ndarray:
     """What a function chose, in the dtype of the env's actions.
 
     Raises:
-        ConfigurationError: If it is not an action: numbers of the shape, finite, and whole for a class.
+        ConfigurationError: If it is not an action: numbers of the shape, finite, and whole for a
+            class.
     """
     array = np.asarray(action)
-    fits = array.dtype.kind in "biuf" and array.shape in ((), spec.shape, (1, *spec.shape)) and bool(np.isfinite(array).all())
+    fits = (
+        array.dtype.kind in "biuf"
+        and array.shape in ((), spec.shape, (1, *spec.shape))
+        and bool(np.isfinite(array).all())
+    )
     if not fits or (spec.is_discrete and bool((array != np.round(array)).any())):
         kind = "a whole number" if spec.is_discrete else "finite numbers"
-        raise ConfigurationError(f"policy must return {kind} of shape {spec.shape}, got {array!r}; look at what it returns")
+        raise ConfigurationError(
+            f"policy must return {kind} of shape {spec.shape}, got {array!r}; look at "
+            "what it returns"
+        )
     shaped = array.reshape(spec.shape) if array.ndim else np.broadcast_to(array, spec.shape)
     return shaped.astype(spec.dtype)
 
 
-def _agent_chooser(agent: Policy, count: int, obs_key: str) -> Callable[[np.ndarray, bool], Mapping[str, np.ndarray]]:
+def _agent_chooser(
+    agent: Policy, count: int, obs_key: str
+) -> Callable[[np.ndarray, bool], Mapping[str, np.ndarray]]:
     carry = agent.initial_carry(count)
 
     def choose(obs: np.ndarray, is_first: bool) -> Mapping[str, np.ndarray]:
         """Act for one env with a batch of equal observations, and remember the carry."""
         nonlocal carry
-        out = agent.act({obs_key: np.stack([obs] * count)}, carry, np.full(count, is_first), explore=True)
+        out = agent.act(
+            {obs_key: np.stack([obs] * count)}, carry, np.full(count, is_first), explore=True
+        )
         carry = out.carry
         return out.action
 
@@ -141,5 +176,8 @@ def _agent_chooser(agent: Policy, count: int, obs_key: str) -> Callable[[np.ndar
 
 
 def _channels_first(episode: dict[str, Any]) -> dict[str, Any]:
-    moved = {"obs": np.moveaxis(episode["obs"], -1, 1), "final_obs": np.moveaxis(episode["final_obs"], -1, 0)}
+    moved = {
+        "obs": np.moveaxis(episode["obs"], -1, 1),
+        "final_obs": np.moveaxis(episode["final_obs"], -1, 0),
+    }
     return episode | {name: np.ascontiguousarray(value) for name, value in moved.items()}

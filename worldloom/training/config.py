@@ -27,9 +27,22 @@ class TrainingConfig:
     """What a :class:`worldloom.training.Trainer` is told."""
 
     BOUNDS: ClassVar[Mapping[str, Bounds]] = {
-        **dict.fromkeys(("total_steps", "batch_size", "sequence_length", "prefetch_factor", "eval_batches"), Bounds(1)),
+        **dict.fromkeys(
+            ("total_steps", "batch_size", "sequence_length", "prefetch_factor", "eval_batches"),
+            Bounds(1),
+        ),
         **dict.fromkeys(("log_interval", "eval_interval", "save_interval"), Bounds(1)),
-        **dict.fromkeys(("warmup_steps", "num_workers", "weight_decay", "grad_clip", "eval_episodes_every", "seed"), NOT_NEGATIVE),
+        **dict.fromkeys(
+            (
+                "warmup_steps",
+                "num_workers",
+                "weight_decay",
+                "grad_clip",
+                "eval_episodes_every",
+                "seed",
+            ),
+            NOT_NEGATIVE,
+        ),
         "learning_rate": POSITIVE,
         "ema_decay": Bounds(above=0, below=1),
     }
@@ -70,9 +83,13 @@ class TrainingConfig:
     optimizer: str = "adamw"
     """adamw, adam or sgd."""
     scheduler: str = "none"
-    """Step size over the run: none and constant keep it, linear and cosine lower it to zero at total_steps."""
+    """Step size over the run: none and constant keep it, linear and cosine lower it to zero at
+    total_steps.
+    """
     ema_decay: float | None = None
-    """Keep a running average of the weights with this decay; it is evaluated and returned in place of the last ones."""
+    """Keep a running average of the weights with this decay; it is evaluated and returned in place
+    of the last ones.
+    """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     eval_batches: int = 4
@@ -86,13 +103,20 @@ class TrainingConfig:
         problems = settle(self, self.BOUNDS)
         if not problems:
             object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
-            rules = (not_among(self, "optimizer", OPTIMIZERS), not_among(self, "scheduler", SCHEDULES), self._lone_fold())
+            rules = (
+                not_among(self, "optimizer", OPTIMIZERS),
+                not_among(self, "scheduler", SCHEDULES),
+                self._lone_fold(),
+            )
             problems = [text for is_wrong, text in rules if is_wrong]
         if problems:
             raise ConfigurationError("; ".join(problems), "training")
 
     def _lone_fold(self) -> tuple[bool, str]:
-        text = "eval_episodes_every must be 0 (hold out none) or >= 2, got 1; with 1 nothing would be left to train on"
+        text = (
+            "eval_episodes_every must be 0 (hold out none) or >= 2, got 1; with 1 "
+            "nothing would be left to train on"
+        )
         return self.eval_episodes_every == 1, text
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +132,10 @@ class TrainingConfig:
         """
         if not isinstance(data, Mapping):
             kind = type(data).__name__
-            raise ConfigurationError(f"the settings of a {cls.__name__} must be a dict, got {kind}; pass what to_dict gives")
+            raise ConfigurationError(
+                f"the settings of a {cls.__name__} must be a dict, got {kind}; pass "
+                "what to_dict gives"
+            )
         return cls(**data)
 
     @classmethod
@@ -117,7 +144,10 @@ class TrainingConfig:
         names = {f.name for f in dataclasses.fields(cls)}
         for name in data:
             if name not in names:
-                raise ConfigurationError(f"TrainingConfig has no field {name!r}{nearest(name, names)}; remove or rename it")
+                raise ConfigurationError(
+                    f"TrainingConfig has no field {name!r}{nearest(name, names)}; "
+                    "remove or rename it"
+                )
         return dict(data)
 
     def save(self, path: str | PathLike[str]) -> None:

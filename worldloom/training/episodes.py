@@ -39,7 +39,9 @@ class EpisodeIndex:
         self._starts: dict[tuple[int, int, int], tuple[Ids, Ids]] = {}
 
     def add(self, first_row: int, steps: int, oldest_row: int) -> None:
-        """Append an episode; the oldest transitions go, and all rows below ``oldest_row`` are gone already."""
+        """Append an episode; the oldest transitions go, and all rows below ``oldest_row`` are gone
+        already.
+        """
         self.episodes.append(Episode(first_row, steps, self._added))
         self._added += 1
         self.num_steps += steps
@@ -52,20 +54,24 @@ class EpisodeIndex:
     def _drop(self, steps: int) -> None:
         """Forget the oldest transitions of the oldest episode."""
         oldest = self.episodes[0]
-        oldest.first_row, oldest.steps = oldest.first_row + steps, oldest.steps - steps
+        oldest.first_row = oldest.first_row + steps
+        oldest.steps = oldest.steps - steps
         self.num_steps -= steps
         if not oldest.steps:
             self.episodes.popleft()
 
-    def draw(self, count: int, steps: int, rng: np.random.Generator, part: tuple[int, int] = (1, 0)) -> Ids:
-        """First rows of windows of ``steps`` transitions inside one episode, uniform over all such windows.
+    def draw(
+        self, count: int, steps: int, rng: np.random.Generator, part: tuple[int, int] = (1, 0)
+    ) -> Ids:
+        """First rows of windows of ``steps`` transitions inside one episode, uniform over all such
+        windows.
 
         Args:
             count: How many, with replacement.
             steps: Transitions per window.
             rng: Source of the draw.
-            part: ``(n, 0)`` draws from the episodes whose number is not a multiple of n, ``(n, 1)`` from the others;
-                ``(1, 0)`` from all.
+            part: ``(n, 0)`` draws from the episodes whose number is not a multiple of n, ``(n, 1)``
+                from the others; ``(1, 0)`` from all.
 
         Returns:
             ``[count]`` row ids; empty when no episode is long enough.
@@ -79,12 +85,17 @@ class EpisodeIndex:
         return first[place] + ranks - before
 
     def _cached(self, steps: int, part: tuple[int, int]) -> tuple[Ids, Ids]:
-        """First rows of the episodes that are long enough, and the running number of their windows."""
+        """First rows of the episodes that are long enough, and the running number of their
+        windows.
+        """
         key = (steps, *part)
         if key not in self._starts:
             fold, is_held_out = part
             chosen = [
-                e for e in self.episodes if e.steps >= steps and (fold == 1 or (e.ordinal % fold == fold - 1) == bool(is_held_out))
+                e
+                for e in self.episodes
+                if e.steps >= steps
+                and (fold == 1 or (e.ordinal % fold == fold - 1) == bool(is_held_out))
             ]
             first = np.array([e.first_row for e in chosen], np.int64)
             ends = np.cumsum(np.array([e.steps - steps + 1 for e in chosen], np.int64))

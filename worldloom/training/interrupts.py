@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP while a model is trained: the first one ends training behind the present
-update, a second one leaves at once.
+"""Ctrl-C, SIGTERM and SIGHUP while a model is trained: the first one ends training behind the
+present update, a second one leaves at once.
 
 Python may raise KeyboardInterrupt between any two instructions, also between the weights and the
 moments of an optimizer's step. A handler that only takes note keeps every update whole. It is set
@@ -43,11 +43,14 @@ class Interruption:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Take note of signals while the block runs; afterwards handlers are as they were."""
-        self.signal, self.is_forced = None, False
+        self.signal = None
+        self.is_forced = False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        replaced = {number: kind for number, kind in DEFAULTS.items() if signal.getsignal(number) is kind}
+        replaced = {
+            number: kind for number, kind in DEFAULTS.items() if signal.getsignal(number) is kind
+        }
         for number in replaced:
             signal.signal(number, self._note)
         try:
@@ -64,7 +67,10 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
-            logger.warning("%s: stopping behind the present update; again to leave at once", signal.Signals(number).name)
+            logger.warning(
+                "%s: stopping behind the present update; again to leave at once",
+                signal.Signals(number).name,
+            )
             return
         self.is_forced = True
         if number != signal.SIGINT:

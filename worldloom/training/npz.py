@@ -1,11 +1,14 @@
-"""Episodes in an ``.npz`` file, written and read one at a time. numpy only; nothing is ever unpickled.
+"""Episodes in an ``.npz`` file, written and read one at a time. numpy only; nothing is ever
+unpickled.
 
-Written: ``obs, actions, rewards, dones`` concatenated over episodes, ``obs_shape, action_dim, capacity``; since 0.2 also
-``truncated``, ``episode_lengths``, ``final_obs`` (one per episode) and ``final_obs_mask``.
+Written: ``obs, actions, rewards, dones`` concatenated over episodes, ``obs_shape, action_dim,
+capacity``; since 0.2 also ``truncated``, ``episode_lengths``, ``final_obs`` (one per episode) and
+``final_obs_mask``.
 
-Read: these, and the files of others under the names in :mod:`worldloom.training.array_names`. What the last action of an episode
-led to is taken from ``final_obs``, from ``next_obs``, or from ``obs`` where each episode has one more than actions. Whatever is
-not used, or had to be concluded, is a sentence in ``FileFacts.notes``.
+Read: these, and the files of others under the names in :mod:`worldloom.training.array_names`. What
+the last action of an episode led to is taken from ``final_obs``, from ``next_obs``, or from ``obs``
+where each episode has one more than actions. Whatever is not used, or had to be concluded, is a
+sentence in ``FileFacts.notes``.
 """
 
 from __future__ import annotations
@@ -26,11 +29,27 @@ from numpy.lib import format as npy
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.files import expanded, replacing
-from worldloom.training.array_names import Ends, cut_note, find_ends, find_seams, flat_note, match_names, unused_note
+from worldloom.training.array_names import (
+    Ends,
+    cut_note,
+    find_ends,
+    find_seams,
+    flat_note,
+    match_names,
+    unused_note,
+)
 
 __all__ = ["DAMAGE", "FileFacts", "is_choice", "read_episodes", "write_episodes"]
 
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)
 """What reading a damaged file may raise."""
 ALWAYS = ("actions", "rewards", "dones", "obs_shape", "action_dim", "capacity")
 SINCE_0_2 = ("truncated", "episode_lengths", "final_obs_mask", "final_obs")
@@ -51,7 +70,8 @@ class FileFacts:
         action_dim: Width of an action; for integer actions ``[n]`` the number of choices.
         capacity, steps: Of the buffer that was saved; transitions in the file.
         actions: ``[n, ...]`` as the file has them.
-        notes: Sentences on what is not used and what had to be concluded; complete once all episodes are read.
+        notes: Sentences on what is not used and what had to be concluded; complete once all
+            episodes are read.
     """
 
     obs_shape: tuple[int, ...]
@@ -81,7 +101,8 @@ def write_episodes(
         lengths: Their transitions.
         obs: Shape and dtype of one observation.
         action_dim, capacity: Stored beside them.
-        notes: Further arrays that a writer leaves for itself; readers that do not know them ignore them.
+        notes: Further arrays that a writer leaves for itself; readers that do not know them ignore
+            them.
 
     Raises:
         ConfigurationError: If the path is none, or a folder.
@@ -89,32 +110,55 @@ def write_episodes(
     target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     shape, dtype = obs
-    total, final = sum(lengths), np.zeros((len(lengths), *shape), dtype)
+    total = sum(lengths)
+    final = np.zeros((len(lengths), *shape), dtype)
     mask = np.zeros(len(lengths), bool)
-    small: dict[str, list[np.ndarray]] = {name: [] for name in ("actions", "rewards", "dones", "truncated")}
-    with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    small: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("actions", "rewards", "dones", "truncated")
+    }
+    with (
+        replacing(target) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
         with archive.open("obs.npy", "w", force_zip64=True) as file:
             _write_header(file, (total, *shape), dtype)
             for number, episode in enumerate(episodes):
-                file.write(np.ascontiguousarray(episode["obs"]).data.cast("B") if episode["obs"].size else b"")
+                file.write(
+                    np.ascontiguousarray(episode["obs"]).data.cast("B")
+                    if episode["obs"].size
+                    else b""
+                )
                 for name, parts in small.items():
                     parts.append(np.asarray(episode[name]))
                 if episode["final_obs"] is not None:
-                    final[number], mask[number] = episode["final_obs"], True
-        arrays = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in small.items()}
+                    final[number] = episode["final_obs"]
+                    mask[number] = True
+        arrays = {
+            name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in small.items()
+        }
         arrays["actions"] = arrays["actions"].reshape(total, action_dim).astype(np.float32)
-        arrays |= {"obs_shape": np.array(shape), "action_dim": np.array(action_dim), "capacity": np.array(capacity)}
-        arrays |= {"episode_lengths": np.array(lengths, np.int64), "final_obs": final, "final_obs_mask": mask}
+        arrays |= {
+            "obs_shape": np.array(shape),
+            "action_dim": np.array(action_dim),
+            "capacity": np.array(capacity),
+        }
+        arrays |= {
+            "episode_lengths": np.array(lengths, np.int64),
+            "final_obs": final,
+            "final_obs_mask": mask,
+        }
         for name, array in {**(notes or {}), **arrays}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 npy.write_array(file, array, allow_pickle=False)
 
 
 def read_episodes(path: str | PathLike[str]) -> tuple[FileFacts, Iterator[dict[str, Any]]]:
-    """What the file says, and its episodes as arguments of ``ReplayBuffer.add_episode``, read as they are asked for.
+    """What the file says, and its episodes as arguments of ``ReplayBuffer.add_episode``, read as
+    they are asked for.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, lacks an array, or contradicts itself; also while episodes are read.
+        CheckpointError: If the file is missing, damaged, lacks an array, or contradicts itself;
+            also while episodes are read.
     """
     named = expanded(path)
     source = named if named.exists() or not named.name else _with_suffix(named)
@@ -153,13 +197,22 @@ def _open(source: Path) -> _File:
         names, unknown = match_names(archive.files, str(source))
         missing = {"obs", "actions", "rewards"} - set(names)
         if missing:
-            raise CheckpointError(f"{source}: lacks {sorted(missing)}, has {sorted(archive.files)}; it is not a file of episodes")
+            raise CheckpointError(
+                f"{source}: lacks {sorted(missing)}, has {sorted(archive.files)}; it "
+                "is not a file of episodes"
+            )
         is_ours = any(name in archive.files for name in ("final_obs", "final_obs_mask"))
         lost = [name for name in (*ALWAYS, *SINCE_0_2) if is_ours and name not in archive.files]
         if lost:
-            raise CheckpointError(f"{source}: lacks {lost}, which belong to its other arrays; it is damaged")
+            raise CheckpointError(
+                f"{source}: lacks {lost}, which belong to its other arrays; it is damaged"
+            )
         small = {ours: archive[name] for ours, name in names.items() if ours not in LARGE}
-        small |= {name: archive[name] for name in (*OWN, ONE_HOT) if name in unknown and name not in ("final_obs", "env_spec")}
+        small |= {
+            name: archive[name]
+            for name in (*OWN, ONE_HOT)
+            if name in unknown and name not in ("final_obs", "env_spec")
+        }
     if ONE_HOT in small:
         small["actions"] = small.pop(ONE_HOT)
     if small["actions"].dtype.kind == "b":
@@ -170,29 +223,50 @@ def _open(source: Path) -> _File:
     return _described(source, names, small, notes)
 
 
-def _described(source: Path, names: Mapping[str, str], small: Mapping[str, np.ndarray], notes: list[str]) -> _File:
+def _described(
+    source: Path, names: Mapping[str, str], small: Mapping[str, np.ndarray], notes: list[str]
+) -> _File:
     """The file with its ends and sizes; all of its arrays agree."""
     with zipfile.ZipFile(source) as archive:
         shape, dtype = _shape_of(archive, names["obs"])
         following = _shape_of(archive, names["next_obs"]) if "next_obs" in names else None
-    actions, steps = small["actions"], len(small["rewards"])
+    actions = small["actions"]
+    steps = len(small["rewards"])
     if small["rewards"].size != steps:
-        raise CheckpointError(f"{source}: {names['rewards']!r} has shape {small['rewards'].shape}; give one number per action")
+        raise CheckpointError(
+            f"{source}: {names['rewards']!r} has shape {small['rewards'].shape}; give "
+            "one number per action"
+        )
     ends = find_ends(small, steps, str(source))
     extra = int(shape[0] == steps + len(ends.stops) and shape[0] != steps)
     lengths = {"obs": shape[0], "actions": len(actions), "rewards": steps}
     if (shape[0] != steps and not extra) or len(actions) != steps:
-        raise CheckpointError(f"{source}: arrays have different lengths {lengths}; it is truncated or foreign")
+        raise CheckpointError(
+            f"{source}: arrays have different lengths {lengths}; it is truncated or foreign"
+        )
     if following is not None and following[0] != (steps, *shape[1:]):
-        raise CheckpointError(f"{source}: {names['next_obs']!r} has shape {following[0]}, expected {(steps, *shape[1:])}")
-    for name, kind in (("obs", dtype.kind), ("actions", actions.dtype.kind), ("rewards", small["rewards"].dtype.kind)):
+        raise CheckpointError(
+            f"{source}: {names['next_obs']!r} has shape {following[0]}, expected "
+            f"{(steps, *shape[1:])}"
+        )
+    for name, kind in (
+        ("obs", dtype.kind),
+        ("actions", actions.dtype.kind),
+        ("rewards", small["rewards"].dtype.kind),
+    ):
         if kind not in "biuf":
-            raise CheckpointError(f"{source}: {names.get(name, name)!r} does not hold numbers; give integers, floats or flags")
+            raise CheckpointError(
+                f"{source}: {names.get(name, name)!r} does not hold numbers; give "
+                "integers, floats or flags"
+            )
     if extra and following is not None:
         notes.append(unused_note(names["next_obs"]))
     if steps and not ends.is_marked:
         flags = "'terminated' and 'truncated'"
-        notes.append(f"nothing says where an episode ends, so all {steps} transitions are one episode; add {flags} if they are not")
+        notes.append(
+            f"nothing says where an episode ends, so all {steps} transitions are one "
+            f"episode; add {flags} if they are not"
+        )
     width = int(math.prod(actions.shape[1:]))
     if actions.ndim > 2 and actions.dtype.kind == "f":
         notes.append(flat_note(names["actions"], actions.shape[1:]))
@@ -203,7 +277,9 @@ def _described(source: Path, names: Mapping[str, str], small: Mapping[str, np.nd
     elif is_choice(actions):
         width = max(1, int(actions.max(initial=0)) + 1)
     kept = np.dtype(np.float32) if dtype.kind == "f" else dtype
-    facts = FileFacts(tuple(shape[1:]), kept, width, int(small.get("capacity", steps)), steps, actions, notes)
+    facts = FileFacts(
+        tuple(shape[1:]), kept, width, int(small.get("capacity", steps)), steps, actions, notes
+    )
     return _File(source, facts, names, small, ends, extra)
 
 
@@ -214,15 +290,20 @@ def _episodes(file: _File) -> Iterator[dict[str, Any]]:
             obs = _Rows(stack.enter_context(archive.open(f"{file.names['obs']}.npy")))
             following = None
             if "next_obs" in file.names and not file.extra:
-                following = _Rows(stack.enter_context(archive.open(f"{file.names['next_obs']}.npy")))
+                following = _Rows(
+                    stack.enter_context(archive.open(f"{file.names['next_obs']}.npy"))
+                )
             yield from _with_outcomes(file, obs, following, _finals(archive, file))
     except DAMAGE as error:
         raise CheckpointError(f"{file.source}: damaged in the middle ({error})") from error
 
 
-def _with_outcomes(file: _File, obs: _Rows, following: _Rows | None, finals: Mapping[int, np.ndarray]) -> Iterator[dict[str, Any]]:
+def _with_outcomes(
+    file: _File, obs: _Rows, following: _Rows | None, finals: Mapping[int, np.ndarray]
+) -> Iterator[dict[str, Any]]:
     """Every episode, with what its last action led to wherever the file says so."""
-    start, cuts = 0, 0
+    start = 0
+    cuts = 0
     for stop in file.ends.stops.tolist():
         seen = obs.take(stop - start + file.extra)
         led_to = None if following is None else following.take(stop - start)
@@ -242,7 +323,8 @@ def _with_outcomes(file: _File, obs: _Rows, following: _Rows | None, finals: Map
 
 
 def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None) -> dict[str, Any]:
-    terminated, truncated = file.ends.terminated[part], file.ends.truncated[part].copy()
+    terminated = file.ends.terminated[part]
+    truncated = file.ends.truncated[part].copy()
     truncated[-1] |= not terminated[-1]
     episode = {
         "obs": obs,
@@ -255,7 +337,9 @@ def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None)
 
 
 def _finals(archive: zipfile.ZipFile, file: _File) -> dict[int, np.ndarray]:
-    """Final observations that were stored one per episode, by the transition after the episode's last one."""
+    """Final observations that were stored one per episode, by the transition after the episode's
+    last one.
+    """
     if "final_obs.npy" not in archive.namelist():
         return {}
     with archive.open("final_obs.npy") as opened:
@@ -274,19 +358,25 @@ class _Rows:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._shape, is_fortran, self._dtype = _read_header(file)
-        self._file, self._taken = file, 0
+        self._file = file
+        self._taken = 0
         self._whole: np.ndarray | None = None
         if is_fortran:
             size = math.prod(self._shape) * self._dtype.itemsize
-            self._whole = np.frombuffer(_exactly(file, size), self._dtype).reshape(self._shape, order="F")
+            self._whole = np.frombuffer(_exactly(file, size), self._dtype).reshape(
+                self._shape, order="F"
+            )
 
     def take(self, count: int) -> np.ndarray:
         """The next ``count`` rows."""
-        before, self._taken = self._taken, self._taken + count
+        before = self._taken
+        self._taken = self._taken + count
         if self._whole is not None:
             return np.ascontiguousarray(self._whole[before : self._taken])
         size = count * math.prod(self._shape[1:]) * self._dtype.itemsize
-        return np.frombuffer(_exactly(self._file, size), self._dtype).reshape(count, *self._shape[1:])
+        return np.frombuffer(_exactly(self._file, size), self._dtype).reshape(
+            count, *self._shape[1:]
+        )
 
 
 def _exactly(file: IO[bytes], size: int) -> bytes:
@@ -304,7 +394,9 @@ def _shape_of(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(file)
-    header = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    header = (
+        npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    )
     shape, is_fortran, dtype = header
     if dtype.hasobject or not shape:
         raise ValueError("observations must be plain numbers with a leading axis of transitions")
@@ -312,7 +404,9 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": npy.dtype_to_descr(dtype)})
+    npy.write_array_header_1_0(
+        file, {"shape": shape, "fortran_order": False, "descr": npy.dtype_to_descr(dtype)}
+    )
 
 
 def _target(path: str | PathLike[str]) -> Path:
@@ -320,7 +414,9 @@ def _target(path: str | PathLike[str]) -> Path:
     named = expanded(path)
     target = _with_suffix(named) if named.name else named
     if target.is_dir():
-        raise ConfigurationError(f"{target}: is a folder; name a file, for example {target / 'data.npz'}")
+        raise ConfigurationError(
+            f"{target}: is a folder; name a file, for example {target / 'data.npz'}"
+        )
     return target
 
 

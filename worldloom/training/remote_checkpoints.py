@@ -1,9 +1,10 @@
 """Checkpoints behind a URL that ``fsspec`` knows: ``s3://``, ``gs://``, ``memory://`` and others.
 
-Object stores cannot rename a folder, but they replace one object as a whole. So the manifest decides: data lie under names made of
-their checksums, which never change; the manifest that names them is uploaded behind them, and only then is what it no longer names
-removed. A writer that dies leaves the old checkpoint or the new one. A folder without a manifest does not count. Everything else,
-checksums included, is as in :mod:`worldloom.training.checkpoints`.
+Object stores cannot rename a folder, but they replace one object as a whole. So the manifest
+decides: data lie under names made of their checksums, which never change; the manifest that names
+them is uploaded behind them, and only then is what it no longer names removed. A writer that dies
+leaves the old checkpoint or the new one. A folder without a manifest does not count. Everything
+else, checksums included, is as in :mod:`worldloom.training.checkpoints`.
 """
 
 from __future__ import annotations
@@ -52,12 +53,15 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise CheckpointError(f"checkpoints: {url!r} cannot be opened ({error}); install its package or name a path") from error
+        raise CheckpointError(
+            f"checkpoints: {url!r} cannot be opened ({error}); install its package or name a path"
+        ) from error
     return files, root
 
 
 class RemoteCheckpointStore(CheckpointStore):
-    """As :class:`CheckpointStore`, behind a URL; paths are names inside the URL, except for the local copy that :meth:`find` makes.
+    """As :class:`CheckpointStore`, behind a URL; paths are names inside the URL, except for the
+    local copy that :meth:`find` makes.
 
     Args:
         url: Folder that holds the checkpoint folders.
@@ -72,7 +76,9 @@ class RemoteCheckpointStore(CheckpointStore):
         self._copies = Path(tempfile.mkdtemp(prefix="wl-checkpoint-"))
         weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
 
-    def save(self, step: int, tree: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Path:
+    def save(
+        self, step: int, tree: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    ) -> Path:
         """Upload a checkpoint named after ``step`` and drop those that are too old."""
         name = f"step-{step:012d}"
         with tempfile.TemporaryDirectory(prefix="wl-checkpoint-") as temporary:
@@ -81,14 +87,18 @@ class RemoteCheckpointStore(CheckpointStore):
             manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
             for file, entry in manifest["files"].items():
                 entry["at"] = _stored_name(file, entry["sha256"])
-                self._files.pipe_file(f"{self._root}/{name}/{entry['at']}", (folder / file).read_bytes())
+                self._files.pipe_file(
+                    f"{self._root}/{name}/{entry['at']}", (folder / file).read_bytes()
+                )
         self._publish(name, manifest)
         for old in self.folders()[self.keep :]:
             self._remove(old.name)
         return Path(self._root) / name
 
     def mark_best(self, folder: Path, score: float) -> bool:
-        """Copy ``folder`` to ``best`` if its score is above that of the present one (or there is none)."""
+        """Copy ``folder`` to ``best`` if its score is above that of the present one (or there is
+        none).
+        """
         if not math.isfinite(score):
             logger.warning("%s: its score is %s, which cannot be the best", folder, score)
             return False
@@ -98,7 +108,9 @@ class RemoteCheckpointStore(CheckpointStore):
         for file, entry in manifest["files"].items():
             source = Path(entry.get("at", file)).name
             entry["at"] = _stored_name(file, entry["sha256"])
-            self._files.copy(f"{self._root}/{folder.name}/{source}", f"{self._root}/best/{entry['at']}")
+            self._files.copy(
+                f"{self._root}/{folder.name}/{source}", f"{self._root}/best/{entry['at']}"
+            )
         manifest["facts"]["score"] = score
         self._publish("best", manifest)
         return True
@@ -109,7 +121,9 @@ class RemoteCheckpointStore(CheckpointStore):
 
     def _publish(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Let a manifest count from now on, and remove what it does not name."""
-        self._files.pipe_file(f"{self._root}/{name}/{MANIFEST}", json.dumps(manifest, allow_nan=False).encode())
+        self._files.pipe_file(
+            f"{self._root}/{name}/{MANIFEST}", json.dumps(manifest, allow_nan=False).encode()
+        )
         named = {MANIFEST, *(entry["at"] for entry in manifest["files"].values())}
         self._files.invalidate_cache()
         for path in self._files.ls(f"{self._root}/{name}", detail=False):
@@ -122,7 +136,10 @@ class RemoteCheckpointStore(CheckpointStore):
             return []
         self._files.invalidate_cache()
         found = (Path(path) for path in self._files.ls(self._root, detail=False))
-        return sorted((p for p in found if p.name.startswith("step-") and self._manifest(p.name) is not None), reverse=True)
+        return sorted(
+            (p for p in found if p.name.startswith("step-") and self._manifest(p.name) is not None),
+            reverse=True,
+        )
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that loads, or None; a corrupt one is skipped with a warning."""
@@ -158,13 +175,19 @@ class RemoteCheckpointStore(CheckpointStore):
             manifest = self._manifest(name)
             if manifest is None:
                 raise CheckpointError(f"{self._root}/{name} is not a checkpoint")
-            with contextlib.suppress(FileNotFoundError):  # another one has taken its place: look again
+            # another one has taken its place: look again
+            with contextlib.suppress(FileNotFoundError):
                 for file in FILES:
                     stored = Path(_entry(manifest, file).get("at", file)).name
-                    (target / file).write_bytes(self._files.cat_file(f"{self._root}/{name}/{stored}"))
+                    (target / file).write_bytes(
+                        self._files.cat_file(f"{self._root}/{name}/{stored}")
+                    )
                 (target / MANIFEST).write_text(json.dumps(manifest))
                 return target
-        raise CheckpointError(f"{self._root}/{name}: a file that its manifest names is missing; use an earlier checkpoint")
+        raise CheckpointError(
+            f"{self._root}/{name}: a file that its manifest names is missing; use an "
+            "earlier checkpoint"
+        )
 
     def _existing_manifest(self, name: str) -> dict[str, Any]:
         manifest = self._manifest(name)
@@ -174,7 +197,9 @@ class RemoteCheckpointStore(CheckpointStore):
 
     def _manifest(self, name: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(self._files.cat_file(f"{self._root}/{name}/{MANIFEST}"))
+            found: dict[str, Any] = json.loads(
+                self._files.cat_file(f"{self._root}/{name}/{MANIFEST}")
+            )
         except (FileNotFoundError, ValueError):
             return None
         return found

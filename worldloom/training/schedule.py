@@ -18,7 +18,8 @@ __all__ = ["WeightAverage", "rate_factor"]
 def rate_factor(step: int, *, total: int, warmup: int, schedule: str) -> float:
     """Factor on the step size of update ``step`` (counted from 0).
 
-    Rises linearly over ``warmup`` updates; then stays (none, constant), falls linearly, or as half a cosine, to 0 at ``total``.
+    Rises linearly over ``warmup`` updates; then stays (none, constant), falls linearly, or as half
+    a cosine, to 0 at ``total``.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -69,9 +70,16 @@ class WeightAverage:
         for name, value in self.values.items():
             saved: Tensor | None = state["values"].get(name)
             if saved is None or saved.shape != value.shape:
-                raise CheckpointError(f"averaged weights: tensor {name!r} is missing or has another shape in the checkpoint")
+                raise CheckpointError(
+                    f"averaged weights: tensor {name!r} is missing or has another "
+                    "shape in the checkpoint"
+                )
             value.copy_(saved)
 
 
 def _floats(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict(keep_vars=False).items() if value.is_floating_point()}
+    return {
+        name: value
+        for name, value in model.state_dict(keep_vars=False).items()
+        if value.is_floating_point()
+    }

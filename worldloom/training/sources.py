@@ -1,6 +1,8 @@
-"""Where training batches come from: replay, a dataset, or any iterable; every batch of replay is a function of seed and number.
+"""Where training batches come from: replay, a dataset, or any iterable; every batch of replay is a
+function of seed and number.
 
-Threads that draw ahead therefore change nothing, and a resumed run draws what the uninterrupted one would have drawn.
+Threads that draw ahead therefore change nothing, and a resumed run draws what the uninterrupted one
+would have drawn.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from worldloom.training.data import TrajectoryDataset
 __all__ = ["BatchSource", "Batches", "make_source", "prefetched"]
 
 Batch = dict[str, Tensor]
-TRAIN, HELD_OUT = 0, 1
+TRAIN = 0
+HELD_OUT = 1
 """Streams of draws below the root seed."""
 
 
@@ -32,7 +35,15 @@ TRAIN, HELD_OUT = 0, 1
 class Batches(Protocol):
     """What replay can do; anything like it may be trained from."""
 
-    def sample(self, batch_size: int, seq_len: int, device: Any = "cpu", *, rng: Any = None, held_out: Any = None) -> Batch:
+    def sample(
+        self,
+        batch_size: int,
+        seq_len: int,
+        device: Any = "cpu",
+        *,
+        rng: Any = None,
+        held_out: Any = None,
+    ) -> Batch:
         """A batch of windows."""
 
     def has_windows(self, seq_len: int, held_out: Any = None) -> bool:
@@ -50,11 +61,15 @@ class BatchSource(Protocol):
 
 
 class ReplaySource:
-    """Windows of a replay buffer; every n-th episode is held out where that leaves windows on both sides."""
+    """Windows of a replay buffer; every n-th episode is held out where that leaves windows on both
+    sides.
+    """
 
     def __init__(self, buffer: Batches, config: TrainingConfig, evaluation: Batches | None) -> None:
-        self.buffer, self.config = buffer, config
-        every, length = config.eval_episodes_every, config.sequence_length
+        self.buffer = buffer
+        self.config = config
+        every = config.eval_episodes_every
+        length = config.sequence_length
         splits = evaluation is None and every > 0
         splits = splits and all(buffer.has_windows(length, (every, side)) for side in (True, False))
         self.split = every if splits else 0
@@ -62,7 +77,9 @@ class ReplaySource:
         if not buffer.has_windows(length):
             buffer.sample(1, length)  # raises, and says how long the episodes are
 
-    def _draw(self, buffer: Batches, stream: int, number: int, held_out: tuple[int, bool] | None) -> Batch:
+    def _draw(
+        self, buffer: Batches, stream: int, number: int, held_out: tuple[int, bool] | None
+    ) -> Batch:
         c = self.config
         rng = np.random.default_rng([c.seed, stream, number])
         return buffer.sample(c.batch_size, c.sequence_length, rng=rng, held_out=held_out)
@@ -73,14 +90,18 @@ class ReplaySource:
 
     def held_out(self, number: int) -> Batch:
         """See :class:`BatchSource`."""
-        return self._draw(self.evaluation, HELD_OUT, number, (self.split, True) if self.split else None)
+        return self._draw(
+            self.evaluation, HELD_OUT, number, (self.split, True) if self.split else None
+        )
 
 
 class Cursor:
-    """Batches of an iterable by number; it is begun anew when it ends, and when an earlier batch is asked for.
+    """Batches of an iterable by number; it is begun anew when it ends, and when an earlier batch is
+    asked for.
 
-    Each pass begins with generators seeded by its number, so a loader that shuffles gives the same order in a resumed run. A
-    resumed run passes over the batches of its present pass that were used already.
+    Each pass begins with generators seeded by its number, so a loader that shuffles gives the same
+    order in a resumed run. A resumed run passes over the batches of its present pass that were used
+    already.
 
     Args:
         data: Gives batches as dicts, as often as it is iterated.
@@ -111,7 +132,9 @@ class Cursor:
         return self._draw()
 
     def _pass_over(self, number: int) -> None:
-        """Go to a batch without handing out those before it; whole passes are left out where their length is known."""
+        """Go to a batch without handing out those before it; whole passes are left out where their
+        length is known.
+        """
         try:
             length = len(self._data) if isinstance(self._data, Sized) else 0
         except TypeError:  # a loader of a stream has no length
@@ -132,7 +155,10 @@ class Cursor:
     def _begin(self) -> Batch:
         """Begin a pass; its first batch."""
         with torch.random.fork_rng():
-            _seed_order(self._data, int(np.random.default_rng([*self._seed, self._passes]).integers(1 << 62)))
+            _seed_order(
+                self._data,
+                int(np.random.default_rng([*self._seed, self._passes]).integers(1 << 62)),
+            )
             self._batches = iter(self._data)
             first = next(self._batches, None)  # a loader chooses its order here
         self._passes += 1
@@ -140,24 +166,31 @@ class Cursor:
 
     def _checked(self, batch: Any) -> Batch:
         if not isinstance(batch, Mapping):
-            raise TrainingError(f"training data must give batches as dicts, got {type(batch).__name__}")
+            raise TrainingError(
+                f"training data must give batches as dicts, got {type(batch).__name__}"
+            )
         return dict(batch)
 
 
 def _seed_order(data: Iterable[Any], seed: int) -> None:
-    """Decide the order of the coming pass of a loader that shuffles, by torch's generator or by one of its own."""
+    """Decide the order of the coming pass of a loader that shuffles, by torch's generator or by one
+    of its own.
+    """
     torch.manual_seed(seed)
     if not isinstance(data, DataLoader):
         return
     for generator in (data.generator, getattr(data.sampler, "generator", None)):
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
-    if data._iterator is not None:  # workers that persist keep their seed; one that a new loader would draw here
+    # workers that persist keep their seed; one that a new loader would draw here
+    if data._iterator is not None:
         torch.empty((), dtype=torch.int64).random_(generator=data.generator)
 
 
 def _with_own_iterator(data: Iterable[Any]) -> Iterable[Any]:
-    """A loader whose workers persist has one iterator for all who iterate it: a copy has another one."""
+    """A loader whose workers persist has one iterator for all who iterate it: a copy has another
+    one.
+    """
     if not (isinstance(data, DataLoader) and data.persistent_workers):
         return data
     own = copy.copy(data)
@@ -166,7 +199,9 @@ def _with_own_iterator(data: Iterable[Any]) -> Iterable[Any]:
 
 
 class IterableSource:
-    """Batches in the order in which an iterable gives them; every evaluation reads the same first ones."""
+    """Batches in the order in which an iterable gives them; every evaluation reads the same first
+    ones.
+    """
 
     def __init__(self, data: Iterable[Any], evaluation: Iterable[Any] | None, seed: int) -> None:
         self._train = Cursor(data, seed, TRAIN)
@@ -185,7 +220,8 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
     """Whatever a user trains from as numbered batches.
 
     Args:
-        data: A replay buffer, a torch dataset of windows, a loader, a list of batches, or one batch.
+        data: A replay buffer, a torch dataset of windows, a loader, a list of batches, or one
+            batch.
         config: Sizes and seed.
         evaluation: Likewise, for held-out batches; by default part of ``data``.
 
@@ -194,36 +230,55 @@ def make_source(data: Any, config: TrainingConfig, evaluation: Any = None) -> Ba
         ConfigurationError: If it is something else.
     """
     if isinstance(data, str | PathLike):
-        raise ConfigurationError(f"data must be a ReplayBuffer or batches, got the path {str(data)!r}; use ReplayBuffer.load(path)")
+        raise ConfigurationError(
+            f"data must be a ReplayBuffer or batches, got the path {str(data)!r}; use "
+            "ReplayBuffer.load(path)"
+        )
     if isinstance(evaluation, Mapping):
         evaluation = [evaluation]
     is_replay = isinstance(data, Batches | TrajectoryDataset)
-    fits = evaluation is None or (isinstance(evaluation, Batches) if is_replay else _is_repeatable(evaluation))
+    fits = evaluation is None or (
+        isinstance(evaluation, Batches) if is_replay else _is_repeatable(evaluation)
+    )
     if not fits:
-        wanted = "a ReplayBuffer, as data is" if is_replay else "a list or loader of batches, as data is"
+        wanted = (
+            "a ReplayBuffer, as data is" if is_replay else "a list or loader of batches, as data is"
+        )
         raise ConfigurationError(f"eval_data must be {wanted}, got {type(evaluation).__name__}")
     if isinstance(data, Batches):
         return ReplaySource(data, config, evaluation)
     if isinstance(data, Mapping):
         return IterableSource([data], evaluation, config.seed)
     if isinstance(data, TrajectoryDataset):
-        return ReplaySource(data.buffer, config.with_updates(sequence_length=data.seq_len), evaluation)
+        return ReplaySource(
+            data.buffer, config.with_updates(sequence_length=data.seq_len), evaluation
+        )
     if isinstance(data, Dataset):
         if not len(data):  # type: ignore[arg-type]
             raise BufferError("the dataset is empty; add episodes first")
         data = DataLoader(data, batch_size=config.batch_size, shuffle=False)
     if not _is_repeatable(data):
         kind = type(data).__name__
-        raise ConfigurationError(f"data must be a ReplayBuffer, a dataset, or a list or loader of batches, got {kind}")
+        raise ConfigurationError(
+            f"data must be a ReplayBuffer, a dataset, or a list or loader of batches, got {kind}"
+        )
     return IterableSource(data, evaluation, config.seed)
 
 
 def _is_repeatable(data: Any) -> bool:
-    return isinstance(data, Iterable) and not isinstance(data, Iterator | str | bytes) and not isinstance(data, Batches)
+    return (
+        isinstance(data, Iterable)
+        and not isinstance(data, Iterator | str | bytes)
+        and not isinstance(data, Batches)
+    )
 
 
-def prefetched(draw: Callable[[int], Batch], numbers: range, workers: int, ahead: int) -> Generator[Batch, None, None]:
-    """Batches in order, drawn by ``workers`` threads up to ``workers * ahead`` before they are needed; 0 draws on demand."""
+def prefetched(
+    draw: Callable[[int], Batch], numbers: range, workers: int, ahead: int
+) -> Generator[Batch, None, None]:
+    """Batches in order, drawn by ``workers`` threads up to ``workers * ahead`` before they are
+    needed; 0 draws on demand.
+    """
     if not workers:
         yield from map(draw, numbers)
         return

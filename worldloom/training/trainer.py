@@ -1,7 +1,9 @@
-"""Trains a world model offline: batches in, optimizer steps, evaluation on held-out windows, checkpoints.
+"""Trains a world model offline: batches in, optimizer steps, evaluation on held-out windows,
+checkpoints.
 
-What is particular to a model is behind its hooks: ``compute_loss``, ``parameter_groups(config)`` and ``after_update(losses)``.
-On a CPU a run that is interrupted and resumed from a checkpoint ends with the very bits of an uninterrupted one.
+What is particular to a model is behind its hooks: ``compute_loss``, ``parameter_groups(config)``
+and ``after_update(losses)``. On a CPU a run that is interrupted and resumed from a checkpoint ends
+with the very bits of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from worldloom.training.assembly import (
     own_setting,
     with_defaults,
 )
-from worldloom.training.callbacks import CallbackList, CheckpointCallback, LoggingCallback, ProgressCallback
+from worldloom.training.callbacks import (
+    CallbackList,
+    CheckpointCallback,
+    LoggingCallback,
+    ProgressCallback,
+)
 from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.config import TrainingConfig
 from worldloom.training.interrupts import Interruption
@@ -53,7 +60,8 @@ class TrainerState:
 
     Attributes:
         global_step: Updates made.
-        metrics: Losses of the newest update, gradient norm, step size, and the newest evaluation under ``eval/``.
+        metrics: Losses of the newest update, gradient norm, step size, and the newest evaluation
+            under ``eval/``.
         best_loss: Lowest held-out loss so far.
         should_stop: Set it to stop behind the present update.
     """
@@ -70,7 +78,8 @@ class Trainer:
     Args:
         model: Any world model; trained in place.
         config: Settings.
-        callbacks: A callback replaces the default one of the same class (logging, checkpoints, progress bar on a terminal).
+        callbacks: A callback replaces the default one of the same class (logging, checkpoints,
+            progress bar on a terminal).
         optimizer: Your own instead of the one that the config describes.
         scheduler: Likewise; stepped behind every update.
 
@@ -81,7 +90,8 @@ class Trainer:
         >>> buffer = create_random_buffer(200, (3,), 2, num_episodes=5, episode_length=20, seed=0)
         >>> model = create_world_model("mlp:ci", obs_shape=(3,), action_dim=2)
         >>> folder = tempfile.mkdtemp()
-        >>> config = TrainingConfig(total_steps=3, batch_size=4, sequence_length=5, output_dir=folder)
+        >>> sizes = {"total_steps": 3, "batch_size": 4, "sequence_length": 5}
+        >>> config = TrainingConfig(**sizes, output_dir=folder)
         >>> trainer = Trainer(model, config)
         >>> trainer.train(buffer) is model, trainer.state.global_step
         (True, 3)
@@ -99,7 +109,8 @@ class Trainer:
         self.config = config or TrainingConfig()
         if not hasattr(model, "compute_loss"):
             raise ConfigurationError(
-                f"model must be a world model, got {model!r}; make one with create_world_model, e.g. "
+                f"model must be a world model, got {model!r}; make one with "
+                "create_world_model, e.g. "
                 "create_world_model('dreamerv3:size12m', obs_shape=(4,), action_dim=2)"
             )
         self.model = model.to(place_of(self.config.resolve_device()))
@@ -115,7 +126,9 @@ class Trainer:
         self.optimizer = optimizer or make_optimizer(self.model, self.config, self.learning_rate)
         self.group_settings = group_settings(self.optimizer)
         self.scheduler = scheduler
-        self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        self.average = (
+            WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        )
         self.callbacks = CallbackList(with_defaults(callbacks or (), self.config))
         self.state = TrainerState()
         self.history: list[dict[str, float]] = []
@@ -128,30 +141,40 @@ class Trainer:
 
     @property
     def is_whole(self) -> bool:
-        """False from the moment an update, or a second Ctrl-C, broke off half way: such weights are no state to go on from."""
+        """False from the moment an update, or a second Ctrl-C, broke off half way: such weights are
+        no state to go on from.
+        """
         return not (self._is_mid_update or self._interruption.is_forced)
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback; it takes the place of a default one of its class."""
         is_default = (LoggingCallback, CheckpointCallback, ProgressCallback)
-        self.callbacks.callbacks = [c for c in self.callbacks if type(c) not in is_default or type(c) is not type(callback)]
+        self.callbacks.callbacks = [
+            c for c in self.callbacks if type(c) not in is_default or type(c) is not type(callback)
+        ]
         self.callbacks.append(callback)
 
-    # -- training ---------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     def train(
-        self, data: Any, num_steps: int | None = None, resume_from: str | PathLike[str] | None = None, *, eval_data: Any = None
+        self,
+        data: Any,
+        num_steps: int | None = None,
+        resume_from: str | PathLike[str] | None = None,
+        *,
+        eval_data: Any = None,
     ) -> Any:
         """Train until ``total_steps``, or for ``num_steps`` more updates.
 
-        Ctrl-C ends training behind the present update, with a checkpoint. So do SIGTERM and a closed terminal, which then end the
-        process. A second one leaves at once.
+        Ctrl-C ends training behind the present update, with a checkpoint. So do SIGTERM and a
+        closed terminal, which then end the process. A second one leaves at once.
 
         Args:
             data: A replay buffer, a dataset, or a list or loader of batches.
             num_steps: Updates to make now.
             resume_from: A checkpoint to go on from.
-            eval_data: Held-out data; by default every ``eval_episodes_every``-th episode of ``data``.
+            eval_data: Held-out data; by default every ``eval_episodes_every``-th episode of
+                ``data``.
 
         Returns:
             The model; with ``ema_decay`` it holds the averaged weights.
@@ -178,7 +201,9 @@ class Trainer:
             except WorldLoomError:
                 raise
             except RuntimeError as error:
-                raise TrainingError(f"update {self.state.global_step + 1} failed: {error}") from error
+                raise TrainingError(
+                    f"update {self.state.global_step + 1} failed: {error}"
+                ) from error
             finally:
                 self._keep_randomness()
                 self.callbacks.call("on_train_end", self)
@@ -189,19 +214,24 @@ class Trainer:
         return self.model
 
     def _last_step(self, num_steps: int | None) -> int:
-        done, total = self.state.global_step, self.config.total_steps
+        done = self.state.global_step
+        total = self.config.total_steps
         if num_steps is not None:
             return done + int(checked("num_steps", num_steps, int, NOT_NEGATIVE))
         if total < done:
             raise ConfigurationError(
-                f"total_steps must be >= {done}, the updates that are done already, got {total}; raise it, or pass num_steps"
+                f"total_steps must be >= {done}, the updates that are done already, "
+                f"got {total}; raise it, or pass num_steps"
             )
         return total
 
     def _loop(self, source: BatchSource, stop: int) -> None:
-        c, state = self.config, self.state
+        c = self.config
+        state = self.state
         workers = 0 if isinstance(source, IterableSource) else c.num_workers
-        batches = prefetched(source.train, range(state.global_step, stop), workers, c.prefetch_factor)
+        batches = prefetched(
+            source.train, range(state.global_step, stop), workers, c.prefetch_factor
+        )
         with contextlib.closing(batches):
             for batch in batches:
                 if state.global_step % c.eval_interval == 0:
@@ -220,7 +250,9 @@ class Trainer:
                     return
 
     def _update(self, batch: Mapping[str, Tensor]) -> None:
-        """One optimizer step; a step that is not finite changes nothing, nor does one that fails before it changes weights."""
+        """One optimizer step; a step that is not finite changes nothing, nor does one that fails
+        before it changes weights.
+        """
         before = get_rng()
         self._is_mid_update = True
         try:
@@ -236,17 +268,26 @@ class Trainer:
         self._guard(is_good)
 
     def _gradients(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, float]:
-        """Losses, gradient norm, and the factor on the step size; gradients are in the parameters."""
+        """Losses, gradient norm, and the factor on the step size; gradients are in the
+        parameters.
+        """
         factor = self._apply_rate()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             losses = self.model.compute_loss(batch)
         losses["loss"].backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._with_gradient() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self._with_gradient() if p.grad is not None]
+        )
         return losses, norm, factor
 
     def _with_gradient(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return [
+            p
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
 
     def _apply(self, losses: Mapping[str, Tensor], norm: Tensor) -> bool:
         """Change weights, averages and step sizes; returns whether the update was finite."""
@@ -263,23 +304,32 @@ class Trainer:
         return is_good
 
     def _note(self, losses: Mapping[str, Tensor], norm: Tensor, factor: float) -> None:
-        held_out = {name: value for name, value in self.state.metrics.items() if name.startswith("eval/")}
+        held_out = {
+            name: value for name, value in self.state.metrics.items() if name.startswith("eval/")
+        }
         values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
         rate = self.optimizer.param_groups[-1]["lr"]
-        self.state.metrics = dict(zip(losses, values, strict=True)) | {"grad_norm": float(norm), "learning_rate": rate} | held_out
+        self.state.metrics = (
+            dict(zip(losses, values, strict=True))
+            | {"grad_norm": float(norm), "learning_rate": rate}
+            | held_out
+        )
 
     def _guard(self, is_good: bool) -> None:
         self.bad_steps = 0 if is_good else self.bad_steps + 1
         if self.bad_steps >= PATIENCE:
             raise TrainingError(
-                f"{PATIENCE} updates in a row were not finite, up to update {self.state.global_step}; "
+                f"{PATIENCE} updates in a row were not finite, up to update "
+                f"{self.state.global_step}; "
                 "look at the data for extreme values, or lower learning_rate"
             )
 
     def _apply_rate(self) -> float:
         """Set the step size of the coming update, unless a scheduler was given."""
         c = self.config
-        factor = rate_factor(self.state.global_step, total=c.total_steps, warmup=c.warmup_steps, schedule=c.scheduler)
+        factor = rate_factor(
+            self.state.global_step, total=c.total_steps, warmup=c.warmup_steps, schedule=c.scheduler
+        )
         if self.scheduler is None:
             for group in self.optimizer.param_groups:
                 group["lr"] = group.get("initial_lr", group["lr"]) * factor
@@ -290,7 +340,7 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16)
 
-    # -- evaluation -------------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------
 
     def _evaluate_epoch(self, source: BatchSource) -> None:
         scores = self._evaluate(source, self.config.eval_batches)
@@ -298,14 +348,17 @@ class Trainer:
         self.state.best_loss = min(self.state.best_loss, scores["loss"])
 
     def evaluate(self, data: Any, num_batches: int = 10) -> dict[str, float]:
-        """Mean losses over batches of ``data``, with averaged weights where there are some; draws do not depend on the past."""
+        """Mean losses over batches of ``data``, with averaged weights where there are some; draws
+        do not depend on the past.
+        """
         config = self.config.with_updates(eval_episodes_every=0)
         return self._evaluate(make_source(data, config), num_batches)
 
     @torch.no_grad()
     def _evaluate(self, source: BatchSource, num_batches: int) -> dict[str, float]:
         num_batches = checked("num_batches", num_batches, int, Bounds(1))
-        was_training, average = self.model.training, self.average
+        was_training = self.model.training
+        average = self.average
         swaps = average is not None and not average.is_swapped
         self.model.eval()
         totals: dict[str, float] = {}
@@ -323,7 +376,7 @@ class Trainer:
             self.model.train(was_training)
         return totals
 
-    # -- randomness -------------------------------------------------------------------------------------------------
+    # -- randomness --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
@@ -337,17 +390,23 @@ class Trainer:
             yield
 
     def _keep_randomness(self) -> None:
-        self.rng, self.is_running = get_rng(), False
+        self.rng = get_rng()
+        self.is_running = False
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def save_checkpoint(self, path: str | PathLike[str]) -> None:
         """Write everything that going on needs into one file (safetensors layout, no pickle)."""
-        facts = {"config": self.config.to_dict(), "model_config": self.model.config.to_dict(), "step": self.state.global_step}
+        facts = {
+            "config": self.config.to_dict(),
+            "model_config": self.model.config.to_dict(),
+            "step": self.state.global_step,
+        }
         save_tree_file(expanded(path), pack(self), facts)
 
     def load_checkpoint(self, path: str | PathLike[str]) -> None:
-        """Go on from a file of :meth:`save_checkpoint`; settings that differ from those of the checkpoint are applied and listed.
+        """Go on from a file of :meth:`save_checkpoint`; settings that differ from those of the
+        checkpoint are applied and listed.
 
         Raises:
             CheckpointError: If it is missing, damaged, or of another model or optimizer.
@@ -360,7 +419,9 @@ class Trainer:
         self.bad_steps = tree.get("bad_steps", 0)
         self._is_mid_update = False
         changed = changes(before, self.config.to_dict(), ignored=QUIET)
-        changed += changes(facts.get("model_config") or {}, self.model.config.to_dict(), ignored=QUIET)
+        changed += changes(
+            facts.get("model_config") or {}, self.model.config.to_dict(), ignored=QUIET
+        )
         if changed:
             logger.warning("resuming from %s with changed settings: %s", path, ", ".join(changed))
         self.rng = tree["rng"] if before.get("seed", self.config.seed) == self.config.seed else None
@@ -382,7 +443,8 @@ def train(
     device: str = DEFAULTS.device,
     **kwargs: Any,
 ) -> Any:
-    """Train a model in one line; further keywords are fields of :class:`TrainingConfig`, or ``callbacks``.
+    """Train a model in one line; further keywords are fields of :class:`TrainingConfig`, or
+    ``callbacks``.
 
     Returns:
         The model.

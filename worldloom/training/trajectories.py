@@ -1,5 +1,6 @@
 """Trajectories that a user holds in memory, taken apart as a file of episodes is: what
-``ReplayBuffer.load`` makes of arrays in an ``.npz``, ``from_trajectories`` makes of the same arrays.
+``ReplayBuffer.load`` makes of arrays in an ``.npz``, ``from_trajectories`` makes of the same
+arrays.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from worldloom.training.array_names import (
 __all__ = ["split_trajectory"]
 
 
-def split_trajectory(trajectory: Mapping[str, Any], source: str) -> tuple[list[dict[str, Any]], list[str]]:
+def split_trajectory(
+    trajectory: Mapping[str, Any], source: str
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Arguments of ``ReplayBuffer.add_episode`` for each episode in a mapping that may use other
     names for them, and sentences on what is not used or had to be concluded.
 
@@ -34,7 +37,10 @@ def split_trajectory(trajectory: Mapping[str, Any], source: str) -> tuple[list[d
         BufferError: If an array is missing, not known, or contradicts another.
     """
     if not isinstance(trajectory, Mapping):
-        raise BufferError(f"{source}: is {type(trajectory).__name__}; give a dict of obs, actions, rewards and its end")
+        raise BufferError(
+            f"{source}: is {type(trajectory).__name__}; give a dict of obs, actions, "
+            "rewards and its end"
+        )
     given = {name: values for name, values in trajectory.items() if values is not None}
     final = given.pop("final_obs", None)
     try:
@@ -42,7 +48,8 @@ def split_trajectory(trajectory: Mapping[str, Any], source: str) -> tuple[list[d
         needed = ("obs", "actions", "rewards")
         if unknown or not set(needed) <= set(known):
             raise CheckpointError(
-                f"{source}: has {sorted(map(str, given))}; give obs, actions, rewards and its end, and nothing else"
+                f"{source}: has {sorted(map(str, given))}; give obs, actions, rewards "
+                "and its end, and nothing else"
             )
         arrays = {name: _array_of(given[theirs], theirs, source) for name, theirs in known.items()}
         steps = arrays["rewards"].size
@@ -54,7 +61,9 @@ def split_trajectory(trajectory: Mapping[str, Any], source: str) -> tuple[list[d
 
 
 def _check_lengths(arrays: Mapping[str, np.ndarray], ends: Ends, steps: int, source: str) -> None:
-    obs, actions, following = arrays["obs"], arrays["actions"], arrays.get("next_obs")
+    obs = arrays["obs"]
+    actions = arrays["actions"]
+    following = arrays.get("next_obs")
     if len(obs) not in (steps, steps + len(ends.stops)) or len(actions) != steps:
         lengths = {name: len(arrays[name]) for name in ("obs", "actions")}
         raise CheckpointError(
@@ -66,14 +75,18 @@ def _check_lengths(arrays: Mapping[str, np.ndarray], ends: Ends, steps: int, sou
         raise CheckpointError(f"{source}: 'rewards' has shape {shape}; give one number per action")
     if following is not None and following.shape != (steps, *obs.shape[1:]):
         expected = (steps, *obs.shape[1:])
-        raise CheckpointError(f"{source}: 'next_obs' has shape {following.shape}, expected {expected}")
+        raise CheckpointError(
+            f"{source}: 'next_obs' has shape {following.shape}, expected {expected}"
+        )
 
 
 def _parts(
     arrays: dict[str, np.ndarray], ends: Ends, final: Any, names: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The episodes of arrays that agree, and what there is to say of them."""
-    obs, actions, following = arrays["obs"], arrays["actions"], arrays.get("next_obs")
+    obs = arrays["obs"]
+    actions = arrays["actions"]
+    following = arrays.get("next_obs")
     reward = arrays["rewards"].reshape(-1)
     notes: list[str] = []
     extra = int(len(obs) != len(reward))
@@ -84,7 +97,8 @@ def _parts(
         notes.append(flat_note(names["actions"], actions.shape[1:]))
         actions = actions.reshape(len(actions), math.prod(actions.shape[1:]))
     episodes: list[dict[str, Any]] = []
-    cuts, start = 0, 0
+    cuts = 0
+    start = 0
     for number, stop in enumerate(ends.stops.tolist()):
         shift = number * extra
         bounds = [start, stop]
@@ -121,7 +135,12 @@ def _array_of(values: Any, name: str, source: str) -> np.ndarray:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{source}: {name!r} is no array ({error}); give entries of one shape") from error
+        raise CheckpointError(
+            f"{source}: {name!r} is no array ({error}); give entries of one shape"
+        ) from error
     if not array.ndim or array.dtype.kind not in "biuf":
-        raise CheckpointError(f"{source}: {name!r} is {array.dtype} of shape {array.shape}; give numbers, one entry per action")
+        raise CheckpointError(
+            f"{source}: {name!r} is {array.dtype} of shape {array.shape}; give "
+            "numbers, one entry per action"
+        )
     return array.astype(np.int8) if array.dtype.kind == "b" and name in NAMES["actions"] else array

@@ -1,10 +1,14 @@
-"""Decisions of an inference server on a GPU, captured once per padded batch size as a CUDA graph and replayed. Imports torch.
+"""Decisions of an inference server on a GPU, captured once per padded batch size as a CUDA graph
+and replayed. Imports torch.
 
-    act(): arrays, carries, draws --copied into--> static inputs --replay--> static outputs --copied out--> actions, carries
+    act(): arrays, carries, draws --copied into--> static inputs
+           --replay--> static outputs --copied out--> actions, carries
 
-Only the part of ``act`` that is a pure function of tensors on the device is captured (``core.protocol.Capturable``). Noise is drawn
-before it, by the policy's own generator, so a captured decision draws what an eager one does. Weights are read where they lie: a
-policy loads new ones in place, and no graph becomes stale. What cannot be captured runs eagerly, and one line in the log says why.
+Only the part of ``act`` that is a pure function of tensors on the device is captured
+(``core.protocol.Capturable``). Noise is drawn before it, by the policy's own generator, so a
+captured decision draws what an eager one does. Weights are read where they lie: a policy loads new
+ones in place, and no graph becomes stale. What cannot be captured runs eagerly, and one line in the
+log says why.
 """
 
 from __future__ import annotations
@@ -24,28 +28,40 @@ __all__ = ["DecisionGraphs", "capture_decisions"]
 logger = logging.getLogger(__name__)
 
 WARM_UPS = 3
-"""Eager runs before a capture, in which libraries make their workspaces and choose their kernels."""
+"""Eager runs before a capture, in which libraries make their workspaces and choose their
+kernels.
+"""
 
 
 class _Graph:
     """One captured decision: static inputs, and outputs that every replay fills anew."""
 
-    def __init__(self, decide: Decide, recorder: Recorder, inputs: Mapping[str, Tensor], *, explore: bool) -> None:
+    def __init__(
+        self, decide: Decide, recorder: Recorder, inputs: Mapping[str, Tensor], *, explore: bool
+    ) -> None:
         self._recorder = recorder
-        self._inputs = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in inputs.items()}
+        self._inputs = {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in inputs.items()
+        }
         for _ in range(WARM_UPS):
             recorder.warm(lambda: decide(self._inputs, explore=explore))
-        self._outputs: Mapping[str, Tensor] = recorder.capture(lambda: decide(self._inputs, explore=explore))
+        self._outputs: Mapping[str, Tensor] = recorder.capture(
+            lambda: decide(self._inputs, explore=explore)
+        )
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Decide; the result is the caller's own, because the next replay overwrites what it was copied from."""
+        """Decide; the result is the caller's own, because the next replay overwrites what it was
+        copied from.
+        """
         torch._foreach_copy_(list(self._inputs.values()), [inputs[name] for name in self._inputs])
         self._recorder.replay()
         return {name: tensor.clone() for name, tensor in self._outputs.items()}
 
 
 class DecisionGraphs:
-    """A policy's decision by way of one graph per batch size, each captured when that size comes for the first time.
+    """A policy's decision by way of one graph per batch size, each captured when that size comes
+    for the first time.
 
     Args:
         decide: The decision; see :class:`worldloom.core.protocol.Capturable`.
@@ -53,8 +69,12 @@ class DecisionGraphs:
         make_recorder: CUDA, for one graph.
     """
 
-    def __init__(self, decide: Decide, sizes: Sequence[int], make_recorder: Callable[[], Recorder]) -> None:
-        self._decide, self._sizes, self._make_recorder = decide, frozenset(sizes), make_recorder
+    def __init__(
+        self, decide: Decide, sizes: Sequence[int], make_recorder: Callable[[], Recorder]
+    ) -> None:
+        self._decide = decide
+        self._sizes = frozenset(sizes)
+        self._make_recorder = make_recorder
         self._graphs: dict[Any, _Graph] = {}
         self._is_eager = False
 
@@ -78,13 +98,18 @@ class DecisionGraphs:
             logger.warning("decisions run eagerly: capturing one failed (%s)", reason)
             return False
         if not self._graphs:
-            logger.info("decisions run as captured CUDA graphs, one per batch size: %s", sorted(self._sizes))
+            logger.info(
+                "decisions run as captured CUDA graphs, one per batch size: %s", sorted(self._sizes)
+            )
         self._graphs[key] = graph
         return True
 
 
-def capture_decisions(policy: Policy, device: str, sizes: Sequence[int], *, wanted: bool = True) -> None:
-    """Let ``policy`` decide through graphs from now on, where that is possible; see :class:`DecisionGraphs`.
+def capture_decisions(
+    policy: Policy, device: str, sizes: Sequence[int], *, wanted: bool = True
+) -> None:
+    """Let ``policy`` decide through graphs from now on, where that is possible; see
+    :class:`DecisionGraphs`.
 
     Args:
         policy: On ``device``.
@@ -97,7 +122,13 @@ def capture_decisions(policy: Policy, device: str, sizes: Sequence[int], *, want
     if not wanted:
         logger.info("decisions run eagerly: actors.cuda_graphs is off")
     elif not isinstance(policy, Capturable):
-        logger.warning("decisions run eagerly: %s has no decision that could be captured", type(policy).__name__)
+        logger.warning(
+            "decisions run eagerly: %s has no decision that could be captured",
+            type(policy).__name__,
+        )
     else:
-        where, pool = torch.device(device), torch.cuda.graph_pool_handle()
-        policy.decide_through(lambda decide: DecisionGraphs(decide, sizes, lambda: CudaRecorder(where, pool=pool)))
+        where = torch.device(device)
+        pool = torch.cuda.graph_pool_handle()
+        policy.decide_through(
+            lambda decide: DecisionGraphs(decide, sizes, lambda: CudaRecorder(where, pool=pool))
+        )

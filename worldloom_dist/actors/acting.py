@@ -1,6 +1,8 @@
-"""Where a worker's actions come from: a policy in its own process, or a request to an inference server. Needs no torch.
+"""Where a worker's actions come from: a policy in its own process, or a request to an inference
+server. Needs no torch.
 
-A row that is not live consumes no decision: its carry stays what it was, whatever the policy computed beside it.
+A row that is not live consumes no decision: its carry stays what it was, whatever the policy
+computed beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.metric_names import BATCH_BUCKETS, BUCKETS_S
 from worldloom_dist.ports import WeightSource
 
-__all__ = ["ActClient", "ActMeter", "ActReply", "ActRequest", "Actions", "LocalActing", "RemoteActing", "WeightPuller"]
+__all__ = [
+    "ActClient",
+    "ActMeter",
+    "ActReply",
+    "ActRequest",
+    "Actions",
+    "LocalActing",
+    "RemoteActing",
+    "WeightPuller",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +39,8 @@ NOBODY = np.zeros(0, np.int64)
 
 
 class Actions(NamedTuple):
-    """One decision for every env: action per key ``[N, ...]``, extra columns ``[N, ...]``, and the weights that made it.
+    """One decision for every env: action per key ``[N, ...]``, extra columns ``[N, ...]``, and the
+    weights that made it.
 
     ``carry_resets`` are the envs whose carry had been lost in mid-episode and began anew.
     """
@@ -49,17 +61,24 @@ class ActClient(Protocol):
     def refresh(self) -> None:
         """Fetch newer weights if it is time to look; called between two steps."""
 
-    def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
+    def act(
+        self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None
+    ) -> Actions:
         """Decide for all envs of the worker.
 
         Args:
             obs: Per key ``[N, ...]``.
             is_first: ``[N]`` bool.
-            live: ``[N]`` bool; rows that are not live get an action that nobody uses, and keep their carry.
+            live: ``[N]`` bool; rows that are not live get an action that nobody uses, and keep
+                their carry.
         """
 
-    def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:
-        """Ask as :meth:`act` does, but do not wait: the result does, when it is called. One question is open at a time."""
+    def begin(
+        self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None
+    ) -> Callable[[], Actions]:
+        """Ask as :meth:`act` does, but do not wait: the result does, when it is called. One
+        question is open at a time.
+        """
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
@@ -88,14 +107,21 @@ class WeightPuller:
         interval_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policy, self._source, self._interval_s, self._clock = policy, source, interval_s, clock
+        self._policy = policy
+        self._source = source
+        self._interval_s = interval_s
+        self._clock = clock
         self._next_s = -float("inf")
         self.version: PolicyVersion = NO_POLICY
         self._pulled = self._failed = 0
-        self._seconds, self._bytes, self._times = 0.0, 0, Tally(BUCKETS_S)
+        self._seconds = 0.0
+        self._bytes = 0
+        self._times = Tally(BUCKETS_S)
 
     def pull(self) -> None:
-        """Load newer weights if it is time to look and there are any; after a failure the old ones stay."""
+        """Load newer weights if it is time to look and there are any; after a failure the old ones
+        stay.
+        """
         now = self._clock()
         if self._source is None or now < self._next_s:
             return
@@ -108,9 +134,14 @@ class WeightPuller:
                 self._pulled += 1
                 self._bytes += snapshot.nbytes
                 self._times.add(self._clock() - now)
-        except Exception:  # whatever the transport raises: acting goes on with the old weights, and it is counted
+        # whatever the transport raises: acting goes on with the old weights, and it is counted
+        except Exception:
             self._failed += 1
-            logger.warning("weights could not be pulled; %s keeps acting", self.version, exc_info=self._failed == 1)
+            logger.warning(
+                "weights could not be pulled; %s keeps acting",
+                self.version,
+                exc_info=self._failed == 1,
+            )
         self._seconds += self._clock() - now
 
     def drain_metrics(self) -> MetricMap:
@@ -123,7 +154,10 @@ class WeightPuller:
             "transfer_bytes_total{path=weights}": Sum(self._bytes),
             "weights_pull_seconds": self._times.take(),
         }
-        self._pulled, self._failed, self._seconds, self._bytes = 0, 0, 0.0, 0
+        self._pulled = 0
+        self._failed = 0
+        self._seconds = 0.0
+        self._bytes = 0
         return values
 
 
@@ -131,7 +165,8 @@ class ActMeter:
     """Sizes and times of decisions; used by one thread."""
 
     def __init__(self) -> None:
-        self._sizes, self._times = Tally(BATCH_BUCKETS), Tally(BUCKETS_S)
+        self._sizes = Tally(BATCH_BUCKETS)
+        self._times = Tally(BUCKETS_S)
 
     def add(self, rows: int, seconds: float) -> None:
         """One decision for ``rows`` envs."""
@@ -140,7 +175,10 @@ class ActMeter:
 
     def drain(self) -> MetricMap:
         """What happened since the last call."""
-        return {"inference_batch_items": self._sizes.take(), "inference_seconds": self._times.take()}
+        return {
+            "inference_batch_items": self._sizes.take(),
+            "inference_seconds": self._times.take(),
+        }
 
 
 class LocalActing:
@@ -165,7 +203,8 @@ class LocalActing:
         explore: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policy, self._explore = policy, explore
+        self._policy = policy
+        self._explore = explore
         self._carry: Carry = policy.initial_carry(num_envs)
         self._puller = WeightPuller(policy, source, pull_interval_s, clock)
         self._meter = ActMeter()
@@ -180,15 +219,23 @@ class LocalActing:
         """Fetch newer weights if it is time to look."""
         self._puller.pull()
 
-    def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
+    def act(
+        self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None
+    ) -> Actions:
         """Decide for all envs (see :class:`ActClient`)."""
         started = self._clock()
         out = self._policy.act(obs, self._carry, is_first, explore=self._explore)
         self._meter.add(len(is_first), self._clock() - started)
-        self._carry = out.carry if live is None or False not in live.tolist() else _merge(self._carry, out.carry, live)
+        self._carry = (
+            out.carry
+            if live is None or False not in live.tolist()
+            else _merge(self._carry, out.carry, live)
+        )
         return Actions(out.action, out.extras, self.version)
 
-    def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:
+    def begin(
+        self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None
+    ) -> Callable[[], Actions]:
         """The decision, not made yet: there is nobody to make it meanwhile."""
         return partial(self.act, obs, is_first, live)
 
@@ -238,9 +285,10 @@ class ActReply:
     Attributes:
         action, extras: Per key ``[n, ...]``.
         version: Weights that decided.
-        carry_reset: ``[n]`` bool; True where the server had no carry in the middle of an episode (it was restarted) and began
-            with an empty one. ``is_first`` stays what it is.
-        waited_s: Seconds from the request's arrival to its batch during which the server waited for more requests.
+        carry_reset: ``[n]`` bool; True where the server had no carry in the middle of an episode
+            (it was restarted) and began with an empty one. ``is_first`` stays what it is.
+        waited_s: Seconds from the request's arrival to its batch during which the server waited for
+            more requests.
         busy_s: Seconds from the arrival during which the server was busy with the batch before.
         model_s: Seconds of the batch's policy call.
     """
@@ -260,11 +308,15 @@ class RemoteActing:
 
     Args:
         slot, incarnation: This worker.
-        call: Reaches a server and waits for its answer; may raise when no server can be reached within its deadline.
-        refresh_interval_s: Before the first weights, ask for the version that acts at most this often; None for never.
+        call: Reaches a server and waits for its answer; may raise when no server can be reached
+            within its deadline.
+        refresh_interval_s: Before the first weights, ask for the version that acts at most this
+            often; None for never.
         clock: Monotonic seconds.
-        submit: As ``call``, but returns at once with a function that waits for the answer; without it nothing overlaps.
-        first_env: Index of the first env among the envs of the worker (a group of them may act by itself).
+        submit: As ``call``, but returns at once with a function that waits for the answer; without
+            it nothing overlaps.
+        first_env: Index of the first env among the envs of the worker (a group of them may act by
+            itself).
     """
 
     slot: int
@@ -276,28 +328,41 @@ class RemoteActing:
     submit: Callable[[ActRequest], Callable[[], ActReply]] | None = None
     first_env: int = 0
     _carry_resets: int = field(default=0, init=False)
-    _known: set[int] = field(default_factory=set, init=False)  # envs for which the server has had a carry, so that one can be lost
+    # envs for which the server has had a carry, so that one can be lost
+    _known: set[int] = field(default_factory=set, init=False)
     _next_s: float = field(default=-float("inf"), init=False)
 
     def refresh(self) -> None:
         """Before the first weights: ask whether the server has some now."""
         now = self.clock()
-        if self.refresh_interval_s is not None and self.version == NO_POLICY and now >= self._next_s:
+        if (
+            self.refresh_interval_s is not None
+            and self.version == NO_POLICY
+            and now >= self._next_s
+        ):
             self._next_s = now + self.refresh_interval_s
-            self.version = self.call(ActRequest(self.slot, self.incarnation, NOBODY, {}, np.zeros(0, bool))).version
+            self.version = self.call(
+                ActRequest(self.slot, self.incarnation, NOBODY, {}, np.zeros(0, bool))
+            ).version
 
-    def act(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Actions:
+    def act(
+        self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None
+    ) -> Actions:
         """Decide for all live envs (see :class:`ActClient`)."""
         return self.begin(obs, is_first, live)()
 
-    def begin(self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None) -> Callable[[], Actions]:
+    def begin(
+        self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None
+    ) -> Callable[[], Actions]:
         """Send the request; the result waits for the answer."""
         total = len(is_first)
         if live is None or False not in live.tolist():
-            envs, rows = np.arange(total), obs
+            envs = np.arange(total)
+            rows = obs
         else:
             envs = np.flatnonzero(live)
-            rows, is_first = {key: value[envs] for key, value in obs.items()}, is_first[envs]
+            rows = {key: value[envs] for key, value in obs.items()}
+            is_first = is_first[envs]
         request = ActRequest(self.slot, self.incarnation, envs + self.first_env, rows, is_first)
         answer = self.submit(request) if self.submit is not None else partial(self.call, request)
         return partial(self._finish, answer, envs, total)
@@ -309,16 +374,24 @@ class RemoteActing:
         if resets:
             self._carry_resets += len(resets)
             names = ", ".join(str(env + self.first_env) for env in resets)
-            logger.warning("the inference server had lost the carries of envs %s in mid-episode", names)
+            logger.warning(
+                "the inference server had lost the carries of envs %s in mid-episode", names
+            )
         if len(self._known) < total:
             self._known.update(envs.tolist())
         if len(envs) == total:
             return Actions(reply.action, reply.extras, reply.version, resets)
-        return Actions(_spread(reply.action, envs, total), _spread(reply.extras, envs, total), reply.version, resets)
+        return Actions(
+            _spread(reply.action, envs, total),
+            _spread(reply.extras, envs, total),
+            reply.version,
+            resets,
+        )
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
-        resets, self._carry_resets = self._carry_resets, 0
+        resets = self._carry_resets
+        self._carry_resets = 0
         values: MetricMap = {"policy_version": Last(float(self.version.update), time.time())}
         return values | ({"carry_resets_total": Sum(resets)} if resets else {})
 
@@ -331,15 +404,20 @@ class RemoteActing:
 
 
 def _merge(old: Carry, new: Carry, live: np.ndarray) -> Carry:
-    """The new carry where live, the old one elsewhere. Indexing copies, so neither argument is written to."""
-    awake, everybody = np.flatnonzero(live), np.arange(len(live))
+    """The new carry where live, the old one elsewhere. Indexing copies, so neither argument is
+    written to.
+    """
+    awake = np.flatnonzero(live)
+    everybody = np.arange(len(live))
     merged = {key: value[everybody] for key, value in old.items()}
     for key, value in merged.items():
         value[awake] = new[key][awake]
     return merged
 
 
-def _spread(values: Mapping[str, np.ndarray], rows: np.ndarray, total: int) -> dict[str, np.ndarray]:
+def _spread(
+    values: Mapping[str, np.ndarray], rows: np.ndarray, total: int
+) -> dict[str, np.ndarray]:
     """Put ``[n, ...]`` at ``rows`` of ``[total, ...]``, zeros elsewhere."""
     result = {}
     for key, value in values.items():

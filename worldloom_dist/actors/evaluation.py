@@ -1,8 +1,9 @@
 """The evaluator: own envs, own seeds, ``explore=False``, and no way to replay.
 
-The evaluation during training and ``worldloom_dist.evaluate`` use this class with the same env config and seeds, so the same
-weights give the same number. Every evaluation starts from fresh envs and the same random state: it depends on nothing but weights,
-as long as every env lives; the episodes of one that fails for good are played by the others, and the result says so.
+The evaluation during training and ``worldloom_dist.evaluate`` use this class with the same env
+config and seeds, so the same weights give the same number. Every evaluation starts from fresh envs
+and the same random state: it depends on nothing but weights, as long as every env lives; the
+episodes of one that fails for good are played by the others, and the result says so.
 
 An evaluation ends: an episode that has no end is cut after ``max_steps`` decisions and counts as
 truncated, the whole is given up after ``timeout_s``, and who asked for it may stop it between two
@@ -90,8 +91,10 @@ class Evaluator:
     """Plays episodes and reports their returns; used by one thread.
 
     Args:
-        env: Makes the evaluation envs; called once per evaluation, so each starts from the same seeds.
-        policy: Decides, with ``explore=False``. Its random state now is the one that every evaluation starts from.
+        env: Makes the evaluation envs; called once per evaluation, so each starts from the same
+            seeds.
+        policy: Decides, with ``explore=False``. Its random state now is the one that every
+            evaluation starts from.
         episodes: Of one evaluation unless told otherwise; by default one per env.
         films: Episodes that are recorded.
         max_steps: Decisions after which an episode is cut; None cuts none.
@@ -112,8 +115,12 @@ class Evaluator:
         max_steps: int | None = None,
         timeout_s: float = float("inf"),
     ) -> None:
-        self._make_env, self._policy, self._episodes, self._num_films = env, policy, episodes, films
-        self._max_steps, self._timeout_s = max_steps, timeout_s
+        self._make_env = env
+        self._policy = policy
+        self._episodes = episodes
+        self._num_films = films
+        self._max_steps = max_steps
+        self._timeout_s = timeout_s
         self.films: list[np.ndarray] = []
         self.film_problems: list[str] = []
         self._rng_state = policy.rng_state()
@@ -124,11 +131,14 @@ class Evaluator:
         self._policy.load_weights(snapshot)
         self._version = snapshot.version
 
-    def evaluate(self, episodes: int | None = None, *, is_stopped: Callable[[], bool] = lambda: False) -> Evaluation:
+    def evaluate(
+        self, episodes: int | None = None, *, is_stopped: Callable[[], bool] = lambda: False
+    ) -> Evaluation:
         """Play episodes, all envs side by side.
 
-        Each env plays its fixed share, so short episodes are not counted more often than long ones. An episode that its env
-        breaks off by failing does not count and is played again. What an env in quarantine still owes is played by the others.
+        Each env plays its fixed share, so short episodes are not counted more often than long ones.
+        An episode that its env breaks off by failing does not count and is played again. What an
+        env in quarantine still owes is played by the others.
 
         Args:
             episodes: How many; by default as many as the evaluator was made for.
@@ -147,14 +157,21 @@ class Evaluator:
                 books = self._play(env, episodes or self._episodes or env.num_envs, is_stopped)
         finally:
             env.close()
-        returns, lengths = zip(*(result for book in books for result in book.results[: book.share]), strict=True)
+        returns, lengths = zip(
+            *(result for book in books for result in book.results[: book.share]), strict=True
+        )
         lost = {index: book.lost for index, book in enumerate(books) if book.lost}
         return Evaluation(returns, lengths, self._version, lost, sum(book.cut for book in books))
 
-    def _play(self, env: VectorEnv, episodes: int, is_stopped: Callable[[], bool]) -> list[_EnvBook]:
+    def _play(
+        self, env: VectorEnv, episodes: int, is_stopped: Callable[[], bool]
+    ) -> list[_EnvBook]:
         self._policy.load_rng_state(self._rng_state)
         acting = LocalActing(self._policy, env.num_envs, explore=False)
-        shares = [episodes // env.num_envs + (index < episodes % env.num_envs) for index in range(env.num_envs)]
+        shares = [
+            episodes // env.num_envs + (index < episodes % env.num_envs)
+            for index in range(env.num_envs)
+        ]
         books = [_EnvBook(share, self._max_steps) for share in shares]
         recorder = Recorder(env, self._num_films)
         watch = _Watch(books, self._timeout_s, is_stopped)
@@ -168,7 +185,8 @@ class Evaluator:
                     books[fault.env].lost = f"{fault.kind}: {fault.detail}"
                     _hand_on(books[fault.env], books)
             if not any(book.owed for book in books):
-                self.films, self.film_problems = recorder.films, recorder.problems
+                self.films = recorder.films
+                self.film_problems = recorder.problems
                 return books
             watch.look()
             if any(book.owed and not book.waits for book in books):
@@ -179,7 +197,9 @@ class Evaluator:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Split no sum over threads: how many differs between processes, and with it the last bit, which long episodes amplify."""
+    """Split no sum over threads: how many differs between processes, and with it the last bit,
+    which long episodes amplify.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -199,8 +219,12 @@ class _Watch:
         is_stopped: True when nobody wants it any more.
     """
 
-    def __init__(self, books: list[_EnvBook], timeout_s: float, is_stopped: Callable[[], bool]) -> None:
-        self._books, self._timeout_s, self._is_stopped = books, timeout_s, is_stopped
+    def __init__(
+        self, books: list[_EnvBook], timeout_s: float, is_stopped: Callable[[], bool]
+    ) -> None:
+        self._books = books
+        self._timeout_s = timeout_s
+        self._is_stopped = is_stopped
         self._began = self._said = time.monotonic()
         self._decisions = 0
 
@@ -244,10 +268,14 @@ class _EnvBook:
     """
 
     def __init__(self, share: int, max_steps: int | None) -> None:
-        self.share, self.lost, self.cut, self.waits = share, "", 0, False
+        self.share = share
+        self.lost = ""
+        self.cut = 0
+        self.waits = False
         self._max_steps = max_steps
         self.results: list[tuple[float, int]] = []
-        self._return, self._length = 0.0, 0
+        self._return = 0.0
+        self._length = 0
 
     @property
     def owed(self) -> int:
@@ -259,27 +287,34 @@ class _EnvBook:
         if not row.live[index]:
             return
         if row.is_first[index]:
-            self._return, self._length, self.waits = 0.0, 0, False
+            self._return = 0.0
+            self._length = 0
+            self.waits = False
             return
         if self.waits:
             return
-        self._return, self._length = self._return + float(row.reward[index]), self._length + 1
+        self._return = self._return + float(row.reward[index])
+        self._length = self._length + 1
         if row.terminated[index] or row.truncated[index]:
             self.results.append((self._return, self._length))
         elif self._max_steps is not None and self._length >= self._max_steps and self.owed:
             self.results.append((self._return, self._length))
-            self.cut, self.waits = self.cut + 1, True
+            self.cut = self.cut + 1
+            self.waits = True
 
 
 def _hand_on(dead: _EnvBook, books: list[_EnvBook]) -> None:
-    """Leave what a dead env owes to the living, one by one to the smallest share, of equal ones to the first.
+    """Leave what a dead env owes to the living, one by one to the smallest share, of equal ones to
+    the first.
 
     Raises:
         EnvFailureError: If none lives.
     """
     living = [book for book in books if not book.lost]
     if not living:
-        raise EnvFailureError(f"no env is left of {len(books)} to play the evaluation; the last failure: {dead.lost}")
+        raise EnvFailureError(
+            f"no env is left of {len(books)} to play the evaluation; the last failure: {dead.lost}"
+        )
     for _ in range(dead.owed):
         min(living, key=lambda book: book.share).share += 1
     dead.share -= dead.owed

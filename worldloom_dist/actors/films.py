@@ -1,4 +1,5 @@
-"""Films of evaluation episodes. Nothing here may harm an evaluation: what cannot be drawn or written is logged, left out and named.
+"""Films of evaluation episodes. Nothing here may harm an evaluation: what cannot be drawn or
+written is logged, left out and named.
 
 Legend: T frames, Y and X the sides of a picture.
 """
@@ -20,11 +21,13 @@ from worldloom.core.specs import EnvSpec
 from worldloom.envs.building import error_text
 from worldloom.envs.vector import EnvStep, VectorEnv
 
-__all__ = ["FilmReport", "Recorder", "save_films", "write_films"]
+__all__ = ["FilmReport", "Recorder", "save_films"]
 
 logger = logging.getLogger(__name__)
 
-LARGEST_SIDE, MOST_FRAMES, FRAMES_PER_S = 256, 1000, 20
+LARGEST_SIDE = 256
+MOST_FRAMES = 1000
+FRAMES_PER_S = 20
 COLOURS = (3, 4)
 """Channels of a picture in colour, without and with opacity, which a film does not show."""
 
@@ -42,7 +45,9 @@ class FilmReport:
     problems: tuple[str, ...]
 
     def to_dict(self) -> dict[str, list[str]]:
-        """As an evaluation has it in ``summary.json``: names of files, and problems where there are some."""
+        """As an evaluation has it in ``summary.json``: names of files, and problems where there are
+        some.
+        """
         facts = {"films": [path.name for path in self.paths]}
         return facts | ({"film_problems": list(self.problems)} if self.problems else {})
 
@@ -50,7 +55,8 @@ class FilmReport:
 class Recorder:
     """Records the first episode of the first ``count`` envs of a vector.
 
-    A frame is the image that the env observes, else what the env renders, in the size of the film's first frame.
+    A frame is the image that the env observes, else what the env renders, in the size of the film's
+    first frame.
 
     Args:
         env: The envs, stepped by somebody else.
@@ -67,7 +73,10 @@ class Recorder:
         self._image = _image_key(env.spec)
         self.problems: list[str] = []
         if count > env.num_envs:
-            self._miss(f"{count} films were asked for and {env.num_envs} envs play; ask for as many episodes as films")
+            self._miss(
+                f"{count} films were asked for and {env.num_envs} envs play; ask for "
+                "as many episodes as films"
+            )
 
     def see(self, row: EnvStep) -> None:
         """Take the frames of a row."""
@@ -79,7 +88,12 @@ class Recorder:
             if len(frames) < MOST_FRAMES:
                 self._take(row, index)
             elif len(frames) == MOST_FRAMES:
-                logger.info("film %d of env %s ends after %d frames, before its episode", index, self._env.spec.name, MOST_FRAMES)
+                logger.info(
+                    "film %d of env %s ends after %d frames, before its episode",
+                    index,
+                    self._env.spec.name,
+                    MOST_FRAMES,
+                )
                 self._is_over[index] = True
             self._is_over[index] = self._is_over[index] or bool(row.is_last[index])
 
@@ -98,19 +112,27 @@ class Recorder:
     def _take(self, row: EnvStep, index: int) -> None:
         frames = self._frames[index]
         try:
-            frame = _observed(row.obs[self._image][index]) if self._image else _rendered(self._env, index)
+            frame = (
+                _observed(row.obs[self._image][index])
+                if self._image
+                else _rendered(self._env, index)
+            )
             frames.append(_resized(frame, frames[0].shape) if frames else frame)
         except Exception as error:  # the edge of somebody else's renderer
             frames.clear()
             self._is_over[index] = True
-            self._miss(f"no film of env {self._env.spec.name}: it cannot be drawn ({error_text(error)})")
+            self._miss(
+                f"no film of env {self._env.spec.name}: it cannot be drawn ({error_text(error)})"
+            )
 
     def _miss(self, problem: str) -> None:
         logger.warning("%s", problem)
         self.problems.append(problem)
 
 
-def save_films(films: Sequence[np.ndarray], folder: Path, label: str, problems: Sequence[str] = ()) -> FilmReport:
+def save_films(
+    films: Sequence[np.ndarray], folder: Path, label: str, problems: Sequence[str] = ()
+) -> FilmReport:
     """Write films as ``LABEL-0.mp4``, ... (``.gif`` where there is no ffmpeg).
 
     Args:
@@ -120,12 +142,14 @@ def save_films(films: Sequence[np.ndarray], folder: Path, label: str, problems: 
         problems: Why others are missing already (of a :class:`Recorder`).
 
     Returns:
-        What was written, and why not, the earlier problems first. A film is written whole or not at all.
+        What was written, and why not, the earlier problems first. A film is written whole or not at
+        all.
     """
     from worldloom.evaluation.visualize import save_frames
 
     ending = "mp4" if importlib.util.find_spec("imageio_ffmpeg") else "gif"
-    written, missing = [], list(problems)
+    written = []
+    missing = list(problems)
     for number, film in enumerate(films):
         path = folder / f"{label}-{number}.{ending}"
         half = path.with_name(f"{path.stem}.half.{ending}")
@@ -139,11 +163,6 @@ def save_films(films: Sequence[np.ndarray], folder: Path, label: str, problems: 
             if half.is_file():
                 half.unlink()
     return FilmReport(tuple(written), tuple(missing))
-
-
-def write_films(films: list[np.ndarray], folder: Path, label: str) -> list[Path]:
-    """As :func:`save_films`; returns the paths alone."""
-    return list(save_films(films, folder, label).paths)
 
 
 def _image_key(spec: EnvSpec) -> str | None:
@@ -160,7 +179,8 @@ def _rendered(env: VectorEnv, index: int) -> np.ndarray:
     """What an env draws, as ``[Y, X, 3]`` of any real dtype."""
     render: Any = getattr(env, "render", None)
     picture = None
-    with contextlib.suppress(NotImplementedError):  # what Gymnasium's Env raises for an env that draws nothing
+    # what Gymnasium's Env raises for an env that draws nothing
+    with contextlib.suppress(NotImplementedError):
         picture = render(index) if render is not None else None
     if isinstance(picture, list | tuple) and len(picture) and np.ndim(picture[-1]) >= 2:
         picture = picture[-1]  # render_mode "rgb_array_list": all since the last call
@@ -183,21 +203,29 @@ def _rendered(env: VectorEnv, index: int) -> np.ndarray:
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
-    """A copy, because many envs draw on one canvas: ``[Y, X, 3]``, at most ``LARGEST_SIDE`` wide and high."""
+    """A copy, because many envs draw on one canvas: ``[Y, X, 3]``, at most ``LARGEST_SIDE`` wide
+    and high.
+    """
     step = -(-max(picture.shape[:2]) // LARGEST_SIDE)
     small = picture[::step, ::step]
     return np.repeat(small, 3, axis=-1) if small.shape[-1] == 1 else np.array(small)
 
 
 def _to_bytes(film: np.ndarray) -> np.ndarray:
-    """A film of any real dtype as uint8; floats mean [0, 1] if no frame of the film holds more, else [0, 255]."""
+    """A film of any real dtype as uint8; floats mean [0, 1] if no frame of the film holds more,
+    else [0, 255].
+    """
     if film.dtype == np.uint8:
         return film
     if film.dtype == bool:
         return film.astype(np.uint8) * np.uint8(255)
-    low, high = film.min(), film.max()
+    low = film.min()
+    high = film.max()
     if not (low >= 0 and high <= 255):
-        raise ValueError(f"its pictures hold numbers from {low:g} to {high:g}; draw uint8 from 0 to 255, or floats from 0 to 1")
+        raise ValueError(
+            f"its pictures hold numbers from {low:g} to {high:g}; draw uint8 from 0 "
+            "to 255, or floats from 0 to 1"
+        )
     scale = 255 if film.dtype.kind == "f" and high <= 1 else 1
     result: np.ndarray = np.rint(film * scale).astype(np.uint8)
     return result
@@ -207,6 +235,9 @@ def _resized(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """[Y, X, 3] as ``shape``, by the nearest pixel; the same picture when it has that shape."""
     if picture.shape == shape:
         return picture
-    down, right = (np.arange(size) * own // size for own, size in zip(picture.shape[:2], shape[:2], strict=True))
+    down, right = (
+        np.arange(size) * own // size
+        for own, size in zip(picture.shape[:2], shape[:2], strict=True)
+    )
     resized: np.ndarray = picture[down][:, right]
     return resized

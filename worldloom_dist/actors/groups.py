@@ -1,11 +1,13 @@
-"""The envs of one worker in groups that take turns: while one group steps, the request of the next one is being answered.
+"""The envs of one worker in groups that take turns: while one group steps, the request of the next
+one is being answered.
 
     group 0   ask ---------------- wait, store, step | ask ----------------- wait, ...
     group 1                 ask    ---------------- wait, store, step | ask
 
-Only worth it where actions come from afar (``RemoteActing`` with ``submit``); a policy in this process has nobody to overlap with.
-A group whose envs are all late or being rebuilt is only looked at in its turns, so that it holds up no other. One whose envs are
-all in quarantine takes no more turns; what it had open has been sent.
+Only worth it where actions come from afar (``RemoteActing`` with ``submit``); a policy in this
+process has nobody to overlap with. A group whose envs are all late or being rebuilt is only looked
+at in its turns, so that it holds up no other. One whose envs are all in quarantine takes no more
+turns; what it had open has been sent.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ LOOK_S = 0.05
 
 
 class GroupedWorker:
-    """Several groups of envs as one worker; used by one thread. What it offers means the same as in ``RolloutWorker``.
+    """Several groups of envs as one worker; used by one thread. What it offers means the same as in
+    ``RolloutWorker``.
 
     Args:
-        groups: Workers of one slot and incarnation whose ``first_env`` differ, so that no stream is written twice.
+        groups: Workers of one slot and incarnation whose ``first_env`` differ, so that no stream is
+            written twice.
 
     Raises:
         ConfigurationError: If there is no group.
@@ -39,8 +43,11 @@ class GroupedWorker:
     def __init__(self, groups: Sequence[RolloutWorker]) -> None:
         if not groups:
             raise ConfigurationError("a grouped worker needs at least one group")
-        self._groups, self._turns = list(groups), deque(groups)
-        self.slot, self.incarnation, self.spec = groups[0].slot, groups[0].incarnation, groups[0].spec
+        self._groups = list(groups)
+        self._turns = deque(groups)
+        self.slot = groups[0].slot
+        self.incarnation = groups[0].incarnation
+        self.spec = groups[0].spec
 
     @property
     def num_envs(self) -> int:
@@ -65,7 +72,11 @@ class GroupedWorker:
     @property
     def quarantined(self) -> dict[int, str]:
         """Envs that are not built again, numbered over all groups."""
-        return {group.first_env + env: why for group in self._groups for env, why in group.quarantined.items()}
+        return {
+            group.first_env + env: why
+            for group in self._groups
+            for env, why in group.quarantined.items()
+        }
 
     @property
     def has_deadlines(self) -> bool:
@@ -78,13 +89,15 @@ class GroupedWorker:
         return any(group.begins_episode for group in self._turns)
 
     def step(self) -> int:
-        """One decision of every env of the group whose turn it is, with the next group's request on its way.
+        """One decision of every env of the group whose turn it is, with the next group's request on
+        its way.
 
         Returns:
             Rows written.
 
         Raises:
-            EnvFailureError: If every env of every group is in quarantine; what is open has been sent.
+            EnvFailureError: If every env of every group is in quarantine; what is open has been
+                sent.
             TrainingError: As ``RolloutWorker.step``.
         """
         group = self._begin_turn()
@@ -121,7 +134,9 @@ class GroupedWorker:
         if not self._turns:
             raise error
         last = group.first_env + group.num_envs - 1
-        logger.warning("envs %d to %d are given up, the others go on: %s", group.first_env, last, error)
+        logger.warning(
+            "envs %d to %d are given up, the others go on: %s", group.first_env, last, error
+        )
 
     def flush(self) -> None:
         """Send every open chunk; returns when all are acknowledged."""

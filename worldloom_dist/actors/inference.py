@@ -1,9 +1,11 @@
-"""The inference server: one policy for the envs of many workers, batched. Takes numpy and torch carries, imports no torch.
+"""The inference server: one policy for the envs of many workers, batched. Takes numpy and torch
+carries, imports no torch.
 
-Carries live here, one array per carry key with a row for every env that has been seen, named by (slot, incarnation, env). Row 0
-belongs to nobody: padding reads and writes it. After a restart the table is empty; an env that is in the middle of an episode
-then begins with an initial carry and its reply says ``carry_reset``, while ``is_first`` stays honest. Who asked counts that, and
-marks the row.
+Carries live here, one array per carry key with a row for every env that has been seen, named by
+(slot, incarnation, env). Row 0 belongs to nobody: padding reads and writes it. After a restart the
+table is empty; an env that is in the middle of an episode then begins with an initial carry and its
+reply says ``carry_reset``, while ``is_first`` stays honest. Who asked counts that, and marks the
+row.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class CarryTable:
     """
 
     def __init__(self, policy: Policy, capacity: int = 64) -> None:
-        self._policy, self._blank = policy, policy.initial_carry(1)
+        self._policy = policy
+        self._blank = policy.initial_carry(1)
         self._carry: Carry = self._table(capacity)
         self._rows: dict[EnvName, int] = {}
         self._free = list(range(capacity - 1, 0, -1))
@@ -84,11 +87,17 @@ class CarryTable:
         for key, value in self._carry.items():
             bigger[key][: self._capacity] = value
         self._free.extend(range(2 * self._capacity - 1, self._capacity - 1, -1))
-        self._carry, self._capacity = bigger, 2 * self._capacity
+        self._carry = bigger
+        self._capacity = 2 * self._capacity
 
     def _table(self, capacity: int) -> Carry:
-        """Initial carries, copied by indexing: writable whatever the policy made them of (even torch inference tensors)."""
-        return {key: value[np.arange(capacity)] for key, value in self._policy.initial_carry(capacity).items()}
+        """Initial carries, copied by indexing: writable whatever the policy made them of (even
+        torch inference tensors).
+        """
+        return {
+            key: value[np.arange(capacity)]
+            for key, value in self._policy.initial_carry(capacity).items()
+        }
 
 
 class InferenceServer:
@@ -98,7 +107,8 @@ class InferenceServer:
         policy: Decides.
         source: Where weights are found; None when they never change.
         pull_interval_s: Look for newer weights at most this often, between batches.
-        batch_sizes: Static sizes that batches are padded to (a batch larger than the last is not padded); empty for none.
+        batch_sizes: Static sizes that batches are padded to (a batch larger than the last is not
+            padded); empty for none.
         explore: False for evaluation.
         clock: Monotonic seconds.
 
@@ -117,8 +127,13 @@ class InferenceServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if list(batch_sizes) != sorted(set(batch_sizes)) or any(size < 1 for size in batch_sizes):
-            raise ConfigurationError(f"inference batch_sizes must be positive and rising, got {tuple(batch_sizes)}")
-        self._policy, self._explore, self._sizes, self._clock = policy, explore, list(batch_sizes), clock
+            raise ConfigurationError(
+                f"inference batch_sizes must be positive and rising, got {tuple(batch_sizes)}"
+            )
+        self._policy = policy
+        self._explore = explore
+        self._sizes = list(batch_sizes)
+        self._clock = clock
         self._table = CarryTable(policy)
         self._puller = WeightPuller(policy, source, pull_interval_s, clock)
         self._meter = ActMeter()
@@ -136,7 +151,8 @@ class InferenceServer:
         """Answer requests of different workers, in order, with one call of the policy.
 
         Raises:
-            ShapeMismatchError: If one env appears twice, because its two decisions would share a carry.
+            ShapeMismatchError: If one env appears twice, because its two decisions would share a
+                carry.
         """
         if not any(request.num_rows for request in requests):
             return [ActReply({}, {}, self.version, np.zeros(0, bool)) for _ in requests]
@@ -147,7 +163,10 @@ class InferenceServer:
         if len(np.unique(rows)) != len(rows):
             raise ShapeMismatchError("envs of one inference batch", "each env once", "an env twice")
         is_first = np.concatenate([request.is_first for request in requests])
-        obs = {key: np.concatenate([request.obs[key] for request in requests]) for key in requests[0].obs}
+        obs = {
+            key: np.concatenate([request.obs[key] for request in requests])
+            for key in requests[0].obs
+        }
         padded, rows_obs, first = self._pad(rows, obs, is_first)
         out = self._policy.act(rows_obs, self._table.gather(padded), first, explore=self._explore)
         self._table.scatter(padded, out.carry)
@@ -171,8 +190,15 @@ class InferenceServer:
         extra = self._sizes[place] - len(rows) if place < len(self._sizes) else 0
         if not extra:
             return rows, obs, is_first
-        padded = {key: np.concatenate([value, np.zeros((extra, *value.shape[1:]), value.dtype)]) for key, value in obs.items()}
-        return np.concatenate([rows, np.zeros(extra, np.int64)]), padded, np.concatenate([is_first, np.ones(extra, bool)])
+        padded = {
+            key: np.concatenate([value, np.zeros((extra, *value.shape[1:]), value.dtype)])
+            for key, value in obs.items()
+        }
+        return (
+            np.concatenate([rows, np.zeros(extra, np.int64)]),
+            padded,
+            np.concatenate([is_first, np.ones(extra, bool)]),
+        )
 
     def _split(
         self,
@@ -181,11 +207,14 @@ class InferenceServer:
         extras: Mapping[str, np.ndarray],
         carry_reset: np.ndarray,
     ) -> list[ActReply]:
-        replies, start = [], 0
+        replies = []
+        start = 0
         for request in requests:
             part = slice(start, start + request.num_rows)
             start = part.stop
-            replies.append(ActReply(_cut(action, part), _cut(extras, part), self.version, carry_reset[part]))
+            replies.append(
+                ActReply(_cut(action, part), _cut(extras, part), self.version, carry_reset[part])
+            )
         return replies
 
 

@@ -1,10 +1,12 @@
 """The env worker: steps its envs, stores every row, and does nothing else.
 
-    obs --act--> action;  (obs, action, reward, flags, extras) --StreamWriter--> ReplayWriter;  action --env.step--> obs
+    obs --act--> action --env.step--> obs
+    (obs, action, reward, flags, extras) --StreamWriter--> ReplayWriter
 
-One ``step()`` is one decision of every env. The caller (a loop on Ray, the lock-step runtime) decides how often. It waits for
-the policy, the envs and the acknowledgement of chunks (of a stream's last one when its next one is closed, see ``stream_writer``),
-each bounded by a deadline of its owner; nothing is dropped.
+One ``step()`` is one decision of every env. The caller (a loop on Ray, the lock-step runtime)
+decides how often. It waits for the policy, the envs and the acknowledgement of chunks (of a
+stream's last one when its next one is closed, see ``stream_writer``), each bounded by a deadline of
+its owner; nothing is dropped.
 """
 
 from __future__ import annotations
@@ -66,9 +68,12 @@ class RolloutWorker:
         columns: Columns of a row, the agent's extras included.
         seed: Of the random actions.
         chunk_rows, max_chunk_age_s: When a chunk is closed.
-        random_prefill: Act at random until ``may_use_policy``; otherwise the policy acts from the start.
-        may_use_policy: Asked before every step until it says yes; by default, whether weights have arrived.
-        first_env: Number of the first env in the names of the streams, for a group of a worker's envs.
+        random_prefill: Act at random until ``may_use_policy``; otherwise the policy acts from the
+            start.
+        may_use_policy: Asked before every step until it says yes; by default, whether weights have
+            arrived.
+        first_env: Number of the first env in the names of the streams, for a group of a worker's
+            envs.
         clock: Monotonic seconds.
 
     Attributes:
@@ -93,35 +98,49 @@ class RolloutWorker:
         first_env: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slot, self.incarnation, self.first_env = slot, incarnation, first_env
-        self._acting, self._clock = acting, clock
+        self.slot = slot
+        self.incarnation = incarnation
+        self.first_env = first_env
+        self._acting = acting
+        self._clock = clock
         self._env = env()
-        self.spec, self.num_envs = self._env.spec, self._env.num_envs
+        self.spec = self._env.spec
+        self.num_envs = self._env.num_envs
         self._writers = [
             StreamWriter(
-                StreamId(slot, incarnation, first_env + index), columns, writer,
-                chunk_rows=chunk_rows, max_age_s=max_chunk_age_s, clock=clock,
+                StreamId(slot, incarnation, first_env + index),
+                columns,
+                writer,
+                chunk_rows=chunk_rows,
+                max_age_s=max_chunk_age_s,
+                clock=clock,
             )
             for index in range(self.num_envs)
-        ]  # fmt: skip
+        ]
         self._seed = seed
         self._reset_seed: int | None = None
         self._random = RandomActions(self.spec, self.num_envs, seed)
         self._obs_columns = [(key, column_name(OBS, key)) for key in self.spec.obs]
         self._action_columns = [(key, column_name(ACTION, key)) for key in self.spec.action]
         own = self.spec.columns()
-        self._no_extras = {name: spec.zeros(self.num_envs) for name, spec in columns.items() if name not in own}
+        self._no_extras = {
+            name: spec.zeros(self.num_envs) for name, spec in columns.items() if name not in own
+        }
         self._may_use_policy = may_use_policy or self._has_weights
         self._is_random = random_prefill
         self._row: EnvStep | None = None
-        self._ended, self._has_rows = [False] * self.num_envs, False  # of the row, as plain values
+        # of the row, as plain values
+        self._ended = [False] * self.num_envs
+        self._has_rows = False
         self._question: Callable[[], Actions] | None = None
-        self._returns, self._lengths = [0.0] * self.num_envs, [-1] * self.num_envs
+        self._returns = [0.0] * self.num_envs
+        self._lengths = [-1] * self.num_envs
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
         self._env_times = Tally(BUCKETS_S)
-        self._reported_agent_steps, self._reported_blocked_s = 0, 0.0
+        self._reported_agent_steps = 0
+        self._reported_blocked_s = 0.0
         self.agent_steps = self.rows = 0
         self.quarantined: dict[int, str] = {}
 
@@ -156,7 +175,9 @@ class RolloutWorker:
         return self._row is not None and not self._has_rows
 
     def begin(self, patience_s: float = float("inf")) -> None:
-        """Ask for the next actions without waiting for them; :meth:`step`, which takes the same patience, goes on from there."""
+        """Ask for the next actions without waiting for them; :meth:`step`, which takes the same
+        patience, goes on from there.
+        """
         self._env.patience_s = patience_s
         row = self._start() if self._row is None else self._row
         if self._question is None and not self.is_stalled:
@@ -166,7 +187,8 @@ class RolloutWorker:
         """One decision of every env.
 
         Args:
-            patience_s: How long to wait for a row while no env can give one; where envs have no deadlines, as long as it takes.
+            patience_s: How long to wait for a row while no env can give one; where envs have no
+                deadlines, as long as it takes.
 
         Returns:
             Rows written: one per live env.
@@ -181,7 +203,9 @@ class RolloutWorker:
             self._await_envs()
             return 0
         assert self._row is not None
-        row, choice, self._question = self._row, self._question(), None
+        row = self._row
+        choice = self._question()
+        self._question = None
         chosen = self._clock()
         written = self._store(row, choice)
         stored = self._clock()
@@ -209,28 +233,40 @@ class RolloutWorker:
 
     def drain_episodes(self) -> list[EpisodeResult]:
         """Episodes that ended since the last call."""
-        episodes, self._episodes = self._episodes, []
+        episodes = self._episodes
+        self._episodes = []
         return episodes
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
-        fresh, self._reported_agent_steps = self.agent_steps - self._reported_agent_steps, self.agent_steps
-        values: MetricMap = {"agent_steps_total": Sum(fresh), "env_steps_total": Sum(fresh * self.spec.action_repeat)}
+        fresh = self.agent_steps - self._reported_agent_steps
+        self._reported_agent_steps = self.agent_steps
+        values: MetricMap = {
+            "agent_steps_total": Sum(fresh),
+            "env_steps_total": Sum(fresh * self.spec.action_repeat),
+        }
         blocked = sum(writer.blocked_s for writer in self._writers)
         self._seconds["blocked"] = blocked - self._reported_blocked_s
         self._seconds["encode"] = max(0.0, self._seconds["encode"] - self._seconds["blocked"])
         self._reported_blocked_s = blocked
-        values |= {f"actor_seconds_total{{state={state}}}": Sum(seconds) for state, seconds in self._seconds.items()}
-        values |= {f"env_errors_total{{reason={kind}}}": Sum(count) for kind, count in self._faults.items()}
+        values |= {
+            f"actor_seconds_total{{state={state}}}": Sum(seconds)
+            for state, seconds in self._seconds.items()
+        }
+        values |= {
+            f"env_errors_total{{reason={kind}}}": Sum(count) for kind, count in self._faults.items()
+        }
         values["env_step_seconds"] = self._env_times.take()
-        self._seconds, self._faults = defaultdict(float), Counter()
+        self._seconds = defaultdict(float)
+        self._faults = Counter()
         merge_into(values, self._acting.drain_metrics())
         return values
 
     def checkpoint(self) -> dict[str, Any]:
         """Send what is open and return everything needed to go on exactly.
 
-        Envs that cannot be saved are reset, in this run as in the one that resumes, from a seed that both derive alike.
+        Envs that cannot be saved are reset, in this run as in the one that resumes, from a seed
+        that both derive alike.
 
         Raises:
             StateError: If :meth:`begin` was called and ``step`` was not.
@@ -244,7 +280,9 @@ class RolloutWorker:
         row = self._row
         return {
             "env": envs,
-            "row": None if row is None else {**{f"obs/{key}": value for key, value in row.obs.items()}, **_flags(row)},
+            "row": None
+            if row is None
+            else {**{f"obs/{key}": value for key, value in row.obs.items()}, **_flags(row)},
             "rngs": self._random.states(),
             "writers": [writer.state() for writer in self._writers],
             "acting": self._acting.state(),
@@ -263,9 +301,12 @@ class RolloutWorker:
             writer.set_state(saved)
         if state["acting"] is not None:
             self._acting.set_state(state["acting"])
-        self._is_random, self._reset_seed = bool(state["is_random"]), state["reset_seed"]
-        self._returns, self._lengths = np.asarray(state["returns"]).tolist(), np.asarray(state["lengths"]).tolist()
-        self.agent_steps, self.rows = int(state["agent_steps"]), int(state["rows"])
+        self._is_random = bool(state["is_random"])
+        self._reset_seed = state["reset_seed"]
+        self._returns = np.asarray(state["returns"]).tolist()
+        self._lengths = np.asarray(state["lengths"]).tolist()
+        self.agent_steps = int(state["agent_steps"])
+        self.rows = int(state["rows"])
         self._reported_agent_steps = self.agent_steps
         self._row = self._question = None
         if state["env"] is not None and self._takes_back(state["env"]):
@@ -274,11 +315,17 @@ class RolloutWorker:
             self._arrive(EnvStep(obs=obs, **saved_row))
 
     def _takes_back(self, state: Any) -> bool:
-        """True if the envs go on where they were; those that cannot begin new episodes, from a seed of their own."""
+        """True if the envs go on where they were; those that cannot begin new episodes, from a seed
+        of their own.
+        """
         try:
             self._env.set_state(state)
         except FOREIGN_ERRORS as error:
-            logger.warning("worker-%d begins new episodes, because its envs do not go on: %s", self.slot, error_text(error))
+            logger.warning(
+                "worker-%d begins new episodes, because its envs do not go on: %s",
+                self.slot,
+                error_text(error),
+            )
             self._abandon_episodes()
             self._reset_seed = self._next_seed()
             return False
@@ -294,7 +341,8 @@ class RolloutWorker:
         return int(sequence.generate_state(1)[0])
 
     def _start(self) -> EnvStep:
-        row, self._reset_seed = self._move(partial(self._env.reset, self._reset_seed)), None
+        row = self._move(partial(self._env.reset, self._reset_seed))
+        self._reset_seed = None
         return row
 
     def _await_envs(self) -> None:
@@ -306,20 +354,26 @@ class RolloutWorker:
         self._seconds["env"] += self._clock() - started
 
     def _move(self, ask: Callable[[], EnvStep]) -> EnvStep:
-        """Take the next row of the envs; when there is none, nothing is left open, and what failed is known all the same."""
+        """Take the next row of the envs; when there is none, nothing is left open, and what failed
+        is known all the same.
+        """
         try:
             row = ask()
         except FOREIGN_ERRORS as error:
             self._note_faults()
             self.flush()
             if isinstance(error, SystemExit):  # of a vector env, which fails as one
-                raise EnvFailureError(f"{self.spec.name} called sys.exit({error.code!r})") from error
+                raise EnvFailureError(
+                    f"{self.spec.name} called sys.exit({error.code!r})"
+                ) from error
             raise
         self._arrive(row)
         return row
 
     def _arrive(self, row: EnvStep) -> None:
-        self._row, self._ended, self._has_rows = row, row.is_last.tolist(), bool(row.live.any())
+        self._row = row
+        self._ended = row.is_last.tolist()
+        self._has_rows = bool(row.live.any())
         self._note_faults()
 
     def _note_faults(self) -> None:
@@ -345,7 +399,10 @@ class RolloutWorker:
 
     def _store(self, row: EnvStep, choice: Actions) -> int:
         columns = self._columns(row, choice)
-        is_live, is_first, is_last, reward = row.live.tolist(), row.is_first.tolist(), self._ended, row.reward.tolist()
+        is_live = row.live.tolist()
+        is_first = row.is_first.tolist()
+        is_last = self._ended
+        reward = row.reward.tolist()
         written = moved = 0
         for index, writer in enumerate(self._writers):
             if not is_live[index]:
@@ -353,21 +410,34 @@ class RolloutWorker:
                 continue
             written += 1
             if is_first[index]:
-                self._returns[index], self._lengths[index] = 0.0, 0
+                self._returns[index] = 0.0
+                self._lengths[index] = 0
             else:
                 moved += 1
                 self._returns[index] += reward[index]
                 self._lengths[index] += 1
             lost = index in choice.carry_resets
-            writer.add(columns, index, choice.version, is_first=is_first[index], is_last=is_last[index], carry_reset=lost)
+            writer.add(
+                columns,
+                index,
+                choice.version,
+                is_first=is_first[index],
+                is_last=is_last[index],
+                carry_reset=lost,
+            )
             if is_last[index]:
                 self._end_episode(index, "terminated" if row.terminated[index] else "truncated")
-        self.rows, self.agent_steps = self.rows + written, self.agent_steps + moved
+        self.rows = self.rows + written
+        self.agent_steps = self.agent_steps + moved
         return written
 
     def _columns(self, row: EnvStep, choice: Actions) -> dict[str, np.ndarray]:
         columns = {**self._no_extras, **choice.extras, "reward": row.reward}
-        columns |= {"is_first": row.is_first, "terminated": row.terminated, "truncated": row.truncated}
+        columns |= {
+            "is_first": row.is_first,
+            "terminated": row.terminated,
+            "truncated": row.truncated,
+        }
         for key, name in self._obs_columns:
             columns[name] = row.obs[key]
         for key, name in self._action_columns:
@@ -389,9 +459,14 @@ def _finite(answer: Callable[[], Actions]) -> Actions:
     choice = answer()
     for key, value in choice.action.items():
         if value.dtype.kind == "f" and not all_finite(value):
-            raise TrainingError(f"the policy of version {choice.version} gave an action {key!r} that is not finite")
+            raise TrainingError(
+                f"the policy of version {choice.version} gave an action {key!r} that is not finite"
+            )
     return choice
 
 
 def _flags(row: EnvStep) -> dict[str, np.ndarray]:
-    return {name: getattr(row, name) for name in ("reward", "is_first", "terminated", "truncated", "live")}
+    return {
+        name: getattr(row, name)
+        for name in ("reward", "is_first", "terminated", "truncated", "live")
+    }

@@ -1,9 +1,11 @@
-"""Packs the rows of one env stream into chunks and hands them over, one at a time, each acknowledged before the next.
+"""Packs the rows of one env stream into chunks and hands them over, one at a time, each
+acknowledged before the next.
 
-A chunk is closed when it is full, too old, at the end of an episode, before a reset row and where the policy version changes.
-Where ``ReplayWriter.append`` returns before the acknowledgement, rows are added meanwhile, and the stream's next chunk waits for
-it; that is the only back-pressure, and nothing is ever dropped here. If sending or waiting raises, the chunk is kept under its
-number and sent again, before anything newer, by the next call.
+A chunk is closed when it is full, too old, at the end of an episode, before a reset row and where
+the policy version changes. Where ``ReplayWriter.append`` returns before the acknowledgement, rows
+are added meanwhile, and the stream's next chunk waits for it; that is the only back-pressure, and
+nothing is ever dropped here. If sending or waiting raises, the chunk is kept under its number and
+sent again, before anything newer, by the next call.
 """
 
 from __future__ import annotations
@@ -56,15 +58,21 @@ class StreamWriter:
     ) -> None:
         if chunk_rows < 1:
             raise ConfigurationError(f"actors.chunk_rows must be >= 1, got {chunk_rows}")
-        self.stream, self._writer, self._encode, self._clock = stream, writer, encode, clock
-        self._chunk_rows, self._max_age_s = chunk_rows, max_age_s
+        self.stream = stream
+        self._writer = writer
+        self._encode = encode
+        self._clock = clock
+        self._chunk_rows = chunk_rows
+        self._max_age_s = max_age_s
         self._buffers = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
         self._pairs = list(self._buffers.items())
-        self._open, self._opened_s = 0, 0.0
+        self._open = 0
+        self._opened_s = 0.0
         self._carry_resets: list[int] = []
         self._version: PolicyVersion = NO_POLICY
         self._pending: Chunk | None = None
-        self._answer: Callable[[], None] | None = None  # waits for the pending chunk; None when that has to be sent again
+        # waits for the pending chunk; None when that has to be sent again
+        self._answer: Callable[[], None] | None = None
         self._seq = 0
         self.acked_rows = 0
         self.blocked_s = 0.0
@@ -92,7 +100,8 @@ class StreamWriter:
             index: Which of the N rows.
             version: Weights that chose its action.
             is_first, is_last: What its flags say, as plain values.
-            carry_reset: Mark it: whoever chose its action had lost the carry (see ``codec.carry_resets_of``).
+            carry_reset: Mark it: whoever chose its action had lost the carry (see
+                ``codec.carry_resets_of``).
         """
         if self._pending is not None and self._answer is None:
             self._settle()
@@ -100,7 +109,8 @@ class StreamWriter:
             self.send()
         now = self._clock()
         if self._open == 0:
-            self._opened_s, self._version = now, version
+            self._opened_s = now
+            self._version = version
         row = self._open
         for name, buffer in self._pairs:
             buffer[row] = columns[name][index]
@@ -111,7 +121,9 @@ class StreamWriter:
             self.send()
 
     def flush_if_old(self) -> None:
-        """Send the open chunk if its time has come (an env may be waiting while its rows grow old)."""
+        """Send the open chunk if its time has come (an env may be waiting while its rows
+        grow old).
+        """
         if self._open and self._clock() - self._opened_s >= self._max_age_s:
             self.send()
 
@@ -120,8 +132,12 @@ class StreamWriter:
         self._settle()
         if self._open:
             rows = {name: buffer[: self._open] for name, buffer in self._buffers.items()}
-            self._pending = self._encode(self.stream, self._seq, self._version, rows, self._carry_resets)
-            self._seq, self._open, self._carry_resets = self._seq + 1, 0, []
+            self._pending = self._encode(
+                self.stream, self._seq, self._version, rows, self._carry_resets
+            )
+            self._seq = self._seq + 1
+            self._open = 0
+            self._carry_resets = []
             self._append(self._pending)
 
     def flush(self) -> None:
@@ -135,15 +151,20 @@ class StreamWriter:
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Inverse of :meth:`state`; what is open is forgotten."""
-        self._seq, self.acked_rows = int(state["seq"]), int(state["acked_rows"])
-        self._open, self._carry_resets, self._pending, self._answer = 0, [], None, None
+        self._seq = int(state["seq"])
+        self.acked_rows = int(state["acked_rows"])
+        self._open = 0
+        self._carry_resets = []
+        self._pending = None
+        self._answer = None
 
     def _settle(self) -> None:
         """See what was sent acknowledged; sends it again first if that failed."""
         if self._pending is not None and self._answer is None:
             self._append(self._pending)
         if self._answer is not None:
-            answer, self._answer = self._answer, None
+            answer = self._answer
+            self._answer = None
             self._timed(answer)
             self._acknowledged()
 

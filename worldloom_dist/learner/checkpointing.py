@@ -1,9 +1,11 @@
-"""Checkpoints off the training thread: that thread copies the state, another one serialises, checksums and flushes it to disk.
+"""Checkpoints off the training thread: that thread copies the state, another one serialises,
+checksums and flushes it to disk.
 
-    training thread: state_dict() (copies)  -> queue of one ->  writer thread: device to host, files, fsync, rename, drop old ones
+    training thread: state_dict() (copies)  -> queue of one ->  writer thread: device to host,
+    files, fsync, rename, drop old ones
 
-A failed write costs a warning, not the run: earlier checkpoints are kept and the next one is tried. Only the last one of a run must
-succeed (:meth:`CheckpointWriter.close`).
+A failed write costs a warning, not the run: earlier checkpoints are kept and the next one is tried.
+Only the last one of a run must succeed (:meth:`CheckpointWriter.close`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A checkpoint that is complete: its update, when it was complete (unix time), what the writing took, and its size."""
+    """A checkpoint that is complete: its update, when it was complete (unix time), what the writing
+    took, and its size.
+    """
 
     step: int
     at: float
@@ -68,12 +72,20 @@ class CheckpointWriter:
         """True when a checkpoint would be written at once."""
         return self._idle.is_set()
 
-    def save(self, step: int, tree: Mapping[str, Any], facts: Mapping[str, Any], score: float | None = None) -> None:
-        """Hand over a state whose tensors nobody changes any more; waits for the previous checkpoint if it must.
+    def save(
+        self,
+        step: int,
+        tree: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        score: float | None = None,
+    ) -> None:
+        """Hand over a state whose tensors nobody changes any more; waits for the previous
+        checkpoint if it must.
 
         Args:
             step: Names the checkpoint.
-            tree: As :func:`worldloom.training.checkpoints.save_tree` takes it; tensors may be on a GPU.
+            tree: As :func:`worldloom.training.checkpoints.save_tree` takes it; tensors may be on a
+                GPU.
             facts: For its manifest.
             score: Of an evaluation: keep this checkpoint as ``best`` if no better one is there.
         """
@@ -90,7 +102,8 @@ class CheckpointWriter:
         done = []
         while not self._written.empty():
             done.append(self._written.get_nowait())
-        failures, self._failures = self._failures, 0
+        failures = self._failures
+        self._failures = 0
         return done, failures
 
     def close(self) -> None:
@@ -102,7 +115,9 @@ class CheckpointWriter:
         self._jobs.put(None)
         self._thread.join()
         if self._failed is not None:
-            raise CheckpointError(f"the last checkpoint could not be written ({self._failed}); earlier ones are kept")
+            raise CheckpointError(
+                f"the last checkpoint could not be written ({self._failed}); earlier ones are kept"
+            )
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -111,10 +126,15 @@ class CheckpointWriter:
                 size = self._write(job)
                 self._failed = None
                 self._written.put(Written(job.step, time.time(), time.monotonic() - started, size))
-            except Exception as error:  # the edge of the thread: the run goes on with the checkpoints it has
+            # the edge of the thread: the run goes on with the checkpoints it has
+            except Exception as error:
                 self._failed = error
                 self._failures += 1
-                logger.warning("checkpoint of update %d was not written: %s; earlier ones are kept", job.step, error)
+                logger.warning(
+                    "checkpoint of update %d was not written: %s; earlier ones are kept",
+                    job.step,
+                    error,
+                )
             finally:
                 self._idle.set()
 
@@ -134,7 +154,9 @@ class CheckpointWriter:
 
 def _to_host(node: Any) -> Any:
     if isinstance(node, torch.Tensor) and node.device.type == "cuda":
-        return torch.empty(node.shape, dtype=node.dtype, pin_memory=True).copy_(node, non_blocking=True)
+        return torch.empty(node.shape, dtype=node.dtype, pin_memory=True).copy_(
+            node, non_blocking=True
+        )
     if isinstance(node, Mapping):
         return {key: _to_host(value) for key, value in node.items()}
     if isinstance(node, list | tuple):

@@ -1,9 +1,11 @@
 """Pictures of what the agent predicts, drawn now and then while it trains, into RUN/videos.
 
-    learner thread: due? -> agent.report (a forward pass) -> writer thread: encode, write, append to videos/index.jsonl
+    learner thread: due? -> agent.report (a forward pass) -> writer thread: encode, write, append to
+    videos/index.jsonl
 
-Nobody waits for the writer: a report that becomes due while the last one is still being written is left out. A report that fails
-is logged and never stops training. ``agent.report`` draws from a generator of its own, so training is the same with and without.
+Nobody waits for the writer: a report that becomes due while the last one is still being written is
+left out. A report that fails is logged and never stops training. ``agent.report`` draws from a
+generator of its own, so training is the same with and without.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Gallery:
     """
 
     def __init__(self, folder: Path, every: int, done: int = 0) -> None:
-        self.folder, self._every, self._last = folder, every, done
+        self.folder = folder
+        self._every = every
+        self._last = done
         self._writer = ThreadPoolExecutor(1, "report")
         self._pending: Future[None] | None = None
 
@@ -49,8 +53,17 @@ class Gallery:
         """True when so many env steps have gone by since the last report."""
         return self._every > 0 and env_steps - self._last >= self._every
 
-    def report(self, agent: Any, batch: SequenceBatch, env_steps: int, train_steps: int, *, wait_s: float = 0.0) -> None:
-        """Draw the agent's predictions on a batch and hand them to the writer; an agent that draws nothing is left alone.
+    def report(
+        self,
+        agent: Any,
+        batch: SequenceBatch,
+        env_steps: int,
+        train_steps: int,
+        *,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Draw the agent's predictions on a batch and hand them to the writer; an agent that draws
+        nothing is left alone.
 
         Args:
             agent, batch: What is drawn.
@@ -62,12 +75,20 @@ class Gallery:
             return
         self._collect(wait_s)
         if self._pending is not None:
-            logger.info("report at env_steps %s left out: the last one is still being written", f"{env_steps:,}")
+            logger.info(
+                "report at env_steps %s left out: the last one is still being written",
+                f"{env_steps:,}",
+            )
             return
         try:
             videos = agent.report(batch)
         except Exception as error:  # a picture is never worth a run
-            logger.warning("report at env_steps %s failed: %s: %s", f"{env_steps:,}", type(error).__name__, error)
+            logger.warning(
+                "report at env_steps %s failed: %s: %s",
+                f"{env_steps:,}",
+                type(error).__name__,
+                error,
+            )
             return
         if videos:
             self._pending = self._writer.submit(self._write, dict(videos), env_steps, train_steps)
@@ -99,7 +120,13 @@ class Gallery:
             stem = f"open_loop-{key.replace('/', '_')}-"
             path = self.folder / f"{stem}{env_steps:010d}.{'png' if len(frames) == 1 else 'gif'}"
             save_frames(frames, path, fps=FPS)
-            record = {"name": f"open_loop/{key}", "path": path.name, "env_steps": env_steps, "train_steps": train_steps, "fps": FPS}
+            record = {
+                "name": f"open_loop/{key}",
+                "path": path.name,
+                "env_steps": env_steps,
+                "train_steps": train_steps,
+                "fps": FPS,
+            }
             with (self.folder / "index.jsonl").open("a") as file:
                 file.write(to_json({**record, "time": time.time()}) + "\n")
             for old in sorted(self.folder.glob(f"{stem}{'[0-9]' * 10}.*"))[:-KEPT]:

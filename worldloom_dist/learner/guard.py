@@ -1,6 +1,8 @@
-"""What happens when a loss or gradient is not finite: the agent skips the step, and this guard counts, saves and finally stops.
+"""What happens when a loss or gradient is not finite: the agent skips the step, and this guard
+counts, saves and finally stops.
 
-The flag is read one step late on an accelerator, when its copy has arrived anyway, so the guard never waits for the device.
+The flag is read one step late on an accelerator, when its copy has arrived anyway, so the guard
+never waits for the device.
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ class NonfiniteGuard:
     """Counts skipped updates.
 
     Args:
-        folder: Where the batches of skipped updates are saved (at most ``max_saved``); None saves nothing.
+        folder: Where the batches of skipped updates are saved (at most ``max_saved``); None saves
+            nothing.
         limit: Skipped updates in a row after which training fails.
         max_saved: Batches kept on disk.
     """
 
     def __init__(self, folder: Path | None, *, limit: int = 10, max_saved: int = 10) -> None:
         self.skipped = 0
-        self._folder, self._limit, self._max_saved = folder, limit, max_saved
+        self._folder = folder
+        self._limit = limit
+        self._max_saved = max_saved
         self._in_a_row = 0
         self._pending: deque[tuple[int, Any, Any, SampledWindows]] = deque()
 
@@ -42,7 +47,8 @@ class NonfiniteGuard:
         Raises:
             TrainingError: After ``limit`` skipped updates in a row.
         """
-        flag, arrived = nonfinite, None
+        flag = nonfinite
+        arrived = None
         if isinstance(nonfinite, torch.Tensor) and nonfinite.device.type == "cuda":
             flag = torch.empty((), dtype=torch.float32, pin_memory=True)
             flag.copy_(nonfinite, non_blocking=True)
@@ -66,10 +72,18 @@ class NonfiniteGuard:
             return
         self.skipped += 1
         self._in_a_row += 1
-        logger.warning("update %d skipped: a loss or gradient was not finite (%d in a row)", step, self._in_a_row)
+        logger.warning(
+            "update %d skipped: a loss or gradient was not finite (%d in a row)",
+            step,
+            self._in_a_row,
+        )
         if self._folder is not None and self.skipped <= self._max_saved:
             self._folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(self._folder / f"update-{step:09d}.npz", row_ids=windows.row_ids, **windows.columns)  # type: ignore[arg-type]
+            path = self._folder / f"update-{step:09d}.npz"
+            columns: dict[str, Any] = {"row_ids": windows.row_ids, **windows.columns}
+            np.savez_compressed(path, **columns)
         if self._in_a_row >= self._limit:
             saved = f"; their batches are in {self._folder}" if self._folder else ""
-            raise TrainingError(f"{self._in_a_row} updates in a row were not finite, up to update {step}{saved}")
+            raise TrainingError(
+                f"{self._in_a_row} updates in a row were not finite, up to update {step}{saved}"
+            )

@@ -1,7 +1,9 @@
-"""The learner: windows in, weights and checkpoints out. One plain object; who feeds it and who listens is the runtime's business.
+"""The learner: windows in, weights and checkpoints out. One plain object; who feeds it and who
+listens is the runtime's business.
 
-Nothing here waits for the update that was just launched: metrics stay on the device until :meth:`Learner.drain_metrics`, refreshed
-latents are sent when they have arrived on the host, and the host runs at most two updates ahead of a GPU.
+Nothing here waits for the update that was just launched: metrics stay on the device until
+:meth:`Learner.drain_metrics`, refreshed latents are sent when they have arrived on the host, and
+the host runs at most two updates ahead of a GPU.
 """
 
 from __future__ import annotations
@@ -24,13 +26,21 @@ from worldloom_dist.learner.guard import NonfiniteGuard
 from worldloom_dist.learner.publishing import CudaDownload, Published, Publisher
 from worldloom_dist.learner.staging import Staged, Stager
 from worldloom_dist.learner.step import CompileMode, make_step
-from worldloom_dist.metric_names import AGE_BUCKETS_S, BUCKETS_S, LAG_BUCKETS, LEARNER_PHASES, scalar_keys
+from worldloom_dist.metric_names import (
+    AGE_BUCKETS_S,
+    BUCKETS_S,
+    LAG_BUCKETS,
+    LEARNER_PHASES,
+    scalar_keys,
+)
 from worldloom_dist.ports import SampledWindows, WeightSink
 
 __all__ = ["Learner"]
 
 UPDATES_AHEAD = 2
-"""How far the host may run ahead of a GPU: enough to keep it busy, little enough that measured time is the device's."""
+"""How far the host may run ahead of a GPU: enough to keep it busy, little enough that measured time
+is the device's.
+"""
 SMALLEST_PRIORITY = 1e-6
 """A priority of 0 would never be drawn again; a value that is not finite counts as this one."""
 
@@ -42,7 +52,8 @@ class Learner:
         agent: What is trained, on its own device.
         weights: Where new versions go.
         device: The agent's device.
-        incarnation: Of this learner in the run's life: 1, 2, ...; the higher part of every version it publishes.
+        incarnation: Of this learner in the run's life: 1, 2, ...; the higher part of every version
+            it publishes.
         bad_batches: Folder for the batches of skipped updates.
         compile: How an update runs; see :mod:`worldloom_dist.learner.step`.
         ranks: Learner ranks that train together.
@@ -51,8 +62,10 @@ class Learner:
     Attributes:
         train_steps: Updates made over the run's life, those before a resume included.
         replayed_steps: Trained positions, likewise.
-        update_priorities: Called with (windows, priorities ``[n]``) when the agent gave some; None drops them.
-        write_back: Called with (windows, refreshed extras) when the agent refreshed some; None drops them.
+        update_priorities: Called with (windows, priorities ``[n]``) when the agent gave some; None
+            drops them.
+        write_back: Called with (windows, refreshed extras) when the agent refreshed some; None
+            drops them.
     """
 
     def __init__(
@@ -88,7 +101,8 @@ class Learner:
         self._scalars: Mapping[str, Any] = {}
         self._metrics: MetricMap = {}
         self._phases = {phase: Tally(BUCKETS_S) for phase in LEARNER_PHASES}
-        self._ages, self._stagings = Tally(AGE_BUCKETS_S), Tally(BUCKETS_S)
+        self._ages = Tally(AGE_BUCKETS_S)
+        self._stagings = Tally(BUCKETS_S)
         self._lags = Tally(LAG_BUCKETS)
         self._fresh_steps = 0
 
@@ -125,15 +139,20 @@ class Learner:
         self._fresh_steps += 1
 
     def _send_priorities(self, windows: SampledWindows, priorities: torch.Tensor) -> None:
-        """Hand over how surprising the windows were; this waits for the device, so it is done for prioritised replay only."""
+        """Hand over how surprising the windows were; this waits for the device, so it is done for
+        prioritised replay only.
+        """
         assert self.update_priorities is not None  # the caller asked
         values = np.nan_to_num(np.asarray(priorities.cpu(), np.float64), nan=0.0, posinf=0.0)
         self.update_priorities(windows, np.maximum(values, SMALLEST_PRIORITY))
         self._priorities_sent += len(values)
 
     def publish(self) -> PolicyVersion:
-        """Hand the policy's weights to the store under the next version; from a GPU they arrive there a little later."""
-        started, version = time.monotonic(), self.version
+        """Hand the policy's weights to the store under the next version; from a GPU they arrive
+        there a little later.
+        """
+        started = time.monotonic()
+        version = self.version
         if self._publisher is not None:
             self._publisher.publish(self.agent.policy_tensors(), version)  # type: ignore[attr-defined]
         else:
@@ -147,10 +166,14 @@ class Learner:
         return version
 
     def _make_publisher(self, device: str) -> Publisher | None:
-        """On CUDA, and for agents that can name the tensors that acting needs, a thread of its own sends them."""
+        """On CUDA, and for agents that can name the tensors that acting needs, a thread of its own
+        sends them.
+        """
         if not self._is_cuda or not hasattr(self.agent, "policy_tensors"):
             return None
-        return Publisher(self._weights, CudaDownload(device), torch.bfloat16 if self._halves else torch.float32)
+        return Publisher(
+            self._weights, CudaDownload(device), torch.bfloat16 if self._halves else torch.float32
+        )
 
     def _note_published(self, one: Published) -> None:
         update: MetricMap = {
@@ -161,7 +184,9 @@ class Learner:
         merge_into(self._metrics, update)
 
     def report(self, gallery: Gallery, env_steps: int, *, wait_s: float = 0.0) -> None:
-        """Have the agent's predictions on the newest batch drawn; never raises, and nothing that training reads changes."""
+        """Have the agent's predictions on the newest batch drawn; never raises, and nothing that
+        training reads changes.
+        """
         if self._batch is not None:
             gallery.report(self.agent, self._batch, env_steps, self.train_steps, wait_s=wait_s)
 
@@ -173,17 +198,34 @@ class Learner:
         """What happened since the last call; the only place where scalars leave the device."""
         for one in self._publisher.finished() if self._publisher is not None else ():
             self._note_published(one)
-        metrics, self._metrics = self._metrics, {}
+        metrics = self._metrics
+        self._metrics = {}
         if self._fresh_steps:
             positions = self._fresh_steps * self.agent.spec.sampling.trained_positions
-            metrics |= {"learner_updates_total": Sum(self._fresh_steps), "learner_replayed_steps_total": Sum(positions)}
+            metrics |= {
+                "learner_updates_total": Sum(self._fresh_steps),
+                "learner_replayed_steps_total": Sum(positions),
+            }
             self._fresh_steps = 0
         taken_phases = {phase: tally.take() for phase, tally in self._phases.items()}
-        metrics |= {f"learner_seconds_total{{phase={phase}}}": Sum(taken.total) for phase, taken in taken_phases.items()}
-        metrics |= {f"learner_update_seconds{{phase={phase}}}": taken for phase, taken in taken_phases.items() if taken.count}
-        tallies = {"sample_age_seconds": self._ages, "sample_lag_updates": self._lags, "learner_staging_seconds": self._stagings}
+        metrics |= {
+            f"learner_seconds_total{{phase={phase}}}": Sum(taken.total)
+            for phase, taken in taken_phases.items()
+        }
+        metrics |= {
+            f"learner_update_seconds{{phase={phase}}}": taken
+            for phase, taken in taken_phases.items()
+            if taken.count
+        }
+        tallies = {
+            "sample_age_seconds": self._ages,
+            "sample_lag_updates": self._lags,
+            "learner_staging_seconds": self._stagings,
+        }
         metrics |= {key: taken for key, tally in tallies.items() if (taken := tally.take()).count}
-        metrics["learner_skipped_updates_total{reason=nonfinite}"] = Sum(float(self._guard.skipped - self._skipped_reported))
+        metrics["learner_skipped_updates_total{reason=nonfinite}"] = Sum(
+            float(self._guard.skipped - self._skipped_reported)
+        )
         self._skipped_reported = self._guard.skipped
         if self._priorities_sent:
             metrics["replay_priority_updates_total{outcome=sent}"] = Sum(self._priorities_sent)
@@ -211,14 +253,18 @@ class Learner:
             CheckpointError: If the agent's architecture differs.
         """
         self.agent.load_state_dict(state["agent"])
-        self.train_steps, self.replayed_steps = int(state["train_steps"]), int(state["replayed_steps"])
+        self.train_steps = int(state["train_steps"])
+        self.replayed_steps = int(state["replayed_steps"])
 
     def _keep_refreshed(self, windows: SampledWindows, refreshed: Mapping[str, Any]) -> None:
         """Start bringing refreshed extras to the host; send those that are there."""
         if not self._is_cuda:
             self._refreshed.append((windows, dict(refreshed), None))
         else:
-            host = {name: torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for name, v in refreshed.items()}
+            host = {
+                name: torch.empty(v.shape, dtype=v.dtype, pin_memory=True)
+                for name, v in refreshed.items()
+            }
             for name, value in refreshed.items():
                 host[name].copy_(value, non_blocking=True)
             self._refreshed.append((windows, host, _recorded_event()))

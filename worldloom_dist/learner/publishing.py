@@ -1,10 +1,11 @@
 """Policy weights from a GPU to the store, off the training thread.
 
-    training stream: parameters --copied into--> one flat device buffer --event--> (goes on with the next update)
+    training stream: parameters --copied into--> one flat device buffer --event--> (next update)
     copy stream:     waits for the event: flat buffer --> pinned host buffer
     own thread:      waits for that copy, makes the snapshot, hands it to the store
 
-All that the training thread does is to queue a handful of small kernels. Nothing of it happens inside a captured update.
+All that the training thread does is to queue a handful of small kernels. Nothing of it happens
+inside a captured update.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Download(Protocol):
     """What the publisher needs of CUDA; a test puts a fake in its place."""
 
     def begin(self, flat: Tensor) -> Callable[[], np.ndarray]:
-        """Start copying bytes ``[n]`` to the host; what is returned waits for them and gives an array of its own."""
+        """Start copying bytes ``[n]`` to the host; what is returned waits for them and gives an
+        array of its own.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,12 @@ class Publisher:
         dtype: What floating-point tensors become.
     """
 
-    def __init__(self, weights: WeightSink, download: Download, dtype: torch.dtype = torch.float32) -> None:
-        self._weights, self._download, self._dtype = weights, download, dtype
+    def __init__(
+        self, weights: WeightSink, download: Download, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._weights = weights
+        self._download = download
+        self._dtype = dtype
         self._jobs: queue.Queue[_Job] = queue.Queue()
         self._done: queue.Queue[Published] = queue.Queue()
         self._idle = threading.Event()
@@ -72,7 +79,9 @@ class Publisher:
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     def publish(self, tensors: Mapping[str, Tensor], version: PolicyVersion) -> None:
-        """Take the tensors as they are at this point of the training stream; waits for the previous version if it must."""
+        """Take the tensors as they are at this point of the training stream; waits for the previous
+        version if it must.
+        """
         ordered = time.monotonic()
         self._idle.wait()
         self._idle.clear()
@@ -91,7 +100,8 @@ class Publisher:
                 buffer.flags.writeable = False
                 self._weights.publish(WeightsSnapshot(job.version, job.entries, buffer))
                 self._done.put(Published(time.monotonic() - job.ordered, buffer.nbytes))
-            except Exception as error:  # the edge of the thread: actors go on with the weights they have
+            # the edge of the thread: actors go on with the weights they have
+            except Exception as error:
                 logger.warning("weights %s were not published: %s", job.version, error)
             finally:
                 self._idle.set()

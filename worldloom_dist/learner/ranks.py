@@ -1,10 +1,13 @@
-"""Learner ranks over ``torch.distributed``: gloo on CPUs, NCCL on GPUs. Implements :class:`worldloom.core.ranks.Ranks`.
+"""Learner ranks over ``torch.distributed``: gloo on CPUs, NCCL on GPUs. Implements
+:class:`worldloom.core.ranks.Ranks`.
 
-    backward --gradient ready (hook)--> its bucket --full, and all earlier ones sent--> asynchronous all-reduce
+    backward --gradient ready (hook)--> its bucket
+             --full, and all earlier ones sent--> asynchronous all-reduce
     after backward: wait for what is still on its way, divide, copy back
 
-Buckets are filled from the last parameter to the first, the order in which backward finishes them, and are always sent in the same
-order, so the ranks cannot disagree about it. A bucket on its way does not stop backward.
+Buckets are filled from the last parameter to the first, the order in which backward finishes them,
+and are always sent in the same order, so the ranks cannot disagree about it. A bucket on its way
+does not stop backward.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ __all__ = ["BucketAverage", "TorchRanks", "open_store"]
 BUCKET_BYTES = 8 * 2**20
 
 
-def open_store(host: str, port: int, size: int, *, is_host: bool, timeout_s: float = 180.0) -> TCPStore:
+def open_store(
+    host: str, port: int, size: int, *, is_host: bool, timeout_s: float = 180.0
+) -> TCPStore:
     """The meeting point of a group; the host passes port 0 and tells the others the port it got."""
     return TCPStore(host, port, size, is_host, timedelta(seconds=timeout_s), wait_for_workers=False)
 
@@ -52,10 +57,13 @@ class TorchRanks:
         timeout_s: float = 120.0,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
         self._bucket_bytes = bucket_bytes
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+        )
 
     def averager(self, parameters: Sequence[Tensor]) -> Average:
         """See :meth:`worldloom.core.ranks.Ranks.averager`."""
@@ -69,7 +77,9 @@ class TorchRanks:
         return torch.cat(parts)
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether a rank has raised it. All ranks get the same answer, so they can decide together."""
+        """For each flag, whether a rank has raised it. All ranks get the same answer, so they can
+        decide together.
+        """
         raised = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
@@ -100,12 +110,17 @@ class BucketAverage:
     def __init__(self, parameters: Sequence[Tensor], size: int, bucket_bytes: int) -> None:
         self._size = size
         self._buckets = _buckets(parameters, bucket_bytes)
-        self._flat = [torch.empty(sum(parameters[i].numel() for i in b), **_like(parameters[b[0]])) for b in self._buckets]
+        self._flat = [
+            torch.empty(sum(parameters[i].numel() for i in b), **_like(parameters[b[0]]))
+            for b in self._buckets
+        ]
         self._views: dict[int, Tensor] = {}
         self._home: dict[int, int] = {}
         for number, (bucket, flat) in enumerate(zip(self._buckets, self._flat, strict=True)):
             parts = torch.split(flat, [parameters[i].numel() for i in bucket])
-            self._views |= {i: part.view(parameters[i].shape) for i, part in zip(bucket, parts, strict=True)}
+            self._views |= {
+                i: part.view(parameters[i].shape) for i, part in zip(bucket, parts, strict=True)
+            }
             self._home |= dict.fromkeys(bucket, number)
         self._missing = [set(bucket) for bucket in self._buckets]
         self._work: list[Any] = []
@@ -128,14 +143,18 @@ class BucketAverage:
         if small is not None:
             for target, value in zip(others, small / self._size, strict=True):
                 target.copy_(value)
-        self._missing, self._work = [set(bucket) for bucket in self._buckets], []
+        self._missing = [set(bucket) for bucket in self._buckets]
+        self._work = []
 
     @torch.no_grad()
     def _arrived(self, index: int, gradient: Tensor) -> None:
-        """Take one gradient; send every bucket that is complete now and has no unsent one before it."""
+        """Take one gradient; send every bucket that is complete now and has no unsent one before
+        it.
+        """
         missing = self._missing[self._home[index]]
         if index not in missing:
-            return  # a second backward pass through the same parameters, which nobody asked to average
+            # a second backward pass through the same parameters, which nobody asked to average
+            return
         self._views[index].copy_(gradient)
         missing.discard(index)
         while len(self._work) < len(self._buckets) and not self._missing[len(self._work)]:
@@ -143,12 +162,18 @@ class BucketAverage:
 
 
 def _buckets(parameters: Sequence[Tensor], limit: int) -> list[list[int]]:
-    """Indices of the parameters, from the last to the first, cut where a bucket is full or the kind of tensor changes."""
+    """Indices of the parameters, from the last to the first, cut where a bucket is full or the kind
+    of tensor changes.
+    """
     buckets: list[list[int]] = []
     room = 0
     for index in range(len(parameters) - 1, -1, -1):
         tensor = parameters[index]
-        if not buckets or tensor.nbytes > room or _like(tensor) != _like(parameters[buckets[-1][0]]):
+        if (
+            not buckets
+            or tensor.nbytes > room
+            or _like(tensor) != _like(parameters[buckets[-1][0]])
+        ):
             buckets.append([])
             room = limit
         buckets[-1].append(index)

@@ -1,9 +1,11 @@
 """From sampled windows to a batch on the learner's device, off the training thread.
 
-On a CPU the arrays become tensors (read-only ones, from an object store, are copied once). On a GPU each batch goes through one of
-two sets of pinned buffers and a copy stream of its own: while one batch is trained on, the next one is already on its way.
+On a CPU the arrays become tensors (read-only ones, from an object store, are copied once). On a GPU
+each batch goes through one of two sets of pinned buffers and a copy stream of its own: while one
+batch is trained on, the next one is already on its way.
 
-    windows --memcpy--> pinned buffer A or B --copy stream--> device tensors + event --the training stream waits for the event-->
+    windows --memcpy--> pinned buffer A or B --copy stream--> device tensors + event
+            --the training stream waits for the event-->
 """
 
 from __future__ import annotations
@@ -51,10 +53,14 @@ class Lane(Protocol):
         """A page-locked tensor of that shape and dtype."""
 
     def upload(self, pinned: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
-        """Start copying to the device; returns the device tensors and an event that happens when they are complete."""
+        """Start copying to the device; returns the device tensors and an event that happens when
+        they are complete.
+        """
 
     def await_on_stream(self, event: Any, tensors: Sequence[Tensor]) -> None:
-        """Make the training stream wait for the event, and keep the tensors' memory until it has used them."""
+        """Make the training stream wait for the event, and keep the tensors' memory until it has
+        used them.
+        """
 
 
 @dataclass

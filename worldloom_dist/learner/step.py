@@ -1,11 +1,14 @@
-"""How an update runs: eagerly, or captured once as a CUDA graph and replayed, or through ``torch.compile``.
+"""How an update runs: eagerly, or captured once as a CUDA graph and replayed, or through
+``torch.compile``.
 
-A captured update is one launch instead of thousands, so small models stop waiting for the host. It needs what our agents promise:
-static shapes, no value read back, all state updated in place, generators of their own. What cannot be captured runs eagerly, and
-one line in the log says which way was taken and why.
+A captured update is one launch instead of thousands, so small models stop waiting for the host. It
+needs what our agents promise: static shapes, no value read back, all state updated in place,
+generators of their own. What cannot be captured runs eagerly, and one line in the log says which
+way was taken and why.
 
-``torch.compile`` is tried with agents whose ``can_compile`` is true: those for which a test has held compiled updates against eager
-ones. TD-MPC2 is one; DreamerV3 is not, torch 2.13 gave it wrong shapes.
+``torch.compile`` is tried with agents whose ``can_compile`` is true: those for which a test has
+held compiled updates against eager ones. TD-MPC2 is one; DreamerV3 is not, torch 2.13 gave it wrong
+shapes.
 """
 
 from __future__ import annotations
@@ -38,14 +41,18 @@ def choose_device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def prepare_torch(device: str, *, threads: int, tf32: bool = True, deterministic: bool = False) -> None:
+def prepare_torch(
+    device: str, *, threads: int, tf32: bool = True, deterministic: bool = False
+) -> None:
     """Settings of this process, before anything is computed.
 
     Args:
         device: Where the agent will be.
         threads: Of one operator on the CPU.
-        tf32: On CUDA, multiply float32 matrices with 10-bit mantissas (about 1e-3 relative error), which is several times faster.
-        deterministic: Only operators that give the same bits every time; one without such a form raises.
+        tf32: On CUDA, multiply float32 matrices with 10-bit mantissas (about 1e-3 relative error),
+            which is several times faster.
+        deterministic: Only operators that give the same bits every time; one without such a form
+            raises.
     """
     torch.set_num_threads(threads)
     if device.startswith("cuda"):
@@ -61,8 +68,15 @@ def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -
     """The update of ``agent`` the way ``mode`` asks for, or eagerly where that is impossible."""
     reason = _obstacle(agent, device, mode, ranks)
     if reason is not None:
-        is_news = device.startswith("cuda") or mode != "auto"  # on a CPU nobody expects anything else
-        level = logging.WARNING if mode not in ("off", "auto") else logging.INFO if is_news else logging.DEBUG
+        # on a CPU nobody expects anything else
+        is_news = device.startswith("cuda") or mode != "auto"
+        level = (
+            logging.WARNING
+            if mode not in ("off", "auto")
+            else logging.INFO
+            if is_news
+            else logging.DEBUG
+        )
         logger.log(level, "updates run eagerly: %s", reason)
         return agent.train_step
     if mode == "inductor":
@@ -76,7 +90,10 @@ def _obstacle(agent: Agent, device: str, mode: CompileMode, ranks: int) -> str |
         return "learner.compile is off"
     if mode == "inductor":
         if not getattr(agent, "can_compile", False):
-            return f"{agent.spec.name} has not been shown to make the same update through torch.compile"
+            return (
+                f"{agent.spec.name} has not been shown to make the same update through "
+                "torch.compile"
+            )
         return f"torch.compile is not used with {ranks} learner ranks" if ranks > 1 else None
     if not device.startswith("cuda"):
         return f"a {device} has no graphs to capture"
@@ -84,7 +101,8 @@ def _obstacle(agent: Agent, device: str, mode: CompileMode, ranks: int) -> str |
 
 
 class GraphStep:
-    """Runs the first updates eagerly, then captures one and replays it for every batch of the same shapes.
+    """Runs the first updates eagerly, then captures one and replays it for every batch of the same
+    shapes.
 
     Args:
         agent: Keeps the promises of the module's docstring.
@@ -92,7 +110,8 @@ class GraphStep:
     """
 
     def __init__(self, agent: Agent, recorder: Recorder) -> None:
-        self._agent, self._recorder = agent, recorder
+        self._agent = agent
+        self._recorder = recorder
         self._updates = 0
         self._inputs: SequenceBatch | None = None
         self._output: TrainOutput | None = None
@@ -130,10 +149,12 @@ class GraphStep:
 
 
 class _Compiled:
-    """``torch.compile`` of the update. A first update that fails, or a later compilation, ends it for good.
+    """``torch.compile`` of the update. A first update that fails, or a later compilation, ends it
+    for good.
 
-    Parts of an update are compiled one after the other, when they are reached. So the state before the first update is kept until
-    it has ended, or what was compiled by then would be applied twice.
+    Parts of an update are compiled one after the other, when they are reached. So the state before
+    the first update is kept until it has ended, or what was compiled by then would be applied
+    twice.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -146,8 +167,15 @@ class _Compiled:
         before = None if self._has_worked else self._agent.state_dict()
         try:
             output = self._step(batch)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, RuntimeError, OSError) as error:
-            is_compilers = isinstance(error, torch._dynamo.exc.TorchDynamoException | torch._inductor.exc.InductorError)
+        except (
+            torch._dynamo.exc.TorchDynamoException,
+            torch._inductor.exc.InductorError,
+            RuntimeError,
+            OSError,
+        ) as error:
+            is_compilers = isinstance(
+                error, torch._dynamo.exc.TorchDynamoException | torch._inductor.exc.InductorError
+            )
             if before is None and not is_compilers:
                 raise  # of the update itself
             logger.warning("updates run eagerly: torch.compile failed (%s)", _first_line(error))
@@ -167,7 +195,9 @@ def _generators(agent: Any) -> list[torch.Generator]:
     """The generators that an agent holds as attributes, one by one or in a list."""
     held = [value for value in vars(agent).values() if isinstance(value, torch.Generator | list)]
     flat = [item for value in held for item in (value if isinstance(value, list) else [value])]
-    return [item for item in flat if isinstance(item, torch.Generator) and item.device.type == "cuda"]
+    return [
+        item for item in flat if isinstance(item, torch.Generator) and item.device.type == "cuda"
+    ]
 
 
 def _tensors(batch: SequenceBatch) -> list[Tensor]:

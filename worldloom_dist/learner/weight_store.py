@@ -1,4 +1,6 @@
-"""The newest weights, kept by a role that outlives the learner. In one process it serves both doors; on Ray an actor wraps it."""
+"""The newest weights, kept by a role that outlives the learner. In one process it serves both
+doors; on Ray an actor wraps it.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class LastVersions(Generic[T]):
 
 
 class WeightStore:
-    """Holds snapshots in this process. Implements ``ports.WeightSource`` and ``ports.WeightSink``."""
+    """Holds snapshots in this process. Implements ``ports.WeightSource`` and
+    ``ports.WeightSink``.
+    """
 
     def __init__(self) -> None:
         self._versions: LastVersions[WeightsSnapshot] = LastVersions()

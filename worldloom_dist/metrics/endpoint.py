@@ -1,7 +1,8 @@
 """The Prometheus endpoint: ``/metrics`` over HTTP from a thread, with a password if there is one.
 
-``/healthz`` answers without one, for probes; it says nothing of the run. The secret comes from a file or from the environment and
-lives in memory only: it is never an argument of a process, and never logged.
+``/healthz`` answers without one, for probes; it says nothing of the run. The secret comes from a
+file or from the environment and lives in memory only: it is never an argument of a process, and
+never logged.
 """
 
 from __future__ import annotations
@@ -35,27 +36,37 @@ def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) 
     """The secret of the endpoint: the first line of a file, else of the environment, else none.
 
     Returns:
-        A bearer token, ``USER:PASSWORD`` for basic authentication, or an empty text when everybody may read.
+        A bearer token, ``USER:PASSWORD`` for basic authentication, or an empty text when everybody
+        may read.
 
     Raises:
-        ConfigurationError: If the file cannot be read or is readable by everybody, or the secret is too short to be one.
+        ConfigurationError: If the file cannot be read or is readable by everybody, or the secret is
+            too short to be one.
     """
     if path is None:
-        text, home = environment.get(AUTH_VARIABLE), AUTH_VARIABLE
+        text = environment.get(AUTH_VARIABLE)
+        home = AUTH_VARIABLE
     else:
         home = f"metrics_auth_file: {path}"
         try:
             text = path.read_text()
             mode = path.stat().st_mode
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"metrics_auth_file: {path} cannot be read ({type(error).__name__})") from error
+            raise ConfigurationError(
+                f"metrics_auth_file: {path} cannot be read ({type(error).__name__})"
+            ) from error
         if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
-            raise ConfigurationError(f"metrics_auth_file: everybody may write {path}; run: chmod 600 {path}")
+            raise ConfigurationError(
+                f"metrics_auth_file: everybody may write {path}; run: chmod 600 {path}"
+            )
     if text is None:
         return ""
     secret = (text.splitlines() or [""])[0].strip()
     if len(secret) < MIN_SECRET_CHARS or not secret.isascii():
-        raise ConfigurationError(f"{home} must hold a token or USER:PASSWORD of at least {MIN_SECRET_CHARS} ASCII characters")
+        raise ConfigurationError(
+            f"{home} must hold a token or USER:PASSWORD of at least "
+            f"{MIN_SECRET_CHARS} ASCII characters"
+        )
     return secret
 
 
@@ -82,7 +93,8 @@ def serve(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, 
 
 
 def serve_near(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, int]:
-    """:func:`serve` at a port or, when that was taken meanwhile, at the next free one: metrics never end a run.
+    """:func:`serve` at a port or, when that was taken meanwhile, at the next free one: metrics
+    never end a run.
 
     Returns:
         The server and its port; ``(None, 0)`` for port 0, and where no port is free.
@@ -123,7 +135,9 @@ def _guarded(app: Any, secret: str) -> Callable[[dict[str, Any], Any], Answer]:
             return [b"ok\n"]
         if secret and not _is_allowed(environ.get("HTTP_AUTHORIZATION", ""), secret):
             scheme = 'Basic realm="metrics"' if ":" in secret else "Bearer"
-            start("401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", scheme)])
+            start(
+                "401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", scheme)]
+            )
             return [b"401: send the token or password of this endpoint\n"]
         if path not in ("/", "/metrics") or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             start("404 Not Found", [("Content-Type", "text/plain")])
@@ -138,7 +152,9 @@ def _is_allowed(header: str, secret: str) -> bool:
     """Compare in constant time."""
     scheme, _, given = header.partition(" ")
     if ":" not in secret:
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), secret.encode())
+        return scheme.lower() == "bearer" and hmac.compare_digest(
+            given.strip().encode(), secret.encode()
+        )
     if scheme.lower() != "basic":
         return False
     try:

@@ -17,11 +17,15 @@ def eval_metrics(result: Mapping[str, Any]) -> MetricMap:
     if "return_std" in result:
         values["eval_return_std"] = Last(result["return_std"])
     if result.get("lengths"):
-        values["episode_length_steps_mean{split=eval}"] = Last(sum(result["lengths"]) / len(result["lengths"]))
+        values["episode_length_steps_mean{split=eval}"] = Last(
+            sum(result["lengths"]) / len(result["lengths"])
+        )
     if result.get("returns"):
         returns = result["returns"]
         edges = {"mean": result["return_mean"], "min": min(returns), "max": max(returns)}
-        values |= {f"episode_return_{edge}{{split=eval}}": Last(value) for edge, value in edges.items()}
+        values |= {
+            f"episode_return_{edge}{{split=eval}}": Last(value) for edge, value in edges.items()
+        }
     if "success_ratio" in result:
         values["eval_success_ratio"] = Last(result["success_ratio"])
     if "time" in result:
@@ -40,8 +44,12 @@ def eval_warnings(result: Mapping[str, Any], max_steps: int) -> Iterator[str]:
         yield f"env {env} failed too often, others played its episodes ({why})"
     if result.get("cut_episodes"):
         yield (
-            f"{result['cut_episodes']} of {result['episodes']} episodes had no end within {max_steps} decisions "
+            f"{result['cut_episodes']} of {result['episodes']} episodes had no end "
+            f"within {max_steps} decisions "
             "and were cut there, as if truncated (--eval-max-steps)"
         )
     if not math.isfinite(result["return_mean"]):
-        yield f"the mean return is {result['return_mean']}: the env's rewards, or their sum, are not finite"
+        yield (
+            f"the mean return is {result['return_mean']}: the env's rewards, or their "
+            "sum, are not finite"
+        )

@@ -1,8 +1,10 @@
-"""The hub: merges what the roles send, and answers two questions: what is it now (console, files), and what is it to Prometheus.
+"""The hub: merges what the roles send, and answers two questions: what is it now (console, files),
+and what is it to Prometheus.
 
-Roles send increments and observations every few seconds; the hub keeps totals. Counters and histograms of all instances of a role
-are added up; gauges of a role's instances become one number, as the table of metrics says (``MetricInfo.across``). So the number
-of series depends on the roles and not on how many workers there are. Nothing here blocks training: a role that cannot reach the
+Roles send increments and observations every few seconds; the hub keeps totals. Counters and
+histograms of all instances of a role are added up; gauges of a role's instances become one number,
+as the table of metrics says (``MetricInfo.across``). So the number of series depends on the roles
+and not on how many workers there are. Nothing here blocks training: a role that cannot reach the
 hub drops its flush and goes on.
 """
 
@@ -28,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 RECENT_EPISODES = 50
 SILENT_S = 60.0
-"""A gauge that is summed over instances leaves out those that were not heard of for so long: they died, or were given up."""
+"""A gauge that is summed over instances leaves out those that were not heard of for so long: they
+died, or were given up.
+"""
 ALL = -1
 """In place of an instance's index: what all instances of a role have together."""
 
@@ -49,7 +53,12 @@ class MetricsHub(Collector):
         5.0
     """
 
-    def __init__(self, run_id: str, constants: Mapping[str, str] | None = None, build: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        constants: Mapping[str, str] | None = None,
+        build: Mapping[str, str] | None = None,
+    ) -> None:
         self.run_id = run_id
         self._infos = {"run_info": dict(constants or {}), "build_info": dict(build or {})}
         self._values: dict[tuple[str, str], dict[int, Metric]] = {
@@ -60,8 +69,12 @@ class MetricsHub(Collector):
         self._unknown: set[str] = set()
         self._lock = threading.Lock()
 
-    def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
-        """Merge one flush of a role. ``facts["episodes"]`` is a list of ``{return, length, reason}``."""
+    def emit(
+        self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Merge one flush of a role. ``facts["episodes"]`` is a list of ``{return, length,
+        reason}``.
+        """
         episodes = (facts or {}).get("episodes", ())
         with self._lock:
             self._heard[role, index] = time.time()
@@ -75,11 +88,14 @@ class MetricsHub(Collector):
                     self._values[role, f"{name}{{split=train}}"] = {ALL: Last(number)}
 
     def snapshot(self) -> dict[str, float]:
-        """Every value now, by key; a histogram gives its mean and, as ``KEY:p99``, its 99th percentile."""
+        """Every value now, by key; a histogram gives its mean and, as ``KEY:p99``, its 99th
+        percentile.
+        """
         merged: dict[str, Metric] = {}
         with self._lock:
             for role, key in self._values:
-                value, known = self._value(role, key), merged.get(key)
+                value = self._value(role, key)
+                known = merged.get(key)
                 merged[key] = value if known is None else known.merge(value)  # type: ignore[arg-type]
         flat: dict[str, float] = {}
         for key, value in merged.items():
@@ -109,7 +125,9 @@ class MetricsHub(Collector):
         by_name: dict[str, list[tuple[dict[str, str], Metric]]] = {
             name: [(facts, Last(1.0))] for name, facts in self._infos.items()
         }
-        by_name["heartbeat_timestamp_seconds"] = [({"role": role}, Last(stamp)) for role, stamp in heard.items()]
+        by_name["heartbeat_timestamp_seconds"] = [
+            ({"role": role}, Last(stamp)) for role, stamp in heard.items()
+        ]
         for (role, key), value in values:
             name, labels = split_key(key)
             by_name.setdefault(name, []).append(({"role": role, **labels}, value))
@@ -138,7 +156,11 @@ class MetricsHub(Collector):
         across = METRICS[split_key(key)[0]].across
         if across == "sum":
             now = time.time()
-            living = [value for index, value in instances.items() if now - self._heard.get((role, index), 0.0) < SILENT_S]
+            living = [
+                value
+                for index, value in instances.items()
+                if now - self._heard.get((role, index), 0.0) < SILENT_S
+            ]
             return Last(sum(float(value.value) for value in living), now)
         return _combine(across, list(instances.values()))
 
@@ -156,8 +178,11 @@ class MetricsHub(Collector):
         for own, value in series:
             texts = [{**own, "run_id": self.run_id}.get(label, "") for label in labels]
             if isinstance(value, Histogram):
-                running, buckets = 0, []
-                for bound, count in zip((*map(str, value.bounds), "+Inf"), value.counts, strict=True):
+                running = 0
+                buckets = []
+                for bound, count in zip(
+                    (*map(str, value.bounds), "+Inf"), value.counts, strict=True
+                ):
                     running += count
                     buckets.append((bound, running))
                 family.add_metric(texts, buckets, value.total)  # type: ignore[arg-type]

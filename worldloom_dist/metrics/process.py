@@ -1,4 +1,6 @@
-"""What a process and its machine use: memory, CPU, open files, disk. Read from ``/proc``; left out where there is none."""
+"""What a process and its machine use: memory, CPU, open files, disk. Read from ``/proc``; left out
+where there is none.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class ProcessMeter:
-    """Memory, CPU time and open files of this process and its children (the env processes of a worker).
+    """Memory, CPU time and open files of this process and its children (the env processes of a
+    worker).
 
     Example:
         >>> "process_resident_memory_bytes" in ProcessMeter().drain() or sys.platform != "linux"
@@ -30,10 +33,15 @@ class ProcessMeter:
         self._cpu_s: dict[int, float] = {}
 
     def drain(self) -> MetricMap:
-        """Memory and files now, CPU seconds since the last call; empty where there is no ``/proc``."""
+        """Memory and files now, CPU seconds since the last call; empty where there is no
+        ``/proc``.
+        """
         if sys.platform != "linux":
             return {}
-        resident, files, spent, seen = 0, 0, 0.0, {}
+        resident = 0
+        files = 0
+        spent = 0.0
+        seen = {}
         for pid in _family(os.getpid()):
             with contextlib.suppress(OSError, ValueError, IndexError):  # a child may end meanwhile
                 fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -70,11 +78,17 @@ class NodeMeter:
             lines = (PROC / "meminfo").read_text().splitlines()
             free = next(line for line in lines if line.startswith("MemAvailable:"))
             values["node_memory_available_bytes"] = Last(int(free.split()[1]) * 1024)
-            ticks = [int(field) for field in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
-            total, idle = sum(ticks), ticks[3] + ticks[4]
-            passed, idled = total - self._cpu[0], idle - self._cpu[1]
+            ticks = [
+                int(field) for field in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]
+            ]
+            total = sum(ticks)
+            idle = ticks[3] + ticks[4]
+            passed = total - self._cpu[0]
+            idled = idle - self._cpu[1]
             self._cpu = (total, idle)
-            values["node_cpu_busy_ratio"] = Last(1.0 - idled / passed if passed > 0 else 0.0, time.time())
+            values["node_cpu_busy_ratio"] = Last(
+                1.0 - idled / passed if passed > 0 else 0.0, time.time()
+            )
         return values
 
 

@@ -1,9 +1,11 @@
-"""Where a run's numbers go besides Prometheus: TensorBoard and Weights & Biases, from the record that ``metrics.jsonl`` gets.
+"""Where a run's numbers go besides Prometheus: TensorBoard and Weights & Biases, from the record
+that ``metrics.jsonl`` gets.
 
     run thread --write/show--> bounded queue --> one daemon thread --> every sink
 
-The run never waits for a sink and never sees its errors: when the queue is full a record is dropped, and a sink that fails several
-times in a row is given up with one warning. Names are those of the table of metrics, as paths (``loss/total``).
+The run never waits for a sink and never sees its errors: when the queue is full a record is
+dropped, and a sink that fails several times in a row is given up with one warning. Names are those
+of the table of metrics, as paths (``loss/total``).
 """
 
 from __future__ import annotations
@@ -23,12 +25,23 @@ from typing import Any, NamedTuple, Protocol
 from worldloom.core.exceptions import MissingDependencyError
 from worldloom_dist.metric_names import path_of
 
-__all__ = ["MediaWatch", "Medium", "Sink", "SinkThread", "TensorBoardSink", "WandbSink", "check_sinks", "open_sinks"]
+__all__ = [
+    "MediaWatch",
+    "Medium",
+    "Sink",
+    "SinkThread",
+    "TensorBoardSink",
+    "WandbSink",
+    "check_sinks",
+    "open_sinks",
+]
 
 logger = logging.getLogger(__name__)
 
-PICTURES, VIDEOS = (".png", ".gif", ".jpg"), (".mp4", ".gif")
-QUEUE_RECORDS, MAX_FAILURES = 1000, 3
+PICTURES = (".png", ".gif", ".jpg")
+VIDEOS = (".mp4", ".gif")
+QUEUE_RECORDS = 1000
+MAX_FAILURES = 3
 CLOSE_TIMEOUT_S = 15.0
 SETTLED_S = 2.0
 
@@ -79,7 +92,8 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A Weights & Biases run, the same one after a resume. ``WANDB_MODE`` and ``WANDB_PROJECT`` are respected.
+    """A Weights & Biases run, the same one after a resume. ``WANDB_MODE`` and ``WANDB_PROJECT`` are
+    respected.
 
     Args:
         folder: The run folder; offline runs are kept in its ``wandb``.
@@ -92,7 +106,14 @@ class WandbSink:
 
         project = os.environ.get("WANDB_PROJECT", "worldloom")
         self._wandb = wandb
-        self._run = wandb.init(project=project, id=run_id, name=run_id, dir=str(folder), resume="allow", config=dict(config))
+        self._run = wandb.init(
+            project=project,
+            id=run_id,
+            name=run_id,
+            dir=str(folder),
+            resume="allow",
+            config=dict(config),
+        )
         self._run.define_metric("env_steps")
         self._run.define_metric("*", step_metric="env_steps")
 
@@ -103,7 +124,13 @@ class WandbSink:
     def show(self, env_steps: int, name: str, path: Path) -> None:
         """Videos and animated GIFs as video, other pictures as image."""
         suffix = path.suffix.lower()
-        kind = self._wandb.Video if suffix in VIDEOS else self._wandb.Image if suffix in PICTURES else None
+        kind = (
+            self._wandb.Video
+            if suffix in VIDEOS
+            else self._wandb.Image
+            if suffix in PICTURES
+            else None
+        )
         if kind is not None:
             options = {"format": suffix[1:]} if suffix in VIDEOS else {}
             self._run.log({name: kind(str(path), **options), "env_steps": env_steps})
@@ -117,7 +144,8 @@ class SinkThread:
     """Feeds sinks from a thread of its own.
 
     Args:
-        openers: Name -> makes the sink; called in the thread, because a service may take long to answer.
+        openers: Name -> makes the sink; called in the thread, because a service may take long to
+            answer.
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Sink]]) -> None:
@@ -146,7 +174,9 @@ class SinkThread:
             return
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            logger.warning("sinks did not finish within %.0f s; what they had not written is lost", timeout_s)
+            logger.warning(
+                "sinks did not finish within %.0f s; what they had not written is lost", timeout_s
+            )
 
     def _put(self, *item: Any) -> None:
         if not self._thread.is_alive():
@@ -156,7 +186,10 @@ class SinkThread:
         except queue.Full:
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("a sink is too slow; records are dropped from here on (metrics.jsonl has them all)")
+                logger.warning(
+                    "a sink is too slow; records are dropped from here on "
+                    "(metrics.jsonl has them all)"
+                )
 
     def _run(self) -> None:
         sinks: dict[str, Sink] = {}
@@ -166,10 +199,18 @@ class SinkThread:
         while True:
             item = self._queue.get()
             for name, sink in list(sinks.items()):
-                self._try(name, failures, sink.close if item is None else partial(getattr(sink, item[0]), *item[1]))
+                self._try(
+                    name,
+                    failures,
+                    sink.close if item is None else partial(getattr(sink, item[0]), *item[1]),
+                )
                 if failures[name] >= MAX_FAILURES:
                     del sinks[name]
-                    logger.warning("%s is given up after %d failures in a row; the run goes on without it", name, MAX_FAILURES)
+                    logger.warning(
+                        "%s is given up after %d failures in a row; the run goes on without it",
+                        name,
+                        MAX_FAILURES,
+                    )
             if item is None:
                 return
 
@@ -182,13 +223,17 @@ class SinkThread:
         except Exception as error:  # the edge: whatever a service raises stays here
             failures[name] += 1
             if failures[name] == 1:
-                logger.warning("%s failed (%s: %s); the run goes on", name, type(error).__name__, error)
+                logger.warning(
+                    "%s failed (%s: %s); the run goes on", name, type(error).__name__, error
+                )
         else:
             failures[name] = 0
 
 
 class Medium(NamedTuple):
-    """A picture or video: what it shows (of ``open_loop-image-0000012000.gif``: ``open_loop-image``), its file, its env steps."""
+    """A picture or video: what it shows (of ``open_loop-image-0000012000.gif``:
+    ``open_loop-image``), its file, its env steps.
+    """
 
     name: str
     path: Path
@@ -196,7 +241,8 @@ class Medium(NamedTuple):
 
 
 class MediaWatch:
-    """Finds pictures and videos that somebody put into a folder, each once, when it has not changed for two seconds.
+    """Finds pictures and videos that somebody put into a folder, each once, when it has not changed
+    for two seconds.
 
     Args:
         folder: May not exist yet.
@@ -207,7 +253,9 @@ class MediaWatch:
         self._seen = set(self._files())
 
     def fresh(self, settled_s: float = SETTLED_S) -> list[Medium]:
-        """What came since the last call, in the order of names; 0 for a run's end, when nobody writes any more."""
+        """What came since the last call, in the order of names; 0 for a run's end, when nobody
+        writes any more.
+        """
         found = []
         for path in sorted(self._files()):
             with contextlib.suppress(OSError):  # old ones are deleted
@@ -215,12 +263,22 @@ class MediaWatch:
                     self._seen.add(path)
                     name, _, steps = path.stem.rpartition("-")
                     is_numbered = bool(name) and steps.isdigit()
-                    found.append(Medium(name if is_numbered else path.stem, path, int(steps) if is_numbered else None))
+                    found.append(
+                        Medium(
+                            name if is_numbered else path.stem,
+                            path,
+                            int(steps) if is_numbered else None,
+                        )
+                    )
         return found
 
     def _files(self) -> list[Path]:
         known = {*PICTURES, *VIDEOS}
-        return [path for path in self._folder.glob("*") if path.suffix.lower() in known] if self._folder.is_dir() else []
+        return (
+            [path for path in self._folder.glob("*") if path.suffix.lower() in known]
+            if self._folder.is_dir()
+            else []
+        )
 
 
 def check_sinks(*, tensorboard: bool, wandb: bool) -> None:

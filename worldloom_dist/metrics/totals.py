@@ -1,4 +1,6 @@
-"""Counters of the whole run: they go on where the run's last record left them, and over a hub that counts from 0 again."""
+"""Counters of the whole run: they go on where the run's last record left them, and over a hub that
+counts from 0 again.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ class RunTotals:
     """Adds up what a hub counts; no counter ever falls.
 
     Args:
-        earlier: The last record of the run before a resume, ``{}`` for a new run; what is no counter is passed over.
+        earlier: The last record of the run before a resume, ``{}`` for a new run; what is no
+            counter is passed over.
 
     Example:
         >>> totals = RunTotals({"weights_published_total": 10.0})
-        >>> for hub in ({"weights_published_total": 2.0}, {"weights_published_total": 1.0}):  # the second one began again
+        >>> for published in (2.0, 1.0):  # the second hub began again
+        ...     hub = {"weights_published_total": published}
         ...     totals.update(hub)
         >>> totals.values["weights_published_total"], totals.grown("weights_published_total")
         (13.0, 3.0)
@@ -26,22 +30,34 @@ class RunTotals:
 
     def __init__(self, earlier: Mapping[str, object]) -> None:
         self.values = dict(_counters(earlier))
-        self._began, self._seen = dict(self.values), dict[str, float]()
+        self._began = dict(self.values)
+        self._seen = dict[str, float]()
 
     def update(self, snapshot: Mapping[str, float]) -> None:
         """Take the hub's values."""
         for key, value in _counters(snapshot):
             before = self._seen.get(key, 0.0)
-            self.values[key] = self.values.get(key, 0.0) + (value - before if value >= before else value)
+            self.values[key] = self.values.get(key, 0.0) + (
+                value - before if value >= before else value
+            )
             self._seen[key] = value
 
     def grown(self, name: str) -> float:
         """By how much a counter has grown since this object was made, summed over its labels."""
-        return sum(value - self._began.get(key, 0.0) for key, value in self.values.items() if split_key(key)[0] == name)
+        return sum(
+            value - self._began.get(key, 0.0)
+            for key, value in self.values.items()
+            if split_key(key)[0] == name
+        )
 
 
 def _counters(values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     for key, value in values.items():
         info = METRICS.get(split_key(key)[0])
-        if info is not None and info.kind == "counter" and isinstance(value, int | float) and math.isfinite(value):
+        if (
+            info is not None
+            and info.kind == "counter"
+            and isinstance(value, int | float)
+            and math.isfinite(value)
+        ):
             yield key, float(value)

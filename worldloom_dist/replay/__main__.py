@@ -1,6 +1,8 @@
-"""``python -m worldloom_dist.replay import|export|verify RUN_DIR``: rows into and out of a run folder, and whether it is whole.
+"""``python -m worldloom_dist.replay import|export|verify RUN_DIR``: rows into and out of a run
+folder, and whether it is whole.
 
-Exit status: 0 = done, and whole; 1 = the run folder is damaged, or the disk is full; 2 = wrong input, files included.
+Exit status: 0 = done, and whole; 1 = the run folder is damaged, or the disk is full; 2 = wrong
+input, files included.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, MissingDependencyError, StateError, WorldLoomError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    StateError,
+    WorldLoomError,
+)
 from worldloom.core.json_text import to_json
 from worldloom.core.sequence import Rows
 from worldloom_dist.assembly import build_shard
@@ -34,14 +42,21 @@ FILE_HELP = "FILE.npz, FILE.parquet or minari:NAME-v0"
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m worldloom_dist.replay", description="Rows into and out of a run folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.replay", description="Rows into and out of a run folder."
+    )
     actions = parser.add_subparsers(dest="action", required=True)
-    for name, text in (("import", "store the episodes of a file"), ("export", "write whole episodes to a file")):
+    for name, text in (
+        ("import", "store the episodes of a file"),
+        ("export", "write whole episodes to a file"),
+    ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("run_dir", type=Path, help="a run folder, also of a run that goes on")
         action.add_argument("file", help=FILE_HELP)
     text = "check every checksum and counter of a run folder"
-    actions.add_parser("verify", help=text, description=text).add_argument("run_dir", type=Path, help="a run folder")
+    actions.add_parser("verify", help=text, description=text).add_argument(
+        "run_dir", type=Path, help="a run folder"
+    )
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -54,12 +69,17 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, USAGE_ERRORS) else 1
     except OSError as error:
-        sys.stderr.write(f"error: {options.run_dir}: {error}; free space, or give the rights to read and write there\n")
+        sys.stderr.write(
+            f"error: {options.run_dir}: {error}; free space, or give the rights to "
+            "read and write there\n"
+        )
         return 1
 
 
 def import_file(run_dir: Path, source: str) -> int:
-    """Add a file to a run: a stopped one stores it now, a live one within a second, a lock-step one when it goes on."""
+    """Add a file to a run: a stopped one stores it now, a live one within a second, a lock-step one
+    when it goes on.
+    """
     config = read_config(run_dir)  # neither its env nor the files that it began with are needed
     config = dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=None))
     plan = resolve(config, recorded=RunFolder(run_dir).env_spec())
@@ -69,18 +89,28 @@ def import_file(run_dir: Path, source: str) -> int:
         raise ConfigurationError(str(error)) from error
     source = source if source.startswith(MINARI) else str(Path(source).absolute())
     if plan.config.replay.durability == "none":
-        raise ConfigurationError(f"{run_dir} keeps its rows in memory only; start it with --replay.load {source} instead")
+        raise ConfigurationError(
+            f"{run_dir} keeps its rows in memory only; start it with --replay.load {source} instead"
+        )
     ImportList(run_dir).add([source])
     if plan.config.runtime == "local":
-        sys.stdout.write(f"{source} is stored when the run goes on: python -m worldloom_dist.launch --resume {run_dir}\n")
+        sys.stdout.write(
+            f"{source} is stored when the run goes on: python -m "
+            f"worldloom_dist.launch --resume {run_dir}\n"
+        )
         return 0
     try:
         report = _store_now(plan, run_dir, source)
     except JournalHeldError:
-        sys.stdout.write(f"{run_dir} is running: its shards store {source} within seconds; console.log says when\n")
+        sys.stdout.write(
+            f"{run_dir} is running: its shards store {source} within seconds; "
+            "console.log says when\n"
+        )
         return 0
     except StateError as error:
-        raise StateError(f"{error}; then import {source} again: what is stored by now is not stored twice") from error
+        raise StateError(
+            f"{error}; then import {source} again: what is stored by now is not stored twice"
+        ) from error
     sys.stdout.write("\n".join(report.sentences) + "\n")
     return 0
 
@@ -89,8 +119,11 @@ def export_file(run_dir: Path, target: str) -> int:
     """Write every whole episode that the journals hold."""
     env = RunFolder(run_dir).env_spec()
     if env is None:
-        raise ConfigurationError(f"{run_dir} holds no run (no config.json with an env); give the folder of a run")
-    history, counts = EpisodeHistory(run_dir / "replay"), [0, 0]
+        raise ConfigurationError(
+            f"{run_dir} holds no run (no config.json with an env); give the folder of a run"
+        )
+    history = EpisodeHistory(run_dir / "replay")
+    counts = [0, 0]
 
     def episodes() -> Iterator[Rows]:
         """Whole episodes in the columns of the env, counted on the way."""
@@ -102,7 +135,10 @@ def export_file(run_dir: Path, target: str) -> int:
     write_episode_file(target, env, episodes())
     sys.stdout.write(f"wrote {counts[1]} rows of {counts[0]} episodes to {target}\n")
     if history.fragment_rows:
-        sys.stdout.write(f"{history.fragment_rows} rows were left out, because the beginning of their episode was evicted\n")
+        sys.stdout.write(
+            f"{history.fragment_rows} rows were left out, because the beginning of "
+            "their episode was evicted\n"
+        )
     return 0
 
 
@@ -111,7 +147,9 @@ def verify(run_dir: Path) -> int:
     if not run_dir.is_dir():
         raise ConfigurationError(f"{run_dir} is no folder; give the folder of a run")
     if not any((run_dir / name).exists() for name in ("config.json", "replay")):
-        raise ConfigurationError(f"{run_dir} holds no run (no config.json, no replay/); give the folder of a run")
+        raise ConfigurationError(
+            f"{run_dir} holds no run (no config.json, no replay/); give the folder of a run"
+        )
     findings = verify_run(run_dir)
     sys.stdout.write(to_json(findings.to_dict(), indent=2) + "\n")
     sys.stdout.write(f"{run_dir} is {'damaged: see problems' if findings.problems else 'whole'}\n")
@@ -120,7 +158,8 @@ def verify(run_dir: Path) -> int:
 
 def _store_now(plan: Plan, run_dir: Path, source: str) -> ImportReport:
     """Store a file in the journals of a run that does not run."""
-    num_shards, parts = plan.config.replay.shards, []
+    num_shards = plan.config.replay.shards
+    parts = []
     with contextlib.ExitStack() as stack:
         shards = []
         for index in range(num_shards):

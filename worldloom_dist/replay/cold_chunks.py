@@ -1,4 +1,6 @@
-"""Chunks that do not fit into memory, read back from the journal: it has them anyway, so the disk tier writes nothing twice."""
+"""Chunks that do not fit into memory, read back from the journal: it has them anyway, so the disk
+tier writes nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ OPEN_FILES = 32
 
 
 class _Segment:
-    """An open segment; it can be read as long as anybody holds it, also when the journal has deleted it."""
+    """An open segment; it can be read as long as anybody holds it, also when the journal has
+    deleted it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -43,12 +47,18 @@ class ColdChunks:
         wanted: Columns that are asked for.
     """
 
-    def __init__(self, directory: Path, columns: Mapping[str, ArraySpec], wanted: Collection[str]) -> None:
-        self._directory, self._columns, self._wanted = directory, columns, tuple(wanted)
+    def __init__(
+        self, directory: Path, columns: Mapping[str, ArraySpec], wanted: Collection[str]
+    ) -> None:
+        self._directory = directory
+        self._columns = columns
+        self._wanted = tuple(wanted)
         self._open: OrderedDict[int, _Segment] = OrderedDict()
 
     def open(self, place: tuple[int, int, int]) -> Callable[[], Mapping[str, PackedColumn]]:
-        """A function that reads a chunk; it works whatever happens to the journal before it is called."""
+        """A function that reads a chunk; it works whatever happens to the journal before it is
+        called.
+        """
         segment, offset, size = place
         file = self._open.pop(segment, None) or _Segment(segment_path(self._directory, segment))
         self._open[segment] = file
@@ -59,6 +69,9 @@ class ColdChunks:
     def _read(self, file: _Segment, offset: int, size: int) -> dict[str, PackedColumn]:
         record = file.read(offset, size)
         if len(record) != size:
-            raise CheckpointError(f"replay: {self._directory} lost {size - len(record)} bytes of a chunk while the run went on")
+            raise CheckpointError(
+                f"replay: {self._directory} lost {size - len(record)} bytes of a "
+                "chunk while the run went on"
+            )
         rows = split_rows(StoredChunk.unpack(record).chunk.payload, self._columns)
         return {name: rows[name].owned() for name in self._wanted}

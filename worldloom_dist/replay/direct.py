@@ -1,7 +1,9 @@
-"""The replay of a run in one process: shards and ledger behind the same doors that the distributed one has.
+"""The replay of a run in one process: shards and ledger behind the same doors that the distributed
+one has.
 
-A call that the ledger refuses waits for the other side, at most ``wait_s``. In lock-step there is one thread and nobody to wait
-for: inserts are only counted, and the schedule makes every update that is due after each round of inserts.
+A call that the ledger refuses waits for the other side, at most ``wait_s``. In lock-step there is
+one thread and nobody to wait for: inserts are only counted, and the schedule makes every update
+that is due after each round of inserts.
 """
 
 from __future__ import annotations
@@ -27,19 +29,31 @@ T = TypeVar("T")
 
 
 class DirectReplay:
-    """Implements ``ports.ReplayWriter`` and ``ports.ReplayReader`` over shards in this process. Safe for several threads.
+    """Implements ``ports.ReplayWriter`` and ``ports.ReplayReader`` over shards in this process.
+    Safe for several threads.
 
     Args:
-        shards: All shards of the run, by index; they join the ledger here, with what they found on disk. After a resume, load or
-            rebase ``ledger.limiter`` next, or everything found is owed to training at once.
+        shards: All shards of the run, by index; they join the ledger here, with what they found on
+            disk. After a resume, load or rebase ``ledger.limiter`` next, or everything found is
+            owed to training at once.
         ledger: Keeps the train ratio.
         wait_s: How long a refused call waits for the other side before it fails.
-        is_lockstep: Count inserts and never refuse them; the caller keeps the ratio by its schedule.
+        is_lockstep: Count inserts and never refuse them; the caller keeps the ratio by its
+            schedule.
     """
 
-    def __init__(self, shards: Sequence[ReplayShard], ledger: Ledger, *, wait_s: float = 0.0, is_lockstep: bool = False) -> None:
-        self.shards, self.ledger = list(shards), ledger
-        self._wait_s, self._is_lockstep = wait_s, is_lockstep
+    def __init__(
+        self,
+        shards: Sequence[ReplayShard],
+        ledger: Ledger,
+        *,
+        wait_s: float = 0.0,
+        is_lockstep: bool = False,
+    ) -> None:
+        self.shards = list(shards)
+        self.ledger = ledger
+        self._wait_s = wait_s
+        self._is_lockstep = is_lockstep
         self._changed = threading.Condition()
         self._written_back = self._drained = WriteBack()
         self._prioritised = WriteBack()
@@ -57,7 +71,9 @@ class DirectReplay:
 
     def drain_written_back(self) -> WriteBack:
         """What was added to :attr:`written_back` since the last call."""
-        fresh = WriteBack(*(now - before for now, before in zip(self._written_back, self._drained, strict=True)))
+        fresh = WriteBack(
+            *(now - before for now, before in zip(self._written_back, self._drained, strict=True))
+        )
         self._drained = self._written_back
         return fresh
 
@@ -65,14 +81,20 @@ class DirectReplay:
         """See ``ports.ReplayWriter``.
 
         Raises:
-            StateError: If the train ratio blocks the insert for longer than ``wait_s``; nothing is stored then.
+            StateError: If the train ratio blocks the insert for longer than ``wait_s``; nothing is
+                stored then.
         """
         index = shard_of(chunk.stream, len(self.shards))
-        shard, steps = self.shards[index], chunk.num_agent_steps
+        shard = self.shards[index]
+        steps = chunk.num_agent_steps
         if self._is_lockstep:
             self.ledger.force_insert(index, steps)
         else:
-            self._wait(lambda: self.ledger.try_insert(index, steps) or None, "insert", lambda: self._insert_problem(steps))
+            self._wait(
+                lambda: self.ledger.try_insert(index, steps) or None,
+                "insert",
+                lambda: self._insert_problem(steps),
+            )
         is_new = False
         try:
             is_new = shard.append(chunk)
@@ -92,38 +114,57 @@ class DirectReplay:
         """
         if not self._wait_s and not self.has_windows:
             rows = sum(shard.books().stored for shard in self.shards)
-            raise BufferError(f"replay holds {rows} rows but no complete window; insert more before sampling")
-        parts = self._wait(lambda: self.ledger.try_sample(request), "sample", lambda: self._sample_problem(request.windows))
+            raise BufferError(
+                f"replay holds {rows} rows but no complete window; insert more before sampling"
+            )
+        parts = self._wait(
+            lambda: self.ledger.try_sample(request),
+            "sample",
+            lambda: self._sample_problem(request.windows),
+        )
         with self._changed:
             self._changed.notify_all()
         return unpack_all([self.shards[index].draw([part]) for index, part in parts.items()])
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
-        """See ``ports.ReplayReader``; rows evicted meanwhile are counted in :attr:`written_back`."""
+        """See ``ports.ReplayReader``; rows evicted meanwhile are counted in
+        :attr:`written_back`.
+        """
         length = next(iter(refreshed.values())).shape[1]
         for index in np.unique(windows.shard).tolist():
             mine = windows.shard == index
             ids = windows.row_ids[mine, windows.row_ids.shape[1] - length :]
-            done = self.shards[index].write_back(ids, {name: value[mine] for name, value in refreshed.items()})
+            done = self.shards[index].write_back(
+                ids, {name: value[mine] for name, value in refreshed.items()}
+            )
             self._written_back = self._written_back.plus(done)
 
     def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
-        """See ``ports.ReplayReader``; windows evicted meanwhile are counted, see :meth:`drain_prioritised`."""
+        """See ``ports.ReplayReader``; windows evicted meanwhile are counted, see
+        :meth:`drain_prioritised`.
+        """
         for index in np.unique(windows.shard).tolist():
             mine = windows.shard == index
-            outcome = self.shards[index].update_priorities(windows.row_ids[mine, 0], priorities[mine])
+            outcome = self.shards[index].update_priorities(
+                windows.row_ids[mine, 0], priorities[mine]
+            )
             self._prioritised = self._prioritised.plus(outcome)
 
     def drain_prioritised(self) -> WriteBack:
-        """Windows that got a new priority since the last call, and those that had been evicted meanwhile."""
-        fresh, self._prioritised = self._prioritised, WriteBack()
+        """Windows that got a new priority since the last call, and those that had been evicted
+        meanwhile.
+        """
+        fresh = self._prioritised
+        self._prioritised = WriteBack()
         return fresh
 
     def load(self, source: str) -> ImportReport:
-        """Store the episodes of a file; they pass the train ratio by, and those that are known already are skipped.
+        """Store the episodes of a file; they pass the train ratio by, and those that are known
+        already are skipped.
 
         Raises:
-            CheckpointError: If the file is missing or damaged, or its rows are not those of the run.
+            CheckpointError: If the file is missing or damaged, or its rows are not those of the
+                run.
         """
         parts = [load_share(shard, source, len(self.shards)) for shard in self.shards]
         with self._changed:
@@ -166,14 +207,24 @@ class DirectReplay:
 
         with self._changed:
             if not self._changed.wait_for(is_granted, self._wait_s):
-                raise StateError(f"replay: the train ratio blocks this {side}: {problem()} (waited {self._wait_s:g} s)")
+                raise StateError(
+                    f"replay: the train ratio blocks this {side}: {problem()} (waited "
+                    f"{self._wait_s:g} s)"
+                )
         return granted[0]
 
     def _insert_problem(self, steps: int) -> str:
         limiter = self.ledger.limiter
-        missing, most = limiter.insert_waits_for(steps), limiter.limits.max_insert_steps
-        return f"{missing} positions must be trained before {steps} agent steps fit into the band (max_insert_steps {most})"
+        missing = limiter.insert_waits_for(steps)
+        most = limiter.limits.max_insert_steps
+        return (
+            f"{missing} positions must be trained before {steps} agent steps fit into the "
+            f"band (max_insert_steps {most})"
+        )
 
     def _sample_problem(self, windows: int) -> str:
         positions = windows * self.ledger.window_positions
-        return f"{self.ledger.limiter.sample_waits_for(positions)} agent steps must be inserted before {windows} windows are due"
+        return (
+            f"{self.ledger.limiter.sample_waits_for(positions)} agent steps must be "
+            f"inserted before {windows} windows are due"
+        )

@@ -1,10 +1,12 @@
-"""Episodes in files that other programs read and write: one door for every format, chosen by the name of the file.
+"""Episodes in files that other programs read and write: one door for every format, chosen by the
+name of the file.
 
-    FILE.npz          the library's own (``worldloom.training.ReplayBuffer.save``): one observation array, one action array
+    FILE.npz          the library's own (``ReplayBuffer.save``): one array of each kind
     FILE.parquet      every column of every row, as stored; needs pyarrow, which Ray brings
     minari:NAME-v0    a Minari dataset on this machine; needs the extra ``minari``
 
-Inside there is one shape only: an episode is the rows of ``core.sequence``, from its ``is_first`` row to its last one. numpy only.
+Inside there is one shape only: an episode is the rows of ``core.sequence``, from its ``is_first``
+row to its last one. numpy only.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, Shape
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
 
-__all__ = ["MINARI", "EpisodeFile", "check_whole", "fit_rows", "open_episodes", "single_key", "write_episode_file"]
+__all__ = [
+    "MINARI",
+    "EpisodeFile",
+    "check_whole",
+    "fit_rows",
+    "open_episodes",
+    "single_key",
+    "write_episode_file",
+]
 
 MINARI = "minari:"
 UNIT = 1.0 + 1e-5
@@ -35,7 +45,9 @@ WRONG_NAMES = {
     errno.EPERM,
     errno.EROFS,
 }
-"""What the system says when no file can have the name; what else it says has to do with the disk."""
+"""What the system says when no file can have the name; what else it says has to do with
+the disk.
+"""
 
 
 @dataclass(slots=True)
@@ -45,7 +57,8 @@ class EpisodeFile:
     Attributes:
         env: What it says of the environment that the episodes come from.
         episodes: The rows of one episode after the other, read as they are asked for.
-        notes: Sentences on what is not used and what had to be concluded; complete once all episodes are read.
+        notes: Sentences on what is not used and what had to be concluded; complete once all
+            episodes are read.
         repeated: Episodes so far of which the file does not say what the last action led to.
     """
 
@@ -60,7 +73,8 @@ def open_episodes(source: str) -> EpisodeFile:
 
     Raises:
         ConfigurationError: If the name says no known format.
-        CheckpointError: If the file is missing, damaged or of another kind; also while episodes are read.
+        CheckpointError: If the file is missing, damaged or of another kind; also while episodes are
+            read.
         MissingDependencyError: If the format needs a package that is not installed.
     """
     kind = _kind(source)
@@ -86,21 +100,27 @@ def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> N
         episodes: With the columns of ``env``, each from ``is_first`` to its last row.
 
     Raises:
-        ConfigurationError: If the name says no known format or cannot be written to, or the format cannot hold these spaces.
+        ConfigurationError: If the name says no known format or cannot be written to, or the format
+            cannot hold these spaces.
         CheckpointError: If the disk takes no more.
         MissingDependencyError: If the format needs a package that is not installed.
     """
     kind = _kind(target)
     if kind != "minari" and Path(target).is_dir():
-        raise ConfigurationError(f"{target}: is a folder; name a file, for example {Path(target) / f'data.{kind}'}")
+        raise ConfigurationError(
+            f"{target}: is a folder; name a file, for example {Path(target) / f'data.{kind}'}"
+        )
     try:
         _write(kind, target, env, episodes)
     except OSError as error:
         if error.errno in WRONG_NAMES:
             raise ConfigurationError(
-                f"{target}: cannot be written ({error}); name a file in a folder that you may write to"
+                f"{target}: cannot be written ({error}); name a file in a folder that "
+                "you may write to"
             ) from error
-        raise CheckpointError(f"{target}: could not be written ({error}); free space, or name a file on another disk") from error
+        raise CheckpointError(
+            f"{target}: could not be written ({error}); free space, or name a file on another disk"
+        ) from error
 
 
 def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
@@ -119,27 +139,35 @@ def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> No
 
 
 def fit_rows(rows: Rows, columns: Mapping[str, ArraySpec], source: str) -> Rows:
-    """Rows of a file as rows of a run: columns of the agent are zero, dtypes are the run's, and no value changes.
+    """Rows of a file as rows of a run: columns of the agent are zero, dtypes are the run's, and no
+    value changes.
 
     Raises:
-        CheckpointError: If a column is missing or unknown, has another shape, holds what the run cannot, or an action lies outside
-            its space; if the rows are no episode.
+        CheckpointError: If a column is missing or unknown, has another shape, holds what the run
+            cannot, or an action lies outside its space; if the rows are no episode.
     """
     count = len(rows["is_first"])
     unknown = set(rows) - set(columns)
     if unknown:
-        raise CheckpointError(f"{source}: holds columns {sorted(unknown)} that the run does not have; it has {sorted(columns)}")
+        raise CheckpointError(
+            f"{source}: holds columns {sorted(unknown)} that the run does not have; "
+            f"it has {sorted(columns)}"
+        )
     fitted: Rows = {}
     for name, spec in columns.items():
         if name not in rows:
             if name == "obs" or name.startswith(("obs/", "action")):
-                raise CheckpointError(f"{source}: has no column {name!r}, which the run needs; it holds {sorted(rows)}")
+                raise CheckpointError(
+                    f"{source}: has no column {name!r}, which the run needs; it holds "
+                    f"{sorted(rows)}"
+                )
             fitted[name] = spec.zeros(count)
             continue
         value = rows[name]
         if value.shape != (count, *spec.shape):
             raise CheckpointError(
-                f"{source}: column {name!r} has rows of shape {value.shape[1:]} and the run stores {spec.shape}; "
+                f"{source}: column {name!r} has rows of shape {value.shape[1:]} and "
+                f"the run stores {spec.shape}; "
                 "name the env and the settings that the episodes were recorded with"
             )
         fitted[name] = _exactly(name, value, spec, source)
@@ -156,19 +184,28 @@ def _exactly(name: str, value: np.ndarray, spec: ArraySpec, source: str) -> np.n
     """Values in the run's dtype: rounded to float32, else unchanged."""
     column = f"{source}: column {name!r}"
     if value.dtype.kind not in "biuf":
-        raise CheckpointError(f"{column} is {value.dtype} and the run stores {spec.dtype}; convert the file")
+        raise CheckpointError(
+            f"{column} is {value.dtype} and the run stores {spec.dtype}; convert the file"
+        )
     if spec.dtype == "uint8" and value.dtype.kind == "f":
-        raise CheckpointError(f"{column} is {value.dtype} and the run stores images as uint8, from 0 to 255; convert the file")
+        raise CheckpointError(
+            f"{column} is {value.dtype} and the run stores images as uint8, from 0 to "
+            "255; convert the file"
+        )
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         row = _first_row(~np.isfinite(value))
-        raise CheckpointError(f"{column} holds a number that is not finite, first in row {row} of an episode; clean the file")
+        raise CheckpointError(
+            f"{column} holds a number that is not finite, first in row {row} of an "
+            "episode; clean the file"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         fitted = np.ascontiguousarray(value.astype(spec.dtype, copy=False))
     wrong = ~np.isfinite(fitted) if fitted.dtype.kind == "f" else fitted != value
     if wrong.any():
         row = _first_row(wrong)
         raise CheckpointError(
-            f"{column} holds {value[wrong][0]!s}, first in row {row} of an episode, which does not fit into the run's "
+            f"{column} holds {value[wrong][0]!s}, first in row {row} of an episode, "
+            "which does not fit into the run's "
             f"{spec.dtype}; convert or rescale the file"
         )
     return fitted
@@ -183,12 +220,14 @@ def _check_actions(name: str, value: np.ndarray, spec: ArraySpec, source: str) -
         classes = np.array(spec.num_classes).reshape(spec.shape)
         if np.any(value < 0) or np.any(value >= classes):
             raise CheckpointError(
-                f"{source}: column {name!r} holds choices from {int(value.min())} to {int(value.max())}, and the run counts "
+                f"{source}: column {name!r} holds choices from {int(value.min())} to "
+                f"{int(value.max())}, and the run counts "
                 f"{spec.num_classes} choices from 0; renumber them"
             )
     elif value.size and np.abs(value).max() > UNIT:
         raise CheckpointError(
-            f"{source}: column {name!r} reaches {float(np.abs(value).max()):g}, and continuous actions lie in [-1, 1]; "
+            f"{source}: column {name!r} reaches {float(np.abs(value).max()):g}, and "
+            "continuous actions lie in [-1, 1]; "
             "rescale them by the bounds of the env's action space"
         )
 
@@ -197,11 +236,13 @@ def single_key(group: Mapping[str, ArraySpec], what: str, target: Path) -> str:
     """The only key of a group.
 
     Raises:
-        ConfigurationError: If there are several: then only formats with all columns can hold the rows.
+        ConfigurationError: If there are several: then only formats with all columns can hold the
+            rows.
     """
     if len(group) != 1:
         raise ConfigurationError(
-            f"{target}: an .npz holds one {what} array and the run has {sorted(group)}; export to a name that ends in .parquet"
+            f"{target}: an .npz holds one {what} array and the run has "
+            f"{sorted(group)}; export to a name that ends in .parquet"
         )
     return next(iter(group))
 
@@ -210,18 +251,25 @@ def check_whole(rows: Rows, source: str) -> None:
     """Refuse rows that are no episode.
 
     Raises:
-        ShapeMismatchError: If they do not begin with ``is_first``, begin again or end inside, or begin with a reward.
+        ShapeMismatchError: If they do not begin with ``is_first``, begin again or end inside, or
+            begin with a reward.
     """
     if not rows["is_first"][0] or rows["is_first"][1:].any():
         found = np.flatnonzero(rows["is_first"]).tolist()
-        raise ShapeMismatchError(f"{source}: rows of an episode", "is_first at row [0] only", f"{found[:5]}")
+        raise ShapeMismatchError(
+            f"{source}: rows of an episode", "is_first at row [0] only", f"{found[:5]}"
+        )
     ends = np.flatnonzero(rows["terminated"] | rows["truncated"])
     if len(ends) and ends[0] != len(rows["is_first"]) - 1:
         last = f"an end at the last row, {len(rows['is_first']) - 1}, only"
-        raise ShapeMismatchError(f"{source}: rows of an episode", last, f"an end at row {int(ends[0])}")
+        raise ShapeMismatchError(
+            f"{source}: rows of an episode", last, f"an end at row {int(ends[0])}"
+        )
     if rows["reward"][0] != 0:
         raise ShapeMismatchError(
-            f"{source}: reward of an episode's first row, to which no action led", 0.0, float(rows["reward"][0])
+            f"{source}: reward of an episode's first row, to which no action led",
+            0.0,
+            float(rows["reward"][0]),
         )
 
 
@@ -231,4 +279,6 @@ def _kind(name: str) -> str:
     suffix = Path(name).suffix.lower().removeprefix(".")
     if suffix in ("npz", "parquet"):
         return suffix
-    raise ConfigurationError(f"{name!r} is no known kind of file; use FILE.npz, FILE.parquet or minari:NAME-v0")
+    raise ConfigurationError(
+        f"{name!r} is no known kind of file; use FILE.npz, FILE.parquet or minari:NAME-v0"
+    )

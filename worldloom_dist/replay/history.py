@@ -1,4 +1,5 @@
-"""The rows of a run folder as its journals hold them, read without a lock and without changing anything: for export.
+"""The rows of a run folder as its journals hold them, read without a lock and without changing
+anything: for export.
 
 The journals keep a little more than replay can sample, because space is freed in whole segments.
 """
@@ -27,15 +28,21 @@ SHARD_NAME = re.compile(r"shard-(0|[1-9]\d*)")
 
 
 def shard_folders(replay: Path) -> list[Path]:
-    """The folders of all shards, by number; folders of other names, a copy somebody made for example, are none.
+    """The folders of all shards, by number; folders of other names, a copy somebody made for
+    example, are none.
 
     Raises:
         CheckpointError: If there are none.
     """
-    names = ((SHARD_NAME.fullmatch(path.name), path) for path in replay.glob("shard-*") if path.is_dir())
+    names = (
+        (SHARD_NAME.fullmatch(path.name), path) for path in replay.glob("shard-*") if path.is_dir()
+    )
     found = sorted((int(name[1]), path) for name, path in names if name)
     if not found:
-        raise CheckpointError(f"{replay} holds no journals; a run with --replay.durability none keeps its rows in memory only")
+        raise CheckpointError(
+            f"{replay} holds no journals; a run with --replay.durability none keeps "
+            "its rows in memory only"
+        )
     return [path for _, path in found]
 
 
@@ -48,11 +55,15 @@ def stored_columns(folder: Path) -> dict[str, ArraySpec]:
     identity = stored_identity(folder)
     try:
         columns = {name: ArraySpec.from_dict(spec) for name, spec in identity["columns"].items()}
-        if missing := {"obs", "action", "reward", *FLAGS} - {name.partition("/")[0] for name in columns}:
+        if missing := {"obs", "action", "reward", *FLAGS} - {
+            name.partition("/")[0] for name in columns
+        }:
             raise ValueError(f"no column {sorted(missing)}")
         return columns
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'shard.json'} cannot be read ({error}); the folder is no replay shard") from error
+        raise CheckpointError(
+            f"{folder / 'shard.json'} cannot be read ({error}); the folder is no replay shard"
+        ) from error
 
 
 def stored_identity(folder: Path) -> dict[str, Any]:
@@ -65,7 +76,9 @@ def stored_identity(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); the folder is no replay shard") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); the folder is no replay shard"
+        ) from error
 
 
 class EpisodeHistory:
@@ -75,16 +88,19 @@ class EpisodeHistory:
         replay: The run's replay folder.
 
     Attributes:
-        fragment_rows: Rows of streams whose episode's beginning is gone, met so far; they are no episode and are left out.
+        fragment_rows: Rows of streams whose episode's beginning is gone, met so far; they are no
+            episode and are left out.
     """
 
     def __init__(self, replay: Path) -> None:
-        self._folders, self.fragment_rows = shard_folders(replay), 0
+        self._folders = shard_folders(replay)
+        self.fragment_rows = 0
 
     def episodes(self) -> Iterator[Rows]:
         """Every episode whose first row is there, up to its end or to where its stream breaks off.
 
-        Those of a file come in the order of the file, from which they were dealt to the shards in turn.
+        Those of a file come in the order of the file, from which they were dealt to the shards in
+        turn.
         """
         dealt: dict[int, list[Iterator[Rows]]] = {}
         for folder in self._folders:
@@ -119,7 +135,9 @@ class EpisodeHistory:
         yield from self._close(parts)
 
     def _close(self, parts: list[Rows]) -> Iterator[Rows]:
-        """The rows gathered so far as an episode; one that nobody ended counts as truncated, as in sampling."""
+        """The rows gathered so far as an episode; one that nobody ended counts as truncated, as in
+        sampling.
+        """
         if not parts:
             return
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,11 +1,14 @@
-"""Rows from files in a run's replay: each row once, however often a shard dies, and none of them owed to training.
+"""Rows from files in a run's replay: each row once, however often a shard dies, and none of them
+owed to training.
 
-A file's episodes are dealt to the shards in turn; the share of a shard is one stream whose name is made of the file's content. So
-a shard that begins again finds by its own books how far it came, and the same file named twice is the same rows. Such rows have no
-policy, are no agent steps, and pass the train ratio by: they are there to be sampled, not to be counted.
+A file's episodes are dealt to the shards in turn; the share of a shard is one stream whose name is
+made of the file's content. So a shard that begins again finds by its own books how far it came, and
+the same file named twice is the same rows. Such rows have no policy, are no agent steps, and pass
+the train ratio by: they are there to be sampled, not to be counted.
 
-What an agent stores beside the env's columns (DreamerV3's latents) no file has. It begins as zeros, so a window that starts in the
-middle of such an episode starts nearly as an episode does, until an update has written back what it found there.
+What an agent stores beside the env's columns (DreamerV3's latents) no file has. It begins as zeros,
+so a window that starts in the middle of such an episode starts nearly as an episode does, until an
+update has written back what it found there.
 
 ``imports.json`` in the run folder lists the files of a run; shards look at it while they run.
 """
@@ -31,7 +34,8 @@ from worldloom_dist.replay.shard import ReplayShard
 
 __all__ = ["ImportList", "ImportReport", "check_file", "is_gone", "load_share", "split_sources"]
 
-CHUNK_ROWS, RETRY_AFTER_S = 64, 30.0
+CHUNK_ROWS = 64
+RETRY_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class ImportReport:
         episodes, rows: Its share of the file.
         known_rows: Those of them that it had already.
         evicted_rows: Those of them for which replay has no room.
-        repeated: Episodes of the whole file whose last observation is not known (see ``replay.npz_files``).
+        repeated: Episodes of the whole file whose last observation is not known (see
+            ``replay.npz_files``).
         notes: What else there is to say of the whole file.
     """
 
@@ -63,16 +68,22 @@ class ImportReport:
         if self.known_rows:
             sentences.append(f"{self.known_rows} rows had been stored before")
         if self.evicted_rows:
-            sentences.append(f"replay has no room for {self.evicted_rows} of the rows, the oldest; raise --replay.capacity-steps")
+            sentences.append(
+                f"replay has no room for {self.evicted_rows} of the rows, the oldest; "
+                "raise --replay.capacity-steps"
+            )
         if self.repeated:
             sentences.append(
-                f"{self.repeated} episodes do not say what their last action led to, so their last observation stands there "
+                f"{self.repeated} episodes do not say what their last action led to, "
+                "so their last observation stands there "
                 "again; record next_obs or final_obs to have the true one"
             )
         return [*sentences, *self.notes]
 
     def of_share(self, shard: int) -> ImportReport:
-        """The report of one shard of several: what is true of the whole file is said by the first of them only."""
+        """The report of one shard of several: what is true of the whole file is said by the first
+        of them only.
+        """
         return self if shard == 0 else replace(self, repeated=0, notes=())
 
     @classmethod
@@ -95,10 +106,14 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
 
     Raises:
         CheckpointError: If the file is missing or damaged, or its rows are not those of the run.
-        StateError: If the disk takes no more; what is stored by then stays, and is known when the call is repeated.
+        StateError: If the disk takes no more; what is stored by then stays, and is known when the
+            call is repeated.
     """
     stream = StreamId(shard.index, -fingerprint(source), 0)
-    opened, episodes, rows, known = open_episodes(source), 0, 0, 0
+    opened = open_episodes(source)
+    episodes = 0
+    rows = 0
+    known = 0
 
     def mine() -> Iterator[Rows]:
         """Episodes of this shard, counted on the way."""
@@ -123,14 +138,24 @@ def check_file(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
     """Look at a file before anything is started.
 
     Raises:
-        CheckpointError: If it is missing, damaged at its beginning, empty, has observations or actions that the run lacks, or its
-            first episode does not fit into the columns of the run.
+        CheckpointError: If it is missing, damaged at its beginning, empty, has observations or
+            actions that the run lacks, or its first episode does not fit into the columns of the
+            run.
     """
-    wanted = {name for name in shard_columns if name == "obs" or name.startswith(("obs/", "action"))}
+    wanted = {
+        name for name in shard_columns if name == "obs" or name.startswith(("obs/", "action"))
+    }
     opened = open_episodes(source)
-    has = {name for name in opened.env.columns() if name == "obs" or name.startswith(("obs/", "action"))}
+    has = {
+        name
+        for name in opened.env.columns()
+        if name == "obs" or name.startswith(("obs/", "action"))
+    }
     if has != wanted:
-        raise CheckpointError(f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name a file of the same env")
+        raise CheckpointError(
+            f"{source}: holds {sorted(has)} and the run stores {sorted(wanted)}; name "
+            "a file of the same env"
+        )
     first = next(opened.episodes, None)
     if first is None:
         raise CheckpointError(f"{source}: holds no transition; name a file with at least one")
@@ -153,19 +178,24 @@ def fingerprint(source: str) -> int:
     """A positive number made of a file's bytes."""
     from worldloom_dist.replay.minari_files import minari_files
 
-    paths = minari_files(source.removeprefix(MINARI)) if source.startswith(MINARI) else [Path(source)]
+    paths = (
+        minari_files(source.removeprefix(MINARI)) if source.startswith(MINARI) else [Path(source)]
+    )
     digest = hashlib.sha256()
     for path in paths:
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); name a file that this machine has") from error
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); name a file that this machine has"
+            ) from error
     return int.from_bytes(digest.digest()[:7], "little") + 1
 
 
 class ImportList:
-    """The files that belong to a run: those of its command line, and those that ``replay import`` added later.
+    """The files that belong to a run: those of its command line, and those that ``replay import``
+    added later.
 
     Args:
         run_folder: The run folder.
@@ -174,7 +204,8 @@ class ImportList:
 
     def __init__(self, run_folder: Path, sources: Iterable[str] = ()) -> None:
         self._path = run_folder / "imports.json"
-        self._waiting, self._seen_ns = list(sources), -1
+        self._waiting = list(sources)
+        self._seen_ns = -1
         self._later: dict[str, float] = {}
 
     def read(self) -> list[str]:
@@ -184,7 +215,9 @@ class ImportList:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self._path} cannot be read ({error}); repair or delete it") from error
+            raise CheckpointError(
+                f"{self._path} cannot be read ({error}); repair or delete it"
+            ) from error
         return [str(source) for source in found]
 
     def add(self, sources: Iterable[str]) -> None:
@@ -192,10 +225,12 @@ class ImportList:
         write_json(self._path, {"files": list(dict.fromkeys([*self.read(), *sources]))})
 
     def take_new(self) -> list[str]:
-        """Files that this reader was not told of before, or gave back a while ago; costs one look at the file's time.
+        """Files that this reader was not told of before, or gave back a while ago; costs one look
+        at the file's time.
 
         Raises:
-            CheckpointError: If the list is damaged (once, until it is written anew); the next call has the files that wait.
+            CheckpointError: If the list is damaged (once, until it is written anew); the next call
+                has the files that wait.
         """
         try:
             changed_ns = self._path.stat().st_mtime_ns
@@ -205,8 +240,11 @@ class ImportList:
             self._seen_ns = changed_ns
             self._waiting += self.read()
         due = [source for source, when in self._later.items() if when <= time.monotonic()]
-        sources, self._waiting = list(dict.fromkeys([*self._waiting, *due])), []
-        self._later = {source: when for source, when in self._later.items() if source not in sources}
+        sources = list(dict.fromkeys([*self._waiting, *due]))
+        self._waiting = []
+        self._later = {
+            source: when for source, when in self._later.items() if source not in sources
+        }
         return sources
 
     def put_back(self, source: str) -> None:
@@ -227,7 +265,8 @@ def _chunks(episodes: Iterable[Rows], size: int) -> Iterator[Rows]:
         whole = count - count % size
         for start in range(0, whole, size):
             yield {name: value[start : start + size] for name, value in rows.items()}
-        held, count = [{name: value[whole:] for name, value in rows.items()}], count - whole
+        held = [{name: value[whole:] for name, value in rows.items()}]
+        count = count - whole
     if count:
         yield _join(held)
 

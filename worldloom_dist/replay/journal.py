@@ -1,12 +1,15 @@
-"""An append-only log in segments: what was acknowledged is still there after the process was killed.
+"""An append-only log in segments: what was acknowledged is still there after the process was
+killed.
 
-A record is a frame of 16 bytes (magic, kind, length, crc32 of all that follows the magic but itself) and its bytes. A segment is
-one file; its first record is a *head*, written by the owner, that says everything one must know to start reading there. So old
-segments can be deleted, and reading what is left still restores the owner's state.
+A record is a frame of 16 bytes (magic, kind, length, crc32 of all that follows the magic but
+itself) and its bytes. A segment is one file; its first record is a *head*, written by the owner,
+that says everything one must know to start reading there. So old segments can be deleted, and
+reading what is left still restores the owner's state.
 
-Promises: when ``append`` returns the record is in the operating system's hands and survives ``kill -9`` of this process. When
-``sync`` returns and ``fsync`` is on, it survives a power loss; threads that call it together share one fsync (group commit).
-Nothing is promised if the disk itself is damaged, but damage is noticed: a bad frame is skipped up to the next good one.
+Promises: when ``append`` returns the record is in the operating system's hands and survives ``kill
+-9`` of this process. When ``sync`` returns and ``fsync`` is on, it survives a power loss; threads
+that call it together share one fsync (group commit). Nothing is promised if the disk itself is
+damaged, but damage is noticed: a bad frame is skipped up to the next good one.
 
 One process at a time: the directory is locked until ``close`` or the death of the process.
 """
@@ -56,7 +59,9 @@ class JournalHeldError(StateError):
 
 
 class Record(NamedTuple):
-    """One record: its segment, the owner's kind (``HEAD`` is 1), its bytes, and where in the segment these begin."""
+    """One record: its segment, the owner's kind (``HEAD`` is 1), its bytes, and where in the
+    segment these begin.
+    """
 
     segment: int
     kind: int
@@ -65,7 +70,9 @@ class Record(NamedTuple):
 
 
 class JournalPosition(NamedTuple):
-    """A cut through the log: everything before ``offset`` in ``segment``, and all segments before it."""
+    """A cut through the log: everything before ``offset`` in ``segment``, and all segments before
+    it.
+    """
 
     segment: int
     offset: int
@@ -78,7 +85,8 @@ class JournalDamage:
     Attributes:
         torn_bytes: Of a record that was being written when the process died.
         corrupt_bytes: Altered later.
-        evicted_segments: Deleted by the writer while the journal was read; no damage, and the records after them do not follow.
+        evicted_segments: Deleted by the writer while the journal was read; no damage, and the
+            records after them do not follow.
     """
 
     torn_bytes: int = 0
@@ -99,9 +107,13 @@ class Journal:
         StateError: If its disk knows no locks.
     """
 
-    def __init__(self, directory: Path, *, fsync: bool = False, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> None:
-        self.directory, self.damage = directory, JournalDamage()
-        self._fsync, self._segment_bytes = fsync, segment_bytes
+    def __init__(
+        self, directory: Path, *, fsync: bool = False, segment_bytes: int = DEFAULT_SEGMENT_BYTES
+    ) -> None:
+        self.directory = directory
+        self.damage = JournalDamage()
+        self._fsync = fsync
+        self._segment_bytes = segment_bytes
         directory.mkdir(parents=True, exist_ok=True)
         self._lock_file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -109,21 +121,34 @@ class Journal:
         except OSError as error:
             os.close(self._lock_file)
             if not isinstance(error, BlockingIOError):
-                raise StateError(f"replay journal {directory} cannot be locked ({error}); use a disk with file locks") from error
+                raise StateError(
+                    f"replay journal {directory} cannot be locked ({error}); use a "
+                    "disk with file locks"
+                ) from error
             raise JournalHeldError(
-                f"replay journal {directory} is held by another process; stop it before this one starts"
+                f"replay journal {directory} is held by another process; stop it "
+                "before this one starts"
             ) from error
         if fsync:
             sync(directory.parent)
         self._sync_lock = threading.Lock()
-        self._file, self._segment, self._offset = -1, -1, 0
-        self._written, self._synced = 0, 0
+        self._file = -1
+        self._segment = -1
+        self._offset = 0
+        self._written = 0
+        self._synced = 0
         self._broken: OSError | None = None
 
     @property
     def failure(self) -> str:
-        """Why it takes no more records until it is opened anew, in a sentence; empty while it does."""
-        return f"replay journal {self.directory}: {self._broken}; the disk cannot be trusted" if self._broken else ""
+        """Why it takes no more records until it is opened anew, in a sentence; empty while
+        it does.
+        """
+        return (
+            f"replay journal {self.directory}: {self._broken}; the disk cannot be trusted"
+            if self._broken
+            else ""
+        )
 
     @property
     def segments(self) -> list[int]:
@@ -141,7 +166,9 @@ class Journal:
         return self._file < 0 or self._offset >= self._segment_bytes
 
     def read(self) -> Iterator[Record]:
-        """Yield every intact record, then open the end of the log for appending. Call it once, before anything else."""
+        """Yield every intact record, then open the end of the log for appending. Call it once,
+        before anything else.
+        """
         self.damage = JournalDamage()
         segments = self.segments
         for number in segments:
@@ -160,7 +187,10 @@ class Journal:
             StateError: If the disk takes no more; the log is then as before the call.
         """
         if self._broken or self._file < 0:
-            raise StateError(f"replay journal {self.directory} takes no records: {self._broken or 'no segment is open'}")
+            raise StateError(
+                f"replay journal {self.directory} takes no records: "
+                f"{self._broken or 'no segment is open'}"
+            )
         frame = _frame(kind, parts)
         size = sum(len(part) for part in frame)
         try:
@@ -168,7 +198,8 @@ class Journal:
         except OSError as error:
             self._cut_failed_write()
             raise StateError(
-                f"replay journal {self.directory}: cannot write {size} bytes ({error}); nothing is acknowledged, free space"
+                f"replay journal {self.directory}: cannot write {size} bytes "
+                f"({error}); nothing is acknowledged, free space"
             ) from error
         place = JournalPosition(self._segment, self._offset + FRAME.size)
         self._offset += size
@@ -192,7 +223,8 @@ class Journal:
             self._synced = upto
 
     def rotate(self, head: bytes) -> None:
-        """Begin a new segment whose first record is ``head``. A segment without its head never exists, whenever we die.
+        """Begin a new segment whose first record is ``head``. A segment without its head never
+        exists, whenever we die.
 
         Raises:
             StateError: If the disk takes no more; the log is then as before the call.
@@ -208,7 +240,8 @@ class Journal:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StateError(
-                f"replay journal {self.directory}: cannot begin a segment ({error}); nothing is acknowledged, free space"
+                f"replay journal {self.directory}: cannot begin a segment ({error}); "
+                "nothing is acknowledged, free space"
             ) from error
         self.sync()
         temporary.rename(path)
@@ -223,7 +256,10 @@ class Journal:
         """
         path = self._path(position.segment)
         if not path.exists() or path.stat().st_size < position.offset:
-            raise CheckpointError(f"replay journal {self.directory} does not reach {position}; it was cut or its disk was replaced")
+            raise CheckpointError(
+                f"replay journal {self.directory} does not reach {position}; it was "
+                "cut or its disk was replaced"
+            )
         for number in self.segments:
             if number > position.segment:
                 self._path(number).unlink()
@@ -255,7 +291,8 @@ class Journal:
                 os.close(self._file)
             self._file = os.open(self._path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             os.ftruncate(self._file, offset)
-            self._segment, self._offset = number, offset
+            self._segment = number
+            self._offset = offset
 
     def _sync_directory(self) -> None:
         if self._fsync:
@@ -269,7 +306,8 @@ class Journal:
 
 
 def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
-    """Yield every intact record of a journal without a lock, while somebody may write to it; changes nothing.
+    """Yield every intact record of a journal without a lock, while somebody may write to it;
+    changes nothing.
 
     Args:
         directory: Where the segments lie.
@@ -278,14 +316,18 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
     segments = _segments(directory)
     for number in segments:
         try:
-            yield from _scan(segment_path(directory, number), number, damage, is_last=number == segments[-1])
+            yield from _scan(
+                segment_path(directory, number), number, damage, is_last=number == segments[-1]
+            )
         except FileNotFoundError:
             damage.evicted_segments += 1
             logger.info("segment %d of %s was evicted while it was read", number, directory)
 
 
 def _segments(directory: Path) -> list[int]:
-    """Numbers of the segments of a folder; files of other names, a copy somebody made for example, are none."""
+    """Numbers of the segments of a folder; files of other names, a copy somebody made for example,
+    are none.
+    """
     names = (SEGMENT_NAME.fullmatch(path.name) for path in directory.glob("segment-*.wal"))
     return sorted(int(name[1]) for name in names if name)
 
@@ -295,7 +337,9 @@ def segment_path(directory: Path, segment: int) -> Path:
     return directory / f"segment-{segment:08d}.wal"
 
 
-def _scan(path: Path, number: int, damage: JournalDamage, *, is_last: bool) -> Generator[Record, None, int]:
+def _scan(
+    path: Path, number: int, damage: JournalDamage, *, is_last: bool
+) -> Generator[Record, None, int]:
     """Yield a segment's intact records; returns where the last one ends."""
     data = path.read_bytes()
     offset = end = 0
@@ -308,7 +352,9 @@ def _scan(path: Path, number: int, damage: JournalDamage, *, is_last: bool) -> G
             continue
         if offset > end:
             damage.corrupt_bytes += offset - end
-            logger.warning("replay journal %s: %d damaged bytes skipped at %d", path, offset - end, end)
+            logger.warning(
+                "replay journal %s: %d damaged bytes skipped at %d", path, offset - end, end
+            )
         kind, payload = found
         start = offset + FRAME.size
         offset = end = start + len(payload)
@@ -334,7 +380,11 @@ def _parse(data: bytes, offset: int) -> tuple[int, bytes] | None:
         return None
     magic, kind, size, checksum = FRAME.unpack_from(data, offset)
     payload = data[offset + FRAME.size : offset + FRAME.size + size]
-    if magic != MAGIC or len(payload) != size or zlib.crc32(payload, zlib.crc32(struct.pack("<II", kind, size))) != checksum:
+    if (
+        magic != MAGIC
+        or len(payload) != size
+        or zlib.crc32(payload, zlib.crc32(struct.pack("<II", kind, size))) != checksum
+    ):
         return None
     return kind, payload
 

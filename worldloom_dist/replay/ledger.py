@@ -1,15 +1,17 @@
 """One ledger over all shards: it keeps the train ratio exact and says from which shard to sample.
 
-    shard  --try_insert(steps)--> ledger    True: insert them. False: blocked until training catches up
-    reader --try_sample(n)------> ledger    how many windows from which shard. None: blocked until more is inserted
+    shard  --try_insert(steps)--> ledger    True: insert them. False: wait for training
+    reader --try_sample(n)------> ledger    windows per shard. None: wait for inserts
 
-Every call returns at once. A caller that is refused waits until the other side has proceeded and asks again; the band guarantees
-that one of the sides may (``worldloom.data.rate_limiter``). Who waits and how (a condition variable, an asyncio event) is the
-wrapper's choice; this class holds no lock.
+Every call returns at once. A caller that is refused waits until the other side has proceeded and
+asks again; the band guarantees that one of the sides may (``worldloom.data.rate_limiter``). Who
+waits and how (a condition variable, an asyncio event) is the wrapper's choice; this class holds no
+lock.
 
-Steps are counted when they are granted. A shard asks for all chunks that wait at once, so that a busy one asks less often, and
-gives back what it did not use. When a shard dies its open grants are void; when it returns, its books say what was really
-inserted. So nothing here needs to survive: a new ledger is rebuilt from the shards' books and the learner's count.
+Steps are counted when they are granted. A shard asks for all chunks that wait at once, so that a
+busy one asks less often, and gives back what it did not use. When a shard dies its open grants are
+void; when it returns, its books say what was really inserted. So nothing here needs to survive: a
+new ledger is rebuilt from the shards' books and the learner's count.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ __all__ = ["Ledger", "shard_of"]
 
 @dataclass(slots=True)
 class _Account:
-    """What the ledger knows of one shard: steps counted for it, windows it can serve now, and whether it is there."""
+    """What the ledger knows of one shard: steps counted for it, windows it can serve now, and
+    whether it is there.
+    """
 
     agent_steps: int = 0
     windows: int = 0
@@ -49,7 +53,8 @@ class _Blocked:
 
     def granted(self, now: float) -> None:
         """The side proceeds."""
-        self.seconds, self.since = self.until(now), None
+        self.seconds = self.until(now)
+        self.since = None
 
     def until(self, now: float) -> float:
         """Seconds so far, a wait that goes on included."""
@@ -65,11 +70,19 @@ class Ledger:
         clock: Seconds, monotonic; only for the blocked times.
     """
 
-    def __init__(self, limits: RateLimits, *, window_positions: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: RateLimits,
+        *,
+        window_positions: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limiter = RateLimiter(limits)
-        self.window_positions, self._clock = window_positions, clock
+        self.window_positions = window_positions
+        self._clock = clock
         self._shards: dict[int, _Account] = {}
-        self._insert_blocked, self._sample_blocked = _Blocked(), _Blocked()
+        self._insert_blocked = _Blocked()
+        self._sample_blocked = _Blocked()
 
     @property
     def live_shards(self) -> list[int]:
@@ -87,25 +100,34 @@ class Ledger:
         return self._sample_blocked.until(self._clock())
 
     def join(self, shard: int, books: RowBooks, live_windows: int) -> None:
-        """A shard is there, for the first time or again: its books replace everything that was counted or granted for it.
+        """A shard is there, for the first time or again: its books replace everything that was
+        counted or granted for it.
 
-        A shard that lost its disk must admit it first (``ReplayShard.declare_lost``), or its steps would be asked for again.
+        A shard that lost its disk must admit it first (``ReplayShard.declare_lost``), or its steps
+        would be asked for again.
         """
         account = self._shards.setdefault(shard, _Account())
         self.limiter.inserted(books.agent_steps - account.agent_steps)
         self._shards[shard] = _Account(books.agent_steps, live_windows)
 
     def leave(self, shard: int) -> None:
-        """A shard is gone: nothing is sampled from it until it joins or reports again. Its steps stay counted."""
+        """A shard is gone: nothing is sampled from it until it joins or reports again. Its steps
+        stay counted.
+        """
         self._shards[shard].is_live = False
 
     def report(self, shard: int, live_windows: int) -> None:
-        """A shard says what it can serve. One that had been left out too early is back, with what was granted to it."""
+        """A shard says what it can serve. One that had been left out too early is back, with what
+        was granted to it.
+        """
         account = self._shards[shard]
-        account.windows, account.is_live = live_windows, True
+        account.windows = live_windows
+        account.is_live = True
 
     def rebuild(self, shards: Mapping[int, tuple[RowBooks, int]], positions: int) -> None:
-        """Start over from the shards (books and live windows) and the learner's count; debt outside the band is forgiven."""
+        """Start over from the shards (books and live windows) and the learner's count; debt outside
+        the band is forgiven.
+        """
         self._shards = {}
         self.limiter.rebase(0, 0)
         for shard, (books, live_windows) in shards.items():
@@ -115,8 +137,9 @@ class Ledger:
     def try_insert(self, shard: int, agent_steps: int) -> bool:
         """Grant a shard ``agent_steps`` steps, or refuse.
 
-        Granted without a look at the ratio: a chunk without steps (reset rows only), and everything while no window is complete in
-        any live shard, for then nothing can be sampled and both sides would wait for ever; what is owed by then is trained later.
+        Granted without a look at the ratio: a chunk without steps (reset rows only), and everything
+        while no window is complete in any live shard, for then nothing can be sampled and both
+        sides would wait for ever; what is owed by then is trained later.
         """
         if agent_steps and self._live_windows() and not self.limiter.may_insert(agent_steps):
             self._insert_blocked.refused(self._clock())
@@ -126,7 +149,9 @@ class Ledger:
         return True
 
     def force_insert(self, shard: int, agent_steps: int) -> None:
-        """Grant steps beyond the band (lock-step, and what is on its way when a run ends); counted like everything else."""
+        """Grant steps beyond the band (lock-step, and what is on its way when a run ends); counted
+        like everything else.
+        """
         self._insert_blocked.granted(self._clock())
         self._count(shard, agent_steps)
 
@@ -137,14 +162,17 @@ class Ledger:
     def try_sample(self, request: SampleRequest) -> dict[int, SampleRequest] | None:
         """Grant a batch of windows and split it over the live shards, or refuse.
 
-        Each window is drawn from a shard with probability proportional to the shard's live windows, so that over all shards every
-        window is equally likely. The split and the shards' own draws depend on the request's seed only.
+        Each window is drawn from a shard with probability proportional to the shard's live windows,
+        so that over all shards every window is equally likely. The split and the shards' own draws
+        depend on the request's seed only.
 
         Returns:
-            A request per shard that has to serve some; None when sampling is blocked by the ratio or because nothing is stored.
+            A request per shard that has to serve some; None when sampling is blocked by the ratio
+            or because nothing is stored.
         """
         weights = {index: self._shards[index].windows for index in self.live_shards}
-        total, positions = sum(weights.values()), request.windows * self.window_positions
+        total = sum(weights.values())
+        positions = request.windows * self.window_positions
         if not total or not self.limiter.may_sample(positions):
             self._sample_blocked.refused(self._clock())
             return None
@@ -152,7 +180,8 @@ class Ledger:
         self.limiter.sampled(positions)
         rng = np.random.default_rng(list(request.seed))
         counts = rng.multinomial(request.windows, np.array(list(weights.values())) / total)
-        # A seed is padded with zeros, so (..., 0) would repeat the stream that made the split: shards count from 1 here.
+        # A seed is padded with zeros, so (..., 0) would repeat the stream that made the split:
+        # shards count from 1 here.
         return {
             index: SampleRequest(int(count), (*request.seed, index + 1))
             for index, count in zip(weights, counts, strict=True)
@@ -160,7 +189,9 @@ class Ledger:
         }
 
     def try_samples(self, requests: Sequence[SampleRequest]) -> list[dict[int, SampleRequest]]:
-        """Grant as many of the batches, from the first, as the ratio allows now; none means that sampling is blocked."""
+        """Grant as many of the batches, from the first, as the ratio allows now; none means that
+        sampling is blocked.
+        """
         granted: list[dict[int, SampleRequest]] = []
         for request in requests:
             if granted and not self.limiter.may_sample(request.windows * self.window_positions):
@@ -184,5 +215,7 @@ class Ledger:
 
 
 def shard_of(stream: StreamId, num_shards: int) -> int:
-    """The shard that owns a stream: all streams of a worker slot go to one shard, and slots are dealt out evenly."""
+    """The shard that owns a stream: all streams of a worker slot go to one shard, and slots are
+    dealt out evenly.
+    """
     return stream.slot % num_shards

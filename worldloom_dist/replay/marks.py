@@ -20,7 +20,11 @@ from worldloom.data.codec import decode_rows, encode_rows
 
 __all__ = ["MarkFiles", "ShardMark"]
 
-WEIGHTS = {"row_id": ArraySpec((), "int64"), "part": ArraySpec((), "uint8"), "weight": ArraySpec((), "float64")}
+WEIGHTS = {
+    "row_id": ArraySpec((), "int64"),
+    "part": ArraySpec((), "uint8"),
+    "weight": ArraySpec((), "float64"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class ShardMark:
 
 
 class MarkFiles:
-    """What lies in a shard's directory beside the journal: its owner, the newest marks, copies of mutable columns, and priorities.
+    """What lies in a shard's directory beside the journal: its owner, the newest marks, copies of
+    mutable columns, and priorities.
 
     Args:
         directory: Exists already.
@@ -58,18 +63,23 @@ class MarkFiles:
     """
 
     def __init__(self, directory: Path, kept_marks: int, *, fsync: bool = False) -> None:
-        self._directory, self._kept, self._fsync = directory, kept_marks, fsync
+        self._directory = directory
+        self._kept = kept_marks
+        self._fsync = fsync
         path = directory / "marks.json"
         try:
             self.marks = [ShardMark(**mark) for mark in _read_json(path)] if path.exists() else []
         except TypeError as error:
-            raise CheckpointError(f"replay: {path} is damaged ({error}); delete it to go on without marks") from error
+            raise CheckpointError(
+                f"replay: {path} is damaged ({error}); delete it to go on without marks"
+            ) from error
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make an empty directory ours.
 
         Raises:
-            CheckpointError: If it was written under another identity (names the first difference), or cannot be read.
+            CheckpointError: If it was written under another identity (names the first difference),
+                or cannot be read.
         """
         path = self._directory / "shard.json"
         if not path.exists():
@@ -77,28 +87,41 @@ class MarkFiles:
             return
         found = _read_json(path)
         if not isinstance(found, dict):
-            raise CheckpointError(f"replay: {path} is damaged (it holds {found!r}); restore it, or use another run folder")
+            raise CheckpointError(
+                f"replay: {path} is damaged (it holds {found!r}); restore it, or use "
+                "another run folder"
+            )
         for key, value in identity.items():
             if found.get(key) != value:
                 raise CheckpointError(
-                    f"replay: {self._directory} was written with {key} {found.get(key)}, now it is {value}; use another run folder"
+                    f"replay: {self._directory} was written with {key} "
+                    f"{found.get(key)}, now it is {value}; use another run folder"
                 )
 
     def set_marks(self, marks: Sequence[ShardMark]) -> None:
-        """Remember the newest marks, on disk too, or a restart would free what they need; drop the files of older ones."""
+        """Remember the newest marks, on disk too, or a restart would free what they need; drop the
+        files of older ones.
+        """
         self.marks = list(marks[-self._kept :])
-        self._write(self._directory / "marks.json", json.dumps([asdict(mark) for mark in self.marks]).encode())
+        self._write(
+            self._directory / "marks.json",
+            json.dumps([asdict(mark) for mark in self.marks]).encode(),
+        )
         used = {mark.mutable_file for mark in self.marks}
         _delete(path for path in self._directory.glob("mutable-*.rows") if path.name not in used)
         self.drop_weights(keep=self.newest_weights)
 
-    def save_mutable(self, row_ids: npt.NDArray[np.int64], columns: Mapping[str, np.ndarray]) -> str:
+    def save_mutable(
+        self, row_ids: npt.NDArray[np.int64], columns: Mapping[str, np.ndarray]
+    ) -> str:
         """Write mutable columns of all stored rows; returns the name of the file."""
         name = f"mutable-{time.time_ns()}.rows"
         self._write(self._directory / name, encode_rows({"row_id": row_ids, **columns}))
         return name
 
-    def load_mutable(self, name: str, specs: Mapping[str, ArraySpec]) -> tuple[npt.NDArray[np.int64], Rows]:
+    def load_mutable(
+        self, name: str, specs: Mapping[str, ArraySpec]
+    ) -> tuple[npt.NDArray[np.int64], Rows]:
         """Inverse of :meth:`save_mutable`.
 
         Raises:
@@ -108,11 +131,13 @@ class MarkFiles:
         return columns.pop("row_id"), columns
 
     def save_weights(self, starts: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> str:
-        """Write what priorities of ``n`` windows came to, ``[parts, n + 1]``; returns the name of the file.
+        """Write what priorities of ``n`` windows came to, ``[parts, n + 1]``; returns the name of
+        the file.
 
         A restart takes the newest such file; those that no mark names go when a newer one is there.
         """
-        name, parts = f"weights-{time.time_ns()}.rows", len(weights)
+        name = f"weights-{time.time_ns()}.rows"
+        parts = len(weights)
         columns = {
             "row_id": np.tile(np.append(starts, -1), parts),
             "part": np.repeat(np.arange(parts, dtype=np.uint8), len(starts) + 1),
@@ -155,18 +180,24 @@ class MarkFiles:
         try:
             payload = (self._directory / name).read_bytes()
         except FileNotFoundError as error:
-            raise CheckpointError(f"replay: {self._directory / name}, which a mark needs, is missing") from error
+            raise CheckpointError(
+                f"replay: {self._directory / name}, which a mark needs, is missing"
+            ) from error
         try:
             return decode_rows(payload, specs)
         except CheckpointError as error:
-            raise CheckpointError(f"replay: {self._directory / name} is damaged ({error})") from error
+            raise CheckpointError(
+                f"replay: {self._directory / name} is damaged ({error})"
+            ) from error
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise CheckpointError(f"replay: {path} is damaged ({error}); restore it from a copy, or delete it") from error
+        raise CheckpointError(
+            f"replay: {path} is damaged ({error}); restore it from a copy, or delete it"
+        ) from error
 
 
 def _delete(paths: Iterable[Path]) -> None:

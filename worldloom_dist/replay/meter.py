@@ -1,4 +1,6 @@
-"""What a shard measures of itself: times, bytes, how old the weights were that made its rows. Used by one event loop."""
+"""What a shard measures of itself: times, bytes, how old the weights were that made its rows. Used
+by one event loop.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class ShardMeter:
     """
 
     def __init__(self, window_positions: int, directory: Path) -> None:
-        self._window_positions, self._directory = window_positions, directory
+        self._window_positions = window_positions
+        self._directory = directory
         self._times = {operation: Tally(BUCKETS_S) for operation in OPERATIONS}
         self._lags = Tally(LAG_BUCKETS)
         self._positions = self._bytes_in = self._bytes_out = 0
@@ -70,10 +73,13 @@ class ShardMeter:
         """What happened since the last call, and what is stored now.
 
         Args:
-            memory_bytes: What the shard's rows take of memory; rows that are read from disk are none of it.
+            memory_bytes: What the shard's rows take of memory; rows that are read from disk are
+                none of it.
             arriving: Chunks that wait for admission.
         """
-        values: MetricMap = {f"replay_op_seconds{{op={name}}}": tally.take() for name, tally in self._times.items()}
+        values: MetricMap = {
+            f"replay_op_seconds{{op={name}}}": tally.take() for name, tally in self._times.items()
+        }
         values |= {
             "policy_lag_updates": self._lags.take(),
             "replay_sampled_steps_total": Sum(self._positions),
@@ -96,7 +102,10 @@ def priority_metrics(done: WriteBack) -> MetricMap:
     if not (done.applied or done.rejected):
         return {}
     name = "replay_priority_updates_total"
-    return {f"{name}{{outcome=applied}}": Sum(done.applied), f"{name}{{outcome=evicted}}": Sum(done.rejected)}
+    return {
+        f"{name}{{outcome=applied}}": Sum(done.applied),
+        f"{name}{{outcome=evicted}}": Sum(done.rejected),
+    }
 
 
 def _size(folder: Path) -> int:

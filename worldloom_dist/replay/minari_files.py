@@ -1,8 +1,10 @@
-"""Episodes as Minari datasets (https://minari.farama.org), the exchange format of offline reinforcement learning.
+"""Episodes as Minari datasets (https://minari.farama.org), the exchange format of offline
+reinforcement learning.
 
-Observations pass through the same mapping as those of a live env. Actions are scaled by finite bounds to [-1, 1] when they come in,
-and never clipped: one that lies outside is refused when it is stored, as from any other file. What goes out says that it is in
-[-1, 1], and appears under its name whole or not at all.
+Observations pass through the same mapping as those of a live env. Actions are scaled by finite
+bounds to [-1, 1] when they come in, and never clipped: one that lies outside is refused when it is
+stored, as from any other file. What goes out says that it is in [-1, 1], and appears under its name
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, EnvFailureError, MissingDependencyError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    EnvFailureError,
+    MissingDependencyError,
+)
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.replay.episode_files import EpisodeFile, check_whole
@@ -40,7 +47,8 @@ def read_minari(name: str) -> EpisodeFile:
     from worldloom.envs.spaces import ActionMapper, ObsMapper
 
     dataset = _load(name)
-    observe, act = ObsMapper(dataset.observation_space), ActionMapper(dataset.action_space)
+    observe = ObsMapper(dataset.observation_space)
+    act = ActionMapper(dataset.action_space)
     made_by = getattr(dataset.env_spec, "id", None)
     env = EnvSpec(
         name=f"gym:{made_by}" if made_by else "none",
@@ -83,13 +91,18 @@ def write_minari(name: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
             )
         )
     with _appearing(minari, name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # advice on authors and links, which a private export has not
+        # advice on authors and links, which a private export has not
+        warnings.simplefilter("ignore", UserWarning)
         minari.create_dataset_from_buffers(
             name,
             buffer=buffers,
-            observation_space=_bare(observations) if len(observations) == 1 else spaces.Dict(observations),
+            observation_space=_bare(observations)
+            if len(observations) == 1
+            else spaces.Dict(observations),
             action_space=_bare(actions) if len(actions) == 1 else spaces.Dict(actions),
-            description=f"rows of {env.name} as worldloom stores them; continuous actions lie in [-1, 1]",
+            description=(
+                f"rows of {env.name} as worldloom stores them; continuous actions lie in [-1, 1]"
+            ),
             data_format=FORMAT,
             jpeg_encoding=False,
         )
@@ -97,7 +110,8 @@ def write_minari(name: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
 
 @contextlib.contextmanager
 def _appearing(minari: Any, name: str) -> Iterator[None]:
-    """While a dataset is made, its root is a hidden folder beside the others; then one rename gives it its place.
+    """While a dataset is made, its root is a hidden folder beside the others; then one rename gives
+    it its place.
 
     Raises:
         ConfigurationError: If it cannot be made under this name; nothing is left of it then.
@@ -107,17 +121,29 @@ def _appearing(minari: Any, name: str) -> Iterator[None]:
     root = Path(get_dataset_path())
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or (root / name).exists():
-        reason = "it exists already" if parts and (root / name).exists() else "that is no name of a dataset"
-        raise ConfigurationError(f"minari:{name} cannot be made ({reason}); choose another name, for example mine-v0")
+        reason = (
+            "it exists already"
+            if parts and (root / name).exists()
+            else "that is no name of a dataset"
+        )
+        raise ConfigurationError(
+            f"minari:{name} cannot be made ({reason}); choose another name, for example mine-v0"
+        )
     before = os.environ.get(ROOT_VARIABLE)
     hidden = Path(tempfile.mkdtemp(prefix=".worldloom-", dir=root))
     os.environ[ROOT_VARIABLE] = str(hidden)
     try:
         yield
-        depth = next(depth for depth in range(1, len(parts) + 1) if not root.joinpath(*parts[:depth]).exists())
+        depth = next(
+            depth
+            for depth in range(1, len(parts) + 1)
+            if not root.joinpath(*parts[:depth]).exists()
+        )
         hidden.joinpath(*parts[:depth]).rename(root.joinpath(*parts[:depth]))
     except (ValueError, TypeError, AssertionError, NotImplementedError, StopIteration) as error:
-        raise ConfigurationError(f"minari:{name} cannot be made ({error}); choose another name, for example mine-v0") from error
+        raise ConfigurationError(
+            f"minari:{name} cannot be made ({error}); choose another name, for example mine-v0"
+        ) from error
     finally:
         if before is None:
             del os.environ[ROOT_VARIABLE]
@@ -137,10 +163,14 @@ def _load(name: str) -> Any:
     try:
         return minari.load_dataset(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(f"minari:{name} cannot be read ({error}); 'minari list local' shows what is there") from error
+        raise CheckpointError(
+            f"minari:{name} cannot be read ({error}); 'minari list local' shows what is there"
+        ) from error
 
 
-def _episodes(name: str, dataset: Any, observe: Any, act: Any, opened: EpisodeFile) -> Iterator[Rows]:
+def _episodes(
+    name: str, dataset: Any, observe: Any, act: Any, opened: EpisodeFile
+) -> Iterator[Rows]:
     infos: set[str] = set()
     unmarked = 0
     try:
@@ -158,7 +188,9 @@ def _episodes(name: str, dataset: Any, observe: Any, act: Any, opened: EpisodeFi
             action = act.inverse(episode.actions, (steps,))
             yield rows_from_gym(obs, action, np.asarray(episode.rewards), terminated, truncated)
     except (OSError, ValueError, KeyError, ImportError, EnvFailureError) as error:
-        raise CheckpointError(f"minari:{name}: damaged in the middle, or of another space than it says ({error})") from error
+        raise CheckpointError(
+            f"minari:{name}: damaged in the middle, or of another space than it says ({error})"
+        ) from error
     if infos:
         opened.notes.append(f"infos that are not used: {', '.join(sorted(map(str, infos)))}")
     if unmarked:

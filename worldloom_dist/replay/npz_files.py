@@ -1,9 +1,12 @@
-"""Episodes as the library's ``.npz``: what ``ReplayBuffer.save`` writes, and a note of the spaces, which other readers ignore.
+"""Episodes as the library's ``.npz``: what ``ReplayBuffer.save`` writes, and a note of the spaces,
+which other readers ignore.
 
-In a file without the note observations are taken as a live env's are (``envs.spaces``: images by shape and dtype, numbers as
-float32) and actions as continuous, or as choices where they are whole numbers. Where the file does not say what an episode's last
-action led to, its last observation is repeated: so that action's reward and its end are kept, as ``ReplayBuffer.load`` keeps them,
-at the price of one observation per episode that nobody made. Who recorded the true one gives ``next_obs`` or ``final_obs``.
+In a file without the note observations are taken as a live env's are (``envs.spaces``: images by
+shape and dtype, numbers as float32) and actions as continuous, or as choices where they are whole
+numbers. Where the file does not say what an episode's last action led to, its last observation is
+repeated: so that action's reward and its end are kept, as ``ReplayBuffer.load`` keeps them, at the
+price of one observation per episode that nobody made. Who recorded the true one gives ``next_obs``
+or ``final_obs``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, EnvFailureError, ShapeMismatchError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    EnvFailureError,
+    ShapeMismatchError,
+)
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ObsMapper
@@ -49,7 +57,9 @@ def read_npz(path: Path) -> EpisodeFile:
     (key,) = observe.specs
     facts.notes.extend(observe.remarks)
     action = _action_spec(facts, path)
-    opened = EpisodeFile(EnvSpec(name="none", obs=observe.specs, action={"action": action}), iter(()), facts.notes)
+    opened = EpisodeFile(
+        EnvSpec(name="none", obs=observe.specs, action={"action": action}), iter(()), facts.notes
+    )
     opened.episodes = _rows(opened, path, episodes, lambda obs: observe(obs, obs.shape[:1])[key])
     return opened
 
@@ -58,15 +68,22 @@ def write_npz(path: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     """Write whole episodes.
 
     Raises:
-        ConfigurationError: If there are several observation or action keys, or an action of several choices.
+        ConfigurationError: If there are several observation or action keys, or an action of several
+            choices.
     """
     obs_key = single_key(env.obs, "observation", path)
     action_key = single_key(env.action, "action", path)
     spec = env.action[action_key]
     if spec.is_discrete and spec.shape:
-        raise ConfigurationError(f"{path}: an .npz cannot hold actions of several choices {spec}; use a name ending in .parquet")
+        raise ConfigurationError(
+            f"{path}: an .npz cannot hold actions of several choices {spec}; use a "
+            "name ending in .parquet"
+        )
     if spec.dtype == "float32" and len(spec.shape) != 1:
-        raise ConfigurationError(f"{path}: an .npz cannot hold actions of shape {spec.shape}; use a name ending in .parquet")
+        raise ConfigurationError(
+            f"{path}: an .npz cannot hold actions of shape {spec.shape}; use a name "
+            "ending in .parquet"
+        )
     width = spec.num_classes[0] if spec.is_discrete else spec.size
     found: list[Rows] = []
     for rows in episodes:
@@ -92,7 +109,13 @@ def _gym_episode(rows: Rows, obs_key: str, action_key: str, spec: ArraySpec) -> 
         action = np.eye(spec.num_classes[0], dtype=np.float32)[action.astype(np.int64)]
     obs = gym["obs"][obs_key]
     ends = {"dones": gym["terminated"] | gym["truncated"], "truncated": gym["truncated"]}
-    return {"obs": obs[:-1], "actions": action, "rewards": gym["reward"], "final_obs": obs[-1], **ends}
+    return {
+        "obs": obs[:-1],
+        "actions": action,
+        "rewards": gym["reward"],
+        "final_obs": obs[-1],
+        **ends,
+    }
 
 
 def _noted_env(path: Path) -> EnvSpec | None:
@@ -121,7 +144,10 @@ def _action_spec(facts: FileFacts, path: Path) -> ArraySpec:
         return ArraySpec((facts.action_dim,))
     if actions.size and actions.min() < 0:
         least = int(actions.min())
-        raise CheckpointError(f"{path}: whole actions count choices from 0, got {least}; renumber them, or give floats")
+        raise CheckpointError(
+            f"{path}: whole actions count choices from 0, got {least}; renumber them, "
+            "or give floats"
+        )
     if is_choice(actions):
         return ArraySpec((), "int32", (facts.action_dim,))
     choices = tuple(int(most) + 1 for most in flat.max(axis=0, initial=0))
@@ -130,11 +156,19 @@ def _action_spec(facts: FileFacts, path: Path) -> ArraySpec:
 
 
 def _rows(
-    opened: EpisodeFile, path: Path, episodes: Iterable[dict[str, Any]], observe: Callable[[np.ndarray], np.ndarray]
+    opened: EpisodeFile,
+    path: Path,
+    episodes: Iterable[dict[str, Any]],
+    observe: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[Rows]:
-    """Rows of every episode; ``observe`` makes an observation of the env of each one in the file."""
+    """Rows of every episode; ``observe`` makes an observation of the env of each one in
+    the file.
+    """
     try:
-        [(obs_key, _)], [(action_key, action_spec)] = opened.env.obs.items(), opened.env.action.items()
+        [(obs_key, _)], [(action_key, action_spec)] = (
+            opened.env.obs.items(),
+            opened.env.action.items(),
+        )
         for episode in episodes:
             final = episode.get("final_obs")
             opened.repeated += final is None
@@ -149,7 +183,9 @@ def _rows(
                 ends,
             )
     except (*DAMAGE, TypeError, IndexError, ShapeMismatchError, EnvFailureError) as error:
-        raise CheckpointError(f"{path}: damaged, or of another space than it says ({error})") from error
+        raise CheckpointError(
+            f"{path}: damaged, or of another space than it says ({error})"
+        ) from error
 
 
 def _choices(action: np.ndarray, spec: ArraySpec) -> np.ndarray:
@@ -171,6 +207,7 @@ def _rewards(reward: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(stored).all():
         step = int(np.flatnonzero(~np.isfinite(stored))[0])
         raise CheckpointError(
-            f"{path}: reward {step} of an episode is {reward[step]!s}; rewards must be finite numbers of float32, so mend the file"
+            f"{path}: reward {step} of an episode is {reward[step]!s}; rewards must "
+            "be finite numbers of float32, so mend the file"
         )
     return stored

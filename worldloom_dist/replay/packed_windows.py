@@ -1,8 +1,10 @@
-"""Windows on their way from a shard with their images still as they are stored: whoever reads them decodes them.
+"""Windows on their way from a shard with their images still as they are stored: whoever reads them
+decodes them.
 
-Frames of Atari travel as a hundredth of their bytes this way, which one machine notices in its memory traffic and several in their
-network. What was not worth compressing travels as the stored rows that are wanted, which saves the shard a copy. Between the two,
-where windows touch whole chunks that are hardly smaller than what they hold, the shard decodes.
+Frames of Atari travel as a hundredth of their bytes this way, which one machine notices in its
+memory traffic and several in their network. What was not worth compressing travels as the stored
+rows that are wanted, which saves the shard a copy. Between the two, where windows touch whole
+chunks that are hardly smaller than what they hold, the shard decodes.
 """
 
 from __future__ import annotations
@@ -42,16 +44,23 @@ class PackedWindows:
     @property
     def should_travel(self) -> bool:
         """True if they should leave the shard as they are."""
-        return not self.pending.is_whole and self.pending.compressed_bytes <= WORTHWHILE * self.pending.decoded_bytes
+        return (
+            not self.pending.is_whole
+            and self.pending.compressed_bytes <= WORTHWHILE * self.pending.decoded_bytes
+        )
 
     def ready(self) -> SampledWindows | PackedWindows | None:
-        """As :meth:`prepared` if that takes no time; None if something has to be read or decoded."""
+        """As :meth:`prepared` if that takes no time; None if something has to be read or
+        decoded.
+        """
         if self.pending.is_whole:
             return self.unpack()
         return self.fetched() if self.pending.is_in_memory and self.should_travel else None
 
     def prepared(self) -> SampledWindows | PackedWindows:
-        """What another process should be sent: what is cheaper to send as it is stored is left to the reader to decode."""
+        """What another process should be sent: what is cheaper to send as it is stored is left to
+        the reader to decode.
+        """
         drawn = self.fetched()
         return drawn if drawn.should_travel else drawn.unpack()
 
@@ -61,25 +70,41 @@ class PackedWindows:
 
     def part(self, first: int, last: int) -> PackedWindows:
         """The windows from ``first`` up to ``last``, without a copy."""
-        return PackedWindows(self.pending.part(first, last), self.shard if isinstance(self.shard, int) else self.shard[first:last])
+        return PackedWindows(
+            self.pending.part(first, last),
+            self.shard if isinstance(self.shard, int) else self.shard[first:last],
+        )
 
     def unpack(self) -> SampledWindows:
         """Decode."""
         windows = self.pending.finish()
-        return SampledWindows(windows.columns, windows.row_ids, self._shards(), windows.versions, windows.inserted_s)
+        return SampledWindows(
+            windows.columns, windows.row_ids, self._shards(), windows.versions, windows.inserted_s
+        )
 
     @classmethod
     def glue(cls, parts: Sequence[PackedWindows]) -> PackedWindows:
         """The windows of several shards, in the given order."""
-        return cls(PendingWindows.glue([part.pending for part in parts]), np.concatenate([part._shards() for part in parts]))
+        return cls(
+            PendingWindows.glue([part.pending for part in parts]),
+            np.concatenate([part._shards() for part in parts]),
+        )
 
     def _shards(self) -> npt.NDArray[np.int64]:
-        return np.full(self.pending.num_windows, self.shard) if isinstance(self.shard, int) else self.shard
+        return (
+            np.full(self.pending.num_windows, self.shard)
+            if isinstance(self.shard, int)
+            else self.shard
+        )
 
 
 def unpack_all(parts: Sequence[SampledWindows | PackedWindows]) -> SampledWindows:
-    """Whole windows of several shards, in the given order; images are decoded to where they belong, unless some came decoded."""
+    """Whole windows of several shards, in the given order; images are decoded to where they belong,
+    unless some came decoded.
+    """
     packed = [part for part in parts if isinstance(part, PackedWindows)]
     if len(packed) == len(parts):
         return PackedWindows.glue(packed).unpack()
-    return SampledWindows.concatenate([part.unpack() if isinstance(part, PackedWindows) else part for part in parts])
+    return SampledWindows.concatenate(
+        [part.unpack() if isinstance(part, PackedWindows) else part for part in parts]
+    )

@@ -1,4 +1,5 @@
-"""Episodes as Parquet: one line per row with every column as stored, the number of its episode, and the spaces in the metadata.
+"""Episodes as Parquet: one line per row with every column as stored, the number of its episode, and
+the spaces in the metadata.
 
 Images and vectors are lists of fixed size, so that any reader of Parquet finds plain numbers.
 """
@@ -41,7 +42,8 @@ def read_parquet(path: Path) -> EpisodeFile:
     note = (file.schema_arrow.metadata or {}).get(NOTE)
     if note is None:
         raise CheckpointError(
-            f"{path}: has no note of its spaces, so it was not written by this program; it has {file.schema_arrow.names}"
+            f"{path}: has no note of its spaces, so it was not written by this "
+            f"program; it has {file.schema_arrow.names}"
         )
     try:
         env = EnvSpec.from_dict(json.loads(note))
@@ -52,7 +54,11 @@ def read_parquet(path: Path) -> EpisodeFile:
     if lost := sorted(needed - present):
         raise CheckpointError(f"{path}: lacks the columns {lost}; it has {sorted(present)}")
     unused = sorted(present - needed)
-    return EpisodeFile(env, _episodes(path, file, env), [f"columns that are not used: {', '.join(unused)}"] if unused else [])
+    return EpisodeFile(
+        env,
+        _episodes(path, file, env),
+        [f"columns that are not used: {', '.join(unused)}"] if unused else [],
+    )
 
 
 def write_parquet(path: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
@@ -63,25 +69,37 @@ def write_parquet(path: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     """
     arrow, parquet = _pyarrow()
     columns = env.columns()
-    fields = [arrow.field(EPISODE, arrow.int64()), *(arrow.field(name, _type(spec)) for name, spec in columns.items())]
+    fields = [
+        arrow.field(EPISODE, arrow.int64()),
+        *(arrow.field(name, _type(spec)) for name, spec in columns.items()),
+    ]
     schema = arrow.schema(fields, metadata={NOTE: json.dumps(env.to_dict()).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        replacing(path) as temporary,
+        parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         for number, rows in enumerate(episodes):
             check_whole(rows, str(path))
             count = len(rows["is_first"])
-            arrays = [arrow.array(np.full(count, number)), *(_array(rows[name], spec) for name, spec in columns.items())]
+            arrays = [
+                arrow.array(np.full(count, number)),
+                *(_array(rows[name], spec) for name, spec in columns.items()),
+            ]
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
 
 
 def _episodes(path: Path, file: Any, env: EnvSpec) -> Iterator[Rows]:
     arrow, _ = _pyarrow()
-    columns, number = env.columns(), None
+    columns = env.columns()
+    number = None
     open_parts: list[Rows] = []
     try:
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             numbers = batch.column(EPISODE).to_numpy()
-            rows = {name: _numpy(path, name, batch.column(name), spec) for name, spec in columns.items()}
+            rows = {
+                name: _numpy(path, name, batch.column(name), spec) for name, spec in columns.items()
+            }
             cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
             for start, stop in itertools.pairwise(cuts):
                 if open_parts and numbers[start] != number:
@@ -101,7 +119,9 @@ def _join(path: Path, parts: list[Rows]) -> Rows:
     try:
         check_whole(rows, str(path))
     except ShapeMismatchError as error:
-        raise CheckpointError(f"{error}; number episodes anew in column {EPISODE!r} wherever one begins") from error
+        raise CheckpointError(
+            f"{error}; number episodes anew in column {EPISODE!r} wherever one begins"
+        ) from error
     return rows
 
 
@@ -118,10 +138,15 @@ def _array(value: np.ndarray, spec: ArraySpec) -> Any:
 
 
 def _numpy(path: Path, name: str, column: Any, spec: ArraySpec) -> np.ndarray:
-    """A column as the file has it; :func:`~worldloom_dist.replay.episode_files.fit_rows` makes it fit."""
+    """A column as the file has it; :func:`~worldloom_dist.replay.episode_files.fit_rows` makes it
+    fit.
+    """
     flat = column.flatten() if spec.shape else column
     if column.null_count or flat.null_count or len(flat) != len(column) * spec.size:
-        raise CheckpointError(f"{path}: column {name!r} has empty entries, or not {spec.size} numbers in each row; mend the file")
+        raise CheckpointError(
+            f"{path}: column {name!r} has empty entries, or not {spec.size} numbers "
+            "in each row; mend the file"
+        )
     values: np.ndarray = flat.to_numpy(zero_copy_only=False)
     return values.reshape(len(column), *spec.shape)
 

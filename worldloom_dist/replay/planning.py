@@ -1,4 +1,6 @@
-"""What a run's settings mean for its replay: the files to load, memory, and which windows are drawn. Starts and writes nothing."""
+"""What a run's settings mean for its replay: the files to load, memory, and which windows are
+drawn. Starts and writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,26 @@ from worldloom_dist.replay.budget import ReplayBudget, plan_budget
 from worldloom_dist.replay.episode_files import MINARI, open_episodes
 from worldloom_dist.replay.imports import check_file, is_gone, split_sources
 
-__all__ = ["absolute_files", "check_files", "files_to_store", "recorded_env", "replay_budget", "settle_windows"]
+__all__ = [
+    "absolute_files",
+    "check_files",
+    "files_to_store",
+    "recorded_env",
+    "replay_budget",
+    "settle_windows",
+]
 
 logger = logging.getLogger(__name__)
 
 
 def absolute_files(config: RunConfig) -> RunConfig:
-    """The config with whole paths in ``replay.load``: shards and resumed runs may begin in another folder."""
-    sources = [name if name.startswith(MINARI) else str(Path(name).absolute()) for name in split_sources(config.replay.load)]
+    """The config with whole paths in ``replay.load``: shards and resumed runs may begin in another
+    folder.
+    """
+    sources = [
+        name if name.startswith(MINARI) else str(Path(name).absolute())
+        for name in split_sources(config.replay.load)
+    ]
     load = ",".join(sources) or None
     return dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=load))
 
@@ -40,7 +54,9 @@ def recorded_env(config: RunConfig) -> EnvSpec:
         raise ConfigurationError(f"replay.load: {error}") from error
 
 
-def check_files(config: RunConfig, columns: Mapping[str, ArraySpec], stored: Collection[str] = ()) -> None:
+def check_files(
+    config: RunConfig, columns: Mapping[str, ArraySpec], stored: Collection[str] = ()
+) -> None:
     """Look at every file to load before anything is started.
 
     Args:
@@ -60,8 +76,11 @@ def check_files(config: RunConfig, columns: Mapping[str, ArraySpec], stored: Col
             raise ConfigurationError(f"replay.load: {error}") from error
 
 
-def files_to_store(sources: Iterable[str], stored: Collection[str], columns: Mapping[str, ArraySpec]) -> list[str]:
-    """Those of a run's files that can be read; one that was stored before is read again where it is still there.
+def files_to_store(
+    sources: Iterable[str], stored: Collection[str], columns: Mapping[str, ArraySpec]
+) -> list[str]:
+    """Those of a run's files that can be read; one that was stored before is read again where it is
+    still there.
 
     Args:
         sources: All files of the run.
@@ -81,25 +100,32 @@ def files_to_store(sources: Iterable[str], stored: Collection[str], columns: Map
     return files
 
 
-def replay_budget(config: RunConfig, columns: Mapping[str, ArraySpec], memory_bytes: int) -> ReplayBudget:
-    """What replay takes; a cluster's machines are not known here, so there only ``replay.ram_gb`` limits it."""
+def replay_budget(
+    config: RunConfig, columns: Mapping[str, ArraySpec], memory_bytes: int
+) -> ReplayBudget:
+    """What replay takes; a cluster's machines are not known here, so there only ``replay.ram_gb``
+    limits it.
+    """
     default = memory_bytes // 2 if config.address is None else None
     limit = default if config.replay.ram_gb is None else int(config.replay.ram_gb * 1e9)
     has_journal = config.replay.durability != "none"
-    return plan_budget(columns, rows=config.replay.capacity_steps, ram_limit_bytes=limit, has_journal=has_journal)
+    return plan_budget(
+        columns, rows=config.replay.capacity_steps, ram_limit_bytes=limit, has_journal=has_journal
+    )
 
 
 def settle_windows(config: RunConfig, spec: AgentSpec) -> AgentSpec:
     """The agent's spec with the windows that were asked for.
 
     Raises:
-        ConfigurationError: If the selector needs priorities that the agent does not give (it would silently be uniform), or the
-            stride passes over rows.
+        ConfigurationError: If the selector needs priorities that the agent does not give (it would
+            silently be uniform), or the stride passes over rows.
     """
     selector = parse_selector(config.replay.selector)
     if selector.uses_priorities and not spec.gives_priorities:
         raise ConfigurationError(
-            f"replay.selector: {config.replay.selector!r} needs priorities, and agent {spec.name} gives none; "
+            f"replay.selector: {config.replay.selector!r} needs priorities, and agent "
+            f"{spec.name} gives none; "
             "use uniform, recency or online"
         )
     online = spec.sampling.online if selector.online is None else selector.online

@@ -1,4 +1,6 @@
-"""What a shard writes into its journal, byte by byte (chunks as fixed fields and payload, the rest as JSON), and finds again."""
+"""What a shard writes into its journal, byte by byte (chunks as fixed fields and payload, the rest
+as JSON), and finds again.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,12 @@ __all__ = [
 
 FORMAT = 1
 
-CHUNK, DUPLICATE, LOST = 2, 3, 4
-"""Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and a head's content after a loss."""
+CHUNK = 2
+DUPLICATE = 3
+LOST = 4
+"""Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and a
+head's content after a loss.
+"""
 
 FIELDS = struct.Struct("<10qd")
 COUNT = struct.Struct("<q")
@@ -37,7 +43,8 @@ class RecoveryReport:
 
     Attributes:
         chunks, rows: Intact chunks read, and the rows stored now.
-        torn_bytes: Bytes of a record that was being written at the time of death; it was never acknowledged (unless damaged later).
+        torn_bytes: Bytes of a record that was being written at the time of death; it was never
+            acknowledged (unless damaged later).
         corrupt_bytes: Bytes that were altered on the disk.
         lost_rows: Acknowledged rows that are known to be lost, over the whole run.
         seconds: How long it took.
@@ -55,9 +62,14 @@ class RecoveryReport:
         """What was found, in a sentence; empty when the disk was."""
         if not (self.chunks or self.torn_bytes or self.corrupt_bytes or self.lost_rows):
             return ""
-        parts = [f"{self.rows:,} rows in {self.chunks:,} chunks are back from the journal after {self.seconds:.1f} s"]
+        parts = [
+            f"{self.rows:,} rows in {self.chunks:,} chunks are back from the journal "
+            f"after {self.seconds:.1f} s"
+        ]
         if self.torn_bytes:
-            parts.append(f"{self.torn_bytes:,} bytes of a record that was never acknowledged were left out")
+            parts.append(
+                f"{self.torn_bytes:,} bytes of a record that was never acknowledged were left out"
+            )
         if self.corrupt_bytes:
             parts.append(f"{self.corrupt_bytes:,} bytes were altered on the disk and left out")
         if self.lost_rows:
@@ -83,7 +95,9 @@ class ShardCounters:
 
 
 class StoredChunk(NamedTuple):
-    """A chunk and where it stands: the rows and agent steps inserted before it, and the wall time of its insertion."""
+    """A chunk and where it stands: the rows and agent steps inserted before it, and the wall time
+    of its insertion.
+    """
 
     chunk: Chunk
     first_row: int
@@ -94,19 +108,36 @@ class StoredChunk(NamedTuple):
         """The record's parts; the payload is not copied."""
         c = self.chunk
         place = (self.first_row, self.steps_before, self.inserted_s)
-        return [FIELDS.pack(*c.stream, c.seq, *c.version, c.num_rows, c.num_agent_steps, *place), c.payload]
+        return [
+            FIELDS.pack(*c.stream, c.seq, *c.version, c.num_rows, c.num_agent_steps, *place),
+            c.payload,
+        ]
 
     @classmethod
     def unpack(cls, record: bytes) -> StoredChunk:
         """Inverse of :meth:`pack`."""
         fields = FIELDS.unpack_from(record)
         version = PolicyVersion(*fields[4:6])
-        return cls(Chunk(StreamId(*fields[:3]), fields[3], version, fields[6], fields[7], record[FIELDS.size :]), *fields[8:])
+        return cls(
+            Chunk(
+                StreamId(*fields[:3]),
+                fields[3],
+                version,
+                fields[6],
+                fields[7],
+                record[FIELDS.size :],
+            ),
+            *fields[8:],
+        )
 
 
 def shard_identity(index: int | None, columns: Mapping[str, ArraySpec]) -> dict[str, Any]:
     """What ``shard.json`` says: whose rows lie beside it, and of which layout."""
-    return {"format": FORMAT, "index": index, "columns": {name: spec.to_dict() for name, spec in sorted(columns.items())}}
+    return {
+        "format": FORMAT,
+        "index": index,
+        "columns": {name: spec.to_dict() for name, spec in sorted(columns.items())},
+    }
 
 
 def pack_count(count: int) -> list[bytes]:

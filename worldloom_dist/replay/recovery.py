@@ -1,7 +1,9 @@
-"""From the records of a journal back to the rows and books of a shard, whatever the disk has lost or altered meanwhile.
+"""From the records of a journal back to the rows and books of a shard, whatever the disk has lost
+or altered meanwhile.
 
-Segments are deleted from the oldest on, when all their rows were evicted. So reading begins at some head, which says what was
-before it; the newest head (or record of a loss) says which of those rows were still stored, so which are missing on the disk.
+Segments are deleted from the oldest on, when all their rows were evicted. So reading begins at some
+head, which says what was before it; the newest head (or record of a loss) says which of those rows
+were still stored, so which are missing on the disk.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ from typing import Any
 from worldloom.core.sequence import StreamId
 from worldloom.data.stream_tails import StreamPosition
 from worldloom_dist.replay.journal import Record
-from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, ShardCounters, StoredChunk, unpack_count
+from worldloom_dist.replay.records import (
+    CHUNK,
+    DUPLICATE,
+    LOST,
+    ShardCounters,
+    StoredChunk,
+    unpack_count,
+)
 from worldloom_dist.replay.shard_rows import ShardRows
 
 __all__ = ["Recovery", "missing_before"]
@@ -28,20 +37,25 @@ class Recovery:
 
     Attributes:
         chunks: Taken so far.
-        is_news: True if the next restart needs a record of the loss (``LOST``) to come to the same books.
+        is_news: True if the next restart needs a record of the loss (``LOST``) to come to the same
+            books.
     """
 
     def __init__(self, rows: ShardRows, oldest_segment: int) -> None:
-        self._rows, self._oldest = rows, oldest_segment
+        self._rows = rows
+        self._oldest = oldest_segment
         self._newest: Mapping[str, Any] = {}  # what the last head or record of a loss said
         self._newest_segment = oldest_segment  # where it stands
-        self._is_blind = False  # the head of the oldest segment was damaged, and no other has come yet
-        self.chunks, self.is_news = 0, False
+        # the head of the oldest segment was damaged, and no other has come yet
+        self._is_blind = False
+        self.chunks = 0
+        self.is_news = False
 
     def take(self, record: Record) -> None:
         """The next record."""
         rows = self._rows
-        if record.segment not in rows.segment_rows and record.kind != DUPLICATE:  # which does not say where it stands
+        # which does not say where it stands
+        if record.segment not in rows.segment_rows and record.kind != DUPLICATE:
             self._enter_segment(record)
         if record.kind == LOST:
             self._take_loss(record)
@@ -54,9 +68,10 @@ class Recovery:
         """All records were taken.
 
         Args:
-            current: The segment that is open for writing. It and the first one may have no intact record, and count all the same
-                when segments are deleted.
-            is_rollback: The journal was cut at a mark, so its newest head is older than the deletion of its oldest segments.
+            current: The segment that is open for writing. It and the first one may have no intact
+                record, and count all the same when segments are deleted.
+            is_rollback: The journal was cut at a mark, so its newest head is older than the
+                deletion of its oldest segments.
         """
         rows = self._rows
         if self._oldest == 0:
@@ -72,32 +87,46 @@ class Recovery:
         self.is_news = self.is_news or missing > 0
 
     def _take_chunk(self, record: Record) -> None:
-        stored, rows = StoredChunk.unpack(record.payload), self._rows
+        stored = StoredChunk.unpack(record.payload)
+        rows = self._rows
         if stored.first_row > rows.buffer.next_row:
             self._lose(stored.first_row, stored.steps_before)
-        stream, seq = stored.chunk.stream, stored.chunk.seq
+        stream = stored.chunk.stream
+        seq = stored.chunk.seq
         if self._is_blind and seq and not rows.buffer.next_seq(stream):
-            rows.buffer.know_streams({stream: StreamPosition(seq, 0)})  # what came before was stored, as far as anybody can tell
-        rows.store(stored.chunk, rows.split(stored.chunk), stored.inserted_s, (record.segment, record.offset, len(record.payload)))
+            # what came before was stored, as far as anybody can tell
+            rows.buffer.know_streams({stream: StreamPosition(seq, 0)})
+        rows.store(
+            stored.chunk,
+            rows.split(stored.chunk),
+            stored.inserted_s,
+            (record.segment, record.offset, len(record.payload)),
+        )
         self.chunks += 1
 
     def _take_loss(self, record: Record) -> None:
-        books, rows = json.loads(record.payload), self._rows
+        books = json.loads(record.payload)
+        rows = self._rows
         rows.skip_to(books["next_row"], books["agent_steps"])
         self._compare(books, record.segment)
-        rows.counters.lost, self.is_news = books["lost"], False
+        rows.counters.lost = books["lost"]
+        self.is_news = False
         rows.counters.evicted = rows.buffer.next_row - len(rows.buffer) - books["lost"]
 
     def _enter_segment(self, record: Record) -> None:
-        """Start from, or compare with, the head of a segment; if the head is damaged, its first intact record has to do."""
+        """Start from, or compare with, the head of a segment; if the head is damaged, its first
+        intact record has to do.
+        """
         rows = self._rows
         head: dict[str, Any] = {}
         if record.kind == CHUNK:
             stored = StoredChunk.unpack(record.payload)
-            next_row, steps = stored.first_row, stored.steps_before
+            next_row = stored.first_row
+            steps = stored.steps_before
         else:
             head = json.loads(record.payload)
-            next_row, steps = head["next_row"], head["agent_steps"]
+            next_row = head["next_row"]
+            steps = head["agent_steps"]
         if not rows.segment_rows and self._oldest > 0:
             self._start_at(head, next_row, steps)
         elif next_row > rows.buffer.next_row:
@@ -108,14 +137,23 @@ class Recovery:
 
     def _start_at(self, head: Mapping[str, Any], next_row: int, steps: int) -> None:
         """Begin in an empty buffer; everything before was evicted or lost."""
-        rows, lost = self._rows, head.get("lost", 0)
-        rows.buffer.restore(_positions(head.get("streams", ())), next_row=next_row, online_queued=head.get("online_queued", 0))
+        rows = self._rows
+        lost = head.get("lost", 0)
+        rows.buffer.restore(
+            _positions(head.get("streams", ())),
+            next_row=next_row,
+            online_queued=head.get("online_queued", 0),
+        )
         rows.gaps.load(head.get("gaps", ()))
-        rows.counters = ShardCounters(steps, lost, head.get("duplicate", rows.counters.duplicate), evicted=next_row - lost)
+        rows.counters = ShardCounters(
+            steps, lost, head.get("duplicate", rows.counters.duplicate), evicted=next_row - lost
+        )
         self._is_blind = not head
 
     def _compare(self, state: Mapping[str, Any], segment: int) -> None:
-        """Learn from a head, or a record of a loss, what a damaged record before it would have said."""
+        """Learn from a head, or a record of a loss, what a damaged record before it would have
+        said.
+        """
         rows = self._rows
         rows.counters.duplicate = max(rows.counters.duplicate, state["duplicate"])
         if self._is_blind:
@@ -124,24 +162,32 @@ class Recovery:
             rows.buffer.know_streams(_positions(state["streams"]))
             rows.gaps.load(state["gaps"])
             self._is_blind = False
-        self._newest, self._newest_segment = state, segment
+        self._newest = state
+        self._newest_segment = segment
 
     def _lose(self, next_row: int, steps: int) -> None:
-        """Count the rows up to ``next_row``, which the journal should hold and does not, as lost."""
+        """Count the rows up to ``next_row``, which the journal should hold and does not,
+        as lost.
+        """
         self._rows.counters.lost += next_row - self._rows.buffer.next_row
         self.is_news = True
         self._rows.skip_to(next_row, steps)
 
 
 def missing_before(first_found: int, newest: Mapping[str, Any]) -> int:
-    """Rows before the oldest one on disk that were stored when the newest head was written, and had not been lost before.
+    """Rows before the oldest one on disk that were stored when the newest head was written, and had
+    not been lost before.
 
     Args:
         first_found: Id of the oldest row on disk.
-        newest: Content of the newest head, or of a later record of a loss; heads of version 0.1 do not tell.
+        newest: Content of the newest head, or of a later record of a loss; heads of version 0.1 do
+            not tell.
     """
     first_row = int(newest.get("first_row", first_found))
-    lost: int = sum(max(0, min(stop, first_found) - max(start, first_row)) for start, stop in newest.get("holes", ()))
+    lost: int = sum(
+        max(0, min(stop, first_found) - max(start, first_row))
+        for start, stop in newest.get("holes", ())
+    )
     return max(0, first_found - first_row - lost)
 
 

@@ -1,15 +1,18 @@
-"""One shard of the replay: a sequence buffer whose acknowledged rows survive the process that holds them.
+"""One shard of the replay: a sequence buffer whose acknowledged rows survive the process that holds
+them.
 
-    writer --append--> [dedup] -> [journal] -> [buffer] --True/False--> writer        (True or False: both are acknowledgements)
-    reader --sample--> [buffer, under the lock] -> [decode, without it, here or at the reader] --> reader
+    writer --append--> [dedup] -> [journal] -> [buffer] --True/False--> writer (both acknowledge)
+    reader --sample--> [buffer, under the lock] -> [decode, here or at the reader] --> reader
 
-Restart is construction on the same directory: the journal is read, the rows, books and the table of seen chunks are as they were.
+Restart is construction on the same directory: the journal is read, the rows, books and the table of
+seen chunks are as they were.
 
-Durability: ``none`` keeps rows in this process only. ``journal`` (the default of a run) survives the death of the process in any
-way, but not of the machine. ``fsync`` survives a power loss too. Where something is lost all the same, books say how much.
+Durability: ``none`` keeps rows in this process only. ``journal`` (the default of a run) survives
+the death of the process in any way, but not of the machine. ``fsync`` survives a power loss too.
+Where something is lost all the same, books say how much.
 
-A mark is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest marks need are kept, so that
-``rollback`` can drop everything after one of them.
+A mark is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest
+marks need are kept, so that ``rollback`` can drop everything after one of them.
 """
 
 from __future__ import annotations
@@ -36,7 +39,14 @@ from worldloom_dist.replay.cold_chunks import ColdChunks
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
 from worldloom_dist.replay.packed_windows import PackedWindows
-from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, RecoveryReport, pack_count, shard_identity
+from worldloom_dist.replay.records import (
+    CHUNK,
+    DUPLICATE,
+    LOST,
+    RecoveryReport,
+    pack_count,
+    shard_identity,
+)
 from worldloom_dist.replay.recovery import Recovery
 from worldloom_dist.replay.shard_rows import ShardRows
 
@@ -61,7 +71,8 @@ class ReplayShard:
         segment_bytes: Size of a journal segment, the unit in which disk space is freed.
         packed: Columns kept compressed in memory, by default the images.
         kept_marks: How many of the newest marks can be rolled back to.
-        ram_bytes: If given, compressed columns beyond this size are read back from the journal when they are sampled.
+        ram_bytes: If given, compressed columns beyond this size are read back from the journal when
+            they are sampled.
         make_selector: Makes the selector for so many slots.
         is_mapped: Keep large plain columns (latents) in a memory-mapped file instead of in memory.
 
@@ -88,10 +99,16 @@ class ReplayShard:
         is_mapped: bool = False,
         make_selector: Callable[[int], Selector] = Uniform,
     ) -> None:
-        self.index, self.columns, self.sampling, self.capacity_steps = index, dict(columns), sampling, capacity_steps
-        self.durability, self.is_mapped = durability, is_mapped
+        self.index = index
+        self.columns = dict(columns)
+        self.sampling = sampling
+        self.capacity_steps = capacity_steps
+        self.durability = durability
+        self.is_mapped = is_mapped
         self._mutable = _extras(columns)
-        images = [name for name, spec in columns.items() if spec.is_image and name not in self._mutable]
+        images = [
+            name for name, spec in columns.items() if spec.is_image and name not in self._mutable
+        ]
         self._cold_columns = images if packed is None else list(packed)
         self._cold_directory = directory if ram_bytes is not None and durability != "none" else None
         self._make_buffer = partial(
@@ -106,7 +123,8 @@ class ReplayShard:
             mapped_in=directory if is_mapped else None,
         )
         self._make_selector = make_selector
-        self._lock, self._mark_lock = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
+        self._mark_lock = threading.Lock()
         self._pinned: list[int] = []
         self._has_new_weights = False
         self._rows = self._empty_rows()
@@ -115,7 +133,10 @@ class ReplayShard:
         if durability == "none":
             return
         if directory is None:
-            raise ConfigurationError(f"replay shard {index}: durability {durability!r} needs a directory; name one or say none")
+            raise ConfigurationError(
+                f"replay shard {index}: durability {durability!r} needs a directory; "
+                "name one or say none"
+            )
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
             self._files = MarkFiles(directory, kept_marks, fsync=durability == "fsync")
@@ -135,12 +156,15 @@ class ReplayShard:
         Raises:
             CheckpointError: If the payload is damaged.
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
-            StateError: If the journal cannot be written. Nothing has changed then, and the chunk may be sent again; except after a
-                failed fsync, when nothing is acknowledged until the shard is opened anew (see :attr:`failure`).
+            StateError: If the journal cannot be written. Nothing has changed then, and the chunk
+                may be sent again; except after a failed fsync, when nothing is acknowledged until
+                the shard is opened anew (see :attr:`failure`).
         """
         rows = self._rows.split(chunk)
         with self._lock:
-            is_new, inserted_s, place = self._rows.is_new(chunk), time.time(), None
+            is_new = self._rows.is_new(chunk)
+            inserted_s = time.time()
+            place = None
             if self._journal is not None:
                 place = self._write(self._journal, chunk, inserted_s, is_new=is_new)
             if is_new:
@@ -160,22 +184,33 @@ class ReplayShard:
         return self.draw([request]).unpack()
 
     def draw(self, requests: Sequence[SampleRequest]) -> PackedWindows:
-        """The windows of all requests, one after the other, as :meth:`sample` draws them, with the decoding left to do.
+        """The windows of all requests, one after the other, as :meth:`sample` draws them, with the
+        decoding left to do.
 
         Raises:
             BufferError: If no window is complete.
         """
-        draws = [(request.windows, np.random.default_rng(list(request.seed))) for request in requests]
+        draws = [
+            (request.windows, np.random.default_rng(list(request.seed))) for request in requests
+        ]
         with self._lock:
             return PackedWindows(self._rows.buffer.draw(draws), self.index)
 
-    def write_back(self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]) -> WriteBack:
-        """Overwrite extras of rows ``[n, T]`` with columns ``[n, T, ...]``; rows that were evicted meanwhile are rejected."""
+    def write_back(
+        self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]
+    ) -> WriteBack:
+        """Overwrite extras of rows ``[n, T]`` with columns ``[n, T, ...]``; rows that were evicted
+        meanwhile are rejected.
+        """
         with self._lock:
             return WriteBack(*self._rows.buffer.write_back(row_ids, refreshed))
 
-    def update_priorities(self, start_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> WriteBack:
-        """Give windows, named by their first rows, new priorities; those that were evicted meanwhile are rejected."""
+    def update_priorities(
+        self, start_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
+    ) -> WriteBack:
+        """Give windows, named by their first rows, new priorities; those that were evicted
+        meanwhile are rejected.
+        """
         with self._lock:
             self._has_new_weights = True
             return WriteBack(*self._rows.buffer.update_priorities(start_ids, priorities))
@@ -193,7 +228,8 @@ class ReplayShard:
             with self._lock:
                 if self._journal is None or not self._has_new_weights:
                     return False
-                copied, self._has_new_weights = self._rows.buffer.export_weights(), False
+                copied = self._rows.buffer.export_weights()
+                self._has_new_weights = False
             if len(copied[1]):
                 self._files.save_weights(*copied)
             return bool(len(copied[1]))
@@ -201,16 +237,22 @@ class ReplayShard:
     @property
     def plain_row_bytes(self) -> int:
         """What a draw copies of every row; packed columns are left as they are stored."""
-        return sum(spec.nbytes for name, spec in self.columns.items() if name not in self._cold_columns)
+        return sum(
+            spec.nbytes for name, spec in self.columns.items() if name not in self._cold_columns
+        )
 
     @property
     def is_busy(self) -> bool:
-        """True while somebody is inside, who may take a while: a mark that copies, a journal whose disk is slow."""
+        """True while somebody is inside, who may take a while: a mark that copies, a journal whose
+        disk is slow.
+        """
         return self._lock.locked()
 
     @property
     def failure(self) -> str:
-        """Why it must be opened anew before it takes another chunk, in a sentence; empty while it takes them."""
+        """Why it must be opened anew before it takes another chunk, in a sentence; empty while it
+        takes them.
+        """
         return "" if self._journal is None else self._journal.failure
 
     def books(self) -> RowBooks:
@@ -219,7 +261,9 @@ class ReplayShard:
             return self._rows.books()
 
     def memory_bytes(self) -> int:
-        """What stored rows take of memory; the rest of ``books().payload_bytes`` is read from disk."""
+        """What stored rows take of memory; the rest of ``books().payload_bytes`` is read
+        from disk.
+        """
         return self._rows.buffer.nbytes - self._rows.buffer.cold_bytes
 
     def live_windows(self) -> int:
@@ -232,7 +276,8 @@ class ReplayShard:
             return self._rows.buffer.next_seq(stream)
 
     def declare_lost(self, acknowledged: RowBooks) -> int:
-        """Admit the loss of rows that the rest of the system saw acknowledged by this shard, and that its disk does not have.
+        """Admit the loss of rows that the rest of the system saw acknowledged by this shard, and
+        that its disk does not have.
 
         Args:
             acknowledged: The last books that anybody got from this shard.
@@ -250,20 +295,25 @@ class ReplayShard:
         return newly
 
     def mark(self) -> ShardMark:
-        """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with :meth:`rollback`.
+        """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with
+        :meth:`rollback`.
 
-        Inserts wait only while mutable columns and priorities, if there are any, are copied in memory; writing them blocks nobody.
+        Inserts wait only while mutable columns and priorities, if there are any, are copied in
+        memory; writing them blocks nobody.
         """
         with self._mark_lock:
             with self._lock:
-                next_row, served = self._rows.buffer.next_row, self._rows.buffer.online_served
+                next_row = self._rows.buffer.next_row
+                served = self._rows.buffer.online_served
                 if self._journal is None:
                     return ShardMark(-1, 0, -1, next_row, served)
                 if self._journal.needs_rotation:
                     self._rotate(self._journal)
-                place, oldest = self._journal.position, self._rows.oldest_needed()
+                place = self._journal.position
+                oldest = self._rows.oldest_needed()
                 self._pinned = [oldest]
-                copied, learnt = self._rows.buffer.export_mutable(), self._rows.buffer.export_weights()
+                copied = self._rows.buffer.export_mutable()
+                learnt = self._rows.buffer.export_weights()
             mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
             weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
             mark = ShardMark(*place, oldest, next_row, served, mutable_file, weights_file)
@@ -284,13 +334,15 @@ class ReplayShard:
                 held = self._rows.buffer.next_row
                 if held != mark.next_row:
                     raise CheckpointError(
-                        f"replay shard {self.index} holds {held} rows instead of the {mark.next_row} of the mark: "
+                        f"replay shard {self.index} holds {held} rows instead of the "
+                        f"{mark.next_row} of the mark: "
                         "with durability none nothing can be rolled back; use journal"
                     )
                 return
             if min(self._journal.segments, default=mark.oldest_segment + 1) > mark.oldest_segment:
                 raise CheckpointError(
-                    f"replay shard {self.index}: what {mark} needs of the journal is gone; only the newest marks are kept"
+                    f"replay shard {self.index}: what {mark} needs of the journal is "
+                    "gone; only the newest marks are kept"
                 )
             self._journal.truncate(JournalPosition(mark.segment, mark.offset))
             self._rows = self._empty_rows()
@@ -300,10 +352,14 @@ class ReplayShard:
                 self._restore_weights(mark.weights_file)
             if self._rows.buffer.next_row != mark.next_row:
                 raise CheckpointError(
-                    f"replay shard {self.index}: {self._rows.buffer.next_row} rows found instead of {mark.next_row}"
+                    f"replay shard {self.index}: {self._rows.buffer.next_row} rows "
+                    f"found instead of {mark.next_row}"
                 )
-            self._files.set_marks([kept for kept in self._files.marks if kept.next_row < mark.next_row] + [mark])
-            self._files.drop_weights(keep=mark.weights_file)  # newer ones name rows that are forgotten
+            self._files.set_marks(
+                [kept for kept in self._files.marks if kept.next_row < mark.next_row] + [mark]
+            )
+            # newer ones name rows that are forgotten
+            self._files.drop_weights(keep=mark.weights_file)
 
     def close(self) -> None:
         """Let go of the directory; rows stay in memory."""
@@ -311,13 +367,17 @@ class ReplayShard:
             if self._journal is not None:
                 self._journal.close()
 
-    def _write(self, journal: Journal, chunk: Chunk, inserted_s: float, *, is_new: bool) -> tuple[int, int, int]:
+    def _write(
+        self, journal: Journal, chunk: Chunk, inserted_s: float, *, is_new: bool
+    ) -> tuple[int, int, int]:
         """Journal a chunk, or that it came again; returns where."""
         if is_new:
             return self._append_record(journal, CHUNK, self._rows.to_record(chunk, inserted_s))
         return self._append_record(journal, DUPLICATE, pack_count(chunk.num_rows))
 
-    def _append_record(self, journal: Journal, kind: int, parts: Sequence[bytes | memoryview]) -> tuple[int, int, int]:
+    def _append_record(
+        self, journal: Journal, kind: int, parts: Sequence[bytes | memoryview]
+    ) -> tuple[int, int, int]:
         if journal.needs_rotation:
             self._rotate(journal)
         return *journal.append(kind, parts), sum(len(part) for part in parts)
@@ -327,38 +387,65 @@ class ReplayShard:
         rows = self._rows
         journal.rotate(rows.head())
         rows.segment_rows[journal.position.segment] = rows.buffer.next_row
-        keep = min([rows.oldest_needed(), *self._pinned, *(mark.oldest_segment for mark in self._files.marks)])
+        keep = min(
+            [
+                rows.oldest_needed(),
+                *self._pinned,
+                *(mark.oldest_segment for mark in self._files.marks),
+            ]
+        )
         journal.drop_before(keep)
-        rows.segment_rows = {number: row for number, row in rows.segment_rows.items() if number >= keep}
+        rows.segment_rows = {
+            number: row for number, row in rows.segment_rows.items() if number >= keep
+        }
 
     def _empty_rows(self) -> ShardRows:
-        cold = ColdChunks(self._cold_directory, self.columns, self._cold_columns) if self._cold_directory is not None else None
+        cold = (
+            ColdChunks(self._cold_directory, self.columns, self._cold_columns)
+            if self._cold_directory is not None
+            else None
+        )
         selector = self._make_selector(self.capacity_steps)
         return ShardRows(partial(self._make_buffer, cold=cold, selector=selector), self.columns)
 
     def _recover(self, journal: Journal, online_served: int | None = None) -> None:
-        """Read the journal from its oldest segment into the empty buffer; windows found there count as seen unless told."""
-        started, oldest_segment, rows = time.monotonic(), min(journal.segments, default=0), self._rows
+        """Read the journal from its oldest segment into the empty buffer; windows found there count
+        as seen unless told.
+        """
+        started = time.monotonic()
+        oldest_segment = min(journal.segments, default=0)
+        rows = self._rows
         recovery = Recovery(rows, oldest_segment)
         for record in journal.read():
             recovery.take(record)
         current = journal.position.segment if journal.segments else None
         recovery.finish(current, is_rollback=online_served is not None)
-        rows.buffer.mark_served(rows.buffer.online_queued if online_served is None else online_served)
+        rows.buffer.mark_served(
+            rows.buffer.online_queued if online_served is None else online_served
+        )
         if recovery.is_news:
             self._record_loss(journal)
-        damage, seconds = journal.damage, time.monotonic() - started
+        damage = journal.damage
+        seconds = time.monotonic() - started
         self.recovered = RecoveryReport(
-            recovery.chunks, len(rows.buffer), damage.torn_bytes, damage.corrupt_bytes, rows.counters.lost, round(seconds, 3)
+            recovery.chunks,
+            len(rows.buffer),
+            damage.torn_bytes,
+            damage.corrupt_bytes,
+            rows.counters.lost,
+            round(seconds, 3),
         )
         if self.recovered.text:
             logger.info("shard-%d: %s", self.index, self.recovered.text)
 
     def _record_loss(self, journal: Journal) -> None:
-        """Write down where rows and books stand, for the day on which the segments that show what is lost are deleted."""
+        """Write down where rows and books stand, for the day on which the segments that show what
+        is lost are deleted.
+        """
         if journal.position.segment < 0:
             self._rotate(journal)
-        journal.append(LOST, [self._rows.head()])  # in the segment whose records lead up to it, even if that is full
+        # in the segment whose records lead up to it, even if that is full
+        journal.append(LOST, [self._rows.head()])
 
     def _restore_mutable(self, mark: ShardMark) -> None:
         if mark.mutable_file:
@@ -367,12 +454,17 @@ class ReplayShard:
 
     def _restore_weights(self, name: str) -> None:
         if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
-            logger.warning("shard-%d: the priorities on disk are another selector's; they begin anew", self.index)
+            logger.warning(
+                "shard-%d: the priorities on disk are another selector's; they begin anew",
+                self.index,
+            )
 
     def _restore_newest(self) -> None:
-        """A restart goes on with the extras of the newest mark and the priorities that were written last.
+        """A restart goes on with the extras of the newest mark and the priorities that were written
+        last.
 
-        Without the former, rows have the extras that they were stored with; without the latter, training is slower to focus.
+        Without the former, rows have the extras that they were stored with; without the latter,
+        training is slower to focus.
         """
         try:
             if self._files.marks:

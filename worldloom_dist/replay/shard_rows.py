@@ -1,6 +1,8 @@
-"""What a shard knows: its rows, where every row went, and which chunks it has seen. No lock, no disk: ``ReplayShard`` adds both.
+"""What a shard knows: its rows, where every row went, and which chunks it has seen. No lock, no
+disk: ``ReplayShard`` adds both.
 
-The same object takes chunks from writers and, after a restart, from the journal (``Recovery``), so both leave the same state.
+The same object takes chunks from writers and, after a restart, from the journal (``Recovery``), so
+both leave the same state.
 """
 
 from __future__ import annotations
@@ -37,19 +39,26 @@ class ShardRows:
         segment_rows: Rows inserted before each segment of the journal.
     """
 
-    def __init__(self, make_buffer: Callable[[], SequenceBuffer], columns: Mapping[str, ArraySpec]) -> None:
-        self.buffer, self._columns = make_buffer(), columns
-        self.counters, self.gaps = ShardCounters(), GapTable()
+    def __init__(
+        self, make_buffer: Callable[[], SequenceBuffer], columns: Mapping[str, ArraySpec]
+    ) -> None:
+        self.buffer = make_buffer()
+        self._columns = columns
+        self.counters = ShardCounters()
+        self.gaps = GapTable()
         self.segment_rows: dict[int, int] = {}
 
     def split(self, chunk: Chunk) -> dict[str, PackedColumn]:
-        """The columns of a chunk, as they are packed, after comparing them with what it says of itself.
+        """The columns of a chunk, as they are packed, after comparing them with what it says of
+        itself.
 
         Raises:
             CheckpointError: If the payload is damaged.
-            ShapeMismatchError: If the rows have another layout or other counts, or are more than the capacity.
+            ShapeMismatchError: If the rows have another layout or other counts, or are more than
+                the capacity.
         """
-        rows, most = split_rows(chunk.payload, self._columns), self.buffer.capacity_rows
+        rows = split_rows(chunk.payload, self._columns)
+        most = self.buffer.capacity_rows
         first = rows["is_first"].unpack()
         counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
         if counts != (chunk.num_rows, chunk.num_agent_steps) or not 0 < chunk.num_rows <= most:
@@ -63,9 +72,13 @@ class ShardRows:
 
     def to_record(self, chunk: Chunk, inserted_s: float) -> list[bytes | memoryview]:
         """The journal's record of a new chunk."""
-        return StoredChunk(chunk, self.buffer.next_row, self.counters.agent_steps, inserted_s).pack()
+        return StoredChunk(
+            chunk, self.buffer.next_row, self.counters.agent_steps, inserted_s
+        ).pack()
 
-    def store(self, chunk: Chunk, rows: Mapping[str, PackedColumn], inserted_s: float, place: Place | None) -> None:
+    def store(
+        self, chunk: Chunk, rows: Mapping[str, PackedColumn], inserted_s: float, place: Place | None
+    ) -> None:
         """Take a new chunk; ``place`` is where the journal has it."""
         self.gaps.stored(chunk.stream, chunk.seq, self.buffer.next_seq(chunk.stream))
         version = chunk.version.update
@@ -104,15 +117,21 @@ class ShardRows:
 
     def oldest_needed(self) -> int:
         """The segment that holds the oldest stored row."""
-        reaching = [number for number, row in self.segment_rows.items() if row <= self.buffer.first_row]
+        reaching = [
+            number for number, row in self.segment_rows.items() if row <= self.buffer.first_row
+        ]
         return max(reaching, default=min(self.segment_rows))
 
     def declare_lost(self, acknowledged: RowBooks) -> int:
-        """Count rows that somebody saw acknowledged and that are not here as lost; returns how many are new."""
+        """Count rows that somebody saw acknowledged and that are not here as lost; returns how many
+        are new.
+        """
         before = self.books()
         if acknowledged.inserted <= before.inserted:
             return 0
-        self.skip_to(acknowledged.inserted, max(self.counters.agent_steps, acknowledged.agent_steps))
+        self.skip_to(
+            acknowledged.inserted, max(self.counters.agent_steps, acknowledged.agent_steps)
+        )
         self.counters.evicted = max(acknowledged.evicted, self.counters.evicted)
         self.counters.lost = acknowledged.inserted - len(self.buffer) - self.counters.evicted
         return self.counters.lost - before.lost_acked

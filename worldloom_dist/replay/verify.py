@@ -1,9 +1,12 @@
-"""Is a run folder whole? Every checksum and every counter of its journals, marks, checkpoints and summary; nothing is changed.
+"""Is a run folder whole? Every checksum and every counter of its journals, marks, checkpoints and
+summary; nothing is changed.
 
-Works beside a live run too: what is being written at that moment is a torn tail, which is no damage because nobody acknowledged it.
+Works beside a live run too: what is being written at that moment is a torn tail, which is no damage
+because nobody acknowledged it.
 
-``summary.json`` says how the run ended, so it is compared with the journals only when the run has ended. Rows that were imported
-into it afterwards stand at the end of the journals, and the summary may know of them or not.
+``summary.json`` says how the run ended, so it is compared with the journals only when the run has
+ended. Rows that were imported into it afterwards stand at the end of the journals, and the summary
+may know of them or not.
 """
 
 from __future__ import annotations
@@ -40,8 +43,19 @@ class RunFindings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        names = ("chunks", "rows", "inserted", "agent_steps", "duplicate", "lost", "carry_resets", "torn_bytes")
-        shards = {name: {key: getattr(found, key) for key in names} for name, found in self.shards.items()}
+        names = (
+            "chunks",
+            "rows",
+            "inserted",
+            "agent_steps",
+            "duplicate",
+            "lost",
+            "carry_resets",
+            "torn_bytes",
+        )
+        shards = {
+            name: {key: getattr(found, key) for key in names} for name, found in self.shards.items()
+        }
         return {"shards": shards, "checkpoints": self.checkpoints, "problems": self.problems}
 
 
@@ -62,7 +76,8 @@ def verify_run(folder: Path) -> RunFindings:
         CheckpointError: If it holds no journals.
     """
     findings = RunFindings()
-    folders, problems = shard_folders(folder / "replay"), findings.problems
+    folders = shard_folders(folder / "replay")
+    problems = findings.problems
     is_live = is_locked(folder / "lock")
     config, env = _read_config(folder / "config.json", problems)
     summary = _read_summary(folder / "summary.json", problems, is_live=is_live)
@@ -76,7 +91,11 @@ def verify_run(folder: Path) -> RunFindings:
         problems += _layout_problems(folder, config, env, findings.shards, is_live=is_live)
     if summary is not None:
         problems += _sum_problems(summary, env)
-        if summary.status in ENDED and not is_live and not any(found.problems for found in findings.shards.values()):
+        if (
+            summary.status in ENDED
+            and not is_live
+            and not any(found.problems for found in findings.shards.values())
+        ):
             found = list(findings.shards.values())
             may_have_more = (folder / "imports.json").exists()
             problems += _row_problems(summary, found, config, may_have_more=may_have_more)
@@ -100,7 +119,10 @@ def _read_summary(path: Path, problems: list[str], *, is_live: bool) -> _Summary
     try:
         found = json.loads(path.read_text())
         rows = {name: int(found["rows"][name]) for name in BOOKS}
-        counters = {name: int(found[name]) for name in ("env_steps", "agent_steps", "train_steps", "replayed_steps")}
+        counters = {
+            name: int(found[name])
+            for name in ("env_steps", "agent_steps", "train_steps", "replayed_steps")
+        }
         return _Summary(path, str(found["status"]), rows, counters)
     except FileNotFoundError:
         if not is_live:  # a run that begins has none yet
@@ -111,31 +133,53 @@ def _read_summary(path: Path, problems: list[str], *, is_live: bool) -> _Summary
 
 
 def _layout_problems(
-    folder: Path, config: RunConfig, env: EnvSpec, shards: dict[str, ShardFindings], *, is_live: bool
+    folder: Path,
+    config: RunConfig,
+    env: EnvSpec,
+    shards: dict[str, ShardFindings],
+    *,
+    is_live: bool,
 ) -> Iterator[str]:
     """Shards that are missing or too many, and columns that are not those of the run's env."""
     wanted = {f"shard-{index}" for index in range(config.replay.shards)}
     if not is_live:  # a run that begins makes them one after the other
-        yield from (f"{folder / 'replay' / name} is missing" for name in sorted(wanted - set(shards)))
-    yield from (f"{folder / 'replay' / name} is none of the run's {len(wanted)} shards" for name in sorted(set(shards) - wanted))
+        yield from (
+            f"{folder / 'replay' / name} is missing" for name in sorted(wanted - set(shards))
+        )
+    yield from (
+        f"{folder / 'replay' / name} is none of the run's {len(wanted)} shards"
+        for name in sorted(set(shards) - wanted)
+    )
     for name, found in shards.items():
         if found.index is not None and name != f"shard-{found.index}":
             yield f"{folder / 'replay' / name / 'shard.json'}: says that it is shard {found.index}"
-        wrong = [column for column, spec in env.columns().items() if found.columns and found.columns.get(column) != spec]
+        wrong = [
+            column
+            for column, spec in env.columns().items()
+            if found.columns and found.columns.get(column) != spec
+        ]
         if wrong:
-            yield f"{folder / 'replay' / name / 'shard.json'}: columns {wrong} are not those of the env in config.json"
+            yield (
+                f"{folder / 'replay' / name / 'shard.json'}: columns {wrong} are not "
+                "those of the env in config.json"
+            )
 
 
 def _sum_problems(summary: _Summary, env: EnvSpec | None) -> Iterator[str]:
     """What must add up in every summary, also of a run that goes on."""
-    rows, counters = summary.rows, summary.counters
+    rows = summary.rows
+    counters = summary.counters
     if rows["inserted"] != rows["stored"] + rows["evicted"] + rows["lost_acked"]:
-        yield f"{summary.path}: inserted {rows['inserted']} is not stored {rows['stored']} + evicted + lost of {rows}"
+        yield (
+            f"{summary.path}: inserted {rows['inserted']} is not stored {rows['stored']} "
+            f"+ evicted + lost of {rows}"
+        )
     if negative := [name for name, value in {**rows, **counters}.items() if value < 0]:
         yield f"{summary.path}: {negative} cannot be negative"
     if env is not None and counters["env_steps"] != counters["agent_steps"] * env.action_repeat:
         yield (
-            f"{summary.path}: env_steps {counters['env_steps']} is not agent_steps {counters['agent_steps']} * "
+            f"{summary.path}: env_steps {counters['env_steps']} is not agent_steps "
+            f"{counters['agent_steps']} * "
             f"action_repeat {env.action_repeat}"
         )
 
@@ -143,18 +187,26 @@ def _sum_problems(summary: _Summary, env: EnvSpec | None) -> Iterator[str]:
 def _row_problems(
     summary: _Summary, shards: list[ShardFindings], config: RunConfig | None, *, may_have_more: bool
 ) -> Iterator[str]:
-    """The summary of a run that ended against its journals; ``may_have_more``: files may have been imported since."""
-    rows, inserted = summary.rows, sum(found.inserted for found in shards)
+    """The summary of a run that ended against its journals; ``may_have_more``: files may have been
+    imported since.
+    """
+    rows = summary.rows
+    inserted = sum(found.inserted for found in shards)
     fewest = sum(found.run_rows for found in shards) if may_have_more else inserted
     if not fewest <= rows["inserted"] <= inserted:
         yield f"{summary.path}: says inserted {rows['inserted']}, and the journals say {inserted}"
     counts = {
         "lost_acked": (rows["lost_acked"], sum(found.lost for found in shards)),
         "duplicate": (rows["duplicate"], sum(found.duplicate for found in shards)),
-        "agent_steps": (summary.counters["agent_steps"], sum(found.agent_steps for found in shards)),
+        "agent_steps": (
+            summary.counters["agent_steps"],
+            sum(found.agent_steps for found in shards),
+        ),
     }
     if config is not None and rows["inserted"] == inserted:
-        kept = sum(found.newest(config.replay.capacity_steps // config.replay.shards) for found in shards)
+        kept = sum(
+            found.newest(config.replay.capacity_steps // config.replay.shards) for found in shards
+        )
         is_exact = config.replay.capacity_gb is None  # a bound in bytes evicts earlier
         counts["stored"] = (rows["stored"], kept if is_exact else min(kept, rows["stored"]))
     for name, (said, mine) in counts.items():
@@ -162,13 +214,21 @@ def _row_problems(
             yield f"{summary.path}: says {name} {said}, and the journals say {mine}"
 
 
-def _checkpoint_problems(summary: _Summary, facts: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """A run that ended wrote its last checkpoint just before; checkpoints elsewhere (behind a URL) are not looked at."""
+def _checkpoint_problems(
+    summary: _Summary, facts: list[tuple[str, dict[str, Any]]]
+) -> Iterator[str]:
+    """A run that ended wrote its last checkpoint just before; checkpoints elsewhere (behind a URL)
+    are not looked at.
+    """
     name, newest = max(facts, default=("", {}), key=lambda entry: entry[0])
     for counter in ("train_steps", "replayed_steps"):
-        said, mine = summary.counters[counter], newest.get(counter)
+        said = summary.counters[counter]
+        mine = newest.get(counter)
         if mine is not None and said != mine:
-            yield f"{summary.path}: says {counter} {said}, and the newest checkpoint ({name}) says {mine}"
+            yield (
+                f"{summary.path}: says {counter} {said}, and the newest checkpoint "
+                f"({name}) says {mine}"
+            )
 
 
 def _import_problems(folder: Path) -> Iterator[str]:
@@ -179,7 +239,9 @@ def _import_problems(folder: Path) -> Iterator[str]:
 
 
 def _checkpoints(folder: Path, findings: RunFindings) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and facts of every whole checkpoint but the copy of the best; what is wrong with the others becomes a problem."""
+    """Name and facts of every whole checkpoint but the copy of the best; what is wrong with the
+    others becomes a problem.
+    """
     from worldloom.training.checkpoints import load_tree, read_manifest
 
     for path in sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.endswith(".tmp")):

@@ -1,7 +1,9 @@
-"""Is a shard's folder whole? Every checksum and counter of its journal and of the files beside it; nothing is changed.
+"""Is a shard's folder whole? Every checksum and counter of its journal and of the files beside it;
+nothing is changed.
 
-Works beside a live writer too. Marks are read before the journal, which then reaches at least as far as they do; what a mark needs
-may be replaced meanwhile, so a complaint counts only if the mark is still there afterwards.
+Works beside a live writer too. Marks are read before the journal, which then reaches at least as
+far as they do; what a mark needs may be replaced meanwhile, so a complaint counts only if the mark
+is still there afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.history import stored_columns, stored_identity
 from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
 from worldloom_dist.replay.marks import MarkFiles, ShardMark
-from worldloom_dist.replay.records import CHUNK, DUPLICATE, LOST, StoredChunk, shard_identity, unpack_count
+from worldloom_dist.replay.records import (
+    CHUNK,
+    DUPLICATE,
+    LOST,
+    StoredChunk,
+    shard_identity,
+    unpack_count,
+)
 from worldloom_dist.replay.recovery import missing_before
 
 __all__ = ["ShardFindings", "verify_shard"]
@@ -33,8 +42,10 @@ class ShardFindings:
     Attributes:
         chunks, rows: Intact ones on disk.
         inserted, agent_steps, duplicate, lost: The books at the end of the journal.
-        carry_resets: Rows on disk that an agent acted which had just lost its carry (``codec.carry_resets_of``).
-        run_rows: Rows inserted up to the last one that did not come from a file; those after it may have been imported later.
+        carry_resets: Rows on disk that an agent acted which had just lost its carry
+            (``codec.carry_resets_of``).
+        run_rows: Rows inserted up to the last one that did not come from a file; those after it may
+            have been imported later.
         torn_bytes: An unfinished record at the end.
         index: Which shard the folder says it is; None if it does not say.
         columns: What every row has.
@@ -57,13 +68,16 @@ class ShardFindings:
     problems: list[str] = field(default_factory=list)
 
     def newest(self, capacity: int) -> int:
-        """Rows on disk that are among the newest ``capacity`` ones, which is what a shard of that capacity keeps."""
+        """Rows on disk that are among the newest ``capacity`` ones, which is what a shard of that
+        capacity keeps.
+        """
         oldest = self.inserted - capacity
         return sum(max(0, stop - max(first, oldest)) for first, stop in self.spans)
 
     def add_rows(self, first: int, stop: int) -> None:
         """Note a chunk that is on disk."""
-        self.chunks, self.rows = self.chunks + 1, self.rows + stop - first
+        self.chunks = self.chunks + 1
+        self.rows = self.rows + stop - first
         if self.spans and self.spans[-1][1] == first:
             first = self.spans.pop()[0]
         self.spans.append((first, stop))
@@ -72,12 +86,14 @@ class ShardFindings:
 def verify_shard(folder: Path) -> ShardFindings:
     """Check one shard's folder."""
     try:
-        identity, columns = stored_identity(folder), stored_columns(folder)
+        identity = stored_identity(folder)
+        columns = stored_columns(folder)
         marks = _marks(folder)
     except CheckpointError as error:
         return ShardFindings(problems=[str(error)])
     damage = JournalDamage()
-    reader, evicted = _Reader(folder, columns, marks), 0
+    reader = _Reader(folder, columns, marks)
+    evicted = 0
     reader.found.index = identity.get("index")
     for record in read_journal(folder, damage):
         if damage.evicted_segments > evicted:
@@ -91,7 +107,9 @@ def verify_shard(folder: Path) -> ShardFindings:
     if damage.corrupt_bytes:
         found.problems.append(f"{folder}: {damage.corrupt_bytes} bytes of the journal are damaged")
     if identity != shard_identity(identity.get("index"), columns):
-        found.problems.append(f"{folder / 'shard.json'}: was changed, or written by another version")
+        found.problems.append(
+            f"{folder / 'shard.json'}: was changed, or written by another version"
+        )
     found.problems += _mark_problems(folder, columns, reader.complaints())
     return found
 
@@ -105,17 +123,24 @@ class _Reader:
         marks: Cuts that the journal must hold.
     """
 
-    def __init__(self, folder: Path, columns: dict[str, ArraySpec], marks: Sequence[ShardMark]) -> None:
+    def __init__(
+        self, folder: Path, columns: dict[str, ArraySpec], marks: Sequence[ShardMark]
+    ) -> None:
         self.found = ShardFindings(columns=columns)
-        self._folder, self._columns = folder, columns
-        self._marks, self._rows_at = marks, {(mark.segment, mark.offset): -1 for mark in marks}
+        self._folder = folder
+        self._columns = columns
+        self._marks = marks
+        self._rows_at = {(mark.segment, mark.offset): -1 for mark in marks}
         self._first_segment = -1
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """The records before were evicted while they were read: the next head says where it goes on."""
+        """The records before were evicted while they were read: the next head says where it goes
+        on.
+        """
         self._expected: dict[StreamId, int] = {}
-        self._gaps, self._has_begun = GapTable(), False
+        self._gaps = GapTable()
+        self._has_begun = False
         self._first_row: int | None = None
         self._newest: dict[str, Any] = {}
 
@@ -127,7 +152,9 @@ class _Reader:
             self._head(json.loads(record.payload))
         elif record.kind == LOST:
             books = json.loads(record.payload)
-            self.found.inserted, self.found.agent_steps, self.found.lost = books["next_row"], books["agent_steps"], books["lost"]
+            self.found.inserted = books["next_row"]
+            self.found.agent_steps = books["agent_steps"]
+            self.found.lost = books["lost"]
             self.found.run_rows = self.found.inserted
             self._newest = books
         elif record.kind == DUPLICATE:
@@ -147,20 +174,36 @@ class _Reader:
         """Compare where the records begin with what the newest head says was stored."""
         missing = 0 if self._first_row is None else missing_before(self._first_row, self._newest)
         if missing:
-            self._problem(f"{missing} rows before row {self._first_row} are missing: the segments that held them are gone")
+            self._problem(
+                f"{missing} rows before row {self._first_row} are missing: the "
+                "segments that held them are gone"
+            )
 
     def complaints(self) -> Iterator[tuple[ShardMark, str]]:
-        """Each mark with what the journal says against it, at the end of the journal; empty when nothing."""
+        """Each mark with what the journal says against it, at the end of the journal; empty when
+        nothing.
+        """
         end = self.found.inserted
         for mark in self._marks:
             rows = self._rows_at[mark.segment, mark.offset]
             if mark.next_row > end:
-                yield mark, f"a mark stands at row {mark.next_row}, and the journal ends at row {end}"
+                yield (
+                    mark,
+                    f"a mark stands at row {mark.next_row}, and the journal ends at row {end}",
+                )
             elif rows != mark.next_row:
                 where = "no record ends there" if rows < 0 else f"the journal has row {rows} there"
-                yield mark, f"a mark stands at row {mark.next_row}, segment {mark.segment}, byte {mark.offset}, and {where}"
+                yield (
+                    mark,
+                    f"a mark stands at row {mark.next_row}, segment {mark.segment}, "
+                    f"byte {mark.offset}, and {where}",
+                )
             elif mark.oldest_segment < self._first_segment:
-                yield mark, f"a mark needs segment {mark.oldest_segment}, and the journal begins with {self._first_segment}"
+                yield (
+                    mark,
+                    f"a mark needs segment {mark.oldest_segment}, and the journal "
+                    f"begins with {self._first_segment}",
+                )
             else:
                 yield mark, ""
 
@@ -174,19 +217,28 @@ class _Reader:
                 ("lost", found.lost),
             ):
                 if head[name] != mine:
-                    self._problem(f"a segment begins with {name} {head[name]}, and the records before it give {mine}")
+                    self._problem(
+                        f"a segment begins with {name} {head[name]}, and the records "
+                        f"before it give {mine}"
+                    )
         self._newest = head
-        found.inserted, found.agent_steps = head["next_row"], head["agent_steps"]
-        found.duplicate, found.lost = head["duplicate"], head["lost"]
+        found.inserted = head["next_row"]
+        found.agent_steps = head["agent_steps"]
+        found.duplicate = head["duplicate"]
+        found.lost = head["lost"]
         self._expected = {StreamId(*entry[:3]): entry[3] for entry in head["streams"]}
         self._gaps.load(head["gaps"])
 
     def _chunk(self, stored: StoredChunk) -> None:
-        chunk, found = stored.chunk, self.found
+        chunk = stored.chunk
+        found = self.found
         name = f"chunk {chunk.stream}/{chunk.seq}"
-        if (stored.first_row, stored.steps_before) != (found.inserted, found.agent_steps) and (self._has_begun or found.inserted):
+        if (stored.first_row, stored.steps_before) != (found.inserted, found.agent_steps) and (
+            self._has_begun or found.inserted
+        ):
             self._problem(
-                f"{name} stands at row {stored.first_row} and agent step {stored.steps_before}, and the records before it end at "
+                f"{name} stands at row {stored.first_row} and agent step "
+                f"{stored.steps_before}, and the records before it end at "
                 f"row {found.inserted} and agent step {found.agent_steps}"
             )
         expected = self._expected.get(chunk.stream, 0)
@@ -213,7 +265,10 @@ class _Reader:
         self.found.carry_resets += len(carry_resets_of(chunk.payload))
         counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
         if counts != (chunk.num_rows, chunk.num_agent_steps):
-            self._problem(f"{name} holds {counts} rows and agent steps, and says {(chunk.num_rows, chunk.num_agent_steps)}")
+            self._problem(
+                f"{name} holds {counts} rows and agent steps, and says "
+                f"{(chunk.num_rows, chunk.num_agent_steps)}"
+            )
 
     def _problem(self, sentence: str) -> None:
         self.found.problems.append(f"{self._folder}: {sentence}")
@@ -231,9 +286,14 @@ def _marks(folder: Path) -> list[ShardMark]:
         raise CheckpointError(f"{folder / 'marks.json'} cannot be read ({error})") from error
 
 
-def _mark_problems(folder: Path, columns: dict[str, ArraySpec], complaints: Iterator[tuple[ShardMark, str]]) -> Iterator[str]:
-    """What is wrong with marks, and with the files that they name, and with the newest priorities."""
-    files, mutable = MarkFiles(folder, kept_marks=1), SequenceBatch.from_columns(columns).extras
+def _mark_problems(
+    folder: Path, columns: dict[str, ArraySpec], complaints: Iterator[tuple[ShardMark, str]]
+) -> Iterator[str]:
+    """What is wrong with marks, and with the files that they name, and with the newest
+    priorities.
+    """
+    files = MarkFiles(folder, kept_marks=1)
+    mutable = SequenceBatch.from_columns(columns).extras
     found: list[tuple[ShardMark, str]] = []
     for mark, complaint in complaints:
         if complaint:

@@ -1,8 +1,10 @@
-"""A shard's questions to the ledger: chunks that arrive while one is open share the next, so that a busy shard asks less often.
+"""A shard's questions to the ledger: chunks that arrive while one is open share the next, so that a
+busy shard asks less often.
 
-The ledger grants a question's chunks in their order, as many as the train ratio allows now, and waits until that is one. Nothing is
-granted ahead of what has arrived: steps that a shard merely might insert would count as inserted for those who sample. Questions
-are numbered, so that one that is asked again, because its answer was lost on the way, is not granted twice.
+The ledger grants a question's chunks in their order, as many as the train ratio allows now, and
+waits until that is one. Nothing is granted ahead of what has arrived: steps that a shard merely
+might insert would count as inserted for those who sample. Questions are numbered, so that one that
+is asked again, because its answer was lost on the way, is not granted twice.
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ class Admission:
     """One shard's queue of chunks that are not admitted yet; lives on an event loop.
 
     Args:
-        ask: Takes the question's number and the agent steps of chunks; answers how many of these, from the first, are admitted:
-            none when a successor of the shard has shown up.
+        ask: Takes the question's number and the agent steps of chunks; answers how many of these,
+            from the first, are admitted: none when a successor of the shard has shown up.
     """
 
     def __init__(self, ask: Callable[[int, list[int]], Awaitable[int]]) -> None:
-        self._ask, self._asked = ask, 0
+        self._ask = ask
+        self._asked = 0
         self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
         self._asking: asyncio.Task[None] | None = None
 
     async def admit(self, agent_steps: int) -> bool:
-        """True when a chunk with so many agent steps may be stored; False when a successor of the shard has shown up.
+        """True when a chunk with so many agent steps may be stored; False when a successor of the
+        shard has shown up.
 
         Raises:
             RoleGoneError: If the ledger stayed away.

@@ -1,4 +1,6 @@
-"""A caller's end of a :mod:`worldloom_dist.runtime.line` on an event loop, where many calls are open at the same time."""
+"""A caller's end of a :mod:`worldloom_dist.runtime.line` on an event loop, where many calls are
+open at the same time.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class AsyncLine:
     """
 
     def __init__(self, role: Remote, method: str) -> None:
-        self._role, self._method = role, method
+        self._role = role
+        self._method = method
         self._writer: asyncio.StreamWriter | None = None
         self._dialling = asyncio.Lock()
         self._open: dict[int, asyncio.Future[Any]] = {}
@@ -43,7 +46,8 @@ class AsyncLine:
             StateError: If the role could not do it.
         """
         while await self._is_open():
-            number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
+            number = next(self._numbers)
+            answer = asyncio.get_running_loop().create_future()
             self._open[number] = answer
             assert self._writer is not None
             self._writer.writelines(pieces_of(number, content))
@@ -65,7 +69,9 @@ class AsyncLine:
                 answer.set_exception(ConnectionError("the line is closed"))
 
     async def _is_open(self) -> bool:
-        """Open a line if there is none; False when that failed a short time ago. A role that is away is waited for."""
+        """Open a line if there is none; False when that failed a short time ago. A role that is
+        away is waited for.
+        """
         async with self._dialling:
             if self._writer is not None or time.monotonic() < self._dial_at or uses_tls():
                 return self._writer is not None
@@ -74,7 +80,12 @@ class AsyncLine:
                 line = await asyncio.to_thread(open_line, address, None)
             except OSError as error:
                 self._dial_at = time.monotonic() + REDIAL_EVERY_S
-                logger.warning("%s:%d cannot be reached (%s); calling over Ray meanwhile", address.host, address.port, error)
+                logger.warning(
+                    "%s:%d cannot be reached (%s); calling over Ray meanwhile",
+                    address.host,
+                    address.port,
+                    error,
+                )
                 return False
             reader, self._writer = await asyncio.open_connection(sock=line)
             self._reading = asyncio.ensure_future(self._read(reader, self._writer))

@@ -1,7 +1,8 @@
-"""Start, join and leave a Ray cluster. The authentication mode is always set before ``import ray``, because Ray reads it once.
+"""Start, join and leave a Ray cluster. The authentication mode is always set before ``import ray``,
+because Ray reads it once.
 
-A cluster that we start is private: it listens on the loopback only, uses a token from a 0600 file in a private folder, keeps its
-files in a folder of its own, and is stopped by us, on every way out.
+A cluster that we start is private: it listens on the loopback only, uses a token from a 0600 file
+in a private folder, keeps its files in a folder of its own, and is stopped by us, on every way out.
 """
 
 from __future__ import annotations
@@ -28,15 +29,20 @@ logger = logging.getLogger(__name__)
 
 STORE_BYTES = 512 * 2**20
 STARTS_AT_ONCE = "128"
-"""Processes that Ray may start at the same time. Waves bound it; Ray warns at every multiple of it, by default of the cores."""
+"""Processes that Ray may start at the same time. Waves bound it; Ray warns at every multiple of it,
+by default of the cores.
+"""
 GONE_WITHIN_S = 5.0
 CPUS_PER_ROLE = 0.001
-"""Roles share the machine by threads and niceness, not by Ray's counting; a tiny share keeps any number of them schedulable."""
+"""Roles share the machine by threads and niceness, not by Ray's counting; a tiny share keeps any
+number of them schedulable.
+"""
 
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
-    """Connect to ``address``, or start a local cluster; leave (and stop what we started) at the end.
+    """Connect to ``address``, or start a local cluster; leave (and stop what we started) at the
+    end.
 
     Raises:
         ConfigurationError: If nothing answers at ``address``.
@@ -65,18 +71,24 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
 
 
 def _own_processes() -> list[psutil.Process]:
-    """The processes of a cluster that we started, and have Ray kill its servers at once when it shuts down.
+    """The processes of a cluster that we started, and have Ray kill its servers at once when it
+    shuts down.
 
-    They block SIGTERM (see :func:`_connect`), so the second of grace that each of the five is given would be waited for in vain.
-    What the raylet started itself, its agents above all, notices its death only seconds later, so it is for us to end.
+    They block SIGTERM (see :func:`_connect`), so the second of grace that each of the five is given
+    would be waited for in vain. What the raylet started itself, its agents above all, notices its
+    death only seconds later, so it is for us to end.
     """
     from ray._private import worker
 
     node = getattr(worker, "_global_node", None)
-    kill, servers = getattr(node, "kill_all_processes", None), getattr(node, "all_processes", None)
-    if node is None or kill is None or servers is None:  # not public calls: without them a run ends five seconds later
+    kill = getattr(node, "kill_all_processes", None)
+    servers = getattr(node, "all_processes", None)
+    # not public calls: without them a run ends five seconds later
+    if node is None or kill is None or servers is None:
         return []
-    node.kill_all_processes = lambda check_alive=True, **_: kill(check_alive=check_alive, allow_graceful=False)
+    node.kill_all_processes = lambda check_alive=True, **_: kill(
+        check_alive=check_alive, allow_graceful=False
+    )
     family = []
     for server in (server for kind in servers.values() for server in kind):
         with contextlib.suppress(psutil.Error):
@@ -111,7 +123,8 @@ def store_used() -> float:
     import ray
 
     name = "object_store_memory"
-    all_of, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    all_of = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
     return float(all_of.get(name, 0.0)) - float(free.get(name, 0.0))
 
 
@@ -135,7 +148,9 @@ def _prepare_environment(folder: Path | None) -> None:
 
 
 def choose_auth_mode() -> str:
-    """``RAY_AUTH_MODE`` for a cluster that we join: what the environment says, else ``token`` when there is one to show."""
+    """``RAY_AUTH_MODE`` for a cluster that we join: what the environment says, else ``token`` when
+    there is one to show.
+    """
     known = bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
     known = known or (Path.home() / ".ray/auth_token").exists()
     return os.environ.get("RAY_AUTH_MODE") or ("token" if known else "disabled")
@@ -144,11 +159,22 @@ def choose_auth_mode() -> str:
 def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
     import ray
 
-    common: dict[str, Any] = {"namespace": run_id, "log_to_driver": False, "logging_level": logging.ERROR}
+    common: dict[str, Any] = {
+        "namespace": run_id,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
     if folder is not None:
-        local: dict[str, Any] = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder / "ray")}
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # Ray's servers inherit the mask: a signal to the
-        try:  # process group (timeout, Slurm, systemd) must reach us only, or they would be gone before the checkpoint
+        local: dict[str, Any] = {
+            "address": "local",
+            "include_dashboard": False,
+            "_temp_dir": str(folder / "ray"),
+        }
+        # Ray's servers inherit the mask: a signal to the
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # process group (timeout, Slurm, systemd) must reach us only, or they would be gone before
+        # the checkpoint
+        try:
             ray.init(object_store_memory=STORE_BYTES, **local, **common)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
@@ -157,6 +183,7 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
         ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
-            f"address: no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}); start one with 'ray start --head', "
+            f"address: no Ray cluster answers at {address!r} "
+            f"({str(error).splitlines()[0]}); start one with 'ray start --head', "
             "check the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH), or leave --address out"
         ) from error

@@ -1,10 +1,13 @@
-"""The run on Ray: starts the roles, keeps them up, watches the counters, evaluates, and ends in order.
+"""The run on Ray: starts the roles, keeps them up, watches the counters, evaluates, and ends in
+order.
 
-The driver is the control plane only; no row, batch or weight passes through it. Its thread does five things in a loop: look after
-the roles, read the ledger's counters, start evaluations, write what people read, and decide whether the run is complete.
+The driver is the control plane only; no row, batch or weight passes through it. Its thread does
+five things in a loop: look after the roles, read the ledger's counters, start evaluations, write
+what people read, and decide whether the run is complete.
 
     start:  hub, ledger, weights, shards  ->  learner, inference, evaluator  ->  workers in waves
-    end:    workers (flush) -> learner (last version, checkpoint) -> last evaluation, of just those weights -> summary -> the rest
+    end:    workers (flush) -> learner (last version, checkpoint)
+            -> last evaluation, of just those weights -> summary -> the rest
 """
 
 from __future__ import annotations
@@ -39,7 +42,12 @@ from worldloom_dist.runtime.learner_roles import LearnerRole
 from worldloom_dist.runtime.ledger_role import LedgerRole
 from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.placement import Placement
-from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole, begin_measuring, end_measuring
+from worldloom_dist.runtime.policy_roles import (
+    EvaluatorRole,
+    InferenceRole,
+    begin_measuring,
+    end_measuring,
+)
 from worldloom_dist.runtime.remote import GONE, Remote
 from worldloom_dist.runtime.reporting import Reporter
 from worldloom_dist.runtime.shard_role import ShardRole
@@ -53,10 +61,18 @@ __all__ = ["RayRun"]
 logger = logging.getLogger(__name__)
 Show = Callable[[Callable[[], View]], None]
 
-POLL_S, LOOK_EVERY_S, SUMMARY_EVERY_S, SAY_EVERY_S, MEASURE_EVERY_S = 0.25, 1.0, 2.0, 10.0, 5.0
-START_TIMEOUT_S, LOOK_TIMEOUT_S, LAST_LOOK_TIMEOUT_S = 180.0, 5.0, 15.0
+POLL_S = 0.25
+LOOK_EVERY_S = 1.0
+SUMMARY_EVERY_S = 2.0
+SAY_EVERY_S = 10.0
+MEASURE_EVERY_S = 5.0
+START_TIMEOUT_S = 180.0
+LOOK_TIMEOUT_S = 5.0
+LAST_LOOK_TIMEOUT_S = 15.0
 LIVES_PER_RUN = 1_000_000
-"""Room for the incarnations of one driver's workers; the next driver of the run starts above them."""
+"""Room for the incarnations of one driver's workers; the next driver of the run starts
+above them.
+"""
 
 
 class RayRun:
@@ -84,16 +100,25 @@ class RayRun:
         on_restored: Callable[[], object] = lambda: None,
     ) -> None:
         self._on_restored: Callable[[], object] | None = on_restored
-        folder = RunFolder(folder.path.absolute())  # the same for roles with another working directory
-        self._plan, self._folder, self._port, self._stop = plan, folder, port, stop
+        # the same for roles with another working directory
+        folder = RunFolder(folder.path.absolute())
+        self._plan = plan
+        self._folder = folder
+        self._port = port
+        self._stop = stop
         earlier = folder.read_json("summary.json")
-        self._report, self._show = Report(plan, folder, earlier), show
-        self._books, self._last_words = folder.read_books(), dict[str, dict[str, int]]()
+        self._report = Report(plan, folder, earlier)
+        self._show = show
+        self._books = folder.read_books()
+        self._last_words = dict[str, dict[str, int]]()
         actors = plan.config.actors
-        self._supervisor = Supervisor(max_restarts=actors.max_restarts, window_s=actors.restart_window_s)
+        self._supervisor = Supervisor(
+            max_restarts=actors.max_restarts, window_s=actors.restart_window_s
+        )
         self._evaluations = Evaluations(plan, self._supervisor, self._report)
         self._ledger = Remote("ledger-0")
-        self._reporter, self._node = Reporter("driver"), NodeMeter(folder.path)
+        self._reporter = Reporter("driver")
+        self._node = NodeMeter(folder.path)
         self._measure = Pace(MEASURE_EVERY_S)
         self._windows: int | None = None
         self._fleet = Fleet(plan, self._supervisor, 0, self._lost_open)
@@ -126,15 +151,28 @@ class RayRun:
         return status
 
     def _start(self) -> None:
-        plan, add, place = self._plan, self._add, self._placement
+        plan = self._plan
+        add = self._add
+        place = self._placement
         self._fleet.lives = (self._folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
         config = plan.config
         self._write("running")
-        facts = {"env": plan.env.env, "agent": plan.agent.name, "preset": config.preset, "seed": str(config.seed)}
+        facts = {
+            "env": plan.env.env,
+            "agent": plan.agent.name,
+            "preset": config.preset,
+            "seed": str(config.seed),
+        }
         secret = read_secret(config.metrics_auth_file)
         hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
         add("hub", 0, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
-        add("ledger", 0, lambda _: _start(place, LedgerRole, "ledger", 0, plan, self._report.counts.positions, self._books))
+        add(
+            "ledger",
+            0,
+            lambda _: _start(
+                place, LedgerRole, "ledger", 0, plan, self._report.counts.positions, self._books
+            ),
+        )
         add("weights", 0, lambda _: _start(place, WeightStoreRole, "weights", 0))
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
@@ -145,7 +183,12 @@ class RayRun:
             add("learner", rank, make, method="run", ping_timeout_s=120.0, group="learners")
         videos = self._folder.videos
         if plan.config.eval_episodes:
-            add("evaluator", 0, lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3), is_vital=False)
+            add(
+                "evaluator",
+                0,
+                lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3),
+                is_vital=False,
+            )
         if plan.settled_inference is None:
             self._settle()  # the learner starts meanwhile
         plan = self._plan
@@ -162,19 +205,28 @@ class RayRun:
         self._report.inference = {"where": where, "why": why}
         self._plan = self._fleet.plan = replace(self._plan, settled_inference=(where, why))
 
-    def _add(self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any) -> None:
+    def _add(
+        self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any
+    ) -> None:
         more["start_timeout_s"] = max(START_TIMEOUT_S, self._plan.config.placement.wait_s)
-        role = Role(kind, index, start, lifeline=lambda handle: getattr(handle, method).remote(), **more)
+        role = Role(
+            kind, index, start, lifeline=lambda handle: getattr(handle, method).remote(), **more
+        )
         self._supervisor.add(role)
 
     def _loop(self) -> str:
-        look, summary, say = Pace(LOOK_EVERY_S), Pace(SUMMARY_EVERY_S), Pace(SAY_EVERY_S)
+        look = Pace(LOOK_EVERY_S)
+        summary = Pace(SUMMARY_EVERY_S)
+        say = Pace(SAY_EVERY_S)
         while True:
             self._supervisor.poll(POLL_S)
             self._fleet.look()
             if look.is_due():
                 self._look()
-                if self._on_restored is not None and self._learner_status().get("state") == "training":
+                if (
+                    self._on_restored is not None
+                    and self._learner_status().get("state") == "training"
+                ):
                     self._on_restored()
                     self._on_restored = None
                 if self._windows is not None and not self._report.counts.train_steps:
@@ -192,26 +244,39 @@ class RayRun:
                 return "stopped"
 
     def _look(self, timeout_s: float = LOOK_TIMEOUT_S) -> None:
-        """Read the counters and tell the hub what only the driver knows. Who does not answer leaves what it said last."""
+        """Read the counters and tell the hub what only the driver knows. Who does not answer leaves
+        what it said last.
+        """
         before = self._report.counts
-        told, status = self._ask("ledger-0", "counts", timeout_s), self._learner_status()
+        told = self._ask("ledger-0", "counts", timeout_s)
+        status = self._learner_status()
         snapshot = self._ask("hub-0", "snapshot", timeout_s) or self._report.snapshot
         if told is not None and not told["is_whole"]:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
-            self._books, self._windows = told["shards"], told.get("windows")
+            self._books = told["shards"]
+            self._windows = told.get("windows")
         elif not self._last_words:
             return
-        books = sum((RowBooks(**books) for books in {**self._books, **self._last_words}.values()), RowBooks())
+        books = sum(
+            (RowBooks(**books) for books in {**self._books, **self._last_words}.values()),
+            RowBooks(),
+        )
         if books.lost_acked > before.books.lost_acked:
             gone = books.lost_acked - before.books.lost_acked
-            logger.warning("replay lost %d acknowledged rows, because a shard came back without them on its disk", gone)
+            logger.warning(
+                "replay lost %d acknowledged rows, because a shard came back without "
+                "them on its disk",
+                gone,
+            )
         self._report.update(
             Counts(
                 books=books,
                 positions=status.get("replayed_steps", before.positions),
                 train_steps=status.get("train_steps", before.train_steps),
-                policy_version=".".join(map(str, status["version"])) if "version" in status else before.policy_version,
+                policy_version=".".join(map(str, status["version"]))
+                if "version" in status
+                else before.policy_version,
                 debt=told["debt"] if told is not None else before.debt,
                 blocked_s=told["blocked_s"] if told is not None else before.blocked_s,
                 lost_open=before.lost_open,
@@ -220,7 +285,9 @@ class RayRun:
             snapshot,
         )
         self._report.quarantined = self._fleet.quarantined
-        self._reporter.emit({**self._report.gauges(), **self._report.increments(before), **self._machine()})
+        self._reporter.emit(
+            {**self._report.gauges(), **self._report.increments(before), **self._machine()}
+        )
 
     def _ask(self, name: str, method: str, timeout_s: float) -> Any:
         """What a role says, or None when it is not there or does not answer."""
@@ -230,22 +297,34 @@ class RayRun:
         try:
             return ray.get(getattr(role.handle, method).remote(), timeout=timeout_s)
         except GONE as error:
-            logger.warning("no %s just now: %s did not answer (%s)", method, name, type(error).__name__)
+            logger.warning(
+                "no %s just now: %s did not answer (%s)", method, name, type(error).__name__
+            )
             return None
 
     def _machine(self) -> MetricMap:
         """Workers by state, and what is left of the machine."""
-        alive, dead = self._fleet.live, sum(role.is_given_up for role in self._fleet.workers)
+        alive = self._fleet.live
+        dead = sum(role.is_given_up for role in self._fleet.workers)
         starting = self._fleet.wanted - alive - dead
         states = {"alive": alive, "starting": starting, "dead": dead}
-        values: MetricMap = {f"workers{{state={state}}}": Last(count) for state, count in states.items()}
+        values: MetricMap = {
+            f"workers{{state={state}}}": Last(count) for state, count in states.items()
+        }
         values["workers_wanted"] = Last(self._fleet.wanted)
-        return values | (self._node.drain() | {"object_store_used_bytes": Last(store_used())} if self._measure.is_due() else {})
+        return values | (
+            self._node.drain() | {"object_store_used_bytes": Last(store_used())}
+            if self._measure.is_due()
+            else {}
+        )
 
     def _restarts(self, snapshot: Mapping[str, float]) -> Counter[str]:
         restarts = Counter(self._supervisor.restarts)
-        errors = int(sum(value for key, value in snapshot.items() if key.startswith("env_errors_total")))
-        restarts["env"] = max(errors, self._report.counts.restarts.get("env", 0))  # a restarted hub counts from 0
+        errors = int(
+            sum(value for key, value in snapshot.items() if key.startswith("env_errors_total"))
+        )
+        # a restarted hub counts from 0
+        restarts["env"] = max(errors, self._report.counts.restarts.get("env", 0))
         return restarts
 
     def _learner_status(self) -> dict[str, Any]:
@@ -256,7 +335,9 @@ class RayRun:
         self._report.record()
 
     def _is_complete(self) -> bool:
-        """Enough steps are stored, and what they owe to training has been paid; without an env, enough updates are made."""
+        """Enough steps are stored, and what they owe to training has been paid; without an env,
+        enough updates are made.
+        """
         counts = self._report.counts
         if self._plan.is_offline:
             return counts.train_steps >= self._plan.config.train_steps
@@ -264,17 +345,28 @@ class RayRun:
         return enough and counts.debt < self._plan.limits.batch_positions
 
     def _finish(self, status: str) -> tuple[str, str | None]:
-        """Leave in order; returns how the run ended, and what it did not do of what it was asked for."""
+        """Leave in order; returns how the run ended, and what it did not do of what it was asked
+        for.
+        """
         self._end_inserts(timeout_s=15.0)
         if not self._end_training(timeout_s=60.0):
-            raise TrainingError("the learner did not write a last checkpoint; earlier ones are kept")
+            raise TrainingError(
+                "the learner did not write a last checkpoint; earlier ones are kept"
+            )
         missing = None
         if status == "completed":
-            evaluation = self._evaluations.last(tuple(self._learner_status()["version"]), self._stop)
+            evaluation = self._evaluations.last(
+                tuple(self._learner_status()["version"]), self._stop
+            )
             if evaluation is None and self._plan.config.eval_episodes and self._stop.is_set:
                 status = "stopped"
             else:
-                missing = shortfall(self._plan, self._report.counts.train_steps, evaluation, self._evaluations.failure)
+                missing = shortfall(
+                    self._plan,
+                    self._report.counts.train_steps,
+                    evaluation,
+                    self._evaluations.failure,
+                )
         self._say()
         if missing is not None:
             self._write("failed", f"TrainingError: {missing}")
@@ -288,7 +380,9 @@ class RayRun:
         self._look(timeout_s=LAST_LOOK_TIMEOUT_S)
 
     def _end_training(self, timeout_s: float) -> bool:
-        """From now on the summary speaks of the learner's last checkpoint; False when there is none."""
+        """From now on the summary speaks of the learner's last checkpoint; False when there is
+        none.
+        """
         last = self._ending.end_training(timeout_s)
         if last is not None:
             self._supervisor.roles["learner-0"].status = last
@@ -304,20 +398,29 @@ class RayRun:
         except OSError as problem:
             if status in ("completed", "stopped"):
                 raise
-            logger.warning("the books of the replay are old, because they cannot be written (%s); free space", problem.strerror)
+            logger.warning(
+                "the books of the replay are old, because they cannot be written (%s); free space",
+                problem.strerror,
+            )
         if status in ("completed", "stopped"):
             self._folder.write_summary(summary)
         else:
             self._folder.try_write_summary(summary)
 
     def _lost_open(self, rows: int) -> None:
-        self._report.counts = replace(self._report.counts, lost_open=self._report.counts.lost_open + rows)
+        self._report.counts = replace(
+            self._report.counts, lost_open=self._report.counts.lost_open + rows
+        )
 
     def _abort(self, error: BaseException) -> None:
         """Save what can be saved in a short time, unless the user cannot wait, and say why."""
         at_once = isinstance(error, KeyboardInterrupt)
         try:
-            for step in () if at_once else (partial(self._end_inserts, 10.0), partial(self._end_training, 30.0)):
+            for step in (
+                ()
+                if at_once
+                else (partial(self._end_inserts, 10.0), partial(self._end_training, 30.0))
+            ):
                 try:
                     step()
                 except (RayError, WorldLoomError, ValueError) as second:
@@ -326,7 +429,9 @@ class RayRun:
             self._write("failed", "left at once" if at_once else f"{type(error).__name__}: {error}")
 
 
-def _start(place: Placement, kind: type, role: str, index: int, *args: Any, threads: int = 0, **own: Any) -> Any:
+def _start(
+    place: Placement, kind: type, role: str, index: int, *args: Any, threads: int = 0, **own: Any
+) -> Any:
     options = {**place.options(role, index), **own}
     return start_actor(kind, f"{role}-{index}", *args, threads=threads, options=options)
 
@@ -339,6 +444,11 @@ def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int)
     return _start(place, InferenceRole, "inference", index, plan, index, incarnation)
 
 
-def _start_learner(place: Placement, ranks: LearnerPlaces, plan: Plan, folder: RunFolder, rank: int, life: int) -> Any:
-    own, incarnation = ranks.options(rank, place.options("learner", rank)), ranks.incarnation(life)
-    return _start(place, LearnerRole, "learner", rank, plan, folder.path, incarnation, rank, threads=4, **own)
+def _start_learner(
+    place: Placement, ranks: LearnerPlaces, plan: Plan, folder: RunFolder, rank: int, life: int
+) -> Any:
+    own = ranks.options(rank, place.options("learner", rank))
+    incarnation = ranks.incarnation(life)
+    return _start(
+        place, LearnerRole, "learner", rank, plan, folder.path, incarnation, rank, threads=4, **own
+    )

@@ -1,10 +1,12 @@
-"""How a run on Ray ends: in order, each step with a deadline, and also when a role has just died or hangs.
+"""How a run on Ray ends: in order, each step with a deadline, and also when a role has just died or
+hangs.
 
     workers are told to stop -> the ledger lets everything in -> workers send what is open and end
-    -> every shard says its last word: the books of all that it stored -> the learner: last version, last checkpoint
+    -> every shard says its last word: the books of all that it stored -> the learner: last version,
+    last checkpoint
 
-Workers are told first, because what is drained is not bound by the train ratio. The driver's thread alone calls this; while it
-waits for a role to come back it polls the supervisor, which starts it.
+Workers are told first, because what is drained is not bound by the train ratio. The driver's thread
+alone calls this; while it waits for a role to come back it polls the supervisor, which starts it.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ __all__ = ["Ending"]
 
 logger = logging.getLogger(__name__)
 
-POLL_S, COME_BACK_S = 0.25, 60.0
+POLL_S = 0.25
+COME_BACK_S = 60.0
 """For how long, in all, the end of a run waits for roles that have died."""
-DRAIN_TIMEOUT_S, SETTLE_TIMEOUT_S = 10.0, 15.0
+DRAIN_TIMEOUT_S = 10.0
+SETTLE_TIMEOUT_S = 15.0
 
 
 class Ending:
@@ -39,7 +43,8 @@ class Ending:
     """
 
     def __init__(self, supervisor: Supervisor, fleet: Fleet) -> None:
-        self._supervisor, self._fleet = supervisor, fleet
+        self._supervisor = supervisor
+        self._fleet = fleet
         self._give_up: float | None = None
 
     def end_inserts(self, timeout_s: float) -> dict[str, dict[str, int]]:
@@ -64,7 +69,9 @@ class Ending:
             TrainingError: If a role that the run needs is given up.
         """
         self._await("ledger", "learner")
-        while any(not (role.is_done or role.is_given_up) for role in self._supervisor.of_kind("learner")):
+        while any(
+            not (role.is_done or role.is_given_up) for role in self._supervisor.of_kind("learner")
+        ):
             asked = time.monotonic()
             ended = self._supervisor.stop(("learner",), timeout_s=timeout_s, ends_processes=False)
             if "learner-0" in ended:
@@ -87,12 +94,18 @@ class Ending:
                 ray.get(ledger.handle.drain.remote(), timeout=DRAIN_TIMEOUT_S)
                 return
             except GONE as error:
-                logger.warning("the ledger does not answer (%s); it is replaced", type(error).__name__)
+                logger.warning(
+                    "the ledger does not answer (%s); it is replaced", type(error).__name__
+                )
                 self._replace(ledger)
         logger.warning("workers cannot send their open chunks, because the ledger is away")
 
     def _last_words(self) -> dict[str, dict[str, int]]:
-        shards = {role.index: role.handle.settle.remote() for role in self._supervisor.of_kind("shard") if role.is_up}
+        shards = {
+            role.index: role.handle.settle.remote()
+            for role in self._supervisor.of_kind("shard")
+            if role.is_up
+        }
         if shards:
             ray.wait(list(shards.values()), num_returns=len(shards), timeout=SETTLE_TIMEOUT_S)
         words = {}
@@ -100,7 +113,11 @@ class Ending:
             try:
                 words[str(index)] = asdict(ray.get(said, timeout=0))
             except RayError as error:
-                logger.warning("shard-%d has no last word (%s); the books may lag behind its disk", index, type(error).__name__)
+                logger.warning(
+                    "shard-%d has no last word (%s); the books may lag behind its disk",
+                    index,
+                    type(error).__name__,
+                )
         self._supervisor.hear(("shard",))
         return words
 
@@ -112,8 +129,11 @@ class Ending:
         return self._give_up
 
     def _await(self, *kinds: str, of_late_ones_too: bool = False) -> None:
-        """Let roles that have died come back; those that never were up are not waited for, because nothing is lost with them."""
-        deadline, is_said = self._deadline, False
+        """Let roles that have died come back; those that never were up are not waited for, because
+        nothing is lost with them.
+        """
+        deadline = self._deadline
+        is_said = False
         self._supervisor.poll(0.0)  # who died a moment ago counts as up until somebody looks
         while missing := [
             role.name

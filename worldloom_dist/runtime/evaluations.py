@@ -1,8 +1,9 @@
-"""When a run on Ray evaluates: now and then while it trains, and at its end just the weights it leaves.
+"""When a run on Ray evaluates: now and then while it trains, and at its end just the weights it
+leaves.
 
-One evaluation at a time goes on in the evaluator's process. It ends by itself (its episodes are cut,
-and it has a deadline); one that does not is ended with its process. Called by the driver's thread
-only, which never waits here but at the end of the run.
+One evaluation at a time goes on in the evaluator's process. It ends by itself (its episodes are
+cut, and it has a deadline); one that does not is ended with its process. Called by the driver's
+thread only, which never waits here but at the end of the run.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ __all__ = ["Evaluations"]
 
 logger = logging.getLogger(__name__)
 
-POLL_S, SAY_EVERY_S, NOTE_TIMEOUT_S = 0.25, 10.0, 30.0
-GRACE_S, START_S = 120.0, 180.0
+POLL_S = 0.25
+SAY_EVERY_S = 10.0
+NOTE_TIMEOUT_S = 30.0
+GRACE_S = 120.0
+START_S = 180.0
 """Beyond its own deadline an evaluation may take so long to build policy and envs; and an evaluator
 so long to start."""
 LAST_TRIES = 2
@@ -46,7 +50,9 @@ class Evaluations:
     """
 
     def __init__(self, plan: Plan, supervisor: Supervisor, report: Report) -> None:
-        self._plan, self._supervisor, self._report = plan, supervisor, report
+        self._plan = plan
+        self._supervisor = supervisor
+        self._report = report
         self._asked_at = int((report.evaluation or {}).get("env_steps", 0))
         self._open: tuple[int, Any] | None = None
         self._began = 0.0
@@ -56,18 +62,22 @@ class Evaluations:
     def look(self) -> None:
         """Take a result that is there, and begin what is due."""
         self._collect()
-        every, steps = self._plan.config.eval_every, self._report.env_steps
+        every = self._plan.config.eval_every
+        steps = self._report.env_steps
         has_trained = self._report.counts.train_steps > self._plan.spec.pretrain_updates
         if every and self._open is None and has_trained and steps - self._asked_at >= every:
             self._begin(steps)
 
     def last(self, version: tuple[int, ...], stop: StopFlag) -> Mapping[str, Any] | None:
-        """Evaluate the weights of the last checkpoint, unless that has been done; a stop leaves it out.
+        """Evaluate the weights of the last checkpoint, unless that has been done; a stop leaves it
+        out.
 
         Returns:
             Their evaluation, None when there is none.
         """
-        config, tries, say = self._plan.config, 0, Pace(SAY_EVERY_S)
+        config = self._plan.config
+        tries = 0
+        say = Pace(SAY_EVERY_S)
         deadline = time.monotonic() + LAST_TRIES * (config.eval_timeout_s + GRACE_S) + START_S
         while config.eval_episodes and time.monotonic() < deadline and not stop.is_set:
             if self._open is None:
@@ -88,7 +98,9 @@ class Evaluations:
     def _of(self, version: tuple[int, ...]) -> Mapping[str, Any] | None:
         """The newest evaluation, if it is of these weights."""
         newest = self._report.evaluation
-        return newest if newest is not None and tuple(newest.get("version") or ()) == version else None
+        return (
+            newest if newest is not None and tuple(newest.get("version") or ()) == version else None
+        )
 
     def _has_evaluator(self) -> bool:
         return any(not role.is_given_up for role in self._supervisor.of_kind("evaluator"))
@@ -126,8 +138,11 @@ class Evaluations:
         self._report.note_evaluation(result)
         logger.info(
             "eval at env_steps %s: return %.1f +- %.1f over %d episodes",
-            f"{result['env_steps']:,}", result["return_mean"], result["return_std"], result["episodes"],
-        )  # fmt: skip
+            f"{result['env_steps']:,}",
+            result["return_mean"],
+            result["return_std"],
+            result["episodes"],
+        )
         learner = next(iter(self._supervisor.of_kind("learner")), None)
         is_finite = math.isfinite(result["return_mean"])
         if is_finite and learner is not None and learner.handle is not None:

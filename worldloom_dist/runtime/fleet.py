@@ -1,8 +1,10 @@
-"""The env workers of a run: started in waves, kept at the wanted number, moved away from machines that are about to go.
+"""The env workers of a run: started in waves, kept at the wanted number, moved away from machines
+that are about to go.
 
-How many are wanted: ``--workers``; with ``actors.elastic`` that number holds for the cluster as it was at the start, and follows
-its CPUs in proportion. A worker that is no longer wanted, or whose node drains, is asked to stop: it sends what is open and ends;
-in the second case it begins again elsewhere. Every process of a slot gets an incarnation of its own, so no stream is written twice.
+How many are wanted: ``--workers``; with ``actors.elastic`` that number holds for the cluster as it
+was at the start, and follows its CPUs in proportion. A worker that is no longer wanted, or whose
+node drains, is asked to stop: it sends what is open and ends; in the second case it begins again
+elsewhere. Every process of a slot gets an incarnation of its own, so no stream is written twice.
 """
 
 from __future__ import annotations
@@ -26,13 +28,18 @@ __all__ = ["Fleet", "wanted_workers"]
 
 logger = logging.getLogger(__name__)
 
-CLUSTER_EVERY_S, START_TIMEOUT_S = 2.0, 180.0
-SILENCE_S, SILENCE_MARGIN_S = 30.0, 10.0
-"""A worker may be silent for so long at least, and for so long beyond what its env may take: an env can hold the interpreter."""
+CLUSTER_EVERY_S = 2.0
+START_TIMEOUT_S = 180.0
+SILENCE_S = 30.0
+SILENCE_MARGIN_S = 10.0
+"""A worker may be silent for so long at least, and for so long beyond what its env may take: an env
+can hold the interpreter.
+"""
 
 
 def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: int) -> int:
-    """Workers for a cluster that has ``cpus`` now, when ``workers`` were right for ``cpus_at_start``; at least one.
+    """Workers for a cluster that has ``cpus`` now, when ``workers`` were right for
+    ``cpus_at_start``; at least one.
 
     Example:
         >>> wanted_workers(8, cpus_at_start=4.0, cpus=6.0, min_live=1)
@@ -70,8 +77,12 @@ class Fleet:
         cluster_cpus: Callable[[], float] | None = None,
         draining: Callable[[], set[str]] | None = None,
     ) -> None:
-        self.plan, self._supervisor, self.lives, self._on_lost = plan, supervisor, lives, on_lost
-        self._cluster_cpus, self._draining = cluster_cpus or _cluster_cpus, draining or _draining_nodes
+        self.plan = plan
+        self._supervisor = supervisor
+        self.lives = lives
+        self._on_lost = on_lost
+        self._cluster_cpus = cluster_cpus or _cluster_cpus
+        self._draining = draining or _draining_nodes
         self._cpus_at_start = self._cluster_cpus()
         self._look = Pace(CLUSTER_EVERY_S)
         self._next_life: dict[int, int] = {}
@@ -93,7 +104,10 @@ class Fleet:
         """Envs and workers that are not started again, with the last failure."""
         found = {role.name: role.last_failure for role in self.workers if role.is_given_up}
         for role in self.workers:
-            found |= {f"{role.name}/env-{env}": why for env, why in role.status.get("quarantined", {}).items()}
+            found |= {
+                f"{role.name}/env-{env}": why
+                for env, why in role.status.get("quarantined", {}).items()
+            }
         return found
 
     def look(self) -> None:
@@ -113,30 +127,48 @@ class Fleet:
 
     def stop(self, timeout_s: float) -> None:
         """Ask every worker to end, and book what could not be sent."""
-        known = {role.name: role.status.get("open_rows", 0) for role in self._supervisor.of_kind("worker") if not role.is_done}
+        known = {
+            role.name: role.status.get("open_rows", 0)
+            for role in self._supervisor.of_kind("worker")
+            if not role.is_done
+        }
         ended = self._supervisor.stop(("worker",), timeout_s=timeout_s)
-        self._on_lost(sum(ended[name]["open_rows"] if name in ended else rows for name, rows in known.items()))
+        self._on_lost(
+            sum(ended[name]["open_rows"] if name in ended else rows for name, rows in known.items())
+        )
 
     def _check(self) -> None:
         if self.plan.is_offline:
             return
-        left, missing = sum(not role.is_given_up for role in self.workers), self.wanted - len(self.workers)
+        left = sum(not role.is_given_up for role in self.workers)
+        missing = self.wanted - len(self.workers)
         check_live(self.plan, left, self.wanted, self.quarantined, missing=missing)
 
     def _follow_cluster(self) -> None:
         leaving = self._draining()
         for role in self.workers:
             if leaving and role.is_up and role.status.get("node") in leaving:
-                logger.warning("%s: its node is about to go; it sends what is open and begins again elsewhere", role.name)
+                logger.warning(
+                    "%s: its node is about to go; it sends what is open and begins again elsewhere",
+                    role.name,
+                )
                 self._supervisor.move(role)
         if self.plan.is_offline or not self.plan.config.actors.elastic:
             return
         config = self.plan.config
-        wanted = wanted_workers(config.workers, self._cpus_at_start, self._cluster_cpus(), config.actors.min_live)
+        wanted = wanted_workers(
+            config.workers, self._cpus_at_start, self._cluster_cpus(), config.actors.min_live
+        )
         if wanted != self.wanted:
-            logger.info("workers: %d instead of %d, because the cluster has another size", wanted, self.wanted)
+            logger.info(
+                "workers: %d instead of %d, because the cluster has another size",
+                wanted,
+                self.wanted,
+            )
             self.wanted = wanted
-        for role in sorted(self.workers, key=lambda role: (role.is_up, -role.index))[: max(0, len(self.workers) - wanted)]:
+        for role in sorted(self.workers, key=lambda role: (role.is_up, -role.index))[
+            : max(0, len(self.workers) - wanted)
+        ]:
             self._supervisor.retire(role)
 
     def _free_slots(self) -> list[int]:
@@ -144,7 +176,8 @@ class Fleet:
         return [slot for slot in range(self.wanted + len(taken)) if slot not in taken]
 
     def _add(self, slot: int) -> None:
-        first, actors = self._next_life.get(slot, 0), self.plan.config.actors
+        first = self._next_life.get(slot, 0)
+        actors = self.plan.config.actors
         start = partial(self._start_worker, slot)
         self._supervisor.add(
             Role(
@@ -154,7 +187,8 @@ class Fleet:
                 lifeline=lambda handle: handle.run.remote(),
                 incarnation=first,
                 is_vital=False,
-                ping_timeout_s=max(SILENCE_S, actors.step_timeout_s, actors.reset_timeout_s) + SILENCE_MARGIN_S,
+                ping_timeout_s=max(SILENCE_S, actors.step_timeout_s, actors.reset_timeout_s)
+                + SILENCE_MARGIN_S,
                 start_timeout_s=max(START_TIMEOUT_S, self.plan.config.placement.wait_s),
                 on_down=partial(self._down, slot),
             )
@@ -162,10 +196,14 @@ class Fleet:
 
     def _start_worker(self, slot: int, incarnation: int) -> Any:
         role = (self.plan, slot, self.lives + incarnation)
-        return start_actor(WorkerRole, f"worker-{slot}", *role, threads=3, options=self.options(slot))
+        return start_actor(
+            WorkerRole, f"worker-{slot}", *role, threads=3, options=self.options(slot)
+        )
 
     def _down(self, slot: int) -> None:
-        """Book the rows of its open chunk, as of its last sign of life (at most a few seconds ago), as lost."""
+        """Book the rows of its open chunk, as of its last sign of life (at most a few seconds ago),
+        as lost.
+        """
         role = self._supervisor.roles[f"worker-{slot}"]
         self._next_life[slot] = role.incarnation + 1
         self._on_lost(role.status.pop("open_rows", 0))
@@ -182,5 +220,6 @@ def _draining_nodes() -> set[str]:
 
     try:
         return set(state.get_draining_nodes())
-    except (AttributeError, RayError):  # not a public call: without it only the signal announces a preemption
+    # not a public call: without it only the signal announces a preemption
+    except (AttributeError, RayError):
         return set()

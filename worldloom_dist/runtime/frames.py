@@ -1,8 +1,10 @@
-"""How a call and its answer travel over a line: pickled, with large buffers beside the pickle, so that nobody copies them again.
+"""How a call and its answer travel over a line: pickled, with large buffers beside the pickle, so
+that nobody copies them again.
 
-Layout, little endian: size of the body and number of the call (8 bytes each); then the body: how many buffers, the size of the
-pickle and of every buffer (8 bytes each), the pickle, and the buffers, each at a multiple of 16 bytes, so that arrays which are
-views of a received body are aligned.
+Layout, little endian: size of the body and number of the call (8 bytes each); then the body: how
+many buffers, the size of the pickle and of every buffer (8 bytes each), the pickle, and the
+buffers, each at a multiple of 16 bytes, so that arrays which are views of a received body are
+aligned.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ HEAD = struct.Struct("<QQ")
 LARGEST_FRAME = 2**32
 LARGE_BUFFER = 32 * 2**10
 """Smaller ones are cheaper inside the pickle."""
-ALIGNMENT, ROOM = 16, 64 * 2**10
+ALIGNMENT = 16
+ROOM = 64 * 2**10
 
 Buffer = bytes | memoryview
 
 
 def pieces_of(number: int, content: Any) -> list[Buffer]:
-    """What to send, one after the other: everything small in one piece, and large buffers as they are."""
+    """What to send, one after the other: everything small in one piece, and large buffers as they
+    are.
+    """
     large: list[memoryview] = []
 
     def take_out(buffer: pickle.PickleBuffer) -> bool:
@@ -54,7 +59,8 @@ def content_of(body: bytes | bytearray) -> Any:
     (count,) = struct.unpack_from("<Q", view)
     size, *sizes = struct.unpack_from(f"<{count + 1}Q", view, 8)
     begin = 8 * (count + 2)
-    end, large = begin + size, []
+    end = begin + size
+    large = []
     for length in sizes:
         start = end + -end % ALIGNMENT
         end = start + length
@@ -63,7 +69,8 @@ def content_of(body: bytes | bytearray) -> Any:
 
 
 class FrameReader:
-    """Takes apart what arrives: small frames out of one buffer that is used again and again, a large one into its own memory.
+    """Takes apart what arrives: small frames out of one buffer that is used again and again, a
+    large one into its own memory.
 
     Args:
         on_frame: Called with the number and the body of every frame.
@@ -71,8 +78,11 @@ class FrameReader:
 
     def __init__(self, on_frame: Callable[[int, bytes | bytearray], None]) -> None:
         self._on_frame = on_frame
-        self._room, self._got = bytearray(ROOM), 0
-        self._body, self._number = bytearray(), 0  # of a large frame that has begun, while there is one
+        self._room = bytearray(ROOM)
+        self._got = 0
+        # of a large frame that has begun, while there is one
+        self._body = bytearray()
+        self._number = 0
 
     def free(self) -> memoryview:
         """Where the next bytes go."""
@@ -87,7 +97,9 @@ class FrameReader:
         self._got += count
         if self._body:
             if self._got == len(self._body):
-                body, self._body, self._got = self._body, bytearray(), 0
+                body = self._body
+                self._body = bytearray()
+                self._got = 0
                 self._on_frame(self._number, body)
             return
         start = 0
@@ -109,7 +121,9 @@ class FrameReader:
         """Go on with a large frame whose first bytes are here."""
         found = self._got - start
         body[:found] = memoryview(self._room)[start : self._got]
-        self._body, self._number, self._got = body, number, found
+        self._body = body
+        self._number = number
+        self._got = found
 
     def _keep(self, start: int) -> None:
         """Make room behind what belongs to a frame that is not complete."""

@@ -19,23 +19,33 @@ MEASURE_EVERY_S = 2.0
 
 
 class HubRole:
-    """Holds the hub. A restarted hub starts its counters anew, which Prometheus understands as a reset.
+    """Holds the hub. A restarted hub starts its counters anew, which Prometheus understands as a
+    reset.
 
     Args:
         run_id, constants, build: As :class:`MetricsHub`.
-        host, port: Of the endpoint; port 0 serves nothing. When the port was taken meanwhile, the next free one serves: metrics
-            never end a run.
+        host, port: Of the endpoint; port 0 serves nothing. When the port was taken meanwhile, the
+            next free one serves: metrics never end a run.
         secret: Token or password of the endpoint, empty for none.
     """
 
     def __init__(
-        self, run_id: str, constants: Mapping[str, str], build: Mapping[str, str], host: str, port: int, secret: str
+        self,
+        run_id: str,
+        constants: Mapping[str, str],
+        build: Mapping[str, str],
+        host: str,
+        port: int,
+        secret: str,
     ) -> None:
-        self._relay, self._hub = LogRelay().listen(), MetricsHub(run_id, constants, build)
+        self._relay = LogRelay().listen()
+        self._hub = MetricsHub(run_id, constants, build)
         self._gone = threading.Event()
         _, self._port = serve_near(self._hub, host, port, secret)
 
-    def emit(self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None) -> None:
+    def emit(
+        self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None
+    ) -> None:
         """Merge one flush."""
         self._hub.emit(role, index, values, facts)
 

@@ -1,7 +1,7 @@
 """The job interface of a Ray cluster: connect, send a job, follow its log, and read how it ended.
 
-Nothing is unpickled: Ray's job interface is HTTP with JSON, and with token authentication on, each request carries the token of
-``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``.
+Nothing is unpickled: Ray's job interface is HTTP with JSON, and with token authentication on, each
+request carries the token of ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``.
 """
 
 from __future__ import annotations
@@ -73,11 +73,13 @@ def check_job_id(job_id: str) -> str:
     """The id, if it can name a job and its run folder.
 
     Raises:
-        ConfigurationError: If it cannot: the cluster would take some such jobs and never start or forget them.
+        ConfigurationError: If it cannot: the cluster would take some such jobs and never start or
+            forget them.
     """
     if not JOB_ID.fullmatch(job_id):
         raise ConfigurationError(
-            f"job_id must be 1 to {MAX_ID_CHARS} letters, digits, '.', '_' and '-', the first one a letter or a digit, "
+            f"job_id must be 1 to {MAX_ID_CHARS} letters, digits, '.', '_' and '-', "
+            "the first one a letter or a digit, "
             f"got {job_id!r}; name another one"
         )
     return job_id
@@ -96,7 +98,9 @@ def connect(address: str, wait_s: float = 0.0) -> Any:
     os.environ.setdefault("RAY_AUTH_MODE", choose_auth_mode())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address.startswith(("http://", "https://")):
-        raise ConfigurationError(f"address must be the job interface's, like http://HEAD:8265, got {address!r}")
+        raise ConfigurationError(
+            f"address must be the job interface's, like http://HEAD:8265, got {address!r}"
+        )
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -107,20 +111,24 @@ def connect(address: str, wait_s: float = 0.0) -> Any:
             return JobSubmissionClient(address)
         except AuthenticationError as error:
             raise ConfigurationError(
-                f"address: the cluster at {address} refuses the token; put it into the file that RAY_AUTH_TOKEN_PATH names and set "
+                f"address: the cluster at {address} refuses the token; put it into "
+                "the file that RAY_AUTH_TOKEN_PATH names and set "
                 "RAY_AUTH_MODE=token"
             ) from error
         except (ConnectionError, RuntimeError, OSError) as error:
             if time.monotonic() >= deadline:
                 raise ConfigurationError(
-                    f"address: no job interface answers at {address} ({first_line(error)}); is the head's dashboard on, and its "
+                    f"address: no job interface answers at {address} "
+                    f"({first_line(error)}); is the head's dashboard on, and its "
                     "port open?"
                 ) from error
         time.sleep(LOOK_EVERY_S)
 
 
 def send_job(client: Any, **job: Any) -> None:
-    """Submit; an interface that breaks off is asked whether it took the job, and gets it again if not."""
+    """Submit; an interface that breaks off is asked whether it took the job, and gets it again if
+    not.
+    """
     deadline = time.monotonic() + SEND_S
     while True:
         try:
@@ -128,18 +136,24 @@ def send_job(client: Any, **job: Any) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise StateError(f"the job interface broke off ({first_line(error)}); try again") from error
+                raise StateError(
+                    f"the job interface broke off ({first_line(error)}); try again"
+                ) from error
             time.sleep(LOOK_EVERY_S)
             if job_state(client, job["submission_id"]) is not None:
                 return
         except (RuntimeError, ValueError) as error:
-            job_id, state = job["submission_id"], job_state(client, job["submission_id"])
+            job_id = job["submission_id"]
+            state = job_state(client, job["submission_id"])
             if state is not None:  # there was none when we looked: somebody was faster
                 raise ConfigurationError(
-                    f"job {job_id!r} was submitted by somebody else at the same moment and is {state}; "
+                    f"job {job_id!r} was submitted by somebody else at the same "
+                    f"moment and is {state}; "
                     f"follow it with --follow {job_id}, or name another id"
                 ) from error
-            raise ConfigurationError(f"job {job_id!r} was not accepted: {first_line(error)}") from error
+            raise ConfigurationError(
+                f"job {job_id!r} was not accepted: {first_line(error)}"
+            ) from error
 
 
 def make_room(client: Any, job_id: str) -> None:
@@ -148,22 +162,31 @@ def make_room(client: Any, job_id: str) -> None:
     if state is None:
         return
     if state not in OVER:
-        raise ConfigurationError(f"job {job_id!r} is {state} already; follow it with --follow {job_id}, or name another id")
+        raise ConfigurationError(
+            f"job {job_id!r} is {state} already; follow it with --follow {job_id}, or "
+            "name another id"
+        )
     client.delete_job(job_id)
 
 
 def job_state(client: Any, job_id: str) -> str | None:
     """What Ray calls the state of a job; None when it does not know the job."""
-    return next((str(job.status.value) for job in client.list_jobs() if job.submission_id == job_id), None)
+    return next(
+        (str(job.status.value) for job in client.list_jobs() if job.submission_id == job_id), None
+    )
 
 
-def follow_job(client: Any, job_id: str, start_timeout_s: float, write: Callable[[str], object] | None) -> JobResult:
+def follow_job(
+    client: Any, job_id: str, start_timeout_s: float, write: Callable[[str], object] | None
+) -> JobResult:
     """Pass on the log of a job until it is over; see :func:`worldloom_dist.submit.follow`."""
     _wait_for_start(client, job_id, start_timeout_s)
-    log, last_answer = _Log(write), time.monotonic()
+    log = _Log(write)
+    last_answer = time.monotonic()
     while True:
         try:
-            with contextlib.suppress(RuntimeError, OSError):  # the stream broke: take up where it was, or see that the job is over
+            # the stream broke: take up where it was, or see that the job is over
+            with contextlib.suppress(RuntimeError, OSError):
                 asyncio.run(_stream(client, job_id, log))
             if client.get_job_status(job_id).value in OVER:
                 log.take(0, client.get_job_logs(job_id))
@@ -172,7 +195,8 @@ def follow_job(client: Any, job_id: str, start_timeout_s: float, write: Callable
         except (RuntimeError, OSError) as error:
             if time.monotonic() - last_answer > AWAY_S:
                 raise StateError(
-                    f"the cluster did not answer for {AWAY_S:.0f} s ({first_line(error)}); the job {job_id} may go on without us"
+                    f"the cluster did not answer for {AWAY_S:.0f} s "
+                    f"({first_line(error)}); the job {job_id} may go on without us"
                 ) from error
         time.sleep(LOOK_EVERY_S)
 
@@ -188,7 +212,9 @@ class _Log:
     """Passes a job's log on, once, line by line, without the summary's line."""
 
     def __init__(self, write: Callable[[str], object] | None) -> None:
-        self._write, self._shown, self._rest = write, 0, ""
+        self._write = write
+        self._shown = 0
+        self._rest = ""
 
     def take(self, start: int, text: str) -> None:
         """``text`` is the log from character ``start`` on."""
@@ -206,12 +232,16 @@ def _wait_for_start(client: Any, job_id: str, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             message = first_line(client.get_job_info(job_id).message)
             client.stop_job(job_id)
-            raise StateError(f"job {job_id} did not start within {timeout_s:.0f} s ({message}); it was withdrawn")
+            raise StateError(
+                f"job {job_id} did not start within {timeout_s:.0f} s ({message}); it was withdrawn"
+            )
         time.sleep(LOOK_EVERY_S / 4)
 
 
 def job_result(client: Any, job_id: str) -> JobResult:
-    """How a job ended, or how it stands; its exit status is the launch's, also where Ray does not say."""
+    """How a job ended, or how it stands; its exit status is the launch's, also where Ray does not
+    say.
+    """
     info = client.get_job_info(job_id)
     status = info.status.value
     run_dir, summary = _find_summary(client.get_job_logs(job_id))
@@ -221,7 +251,12 @@ def job_result(client: Any, job_id: str) -> JobResult:
     elif status == "FAILED" and exit_status != 2:  # lost, or killed by a signal
         exit_status = 1
     return JobResult(
-        job_id=job_id, status=status, exit_status=exit_status, run_dir=run_dir, summary=summary, message=info.message or ""
+        job_id=job_id,
+        status=status,
+        exit_status=exit_status,
+        run_dir=run_dir,
+        summary=summary,
+        message=info.message or "",
     )
 
 
@@ -240,7 +275,9 @@ def note(write: Callable[[str], object] | None, text: str) -> None:
 
 
 def first_line(error: object) -> str:
-    """The line of an error that says what happened, as the middle of a sentence: the first, or of a traceback the last."""
+    """The line of an error that says what happened, as the middle of a sentence: the first, or of a
+    traceback the last.
+    """
     lines = str(error or "no reason given").strip().splitlines()
     line = lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0]
     return line.strip().rstrip(".")[:300]

@@ -1,7 +1,7 @@
 """Several learner ranks on Ray: where they run, how they meet, and one rank's view of the others.
 
 driver: placement group of N bundles -> learner-0 .. learner-(N-1), restarted together when one dies
-learner-0: opens a store and tells its address <--asked by-- learner-1 ..  -> all join one process group
+learner-0: opens a store and tells its address <--asked by-- learner-1 .., then all join
 every round: any(stop?, no batch?) -> all train on their share, or nobody does
 learner-0 alone: restores and shares the state, publishes, checkpoints, reports counters
 """
@@ -33,7 +33,8 @@ __all__ = ["Alone", "Crew", "LearnerPlaces", "join_group"]
 
 logger = logging.getLogger(__name__)
 
-MEET_TIMEOUT_S, PLACE_TIMEOUT_S = 180.0, 60.0
+MEET_TIMEOUT_S = 180.0
+PLACE_TIMEOUT_S = 60.0
 LOOPBACK = "127."
 
 
@@ -53,7 +54,8 @@ class Crew(Ranks, Protocol):
 class Alone:
     """A crew of one: nothing is sent anywhere."""
 
-    rank, size = 0, 1
+    rank = 0
+    size = 1
 
     def any(self, *flags: bool) -> list[bool]:
         """The flags themselves."""
@@ -67,7 +69,14 @@ class Alone:
         """Nothing to leave."""
 
 
-def join_group(rank: int, size: int, incarnation: int, *, device: str, announce: Callable[[tuple[str, int]], None]) -> TorchRanks:
+def join_group(
+    rank: int,
+    size: int,
+    incarnation: int,
+    *,
+    device: str,
+    announce: Callable[[tuple[str, int]], None],
+) -> TorchRanks:
     """Meet the other ranks of this incarnation.
 
     Args:
@@ -93,13 +102,16 @@ def join_group(rank: int, size: int, incarnation: int, *, device: str, announce:
 
 
 def _use_loopback(host: str) -> None:
-    """A private cluster's ranks talk over the loopback, whatever this machine's name resolves to."""
+    """A private cluster's ranks talk over the loopback, whatever this machine's name
+    resolves to.
+    """
     if host.startswith(LOOPBACK):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _ask_for_address(incarnation: int) -> tuple[str, int]:
-    first, give_up = Remote("learner-0"), time.monotonic() + MEET_TIMEOUT_S
+    first = Remote("learner-0")
+    give_up = time.monotonic() + MEET_TIMEOUT_S
     while time.monotonic() < give_up:
         found = first.call("meeting", incarnation, patience_s=MEET_TIMEOUT_S)
         if found is not None:
@@ -118,7 +130,8 @@ class LearnerPlaces:
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        self._config, self._folder = config, folder
+        self._config = config
+        self._folder = folder
         self._group: PlacementGroup | None = None
         self._incarnations: dict[int, int] = {}
 
@@ -133,8 +146,9 @@ class LearnerPlaces:
 
         Args:
             rank: Which one.
-            alone: What a single learner would be started with; several get the same each, in one placement group. Its first
-                bundle is where the files are when a single learner would be bound to that node.
+            alone: What a single learner would be started with; several get the same each, in one
+                placement group. Its first bundle is where the files are when a single learner would
+                be bound to that node.
 
         Raises:
             ConfigurationError: If the cluster cannot hold all ranks.
@@ -144,13 +158,29 @@ class LearnerPlaces:
             return {}
         gpus = alone["num_gpus"] if "num_gpus" in alone else _gpus_per_rank(self._config)
         if self._group is None:
-            bundle = {"CPU": max(alone["num_cpus"], CPUS_PER_ROLE), **alone.get("resources", {}), **({"GPU": gpus} if gpus else {})}
-            first = {**bundle, f"node:{_own_address()}": 0.001} if isinstance(alone.get("scheduling_strategy"), AtNode) else bundle
+            bundle = {
+                "CPU": max(alone["num_cpus"], CPUS_PER_ROLE),
+                **alone.get("resources", {}),
+                **({"GPU": gpus} if gpus else {}),
+            }
+            first = (
+                {**bundle, f"node:{_own_address()}": 0.001}
+                if isinstance(alone.get("scheduling_strategy"), AtNode)
+                else bundle
+            )
             self._group = placement_group([first, *[bundle] * (ranks - 1)], strategy="PACK")
             if not self._group.wait(max(PLACE_TIMEOUT_S, self._config.placement.wait_s)):
-                raise ConfigurationError(f"learners: the cluster has no room for {ranks} ranks; ask for fewer")
-        strategy = PlacementGroupSchedulingStrategy(placement_group=self._group, placement_group_bundle_index=rank)
-        return {"num_cpus": max(alone["num_cpus"], CPUS_PER_ROLE), "num_gpus": gpus, "scheduling_strategy": strategy}
+                raise ConfigurationError(
+                    f"learners: the cluster has no room for {ranks} ranks; ask for fewer"
+                )
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=rank
+        )
+        return {
+            "num_cpus": max(alone["num_cpus"], CPUS_PER_ROLE),
+            "num_gpus": gpus,
+            "scheduling_strategy": strategy,
+        }
 
 
 def _own_address() -> str:
@@ -160,12 +190,14 @@ def _own_address() -> str:
 def _gpus_per_rank(config: RunConfig) -> int:
     """1 when every rank gets a GPU of its own, 0 when all train on CPUs."""
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    there, wanted = int(resources.get("GPU", 0)), config.learner.device
+    there = int(resources.get("GPU", 0))
+    wanted = config.learner.device
     if wanted == "cpu" or (wanted == "auto" and not there):
         return 0
     if there < config.learners:
         raise ConfigurationError(
-            f"learners: {config.learners} ranks need a GPU each, and the cluster has {there}; ask for at most {max(there, 1)}, or "
+            f"learners: {config.learners} ranks need a GPU each, and the cluster has "
+            f"{there}; ask for at most {max(there, 1)}, or "
             "say --learner.device cpu"
         )
     return 1

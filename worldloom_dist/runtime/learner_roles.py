@@ -1,10 +1,12 @@
 """The learner as a Ray actor: a thin shell around ``worldloom_dist.learner``.
 
-The learner's ``run`` is its lifeline: it trains until it is told to stop. ``ping`` and ``save`` arrive on other threads and only
-set or read plain values; everything that touches the agent happens on the thread of ``run``, between two updates, so a checkpoint
-is one cut. It is written by a thread of its own (``learner.checkpointing``).
+The learner's ``run`` is its lifeline: it trains until it is told to stop. ``ping`` and ``save``
+arrive on other threads and only set or read plain values; everything that touches the agent happens
+on the thread of ``run``, between two updates, so a checkpoint is one cut. It is written by a thread
+of its own (``learner.checkpointing``).
 
-With several ranks (``runtime.learner_group``) each one is such an actor. Rank 0 restores, publishes, checkpoints and reports.
+With several ranks (``runtime.learner_group``) each one is such an actor. Rank 0 restores,
+publishes, checkpoints and reports.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.sequence import NO_POLICY
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.assembly import build_learner, build_store, check_none, check_trained_env, env_facts
+from worldloom_dist.assembly import (
+    build_learner,
+    build_store,
+    check_none,
+    check_trained_env,
+    env_facts,
+)
 from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import Plan
@@ -41,12 +49,20 @@ __all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
-LAST_PUBLISH_S, LAST_REPORT_S = 5.0, 10.0
-LEDGER_TIMEOUT_S, LEDGER_PATIENCE_S = 5.0, 10.0
+LAST_PUBLISH_S = 5.0
+LAST_REPORT_S = 10.0
+LEDGER_TIMEOUT_S = 5.0
+LEDGER_PATIENCE_S = 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
-COUNTED_ONCE = ("learner_updates_total", "learner_replayed_steps_total", "learner_skipped_updates_total")
-"""What all ranks do together: rank 0 alone reports it, or the joint work would be counted once per rank."""
+COUNTED_ONCE = (
+    "learner_updates_total",
+    "learner_replayed_steps_total",
+    "learner_skipped_updates_total",
+)
+"""What all ranks do together: rank 0 alone reports it, or the joint work would be counted once per
+rank.
+"""
 
 
 class LearnerRole:
@@ -61,8 +77,12 @@ class LearnerRole:
 
     def __init__(self, plan: Plan, folder: Path, incarnation: int, rank: int = 0) -> None:
         keep_freed_memory()
-        self._plan, self._folder, self._incarnation, self._rank = plan, RunFolder(folder), incarnation, rank
-        self._stopping, self._save_wanted = threading.Event(), threading.Event()
+        self._plan = plan
+        self._folder = RunFolder(folder)
+        self._incarnation = incarnation
+        self._rank = rank
+        self._stopping = threading.Event()
+        self._save_wanted = threading.Event()
         self._status: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
         self._published = NO_POLICY
         self._counts: dict[str, Any] = {}
@@ -74,8 +94,12 @@ class LearnerRole:
         """Build or restore the agent, train, publish, checkpoint; returns the last status."""
         self._build()
         self._restore()
-        self._gallery = Gallery(self._folder.videos, self._plan.config.learner.report_every_steps, self._env_steps())
-        self._feed = Feed(self._plan, self._learner.train_steps, self._learner.stager.stage, rank=self._rank)
+        self._gallery = Gallery(
+            self._folder.videos, self._plan.config.learner.report_every_steps, self._env_steps()
+        )
+        self._feed = Feed(
+            self._plan, self._learner.train_steps, self._learner.stager.stage, rank=self._rank
+        )
         if self._plan.spec.writes_back:
             self._learner.write_back = self._feed.write_back
         if parse_selector(self._plan.config.replay.selector).uses_priorities:
@@ -110,7 +134,8 @@ class LearnerRole:
         self._save_wanted.set()
 
     def note_score(self, score: float) -> None:
-        """Take the result of an evaluation: a checkpoint of about now is kept as ``best`` if no better one is there.
+        """Take the result of an evaluation: a checkpoint of about now is kept as ``best`` if no
+        better one is there.
 
         Once :meth:`run` has returned, it is the last checkpoint that the score belongs to.
         """
@@ -128,18 +153,26 @@ class LearnerRole:
         from worldloom_dist.learner.checkpointing import CheckpointWriter
         from worldloom_dist.learner.step import choose_device, prepare_torch
 
-        config, ranks = self._plan.config.learner, self._plan.config.learners
+        config = self._plan.config.learner
+        ranks = self._plan.config.learners
         self._device = device = choose_device(config.device)
         threads = config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE // ranks)
         prepare_torch(device, threads=threads, tf32=config.tf32, deterministic=config.deterministic)
-        self._ledger, self._weights = Remote("ledger-0"), RemoteWeights()
+        self._ledger = Remote("ledger-0")
+        self._weights = RemoteWeights()
         self._reporter = Reporter("learner", self._rank)
         self._learner = build_learner(
-            self._plan, RemoteWeights(), device=device, incarnation=self._incarnation, folder=self._folder.path
+            self._plan,
+            RemoteWeights(),
+            device=device,
+            incarnation=self._incarnation,
+            folder=self._folder.path,
         )
         self._crew: Crew = Alone()  # type: ignore[assignment]
         if ranks > 1:
-            self._crew = join_group(self._rank, ranks, self._incarnation, device=device, announce=self._announce)
+            self._crew = join_group(
+                self._rank, ranks, self._incarnation, device=device, announce=self._announce
+            )
             self._learner.agent.join(self._crew)
         if self._rank == 0:
             self._store = build_store(self._plan, self._folder.path)
@@ -154,7 +187,11 @@ class LearnerRole:
         if found is not None:
             logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
         if self._rank == 0:  # before any rank asks for rows
-            self._ledger.call("rebase_positions", int(saved["replayed_steps"]) if saved is not None else 0, patience_s=120.0)
+            self._ledger.call(
+                "rebase_positions",
+                int(saved["replayed_steps"]) if saved is not None else 0,
+                patience_s=120.0,
+            )
         saved = self._crew.share(saved)
         if saved is not None:
             self._learner.load_state_dict(saved)
@@ -164,7 +201,9 @@ class LearnerRole:
         self._note("training")
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint; a foreign one ends the run, because starting the learner again would not help."""
+        """The newest checkpoint; a foreign one ends the run, because starting the learner again
+        would not help.
+        """
         found = self._store.newest()
         if found is None:
             try:
@@ -181,7 +220,8 @@ class LearnerRole:
     def _loop(self) -> None:
         config = self._plan.config.learner
         publish = Pace(0.0 if self._plan.is_lockstep else config.publish_every_s)
-        flush, save = Pace(FLUSH_EVERY_S), Pace(config.checkpoint_every_s)
+        flush = Pace(FLUSH_EVERY_S)
+        save = Pace(config.checkpoint_every_s)
         staged = None
         while True:
             started = time.monotonic()
@@ -210,9 +250,13 @@ class LearnerRole:
             self._learner.report(self._gallery, self._env_steps())
 
     def _may_publish(self) -> bool:
-        """There is something new, the burst is over, and in lock-step every update that is due has been made."""
+        """There is something new, the burst is over, and in lock-step every update that is due has
+        been made.
+        """
         steps = self._learner.train_steps
-        if self._learner.version <= self._published or steps < max(1, self._plan.spec.pretrain_updates):
+        if self._learner.version <= self._published or steps < max(
+            1, self._plan.spec.pretrain_updates
+        ):
             return False
         return not self._plan.is_lockstep or steps >= self._ledger.call("updates_due")
 
@@ -220,9 +264,14 @@ class LearnerRole:
         self._published = self._learner.publish()
 
     def _publish_last(self) -> None:
-        """Publish what the last checkpoint will hold, and wait until the store, which reads from this process, has it."""
+        """Publish what the last checkpoint will hold, and wait until the store, which reads from
+        this process, has it.
+        """
         steps = self._learner.train_steps
-        if steps >= max(1, self._plan.spec.pretrain_updates) and self._learner.version > self._published:
+        if (
+            steps >= max(1, self._plan.spec.pretrain_updates)
+            and self._learner.version > self._published
+        ):
             self._publish()
         give_up = time.monotonic() + LAST_PUBLISH_S
         while time.monotonic() < give_up:
@@ -236,27 +285,45 @@ class LearnerRole:
         """Copy the state and leave the rest to the writer's thread."""
         counts = self._ledger_counts()
         started = time.monotonic()
-        tree = {"learner": self._learner.state_dict(), "agent": self._plan.agent.name, "ledger": counts}
-        facts = {"train_steps": self._learner.train_steps, "replayed_steps": self._learner.replayed_steps, **counts}
+        tree = {
+            "learner": self._learner.state_dict(),
+            "agent": self._plan.agent.name,
+            "ledger": counts,
+        }
+        facts = {
+            "train_steps": self._learner.train_steps,
+            "replayed_steps": self._learner.replayed_steps,
+            **counts,
+        }
         facts |= env_facts(self._plan)
-        score, self._score = self._score, None
+        score = self._score
+        self._score = None
         self._writer.save(self._learner.train_steps, tree, facts, score)
         self._learner.note("checkpoint", time.monotonic() - started)
 
     def _ledger_counts(self) -> dict[str, Any]:
-        """The ledger's counters, checked, or those of the last time when it is away: the weights are worth saving all the same."""
+        """The ledger's counters, checked, or those of the last time when it is away: the weights
+        are worth saving all the same.
+        """
         try:
-            self._counts = self._ledger.call("counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_PATIENCE_S)
+            self._counts = self._ledger.call(
+                "counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_PATIENCE_S
+            )
             RowBooks(**self._counts["books"]).check()
         except (RoleGoneError, StateError) as error:
             logger.error("%s", error)
         return self._counts
 
     def _flush(self) -> None:
-        metrics: MetricMap = {**self._learner.drain_metrics(), **self._feed.gauges(), **gpu_metrics(self._device)}
+        metrics: MetricMap = {
+            **self._learner.drain_metrics(),
+            **self._feed.gauges(),
+            **gpu_metrics(self._device),
+        }
         if self._rank == 0:
             with contextlib.suppress(RoleGoneError):
-                if self._weights.version() < self._published:  # the store was restarted and is empty: publish again
+                # the store was restarted and is empty: publish again
+                if self._weights.version() < self._published:
                     self._published = NO_POLICY
             metrics |= self._checkpoint_metrics()
         else:
@@ -277,17 +344,27 @@ class LearnerRole:
         return metrics
 
     def _note(self, state: str) -> None:
-        steps, replayed = self._learner.train_steps, self._learner.replayed_steps
-        self._status.update(state=state, train_steps=steps, replayed_steps=replayed, version=tuple(self._learner.version))
+        steps = self._learner.train_steps
+        replayed = self._learner.replayed_steps
+        self._status.update(
+            state=state,
+            train_steps=steps,
+            replayed_steps=replayed,
+            version=tuple(self._learner.version),
+        )
 
 
 def of_another_rank(metrics: MetricMap) -> MetricMap:
-    """What a rank other than the first adds: where its time went, how old its windows were, its share of every loss."""
+    """What a rank other than the first adds: where its time went, how old its windows were, its
+    share of every loss.
+    """
     return {key: value for key, value in metrics.items() if not key.startswith(COUNTED_ONCE)}
 
 
 def gpu_metrics(device: str) -> MetricMap:
-    """Memory and utilization of a CUDA device; empty for a CPU, and without utilization where NVML is missing."""
+    """Memory and utilization of a CUDA device; empty for a CPU, and without utilization where NVML
+    is missing.
+    """
     if not device.startswith("cuda"):
         return {}
     import torch

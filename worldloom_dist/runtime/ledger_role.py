@@ -1,12 +1,14 @@
-"""The ledger as a Ray actor: a thin asynchronous shell around ``worldloom_dist.replay.ledger``, which knows who waits.
+"""The ledger as a Ray actor: a thin asynchronous shell around ``worldloom_dist.replay.ledger``,
+which knows who waits.
 
-    worker --append(chunk)--> ShardRole --admit_inserts--> LedgerRole     waits until the train ratio allows it
-    feed   --admit_samples-------------------------------> LedgerRole     waits likewise, answers windows per shard
+    worker --append(chunk)--> ShardRole --admit_inserts--> LedgerRole  waits for the ratio
+    feed   --admit_samples-------------------------------> LedgerRole  likewise
 
-Every grant wakes those who wait for the other side. A ledger that is started again knows nothing: shards report to it about once a
-second, and the driver tells it what was trained, so it is whole again within a second or two, and admits nothing until then.
-A request names the life of the process that asks: when its successor shows up, what the dead one still waits for is void. A shard
-that says nothing for a while hangs, or its machine does: nobody is sent there until it is heard again.
+Every grant wakes those who wait for the other side. A ledger that is started again knows nothing:
+shards report to it about once a second, and the driver tells it what was trained, so it is whole
+again within a second or two, and admits nothing until then. A request names the life of the process
+that asks: when its successor shows up, what the dead one still waits for is void. A shard that says
+nothing for a while hangs, or its machine does: nobody is sent there until it is heard again.
 """
 
 from __future__ import annotations
@@ -34,9 +36,12 @@ __all__ = ["LedgerRole"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SILENT_S, DEAF_S = 4.0, 2.0
-"""A shard that has not reported for so long, while others have, is not sampled from; each reports about once a second. When no
-shard was heard for the shorter time, this process stood still, and their reports are on their way."""
+SILENT_S = 4.0
+DEAF_S = 2.0
+"""A shard that has not reported for so long, while others have, is not sampled from; each reports
+about once a second. When no shard was heard for the shorter time, this process stood still, and
+their reports are on their way.
+"""
 
 
 class LedgerRole:
@@ -45,33 +50,49 @@ class LedgerRole:
     Args:
         plan: Of the run.
         positions: Trained positions so far (a resumed run, or a ledger that died).
-        known: The books of shards, by index and field, as the driver knows them: what they must have, or declare lost.
+        known: The books of shards, by index and field, as the driver knows them: what they must
+            have, or declare lost.
     """
 
-    def __init__(self, plan: Plan, positions: int, known: Mapping[str, Mapping[str, int]] | None = None) -> None:
-        self._plan, self._positions, self._relay = plan, positions, LogRelay().listen()
+    def __init__(
+        self, plan: Plan, positions: int, known: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
+        self._plan = plan
+        self._positions = positions
+        self._relay = LogRelay().listen()
         self._known = {int(shard): RowBooks(**books) for shard, books in (known or {}).items()}
         self._ledger = Ledger(plan.limits, window_positions=plan.spec.sampling.length)
         self._books: dict[int, RowBooks] = {}
         self._live: dict[int, int] = {}
         self._lives: dict[str, str] = {}
         self._heard: dict[int, float] = {}
-        self._answered: dict[int, tuple[str, int, int]] = {}  # life, number and grant of every shard's last question
-        self._storing: Counter[int] = Counter()  # admitted chunks that are not stored yet, per shard; in lock-step only
+        # life, number and grant of every shard's last question
+        self._answered: dict[int, tuple[str, int, int]] = {}
+        # admitted chunks that are not stored yet, per shard; in lock-step only
+        self._storing: Counter[int] = Counter()
         self._is_whole = self._is_draining = False
         self._changed = asyncio.Condition()
         self._door = Door(self.admit, is_private=plan.config.address is None)
 
-    async def join(self, shard: int, books: RowBooks, live_windows: int, life: str | None = None) -> None:
-        """A shard started (with a life, if it is a new one); its books replace what was counted for it."""
+    async def join(
+        self, shard: int, books: RowBooks, live_windows: int, life: str | None = None
+    ) -> None:
+        """A shard started (with a life, if it is a new one); its books replace what was counted for
+        it.
+        """
         if life is not None:
-            self._lives[f"shard-{shard}"] = life  # what its predecessor still waits for would be granted to nobody
-        self._storing[shard], self._heard[shard] = 0, time.monotonic()
-        self._books[shard], self._live[shard] = books, live_windows
+            # what its predecessor still waits for would be granted to nobody
+            self._lives[f"shard-{shard}"] = life
+        self._storing[shard] = 0
+        self._heard[shard] = time.monotonic()
+        self._books[shard] = books
+        self._live[shard] = live_windows
         if self._is_whole:
             self._ledger.join(shard, books, live_windows)
         elif len(self._books) == self._plan.config.replay.shards:
-            found = {index: (books, self._live[index]) for index, books in sorted(self._books.items())}
+            found = {
+                index: (books, self._live[index]) for index, books in sorted(self._books.items())
+            }
             self._ledger.rebuild(found, self._positions)
             self._is_whole = True
         await self._notify()
@@ -94,7 +115,8 @@ class LedgerRole:
             await self._notify()
 
     async def rebase_positions(self, positions: int) -> None:
-        """A learner begins with so many trained positions; what its predecessor did beyond them is owed within the band.
+        """A learner begins with so many trained positions; what its predecessor did beyond them is
+        owed within the band.
 
         What its predecessor, or the ranks of that, still wait for is void.
         """
@@ -116,12 +138,18 @@ class LedgerRole:
         return not self._is_whole or shard in self._ledger.live_shards
 
     async def admit_inserts(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int:
-        """Return how many chunks, given by their agent steps, may be inserted, from the first; waits until that is one.
+        """Return how many chunks, given by their agent steps, may be inserted, from the first;
+        waits until that is one.
 
-        A shard numbers its questions, from 1; one that it asks again, because no answer came, is granted once. 0 when a successor
-        of the shard has shown up.
+        A shard numbers its questions, from 1; one that it asks again, because no answer came, is
+        granted once. 0 when a successor of the shard has shown up.
         """
-        return await self._wait(f"shard-{shard}", life, lambda: self._answer(shard, life, number, chunks)) or 0
+        return (
+            await self._wait(
+                f"shard-{shard}", life, lambda: self._answer(shard, life, number, chunks)
+            )
+            or 0
+        )
 
     async def admit(self, asked: tuple[int, str, int, list[int]]) -> int:
         """:meth:`admit_inserts` with its arguments in one, for a line."""
@@ -132,7 +160,9 @@ class LedgerRole:
         return await self._door.address()
 
     async def stored(self, shard: int) -> None:
-        """A chunk that was admitted is stored, or never will be. In lock-step samples wait for it: what they draw depends on it."""
+        """A chunk that was admitted is stored, or never will be. In lock-step samples wait for it:
+        what they draw depends on it.
+        """
         self._storing[shard] = max(0, self._storing[shard] - 1)
         await self._notify()
 
@@ -144,13 +174,19 @@ class LedgerRole:
     async def admit_samples(
         self, asker: str, life: str, windows: int, seeds: Sequence[tuple[int, ...]]
     ) -> list[dict[int, SampleRequest]] | None:
-        """Return requests per shard for the first batch, when it may be sampled, and for later ones that may be sampled then too.
+        """Return requests per shard for the first batch, when it may be sampled, and for later ones
+        that may be sampled then too.
 
-        A batch is so many windows with one of the seeds. Only the windows of all ranks together make a joint batch, so several
-        ranks share one train ratio. None when a successor of the asker (a learner rank) has shown up.
+        A batch is so many windows with one of the seeds. Only the windows of all ranks together
+        make a joint batch, so several ranks share one train ratio. None when a successor of the
+        asker (a learner rank) has shown up.
         """
         requests = [SampleRequest(windows, seed) for seed in seeds]
-        return await self._wait(asker, life, lambda: (self._ledger.try_samples(requests) if self._may_sample() else []) or None)
+        return await self._wait(
+            asker,
+            life,
+            lambda: (self._ledger.try_samples(requests) if self._may_sample() else []) or None,
+        )
 
     async def dismiss(self, asker: str, life: str) -> None:
         """A learner rank ends: what this life of it waits for is void."""
@@ -161,11 +197,21 @@ class LedgerRole:
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
         async with self._changed:
-            while not (live := {index: self._live[index] for index in self._ledger.live_shards if self._live[index]}):
+            while not (
+                live := {
+                    index: self._live[index]
+                    for index in self._ledger.live_shards
+                    if self._live[index]
+                }
+            ):
                 await self._changed.wait()
         weights = np.array(list(live.values()), float)
         counts = np.random.default_rng(list(seed)).multinomial(windows, weights / weights.sum())
-        return {index: SampleRequest(int(count), (*seed, index + 1)) for index, count in zip(live, counts, strict=True) if count}
+        return {
+            index: SampleRequest(int(count), (*seed, index + 1))
+            for index, count in zip(live, counts, strict=True)
+            if count
+        }
 
     async def updates_due(self) -> int:
         """Updates that should have been made by now (lock-step)."""
@@ -181,7 +227,10 @@ class LedgerRole:
             "agent_steps": limiter.agent_steps,
             "positions": limiter.positions if self._is_whole else self._positions,
             "debt": float(limiter.debt),
-            "blocked_s": {"insert": self._ledger.insert_blocked_s, "sample": self._ledger.sample_blocked_s},
+            "blocked_s": {
+                "insert": self._ledger.insert_blocked_s,
+                "sample": self._ledger.sample_blocked_s,
+            },
             "is_whole": self._is_whole,
             "windows": sum(self._live.values()),
         }
@@ -200,7 +249,9 @@ class LedgerRole:
         await Reporter("ledger").emit_for_ever()
 
     async def _leave_silent(self) -> None:
-        """Leave out who has not reported for a while; nobody when it was this process that stood still."""
+        """Leave out who has not reported for a while; nobody when it was this process that stood
+        still.
+        """
         now = time.monotonic()
         if now - max(self._heard.values(), default=now) > DEAF_S:
             self._heard = dict.fromkeys(self._heard, now)
@@ -208,7 +259,11 @@ class LedgerRole:
             return
         late = [shard for shard in self._ledger.live_shards if now - self._heard[shard] > SILENT_S]
         for shard in late:
-            logger.warning("shard-%d has said nothing for %.0f s; it is left out until it does", shard, SILENT_S)
+            logger.warning(
+                "shard-%d has said nothing for %.0f s; it is left out until it does",
+                shard,
+                SILENT_S,
+            )
             self._ledger.leave(shard)
         if late:
             await self._notify()
@@ -217,7 +272,9 @@ class LedgerRole:
         return self._is_whole and not any(self._storing.values())
 
     def _answer(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int | None:
-        """The grant of a question, the same if it was asked before; None when it has to wait, 0 when nobody waits for it."""
+        """The grant of a question, the same if it was asked before; None when it has to wait, 0
+        when nobody waits for it.
+        """
         known_life, last, granted = self._answered.get(shard, ("", 0, 0))
         if life == known_life and number <= last:
             return granted if number == last else 0
@@ -227,10 +284,15 @@ class LedgerRole:
         return granted or None
 
     def _try_inserts(self, shard: int, chunks: Sequence[int]) -> int:
-        return next((number for number, steps in enumerate(chunks) if not self._try_insert(shard, steps)), len(chunks))
+        return next(
+            (number for number, steps in enumerate(chunks) if not self._try_insert(shard, steps)),
+            len(chunks),
+        )
 
     def _try_insert(self, shard: int, agent_steps: int) -> bool:
-        """When the run drains, what workers still hold goes in beyond the band; before that, nothing beyond the run's target."""
+        """When the run drains, what workers still hold goes in beyond the band; before that,
+        nothing beyond the run's target.
+        """
         if not self._is_whole:
             return False
         is_open = self._ledger.limiter.agent_steps < self._plan.target_agent_steps
@@ -242,7 +304,9 @@ class LedgerRole:
         return True
 
     async def _wait(self, asker: str, life: str, attempt: Callable[[], T | None]) -> T | None:
-        """Try again at every change until it succeeds, or until another life of the asker has shown up."""
+        """Try again at every change until it succeeds, or until another life of the asker has shown
+        up.
+        """
         async with self._changed:
             if self._lives.get(asker) != life:
                 self._lives[asker] = life

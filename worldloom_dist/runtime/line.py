@@ -1,16 +1,20 @@
-"""Calls to a busy role over a socket of our own; Ray finds the role, watches it, and stands in when nothing connects.
+"""Calls to a busy role over a socket of our own; Ray finds the role, watches it, and stands in when
+nothing connects.
 
     caller --Ray: address()--> role                    once, and again after the line broke
-    caller ==number, content==> Door -> ask(content) ;  caller <==number, result==            for every call
+    caller ==number, content==> Door -> ask(content)     for every call
+    caller <==number, result==
 
-What is called for every decision (an inference server) or every chunk (a shard, the ledger) must be cheap, and a call over Ray
-costs both sides several milliseconds of CPU (``docs/adr/007-calls-over-a-socket.md``). A line is opened with a key that the role
-makes at random and tells over Ray, so who may not call the actor may not call here; both sides show that they have it before
-anything is read. What travels afterwards is pickled and not encrypted, as between Ray's own processes; where Ray uses TLS,
-everything goes over Ray.
+What is called for every decision (an inference server) or every chunk (a shard, the ledger) must be
+cheap, and a call over Ray costs both sides several milliseconds of CPU
+(``docs/adr/007-calls-over-a-socket.md``). A line is opened with a key that the role makes at random
+and tells over Ray, so who may not call the actor may not call here; both sides show that they have
+it before anything is read. What travels afterwards is pickled and not encrypted, as between Ray's
+own processes; where Ray uses TLS, everything goes over Ray.
 
-Unblocked by: the answer; the end of the other process, which breaks the line at once; the death of its machine, by keep-alive; the
-deadline. A call that was under way is made again, so only what is safe to repeat goes through a line.
+Unblocked by: the answer; the end of the other process, which breaks the line at once; the death of
+its machine, by keep-alive; the deadline. A call that was under way is made again, so only what is
+safe to repeat goes through a line.
 """
 
 from __future__ import annotations
@@ -39,7 +43,10 @@ __all__ = ["LOOK_EVERY_S", "Address", "Door", "Line", "open_line", "uses_tls", "
 logger = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
-HANDSHAKE_S, REDIAL_EVERY_S, LOST_AFTER_S, LOOK_EVERY_S = 10.0, 30.0, 30, 1.0
+HANDSHAKE_S = 10.0
+REDIAL_EVERY_S = 30.0
+LOST_AFTER_S = 30
+LOOK_EVERY_S = 1.0
 
 
 class Address(NamedTuple):
@@ -54,12 +61,16 @@ class Door:
     """The role's end; lives on its event loop.
 
     Args:
-        ask: Takes what a caller sent, and answers; when that is cancelled, the caller hears nothing.
-        is_private: True when every caller is on this machine; else the node's address is listened on.
+        ask: Takes what a caller sent, and answers; when that is cancelled, the caller hears
+            nothing.
+        is_private: True when every caller is on this machine; else the node's address is listened
+            on.
     """
 
     def __init__(self, ask: Callable[[Any], Awaitable[Any]], *, is_private: bool) -> None:
-        self._ask, self._is_private, self._key = ask, is_private, secrets.token_bytes(SECRET_BYTES)
+        self._ask = ask
+        self._is_private = is_private
+        self._key = secrets.token_bytes(SECRET_BYTES)
         self._opening: asyncio.Future[asyncio.Server] | None = None
 
     async def address(self) -> Address:
@@ -67,7 +78,9 @@ class Door:
         host = "127.0.0.1" if self._is_private else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         if self._opening is None:
             loop = asyncio.get_running_loop()
-            self._opening = asyncio.ensure_future(loop.create_server(lambda: _Visitor(self._ask, self._key), host, 0))
+            self._opening = asyncio.ensure_future(
+                loop.create_server(lambda: _Visitor(self._ask, self._key), host, 0)
+            )
         server = await asyncio.shield(self._opening)
         return Address(host, server.sockets[0].getsockname()[1], self._key)
 
@@ -76,8 +89,12 @@ class _Visitor(asyncio.BufferedProtocol):
     """One line at the role's end: first both show the key, then frames come."""
 
     def __init__(self, ask: Callable[[Any], Awaitable[Any]], key: bytes) -> None:
-        self._ask, self._key, self._nonce = ask, key, secrets.token_bytes(SECRET_BYTES)
-        self._hello, self._said, self._is_trusted = bytearray(2 * SECRET_BYTES), 0, False
+        self._ask = ask
+        self._key = key
+        self._nonce = secrets.token_bytes(SECRET_BYTES)
+        self._hello = bytearray(2 * SECRET_BYTES)
+        self._said = 0
+        self._is_trusted = False
         self._frames = FrameReader(self._begin)
         self._patience: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Future[Any]] = set()  # a loop alone does not keep them alive
@@ -112,9 +129,12 @@ class _Visitor(asyncio.BufferedProtocol):
             self._let_in()
 
     def _let_in(self) -> None:
-        nonce, proof = bytes(self._hello[:SECRET_BYTES]), bytes(self._hello[SECRET_BYTES:])
+        nonce = bytes(self._hello[:SECRET_BYTES])
+        proof = bytes(self._hello[SECRET_BYTES:])
         if not hmac.compare_digest(proof, _proof(self._key, b"caller", self._nonce, nonce)):
-            logger.warning("somebody without the key knocked: %s", self._transport.get_extra_info("peername"))
+            logger.warning(
+                "somebody without the key knocked: %s", self._transport.get_extra_info("peername")
+            )
             self._transport.abort()
             return
         self._is_trusted = True
@@ -134,7 +154,11 @@ class _Visitor(asyncio.BufferedProtocol):
         error = future.exception()
         if error is not None:
             logger.error("a call over a line failed", exc_info=error)
-        result = (True, future.result()) if error is None else (False, f"{type(error).__name__}: {error}")
+        result = (
+            (True, future.result())
+            if error is None
+            else (False, f"{type(error).__name__}: {error}")
+        )
         for piece in pieces_of(number, result):
             self._transport.write(piece)
 
@@ -154,7 +178,8 @@ class Line:
         timeout_s: Silence after which a call is made again; None waits as long as the role lives.
         patience_s: How long to go on after the first failure.
         on_wait: Called with True before waiting for an answer, and with False after.
-        is_away: Asked once a second while no answer comes; True ends the wait as silence of ``timeout_s`` does.
+        is_away: Asked once a second while no answer comes; True ends the wait as silence of
+            ``timeout_s`` does.
     """
 
     role: Remote
@@ -198,14 +223,20 @@ class Line:
                         return value_of(self._receive(ticket.number))
                     except OSError as error:
                         goes_on = "; what is open is sent again" if self.patience_s else ""
-                        logger.warning("the line to %s broke (%s)%s", self.role.name, error, goes_on)
+                        logger.warning(
+                            "the line to %s broke (%s)%s", self.role.name, error, goes_on
+                        )
                         self.close()
                         give_up = give_up or time.monotonic() + self.patience_s
                 if give_up is not None and time.monotonic() > give_up:
-                    raise RoleGoneError(f"{self.role.name} did not answer for {self.patience_s:.0f} s")
+                    raise RoleGoneError(
+                        f"{self.role.name} did not answer for {self.patience_s:.0f} s"
+                    )
                 ticket = self._send(content)
                 if ticket is None:
-                    return self.role.call(self.method, content, timeout_s=self.timeout_s, patience_s=self.patience_s)
+                    return self.role.call(
+                        self.method, content, timeout_s=self.timeout_s, patience_s=self.patience_s
+                    )
         finally:
             self.on_wait(False)
 
@@ -234,7 +265,8 @@ class Line:
         return self._early.pop(number)
 
     def _look_while_silent(self, line: socket.socket, is_away: Callable[[], bool]) -> None:
-        poll, started = select.poll(), time.monotonic()
+        poll = select.poll()
+        started = time.monotonic()
         poll.register(line, select.POLLIN)
         while not poll.poll(1000.0 * LOOK_EVERY_S):
             silent_s = time.monotonic() - started
@@ -242,7 +274,9 @@ class Line:
                 raise TimeoutError(f"no answer for {silent_s:.0f} s")
 
     def _dial(self) -> bool:
-        """Open a line; False when that failed a short time ago. A role that is away is waited for."""
+        """Open a line; False when that failed a short time ago. A role that is away is
+        waited for.
+        """
         if time.monotonic() < self._dial_at or uses_tls():
             return False
         address = Address(*self.role.call("address", patience_s=self.patience_s))
@@ -250,9 +284,15 @@ class Line:
             self._socket = open_line(address, self.timeout_s)
         except OSError as error:
             self._dial_at = time.monotonic() + REDIAL_EVERY_S
-            logger.warning("%s:%d cannot be reached (%s); calling over Ray meanwhile", address.host, address.port, error)
+            logger.warning(
+                "%s:%d cannot be reached (%s); calling over Ray meanwhile",
+                address.host,
+                address.port,
+                error,
+            )
             return False
-        self._lines, self._early = self._lines + 1, {}
+        self._lines = self._lines + 1
+        self._early = {}
         return True
 
 
@@ -270,9 +310,12 @@ def open_line(address: Address, timeout_s: float | None) -> socket.socket:
     line = socket.create_connection((address.host, address.port), timeout=HANDSHAKE_S)
     try:
         _tune(line)
-        theirs, ours = bytes(_read(line, SECRET_BYTES)), secrets.token_bytes(SECRET_BYTES)
+        theirs = bytes(_read(line, SECRET_BYTES))
+        ours = secrets.token_bytes(SECRET_BYTES)
         line.sendall(ours + _proof(address.key, b"caller", theirs, ours))
-        if not hmac.compare_digest(_read(line, SECRET_BYTES), _proof(address.key, b"role", theirs, ours)):
+        if not hmac.compare_digest(
+            _read(line, SECRET_BYTES), _proof(address.key, b"role", theirs, ours)
+        ):
             raise ConnectionError("it does not have the key of the role")
         line.settimeout(timeout_s)
     except OSError:
@@ -304,7 +347,8 @@ def _read(line: socket.socket, size: int) -> bytearray:
         OSError: If the other side has hung up, or nothing came for as long as the socket's timeout.
     """
     data = bytearray(size)
-    view, got = memoryview(data), 0
+    view = memoryview(data)
+    got = 0
     while got < size:
         fresh = line.recv_into(view[got:])
         if not fresh:
@@ -317,6 +361,11 @@ def _tune(line: socket.socket) -> None:
     """Send at once, and notice a machine that is gone."""
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", LOST_AFTER_S * 1000)):
+    for name, value in (
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", LOST_AFTER_S * 1000),
+    ):
         if hasattr(socket, name):  # Linux; elsewhere the deadline is what is left
             line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

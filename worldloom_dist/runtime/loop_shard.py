@@ -1,9 +1,10 @@
 """A shard behind an event loop: what is quick is done at once, and what may take long in a thread.
 
-Storing a chunk of Atari frames or drawing a batch takes some hundred microseconds. Handing that to a thread and back takes about as
-long again, on a core whose caches know nothing of it. A disk that must sync or be read, large copies, and decoding are left to
-threads, and so is waiting for somebody who is inside the shard already (a mark that copies). What the loop does wait for is a
-journal that is written without ``fsync``, and one who enters the shard at the very moment.
+Storing a chunk of Atari frames or drawing a batch takes some hundred microseconds. Handing that to
+a thread and back takes about as long again, on a core whose caches know nothing of it. A disk that
+must sync or be read, large copies, and decoding are left to threads, and so is waiting for somebody
+who is inside the shard already (a mark that copies). What the loop does wait for is a journal that
+is written without ``fsync``, and one who enters the shard at the very moment.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ __all__ = ["LoopShard"]
 
 T = TypeVar("T")
 
-SMALL_CHUNK, SMALL_DRAW = 256 * 2**10, 4 * 2**20
+SMALL_CHUNK = 256 * 2**10
+SMALL_DRAW = 4 * 2**20
 """Bytes that are copied in less time than a thread takes to begin, or little more."""
 
 
@@ -42,8 +44,12 @@ class LoopShard:
         is_quick = self._shard.durability != "fsync" and len(chunk.payload) <= SMALL_CHUNK
         return await self._do(is_quick, self._shard.append, chunk)
 
-    async def sample(self, requests: Sequence[SampleRequest]) -> SampledWindows | PackedWindows | None:
-        """The windows of all requests, whole or for the reader to unpack; None if there is too little to draw from."""
+    async def sample(
+        self, requests: Sequence[SampleRequest]
+    ) -> SampledWindows | PackedWindows | None:
+        """The windows of all requests, whole or for the reader to unpack; None if there is too
+        little to draw from.
+        """
         windows = sum(request.windows for request in requests)
         is_quick = not self._shard.is_mapped and windows * self._window_bytes <= SMALL_DRAW
         try:

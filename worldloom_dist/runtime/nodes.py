@@ -35,7 +35,9 @@ def inspect_nodes(address: str, folder: Path) -> dict[str, list[Finding]]:
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             if node["Alive"]:
                 pin = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                asked[name] = check.options(num_cpus=0, scheduling_strategy=pin, max_retries=0).remote(folder)
+                asked[name] = check.options(
+                    num_cpus=0, scheduling_strategy=pin, max_retries=0
+                ).remote(folder)
         found = {}
         for name, reference in asked.items():
             try:
@@ -43,7 +45,12 @@ def inspect_nodes(address: str, folder: Path) -> dict[str, list[Finding]]:
             except RayError as error:
                 text = str(error).strip().splitlines()[-1]
                 found[name] = [
-                    Finding("node", "problem", text, "install the same worldloom-dist there: pip install worldloom-dist")
+                    Finding(
+                        "node",
+                        "problem",
+                        text,
+                        "install the same worldloom-dist there: pip install worldloom-dist",
+                    )
                 ]
     return _compared(found)
 
@@ -52,11 +59,20 @@ def _compared(found: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
     """Point out versions that differ from the first node's: Ray refuses to mix them."""
     if not found:
         return found
-    first = {f.name: f.detail.split(" ")[0] for f in next(iter(found.values())) if f.name in COMPARED}
+    first = {
+        f.name: f.detail.split(" ")[0] for f in next(iter(found.values())) if f.name in COMPARED
+    }
     for name, findings in found.items():
         for place, finding in enumerate(findings):
             if finding.name in first and finding.detail.split(" ")[0] != first[finding.name]:
-                fix = f"install {finding.name} {first[finding.name]} here, as on {next(iter(found))}"
-                findings[place] = replace(finding, level="problem", detail=f"{finding.detail} differs between nodes", fix=fix)
+                fix = (
+                    f"install {finding.name} {first[finding.name]} here, as on {next(iter(found))}"
+                )
+                findings[place] = replace(
+                    finding,
+                    level="problem",
+                    detail=f"{finding.detail} differs between nodes",
+                    fix=fix,
+                )
         found[name] = findings
     return found

@@ -17,7 +17,8 @@ class Pace:
     """
 
     def __init__(self, interval_s: float) -> None:
-        self._interval_s, self._last = interval_s, time.monotonic()
+        self._interval_s = interval_s
+        self._last = time.monotonic()
 
     def is_due(self) -> bool:
         """True when the interval has passed; starts the next one."""
@@ -29,7 +30,8 @@ class Pace:
 
 
 class Spaced:
-    """Calls a function at once, or, when that was done a moment ago, once a little later: the last state is always told.
+    """Calls a function at once, or, when that was done a moment ago, once a little later: the last
+    state is always told.
 
     Used on an event loop.
 
@@ -39,7 +41,9 @@ class Spaced:
     """
 
     def __init__(self, call: Callable[[], None], interval_s: float) -> None:
-        self._call, self._interval_s, self._last = call, interval_s, -float("inf")
+        self._call = call
+        self._interval_s = interval_s
+        self._last = -float("inf")
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
@@ -53,5 +57,6 @@ class Spaced:
     def _now(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._last = None, time.monotonic()
+        self._timer = None
+        self._last = time.monotonic()
         self._call()

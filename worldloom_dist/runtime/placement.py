@@ -1,13 +1,14 @@
 """Where the roles of a run go on a cluster that it joins, and whether they fit.
 
-    driver's node   hub, ledger, weight store; also learner and shards, whose files are in the run folder, unless the cluster has
-                    nodes for them (custom resources ``worldloom_learner``, ``worldloom_replay``: the folder is shared then)
-    a GPU           learner and inference servers, when the cluster has one and the device is not cpu; without one, inference
-                    servers are on the driver's node and ask for nothing, so that no worker, who waits for them, is in their way
-    the rest        workers, spread; on ``worldloom_worker`` nodes when there are such
+    driver's node   hub, ledger, weight store; also learner and shards, whose files are in the run
+                    folder, unless the cluster has nodes for them (custom resources
+                    ``worldloom_learner``, ``worldloom_replay``: the folder is shared then)
+    a GPU           learner and inference servers, when the cluster has one and the device is not
+                    cpu; without one, inference servers are on the driver's node and ask for
+                    nothing, so that no worker, which waits for them, is in their way
 
-A cluster that the launcher starts is the user's own machine: there roles share it by threads and niceness, and ask for next to
-nothing. The arithmetic is pure; only ``read_nodes`` asks Ray.
+A cluster that the launcher starts is the user's own machine: there roles share it by threads and
+niceness, and ask for next to nothing. The arithmetic is pure; only ``read_nodes`` asks Ray.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 
 __all__ = ["Ask", "Node", "Placement", "read_nodes"]
 
-LEARNER_NODES, REPLAY_NODES, WORKER_NODES = "worldloom_learner", "worldloom_replay", "worldloom_worker"
+LEARNER_NODES = "worldloom_learner"
+REPLAY_NODES = "worldloom_replay"
+WORKER_NODES = "worldloom_worker"
 OWN_NODES = {"learner": LEARNER_NODES, "shard": REPLAY_NODES, "worker": WORKER_NODES}
 TOKEN_SHARE = 0.001
 """How much of a custom resource a role takes: the resource marks a node, it does not count."""
@@ -83,9 +86,14 @@ def read_nodes() -> list[Node]:
             has: dict[str, float] = node["Resources"]
             marks = frozenset(has) & set(OWN_NODES.values())
             found.append(
-                Node(node_id=node["NodeID"], cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0), marks=marks,
-                     is_home=node["NodeID"] == home)
-            )  # fmt: skip
+                Node(
+                    node_id=node["NodeID"],
+                    cpus=has.get("CPU", 0.0),
+                    gpus=has.get("GPU", 0.0),
+                    marks=marks,
+                    is_home=node["NodeID"] == home,
+                )
+            )
     return found
 
 
@@ -101,15 +109,19 @@ class Placement:
         ConfigurationError: If the cluster is too small and will not grow; says the arithmetic.
     """
 
-    def __init__(self, config: RunConfig, inference: str, nodes: Callable[[], Sequence[Node]] = read_nodes) -> None:
-        self._is_joined, self._nodes = config.address is not None, nodes
+    def __init__(
+        self, config: RunConfig, inference: str, nodes: Callable[[], Sequence[Node]] = read_nodes
+    ) -> None:
+        self._is_joined = config.address is not None
+        self._nodes = nodes
         self._shard_nodes: dict[int, str] = {}
         self.asks: dict[str, Ask] = {}
         if not self._is_joined:
             return
         if ":" in config.learner.device:
             raise ConfigurationError(
-                f"learner.device: {config.learner.device!r} names a device, but on a cluster Ray chooses it; say cuda, auto or cpu"
+                f"learner.device: {config.learner.device!r} names a device, but on a "
+                "cluster Ray chooses it; say cuda, auto or cpu"
             )
         living = nodes()
         self.asks = {ask.kind: ask for ask in _asks(config, inference, living)}
@@ -124,24 +136,33 @@ class Placement:
         home = next(node.node_id for node in self._nodes() if node.is_home)
         ask = self.asks.get(kind)
         if ask is None:  # roles of the control plane live and die with the driver
-            return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(home, soft=False)}
+            return {
+                "num_cpus": 0,
+                "scheduling_strategy": NodeAffinitySchedulingStrategy(home, soft=False),
+            }
         options: dict[str, Any] = {"num_cpus": ask.cpus, "num_gpus": ask.gpus}
         if ask.mark:
             options["resources"] = {ask.mark: TOKEN_SHARE}
         if ask.is_home:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(home, soft=False)
         elif kind == "shard":
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node_of_shard(index), soft=True)
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                self._node_of_shard(index), soft=True
+            )
         else:
             options["scheduling_strategy"] = "SPREAD"
         return options
 
     def _node_of_shard(self, index: int) -> str:
-        """The node that has its journal as long as that node lives, else the one with the fewest shards."""
+        """The node that has its journal as long as that node lives, else the one with the fewest
+        shards.
+        """
         living = [node.node_id for node in self._nodes() if REPLAY_NODES in node.marks]
         if self._shard_nodes.get(index) not in living:
             taken = [node for other, node in self._shard_nodes.items() if other != index]
-            self._shard_nodes[index] = min(living or [node.node_id for node in self._nodes()], key=taken.count)
+            self._shard_nodes[index] = min(
+                living or [node.node_id for node in self._nodes()], key=taken.count
+            )
         return self._shard_nodes[index]
 
 
@@ -155,38 +176,68 @@ def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]
     replay_mark = REPLAY_NODES if REPLAY_NODES in marks else None
     gives = home.cpus > 0  # a head that was started with no CPUs is there for exactly these roles
     asks = [
-        Ask(kind="learner", count=config.learners, cpus=1.0 if gives or not at_home else 0.0, gpus=learner_gpus,
-            mark=learner_mark, is_home=at_home),
-        Ask(kind="shard", count=config.replay.shards, cpus=SHARD_CPUS if gives or replay_mark else 0.0, mark=replay_mark,
-            is_home=replay_mark is None),
-        Ask(kind="inference", count=servers, cpus=float(inference_gpus > 0), gpus=inference_gpus, is_home=not inference_gpus),
+        Ask(
+            kind="learner",
+            count=config.learners,
+            cpus=1.0 if gives or not at_home else 0.0,
+            gpus=learner_gpus,
+            mark=learner_mark,
+            is_home=at_home,
+        ),
+        Ask(
+            kind="shard",
+            count=config.replay.shards,
+            cpus=SHARD_CPUS if gives or replay_mark else 0.0,
+            mark=replay_mark,
+            is_home=replay_mark is None,
+        ),
+        Ask(
+            kind="inference",
+            count=servers,
+            cpus=float(inference_gpus > 0),
+            gpus=inference_gpus,
+            is_home=not inference_gpus,
+        ),
         Ask(kind="evaluator", count=int(config.eval_episodes > 0), cpus=0.0),
-        Ask(kind="worker", count=0 if config.env.is_none else config.workers, cpus=config.placement.worker_cpus,
-            mark=WORKER_NODES if WORKER_NODES in marks else None),
-    ]  # fmt: skip
+        Ask(
+            kind="worker",
+            count=0 if config.env.is_none else config.workers,
+            cpus=config.placement.worker_cpus,
+            mark=WORKER_NODES if WORKER_NODES in marks else None,
+        ),
+    ]
     return [ask for ask in asks if ask.count]
 
 
 def _gpus(config: RunConfig, servers: int, nodes: Sequence[Node]) -> tuple[float, float]:
     """GPUs of a learner and of an inference server; with a single one they share it."""
-    device, there, own = config.learner.device, sum(node.gpus for node in nodes), config.placement
+    device = config.learner.device
+    there = sum(node.gpus for node in nodes)
+    own = config.placement
     if device == "cpu" or (device == "auto" and not there):
         return 0.0, 0.0
     inference = INFERENCE_GPUS if own.inference_gpus is None else own.inference_gpus
     if own.learner_gpus is not None:
         return own.learner_gpus, inference
-    return (1.0 if there != 1 or not servers else max(INFERENCE_GPUS, 1.0 - inference * servers)), inference
+    return (
+        1.0 if there != 1 or not servers else max(INFERENCE_GPUS, 1.0 - inference * servers)
+    ), inference
 
 
 def _too_small(asks: Sequence[Ask], nodes: Sequence[Node]) -> str:
     """Why the roles do not fit, with the arithmetic and the ways out; empty when they do."""
-    cpus, gpus = {node.node_id: node.cpus for node in nodes}, {node.node_id: node.gpus for node in nodes}
+    cpus = {node.node_id: node.cpus for node in nodes}
+    gpus = {node.node_id: node.gpus for node in nodes}
     missing: list[tuple[Ask, int]] = []
     for ask in asks:
         marked = [node for node in nodes if ask.mark is None or ask.mark in node.marks]
         room = [node.node_id for node in marked if node.is_home or not ask.is_home]
         for placed in range(ask.count):
-            fit = [node for node in room if cpus[node] >= ask.cpus - 1e-9 and gpus[node] >= ask.gpus - 1e-9]
+            fit = [
+                node
+                for node in room
+                if cpus[node] >= ask.cpus - 1e-9 and gpus[node] >= ask.gpus - 1e-9
+            ]
             if not fit:
                 missing.append((ask, placed))
                 break
@@ -195,18 +246,28 @@ def _too_small(asks: Sequence[Ask], nodes: Sequence[Node]) -> str:
             gpus[best] -= ask.gpus
     if not missing:
         return ""
-    sum_cpus, sum_gpus = (sum(getattr(ask, what) * ask.count for ask in asks) for what in ("cpus", "gpus"))
+    sum_cpus, sum_gpus = (
+        sum(getattr(ask, what) * ask.count for ask in asks) for what in ("cpus", "gpus")
+    )
     per_node = " + ".join(f"{node.cpus:g}" for node in nodes)
     ask, placed = missing[0]
-    where = " on the driver's node" if ask.is_home else f" on nodes with {ask.mark}" if ask.mark else ""
+    where = (
+        " on the driver's node" if ask.is_home else f" on nodes with {ask.mark}" if ask.mark else ""
+    )
     needs = ", ".join(map(str, asks))
     asks_gpus = f" and {sum_gpus:g} GPUs" if sum_gpus else ""
     has_gpus = f" and {sum(node.gpus for node in nodes):g} GPUs" if sum_gpus else ""
-    ways = "take fewer workers, ask for less with --placement.worker-cpus" if ask.kind == "worker" else "use --learner.device cpu"
+    ways = (
+        "take fewer workers, ask for less with --placement.worker-cpus"
+        if ask.kind == "worker"
+        else "use --learner.device cpu"
+    )
     if ask.kind != "worker" and not ask.gpus:
         ways = "give that node more CPUs"
     return (
         f"the cluster is too small: the run asks for {needs} = {sum_cpus:g} CPUs{asks_gpus}; "
-        f"its {len(nodes)} nodes have {sum(node.cpus for node in nodes):g} CPUs ({per_node}){has_gpus}, with room for {placed} of "
-        f"{ask.count} {ask.kind}{where}; {ways}, start more nodes, or let an autoscaling cluster grow with --placement.wait-s 600"
+        f"its {len(nodes)} nodes have {sum(node.cpus for node in nodes):g} CPUs "
+        f"({per_node}){has_gpus}, with room for {placed} of "
+        f"{ask.count} {ask.kind}{where}; {ways}, start more nodes, or let an "
+        "autoscaling cluster grow with --placement.wait-s 600"
     )

@@ -1,9 +1,12 @@
-"""Roles that act for others: inference servers, which decide for many workers at once, and the evaluator.
+"""Roles that act for others: inference servers, which decide for many workers at once, and the
+evaluator.
 
-    workers --act--> pending requests --(full, or all clients are waiting, or max_wait)--> one policy call in a thread --> replies
+    workers --act--> pending requests --(full, or all clients wait, or max_wait)-->
+            one policy call in a thread --> replies
 
 Requests come over lines of our own (``line``), or over Ray from a worker that cannot open one.
-The batch loop of an inference server *is* its lifeline: if it fails, the supervisor sees why and starts another server.
+The batch loop of an inference server *is* its lifeline: if it fails, the supervisor sees why and
+starts another server.
 """
 
 from __future__ import annotations
@@ -69,7 +72,9 @@ class InferenceRole:
 
     def __init__(self, plan: Plan, index: int, incarnation: int) -> None:
         keep_freed_memory()
-        self._plan, self._index, self._incarnation = plan, index, incarnation
+        self._plan = plan
+        self._index = index
+        self._incarnation = incarnation
         self._seen: dict[int, float] = {}
         self._pending: list[_Question] = []
         self._arrival: asyncio.Future[bool] | None = None
@@ -81,7 +86,9 @@ class InferenceRole:
         self._door = Door(self._ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
-        """Decide for the rows of one worker. A request that comes again, because its sender lost patience, replaces the first."""
+        """Decide for the rows of one worker. A request that comes again, because its sender lost
+        patience, replaces the first.
+        """
         return await self._ask(request)
 
     async def address(self) -> Address:
@@ -94,7 +101,9 @@ class InferenceRole:
             future.set_result(ActReply({}, {}, self._version, request.is_first))
             return future
         self._seen[request.slot] = time.monotonic()
-        twin = next((question for question in self._pending if _is_same(question.request, request)), None)
+        twin = next(
+            (question for question in self._pending if _is_same(question.request, request)), None
+        )
         if twin is not None:
             self._pending.remove(twin)
             twin.answer.cancel()
@@ -104,61 +113,93 @@ class InferenceRole:
         return future
 
     async def ping(self) -> dict[str, Any]:
-        """Alive; ``stuck`` says that a batch is past its deadline, ``said`` what was logged as a warning."""
+        """Alive; ``stuck`` says that a batch is past its deadline, ``said`` what was logged as a
+        warning.
+        """
         busy = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
         is_stuck = busy > self._plan.config.actors.act_timeout_s
         stuck = f"its policy did not return from a batch for {busy:.0f} s" if is_stuck else ""
-        return {"pid": os.getpid(), "version": tuple(self._version), "stuck": stuck, "said": self._relay.drain()}
+        return {
+            "pid": os.getpid(),
+            "version": tuple(self._version),
+            "stuck": stuck,
+            "said": self._relay.drain(),
+        }
 
     async def lifeline(self) -> None:
         """The batch loop."""
-        loop, flush, look = asyncio.get_running_loop(), Pace(FLUSH_EVERY_S), Pace(self._plan.pull_interval_s)
+        loop = asyncio.get_running_loop()
+        flush = Pace(FLUSH_EVERY_S)
+        look = Pace(self._plan.pull_interval_s)
         reporter = Reporter("inference", self._index)
         with ThreadPoolExecutor(1) as thread:
             server = await loop.run_in_executor(thread, self._build)
             while True:
                 batch = await self._next_batch()
                 if batch:
-                    await self._answer(batch, lambda requests: loop.run_in_executor(thread, server.act_batch, requests))
+                    await self._answer(
+                        batch,
+                        lambda requests: loop.run_in_executor(thread, server.act_batch, requests),
+                    )
                 elif look.is_due():
                     await loop.run_in_executor(thread, server.refresh)
                 self._version = server.version
                 if flush.is_due():
-                    reporter.emit({**with_planner(server.drain_metrics(), self._plan.spec.acting), **self._drain_metrics()})
+                    reporter.emit(
+                        {
+                            **with_planner(server.drain_metrics(), self._plan.spec.acting),
+                            **self._drain_metrics(),
+                        }
+                    )
 
-    async def _answer(self, batch: list[_Question], act: Callable[[list[ActRequest]], Awaitable[list[ActReply]]]) -> None:
+    async def _answer(
+        self, batch: list[_Question], act: Callable[[list[ActRequest]], Awaitable[list[ActReply]]]
+    ) -> None:
         began = self._busy_since = time.monotonic()
         replies = await act([question.request for question in batch])
-        was_free_since, self._free_since = self._free_since, time.monotonic()
-        self._busy_since, model_s = None, self._free_since - began
+        was_free_since = self._free_since
+        self._free_since = time.monotonic()
+        self._busy_since = None
+        model_s = self._free_since - began
         for question, reply in zip(batch, replies, strict=True):
             busy_s = max(0.0, was_free_since - question.arrived_s)
             waited_s = began - question.arrived_s - busy_s
             self._waits.add(began - question.arrived_s)
             if not question.answer.done():
-                question.answer.set_result(replace(reply, waited_s=waited_s, busy_s=busy_s, model_s=model_s))
+                question.answer.set_result(
+                    replace(reply, waited_s=waited_s, busy_s=busy_s, model_s=model_s)
+                )
 
     def _drain_metrics(self) -> MetricMap:
         waits = self._waits.take()
-        waiting, room = Last(float(len(self._pending))), Last(float(self._clients()))
-        values: MetricMap = {"queue_items{queue=inference}": waiting, "queue_capacity_items{queue=inference}": room}
+        waiting = Last(float(len(self._pending)))
+        room = Last(float(self._clients()))
+        values: MetricMap = {
+            "queue_items{queue=inference}": waiting,
+            "queue_capacity_items{queue=inference}": room,
+        }
         return values | ({"inference_queue_seconds": waits} if waits.count else {})
 
     async def _next_batch(self) -> list[_Question]:
-        """Wait for requests; close the batch when it is full, when every client is in it, or when its first one has waited for
-        ``max_wait_ms``, be it for others or for the batch before.
+        """Wait for requests; close the batch when it is full, when every client is in it, or when
+        its first one has waited for ``max_wait_ms``, be it for others or for the batch before.
         """
         actors = self._plan.config.actors
         if not await self._wait(0.1):
             return []
         close_at = self._pending[0].arrived_s + actors.max_wait_ms / 1000
-        while sum(q.request.num_rows for q in self._pending) < actors.max_batch and len(self._pending) < self._clients():
+        while (
+            sum(q.request.num_rows for q in self._pending) < actors.max_batch
+            and len(self._pending) < self._clients()
+        ):
             left = close_at - time.monotonic()
             if left <= 0 or not await self._wait(left, for_more=True):
                 break
         batch: list[_Question] = []
         size = 0
-        while self._pending and (not batch or size + self._pending[0].request.num_rows <= actors.max_batch):
+        while self._pending and (
+            not batch or size + self._pending[0].request.num_rows <= actors.max_batch
+        ):
             batch.append(self._pending.pop(0))
             size += batch[-1].request.num_rows
         return batch
@@ -192,7 +233,9 @@ class InferenceRole:
         actors = self._plan.config.actors
         sizes = batch_sizes(actors.max_batch) if device != "cpu" else ()
         capture_decisions(policy, device, sizes, wanted=actors.cuda_graphs)
-        return InferenceServer(policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes)
+        return InferenceServer(
+            policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes
+        )
 
 
 class EvaluatorRole:
@@ -204,17 +247,21 @@ class EvaluatorRole:
     """
 
     def __init__(self, plan: Plan, videos: Path) -> None:
-        self._plan, self._videos = plan, videos
+        self._plan = plan
+        self._videos = videos
         self._evaluator: Evaluator | None = None
-        self._relay, self._gone = LogRelay().listen(), threading.Event()
+        self._relay = LogRelay().listen()
+        self._gone = threading.Event()
 
     def evaluate(self, env_steps: int, is_last: bool = False) -> dict[str, Any]:
-        """Evaluate the newest weights; the result is as in ``summary.json``, with the version beside it.
+        """Evaluate the newest weights; the result is as in ``summary.json``, with the version
+        beside it.
 
         Args:
             env_steps: Of the run when it asked.
-            is_last: No newer weights will come: these are of ``env_steps``. Otherwise those that act when they are fetched, be it
-                a minute later, are of the env steps that the run has then, and the result and the films say so.
+            is_last: No newer weights will come: these are of ``env_steps``. Otherwise those that
+                act when they are fetched, be it a minute later, are of the env steps that the run
+                has then, and the result and the films say so.
         """
         if self._evaluator is None:
             import torch
@@ -228,15 +275,23 @@ class EvaluatorRole:
         if not self._plan.config.eval_videos:
             return found
         label = f"eval-{env_steps:09d}"
-        films = save_films(self._evaluator.films, self._videos, label, self._evaluator.film_problems)
+        films = save_films(
+            self._evaluator.films, self._videos, label, self._evaluator.film_problems
+        )
         return {**found, **films.to_dict()}
 
     def _env_steps_now(self) -> int:
         """Env steps of the run; 0 when the ledger does not say."""
         try:
-            steps = int(Remote("ledger-0").call("counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_TIMEOUT_S)["agent_steps"])
+            steps = int(
+                Remote("ledger-0").call(
+                    "counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_TIMEOUT_S
+                )["agent_steps"]
+            )
         except RoleGoneError as error:
-            logger.warning("an evaluation is labelled with the env steps at which it was asked for: %s", error)
+            logger.warning(
+                "an evaluation is labelled with the env steps at which it was asked for: %s", error
+            )
             return 0
         return steps * self._plan.env_spec.action_repeat
 
@@ -252,14 +307,20 @@ class EvaluatorRole:
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Sizes that batches are padded to on a GPU, where few shapes are cheaper than many; on a CPU every padded row costs time."""
+    """Sizes that batches are padded to on a GPU, where few shapes are cheaper than many; on a CPU
+    every padded row costs time.
+    """
     return (*(2**power for power in range(largest.bit_length()) if 2**power < largest), largest)
 
 
 def begin_measuring(plan: Plan) -> Any:
-    """Measure in a process of the cluster what decisions cost; :func:`end_measuring` waits for it."""
+    """Measure in a process of the cluster what decisions cost; :func:`end_measuring` waits
+    for it.
+    """
     has_gpu = plan.config.learner.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) > 0  # type: ignore[no-untyped-call]
-    task = ray.remote(_measure).options(num_cpus=CPUS_PER_ROLE, num_gpus=GPU_SHARE if has_gpu else 0, max_retries=0)
+    task = ray.remote(_measure).options(
+        num_cpus=CPUS_PER_ROLE, num_gpus=GPU_SHARE if has_gpu else 0, max_retries=0
+    )
     return task.remote(plan)
 
 
@@ -268,7 +329,9 @@ def end_measuring(reference: Any) -> ActCosts | None:
     try:
         costs: ActCosts = ray.get(reference, timeout=MEASURE_WITHIN_S)
     except RayError as error:
-        logger.warning("what decisions cost could not be measured: %s", str(error).strip().splitlines()[-1])
+        logger.warning(
+            "what decisions cost could not be measured: %s", str(error).strip().splitlines()[-1]
+        )
         ray.cancel(reference, force=True)
         return None
     return costs

@@ -1,6 +1,8 @@
-"""What a role has to say to people travels to the driver with its next ping, and from there to ``console.log``.
+"""What a role has to say to people travels to the driver with its next ping, and from there to
+``console.log``.
 
-The log files of Ray's processes go away with a cluster of our own; a stack dump of a hanging env must not.
+The log files of Ray's processes go away with a cluster of our own; a stack dump of a hanging env
+must not.
 """
 
 from __future__ import annotations
@@ -13,19 +15,22 @@ from collections import deque
 __all__ = ["LogRelay", "stack_of"]
 
 OURS = ("worldloom", "worldloom_dist")
-KEPT_LINES, KEPT_CHARACTERS = 50, 4000
+KEPT_LINES = 50
+KEPT_CHARACTERS = 4000
 
 
 class LogRelay(logging.Handler):
     """Keeps the newest warnings of this process until they are fetched; safe from any thread.
 
     Args:
-        news: Loggers, with those below them, whose every line at the level of information is kept too.
+        news: Loggers, with those below them, whose every line at the level of information is kept
+            too.
     """
 
     def __init__(self, *news: str) -> None:
         super().__init__(logging.INFO)
-        self._news, self._lines = news, deque[tuple[int, str]](maxlen=KEPT_LINES)
+        self._news = news
+        self._lines = deque[tuple[int, str]](maxlen=KEPT_LINES)
         for name in news:
             logging.getLogger(name).setLevel(logging.INFO)
 

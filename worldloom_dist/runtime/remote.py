@@ -1,8 +1,9 @@
 """Calls to roles that may die and come back.
 
-A role is an actor with a name; its successor has the same name. ``Remote`` holds the present handle, and finds the next one when a
-call says that it died. Only calls that are safe to repeat go through :meth:`Remote.call`; each has a deadline, so nobody waits for
-ever on a process that hangs: the supervisor kills it, the call fails, and the next attempt finds the successor.
+A role is an actor with a name; its successor has the same name. ``Remote`` holds the present
+handle, and finds the next one when a call says that it died. Only calls that are safe to repeat go
+through :meth:`Remote.call`; each has a deadline, so nobody waits for ever on a process that hangs:
+the supervisor kills it, the call fails, and the next attempt finds the successor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ __all__ = ["GONE", "Remote", "RoleGoneError", "drain_errors"]
 
 GONE = (RayActorError, GetTimeoutError)
 """What a call raises when the other side died or does not answer."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
 _errors: Counter[str] = Counter()
 
 
@@ -70,7 +72,9 @@ class Remote:
             _errors["gone"] += 1
             self.forget()
 
-    def call(self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0) -> Any:
+    def call(
+        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
+    ) -> Any:
         """Call and wait; when the role dies, wait for its successor and call again.
 
         Args:
@@ -81,7 +85,8 @@ class Remote:
         Raises:
             RoleGoneError: If no successor answered in time.
         """
-        give_up, pause = None, FIRST_PAUSE_S
+        give_up = None
+        pause = FIRST_PAUSE_S
         while True:
             try:
                 return ray.get(getattr(self.handle, method).remote(*args), timeout=timeout_s)
@@ -90,9 +95,12 @@ class Remote:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    async def acall(self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0) -> Any:
+    async def acall(
+        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
+    ) -> Any:
         """:meth:`call` for an event loop."""
-        give_up, pause = None, FIRST_PAUSE_S
+        give_up = None
+        pause = FIRST_PAUSE_S
         while True:
             try:
                 return await asyncio.wait_for(getattr(self.handle, method).remote(*args), timeout_s)
@@ -108,5 +116,7 @@ class Remote:
         self.forget()
         deadline = give_up if give_up is not None else time.monotonic() + patience_s
         if time.monotonic() > deadline:
-            raise RoleGoneError(f"{self.name} did not answer for {patience_s:.0f} s ({type(error).__name__})") from error
+            raise RoleGoneError(
+                f"{self.name} did not answer for {patience_s:.0f} s ({type(error).__name__})"
+            ) from error
         return deadline

@@ -1,4 +1,6 @@
-"""How a role on Ray tells the hub what it measured. Never waits, never raises: a hub that is away misses a flush, no more."""
+"""How a role on Ray tells the hub what it measured. Never waits, never raises: a hub that is away
+misses a flush, no more.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ __all__ = ["FLUSH_EVERY_S", "Reporter", "flush_interval_s", "with_planner"]
 FLUSH_EVERY_S = 2.0
 SILENT_S = 8.0
 FLUSHES_PER_S = 12.0
-"""Flushes that the hub takes from all workers together; with more workers each of them sends less often."""
+"""Flushes that the hub takes from all workers together; with more workers each of them sends less
+often.
+"""
 
 
 def flush_interval_s(workers: int) -> float:
@@ -25,13 +29,20 @@ def flush_interval_s(workers: int) -> float:
 
 
 def with_planner(values: MetricMap, acting: str) -> MetricMap:
-    """Times of decisions under a name of their own where an agent plans (``AgentSpec.acting`` is ``planner``)."""
+    """Times of decisions under a name of their own where an agent plans (``AgentSpec.acting`` is
+    ``planner``).
+    """
     times = values.get("inference_seconds")
-    return {**values, "planner_seconds": times} if acting == "planner" and times is not None else values
+    return (
+        {**values, "planner_seconds": times}
+        if acting == "planner" and times is not None
+        else values
+    )
 
 
 class Reporter:
-    """Sends metrics of one role instance, and with them what every process has: memory, CPU, failed calls.
+    """Sends metrics of one role instance, and with them what every process has: memory, CPU, failed
+    calls.
 
     Args:
         role: ``role`` label of the series.
@@ -39,24 +50,39 @@ class Reporter:
     """
 
     def __init__(self, role: str, index: int = 0) -> None:
-        self._role, self._index = role, index
-        self._hub, self._meter = Remote("hub-0"), ProcessMeter()
+        self._role = role
+        self._index = index
+        self._hub = Remote("hub-0")
+        self._meter = ProcessMeter()
         self._said_at = time.monotonic()
 
     def emit(self, values: MetricMap | None = None, facts: Mapping[str, Any] | None = None) -> None:
         """Hand over what happened since the last call."""
         self._said_at = time.monotonic()
-        errors = {f"rpc_errors_total{{reason={reason}}}": Sum(count) for reason, count in drain_errors().items()}
-        self._hub.tell("emit", self._role, self._index, {**(values or {}), **errors, **self._meter.drain()}, facts)
+        errors = {
+            f"rpc_errors_total{{reason={reason}}}": Sum(count)
+            for reason, count in drain_errors().items()
+        }
+        self._hub.tell(
+            "emit",
+            self._role,
+            self._index,
+            {**(values or {}), **errors, **self._meter.drain()},
+            facts,
+        )
 
     def beat(self) -> None:
-        """A sign of life from another thread, when the one that measures has been waiting for long."""
+        """A sign of life from another thread, when the one that measures has been waiting
+        for long.
+        """
         if time.monotonic() - self._said_at > SILENT_S:
             self._said_at = time.monotonic()
             self._hub.tell("emit", self._role, self._index, {}, None)
 
     async def emit_for_ever(self) -> None:
-        """For roles that have nothing else to say: memory, CPU and a sign of life, for as long as the process lasts."""
+        """For roles that have nothing else to say: memory, CPU and a sign of life, for as long as
+        the process lasts.
+        """
         while True:
             self.emit()
             await asyncio.sleep(FLUSH_EVERY_S)

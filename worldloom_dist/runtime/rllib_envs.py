@@ -1,8 +1,9 @@
-"""``--env rllib:NAME``: an environment that was registered with RLlib or Tune (``ray.tune.register_env``).
+"""``--env rllib:NAME``: an environment that was registered with RLlib or Tune
+(``ray.tune.register_env``).
 
-A name lives in the Ray job that registered it, so the process that launches registers it first and then calls
-``worldloom_dist.launch.main`` (``examples/rllib_env.py``); workers find it through Ray. As in RLlib, a name that nobody
-registered may be a Gymnasium id.
+A name lives in the Ray job that registered it, so the process that launches registers it first and
+then calls ``worldloom_dist.launch.main`` (``examples/rllib_env.py``); workers find it through Ray.
+As in RLlib, a name that nobody registered may be a Gymnasium id.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def make(config: EnvConfig) -> RawEnv:
     """Call the registered creator with an empty ``env_config``.
 
     Raises:
-        ConfigurationError: If the name is unknown, or what it makes is no single-agent Gymnasium env.
+        ConfigurationError: If the name is unknown, or what it makes is no single-agent Gymnasium
+            env.
     """
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -41,9 +43,13 @@ def make(config: EnvConfig) -> RawEnv:
             "ray.tune.register_env before worldloom_dist.launch.main, as examples/rllib_env.py does"
         )
     missing = [name for name in NEEDED if not hasattr(env, name)]
-    if missing or not isinstance(env.observation_space, gymnasium.Space) or isinstance(getattr(env, "agents", None), list):
+    if (
+        missing
+        or not isinstance(env.observation_space, gymnasium.Space)
+        or isinstance(getattr(env, "agents", None), list)
+    ):
         raise ConfigurationError(
-            f"env {config.env!r} makes a {type(env).__name__}, which is no single-agent Gymnasium env"
-            + (f" (it lacks {', '.join(missing)})" if missing else "")
+            f"env {config.env!r} makes a {type(env).__name__}, which is no "
+            "single-agent Gymnasium env" + (f" (it lacks {', '.join(missing)})" if missing else "")
         )
     return RawEnv(env, episode_limit=own_limit(env), may_terminate=may_terminate(env))

@@ -1,8 +1,10 @@
-"""Asking shards for windows: over a line while answers are small, through Ray's shared memory when they are large.
+"""Asking shards for windows: over a line while answers are small, through Ray's shared memory when
+they are large.
 
-A call over Ray costs both sides about a millisecond, which is what a batch of compressed frames or of vectors takes to draw and to
-decode; a line costs a tenth of that (``docs/adr/007-calls-over-a-socket.md``). Megabytes of raw pixels or latents are cheaper
-where both sides see the same memory. What the last answer took decides the way of the next question.
+A call over Ray costs both sides about a millisecond, which is what a batch of compressed frames or
+of vectors takes to draw and to decode; a line costs a tenth of that
+(``docs/adr/007-calls-over-a-socket.md``). Megabytes of raw pixels or latents are cheaper where both
+sides see the same memory. What the last answer took decides the way of the next question.
 """
 
 from __future__ import annotations
@@ -39,12 +41,14 @@ class ShardReader:
     """
 
     def __init__(self, shard: Remote, is_away: Callable[[], bool] = lambda: False) -> None:
-        self.shard, self._is_away = shard, is_away
+        self.shard = shard
+        self._is_away = is_away
         self._line = Line(shard, "sample", SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
     def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], Given | None]:
-        """Ask; the result waits for the windows of all requests, one after the other, or None when the shard has too little.
+        """Ask; the result waits for the windows of all requests, one after the other, or None when
+        the shard has too little.
 
         Raises:
             RoleGoneError: Then or when waiting, if the shard is gone or does not answer.
@@ -53,7 +57,9 @@ class ShardReader:
         if self.answered_bytes <= LARGE_BYTES:
             return partial(self._keep_size, self._line.submit(asked))
         try:
-            return partial(self._keep_size, partial(self._get, self.shard.handle.sample.remote(asked)))
+            return partial(
+                self._keep_size, partial(self._get, self.shard.handle.sample.remote(asked))
+            )
         except ValueError as error:
             raise RoleGoneError(f"{self.shard.name} is gone") from error
 
@@ -73,15 +79,23 @@ class ShardReader:
             try:
                 given: Given | None = ray.get(reference, timeout=LOOK_EVERY_S)
             except GONE as error:
-                if isinstance(error, GetTimeoutError) and time.monotonic() < give_up and not self._is_away():
+                if (
+                    isinstance(error, GetTimeoutError)
+                    and time.monotonic() < give_up
+                    and not self._is_away()
+                ):
                     continue
                 self.shard.forget()
-                raise RoleGoneError(f"{self.shard.name} is gone ({type(error).__name__})") from error
+                raise RoleGoneError(
+                    f"{self.shard.name} is gone ({type(error).__name__})"
+                ) from error
             return given
 
 
 def ask_all(
-    readers: Sequence[ShardReader], grants: Sequence[Mapping[int, SampleRequest]], on_gone: Callable[[int], None]
+    readers: Sequence[ShardReader],
+    grants: Sequence[Mapping[int, SampleRequest]],
+    on_gone: Callable[[int], None],
 ) -> Callable[[], list[dict[int, Given]]]:
     """Ask all shards at once, each one question for its share of every batch.
 
@@ -91,9 +105,13 @@ def ask_all(
         on_gone: Called, while the result waits, with every shard that does not answer.
 
     Returns:
-        Waits for what every shard gave for each batch; a shard that is gone or has too little is missing there.
+        Waits for what every shard gave for each batch; a shard that is gone or has too little is
+        missing there.
     """
-    asked = {index: [grant[index] for grant in grants if index in grant] for index in sorted(set().union(*grants))}
+    asked = {
+        index: [grant[index] for grant in grants if index in grant]
+        for index in sorted(set().union(*grants))
+    }
     pending = {index: _submit(readers[index], requests) for index, requests in asked.items()}
 
     def wait() -> list[dict[int, Given]]:

@@ -1,9 +1,10 @@
 """A replay shard as a Ray actor: a thin asynchronous shell around ``worldloom_dist.replay``.
 
-    worker --append(chunk)--> ShardRole     acknowledged once the ledger has admitted it and the journal holds it
+    worker --append(chunk)--> ShardRole     acknowledged once it is admitted and journaled
     feed   --sample---------> ShardRole
 
-Who asks often does so over a line of our own (``worldloom_dist.runtime.line``), everybody else over Ray.
+Who asks often does so over a line of our own (``worldloom_dist.runtime.line``), everybody else over
+Ray.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ __all__ = ["ShardRole"]
 
 logger = logging.getLogger(__name__)
 
-REPORT_EVERY_S, REPORT_AT_MOST_EVERY_S = 1.0, 0.1
+REPORT_EVERY_S = 1.0
+REPORT_AT_MOST_EVERY_S = 0.1
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
 LAST_WORD_S = 5.0
@@ -64,19 +66,29 @@ class ShardRole:
 
     def __init__(self, plan: Plan, index: int, folder: Path) -> None:
         keep_freed_memory()
-        self._index, self._relay = index, LogRelay("worldloom_dist.replay", __name__).listen()
-        self._shard, self._num_shards = _open_shard(plan, index, folder), plan.config.replay.shards
+        self._index = index
+        self._relay = LogRelay("worldloom_dist.replay", __name__).listen()
+        self._shard = _open_shard(plan, index, folder)
+        self._num_shards = plan.config.replay.shards
         self._loop_shard = LoopShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._ledger = Remote("ledger-0")
-        self._life, self._joined, self._is_lockstep = uuid.uuid4().hex, asyncio.Event(), plan.is_lockstep
-        self._weights, self._newest = RemoteWeights(), NO_POLICY
-        self._reporter, self._meter = Reporter("replay", index), ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
+        self._life = uuid.uuid4().hex
+        self._joined = asyncio.Event()
+        self._is_lockstep = plan.is_lockstep
+        self._weights = RemoteWeights()
+        self._newest = NO_POLICY
+        self._reporter = Reporter("replay", index)
+        self._meter = ShardMeter(plan.spec.sampling.length, folder / f"shard-{index}")
         self._arriving: dict[tuple[Any, int], asyncio.Future[bool]] = {}
         self._flushing = asyncio.Lock()
-        self._storing, self._is_idle, self._is_settled = 0, asyncio.Event(), False
+        self._storing = 0
+        self._is_idle = asyncio.Event()
+        self._is_settled = False
         self._ledger_line = AsyncLine(self._ledger, "admit")
-        self._admission = Admission(lambda *question: self._ledger_line.call((self._index, self._life, *question)))
+        self._admission = Admission(
+            lambda *question: self._ledger_line.call((self._index, self._life, *question))
+        )
         self._door = Door(self._answer, is_private=plan.config.address is None)
         self._reports = Spaced(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
@@ -98,8 +110,12 @@ class ShardRole:
         finally:
             self._arriving.pop(name, None)
 
-    async def sample(self, requests: Sequence[SampleRequest]) -> SampledWindows | PackedWindows | None:
-        """The windows of all requests, whole or for the reader to unpack; None if there is too little to draw from."""
+    async def sample(
+        self, requests: Sequence[SampleRequest]
+    ) -> SampledWindows | PackedWindows | None:
+        """The windows of all requests, whole or for the reader to unpack; None if there is too
+        little to draw from.
+        """
         started = time.monotonic()
         windows = await self._loop_shard.sample(requests)
         if windows is not None:
@@ -110,51 +126,72 @@ class ShardRole:
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
         with self._meter.timed("update_latents"):
-            self._meter.refreshed(await asyncio.to_thread(self._shard.write_back, row_ids, refreshed))
+            self._meter.refreshed(
+                await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
+            )
 
     async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
         """New priorities of windows that are still there."""
-        self._meter.prioritised(await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities))
+        self._meter.prioritised(
+            await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
+        )
 
     async def books(self) -> RowBooks:
         """Where every row went."""
         return self._shard.books()
 
     async def settle(self) -> RowBooks:
-        """The run ends: store what is being stored, refuse what comes later, and tell the ledger and the caller the last word."""
+        """The run ends: store what is being stored, refuse what comes later, and tell the ledger
+        and the caller the last word.
+        """
         await self._joined.wait()
         self._is_settled = True
         while self._storing:
             await self._is_idle.wait()
-        books, windows = self._shard.books(), self._shard.live_windows()
+        books = self._shard.books()
+        windows = self._shard.live_windows()
         with contextlib.suppress(RoleGoneError):
-            await self._ledger.acall("report", self._index, books, windows, timeout_s=LAST_WORD_S, patience_s=0.0)
+            await self._ledger.acall(
+                "report", self._index, books, windows, timeout_s=LAST_WORD_S, patience_s=0.0
+            )
         await self._flush()
         return books
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says why it needs to be started anew."""
-        return {"pid": os.getpid(), "stored": self._shard.books().stored, "stuck": self._shard.failure, "said": self._relay.drain()}
+        return {
+            "pid": os.getpid(),
+            "stored": self._shard.books().stored,
+            "stuck": self._shard.failure,
+            "said": self._relay.drain(),
+        }
 
     async def lifeline(self) -> None:
-        """Own up to what the disk lost, then report to the ledger for as long as the process lives."""
+        """Own up to what the disk lost, then report to the ledger for as long as the
+        process lives.
+        """
         known = await self._ledger.acall("last_books", self._index, patience_s=120.0)
-        if known is not None:  # before files are stored again, or their rows would stand for those that are lost
+        # before files are stored again, or their rows would stand for those that are lost
+        if known is not None:
             await asyncio.to_thread(self._shard.declare_lost, known)
         await self._import_new()
-        books, windows = self._shard.books(), self._shard.live_windows()
+        books = self._shard.books()
+        windows = self._shard.live_windows()
         await self._ledger.acall("join", self._index, books, windows, self._life, patience_s=120.0)
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
     async def _report_for_ever(self) -> None:
-        """Apart from everything that may wait for a disk or for another role: who is silent counts as hanging."""
+        """Apart from everything that may wait for a disk or for another role: who is silent counts
+        as hanging.
+        """
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             self._report()
 
     async def _tend_for_ever(self) -> None:
-        flush, save = Pace(FLUSH_EVERY_S), Pace(WEIGHTS_EVERY_S)
+        flush = Pace(FLUSH_EVERY_S)
+        save = Pace(WEIGHTS_EVERY_S)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             await self._import_new()
@@ -166,11 +203,15 @@ class ShardRole:
 
     async def _flush(self) -> None:
         async with self._flushing:
-            values = await asyncio.to_thread(self._meter.drain, self._shard.memory_bytes(), len(self._arriving))
+            values = await asyncio.to_thread(
+                self._meter.drain, self._shard.memory_bytes(), len(self._arriving)
+            )
             self._reporter.emit(values)
 
     async def _import_new(self) -> None:
-        """Store this shard's share of files that the run was told of, at its start or later; a bad file costs only itself."""
+        """Store this shard's share of files that the run was told of, at its start or later; a bad
+        file costs only itself.
+        """
         if self._is_settled:
             return
         try:
@@ -184,7 +225,9 @@ class ShardRole:
                 continue
             try:
                 with self._at_work():
-                    report = await asyncio.to_thread(load_share, self._shard, source, self._num_shards)
+                    report = await asyncio.to_thread(
+                        load_share, self._shard, source, self._num_shards
+                    )
                 logger.info("shard-%d: %s: %s", self._index, source, report.of_share(self._index))
             except (StateError, OSError) as error:
                 self._imports.put_back(source)
@@ -202,11 +245,16 @@ class ShardRole:
     async def _append(self, chunk: Chunk) -> bool:
         await self._joined.wait()
         if not await self._admission.admit(chunk.num_agent_steps):
-            raise StateError(f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there")
+            raise StateError(
+                f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there"
+            )
         is_new = False
         try:
             if self._is_settled:
-                raise StateError(f"shard {self._index} takes no more: the run has ended; {chunk.stream}/{chunk.seq} is lost")
+                raise StateError(
+                    f"shard {self._index} takes no more: the run has ended; "
+                    f"{chunk.stream}/{chunk.seq} is lost"
+                )
             with self._at_work(), self._meter.timed("insert"):
                 is_new = await self._loop_shard.append(chunk)
         finally:
@@ -232,7 +280,9 @@ class ShardRole:
             if not self._storing:
                 self._is_idle.set()
 
-    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | SampledWindows | PackedWindows | None:
+    async def _answer(
+        self, content: Chunk | list[SampleRequest]
+    ) -> bool | SampledWindows | PackedWindows | None:
         """What came over a line."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 

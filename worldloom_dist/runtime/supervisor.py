@@ -1,8 +1,10 @@
-"""Keeps the roles of a run alive: notices death at once and hangs by deadline, restarts with back-off, and gives up in time.
+"""Keeps the roles of a run alive: notices death at once and hangs by deadline, restarts with
+back-off, and gives up in time.
 
-Ray notices that a process died, but not that it hangs, and restarts without pause or limit; so restarting is ours. Every role has a
-lifeline, a call that returns only when the role ends, whose failure says at once that the process died. Roles also answer a
-ping from a thread of their own; one that stays silent past its deadline is killed and then treated like one that died.
+Ray notices that a process died, but not that it hangs, and restarts without pause or limit; so
+restarting is ours. Every role has a lifeline, a call that returns only when the role ends, whose
+failure says at once that the process died. Roles also answer a ping from a thread of their own; one
+that stays silent past its deadline is killed and then treated like one that died.
 
 Called by the driver's thread only.
 """
@@ -26,8 +28,12 @@ __all__ = ["Role", "Supervisor", "start_actor"]
 
 logger = logging.getLogger(__name__)
 
-PING_EVERY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 0.5, 30.0
-LEAVE_WITHIN_S, STEADY_S, HEAR_WITHIN_S = 20.0, 5.0, 2.0
+PING_EVERY_S = 2.0
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+LEAVE_WITHIN_S = 20.0
+STEADY_S = 5.0
+HEAR_WITHIN_S = 2.0
 PINGS_PER_S = 16.0
 """Pings of all roles together; with more roles each of them is asked less often."""
 
@@ -45,7 +51,8 @@ class Role:
         start_timeout_s: Likewise while it starts.
         is_vital: True when the run cannot go on once this role is given up.
         on_down: Called when the process is found dead or has left.
-        group: Roles with the same group name live and die together: when one dies, all are started again, and it counts once.
+        group: Roles with the same group name live and die together: when one dies, all are started
+            again, and it counts once.
         has_been_up: True once a process of it has answered.
         is_leaving: True when it was asked to end for good.
         last_failure: Why its process was last replaced.
@@ -93,17 +100,26 @@ class Role:
         return not (self.is_up or self.is_done or self.is_given_up)
 
 
-def start_actor(kind: type, name: str, *args: Any, options: Mapping[str, Any], threads: int = 0) -> Any:
-    """Start a role: named, never restarted or retried by Ray, because that is the supervisor's work.
+def start_actor(
+    kind: type, name: str, *args: Any, options: Mapping[str, Any], threads: int = 0
+) -> Any:
+    """Start a role: named, never restarted or retried by Ray, because that is the supervisor's
+    work.
 
     Args:
         kind: Its class.
         name: Its name in the run's namespace.
         args: Of its constructor.
         options: Where it goes, as Ray's options.
-        threads: Calls at the same time; 0 for a role on an event loop, where everything that waits does so inside.
+        threads: Calls at the same time; 0 for a role on an event loop, where everything that waits
+            does so inside.
     """
-    fixed = {"name": name, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": threads or 10_000}
+    fixed = {
+        "name": name,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": threads or 10_000,
+    }
     return ray.remote(kind).options(**fixed, **options).remote(*args)
 
 
@@ -121,7 +137,8 @@ class Supervisor:
     def __init__(self, *, max_restarts: int, window_s: float) -> None:
         self.roles: dict[str, Role] = {}
         self.restarts: Counter[str] = Counter()
-        self._max_restarts, self._window_s = max_restarts, window_s
+        self._max_restarts = max_restarts
+        self._window_s = window_s
 
     def add(self, role: Role) -> None:
         """Start a role and keep it up from now on."""
@@ -139,13 +156,18 @@ class Supervisor:
             TrainingError: If a vital role was given up.
         """
         by_line = {role.line: role for role in self.roles.values() if role.line is not None}
-        ended, _ = ray.wait(list(by_line), timeout=timeout_s) if by_line else ([], [])  # the first death ends the wait
+        # the first death ends the wait
+        ended, _ = ray.wait(list(by_line), timeout=timeout_s) if by_line else ([], [])
         for line in ended:
             if by_line[line].line is line:  # else its group was restarted a moment ago
                 self._ended(by_line[line])
         now = time.monotonic()
         for role in list(self.roles.values()):
-            if role.handle is None and not (role.is_given_up or role.is_done) and now >= role._start_at:
+            if (
+                role.handle is None
+                and not (role.is_given_up or role.is_done)
+                and now >= role._start_at
+            ):
                 self._start(role)
             elif role.handle is not None and role._leave_by is not None and now > role._leave_by:
                 self._left(role)
@@ -161,18 +183,23 @@ class Supervisor:
         self.move(role)
 
     def move(self, role: Role) -> None:
-        """Ask a role to end what it does and begin again in a new process, elsewhere if Ray finds a better place."""
+        """Ask a role to end what it does and begin again in a new process, elsewhere if Ray finds a
+        better place.
+        """
         if role._leave_by is None and role.handle is not None:
             role._leave_by = time.monotonic() + LEAVE_WITHIN_S
             role.handle.stop.remote()
 
-    def stop(self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True) -> dict[str, Any]:
+    def stop(
+        self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True
+    ) -> dict[str, Any]:
         """Ask roles to end, wait, and kill those that do not.
 
         Args:
             kinds: Of the roles.
             timeout_s: How long to wait for all of them.
-            ends_processes: False keeps the process of a role that has ended, so that it can still be called.
+            ends_processes: False keeps the process of a role that has ended, so that it can still
+                be called.
 
         Returns:
             What the roles that ended by themselves returned, by name.
@@ -189,7 +216,11 @@ class Supervisor:
             try:
                 results[names[line]] = ray.get(line)
             except RayError as error:
-                logger.warning("%s failed while it was stopped: %s", names[line], str(error).strip().splitlines()[-1])
+                logger.warning(
+                    "%s failed while it was stopped: %s",
+                    names[line],
+                    str(error).strip().splitlines()[-1],
+                )
         self.hear(kinds)
         for role in roles:
             if ends_processes or role.name not in results:
@@ -202,11 +233,17 @@ class Supervisor:
             self._kill(role)
             self.restarts[kind] += 1
             role.incarnation += 1
-            role.is_done, role._start_at = False, time.monotonic()
+            role.is_done = False
+            role._start_at = time.monotonic()
 
     def hear(self, kinds: tuple[str, ...]) -> None:
         """Pass on what roles have said since their last ping: there may be no next one."""
-        asked = {role.handle.ping.remote(): role for kind in kinds for role in self.of_kind(kind) if role.is_up}
+        asked = {
+            role.handle.ping.remote(): role
+            for kind in kinds
+            for role in self.of_kind(kind)
+            if role.is_up
+        }
         if not asked:
             return
         for ping in ray.wait(list(asked), num_returns=len(asked), timeout=HEAR_WITHIN_S)[0]:
@@ -220,21 +257,28 @@ class Supervisor:
             role._start_at = time.monotonic() + 0.1
             return
         role.line = role.lifeline(role.handle)
-        role._ping, role._asked_at, role.ready_at = role.handle.ping.remote(), time.monotonic(), None
+        role._ping = role.handle.ping.remote()
+        role._asked_at = time.monotonic()
+        role.ready_at = None
 
     def _ended(self, role: Role) -> None:
         try:
             result = ray.get(role.line)
-            if role._leave_by is not None or (isinstance(result, dict) and result.get("is_preempted")):
+            if role._leave_by is not None or (
+                isinstance(result, dict) and result.get("is_preempted")
+            ):
                 role.status["open_rows"] = result["open_rows"]
                 self._left(role)
             else:
-                role.is_done, role.line = True, None
+                role.is_done = True
+                role.line = None
         except RayActorError as error:
             self._died(role, f"its process died ({str(error).strip().splitlines()[-1][:200]})")
         except RayTaskError as error:
             if isinstance(error, TrainingError):
-                role.line, role.is_done = None, True  # starting it again would not help, and once is enough to say so
+                # starting it again would not help, and once is enough to say so
+                role.line = None
+                role.is_done = True
                 raise TrainingError(str(error.cause)) from error
             logger.error("%s failed:\n%s", role.name, error)
             self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
@@ -244,7 +288,8 @@ class Supervisor:
     def _check_ping(self, role: Role, now: float) -> None:
         if role._ping is None:
             if now - role._asked_at >= max(PING_EVERY_S, len(self.roles) / PINGS_PER_S):
-                role._ping, role._asked_at = role.handle.ping.remote(), now
+                role._ping = role.handle.ping.remote()
+                role._asked_at = now
             return
         answered, _ = ray.wait([role._ping], timeout=0)
         deadline = role.ping_timeout_s if role.ready_at is not None else role.start_timeout_s
@@ -254,7 +299,8 @@ class Supervisor:
             return
         try:
             role.status = ray.get(role._ping) or {}
-            role.ready_at, role.has_been_up = role.ready_at or now, True
+            role.ready_at = role.ready_at or now
+            role.has_been_up = True
         except RayActorError:
             return  # the lifeline says so too, with the reason
         except RayError as error:
@@ -302,14 +348,24 @@ class Supervisor:
         role.on_down()
         if len(role._deaths) > self._max_restarts:
             role.is_given_up = True
-            text = f"{role.name} is given up after {self._max_restarts} restarts in {self._window_s:.0f} s; the last time {reason}"
+            text = (
+                f"{role.name} is given up after {self._max_restarts} restarts in "
+                f"{self._window_s:.0f} s; the last time {reason}"
+            )
             if role.is_vital:
                 raise TrainingError(text)
             logger.error("%s", text)
             return
-        role._quick_deaths = 1 if was_steady else role._quick_deaths + 1  # one that had worked for a while does not wait
-        pause = 0.0 if role._quick_deaths == 1 else min(FIRST_PAUSE_S * 2 ** (role._quick_deaths - 2), LONGEST_PAUSE_S)
-        logger.warning("%s: %s; starting it again%s", role.name, reason, f" in {pause:.1f} s" if pause else "")
+        # one that had worked for a while does not wait
+        role._quick_deaths = 1 if was_steady else role._quick_deaths + 1
+        pause = (
+            0.0
+            if role._quick_deaths == 1
+            else min(FIRST_PAUSE_S * 2 ** (role._quick_deaths - 2), LONGEST_PAUSE_S)
+        )
+        logger.warning(
+            "%s: %s; starting it again%s", role.name, reason, f" in {pause:.1f} s" if pause else ""
+        )
         self.restarts[role.kind] += 1
         for member in [role, *self._companions(role)]:
             self._kill(member)
@@ -317,7 +373,11 @@ class Supervisor:
             member._start_at = now + pause
 
     def _companions(self, role: Role) -> list[Role]:
-        return [r for r in self.roles.values() if r is not role and role.group and r.group == role.group and not r.is_done]
+        return [
+            r
+            for r in self.roles.values()
+            if r is not role and role.group and r.group == role.group and not r.is_done
+        ]
 
     def _kill(self, role: Role) -> None:
         if role.handle is not None:

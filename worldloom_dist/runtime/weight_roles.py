@@ -18,13 +18,17 @@ __all__ = ["RemoteWeights", "WeightStoreRole"]
 
 
 class WeightStoreRole:
-    """Holds the last two versions in the object store, each put there once, and outlives the learner."""
+    """Holds the last two versions in the object store, each put there once, and outlives the
+    learner.
+    """
 
     def __init__(self) -> None:
         self._versions: LastVersions[Any] = LastVersions()
 
     async def publish(self, snapshot: WeightsSnapshot) -> bool:
-        """Take a version; False when it is not above the newest one (a dead learner's last words)."""
+        """Take a version; False when it is not above the newest one (a dead learner's last
+        words).
+        """
         if not self._versions.accepts(snapshot.version):
             return False
         self._versions.put(snapshot.version, ray.put(snapshot))
@@ -35,7 +39,9 @@ class WeightStoreRole:
         return self._versions.version
 
     async def fetch(self) -> list[Any]:
-        """A list with the newest reference (so that Ray does not copy it on the way), or an empty one."""
+        """A list with the newest reference (so that Ray does not copy it on the way), or an empty
+        one.
+        """
         return [] if self._versions.version == NO_POLICY else [self._versions.newest]
 
     async def ping(self) -> dict[str, Any]:
@@ -56,7 +62,9 @@ class RemoteWeights:
 
     def version(self) -> PolicyVersion:
         """The newest version."""
-        version: PolicyVersion = self._store.call("version", timeout_s=self._timeout_s, patience_s=0.0)
+        version: PolicyVersion = self._store.call(
+            "version", timeout_s=self._timeout_s, patience_s=0.0
+        )
         return version
 
     def fetch(self) -> WeightsSnapshot:
@@ -74,7 +82,9 @@ class RemoteWeights:
     async def aversion(self, otherwise: PolicyVersion) -> PolicyVersion:
         """:meth:`version` for an event loop; ``otherwise`` when the store is away."""
         try:
-            version: PolicyVersion = await self._store.acall("version", timeout_s=self._timeout_s, patience_s=0.0)
+            version: PolicyVersion = await self._store.acall(
+                "version", timeout_s=self._timeout_s, patience_s=0.0
+            )
         except RoleGoneError:
             return otherwise
         return version

@@ -1,7 +1,8 @@
 """The env worker as a Ray actor. Torch is imported only when the policy lives here.
 
-``run`` is the lifeline and the only thread that touches the worker. ``ping`` reads, from another thread, what that thread is doing
-and since when, so the supervisor can tell a hanging env from a worker that waits for its turn.
+``run`` is the lifeline and the only thread that touches the worker. ``ping`` reads, from another
+thread, what that thread is doing and since when, so the supervisor can tell a hanging env from a
+worker that waits for its turn.
 """
 
 from __future__ import annotations
@@ -38,17 +39,23 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 AWAY_S = 5.0
-ACT_TIMEOUT_S, ACT_PATIENCE_S = 120.0, 300.0
-ASK_VERSION_EVERY_S, VERSIONS_PER_S = 0.5, 32.0
-"""Before the first weights: how often a worker asks for them, and how many do so in a second when there are many workers."""
+ACT_TIMEOUT_S = 120.0
+ACT_PATIENCE_S = 300.0
+ASK_VERSION_EVERY_S = 0.5
+VERSIONS_PER_S = 32.0
+"""Before the first weights: how often a worker asks for them, and how many do so in a second when
+there are many workers.
+"""
 
 
 class ShardWriter:
-    """``ports.ReplayWriter`` over a line: the shard of a worker is fixed, so a stream's order never crosses shards.
+    """``ports.ReplayWriter`` over a line: the shard of a worker is fixed, so a stream's order never
+    crosses shards.
 
-    Sends at once; what :meth:`append` returns waits as long as the shard lives, and when it dies, finds its successor and sends the
-    same chunk again, which is ignored if it had been stored. In lock-step ``append`` itself waits, also for the version that the
-    new rows make due. Used by one thread, for all streams of the worker.
+    Sends at once; what :meth:`append` returns waits as long as the shard lives, and when it dies,
+    finds its successor and sends the same chunk again, which is ignored if it had been stored. In
+    lock-step ``append`` itself waits, also for the version that the new rows make due. Used by one
+    thread, for all streams of the worker.
 
     Args:
         plan: Of the run.
@@ -56,22 +63,27 @@ class ShardWriter:
         stopping: Ends the waiting when the worker is told to stop and its shard stays away.
 
     Attributes:
-        is_waiting, waited_until: Whether the thread that uses it waits here now, and when it last did (monotonic seconds).
+        is_waiting, waited_until: Whether the thread that uses it waits here now, and when it last
+            did (monotonic seconds).
     """
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
         self._shard = Remote(f"shard-{slot % plan.config.replay.shards}")
         self._line = Line(self._shard, "append", None, AWAY_S)
-        self._ledger, self._weights = Remote("ledger-0"), RemoteWeights()
-        self._is_lockstep, self._stopping = plan.is_lockstep, stopping
+        self._ledger = Remote("ledger-0")
+        self._weights = RemoteWeights()
+        self._is_lockstep = plan.is_lockstep
+        self._stopping = stopping
         self._pretrain = plan.spec.pretrain_updates
-        self.is_waiting, self.waited_until = False, 0.0
+        self.is_waiting = False
+        self.waited_until = 0.0
 
     def append(self, chunk: Chunk) -> Callable[[], None] | None:
         """Send a chunk (see ``ports.ReplayWriter``).
 
         Raises:
-            StateError: When waiting, if the run is stopped while the shard stays away; the chunk counts as open.
+            StateError: When waiting, if the run is stopped while the shard stays away; the chunk
+                counts as open.
         """
         with self._waiting():
             wait = partial(self._wait, chunk, self._submit(chunk))
@@ -88,12 +100,17 @@ class ShardWriter:
         with self._waiting():
             while answer is None or self._unless_away(chunk, answer) is None:
                 if self._stopping.is_set():
-                    raise StateError(f"{self._shard.name} is away while the run stops; chunk {chunk.stream}/{chunk.seq} is lost")
+                    raise StateError(
+                        f"{self._shard.name} is away while the run stops; chunk "
+                        f"{chunk.stream}/{chunk.seq} is lost"
+                    )
                 time.sleep(0.2)
                 answer = self._submit(chunk)
 
     def _unless_away(self, chunk: Chunk, call: Callable[[], T]) -> T | None:
-        """What a call gives, which is never None (a shard answers with a bool); None when the shard is away."""
+        """What a call gives, which is never None (a shard answers with a bool); None when the shard
+        is away.
+        """
         try:
             return call()
         except RoleGoneError as error:
@@ -102,11 +119,13 @@ class ShardWriter:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        was_waiting, self.is_waiting = self.is_waiting, True
+        was_waiting = self.is_waiting
+        self.is_waiting = True
         try:
             yield
         finally:
-            self.is_waiting, self.waited_until = was_waiting, time.monotonic()
+            self.is_waiting = was_waiting
+            self.waited_until = time.monotonic()
 
     def _wait_for_version(self) -> None:
         due = self._ledger.call("updates_due")
@@ -115,7 +134,8 @@ class ShardWriter:
 
 
 class WorkerRole:
-    """Steps envs until told to stop, or until its machine is taken away (SIGTERM): then what is open is sent first.
+    """Steps envs until told to stop, or until its machine is taken away (SIGTERM): then what is
+    open is sent first.
 
     Args:
         plan: Of the run.
@@ -125,12 +145,16 @@ class WorkerRole:
 
     def __init__(self, plan: Plan, slot: int, incarnation: int) -> None:
         keep_freed_memory()
-        self._plan, self._slot, self._incarnation = plan, slot, incarnation
-        self._stopping, self._is_preempted = threading.Event(), False
+        self._plan = plan
+        self._slot = slot
+        self._incarnation = incarnation
+        self._stopping = threading.Event()
+        self._is_preempted = False
         self._writer = ShardWriter(plan, slot, self._stopping)
         self._reporter = Reporter("actor", slot)
         self._relay = LogRelay().listen()
-        self._doing, self._since = "starting", time.monotonic()
+        self._doing = "starting"
+        self._since = time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._worker: RolloutWorker | GroupedWorker | None = None
         self._line: Line | None = None
@@ -142,12 +166,16 @@ class WorkerRole:
     def run(self) -> dict[str, Any]:
         """Step until told to stop; what is open has been sent then."""
         self._thread = threading.get_ident()
-        worker = build_grouped_worker(self._plan, self._slot, self._incarnation, self._acting, self._writer)
+        worker = build_grouped_worker(
+            self._plan, self._slot, self._incarnation, self._acting, self._writer
+        )
         self._worker = worker
-        flushed, every_s = time.monotonic(), flush_interval_s(self._plan.config.workers)
+        flushed = time.monotonic()
+        every_s = flush_interval_s(self._plan.config.workers)
         try:
             while not self._stopping.is_set():
-                self._doing, self._since = "reset" if worker.begins_episode else "step", time.monotonic()
+                self._doing = "reset" if worker.begins_episode else "step"
+                self._since = time.monotonic()
                 worker.step()
                 self._steps += 1
                 now = time.monotonic()
@@ -155,20 +183,35 @@ class WorkerRole:
                     flushed = now
                     self._emit(worker)
         finally:
-            self._doing, self._since = "closing", time.monotonic()
+            self._doing = "closing"
+            self._since = time.monotonic()
             worker.close()
             self._emit(worker)
-        return {"agent_steps": worker.agent_steps, "open_rows": worker.open_rows, "is_preempted": self._is_preempted}
+        return {
+            "agent_steps": worker.agent_steps,
+            "open_rows": worker.open_rows,
+            "is_preempted": self._is_preempted,
+        }
 
     def ping(self) -> dict[str, Any]:
-        """What it is doing, and the rows that would be lost now; ``stuck`` names a call of the env that is past its deadline."""
+        """What it is doing, and the rows that would be lost now; ``stuck`` names a call of the env
+        that is past its deadline.
+        """
         config = self._plan.config
         self._reporter.beat()
         seconds = time.monotonic() - max(self._since, self._writer.waited_until)
-        status = {"pid": os.getpid(), "doing": self._doing, "seconds": seconds, "steps": self._steps, "stuck": ""}
+        status = {
+            "pid": os.getpid(),
+            "doing": self._doing,
+            "seconds": seconds,
+            "steps": self._steps,
+            "stuck": "",
+        }
         status["open_rows"] = self._worker.open_rows if self._worker else 0
         status["quarantined"] = dict(self._worker.quarantined) if self._worker else {}
-        limit = {"step": config.actors.step_timeout_s, "reset": config.actors.reset_timeout_s}.get(self._doing)
+        limit = {"step": config.actors.step_timeout_s, "reset": config.actors.reset_timeout_s}.get(
+            self._doing
+        )
         is_waiting = self._writer.is_waiting or self._waiting > 0
         has_deadlines = self._worker is not None and self._worker.has_deadlines
         if limit is not None and seconds > limit and not (is_waiting or has_deadlines):
@@ -187,20 +230,31 @@ class WorkerRole:
         self._stopping.set()
 
     def _acting(self, first_env: int, num_envs: int) -> ActClient:
-        config, slot = self._plan.config, self._slot
+        config = self._plan.config
+        slot = self._slot
         if self._plan.inference == "central":
             if self._line is None:
                 server = Remote(f"inference-{slot % config.inference_servers}")
-                self._line = Line(server, "act", ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait)
-            line, every_s = self._line, max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)
+                self._line = Line(
+                    server, "act", ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait
+                )
+            line = self._line
+            every_s = max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)
             return RemoteActing(
-                slot, self._incarnation, call=line.call, submit=line.submit, first_env=first_env, refresh_interval_s=every_s
+                slot,
+                self._incarnation,
+                call=line.call,
+                submit=line.submit,
+                first_env=first_env,
+                refresh_interval_s=every_s,
             )
         import torch
 
         torch.set_num_threads(1)
         policy = build_policy(self._plan, slot, self._incarnation, num_envs=num_envs)
-        return LocalActing(policy, num_envs, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s)
+        return LocalActing(
+            policy, num_envs, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s
+        )
 
     def _on_wait(self, is_waiting: bool) -> None:
         self._waiting += 1 if is_waiting else -1
@@ -209,4 +263,6 @@ class WorkerRole:
 
     def _emit(self, worker: RolloutWorker | GroupedWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]
-        self._reporter.emit(with_planner(worker.drain_metrics(), self._plan.spec.acting), {"episodes": episodes})
+        self._reporter.emit(
+            with_planner(worker.drain_metrics(), self._plan.spec.acting), {"episodes": episodes}
+        )

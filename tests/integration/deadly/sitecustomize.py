@@ -1,7 +1,8 @@
-"""Kill a learner in the middle of what it does. Python imports this module at its start when its folder is on ``PYTHONPATH``.
+"""Kill a learner in the middle of what it does. Python imports this module at its start when its
+folder is on ``PYTHONPATH``.
 
-``WORLDLOOM_KILL_AT`` names a folder; a file ``checkpoint``, ``publish`` or ``sample`` in it kills the process that
-comes to that place next, and the file is gone then.
+``WORLDLOOM_KILL_AT`` names a folder; a file ``checkpoint``, ``publish`` or ``sample`` in it kills
+the process that comes to that place next, and the file is gone then.
 """
 
 import importlib.abc

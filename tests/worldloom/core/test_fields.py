@@ -67,7 +67,11 @@ ACCEPTED = [
     ("shape", torch.Size([2, 3]), (2, 3)),
     ("pair", [2, Word("b")], (2, "b")),
     ("scales", {Word("k"): np.float32(1.0)}, {"k": 1.0}),
-    ("rest", {"a": (np.int8(1), Path("b")), "c": {"d": np.arange(2)}}, {"a": [1, "b"], "c": {"d": [0, 1]}}),
+    (
+        "rest",
+        {"a": (np.int8(1), Path("b")), "c": {"d": np.arange(2)}},
+        {"a": [1, "b"], "c": {"d": [0, 1]}},
+    ),
 ]
 
 
@@ -107,7 +111,11 @@ REFUSED = [
     ("shape", "34", "shape must be a tuple, got '34'"),
     ("shape", (1, 2.5), "shape must be a tuple whose entries are each an integer, got (1, 2.5)"),
     ("pair", (1,), "pair must be a tuple of 2 entries, got (1,)"),
-    ("scales", {"k": float("nan")}, "scales must be a mapping whose entry 'k' is a finite number, got {'k': nan}"),
+    (
+        "scales",
+        {"k": float("nan")},
+        "scales must be a mapping whose entry 'k' is a finite number, got {'k': nan}",
+    ),
     ("scales", [1], "scales must be a mapping from names to values, e.g. a dict, got [1]"),
     ("rest", {"a": {1, 2}}, "rest must be a mapping whose entry 'a' is a number, a text, True"),
     ("rest", {"a": [float("inf")]}, "rest must be a mapping whose entry 'a' is a finite number"),
@@ -116,13 +124,20 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "given", "sentence"), REFUSED)
-def test_a_value_of_another_type_is_refused_with_what_is_allowed(name: str, given: Any, sentence: str) -> None:
+def test_a_value_of_another_type_is_refused_with_what_is_allowed(
+    name: str, given: Any, sentence: str
+) -> None:
     (problem,) = settle(Settings(**{name: given}))
     assert problem.startswith(sentence)
 
 
 def test_all_problems_are_said_with_their_bounds_and_none_passes_where_it_may() -> None:
-    bounds = {"count": Bounds(1), "rate": Bounds(above=0, below=1), "limit": FRACTION, "shape": Bounds(1)}
+    bounds = {
+        "count": Bounds(1),
+        "rate": Bounds(above=0, below=1),
+        "limit": FRACTION,
+        "shape": Bounds(1),
+    }
     settings = Settings(count=0, rate=1.0, limit=-0.1, shape=(3, 0))
     assert settle(settings, bounds, prefix="replay.") == [
         "replay.count must be an integer >= 1, got 0",

@@ -1,4 +1,6 @@
-"""Files are whole or absent, and a set of files is all old or all new, whatever moment its writer dies at."""
+"""Files are whole or absent, and a set of files is all old or all new, whatever moment its writer
+dies at.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,16 @@ def test_a_writer_that_dies_at_any_moment_leaves_the_old_set_or_the_new_one(tmp_
         outcomes.append(found)
         write(folder, "next")
         assert read(folder) == {"next"}
-        assert sorted(path.name for path in folder.iterdir()) == list(NAMES)  # and the next writer tidies up
+        # and the next writer tidies up
+        assert sorted(path.name for path in folder.iterdir()) == list(NAMES)
     assert outcomes == sorted(outcomes, reverse=True)
     assert outcomes.count("old") > 5
     assert outcomes.count("new") > 5
 
 
-def test_a_folder_that_is_written_for_the_first_time_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_folder_that_is_written_for_the_first_time_appears_whole_or_not_at_all(
+    tmp_path, monkeypatch
+):
     for at in range(20):
         folder = tmp_path / str(at)
         with dying(monkeypatch, at):
@@ -57,7 +62,8 @@ def test_a_folder_that_is_written_for_the_first_time_appears_whole_or_not_at_all
 
 def test_readers_beside_writers_never_see_a_mix(tmp_path):
     write(tmp_path / "set", "0")
-    is_over, seen = threading.Event(), []
+    is_over = threading.Event()
+    seen = []
 
     def look() -> None:
         while not is_over.is_set():
@@ -104,7 +110,10 @@ def test_other_files_of_the_folder_stay_also_through_a_link_and_below_a_read_onl
         (tmp_path / "home").chmod(0o755)
     assert (tmp_path / "link").is_symlink()
     assert read(tmp_path / "home" / "set") == {"new"}
-    assert sorted(path.name for path in (tmp_path / "home" / "set").iterdir()) == [*NAMES, "mine.txt"]
+    assert sorted(path.name for path in (tmp_path / "home" / "set").iterdir()) == [
+        *NAMES,
+        "mine.txt",
+    ]
 
 
 def test_a_file_in_the_place_of_a_folder_and_the_reverse_are_refused_and_kept(tmp_path):

@@ -53,7 +53,8 @@ def test_stack_of_images_becomes_channels_oldest_first(name: str, lead: tuple[in
     assert layout is not None
     count = shape[stack_axis]
     assert (layout.frames, layout.shape) == (count, (X, 48, 3 * count))
-    frame, channel = np.indices(shape)[stack_axis], np.indices(shape)[channel_axis]
+    frame = np.indices(shape)[stack_axis]
+    channel = np.indices(shape)[channel_axis]
     value = np.broadcast_to(10 * frame + channel, lead + shape)
     image = layout(value)
     assert image.shape == (*lead, X, 48, 3 * count)

@@ -9,9 +9,12 @@ SPACES = [GaussianLatentSpace(6), CategoricalLatentSpace(3, 4), SimNormLatentSpa
 @pytest.mark.parametrize("space", SPACES, ids=lambda s: type(s).__name__)
 def test_samples_and_divergences_behave(space: LatentSpace) -> None:
     torch.manual_seed(0)
-    params, other = torch.randn(5, space.param_dim), torch.randn(5, space.param_dim)
+    params = torch.randn(5, space.param_dim)
+    other = torch.randn(5, space.param_dim)
     assert space.sample(params).flatten(1).shape == (5, space.sample_dim)
-    assert torch.equal(space.sample(params, deterministic=True), space.sample(params, deterministic=True))
+    assert torch.equal(
+        space.sample(params, deterministic=True), space.sample(params, deterministic=True)
+    )
     assert space.kl_divergence(params, params).abs().max() < 1e-5
     plain = space.kl_divergence(params, other)
     is_code = isinstance(space, SimNormLatentSpace)  # not a distribution

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from worldloom import AutoConfig, DreamerV3Config, TDMPC2Config, WorldModelConfig, WorldModelRegistry
+from worldloom import (
+    AutoConfig,
+    DreamerV3Config,
+    TDMPC2Config,
+    WorldModelConfig,
+    WorldModelRegistry,
+)
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.registry import TYPE_ALIASES, UnknownModelError
 
@@ -22,7 +28,13 @@ def test_a_config_survives_its_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        *({"obs_shape": ()}, {"obs_shape": (0,)}, {"action_dim": 0}, {"hidden_dim": -1}, {"learning_rate": 0}),
+        *(
+            {"obs_shape": ()},
+            {"obs_shape": (0,)},
+            {"action_dim": 0},
+            {"hidden_dim": -1},
+            {"learning_rate": 0},
+        ),
         *({"grad_clip": -1}, {"action_type": "none"}, {"dtype": "float8"}),
     ],
 )
@@ -34,8 +46,20 @@ def test_wrong_fields_are_named(field: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        *({"stoch_discrete": 0}, {"deter_dim": 0}, {"encoder_type": "rnn"}, {"encoder_type": "cnn"}, {"kl_free": -1}),
-        *({"kl_balance": 2}, {"cnn_kernels": (3, 3)}, {"loss_scales": {"kl": 1.0}}, {"use_symlog": False}, {"mlp_layers": 0}),
+        *(
+            {"stoch_discrete": 0},
+            {"deter_dim": 0},
+            {"encoder_type": "rnn"},
+            {"encoder_type": "cnn"},
+            {"kl_free": -1},
+        ),
+        *(
+            {"kl_balance": 2},
+            {"cnn_kernels": (3, 3)},
+            {"loss_scales": {"kl": 1.0}},
+            {"use_symlog": False},
+            {"mlp_layers": 0},
+        ),
     ],
 )
 def test_wrong_dreamer_fields_are_named(field: dict[str, object]) -> None:
@@ -70,7 +94,12 @@ def test_documented_synonyms_are_understood_and_near_misses_offered() -> None:
 
 def test_sizes_are_the_official_ones() -> None:
     small = DreamerV3Config.from_size("size12m")
-    assert (small.deter_dim, small.hidden_dim, small.stoch_classes, small.cnn_depth) == (2048, 256, 16, 16)
+    assert (small.deter_dim, small.hidden_dim, small.stoch_classes, small.cnn_depth) == (
+        2048,
+        256,
+        16,
+        16,
+    )
     assert small.loss_scales["kl"] * small.kl_balance == pytest.approx(1.0)
     assert small.loss_scales["kl"] * (1 - small.kl_balance) == pytest.approx(0.1)
     assert TDMPC2Config.from_size("5m").latent_dim == 512
@@ -81,7 +110,9 @@ def test_names_resolve_and_unknown_ones_offer_the_nearest() -> None:
     assert AutoConfig.from_pretrained("nothing:tiny").model_name == "tiny"
     with pytest.raises(ValueError, match="Invalid config identifier"):
         AutoConfig.from_pretrained("nothing")
-    with pytest.raises(UnknownModelError, match="Unknown size 'size13m'; did you mean size1") as caught:
+    with pytest.raises(
+        UnknownModelError, match="Unknown size 'size13m'; did you mean size1"
+    ) as caught:
         WorldModelRegistry.config("Dreamer:size13m")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     with pytest.raises(UnknownModelError, match="Unknown model type"):
@@ -133,7 +164,9 @@ def test_stoch_dim_is_read_as_documents_write_it(fields: dict[str, int], number:
 
 def test_the_text_of_a_saved_config_is_a_config(tmp_path: Path) -> None:
     config = WorldModelRegistry.config("dreamerv3:ci", obs_shape=(4,))
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"format": "worldloom-0.2", "files": {}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config.to_dict() | {"format": "worldloom-0.2", "files": {}})
+    )
     assert DreamerV3Config(**json.loads((tmp_path / "config.json").read_text())) == config
 
 

@@ -16,7 +16,9 @@ from worldloom.core.sequence import (
 )
 from worldloom.core.specs import ArraySpec, EnvSpec, column_name, group_keys
 
-SPEC = EnvSpec(name="test", obs={"obs": ArraySpec((1,))}, action={"action": ArraySpec((2,))}, action_repeat=2)
+SPEC = EnvSpec(
+    name="test", obs={"obs": ArraySpec((1,))}, action={"action": ArraySpec((2,))}, action_repeat=2
+)
 
 
 def episode(steps: int, *, terminated: bool = True) -> dict:
@@ -24,7 +26,9 @@ def episode(steps: int, *, terminated: bool = True) -> dict:
     flags[0 if terminated else 1, -1] = True
     obs = np.arange(steps + 1, dtype=np.float32)[:, None]
     action = np.arange(2 * steps, dtype=np.float32).reshape(steps, 2) / 100
-    return rows_from_gym({"obs": obs}, {"action": action}, np.arange(1, steps + 1), flags[0], flags[1])
+    return rows_from_gym(
+        {"obs": obs}, {"action": action}, np.arange(1, steps + 1), flags[0], flags[1]
+    )
 
 
 def test_the_reward_of_a_row_is_the_one_received_on_arrival():
@@ -42,7 +46,9 @@ def test_both_directions_of_the_shift_agree():
     again = rows_to_gym(rows)
     assert again["reward"].tolist() == [1, 2, 3, 4, 5]
     assert again["truncated"].tolist() == [False] * 4 + [True]
-    back = rows_from_gym(again["obs"], again["action"], again["reward"], again["terminated"], again["truncated"])
+    back = rows_from_gym(
+        again["obs"], again["action"], again["reward"], again["terminated"], again["truncated"]
+    )
     assert all(np.array_equal(back[name], rows[name]) for name in rows)
 
 

@@ -28,7 +28,8 @@ def test_a_clone_shares_no_memory_and_detach_cuts_the_gradient() -> None:
 
 
 def test_torch_functions_read_the_features_of_a_state() -> None:
-    a, b = LatentState(torch.zeros(2, 3)), LatentState(torch.ones(2, 3))
+    a = LatentState(torch.zeros(2, 3))
+    b = LatentState(torch.ones(2, 3))
     assert torch.nn.functional.mse_loss(a, b).item() == 1.0  # type: ignore[arg-type]
     assert torch.stack([a, b]).shape == (2, 2, 3)  # type: ignore[list-item]
 
@@ -42,7 +43,10 @@ def test_a_trajectory_counts_states_and_steps() -> None:
 
 
 def test_states_may_have_a_leading_time_axis() -> None:
-    steps = [LatentState(torch.full((2, 3), float(t)), torch.zeros(2, 4, 5), metadata={"task_id": 1}) for t in range(6)]
+    steps = [
+        LatentState(torch.full((2, 3), float(t)), torch.zeros(2, 4, 5), metadata={"task_id": 1})
+        for t in range(6)
+    ]
     joint = LatentState.stack(steps)
     assert (joint.batch_size, joint.feature_dim, joint.features.shape) == (2, 23, (6, 2, 23))
     assert torch.equal(joint[4].features, steps[4].features)

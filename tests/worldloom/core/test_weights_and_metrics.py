@@ -17,7 +17,11 @@ from worldloom.nn.snapshot import pack, unpack_into
 
 
 def tensors() -> dict[str, torch.Tensor]:
-    return {"w": torch.linspace(-1, 1, 6).reshape(2, 3), "steps": torch.tensor(7), "odd": torch.ones(3, dtype=torch.uint8)}
+    return {
+        "w": torch.linspace(-1, 1, 6).reshape(2, 3),
+        "steps": torch.tensor(7),
+        "odd": torch.ones(3, dtype=torch.uint8),
+    }
 
 
 def test_weights_come_back_through_bytes():
@@ -30,7 +34,8 @@ def test_weights_come_back_through_bytes():
 
 
 def test_bfloat16_halves_the_bytes_and_stays_close():
-    full, half = pack({"w": tensors()["w"]}), pack({"w": tensors()["w"]}, dtype="bfloat16")
+    full = pack({"w": tensors()["w"]})
+    half = pack({"w": tensors()["w"]}, dtype="bfloat16")
     assert half.nbytes * 2 == full.nbytes
     target = {"w": torch.zeros(2, 3)}
     unpack_into(half, target)
@@ -48,7 +53,12 @@ def test_a_snapshot_cannot_be_written_to():
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t.pop("w"), lambda t: t.update(w=torch.zeros(3, 3)), lambda t: t.update(new=torch.zeros(1))]
+    "change",
+    [
+        lambda t: t.pop("w"),
+        lambda t: t.update(w=torch.zeros(3, 3)),
+        lambda t: t.update(new=torch.zeros(1)),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused_whole(change):
     target = {name: torch.zeros_like(value) for name, value in tensors().items()}
@@ -71,7 +81,9 @@ METRICS = {
     Sum: st.builds(Sum, st.integers(-100, 100)),
     Max: st.builds(Max, st.integers(-100, 100)),
     Last: st.builds(Last, st.integers(), st.integers(0, 3)),
-    Histogram: st.lists(st.integers(0, 20), max_size=5).map(lambda values: Histogram.of((1.0, 5.0, 10.0), *values)),
+    Histogram: st.lists(st.integers(0, 20), max_size=5).map(
+        lambda values: Histogram.of((1.0, 5.0, 10.0), *values)
+    ),
 }
 
 

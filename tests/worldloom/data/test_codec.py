@@ -46,7 +46,10 @@ def test_decoded_rows_equal_the_encoded_ones(count, noise):
 
 
 def test_images_are_compressed_only_when_it_pays():
-    flat, noisy = (split_rows(encode_rows(make_rows(64, noise=n)), COLUMNS)["obs/camera"] for n in (False, True))
+    flat, noisy = (
+        split_rows(encode_rows(make_rows(64, noise=n)), COLUMNS)["obs/camera"]
+        for n in (False, True)
+    )
     assert flat.encoding == "zstd"
     assert len(flat.blob) < flat.decoded_bytes / 50
     assert noisy.encoding == "raw"
@@ -116,7 +119,9 @@ def test_a_chunk_counts_its_rows_and_decisions():
     rows["is_first"][4] = True
     chunk = make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows)
     assert (chunk.num_rows, chunk.num_agent_steps, chunk.seq) == (7, 5, 9)
-    np.testing.assert_array_equal(decode_rows(chunk.payload, COLUMNS)["obs/vector"], rows["obs/vector"])
+    np.testing.assert_array_equal(
+        decode_rows(chunk.payload, COLUMNS)["obs/vector"], rows["obs/vector"]
+    )
 
 
 def test_marked_rows_are_found_again_and_change_nothing_else():
@@ -125,7 +130,9 @@ def test_marked_rows_are_found_again_and_change_nothing_else():
     marked = make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows, [2, 5])
     assert carry_resets_of(plain.payload) == []
     assert carry_resets_of(memoryview(marked.payload)) == [2, 5]
-    assert make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows, []) == plain, "as chunks were before rows could be marked"
+    assert make_chunk(StreamId(1, 2, 3), 9, NO_POLICY, rows, []) == plain, (
+        "as chunks were before rows could be marked"
+    )
     assert list(split_rows(marked.payload, COLUMNS)) == list(COLUMNS)
     for name, array in rows.items():
         np.testing.assert_array_equal(decode_rows(marked.payload, COLUMNS)[name], array)
@@ -148,6 +155,8 @@ def test_a_chunk_travels_out_of_band_and_is_received_as_a_view_without_a_copy():
     before = rows["obs/camera"].unpack()[0, 0, 0, 0]
     kept = rows["obs/camera"].owned()
     shared[shared.find(bytes(rows["obs/camera"].blob))] ^= 255
-    assert rows["obs/camera"].unpack()[0, 0, 0, 0] == before ^ 255, "a view follows the memory it looks at"
+    assert rows["obs/camera"].unpack()[0, 0, 0, 0] == before ^ 255, (
+        "a view follows the memory it looks at"
+    )
     assert kept.unpack()[0, 0, 0, 0] == before, "what is kept does not"
     assert pickle.loads(pickle.dumps(chunk, 4)) == chunk

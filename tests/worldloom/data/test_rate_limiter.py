@@ -21,10 +21,13 @@ LIMITS = st.builds(
 @settings(max_examples=50, derandomize=True, deadline=None)
 def test_the_debt_stays_in_its_bounds_and_one_side_may_always_proceed(limits, choices):
     limiter = RateLimiter(limits)
-    upper = max(limits.slack_insert, limits.burst_positions + limits.ratio * limits.max_insert_steps)
+    upper = max(
+        limits.slack_insert, limits.burst_positions + limits.ratio * limits.max_insert_steps
+    )
     for prefers_insert, steps in choices:
         steps = min(steps, limits.max_insert_steps)
-        may_insert, may_sample = limiter.may_insert(steps), limiter.may_sample(limits.batch_positions)
+        may_insert = limiter.may_insert(steps)
+        may_sample = limiter.may_sample(limits.batch_positions)
         assert may_insert or may_sample
         if may_insert and (prefers_insert or not may_sample):
             limiter.inserted(steps)
@@ -34,7 +37,9 @@ def test_the_debt_stays_in_its_bounds_and_one_side_may_always_proceed(limits, ch
             assert -limits.slack_sample <= limiter.debt <= upper
 
 
-@pytest.mark.parametrize(("ratio", "batch"), [(32.0, 1024), (0.5, 64), (768.0, 768 * 16), (3.7, 100)])
+@pytest.mark.parametrize(
+    ("ratio", "batch"), [(32.0, 1024), (0.5, 64), (768.0, 768 * 16), (3.7, 100)]
+)
 @pytest.mark.parametrize("insert_chance", [0.1, 0.9])
 def test_the_ratio_error_is_below_one_percent_past_a_hundred_bands(ratio, batch, insert_chance):
     limits = RateLimits(train_ratio=ratio, prefill_agent_steps=100, batch_positions=batch)
@@ -70,7 +75,11 @@ def test_lock_step_updates_follow_the_schedule_to_the_unit(limits, steps):
 
 
 def test_one_update_per_step_after_prefill_and_pretraining():
-    limiter = RateLimiter(RateLimits(train_ratio=768, prefill_agent_steps=500, batch_positions=768, pretrain_updates=500))
+    limiter = RateLimiter(
+        RateLimits(
+            train_ratio=768, prefill_agent_steps=500, batch_positions=768, pretrain_updates=500
+        )
+    )
     assert [limiter.updates_due(n) for n in (0, 499, 500, 501, 1500)] == [0, 0, 500, 501, 1500]
 
 
@@ -81,7 +90,13 @@ def test_a_ratio_of_a_tenth_does_not_drift():
 
 def test_the_pretraining_burst_blocks_inserts_until_it_is_paid():
     limiter = RateLimiter(
-        RateLimits(train_ratio=1, prefill_agent_steps=10, batch_positions=4, pretrain_updates=100, max_insert_steps=2)
+        RateLimits(
+            train_ratio=1,
+            prefill_agent_steps=10,
+            batch_positions=4,
+            pretrain_updates=100,
+            max_insert_steps=2,
+        )
     )
     limiter.inserted(10)
     paid = 0
@@ -102,7 +117,9 @@ def test_sampling_waits_for_the_prefill():
 
 
 def test_a_band_that_could_block_both_sides_is_refused_with_the_formula():
-    with pytest.raises(ConfigurationError, match=r"1024 \+ 32 \* 64 = 3072; widen the band to 96 agent steps"):
+    with pytest.raises(
+        ConfigurationError, match=r"1024 \+ 32 \* 64 = 3072; widen the band to 96 agent steps"
+    ):
         RateLimits(train_ratio=32, prefill_agent_steps=0, batch_positions=1024, band_agent_steps=95)
     RateLimits(train_ratio=32, prefill_agent_steps=0, batch_positions=1024, band_agent_steps=96)
 
@@ -110,23 +127,33 @@ def test_a_band_that_could_block_both_sides_is_refused_with_the_formula():
 @pytest.mark.parametrize("field", ["train_ratio", "batch_positions", "max_insert_steps"])
 def test_a_setting_of_zero_is_refused(field):
     with pytest.raises(ConfigurationError, match=field):
-        RateLimits(**({"train_ratio": 1.0, "prefill_agent_steps": 0, "batch_positions": 1} | {field: 0}))
+        RateLimits(
+            **({"train_ratio": 1.0, "prefill_agent_steps": 0, "batch_positions": 1} | {field: 0})
+        )
 
 
 @given(limits=LIMITS, steps=st.integers(0, 10**6), positions=st.integers(0, 10**9))
 @settings(max_examples=50, derandomize=True, deadline=None)
-def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_burst(limits, steps, positions):
+def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_burst(
+    limits, steps, positions
+):
     limiter = RateLimiter(limits)
     limiter.rebase(limits.prefill_agent_steps + steps, positions)
     unpaid = limits.burst_positions - positions
-    most = limits.slack_insert if unpaid <= 0 else max(limits.slack_insert, unpaid + limits.ratio * limits.max_insert_steps)
+    most = (
+        limits.slack_insert
+        if unpaid <= 0
+        else max(limits.slack_insert, unpaid + limits.ratio * limits.max_insert_steps)
+    )
     assert -limits.slack_sample <= limiter.debt <= most
     due_now = limiter.updates_due(limiter.agent_steps) * limits.batch_positions - positions
     assert due_now <= most
 
 
 def test_a_run_that_is_stopped_in_its_burst_still_owes_the_rest():
-    limits = RateLimits(train_ratio=384, prefill_agent_steps=1000, batch_positions=384, pretrain_updates=1000)
+    limits = RateLimits(
+        train_ratio=384, prefill_agent_steps=1000, batch_positions=384, pretrain_updates=1000
+    )
     limiter = RateLimiter(limits)
     limiter.rebase(1000, 100 * 384)
     assert limiter.debt == 900 * 384
@@ -135,7 +162,8 @@ def test_a_run_that_is_stopped_in_its_burst_still_owes_the_rest():
 @given(limits=LIMITS, steps=st.integers(0, 10**6), positions=st.integers(0, 10**6))
 @settings(max_examples=50, derandomize=True, deadline=None)
 def test_state_survives_a_checkpoint(limits, steps, positions):
-    limiter, loaded = RateLimiter(limits), RateLimiter(limits)
+    limiter = RateLimiter(limits)
+    loaded = RateLimiter(limits)
     limiter.rebase(steps, positions)
     loaded.load(limiter.state())
     assert (loaded.debt, loaded.agent_steps, loaded.positions) == (limiter.debt, steps, positions)

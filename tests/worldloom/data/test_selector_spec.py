@@ -26,7 +26,18 @@ def test_a_built_mixture_draws_what_its_parts_draw():
     assert len(np.unique(draws)) == 50
 
 
-@pytest.mark.parametrize("text", ["newest", "uniform:2", "0.5*uniform", "prioritised:x", "recency:-1", "2*uniform+-1*recency", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "newest",
+        "uniform:2",
+        "0.5*uniform",
+        "prioritised:x",
+        "recency:-1",
+        "2*uniform+-1*recency",
+        "",
+    ],
+)
 def test_what_cannot_be_read_is_named(text):
     with pytest.raises(ConfigurationError, match=r"replay\.selector"):
         parse_selector(text)

@@ -35,7 +35,9 @@ def test_the_tree_selects_what_a_running_sum_selects(size, seed):
     assert tree.prefix(position) == leaves[:position].sum()
     if running[-1]:
         targets = rng.integers(0, running[-1], 20)
-        np.testing.assert_array_equal(tree.select(targets), np.searchsorted(running, targets, side="right"))
+        np.testing.assert_array_equal(
+            tree.select(targets), np.searchsorted(running, targets, side="right")
+        )
 
 
 @given(seed=st.integers(0, 1000))
@@ -45,7 +47,9 @@ def test_a_float_tree_never_selects_an_empty_leaf(seed):
     tree = SumTree(5000, np.float64)
     slots = rng.choice(5000, 50, replace=False)
     tree.set(slots, rng.random(50) * 10.0 ** rng.integers(-8, 8, 50))
-    targets = np.concatenate([rng.random(200) * tree.total, [0.0, np.nextafter(tree.total, 0), tree.total]])
+    targets = np.concatenate(
+        [rng.random(200) * tree.total, [0.0, np.nextafter(tree.total, 0), tree.total]]
+    )
     assert set(tree.select(targets)) <= set(slots)
 
 
@@ -59,7 +63,8 @@ def test_uniform_passes_chi_square_and_ignores_what_was_removed():
 
 
 def test_draws_depend_on_age_and_not_on_where_the_ring_begins():
-    first, second = Uniform(500), Uniform(500)
+    first = Uniform(500)
+    second = Uniform(500)
     first.add(np.arange(0, 400))
     second.add((np.arange(0, 400) + 300) % 500)
     a = first.sample([(50, np.random.default_rng(1))], origin=0)
@@ -116,11 +121,14 @@ def test_a_mixture_draws_from_its_parts_in_proportion():
 
 def test_weights_come_back_exactly_also_those_of_a_mixture():
     def made() -> Mixture:
-        selector = Mixture([(Prioritised(300, 0.6), 0.5), (Uniform(300), 0.2), (Prioritised(300, 1.0), 0.3)])
+        selector = Mixture(
+            [(Prioritised(300, 0.6), 0.5), (Uniform(300), 0.2), (Prioritised(300, 1.0), 0.3)]
+        )
         selector.add(np.arange(200))
         return selector
 
-    first, second = made(), made()
+    first = made()
+    second = made()
     slots = np.arange(0, 200, 3)
     first.update(slots, np.random.default_rng(0).uniform(0.01, 50.0, len(slots)))
     weights = first.export_weights(np.arange(200))
@@ -128,7 +136,9 @@ def test_weights_come_back_exactly_also_those_of_a_mixture():
     second.restore_weights(np.arange(200), weights)
     for selector in (first, second):
         selector.add(np.arange(200, 210))
-    draws = [selector.sample([(500, np.random.default_rng(1))], origin=7) for selector in (first, second)]
+    draws = [
+        selector.sample([(500, np.random.default_rng(1))], origin=7) for selector in (first, second)
+    ]
     np.testing.assert_array_equal(*draws)
 
 

@@ -1,4 +1,6 @@
-"""Starts of windows are named by row ids, and what is known of them follows the rows through the ring."""
+"""Starts of windows are named by row ids, and what is known of them follows the rows through the
+ring.
+"""
 
 import numpy as np
 
@@ -31,7 +33,9 @@ def test_new_windows_come_first_and_once_when_asked_for():
 def test_priorities_reach_only_windows_that_are_there():
     starts = WindowStarts(CAPACITY, Prioritised(CAPACITY, 1.0))
     starts.add(np.array([11, 13]))
-    outcome = starts.update_priorities(np.array([1, 11, 12, 13, 21]), np.array([5.0, 1e9, 5.0, 1.0, 5.0]), range(10, 20))
+    outcome = starts.update_priorities(
+        np.array([1, 11, 12, 13, 21]), np.array([5.0, 1e9, 5.0, 1.0, 5.0]), range(10, 20)
+    )
     assert outcome == (2, 3), "slots 1 and 3 hold rows 11 and 13 now; row 12 starts nothing"
     assert (starts.draw([(100, np.random.default_rng(0))], 10, online=False) == 11).all()
 
@@ -45,7 +49,9 @@ def test_what_was_learnt_comes_back_for_windows_that_are_still_there():
     before = made(12, 20)
     before.update_priorities(np.arange(12, 20), np.arange(12.0, 20.0), range(12, 20))
     ids, weights = before.export_weights(range(12, 20))
-    assert sorted(zip(ids.tolist(), weights[0].tolist(), strict=False)) == [(n, float(n)) for n in range(12, 20)]
+    assert sorted(zip(ids.tolist(), weights[0].tolist(), strict=False)) == [
+        (n, float(n)) for n in range(12, 20)
+    ]
     assert weights[0, -1] == 19.0, "what a new window gets"
     after = made(15, 23)
     assert after.restore_weights(ids, weights, range(15, 23))

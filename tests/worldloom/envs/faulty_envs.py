@@ -26,9 +26,12 @@ def _is_first_time() -> bool:
 
 
 class FaultyEnv(CountingEnv):
-    def __init__(self, in_step: Callable[[], Any] | None = None, in_reset: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self, in_step: Callable[[], Any] | None = None, in_reset: Callable[[], Any] | None = None
+    ) -> None:
         super().__init__()
-        self._in_step, self._in_reset = in_step, in_reset
+        self._in_step = in_step
+        self._in_reset = in_reset
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         if self._in_reset is not None and self._episode >= 0 and _is_first_time():

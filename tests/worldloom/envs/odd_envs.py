@@ -1,6 +1,8 @@
-"""Envs that spell Gymnasium's contract in every way that people do, right and wrong, reached as ``odd_envs:NAME``.
+"""Envs that spell Gymnasium's contract in every way that people do, right and wrong, reached as
+``odd_envs:NAME``.
 
-``GOOD`` train, ``REFUSED`` and ``BROKEN`` get the sentence that is given beside them: before a run, or in its course.
+``GOOD`` train, ``REFUSED`` and ``BROKEN`` get the sentence that is given beside them: before a run,
+or in its course.
 """
 
 from typing import Any
@@ -36,8 +38,16 @@ def answering(**parts: Any) -> type[Base]:
 
     class Answering(Base):
         def step(self, action: Any) -> Any:
-            answer = dict(zip(("obs", "reward", "terminated", "truncated", "info"), super().step(action), strict=True))
-            return tuple(parts[name](value) if name in parts else value for name, value in answer.items())
+            answer = dict(
+                zip(
+                    ("obs", "reward", "terminated", "truncated", "info"),
+                    super().step(action),
+                    strict=True,
+                )
+            )
+            return tuple(
+                parts[name](value) if name in parts else value for name, value in answer.items()
+            )
 
     return Answering
 
@@ -107,13 +117,18 @@ class SpecDict(Base):
 class OddAttributes(Base):
     """Names that we use too, for something else."""
 
-    episode_limit, may_terminate, spec = "twenty", (lambda self: 1), "mine"  # type: ignore[assignment]
+    episode_limit = "twenty"
+    spec = "mine"
+
+    def may_terminate(self):
+        return 1
 
 
 class Unclosable:
     """No ``gymnasium.Env`` at all, and nothing to close."""
 
-    observation_space, action_space = Base.observation_space, Base.action_space
+    observation_space = Base.observation_space
+    action_space = Base.action_space
 
     def reset(self, seed: int | None = None) -> Any:
         self.t = 0
@@ -133,7 +148,9 @@ class RaisingSpace(Base):
 class HalfVector(gymnasium.vector.VectorEnv):
     """Forgets the spaces of a single env."""
 
-    num_envs, observation_space, action_space = 2, Base.observation_space, Base.action_space
+    num_envs = 2
+    observation_space = Base.observation_space
+    action_space = Base.action_space
 
 
 class Mission(spaces.Space):
@@ -143,7 +160,8 @@ class Mission(spaces.Space):
 class ForeignBox:
     """Stands in for the Box of the old gym."""
 
-    shape, dtype = (3,), np.dtype(np.float32)
+    shape = (3,)
+    dtype = np.dtype(np.float32)
 
 
 class InPlace(Base):
@@ -175,15 +193,22 @@ def stacked() -> gymnasium.Env:
 
 def cartpoles(num_envs: int = 4) -> Any:
     """Gymnasium's own vector env, which takes one seed."""
-    return gymnasium.make_vec("CartPole-v1", num_envs=num_envs, vectorization_mode="vector_entry_point")
+    return gymnasium.make_vec(
+        "CartPole-v1", num_envs=num_envs, vectorization_mode="vector_entry_point"
+    )
 
 
 class Lying(gymnasium.vector.SyncVectorEnv):
     """Resets in the same step and says that it does in the next one."""
 
     def __init__(self, num_envs: int) -> None:
-        super().__init__([Base for _ in range(num_envs)], autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP)
-        self.metadata = {**self.metadata, "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+        super().__init__(
+            [Base for _ in range(num_envs)], autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
+        )
+        self.metadata = {
+            **self.metadata,
+            "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP,
+        }
 
 
 SIGHTS = spaces.Dict(
@@ -195,7 +220,9 @@ SIGHTS = spaces.Dict(
         "first": spaces.Box(0, 255, (3, 48, 40), np.uint8),
         "grey": spaces.Box(0, 255, (33, 34), np.uint8),
         "half": spaces.Box(0, 99, (1, 2), np.float16),
-        "inner": spaces.Dict({"pair": spaces.Tuple([spaces.Box(0, 99, ()), spaces.Box(0, 99, (2,), np.int64)])}),
+        "inner": spaces.Dict(
+            {"pair": spaces.Tuple([spaces.Box(0, 99, ()), spaces.Box(0, 99, (2,), np.int64)])}
+        ),
         "none": spaces.Box(0, 1, (0,)),
         "picture": IMAGE,
         "stack": spaces.Box(0, 255, (2, 40, 48, 3), np.uint8),
@@ -204,13 +231,16 @@ SIGHTS = spaces.Dict(
 
 
 def everything(action: Any) -> type[Base]:
-    """An env that spells all that it can in an unusual way; every number that it shows is the step's."""
+    """An env that spells all that it can in an unusual way; every number that it shows is the
+    step's.
+    """
 
     class Everything(acting(action)):  # type: ignore[misc]
         observation_space = SIGHTS
 
         def look(self) -> Any:
-            t, canvas = self.t, self.__dict__.setdefault("canvas", np.zeros((48, 40, 3), np.uint8))
+            t = self.t
+            canvas = self.__dict__.setdefault("canvas", np.zeros((48, 40, 3), np.uint8))
             canvas[:] = t
             return {
                 "bits": np.full(3, t % 2, bool),
@@ -238,7 +268,9 @@ MOVES = spaces.Dict(
         "angle": spaces.Box(-2, 5, ()),
         "far": spaces.Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (1,)),
         "fine": spaces.Box(-0.1, 0.7, (1,), np.float16),
-        "gear": spaces.Tuple([spaces.Box(-3, 9, (2,), np.int8), spaces.Box(-1, 1, (2, 2), np.float64)]),
+        "gear": spaces.Tuple(
+            [spaces.Box(-3, 9, (2,), np.int8), spaces.Box(-1, 1, (2, 2), np.float64)]
+        ),
         "none": spaces.Box(-1, 1, (0,)),
     }
 )
@@ -261,7 +293,9 @@ GOOD: dict[str, Any] = {
     "reward-float16": answering(reward=np.float16),
     "ends-numpy": answering(terminated=np.bool_, truncated=np.array),
     "ends-int": answering(terminated=int, truncated=int),
-    "answer-list": type("AnswerList", (Base,), {"step": lambda self, action: list(Base.step(self, action))}),
+    "answer-list": type(
+        "AnswerList", (Base,), {"step": lambda self, action: list(Base.step(self, action))}
+    ),
     "info-none": answering(info=lambda _: None),
     "needs-options": NeedsOptions,
     "spec-dict": SpecDict,
@@ -276,13 +310,22 @@ GOOD: dict[str, Any] = {
     "obs-discrete": observing(spaces.Discrete(30, start=-3), lambda t: t - 3),
     "obs-one-class": observing(spaces.Discrete(1), lambda t: 0),
     "obs-nested": observing(
-        spaces.Dict({"a": spaces.Tuple([spaces.Discrete(40), spaces.Box(0, 99, (2, 2))]), "b": spaces.Box(0, 1, (0,))}),
+        spaces.Dict(
+            {
+                "a": spaces.Tuple([spaces.Discrete(40), spaces.Box(0, 99, (2, 2))]),
+                "b": spaces.Box(0, 1, (0,)),
+            }
+        ),
         lambda t: {"a": (t, np.full((2, 2), t)), "b": np.zeros(0)},
     ),
     "obs-image": Picture,
-    "obs-channel-first": observing(spaces.Box(0, 255, (1, 48, 48), np.uint8), lambda t: np.full((1, 48, 48), t, np.uint8)),
+    "obs-channel-first": observing(
+        spaces.Box(0, 255, (1, 48, 48), np.uint8), lambda t: np.full((1, 48, 48), t, np.uint8)
+    ),
     "obs-stacked": stacked,
-    "obs-float-image": observing(spaces.Box(0, 1, (8, 8, 3)), lambda t: np.full((8, 8, 3), t / 50, np.float32)),
+    "obs-float-image": observing(
+        spaces.Box(0, 1, (8, 8, 3)), lambda t: np.full((8, 8, 3), t / 50, np.float32)
+    ),
     "act-scalar": acting(spaces.Box(-2, 2, ())),
     "act-matrix": acting(spaces.Box(-2, 3, (2, 2), np.float64)),
     "act-int-box": acting(spaces.Box(-3, 9, (2,), np.int8)),
@@ -292,14 +335,21 @@ GOOD: dict[str, Any] = {
     "act-far-bounds": acting(spaces.Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (2,))),
     "act-half-open": acting(spaces.Box(0, np.inf, (2,))),
     "act-fixed": acting(spaces.Box(np.float32([-1, 3]), np.float32([1, 3]))),
-    "act-part-empty": acting(spaces.Dict({"go": spaces.Box(-1, 1, (2,)), "none": spaces.Box(-1, 1, (0,))})),
+    "act-part-empty": acting(
+        spaces.Dict({"go": spaces.Box(-1, 1, (2,)), "none": spaces.Box(-1, 1, (0,))})
+    ),
     "act-one-class": acting(spaces.Discrete(1)),
     "act-start": acting(spaces.Discrete(3, start=-7)),
     "act-multi": acting(spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[-1, 0], [7, 2]])),
     "act-bits": acting(spaces.MultiBinary((2, 2))),
     "act-nested": acting(
         spaces.Dict(
-            {"hand": spaces.Tuple([spaces.Discrete(2, start=5), spaces.Box(0, 8, (2,), np.int32)]), "leg": spaces.Box(0, 9, ())}
+            {
+                "hand": spaces.Tuple(
+                    [spaces.Discrete(2, start=5), spaces.Box(0, 8, (2,), np.int32)]
+                ),
+                "leg": spaces.Box(0, 9, ()),
+            }
         )
     ),
 }
@@ -309,19 +359,39 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no-seed": (NoSeed, "reset() takes no seed"),
     "needs-more": (NeedsMore, "reset() needs level"),
     "foreign-obs": (observing(ForeignBox(), lambda t: 0), "none of Gymnasium's"),
-    "foreign-action": (type("ForeignAction", (Base,), {"action_space": ForeignBox()}), "shimmy.GymV26CompatibilityV0"),
-    "mission": (observing(spaces.Dict({"mission": Mission(), "x": IMAGE}), lambda t: 0), "observation 'mission'"),
-    "text": (observing(spaces.Dict({"a": spaces.Dict({"b": spaces.Text(4)})}), lambda t: 0), "observation 'a/b'"),
+    "foreign-action": (
+        type("ForeignAction", (Base,), {"action_space": ForeignBox()}),
+        "shimmy.GymV26CompatibilityV0",
+    ),
+    "mission": (
+        observing(spaces.Dict({"mission": Mission(), "x": IMAGE}), lambda t: 0),
+        "observation 'mission'",
+    ),
+    "text": (
+        observing(spaces.Dict({"a": spaces.Dict({"b": spaces.Text(4)})}), lambda t: 0),
+        "observation 'a/b'",
+    ),
     "same-key": (
-        observing(spaces.Dict({"a/b": spaces.Box(0, 1, (4,)), "a": spaces.Dict({"b": spaces.Box(0, 1, (2,))})}), lambda t: 0),
+        observing(
+            spaces.Dict(
+                {"a/b": spaces.Box(0, 1, (4,)), "a": spaces.Dict({"b": spaces.Box(0, 1, (2,))})}
+            ),
+            lambda t: 0,
+        ),
         "'a/b' would be made twice",
     ),
     "nothing-to-see": (observing(spaces.Box(0, 1, (0,)), lambda t: np.zeros(0)), "holds no array"),
     "nothing-to-do": (acting(spaces.Box(-1, 1, (0,))), "leaves nothing to choose"),
     "stuck": (acting(spaces.Box(5, np.inf, (1,))), "every action becomes 5"),
     "raising-space": (RaisingSpace, "cannot be built: RuntimeError: not connected"),
-    "half-vector": (HalfVector, "without single_observation_space, single_action_space; it must return a Gymnasium env"),
-    "no-space": (observing(None, lambda t: 0), "has a space of class builtins.NoneType, which is none of Gymnasium's"),
+    "half-vector": (
+        HalfVector,
+        "without single_observation_space, single_action_space; it must return a Gymnasium env",
+    ),
+    "no-space": (
+        observing(None, lambda t: 0),
+        "has a space of class builtins.NoneType, which is none of Gymnasium's",
+    ),
     "too-many": (acting(spaces.Discrete(2**40)), "is one of 1099511627776 classes"),
 }
 """Name -> env that no run starts with, and what is said."""
@@ -329,11 +399,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
 BROKEN: dict[str, tuple[Any, str]] = {
     "inner-no-seed": (InnerNoSeed, "reset() takes no seed"),
     "no-info": (NoInfo, "write 'return observation, {}'"),
-    "wrapped-four-tuple": (lambda: gymnasium.wrappers.TimeLimit(FourTuple(), 50), "step returned four values"),
-    "wrapped-no-info": (lambda: gymnasium.wrappers.RecordEpisodeStatistics(NoInfo()), "write 'return observation, {}'"),
+    "wrapped-four-tuple": (
+        lambda: gymnasium.wrappers.TimeLimit(FourTuple(), 50),
+        "step returned four values",
+    ),
+    "wrapped-no-info": (
+        lambda: gymnasium.wrappers.RecordEpisodeStatistics(NoInfo()),
+        "write 'return observation, {}'",
+    ),
     "four-tuple": (FourTuple, "step returned four values"),
     "reward-none": (answering(reward=lambda _: None), "reward is None"),
-    "reward-vector": (answering(reward=lambda r: np.array([r, r])), "reward is an array of shape (2,)"),
+    "reward-vector": (
+        answering(reward=lambda r: np.array([r, r])),
+        "reward is an array of shape (2,)",
+    ),
     "reward-text": (answering(reward=str), "reward is '1.0' (str)"),
     "reward-complex": (answering(reward=complex), "reward is (1+0j) (complex)"),
     "reward-nan": (answering(reward=lambda _: float("nan")), "reward nan is not finite"),
@@ -342,25 +421,44 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "terminated-text": (answering(terminated=lambda _: "no"), "terminated is 'no' (str)"),
     "terminated-none": (answering(terminated=lambda _: None), "terminated is None"),
     "truncated-two": (answering(truncated=lambda _: 2), "truncated is 2 (int)"),
-    "truncated-vector": (answering(truncated=lambda end: np.array([end, end])), "truncated is an array of shape (2,)"),
+    "truncated-vector": (
+        answering(truncated=lambda end: np.array([end, end])),
+        "truncated is an array of shape (2,)",
+    ),
     "obs-none": (answering(obs=lambda _: None), "observation 'obs' is None"),
     "obs-shape": (answering(obs=lambda obs: obs[:2]), "observation 'obs': expected (3,), got (2,)"),
     "obs-text": (answering(obs=lambda obs: obs.astype(str)), "observation 'obs' is of dtype <U"),
-    "obs-complex": (answering(obs=lambda obs: obs.astype(complex)), "observation 'obs' is of dtype complex128"),
+    "obs-complex": (
+        answering(obs=lambda obs: obs.astype(complex)),
+        "observation 'obs' is of dtype complex128",
+    ),
     "obs-ragged": (answering(obs=lambda _: [[1.0], [1.0, 2.0], 3.0]), "is no array of numbers"),
     "obs-nan": (answering(obs=lambda obs: obs * np.nan), "observation 'obs' holds nan"),
     "obs-huge": (
         observing(spaces.Box(-np.inf, np.inf, (2,), np.float64), lambda t: np.full(2, 1e300)),
         "observation 'obs' holds inf",
     ),
-    "obs-keys": (observing(spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": IMAGE}), lambda t: {"a": np.zeros(2)}), "lacks 'b'"),
+    "obs-keys": (
+        observing(
+            spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": IMAGE}), lambda t: {"a": np.zeros(2)}
+        ),
+        "lacks 'b'",
+    ),
     "obs-class": (observing(spaces.Discrete(5), lambda t: t), "lies outside its discrete space"),
     "obs-half-class": (observing(spaces.Discrete(50), lambda t: t + 0.5), "its space says int64"),
-    "obs-float-bytes": (observing(IMAGE, lambda t: np.full((48, 40, 3), 0.5)), "image 'obs' is float64"),
+    "obs-float-bytes": (
+        observing(IMAGE, lambda t: np.full((48, 40, 3), 0.5)),
+        "image 'obs' is float64",
+    ),
 }
 """Name -> env that is refused when it is stepped, and what is said."""
 
-OTHERS = {"one-step": OneStep, "endless": Endless, "moves": everything(MOVES), "choices": everything(CHOICES)}
+OTHERS = {
+    "one-step": OneStep,
+    "endless": Endless,
+    "moves": everything(MOVES),
+    "choices": everything(CHOICES),
+}
 DISCRETE = ("act-one-class", "act-start", "act-multi", "act-bits", "act-nested")
 
 
@@ -412,7 +510,8 @@ class Resumable(Base):
         return {"t": self.t, "rng": self.np_random.bit_generator.state}
 
     def worldloom_set_state(self, state: dict[str, Any]) -> None:
-        self.t, self.np_random.bit_generator.state = int(state["t"]), state["rng"]
+        self.t = int(state["t"])
+        self.np_random.bit_generator.state = state["rng"]
 
 
 class Unsavable(Base):

@@ -130,7 +130,9 @@ class FarBoundsEnv(CountingEnv):
 
 
 class IdleEnv(CountingEnv):
-    action_space = gymnasium.spaces.Dict({"go": CountingEnv.action_space, "idle": gymnasium.spaces.Box(3, 3, (2,))})
+    action_space = gymnasium.spaces.Dict(
+        {"go": CountingEnv.action_space, "idle": gymnasium.spaces.Box(3, 3, (2,))}
+    )
 
     def step(self, action: Any) -> Any:
         return super().step(action["go"])
@@ -181,22 +183,50 @@ class FloatImageEnv(SmallImageEnv):
 @pytest.mark.parametrize(
     ("name", "is_good", "text"),
     [
-        ("DriftingEnv", True, "observation 'obs' was 2 where its bounds are [-1, 1]; agents do not need bounds"),
+        (
+            "DriftingEnv",
+            True,
+            "observation 'obs' was 2 where its bounds are [-1, 1]; agents do not need bounds",
+        ),
         ("OutsideAtResetEnv", True, "observation 'obs' was 0 where its bounds are [5, 9]"),
         ("FloatClassesEnv", False, "observation 'obs' is float32 and its space says int64"),
-        ("VastEnv", True, "so the least that an agent can change (about 1e-7 of [-1, 1]) is 1e+23 there; scale the action"),
+        (
+            "VastEnv",
+            True,
+            "so the least that an agent can change (about 1e-7 of [-1, 1]) is 1e+23 "
+            "there; scale the action",
+        ),
         (
             "FarBoundsEnv",
             True,
-            "has the bounds [-3.40282e+38, 3.40282e+38], and an agent acts in [-1, 1], which is scaled",
+            "has the bounds [-3.40282e+38, 3.40282e+38], and an agent acts in [-1, "
+            "1], which is scaled",
         ),
         ("RichEnv", True, "rewards reach 8e+30; scale them inside the env"),
-        ("IdleEnv", True, "action 'idle' has equal low and high bounds, so it changes nothing; leave it out"),
-        ("KeysEnv", True, "observations have the keys ['hidden'], which their space lacks, so agents do not see them"),
+        (
+            "IdleEnv",
+            True,
+            "action 'idle' has equal low and high bounds, so it changes nothing; leave it out",
+        ),
+        (
+            "KeysEnv",
+            True,
+            "observations have the keys ['hidden'], which their space lacks, so "
+            "agents do not see them",
+        ),
         ("WholeNumbersEnv", True, "observation 'obs' is float32 and its space says int64"),
-        ("VoxelEnv", True, "observation 'obs' is uint8 of shape 9 x 9 x 9 x 9, in which no image is recognised"),
+        (
+            "VoxelEnv",
+            True,
+            "observation 'obs' is uint8 of shape 9 x 9 x 9 x 9, in which no image is recognised",
+        ),
         ("HalfOpenEnv", True, "so only [0, 1] is used; give the Box two finite bounds"),
-        ("SmallImageEnv", False, "image 'obs' is 7 x 7, and agents take 32 x 32 or more; --env.image-size 64 enlarges it"),
+        (
+            "SmallImageEnv",
+            False,
+            "image 'obs' is 7 x 7, and agents take 32 x 32 or more; --env.image-size "
+            "64 enlarges it",
+        ),
         ("FloatImageEnv", False, "image 'obs' is float32 and its space says uint8"),
     ],
 )
@@ -213,7 +243,10 @@ def test_repeats_of_repeats_are_advised_against() -> None:
 
 
 def test_action_without_a_choice_is_wrong_input() -> None:
-    with pytest.raises(ConfigurationError, match=r"has the bounds \[5, inf\].* so every action becomes 5; give the Box two finite"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"has the bounds \[5, inf\].* so every action becomes 5; give the Box two finite",
+    ):
         check_env(EnvConfig(env="test_check:StuckEnv"), steps=30)
 
 
@@ -222,7 +255,8 @@ class BrokenVector(gymnasium.vector.VectorWrapper):
 
     def __init__(self, failure: str) -> None:
         super().__init__(gymnasium.vector.SyncVectorEnv([CountingEnv]))
-        self._failure, self._steps = failure, 0
+        self._failure = failure
+        self._steps = 0
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
         obs, reward, *rest = self.env.step(actions)
@@ -244,7 +278,10 @@ def column_vector() -> BrokenVector:
     ("name", "text"),
     [
         ("raising_vector", "ValueError: the simulator exploded"),
-        ("column_vector", "reward of vector env 'test_check:column_vector': expected (1,), got (1, 1)"),
+        (
+            "column_vector",
+            "reward of vector env 'test_check:column_vector': expected (1,), got (1, 1)",
+        ),
     ],
 )
 @pytest.mark.parametrize("steps", [5, 50])  # so that it fails in the first look, or in the second
@@ -264,7 +301,9 @@ def test_vector_env_is_checked_in_this_process(monkeypatch: pytest.MonkeyPatch) 
 def test_env_that_does_not_exist_or_cannot_be_built_is_wrong_input() -> None:
     with pytest.raises(ConfigurationError, match="did you mean counting"):
         check_env(EnvConfig(env="toy:countin"))
-    with pytest.raises(ConfigurationError, match=r"no licence for this simulator .*faulty_envs.py:\d+"):
+    with pytest.raises(
+        ConfigurationError, match=r"no licence for this simulator .*faulty_envs.py:\d+"
+    ):
         check_env(EnvConfig(env="faulty_envs:cannot_be_built"))
     with pytest.raises(ConfigurationError, match="steps must be >= 1"):
         check_env(EnvConfig(env="toy:counting"), steps=0)

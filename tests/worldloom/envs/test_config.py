@@ -32,21 +32,36 @@ def test_misspelt_suite_is_answered_with_the_nearest_one() -> None:
 def test_every_wrong_field_is_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         EnvConfig(env="gym:Pendulum-v1", action_repeat=0, time_limit=-3, sticky=1.5, camera=2)
-    for part in ("env.action_repeat must be >= 1, got 0", "env.time_limit", "env.sticky must be", "atari only", "dmc only"):
+    for part in (
+        "env.action_repeat must be >= 1, got 0",
+        "env.time_limit",
+        "env.sticky must be",
+        "atari only",
+        "dmc only",
+    ):
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("env", ["toy:point", "my.package:make_env", "rllib:Name"])
 def test_pixels_are_refused_where_nothing_renders_them(env: str) -> None:
     assert not EnvConfig(env=env).resolved().pixels
-    with pytest.raises(ConfigurationError, match="env.pixels is for gym, mujoco, dmc only, and the env is '" + env):
+    with pytest.raises(
+        ConfigurationError, match="env.pixels is for gym, mujoco, dmc only, and the env is '" + env
+    ):
         EnvConfig(env=env, pixels=True)
 
 
 def test_flags_win_over_agent_defaults_which_win_over_the_suite() -> None:
     flags = EnvConfig(env="atari:pong", sticky=0.1)
-    config = flags.with_defaults({"atari": {"sticky": 0.0, "image_size": 64}, "dmc": {"action_repeat": 2}}).resolved()
-    assert (config.sticky, config.image_size, config.action_repeat, config.time_limit) == (0.1, 64, 4, 27_000)
+    config = flags.with_defaults(
+        {"atari": {"sticky": 0.0, "image_size": 64}, "dmc": {"action_repeat": 2}}
+    ).resolved()
+    assert (config.sticky, config.image_size, config.action_repeat, config.time_limit) == (
+        0.1,
+        64,
+        4,
+        27_000,
+    )
 
 
 def test_settings_survive_the_checkpoint() -> None:

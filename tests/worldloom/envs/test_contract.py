@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError
-from worldloom.envs.contract import Resetter, may_terminate, opened_step, own_limit, say_once, to_flag, to_reward
+from worldloom.envs.contract import (
+    Resetter,
+    may_terminate,
+    opened_step,
+    own_limit,
+    say_once,
+    to_flag,
+    to_reward,
+)
 from worldloom.envs.toy import PointEnv
 
 
 class Tensor:
     """As torch, JAX and others have them."""
 
-    shape, dtype = (1,), "float32"
+    shape = (1,)
+    dtype = "float32"
 
     def item(self) -> float:
         return 2.5
@@ -65,15 +74,21 @@ def test_what_is_no_real_number_is_no_reward(value: Any, text: str) -> None:
     assert "step must return one real number as reward" in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [True, 1, 1.0, np.bool_(True), np.int64(1), np.array(True), np.array([1])])
+@pytest.mark.parametrize(
+    "value", [True, 1, 1.0, np.bool_(True), np.int64(1), np.array(True), np.array([1])]
+)
 def test_ends_may_be_said_in_every_number_that_is_0_or_1(value: Any) -> None:
     assert to_flag("truncated", value) is True
     assert to_flag("truncated", 1 - np.asarray(value, int)) is False
 
 
-@pytest.mark.parametrize("value", [None, "", "False", 2, -1, 0.5, float("nan"), np.zeros(2, bool), [], [True], {}])
+@pytest.mark.parametrize(
+    "value", [None, "", "False", 2, -1, 0.5, float("nan"), np.zeros(2, bool), [], [True], {}]
+)
 def test_end_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
-    with pytest.raises(EnvFailureError, match=r"^terminated is .*; step must return True or False as terminated$"):
+    with pytest.raises(
+        EnvFailureError, match=r"^terminated is .*; step must return True or False as terminated$"
+    ):
         to_flag("terminated", value)
 
 
@@ -100,14 +115,23 @@ def test_reset_gets_what_it_takes() -> None:
     assert Resetter(Env(lambda seed: (seed, {})), "e")(3) == 3
     assert Resetter(Env(lambda **all_of_them: (sorted(all_of_them), {})), "e")(3) == ["seed"]
     assert Resetter(Env(lambda seed, options: ((seed, options), {})), "e")(3) == (3, None)
-    assert Resetter(Env(lambda seed=None, options="own": ((seed, options), {})), "e")(None) == (None, "own")
-    assert Resetter(Env(lambda seed=None, options=None: ([seed, options], None)), "e")(1, options={"a": 1}) == [1, {"a": 1}]
+    assert Resetter(Env(lambda seed=None, options="own": ((seed, options), {})), "e")(None) == (
+        None,
+        "own",
+    )
+    assert Resetter(Env(lambda seed=None, options=None: ([seed, options], None)), "e")(
+        1, options={"a": 1}
+    ) == [1, {"a": 1}]
 
 
 @pytest.mark.parametrize(
     ("reset", "text"),
     [
-        (lambda: (0, {}), r"env 'e': reset\(\) takes no seed, .* write 'def reset\(self, \*, seed=None, options=None\)'"),
+        (
+            lambda: (0, {}),
+            r"env 'e': reset\(\) takes no seed, .* write 'def reset\(self, \*, "
+            r"seed=None, options=None\)'",
+        ),
         (lambda *all_of_them: (0, {}), r"reset\(\) takes no seed"),
         (lambda level, seed=None: (0, {}), r"reset\(\) needs level, which nobody gives it"),
     ],
@@ -124,7 +148,9 @@ def test_answer_of_reset_is_a_pair() -> None:
         ({"a": 1}, "a dict"),
         (None, "None"),
     ):
-        with pytest.raises(EnvFailureError, match=rf"^reset returned {text}.* must return two values"):
+        with pytest.raises(
+            EnvFailureError, match=rf"^reset returned {text}.* must return two values"
+        ):
             Resetter(Env(lambda seed, answer=answer: answer), "e")(0)
 
 
@@ -147,7 +173,8 @@ def test_inner_reset_that_takes_less_is_named() -> None:
 
 def test_names_that_mean_something_else_are_not_taken_for_ours() -> None:
     class Other:
-        episode_limit, spec = "long", {"max_episode_steps": 5}
+        episode_limit = "long"
+        spec = {"max_episode_steps": 5}  # noqa: RUF012
 
         def may_terminate(self) -> bool:
             return False

@@ -1,4 +1,5 @@
-"""Random spaces, random faults at random steps: the rows are exactly what the env gave, or one line says what is wrong.
+"""Random spaces, random faults at random steps: the rows are exactly what the env gave, or one line
+says what is wrong.
 
 What is right is said by a naive twin that looks at one array at a time.
 """
@@ -29,11 +30,15 @@ def boxes(draw: Any) -> spaces.Box:
     return spaces.Box(max(low, 0) if dtype is np.uint8 else low, high, shape, dtype)
 
 
-DISCRETE = st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 5), st.integers(-4, 4))
+DISCRETE = st.builds(
+    lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 5), st.integers(-4, 4)
+)
 MULTI = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(spaces.MultiDiscrete)
 BITS = st.integers(1, 3).map(spaces.MultiBinary)
 LEAVES = st.one_of(boxes(), DISCRETE, MULTI, BITS)
-IMAGES = st.sampled_from([(33, 34, 3), (34, 33, 1)]).map(lambda shape: spaces.Box(0, 255, shape, np.uint8))
+IMAGES = st.sampled_from([(33, 34, 3), (34, 33, 1)]).map(
+    lambda shape: spaces.Box(0, 255, shape, np.uint8)
+)
 
 
 def nested(leaves: Any) -> Any:
@@ -48,22 +53,52 @@ def nested(leaves: Any) -> Any:
 
 
 FAULTS: dict[str, list[Any]] = {
-    "reward": [None, "1", np.nan, -np.inf, 1e40, 1j, [1.0], np.array([2.0]), np.zeros(2), np.float64(3), True, 10**400, {"a": 1}],
+    "reward": [
+        None,
+        "1",
+        np.nan,
+        -np.inf,
+        1e40,
+        1j,
+        [1.0],
+        np.array([2.0]),
+        np.zeros(2),
+        np.float64(3),
+        True,
+        10**400,
+        {"a": 1},
+    ],
     "terminated": [None, "no", 2, np.array([True]), np.zeros(2), 1, 0.0, [], np.nan],
     "truncated": [None, "", -1, np.array(False), {}, 1.0],
     "obs": [None, 0.0, "text", [[1], [1, 2]], {}, (), np.nan, 1e300, object(), 1j],
     "answer": [None, (), (0,) * 4, (0,) * 6, np.zeros(5), "five!"],
-    "raise": [ValueError("many\nlines"), KeyError(), SystemExit(3), AssertionError(), RuntimeError("  ")],
+    "raise": [
+        ValueError("many\nlines"),
+        KeyError(),
+        SystemExit(3),
+        AssertionError(),
+        RuntimeError("  "),
+    ],
 }
-FAULT = st.sampled_from([(part, number) for part, values in FAULTS.items() for number in range(len(values))])
+FAULT = st.sampled_from(
+    [(part, number) for part, values in FAULTS.items() for number in range(len(values))]
+)
 
 
 class FuzzEnv(gymnasium.Env):
-    """Gives samples of its spaces, one of them spoilt at step ``at``, and remembers all that it gave and got."""
+    """Gives samples of its spaces, one of them spoilt at step ``at``, and remembers all that it
+    gave and got.
+    """
 
-    def __init__(self, obs: Any, action: Any, fault: tuple[str, int] | None, at: int, length: int) -> None:
-        self.observation_space, self.action_space = obs, action
-        self._fault, self._at, self._length, self._count = fault, at, length, 0
+    def __init__(
+        self, obs: Any, action: Any, fault: tuple[str, int] | None, at: int, length: int
+    ) -> None:
+        self.observation_space = obs
+        self.action_space = action
+        self._fault = fault
+        self._at = at
+        self._length = length
+        self._count = 0
         self.given: list[tuple[Any, Any, Any, Any]] = []
         self.got: list[Any] = []
 
@@ -112,7 +147,9 @@ class WrongError(Exception):
 
 
 def real(value: Any) -> float:
-    number = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    number = (
+        value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    )
     if isinstance(number, str | complex | list | dict | np.ndarray) or number is None:
         raise WrongError
     with np.errstate(over="ignore"):
@@ -122,7 +159,9 @@ def real(value: Any) -> float:
 
 
 def flag(value: Any) -> bool:
-    number = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    number = (
+        value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    )
     if not isinstance(number, bool | int | float) or number not in (0, 1):
         raise WrongError
     return bool(number)
@@ -168,7 +207,11 @@ def naive(space: Any, value: Any, path: tuple[str, ...] = ()) -> dict[str, np.nd
 
 def leaves_of(sample: Any) -> list[Any]:
     if isinstance(sample, dict | tuple):
-        return [leaf for part in (sample.values() if isinstance(sample, dict) else sample) for leaf in leaves_of(part)]
+        return [
+            leaf
+            for part in (sample.values() if isinstance(sample, dict) else sample)
+            for leaf in leaves_of(part)
+        ]
     return [sample]
 
 
@@ -187,7 +230,11 @@ def assert_equal(row: Any, right: tuple[dict[str, np.ndarray], float, bool, bool
     assert set(row.obs) == set(obs)
     for key, value in obs.items():
         assert np.array_equal(row.obs[key][0], value.reshape(row.obs[key][0].shape)), key
-    assert (row.reward[0], row.terminated[0], row.truncated[0]) == (np.float32(reward), terminated, truncated)
+    assert (row.reward[0], row.terminated[0], row.truncated[0]) == (
+        np.float32(reward),
+        terminated,
+        truncated,
+    )
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -202,9 +249,13 @@ def test_every_env_gives_its_very_rows_or_one_sentence(
     obs: Any, action: Any, fault: tuple[str, int] | None, at: int, length: int
 ) -> None:
     inner = FuzzEnv(obs, action, fault, at, length)
-    adapter = outcome_of(lambda: EnvAdapter(RawEnv(inner), EnvConfig(env="toy:counting").resolved()))
+    adapter = outcome_of(
+        lambda: EnvAdapter(RawEnv(inner), EnvConfig(env="toy:counting").resolved())
+    )
     if isinstance(adapter, str):
-        nothing_to_see, nothing_to_do = (not sum(map(np.size, leaves_of(space.sample()))) for space in (obs, action))
+        nothing_to_see, nothing_to_do = (
+            not sum(map(np.size, leaves_of(space.sample()))) for space in (obs, action)
+        )
         assert nothing_to_see or nothing_to_do, adapter
         return
     built = [adapter]
@@ -235,7 +286,9 @@ def outcome_of(call: Any) -> Any:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(action=nested(LEAVES), repeat=st.integers(1, 3), seed=st.integers(0, 99))
-def test_what_an_env_does_to_its_action_reaches_nobody_else(action: Any, repeat: int, seed: int) -> None:
+def test_what_an_env_does_to_its_action_reaches_nobody_else(
+    action: Any, repeat: int, seed: int
+) -> None:
     class Spoiler(FuzzEnv):
         def step(self, native: Any) -> Any:
             answer = super().step(native)
@@ -246,7 +299,9 @@ def test_what_an_env_does_to_its_action_reaches_nobody_else(action: Any, repeat:
 
     inner = Spoiler(spaces.Discrete(2), action, None, 0, 99)
     try:
-        adapter = EnvAdapter(RawEnv(inner), EnvConfig(env="toy:counting", action_repeat=repeat).resolved())
+        adapter = EnvAdapter(
+            RawEnv(inner), EnvConfig(env="toy:counting", action_repeat=repeat).resolved()
+        )
     except WorldLoomError:
         return
     chosen = {key: value[0] for key, value in RandomActions(adapter.spec, 1, seed)().items()}
@@ -255,5 +310,8 @@ def test_what_an_env_does_to_its_action_reaches_nobody_else(action: Any, repeat:
     adapter.step(chosen)
     assert len(inner.got) == repeat
     for native in inner.got:
-        assert all(np.array_equal(a, b) for a, b in zip(leaves_of(native), leaves_of(adapter.map_action(kept)), strict=True))
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(leaves_of(native), leaves_of(adapter.map_action(kept)), strict=True)
+        )
     assert all(np.array_equal(chosen[key], kept[key]) for key in kept)

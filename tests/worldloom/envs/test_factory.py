@@ -29,7 +29,9 @@ def test_unknown_env_is_answered_in_one_sentence(env: str, message: str) -> None
         make_env(EnvConfig(env=env), seed=0)
 
 
-def test_missing_package_is_answered_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_answered_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium.envs.mujoco.half_cheetah_v5", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'worldloom-dist\[mujoco\]'"):
         make_env(EnvConfig(env="mujoco:half-cheetah"), seed=0)
@@ -45,7 +47,10 @@ def test_spec_says_what_the_env_gives_and_takes() -> None:
     assert spec.obs == {"obs": ArraySpec((3,))}
     assert spec.action == {"action": ArraySpec((1,))}
     assert (spec.episode_limit, spec.may_terminate, spec.action_repeat) == (200, False, 1)
-    assert EnvConfig.from_settings(spec.name, spec.settings) == EnvConfig(env="gym:Pendulum-v1").resolved()
+    assert (
+        EnvConfig.from_settings(spec.name, spec.settings)
+        == EnvConfig(env="gym:Pendulum-v1").resolved()
+    )
 
 
 def test_action_repeat_shortens_the_episode_and_is_counted() -> None:
@@ -53,7 +58,11 @@ def test_action_repeat_shortens_the_episode_and_is_counted() -> None:
     assert env_spec(config).episode_limit == 67
     env = make_env(config, seed=0)
     assert env.reset().is_first.all()
-    lengths = [step for step in range(1, 70) if env.step({"action": np.zeros((1, 1), np.float32)}).truncated[0]]
+    lengths = [
+        step
+        for step in range(1, 70)
+        if env.step({"action": np.zeros((1, 1), np.float32)}).truncated[0]
+    ]
     assert lengths == [67]
 
 
@@ -61,7 +70,11 @@ def test_time_limit_replaces_the_limit_of_the_id() -> None:
     env = make_env(EnvConfig(env="gym:Pendulum-v1", time_limit=250), seed=0)
     assert env.spec.episode_limit == 250
     env.reset()
-    ends = [step for step in range(1, 252) if env.step({"action": np.zeros((1, 1), np.float32)}).is_last[0]]
+    ends = [
+        step
+        for step in range(1, 252)
+        if env.step({"action": np.zeros((1, 1), np.float32)}).is_last[0]
+    ]
     assert ends == [250]
 
 
@@ -69,9 +82,14 @@ def test_equal_seeds_give_equal_rows_and_envs_differ_from_each_other() -> None:
     def rows(seed: int) -> list[np.ndarray]:
         env = make_env(EnvConfig(env="gym:Pendulum-v1"), num_envs=2, seed=seed)
         rngs = [np.random.default_rng(i) for i in range(2)]
-        return [env.reset().obs["obs"], *(env.step(sample_actions(env.spec, rngs)).obs["obs"] for _ in range(20))]
+        return [
+            env.reset().obs["obs"],
+            *(env.step(sample_actions(env.spec, rngs)).obs["obs"] for _ in range(20)),
+        ]
 
-    first, again, other = rows(1), rows(1), rows(2)
+    first = rows(1)
+    again = rows(1)
+    other = rows(2)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first[0][0], first[0][1])

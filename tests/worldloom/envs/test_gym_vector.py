@@ -12,15 +12,24 @@ MODES = list(AutoresetMode)
 
 def adapter(mode: AutoresetMode, num_envs: int = 2, **settings: int) -> GymVectorAdapter:
     env = SyncVectorEnv([CountingEnv for _ in range(num_envs)], autoreset_mode=mode)
-    return GymVectorAdapter(env, EnvConfig(env="my.module:make", **settings).resolved(), num_envs, 0)  # type: ignore[arg-type]
+    return GymVectorAdapter(
+        env, EnvConfig(env="my.module:make", **settings).resolved(), num_envs, 0
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_autoreset_mode_gives_the_same_rows(mode: AutoresetMode) -> None:
     env = adapter(mode)
-    rows = [env.reset(), *(env.step({"action": np.full((2, 2), number, np.float32) / 100}) for number in range(40))]
+    rows = [
+        env.reset(),
+        *(env.step({"action": np.full((2, 2), number, np.float32) / 100}) for number in range(40)),
+    ]
     for index in range(2):
-        seen = [(*row.obs["obs"][index, :2].tolist(), float(row.reward[index])) for row in rows if row.live[index]]
+        seen = [
+            (*row.obs["obs"][index, :2].tolist(), float(row.reward[index]))
+            for row in rows
+            if row.live[index]
+        ]
         expected = [(e, s, s) for e in range(12) for s in range(CountingEnv.LENGTHS[e % 5] + 1)]
         assert seen == expected[: len(seen)]
         assert len(seen) >= 30
@@ -30,7 +39,9 @@ def test_every_autoreset_mode_gives_the_same_rows(mode: AutoresetMode) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_env_takes_an_action_that_was_chosen_for_another_row(mode: AutoresetMode) -> None:
-    """Envs that end at different times: each observes the action that was given for its own last live row."""
+    """Envs that end at different times: each observes the action that was given for its own last
+    live row.
+    """
     env = adapter(mode)
     first = env.reset()
     env.step({"action": np.zeros((2, 2), np.float32)})
@@ -58,7 +69,9 @@ def test_number_of_envs_and_outer_wrappers_are_refused() -> None:
     env: VectorEnv = SyncVectorEnv([CountingEnv for _ in range(2)])
     with pytest.raises(ConfigurationError, match="holds 2 envs and 3 were asked for"):
         GymVectorAdapter(env, EnvConfig(env="my.module:make").resolved(), 3, 0)
-    with pytest.raises(ConfigurationError, match=r"env.action_repeat, env.time_limit cannot be applied"):
+    with pytest.raises(
+        ConfigurationError, match=r"env.action_repeat, env.time_limit cannot be applied"
+    ):
         adapter(AutoresetMode.NEXT_STEP, action_repeat=2, time_limit=7)
 
 

@@ -45,7 +45,10 @@ def test_images_are_resized_then_grey_then_stacked_oldest_first() -> None:
     pytest.importorskip("PIL")
     env = adapted(FilmEnv(), image_size=32, grayscale=True, frame_stack=3)
     assert env.spec.obs["obs"].shape == (32, 32, 3)
-    grey = [int(np.float32(number) * np.float32(0.299) + np.float32(11.4)) for number in (10, 20, 30, 40)]
+    grey = [
+        int(np.float32(number) * np.float32(0.299) + np.float32(11.4))
+        for number in (10, 20, 30, 40)
+    ]
     first = env.reset()["obs"]
     assert first[5, 5].tolist() == [grey[0]] * 3
     for _ in range(3):
@@ -65,7 +68,10 @@ def test_action_repeat_sums_rewards_and_stops_at_the_end_of_the_episode() -> Non
 def test_time_limit_truncates_unless_the_episode_terminates_there() -> None:
     env = adapted(FilmEnv(), time_limit=2)
     env.reset()
-    assert [env.step({"action": np.int32(0)})[2:] for _ in range(2)] == [(False, False), (False, True)]
+    assert [env.step({"action": np.int32(0)})[2:] for _ in range(2)] == [
+        (False, False),
+        (False, True),
+    ]
     same = adapted(FilmEnv(), time_limit=5)
     same.reset()
     assert [same.step({"action": np.int32(0)})[2:] for _ in range(5)][-1] == (True, False)
@@ -75,15 +81,21 @@ def test_image_settings_without_an_image_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"env.grayscale and env.frame_stack need images"):
         adapted(CountingEnv(), grayscale=True, frame_stack=4)
 
-    with pytest.raises(ConfigurationError, match=r"env.image_size needs images, and 'my.module:make' observes none; leave it out"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"env.image_size needs images, and 'my.module:make' observes none; leave it out",
+    ):
         adapted(CountingEnv(), image_size=64)
-    with pytest.raises(ConfigurationError, match=r"env.image_size needs images, .*; add env.pixels or leave it out"):
+    with pytest.raises(
+        ConfigurationError, match=r"env.image_size needs images, .*; add env.pixels or leave it out"
+    ):
         env_spec(EnvConfig(env="gym:Pendulum-v1", image_size=64))
 
 
 def test_time_limit_above_the_envs_own_is_refused() -> None:
     with pytest.raises(
-        ConfigurationError, match=r"env.time_limit must be <= 40, .* 'toy:point' sets itself, got 500; leave it out"
+        ConfigurationError,
+        match=r"env.time_limit must be <= 40, .* 'toy:point' sets itself, got 500; leave it out",
     ):
         env_spec(EnvConfig(env="toy:point", time_limit=500))
     with pytest.raises(ConfigurationError, match=r"env.time_limit must be <= 14, .* got 15"):
@@ -92,7 +104,9 @@ def test_time_limit_above_the_envs_own_is_refused() -> None:
     assert env_spec(EnvConfig(env="gym:Pendulum-v1", time_limit=500)).episode_limit == 500
 
 
-def test_mujoco_renders_without_a_screen_and_says_how(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_mujoco_renders_without_a_screen_and_says_how(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     with caplog.at_level(logging.WARNING):
         set_up_headless()
@@ -114,10 +128,12 @@ def test_toys_keep_gymnasiums_rules(name: str) -> None:
 
 
 def test_point_is_solved_by_going_straight_to_the_goal() -> None:
-    env, returns = PointEnv(), []
+    env = PointEnv()
+    returns = []
     for seed in range(20):
         obs, _ = env.reset(seed=seed)
-        total, truncated = 0.0, False
+        total = 0.0
+        truncated = False
         while not truncated:
             obs, reward, _, truncated, _ = env.step(np.clip(10 * obs[2:], -1, 1))
             total += reward
@@ -127,24 +143,36 @@ def test_point_is_solved_by_going_straight_to_the_goal() -> None:
 
 def play_pixels(choose: Callable[[np.ndarray, int], int], episodes: int) -> list[float]:
     """Returns of episodes in which ``choose(image, step)`` acts."""
-    env, returns = PixelToyEnv(), []
+    env = PixelToyEnv()
+    returns = []
     for seed in range(episodes):
         image, _ = env.reset(seed=seed)
-        total, truncated, step = 0.0, False, 0
+        total = 0.0
+        truncated = False
+        step = 0
         while not truncated:
             image, reward, _, truncated, _ = env.step(choose(image, step))
-            total, step = total + reward, step + 1
+            total = total + reward
+            step = step + 1
         returns.append(total)
     return returns
 
 
 def shortest_way(image: np.ndarray, _: int) -> int:
-    """Read the three cells off the image; the first step of the shortest way to red that keeps off blue."""
-    env, side = PixelToyEnv, PixelToyEnv.SIDE * PixelToyEnv.CELL
-    board = image[env.MARGIN : env.MARGIN + side, env.MARGIN : env.MARGIN + side].reshape(env.SIDE, env.CELL, env.SIDE, env.CELL, 3)
-    middles, corners = board[:, env.CELL // 2, :, env.CELL // 2], board[:, 0, :, 0]
+    """Read the three cells off the image; the first step of the shortest way to red that keeps off
+    blue.
+    """
+    env = PixelToyEnv
+    side = PixelToyEnv.SIDE * PixelToyEnv.CELL
+    board = image[env.MARGIN : env.MARGIN + side, env.MARGIN : env.MARGIN + side].reshape(
+        env.SIDE, env.CELL, env.SIDE, env.CELL, 3
+    )
+    middles = board[:, env.CELL // 2, :, env.CELL // 2]
+    corners = board[:, 0, :, 0]
     me = tuple(np.argwhere((middles == env.COLOURS[0]).all(-1))[0].tolist())
-    red, blue = (tuple(np.argwhere((corners == colour).all(-1))[0].tolist()) for colour in env.COLOURS[1:])
+    red, blue = (
+        tuple(np.argwhere((corners == colour).all(-1))[0].tolist()) for colour in env.COLOURS[1:]
+    )
     reached = {me: 0}  # cell -> the first move of the way there
     for cell in (queue := [me]):
         for action, (down, right) in enumerate(env.MOVES):
@@ -159,7 +187,10 @@ def test_pixel_toy_is_solved_by_sight() -> None:
     assert 16 < np.mean(play_pixels(shortest_way, 20)) < 18.5
 
 
-@pytest.mark.parametrize("plan", [[0], [1], [2, 2, 1, 1], [4, 2, 3, 1], [4, 4, 2, 3, 3, 2, 4, 4, 1, 3, 3, 1], [1, 3, 2, 4, 0]])
+@pytest.mark.parametrize(
+    "plan",
+    [[0], [1], [2, 2, 1, 1], [4, 2, 3, 1], [4, 4, 2, 3, 3, 2, 4, 4, 1, 3, 3, 1], [1, 3, 2, 4, 0]],
+)
 def test_pixel_toy_pays_nothing_to_those_who_do_not_look(plan: list[int]) -> None:
     assert abs(np.mean(play_pixels(lambda _, step: plan[step % len(plan)], 60))) < 1.5
 
@@ -168,7 +199,12 @@ def test_half_cheetah_goes_by_its_short_name() -> None:
     pytest.importorskip("mujoco")
     pytest.importorskip("imageio")
     spec = env_spec(EnvConfig(env="mujoco:half-cheetah"))
-    assert (spec.obs["obs"].shape, spec.action["action"].shape, spec.episode_limit, spec.may_terminate) == (
+    assert (
+        spec.obs["obs"].shape,
+        spec.action["action"].shape,
+        spec.episode_limit,
+        spec.may_terminate,
+    ) == (
         (17,),
         (6,),
         1000,
@@ -180,7 +216,10 @@ def test_dm_control_has_its_own_names_and_never_terminates() -> None:
     pytest.importorskip("dm_control")
     config = EnvConfig(env="dmc:cup-catch", action_repeat=2)
     env = make_env(config, seed=3)
-    assert {key: spec.shape for key, spec in env.spec.obs.items()} == {"position": (4,), "velocity": (4,)}
+    assert {key: spec.shape for key, spec in env.spec.obs.items()} == {
+        "position": (4,),
+        "velocity": (4,),
+    }
     assert (env.spec.episode_limit, env.spec.may_terminate) == (500, False)
     rows = [env.reset(), *(env.step({"action": np.zeros((1, 2), np.float32)}) for _ in range(501))]
     assert [index for index, row in enumerate(rows) if row.truncated[0]] == [500]
@@ -202,7 +241,10 @@ def test_equal_seeds_give_equal_rows_in_tasks_that_draw_their_model_too(task: st
 
     def play(seed: int) -> np.ndarray:
         env = make_env(EnvConfig(env=f"dmc:{task}"), seed=seed)
-        rows = [env.reset(), *(env.step({"action": np.ones((1, 1), np.float32)}) for _ in range(15))]
+        rows = [
+            env.reset(),
+            *(env.step({"action": np.ones((1, 1), np.float32)}) for _ in range(15)),
+        ]
         env.close()
         return np.concatenate([row.obs["velocity"] for row in rows])
 
@@ -214,9 +256,14 @@ def test_equal_seeds_give_equal_rows_in_tasks_that_draw_their_model_too(task: st
 def test_atari_has_the_settings_of_dreamerv3() -> None:
     pytest.importorskip("ale_py")
     env = make_env(EnvConfig(env="atari:pong"), seed=0)
-    assert (env.spec.obs["obs"].shape, env.spec.action["action"].num_classes) == ((96, 96, 1), (18,))
+    assert (env.spec.obs["obs"].shape, env.spec.action["action"].num_classes) == (
+        (96, 96, 1),
+        (18,),
+    )
     assert (env.spec.episode_limit, env.spec.action_repeat) == (27_000, 4)
-    small = env_spec(EnvConfig(env="atari:pong", image_size=64, grayscale=False, full_actions=False))
+    small = env_spec(
+        EnvConfig(env="atari:pong", image_size=64, grayscale=False, full_actions=False)
+    )
     assert (small.obs["obs"].shape, small.action["action"].num_classes) == ((64, 64, 3), (6,))
     with pytest.raises(ConfigurationError, match="did you mean pong"):
         make_env(EnvConfig(env="atari:pongg"), seed=0)
@@ -225,16 +272,32 @@ def test_atari_has_the_settings_of_dreamerv3() -> None:
 @pytest.mark.parametrize(("grayscale", "channels"), [(True, 2), (False, 6)])
 def test_ales_own_vector_env_keeps_the_row_contract(grayscale: bool, channels: int) -> None:
     pytest.importorskip("ale_py")
-    config = EnvConfig(env="atari:pong", ale_vector=True, time_limit=20, grayscale=grayscale, frame_stack=2, image_size=40)
+    config = EnvConfig(
+        env="atari:pong",
+        ale_vector=True,
+        time_limit=20,
+        grayscale=grayscale,
+        frame_stack=2,
+        image_size=40,
+    )
 
     def play(seed: int) -> list[EnvStep]:
-        env, rngs = make_env(config, num_envs=2, seed=seed, processes=True), [np.random.default_rng(i) for i in range(2)]
-        assert (env.spec.obs["obs"].shape, env.spec.action_repeat, env.spec.episode_limit) == ((40, 40, channels), 4, 20)
+        env = make_env(config, num_envs=2, seed=seed, processes=True)
+        rngs = [np.random.default_rng(i) for i in range(2)]
+        assert (env.spec.obs["obs"].shape, env.spec.action_repeat, env.spec.episode_limit) == (
+            (40, 40, channels),
+            4,
+            20,
+        )
         return [env.reset(), *(env.step(sample_actions(env.spec, rngs)) for _ in range(45))]
 
-    rows, again, other = play(0), play(0), play(1)
+    rows = play(0)
+    again = play(0)
+    other = play(1)
     assert all(np.array_equal(a.obs["obs"], b.obs["obs"]) for a, b in zip(rows, again, strict=True))
-    assert not all(np.array_equal(a.obs["obs"], b.obs["obs"]) for a, b in zip(rows, other, strict=True))
+    assert not all(
+        np.array_equal(a.obs["obs"], b.obs["obs"]) for a, b in zip(rows, other, strict=True)
+    )
     assert sum(row.truncated.sum() for row in rows) >= 4
     for before, row in itertools.pairwise(rows):
         assert np.array_equal(row.is_first, before.is_last)
@@ -249,7 +312,10 @@ def test_atari_is_reproducible_and_ends_with_the_game() -> None:
         rng = np.random.default_rng(0)
         env.reset()
         rows = [env.step({"action": rng.integers(0, 18, 1).astype(np.int32)}) for _ in range(70)]
-        return [(float(row.reward[0]), bool(row.terminated[0]), int(row.obs["obs"].sum())) for row in rows]
+        return [
+            (float(row.reward[0]), bool(row.terminated[0]), int(row.obs["obs"].sum()))
+            for row in rows
+        ]
 
     first = play(0)
     assert first == play(0)

@@ -18,7 +18,8 @@ from worldloom.envs.factory import make_env
 from worldloom.envs.supervised import SupervisedVectorEnv
 from worldloom.envs.vector import EnvStep, sample_actions
 
-ZERO, ZERO_3 = {"action": np.zeros((2, 2), np.float32)}, {"action": np.zeros((3, 2), np.float32)}
+ZERO = {"action": np.zeros((2, 2), np.float32)}
+ZERO_3 = {"action": np.zeros((3, 2), np.float32)}
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +54,17 @@ def is_running(pid: int) -> bool:
 
 def step_until_back(env: SupervisedVectorEnv) -> list[EnvStep]:
     """Step until one env has failed and is back."""
-    rows, deadline = [env.step(ZERO)], time.monotonic() + 60
+    rows = [env.step(ZERO)]
+    deadline = time.monotonic() + 60
     while len(rows) < 2 or rows[-2].live.all() or not rows[-1].live.all():
         assert time.monotonic() < deadline, "the env did not come back"
         rows.append(env.step(ZERO))
     return rows
 
 
-def test_processes_give_the_same_rows_as_envs_in_this_process(opened: list[SupervisedVectorEnv]) -> None:
+def test_processes_give_the_same_rows_as_envs_in_this_process(
+    opened: list[SupervisedVectorEnv],
+) -> None:
     far = supervised(opened, "gym:Pendulum-v1")
     near = make_env(EnvConfig(env="gym:Pendulum-v1"), num_envs=2, seed=0)
     assert far.spec == near.spec
@@ -91,7 +95,11 @@ def test_processes_give_the_same_rows_as_envs_in_this_process(opened: list[Super
     ],
 )
 def test_misbehaving_env_costs_itself_only_and_comes_back(
-    name: str, kind: str, detail: str, opened: list[SupervisedVectorEnv], caplog: pytest.LogCaptureFixture
+    name: str,
+    kind: str,
+    detail: str,
+    opened: list[SupervisedVectorEnv],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     limits = EnvLimits(step_timeout_s=2.0, reset_timeout_s=2.0) if kind == "hung" else EnvLimits()
     env = supervised(opened, f"faulty_envs:{name}", limits)
@@ -103,7 +111,8 @@ def test_misbehaving_env_costs_itself_only_and_comes_back(
     (fault,) = env.drain_faults()
     assert (fault.kind, fault.is_quarantined) == (kind, False)
     assert detail in fault.detail
-    broken, other = fault.env, 1 - fault.env
+    broken = fault.env
+    other = 1 - fault.env
     assert all(row.live[other] for row in rows)
     back = rows[-1]
     assert back.is_first[broken]
@@ -117,9 +126,12 @@ def test_misbehaving_env_costs_itself_only_and_comes_back(
 
 
 def test_others_go_on_while_one_hangs_until_its_deadline(opened: list[SupervisedVectorEnv]) -> None:
-    env = supervised(opened, "faulty_envs:hangs_in_step", EnvLimits(step_timeout_s=3.0, grace_s=0.05), num_envs=4)
+    env = supervised(
+        opened, "faulty_envs:hangs_in_step", EnvLimits(step_timeout_s=3.0, grace_s=0.05), num_envs=4
+    )
     action = {"action": np.zeros((4, 2), np.float32)}
-    rows, faults = [env.reset()], env.drain_faults()
+    rows = [env.reset()]
+    faults = env.drain_faults()
     while not faults:
         rows.append(env.step(action))
         faults = env.drain_faults()
@@ -137,8 +149,12 @@ def test_whoever_has_other_things_to_do_need_not_wait_for_envs_that_are_all_late
     opened: list[SupervisedVectorEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervised_module, "USUAL_STEPS", 0)
-    env = supervised(opened, "faulty_envs:hangs_in_step", EnvLimits(step_timeout_s=1.0, grace_s=0.05), num_envs=1)
-    rows, faults, action = [env.reset()], env.drain_faults(), {"action": np.zeros((1, 2), np.float32)}
+    env = supervised(
+        opened, "faulty_envs:hangs_in_step", EnvLimits(step_timeout_s=1.0, grace_s=0.05), num_envs=1
+    )
+    rows = [env.reset()]
+    faults = env.drain_faults()
+    action = {"action": np.zeros((1, 2), np.float32)}
     while not faults:
         env.patience_s = 0.0 if rows[-1].live[0] else 0.02
         rows.append(env.step(action))
@@ -151,10 +167,13 @@ def test_whoever_has_other_things_to_do_need_not_wait_for_envs_that_are_all_late
     assert back.is_first[0]
 
 
-def test_an_env_that_has_answered_is_not_taken_for_hung_though_nobody_looked_in_time(opened: list[SupervisedVectorEnv]) -> None:
+def test_an_env_that_has_answered_is_not_taken_for_hung_though_nobody_looked_in_time(
+    opened: list[SupervisedVectorEnv],
+) -> None:
     env = supervised(opened, "toy:counting")
     env.reset()
-    pids, slot = env.pids, env._slots[0]
+    pids = env.pids
+    slot = env._slots[0]
     assert slot.process is not None
     env._ask(0, "step", {"action": np.zeros(2, np.float32)})
     assert slot.process.connection.poll(30)
@@ -178,10 +197,13 @@ def test_late_row_is_the_one_after_the_last_and_a_reset_waits_for_it(
     monkeypatch.setattr(supervised_module, "USUAL_STEPS", 0)
     env = supervised(opened, "faulty_envs:DawdlingEnv", EnvLimits(grace_s=0.02), num_envs=3)
     rng = np.random.default_rng(0)
-    acted, row, late = np.zeros(3, np.float32), env.reset(), 0
+    acted = np.zeros(3, np.float32)
+    row = env.reset()
+    late = 0
     while late < 3:
         action = rng.uniform(-1, 1, (3, 2)).astype(np.float32)
-        acted = np.where(row.live, action[:, 0], acted)  # the action of a row that is not live is nobody's
+        # the action of a row that is not live is nobody's
+        acted = np.where(row.live, action[:, 0], acted)
         row = env.step({"action": action})
         late += int(np.count_nonzero(~row.live))
         came = row.live & ~row.is_first
@@ -204,7 +226,9 @@ def test_killed_process_is_replaced(opened: list[SupervisedVectorEnv]) -> None:
     assert counts == [[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [1, 0]][: len(counts)]
 
 
-def test_env_that_always_dies_ends_in_quarantine_with_the_reason(opened: list[SupervisedVectorEnv]) -> None:
+def test_env_that_always_dies_ends_in_quarantine_with_the_reason(
+    opened: list[SupervisedVectorEnv],
+) -> None:
     limits = EnvLimits(max_failures=2, backoff_s=0.01)
     with pytest.raises(EnvFailureError, match=r"no env is left of 1; .* exited with status 4"):
         supervised(opened, "faulty_envs:always_exits", limits, num_envs=1)
@@ -225,11 +249,16 @@ def test_vector_env_of_the_users_steps_in_this_process_and_says_so(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "worldloom_dist" / "actors"))
     with caplog.at_level(logging.WARNING):
-        env = make_env(EnvConfig(env="counting_vectors:same_step"), num_envs=3, seed=0, processes=True)
+        env = make_env(
+            EnvConfig(env="counting_vectors:same_step"), num_envs=3, seed=0, processes=True
+        )
     assert not env.has_deadlines
     assert env.reset().obs["obs"].tolist() == [[0, 0, 0]] * 3
     env.close()
-    assert "is a vector env, which cannot be split into supervised processes; it steps in this process" in caplog.text
+    assert (
+        "is a vector env, which cannot be split into supervised processes; it steps in this process"
+        in caplog.text
+    )
 
 
 def test_close_ends_every_process(opened: list[SupervisedVectorEnv]) -> None:
@@ -249,7 +278,8 @@ def test_env_processes_end_with_their_parent_even_while_they_hang(tmp_path: Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from worldloom.envs.config import EnvConfig
         from worldloom.envs.factory import make_env
-        env = make_env(EnvConfig(env="faulty_envs:hangs_holding_the_interpreter"), num_envs=2, seed=0, processes=True)
+        config = EnvConfig(env="faulty_envs:hangs_holding_the_interpreter")
+        env = make_env(config, num_envs=2, seed=0, processes=True)
         env.reset()
         assert not {{"torch", "ray", "gymnasium"}} & set(sys.modules)
         print(*env.pids, flush=True)

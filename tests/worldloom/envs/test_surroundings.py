@@ -1,4 +1,6 @@
-"""What an env does to the process it lives in is undone, and an env that needs a main thread is found out before a run."""
+"""What an env does to the process it lives in is undone, and an env that needs a main thread is
+found out before a run.
+"""
 
 import asyncio
 import logging
@@ -24,7 +26,9 @@ from worldloom.envs.thread_check import ThreadCheck, needs_main_thread
 
 
 class Plain(gymnasium.Env):
-    """Three numbers in, one out, episodes of four steps; ``disturb`` is called where ``place`` says."""
+    """Three numbers in, one out, episodes of four steps; ``disturb`` is called where ``place``
+    says.
+    """
 
     observation_space = spaces.Box(-1, 1, (3,))
     action_space = spaces.Box(-1, 1, (1,))
@@ -92,8 +96,15 @@ QUICK = ("grad", "dtype", "autocast", "logging", "levels", "handlers")
 
 
 def state():
-    loggers = [logging.getLogger("worldloom.envs.local").disabled, logging.getLogger("worldloom_dist.local").disabled]
-    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), *logging.root.handlers]
+    loggers = [
+        logging.getLogger("worldloom.envs.local").disabled,
+        logging.getLogger("worldloom_dist.local").disabled,
+    ]
+    handlers = [
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        *logging.root.handlers,
+    ]
     torchs = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()]
     torchs += [torch.is_autocast_enabled("cpu"), torch.get_default_device()]
     torchs += [torch.get_float32_matmul_precision(), torch.is_anomaly_enabled()]
@@ -120,7 +131,11 @@ def env_of(monkeypatch):
 
 @pytest.mark.parametrize(
     ("place", "what"),
-    [*(("init", what) for what in DISTURBANCES), *(("reset", what) for what in DISTURBANCES), *(("step", what) for what in QUICK)],
+    [
+        *(("init", what) for what in DISTURBANCES),
+        *(("reset", what) for what in DISTURBANCES),
+        *(("step", what) for what in QUICK),
+    ],
 )
 def test_what_the_process_shares_is_as_it_was_after_every_call(env_of, caplog, place, what):
     logging.getLogger("worldloom_dist.local")
@@ -161,7 +176,9 @@ def test_a_change_of_the_run_itself_between_two_calls_stays(env_of):
         torch.set_num_threads(threads)
 
 
-def test_a_look_at_an_env_leaves_the_working_directory_and_what_steers_cuda_and_ray(env_of, monkeypatch, tmp_path):
+def test_a_look_at_an_env_leaves_the_working_directory_and_what_steers_cuda_and_ray(
+    env_of, monkeypatch, tmp_path
+):
     monkeypatch.setenv("RAY_ADDRESS", "mine")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     folder = os.getcwd()
@@ -192,13 +209,21 @@ def asks_for_a_loop():
 
 @pytest.mark.parametrize("place", ["init", "reset", "step"])
 @pytest.mark.parametrize(
-    ("disturb", "reason"), [(handles_signals, "signal only works in main thread"), (asks_for_a_loop, "no current event loop")]
+    ("disturb", "reason"),
+    [
+        (handles_signals, "signal only works in main thread"),
+        (asks_for_a_loop, "no current event loop"),
+    ],
 )
-def test_an_env_that_needs_a_main_thread_is_found_and_works_in_a_process_of_its_own(env_of, place, disturb, reason):
+def test_an_env_that_needs_a_main_thread_is_found_and_works_in_a_process_of_its_own(
+    env_of, place, disturb, reason
+):
     assert reason in needs_main_thread(env_of(place, disturb))
 
 
-def test_an_env_that_works_anywhere_needs_no_main_thread_and_one_that_works_nowhere_is_refused(env_of):
+def test_an_env_that_works_anywhere_needs_no_main_thread_and_one_that_works_nowhere_is_refused(
+    env_of,
+):
     def fails():
         raise ValueError("broken anyway")
 
@@ -243,5 +268,7 @@ def test_the_check_runs_in_a_process_that_an_env_may_kill(env, reason):
 
 
 def test_an_env_that_fails_at_once_is_refused_by_the_check():
-    with pytest.raises(ConfigurationError, match=r"FourValues' fails in its first steps: .*four values"):
+    with pytest.raises(
+        ConfigurationError, match=r"FourValues' fails in its first steps: .*four values"
+    ):
         ThreadCheck(EnvConfig(env=f"{HOME}:FourValues")).result()

@@ -22,7 +22,9 @@ class BrokenEnv(CountingEnv):
 
     def __init__(self, failure: str, at_step: int = 2) -> None:
         super().__init__()
-        self.failure, self.at_step, self.closed = failure, at_step, False
+        self.failure = failure
+        self.at_step = at_step
+        self.closed = False
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = super().step(action)
@@ -45,7 +47,8 @@ class BrokenEnv(CountingEnv):
 
 class Clock:
     def __init__(self) -> None:
-        self.now, self.slept = 0.0, []
+        self.now = 0.0
+        self.slept = []
 
     def __call__(self) -> float:
         return self.now
@@ -56,16 +59,26 @@ class Clock:
         self.now += seconds
 
 
-def vector_of(envs: list[gymnasium.Env], limits: EnvLimits, clock: Clock, num_envs: int) -> LocalVectorEnv:
+def vector_of(
+    envs: list[gymnasium.Env], limits: EnvLimits, clock: Clock, num_envs: int
+) -> LocalVectorEnv:
     config = EnvConfig(env="toy:counting").resolved()
     return LocalVectorEnv(
-        lambda: EnvAdapter(RawEnv(envs.pop(0)), config), num_envs, 0, limits=limits, clock=clock, sleep=clock.sleep
+        lambda: EnvAdapter(RawEnv(envs.pop(0)), config),
+        num_envs,
+        0,
+        limits=limits,
+        clock=clock,
+        sleep=clock.sleep,
     )
 
 
 def test_step_after_the_last_row_ignores_the_action_and_gives_the_reset_row() -> None:
     env = make_env(EnvConfig(env="toy:counting"), seed=0)
-    rows = [env.reset(), *(env.step({"action": np.full((1, 2), 0.25, np.float32)}) for _ in range(12))]
+    rows = [
+        env.reset(),
+        *(env.step({"action": np.full((1, 2), 0.25, np.float32)}) for _ in range(12)),
+    ]
     seen = [(*row.obs["obs"][0].tolist(), float(row.reward[0])) for row in rows]
     assert seen[:9] == [
         (0, 0, 0, 0),
@@ -79,7 +92,9 @@ def test_step_after_the_last_row_ignores_the_action_and_gives_the_reset_row() ->
     assert [i for i, row in enumerate(rows) if row.truncated[0]] == [7]
 
 
-def test_env_that_cannot_be_closed_does_not_keep_the_others_open(caplog: pytest.LogCaptureFixture) -> None:
+def test_env_that_cannot_be_closed_does_not_keep_the_others_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Stubborn(CountingEnv):
         def close(self) -> None:
             sys.exit(3)
@@ -117,7 +132,12 @@ def test_failing_env_is_rebuilt_and_starts_a_new_episode(failure: str) -> None:
 def test_env_that_fails_again_waits_while_the_others_go_on() -> None:
     clock = Clock()
     limits = EnvLimits(backoff_s=5.0, max_failures=10)
-    env = vector_of([BrokenEnv("raise", 1), CountingEnv(), BrokenEnv("raise", 1), CountingEnv()], limits, clock, num_envs=2)
+    env = vector_of(
+        [BrokenEnv("raise", 1), CountingEnv(), BrokenEnv("raise", 1), CountingEnv()],
+        limits,
+        clock,
+        num_envs=2,
+    )
     action = {"action": np.zeros((2, 2), np.float32)}
     env.reset()
     assert env.step(action).live.tolist() == [True, True]
@@ -134,7 +154,12 @@ def test_env_that_fails_again_waits_while_the_others_go_on() -> None:
 
 def test_back_off_is_slept_when_no_other_env_can_be_stepped() -> None:
     clock = Clock()
-    env = vector_of([BrokenEnv("raise", 1), BrokenEnv("raise", 1), CountingEnv()], EnvLimits(backoff_s=3.0), clock, num_envs=1)
+    env = vector_of(
+        [BrokenEnv("raise", 1), BrokenEnv("raise", 1), CountingEnv()],
+        EnvLimits(backoff_s=3.0),
+        clock,
+        num_envs=1,
+    )
     env.reset()
     env.step(ZERO)
     assert env.step(ZERO).is_first.tolist() == [True]
@@ -144,7 +169,12 @@ def test_back_off_is_slept_when_no_other_env_can_be_stepped() -> None:
 def test_env_that_fails_too_often_goes_into_quarantine_and_the_last_one_ends_the_run() -> None:
     clock = Clock()
     broken: list[gymnasium.Env] = [BrokenEnv("raise", 1) for _ in range(3)]
-    env = vector_of([broken[0], BrokenEnv("raise", 20), *broken[1:]], EnvLimits(max_failures=3), clock, num_envs=2)
+    env = vector_of(
+        [broken[0], BrokenEnv("raise", 20), *broken[1:]],
+        EnvLimits(max_failures=3),
+        clock,
+        num_envs=2,
+    )
     action = {"action": np.zeros((2, 2), np.float32)}
     env.reset()
     for _ in range(9):
@@ -152,7 +182,9 @@ def test_env_that_fails_too_often_goes_into_quarantine_and_the_last_one_ends_the
         row = env.step(action)
     assert row.live.tolist() == [False, True]
     assert [fault.is_quarantined for fault in env.drain_faults()] == [False, False, True]
-    alone = vector_of([BrokenEnv("raise", 1) for _ in range(2)], EnvLimits(max_failures=2), clock, num_envs=1)
+    alone = vector_of(
+        [BrokenEnv("raise", 1) for _ in range(2)], EnvLimits(max_failures=2), clock, num_envs=1
+    )
     alone.reset()
     alone.step(ZERO)
     with pytest.raises(EnvFailureError, match=r"no env is left of 1; .*broken on purpose"):
@@ -161,7 +193,12 @@ def test_env_that_fails_too_often_goes_into_quarantine_and_the_last_one_ends_the
 
 def test_old_failures_are_forgotten() -> None:
     clock = Clock()
-    env = vector_of([BrokenEnv("raise", 1) for _ in range(9)], EnvLimits(max_failures=2, failure_window_s=60), clock, num_envs=1)
+    env = vector_of(
+        [BrokenEnv("raise", 1) for _ in range(9)],
+        EnvLimits(max_failures=2, failure_window_s=60),
+        clock,
+        num_envs=1,
+    )
     env.reset()
     for _ in range(8):
         clock.now += 61
@@ -179,7 +216,8 @@ def test_state_restores_the_future_exactly(name: str) -> None:
     def play(env: LocalVectorEnv, steps: int, rngs: list[np.random.Generator]) -> list[EnvStep]:
         return [env.step(sample_actions(env.spec, rngs)) for _ in range(steps)]
 
-    env, rngs = make(), [np.random.default_rng(i) for i in range(2)]
+    env = make()
+    rngs = [np.random.default_rng(i) for i in range(2)]
     env.reset()
     play(env, 7, rngs)
     state = env.state()
@@ -215,7 +253,12 @@ def test_env_that_never_gives_a_finite_observation_ends_in_quarantine() -> None:
         def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
             return np.full(3, np.nan, np.float32), {}
 
-    env = vector_of([CountingEnv(), *(NanEnv() for _ in range(4))], EnvLimits(max_failures=3), Clock(), num_envs=2)
+    env = vector_of(
+        [CountingEnv(), *(NanEnv() for _ in range(4))],
+        EnvLimits(max_failures=3),
+        Clock(),
+        num_envs=2,
+    )
     row = env.reset()
     assert row.live.tolist() == [True, False]
     assert row.obs["obs"].tolist() == [[0, 0, 0]] * 2
@@ -243,8 +286,12 @@ MANY_ACTIONS = EnvSpec(
 
 def one_by_one(spec: EnvSpec, generators: list[np.random.Generator]) -> dict[str, np.ndarray]:
     """Actions of one step, drawn number by number."""
-    rows = [[rng.random() for array in spec.action.values() for _ in range(array.size)] for rng in generators]
-    found, start = {}, 0
+    rows = [
+        [rng.random() for array in spec.action.values() for _ in range(array.size)]
+        for rng in generators
+    ]
+    found = {}
+    start = 0
     for key, array in spec.action.items():
         part = np.array([row[start : start + array.size] for row in rows])
         start += array.size
@@ -258,9 +305,13 @@ def own_generators(seed: int, count: int) -> list[np.random.Generator]:
 
 
 def test_random_actions_drawn_ahead_are_those_drawn_step_by_step() -> None:
-    ahead, twins, slow = RandomActions(MANY_ACTIONS, 3, seed=4), own_generators(4, 3), own_generators(4, 3)
+    ahead = RandomActions(MANY_ACTIONS, 3, seed=4)
+    twins = own_generators(4, 3)
+    slow = own_generators(4, 3)
     for _ in range(2 * STEPS_AHEAD + 3):
-        got, twin, expected = ahead(), sample_actions(MANY_ACTIONS, twins), one_by_one(MANY_ACTIONS, slow)
+        got = ahead()
+        twin = sample_actions(MANY_ACTIONS, twins)
+        expected = one_by_one(MANY_ACTIONS, slow)
         assert list(got) == list(twin) == list(expected)
         for key, value in expected.items():
             assert (got[key].dtype, twin[key].dtype) == (value.dtype, value.dtype)
@@ -270,7 +321,8 @@ def test_random_actions_drawn_ahead_are_those_drawn_step_by_step() -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, STEPS_AHEAD, STEPS_AHEAD + 5])
 def test_state_of_random_actions_knows_nothing_of_what_was_drawn_ahead(steps: int) -> None:
-    ahead, slow = RandomActions(MANY_ACTIONS, 2, seed=4), own_generators(4, 2)
+    ahead = RandomActions(MANY_ACTIONS, 2, seed=4)
+    slow = own_generators(4, 2)
     for _ in range(steps):
         ahead()
         one_by_one(MANY_ACTIONS, slow)

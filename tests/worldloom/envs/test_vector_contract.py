@@ -30,12 +30,20 @@ def _say_everything() -> None:
 
 
 class Own(VectorEnv):
-    """Two envs of 3 and 5 steps, observing (episode, step); resets as ``mode`` does and says ``said``."""
+    """Two envs of 3 and 5 steps, observing (episode, step); resets as ``mode`` does and says
+    ``said``.
+    """
 
-    def __init__(self, mode: AutoresetMode, said: Any = None, *, key: str = "final_obs", reward: float = 1.0) -> None:
-        self.num_envs, self.mode, self.key, self.reward = 2, mode, key, reward
+    def __init__(
+        self, mode: AutoresetMode, said: Any = None, *, key: str = "final_obs", reward: float = 1.0
+    ) -> None:
+        self.num_envs = 2
+        self.mode = mode
+        self.key = key
+        self.reward = reward
         self.metadata = {} if said is None else {"autoreset_mode": said}
-        self.single_observation_space, self.single_action_space = spaces.Box(0, 99, (2,)), spaces.Box(-1, 1, (1,))
+        self.single_observation_space = spaces.Box(0, 99, (2,))
+        self.single_action_space = spaces.Box(-1, 1, (1,))
         self.observation_space = batch_space(self.single_observation_space, 2)
         self.action_space = batch_space(self.single_action_space, 2)
         self.seeds: list[Any] = []
@@ -45,7 +53,8 @@ class Own(VectorEnv):
         if options is not None:
             self.begin(options["reset_mask"])
         else:
-            self.obs, self.ended = np.zeros((2, 2), np.float32), np.zeros(2, bool)
+            self.obs = np.zeros((2, 2), np.float32)
+            self.ended = np.zeros(2, bool)
         return self.obs.copy(), {}
 
     def begin(self, mask: np.ndarray) -> None:
@@ -56,7 +65,9 @@ class Own(VectorEnv):
         self.obs[~first, 1] += 1
         self.begin(first)
         self.ended = (self.obs[:, 1] >= [3, 5]) & ~first
-        infos, end, reward = {}, self.ended, np.where(first, 0.0, self.reward)
+        infos = {}
+        end = self.ended
+        reward = np.where(first, 0.0, self.reward)
         if self.mode is AutoresetMode.SAME_STEP and end.any():
             final = np.full(2, None, object)
             for index in np.flatnonzero(end):
@@ -74,7 +85,12 @@ def played(env: GymVectorAdapter, steps: int = 24) -> list[list[tuple[float, ...
     rows: list[EnvStep] = [env.reset(), *(env.step(ACTION) for _ in range(steps))]
     return [
         [
-            (*row.obs["obs"][i].tolist(), float(row.reward[i]), bool(row.is_first[i]), bool(row.is_last[i]))
+            (
+                *row.obs["obs"][i].tolist(),
+                float(row.reward[i]),
+                bool(row.is_first[i]),
+                bool(row.is_last[i]),
+            )
             for row in rows
             if row.live[i]
         ]
@@ -84,7 +100,9 @@ def played(env: GymVectorAdapter, steps: int = 24) -> list[list[tuple[float, ...
 
 def assert_right(rows: list[list[tuple[float, ...]]]) -> None:
     for index, length in enumerate((3, 5)):
-        right = [(e, s, float(s > 0), s == 0, s == length) for e in range(30) for s in range(length + 1)]
+        right = [
+            (e, s, float(s > 0), s == 0, s == length) for e in range(30) for s in range(length + 1)
+        ]
         assert rows[index] == right[: len(rows[index])]
         assert len(rows[index]) > 12
 
@@ -103,23 +121,35 @@ def test_env_that_says_nothing_is_believed_what_it_does(key: str) -> None:
     assert_right(played(adapted(Own(AutoresetMode.SAME_STEP, key=key))))
 
 
-def test_env_that_neither_says_nor_shows_its_mode_is_told_what_it_is_taken_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_env_that_neither_says_nor_shows_its_mode_is_told_what_it_is_taken_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING):
         assert_right(played(adapted(Own(AutoresetMode.NEXT_STEP))))
-    assert caplog.text.count("does not say when it resets, and is taken for NEXT_STEP; set metadata['autoreset_mode']") == 1
+    assert (
+        caplog.text.count(
+            "does not say when it resets, and is taken for NEXT_STEP; set "
+            "metadata['autoreset_mode']"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("said", ["often", 3, "", ["NEXT_STEP"]])
 def test_mode_that_does_not_exist_is_refused(said: Any) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"which is no such mode; set metadata\['autoreset_mode'\] to AutoresetMode.NEXT_STEP"
+        ConfigurationError,
+        match=r"which is no such mode; set metadata\['autoreset_mode'\] to AutoresetMode.NEXT_STEP",
     ):
         adapted(Own(AutoresetMode.NEXT_STEP, said))
 
 
 @pytest.mark.parametrize("said", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_mode_that_the_env_contradicts_is_refused(said: AutoresetMode) -> None:
-    with pytest.raises(EnvFailureError, match=rf"says that its autoreset mode is {said.name}, and gives infos\['final_obs'\]"):
+    with pytest.raises(
+        EnvFailureError,
+        match=rf"says that its autoreset mode is {said.name}, and gives infos\['final_obs'\]",
+    ):
         played(adapted(Own(AutoresetMode.SAME_STEP, said)))
 
 
@@ -131,7 +161,10 @@ class Silent(Own):
 
 
 def test_reward_where_a_reset_should_be_is_never_dropped() -> None:
-    with pytest.raises(EnvFailureError, match=r"env 0 ended, and its next row has reward 1, .* where a NEXT_STEP env resets"):
+    with pytest.raises(
+        EnvFailureError,
+        match=r"env 0 ended, and its next row has reward 1, .* where a NEXT_STEP env resets",
+    ):
         played(adapted(Silent(AutoresetMode.SAME_STEP)))
     with pytest.raises(EnvFailureError, match="env 0 ended, and its next row has reward 1"):
         played(adapted(Own(AutoresetMode.DISABLED)))
@@ -157,13 +190,24 @@ class Infos(Own):
     ids=["none", "masked", "only-infos"],
 )
 def test_end_without_its_final_observation_is_refused(infos: Any) -> None:
-    with pytest.raises(EnvFailureError, match=r"gives no infos\['final_obs'\] for env 0, which ended"):
+    with pytest.raises(
+        EnvFailureError, match=r"gives no infos\['final_obs'\] for env 0, which ended"
+    ):
         played(adapted(Infos(infos)))
 
 
 def test_final_observations_may_be_a_plain_array_or_a_list() -> None:
-    assert_right(played(adapted(Infos(lambda final, mask: {"final_obs": [None if f is None else f for f in final]}))))
-    stacked = lambda final, mask: {"final_obs": np.stack([np.zeros(2) if f is None else f for f in final])}  # noqa: E731
+    assert_right(
+        played(
+            adapted(
+                Infos(lambda final, mask: {"final_obs": [None if f is None else f for f in final]})
+            )
+        )
+    )
+
+    def stacked(final, mask):
+        return {"final_obs": np.stack([np.zeros(2) if f is None else f for f in final])}
+
     assert_right(played(adapted(Infos(stacked))))
 
 
@@ -172,7 +216,9 @@ def test_reset_that_disturbs_the_other_envs_is_refused() -> None:
         def reset(self, *, seed: Any = None, options: Any = None) -> Any:
             return super().reset(seed=seed, options=options and {"reset_mask": np.ones(2, bool)})
 
-    with pytest.raises(EnvFailureError, match="changed the observation of an env that the mask leaves out"):
+    with pytest.raises(
+        EnvFailureError, match="changed the observation of an env that the mask leaves out"
+    ):
         played(adapted(Careless(AutoresetMode.DISABLED, "DISABLED")))
 
 
@@ -243,7 +289,10 @@ def test_env_that_takes_no_seed_at_all_is_refused() -> None:
         def reset(self) -> Any:  # type: ignore[override]
             return super().reset()
 
-    with pytest.raises(EnvFailureError, match=r"takes neither a number nor a list of one per env .AssertionError: no list please"):
+    with pytest.raises(
+        EnvFailureError,
+        match=r"takes neither a number nor a list of one per env .AssertionError: no list please",
+    ):
         adapted(Fussy(AutoresetMode.NEXT_STEP)).reset(3)
     with pytest.raises(EnvFailureError, match="reset raised AttributeError: no simulator"):
         adapted(Broken(AutoresetMode.NEXT_STEP)).reset(3)
@@ -256,7 +305,10 @@ def test_gymnasiums_own_vector_env_can_be_seeded() -> None:
         env = gymnasium.make_vec("CartPole-v1", num_envs=4, vectorization_mode="vector_entry_point")
         adapter = adapted(env)
         action = {"action": np.zeros(4, np.int32)}
-        return [adapter.reset(7).obs["obs"].tolist(), *(adapter.step(action).obs["obs"].tolist() for _ in range(20))]
+        return [
+            adapter.reset(7).obs["obs"].tolist(),
+            *(adapter.step(action).obs["obs"].tolist() for _ in range(20)),
+        ]
 
     one = rows()
     assert one == rows()
@@ -271,7 +323,11 @@ NUMBERS = {
     "complex": (1, np.array([1j, 1]), "reward .* is of dtype complex128"),
     "flag": (2, np.array([0.5, 0.0]), "terminated .* give True or False for every env"),
     "flag-text": (3, np.array(["no", "no"]), "truncated .* give True or False"),
-    "obs": (0, np.array([[0, 0], [0, np.inf]]), r"observation 'obs' holds inf at .1, 1., which is not finite"),
+    "obs": (
+        0,
+        np.array([[0, 0], [0, np.inf]]),
+        r"observation 'obs' holds inf at .1, 1., which is not finite",
+    ),
 }
 
 
@@ -300,7 +356,10 @@ def test_what_the_env_raises_is_one_sentence_that_names_it() -> None:
         def step(self, actions: Any) -> Any:
             raise SystemExit(3)
 
-    for kind, text in ((Raising, "vector env 'my.module:make': step raised KeyError"), (Leaving, r"called sys.exit\(3\)")):
+    for kind, text in (
+        (Raising, "vector env 'my.module:make': step raised KeyError"),
+        (Leaving, r"called sys.exit\(3\)"),
+    ):
         env = adapted(kind(AutoresetMode.NEXT_STEP))
         env.reset()
         with pytest.raises(EnvFailureError, match=text) as caught:
@@ -329,7 +388,10 @@ def test_actions_that_are_changed_in_place_are_nobody_elses() -> None:
 
     for mode in MODES:
         env = GymVectorAdapter(
-            Scales([CountingEnv, CountingEnv], autoreset_mode=mode), EnvConfig(env="my.module:make").resolved(), 2, 0
+            Scales([CountingEnv, CountingEnv], autoreset_mode=mode),
+            EnvConfig(env="my.module:make").resolved(),
+            2,
+            0,
         )
         env.reset()
         action = {"action": np.full((2, 2), 0.5, np.float32)}

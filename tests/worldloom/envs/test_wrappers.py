@@ -50,12 +50,16 @@ def test_what_is_not_read_as_an_image_is_said_once(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             adapted(floats())
-    remark = "env 'my.module:make': observation 'obs' may be an image of floats, and dense layers read its 12288 numbers"
+    remark = (
+        "env 'my.module:make': observation 'obs' may be an image of floats, and dense "
+        "layers read its 12288 numbers"
+    )
     assert caplog.text.count(remark) == 1
 
 
 def test_frames_that_are_stacked_by_the_env_are_stacked_as_ours_are() -> None:
-    ours, theirs = adapted(Picture(), frame_stack=4), adapted(stacked())
+    ours = adapted(Picture(), frame_stack=4)
+    theirs = adapted(stacked())
     assert ours.spec.obs == theirs.spec.obs
     action = {"action": np.zeros(2, np.float32)}
     assert np.array_equal(ours.reset(0)["obs"], theirs.reset(0)["obs"])
@@ -64,7 +68,8 @@ def test_frames_that_are_stacked_by_the_env_are_stacked_as_ours_are() -> None:
 
 
 def test_stacked_frames_become_grey_one_by_one() -> None:
-    ours, theirs = adapted(Picture(), frame_stack=4, grayscale=True), adapted(stacked(), grayscale=True)
+    ours = adapted(Picture(), frame_stack=4, grayscale=True)
+    theirs = adapted(stacked(), grayscale=True)
     assert theirs.spec.obs["obs"].shape == (48, 40, 4)
     action = {"action": np.zeros(2, np.float32)}
     assert np.array_equal(ours.reset(0)["obs"], theirs.reset(0)["obs"])
@@ -73,15 +78,21 @@ def test_stacked_frames_become_grey_one_by_one() -> None:
 
 
 def test_grey_needs_colours() -> None:
-    opaque = observing(spaces.Box(0, 255, (48, 48, 4), np.uint8), lambda t: np.zeros((48, 48, 4), np.uint8))
-    with pytest.raises(ConfigurationError, match=r"env.grayscale needs images of three channels, and image 'obs' .* has 4; leave"):
+    opaque = observing(
+        spaces.Box(0, 255, (48, 48, 4), np.uint8), lambda t: np.zeros((48, 48, 4), np.uint8)
+    )
+    with pytest.raises(
+        ConfigurationError,
+        match=r"env.grayscale needs images of three channels, and image 'obs' .* has 4; leave",
+    ):
         adapted(opaque(), grayscale=True)
 
 
 class Skips(gymnasium.Env):
     """Stands in for the ALE's env, whose name and attribute it has."""
 
-    observation_space, action_space = Base.observation_space, Base.action_space
+    observation_space = Base.observation_space
+    action_space = Base.action_space
 
     def __init__(self, frameskip: Any) -> None:
         self._frameskip = frameskip
@@ -102,7 +113,10 @@ def test_repeats_of_repeats_are_said(caplog: pytest.LogCaptureFixture) -> None:
         adapted(Skips(1), action_repeat=4)
         assert caplog.text == ""
         adapted(Skips(4), action_repeat=4)
-    assert "repeats every action 4 times itself, and env.action_repeat=4 repeats that, so a decision takes 16 frames" in caplog.text
+    assert (
+        "repeats every action 4 times itself, and env.action_repeat=4 repeats that, "
+        "so a decision takes 16 frames" in caplog.text
+    )
 
 
 def test_repeats_of_the_ale_are_known() -> None:
@@ -110,7 +124,9 @@ def test_repeats_of_the_ale_are_known() -> None:
     gymnasium.register_envs(ale_py)
     env = gymnasium.make("ALE/Pong-v5", disable_env_checker=True)
     assert own_repeat(env) == 4
-    skipping = gymnasium.wrappers.MaxAndSkipObservation(gymnasium.make("ALE/Pong-v5", frameskip=1, disable_env_checker=True), 3)
+    skipping = gymnasium.wrappers.MaxAndSkipObservation(
+        gymnasium.make("ALE/Pong-v5", frameskip=1, disable_env_checker=True), 3
+    )
     assert own_repeat(skipping) == 3
     env.close()
     skipping.close()
@@ -124,5 +140,7 @@ def test_only_both_documented_names_make_an_env_resumable() -> None:
     for kind in (Base, Half):
         env = adapted(kind())
         assert env.get_state() is None
-        with pytest.raises(StateError, match=r"give it worldloom_get_state\(\) and worldloom_set_state\(state\)"):
+        with pytest.raises(
+            StateError, match=r"give it worldloom_get_state\(\) and worldloom_set_state\(state\)"
+        ):
             env.set_state({"env": {}, "elapsed": 0, "stacks": {}})

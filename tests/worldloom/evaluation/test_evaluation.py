@@ -8,13 +8,21 @@ import torch
 
 from worldloom import LatentState, Trajectory, create_world_model
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
-from worldloom.evaluation import evaluate_world_model, imagination_frames, plot_open_loop, plot_predictions, visualize_imagination
+from worldloom.evaluation import (
+    evaluate_world_model,
+    imagination_frames,
+    plot_open_loop,
+    plot_predictions,
+    visualize_imagination,
+)
 from worldloom.evaluation.metrics import calibration
 from worldloom.training.data import create_random_buffer
 
 
 class Counter(torch.nn.Module):
-    """A world whose observation is the sum of actions so far, and a model of it that is wrong by ``slope`` per step."""
+    """A world whose observation is the sum of actions so far, and a model of it that is wrong by
+    ``slope`` per step.
+    """
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -23,15 +31,29 @@ class Counter(torch.nn.Module):
     def encode(self, obs: torch.Tensor, deterministic: bool = False) -> LatentState:
         return LatentState(obs)
 
-    def observe(self, state: LatentState, action: torch.Tensor, obs: torch.Tensor, *, deterministic: bool = False) -> LatentState:
+    def observe(
+        self,
+        state: LatentState,
+        action: torch.Tensor,
+        obs: torch.Tensor,
+        *,
+        deterministic: bool = False,
+    ) -> LatentState:
         return LatentState(obs)
 
     def decode(self, state: LatentState) -> dict[str, torch.Tensor]:
         return {"obs": state.features}
 
-    def imagine(self, state: LatentState, actions: torch.Tensor, deterministic: bool = False) -> Trajectory:
+    def imagine(
+        self, state: LatentState, actions: torch.Tensor, deterministic: bool = False
+    ) -> Trajectory:
         positions = torch.cat([state.features[None], actions + self.slope]).cumsum(0)
-        return Trajectory([LatentState(p) for p in positions], actions, actions + 0.5, continues=torch.ones_like(actions))
+        return Trajectory(
+            [LatentState(p) for p in positions],
+            actions,
+            actions + 0.5,
+            continues=torch.ones_like(actions),
+        )
 
 
 def counting() -> dict[str, torch.Tensor]:
@@ -62,8 +84,12 @@ def test_calibration_is_the_gap_between_probability_and_frequency() -> None:
     assert calibration(np.array([0.0, 1.0]), np.array([0, 1])) == 0.0
 
 
-@pytest.mark.parametrize(("name", "shape"), [("dreamerv3:ci", (3, 32, 32)), ("tdmpc2:ci", (4,)), ("mlp:ci", (4,))])
-def test_every_model_can_be_measured_plotted_and_seen(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape"), [("dreamerv3:ci", (3, 32, 32)), ("tdmpc2:ci", (4,)), ("mlp:ci", (4,))]
+)
+def test_every_model_can_be_measured_plotted_and_seen(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model: Any = create_world_model(name, obs_shape=shape, action_dim=2)
     buffer = create_random_buffer(60, shape, 2, num_episodes=3, episode_length=20, seed=0)
@@ -72,13 +98,20 @@ def test_every_model_can_be_measured_plotted_and_seen(name: str, shape: tuple[in
     assert report.to_dict() == again.to_dict()
     assert len(report.latent_error) == 3
     assert (report.reconstruction_error is None) == (name == "tdmpc2:ci")
-    for path in (plot_predictions(report, tmp_path / "p.png"), plot_open_loop(report, tmp_path / "o.png")):
+    for path in (
+        plot_predictions(report, tmp_path / "p.png"),
+        plot_open_loop(report, tmp_path / "o.png"),
+    ):
         assert path.read_bytes().startswith(b"\x89PNG")
-    gif = visualize_imagination(model, buffer, tmp_path / "dream.gif", horizon=3, warm_up=2, sequences=2)
+    gif = visualize_imagination(
+        model, buffer, tmp_path / "dream.gif", horizon=3, warm_up=2, sequences=2
+    )
     assert gif.read_bytes().startswith(b"GIF8")
 
 
-def test_frames_show_reality_imagination_and_their_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_show_reality_imagination_and_their_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = create_world_model("dreamerv3:ci", obs_shape=(3, 32, 32), action_dim=2)
     batch = create_random_buffer(60, (3, 32, 32), 2, 3, 20, seed=0).sample(2, 5)
     frames = imagination_frames(model, batch, horizon=3, warm_up=2)

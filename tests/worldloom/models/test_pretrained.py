@@ -1,4 +1,6 @@
-"""A folder of a saved model holds the old model or the new one, whatever happens while it is written."""
+"""A folder of a saved model holds the old model or the new one, whatever happens while it is
+written.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ FILES = ["config.json", "model.pt", "model.safetensors"]
 
 def build(value: float) -> Any:
     """A tiny model whose weights and one of whose settings are ``value``."""
-    model = create_world_model("mlp:ci", obs_shape=(2,), action_dim=1, latent_dim=4, hidden_dim=4, reward_scale=value)
+    model = create_world_model(
+        "mlp:ci", obs_shape=(2,), action_dim=1, latent_dim=4, hidden_dim=4, reward_scale=value
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(value)
@@ -31,7 +35,9 @@ def build(value: float) -> Any:
 
 def value_of(folder: Path) -> float:
     model = create_world_model(folder)
-    (value,) = {float(v) for p in model.parameters() for v in p.detach().flatten()} | {model.config.reward_scale}
+    (value,) = {float(v) for p in model.parameters() for v in p.detach().flatten()} | {
+        model.config.reward_scale
+    }
     return value
 
 
@@ -53,7 +59,8 @@ def test_a_save_that_dies_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_
 
 def test_a_reader_beside_a_writer_gets_one_whole_model(tmp_path):
     build(0.0).save_pretrained(tmp_path)
-    found, is_over = [], threading.Event()
+    found = []
+    is_over = threading.Event()
 
     def read() -> None:
         while not is_over.is_set():
@@ -78,7 +85,10 @@ def test_a_save_that_fails_says_so_and_leaves_the_model_that_was_there(tmp_path,
     for owner, name in ((pretrained, "save_file"), (torch, "save"), (pretrained, "write_json")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full_disk)
-            with pytest.raises(CheckpointError, match=r"could not be saved .*No space left.* what was there before is unchanged"):
+            with pytest.raises(
+                CheckpointError,
+                match=r"could not be saved .*No space left.* what was there before is unchanged",
+            ):
                 build(2.0).save_pretrained(tmp_path)
         assert value_of(tmp_path) == 1.0
         assert sorted(path.name for path in tmp_path.iterdir()) == FILES
@@ -124,7 +134,9 @@ def test_a_file_where_a_model_is_asked_for_is_told_what_to_give(tmp_path):
         create_world_model(tmp_path / "checkpoint_final.pt")
     with pytest.raises(ConfigurationError, match="model must be a text or a Path"):
         create_world_model(None)
-    with pytest.raises(ConfigurationError, match="device must be auto, cpu, cuda or cuda:N, got None"):
+    with pytest.raises(
+        ConfigurationError, match="device must be auto, cpu, cuda or cuda:N, got None"
+    ):
         create_world_model(tmp_path / "m", device=None)
     with pytest.raises(ValueError, match="nor is there a saved model at 'runs/none'"):
         create_world_model("runs/none")
@@ -132,12 +144,16 @@ def test_a_file_where_a_model_is_asked_for_is_told_what_to_give(tmp_path):
 
 def test_a_model_of_another_class_or_of_none_is_refused(tmp_path):
     build(1.0).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a MLPWorldModel, got a request for a TDMPC2WorldModel"):
+    with pytest.raises(
+        CheckpointError, match="holds a MLPWorldModel, got a request for a TDMPC2WorldModel"
+    ):
         TDMPC2WorldModel.from_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match=r"action_dim: .* was saved with 1, got 'x'"):
         create_world_model(tmp_path, action_dim="x")
     assert create_world_model(tmp_path, obs_shape=2).config.obs_shape == (2,)
     facts = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nothing", "files": facts["files"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "nothing", "files": facts["files"]})
+    )
     with pytest.raises(CheckpointError, match="'nothing' is not a model of this library"):
         TDMPC2WorldModel.from_pretrained(tmp_path)

@@ -22,7 +22,9 @@ def plain_up(layer: UpConv5x5, x: Tensor) -> Tensor:
     return functional.conv2d(large, layer.weight, layer.bias, padding=2)
 
 
-def with_gradients(run: Callable[[Tensor], Tensor], x: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+def with_gradients(
+    run: Callable[[Tensor], Tensor], x: Tensor, parameters: list[Tensor]
+) -> list[Tensor]:
     out = run(x)
     weight = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
     return [out, *torch.autograd.grad((out * weight).sum(), [x, *parameters])]
@@ -35,7 +37,9 @@ def test_fused_convolution_equals_the_plain_one(kind: str, monkeypatch: pytest.M
     layer = PooledConv5x5(3, 4) if kind == "pooled" else UpConv5x5(3, 4)
     layer.bias.data.normal_()
     x = torch.randn(5, 3, 8, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
-    plain = (lambda v: plain_pooled(layer, v)) if kind == "pooled" else (lambda v: plain_up(layer, v))
+    plain = (
+        (lambda v: plain_pooled(layer, v)) if kind == "pooled" else (lambda v: plain_up(layer, v))
+    )
     fused = layer if kind == "pooled" else (lambda v: cells_to_map(layer(v)))
     wanted, got = (with_gradients(run, x, list(layer.parameters())) for run in (plain, fused))
     for name, a, b in zip(("output", "input", "weight", "bias"), wanted, got, strict=True):

@@ -24,7 +24,9 @@ def test_two_hot_of_a_value_has_that_mean_inside_the_range(value: float) -> None
     code = two_hot(torch.tensor([value]), bins)
     assert float(code.weight_low + code.weight_high) == pytest.approx(1.0)
     mean = float(code.weight_low * bins[code.low] + code.weight_high * bins[code.high])
-    assert mean == pytest.approx(max(min(value, float(bins[-1])), float(bins[0])), rel=1e-5, abs=1e-6)
+    assert mean == pytest.approx(
+        max(min(value, float(bins[-1])), float(bins[0])), rel=1e-5, abs=1e-6
+    )
 
 
 def test_bins_are_mirrored_exactly_and_hold_zero() -> None:
@@ -36,11 +38,14 @@ def test_bins_are_mirrored_exactly_and_hold_zero() -> None:
 
 def test_loss_of_two_targets_is_the_sum_with_its_gradient() -> None:
     torch.manual_seed(0)
-    bins, logits = symexp_bins(41), torch.randn(6, 41, requires_grad=True)
+    bins = symexp_bins(41)
+    logits = torch.randn(6, 41, requires_grad=True)
     targets = [two_hot(torch.randn(6) * 5, bins) for _ in range(2)]
     dense = []
     for code in targets:
-        dense.append(torch.zeros(6, 41).scatter_add_(1, code.low[:, None], code.weight_low[:, None]))
+        dense.append(
+            torch.zeros(6, 41).scatter_add_(1, code.low[:, None], code.weight_low[:, None])
+        )
         dense[-1].scatter_add_(1, code.high[:, None], code.weight_high[:, None])
     plain = -((dense[0] + 0.5 * dense[1]) * logits.log_softmax(-1)).sum(-1)
     fused = two_hot_loss(logits, targets, [1.0, 0.5])

@@ -23,7 +23,8 @@ def member(ensemble: EnsembleMLP, index: int) -> MLP:
 
 
 def test_all_members_equal_single_networks() -> None:
-    ensemble, x = make_ensemble(), torch.randn(9, 5)
+    ensemble = make_ensemble()
+    x = torch.randn(9, 5)
     together = ensemble(x)
     own_inputs = ensemble(x.repeat(3, 1, 1))
     for index in range(3):
@@ -33,14 +34,16 @@ def test_all_members_equal_single_networks() -> None:
 
 
 def test_selected_members_equal_the_same_rows_of_all() -> None:
-    ensemble, x = make_ensemble(), torch.randn(9, 5)
+    ensemble = make_ensemble()
+    x = torch.randn(9, 5)
     chosen = torch.tensor([2, 0])
     layers = [layer.select(chosen) for layer in ensemble.stacked]
     torch.testing.assert_close(ensemble_forward(layers, x), ensemble(x)[chosen])
 
 
 def test_detached_layers_pass_gradient_to_the_input_only() -> None:
-    ensemble, x = make_ensemble(), torch.randn(9, 5, requires_grad=True)
+    ensemble = make_ensemble()
+    x = torch.randn(9, 5, requires_grad=True)
     layers: list[StackedLayer] = [layer.detach() for layer in ensemble.stacked]
     ensemble_forward(layers, x).sum().backward()
     assert x.grad is not None
@@ -49,7 +52,8 @@ def test_detached_layers_pass_gradient_to_the_input_only() -> None:
 
 
 def test_dropout_acts_on_the_first_product() -> None:
-    ensemble, x = make_ensemble(), torch.randn(9, 5)
+    ensemble = make_ensemble()
+    x = torch.randn(9, 5)
     none = torch.ones(3, 9, 6)
     torch.testing.assert_close(ensemble_forward(ensemble.stacked, x, none), ensemble(x))
     everything = ensemble_forward(ensemble.stacked, x, torch.zeros(3, 9, 6))

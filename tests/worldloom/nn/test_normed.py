@@ -1,4 +1,6 @@
-"""The CPU versions of Mish and SimNorm equal the native kernels, forward and backward, also at the ends of the range."""
+"""The CPU versions of Mish and SimNorm equal the native kernels, forward and backward, also at the
+ends of the range.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +56,13 @@ def test_an_mlp_in_parts_equals_the_mlp_on_the_concatenation() -> None:
     network = MLP(7, (8, 8), 3)
     for layer in network:
         layer.reset_parameters(torch.Generator().manual_seed(0))  # type: ignore[operator]
-    shared, own = torch.randn(2, 1, 4), torch.randn(2, 5, 3)
+    shared = torch.randn(2, 1, 4)
+    own = torch.randn(2, 5, 3)
     whole = network(torch.cat([shared.expand(2, 5, 4), own], -1))
     torch.testing.assert_close(network.after_first(network.first((shared, own))), whole)
-    torch.testing.assert_close(network.after_first(network.first((torch.cat([shared.expand(2, 5, 4), own], -1),))), whole)
+    torch.testing.assert_close(
+        network.after_first(network.first((torch.cat([shared.expand(2, 5, 4), own], -1),))), whole
+    )
 
 
 def test_equal_generators_give_equal_layers() -> None:

@@ -37,7 +37,8 @@ def test_refused_update_leaves_parameters_and_state_alone() -> None:
     p = torch.ones(3)
     optimizer = LaProp([p], LaPropConfig(lr=0.1, warmup=0))
     optimizer.step([torch.full((3,), 0.5)])
-    before, value = optimizer.state_dict(), p.clone()
+    before = optimizer.state_dict()
+    value = p.clone()
     optimizer.step([torch.full((3,), float("nan"))], torch.tensor(False))
     after = optimizer.state_dict()
     assert torch.equal(p, value)
@@ -47,8 +48,11 @@ def test_refused_update_leaves_parameters_and_state_alone() -> None:
 
 
 def test_weight_decay_shrinks_kernels_only() -> None:
-    kernel, bias = torch.ones(2, 2), torch.ones(2)
-    LaProp([kernel, bias], LaPropConfig(lr=0.1, warmup=0, weight_decay=0.5)).step([torch.zeros(2, 2), torch.zeros(2)])
+    kernel = torch.ones(2, 2)
+    bias = torch.ones(2)
+    LaProp([kernel, bias], LaPropConfig(lr=0.1, warmup=0, weight_decay=0.5)).step(
+        [torch.zeros(2, 2), torch.zeros(2)]
+    )
     assert kernel.unique().tolist() == pytest.approx([0.95])
     assert bias.tolist() == [1, 1]
 

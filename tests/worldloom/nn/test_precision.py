@@ -19,7 +19,9 @@ from worldloom.nn.precision import autocast
 )
 def test_auto_is_half_precision_on_cuda_only(monkeypatch, device, precision, expected):
     entered = []
-    monkeypatch.setattr(torch, "autocast", lambda *what: entered.append(what) or contextlib.nullcontext())
+    monkeypatch.setattr(
+        torch, "autocast", lambda *what: entered.append(what) or contextlib.nullcontext()
+    )
     with autocast(torch.device(device), precision):
         assert entered == ([] if expected is None else [expected])
 

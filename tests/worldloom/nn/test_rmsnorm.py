@@ -10,7 +10,8 @@ from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 
 def test_fused_norm_and_silu_have_the_composed_gradient() -> None:
     torch.manual_seed(0)
-    norm, x = RMSNorm(7), torch.randn(2, 5, 7, requires_grad=True)
+    norm = RMSNorm(7)
+    x = torch.randn(2, 5, 7, requires_grad=True)
     norm.scale.data.normal_()
     weight = torch.randn(2, 5, 7)
     results = []

@@ -11,7 +11,9 @@ from worldloom.nn.symlog_bins import SymlogBins
 @pytest.mark.parametrize("count", [11, 101])
 def test_the_mean_of_a_two_hot_target_is_its_value(count: int) -> None:
     bins = SymlogBins(count=count)
-    x = torch.cat([torch.linspace(-20, 20, 101), torch.tensor([-22025.0, 22025.0, 1e3, 0.0])]).double()
+    x = torch.cat(
+        [torch.linspace(-20, 20, 101), torch.tensor([-22025.0, 22025.0, 1e3, 0.0])]
+    ).double()
     target = bins.two_hot(x)
     torch.testing.assert_close(target.sum(-1), torch.ones_like(x))
     assert int((target > 0).sum(-1).max()) <= 2

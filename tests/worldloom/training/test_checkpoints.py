@@ -14,7 +14,14 @@ import torch
 from tests.worldloom.dying import DeathError, dying
 from worldloom.core.exceptions import CheckpointError
 from worldloom.training import checkpoints
-from worldloom.training.checkpoints import CheckpointStore, load_tree, load_tree_file, read_manifest, save_tree, save_tree_file
+from worldloom.training.checkpoints import (
+    CheckpointStore,
+    load_tree,
+    load_tree_file,
+    read_manifest,
+    save_tree,
+    save_tree_file,
+)
 from worldloom.training.remote_checkpoints import RemoteCheckpointStore, open_store
 
 
@@ -93,7 +100,9 @@ def test_best_is_replaced_only_by_a_better_score(tmp_path):
     assert json.loads((tmp_path / "best" / "manifest.json").read_text())["facts"]["score"] == 6.0
 
 
-def test_a_checkpoint_that_replaces_one_and_dies_leaves_the_old_or_the_new_one(tmp_path, monkeypatch):
+def test_a_checkpoint_that_replaces_one_and_dies_leaves_the_old_or_the_new_one(
+    tmp_path, monkeypatch
+):
     found = []
     for at in range(24):
         save_tree(tmp_path / "c", {"step": 1, "w": torch.ones(2)})
@@ -105,7 +114,9 @@ def test_a_checkpoint_that_replaces_one_and_dies_leaves_the_old_or_the_new_one(t
     assert set(found) == {1, 2}
 
 
-def test_a_store_that_dies_while_it_marks_the_best_or_drops_the_old_keeps_a_best_and_whole_ones(tmp_path, monkeypatch):
+def test_a_store_that_dies_while_it_marks_the_best_or_drops_the_old_keeps_a_best_and_whole_ones(
+    tmp_path, monkeypatch
+):
     for at in range(40):
         store = CheckpointStore(tmp_path / str(at), keep=1)
         store.mark_best(store.save(1, {"step": 1}), 1.0)
@@ -113,10 +124,14 @@ def test_a_store_that_dies_while_it_marks_the_best_or_drops_the_old_keeps_a_best
             store.mark_best(store.save(2, {"step": 2}), 2.0)
         steps = [load_tree(folder)["step"] for folder in store.folders()]  # none is half there
         assert 2 in steps or 1 in steps
-        assert load_tree(store.find("best"))["step"] == round(store.facts(store.find("best"))["score"])
+        assert load_tree(store.find("best"))["step"] == round(
+            store.facts(store.find("best"))["score"]
+        )
 
 
-def test_a_file_that_is_replaced_by_a_writer_that_dies_or_fails_is_the_old_or_the_new_one(tmp_path, monkeypatch):
+def test_a_file_that_is_replaced_by_a_writer_that_dies_or_fails_is_the_old_or_the_new_one(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "c.pt"
     save_tree_file(path, {"step": 1})
     for at in range(6):
@@ -130,7 +145,9 @@ def test_a_file_that_is_replaced_by_a_writer_that_dies_or_fails_is_the_old_or_th
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     for save, place in ((save_tree_file, path), (save_tree, tmp_path / "c")):
-        with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*unchanged"):
+        with pytest.raises(
+            CheckpointError, match=r"could not be written .*No space left.*unchanged"
+        ):
             save(place, {"step": 2})
     assert load_tree_file(path)[0]["step"] == 1
     assert [found.name for found in tmp_path.iterdir()] == ["c.pt"]
@@ -140,7 +157,11 @@ def test_numbers_that_json_lacks_come_back_and_manifests_stay_json(tmp_path):
     def strict(text):
         raise ValueError(text)
 
-    save_tree(tmp_path / "c", {"best": math.inf, "worst": [-math.inf, np.float32("nan")]}, {"score": math.nan, "list": [math.inf]})
+    save_tree(
+        tmp_path / "c",
+        {"best": math.inf, "worst": [-math.inf, np.float32("nan")]},
+        {"score": math.nan, "list": [math.inf]},
+    )
     loaded = load_tree(tmp_path / "c")
     assert (loaded["best"], loaded["worst"][0]) == (math.inf, -math.inf)
     assert math.isnan(loaded["worst"][1])
@@ -152,7 +173,11 @@ def test_numbers_that_json_lacks_come_back_and_manifests_stay_json(tmp_path):
 
 
 def test_facts_of_numpy_are_plain_numbers_and_others_are_refused(tmp_path):
-    save_tree(tmp_path / "c", {}, {"score": np.float32(0.5), "steps": np.int64(3), "loss": torch.tensor(0.25)})
+    save_tree(
+        tmp_path / "c",
+        {},
+        {"score": np.float32(0.5), "steps": np.int64(3), "loss": torch.tensor(0.25)},
+    )
     assert read_manifest(tmp_path / "c")["facts"] == {"score": 0.5, "steps": 3, "loss": 0.25}
     for save, place in ((save_tree, tmp_path / "d"), (save_tree_file, tmp_path / "d.pt")):
         with pytest.raises(CheckpointError, match="not JSON serializable"):
@@ -160,8 +185,13 @@ def test_facts_of_numpy_are_plain_numbers_and_others_are_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_a_score_that_is_no_number_is_never_the_best_and_a_damaged_best_is_replaced(tmp_path, caplog):
-    for store in (CheckpointStore(tmp_path / "here"), RemoteCheckpointStore("memory://best-of-no-number")):
+def test_a_score_that_is_no_number_is_never_the_best_and_a_damaged_best_is_replaced(
+    tmp_path, caplog
+):
+    for store in (
+        CheckpointStore(tmp_path / "here"),
+        RemoteCheckpointStore("memory://best-of-no-number"),
+    ):
         folder = store.save(1, {"step": 1})
         assert not store.mark_best(folder, math.nan)
         assert store.mark_best(folder, 1.0)
@@ -169,7 +199,9 @@ def test_a_score_that_is_no_number_is_never_the_best_and_a_damaged_best_is_repla
         assert store.facts(store.find("best"))["score"] == 1.0
     assert "cannot be the best" in caplog.text
     (tmp_path / "here" / "best" / "manifest.json").write_text("{")
-    assert CheckpointStore(tmp_path / "here").mark_best(tmp_path / "here" / "step-000000000001", 0.5)
+    assert CheckpointStore(tmp_path / "here").mark_best(
+        tmp_path / "here" / "step-000000000001", 0.5
+    )
 
 
 def test_behind_a_url_a_writer_that_dies_at_any_moment_leaves_the_old_or_the_new_best(monkeypatch):
@@ -195,7 +227,9 @@ def test_behind_a_url_a_writer_that_dies_at_any_moment_leaves_the_old_or_the_new
             store.mark_best(store.folders()[0], 2.0)
             store.save(2, {"step": 2, "w": torch.full((2,), 2.5)})
         best = load_tree(store.find("best"))
-        assert float(best["w"][0]) == best["step"] == round(store.facts(store.find("best"))["score"])
+        assert (
+            float(best["w"][0]) == best["step"] == round(store.facts(store.find("best"))["score"])
+        )
         assert float(load_tree(store.find("step-000000000002"))["w"][0]) in (2.0, 2.5)
         store.mark_best(store.save(3, {"step": 3}), 3.0)
         assert len(files.ls(f"{store._root}/best", detail=False)) == 3

@@ -36,19 +36,30 @@ def test_a_long_episode_is_cut_as_a_truncation_and_discrete_actions_become_codes
 
 def test_several_observation_keys_are_refused() -> None:
     env = make_env(EnvConfig(env="toy:counting"), seed=0)
-    env.spec = dataclasses.replace(env.spec, obs={"a": env.spec.obs["obs"], "b": env.spec.obs["obs"]})
+    env.spec = dataclasses.replace(
+        env.spec, obs={"a": env.spec.obs["obs"], "b": env.spec.obs["obs"]}
+    )
     with pytest.raises(ConfigurationError, match="one observation"):
         next(iter(collect_episodes(env, 1)))
     env.close()
 
 
 class Follower:
-    """An agent that remembers: its action is a tenth of the number of decisions since the episode began."""
+    """An agent that remembers: its action is a tenth of the number of decisions since the episode
+    began.
+    """
 
     def initial_carry(self, num_envs: int) -> dict[str, np.ndarray]:
         return {"count": np.zeros(num_envs)}
 
-    def act(self, obs: dict[str, np.ndarray], carry: dict[str, np.ndarray], is_first: np.ndarray, *, explore: bool) -> ActOutput:
+    def act(
+        self,
+        obs: dict[str, np.ndarray],
+        carry: dict[str, np.ndarray],
+        is_first: np.ndarray,
+        *,
+        explore: bool,
+    ) -> ActOutput:
         assert explore
         count = np.where(is_first, 0.0, carry["count"])
         assert obs["obs"][:, 1].tolist() == count.tolist()

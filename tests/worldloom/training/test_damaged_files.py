@@ -1,4 +1,6 @@
-"""Whatever byte of a saved file is changed, lost or added: an error that says so, or the very same object; never a crash."""
+"""Whatever byte of a saved file is changed, lost or added: an error that says so, or the very same
+object; never a crash.
+"""
 
 import json
 import os
@@ -18,7 +20,12 @@ from worldloom.training.checkpoints import load_tree_file, save_tree_file
 from worldloom.training.data import create_random_buffer
 
 EXAMPLES = settings(derandomize=True, max_examples=30, deadline=None)
-COUNT = sum(p.numel() for p in create_world_model("mlp:ci", obs_shape=(1,), action_dim=1, latent_dim=2, hidden_dim=2).parameters())
+COUNT = sum(
+    p.numel()
+    for p in create_world_model(
+        "mlp:ci", obs_shape=(1,), action_dim=1, latent_dim=2, hidden_dim=2
+    ).parameters()
+)
 PLACE = st.floats(0, 1, exclude_max=True)
 Damage = Callable[[bytes, float, int], bytes]
 
@@ -47,7 +54,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = create_world_model("mlp:ci", obs_shape=(1,), action_dim=1, latent_dim=2, hidden_dim=2)
     model.save_pretrained(folder / "model")
-    create_random_buffer(8, (2,), 1, num_episodes=2, episode_length=4, seed=0).save(folder / "data.npz")
+    create_random_buffer(8, (2,), 1, num_episodes=2, episode_length=4, seed=0).save(
+        folder / "data.npz"
+    )
     save_tree_file(folder / "c.pt", {"w": torch.arange(6.0), "step": 3, "lr": 0.25}, {"step": 3})
     TrainingConfig(output_dir="x").save(folder / "training.json")
     return folder
@@ -56,7 +65,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "config.json"])
 @EXAMPLES
 @given(damage=DAMAGES, place=PLACE, mask=st.integers(1, 255))
-def test_a_damaged_model_is_refused_or_the_same(name: str, damage: Damage, place: float, mask: int, saved: Path) -> None:
+def test_a_damaged_model_is_refused_or_the_same(
+    name: str, damage: Damage, place: float, mask: int, saved: Path
+) -> None:
     path = saved / "model" / name
     whole = path.read_bytes()
     path.write_bytes(damage(whole, place, mask))
@@ -74,7 +85,9 @@ def test_a_damaged_model_is_refused_or_the_same(name: str, damage: Damage, place
 
 @EXAMPLES
 @given(damage=DAMAGES, place=PLACE, mask=st.integers(1, 255))
-def test_a_damaged_checkpoint_is_refused_or_the_same(damage: Damage, place: float, mask: int, saved: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_or_the_same(
+    damage: Damage, place: float, mask: int, saved: Path
+) -> None:
     path = saved / "damaged.pt"
     path.write_bytes(damage((saved / "c.pt").read_bytes(), place, mask))
     try:
@@ -88,7 +101,9 @@ def test_a_damaged_checkpoint_is_refused_or_the_same(damage: Damage, place: floa
 
 @EXAMPLES
 @given(damage=DAMAGES, place=PLACE, mask=st.integers(1, 255))
-def test_a_damaged_file_of_episodes_is_refused_or_the_same(damage: Damage, place: float, mask: int, saved: Path) -> None:
+def test_a_damaged_file_of_episodes_is_refused_or_the_same(
+    damage: Damage, place: float, mask: int, saved: Path
+) -> None:
     path = saved / "damaged.npz"
     path.write_bytes(damage((saved / "data.npz").read_bytes(), place, mask))
     try:
@@ -104,7 +119,9 @@ def test_a_damaged_file_of_episodes_is_refused_or_the_same(damage: Damage, place
 
 @EXAMPLES
 @given(damage=DAMAGES, place=PLACE, mask=st.integers(1, 255))
-def test_damaged_training_settings_are_refused_or_legal(damage: Damage, place: float, mask: int, saved: Path) -> None:
+def test_damaged_training_settings_are_refused_or_legal(
+    damage: Damage, place: float, mask: int, saved: Path
+) -> None:
     path = saved / "damaged.json"
     path.write_bytes(damage((saved / "training.json").read_bytes(), place, mask))
     try:
@@ -115,14 +132,24 @@ def test_damaged_training_settings_are_refused_or_legal(damage: Damage, place: f
 
 def test_files_of_other_makers_are_refused(saved: Path, tmp_path: Path) -> None:
     trainer = Trainer(create_world_model("mlp:ci"), TrainingConfig(output_dir=str(tmp_path)))
-    foreign: dict[str, Any] = {"png": b"\x89PNG\r\n\x1a\n" + os.urandom(64), "empty": b"", "text": b"hello", "json": b"[]"}
+    foreign: dict[str, Any] = {
+        "png": b"\x89PNG\r\n\x1a\n" + os.urandom(64),
+        "empty": b"",
+        "text": b"hello",
+        "json": b"[]",
+    }
     for name, data in foreign.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(CheckpointError, match=name):
             trainer.load_checkpoint(tmp_path / name)
         with pytest.raises(CheckpointError, match=name):
             ReplayBuffer.load(tmp_path / name)
-    for broken in ([], {"model_type": "mlp", "obs_shape": "abc"}, {"model_type": "mlp", "action_dim": "2"}, {"no": "such"}):
+    for broken in (
+        [],
+        {"model_type": "mlp", "obs_shape": "abc"},
+        {"model_type": "mlp", "action_dim": "2"},
+        {"no": "such"},
+    ):
         (tmp_path / "m").mkdir(exist_ok=True)
         (tmp_path / "m" / "config.json").write_text(json.dumps(broken))
         with pytest.raises(CheckpointError, match=r"config\.json"):

@@ -1,4 +1,6 @@
-"""Trained offline, every model learns a world that is simple enough to judge: a damped oscillator pushed by the action."""
+"""Trained offline, every model learns a world that is simple enough to judge: a damped oscillator
+pushed by the action.
+"""
 
 from pathlib import Path
 
@@ -40,7 +42,8 @@ def test_a_model_learns_to_foresee_rewards_eight_steps_ahead(
     name: str, steps: int, rate: float, share: float, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    buffer, model = oscillator(), create_world_model(name, obs_shape=(2,), action_dim=1)
+    buffer = oscillator()
+    model = create_world_model(name, obs_shape=(2,), action_dim=1)
     options = {"horizon": 8, "warm_up": 4, "held_out": (10, True)}
     before = evaluate_world_model(model, buffer, **options)  # type: ignore[arg-type]
     train(

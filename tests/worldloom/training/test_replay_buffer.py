@@ -5,19 +5,33 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from worldloom.core.exceptions import BufferError, CheckpointError, ConfigurationError, ShapeMismatchError
+from worldloom.core.exceptions import (
+    BufferError,
+    CheckpointError,
+    ConfigurationError,
+    ShapeMismatchError,
+)
 from worldloom.training import ReplayBuffer, TrajectoryDataset
 from worldloom.training.data import create_random_buffer
 
 
-def counting(capacity: int = 1000, episodes: int = 6, steps: int = 10, *, final: bool = True, done: bool = True) -> ReplayBuffer:
+def counting(
+    capacity: int = 1000,
+    episodes: int = 6,
+    steps: int = 10,
+    *,
+    final: bool = True,
+    done: bool = True,
+) -> ReplayBuffer:
     """Observation (episode, step); the reward of a step is 100 * episode + step."""
     buffer = ReplayBuffer(capacity, (2,), 3, seed=0)
     for e in range(episodes):
         t = np.arange(steps + 1)
         obs = np.stack([np.full(steps + 1, e), t], 1)
         ends = (np.arange(steps) == steps - 1) & done
-        buffer.add_episode(obs if final else obs[:-1], np.eye(3)[t[:-1] % 3], 100 * e + t[:-1], ends)
+        buffer.add_episode(
+            obs if final else obs[:-1], np.eye(3)[t[:-1] % 3], 100 * e + t[:-1], ends
+        )
     return buffer
 
 
@@ -77,7 +91,9 @@ def test_a_saved_buffer_comes_back_with_every_fact(final: bool, tmp_path: Path) 
         for key in one:
             assert np.array_equal(one[key], other[key]), key
     with np.load(tmp_path / "data.npz") as file:
-        assert {"obs", "actions", "rewards", "dones", "obs_shape", "action_dim", "capacity"} <= set(file.files)
+        assert {"obs", "actions", "rewards", "dones", "obs_shape", "action_dim", "capacity"} <= set(
+            file.files
+        )
 
 
 def test_uint8_images_stay_bytes_through_files_and_samples(tmp_path: Path) -> None:
@@ -90,7 +106,9 @@ def test_uint8_images_stay_bytes_through_files_and_samples(tmp_path: Path) -> No
 def test_files_of_others_are_split_at_their_dones(tmp_path: Path) -> None:
     path = tmp_path / "old.npz"
     arrays = {"obs": np.zeros((30, 4), "f4"), "actions": np.zeros((30, 2)), "rewards": np.zeros(30)}
-    np.savez_compressed(path, **arrays, dones=np.arange(30) % 10 == 9, obs_shape=(4,), action_dim=2, capacity=99)
+    np.savez_compressed(
+        path, **arrays, dones=np.arange(30) % 10 == 9, obs_shape=(4,), action_dim=2, capacity=99
+    )
     buffer = ReplayBuffer.load(path)
     assert (buffer.num_episodes, buffer.capacity) == (3, 99)
     np.savez(path, **arrays)
@@ -121,7 +139,9 @@ def test_damaged_files_are_named(damage: str, tmp_path: Path) -> None:
 def test_a_buffer_too_large_for_memory_costs_only_what_is_in_it() -> None:
     buffer = ReplayBuffer(1_000_000, (3, 64, 64), 2, seed=0)  # 49 GB if it were reserved
     steps = np.arange(9)
-    buffer.add_episode(np.broadcast_to(steps[:, None, None, None], (9, 3, 64, 64)), np.zeros((9, 2)), steps)
+    buffer.add_episode(
+        np.broadcast_to(steps[:, None, None, None], (9, 3, 64, 64)), np.zeros((9, 2)), steps
+    )
     batch = buffer.sample(8, 4)
     assert torch.equal(batch["obs"][..., 0, 0, 0], batch["rewards"])
 
@@ -151,9 +171,15 @@ def test_integer_actions_become_codes_and_lists_of_episodes_a_buffer() -> None:
         ({"obs": np.full((4, 2), np.inf)}, BufferError, "obs: entry 0"),
     ],
 )
-def test_wrong_episodes_are_refused(change: dict[str, np.ndarray], error: type[Exception], words: str) -> None:
+def test_wrong_episodes_are_refused(
+    change: dict[str, np.ndarray], error: type[Exception], words: str
+) -> None:
     buffer = ReplayBuffer(10, (2,), 3)
-    episode = {"obs": np.zeros((4, 2)), "actions": np.zeros((4, 3)), "rewards": np.zeros(4)} | change
+    episode = {
+        "obs": np.zeros((4, 2)),
+        "actions": np.zeros((4, 3)),
+        "rewards": np.zeros(4),
+    } | change
     with pytest.raises(error, match=words) as caught:
         buffer.add_episode(**episode)
     assert isinstance(caught.value, ValueError)
@@ -161,7 +187,9 @@ def test_wrong_episodes_are_refused(change: dict[str, np.ndarray], error: type[E
 
 
 def test_wrong_sizes_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="capacity of a replay buffer must be an integer >= 1, got 0"):
+    with pytest.raises(
+        ConfigurationError, match="capacity of a replay buffer must be an integer >= 1, got 0"
+    ):
         ReplayBuffer(0, (2,), 1)
     with pytest.raises(BufferError, match="exceeds the capacity of 5"):
         counting(capacity=5)
@@ -182,7 +210,9 @@ def numbered() -> ReplayBuffer:
     """Every observation is another number."""
     buffer = ReplayBuffer(4000, (1,), 1, seed=0)
     for e in range(20):
-        buffer.add_episode(np.arange(e * 200, e * 200 + 151)[:, None], np.zeros((150, 1)), np.zeros(150))
+        buffer.add_episode(
+            np.arange(e * 200, e * 200 + 151)[:, None], np.zeros((150, 1)), np.zeros(150)
+        )
     return buffer
 
 
@@ -195,7 +225,8 @@ def test_workers_and_epochs_draw_other_windows_and_a_seed_repeats_them(persisten
         return [[int(batch["obs"][0, 0, 0]) for batch in loader] for _ in range(2)]
 
     first = epochs(1)
-    assert len({start for epoch in first for start in epoch}) >= 14  # 16 draws of about 3000 windows
+    # 16 draws of about 3000 windows
+    assert len({start for epoch in first for start in epoch}) >= 14
     assert epochs(1) == first
     assert epochs(2) != first
     assert epochs(1, root=5) != first
@@ -204,7 +235,12 @@ def test_workers_and_epochs_draw_other_windows_and_a_seed_repeats_them(persisten
 @pytest.mark.parametrize(
     ("dtype", "value", "words"),
     [
-        (np.int8, 0.7, r"obs for a buffer of int8: expected integers in -128..127, got 0.7 in entry 2; create the buffer"),
+        (
+            np.int8,
+            0.7,
+            r"obs for a buffer of int8: expected integers in -128..127, got 0.7 in "
+            r"entry 2; create the buffer",
+        ),
         (np.int8, 200, r"expected integers in -128\.\.127, got 200"),
         (bool, 0.7, "expected 0 and 1"),
         (bool, 2, "expected 0 and 1"),
@@ -215,7 +251,9 @@ def test_workers_and_epochs_draw_other_windows_and_a_seed_repeats_them(persisten
         (np.float32, float("inf"), "entry 2 is NaN or infinite"),
     ],
 )
-def test_numbers_that_a_buffer_cannot_hold_are_refused_and_nothing_is_stored(dtype: type, value: float, words: str) -> None:
+def test_numbers_that_a_buffer_cannot_hold_are_refused_and_nothing_is_stored(
+    dtype: type, value: float, words: str
+) -> None:
     buffer = ReplayBuffer(100, (2,), 1, dtype)
     obs = np.zeros((5, 2), np.asarray(value).dtype)
     obs[2, 1] = value
@@ -250,10 +288,16 @@ def test_what_cannot_be_stored_of_actions_rewards_and_ends_is_refused_before_any
     [
         ({"capacity": 1.5}, "capacity of a replay buffer must be an integer >= 1, got 1.5"),
         ({"capacity": True}, "capacity of a replay buffer must be an integer >= 1, got True"),
-        ({"capacity": float("inf")}, "capacity of a replay buffer must be an integer >= 1, got inf"),
+        (
+            {"capacity": float("inf")},
+            "capacity of a replay buffer must be an integer >= 1, got inf",
+        ),
         ({"action_dim": "2"}, "action_dim of a replay buffer must be an integer >= 1, got '2'"),
         ({"obs_shape": ()}, "obs_shape must have at least one axis"),
-        ({"obs_shape": (3, 0)}, "each axis of obs_shape of a replay buffer must be an integer >= 1, got 0"),
+        (
+            {"obs_shape": (3, 0)},
+            "each axis of obs_shape of a replay buffer must be an integer >= 1, got 0",
+        ),
         ({"obs_dtype": "U3"}, "obs_dtype: expected a dtype of numbers"),
         ({"obs_dtype": "nothing"}, "obs_dtype: expected a dtype of numbers"),
         ({"seed": -1}, "seed must be None or an integer >= 0, got -1"),

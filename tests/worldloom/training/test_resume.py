@@ -1,4 +1,6 @@
-"""A run that was interrupted, broke off or goes on with other settings does what its user thinks it does."""
+"""A run that was interrupted, broke off or goes on with other settings does what its user thinks it
+does.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,21 @@ def buffer() -> ReplayBuffer:
     return create_random_buffer(400, (3,), 2, num_episodes=20, episode_length=20, seed=0)
 
 
-def make(folder: Path, callbacks: Any = None, own: Any = None, scheduler: Any = None, **changes: Any) -> Trainer:
+def make(
+    folder: Path, callbacks: Any = None, own: Any = None, scheduler: Any = None, **changes: Any
+) -> Trainer:
     torch.manual_seed(0)
-    model = create_world_model("dreamerv3:ci", obs_shape=(3,), action_dim=2, deter_dim=16, hidden_dim=8)
-    fields = {"total_steps": 6, "batch_size": 2, "sequence_length": 4, "eval_interval": 100, "save_interval": 2, "eval_batches": 1}
+    model = create_world_model(
+        "dreamerv3:ci", obs_shape=(3,), action_dim=2, deter_dim=16, hidden_dim=8
+    )
+    fields = {
+        "total_steps": 6,
+        "batch_size": 2,
+        "sequence_length": 4,
+        "eval_interval": 100,
+        "save_interval": 2,
+        "eval_batches": 1,
+    }
     config = TrainingConfig(**(fields | {"output_dir": folder, "device": "cpu"} | changes))
     built = own(model.parameters()) if own else None
     return Trainer(model, config, callbacks, built, scheduler(built) if scheduler else None)
@@ -61,7 +74,9 @@ def ctrl_c() -> None:
 
 
 def strike(trainer: Trainer, where: str, act: Callable[[], Any]) -> None:
-    """Let something happen in the third update: inside the loss, behind the optimizer's step, or between two updates."""
+    """Let something happen in the third update: inside the loss, behind the optimizer's step, or
+    between two updates.
+    """
     hook = at_call(3, act)
     if where == "loss":
         loss = trainer.model.compute_loss
@@ -73,7 +88,9 @@ def strike(trainer: Trainer, where: str, act: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "step", "between"])
-def test_ctrl_c_waits_for_the_whole_update_and_the_resumed_run_has_the_same_bits(where, buffer, tmp_path, caplog):
+def test_ctrl_c_waits_for_the_whole_update_and_the_resumed_run_has_the_same_bits(
+    where, buffer, tmp_path, caplog
+):
     whole = make(tmp_path / "a")
     whole.train(buffer)
     first = make(tmp_path / "b")
@@ -87,7 +104,9 @@ def test_ctrl_c_waits_for_the_whole_update_and_the_resumed_run_has_the_same_bits
     assert same(whole, second)
 
 
-def test_a_second_ctrl_c_leaves_at_once_and_the_last_whole_checkpoint_stays(buffer, tmp_path, caplog):
+def test_a_second_ctrl_c_leaves_at_once_and_the_last_whole_checkpoint_stays(
+    buffer, tmp_path, caplog
+):
     trainer = make(tmp_path)
     strike(trainer, "step", lambda: (ctrl_c(), ctrl_c()))
     with pytest.raises(KeyboardInterrupt):
@@ -95,15 +114,19 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_last_whole_checkpoint_stays(buff
     assert not trainer.is_whole
     assert "checkpoint_final.pt is not written" in caplog.text
     assert [path.name for path in tmp_path.glob("*.pt")] == ["checkpoint_2.pt"]
-    again, whole = make(tmp_path / "c"), make(tmp_path / "d")
+    again = make(tmp_path / "c")
+    whole = make(tmp_path / "d")
     again.train(buffer, resume_from=tmp_path / "checkpoint_2.pt")
     whole.train(buffer)
     assert same(again, whole)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP])
-def test_sigterm_and_a_closed_terminal_save_and_then_end_the_process(asked, buffer, tmp_path, monkeypatch):
-    trainer, sent = make(tmp_path), []
+def test_sigterm_and_a_closed_terminal_save_and_then_end_the_process(
+    asked, buffer, tmp_path, monkeypatch
+):
+    trainer = make(tmp_path)
+    sent = []
     strike(trainer, "loss", lambda: os.kill(os.getpid(), asked))
     kill = os.kill
 
@@ -131,7 +154,10 @@ def test_handlers_of_the_program_are_left_alone(buffer, tmp_path):
     assert (seen, trainer.state.global_step) == ([1], 4)
 
 
-@pytest.mark.parametrize(("where", "names"), [("loss", {"checkpoint_2.pt", "checkpoint_final.pt"}), ("step", {"checkpoint_2.pt"})])
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [("loss", {"checkpoint_2.pt", "checkpoint_final.pt"}), ("step", {"checkpoint_2.pt"})],
+)
 def test_an_update_that_fails_is_in_no_checkpoint(where, names, buffer, tmp_path):
     def fail() -> None:
         raise RuntimeError("out of memory")
@@ -157,12 +183,22 @@ def trained(buffer: ReplayBuffer, folder: Path, **changes: Any) -> Path:
 def test_settings_that_changed_are_applied_and_listed(buffer, tmp_path, caplog):
     path = trained(buffer, tmp_path / "a", learning_rate=1e-3, weight_decay=0.0)
     trainer = make(
-        tmp_path / "b", learning_rate=1e-5, weight_decay=0.5, batch_size=3, model_overrides={"kl_free": 0.5}, log_interval=1
+        tmp_path / "b",
+        learning_rate=1e-5,
+        weight_decay=0.5,
+        batch_size=3,
+        model_overrides={"kl_free": 0.5},
+        log_interval=1,
     )
     trainer.train(buffer, resume_from=path)
     assert [entry["learning_rate"] for entry in trainer.history] == [1e-5] * 4
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.5}
-    for words in ("learning_rate 0.001 -> 1e-05", "weight_decay 0.0 -> 0.5", "batch_size 2 -> 3", "kl_free 1.0 -> 0.5"):
+    for words in (
+        "learning_rate 0.001 -> 1e-05",
+        "weight_decay 0.0 -> 0.5",
+        "batch_size 2 -> 3",
+        "kl_free 1.0 -> 0.5",
+    ):
         assert words in caplog.text
     caplog.clear()
     make(tmp_path / "c", learning_rate=1e-3).train(buffer, resume_from=path)
@@ -179,14 +215,23 @@ def test_another_seed_draws_anew_and_the_same_goes_on(buffer, tmp_path):
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_another_optimizer_is_refused_in_a_sentence_and_nothing_is_changed(is_old, buffer, tmp_path):
+def test_another_optimizer_is_refused_in_a_sentence_and_nothing_is_changed(
+    is_old, buffer, tmp_path
+):
     path = trained(buffer, tmp_path / "a", optimizer="sgd")
     if is_old:
         tree, facts = load_tree_file(path)
-        save_tree_file(path, {k: v for k, v in tree.items() if k not in ("optimizer_class", "group_settings")}, facts)
+        save_tree_file(
+            path,
+            {k: v for k, v in tree.items() if k not in ("optimizer_class", "group_settings")},
+            facts,
+        )
     trainer = make(tmp_path / "b", optimizer="adamw")
     before = weights(trainer)
-    with pytest.raises(CheckpointError, match=r"optimizer: the checkpoint was made with .*AdamW; go on with the same one"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"optimizer: the checkpoint was made with .*AdamW; go on with the same one",
+    ):
         trainer.load_checkpoint(path)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
 
@@ -207,7 +252,9 @@ def test_checkpoints_of_earlier_versions_go_on_with_the_same_bits(buffer, tmp_pa
     assert same(again, whole)
 
 
-def test_what_training_did_to_an_own_optimizer_goes_on_and_what_the_user_changed_counts(buffer, tmp_path):
+def test_what_training_did_to_an_own_optimizer_goes_on_and_what_the_user_changed_counts(
+    buffer, tmp_path
+):
     def sgd(rate: float) -> Any:
         return lambda parameters: torch.optim.SGD(parameters, lr=rate)
 
@@ -224,7 +271,9 @@ def test_what_training_did_to_an_own_optimizer_goes_on_and_what_the_user_changed
     assert third.optimizer.param_groups[0]["lr"] == 0.3
 
 
-def test_an_average_that_begins_on_a_resume_begins_with_the_loaded_weights(buffer, tmp_path, caplog):
+def test_an_average_that_begins_on_a_resume_begins_with_the_loaded_weights(
+    buffer, tmp_path, caplog
+):
     path = trained(buffer, tmp_path / "a", learning_rate=1e-2)
     averaged = make(tmp_path / "b", ema_decay=0.999)
     averaged.load_checkpoint(path)
@@ -238,7 +287,9 @@ def test_an_average_that_begins_on_a_resume_begins_with_the_loaded_weights(buffe
     assert "without averaged weights" in caplog.text
 
 
-def test_callbacks_of_one_class_get_their_own_states_also_when_some_come_or_go(buffer, tmp_path, caplog):
+def test_callbacks_of_one_class_get_their_own_states_also_when_some_come_or_go(
+    buffer, tmp_path, caplog
+):
     def stops(*monitors: str) -> list[EarlyStoppingCallback]:
         return [EarlyStoppingCallback(monitor=monitor, patience=100) for monitor in monitors]
 
@@ -256,7 +307,9 @@ def test_callbacks_of_one_class_get_their_own_states_also_when_some_come_or_go(b
 
 def test_fewer_steps_than_are_done_are_refused(buffer, tmp_path):
     path = trained(buffer, tmp_path / "a")
-    with pytest.raises(ConfigurationError, match=r"total_steps must be >= 2, .* got 1; raise it, or pass num_steps"):
+    with pytest.raises(
+        ConfigurationError, match=r"total_steps must be >= 2, .* got 1; raise it, or pass num_steps"
+    ):
         make(tmp_path / "b", total_steps=1).train(buffer, resume_from=path)
     done = make(tmp_path / "c", total_steps=2)
     done.train(buffer, resume_from=path)
@@ -285,7 +338,9 @@ def test_lists_and_loaders_go_on_where_they_were(kind, buffer, tmp_path):
         made = loader(buffer, **options.get(kind, {}))
         return list(made) if kind == "list" else made
 
-    whole, first, second = (make(tmp_path / name, total_steps=7, eval_interval=2, save_interval=5) for name in "abc")
+    whole, first, second = (
+        make(tmp_path / name, total_steps=7, eval_interval=2, save_interval=5) for name in "abc"
+    )
     whole.train(data())
     first.train(data(), num_steps=5)
     second.train(data(), resume_from=tmp_path / "b" / "checkpoint_5.pt")
@@ -306,7 +361,9 @@ def test_a_loader_of_a_stream_has_no_length_and_goes_on_too(buffer, tmp_path):
     def data() -> Any:
         return DataLoader(Stream(loader(buffer).dataset), batch_size=2)
 
-    whole, first, second = (make(tmp_path / name, total_steps=7, eval_interval=2, save_interval=5) for name in "abc")
+    whole, first, second = (
+        make(tmp_path / name, total_steps=7, eval_interval=2, save_interval=5) for name in "abc"
+    )
     whole.train(data())
     first.train(data(), num_steps=5)
     second.train(data(), resume_from=tmp_path / "b" / "checkpoint_5.pt")
@@ -326,7 +383,9 @@ def test_a_numbered_checkpoint_holds_what_callbacks_know_of_its_own_step(buffer,
     stop = EarlyStoppingCallback(monitor="learning_rate", mode="max", patience=100, min_delta=0)
     make(tmp_path / "a", callbacks=[stop], warmup_steps=4).train(buffer, num_steps=2)
     again = EarlyStoppingCallback(monitor="learning_rate", mode="max", patience=100, min_delta=0)
-    make(tmp_path / "b", callbacks=[again], warmup_steps=4).load_checkpoint(tmp_path / "a" / "checkpoint_2.pt")
+    make(tmp_path / "b", callbacks=[again], warmup_steps=4).load_checkpoint(
+        tmp_path / "a" / "checkpoint_2.pt"
+    )
     assert again.state_dict() == stop.state_dict()
     assert again.best_step == 2
 
@@ -350,7 +409,11 @@ def test_folders_and_schedulers_that_cannot_work_are_refused_at_once(tmp_path):
     with pytest.raises(ConfigurationError, match="output_dir must be a folder that can be made"):
         make(tmp_path / "file" / "below")
     with pytest.raises(ConfigurationError, match="scheduler must step without a metric"):
-        make(tmp_path, own=lambda p: torch.optim.SGD(p, lr=0.1), scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+        make(
+            tmp_path,
+            own=lambda p: torch.optim.SGD(p, lr=0.1),
+            scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau,
+        )
 
 
 def test_what_is_no_part_of_a_trainer_is_refused(tmp_path):
@@ -367,7 +430,9 @@ def test_what_is_no_part_of_a_trainer_is_refused(tmp_path):
         with pytest.raises(ConfigurationError, match=words):
             Trainer(*arguments)
     for kind in (TrainingConfig, MLPConfig):
-        with pytest.raises(ConfigurationError, match=f"the settings of a {kind.__name__} must be a dict, got list"):
+        with pytest.raises(
+            ConfigurationError, match=f"the settings of a {kind.__name__} must be a dict, got list"
+        ):
             kind.from_dict([1])
 
 
@@ -376,11 +441,17 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
     trainer.model.save_pretrained(tmp_path / "m")
     with pytest.raises(CheckpointError, match="is a folder; name a file in it"):
         trainer.load_checkpoint(tmp_path / "m")
-    with pytest.raises(CheckpointError, match=r"is no checkpoint; weights of a saved model are loaded by create_world_model"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is no checkpoint; weights of a saved model are loaded by create_world_model",
+    ):
         trainer.load_checkpoint(tmp_path / "m" / "model.safetensors")
     trainer.save_checkpoint(tmp_path / "c.pt")
     other = Trainer(create_world_model("mlp:ci"), TrainingConfig(output_dir=tmp_path))
-    with pytest.raises(CheckpointError, match=r"c\.pt: tensor .*create the model as it was when the checkpoint was made"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"c\.pt: tensor .*create the model as it was when the checkpoint was made",
+    ):
         other.load_checkpoint(tmp_path / "c.pt")
 
 
@@ -388,9 +459,14 @@ def test_held_out_data_of_another_kind_is_refused(buffer, tmp_path):
     batch = buffer.sample(2, 4)
     trainer = make(tmp_path)
     trainer.train([batch], num_steps=1, eval_data=batch)
-    with pytest.raises(ConfigurationError, match=r"eval_data must be a ReplayBuffer, as data is, got list"):
+    with pytest.raises(
+        ConfigurationError, match=r"eval_data must be a ReplayBuffer, as data is, got list"
+    ):
         trainer.train(buffer, eval_data=[batch])
-    with pytest.raises(ConfigurationError, match=r"eval_data must be a list or loader of batches, as data is, got ReplayBuffer"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"eval_data must be a list or loader of batches, as data is, got ReplayBuffer",
+    ):
         trainer.train([batch], eval_data=buffer)
 
 
@@ -406,7 +482,10 @@ def test_the_metrics_of_a_diverged_run_are_json_and_a_half_line_is_cut(tmp_path)
     def strict(word: str) -> None:
         raise ValueError(word)
 
-    lines = [json.loads(line, parse_constant=strict) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line, parse_constant=strict)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines[0] == {"step": 1}
     assert [line["step"] for line in lines[1:]] == list(range(1, 10))
     assert all(line["grad_norm"] is None for line in lines[1:])
@@ -414,7 +493,13 @@ def test_the_metrics_of_a_diverged_run_are_json_and_a_half_line_is_cut(tmp_path)
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"patience": float("nan")}, {"patience": True}, {"min_delta": float("nan")}, {"min_delta": -1.0}, {"monitor": None}],
+    [
+        {"patience": float("nan")},
+        {"patience": True},
+        {"min_delta": float("nan")},
+        {"min_delta": -1.0},
+        {"monitor": None},
+    ],
 )
 def test_settings_of_early_stopping_are_checked(wrong):
     with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))} must be"):

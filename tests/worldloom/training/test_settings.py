@@ -1,6 +1,7 @@
 """Each field of TrainingConfig changes what a run does; a field that nobody reads fails here.
 
-Fields that change the weights in the end are tried in test_trainer.py; here are those that change something else.
+Fields that change the weights in the end are tried in test_trainer.py; here are those that change
+something else.
 """
 
 import dataclasses
@@ -18,10 +19,33 @@ from worldloom.training import trainer as trainer_module
 from worldloom.training.data import create_random_buffer
 from worldloom.training.sources import prefetched
 
-IN_TEST_TRAINER = {"optimizer", "scheduler", "warmup_steps", "ema_decay", "weight_decay", "mixed_precision", "grad_clip"}
+IN_TEST_TRAINER = {
+    "optimizer",
+    "scheduler",
+    "warmup_steps",
+    "ema_decay",
+    "weight_decay",
+    "mixed_precision",
+    "grad_clip",
+}
 IN_TEST_TRAINER |= {"model_overrides", "learning_rate", "seed"}
-HERE = {"total_steps", "batch_size", "sequence_length", "log_interval", "eval_interval", "save_interval", "output_dir", "device"}
-HERE |= {"num_workers", "prefetch_factor", "gradient_checkpointing", "eval_batches", "eval_episodes_every"}
+HERE = {
+    "total_steps",
+    "batch_size",
+    "sequence_length",
+    "log_interval",
+    "eval_interval",
+    "save_interval",
+    "output_dir",
+    "device",
+}
+HERE |= {
+    "num_workers",
+    "prefetch_factor",
+    "gradient_checkpointing",
+    "eval_batches",
+    "eval_episodes_every",
+}
 
 
 def test_every_field_is_tried_here_or_there() -> None:
@@ -37,7 +61,15 @@ class Watched:
         self.buffer = buffer
         self.draws: list[dict[str, Any]] = []
 
-    def sample(self, batch_size: int, seq_len: int, device: Any = "cpu", *, rng: Any = None, held_out: Any = None) -> Any:
+    def sample(
+        self,
+        batch_size: int,
+        seq_len: int,
+        device: Any = "cpu",
+        *,
+        rng: Any = None,
+        held_out: Any = None,
+    ) -> Any:
         thread = threading.current_thread().name
         self.draws.append({"size": (batch_size, seq_len), "held_out": held_out, "thread": thread})
         return self.buffer.sample(batch_size, seq_len, device, rng=rng, held_out=held_out)
@@ -52,9 +84,17 @@ def buffer() -> ReplayBuffer:
 
 
 def run(buffer: ReplayBuffer, folder: Path, **changes: Any) -> tuple[Trainer, list[dict[str, Any]]]:
-    fields = {"total_steps": 4, "batch_size": 2, "sequence_length": 5, "eval_batches": 1, "eval_interval": 2, "log_interval": 1}
+    fields = {
+        "total_steps": 4,
+        "batch_size": 2,
+        "sequence_length": 5,
+        "eval_batches": 1,
+        "eval_interval": 2,
+        "log_interval": 1,
+    }
     config = TrainingConfig(**(fields | {"output_dir": str(folder), "device": "cpu"} | changes))
-    trainer, watched = Trainer(create_world_model("mlp:ci", obs_shape=(3,), action_dim=2), config), Watched(buffer)
+    trainer = Trainer(create_world_model("mlp:ci", obs_shape=(3,), action_dim=2), config)
+    watched = Watched(buffer)
     trainer.train(watched)
     return trainer, watched.draws
 
@@ -78,7 +118,9 @@ def test_intervals_decide_what_is_written_and_where(buffer: ReplayBuffer, tmp_pa
     assert not list(tmp_path.glob("*.pt"))
 
 
-@pytest.mark.parametrize(("changes", "count"), [({}, 2), ({"eval_interval": 1}, 4), ({"eval_batches": 3}, 6)])
+@pytest.mark.parametrize(
+    ("changes", "count"), [({}, 2), ({"eval_interval": 1}, 4), ({"eval_batches": 3}, 6)]
+)
 def test_evaluations_are_as_many_and_as_large_as_asked(
     changes: dict[str, Any], count: int, buffer: ReplayBuffer, tmp_path: Path
 ) -> None:
@@ -121,9 +163,14 @@ def test_batches_are_drawn_no_further_ahead_than_stated() -> None:
 
 def test_the_device_is_the_model_s_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     model = create_world_model("mlp:ci")
-    assert Trainer(model, TrainingConfig(device="meta", output_dir=str(tmp_path))).model.device.type == "meta"
+    assert (
+        Trainer(model, TrainingConfig(device="meta", output_dir=str(tmp_path))).model.device.type
+        == "meta"
+    )
     with pytest.raises(ConfigurationError, match="device must be"):
-        Trainer(create_world_model("mlp:ci"), TrainingConfig(device="abacus", output_dir=str(tmp_path)))
+        Trainer(
+            create_world_model("mlp:ci"), TrainingConfig(device="abacus", output_dir=str(tmp_path))
+        )
 
 
 def test_checkpointing_computes_activations_twice(buffer: ReplayBuffer, tmp_path: Path) -> None:
@@ -132,14 +179,22 @@ def test_checkpointing_computes_activations_twice(buffer: ReplayBuffer, tmp_path
         calls: list[int] = []
         model = create_world_model("mlp:ci", obs_shape=(3,), action_dim=2)
         model.members[0].encoder[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        config = TrainingConfig(gradient_checkpointing=is_on, output_dir=str(tmp_path), device="cpu", total_steps=1, eval_batches=1)
+        config = TrainingConfig(
+            gradient_checkpointing=is_on,
+            output_dir=str(tmp_path),
+            device="cpu",
+            total_steps=1,
+            eval_batches=1,
+        )
         trainer = Trainer(model, config)
         trainer._update(buffer.sample(2, 5))
         counts.append(len(calls))
     assert counts == [1, 2]
 
 
-def test_a_resumed_run_remembers_its_evaluation_and_its_bad_updates(buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_a_resumed_run_remembers_its_evaluation_and_its_bad_updates(
+    buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     trainer, _ = run(buffer, tmp_path)
     trainer.bad_steps = 3
     trainer.save_checkpoint(tmp_path / "c.pt")
@@ -150,7 +205,9 @@ def test_a_resumed_run_remembers_its_evaluation_and_its_bad_updates(buffer: Repl
     assert again.bad_steps == 3
 
 
-def test_a_checkpoint_written_between_loading_and_training_keeps_the_generators(buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_a_checkpoint_written_between_loading_and_training_keeps_the_generators(
+    buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     first, _ = run(buffer, tmp_path)
     first.save_checkpoint(tmp_path / "a.pt")
     middle = Trainer(create_world_model("mlp:ci", obs_shape=(3,), action_dim=2), first.config)

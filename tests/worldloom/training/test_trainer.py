@@ -7,9 +7,26 @@ import pytest
 import torch
 
 from worldloom import create_world_model
-from worldloom.core.exceptions import BufferError, CheckpointError, ConfigurationError, TrainingError
-from worldloom.training import LoggingCallback, ReplayBuffer, Trainer, TrainingConfig, TrajectoryDataset, train
-from worldloom.training.callbacks import CallbackList, CheckpointCallback, EarlyStoppingCallback, ProgressCallback
+from worldloom.core.exceptions import (
+    BufferError,
+    CheckpointError,
+    ConfigurationError,
+    TrainingError,
+)
+from worldloom.training import (
+    LoggingCallback,
+    ReplayBuffer,
+    Trainer,
+    TrainingConfig,
+    TrajectoryDataset,
+    train,
+)
+from worldloom.training.callbacks import (
+    CallbackList,
+    CheckpointCallback,
+    EarlyStoppingCallback,
+    ProgressCallback,
+)
 from worldloom.training.data import create_random_buffer
 from worldloom.training.schedule import rate_factor
 
@@ -19,10 +36,19 @@ def buffer() -> ReplayBuffer:
     return create_random_buffer(600, (3,), 2, num_episodes=30, episode_length=20, seed=0)
 
 
-def make(tmp_path: Path, name: str = "mlp:ci", callbacks: Any = None, seed: int = 0, **changes: Any) -> Trainer:
+def make(
+    tmp_path: Path, name: str = "mlp:ci", callbacks: Any = None, seed: int = 0, **changes: Any
+) -> Trainer:
     torch.manual_seed(seed)
     model = create_world_model(name, obs_shape=(3,), action_dim=2)
-    fields = {"total_steps": 4, "batch_size": 4, "sequence_length": 5, "eval_interval": 2, "save_interval": 2, "eval_batches": 1}
+    fields = {
+        "total_steps": 4,
+        "batch_size": 4,
+        "sequence_length": 5,
+        "eval_interval": 2,
+        "save_interval": 2,
+        "eval_batches": 1,
+    }
     config = TrainingConfig(**(fields | {"output_dir": str(tmp_path), "device": "cpu"} | changes))
     return Trainer(model, config, callbacks)
 
@@ -36,7 +62,9 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", ["mlp:ci", "tdmpc2:ci", "dreamerv3:ci"])
-def test_a_resumed_run_ends_with_the_same_bits(name: str, buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(
+    name: str, buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     settings = {"scheduler": "cosine", "warmup_steps": 2, "ema_decay": 0.9}
     whole = make(tmp_path / "a", name, **settings)
     whole.train(buffer)
@@ -51,7 +79,9 @@ def test_a_resumed_run_ends_with_the_same_bits(name: str, buffer: ReplayBuffer, 
     assert third.state.global_step == 4
 
 
-def test_threads_and_the_caller_s_generator_change_nothing_but_the_seed_does(buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_threads_and_the_caller_s_generator_change_nothing_but_the_seed_does(
+    buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     results = []
     for number, changes in enumerate([{}, {"num_workers": 2, "prefetch_factor": 1}, {"seed": 1}]):
         trainer = make(tmp_path, **changes)
@@ -67,28 +97,51 @@ def test_threads_and_the_caller_s_generator_change_nothing_but_the_seed_does(buf
 @pytest.mark.parametrize(
     "change",
     [
-        *({"optimizer": "sgd"}, {"scheduler": "linear"}, {"warmup_steps": 3}, {"ema_decay": 0.5}, {"weight_decay": 0.5}),
-        *({"mixed_precision": True}, {"grad_clip": 0.01}, {"model_overrides": {"reward_scale": 9.0}}, {"learning_rate": 1e-2}),
+        *(
+            {"optimizer": "sgd"},
+            {"scheduler": "linear"},
+            {"warmup_steps": 3},
+            {"ema_decay": 0.5},
+            {"weight_decay": 0.5},
+        ),
+        *(
+            {"mixed_precision": True},
+            {"grad_clip": 0.01},
+            {"model_overrides": {"reward_scale": 9.0}},
+            {"learning_rate": 1e-2},
+        ),
     ],
 )
-def test_every_setting_takes_effect(change: dict[str, Any], buffer: ReplayBuffer, tmp_path: Path) -> None:
-    plain, changed = make(tmp_path, optimizer="adamw"), make(tmp_path, **change)
+def test_every_setting_takes_effect(
+    change: dict[str, Any], buffer: ReplayBuffer, tmp_path: Path
+) -> None:
+    plain = make(tmp_path, optimizer="adamw")
+    changed = make(tmp_path, **change)
     if "grad_clip" in change:
-        plain, changed = make(tmp_path, optimizer="sgd"), make(tmp_path, optimizer="sgd", **change)
+        plain = make(tmp_path, optimizer="sgd")
+        changed = make(tmp_path, optimizer="sgd", **change)
     for trainer in (plain, changed):
         trainer.train(buffer)
     assert not same(weights(plain), weights(changed))
 
 
-def test_gradient_checkpointing_gives_the_same_training(buffer: ReplayBuffer, tmp_path: Path) -> None:
-    plain, changed = make(tmp_path), make(tmp_path, gradient_checkpointing=True)
+def test_gradient_checkpointing_gives_the_same_training(
+    buffer: ReplayBuffer, tmp_path: Path
+) -> None:
+    plain = make(tmp_path)
+    changed = make(tmp_path, gradient_checkpointing=True)
     for trainer in (plain, changed):
         trainer.train(buffer)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(plain), weights(changed), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-6)
+        for a, b in zip(weights(plain), weights(changed), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["tdmpc2:ci", "dreamerv3:ci"])
-def test_mixed_precision_trains_every_model(name: str, buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_mixed_precision_trains_every_model(
+    name: str, buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     trainer = make(tmp_path, name, mixed_precision=True)
     before = weights(trainer)
     trainer.train(buffer, num_steps=2)
@@ -103,7 +156,9 @@ def test_the_model_s_own_settings_count_where_the_config_says_nothing(tmp_path: 
         make(tmp_path, model_overrides={"hidden_dim": 3})
 
 
-def test_the_best_checkpoint_is_the_one_with_the_lowest_held_out_loss(buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_the_one_with_the_lowest_held_out_loss(
+    buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     trainer = make(tmp_path, total_steps=6)
     trainer.train(buffer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -122,7 +177,9 @@ def test_evaluation_repeats_and_leaves_training_alone(buffer: ReplayBuffer, tmp_
         trainer.evaluate(buffer, 0)
 
 
-def test_training_reads_datasets_lists_and_single_batches(buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_training_reads_datasets_lists_and_single_batches(
+    buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     batch = buffer.sample(4, 5)
     for data in (TrajectoryDataset(buffer, 5, 8), [batch, batch], batch):
         assert make(tmp_path).train(data, num_steps=2) is not None
@@ -157,7 +214,9 @@ class Recorder:
         self.events.append("train-")
 
 
-def test_every_hook_fires_in_order_and_may_take_losses(buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_every_hook_fires_in_order_and_may_take_losses(
+    buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     recorder = Recorder()
     make(tmp_path, callbacks=[recorder]).train(buffer, num_steps=3)
     epoch = ["epoch+", "step+", "step1", "step+", "step2", "epoch-"]
@@ -175,7 +234,10 @@ def test_a_callback_replaces_the_default_of_its_class(buffer: ReplayBuffer, tmp_
     trainer.add_callback(log)
     assert [c for c in trainer.callbacks if isinstance(c, LoggingCallback)] == [log]
     trainer.train(buffer)
-    assert {p.name for p in (tmp_path / "own").glob("checkpoint_[0-9]*")} == {"checkpoint_3.pt", "checkpoint_4.pt"}
+    assert {p.name for p in (tmp_path / "own").glob("checkpoint_[0-9]*")} == {
+        "checkpoint_3.pt",
+        "checkpoint_4.pt",
+    }
     assert (tmp_path / "logs" / "metrics.jsonl").exists()
 
 
@@ -184,7 +246,9 @@ def test_early_stopping_and_the_progress_bar(buffer: ReplayBuffer, tmp_path: Pat
 
     stream = io.StringIO()
     stop = EarlyStoppingCallback(patience=2, min_delta=1e9, monitor="grad_norm", mode="max")
-    trainer = make(tmp_path, callbacks=[stop, ProgressCallback("Go", stream=stream)], total_steps=50)
+    trainer = make(
+        tmp_path, callbacks=[stop, ProgressCallback("Go", stream=stream)], total_steps=50
+    )
     trainer.train(buffer)
     assert trainer.state.global_step == 3
     assert "Go [" in stream.getvalue()
@@ -193,7 +257,10 @@ def test_early_stopping_and_the_progress_bar(buffer: ReplayBuffer, tmp_path: Pat
 
 
 def test_console_output_needs_no_logging_setup(
-    buffer: ReplayBuffer, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    buffer: ReplayBuffer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.CRITICAL):
         make(tmp_path, log_interval=2).train(buffer)
@@ -223,7 +290,9 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(buffer: ReplayBuffer, tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "other model"])
-def test_damaged_or_foreign_checkpoints_are_refused(damage: str, buffer: ReplayBuffer, tmp_path: Path) -> None:
+def test_damaged_or_foreign_checkpoints_are_refused(
+    damage: str, buffer: ReplayBuffer, tmp_path: Path
+) -> None:
     trainer = make(tmp_path)
     path = tmp_path / "checkpoint.pt"
     trainer.save_checkpoint(path)
@@ -241,16 +310,37 @@ def test_damaged_or_foreign_checkpoints_are_refused(damage: str, buffer: ReplayB
 
 
 def test_step_sizes_follow_their_schedule() -> None:
-    assert [rate_factor(t, total=10, warmup=4, schedule="none") for t in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert [rate_factor(t, total=10, warmup=0, schedule="linear") for t in (0, 5, 10)] == [1.0, 0.5, 0.0]
+    assert [rate_factor(t, total=10, warmup=4, schedule="none") for t in range(5)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.0,
+    ]
+    assert [rate_factor(t, total=10, warmup=0, schedule="linear") for t in (0, 5, 10)] == [
+        1.0,
+        0.5,
+        0.0,
+    ]
     assert rate_factor(5, total=10, warmup=0, schedule="cosine") == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
     "field",
     [
-        *({"total_steps": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"optimizer": "lion"}, {"scheduler": "step"}),
-        *({"ema_decay": 1.0}, {"warmup_steps": -1}, {"eval_episodes_every": 1}, {"sequence_length": 1.5}),
+        *(
+            {"total_steps": 0},
+            {"batch_size": 0},
+            {"learning_rate": 0},
+            {"optimizer": "lion"},
+            {"scheduler": "step"},
+        ),
+        *(
+            {"ema_decay": 1.0},
+            {"warmup_steps": -1},
+            {"eval_episodes_every": 1},
+            {"sequence_length": 1.5},
+        ),
     ],
 )
 def test_wrong_settings_are_named(field: dict[str, Any]) -> None:
@@ -272,5 +362,11 @@ def test_settings_survive_their_file_and_near_misses_are_offered(tmp_path: Path)
 
 def test_train_is_one_line(buffer: ReplayBuffer, tmp_path: Path) -> None:
     model = create_world_model("mlp:ci", obs_shape=(3,), action_dim=2)
-    options = {"total_steps": 2, "batch_size": 2, "sequence_length": 4, "output_dir": tmp_path, "log_interval": 1}
+    options = {
+        "total_steps": 2,
+        "batch_size": 2,
+        "sequence_length": 4,
+        "output_dir": tmp_path,
+        "log_interval": 1,
+    }
     assert train(model, buffer, **options) is model  # type: ignore[arg-type]

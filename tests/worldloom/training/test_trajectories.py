@@ -76,7 +76,8 @@ def test_numbers_of_episodes_say_where_they_end(tmp_path, caplog):
 
 
 def test_choices_of_all_trajectories_have_codes_of_one_width():
-    few, many = arrays(actions=CHOICES // 2), arrays(actions=CHOICES + 1)
+    few = arrays(actions=CHOICES // 2)
+    many = arrays(actions=CHOICES + 1)
     buffer = ReplayBuffer.from_trajectories([few, many])
     codes = np.concatenate([episode["actions"] for episode in buffer.episodes()])
     assert codes.shape == (2 * STEPS, 4)

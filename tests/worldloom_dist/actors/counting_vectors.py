@@ -1,4 +1,6 @@
-"""Vector envs of counting envs with every autoreset mode, reached as ``package.module:callable``."""
+"""Vector envs of counting envs with every autoreset mode, reached as
+``package.module:callable``.
+"""
 
 from typing import Any
 
@@ -34,7 +36,9 @@ class _Silent(SyncVectorEnv):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.metadata = {name: value for name, value in self.metadata.items() if name != "autoreset_mode"}
+        self.metadata = {
+            name: value for name, value in self.metadata.items() if name != "autoreset_mode"
+        }
 
 
 def silent_next_step(num_envs: int) -> SyncVectorEnv:

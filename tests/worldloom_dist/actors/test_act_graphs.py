@@ -1,4 +1,6 @@
-"""Decisions captured as CUDA graphs: the logic with a fake, the promises of the policies on a CPU, the real thing on a GPU."""
+"""Decisions captured as CUDA graphs: the logic with a fake, the promises of the policies on a CPU,
+the real thing on a GPU.
+"""
 
 import logging
 
@@ -18,12 +20,23 @@ from worldloom_dist.actors.acting import ActRequest
 from worldloom_dist.actors.inference import InferenceServer
 
 VECTOR = EnvSpec(name="toy", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,))})
-PIXELS = EnvSpec(name="toy", obs={"image": ArraySpec((64, 64, 3), "uint8")}, action={"action": ArraySpec((2,))})
-TDMPC2 = {"num_samples": 8, "num_elites": 2, "num_policy_samples": 2, "iterations": 2, "latent_dim": 16, "mlp_dim": 16}
+PIXELS = EnvSpec(
+    name="toy", obs={"image": ArraySpec((64, 64, 3), "uint8")}, action={"action": ArraySpec((2,))}
+)
+TDMPC2 = {
+    "num_samples": 8,
+    "num_elites": 2,
+    "num_policy_samples": 2,
+    "iterations": 2,
+    "latent_dim": 16,
+    "mlp_dim": 16,
+}
 TDMPC2 |= {"encoder_dim": 16}
 AGENTS = {"tdmpc2": ("tdmpc2:ci", TDMPC2), "dreamerv3": ("dreamerv3:ci", {})}
 PRECISIONS = [("tdmpc2", "float32"), ("dreamerv3", "float32"), ("dreamerv3", "bfloat16")]
-"""Acting in bfloat16, DreamerV3's way on CUDA, reads copies of its weights. TD-MPC2 acts in float32."""
+"""Acting in bfloat16, DreamerV3's way on CUDA, reads copies of its weights. TD-MPC2 acts in
+float32.
+"""
 SIZES = (1, 2, 4)
 
 
@@ -33,26 +46,39 @@ def policy_of(name, env=VECTOR, device="cpu", **settings):
 
 
 def perturbed(policy) -> WeightsSnapshot:
-    tensors = policy.networks.tensors() if hasattr(policy, "networks") else policy.model.state_dict()
+    tensors = (
+        policy.networks.tensors() if hasattr(policy, "networks") else policy.model.state_dict()
+    )
     generator = torch.Generator().manual_seed(8)
     noise = {name: torch.randn(t.shape, generator=generator) for name, t in tensors.items()}
-    return pack({name: t.cpu() + 0.3 * noise[name] if t.is_floating_point() else t for name, t in tensors.items()})
+    return pack(
+        {
+            name: t.cpu() + 0.3 * noise[name] if t.is_floating_point() else t
+            for name, t in tensors.items()
+        }
+    )
 
 
 def request(envs, step, env=VECTOR) -> ActRequest:
     rng = np.random.default_rng([step, len(envs)])
-    obs = {key: (rng.normal(size=(len(envs), *spec.shape)) * 50).astype(spec.dtype) for key, spec in env.obs.items()}
+    obs = {
+        key: (rng.normal(size=(len(envs), *spec.shape)) * 50).astype(spec.dtype)
+        for key, spec in env.obs.items()
+    }
     return ActRequest(0, 0, np.array(envs), obs, np.full(len(envs), step == 0))
 
 
 class FakeCuda:
-    """One recorded graph: it keeps the work, and a replay writes into the very tensors that capturing returned.
+    """One recorded graph: it keeps the work, and a replay writes into the very tensors that
+    capturing returned.
 
-    Capturing itself computes nothing, as on a GPU: what it returns is rubbish until the first replay.
+    Capturing itself computes nothing, as on a GPU: what it returns is rubbish until the first
+    replay.
     """
 
     def __init__(self, log, error=None):
-        self.log, self.error = log, error
+        self.log = log
+        self.error = error
 
     def warm(self, work):
         self.log.append("warm")
@@ -62,7 +88,8 @@ class FakeCuda:
         if self.error:
             raise self.error
         self.log.append("capture")
-        self.work, self.outputs = work, {name: tensor.clone() for name, tensor in work().items()}
+        self.work = work
+        self.outputs = {name: tensor.clone() for name, tensor in work().items()}
         for tensor in self.outputs.values():
             tensor.fill_(99)
         return self.outputs
@@ -74,7 +101,9 @@ class FakeCuda:
 
 
 def graphed(policy, log, error=None, sizes=SIZES):
-    policy.decide_through(lambda decide: DecisionGraphs(decide, sizes, lambda: FakeCuda(log, error)))
+    policy.decide_through(
+        lambda decide: DecisionGraphs(decide, sizes, lambda: FakeCuda(log, error))
+    )
     return policy
 
 
@@ -87,20 +116,30 @@ def doubling(seen):
 
 
 def test_each_size_is_captured_once_and_replayed_from_the_same_memory():
-    log, seen = [], []
+    log = []
+    seen = []
     decide = DecisionGraphs(doubling(seen), SIZES, lambda: FakeCuda(log))
-    results = [decide({"x": torch.full((rows, 3), float(step))}, explore=False)["out"] for step, rows in enumerate((2, 4, 2, 4, 2))]
+    results = [
+        decide({"x": torch.full((rows, 3), float(step))}, explore=False)["out"]
+        for step, rows in enumerate((2, 4, 2, 4, 2))
+    ]
     once = ["warm"] * WARM_UPS + ["capture", "replay"]
     assert log == [*once, *once, "replay", "replay", "replay"]
     assert len(set(seen)) == 2, "one set of static inputs per size"
-    assert [float(result.min()) for result in results] == [float(result.max()) for result in results] == [0, 2, 4, 6, 8]
+    assert (
+        [float(result.min()) for result in results]
+        == [float(result.max()) for result in results]
+        == [0, 2, 4, 6, 8]
+    )
 
 
 def test_exploring_and_other_dtypes_have_graphs_of_their_own():
     log = []
     decide = DecisionGraphs(doubling([]), SIZES, lambda: FakeCuda(log))
     x = torch.ones(2, 1)
-    assert [float(decide({"x": x}, explore=explore)["out"][0]) for explore in (True, False, True)] == [3, 2, 3]
+    assert [
+        float(decide({"x": x}, explore=explore)["out"][0]) for explore in (True, False, True)
+    ] == [3, 2, 3]
     assert decide({"x": x.double()}, explore=True)["out"].dtype == torch.float64
     assert log.count("capture") == 3
 
@@ -113,31 +152,47 @@ def test_size_that_was_not_foreseen_runs_eagerly():
 
 
 def test_what_cannot_be_captured_runs_eagerly_and_the_log_says_why_once(caplog):
-    error, log = RuntimeError("operation not permitted when stream is capturing\nmore"), []
-    plain, policy = policy_of("tdmpc2"), graphed(policy_of("tdmpc2"), log, error)
+    error = RuntimeError("operation not permitted when stream is capturing\nmore")
+    log = []
+    plain = policy_of("tdmpc2")
+    policy = graphed(policy_of("tdmpc2"), log, error)
     with caplog.at_level(logging.INFO):
-        answers = [InferenceServer(each, batch_sizes=SIZES).act_batch([request([0, 1], 0)])[0] for each in (plain, policy)]
+        answers = [
+            InferenceServer(each, batch_sizes=SIZES).act_batch([request([0, 1], 0)])[0]
+            for each in (plain, policy)
+        ]
         InferenceServer(policy, batch_sizes=SIZES).act_batch([request([0], 0)])
     assert np.array_equal(answers[0].action["action"], answers[1].action["action"])
-    why = "decisions run eagerly: capturing one failed (operation not permitted when stream is capturing)"
+    why = (
+        "decisions run eagerly: capturing one failed (operation not permitted when "
+        "stream is capturing)"
+    )
     assert [record.getMessage() for record in caplog.records] == [why]
     assert log == ["warm"] * WARM_UPS, "it is not tried again"
 
 
 @pytest.mark.parametrize(("name", "precision"), PRECISIONS)
 def test_graphs_answer_as_the_eager_policy_does_over_steps_sizes_and_new_weights(name, precision):
-    """Carries go through a server's table, so one that is overwritten by the next replay would show."""
-    log, plain, policy = [], policy_of(name, precision=precision), policy_of(name, precision=precision)
+    """Carries go through a server's table, so one that is overwritten by the next replay would
+    show.
+    """
+    log = []
+    plain = policy_of(name, precision=precision)
+    policy = policy_of(name, precision=precision)
     weights = perturbed(plain)
     servers = [InferenceServer(each, batch_sizes=SIZES) for each in (plain, graphed(policy, log))]
-    for step, envs in enumerate(([0, 1, 2], [0, 1, 2], [2, 0, 1], [0, 1], [2], [2, 1, 0], [0, 1, 2])):
+    for step, envs in enumerate(
+        ([0, 1, 2], [0, 1, 2], [2, 0, 1], [0, 1], [2], [2, 1, 0], [0, 1, 2])
+    ):
         if step == 5:
             plain.load_weights(weights)
             policy.load_weights(weights)
         eager, replayed = (server.act_batch([request(envs, step)])[0] for server in servers)
         assert np.array_equal(eager.action["action"], replayed.action["action"]), step
         assert eager.extras.keys() == replayed.extras.keys()
-        assert all(np.array_equal(eager.extras[key], replayed.extras[key]) for key in eager.extras), step
+        assert all(
+            np.array_equal(eager.extras[key], replayed.extras[key]) for key in eager.extras
+        ), step
     assert (log.count("capture"), log.count("replay")) == (3, 7)
 
 
@@ -148,18 +203,24 @@ def test_carries_and_actions_are_not_overwritten_by_the_next_decision(name):
     first = policy.act(asked.obs, policy.initial_carry(2), asked.is_first, explore=True)
     kept = {key: np.array(value) for key, value in {**first.carry, **first.action}.items()}
     policy.act(request([0, 1], 1).obs, first.carry, np.zeros(2, bool), explore=True)
-    assert all(np.array_equal(kept[key], value) for key, value in {**first.carry, **first.action}.items())
+    assert all(
+        np.array_equal(kept[key], value) for key, value in {**first.carry, **first.action}.items()
+    )
 
 
 @pytest.mark.parametrize(("name", "precision"), PRECISIONS)
 def test_new_weights_change_no_address_that_a_captured_decision_reads(name, precision):
-    """A graph reads fixed addresses; weights that lay elsewhere after a pull would leave it with the old ones."""
+    """A graph reads fixed addresses; weights that lay elsewhere after a pull would leave it with
+    the old ones.
+    """
     read: list[set[int]] = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             flat = torch.utils._pytree.tree_leaves((args, kwargs or {}))
-            read[-1] |= {t.untyped_storage().data_ptr() for t in flat if isinstance(t, torch.Tensor)} & everything
+            read[-1] |= {
+                t.untyped_storage().data_ptr() for t in flat if isinstance(t, torch.Tensor)
+            } & everything
             return func(*args, **(kwargs or {}))
 
     policy = policy_of(name, precision=precision)
@@ -173,7 +234,8 @@ def test_new_weights_change_no_address_that_a_captured_decision_reads(name, prec
         return run
 
     policy.decide_through(watched)
-    asked, everything = request([0, 1], 0), set()
+    asked = request([0, 1], 0)
+    everything = set()
     policy.act(asked.obs, policy.initial_carry(2), asked.is_first, explore=True)
     held = [*vars(policy).get("_cell", ())] if name == "dreamerv3" else []
     tensors = policy.networks.tensors() if name == "dreamerv3" else policy.model.state_dict()
@@ -191,14 +253,20 @@ class NothingForTheHost(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert torch.Tag.nondeterministic_seeded not in func.tags, f"{func} draws"
         out = func(*args, **(kwargs or {}))
-        found = [t for t in torch.utils._pytree.tree_leaves((args, kwargs or {}, out)) if isinstance(t, torch.Tensor)]
+        found = [
+            t
+            for t in torch.utils._pytree.tree_leaves((args, kwargs or {}, out))
+            if isinstance(t, torch.Tensor)
+        ]
         devices = {t.device.type for t in found}
         assert len(devices) <= 1, f"{func} touches {sorted(devices)}"
         return out
 
 
 def check_pure(decide, inputs):
-    """Run a decision on torch's device without values: to read one, or a shape that hangs on one, is an error there."""
+    """Run a decision on torch's device without values: to read one, or a shape that hangs on one,
+    is an error there.
+    """
     blank = {name: torch.empty_like(tensor, device="meta") for name, tensor in inputs.items()}
     with torch.no_grad(), NothingForTheHost():
         outputs = decide(blank, explore=True)
@@ -209,7 +277,9 @@ def check_pure(decide, inputs):
 @pytest.mark.parametrize("env", [VECTOR, PIXELS], ids=["vector", "pixels"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_decision_reads_no_value_draws_nothing_and_stays_on_its_device(name, env):
-    policy, seen, decisions = policy_of(name, env), {}, []
+    policy = policy_of(name, env)
+    seen = {}
+    decisions = []
 
     def watched(decide):
         def run(inputs, *, explore):
@@ -260,7 +330,11 @@ def test_only_a_policy_on_cuda_is_touched_and_what_stays_eager_is_said(monkeypat
     ]
     made = []
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(act_graphs, "CudaRecorder", lambda *args, **kwargs: made.append((args, kwargs)) or FakeCuda([]))
+    monkeypatch.setattr(
+        act_graphs,
+        "CudaRecorder",
+        lambda *args, **kwargs: made.append((args, kwargs)) or FakeCuda([]),
+    )
     capture_decisions(policy, "cuda:1", SIZES)
     InferenceServer(policy, batch_sizes=SIZES).act_batch([request([0, 1, 2], 0)])
     assert made == [((torch.device("cuda:1"),), {"pool": (0, 1)})]
@@ -276,7 +350,9 @@ def test_policies_of_both_agents_can_be_captured(name):
 @pytest.mark.parametrize("env", [VECTOR, PIXELS], ids=["vector", "pixels"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_captured_decisions_equal_eager_ones_on_cuda(name, env, caplog):
-    """Each step begins from the eager carries, so a rounding difference cannot grow; draws are the same ones."""
+    """Each step begins from the eager carries, so a rounding difference cannot grow; draws are the
+    same ones.
+    """
     eager, captured = (policy_of(name, env, "cuda", precision="float32") for _ in range(2))
     carries: dict = {}
     with caplog.at_level(logging.INFO):
@@ -291,8 +367,12 @@ def test_captured_decisions_equal_eager_ones_on_cuda(name, env, caplog):
             theirs = eager.act(asked.obs, carry, asked.is_first, explore=True)
             carries[rows] = theirs.carry
             mine = captured.act(asked.obs, carry, asked.is_first, explore=True)
-            np.testing.assert_allclose(mine.action["action"], theirs.action["action"], atol=1e-3, err_msg=str(step))
+            np.testing.assert_allclose(
+                mine.action["action"], theirs.action["action"], atol=1e-3, err_msg=str(step)
+            )
             for key, value in theirs.carry.items():
-                np.testing.assert_allclose(*(torch.as_tensor(x).cpu().numpy() for x in (mine.carry[key], value)), atol=1e-3)
+                np.testing.assert_allclose(
+                    *(torch.as_tensor(x).cpu().numpy() for x in (mine.carry[key], value)), atol=1e-3
+                )
     assert "decisions run as captured CUDA graphs" in caplog.text
     assert "eagerly" not in caplog.text

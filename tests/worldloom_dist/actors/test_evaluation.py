@@ -17,17 +17,22 @@ from worldloom_dist.actors.evaluation import EvaluationStoppedError, Evaluator
 
 def evaluator(env: str = "toy:point", num_envs: int = 3, seed: int = 4) -> Evaluator:
     config = EnvConfig(env=env)
-    return Evaluator(lambda: make_env(config, num_envs=num_envs, seed=seed), FakePolicy(env_spec(config)))
+    return Evaluator(
+        lambda: make_env(config, num_envs=num_envs, seed=seed), FakePolicy(env_spec(config))
+    )
 
 
 def test_equal_weights_give_equal_numbers_whenever_and_wherever_they_are_evaluated() -> None:
     weights = snapshot_of(0.3, PolicyVersion(1, 5))
-    training, offline = evaluator(), evaluator()
+    training = evaluator()
+    offline = evaluator()
     training.load_weights(snapshot_of(-0.9, PolicyVersion(1, 1)))
     early = training.evaluate(5)
     training.load_weights(weights)
     offline.load_weights(weights)
-    first, again, other = training.evaluate(5), training.evaluate(5), offline.evaluate(5)
+    first = training.evaluate(5)
+    again = training.evaluate(5)
+    other = offline.evaluate(5)
     assert first == again == other
     assert first.version == PolicyVersion(1, 5)
     assert early.returns != first.returns
@@ -72,21 +77,26 @@ def test_episode_that_its_env_breaks_off_is_played_again() -> None:
             return super().step(action)
 
     def envs() -> VectorEnv:
-        return LocalVectorEnv(lambda: EnvAdapter(RawEnv(FragileEnv()), EnvConfig(env="toy:counting").resolved()), 1, 0)
+        return LocalVectorEnv(
+            lambda: EnvAdapter(RawEnv(FragileEnv()), EnvConfig(env="toy:counting").resolved()), 1, 0
+        )
 
     config = EnvConfig(env="toy:counting")
     assert Evaluator(envs, FakePolicy(env_spec(config))).evaluate(2).returns == (15.0, 1.0)
 
 
 def evaluator_with_dead(num_envs: int, *dead: int) -> Evaluator:
-    """Envs count; those in ``dead`` raise in their second episode, whenever they are built again."""
+    """Envs count; those in ``dead`` raise in their second episode, whenever they are built
+    again.
+    """
 
     class MortalEnv(CountingEnv):
         built = 0
 
         def __init__(self) -> None:
             super().__init__()
-            self._is_mortal = MortalEnv.built in dead or MortalEnv.built >= num_envs  # what is built later replaces a dead one
+            # what is built later replaces a dead one
+            self._is_mortal = MortalEnv.built in dead or MortalEnv.built >= num_envs
             MortalEnv.built += 1
 
         def step(self, action: np.ndarray) -> Any:
@@ -106,7 +116,9 @@ def evaluator_with_dead(num_envs: int, *dead: int) -> Evaluator:
 
 def test_episodes_of_an_env_in_quarantine_are_played_by_the_others() -> None:
     result = evaluator_with_dead(3, 1).evaluate(9)
-    assert result.lengths == (5, 1, 3, 8, 5, 5, 1, 3, 8), "it owed two of its three, and one went to each of the others"
+    assert result.lengths == (5, 1, 3, 8, 5, 5, 1, 3, 8), (
+        "it owed two of its three, and one went to each of the others"
+    )
     assert result.lost_envs == {1: "raised: RuntimeError: broken on purpose"}
     assert result.to_dict()["lost_envs"] == {"1": "raised: RuntimeError: broken on purpose"}
     assert evaluator_with_dead(3, 1).evaluate(9) == result
@@ -149,14 +161,20 @@ def test_episode_without_an_end_is_cut_and_the_next_one_begins_with_a_reset() ->
 
 def test_episodes_that_end_in_time_are_what_they_were() -> None:
     config = EnvConfig(env="toy:counting")
-    limited = Evaluator(lambda: make_env(config, num_envs=2, seed=4), FakePolicy(env_spec(config)), max_steps=5)
+    limited = Evaluator(
+        lambda: make_env(config, num_envs=2, seed=4), FakePolicy(env_spec(config)), max_steps=5
+    )
     assert limited.evaluate(4) == evaluator("toy:counting", num_envs=2).evaluate(4)
     assert "cut_episodes" not in limited.evaluate(4).to_dict()
 
 
 def test_evaluation_ends_at_its_deadline_and_when_it_is_stopped() -> None:
-    with pytest.raises(EvaluationStoppedError, match=r"longer than 0.01 s: 0 of 2 episodes.*--eval-timeout-s"):
+    with pytest.raises(
+        EvaluationStoppedError, match=r"longer than 0.01 s: 0 of 2 episodes.*--eval-timeout-s"
+    ):
         endless(2, timeout_s=0.01).evaluate()
     asked = iter([False, False, True])
-    with pytest.raises(EvaluationStoppedError, match="was stopped: 0 of 2 episodes played, 2 decisions per env"):
+    with pytest.raises(
+        EvaluationStoppedError, match="was stopped: 0 of 2 episodes played, 2 decisions per env"
+    ):
         endless(2).evaluate(is_stopped=lambda: next(asked))

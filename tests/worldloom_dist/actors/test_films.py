@@ -10,20 +10,24 @@ from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import build_env, env_spec, make_env
 from worldloom.envs.local import LocalVectorEnv
 from worldloom_dist.actors.evaluation import Evaluation, Evaluator
-from worldloom_dist.actors.films import Recorder, save_films, write_films
+from worldloom_dist.actors.films import Recorder, save_films
 
 
 def evaluate(env: str, films: int) -> tuple[Evaluation, list[np.ndarray]]:
     config = EnvConfig(env=env, time_limit=8)
     evaluator = Evaluator(
-        lambda: make_env(config, num_envs=3, seed=1, renders=films > 0), FakePolicy(env_spec(config)), films=films
+        lambda: make_env(config, num_envs=3, seed=1, renders=films > 0),
+        FakePolicy(env_spec(config)),
+        films=films,
     )
     return evaluator.evaluate(), evaluator.films
 
 
 def test_films_show_whole_episodes_and_change_no_number() -> None:
     result, films = evaluate("toy:pixel", films=2)
-    assert [film.shape for film in films] == [(9, 64, 64, 3)] * 2, "the first row, then one frame per decision"
+    assert [film.shape for film in films] == [(9, 64, 64, 3)] * 2, (
+        "the first row, then one frame per decision"
+    )
     assert (films[0] != films[1]).any(), "each env has its own film"
     again, none = evaluate("toy:pixel", films=0)
     assert again == result
@@ -51,7 +55,9 @@ def test_env_of_state_is_filmed_by_what_it_renders() -> None:
         recorder.see(row)
         row = env.step({"action": np.zeros((2, 2), np.float32)})
     env.close()
-    assert [film.shape for film in recorder.films] == [(4, 200, 100, 3)] * 2, "one episode, made smaller"
+    assert [film.shape for film in recorder.films] == [(4, 200, 100, 3)] * 2, (
+        "one episode, made smaller"
+    )
     assert [int(film.max()) for film in recorder.films] == [1, 2]
 
 
@@ -74,7 +80,9 @@ def test_pictures_of_changing_size_take_the_size_of_the_first() -> None:
     assert (film.shape, film.min(), film.max()) == ((4, 40, 60, 3), 7, 7)
 
 
-def film_of(pictures: list[Any], caplog: pytest.LogCaptureFixture) -> tuple[list[np.ndarray], list[str]]:
+def film_of(
+    pictures: list[Any], caplog: pytest.LogCaptureFixture
+) -> tuple[list[np.ndarray], list[str]]:
     """The film of an env that draws these, and why there is none."""
     drawn = iter(pictures)
 
@@ -136,7 +144,9 @@ OPAQUE = np.concatenate([COLOUR, np.full((40, 60, 1), 255, np.uint8)], axis=-1)
         (COLOUR[:39, :59], [10, 20, 30]),
     ],
     ids=lambda value: (
-        f"{type(value).__name__}-{getattr(value, 'dtype', '')}-{np.shape(value)}" if not isinstance(value, list) else ""
+        f"{type(value).__name__}-{getattr(value, 'dtype', '')}-{np.shape(value)}"
+        if not isinstance(value, list)
+        else ""
     ),
 )
 def test_pictures_of_every_kind_become_the_colours_that_they_show(
@@ -153,7 +163,8 @@ def test_pictures_of_every_kind_become_the_colours_that_they_show(
 
 
 def test_dark_frames_of_a_film_are_not_made_bright(caplog: pytest.LogCaptureFixture) -> None:
-    dark, bright = np.full((8, 8, 3), 1.0), np.full((8, 8, 3), 200.0)
+    dark = np.full((8, 8, 3), 1.0)
+    bright = np.full((8, 8, 3), 200.0)
     (film,), _ = film_of([dark, bright], caplog)
     assert film[:, 0, 0, 0].tolist() == [1, 200]
 
@@ -171,7 +182,9 @@ def test_dark_frames_of_a_film_are_not_made_bright(caplog: pytest.LogCaptureFixt
     ],
     ids=["None", "empty", "text", "nan", "negative", "large", "channels"],
 )
-def test_pictures_that_cannot_be_shown_are_named(picture: Any, text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_pictures_that_cannot_be_shown_are_named(
+    picture: Any, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     films, problems = film_of([picture], caplog)
     assert films == []
     (problem,) = problems
@@ -188,7 +201,9 @@ def test_more_films_than_envs_are_not_promised(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 4, 3), (2, 4, 4, 3)])
-def test_what_is_no_picture_is_left_out_with_one_warning(shape: tuple[int, ...], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_picture_is_left_out_with_one_warning(
+    shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
     class Odd(LocalVectorEnv):
         def render(self, index: int) -> np.ndarray:
             return np.zeros(shape, np.uint8)
@@ -205,18 +220,23 @@ def test_what_is_no_picture_is_left_out_with_one_warning(shape: tuple[int, ...],
     assert caplog.text.count("a picture must be [Y, X] or [Y, X, channels]") == 1
 
 
-def test_film_that_cannot_be_written_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_film_that_cannot_be_written_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     film = np.zeros((3, 32, 32, 3), np.uint8)
-    paths = write_films([film, film], tmp_path / "videos", "eval-000000100")
+    paths = save_films([film, film], tmp_path / "videos", "eval-000000100").paths
     assert [path.stem for path in paths] == ["eval-000000100-0", "eval-000000100-1"]
     assert all(path.stat().st_size for path in paths)
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        assert write_films([film], tmp_path / "file", "eval") == []
+        assert save_films([film], tmp_path / "file", "eval").paths == ()
     assert "could not be written" in caplog.text
-    assert write_films([np.zeros((3, 32, 32, 5))], tmp_path, "eval") == [], "whatever the encoder raises"
+    strange = np.zeros((3, 32, 32, 5))
+    assert save_films([strange], tmp_path, "eval").paths == (), "whatever the encoder raises"
     report = save_films([np.zeros((3, 32, 32, 5)), film], tmp_path, "late", ["no film of env x"])
     assert [path.stem for path in report.paths] == ["late-1"]
     assert report.problems[0] == "no film of env x"
     assert report.problems[1].startswith("film late-0 could not be written")
-    assert [path.stem for path in tmp_path.glob("*late*")] == ["late-1"], "nothing is left half written"
+    assert [path.stem for path in tmp_path.glob("*late*")] == ["late-1"], (
+        "nothing is left half written"
+    )

@@ -43,12 +43,20 @@ def make(sink: FakeReplayWriter, line: SlowLine, groups: int = 2) -> GroupedWork
     return GroupedWorker(
         [
             RolloutWorker(
-                0, 0, env=lambda: make_env(CONFIG, num_envs=2, seed=0), writer=sink, columns=sink.columns, seed=0, chunk_rows=4,
-                acting=RemoteActing(0, 0, line.call, submit=line.submit, first_env=first), random_prefill=False, first_env=first,
+                0,
+                0,
+                env=lambda: make_env(CONFIG, num_envs=2, seed=0),
+                writer=sink,
+                columns=sink.columns,
+                seed=0,
+                chunk_rows=4,
+                acting=RemoteActing(0, 0, line.call, submit=line.submit, first_env=first),
+                random_prefill=False,
+                first_env=first,
             )
             for first in range(0, 2 * groups, 2)
         ]
-    )  # fmt: skip
+    )
 
 
 def test_next_groups_request_is_on_its_way_while_a_group_steps() -> None:
@@ -56,12 +64,23 @@ def test_next_groups_request_is_on_its_way_while_a_group_steps() -> None:
     worker = make(FakeReplayWriter(env_spec(CONFIG).columns()), line)
     for _ in range(4):
         worker.step()
-    assert line.events == ["ask a", "ask b", "wait a", "ask a", "wait b", "ask b", "wait a", "ask a", "wait b"]
+    assert line.events == [
+        "ask a",
+        "ask b",
+        "wait a",
+        "ask a",
+        "wait b",
+        "ask b",
+        "wait a",
+        "ask a",
+        "wait b",
+    ]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_groups_store_every_row_of_streams_of_their_own(groups: int) -> None:
-    sink, hub = FakeReplayWriter(env_spec(CONFIG).columns()), FakeMetricSink()
+    sink = FakeReplayWriter(env_spec(CONFIG).columns())
+    hub = FakeMetricSink()
     worker = make(sink, SlowLine(), groups)
     written = sum(worker.step() for _ in range(30 * groups))
     hub.emit("actor", 0, worker.drain_metrics())
@@ -80,23 +99,39 @@ def test_groups_store_every_row_of_streams_of_their_own(groups: int) -> None:
 
 
 def mortal_group(
-    sink: FakeReplayWriter, line: SlowLine, first: int, monkeypatch: pytest.MonkeyPatch, *, dies: bool
+    sink: FakeReplayWriter,
+    line: SlowLine,
+    first: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    dies: bool,
 ) -> RolloutWorker:
-    config, limits = EnvConfig(env="tests.worldloom_dist.mortal_envs:MortalEnv"), EnvLimits(max_failures=1)
+    config = EnvConfig(env="tests.worldloom_dist.mortal_envs:MortalEnv")
+    limits = EnvLimits(max_failures=1)
     monkeypatch.setattr(MortalEnv, "healthy", 0 if dies else 100)
     return RolloutWorker(
-        0, 0, env=lambda: make_env(config, num_envs=1, seed=0, limits=limits), writer=sink, columns=sink.columns, seed=0,
-        acting=RemoteActing(0, 0, line.call, submit=line.submit, first_env=first), random_prefill=False, first_env=first,
-    )  # fmt: skip
+        0,
+        0,
+        env=lambda: make_env(config, num_envs=1, seed=0, limits=limits),
+        writer=sink,
+        columns=sink.columns,
+        seed=0,
+        acting=RemoteActing(0, 0, line.call, submit=line.submit, first_env=first),
+        random_prefill=False,
+        first_env=first,
+    )
 
 
 @pytest.mark.parametrize("life", [-1, 0, 2, 30])
 def test_group_whose_envs_are_dead_is_retired_and_the_others_go_on(
     life: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sink, line = FakeReplayWriter(env_spec(CONFIG).columns()), SlowLine()
+    sink = FakeReplayWriter(env_spec(CONFIG).columns())
+    line = SlowLine()
     monkeypatch.setattr(MortalEnv, "LIFE", life)
-    worker = GroupedWorker([mortal_group(sink, line, first, monkeypatch, dies=first == 1) for first in range(3)])
+    worker = GroupedWorker(
+        [mortal_group(sink, line, first, monkeypatch, dies=first == 1) for first in range(3)]
+    )
     with caplog.at_level(logging.WARNING):
         written = sum(worker.step() for _ in range(300))
     assert worker.quarantined == {1: "raised: RuntimeError: broken on purpose"}
@@ -112,8 +147,11 @@ def test_group_whose_envs_are_dead_is_retired_and_the_others_go_on(
 
 
 def test_worker_whose_groups_are_all_dead_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    sink, line = FakeReplayWriter(env_spec(CONFIG).columns()), SlowLine()
-    worker = GroupedWorker([mortal_group(sink, line, first, monkeypatch, dies=True) for first in range(2)])
+    sink = FakeReplayWriter(env_spec(CONFIG).columns())
+    line = SlowLine()
+    worker = GroupedWorker(
+        [mortal_group(sink, line, first, monkeypatch, dies=True) for first in range(2)]
+    )
     with pytest.raises(EnvFailureError, match="no env is left of 1"):
         sum(worker.step() for _ in range(300))
     assert set(worker.quarantined) == {0, 1}

@@ -76,7 +76,8 @@ def test_forgotten_rows_are_used_again_and_the_table_grows_when_it_is_full() -> 
 
 
 def test_padding_changes_no_answer() -> None:
-    plain, policy = server(explore=False), FakePolicy(SPEC, EXTRAS)
+    plain = server(explore=False)
+    policy = FakePolicy(SPEC, EXTRAS)
     padded = InferenceServer(policy, batch_sizes=(4, 8), explore=False)
     for step in range(3):
         batch = [request(0, [0, 1], first=step == 0), request(1, [0, 1, 2], first=step == 0)]
@@ -113,16 +114,21 @@ def test_weights_are_pulled_between_batches_and_named_in_the_reply() -> None:
     assert after.action["action"][0, 0] > 0.4
 
 
-def test_lost_carries_are_counted_once_and_named_by_who_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_carries_are_counted_once_and_named_by_who_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     servers = [server(), server()]
     remote = RemoteActing(3, 0, lambda asked: servers[0].act_batch([asked])[0], first_env=4)
-    obs, no = {"obs": np.zeros((3, 2), np.float32)}, np.zeros(3, bool)
+    obs = {"obs": np.zeros((3, 2), np.float32)}
+    no = np.zeros(3, bool)
     with caplog.at_level(logging.WARNING):
         remote.act(obs, no)  # as after a random prefill: nothing is lost
     servers.reverse()  # the first one has died
     with caplog.at_level(logging.WARNING):
         lost = [
-            remote.act(obs, np.array([False, True, False]), np.array([True, True, False])).carry_resets,
+            remote.act(
+                obs, np.array([False, True, False]), np.array([True, True, False])
+            ).carry_resets,
             remote.act(obs, no).carry_resets,
             remote.act(obs, no).carry_resets,
         ]
@@ -132,15 +138,20 @@ def test_lost_carries_are_counted_once_and_named_by_who_asked(caplog: pytest.Log
         f"the inference server had lost the carries of envs {env} in mid-episode" for env in (4, 6)
     ]
     assert "carry_resets_total" not in remote.drain_metrics()
-    assert all("carry_resets_total" not in central.drain_metrics() for central in servers), "or a sum over roles would double"
+    assert all("carry_resets_total" not in central.drain_metrics() for central in servers), (
+        "or a sum over roles would double"
+    )
 
 
 def test_env_that_was_late_when_the_policy_began_to_act_has_lost_nothing() -> None:
     central = server()
     remote = RemoteActing(0, 0, lambda asked: central.act_batch([asked])[0])
-    obs, no = {"obs": np.zeros((2, 2), np.float32)}, np.zeros(2, bool)
+    obs = {"obs": np.zeros((2, 2), np.float32)}
+    no = np.zeros(2, bool)
     assert remote.act(obs, no, np.array([True, False])).carry_resets == []
-    assert remote.act(obs, no).carry_resets == [], "it comes back in mid-episode, from random actions"
+    assert remote.act(obs, no).carry_resets == [], (
+        "it comes back in mid-episode, from random actions"
+    )
     central = server()
     assert remote.act(obs, no).carry_resets == [0, 1]
 
@@ -169,7 +180,11 @@ def test_carries_may_be_torch_tensors() -> None:
             with torch.inference_mode():
                 count = torch.where(torch.from_numpy(is_first), 0, carry["count"])
                 extras = {"count": count.numpy().astype(np.float32)}
-                return ActOutput({"action": np.zeros((len(is_first), 1), np.float32)}, {"count": count + 1}, extras)
+                return ActOutput(
+                    {"action": np.zeros((len(is_first), 1), np.float32)},
+                    {"count": count + 1},
+                    extras,
+                )
 
     central = InferenceServer(TorchPolicy(SPEC, EXTRAS), batch_sizes=(4,))
     for _ in range(3):
@@ -178,7 +193,8 @@ def test_carries_may_be_torch_tensors() -> None:
     central.act_batch([request(5, list(range(200)), first=True)])
     assert counts(central.act_batch([request(0, [1])])) == [[3]]
     local = LocalActing(TorchPolicy(SPEC, EXTRAS), 2)
-    obs, no = {"obs": np.zeros((2, 2), np.float32)}, np.zeros(2, bool)
+    obs = {"obs": np.zeros((2, 2), np.float32)}
+    no = np.zeros(2, bool)
     local.act(obs, no)
     local.act(obs, no, np.array([False, True]))
     assert local.act(obs, no).extras["count"].tolist() == [1, 2]

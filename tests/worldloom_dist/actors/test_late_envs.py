@@ -1,4 +1,6 @@
-"""Envs that are late now and then: every row is stored once, in its place, with the action and the carry that belong to it."""
+"""Envs that are late now and then: every row is stored once, in its place, with the action and the
+carry that belong to it.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,34 +41,60 @@ def _dawdling_envs_are_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def envs(seed: int, name: str = "DawdlingEnv", size: int = SIZE, **limits: float) -> VectorEnv:
     config = EnvConfig(env=f"faulty_envs:{name}")
-    return make_env(config, num_envs=size, seed=seed, limits=EnvLimits(**{"grace_s": 0.05, **limits}), processes=True)
+    return make_env(
+        config,
+        num_envs=size,
+        seed=seed,
+        limits=EnvLimits(**{"grace_s": 0.05, **limits}),
+        processes=True,
+    )
 
 
 def group(
-    sink: FakeReplayWriter, first: int, acting: ActClient, make: Callable[[int], VectorEnv] = envs, age_s: float = 1.0
+    sink: FakeReplayWriter,
+    first: int,
+    acting: ActClient,
+    make: Callable[[int], VectorEnv] = envs,
+    age_s: float = 1.0,
 ) -> RolloutWorker:
     return RolloutWorker(
-        0, 0, env=lambda: make(first), acting=acting, writer=sink, columns=sink.columns, seed=0, chunk_rows=4, first_env=first,
-        random_prefill=False, max_chunk_age_s=age_s,
-    )  # fmt: skip
+        0,
+        0,
+        env=lambda: make(first),
+        acting=acting,
+        writer=sink,
+        columns=sink.columns,
+        seed=0,
+        chunk_rows=4,
+        first_env=first,
+        random_prefill=False,
+        max_chunk_age_s=age_s,
+    )
 
 
 @pytest.mark.parametrize("where", ["local", "central", "groups"])
 def test_no_row_of_a_late_env_is_lost_doubled_or_shifted(where: str) -> None:
-    sink, policy = FakeReplayWriter(SPEC.columns(EXTRAS)), FakePolicy(SPEC, EXTRAS)
+    sink = FakeReplayWriter(SPEC.columns(EXTRAS))
+    policy = FakePolicy(SPEC, EXTRAS)
     server = InferenceServer(policy)
     worker: RolloutWorker | GroupedWorker
     if where == "local":
         worker = group(sink, 0, LocalActing(policy, SIZE))
     else:
-        clients = [RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first) for first in (0, SIZE)]
+        clients = [
+            RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first)
+            for first in (0, SIZE)
+        ]
         parts = [group(sink, client.first_env, client) for client in clients]
         worker = GroupedWorker(parts) if where == "groups" else parts[0]
         if where == "central":
             parts[1].close()
     turns: list[int] = []
     try:
-        while len(sink.chunks) < worker.num_envs or min(len(sink.rows(stream)["reward"]) for stream in sink.chunks) < 12:
+        while (
+            len(sink.chunks) < worker.num_envs
+            or min(len(sink.rows(stream)["reward"]) for stream in sink.chunks) < 12
+        ):
             turns += [worker.step() for _ in range(20)]
     finally:
         worker.close()
@@ -76,17 +104,29 @@ def test_no_row_of_a_late_env_is_lost_doubled_or_shifted(where: str) -> None:
     for stream in sink.chunks:
         rows = sink.rows(stream)
         check_counting_rows(rows)
-        assert np.array_equal(rows["count"], rows["obs"][:, 1]), "the carry counts the decisions of the rows, and no others"
-        assert len(np.unique(rows["action"][~rows["is_first"]])) > len(rows["action"]) / 2, "actions can be told apart"
-    assert worker.agent_steps == sum(int(np.count_nonzero(~sink.rows(stream)["is_first"])) for stream in sink.chunks)
+        assert np.array_equal(rows["count"], rows["obs"][:, 1]), (
+            "the carry counts the decisions of the rows, and no others"
+        )
+        assert len(np.unique(rows["action"][~rows["is_first"]])) > len(rows["action"]) / 2, (
+            "actions can be told apart"
+        )
+    assert worker.agent_steps == sum(
+        int(np.count_nonzero(~sink.rows(stream)["is_first"])) for stream in sink.chunks
+    )
 
 
-def test_a_group_whose_only_env_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_whose_only_env_hangs_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """And what it had open is sent meanwhile, once it is old."""
     monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
-    sink, server = FakeReplayWriter(SPEC.columns(EXTRAS)), InferenceServer(FakePolicy(SPEC, EXTRAS))
+    sink = FakeReplayWriter(SPEC.columns(EXTRAS))
+    server = InferenceServer(FakePolicy(SPEC, EXTRAS))
     hanging = partial(envs, name="hangs_in_step", size=1, step_timeout_s=4.0, grace_s=0.5)
-    clients = [RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first) for first in range(2)]
+    clients = [
+        RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first)
+        for first in range(2)
+    ]
     parts = [group(sink, client.first_env, client, hanging, age_s=0.3) for client in clients]
     worker = GroupedWorker(parts)
     try:
@@ -94,7 +134,8 @@ def test_a_group_whose_only_env_hangs_holds_up_no_other(monkeypatch: pytest.Monk
             worker.step()
         (stalled,) = [part for part in parts if part.is_stalled]
         other = parts[1 - stalled.first_env]
-        before, has_gone_down = other.rows, False
+        before = other.rows
+        has_gone_down = False
         while stalled.is_stalled:
             worker.step()
             has_gone_down |= not stalled.open_rows
@@ -109,14 +150,24 @@ def test_a_group_whose_only_env_hangs_holds_up_no_other(monkeypatch: pytest.Monk
         rows = sink.rows(stream)
         if stream.env == other.first_env:
             check_counting_rows(rows)
-    assert np.array_equal(sink.rows(StreamId(0, 0, stalled.first_env))["obs"][:5, 1], [0, 1, 2, 0, 1]), "it began anew"
+    assert np.array_equal(
+        sink.rows(StreamId(0, 0, stalled.first_env))["obs"][:5, 1], [0, 1, 2, 0, 1]
+    ), "it began anew"
 
 
-def test_a_group_whose_only_env_hangs_in_its_first_reset_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_group_whose_only_env_hangs_in_its_first_reset_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
-    sink, server = FakeReplayWriter(SPEC.columns(EXTRAS)), InferenceServer(FakePolicy(SPEC, EXTRAS))
-    hanging = partial(envs, name="hangs_in_first_reset", size=1, reset_timeout_s=2.0, start_timeout_s=20.0)
-    clients = [RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first) for first in range(2)]
+    sink = FakeReplayWriter(SPEC.columns(EXTRAS))
+    server = InferenceServer(FakePolicy(SPEC, EXTRAS))
+    hanging = partial(
+        envs, name="hangs_in_first_reset", size=1, reset_timeout_s=2.0, start_timeout_s=20.0
+    )
+    clients = [
+        RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first)
+        for first in range(2)
+    ]
     parts = [group(sink, client.first_env, client, hanging) for client in clients]
     worker = GroupedWorker(parts)
     try:
@@ -129,22 +180,31 @@ def test_a_group_whose_only_env_hangs_in_its_first_reset_holds_up_no_other(monke
 
 def test_groups_that_all_wait_do_not_spin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
-    sink, server = FakeReplayWriter(SPEC.columns(EXTRAS)), InferenceServer(FakePolicy(SPEC, EXTRAS))
+    sink = FakeReplayWriter(SPEC.columns(EXTRAS))
+    server = InferenceServer(FakePolicy(SPEC, EXTRAS))
     slow = partial(envs, name="always_hangs", size=1, step_timeout_s=1.0, max_failures=1)
-    clients = [RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first) for first in range(2)]
-    worker, turns = GroupedWorker([group(sink, client.first_env, client, slow) for client in clients]), count()
+    clients = [
+        RemoteActing(0, 0, lambda asked: server.act_batch([asked])[0], first_env=first)
+        for first in range(2)
+    ]
+    worker = GroupedWorker([group(sink, client.first_env, client, slow) for client in clients])
+    turns = count()
     with pytest.raises(EnvFailureError, match="no env is left"):
         sum(worker.step() for _ in turns)
     worker.close()
     assert 4 < next(turns) < 60
 
 
-@pytest.mark.parametrize(("barrier", "grace_s"), [(True, float("inf")), (False, EnvLimits().grace_s)])
+@pytest.mark.parametrize(
+    ("barrier", "grace_s"), [(True, float("inf")), (False, EnvLimits().grace_s)]
+)
 def test_envs_wait_for_each_other_where_time_must_decide_nothing(
     barrier: bool, grace_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(assembly, "make_env", lambda *_, limits, **__: seen.append(limits))
-    config = dataclasses.replace(PRESETS["debug"](), runtime="ray", barrier=barrier, workers=1, inference="local")
+    config = dataclasses.replace(
+        PRESETS["debug"](), runtime="ray", barrier=barrier, workers=1, inference="local"
+    )
     assembly.build_envs(resolve(config), 0, 0, 0, 2)
     assert [limits.grace_s for limits in seen] == [grace_s]

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fakes import FakeMetricSink, FakePolicy, FakeReplayWriter, FakeWeights, check_counting_rows, snapshot_of
+from tests.fakes import (
+    FakeMetricSink,
+    FakePolicy,
+    FakeReplayWriter,
+    FakeWeights,
+    check_counting_rows,
+    snapshot_of,
+)
 from worldloom.core.exceptions import EnvFailureError, TrainingError
 from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
@@ -95,7 +102,8 @@ def test_episodes_are_reported_once_with_their_end() -> None:
 
 
 def test_prefill_is_random_until_weights_arrive_and_then_the_policy_acts() -> None:
-    sink, weights = counting_sink(), FakeWeights()
+    sink = counting_sink()
+    weights = FakeWeights()
     worker = make_worker(sink, num_envs=2, weights=weights, random_prefill=True)
     for _ in range(7):
         worker.step()
@@ -106,7 +114,9 @@ def test_prefill_is_random_until_weights_arrive_and_then_the_policy_acts() -> No
     worker.close()
     rows = sink.rows(StreamId(2, 7, 0))
     other = sink.rows(StreamId(2, 7, 1))
-    versions = [chunk.version for chunk in sink.chunks[StreamId(2, 7, 0)] for _ in range(chunk.num_rows)]
+    versions = [
+        chunk.version for chunk in sink.chunks[StreamId(2, 7, 0)] for _ in range(chunk.num_rows)
+    ]
     assert versions == [NO_POLICY] * 7 + [PolicyVersion(1, 1)] * 7
     assert np.all(np.abs(rows["action"][7:] - 0.25) < 0.1)
     assert np.std(rows["action"][:7]) > 0.2
@@ -114,15 +124,24 @@ def test_prefill_is_random_until_weights_arrive_and_then_the_policy_acts() -> No
 
 
 def test_prefill_lasts_as_long_as_the_owner_says() -> None:
-    sink, weights = counting_sink(), FakeWeights()
+    sink = counting_sink()
+    weights = FakeWeights()
     weights.publish(snapshot_of(0.5, PolicyVersion(1, 1)))
     allowed: list[bool] = [False, False, True]
-    worker = make_worker(sink, num_envs=1, weights=weights, random_prefill=True, may_use_policy=lambda: allowed.pop(0))
+    worker = make_worker(
+        sink,
+        num_envs=1,
+        weights=weights,
+        random_prefill=True,
+        may_use_policy=lambda: allowed.pop(0),
+    )
     for _ in range(6):
         worker.step()
     worker.close()
     chunks = sink.chunks[StreamId(2, 7, 0)]
-    assert [chunk.version for chunk in chunks for _ in range(chunk.num_rows)] == [NO_POLICY] * 2 + [PolicyVersion(1, 1)] * 4
+    assert [chunk.version for chunk in chunks for _ in range(chunk.num_rows)] == [NO_POLICY] * 2 + [
+        PolicyVersion(1, 1)
+    ] * 4
 
 
 def test_every_worker_changes_its_actions_when_the_weights_change() -> None:
@@ -143,7 +162,8 @@ def test_every_worker_changes_its_actions_when_the_weights_change() -> None:
 
 
 def test_failed_pull_keeps_the_old_weights_and_is_counted() -> None:
-    sink, weights = counting_sink(), FakeWeights()
+    sink = counting_sink()
+    weights = FakeWeights()
     worker = make_worker(sink, num_envs=1, weights=weights)
     weights.publish(snapshot_of(0.1, PolicyVersion(1, 1)))
     worker.step()
@@ -160,7 +180,8 @@ def test_failed_pull_keeps_the_old_weights_and_is_counted() -> None:
 
 
 def test_metrics_are_increments_that_the_table_knows() -> None:
-    sink, hub = counting_sink(), FakeMetricSink()
+    sink = counting_sink()
+    hub = FakeMetricSink()
     worker = make_worker(sink)
     for _ in range(2):
         for _ in range(10):
@@ -169,7 +190,10 @@ def test_metrics_are_increments_that_the_table_knows() -> None:
     values = hub.values["worker", 2]
     assert values["agent_steps_total"].value == worker.agent_steps
     assert values["env_steps_total"].value == worker.env_steps
-    assert {f"actor_seconds_total{{state={state}}}" for state in ("env", "inference", "encode", "blocked")} <= set(values)
+    assert {
+        f"actor_seconds_total{{state={state}}}"
+        for state in ("env", "inference", "encode", "blocked")
+    } <= set(values)
 
 
 def test_failing_env_leaves_no_last_row_and_its_episode_ends_in_error() -> None:
@@ -194,15 +218,20 @@ def test_failing_env_leaves_no_last_row_and_its_episode_ends_in_error() -> None:
     assert rows["obs"][:, :2].tolist() == [[0, 0], [0, 1], [0, 2], [0, 0], [0, 1], [0, 2]]
     assert rows["is_first"].tolist() == [True, False, False, True, False, False]
     assert not (rows["terminated"] | rows["truncated"]).any()
-    assert [(e.reason, e.length, e.episode_return) for e in worker.drain_episodes()] == [("error", 2, 3.0)]
+    assert [(e.reason, e.length, e.episode_return) for e in worker.drain_episodes()] == [
+        ("error", 2, 3.0)
+    ]
     assert worker.drain_metrics()["env_errors_total{reason=raised}"].value == 1
 
 
 def test_policy_that_diverged_is_named_and_not_blamed_on_the_env() -> None:
-    sink, weights = counting_sink(), FakeWeights()
+    sink = counting_sink()
+    weights = FakeWeights()
     weights.publish(snapshot_of(float("nan"), PolicyVersion(1, 3)))
     worker = make_worker(sink, weights=weights)
-    with pytest.raises(TrainingError, match=r"policy of version 1.3 gave an action 'action' that is not finite"):
+    with pytest.raises(
+        TrainingError, match=r"policy of version 1.3 gave an action 'action' that is not finite"
+    ):
         worker.step()
 
 
@@ -245,7 +274,9 @@ def test_killed_env_process_costs_no_stored_row() -> None:
     written = sum(worker.step() for _ in range(9))
     os.kill(supervised.pids[1] or 0, signal.SIGKILL)
     deadline = time.monotonic() + 60
-    while not worker.drain_metrics().get("env_errors_total{reason=died}") or None in supervised.pids:
+    while (
+        not worker.drain_metrics().get("env_errors_total{reason=died}") or None in supervised.pids
+    ):
         assert time.monotonic() < deadline
         written += worker.step()
     while not sink.chunks[StreamId(2, 7, 1)] or sink.rows(StreamId(2, 7, 1))["is_first"].sum() < 4:
@@ -256,7 +287,11 @@ def test_killed_env_process_costs_no_stored_row() -> None:
     for env in (0, 2):
         check_counting_rows(sink.rows(StreamId(2, 7, env)))
     killed = sink.rows(StreamId(2, 7, 1))
-    cut = next(t for t in range(1, len(killed["reward"])) if killed["is_first"][t] and killed["obs"][t, 0] == 0)
+    cut = next(
+        t
+        for t in range(1, len(killed["reward"]))
+        if killed["is_first"][t] and killed["obs"][t, 0] == 0
+    )
     check_counting_rows({name: value[:cut] for name, value in killed.items()})
     check_counting_rows({name: value[cut:] for name, value in killed.items()})
 
@@ -282,7 +317,9 @@ class LaterWriter:
     """Acknowledges a chunk when it is waited for, and counts those on their way."""
 
     def __init__(self, sink: FakeReplayWriter) -> None:
-        self.sink, self.on_their_way, self.most = sink, 0, 0
+        self.sink = sink
+        self.on_their_way = 0
+        self.most = 0
 
     def append(self, chunk: Chunk) -> Callable[[], None]:
         self.on_their_way += 1
@@ -309,7 +346,8 @@ def test_worker_that_ends_sends_every_stream_before_it_waits_and_leaves_nothing_
 
 
 def test_rows_sent_in_the_background_are_those_of_a_writer_that_waits() -> None:
-    blocking, background = counting_sink(), counting_sink()
+    blocking = counting_sink()
+    background = counting_sink()
     for sink, writer in ((blocking, blocking), (background, LaterWriter(background))):
         worker = make_worker(sink, writer=writer)
         for _ in range(60):
@@ -333,7 +371,8 @@ def test_restored_worker_goes_on_exactly(env: str, random_prefill: bool) -> None
             worker.step()
         worker.close()
 
-    straight, resumed = counting_sink(), counting_sink()
+    straight = counting_sink()
+    resumed = counting_sink()
     run(straight, restart=False)
     run(resumed, restart=True)
     assert straight.chunks == resumed.chunks
@@ -343,7 +382,8 @@ def test_restored_worker_goes_on_exactly(env: str, random_prefill: bool) -> None
 @pytest.mark.parametrize("env", ["toy:counting", "counting_vectors:same_step"])
 def test_remote_acting_stores_the_same_rows_as_local_acting(env: str) -> None:
     spec = env_spec(EnvConfig(env="toy:counting"))
-    near, far = counting_sink(), counting_sink()
+    near = counting_sink()
+    far = counting_sink()
     server = InferenceServer(FakePolicy(spec, EXTRAS), explore=False)
     local = LocalActing(FakePolicy(spec, EXTRAS), 3, explore=False)
     remote = RemoteActing(2, 7, lambda request: server.act_batch([request])[0])
@@ -358,7 +398,8 @@ def test_remote_acting_stores_the_same_rows_as_local_acting(env: str) -> None:
 def test_worker_with_remote_inference_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys\n"
-        "import worldloom_dist.actors.rollout_worker, worldloom_dist.actors.inference, worldloom_dist.actors.evaluation\n"
+        "import worldloom_dist.actors.rollout_worker, "
+        "worldloom_dist.actors.inference, worldloom_dist.actors.evaluation\n"
         "from worldloom.envs.config import EnvConfig\n"
         "from worldloom.envs.factory import make_env\n"
         "make_env(EnvConfig(env='gym:Pendulum-v1'), seed=0).reset()\n"
@@ -369,18 +410,21 @@ def test_worker_with_remote_inference_imports_neither_torch_nor_ray() -> None:
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_rows_of_a_policy_that_had_lost_its_carry_are_marked(num_envs: int) -> None:
-    sink, spec = counting_sink(), env_spec(EnvConfig(env="toy:counting"))
+    sink = counting_sink()
+    spec = env_spec(EnvConfig(env="toy:counting"))
     servers = [InferenceServer(FakePolicy(spec, EXTRAS)) for _ in range(2)]
     acting = RemoteActing(2, 7, lambda asked: servers[0].act_batch([asked])[0])
     worker = make_worker(sink, num_envs=num_envs, acting=acting, chunk_rows=3)
     for step in range(24):
         if step == 4:
-            servers.reverse()  # the first one has died; all envs are at the fifth row of an episode of six
+            # the first one has died; all envs are at the fifth row of an episode of six
+            servers.reverse()
         worker.step()
     worker.close()
     assert len(sink.chunks) == num_envs
     for stream, chunks in sink.chunks.items():
-        marks, first = [], 0
+        marks = []
+        first = 0
         for chunk in chunks:
             marks += [first + row for row in carry_resets_of(chunk.payload)]
             first += chunk.num_rows

@@ -12,7 +12,8 @@ from worldloom_dist.actors.stream_writer import StreamWriter
 SPEC = EnvSpec(name="toy", obs={"obs": ArraySpec((2,))}, action={"action": ArraySpec((1,))})
 COLUMNS = SPEC.columns()
 STREAM = StreamId(3, 1, 0)
-V1, V2 = PolicyVersion(1, 1), PolicyVersion(1, 2)
+V1 = PolicyVersion(1, 1)
+V2 = PolicyVersion(1, 2)
 
 
 class Clock:
@@ -35,7 +36,9 @@ def row(number: int, *, first: bool = False, last: bool = False) -> dict[str, np
 
 
 def make(writer: FakeReplayWriter, clock: Clock | None = None, **settings: float) -> StreamWriter:
-    return StreamWriter(STREAM, COLUMNS, writer, clock=clock or Clock(), **{"chunk_rows": 4, **settings})  # type: ignore[arg-type]
+    return StreamWriter(
+        STREAM, COLUMNS, writer, clock=clock or Clock(), **{"chunk_rows": 4, **settings}
+    )  # type: ignore[arg-type]
 
 
 def add(stream: StreamWriter, columns: dict[str, np.ndarray], version: PolicyVersion) -> None:
@@ -46,7 +49,9 @@ def add(stream: StreamWriter, columns: dict[str, np.ndarray], version: PolicyVer
 def numbers(writer: FakeReplayWriter) -> list[list[int]]:
     """Row numbers by chunk."""
     lengths = np.cumsum([chunk.num_rows for chunk in writer.chunks[STREAM]])[:-1]
-    return [part.astype(int).tolist() for part in np.split(writer.rows(STREAM)["obs"][:, 0], lengths)]
+    return [
+        part.astype(int).tolist() for part in np.split(writer.rows(STREAM)["obs"][:, 0], lengths)
+    ]
 
 
 def test_chunk_is_sent_when_it_is_full() -> None:
@@ -86,7 +91,8 @@ def test_chunk_is_split_where_the_version_changes() -> None:
 
 
 def test_old_chunk_is_sent_though_it_is_not_full() -> None:
-    sink, clock = FakeReplayWriter(COLUMNS), Clock()
+    sink = FakeReplayWriter(COLUMNS)
+    clock = Clock()
     stream = make(sink, clock, max_age_s=1.0)
     add(stream, row(0, first=True), V1)
     clock.now = 0.9
@@ -102,7 +108,9 @@ def test_old_chunk_is_sent_though_it_is_not_full() -> None:
 
 
 def test_chunk_that_was_not_acknowledged_is_sent_again_before_anything_newer() -> None:
-    sink = FakeReplayWriter(COLUMNS, failures=[ConnectionError("gone"), ConnectionError("still gone")])
+    sink = FakeReplayWriter(
+        COLUMNS, failures=[ConnectionError("gone"), ConnectionError("still gone")]
+    )
     stream = make(sink, chunk_rows=2)
     add(stream, row(0, first=True), V1)
     with pytest.raises(ConnectionError, match="gone"):
@@ -144,10 +152,13 @@ def test_chunk_must_have_room_for_a_row() -> None:
 
 
 class LaterWriter:
-    """Acknowledges when it is waited for; notes what happens, and refuses two chunks of a stream on their way."""
+    """Acknowledges when it is waited for; notes what happens, and refuses two chunks of a stream on
+    their way.
+    """
 
     def __init__(self, sink: FakeReplayWriter, clock: Clock) -> None:
-        self.sink, self.clock = sink, clock
+        self.sink = sink
+        self.clock = clock
         self.happened: list[str] = []
         self.is_open = False
 
@@ -197,7 +208,14 @@ def test_chunk_whose_acknowledgement_fails_is_sent_again_before_anything_newer()
         stream.flush()
     assert stream.open_rows == 4
     stream.flush()
-    assert later.happened == ["sent 0", "sent 0", "sent 0", "acknowledged 0", "sent 1", "acknowledged 1"]
+    assert later.happened == [
+        "sent 0",
+        "sent 0",
+        "sent 0",
+        "acknowledged 0",
+        "sent 1",
+        "acknowledged 1",
+    ]
     assert numbers(later.sink) == [[0, 1], [2, 3]]
 
 

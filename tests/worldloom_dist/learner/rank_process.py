@@ -1,4 +1,5 @@
-"""One rank of several, as a process: trains an agent on its share of joint batches and saves what it became.
+"""One rank of several, as a process: trains an agent on its share of joint batches and saves what
+it became.
 
 python rank_process.py FOLDER AGENT RANK SIZE PORT
 """
@@ -18,17 +19,43 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.learner.ranks import BucketAverage, TorchRanks, open_store
 
 UPDATES = 3
-"""Few: after rounding differences, DreamerV3 draws another class sooner or later, and from there on the two runs part."""
+"""Few: after rounding differences, DreamerV3 draws another class sooner or later, and from there on
+the two runs part.
+"""
 ENV = EnvSpec(name="test", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,))})
 TDMPC2: dict[str, Any] = {
-    "latent_dim": 16, "encoder_dim": 16, "mlp_dim": 16, "num_q": 3, "num_bins": 11, "batch_size": 8, "horizon": 3, "dropout": 0.1,
-    "num_samples": 12, "num_elites": 4, "num_policy_samples": 3, "episodic": "on",
-}  # fmt: skip
-# A large eps: with the published 1e-20 the optimizer makes a full step out of a gradient that is nothing but rounding.
+    "latent_dim": 16,
+    "encoder_dim": 16,
+    "mlp_dim": 16,
+    "num_q": 3,
+    "num_bins": 11,
+    "batch_size": 8,
+    "horizon": 3,
+    "dropout": 0.1,
+    "num_samples": 12,
+    "num_elites": 4,
+    "num_policy_samples": 3,
+    "episodic": "on",
+}
+# A large eps: with the published 1e-20 the optimizer makes a full step out of a gradient that is
+# nothing but rounding.
 DREAMER: dict[str, Any] = {
-    "deter": 32, "hidden": 8, "stoch": 4, "classes": 4, "units": 8, "depth": 2, "blocks": 4, "bins": 41, "batch_size": 8,
-    "batch_length": 6, "imagine_length": 3, "warmup": 0, "lr": 1e-3, "free_nats": 0.0, "eps": 1e-3,
-}  # fmt: skip
+    "deter": 32,
+    "hidden": 8,
+    "stoch": 4,
+    "classes": 4,
+    "units": 8,
+    "depth": 2,
+    "blocks": 4,
+    "bins": 41,
+    "batch_size": 8,
+    "batch_length": 6,
+    "imagine_length": 3,
+    "warmup": 0,
+    "lr": 1e-3,
+    "free_nats": 0.0,
+    "eps": 1e-3,
+}
 AGENTS = {"tdmpc2": ("tdmpc2:ci", TDMPC2), "dreamerv3": ("dreamerv3:ci", DREAMER)}
 
 
@@ -39,21 +66,30 @@ def make(name: str) -> Any:
 
 def batch(agent: Any, number: int, rank: int = 0, size: int = 1) -> SequenceBatch:
     """This rank's windows of joint batch ``number``."""
-    sampling, rng = agent.spec.sampling, np.random.default_rng(number)
+    sampling = agent.spec.sampling
+    rng = np.random.default_rng(number)
     lead = (sampling.batch_size, sampling.window_rows)
     columns = {}
     for name, spec in ENV.columns(agent.spec.extras).items():
         values = rng.normal(size=(*lead, *spec.shape))
-        columns[name] = values.astype(spec.dtype) if spec.dtype.startswith("float") else np.zeros(values.shape, spec.dtype)
+        columns[name] = (
+            values.astype(spec.dtype)
+            if spec.dtype.startswith("float")
+            else np.zeros(values.shape, spec.dtype)
+        )
     columns["terminated"][:, -1] = rng.random(lead[0]) < 0.5
     share = lead[0] // size
-    return SequenceBatch.from_columns({k: torch.tensor(v[rank * share : (rank + 1) * share]) for k, v in columns.items()})
+    return SequenceBatch.from_columns(
+        {k: torch.tensor(v[rank * share : (rank + 1) * share]) for k, v in columns.items()}
+    )
 
 
 def flat(tree: Any, path: str = "") -> dict[str, np.ndarray]:
     """Every tensor of a nested state, by path."""
     if isinstance(tree, dict):
-        return {k: v for key, value in tree.items() for k, v in flat(value, f"{path}/{key}").items()}
+        return {
+            k: v for key, value in tree.items() for k, v in flat(value, f"{path}/{key}").items()
+        }
     if isinstance(tree, list | tuple):
         return {k: v for i, value in enumerate(tree) for k, v in flat(value, f"{path}/{i}").items()}
     return {path: np.asarray(tree)}
@@ -62,14 +98,24 @@ def flat(tree: Any, path: str = "") -> dict[str, np.ndarray]:
 def main(folder: Path, name: str, rank: int, size: int, port: int) -> None:
     torch.set_num_threads(1)
     agent = make(name)
-    ranks = TorchRanks(open_store("127.0.0.1", port, size, is_host=rank == 0), rank, size, bucket_bytes=4096, timeout_s=60.0)
+    ranks = TorchRanks(
+        open_store("127.0.0.1", port, size, is_host=rank == 0),
+        rank,
+        size,
+        bucket_bytes=4096,
+        timeout_s=60.0,
+    )
     agent.join(ranks)
-    averages = [value for part in (agent, getattr(agent, "updater", agent)) for value in vars(part).values()]
+    averages = [
+        value for part in (agent, getattr(agent, "updater", agent)) for value in vars(part).values()
+    ]
     averages = [value for value in averages if isinstance(value, BucketAverage)]
     for number in range(UPDATES):
         agent.train_step(batch(agent, number, rank, size))
     assert averages
-    assert all(average.sent_early >= 1 for average in averages), "no gradient travelled while backward ran"
+    assert all(average.sent_early >= 1 for average in averages), (
+        "no gradient travelled while backward ran"
+    )
     assert ranks.any(rank == 1, False, True) == [size > 1, False, True]
     assert ranks.share({"rank": rank}) == {"rank": 0}
     np.savez(folder / f"rank{rank}.npz", **flat(agent.state_dict()))

@@ -47,7 +47,8 @@ def test_behind_a_url_a_half_written_checkpoint_does_not_count_and_a_corrupt_one
     store.save(1, tree(1))
     store.save(2, tree(2))
     store.save(3, tree(3))
-    store._files.rm_file(f"{store._root}/step-000000000003/manifest.json")  # killed before the last file
+    # killed before the last file
+    store._files.rm_file(f"{store._root}/step-000000000003/manifest.json")
     (stored,) = store._files.glob(f"{store._root}/step-000000000002/tensors*.safetensors")
     store._files.pipe_file(stored, b"garbage")
     with caplog.at_level(logging.WARNING):
@@ -66,7 +67,8 @@ class SlowStore(CheckpointStore):
 
     def __init__(self, root):
         super().__init__(root)
-        self.may_write, self.error = threading.Event(), None
+        self.may_write = threading.Event()
+        self.error = None
 
     def save(self, step, tree, facts=None):
         assert self.may_write.wait(20)

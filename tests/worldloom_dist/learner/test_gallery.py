@@ -1,4 +1,6 @@
-"""Pictures while training: when they are due, where they go, who hears of them, and that nothing about them can stop a run."""
+"""Pictures while training: when they are due, where they go, who hears of them, and that nothing
+about them can stop a run.
+"""
 
 import json
 import logging
@@ -21,7 +23,8 @@ class Painter:
     """Reports what it was given; a function instead of a picture is called."""
 
     def __init__(self, videos) -> None:
-        self.videos, self.batches = videos, []
+        self.videos = videos
+        self.batches = []
 
     def report(self, batch):
         self.batches.append(batch)
@@ -34,14 +37,21 @@ def index(folder) -> list[dict]:
 
 
 def test_films_and_stills_are_written_and_indexed(tmp_path):
-    gallery, agent = Gallery(tmp_path / "videos", every=100), Painter({"camera/left": FILM, "joints": STILL})
+    gallery = Gallery(tmp_path / "videos", every=100)
+    agent = Painter({"camera/left": FILM, "joints": STILL})
     gallery.report(agent, "batch", 250, 30)
     gallery.close()
     assert agent.batches == ["batch"]
-    film, still = (tmp_path / "videos" / f"open_loop-{name}" for name in ("camera_left-0000000250.gif", "joints-0000000250.png"))
+    film, still = (
+        tmp_path / "videos" / f"open_loop-{name}"
+        for name in ("camera_left-0000000250.gif", "joints-0000000250.png")
+    )
     with Image.open(film) as first, Image.open(still) as second:
         assert (first.n_frames, first.size, second.size) == (4, (8, 6), (8, 6))
-    assert [(line["name"], line["path"], line["env_steps"], line["train_steps"]) for line in index(tmp_path / "videos")] == [
+    assert [
+        (line["name"], line["path"], line["env_steps"], line["train_steps"])
+        for line in index(tmp_path / "videos")
+    ] == [
         ("open_loop/camera/left", film.name, 250, 30),
         ("open_loop/joints", still.name, 250, 30),
     ]
@@ -55,7 +65,8 @@ def test_reports_are_due_every_so_many_env_steps_since_the_last_one(tmp_path):
 
 
 def test_off_means_that_the_agent_is_never_asked(tmp_path):
-    gallery, agent = Gallery(tmp_path, every=0), Painter({"x": STILL})
+    gallery = Gallery(tmp_path, every=0)
+    agent = Painter({"x": STILL})
     assert not gallery.is_due(10**9)
     gallery.report(agent, None, 5, 5)
     assert agent.batches == []
@@ -73,7 +84,10 @@ def broken():
     raise RuntimeError("no picture today")
 
 
-@pytest.mark.parametrize(("videos", "message"), [(broken, "no picture today"), ({"x": np.zeros(3)}, "could not be written")])
+@pytest.mark.parametrize(
+    ("videos", "message"),
+    [(broken, "no picture today"), ({"x": np.zeros(3)}, "could not be written")],
+)
 def test_a_report_that_fails_is_logged_and_the_next_one_is_drawn(tmp_path, caplog, videos, message):
     gallery = Gallery(tmp_path, every=1)
     with caplog.at_level(logging.WARNING):
@@ -91,7 +105,8 @@ def test_without_the_package_that_draws_it_says_so_once(tmp_path, caplog, monkey
         raise MissingDependencyError("pictures", "pillow", "viz")
 
     monkeypatch.setattr("worldloom.evaluation.visualize.save_frames", refuse)
-    gallery, agent = Gallery(tmp_path, every=1), Painter({"x": STILL})
+    gallery = Gallery(tmp_path, every=1)
+    agent = Painter({"x": STILL})
     for steps in (1, 2, 3):
         gallery.report(agent, None, steps, steps)
         gallery.close() if steps == 3 else gallery._collect(10.0)
@@ -101,8 +116,11 @@ def test_without_the_package_that_draws_it_says_so_once(tmp_path, caplog, monkey
 
 def test_nobody_waits_for_a_slow_writer(tmp_path, monkeypatch):
     gate = threading.Event()
-    monkeypatch.setattr("worldloom.evaluation.visualize.save_frames", lambda frames, path, fps: gate.wait(10.0))
-    gallery, agent = Gallery(tmp_path, every=1), Painter({"x": STILL})
+    monkeypatch.setattr(
+        "worldloom.evaluation.visualize.save_frames", lambda frames, path, fps: gate.wait(10.0)
+    )
+    gallery = Gallery(tmp_path, every=1)
+    agent = Painter({"x": STILL})
     for steps in (1, 2, 3):
         gallery.report(agent, None, steps, steps)
     assert len(agent.batches) == 1

@@ -1,4 +1,6 @@
-"""The learner with a fake agent: counters, versions, metrics, skipped updates, and what it writes back."""
+"""The learner with a fake agent: counters, versions, metrics, skipped updates, and what it writes
+back.
+"""
 
 import numpy as np
 import pytest
@@ -52,7 +54,13 @@ def windows(reward: float = 0.5) -> SampledWindows:
     columns |= {"obs": np.zeros((2, 4, 1), "float32"), "action": np.zeros((2, 4, 1), "float32")}
     columns["reward"] = np.full((2, 4), reward, "float32")
     columns["reward"].flags.writeable = False  # as from an object store
-    return SampledWindows(columns, np.arange(8).reshape(2, 4), np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2))
+    return SampledWindows(
+        columns,
+        np.arange(8).reshape(2, 4),
+        np.zeros(2, np.int64),
+        np.zeros(2, np.int64),
+        np.zeros(2),
+    )
 
 
 def test_counters_versions_and_metrics_follow_the_updates():
@@ -73,7 +81,8 @@ def test_counters_versions_and_metrics_follow_the_updates():
 
 
 def test_refreshed_extras_are_written_back_with_their_windows():
-    learner, written = Learner(FakeAgent(), WeightStore()), []
+    learner = Learner(FakeAgent(), WeightStore())
+    written = []
     learner.write_back = lambda *args: written.append(args)
     sampled = windows(0.5)
     learner.train(sampled)
@@ -107,12 +116,17 @@ def test_a_restored_learner_goes_on_under_its_own_incarnation():
     first.train(windows())
     second = Learner(FakeAgent(), WeightStore(), incarnation=2)
     second.load_state_dict(first.state_dict())
-    assert (second.train_steps, second.replayed_steps, second.version) == (1, 6, PolicyVersion(2, 1))
+    assert (second.train_steps, second.replayed_steps, second.version) == (
+        1,
+        6,
+        PolicyVersion(2, 1),
+    )
 
 
 @pytest.mark.parametrize("make_store", [WeightStore, FakeWeights])
 def test_a_version_never_falls(make_store):
-    store, snapshot = make_store(), pack({"w": torch.zeros(1)})
+    store = make_store()
+    snapshot = pack({"w": torch.zeros(1)})
     with pytest.raises(StateError):
         store.fetch()
     store.publish(snapshot.with_version(PolicyVersion(2, 5)))
@@ -129,11 +143,15 @@ class Replayed:
     def __init__(self):
         zeros = torch.zeros(2)
         self.output = TrainOutput(
-            {"loss/total": torch.zeros(())}, torch.zeros(()), refreshed={"latent/x": torch.zeros(2, 3, 1)}, priorities=zeros
+            {"loss/total": torch.zeros(())},
+            torch.zeros(()),
+            refreshed={"latent/x": torch.zeros(2, 3, 1)},
+            priorities=zeros,
         )
 
     def __call__(self, batch):
-        value, out = batch.reward[0, 0], self.output
+        value = batch.reward[0, 0]
+        out = self.output
         for tensor in (out.metrics["loss/total"], out.refreshed["latent/x"], out.priorities):
             tensor.fill_(float(value))
         out.nonfinite.fill_(float(value == 2))
@@ -155,14 +173,22 @@ class LateEvent:
 
 
 @pytest.mark.parametrize("is_cuda", [False, True])
-def test_what_an_update_leaves_is_taken_before_the_next_replay_writes_over_it(monkeypatch, tmp_path, is_cuda):
+def test_what_an_update_leaves_is_taken_before_the_next_replay_writes_over_it(
+    monkeypatch, tmp_path, is_cuda
+):
     real = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: real(*args, **kwargs))
+    monkeypatch.setattr(
+        torch, "empty", lambda *args, pin_memory=False, **kwargs: real(*args, **kwargs)
+    )
     monkeypatch.setattr(learner_module, "_recorded_event", LateEvent)
     learner = Learner(FakeAgent(), WeightStore(), bad_batches=tmp_path)
-    learner._step, learner._is_cuda = Replayed(), is_cuda
-    written, priorities = [], []
-    learner.write_back = lambda sampled, refreshed: written.append((sampled, refreshed["latent/x"].copy()))
+    learner._step = Replayed()
+    learner._is_cuda = is_cuda
+    written = []
+    priorities = []
+    learner.write_back = lambda sampled, refreshed: written.append(
+        (sampled, refreshed["latent/x"].copy())
+    )
     learner.update_priorities = lambda sampled, values: priorities.append((sampled, values))
     batches = [windows(float(number)) for number in range(1, 8)]
     for sampled in batches:
@@ -172,7 +198,9 @@ def test_what_an_update_leaves_is_taken_before_the_next_replay_writes_over_it(mo
     learner.state_dict()
     for taken in (written, priorities):
         assert [sampled for sampled, _ in taken] == batches
-        assert [set(np.unique(values)) for _, values in taken] == [{float(number)} for number in range(1, 8)]
+        assert [set(np.unique(values)) for _, values in taken] == [
+            {float(number)} for number in range(1, 8)
+        ]
     assert metrics["loss{name=total}"].value == 7.0
     assert metrics["learner_skipped_updates_total{reason=nonfinite}"].value == 1
     assert [path.name for path in tmp_path.iterdir()] == ["update-000000002.npz"]

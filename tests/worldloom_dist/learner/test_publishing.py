@@ -1,4 +1,6 @@
-"""Weights that leave a GPU late are those of their version, byte for byte what a publish on the spot would have sent."""
+"""Weights that leave a GPU late are those of their version, byte for byte what a publish on the
+spot would have sent.
+"""
 
 import threading
 import time
@@ -40,12 +42,17 @@ def wait_for(condition):
 @pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_late_version_is_what_it_was_when_it_was_ordered(name, dtype):
-    agent, store, download = rank_process.make(name), WeightStore(), Late()
+    agent = rank_process.make(name)
+    store = WeightStore()
+    download = Late()
     learner = Learner(agent, store, weights_dtype=dtype)
-    learner._publisher = Publisher(store, download, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    learner._publisher = Publisher(
+        store, download, torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    )
     expected = agent.policy_weights() if dtype == "float32" else to_bfloat16(agent.policy_weights())
     version = learner.publish()
-    agent.train_step(rank_process.batch(agent, 0))  # changes the weights in place while their copy is on its way
+    # changes the weights in place while their copy is on its way
+    agent.train_step(rank_process.batch(agent, 0))
     assert store.version() < version
     assert "weights_published_total" not in learner.drain_metrics()
     download.may_deliver.set()
@@ -57,7 +64,9 @@ def test_a_late_version_is_what_it_was_when_it_was_ordered(name, dtype):
 
 
 def test_versions_arrive_in_order_and_one_that_the_store_refuses_costs_only_itself(caplog):
-    store, download, agent = WeightStore(), Late(), rank_process.make("tdmpc2")
+    store = WeightStore()
+    download = Late()
+    agent = rank_process.make("tdmpc2")
     download.may_deliver.set()
     publisher = Publisher(store, download)
     store.publish(agent.policy_weights().with_version(PolicyVersion(1, 2)))

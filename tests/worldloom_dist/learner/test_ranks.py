@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
 def test_two_gloo_ranks_equal_one_rank_with_the_joint_batch(name, tmp_path):
-    port, environment = free_port(), {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    port = free_port()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = [sys.executable, rank_process.__file__, str(tmp_path), name]
-    processes = [subprocess.Popen([*script, str(rank), "2", str(port)], env=environment) for rank in range(2)]
+    processes = [
+        subprocess.Popen([*script, str(rank), "2", str(port)], env=environment) for rank in range(2)
+    ]
     alone = rank_process.make(name)
     for number in range(rank_process.UPDATES):
         alone.train_step(rank_process.batch(alone, number))
@@ -35,13 +38,20 @@ def test_two_gloo_ranks_equal_one_rank_with_the_joint_batch(name, tmp_path):
             scale = max(np.abs(value).max(initial=0.0), 1e-3)
             assert np.abs(ranks[0][path] - value).max(initial=0.0) <= 1e-5 * scale, path
         else:
-            assert np.array_equal(ranks[0][path], value), f"{path}: ranks draw other numbers than one rank"
+            assert np.array_equal(ranks[0][path], value), (
+                f"{path}: ranks draw other numbers than one rank"
+            )
 
 
 def test_buckets_hold_every_parameter_once_from_the_last_to_the_first():
     parameters = [
         torch.zeros(n, dtype=dtype)
-        for n, dtype in ((10, torch.float32), (3, torch.float32), (2, torch.float64), (900, torch.float32))
+        for n, dtype in (
+            (10, torch.float32),
+            (3, torch.float32),
+            (2, torch.float64),
+            (900, torch.float32),
+        )
     ]
     assert _buckets(parameters, 100) == [[3], [2], [1, 0]]
 

@@ -1,4 +1,6 @@
-"""Batches reach the device through two buffers that are never overwritten too early; a captured update is what an eager one is."""
+"""Batches reach the device through two buffers that are never overwritten too early; a captured
+update is what an eager one is.
+"""
 
 import logging
 
@@ -21,14 +23,21 @@ def windows(number: float) -> SampledWindows:
     columns["reward"] = np.full((2, 4), number, "float32")
     for column in columns.values():
         column.flags.writeable = False  # as from an object store
-    return SampledWindows(columns, np.arange(8).reshape(2, 4), np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2))
+    return SampledWindows(
+        columns,
+        np.arange(8).reshape(2, 4),
+        np.zeros(2, np.int64),
+        np.zeros(2, np.int64),
+        np.zeros(2),
+    )
 
 
 class Copy:
     """An upload on its way: it reads the pinned memory only when somebody waits for it."""
 
     def __init__(self, pinned, targets):
-        self.pinned, self.targets = pinned, targets
+        self.pinned = pinned
+        self.targets = targets
 
     def synchronize(self):
         for source, target in zip(self.pinned, self.targets, strict=True):
@@ -58,7 +67,8 @@ class LazyLane:
 def test_a_late_copy_still_brings_its_own_batch():
     lane = LazyLane()
     stager = Stager("cpu", lane)
-    staged = [stager.stage(windows(float(number))) for number in range(5)]  # further ahead than there are buffers
+    # further ahead than there are buffers
+    staged = [stager.stage(windows(float(number))) for number in range(5)]
     for number, item in enumerate(staged):
         batch = stager.take(item)
         assert float(batch.reward.min()) == float(batch.reward.max()) == number
@@ -76,7 +86,8 @@ class FakeRecorder:
     """Keeps the work and runs it again; what it returned keeps its tensors, as in a graph."""
 
     def __init__(self, error=None):
-        self.error, self.calls = error, []
+        self.error = error
+        self.calls = []
 
     def warm(self, work):
         self.calls.append("warm")
@@ -86,7 +97,8 @@ class FakeRecorder:
         if self.error:
             raise self.error
         self.calls.append("capture")
-        self.work, self.output = work, TrainOutput({"seen": torch.zeros(())}, torch.zeros(()))
+        self.work = work
+        self.output = TrainOutput({"seen": torch.zeros(())}, torch.zeros(()))
         return self.output
 
     def replay(self):
@@ -115,11 +127,14 @@ class Summing:
 
 def batch_of(value: float, size: int = 2) -> SequenceBatch:
     ones = torch.full((size, 3), value)
-    return SequenceBatch({"obs": ones[..., None]}, {"action": ones[..., None]}, ones, ones > 9, ones > 9, ones > 9)
+    return SequenceBatch(
+        {"obs": ones[..., None]}, {"action": ones[..., None]}, ones, ones > 9, ones > 9, ones > 9
+    )
 
 
 def test_every_batch_is_trained_on_once_before_and_after_the_capture():
-    agent, recorder = Summing(), FakeRecorder()
+    agent = Summing()
+    recorder = FakeRecorder()
     step = GraphStep(agent, recorder)
     seen = [float(step(batch_of(float(number))).metrics["seen"]) for number in range(8)]
     assert seen == [6.0 * number for number in range(8)]
@@ -130,7 +145,9 @@ def test_every_batch_is_trained_on_once_before_and_after_the_capture():
 
 def test_what_cannot_be_captured_runs_eagerly_and_the_log_says_why(caplog):
     agent = Summing()
-    step = GraphStep(agent, FakeRecorder(RuntimeError("operation not permitted when stream is capturing\nmore")))
+    step = GraphStep(
+        agent, FakeRecorder(RuntimeError("operation not permitted when stream is capturing\nmore"))
+    )
     with caplog.at_level(logging.INFO):
         for _ in range(7):
             step(batch_of(1.0))
@@ -138,7 +155,10 @@ def test_what_cannot_be_captured_runs_eagerly_and_the_log_says_why(caplog):
         make_step(agent, "cuda", "auto", ranks=2)
     assert float(agent.total) == 7 * 6.0
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "updates run eagerly: capturing one failed (operation not permitted when stream is capturing)"
+    assert said[0] == (
+        "updates run eagerly: capturing one failed (operation not permitted when "
+        "stream is capturing)"
+    )
     assert "a cpu has no graphs to capture" in said[1]
     assert "2 learner ranks" in said[2]
     assert len(said) == 3
@@ -149,14 +169,26 @@ def storages(tree: object) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in vars(tree).items():
         parts = value.state_dict(keep_vars=True) if isinstance(value, torch.nn.Module) else value
-        parts = parts if isinstance(parts, dict) else dict(enumerate(parts)) if isinstance(parts, list | tuple) else {"": parts}
-        found |= {f"{name}.{key}": part.data_ptr() for key, part in parts.items() if isinstance(part, torch.Tensor)}
+        parts = (
+            parts
+            if isinstance(parts, dict)
+            else dict(enumerate(parts))
+            if isinstance(parts, list | tuple)
+            else {"": parts}
+        )
+        found |= {
+            f"{name}.{key}": part.data_ptr()
+            for key, part in parts.items()
+            if isinstance(part, torch.Tensor)
+        }
     return found
 
 
 @pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
 def test_an_update_changes_the_agents_state_in_place(name):
-    """A captured update reads and writes fixed addresses; a state that moved would silently stop to change."""
+    """A captured update reads and writes fixed addresses; a state that moved would silently stop to
+    change.
+    """
     agent = rank_process.make(name)
     agent.train_step(rank_process.batch(agent, 0))  # optimizers make their moments here
     owners = [agent, getattr(agent, "updater", agent), getattr(agent, "optimizer", agent)]
@@ -182,23 +214,37 @@ def test_a_captured_update_equals_an_eager_one_on_cuda(name):
     from worldloom.agents.registry import make_agent, make_agent_config
 
     preset, settings = rank_process.AGENTS[name]
-    eager, captured = (make_agent(make_agent_config(preset, settings), rank_process.ENV, device="cuda", seed=3) for _ in range(2))
+    eager, captured = (
+        make_agent(make_agent_config(preset, settings), rank_process.ENV, device="cuda", seed=3)
+        for _ in range(2)
+    )
     step = GraphStep(captured, CudaRecorder(torch.device("cuda"), _generators(captured)))
     for number in range(12):
         batch = rank_process.batch(eager, number).map(lambda t: t.cuda())
         eager.train_step(batch)
         step(batch)
     assert not step._is_eager
-    mine, theirs = (rank_process.flat(agent.policy_weights().arrays()) for agent in (captured, eager))
+    mine, theirs = (
+        rank_process.flat(agent.policy_weights().arrays()) for agent in (captured, eager)
+    )
     for path, value in theirs.items():
-        np.testing.assert_allclose(mine[path], value, atol=1e-3 * max(np.abs(value).max(), 1e-3), err_msg=path)
+        np.testing.assert_allclose(
+            mine[path], value, atol=1e-3 * max(np.abs(value).max(), 1e-3), err_msg=path
+        )
 
 
 @pytest.mark.parametrize(
-    "error", [torch._dynamo.exc.Unsupported("generators\nand more"), RuntimeError("g++ was not found\nbut more")]
+    "error",
+    [
+        torch._dynamo.exc.Unsupported("generators\nand more"),
+        RuntimeError("g++ was not found\nbut more"),
+    ],
 )
-def test_an_update_that_cannot_be_compiled_is_made_eagerly_once_and_the_log_says_why(monkeypatch, caplog, error):
-    agent, tried = Summing(), []
+def test_an_update_that_cannot_be_compiled_is_made_eagerly_once_and_the_log_says_why(
+    monkeypatch, caplog, error
+):
+    agent = Summing()
+    tried = []
 
     def compiled(batch):
         tried.append(batch)
@@ -218,7 +264,9 @@ def test_an_update_that_cannot_be_compiled_is_made_eagerly_once_and_the_log_says
     assert len(said) == 2
 
 
-def test_an_error_of_a_compiled_update_that_has_worked_is_not_taken_for_a_failed_compilation(monkeypatch):
+def test_an_error_of_a_compiled_update_that_has_worked_is_not_taken_for_a_failed_compilation(
+    monkeypatch,
+):
     answers = iter([TrainOutput({}, torch.zeros(()))])
 
     def compiled(_):
@@ -236,20 +284,27 @@ def test_an_error_of_a_compiled_update_that_has_worked_is_not_taken_for_a_failed
 def test_an_agent_that_is_not_known_to_compile_runs_eagerly_and_the_log_says_why(caplog):
     agent = rank_process.make("dreamerv3")
     assert make_step(agent, "cpu", "inductor") == agent.train_step
-    assert "dreamerv3:ci has not been shown to make the same update through torch.compile" in caplog.text
+    assert (
+        "dreamerv3:ci has not been shown to make the same update through torch.compile"
+        in caplog.text
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, of its compiler
+# torch's own, of its compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_compiled_update_is_an_eager_one(caplog):
     eager, compiled = (rank_process.make("tdmpc2") for _ in range(2))
     with caplog.at_level(logging.INFO, "worldloom_dist"):
         step = make_step(compiled, "cpu", "inductor")
         for number in range(3):
             batch = rank_process.batch(eager, number)
-            expected, got = eager.train_step(batch), step(batch)
+            expected = eager.train_step(batch)
+            got = step(batch)
             assert float(got.nonfinite) == 0
             same = {key: float(value) for key, value in expected.metrics.items()}
-            assert {key: float(value) for key, value in got.metrics.items()} == pytest.approx(same, rel=1e-3, abs=1e-4)
+            assert {key: float(value) for key, value in got.metrics.items()} == pytest.approx(
+                same, rel=1e-3, abs=1e-4
+            )
     assert [r.getMessage() for r in caplog.records if "eagerly" in r.getMessage()] == []

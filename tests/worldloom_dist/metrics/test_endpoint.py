@@ -23,7 +23,9 @@ def endpoint(secret=""):
 
 
 def status(url, authorization=None):
-    request = urllib.request.Request(url, headers={"Authorization": authorization} if authorization else {})
+    request = urllib.request.Request(
+        url, headers={"Authorization": authorization} if authorization else {}
+    )
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read().decode()

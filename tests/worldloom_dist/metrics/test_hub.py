@@ -44,7 +44,9 @@ def test_a_scrape_parses_and_carries_run_id_and_role():
         server.shutdown()
         server.server_close()
     samples = {
-        (s.name, s.labels.get("role"), s.labels.get("le")): s for f in text_string_to_metric_families(text) for s in f.samples
+        (s.name, s.labels.get("role"), s.labels.get("le")): s
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
     }
     assert samples["worldloom_learner_updates_total", "learner", None].value == 5
     assert samples["worldloom_sample_age_seconds_bucket", "learner", "5.0"].value == 2
@@ -57,7 +59,11 @@ def test_the_number_of_series_does_not_depend_on_the_number_of_workers():
     def series(workers: int) -> int:
         hub = MetricsHub("r1")
         for worker in range(workers):
-            hub.emit("actor", worker, {"agent_steps_total": Sum(1), "process_resident_memory_bytes": Last(7.0)})
+            hub.emit(
+                "actor",
+                worker,
+                {"agent_steps_total": Sum(1), "process_resident_memory_bytes": Last(7.0)},
+            )
         return sum(len(family.samples) for family in hub.collect())
 
     assert series(2) == series(64)
@@ -66,11 +72,17 @@ def test_the_number_of_series_does_not_depend_on_the_number_of_workers():
 def test_gauges_of_instances_are_combined_as_the_table_says(monkeypatch):
     hub = MetricsHub("r1")
     for worker, version in ((0, 9.0), (1, 4.0)):
-        hub.emit("actor", worker, {"process_resident_memory_bytes": Last(100.0), "policy_version": Last(version, worker)})
+        hub.emit(
+            "actor",
+            worker,
+            {"process_resident_memory_bytes": Last(100.0), "policy_version": Last(version, worker)},
+        )
     assert hub.snapshot()["process_resident_memory_bytes"] == 200.0
     assert hub.snapshot()["policy_version"] == 4.0, "the oldest weights in use"
     hub.forget("actor", 1)
-    assert hub.snapshot()["process_resident_memory_bytes"] == 100.0, "a worker that is gone holds no memory"
+    assert hub.snapshot()["process_resident_memory_bytes"] == 100.0, (
+        "a worker that is gone holds no memory"
+    )
 
 
 def test_counters_exist_before_anything_happens_and_empty_histograms_say_nothing():
@@ -81,7 +93,9 @@ def test_counters_exist_before_anything_happens_and_empty_histograms_say_nothing
     assert hub.snapshot()["learner_updates_total"] == 0.0
     assert "policy_lag_updates" not in hub.snapshot()
     for keys in ZEROS.values():
-        assert {split_key(key)[0] for key in keys} <= {name for name, info in METRICS.items() if info.kind == "counter"}
+        assert {split_key(key)[0] for key in keys} <= {
+            name for name, info in METRICS.items() if info.kind == "counter"
+        }
 
 
 @pytest.mark.parametrize(
@@ -124,4 +138,6 @@ def test_the_table_follows_the_naming_rules():
 
 def test_the_page_of_metrics_is_current():
     page = Path(__file__).parents[3] / "docs" / "metrics.md"
-    assert page.read_text() == to_markdown(), "run: python -m worldloom_dist.metric_names > docs/metrics.md"
+    assert page.read_text() == to_markdown(), (
+        "run: python -m worldloom_dist.metric_names > docs/metrics.md"
+    )

@@ -16,16 +16,24 @@ def test_memory_and_cpu_of_a_process_are_measured_with_its_children():
     alone = meter.drain()
     assert alone["process_resident_memory_bytes"].value > 10e6
     assert alone["process_open_fds"].value > 2
-    child = subprocess.Popen([sys.executable, "-c", "x = sum(range(3_000_000)); print(1, flush=True); input()"],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", "x = sum(range(3_000_000)); print(1, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
         child.stdout.readline()
         both = meter.drain()
     finally:
         child.communicate(b"\n")
-    assert both["process_resident_memory_bytes"].value > alone["process_resident_memory_bytes"].value + 5e6
+    assert (
+        both["process_resident_memory_bytes"].value
+        > alone["process_resident_memory_bytes"].value + 5e6
+    )
     assert both["process_cpu_seconds_total"].value > 0
-    assert meter.drain()["process_cpu_seconds_total"].value >= 0, "a child that ended takes nothing back"
+    assert meter.drain()["process_cpu_seconds_total"].value >= 0, (
+        "a child that ended takes nothing back"
+    )
 
 
 def test_a_machine_reports_its_disk_its_memory_and_its_cores(tmp_path):

@@ -12,7 +12,13 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 from worldloom.core.exceptions import MissingDependencyError
-from worldloom_dist.metrics.sinks import MediaWatch, SinkThread, TensorBoardSink, check_sinks, open_sinks
+from worldloom_dist.metrics.sinks import (
+    MediaWatch,
+    SinkThread,
+    TensorBoardSink,
+    check_sinks,
+    open_sinks,
+)
 
 
 def read_events(folder: Path) -> list[Event]:
@@ -30,7 +36,9 @@ def read_events(folder: Path) -> list[Event]:
 
 class Remembering:
     def __init__(self) -> None:
-        self.records, self.shown, self.is_closed = [], [], False
+        self.records = []
+        self.shown = []
+        self.is_closed = False
 
     def write(self, env_steps, values) -> None:
         self.records.append((env_steps, values))
@@ -66,7 +74,8 @@ def test_tensorboard_holds_numbers_by_path_and_animated_pictures_as_they_are(tmp
 
 
 def test_wandb_gets_one_resumable_run_with_env_steps_as_its_axis(tmp_path, monkeypatch):
-    calls, logged = {}, []
+    calls = {}
+    logged = []
     run = types.SimpleNamespace(
         define_metric=lambda name, **more: calls.setdefault("metrics", {}).update({name: more}),
         log=logged.append,
@@ -74,7 +83,8 @@ def test_wandb_gets_one_resumable_run_with_env_steps_as_its_axis(tmp_path, monke
     )
     fake = types.ModuleType("wandb")
     fake.init = lambda **options: calls.update(options) or run
-    fake.Image, fake.Video = (lambda path: ("image", path)), (lambda path, format: ("video", path, format))
+    fake.Image = lambda path: ("image", path)
+    fake.Video = lambda path, format: ("video", path, format)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     sinks = open_sinks(tmp_path, "quick-0001-abc", {"tensorboard": False, "wandb": True, "seed": 3})
@@ -83,8 +93,11 @@ def test_wandb_gets_one_resumable_run_with_env_steps_as_its_axis(tmp_path, monke
     sinks.show(20, "videos/b", tmp_path / "b.png")
     sinks.close()
     assert {key: calls[key] for key in ("project", "id", "resume", "dir")} == {
-        "project": "worldloom", "id": "quick-0001-abc", "resume": "allow", "dir": str(tmp_path),
-    }  # fmt: skip
+        "project": "worldloom",
+        "id": "quick-0001-abc",
+        "resume": "allow",
+        "dir": str(tmp_path),
+    }
     assert calls["metrics"]["*"] == {"step_metric": "env_steps"}
     assert logged[0] == {"loss/total": 1.5, "env_steps": 20}
     assert logged[1]["videos/a"] == ("video", str(tmp_path / "a.mp4"), "mp4")
@@ -96,7 +109,8 @@ def test_a_broken_sink_is_given_up_and_the_others_go_on(caplog):
     def refuse():
         raise PermissionError("no account")
 
-    good, broken = Remembering(), Broken()
+    good = Remembering()
+    broken = Broken()
     sinks = SinkThread({"never": refuse, "broken": lambda: broken, "good": lambda: good})
     for step in range(10):
         sinks.write(step, {"loss{name=total}": step})
@@ -127,14 +141,22 @@ def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path):
     watch = MediaWatch(folder)
     assert watch.fresh() == []
     folder.mkdir()
-    for name, age in (("old.gif", 10), ("open_loop-image-0000012000.mp4", 20), ("growing.png", 0), ("notes.txt", 10)):
+    for name, age in (
+        ("old.gif", 10),
+        ("open_loop-image-0000012000.mp4", 20),
+        ("growing.png", 0),
+        ("notes.txt", 10),
+    ):
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (time.time() - age,) * 2)
     assert [(m.name, m.path.suffix, m.env_steps) for m in watch.fresh()] == [
-        ("old", ".gif", None), ("open_loop-image", ".mp4", 12000),
-    ]  # fmt: skip
+        ("old", ".gif", None),
+        ("open_loop-image", ".mp4", 12000),
+    ]
     assert watch.fresh() == []
-    assert [m.name for m in watch.fresh(settled_s=0.0)] == ["growing"], "at the end of a run nothing grows any more"
+    assert [m.name for m in watch.fresh(settled_s=0.0)] == ["growing"], (
+        "at the end of a run nothing grows any more"
+    )
     assert MediaWatch(folder).fresh() == [], "a resumed run does not show old pictures again"
 
 

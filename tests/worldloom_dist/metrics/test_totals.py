@@ -22,5 +22,7 @@ def test_counters_go_on_from_the_last_record_and_over_a_hub_that_counts_from_0()
 
 
 def test_what_is_no_number_in_an_earlier_record_counts_as_not_there():
-    totals = RunTotals({"weights_published_total": None, "episodes_total{reason=error}": float("nan")})
+    totals = RunTotals(
+        {"weights_published_total": None, "episodes_total{reason=error}": float("nan")}
+    )
     assert totals.values == {}

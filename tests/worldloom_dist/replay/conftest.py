@@ -17,7 +17,9 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture
 def limit_files():
-    """No file of this process may grow beyond a size: the kernel then refuses to write, as a full disk does."""
+    """No file of this process may grow beyond a size: the kernel then refuses to write, as a full
+    disk does.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,4 +1,6 @@
-"""What replay announces, what it refuses, and that rows beyond memory come back from disk as they were."""
+"""What replay announces, what it refuses, and that rows beyond memory come back from disk as they
+were.
+"""
 
 import tracemalloc
 
@@ -17,7 +19,9 @@ from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.budget import plan_budget
 from worldloom_dist.replay.shard import ReplayShard
 
-ENV = EnvSpec(name="x", obs={"camera": ArraySpec((32, 32, 3), "uint8")}, action={"action": ArraySpec((2,))})
+ENV = EnvSpec(
+    name="x", obs={"camera": ArraySpec((32, 32, 3), "uint8")}, action={"action": ArraySpec((2,))}
+)
 LATENT = ENV.columns({"latent": ArraySpec((512,), "uint16")})
 SAMPLING = SamplingSpec(batch_size=4, length=5, cross_episodes=True)
 
@@ -34,8 +38,12 @@ def noise_chunk(seq, rows=16):
 @pytest.mark.parametrize("chunk_rows", [2, 5, 64])
 def test_rows_take_what_was_announced_also_in_small_chunks(chunk_rows):
     rows = 12_800
-    columns = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}).columns()
-    announced = plan_budget(columns, rows=rows, ram_limit_bytes=None, has_journal=True).reserved_bytes
+    columns = EnvSpec(
+        name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}
+    ).columns()
+    announced = plan_budget(
+        columns, rows=rows, ram_limit_bytes=None, has_journal=True
+    ).reserved_bytes
     block = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
 
     def filled(capacity):
@@ -63,7 +71,9 @@ def test_the_budget_splits_memory_and_names_its_parts():
     tight = plan_budget(LATENT, rows=100_000, ram_limit_bytes=80_000_000, has_journal=True)
     assert tight.is_mapped
     assert tight.reserved_bytes < 80_000_000 < roomy.reserved_bytes
-    assert tight.reserved_bytes + tight.hot_bytes <= max(80_000_000, tight.reserved_bytes + (64 << 20))
+    assert tight.reserved_bytes + tight.hot_bytes <= max(
+        80_000_000, tight.reserved_bytes + (64 << 20)
+    )
     assert "0.10 GB of latents on disk" in tight.describe()
     assert "read back from the journal" in tight.describe()
 
@@ -79,13 +89,18 @@ def test_rows_that_cannot_fit_are_refused_with_the_number_that_can():
 
 def test_a_run_that_cannot_fit_is_refused_before_it_starts():
     words = ["--preset", "debug", "--replay.capacity-steps", "100000000", "--replay.ram-gb", "0.5"]
-    with pytest.raises(ConfigurationError, match=r"replay\.capacity_steps: 100,000,000 rows need .* ask for at most"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"replay\.capacity_steps: 100,000,000 rows need .* ask for at most",
+    ):
         resolve(parse(words))
     assert resolve(parse([*words[:3], "1000", *words[4:]])).budget.reserved_bytes < 1_000_000
 
 
 def open_shard(folder, **kwargs):
-    return ReplayShard(0, LATENT, SAMPLING, capacity_steps=320, directory=folder, segment_bytes=120_000, **kwargs)
+    return ReplayShard(
+        0, LATENT, SAMPLING, capacity_steps=320, directory=folder, segment_bytes=120_000, **kwargs
+    )
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -106,10 +121,14 @@ def test_rows_beyond_memory_are_sampled_from_disk_as_they_were(tmp_path, restart
     for name in LATENT:
         np.testing.assert_array_equal(a.columns[name], b.columns[name])
     source = {seq: noise_chunk(seq)[0]["obs/camera"] for seq in range(60)}
-    for row, image in zip(a.row_ids.reshape(-1), a.columns["obs/camera"].reshape(-1, 32, 32, 3), strict=True):
+    for row, image in zip(
+        a.row_ids.reshape(-1), a.columns["obs/camera"].reshape(-1, 32, 32, 3), strict=True
+    ):
         np.testing.assert_array_equal(image, source[row // 16][row % 16])
     names = {path.name for path in (tmp_path / "tight").iterdir()}
-    assert not {name for name in names if not name.startswith(("segment-", "lock", "shard.json"))}, "a mapped file has no name"
+    assert not {
+        name for name in names if not name.startswith(("segment-", "lock", "shard.json"))
+    }, "a mapped file has no name"
 
 
 def test_windows_drawn_before_an_eviction_can_be_decoded_after_it(tmp_path):
@@ -121,7 +140,11 @@ def test_windows_drawn_before_an_eviction_can_be_decoded_after_it(tmp_path):
         shard.append(noise_chunk(seq)[1])
     assert not (tmp_path / "segment-00000000.wal").exists()
     windows = pending.finish()
-    for row, image in zip(windows.row_ids.reshape(-1), windows.columns["obs/camera"].reshape(-1, 32, 32, 3), strict=True):
+    for row, image in zip(
+        windows.row_ids.reshape(-1),
+        windows.columns["obs/camera"].reshape(-1, 32, 32, 3),
+        strict=True,
+    ):
         np.testing.assert_array_equal(image, noise_chunk(row // 16)[0]["obs/camera"][row % 16])
 
 

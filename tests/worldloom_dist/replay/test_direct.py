@@ -14,7 +14,9 @@ from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.shard import ReplayShard
 
-ENV = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))})
+ENV = EnvSpec(
+    name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}
+)
 COLUMNS = ENV.columns({"latent": ArraySpec((2,), "uint16")})
 SAMPLING = SamplingSpec(batch_size=8, length=4, context=1, cross_episodes=True)
 
@@ -27,9 +29,19 @@ def counting_chunk(slot, seq, size=10):
 
 
 def open_replay(directory, *, shards=2, wait_s=0.0, is_lockstep=False, capacity=2000, **limits):
-    settings = {"train_ratio": 3.2, "prefill_agent_steps": 40, "batch_positions": 32, "max_insert_steps": 10} | limits
+    settings = {
+        "train_ratio": 3.2,
+        "prefill_agent_steps": 40,
+        "batch_positions": 32,
+        "max_insert_steps": 10,
+    } | limits
     ledger = Ledger(RateLimits(**settings), window_positions=SAMPLING.length)
-    parts = [ReplayShard(i, COLUMNS, SAMPLING, capacity_steps=capacity, directory=directory / f"shard-{i}") for i in range(shards)]
+    parts = [
+        ReplayShard(
+            i, COLUMNS, SAMPLING, capacity_steps=capacity, directory=directory / f"shard-{i}"
+        )
+        for i in range(shards)
+    ]
     return DirectReplay(parts, ledger, wait_s=wait_s, is_lockstep=is_lockstep)
 
 
@@ -41,7 +53,8 @@ def check(windows):
 
 
 def test_lock_step_runs_on_the_schedule_and_keeps_the_ratio_to_the_unit(tmp_path):
-    replay, updates = open_replay(tmp_path, pretrain_updates=3), 0
+    replay = open_replay(tmp_path, pretrain_updates=3)
+    updates = 0
     for seq in range(20):
         for slot in range(3):
             replay.append(counting_chunk(slot, seq))
@@ -96,7 +109,8 @@ def test_lock_step_counts_inserts_beyond_the_band_and_samples_by_it(tmp_path):
     replay = open_replay(tmp_path, is_lockstep=True, lead_share=0.0)
     for seq in range(50):
         replay.append(counting_chunk(0, seq))
-    limiter, samples = replay.ledger.limiter, 0
+    limiter = replay.ledger.limiter
+    samples = 0
     assert limiter.agent_steps == 499
     assert not limiter.may_insert(10)
     while limiter.may_sample(32):
@@ -149,7 +163,8 @@ def test_a_rolled_back_run_goes_on_as_if_nothing_had_happened(tmp_path):
     for seq in range(3):
         for slot in (0, 1):
             replay.append(counting_chunk(slot, seq))
-    marks, state = replay.mark(), replay.ledger.limiter.state()
+    marks = replay.mark()
+    state = replay.ledger.limiter.state()
     first = go_on(replay)
     replay.rollback(marks)
     replay.ledger.limiter.load(state)
@@ -160,7 +175,8 @@ def test_a_rolled_back_run_goes_on_as_if_nothing_had_happened(tmp_path):
 
 
 def test_threads_wait_for_each_other_and_the_band_holds_to_the_end(tmp_path):
-    replay, errors = open_replay(tmp_path, wait_s=10.0), []
+    replay = open_replay(tmp_path, wait_s=10.0)
+    errors = []
     limits = replay.ledger.limiter.limits
     updates = replay.ledger.limiter.updates_due(4 * 399)
 
@@ -178,7 +194,9 @@ def test_threads_wait_for_each_other_and_the_band_holds_to_the_end(tmp_path):
         for update in range(updates):
             check(replay.sample(SampleRequest(8, (update,))))
 
-    writers = [threading.Thread(target=guarded, args=(lambda slot=slot: write(slot),)) for slot in range(4)]
+    writers = [
+        threading.Thread(target=guarded, args=(lambda slot=slot: write(slot),)) for slot in range(4)
+    ]
     learner = threading.Thread(target=guarded, args=(train,))
     for thread in [*writers, learner]:
         thread.start()

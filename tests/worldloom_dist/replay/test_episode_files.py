@@ -1,4 +1,6 @@
-"""Rows go out to every kind of file and come back as they were; what a run cannot use is refused in one sentence."""
+"""Rows go out to every kind of file and come back as they were; what a run cannot use is refused in
+one sentence.
+"""
 
 import warnings
 
@@ -17,7 +19,11 @@ from worldloom_dist.replay.imports import check_file, load_share
 from worldloom_dist.replay.shard import ReplayShard
 
 VECTOR = EnvSpec(name="gym:X-v0", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,))})
-IMAGE = EnvSpec(name="x", obs={"obs": ArraySpec((32, 32, 1), "uint8")}, action={"action": ArraySpec((), "int32", (5,))})
+IMAGE = EnvSpec(
+    name="x",
+    obs={"obs": ArraySpec((32, 32, 1), "uint8")},
+    action={"action": ArraySpec((), "int32", (5,))},
+)
 DICT = EnvSpec(
     name="x",
     obs={"camera": ArraySpec((32, 33, 3), "uint8"), "pose": ArraySpec((4,))},
@@ -30,7 +36,9 @@ def random_episode(env, steps, seed, *, terminated):
     rows = {}
     for name, spec in env.columns().items():
         if spec.is_discrete:
-            rows[name] = rng.integers(0, spec.num_classes[0], (steps + 1, *spec.shape)).astype(spec.dtype)
+            rows[name] = rng.integers(0, spec.num_classes[0], (steps + 1, *spec.shape)).astype(
+                spec.dtype
+            )
         elif spec.dtype == "uint8":
             rows[name] = rng.integers(0, 256, (steps + 1, *spec.shape), np.uint8)
         elif spec.dtype == "bool":
@@ -39,14 +47,18 @@ def random_episode(env, steps, seed, *, terminated):
             rows[name] = rng.uniform(-1, 1, (steps + 1, *spec.shape)).astype(np.float32)
         if name.startswith("action"):
             rows[name][-1] = 0
-    rows["is_first"][0], rows["reward"][0] = True, 0
+    rows["is_first"][0] = True
+    rows["reward"][0] = 0
     rows["terminated" if terminated else "truncated"][-1] = True
     check_sequence(rows, env.columns())
     return rows
 
 
 def episodes_of(env):
-    return [random_episode(env, steps, seed, terminated=seed % 2 == 0) for seed, steps in enumerate((7, 1, 30))]
+    return [
+        random_episode(env, steps, seed, terminated=seed % 2 == 0)
+        for seed, steps in enumerate((7, 1, 30))
+    ]
 
 
 def assert_same(one, two):
@@ -59,7 +71,14 @@ def assert_same(one, two):
 
 
 @pytest.mark.parametrize(
-    ("env", "name"), [(VECTOR, "f.npz"), (IMAGE, "f.npz"), (VECTOR, "f.parquet"), (IMAGE, "f.parquet"), (DICT, "f.parquet")]
+    ("env", "name"),
+    [
+        (VECTOR, "f.npz"),
+        (IMAGE, "f.npz"),
+        (VECTOR, "f.parquet"),
+        (IMAGE, "f.parquet"),
+        (DICT, "f.parquet"),
+    ],
 )
 def test_episodes_come_back_as_they_were(tmp_path, env, name):
     episodes = episodes_of(env)
@@ -87,10 +106,14 @@ def test_a_minari_dataset_comes_back_as_it_was(tmp_path, monkeypatch):
         open_episodes("minari:nothing-v0")
 
 
-SEVERAL = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,), "int32", (3, 4))})
+SEVERAL = EnvSpec(
+    name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,), "int32", (3, 4))}
+)
 
 
-def test_a_minari_dataset_takes_several_choices_and_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_minari_dataset_takes_several_choices_and_appears_whole_or_not_at_all(
+    tmp_path, monkeypatch
+):
     minari = pytest.importorskip("minari", reason="the extra 'minari' is not installed")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     episodes = episodes_of(SEVERAL)
@@ -132,23 +155,38 @@ def test_actions_of_a_minari_dataset_are_never_clipped(tmp_path, monkeypatch):
         truncations=[False] * 3,
         infos={"speed": np.zeros((4, 2))},
     )
-    spaces = {"observation_space": Box(-1, 1, (3,)), "action_space": Box(-np.inf, np.inf, (1,), np.float64)}
+    spaces = {
+        "observation_space": Box(-1, 1, (3,)),
+        "action_space": Box(-np.inf, np.inf, (1,), np.float64),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice on authors and links
-        minari.create_dataset_from_buffers("wide-v0", buffer=[buffer], data_format="arrow", **spaces)
+        minari.create_dataset_from_buffers(
+            "wide-v0", buffer=[buffer], data_format="arrow", **spaces
+        )
     opened = open_episodes("minari:wide-v0")
     (rows,) = opened.episodes
     np.testing.assert_allclose(rows["action"][:-1], actions)
-    assert opened.notes == ["infos that are not used: speed", "1 episodes have no end in the file; they count as truncated"]
-    with pytest.raises(CheckpointError, match=r"reaches 2, and continuous actions lie in \[-1, 1\]; rescale them"):
+    assert opened.notes == [
+        "infos that are not used: speed",
+        "1 episodes have no end in the file; they count as truncated",
+    ]
+    with pytest.raises(
+        CheckpointError, match=r"reaches 2, and continuous actions lie in \[-1, 1\]; rescale them"
+    ):
         fit_rows(rows, opened.env.columns(), "minari:wide-v0")
 
 
 def test_native_actions_become_unit_actions_and_back():
     from gymnasium import spaces
 
-    mapper = ActionMapper(spaces.Dict({"torque": spaces.Box(-2.0, 6.0, (2,)), "gear": spaces.Discrete(3, start=1)}))
-    unit = {"torque": np.array([[-1.0, 0.5], [1.0, 0.0]], np.float32), "gear": np.array([0, 2], np.int32)}
+    mapper = ActionMapper(
+        spaces.Dict({"torque": spaces.Box(-2.0, 6.0, (2,)), "gear": spaces.Discrete(3, start=1)})
+    )
+    unit = {
+        "torque": np.array([[-1.0, 0.5], [1.0, 0.0]], np.float32),
+        "gear": np.array([0, 2], np.int32),
+    }
     native = mapper(unit, (2,))
     assert native["torque"].tolist() == [[-2.0, 4.0], [6.0, 2.0]]
     back = mapper.inverse(native, (2,))
@@ -171,12 +209,17 @@ def write_plain(path, ends, *, steps=60, every=5, **more):
     """A file of others: 4 numbers in, 2 out, a reward at each end only."""
     rng = np.random.default_rng(0)
     last = np.arange(steps) % every == every - 1
-    arrays = {"obs": rng.standard_normal((steps, 4)), "actions": rng.uniform(-1, 1, (steps, 2)), "rewards": last * 3.0}
+    arrays = {
+        "obs": rng.standard_normal((steps, 4)),
+        "actions": rng.uniform(-1, 1, (steps, 2)),
+        "rewards": last * 3.0,
+    }
     np.savez(path, **arrays | {name: last & keep for name, keep in ends.items()} | more)
     return arrays
 
 
-NO, YES = np.bool_(False), np.bool_(True)
+NO = np.bool_(False)
+YES = np.bool_(True)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +254,9 @@ def test_every_reward_and_end_of_a_plain_file_arrives_by_both_doors(tmp_path, en
 def test_the_outcome_of_a_last_action_is_taken_from_wherever_the_file_has_it(tmp_path):
     steps = np.arange(60)
     truth = np.arange(240.0).reshape(60, 4) + 0.5
-    arrays = write_plain(tmp_path / "next.npz", {"terminals": NO, "timeouts": YES}, next_observations=truth)
+    arrays = write_plain(
+        tmp_path / "next.npz", {"terminals": NO, "timeouts": YES}, next_observations=truth
+    )
     obs = arrays["obs"].copy()
     truth[:-1][steps[:-1] % 5 != 4] = obs[1:][steps[:-1] % 5 != 4]
     write_plain(tmp_path / "next.npz", {"terminals": NO, "timeouts": YES}, next_observations=truth)
@@ -222,23 +267,31 @@ def test_the_outcome_of_a_last_action_is_taken_from_wherever_the_file_has_it(tmp
         rows = list(opened.episodes)
         assert opened.repeated == 0
         assert opened.notes == []
-        np.testing.assert_array_equal([row["obs"][-1] for row in rows], truth[4::5].astype(np.float32))
+        np.testing.assert_array_equal(
+            [row["obs"][-1] for row in rows], truth[4::5].astype(np.float32)
+        )
         assert all(row["truncated"][-1] and not row["terminated"].any() for row in rows)
 
 
-def test_what_a_file_holds_beside_its_episodes_and_what_had_to_be_concluded_is_said(tmp_path, caplog):
+def test_what_a_file_holds_beside_its_episodes_and_what_had_to_be_concluded_is_said(
+    tmp_path, caplog
+):
     write_plain(tmp_path / "f.npz", {}, qpos=np.zeros(3))
     opened = open_episodes(str(tmp_path / "f.npz"))
     assert len(list(opened.episodes)) == 1
     assert opened.notes[0] == "arrays that are not used: qpos"
-    assert "nothing says where an episode ends, so all 60 transitions are one episode" in opened.notes[1]
+    assert (
+        "nothing says where an episode ends, so all 60 transitions are one episode"
+        in opened.notes[1]
+    )
     ReplayBuffer.load(tmp_path / "f.npz")
     assert "not used: qpos" in caplog.text
     assert "nothing says where an episode ends" in caplog.text
 
 
 def test_integer_actions_are_choices_by_both_doors_and_codes_too(tmp_path):
-    steps, choices = np.arange(60), np.arange(60) % 3
+    steps = np.arange(60)
+    choices = np.arange(60) % 3
     for actions in (choices, choices[:, None], np.eye(3)[choices], np.eye(3, dtype=int)[choices]):
         write_plain(tmp_path / "f.npz", {"dones": YES}, actions=actions)
         opened = open_episodes(str(tmp_path / "f.npz"))
@@ -256,11 +309,19 @@ def test_integer_actions_are_choices_by_both_doors_and_codes_too(tmp_path):
 
 
 def test_one_choice_goes_out_and_comes_back(tmp_path):
-    env = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((), "int32", (1,))})
+    env = EnvSpec(
+        name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((), "int32", (1,))}
+    )
     episodes = episodes_of(env)
     for name in ("f.npz", "f.parquet"):
         write_episode_file(str(tmp_path / name), env, episodes)
-        assert_same([fit_rows(rows, env.columns(), name) for rows in open_episodes(str(tmp_path / name)).episodes], episodes)
+        assert_same(
+            [
+                fit_rows(rows, env.columns(), name)
+                for rows in open_episodes(str(tmp_path / name)).episodes
+            ],
+            episodes,
+        )
 
 
 def test_images_of_a_file_are_what_a_live_env_would_make_of_them(tmp_path):
@@ -270,7 +331,9 @@ def test_images_of_a_file_are_what_a_live_env_would_make_of_them(tmp_path):
     assert opened.env.obs["obs"] == ArraySpec((40, 48, 3), "uint8")
     np.testing.assert_array_equal(next(opened.episodes)["obs"][:-1], np.moveaxis(images[:5], 1, -1))
     write_plain(tmp_path / "f.npz", {"dones": YES}, obs=images / 255)
-    assert any("image" in note for note in open_episodes(str(tmp_path / "f.npz")).notes), "not flattened without a word"
+    assert any("image" in note for note in open_episodes(str(tmp_path / "f.npz")).notes), (
+        "not flattened without a word"
+    )
     write_plain(tmp_path / "f.npz", {"dones": YES}, obs=np.stack([images] * 4, axis=1))
     assert open_episodes(str(tmp_path / "f.npz")).env.obs["obs"] == ArraySpec((40, 48, 12), "uint8")
 
@@ -278,11 +341,17 @@ def test_images_of_a_file_are_what_a_live_env_would_make_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"observations": np.zeros((60, 4))}, r"\['obs', 'observations'\], which are names of one thing"),
+        (
+            {"observations": np.zeros((60, 4))},
+            r"\['obs', 'observations'\], which are names of one thing",
+        ),
         ({"is_first": np.zeros(60)}, "another convention of time"),
         ({"dones": np.full(60, 0.5)}, "other values than False and True"),
         ({"dones": np.zeros(59, bool)}, "'dones' has 59 entries and there are 60 rewards"),
-        ({"dones": np.arange(60) == 3, "terminated": np.arange(60) == 4}, "'dones' and 'terminated' disagree, first at"),
+        (
+            {"dones": np.arange(60) == 3, "terminated": np.arange(60) == 4},
+            "'dones' and 'terminated' disagree, first at",
+        ),
         ({"episode_lengths": np.array([20, 30])}, "'episode_lengths' covers 50 transitions"),
         ({"episode_ends": np.array([40, 20, 60])}, "'episode_ends' covers 60"),
         ({"rewards": np.full(60, 1e40)}, "reward 0 of an episode is 1e\\+40"),
@@ -313,7 +382,10 @@ def test_next_obs_that_leads_elsewhere_is_a_cut_and_is_said(tmp_path):
     rows = list(opened.episodes)
     assert [len(part["is_first"]) for part in rows] == [31, 31]
     assert rows[0]["obs"][-1, 0] == 999.0
-    assert any("at 1 transitions 'next_obs' is not the observation that follows" in note for note in opened.notes)
+    assert any(
+        "at 1 transitions 'next_obs' is not the observation that follows" in note
+        for note in opened.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -382,7 +454,9 @@ def test_a_damaged_note_of_the_spaces_is_named(tmp_path):
     (tmp_path / "f.npz").write_bytes(data.replace(b'"name"', b'"nane"'))
     parquet = pytest.importorskip("pyarrow.parquet", reason="Ray brings it")
     table = parquet.read_table(tmp_path / "f.parquet")
-    parquet.write_table(table.replace_schema_metadata({"worldloom_env": "{"}), tmp_path / "f.parquet")
+    parquet.write_table(
+        table.replace_schema_metadata({"worldloom_env": "{"}), tmp_path / "f.parquet"
+    )
     for name in ("f.npz", "f.parquet"):
         with pytest.raises(CheckpointError, match=rf"{name}: .*spaces.* damaged"):
             open_episodes(str(tmp_path / name))
@@ -394,10 +468,13 @@ def test_rows_of_a_parquet_file_that_are_no_episode_are_refused(tmp_path):
     write_episode_file(str(file), VECTOR, episodes_of(VECTOR))
     table = parquet.read_table(file)
     for column, value in (("is_first", False), ("episode", 0)):
-        place, name = table.column_names.index(column), table.field(column)
+        place = table.column_names.index(column)
+        name = table.field(column)
         changed = table.set_column(place, name, [np.full(len(table), value)])
         parquet.write_table(changed, file)
-        with pytest.raises(CheckpointError, match=r"is_first at row \[0\] only.*number episodes anew") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"is_first at row \[0\] only.*number episodes anew"
+        ) as caught:
             list(open_episodes(str(file)).episodes)
         assert len(str(caught.value)) < 300
 
@@ -415,7 +492,13 @@ def test_rows_of_another_env_are_refused_with_the_column():
 
 
 def open_shard(folder, index=0, capacity=1000):
-    return ReplayShard(index, VECTOR.columns(), SamplingSpec(batch_size=2, length=2), capacity_steps=capacity, directory=folder)
+    return ReplayShard(
+        index,
+        VECTOR.columns(),
+        SamplingSpec(batch_size=2, length=2),
+        capacity_steps=capacity,
+        directory=folder,
+    )
 
 
 def test_a_file_is_stored_once_however_often_it_is_loaded_and_owes_no_training(tmp_path):
@@ -438,7 +521,8 @@ def test_an_import_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch):
     episodes = [random_episode(VECTOR, 99, seed, terminated=False) for seed in range(3)]
     write_episode_file(file, VECTOR, episodes)
     shard = open_shard(tmp_path / "shard")
-    real, calls = shard.append, []
+    real = shard.append
+    calls = []
 
     def append(chunk):
         calls.append(chunk)
@@ -486,9 +570,15 @@ def test_an_export_whose_name_ends_in_capitals_is_found_under_that_name(tmp_path
 
 
 def test_a_look_at_a_file_finds_rows_that_do_not_fit_before_anything_starts(tmp_path):
-    np.savez(tmp_path / "f.npz", obs=np.zeros((6, 4)), actions=np.zeros((6, 2)), rewards=np.zeros(6))
-    with pytest.raises(CheckpointError, match=r"column 'obs' has rows of shape \(4,\) and the run stores \(3,\)"):
+    np.savez(
+        tmp_path / "f.npz", obs=np.zeros((6, 4)), actions=np.zeros((6, 2)), rewards=np.zeros(6)
+    )
+    with pytest.raises(
+        CheckpointError, match=r"column 'obs' has rows of shape \(4,\) and the run stores \(3,\)"
+    ):
         check_file(str(tmp_path / "f.npz"), VECTOR.columns())
     np.savez(tmp_path / "f.npz", obs=np.zeros((6, 3)), actions=np.arange(6), rewards=np.zeros(6))
-    with pytest.raises(CheckpointError, match=r"column 'action' has rows of shape \(\) and the run stores \(2,\)"):
+    with pytest.raises(
+        CheckpointError, match=r"column 'action' has rows of shape \(\) and the run stores \(2,\)"
+    ):
         check_file(str(tmp_path / "f.npz"), VECTOR.columns())

@@ -43,7 +43,9 @@ def test_samples_are_split_in_proportion_to_live_windows():
 
 
 def test_the_split_depends_on_the_seed_only_and_shards_get_seeds_of_their_own():
-    a, b = (ledger_with([50, 50], steps=100).try_sample(SampleRequest(10, (7, 3))) for _ in range(2))
+    a, b = (
+        ledger_with([50, 50], steps=100).try_sample(SampleRequest(10, (7, 3))) for _ in range(2)
+    )
     assert a == b
     seeds = [part.seed for part in a.values()]
     streams = {np.random.default_rng(list(seed)).integers(1 << 60) for seed in [*seeds, (7, 3)]}
@@ -122,7 +124,9 @@ def test_blocked_seconds_run_from_a_refusal_to_the_next_grant():
 
 def test_a_rebuilt_ledger_knows_what_the_shards_and_the_learner_know():
     ledger = ledger_with([1])
-    ledger.rebuild({0: (RowBooks(agent_steps=300), 70), 1: (RowBooks(agent_steps=200), 30)}, positions=790)
+    ledger.rebuild(
+        {0: (RowBooks(agent_steps=300), 70), 1: (RowBooks(agent_steps=200), 30)}, positions=790
+    )
     assert (ledger.limiter.agent_steps, ledger.limiter.positions) == (500, 790)
     assert ledger.limiter.debt == 2 * 400 - 790
     ledger.rebuild({0: (RowBooks(agent_steps=5000), 70)}, positions=790)
@@ -145,7 +149,9 @@ def test_what_would_unblock_is_named_in_the_other_sides_unit():
 
 
 def test_the_actual_ratio_leaves_prefill_and_burst_out():
-    limits = RateLimits(train_ratio=2, prefill_agent_steps=100, batch_positions=40, pretrain_updates=5)
+    limits = RateLimits(
+        train_ratio=2, prefill_agent_steps=100, batch_positions=40, pretrain_updates=5
+    )
     limiter = ledger_with([1], limits=limits).limiter
     assert np.isnan(limiter.actual_ratio)
     limiter.inserted(150)
@@ -154,7 +160,9 @@ def test_the_actual_ratio_leaves_prefill_and_burst_out():
 
 
 def test_slots_are_dealt_out_evenly_and_for_ever():
-    owners = [shard_of(StreamId(slot, incarnation, 0), 3) for incarnation in (0, 5) for slot in range(9)]
+    owners = [
+        shard_of(StreamId(slot, incarnation, 0), 3) for incarnation in (0, 5) for slot in range(9)
+    ]
     assert owners == [0, 1, 2] * 6
 
 

@@ -18,8 +18,15 @@ def test_what_passes_a_shard_is_counted_once(tmp_path):
     for done in (WriteBack(5, 1), WriteBack(2, 0)):
         meter.refreshed(done)
     values = meter.drain(9, 1)
-    assert [values[f"replay_refreshed_steps_total{{outcome={o}}}"].value for o in ("applied", "rejected")] == [7, 1]
-    assert values["replay_op_seconds{op=insert}"].count == values["replay_op_seconds{op=sample}"].count == 1
+    assert [
+        values[f"replay_refreshed_steps_total{{outcome={o}}}"].value
+        for o in ("applied", "rejected")
+    ] == [7, 1]
+    assert (
+        values["replay_op_seconds{op=insert}"].count
+        == values["replay_op_seconds{op=sample}"].count
+        == 1
+    )
     assert values["policy_lag_updates"].value == 3
     assert values["replay_sampled_steps_total"].value == 10
     assert values["transfer_bytes_total{path=actor_replay}"].value == 100

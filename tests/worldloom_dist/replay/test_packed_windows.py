@@ -13,7 +13,9 @@ from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import PackedWindows, unpack_all
 from worldloom_dist.replay.shard import ReplayShard
 
-COLUMNS = EnvSpec(name="x", obs={"obs": ArraySpec((32, 32, 3), "uint8")}, action={"action": ArraySpec((1,))}).columns()
+COLUMNS = EnvSpec(
+    name="x", obs={"obs": ArraySpec((32, 32, 3), "uint8")}, action={"action": ArraySpec((1,))}
+).columns()
 SAMPLING = SamplingSpec(batch_size=4, length=5, cross_episodes=True)
 REQUEST = SampleRequest(4, (3, 1))
 
@@ -67,7 +69,9 @@ def test_noise_travels_as_the_stored_rows_that_are_wanted(tmp_path, ram_bytes):
     sent = pickle.dumps(given, 5)
     shard.close()
     assert isinstance(given, PackedWindows)
-    assert given.nbytes <= expected.nbytes, "no row travels that is in no window, and one in two windows travels once"
+    assert given.nbytes <= expected.nbytes, (
+        "no row travels that is in no window, and one in two windows travels once"
+    )
     assert_same(pickle.loads(sent).unpack(), expected)
     assert_same(given.unpack(), expected)
 
@@ -86,9 +90,18 @@ def test_chunks_that_are_hardly_smaller_than_their_windows_are_decoded_by_the_sh
 
 
 def test_rows_without_images_travel_as_they_are():
-    columns = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}).columns()
+    columns = EnvSpec(
+        name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}
+    ).columns()
     shard = ReplayShard(0, columns, SAMPLING, capacity_steps=60, durability="none")
-    shard.append(make_chunk(StreamId(0, 0, 0), 0, NO_POLICY, {name: spec.zeros(20) for name, spec in columns.items()}))
+    shard.append(
+        make_chunk(
+            StreamId(0, 0, 0),
+            0,
+            NO_POLICY,
+            {name: spec.zeros(20) for name, spec in columns.items()},
+        )
+    )
     assert isinstance(shard.draw([REQUEST]).prepared(), SampledWindows)
 
 
@@ -111,13 +124,19 @@ def test_what_is_ready_at_once_is_what_needs_no_reading_and_no_decoding(tmp_path
     shard.close()
 
 
-@pytest.mark.parametrize("kinds", ["pp", "pwp", "ww", "p", "w"], ids=lambda kinds: f"{kinds}: packed or whole")
+@pytest.mark.parametrize(
+    "kinds", ["pp", "pwp", "ww", "p", "w"], ids=lambda kinds: f"{kinds}: packed or whole"
+)
 def test_windows_of_several_shards_are_decoded_in_place_as_if_glued(kinds):
     requests = [SampleRequest(2 + number, (number,)) for number in range(len(kinds))]
     shards = [filled_shard(flat_frames if kind == "p" else noise_frames) for kind in kinds]
     drawn = [shard.draw([request]) for shard, request in zip(shards, requests, strict=True)]
-    given = [part if kind == "p" else part.unpack() for kind, part in zip(kinds, drawn, strict=True)]
-    expected = SampledWindows.concatenate([shard.sample(request) for shard, request in zip(shards, requests, strict=True)])
+    given = [
+        part if kind == "p" else part.unpack() for kind, part in zip(kinds, drawn, strict=True)
+    ]
+    expected = SampledWindows.concatenate(
+        [shard.sample(request) for shard, request in zip(shards, requests, strict=True)]
+    )
     found = unpack_all(given)
     assert_same(found, expected)
     assert found.columns["obs"].flags.c_contiguous

@@ -1,4 +1,6 @@
-"""``python -m worldloom_dist.replay`` and runs without an env, over real run folders of the lock-step runtime."""
+"""``python -m worldloom_dist.replay`` and runs without an env, over real run folders of the
+lock-step runtime.
+"""
 
 import json
 import pickle
@@ -35,7 +37,9 @@ SMALL_DREAMER = [
 ]
 
 
-def test_exported_episodes_are_the_counting_ones_and_train_a_model_without_an_env(run_dir, tmp_path, capsys):
+def test_exported_episodes_are_the_counting_ones_and_train_a_model_without_an_env(
+    run_dir, tmp_path, capsys
+):
     for name in ("data.npz", "data.parquet"):
         assert main(["export", str(run_dir), str(tmp_path / name)]) == 0
     assert "rows of" in capsys.readouterr().out
@@ -46,18 +50,33 @@ def test_exported_episodes_are_the_counting_ones_and_train_a_model_without_an_en
     for episode in episodes:
         np.testing.assert_array_equal(episode["obs"][:, 1], np.arange(len(episode["is_first"])))
         np.testing.assert_array_equal(episode["reward"], episode["obs"][:, 1])
-    words = ["--env", "none", "--replay.load", str(tmp_path / "data.npz"), "--train-steps", "30", "--replay.shards", "2"]
+    words = [
+        "--env",
+        "none",
+        "--replay.load",
+        str(tmp_path / "data.npz"),
+        "--train-steps",
+        "30",
+        "--replay.shards",
+        "2",
+    ]
     run = start(tmp_path / "offline", *words, "--learner.checkpoint-every-steps", "10")
     assert run.run() == "completed"
     summary = json.loads((tmp_path / "offline" / "summary.json").read_text())
     assert (summary["train_steps"], summary["env_steps"]) == (30, 0)
     assert summary["rows"]["inserted"] == summary["rows"]["stored"] == rows
     assert main(["verify", str(tmp_path / "offline")]) == 0
-    assert evaluate(tmp_path / "offline", episodes=2)["episodes"] == 2, "in the env that the file names"
+    assert evaluate(tmp_path / "offline", episodes=2)["episodes"] == 2, (
+        "in the env that the file names"
+    )
     longer = start(tmp_path / "offline", *words[:-4], "--train-steps", "50", "--replay.shards", "2")
     assert longer.run() == "completed"
     after = json.loads((tmp_path / "offline" / "summary.json").read_text())
-    assert (after["train_steps"], after["rows"]["inserted"], after["rows"]["duplicate"]) == (50, rows, 0)
+    assert (after["train_steps"], after["rows"]["inserted"], after["rows"]["duplicate"]) == (
+        50,
+        rows,
+        0,
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -72,11 +91,25 @@ def test_a_file_of_others_goes_through_a_run_and_comes_out_as_it_was(tmp_path, c
         "timeouts": end & (np.arange(200) >= 100),
     }
     np.savez(tmp_path / "in.npz", **arrays)
-    words = ["--env", "none", "--replay.load", str(tmp_path / "in.npz"), "--train-steps", "2", "--replay.shards", str(shards)]
+    words = [
+        "--env",
+        "none",
+        "--replay.load",
+        str(tmp_path / "in.npz"),
+        "--train-steps",
+        "2",
+        "--replay.shards",
+        str(shards),
+    ]
     assert start(tmp_path / "run", *words).run() == "completed"
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
     with np.load(tmp_path / "out.npz") as out:
-        for theirs, ours in (("observations", "obs"), ("actions", "actions"), ("rewards", "rewards"), ("timeouts", "truncated")):
+        for theirs, ours in (
+            ("observations", "obs"),
+            ("actions", "actions"),
+            ("rewards", "rewards"),
+            ("timeouts", "truncated"),
+        ):
             np.testing.assert_array_equal(arrays[theirs], out[ours])
             assert arrays[theirs].dtype == out[ours].dtype
         np.testing.assert_array_equal(arrays["terminals"], out["dones"] & ~out["truncated"])
@@ -86,14 +119,24 @@ def test_an_import_says_what_it_did_not_use_and_what_has_no_room(run_dir, tmp_pa
     folder = distributed(run_dir, tmp_path / "run")
     env = json.loads((run_dir / "config.json").read_text())["env"]
     shape, (width,) = (60, *env["obs"]["obs"]["shape"]), env["action"]["action"]["shape"]
-    np.savez(tmp_path / "f.npz", obs=np.zeros(shape), actions=np.zeros((60, width)), rewards=np.ones(60), mood=np.zeros(3))
+    np.savez(
+        tmp_path / "f.npz",
+        obs=np.zeros(shape),
+        actions=np.zeros((60, width)),
+        rewards=np.ones(60),
+        mood=np.zeros(3),
+    )
     assert main(["import", str(folder), str(tmp_path / "f.npz")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "stored 61 rows of 1 episodes"
     assert "1 episodes do not say what their last action led to" in said[1]
     assert said[2] == "arrays that are not used: mood"
     assert "all 60 transitions are one episode" in said[3]
-    assert ImportReport(rows=90, evicted_rows=30).sentences[1].startswith("replay has no room for 30 of the rows")
+    assert (
+        ImportReport(rows=90, evicted_rows=30)
+        .sentences[1]
+        .startswith("replay has no room for 30 of the rows")
+    )
 
 
 def test_dreamerv3_finds_the_latents_of_imported_rows_by_training(run_dir, tmp_path):
@@ -101,29 +144,53 @@ def test_dreamerv3_finds_the_latents_of_imported_rows_by_training(run_dir, tmp_p
     words = ["--env", "none", "--replay.load", str(tmp_path / "data.npz"), "--train-steps", "20"]
     run = start_run(tmp_path / "offline", *SMALL_DREAMER, *words, "--metrics-port", "0")
     windows = []
-    sample, run.replay.sample = run.replay.sample, lambda request: windows.append(sample(request)) or windows[-1]
+    sample, run.replay.sample = (
+        run.replay.sample,
+        lambda request: windows.append(sample(request)) or windows[-1],
+    )
     assert run.run() == "completed"
     assert not windows[0].columns["latent/deter"].any(), "a file has none"
     stored = run.replay.shards[0]._rows.buffer.export_mutable()[1]["latent/deter"]
     assert (stored.any(axis=1)).mean() > 0.5, "each update writes those of the rows that it trained"
-    lines = [json.loads(line) for line in (tmp_path / "offline" / "metrics.jsonl").read_text().splitlines()]
-    losses = [value for line in lines for name, value in line.items() if name.startswith("loss{") and value is not None]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "offline" / "metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [
+        value
+        for line in lines
+        for name, value in line.items()
+        if name.startswith("loss{") and value is not None
+    ]
     assert losses
     assert np.isfinite(losses).all()
 
 
 def test_an_offline_run_that_is_killed_and_resumed_equals_one_that_is_not(run_dir, tmp_path):
     main(["export", str(run_dir), str(tmp_path / "data.npz")])
-    words = ["--env", "none", "--replay.load", str(tmp_path / "data.npz"), "--learner.checkpoint-every-steps", "100"]
+    words = [
+        "--env",
+        "none",
+        "--replay.load",
+        str(tmp_path / "data.npz"),
+        "--learner.checkpoint-every-steps",
+        "100",
+    ]
     assert start(tmp_path / "whole", *words, "--train-steps", "20").run() == "completed"
     assert start(tmp_path / "parts", *words, "--train-steps", "8").run() == "completed"
     assert start(tmp_path / "parts", *words, "--train-steps", "20").run() == "completed"
-    assert_equal_trees(newest_state(tmp_path / "whole")["learner"], newest_state(tmp_path / "parts")["learner"])
+    assert_equal_trees(
+        newest_state(tmp_path / "whole")["learner"], newest_state(tmp_path / "parts")["learner"]
+    )
 
 
-def test_a_file_that_is_imported_into_a_lock_step_run_is_sampled_when_it_goes_on(run_dir, tmp_path, capsys):
+def test_a_file_that_is_imported_into_a_lock_step_run_is_sampled_when_it_goes_on(
+    run_dir, tmp_path, capsys
+):
     main(["export", str(run_dir), str(tmp_path / "data.npz")])
-    rows = sum(len(episode["is_first"]) for episode in open_episodes(str(tmp_path / "data.npz")).episodes)
+    rows = sum(
+        len(episode["is_first"]) for episode in open_episodes(str(tmp_path / "data.npz")).episodes
+    )
     shutil.copytree(run_dir, tmp_path / "run")
     before = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert main(["import", str(tmp_path / "run"), str(tmp_path / "data.npz")]) == 0
@@ -134,7 +201,9 @@ def test_a_file_that_is_imported_into_a_lock_step_run_is_sampled_when_it_goes_on
     assert 190 <= after["agent_steps"] < 194, "rows of a file are no agent steps"
 
 
-def test_files_to_load_are_found_from_another_folder_when_a_run_goes_on(run_dir, tmp_path, monkeypatch):
+def test_files_to_load_are_found_from_another_folder_when_a_run_goes_on(
+    run_dir, tmp_path, monkeypatch
+):
     assert main(["export", str(run_dir), str(tmp_path / "data.npz")]) == 0
     monkeypatch.chdir(tmp_path)
     words = ["--env", "none", "--replay.load", "data.npz", "--train-steps"]
@@ -161,7 +230,9 @@ def test_wrong_input_gets_one_sentence_and_status_two_or_one(run_dir, tmp_path, 
 
 
 def distributed(run_dir, folder):
-    """A copy of a run whose rows are stored by an import at once, because its config says that it ran on Ray."""
+    """A copy of a run whose rows are stored by an import at once, because its config says that it
+    ran on Ray.
+    """
     shutil.copytree(run_dir, folder)
     config = json.loads((folder / "config.json").read_text())
     config["run"]["runtime"] = "ray"
@@ -169,8 +240,11 @@ def distributed(run_dir, folder):
     return folder
 
 
-def test_a_run_that_ended_stays_whole_when_files_are_imported_and_says_so_exactly(run_dir, tmp_path, capsys):
-    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+def test_a_run_that_ended_stays_whole_when_files_are_imported_and_says_so_exactly(
+    run_dir, tmp_path, capsys
+):
+    folder = distributed(run_dir, tmp_path / "run")
+    file = str(tmp_path / "data.npz")
     main(["export", str(run_dir), file])
     rows = json.loads((folder / "summary.json").read_text())["rows"]["inserted"]
     for known in (0, rows):
@@ -179,14 +253,19 @@ def test_a_run_that_ended_stays_whole_when_files_are_imported_and_says_so_exactl
         assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
     text = (folder / "summary.json").read_text()
     for wrong in (rows - 1, 2 * rows + 1):
-        changed = text.replace(f'"inserted": {rows}', f'"inserted": {wrong}').replace(f'"stored": {rows}', f'"stored": {wrong}')
+        changed = text.replace(f'"inserted": {rows}', f'"inserted": {wrong}').replace(
+            f'"stored": {rows}', f'"stored": {wrong}'
+        )
         (folder / "summary.json").write_text(changed)
         assert main(["verify", str(folder)]) == 1
         assert f"says inserted {wrong}" in capsys.readouterr().out
 
 
-def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(run_dir, tmp_path, capsys, limit_files):
-    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(
+    run_dir, tmp_path, capsys, limit_files
+):
+    folder = distributed(run_dir, tmp_path / "run")
+    file = str(tmp_path / "data.npz")
     main(["export", str(run_dir), file])
     rows = json.loads((folder / "summary.json").read_text())["rows"]["inserted"]
     biggest = max(path.stat().st_size for path in folder.glob("replay/shard-*/segment-*.wal"))
@@ -209,7 +288,8 @@ def test_an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(ru
 
 
 def test_only_a_journal_that_somebody_holds_means_that_the_run_goes_on(run_dir, tmp_path, capsys):
-    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+    folder = distributed(run_dir, tmp_path / "run")
+    file = str(tmp_path / "data.npz")
     main(["export", str(run_dir), file])
     journal = Journal(folder / "replay" / "shard-1")
     assert main(["import", str(folder), file]) == 0
@@ -222,12 +302,19 @@ def test_only_a_journal_that_somebody_holds_means_that_the_run_goes_on(run_dir, 
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
-def test_an_export_that_cannot_be_written_says_why_and_leaves_nothing_behind(run_dir, tmp_path, capsys, limit_files, suffix):
+def test_an_export_that_cannot_be_written_says_why_and_leaves_nothing_behind(
+    run_dir, tmp_path, capsys, limit_files, suffix
+):
     (tmp_path / f"folder.{suffix}").mkdir()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
     for name, size, status, text in (
-        (f"folder.{suffix}", -1, 2, f"is a folder; name a file, for example {tmp_path}/folder.{suffix}/data.{suffix}"),
+        (
+            f"folder.{suffix}",
+            -1,
+            2,
+            f"is a folder; name a file, for example {tmp_path}/folder.{suffix}/data.{suffix}",
+        ),
         (f"file/data.{suffix}", -1, 2, "name a file in a folder that you may write to"),
         (f"data.{suffix}", 1000, 1, "free space"),
     ):
@@ -243,8 +330,11 @@ def test_an_export_that_cannot_be_written_says_why_and_leaves_nothing_behind(run
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_folder_that_cannot_be_written_is_one_sentence_too(run_dir, tmp_path, capsys, limit_files):
-    folder, file = distributed(run_dir, tmp_path / "run"), str(tmp_path / "data.npz")
+def test_a_run_folder_that_cannot_be_written_is_one_sentence_too(
+    run_dir, tmp_path, capsys, limit_files
+):
+    folder = distributed(run_dir, tmp_path / "run")
+    file = str(tmp_path / "data.npz")
     main(["export", str(run_dir), file])
     capsys.readouterr()
     limit_files(1)
@@ -268,7 +358,9 @@ def test_priorities_of_training_change_what_is_drawn_and_are_counted(tmp_path):
     run.learner.update_priorities = update
     assert run.run() == "completed"
     assert sum(applied) == 8 * run.learner.train_steps
-    counts = [v for k, v in run.hub.snapshot().items() if k.startswith("replay_priority_updates_total")]
+    counts = [
+        v for k, v in run.hub.snapshot().items() if k.startswith("replay_priority_updates_total")
+    ]
     assert counts, "applied and sent are metrics"
     leaves = run.replay.shards[0]._rows.buffer._starts._selector._tree._levels[0]
     assert len(np.unique(leaves[leaves > 0])) > 20, "windows have priorities of their own"

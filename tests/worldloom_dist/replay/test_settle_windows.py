@@ -1,4 +1,6 @@
-"""What a run says of its windows reaches the spec that everybody reads, or is refused before anything starts."""
+"""What a run says of its windows reaches the spec that everybody reads, or is refused before
+anything starts.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""Rows that observe their own step number go through chunk, shard and sample: none lost, doubled or shifted, whatever dies."""
+"""Rows that observe their own step number go through chunk, shard and sample: none lost, doubled or
+shifted, whatever dies.
+"""
 
 import dataclasses
 import json
@@ -21,7 +23,9 @@ from worldloom_dist.ports import RowBooks, SampleRequest
 from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.shard import ReplayShard
 
-COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}).columns()
+COLUMNS = EnvSpec(
+    name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}
+).columns()
 LATENT = COLUMNS | {"latent": ArraySpec((2,), "uint16")}
 SAMPLING = SamplingSpec(batch_size=4, length=3)
 EPISODE = 7
@@ -43,13 +47,17 @@ def open_shard(directory, *, capacity=1000, columns=COLUMNS, sampling=SAMPLING, 
 
 
 def numbers_of(shard, *, windows=3000, seed=0):
-    """Every window found by sampling, as tuples (slot, first number), after checking that rows are in order."""
+    """Every window found by sampling, as tuples (slot, first number), after checking that rows are
+    in order.
+    """
     sampled = shard.sample(SampleRequest(windows, (seed,)))
     obs = sampled.columns["obs"]
     assert (np.diff(obs[:, :, 1], axis=1) == 1).all()
     assert (obs[:, :, 0] == obs[:, :1, 0]).all()
     assert not sampled.columns["is_first"][:, 1:].any()
-    np.testing.assert_array_equal(sampled.columns["reward"], np.where(sampled.columns["is_first"], 0, obs[:, :, 1]))
+    np.testing.assert_array_equal(
+        sampled.columns["reward"], np.where(sampled.columns["is_first"], 0, obs[:, :, 1])
+    )
     return {tuple(first) for first in obs[:, 0].tolist()}
 
 
@@ -67,7 +75,9 @@ def test_every_counting_row_comes_out_once_and_in_its_place(tmp_path):
     assert shard.live_windows() == len(starts)
     assert numbers_of(shard) == starts
     steps = 2 * (100 - len(range(0, 100, EPISODE)))
-    assert shard.books() == RowBooks(inserted=200, stored=200, agent_steps=steps, payload_bytes=shard.books().payload_bytes)
+    assert shard.books() == RowBooks(
+        inserted=200, stored=200, agent_steps=steps, payload_bytes=shard.books().payload_bytes
+    )
 
 
 @pytest.mark.parametrize("durability", ["journal", "fsync"])
@@ -80,13 +90,21 @@ def test_a_restarted_shard_is_as_it_was(tmp_path, durability):
     books = shard.books()
     shard.close()
     again = open_shard(tmp_path, capacity=60, durability=durability)
-    assert again.books() == books == dataclasses.replace(books, inserted=150, stored=60, evicted=90, duplicate=5)
+    assert (
+        again.books()
+        == books
+        == dataclasses.replace(books, inserted=150, stored=60, evicted=90, duplicate=5)
+    )
     after = again.sample(SampleRequest(50, (1, 2)))
     for name in ("row_ids", "shard", "versions", "inserted_s"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
     for name, column in before.columns.items():
         np.testing.assert_array_equal(after.columns[name], column)
-    assert (again.recovered.rows, again.recovered.torn_bytes, again.recovered.lost_rows) == (60, 0, 0)
+    assert (again.recovered.rows, again.recovered.torn_bytes, again.recovered.lost_rows) == (
+        60,
+        0,
+        0,
+    )
 
 
 def test_a_retried_chunk_is_ignored_and_counted_also_after_a_restart(tmp_path):
@@ -139,7 +157,14 @@ def test_a_late_chunk_is_welcome_even_when_the_journal_of_its_gap_was_deleted(tm
     shard.close()
     assert not (tmp_path / "segment-00000000.wal").exists()
     again = open_shard(tmp_path, capacity=20, segment_bytes=600)
-    assert [again.append(counting_chunk(0, seq)) for seq in (2, 1, 2, 3, 3, 4)] == [True, False, False, True, False, False]
+    assert [again.append(counting_chunk(0, seq)) for seq in (2, 1, 2, 3, 3, 4)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_equal_requests_give_equal_windows_and_other_seeds_others(tmp_path):
@@ -174,13 +199,21 @@ CHILD = """
 def test_kill_dash_nine_loses_no_acknowledged_row(tmp_path):
     acknowledged = -1
     for _ in range(2):
-        command = [sys.executable, "-c", textwrap.dedent(CHILD), os.path.dirname(__file__), str(tmp_path)]
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(CHILD),
+            os.path.dirname(__file__),
+            str(tmp_path),
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             goal = acknowledged + 100
             while acknowledged < goal:
                 acknowledged = int(child.stdout.readline())
             child.send_signal(signal.SIGKILL)
-            acknowledged = max([acknowledged, *(int(line) for line in child.stdout.read().split("\n")[:-1])])
+            acknowledged = max(
+                [acknowledged, *(int(line) for line in child.stdout.read().split("\n")[:-1])]
+            )
     shard = open_shard(tmp_path, capacity=400, segment_bytes=20_000)
     books = shard.books()
     chunks = books.inserted // 5
@@ -189,7 +222,9 @@ def test_kill_dash_nine_loses_no_acknowledged_row(tmp_path):
     assert books.is_balanced
     assert books.lost_acked == 0
     assert not shard.append(counting_chunk(0, acknowledged))
-    assert numbers_of(shard, windows=8000) == {(0, n) for n in expected_starts(chunks) if n >= chunks * 5 - 400}
+    assert numbers_of(shard, windows=8000) == {
+        (0, n) for n in expected_starts(chunks) if n >= chunks * 5 - 400
+    }
 
 
 def test_a_torn_tail_is_ignored_and_reported(tmp_path, caplog):
@@ -205,7 +240,10 @@ def test_a_torn_tail_is_ignored_and_reported(tmp_path, caplog):
     again = open_shard(tmp_path)
     assert again.recovered.torn_bytes > 0
     assert "15 rows in 3 chunks are back" in caplog.text
-    assert f"{again.recovered.torn_bytes} bytes of a record that was never acknowledged were left out" in caplog.text
+    assert (
+        f"{again.recovered.torn_bytes} bytes of a record that was never acknowledged were left out"
+        in caplog.text
+    )
     assert again.books().inserted == 15
     assert again.append(counting_chunk(0, 3))
     assert numbers_of(again) == {(0, n) for n in expected_starts(4)}
@@ -237,7 +275,9 @@ def run_on(shard, start, stop):
         shard.append(counting_chunk(0, seq, columns=shard.columns))
         windows = shard.sample(SampleRequest(4, (seq,)))
         if "latent" in shard.columns:
-            shard.write_back(windows.row_ids, {"latent": np.full((*windows.row_ids.shape, 2), seq, np.uint16)})
+            shard.write_back(
+                windows.row_ids, {"latent": np.full((*windows.row_ids.shape, 2), seq, np.uint16)}
+            )
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -295,7 +335,8 @@ def test_a_mark_keeps_what_it_needs_and_an_old_one_is_refused(tmp_path):
 
 
 def test_a_mark_made_while_others_insert_is_still_one_cut(tmp_path):
-    shard, marks = open_shard(tmp_path, capacity=20, columns=LATENT, segment_bytes=600), []
+    shard = open_shard(tmp_path, capacity=20, columns=LATENT, segment_bytes=600)
+    marks = []
 
     def write():
         seq = 0
@@ -310,7 +351,9 @@ def test_a_mark_made_while_others_insert_is_still_one_cut(tmp_path):
     writer.join()
     shard.rollback(marks[-2])
     assert shard.books().inserted == marks[-2].next_row
-    assert numbers_of(shard, windows=100) <= {(0, n) for n in expected_starts(marks[-1].next_row // 5 + 1)}
+    assert numbers_of(shard, windows=100) <= {
+        (0, n) for n in expected_starts(marks[-1].next_row // 5 + 1)
+    }
 
 
 def test_without_a_journal_nothing_is_written_and_nothing_rolls_back(tmp_path):
@@ -342,7 +385,10 @@ def test_a_directory_of_other_rows_is_refused_with_the_difference(tmp_path):
 def test_a_chunk_that_contradicts_itself_is_refused_and_changes_nothing(tmp_path):
     shard = open_shard(tmp_path)
     chunk = counting_chunk(0, 0)
-    for wrong in (dataclasses.replace(chunk, num_rows=4), dataclasses.replace(chunk, num_agent_steps=5)):
+    for wrong in (
+        dataclasses.replace(chunk, num_rows=4),
+        dataclasses.replace(chunk, num_agent_steps=5),
+    ):
         with pytest.raises(ShapeMismatchError, match="agent steps of chunk"):
             shard.append(wrong)
     with pytest.raises(CheckpointError, match="checksum"):

@@ -1,4 +1,6 @@
-"""Two shards in processes of their own, eight writers that retry, two readers, and kill -9 at random: exactly once all the same."""
+"""Two shards in processes of their own, eight writers that retry, two readers, and kill -9 at
+random: exactly once all the same.
+"""
 
 import signal
 import subprocess
@@ -21,12 +23,18 @@ from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.ledger import shard_of
 from worldloom_dist.replay.shard import ReplayShard
 
-COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}).columns()
+COLUMNS = EnvSpec(
+    name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}
+).columns()
 SAMPLING = SamplingSpec(batch_size=4, length=5, cross_episodes=True)
-CHUNK_ROWS, WRITERS, READERS, SHARDS = 6, 8, 2, 2
+CHUNK_ROWS = 6
+WRITERS = 8
+READERS = 2
+SHARDS = 2
 BROKEN = (EOFError, OSError)
 """What a call raises when the shard dies; in the middle of an answer that is a bare OSError."""
-QUICK, LONG = pytest.mark.timeout(120), (pytest.mark.long, pytest.mark.timeout(1800))
+QUICK = pytest.mark.timeout(120)
+LONG = (pytest.mark.long, pytest.mark.timeout(1800))
 
 SERVER = """
     import importlib.util, sys, threading
@@ -57,12 +65,21 @@ SERVER = """
 
 
 def open_shard(folder, index):
-    return ReplayShard(index, COLUMNS, SAMPLING, capacity_steps=4000, directory=folder / "journal", segment_bytes=20_000)
+    return ReplayShard(
+        index,
+        COLUMNS,
+        SAMPLING,
+        capacity_steps=4000,
+        directory=folder / "journal",
+        segment_bytes=20_000,
+    )
 
 
 def counting_chunk(slot, seq):
     rows = {name: spec.zeros(CHUNK_ROWS) for name, spec in COLUMNS.items()}
-    rows["obs"] = np.stack([np.full(CHUNK_ROWS, slot), np.arange(seq * CHUNK_ROWS, (seq + 1) * CHUNK_ROWS)], axis=1)
+    rows["obs"] = np.stack(
+        [np.full(CHUNK_ROWS, slot), np.arange(seq * CHUNK_ROWS, (seq + 1) * CHUNK_ROWS)], axis=1
+    )
     rows["is_first"][0] = seq == 0
     return make_chunk(StreamId(slot, 0, 0), seq, NO_POLICY, rows)
 
@@ -71,12 +88,20 @@ class Shard:
     """A shard's process, and calls to it that are repeated until they are answered."""
 
     def __init__(self, folder, index):
-        self.folder, self.index = folder, index
+        self.folder = folder
+        self.index = index
         folder.mkdir()
         self.start()
 
     def start(self):
-        command = [sys.executable, "-c", textwrap.dedent(SERVER), str(Path(__file__)), str(self.folder), str(self.index)]
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(SERVER),
+            str(Path(__file__)),
+            str(self.folder),
+            str(self.index),
+        ]
         self.process = subprocess.Popen(command)
 
     def kill(self):
@@ -101,19 +126,26 @@ class Shard:
 @pytest.mark.parametrize("rounds", [pytest.param(3, marks=QUICK), pytest.param(100, marks=LONG)])
 def test_no_row_is_lost_or_doubled_while_shards_are_killed(tmp_path, rounds):
     shards = [Shard(tmp_path / str(index), index) for index in range(SHARDS)]
-    acknowledged, drawn, wrong, stop = [0] * WRITERS, [0] * READERS, [], threading.Event()
+    acknowledged = [0] * WRITERS
+    drawn = [0] * READERS
+    wrong = []
+    stop = threading.Event()
 
     def write(slot):
-        connections, owner = {}, shards[shard_of(StreamId(slot, 0, 0), SHARDS)]
+        connections = {}
+        owner = shards[shard_of(StreamId(slot, 0, 0), SHARDS)]
         while not stop.is_set():
             owner.call(connections, "append", counting_chunk(slot, acknowledged[slot]))
             acknowledged[slot] += 1
 
     def read(seed):
-        connections, number = {}, 0
+        connections = {}
+        number = 0
         while not stop.is_set():
             number += 1
-            windows = shards[number % SHARDS].call(connections, "sample", SampleRequest(8, (seed, number)))
+            windows = shards[number % SHARDS].call(
+                connections, "sample", SampleRequest(8, (seed, number))
+            )
             if not isinstance(windows, BufferError):
                 obs = windows.columns["obs"]
                 wrong.extend(obs[(np.diff(obs, axis=1) != [0, 1]).any(axis=(1, 2))].tolist())
@@ -148,7 +180,8 @@ def test_no_row_is_lost_or_doubled_while_shards_are_killed(tmp_path, rounds):
 
 def wait_for_progress(counts, more):
     """Until every writer (or reader) got so many more chunks acknowledged (or batches)."""
-    goal, deadline = [count + more for count in counts], time.monotonic() + 60
+    goal = [count + more for count in counts]
+    deadline = time.monotonic() + 60
     while any(count < wanted for count, wanted in zip(counts, goal, strict=True)):
         assert time.monotonic() < deadline, f"somebody makes no progress: {counts}, wanted {goal}"
         time.sleep(0.02)

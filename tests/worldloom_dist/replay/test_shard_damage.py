@@ -1,4 +1,6 @@
-"""What a shard says of rows that its disk lost or altered: only right windows, and books that count every loss once."""
+"""What a shard says of rows that its disk lost or altered: only right windows, and books that count
+every loss once.
+"""
 
 import json
 
@@ -6,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worldloom_dist.replay.test_shard import LATENT, counting_chunk, expected_starts, numbers_of, open_shard
+from tests.worldloom_dist.replay.test_shard import (
+    LATENT,
+    counting_chunk,
+    expected_starts,
+    numbers_of,
+    open_shard,
+)
 from worldloom.core.exceptions import CheckpointError
 from worldloom_dist.ports import RowBooks, SampleRequest
 from worldloom_dist.replay.verify_shard import verify_shard
@@ -38,7 +46,8 @@ def segments(directory):
 def test_a_journal_damaged_anywhere_gives_only_right_windows_and_honest_books(
     tmp_path_factory, places, flip, kind, capacity, segment_bytes
 ):
-    directory, options = tmp_path_factory.mktemp("shard"), {"capacity": capacity, "segment_bytes": segment_bytes}
+    directory = tmp_path_factory.mktemp("shard")
+    options = {"capacity": capacity, "segment_bytes": segment_bytes}
     shard = filled(directory, **options)
     acknowledged = shard.books()
     shard.close()
@@ -55,7 +64,8 @@ def test_a_journal_damaged_anywhere_gives_only_right_windows_and_honest_books(
         assert books.lost_acked == 60 - books.stored
         assert books.lost_acked <= 5 * len(places) or kind != "flip"
     assert books.duplicate <= acknowledged.duplicate
-    if kind == "flip" and segment_bytes > 300:  # heads are a small part of the bytes, and one is left
+    # heads are a small part of the bytes, and one is left
+    if kind == "flip" and segment_bytes > 300:
         assert books.duplicate >= acknowledged.duplicate - 5 * len(places)
     if again.live_windows():
         assert numbers_of(again, windows=60) <= {(0, n) for n in expected_starts(12)}
@@ -106,12 +116,18 @@ def test_a_segment_that_is_missing_counts_as_lost_and_not_as_evicted(tmp_path):
     assert problem.endswith("are missing: the segments that held them are gone")
     again = open_shard(tmp_path, segment_bytes=600)
     books = again.books()
-    assert (books.inserted, books.evicted, books.duplicate) == (before.inserted, 0, before.duplicate)
+    assert (books.inserted, books.evicted, books.duplicate) == (
+        before.inserted,
+        0,
+        before.duplicate,
+    )
     assert 0 < books.lost_acked == before.stored - books.stored
     assert again.declare_lost(before) == 0
     again.close()
     found = verify_shard(tmp_path)
-    assert (found.problems, found.lost) == ([], books.lost_acked), "what is written down as lost is no problem any more"
+    assert (found.problems, found.lost) == ([], books.lost_acked), (
+        "what is written down as lost is no problem any more"
+    )
     assert open_shard(tmp_path, segment_bytes=600).books() == books, "it is counted once"
 
 
@@ -131,7 +147,9 @@ def test_segments_that_were_deleted_with_their_rows_are_no_loss_also_after_a_rol
     assert restarted.books() == at_mark
 
 
-def test_a_damaged_head_of_the_oldest_segment_costs_neither_books_nor_the_table_of_seen_chunks(tmp_path):
+def test_a_damaged_head_of_the_oldest_segment_costs_neither_books_nor_the_table_of_seen_chunks(
+    tmp_path,
+):
     shard = filled(tmp_path, **SMALL)
     shard.declare_lost(RowBooks(inserted=75, evicted=30))
     for seq in range(15, 18):
@@ -157,7 +175,9 @@ def test_a_damaged_file_beside_the_journal_is_named(tmp_path, name, content):
     with pytest.raises(CheckpointError, match=name):
         open_shard(tmp_path)
     (tmp_path / name).write_text(intact)
-    assert open_shard(tmp_path).books() == shard.books(), "a shard that does not open lets go of its folder"
+    assert open_shard(tmp_path).books() == shard.books(), (
+        "a shard that does not open lets go of its folder"
+    )
 
 
 def test_refreshed_extras_that_are_damaged_begin_as_they_were_stored(tmp_path, caplog):

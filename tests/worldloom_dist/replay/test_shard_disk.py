@@ -15,7 +15,9 @@ from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
 
-COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}).columns()
+COLUMNS = EnvSpec(
+    name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}
+).columns()
 SAMPLING = SamplingSpec(batch_size=4, length=3, cross_episodes=True)
 ROWS = 6
 
@@ -42,7 +44,11 @@ def fill(shard, seq):
     raise AssertionError("the disk took everything")
 
 
-@pytest.mark.parametrize(("segment_bytes", "limit"), [(1 << 20, 4000), (300, 100)], ids=["in a segment", "at its beginning"])
+@pytest.mark.parametrize(
+    ("segment_bytes", "limit"),
+    [(1 << 20, 4000), (300, 100)],
+    ids=["in a segment", "at its beginning"],
+)
 def test_a_disk_that_is_really_full_refuses_chunks_and_takes_them_again_when_there_is_room(
     tmp_path, limit_files, segment_bytes, limit
 ):
@@ -67,10 +73,15 @@ def test_a_disk_that_is_really_full_refuses_chunks_and_takes_them_again_when_the
     assert (np.diff(obs, axis=1) == 1).all()
 
 
-def test_a_slow_disk_delays_acknowledgements_and_nothing_else_and_writers_share_its_syncs(tmp_path, monkeypatch):
+def test_a_slow_disk_delays_acknowledgements_and_nothing_else_and_writers_share_its_syncs(
+    tmp_path, monkeypatch
+):
     shard = open_shard(tmp_path, durability="fsync")
     shard.append(counting_chunk(9, 0))
-    real, may_sync, syncing, calls = os.fsync, threading.Event(), threading.Event(), []
+    real = os.fsync
+    may_sync = threading.Event()
+    syncing = threading.Event()
+    calls = []
 
     def slow(file):
         calls.append(file)
@@ -100,7 +111,9 @@ def test_a_slow_disk_delays_acknowledgements_and_nothing_else_and_writers_share_
     assert len(calls) <= 3, "one sync covers all that was written before it"
 
 
-def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew(tmp_path, monkeypatch):
+def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew(
+    tmp_path, monkeypatch
+):
     shard = open_shard(tmp_path, durability="fsync")
     shard.append(counting_chunk(0, 0))
     assert not shard.failure

@@ -16,7 +16,9 @@ from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.replay.verify_shard import verify_shard
 
-COLUMNS = EnvSpec(name="counting", obs={"obs": ArraySpec((1,), "int64")}, action={"action": ArraySpec((1,))}).columns()
+COLUMNS = EnvSpec(
+    name="counting", obs={"obs": ArraySpec((1,), "int64")}, action={"action": ArraySpec((1,))}
+).columns()
 MIXTURE = "0.5*prioritised:0.6+0.5*prioritised:1"
 
 
@@ -42,7 +44,9 @@ def run_on(shard, start, stop):
     for seq in range(start, stop):
         add(shard, seq)
         windows = shard.sample(SampleRequest(8, (seq,)))
-        shard.update_priorities(windows.row_ids[:, 0], np.random.default_rng(seq).uniform(0.1, 9.0, 8))
+        shard.update_priorities(
+            windows.row_ids[:, 0], np.random.default_rng(seq).uniform(0.1, 9.0, 8)
+        )
 
 
 def starts_of(shard, windows=400):
@@ -67,7 +71,9 @@ def test_a_rollback_restores_priorities_to_the_bit(tmp_path, restart, selector):
         cut.close()
         cut = open_shard(tmp_path / "cut", selector)
     cut.rollback(mark)
-    assert [path.name for path in (tmp_path / "cut").glob("weights-*")] == [mark.weights_file], "newer ones name other rows"
+    assert [path.name for path in (tmp_path / "cut").glob("weights-*")] == [mark.weights_file], (
+        "newer ones name other rows"
+    )
     run_on(cut, 18, 40)
     np.testing.assert_array_equal(starts_of(whole), starts_of(cut))
     assert not verify_shard(tmp_path / "cut").problems
@@ -85,7 +91,9 @@ def test_a_shard_that_was_killed_goes_on_with_the_priorities_it_wrote_last(tmp_p
     again = open_shard(tmp_path)
     assert (starts_of(again) == 5).mean() > 0.95
     add(again, 6)
-    assert set(starts_of(again).tolist()) >= {5, 30, 31, 32}, "what came since counts as new: it gets the highest priority"
+    assert set(starts_of(again).tolist()) >= {5, 30, 31, 32}, (
+        "what came since counts as new: it gets the highest priority"
+    )
     add(again, 7)
     for seq in range(8, 14):
         add(again, seq)

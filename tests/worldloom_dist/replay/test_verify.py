@@ -1,4 +1,6 @@
-"""``verify`` finds every false number, and says nothing against a run that is whole, also while somebody writes to it."""
+"""``verify`` finds every false number, and says nothing against a run that is whole, also while
+somebody writes to it.
+"""
 
 import json
 import shutil
@@ -18,7 +20,9 @@ from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.replay.verify_shard import verify_shard
 
-ENV = EnvSpec(name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))})
+ENV = EnvSpec(
+    name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}
+)
 SAMPLING = SamplingSpec(batch_size=4, length=3, cross_episodes=True)
 ROWS = 6
 
@@ -41,8 +45,11 @@ def change_summary(folder, **changes):
 def test_verify_finds_a_whole_run_whole_and_counts_its_rows(run_dir, capsys):
     assert main(["verify", str(run_dir)]) == 0
     text = capsys.readouterr().out
-    found, summary = json.loads(text[: text.rindex("}") + 1]), json.loads((run_dir / "summary.json").read_text())
-    assert sum(shard["inserted"] for shard in found["shards"].values()) == summary["rows"]["inserted"]
+    found = json.loads(text[: text.rindex("}") + 1])
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (
+        sum(shard["inserted"] for shard in found["shards"].values()) == summary["rows"]["inserted"]
+    )
     assert sum(shard["agent_steps"] for shard in found["shards"].values()) == summary["agent_steps"]
     assert found["checkpoints"] >= 1
     assert found["problems"] == []
@@ -51,7 +58,9 @@ def test_verify_finds_a_whole_run_whole_and_counts_its_rows(run_dir, capsys):
 
 def test_verify_counts_the_rows_of_a_policy_that_had_lost_its_carry(tmp_path):
     rows = {name: spec.zeros(ROWS) for name, spec in ENV.columns().items()}
-    shard = ReplayShard(0, ENV.columns(), SAMPLING, capacity_steps=100, directory=tmp_path / "shard-0")
+    shard = ReplayShard(
+        0, ENV.columns(), SAMPLING, capacity_steps=100, directory=tmp_path / "shard-0"
+    )
     for seq, marked in enumerate(([], [1], [0, 4])):
         shard.append(make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, rows, marked))
     shard.close()
@@ -59,7 +68,9 @@ def test_verify_counts_the_rows_of_a_policy_that_had_lost_its_carry(tmp_path):
     assert (found.carry_resets, found.problems) == (3, [])
 
 
-@pytest.mark.parametrize("victim", ["segment-*.wal", "tensors.safetensors", "summary.json", "shard.json"])
+@pytest.mark.parametrize(
+    "victim", ["segment-*.wal", "tensors.safetensors", "summary.json", "shard.json"]
+)
 def test_verify_finds_a_changed_byte_anywhere(run_dir, tmp_path, capsys, victim):
     folder = tmp_path / "copy"
     shutil.copytree(run_dir, folder)
@@ -123,7 +134,10 @@ def test_shards_that_are_missing_or_of_another_run_are_found_and_copies_are_left
 
 def test_a_run_that_goes_on_is_not_compared_with_how_it_ended_before(copied):
     change_summary(copied, inserted=-9, stored=-9)
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print(1, flush=True); input()"
+    )
     command = [sys.executable, "-c", code, str(copied / "lock")]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -139,12 +153,20 @@ def test_a_run_that_goes_on_is_not_compared_with_how_it_ended_before(copied):
 
 
 def open_shard(folder, extras=None, **settings):
-    return ReplayShard(0, ENV.columns(extras or {}), SAMPLING, directory=folder, **{"capacity_steps": 500, **settings})
+    return ReplayShard(
+        0,
+        ENV.columns(extras or {}),
+        SAMPLING,
+        directory=folder,
+        **{"capacity_steps": 500, **settings},
+    )
 
 
 def append(shard, seq):
     rows = {name: spec.zeros(ROWS) for name, spec in shard.columns.items()}
-    rows["obs"] = np.stack([np.zeros(ROWS), np.arange(seq * ROWS, (seq + 1) * ROWS)], axis=1).astype(np.int64)
+    rows["obs"] = np.stack(
+        [np.zeros(ROWS), np.arange(seq * ROWS, (seq + 1) * ROWS)], axis=1
+    ).astype(np.int64)
     rows["is_first"][0] = seq == 0
     shard.append(make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, rows))
 
@@ -182,8 +204,11 @@ def test_a_shard_keeps_the_newest_rows_of_its_capacity_and_verify_counts_just_th
     assert found.newest(10**6) == found.rows
 
 
-def test_marks_that_are_made_and_dropped_while_the_journal_is_read_are_no_damage(tmp_path, monkeypatch):
-    shard, real = open_shard(tmp_path, {"latent": ArraySpec((2,))}), module.read_journal
+def test_marks_that_are_made_and_dropped_while_the_journal_is_read_are_no_damage(
+    tmp_path, monkeypatch
+):
+    shard = open_shard(tmp_path, {"latent": ArraySpec((2,))})
+    real = module.read_journal
     for seq in range(5):
         append(shard, seq)
     assert shard.mark().mutable_file
@@ -199,12 +224,15 @@ def test_marks_that_are_made_and_dropped_while_the_journal_is_read_are_no_damage
 
 
 def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_path, monkeypatch):
-    shard, real, seqs = open_shard(tmp_path, capacity_steps=60, segment_bytes=1000), module.read_journal, iter(range(1000))
+    shard = open_shard(tmp_path, capacity_steps=60, segment_bytes=1000)
+    real = module.read_journal
+    seqs = iter(range(1000))
     for _ in range(60):
         append(shard, next(seqs))
     shard.mark()
     journal = shard._journal
-    first, last = journal.segments[0], journal.segments[-1]
+    first = journal.segments[0]
+    last = journal.segments[-1]
 
     def read(folder, damage):
         for record in real(folder, damage):
@@ -219,4 +247,6 @@ def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_pa
     assert not found.problems
     monkeypatch.setattr(module, "read_journal", real)
     journal._path(journal.segments[1]).unlink()
-    assert any("a segment begins with" in problem for problem in verify_shard(tmp_path).problems), "nobody evicts from the middle"
+    assert any("a segment begins with" in problem for problem in verify_shard(tmp_path).problems), (
+        "nobody evicts from the middle"
+    )

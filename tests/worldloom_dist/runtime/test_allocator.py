@@ -24,15 +24,24 @@ print(faults())
 
 
 def probe(*words, **variables):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    } | variables
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words], env=environment, check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", PROBE, *words],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     said, faults = done.stdout.split()
     return said, int(faults)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's; this is another libc")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's; this is another libc"
+)
 def test_blocks_that_are_freed_and_taken_again_are_not_faulted_in_again():
     said, kept = probe("keep")
     assert said == "True"

@@ -1,4 +1,6 @@
-"""How a run on Ray ends, whatever has just died: its summary says what shards and learner said last. Ray and roles are fakes."""
+"""How a run on Ray ends, whatever has just died: its summary says what shards and learner said
+last. Ray and roles are fakes.
+"""
 
 import json
 import logging
@@ -23,7 +25,20 @@ from worldloom_dist.runtime.supervisor import Role
 from worldloom_dist.stopping import StopFlag
 
 PLAN = resolve(
-    parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.shards", "2", "--eval-episodes", "0"])
+    parse(
+        [
+            "--preset",
+            "debug",
+            "--env",
+            "toy:counting",
+            "--runtime",
+            "ray",
+            "--replay.shards",
+            "2",
+            "--eval-episodes",
+            "0",
+        ]
+    )
 )
 ENDED = {"state": "stopped", "train_steps": 777, "replayed_steps": 777 * 8, "version": (1, 777)}
 
@@ -56,7 +71,9 @@ def get(reply: Reply, timeout: float | None = None) -> Any:
 
 
 class FakeSupervisor:
-    """Has roles. Who is in ``dying`` counts as up until the next poll; what is missing comes back with a later one, if it may."""
+    """Has roles. Who is in ``dying`` counts as up until the next poll; what is missing comes back
+    with a later one, if it may.
+    """
 
     def __init__(self) -> None:
         self.roles: dict[str, Role] = {}
@@ -68,7 +85,9 @@ class FakeSupervisor:
 
     def put(self, kind: str, index: int, actor: Actor) -> None:
         role = Role(kind, index, lambda _: None, lambda _: None)
-        role.handle, role.ready_at, role.has_been_up = actor, 1.0, True
+        role.handle = actor
+        role.ready_at = 1.0
+        role.has_been_up = True
         self.roles[role.name] = role
 
     def of_kind(self, kind: str) -> list[Role]:
@@ -80,7 +99,9 @@ class FakeSupervisor:
         while self.dying:
             self.roles[self.dying.pop()].ready_at = None
 
-    def stop(self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True) -> dict[str, Any]:
+    def stop(
+        self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True
+    ) -> dict[str, Any]:
         if kinds != ("learner",):
             return {}
         learners = self.of_kind("learner")
@@ -90,7 +111,8 @@ class FakeSupervisor:
 
     def start_again(self, kind: str) -> None:
         for role in self.of_kind(kind):
-            role.is_done, role.ready_at = False, None
+            role.is_done = False
+            role.ready_at = None
 
     def hear(self, kinds: tuple[str, ...]) -> None:
         self.heard.append(kinds)
@@ -99,14 +121,20 @@ class FakeSupervisor:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run whose ledger is a moment behind its shards."""
-    fake_ray = SimpleNamespace(get=get, wait=lambda replies, **_: (replies, []), kill=lambda *_, **__: None)
+    fake_ray = SimpleNamespace(
+        get=get, wait=lambda replies, **_: (replies, []), kill=lambda *_, **__: None
+    )
     monkeypatch.setattr(module, "ray", fake_ray)
     monkeypatch.setattr(ending_module, "ray", fake_ray)
     monkeypatch.setattr(module, "Reporter", lambda *_: SimpleNamespace(emit=lambda *_: None))
     monkeypatch.setattr(module, "store_used", lambda: 0.0)
     monkeypatch.setattr(ending_module, "COME_BACK_S", 0.2)
     monkeypatch.setattr(module, "Placement", lambda *_: SimpleNamespace(options=dict))
-    monkeypatch.setattr(module, "Remote", lambda _: SimpleNamespace(call=lambda *_, **__: None, tell=lambda *_: None))
+    monkeypatch.setattr(
+        module,
+        "Remote",
+        lambda _: SimpleNamespace(call=lambda *_, **__: None, tell=lambda *_: None),
+    )
     monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")
     folder.open(PLAN.config, PLAN.env_spec.to_dict(), {})
@@ -153,7 +181,8 @@ def test_a_hub_or_ledger_that_is_gone_does_not_make_the_summary_old(run, gone, h
     if how == "silent":
         role.handle = Actor(counts=GetTimeoutError("late"), snapshot=RayActorError())
     else:
-        role.ready_at, run._supervisor.comes_back = None, False
+        role.ready_at = None
+        run._supervisor.comes_back = False
     run._finish("stopped")
     check_end(run)
 
@@ -167,7 +196,9 @@ def test_a_shard_without_a_last_word_is_named_and_counts_as_the_ledger_knows_it(
 
 @pytest.mark.parametrize("dying", ["learner-0", "shard-1", "ledger-0"])
 @pytest.mark.parametrize("when", ["before", "while workers end"])
-def test_what_dies_unnoticed_comes_back_before_the_run_goes_on_to_end(run, monkeypatch, dying, when, caplog):
+def test_what_dies_unnoticed_comes_back_before_the_run_goes_on_to_end(
+    run, monkeypatch, dying, when, caplog
+):
     caplog.set_level(logging.INFO)
     if when == "before":
         run._supervisor.dying = [dying]
@@ -186,7 +217,8 @@ def test_a_learner_that_dies_while_it_is_stopped_is_started_and_stopped_again(ru
 
 def test_a_ledger_that_hangs_is_replaced(run, monkeypatch, caplog):
     ledger = run._supervisor.roles["ledger-0"]
-    healthy, ledger.handle = ledger.handle, Actor(drain=GetTimeoutError("late"))
+    healthy = ledger.handle
+    ledger.handle = Actor(drain=GetTimeoutError("late"))
     replaced = []
 
     def replace(process, no_restart):
@@ -203,13 +235,15 @@ def test_a_ledger_that_hangs_is_replaced(run, monkeypatch, caplog):
 def test_what_never_was_up_is_not_waited_for(run, caplog):
     caplog.set_level(logging.INFO)
     for name in ("learner-0", "shard-0"):
-        run._supervisor.roles[name].ready_at, run._supervisor.roles[name].has_been_up = None, False
+        run._supervisor.roles[name].ready_at = None
+        run._supervisor.roles[name].has_been_up = False
     run._ending.end_inserts(1.0)
     assert "waiting for" not in caplog.text
 
 
 def test_a_learner_that_does_not_come_back_ends_the_run_with_its_books(run, caplog):
-    run._supervisor.roles["learner-0"].ready_at, run._supervisor.comes_back = None, False
+    run._supervisor.roles["learner-0"].ready_at = None
+    run._supervisor.comes_back = False
     with pytest.raises(TrainingError, match="did not write a last checkpoint"):
         run._finish("stopped")
     assert "learner-0 did not come back in time" in caplog.text
@@ -221,7 +255,10 @@ def test_a_learner_that_does_not_come_back_ends_the_run_with_its_books(run, capl
 def test_a_run_that_fails_says_what_its_last_checkpoint_says(run):
     run._abort(ValueError("something else"))
     check_end(run)
-    assert (summary(run)["status"], summary(run)["error"]) == ("failed", "ValueError: something else")
+    assert (summary(run)["status"], summary(run)["error"]) == (
+        "failed",
+        "ValueError: something else",
+    )
 
 
 def test_a_failure_while_a_run_fails_does_not_cost_the_last_checkpoint(run, monkeypatch):
@@ -246,7 +283,20 @@ def test_who_cannot_wait_need_not(run, monkeypatch):
 
 
 def evaluating(run, monkeypatch, evaluation, failure=""):
-    plan = resolve(parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.shards", "2"]))
+    plan = resolve(
+        parse(
+            [
+                "--preset",
+                "debug",
+                "--env",
+                "toy:counting",
+                "--runtime",
+                "ray",
+                "--replay.shards",
+                "2",
+            ]
+        )
+    )
     run._plan = run._report._plan = plan
     run._evaluations = SimpleNamespace(last=lambda *_: evaluation, failure=failure)
 
@@ -260,8 +310,14 @@ def test_run_that_evaluated_its_last_weights_is_completed(run, monkeypatch):
 def test_run_whose_last_evaluation_fails_has_failed_and_says_why(run, monkeypatch):
     evaluating(run, monkeypatch, None, "EnvFailureError: no env is left")
     _, missing = run._finish("completed")
-    assert missing == ("the last weights could not be evaluated (EnvFailureError: no env is left); --eval-episodes 0 asks for none")
-    assert (summary(run)["status"], summary(run)["error"]) == ("failed", f"TrainingError: {missing}")
+    assert missing == (
+        "the last weights could not be evaluated (EnvFailureError: no env is left); "
+        "--eval-episodes 0 asks for none"
+    )
+    assert (summary(run)["status"], summary(run)["error"]) == (
+        "failed",
+        f"TrainingError: {missing}",
+    )
 
 
 def test_run_whose_last_evaluation_is_left_out_by_ctrl_c_is_stopped(run, monkeypatch):
@@ -273,14 +329,18 @@ def test_run_whose_last_evaluation_is_left_out_by_ctrl_c_is_stopped(run, monkeyp
 
 def test_last_record_is_the_summary(run):
     run._finish("stopped")
-    records = [json.loads(line) for line in (run._folder.path / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (run._folder.path / "metrics.jsonl").read_text().splitlines()
+    ]
     found = summary(run)
     assert records[-1]["env_steps_total"] == records[-1]["env_steps"] == found["env_steps"]
     assert records[-1]["learner_updates_total"] == found["train_steps"] == 777
     assert records[-1]["replay_inserted_steps_total"] == found["rows"]["inserted"]
 
 
-def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(run, monkeypatch, caplog):
+def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
+    run, monkeypatch, caplog
+):
     def full(*_):
         raise OSError(28, "No space left on device")
 

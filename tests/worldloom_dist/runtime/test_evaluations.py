@@ -1,4 +1,6 @@
-"""When a run on Ray evaluates, what it does with failures, and which env steps a result is labelled with. Ray is a fake."""
+"""When a run on Ray evaluates, what it does with failures, and which env steps a result is labelled
+with. Ray is a fake.
+"""
 
 import logging
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import pytest
 from ray.exceptions import RayError
 
 from tests.worldloom_dist.runtime.test_driver_end import Actor, FakeSupervisor, Reply, get
+from worldloom_dist.actors.films import FilmReport
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.report import Counts
@@ -18,14 +21,18 @@ from worldloom_dist.runtime.policy_roles import EvaluatorRole
 from worldloom_dist.runtime.remote import RoleGoneError
 from worldloom_dist.stopping import StopFlag
 
-PLAN = resolve(parse(["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"]))
+PLAN = resolve(
+    parse(["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"])
+)
 RESULT = {"return_mean": 2.0, "return_std": 0.0, "episodes": 2, "version": (1, 50)}
 VERSION = (1, 50)
 
 
 class FakeReport:
     def __init__(self) -> None:
-        self.env_steps, self.counts, self.evaluation = 221, Counts(train_steps=500), None
+        self.env_steps = 221
+        self.counts = Counts(train_steps=500)
+        self.evaluation = None
 
     def note_evaluation(self, result: dict[str, Any]) -> None:
         self.evaluation = result
@@ -36,7 +43,8 @@ class Evaluator(Actor):
 
     def __init__(self, *results: Any) -> None:
         super().__init__()
-        self.results, self.asked = list(results), []
+        self.results = list(results)
+        self.asked = []
 
     @property
     def evaluate(self) -> SimpleNamespace:
@@ -51,15 +59,26 @@ class Evaluator(Actor):
 def play(monkeypatch):
     killed: list[Any] = []
     ready = {"is": True}
-    fake = SimpleNamespace(get=get, wait=lambda r, **_: (r if ready["is"] else [], []), kill=killed.append)
+    fake = SimpleNamespace(
+        get=get, wait=lambda r, **_: (r if ready["is"] else [], []), kill=killed.append
+    )
     monkeypatch.setattr(module, "ray", fake)
 
     def begin(*results: Any) -> SimpleNamespace:
-        supervisor, report, evaluator = FakeSupervisor(), FakeReport(), Evaluator(*results)
+        supervisor = FakeSupervisor()
+        report = FakeReport()
+        evaluator = Evaluator(*results)
         supervisor.put("evaluator", 0, evaluator)
         supervisor.put("learner", 0, Actor())
         made = Evaluations(PLAN, supervisor, report)
-        return SimpleNamespace(all=made, report=report, evaluator=evaluator, supervisor=supervisor, killed=killed, ready=ready)
+        return SimpleNamespace(
+            all=made,
+            report=report,
+            evaluator=evaluator,
+            supervisor=supervisor,
+            killed=killed,
+            ready=ready,
+        )
 
     return begin
 
@@ -84,7 +103,9 @@ def test_last_weights_are_evaluated_unless_they_have_been(play):
 
 
 def test_last_evaluation_that_fails_is_tried_once_more_and_then_said(play, caplog):
-    run = play(RayError("x\nEnvFailureError: no env is left"), RayError("x\nEnvFailureError: again"))
+    run = play(
+        RayError("x\nEnvFailureError: no env is left"), RayError("x\nEnvFailureError: again")
+    )
     assert run.all.last(VERSION, StopFlag()) is None
     assert run.all.failure == "EnvFailureError: again"
     assert caplog.text.count("evaluation at 221 env steps failed") == 2
@@ -97,7 +118,8 @@ def test_evaluation_of_older_weights_is_none_of_the_last(play):
 
 def test_stop_leaves_the_last_evaluation_out_at_once(play, caplog):
     caplog.set_level(logging.INFO)
-    run, stop = play(RESULT), StopFlag()
+    run = play(RESULT)
+    stop = StopFlag()
     run.ready["is"] = False
     run.supervisor.poll = lambda _: stop.set("Ctrl-C")
     assert run.all.last(VERSION, stop) is None
@@ -121,22 +143,41 @@ def test_run_without_an_evaluator_does_not_wait_for_one(play):
 
 @pytest.mark.parametrize(
     ("ledger", "is_last", "label"),
-    [({"agent_steps": 310}, False, 310), ({"agent_steps": 310}, True, 221), ({"agent_steps": 9}, False, 221), (None, False, 221)],
+    [
+        ({"agent_steps": 310}, False, 310),
+        ({"agent_steps": 310}, True, 221),
+        ({"agent_steps": 9}, False, 221),
+        (None, False, 221),
+    ],
 )
-def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(tmp_path, monkeypatch, ledger, is_last, label):
+def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
+    tmp_path, monkeypatch, ledger, is_last, label
+):
     def call(*_: Any, **__: Any) -> Any:
         if ledger is None:
             raise RoleGoneError("ledger-0 did not answer")
         return ledger
 
-    shown = SimpleNamespace(films=[], load_weights=lambda _: None)
+    shown = SimpleNamespace(films=[], film_problems=[], load_weights=lambda _: None)
     shown.evaluate = lambda: SimpleNamespace(to_dict=lambda: {"return_mean": 1.0}, version=VERSION)
-    monkeypatch.setattr(policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None))
+    monkeypatch.setattr(
+        policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None)
+    )
     monkeypatch.setattr(policy_roles, "Remote", lambda _: SimpleNamespace(call=call))
     written = []
-    monkeypatch.setattr(policy_roles, "write_films", lambda films, folder, name: written.append(name) or [folder / f"{name}-0.gif"])
+
+    def save(films, folder, name, problems):
+        written.append(name)
+        return FilmReport((folder / f"{name}-0.gif",), ())
+
+    monkeypatch.setattr(policy_roles, "save_films", save)
     role = EvaluatorRole(PLAN, tmp_path)
     role._evaluator = shown
     result = role.evaluate(221, is_last)
-    assert result == {"env_steps": label, "return_mean": 1.0, "version": VERSION, "films": [f"eval-{label:09d}-0.gif"]}
+    assert result == {
+        "env_steps": label,
+        "return_mean": 1.0,
+        "version": VERSION,
+        "films": [f"eval-{label:09d}-0.gif"],
+    }
     assert written == [f"eval-{label:09d}"]

@@ -19,11 +19,15 @@ from worldloom_dist.runtime.remote import RoleGoneError
 def windows_of(shard: int, request: SampleRequest) -> SampledWindows:
     rows = np.random.default_rng(list(request.seed)).integers(1 << 40, size=(request.windows, 4))
     zeros = np.zeros(request.windows, np.int64)
-    return SampledWindows({"reward": rows.astype(float)}, rows, zeros + shard, zeros, zeros.astype(float))
+    return SampledWindows(
+        {"reward": rows.astype(float)}, rows, zeros + shard, zeros, zeros.astype(float)
+    )
 
 
 class Roles:
-    """A ledger and two shards; ``broken`` says what a shard raises instead of an answer, or when it has enough to draw from."""
+    """A ledger and two shards; ``broken`` says what a shard raises instead of an answer, or when it
+    has enough to draw from.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken: dict[int, Exception | Iterator[bool]] = {}
@@ -43,7 +47,10 @@ class Roles:
 
     def _reader(self, shard: SimpleNamespace, _: object) -> SimpleNamespace:
         index = int(shard.name.rpartition("-")[2])
-        return SimpleNamespace(submit=lambda requests: lambda: self._give(index, requests), answered_bytes=self.answered_bytes)
+        return SimpleNamespace(
+            submit=lambda requests: lambda: self._give(index, requests),
+            answered_bytes=self.answered_bytes,
+        )
 
     def _call(self, method, *args, **_):
         if method == "shard_down":
@@ -71,7 +78,8 @@ class Roles:
 
 def batches(monkeypatch, count, broken=None, more=(), answered_bytes=1000):
     roles = Roles(monkeypatch)
-    roles.broken, roles.answered_bytes = broken or {}, answered_bytes
+    roles.broken = broken or {}
+    roles.answered_bytes = answered_bytes
     words = ["--preset", "debug", "--env", "toy:counting", "--replay.shards", "2", *more]
     feed = Feed(resolve(parse(words)), 5, lambda windows: windows)
     try:
@@ -80,15 +88,23 @@ def batches(monkeypatch, count, broken=None, more=(), answered_bytes=1000):
         feed.stop()
 
 
-def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_with_draws_of_its_own(monkeypatch):
+def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_with_draws_of_its_own(
+    monkeypatch,
+):
     roles, feed, given = batches(monkeypatch, 80)
     asked = [seed for seeds in roles.rounds for seed in seeds]
-    assert [seed[1] for seed in asked] == list(range(5, 5 + len(asked))), "no batch is skipped or drawn twice"
+    assert [seed[1] for seed in asked] == list(range(5, 5 + len(asked))), (
+        "no batch is skipped or drawn twice"
+    )
     assert max(map(len, roles.rounds)) == 2 * MOST_AT_ONCE, "so many for each shard"
-    assert feed.gauges()["queue_capacity_items{queue=batches}"].value > 2, "the queue holds a round while the next one is asked for"
+    assert feed.gauges()["queue_capacity_items{queue=batches}"].value > 2, (
+        "the queue holds a round while the next one is asked for"
+    )
     for seed, windows in zip(asked, given, strict=False):
         half = feed._windows // 2
-        expected = SampledWindows.concatenate([windows_of(i, SampleRequest(half, (*seed, i + 1))) for i in (0, 1)])
+        expected = SampledWindows.concatenate(
+            [windows_of(i, SampleRequest(half, (*seed, i + 1))) for i in (0, 1)]
+        )
         assert np.array_equal(windows.row_ids, expected.row_ids)
 
 
@@ -103,7 +119,9 @@ def test_lock_step_and_several_ranks_ask_for_one_batch_at_a_time(monkeypatch, mo
     assert {len(seeds) for seeds in roles.rounds} == {1}
 
 
-@pytest.mark.parametrize("fault", [RoleGoneError("gone"), itertools.repeat(False)], ids=["is gone", "has too little"])
+@pytest.mark.parametrize(
+    "fault", [RoleGoneError("gone"), itertools.repeat(False)], ids=["is gone", "has too little"]
+)
 def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, fault):
     roles, feed, given = batches(monkeypatch, 12, {1: fault})
     for windows in given:

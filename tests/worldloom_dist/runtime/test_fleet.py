@@ -41,7 +41,8 @@ class FakeSupervisor:
 
 
 class Cluster:
-    cpus, draining = 4.0, frozenset()
+    cpus = 4.0
+    draining = frozenset()
 
 
 @pytest.fixture
@@ -52,12 +53,19 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def fleet_of(cluster: Cluster, **actors: object) -> tuple[Fleet, FakeSupervisor, list[int]]:
     config = PRESETS["debug"]()
-    config = dataclasses.replace(config, workers=4, actors=dataclasses.replace(config.actors, **actors))  # type: ignore[arg-type]
-    supervisor, lost = FakeSupervisor(), []
+    config = dataclasses.replace(
+        config, workers=4, actors=dataclasses.replace(config.actors, **actors)
+    )  # type: ignore[arg-type]
+    supervisor = FakeSupervisor()
+    lost = []
     fleet = Fleet(
-        resolve(config), supervisor, 100, lost.append,  # type: ignore[arg-type]
-        cluster_cpus=lambda: cluster.cpus, draining=lambda: set(cluster.draining),
-    )  # fmt: skip
+        resolve(config),
+        supervisor,
+        100,
+        lost.append,  # type: ignore[arg-type]
+        cluster_cpus=lambda: cluster.cpus,
+        draining=lambda: set(cluster.draining),
+    )
     return fleet, supervisor, lost
 
 
@@ -81,7 +89,9 @@ def test_elastic_fleet_follows_the_cluster_and_never_repeats_a_stream(cluster: C
         supervisor.all_up()
         fleet.look()
         assert (fleet.wanted, len(supervisor.roles), fleet.live) == (workers, workers, workers)
-    assert sorted(role.index for role in supervisor.roles.values()) == list(range(6)), "the highest slots leave first"
+    assert sorted(role.index for role in supervisor.roles.values()) == list(range(6)), (
+        "the highest slots leave first"
+    )
     assert set(supervisor.lives.values()) == {1}, "no slot had the same incarnation twice"
     assert sum(lost) == 18, "six workers left, and what they had not sent is in the books"
 
@@ -95,7 +105,9 @@ def test_fleet_that_is_not_elastic_keeps_its_number(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(("cpus", "wanted"), [(4.0, 8), (2.0, 4), (0.25, 2), (5.0, 10), (0.0, 8)])
-def test_wanted_workers_are_in_proportion_and_never_below_the_floor(cpus: float, wanted: int) -> None:
+def test_wanted_workers_are_in_proportion_and_never_below_the_floor(
+    cpus: float, wanted: int
+) -> None:
     assert wanted_workers(8, cpus_at_start=4.0, cpus=cpus, min_live=2) == wanted
 
 
@@ -114,16 +126,24 @@ def test_too_few_workers_end_the_run_with_the_reasons(cluster: Cluster) -> None:
     fleet, supervisor, _ = fleet_of(cluster, min_live=3)
     fleet.look()
     supervisor.all_up()
-    supervisor.roles["worker-2"].is_given_up, supervisor.roles["worker-2"].last_failure = True, "its env is broken"
+    supervisor.roles["worker-2"].is_given_up = True
+    supervisor.roles["worker-2"].last_failure = "its env is broken"
     fleet.look()
     assert fleet.quarantined == {"worker-2": "its env is broken"}
     supervisor.roles["worker-0"].is_given_up = True
-    with pytest.raises(TrainingError, match=r"only 2 of 4 env workers are left, and actors.min_live is 3 .*its env is broken"):
+    with pytest.raises(
+        TrainingError,
+        match=r"only 2 of 4 env workers are left, and actors.min_live is 3 .*its env is broken",
+    ):
         fleet.look()
 
 
-@pytest.mark.parametrize(("step", "reset", "silence"), [(60.0, 120.0, 120.0), (200.0, 120.0, 200.0), (1.0, 2.0, 30.0)])
-def test_worker_may_be_silent_for_as_long_as_its_env_may_take(cluster: Cluster, step: float, reset: float, silence: float) -> None:
+@pytest.mark.parametrize(
+    ("step", "reset", "silence"), [(60.0, 120.0, 120.0), (200.0, 120.0, 200.0), (1.0, 2.0, 30.0)]
+)
+def test_worker_may_be_silent_for_as_long_as_its_env_may_take(
+    cluster: Cluster, step: float, reset: float, silence: float
+) -> None:
     fleet, supervisor, _ = fleet_of(cluster, step_timeout_s=step, reset_timeout_s=reset)
     fleet.look()
     assert {role.ping_timeout_s for role in supervisor.roles.values()} == {silence + 10.0}

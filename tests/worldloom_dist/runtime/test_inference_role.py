@@ -16,11 +16,21 @@ from worldloom_dist.runtime.policy_roles import InferenceRole, batch_sizes
 def role_with(**actors: float) -> InferenceRole:
     config = PRESETS["debug"]()
     actors_config = dataclasses.replace(config.actors, **actors)  # type: ignore[arg-type]
-    return InferenceRole(resolve(dataclasses.replace(config, workers=2, inference="central", actors=actors_config)), 0, 0)
+    return InferenceRole(
+        resolve(dataclasses.replace(config, workers=2, inference="central", actors=actors_config)),
+        0,
+        0,
+    )
 
 
 def request_of(slot: int, *envs: int) -> ActRequest:
-    return ActRequest(slot, 0, np.array(envs), {"obs": np.zeros((len(envs), 4), np.float32)}, np.ones(len(envs), bool))
+    return ActRequest(
+        slot,
+        0,
+        np.array(envs),
+        {"obs": np.zeros((len(envs), 4), np.float32)},
+        np.ones(len(envs), bool),
+    )
 
 
 async def answer(requests: list[ActRequest]) -> list[ActReply]:
@@ -47,7 +57,9 @@ def test_batch_closes_when_every_worker_that_asks_lately_is_in_it() -> None:
 def test_request_that_comes_again_replaces_the_first_and_groups_of_a_worker_do_not() -> None:
     async def play() -> None:
         role = role_with(max_wait_ms=1)
-        first, again, other = (asyncio.create_task(role.act(request_of(0, env))) for env in (0, 0, 1))
+        first, again, other = (
+            asyncio.create_task(role.act(request_of(0, env))) for env in (0, 0, 1)
+        )
         await asyncio.sleep(0)
         batch = await role._next_batch()
         assert [question.request.envs.tolist() for question in batch] == [[0], [1]]
@@ -69,7 +81,9 @@ def test_batch_that_does_not_return_is_told_with_the_next_ping() -> None:
     asyncio.run(play())
 
 
-@pytest.mark.parametrize(("largest", "sizes"), [(1, (1,)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))])
+@pytest.mark.parametrize(
+    ("largest", "sizes"), [(1, (1,)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))]
+)
 def test_padded_sizes_double_up_to_the_largest_batch(largest: int, sizes: tuple[int, ...]) -> None:
     assert batch_sizes(largest) == sizes
 
@@ -95,7 +109,9 @@ class Clock:
         return self.now_s
 
 
-def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def slowly(requests: list[ActRequest]) -> list[ActReply]:
         late.append(asyncio.create_task(role.act(request_of(1, 0))))
         await asyncio.sleep(0)
@@ -104,7 +120,8 @@ def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more(
 
     async def play() -> None:
         first = asyncio.create_task(role.act(request_of(0, 0)))
-        role._seen[2] = clock.now_s  # another one that asks lately, so that batches stay open for it
+        # another one that asks lately, so that batches stay open for it
+        role._seen[2] = clock.now_s
         await asyncio.sleep(0)
         await role._answer(await role._next_batch(), slowly)
         reply = await first
@@ -115,6 +132,8 @@ def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more(
         reply = await late[0]
         assert (reply.busy_s, reply.waited_s) == (pytest.approx(0.3), pytest.approx(0.1))
 
-    role, late, clock = role_with(max_wait_ms=250), [], Clock()
+    role = role_with(max_wait_ms=250)
+    late = []
+    clock = Clock()
     monkeypatch.setattr(policy_roles, "time", clock)
     asyncio.run(play())

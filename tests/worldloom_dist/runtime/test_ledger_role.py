@@ -13,12 +13,16 @@ from worldloom_dist.runtime.ledger_role import LedgerRole
 
 
 def plan_of(*words: str) -> Plan:
-    return resolve(parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", *words]))
+    return resolve(
+        parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", *words])
+    )
 
 
 async def samples_soon(ledger: LedgerRole, plan: Plan) -> bool:
     """Whether a batch is admitted without anything else happening."""
-    asked = asyncio.ensure_future(ledger.admit_samples("learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)]))
+    asked = asyncio.ensure_future(
+        ledger.admit_samples("learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)])
+    )
     for _ in range(20):
         await asyncio.sleep(0)
     is_admitted = asked.done()
@@ -34,12 +38,17 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
         ledger = LedgerRole(plan, 0)
         await ledger.join(0, RowBooks(), 10)
         assert await ledger.admit_inserts(0, "first", 1, [plan.spec.prefill_agent_steps + 64]) == 1
-        assert await samples_soon(ledger, plan) != lockstep, "the ratio allows it, but a shard is still storing"
+        assert await samples_soon(ledger, plan) != lockstep, (
+            "the ratio allows it, but a shard is still storing"
+        )
         await ledger.stored(0)
         assert await samples_soon(ledger, plan)
-        assert await ledger.admit_inserts(0, "first", 2, [0]) == 1, "rows of a reset alone, which change what is drawn too"
+        assert await ledger.admit_inserts(0, "first", 2, [0]) == 1, (
+            "rows of a reset alone, which change what is drawn too"
+        )
         assert await samples_soon(ledger, plan) != lockstep
-        await ledger.join(0, RowBooks(), 10)  # the shard died with it, and its successor has what it has
+        # the shard died with it, and its successor has what it has
+        await ledger.join(0, RowBooks(), 10)
         await ledger.stored(0)
         assert not any(ledger._storing.values())
 
@@ -63,7 +72,9 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
         await asyncio.sleep(0)
         assert not waiting.done()
         while limiter.may_sample(plan.spec.sampling.trained_positions):
-            assert await ledger.admit_samples("learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)])
+            assert await ledger.admit_samples(
+                "learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)]
+            )
         assert 0 < await waiting < 1000, "training made room, and who waited was woken"
         waiting = asyncio.ensure_future(ledger.admit_inserts(0, "life", 3, chunks))
         await asyncio.sleep(0)
@@ -79,20 +90,27 @@ def test_a_question_that_is_asked_again_is_granted_once():
     async def story() -> None:
         ledger = LedgerRole(plan, 0)
         await ledger.join(0, RowBooks(), 10)
-        limiter, chunks = ledger._ledger.limiter, [16] * 1000
+        limiter = ledger._ledger.limiter
+        chunks = [16] * 1000
         granted = await ledger.admit_inserts(0, "life", 1, chunks)
         assert limiter.agent_steps == 16 * granted > 0
         assert await ledger.admit_inserts(0, "life", 1, chunks) == granted
         assert limiter.agent_steps == 16 * granted, "its answer was lost, its grant was not"
-        first, again = (asyncio.ensure_future(ledger.admit_inserts(0, "life", 2, chunks)) for _ in range(2))
+        first, again = (
+            asyncio.ensure_future(ledger.admit_inserts(0, "life", 2, chunks)) for _ in range(2)
+        )
         await asyncio.sleep(0)
         assert not first.done()
         assert not again.done()
         await ledger.drain()
         assert await first == await again == 1000, "one that waited while it was asked again"
         assert limiter.agent_steps == 16 * (granted + 1000)
-        assert await ledger.admit_inserts(0, "life", 1, [16]) == 0, "nobody waits for an answer to an earlier one"
-        assert await ledger.admit_inserts(0, "next", 1, [16]) == 1, "a shard that was started again numbers anew"
+        assert await ledger.admit_inserts(0, "life", 1, [16]) == 0, (
+            "nobody waits for an answer to an earlier one"
+        )
+        assert await ledger.admit_inserts(0, "next", 1, [16]) == 1, (
+            "a shard that was started again numbers anew"
+        )
         assert limiter.agent_steps == 16 * (granted + 1001)
 
     asyncio.run(story())
@@ -104,13 +122,15 @@ def test_what_a_dead_shard_still_waits_for_is_not_granted_when_its_successor_joi
     async def story() -> None:
         ledger = LedgerRole(plan, 0)
         await ledger.join(0, RowBooks(), 10, "dead")
-        limiter, chunks = ledger._ledger.limiter, [16] * 1000
+        limiter = ledger._ledger.limiter
+        chunks = [16] * 1000
         assert await ledger.admit_inserts(0, "dead", 1, chunks) > 0
         open_still = asyncio.ensure_future(ledger.admit_inserts(0, "dead", 2, chunks))
         await asyncio.sleep(0)
         assert not open_still.done()
         await ledger.shard_down(0)
-        await ledger.join(0, RowBooks(agent_steps=32), 10, "successor")  # it makes room: what was granted is not all stored
+        # it makes room: what was granted is not all stored
+        await ledger.join(0, RowBooks(agent_steps=32), 10, "successor")
         assert await open_still == 0
         assert limiter.agent_steps == 32
 
@@ -136,11 +156,13 @@ def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_
 
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(lockstep, monkeypatch):
-    plan, clock = plan_of("--replay.shards", "2", *(["--barrier", "True"] if lockstep else [])), [100.0]
+    plan = plan_of("--replay.shards", "2", *(["--barrier", "True"] if lockstep else []))
+    clock = [100.0]
     monkeypatch.setattr(ledger_module.time, "monotonic", lambda: clock[0])
 
     async def story() -> None:
-        ledger, books = LedgerRole(plan, 0), RowBooks()
+        ledger = LedgerRole(plan, 0)
+        books = RowBooks()
         for shard in range(2):
             await ledger.join(shard, books, 10)
         assert await ledger.admit_inserts(1, "life", 1, [16]) == 1
@@ -156,17 +178,21 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(locks
         await ledger.report(1, books, 10)
         assert await ledger.is_live(1)
         assert set(await ledger.split(100, (1, 2))) == {0, 1}
-        assert (await ledger.counts())["agent_steps"] == 16, "what was granted to it before is still on its way"
+        assert (await ledger.counts())["agent_steps"] == 16, (
+            "what was granted to it before is still on its way"
+        )
 
     asyncio.run(story())
 
 
 def test_a_ledger_that_stood_still_takes_nobody_for_silent(monkeypatch):
-    plan, clock = plan_of("--replay.shards", "3"), [100.0]
+    plan = plan_of("--replay.shards", "3")
+    clock = [100.0]
     monkeypatch.setattr(ledger_module.time, "monotonic", lambda: clock[0])
 
     async def story() -> None:
-        ledger, books = LedgerRole(plan, 0), RowBooks()
+        ledger = LedgerRole(plan, 0)
+        books = RowBooks()
         for shard in range(3):
             await ledger.join(shard, books, 10)
         clock[0] += 60.0
@@ -219,12 +245,14 @@ def test_a_learner_that_ends_waits_for_no_grant():
 
 
 def test_a_new_ledger_asks_shards_for_what_the_driver_knows_they_have():
-    plan, known = plan_of(), RowBooks(inserted=100, stored=80, evicted=20, agent_steps=90)
+    plan = plan_of()
+    known = RowBooks(inserted=100, stored=80, evicted=20, agent_steps=90)
 
     async def story() -> None:
         ledger = LedgerRole(plan, 0, {"0": dataclasses.asdict(known)})
         assert await ledger.last_books(0) == known
-        found = RowBooks(inserted=100, evicted=20, lost_acked=80, agent_steps=90)  # its disk was empty, and it owned up
+        # its disk was empty, and it owned up
+        found = RowBooks(inserted=100, evicted=20, lost_acked=80, agent_steps=90)
         await ledger.join(0, found, 0)
         assert await ledger.last_books(0) == found
         counts = await ledger.counts()

@@ -20,7 +20,13 @@ from worldloom_dist.runtime.remote import Remote, RoleGoneError
 
 
 def request_of(*envs: int, slot: int = 0) -> ActRequest:
-    return ActRequest(slot, 0, np.array(envs), {"obs": np.array([[env] for env in envs], np.float32)}, np.ones(len(envs), bool))
+    return ActRequest(
+        slot,
+        0,
+        np.array(envs),
+        {"obs": np.array([[env] for env in envs], np.float32)},
+        np.ones(len(envs), bool),
+    )
 
 
 def envs_of(reply: ActReply) -> list[int]:
@@ -28,7 +34,9 @@ def envs_of(reply: ActReply) -> list[int]:
 
 
 class Server:
-    """An inference server without a policy: the action of an env is its number. Lives in a thread of its own."""
+    """An inference server without a policy: the action of an env is its number. Lives in a thread
+    of its own.
+    """
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -45,7 +53,9 @@ class Server:
 
     def release(self) -> None:
         """Answer what is held, the newest question first."""
-        self.loop.call_soon_threadsafe(lambda: [self._reply(*self.held.pop()) for _ in list(self.held)])
+        self.loop.call_soon_threadsafe(
+            lambda: [self._reply(*self.held.pop()) for _ in list(self.held)]
+        )
 
     def end(self) -> None:
         """As kill -9 would: every line breaks."""
@@ -72,7 +82,11 @@ class Server:
         return await future
 
     def _reply(self, request: ActRequest, future: "asyncio.Future[ActReply]") -> None:
-        future.set_result(ActReply({"env": request.envs}, {}, PolicyVersion(0, 3), np.zeros(request.num_rows, bool)))
+        future.set_result(
+            ActReply(
+                {"env": request.envs}, {}, PolicyVersion(0, 3), np.zeros(request.num_rows, bool)
+            )
+        )
 
 
 class NoRay(Remote):
@@ -80,18 +94,25 @@ class NoRay(Remote):
 
     def __init__(self, server: Server) -> None:
         super().__init__("inference-0")
-        self.server, self.acted = server, 0
+        self.server = server
+        self.acted = 0
         self.told: Address | None = None
 
-    def call(self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0) -> Any:
+    def call(
+        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
+    ) -> Any:
         if method == "address":
             return self.told or self.server.address
         assert method == "act"
         self.acted += 1
         request: ActRequest = args[0]
-        return ActReply({"env": request.envs}, {}, PolicyVersion(0, 0), np.zeros(request.num_rows, bool))
+        return ActReply(
+            {"env": request.envs}, {}, PolicyVersion(0, 0), np.zeros(request.num_rows, bool)
+        )
 
-    async def acall(self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0) -> Any:
+    async def acall(
+        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
+    ) -> Any:
         return await asyncio.to_thread(self.call, method, *args)
 
 
@@ -110,7 +131,8 @@ def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() ->
         waits: list[bool] = []
         line = Line(ray, "act", 10.0, 10.0, on_wait=waits.append)
         server.holds = True
-        first, second = line.submit(request_of(0, 1)), line.submit(request_of(2))
+        first = line.submit(request_of(0, 1))
+        second = line.submit(request_of(2))
         while len(server.held) < 2:
             pass
         server.release()
@@ -141,7 +163,8 @@ def test_open_questions_of_a_dead_server_go_to_its_successor() -> None:
         line = Line(ray, "act", 10.0, 10.0)
         assert envs_of(line.call(request_of(9))) == [9]
         old.holds = True
-        first, second = line.submit(request_of(0)), line.submit(request_of(1))
+        first = line.submit(request_of(0))
+        second = line.submit(request_of(1))
         while len(old.held) < 2:
             pass
         ray.server = new
@@ -209,11 +232,19 @@ def test_silent_server_is_asked_again_and_then_given_up() -> None:
         line.close()
 
 
-def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(line_module, "LOOK_EVERY_S", 0.02)
     looks: list[bool] = []
     with serving() as server:
-        line = Line(NoRay(server), "act", 30.0, 0.0, is_away=lambda: server.holds and (looks.append(len(looks) == 2) or looks[-1]))
+        line = Line(
+            NoRay(server),
+            "act",
+            30.0,
+            0.0,
+            is_away=lambda: server.holds and (looks.append(len(looks) == 2) or looks[-1]),
+        )
         assert envs_of(line.call(request_of(1))) == [1]
         server.holds = True
         with pytest.raises(RoleGoneError, match="did not answer"):
@@ -221,7 +252,9 @@ def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_a
         assert looks == [False, False, True]
         server.holds = False
         server.release()
-        assert envs_of(line.call(request_of(3))) == [3], "a new line knows nothing of the late answer"
+        assert envs_of(line.call(request_of(3))) == [3], (
+            "a new line knows nothing of the late answer"
+        )
         line.close()
 
 
@@ -229,7 +262,10 @@ def test_calls_of_an_event_loop_share_a_line_and_go_to_the_successor_when_it_bre
     async def play(old: Server, new: Server) -> None:
         ray = NoRay(old)
         line = AsyncLine(ray, "act")
-        assert [envs_of(reply) for reply in await asyncio.gather(*(line.call(request_of(env)) for env in (3, 4)))] == [[3], [4]]
+        assert [
+            envs_of(reply)
+            for reply in await asyncio.gather(*(line.call(request_of(env)) for env in (3, 4)))
+        ] == [[3], [4]]
         old.holds = True
         open_call = asyncio.ensure_future(line.call(request_of(5)))
         while not old.held:

@@ -15,7 +15,9 @@ from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.runtime import loop_shard as module
 from worldloom_dist.runtime.loop_shard import LoopShard
 
-COLUMNS = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}).columns()
+COLUMNS = EnvSpec(
+    name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}
+).columns()
 SAMPLING = SamplingSpec(batch_size=4, length=5, cross_episodes=True)
 
 
@@ -36,7 +38,12 @@ class Watched(ReplayShard):
 
 
 def chunk(seq: int, rows: int = 10) -> Chunk:
-    return make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, {name: spec.zeros(rows) for name, spec in COLUMNS.items()})
+    return make_chunk(
+        StreamId(0, 0, 0),
+        seq,
+        NO_POLICY,
+        {name: spec.zeros(rows) for name, spec in COLUMNS.items()},
+    )
 
 
 @pytest.fixture
@@ -50,7 +57,9 @@ def test_small_work_is_done_by_the_loop_itself(memory_shard):
     assert asyncio.run(loop_shard.append(chunk(0))) is False
     given = asyncio.run(loop_shard.sample([SampleRequest(2, (1,)), SampleRequest(3, (2,))]))
     assert set(memory_shard.threads) == {threading.get_ident()}
-    np.testing.assert_array_equal(given.part(2, 5).row_ids, memory_shard.sample(SampleRequest(3, (2,))).row_ids)
+    np.testing.assert_array_equal(
+        given.part(2, 5).row_ids, memory_shard.sample(SampleRequest(3, (2,))).row_ids
+    )
 
 
 def test_too_little_is_said_and_not_raised(memory_shard):

@@ -1,4 +1,6 @@
-"""Where roles go, and the refusal of a cluster that is too small: pure arithmetic over nodes that are made up."""
+"""Where roles go, and the refusal of a cluster that is too small: pure arithmetic over nodes that
+are made up.
+"""
 
 from dataclasses import replace
 
@@ -8,7 +10,10 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.config import LearnerConfig, PlacementConfig, ReplayConfig, RunConfig
 from worldloom_dist.runtime.placement import Node, Placement
 
-NAMES = {name: f"{number:056x}" for number, name in enumerate(["head", "a", "b", "m1", "m2", "m3", "spot", "gpu"], start=1)}
+NAMES = {
+    name: f"{number:056x}"
+    for number, name in enumerate(["head", "a", "b", "m1", "m2", "m3", "spot", "gpu"], start=1)
+}
 HEAD = Node(node_id=NAMES["head"], cpus=4, is_home=True)
 JOINED = RunConfig(address="auto", workers=6, inference="central")
 
@@ -28,27 +33,45 @@ def test_a_cluster_of_our_own_is_shared_without_counting():
 
 
 def test_files_stay_with_the_driver_and_workers_spread():
-    placement = place(JOINED, HEAD, Node(node_id=NAMES["a"], cpus=4), Node(node_id=NAMES["b"], cpus=4))
-    assert placement.options("worker", 0) == {"num_cpus": 1.0, "num_gpus": 0.0, "scheduling_strategy": "SPREAD"}
+    placement = place(
+        JOINED, HEAD, Node(node_id=NAMES["a"], cpus=4), Node(node_id=NAMES["b"], cpus=4)
+    )
+    assert placement.options("worker", 0) == {
+        "num_cpus": 1.0,
+        "num_gpus": 0.0,
+        "scheduling_strategy": "SPREAD",
+    }
     for kind in ("learner", "shard", "inference", "hub", "ledger", "weights"):
         assert node_of(placement.options(kind, 0)) == ("head", False)
     assert placement.options("hub", 0)["num_cpus"] == 0
     assert placement.options("learner", 0)["num_cpus"] == 1.0
-    assert placement.options("inference", 0)["num_cpus"] == 0, "it comes back although workers hold every CPU"
+    assert placement.options("inference", 0)["num_cpus"] == 0, (
+        "it comes back although workers hold every CPU"
+    )
 
 
 def test_a_head_without_cpus_still_takes_the_roles_that_belong_to_it():
     placement = place(JOINED, replace(HEAD, cpus=0), Node(node_id=NAMES["a"], cpus=8))
-    assert placement.options("learner", 0)["num_cpus"] == placement.options("shard", 0)["num_cpus"] == 0
+    assert (
+        placement.options("learner", 0)["num_cpus"]
+        == placement.options("shard", 0)["num_cpus"]
+        == 0
+    )
 
 
 def test_nodes_that_are_marked_for_a_role_get_it():
-    memory = [Node(node_id=NAMES[name], cpus=2, marks=frozenset({"worldloom_replay"})) for name in ("m1", "m2")]
+    memory = [
+        Node(node_id=NAMES[name], cpus=2, marks=frozenset({"worldloom_replay"}))
+        for name in ("m1", "m2")
+    ]
     spot = Node(node_id=NAMES["spot"], cpus=6, marks=frozenset({"worldloom_worker"}))
     gpu = Node(node_id=NAMES["gpu"], cpus=2, gpus=1, marks=frozenset({"worldloom_learner"}))
     config = replace(JOINED, replay=ReplayConfig(shards=4))
     placement = place(config, HEAD, *memory, spot, gpu)
-    assert [node_of(placement.options("shard", index)) for index in range(4)] == [("m1", True), ("m2", True)] * 2
+    assert [node_of(placement.options("shard", index)) for index in range(4)] == [
+        ("m1", True),
+        ("m2", True),
+    ] * 2
     assert placement.options("worker", 0)["resources"] == {"worldloom_worker": 0.001}
     learner = placement.options("learner", 0)
     assert learner["resources"] == {"worldloom_learner": 0.001}
@@ -57,9 +80,22 @@ def test_nodes_that_are_marked_for_a_role_get_it():
 
 
 def test_a_shard_returns_to_its_journal_while_that_node_lives():
-    nodes = [HEAD, *(Node(node_id=NAMES[name], cpus=2, marks=frozenset({"worldloom_replay"})) for name in ("m1", "m2", "m3"))]
-    placement = Placement(replace(JOINED, workers=2, replay=ReplayConfig(shards=2)), "central", lambda: nodes)
-    assert [node_of(placement.options("shard", index))[0] for index in (0, 1, 0, 1)] == ["m1", "m2", "m1", "m2"]
+    nodes = [
+        HEAD,
+        *(
+            Node(node_id=NAMES[name], cpus=2, marks=frozenset({"worldloom_replay"}))
+            for name in ("m1", "m2", "m3")
+        ),
+    ]
+    placement = Placement(
+        replace(JOINED, workers=2, replay=ReplayConfig(shards=2)), "central", lambda: nodes
+    )
+    assert [node_of(placement.options("shard", index))[0] for index in (0, 1, 0, 1)] == [
+        "m1",
+        "m2",
+        "m1",
+        "m2",
+    ]
     del nodes[1]
     assert [node_of(placement.options("shard", index))[0] for index in (1, 0)] == ["m2", "m3"]
 
@@ -67,14 +103,28 @@ def test_a_shard_returns_to_its_journal_while_that_node_lives():
 @pytest.mark.parametrize(
     ("nodes", "config", "says"),
     [
-        ([HEAD], JOINED, ["1 learner x (1 CPU), 1 shard x (0.25 CPU), 1 inference x (0 CPU)", "6 worker x (1 CPU) = 7.25 CPUs",
-                          "1 nodes have 4 CPUs (4), with room for 2 of 6 worker", "--placement.worker-cpus"]),
-        ([HEAD, Node(node_id=NAMES["a"], cpus=8)], replace(JOINED, learner=LearnerConfig(device="cuda")),
-         ["with room for 0 of 1 learner", "--learner.device cpu"]),
-        ([HEAD, Node(node_id=NAMES["a"], cpus=64)], replace(JOINED, replay=ReplayConfig(shards=13)),
-         ["with room for 12 of 13 shard on the driver's node"]),
+        (
+            [HEAD],
+            JOINED,
+            [
+                "1 learner x (1 CPU), 1 shard x (0.25 CPU), 1 inference x (0 CPU)",
+                "6 worker x (1 CPU) = 7.25 CPUs",
+                "1 nodes have 4 CPUs (4), with room for 2 of 6 worker",
+                "--placement.worker-cpus",
+            ],
+        ),
+        (
+            [HEAD, Node(node_id=NAMES["a"], cpus=8)],
+            replace(JOINED, learner=LearnerConfig(device="cuda")),
+            ["with room for 0 of 1 learner", "--learner.device cpu"],
+        ),
+        (
+            [HEAD, Node(node_id=NAMES["a"], cpus=64)],
+            replace(JOINED, replay=ReplayConfig(shards=13)),
+            ["with room for 12 of 13 shard on the driver's node"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_cluster_that_is_too_small_is_refused_with_the_arithmetic(nodes, config, says):
     with pytest.raises(ConfigurationError) as error:
         place(config, *nodes)
@@ -87,7 +137,9 @@ def test_a_cluster_that_grows_is_waited_for():
 
 
 def test_smaller_asks_fit():
-    placement = place(replace(JOINED, workers=64, placement=PlacementConfig(worker_cpus=0.02)), HEAD)
+    placement = place(
+        replace(JOINED, workers=64, placement=PlacementConfig(worker_cpus=0.02)), HEAD
+    )
     assert placement.options("worker", 63)["num_cpus"] == 0.02
 
 

@@ -18,7 +18,9 @@ def test_warnings_are_kept_until_they_are_fetched() -> None:
         raise ValueError("no space left")
     except ValueError:
         logger.exception("a call failed")
-    assert relay.drain() == [(logging.ERROR, "a call failed (ValueError: no space left)")], "without the traceback"
+    assert relay.drain() == [(logging.ERROR, "a call failed (ValueError: no space left)")], (
+        "without the traceback"
+    )
 
 
 def test_what_some_loggers_have_to_say_is_kept_too() -> None:
@@ -39,7 +41,8 @@ def test_a_line_that_cannot_be_formatted_ends_nothing(monkeypatch) -> None:
 
 
 def test_stack_names_where_a_thread_is() -> None:
-    release, started = threading.Event(), threading.Event()
+    release = threading.Event()
+    started = threading.Event()
 
     def waits_on_purpose() -> None:
         started.set()

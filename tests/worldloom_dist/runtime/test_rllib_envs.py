@@ -11,7 +11,8 @@ from worldloom.envs.toy import PointEnv
 
 def test_a_registered_name_is_an_env():
     register_env("point-of-a-test", lambda env_config: PointEnv(**env_config))
-    named, own = env_spec(EnvConfig(env="rllib:point-of-a-test")), env_spec(EnvConfig(env="toy:point"))
+    named = env_spec(EnvConfig(env="rllib:point-of-a-test"))
+    own = env_spec(EnvConfig(env="toy:point"))
     assert (named.obs, named.action) == (own.obs, own.action)
     vector = make_env(EnvConfig(env="rllib:point-of-a-test"), num_envs=2, seed=1)
     assert vector.num_envs == 2
@@ -24,7 +25,11 @@ def test_a_gymnasium_id_needs_no_registration():
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nobody-knows", "nobody registered"), ("CartPole-v7", "CartPole-v1"), ("no-env", "no single-agent")],
+    [
+        ("nobody-knows", "nobody registered"),
+        ("CartPole-v7", "CartPole-v1"),
+        ("no-env", "no single-agent"),
+    ],
 )
 def test_what_is_no_env_is_one_sentence(name, says):
     register_env("no-env", lambda env_config: object())

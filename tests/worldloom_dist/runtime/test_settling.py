@@ -1,4 +1,6 @@
-"""When a run ends, a shard's last word holds every row that it stored, and nothing is stored after it."""
+"""When a run ends, a shard's last word holds every row that it stored, and nothing is stored after
+it.
+"""
 
 import asyncio
 import threading
@@ -17,7 +19,20 @@ from worldloom_dist.runtime.pace import Spaced
 from worldloom_dist.runtime.remote import RoleGoneError
 from worldloom_dist.runtime.shard_role import ShardRole
 
-PLAN = resolve(parse(["--preset", "debug", "--env", "toy:counting", "--runtime", "ray", "--replay.durability", "none"]))
+PLAN = resolve(
+    parse(
+        [
+            "--preset",
+            "debug",
+            "--env",
+            "toy:counting",
+            "--runtime",
+            "ray",
+            "--replay.durability",
+            "none",
+        ]
+    )
+)
 
 
 class LedgerFake:
@@ -35,7 +50,11 @@ class LedgerFake:
     @property
     def agent_steps(self) -> int:
         """Of the newest report."""
-        return next(arguments[1].agent_steps for method, arguments in reversed(self.told) if method == "report")
+        return next(
+            arguments[1].agent_steps
+            for method, arguments in reversed(self.told)
+            if method == "report"
+        )
 
 
 @pytest.fixture
@@ -46,7 +65,8 @@ def role(tmp_path):
         return len(chunks)
 
     role = ShardRole(PLAN, 0, tmp_path)
-    role._ledger, role._admission = LedgerFake(), Admission(grant)
+    role._ledger = LedgerFake()
+    role._admission = Admission(grant)
     role._reports = Spaced(role._report, 60.0)
     role._reporter = SimpleNamespace(emit=lambda *_: None)
     role._joined.set()
@@ -54,7 +74,9 @@ def role(tmp_path):
 
 
 def chunk(seq: int, rows: int = 8) -> Chunk:
-    columns = {name: np.zeros((rows, *spec.shape), spec.dtype) for name, spec in PLAN.columns.items()}
+    columns = {
+        name: np.zeros((rows, *spec.shape), spec.dtype) for name, spec in PLAN.columns.items()
+    }
     return make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, columns)
 
 
@@ -69,8 +91,11 @@ def test_the_last_word_comes_at_once_though_regular_reports_are_spaced(role):
     asyncio.run(story())
 
 
-def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_it(role, monkeypatch):
-    may_store, begun = threading.Event(), asyncio.Event()
+def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_it(
+    role, monkeypatch
+):
+    may_store = threading.Event()
+    begun = asyncio.Event()
     real = role._loop_shard.append
 
     async def slow(one):
@@ -92,7 +117,9 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
         books = await settling
         assert await storing
         assert role._ledger.agent_steps == books.agent_steps == 8
-        assert ("give_back", (0, 8)) in role._ledger.told, "what was granted to the chunk that was refused"
+        assert ("give_back", (0, 8)) in role._ledger.told, (
+            "what was granted to the chunk that was refused"
+        )
 
     asyncio.run(story())
     assert role._shard.books().inserted == 8

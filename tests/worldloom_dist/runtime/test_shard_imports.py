@@ -1,4 +1,6 @@
-"""A shard stores the files that its run is told of while it runs: a bad one costs only itself, a full disk only time."""
+"""A shard stores the files that its run is told of while it runs: a bad one costs only itself, a
+full disk only time.
+"""
 
 import asyncio
 import contextlib
@@ -24,9 +26,13 @@ STEPS = 20
 
 
 def write_good(path):
-    obs, action, zeros = np.ones((STEPS + 1, 2), np.float32), np.zeros((STEPS, 1), np.float32), np.zeros(STEPS)
+    obs = np.ones((STEPS + 1, 2), np.float32)
+    action = np.zeros((STEPS, 1), np.float32)
+    zeros = np.zeros(STEPS)
     end = np.arange(STEPS) == STEPS - 1
-    rows = rows_from_gym({"obs": obs}, {"action": action}, zeros.astype(np.float32), zeros.astype(bool), end)
+    rows = rows_from_gym(
+        {"obs": obs}, {"action": action}, zeros.astype(np.float32), zeros.astype(bool), end
+    )
     write_episode_file(str(path), ENV, [rows])
     return str(path)
 
@@ -35,10 +41,20 @@ def write_good(path):
 def role(tmp_path):
     """What a shard's role needs to import files, with a shard that has a disk."""
     shard = ReplayShard(
-        0, ENV.columns(), SamplingSpec(batch_size=2, length=3), capacity_steps=500, directory=tmp_path / "replay" / "shard-0"
+        0,
+        ENV.columns(),
+        SamplingSpec(batch_size=2, length=3),
+        capacity_steps=500,
+        directory=tmp_path / "replay" / "shard-0",
     )
     imports = ImportList(tmp_path)
-    own = {"_imports": imports, "_shard": shard, "_index": 0, "_num_shards": 1, "_is_settled": False}
+    own = {
+        "_imports": imports,
+        "_shard": shard,
+        "_index": 0,
+        "_num_shards": 1,
+        "_is_settled": False,
+    }
     return SimpleNamespace(**own, _at_work=contextlib.nullcontext)
 
 

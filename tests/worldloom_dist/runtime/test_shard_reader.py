@@ -1,4 +1,6 @@
-"""The way a question to a shard goes, and how answers are dealt out to batches; Ray, the line and the shards are fakes."""
+"""The way a question to a shard goes, and how answers are dealt out to batches; Ray, the line and
+the shards are fakes.
+"""
 
 from types import SimpleNamespace
 
@@ -18,11 +20,17 @@ class Shard:
     name = "shard-0"
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.size, self.ways, self.forgotten = 100, [], 0
+        self.size = 100
+        self.ways = []
+        self.forgotten = 0
         self.error: Exception | None = None
         self.has_name = True
         monkeypatch.setattr(
-            module, "Line", lambda *_, **__: SimpleNamespace(submit=lambda asked: lambda: self._answer("line", asked))
+            module,
+            "Line",
+            lambda *_, **__: SimpleNamespace(
+                submit=lambda asked: lambda: self._answer("line", asked)
+            ),
         )
         monkeypatch.setattr(module.ray, "get", lambda asked, timeout: self._answer("ray", asked))
 
@@ -47,7 +55,11 @@ def test_the_size_of_an_answer_decides_the_way_of_the_next_question(monkeypatch)
     reader = ShardReader(shard)
     for size in (100, LARGE_BYTES + 1, LARGE_BYTES + 1, 100, 100):
         shard.size = size
-        assert reader.submit([SampleRequest(1, (0,)), SampleRequest(1, (1,))])().nbytes == size == reader.answered_bytes
+        assert (
+            reader.submit([SampleRequest(1, (0,)), SampleRequest(1, (1,))])().nbytes
+            == size
+            == reader.answered_bytes
+        )
     assert shard.ways == ["line", "line", "ray", "ray", "line"]
 
 
@@ -66,7 +78,8 @@ def test_a_shard_that_is_gone_is_said_to_be_gone_and_looked_up_again(monkeypatch
 
 
 def test_a_silent_shard_is_waited_for_until_it_is_said_to_be_away(monkeypatch):
-    shard, looks = Shard(monkeypatch), iter([False, False, True])
+    shard = Shard(monkeypatch)
+    looks = iter([False, False, True])
     reader = ShardReader(shard, lambda: next(looks))
     shard.size = LARGE_BYTES + 1
     reader.submit([SampleRequest(1, (0,))])()
@@ -78,7 +91,11 @@ def test_a_silent_shard_is_waited_for_until_it_is_said_to_be_away(monkeypatch):
 
 
 def answering(
-    shard: int, fault: Exception | None = None, *, is_gone_at_once: bool = False, has_rows: bool = True
+    shard: int,
+    fault: Exception | None = None,
+    *,
+    is_gone_at_once: bool = False,
+    has_rows: bool = True,
 ) -> SimpleNamespace:
     """A reader of a shard whose windows say which request they are for."""
 
@@ -90,16 +107,28 @@ def answering(
     def give(requests):
         if fault is not None:
             raise fault
-        numbers = np.concatenate([np.full(request.windows, request.seed[0]) for request in requests])
-        return SampledWindows({"x": numbers}, numbers[:, None], numbers * 0 + shard, numbers, numbers) if has_rows else None
+        numbers = np.concatenate(
+            [np.full(request.windows, request.seed[0]) for request in requests]
+        )
+        return (
+            SampledWindows({"x": numbers}, numbers[:, None], numbers * 0 + shard, numbers, numbers)
+            if has_rows
+            else None
+        )
 
     return SimpleNamespace(submit=submit)
 
 
 def test_every_batch_gets_from_every_shard_what_was_granted_for_it():
-    grants = [{0: SampleRequest(2, (7,)), 1: SampleRequest(1, (7,))}, {1: SampleRequest(3, (8,))}, {0: SampleRequest(1, (9,))}]
+    grants = [
+        {0: SampleRequest(2, (7,)), 1: SampleRequest(1, (7,))},
+        {1: SampleRequest(3, (8,))},
+        {0: SampleRequest(1, (9,))},
+    ]
     found = ask_all([answering(0), answering(1)], grants, pytest.fail)()
-    assert [{shard: given.columns["x"].tolist() for shard, given in batch.items()} for batch in found] == [
+    assert [
+        {shard: given.columns["x"].tolist() for shard, given in batch.items()} for batch in found
+    ] == [
         {0: [7, 7], 1: [7]},
         {1: [8, 8, 8]},
         {0: [9]},
@@ -108,7 +137,12 @@ def test_every_batch_gets_from_every_shard_what_was_granted_for_it():
 
 
 def test_shards_that_are_gone_or_have_too_little_are_missing_and_the_gone_are_named():
-    readers = [answering(0), answering(1, RoleGoneError("gone")), answering(2, is_gone_at_once=True), answering(3, has_rows=False)]
+    readers = [
+        answering(0),
+        answering(1, RoleGoneError("gone")),
+        answering(2, is_gone_at_once=True),
+        answering(3, has_rows=False),
+    ]
     gone = []
     grant = {shard: SampleRequest(2, (5,)) for shard in range(4)}
     (found,) = ask_all(readers, [grant], gone.append)()

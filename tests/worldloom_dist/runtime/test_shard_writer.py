@@ -1,4 +1,6 @@
-"""What a worker does with its chunks over a line: a real socket on this machine; Ray is a fake that answers at once."""
+"""What a worker does with its chunks over a line: a real socket on this machine; Ray is a fake that
+answers at once.
+"""
 
 import asyncio
 import contextlib
@@ -81,7 +83,9 @@ class NoRay:
         self.shard: Shard | None = None
         self.asked: list[str] = []
 
-    def call(self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0) -> Any:
+    def call(
+        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
+    ) -> Any:
         self.asked.append(method)
         if method == "updates_due":
             return 0
@@ -110,7 +114,9 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> NoRay:
 
 def make(*, is_lockstep: bool = False) -> tuple[ShardWriter, threading.Event]:
     plan = SimpleNamespace(
-        config=SimpleNamespace(replay=SimpleNamespace(shards=1)), is_lockstep=is_lockstep, spec=SimpleNamespace(pretrain_updates=0)
+        config=SimpleNamespace(replay=SimpleNamespace(shards=1)),
+        is_lockstep=is_lockstep,
+        spec=SimpleNamespace(pretrain_updates=0),
     )
     stopping = threading.Event()
     return ShardWriter(plan, 0, stopping), stopping  # type: ignore[arg-type]
@@ -124,7 +130,8 @@ def test_chunk_is_sent_at_once_and_only_the_answer_is_waited_for(ray: NoRay) -> 
         shard.await_chunks(2)
         assert shard.arrived == [(0, 0), (1, 0)]
         assert not writer.is_waiting
-        began, seen = writer.waited_until, []
+        began = writer.waited_until
+        seen = []
         first, second = waits
         assert first is not None
         assert second is not None
@@ -175,7 +182,9 @@ def test_worker_that_stops_while_its_shard_is_away_names_the_chunk(ray: NoRay) -
     wait = writer.append(chunk(2, 7))
     assert wait is not None
     stopping.set()
-    with pytest.raises(StateError, match=r"shard-0 is away while the run stops; chunk 0\.0\.2/7 is lost"):
+    with pytest.raises(
+        StateError, match=r"shard-0 is away while the run stops; chunk 0\.0\.2/7 is lost"
+    ):
         wait()
     assert not writer.is_waiting
 

@@ -15,8 +15,9 @@ def pause_after_death(supervisor: Supervisor, role: Role, lived_s: float | None)
     return role._start_at - time.monotonic()
 
 
-def test_role_that_worked_for_a_while_comes_back_at_once_and_one_that_dies_at_once_waits_longer_each_time() -> None:
-    supervisor, role = Supervisor(max_restarts=20, window_s=600.0), role_of()
+def test_role_that_worked_comes_back_at_once_and_one_that_dies_at_once_waits_longer() -> None:
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = role_of()
     for _ in range(3):
         assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
     quick = [pause_after_death(supervisor, role, lived) for lived in (None, 0.1, None)]

@@ -1,7 +1,9 @@
-"""The policy head and what its outputs mean: softmax per discrete component, bounded normal per continuous key.
+"""The policy head and what its outputs mean: softmax per discrete component, bounded normal per
+continuous key.
 
-An encoded action is the concatenation over keys (sorted) of one-hot codes and numbers, as the world model reads it. No
-uniform mixture on discrete actions: the official code has none. Legend: A encoded action width.
+An encoded action is the concatenation over keys (sorted) of one-hot codes and numbers, as the world
+model reads it. No uniform mixture on discrete actions: the official code has none. Legend: A
+encoded action width.
 """
 
 from __future__ import annotations
@@ -55,8 +57,12 @@ class Actor(nn.Module):
         return uniform, sum(key.width for key in self.layout.keys if not key.classes)
 
     def sample(self, out: Mapping[str, Tensor], uniform: Tensor, normal: Tensor) -> Tensor:
-        """Encoded actions [..., A] from draws [..., number of uniforms] and [..., number of normals]."""
-        parts, used_uniform, used_normal = [], 0, 0
+        """Encoded actions [..., A] from draws [..., number of uniforms] and [..., number of
+        normals].
+        """
+        parts = []
+        used_uniform = 0
+        used_normal = 0
         for key in self.layout.keys:
             if key.classes:
                 for group in torch.split(out[f"{key.name}/logits"], list(key.classes), -1):
@@ -65,14 +71,20 @@ class Actor(nn.Module):
                     used_uniform += 1
             else:
                 mean, std = self._normal(out, key)
-                parts.append(torch.addcmul(mean, std, normal[..., used_normal : used_normal + key.width]))
+                parts.append(
+                    torch.addcmul(mean, std, normal[..., used_normal : used_normal + key.width])
+                )
                 used_normal += key.width
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def log_prob(self, out: Mapping[str, Tensor], action: Tensor) -> Tensor:
         """Log-probability (density) of encoded actions, summed over keys. [..., A] -> [...]."""
         total: list[Tensor] = []
-        for key, part in zip(self.layout.keys, torch.split(action, [k.width for k in self.layout.keys], -1), strict=True):
+        for key, part in zip(
+            self.layout.keys,
+            torch.split(action, [k.width for k in self.layout.keys], -1),
+            strict=True,
+        ):
             if key.classes:
                 total.append((self._log_probs(out, key) * part).sum(-1))
             else:
@@ -85,7 +97,9 @@ class Actor(nn.Module):
         for key in self.layout.keys:
             if key.classes:
                 groups = torch.split(out[f"{key.name}/logits"], list(key.classes), -1)
-                result[key.name] = torch.stack([categorical_entropy(g.log_softmax(-1)) for g in groups]).sum(0)
+                result[key.name] = torch.stack(
+                    [categorical_entropy(g.log_softmax(-1)) for g in groups]
+                ).sum(0)
             else:
                 result[key.name] = normal_entropy(self._normal(out, key)[1])
         return result
@@ -94,17 +108,23 @@ class Actor(nn.Module):
         """Entropy as a fraction of its range: 0 deterministic, 1 uniform (or widest)."""
         key = next(k for k in self.layout.keys if k.name == name)
         if key.classes:
-            low, high = 0.0, float(np.log(key.classes).sum())
+            low = 0.0
+            high = float(np.log(key.classes).sum())
         else:
-            low, high = (key.width * float(0.5 * np.log(2 * np.pi * std**2) + 0.5) for std in (0.1, 1.0))
+            low, high = (
+                key.width * float(0.5 * np.log(2 * np.pi * std**2) + 0.5) for std in (0.1, 1.0)
+            )
         return (entropy - low) / (high - low)
 
     def to_env(self, action: Tensor) -> dict[str, np.ndarray]:
-        """Encoded actions [N, A] as the env takes them: ints of the space's dtype, floats clipped to [-1, 1].
+        """Encoded actions [N, A] as the env takes them: ints of the space's dtype, floats clipped
+        to [-1, 1].
 
         Clipping changes nothing for the world model, which limits actions to [-1, 1] itself.
         """
-        host, result, start = action.float().cpu().numpy(), {}, 0
+        host = action.float().cpu().numpy()
+        result = {}
+        start = 0
         for key in self.layout.keys:
             part = host[:, start : start + key.width]
             start += key.width

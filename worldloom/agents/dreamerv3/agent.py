@@ -1,7 +1,9 @@
-"""DreamerV3 behind the protocols of ``worldloom.core.protocol``: one update of everything, and the policy that acts.
+"""DreamerV3 behind the protocols of ``worldloom.core.protocol``: one update of everything, and the
+policy that acts.
 
-Nothing in ``train_step`` waits for the device: draws, step count, learning rate and the verdict about non-finite numbers stay
-there, so the whole update can be captured as a graph. Legend: B batch, T trained steps.
+Nothing in ``train_step`` waits for the device: draws, step count, learning rate and the verdict
+about non-finite numbers stay there, so the whole update can be captured as a graph. Legend: B
+batch, T trained steps.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from worldloom.agents.dreamerv3.spec import LATENT_DETER, DreamerV3Config, make_
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.ranks import ALONE, Ranks
+from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
 from worldloom.nn.optim import LaProp, LaPropConfig
@@ -39,7 +42,9 @@ class DreamerV3Agent(DreamerV3Policy):
         seed: Root of the initial weights and of every draw.
     """
 
-    def __init__(self, config: DreamerV3Config, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> None:
+    def __init__(
+        self, config: DreamerV3Config, env: EnvSpec, *, device: str = "cpu", seed: int = 0
+    ) -> None:
         self.spec = make_spec(config, env)
         place = torch.device(device)
         init, acting, training = np.random.SeedSequence(seed).spawn(3)
@@ -48,7 +53,9 @@ class DreamerV3Agent(DreamerV3Policy):
         self.all_networks.to(place)
         model = self.all_networks.model
         networks = ActingNetworks(self.all_networks.actor, model.enc, model.dyn)
-        super().__init__(config, env, networks, place, [seeded_generator(acting, place)], is_per_env=False)
+        super().__init__(
+            config, env, networks, place, [seeded_generator(acting, place)], is_per_env=False
+        )
         self._params = self.all_networks.trained()
         self.optimizer = LaProp(list(self._params.values()), optimizer_config(config))
         self.normalizer = self.all_networks.normalizer.initial(place)
@@ -61,47 +68,68 @@ class DreamerV3Agent(DreamerV3Policy):
         self._average = ranks.averager(list(self._params.values()))
 
     def train_step(self, batch: SequenceBatch) -> TrainOutput:
-        """One update of world model, actor, critic and slow critic from windows of ``spec.sampling.window_rows`` rows."""
+        """One update of world model, actor, critic and slow critic from windows of
+        ``spec.sampling.window_rows`` rows.
+        """
         self._check(batch)
         rows = window_batch(batch, self.all_networks.model, self.config.replay_context)
         with autocast(self.device, self.config.precision):
             out = self.all_networks.loss(rows, self._own_draws(*rows.reward.shape), self.normalizer)
         accept, norm = self._apply(out)
-        refreshed = pack_latents(out.posterior.deter, out.posterior.classes) if self.config.replay_context else None
+        refreshed = (
+            pack_latents(out.posterior.deter, out.posterior.classes)
+            if self.config.replay_context
+            else None
+        )
         metrics = out.metrics | {"loss/total": out.total.detach(), "grad_norm/all": norm}
         return TrainOutput(metrics, (~accept).float(), refreshed)
 
     def draw(self, batch: int, length: int) -> Draws:
         """All randomness of one update."""
-        rows, horizon, stoch = batch * length, self.config.imagine_length, self.config.stoch
+        rows = batch * length
+        horizon = self.config.imagine_length
+        stoch = self.config.stoch
         uniform, normal = self.networks.actor.draw_width
 
         def rand(*shape: int) -> Tensor:
             """Uniform numbers from the training generator."""
             return torch.rand(*shape, generator=self._train_generator, device=self.device)
 
-        posterior, prior = rand(batch, length, stoch), rand(horizon, rows, stoch)
-        noise = torch.randn(horizon + 1, rows, normal, generator=self._train_generator, device=self.device)
+        posterior = rand(batch, length, stoch)
+        prior = rand(horizon, rows, stoch)
+        noise = torch.randn(
+            horizon + 1, rows, normal, generator=self._train_generator, device=self.device
+        )
         return Draws(posterior, prior, rand(horizon + 1, rows, uniform), noise)
 
     def _own_draws(self, batch: int, length: int) -> Draws:
         """The joint batch's draws, cut to this rank's windows."""
         ranks = self._ranks
         draws = self.draw(batch * ranks.size, length)
-        return draws if ranks.size == 1 else draws.rows(ranks.rank * batch, (ranks.rank + 1) * batch)
+        return (
+            draws if ranks.size == 1 else draws.rows(ranks.rank * batch, (ranks.rank + 1) * batch)
+        )
 
     @torch.no_grad()
     def report(self, batch: SequenceBatch) -> dict[str, np.ndarray]:
-        """Open-loop predictions; see :func:`worldloom.agents.dreamerv3.report.open_loop_videos`. Equal calls draw equal samples."""
-        rows = window_batch(batch.map(self._tensor), self.all_networks.model, self.config.replay_context)
+        """Open-loop predictions; see :func:`worldloom.agents.dreamerv3.report.open_loop_videos`.
+        Equal calls draw equal samples.
+        """
+        rows = window_batch(
+            batch.map(self._tensor), self.all_networks.model, self.config.replay_context
+        )
         length = min(self.config.report_length, rows.reward.shape[1])
         with autocast(self.device, self.config.precision):
-            return open_loop_videos(self.all_networks.model, rows, length, torch.Generator(self.device).manual_seed(0))
+            return open_loop_videos(
+                self.all_networks.model, rows, length, torch.Generator(self.device).manual_seed(0)
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, return normaliser and random state; tensors are copies."""
         return {
-            "networks": {name: value.clone() for name, value in self.all_networks.state_dict().items()},
+            "networks": {
+                name: value.clone() for name, value in self.all_networks.state_dict().items()
+            },
             "optimizer": self.optimizer.state_dict(),
             "normalizer": [value.clone() for value in self.normalizer],
             "rng": self.rng_state() | {"train": self._train_generator.get_state()},
@@ -118,7 +146,9 @@ class DreamerV3Agent(DreamerV3Policy):
             self.load_rng_state(state["rng"])
             self._train_generator.set_state(state["rng"]["train"].cpu())
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"agent state: {error!r} is missing or of another kind") from error
+            raise CheckpointError(
+                f"agent state: {error!r} is missing or of another kind"
+            ) from error
         self.refresh()
 
     @torch.no_grad()
@@ -126,11 +156,14 @@ class DreamerV3Agent(DreamerV3Policy):
         self.optimizer.step(grads, accept)
         self.all_networks.update_slow_critic(self.config.slow_rate * accept.float())
         for new, old in zip(out.normalizer, self.normalizer, strict=True):
-            old.copy_(torch.where(accept, new, old))  # in place, as everything here: a captured update replays on the same memory
+            # in place, as everything here: a captured update replays on the same memory
+            old.copy_(torch.where(accept, new, old))
         self.refresh()
 
     def _apply(self, out: LossOutput) -> tuple[Tensor, Tensor]:
-        """Differentiate and update. Returns whether the update was accepted (0-d bool) and the global gradient norm."""
+        """Differentiate and update. Returns whether the update was accepted (0-d bool) and the
+        global gradient norm.
+        """
         grads = list(torch.autograd.grad(out.total, list(self._params.values())))
         total = out.total.detach().clone()
         self._average(grads, [total])
@@ -142,16 +175,22 @@ class DreamerV3Agent(DreamerV3Policy):
     def _check(self, batch: SequenceBatch) -> None:
         rows = batch.reward.shape[1]
         if rows < self.config.replay_context + 2:
-            raise ShapeMismatchError("rows per window of train_step", f">= {self.config.replay_context + 2}", rows)
+            raise ShapeMismatchError(
+                "rows per window of train_step", f">= {self.config.replay_context + 2}", rows
+            )
         if self.config.replay_context and LATENT_DETER not in batch.extras:
-            raise ShapeMismatchError("extras of train_step with replay_context=1", sorted(self.spec.extras), sorted(batch.extras))
+            raise ShapeMismatchError(
+                "extras of train_step with replay_context=1",
+                sorted(self.spec.extras),
+                sorted(batch.extras),
+            )
 
 
 @contextlib.contextmanager
 def fresh_weights(seed: np.random.SeedSequence) -> Iterator[None]:
     """Draw initial weights from ``seed`` and leave torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(seed_of(seed))
         yield
 
 
@@ -162,20 +201,31 @@ def optimizer_config(config: DreamerV3Config) -> LaPropConfig:
 
 
 def check_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError naming the first tensor that is missing, unknown or of another shape."""
+    """Raise CheckpointError naming the first tensor that is missing, unknown or of another
+    shape.
+    """
     for name in sorted(ours.keys() | theirs.keys()):
         shapes = [tuple(group[name].shape) if name in group else None for group in (ours, theirs)]
         if shapes[0] != shapes[1]:
-            raise CheckpointError(f"agent state: tensor {name!r} has shape {shapes[1]}, this agent needs {shapes[0]}")
+            raise CheckpointError(
+                f"agent state: tensor {name!r} has shape {shapes[1]}, this agent needs {shapes[0]}"
+            )
 
 
-def make_agent(config: DreamerV3Config, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> DreamerV3Agent:
+def make_agent(
+    config: DreamerV3Config, env: EnvSpec, *, device: str = "cpu", seed: int = 0
+) -> DreamerV3Agent:
     """See :func:`worldloom.agents.registry.make_agent`."""
     return DreamerV3Agent(config, env, device=device, seed=seed)
 
 
 def make_policy(
-    config: DreamerV3Config, env: EnvSpec, *, device: str = "cpu", seed: int = 0, num_envs: int | None = None
+    config: DreamerV3Config,
+    env: EnvSpec,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    num_envs: int | None = None,
 ) -> DreamerV3Policy:
     """See :func:`worldloom.agents.registry.make_policy`."""
     make_spec(config, env)
@@ -185,5 +235,10 @@ def make_policy(
         networks = ActingNetworks.build(config, env)
     for module in networks:
         module.to(place)
-    generators = [seeded_generator(s, place) for s in ([acting] if num_envs is None else acting.spawn(num_envs))]
-    return DreamerV3Policy(config, env, networks, place, generators, is_per_env=num_envs is not None)
+    generators = [
+        seeded_generator(s, place)
+        for s in ([acting] if num_envs is None else acting.spawn(num_envs))
+    ]
+    return DreamerV3Policy(
+        config, env, networks, place, generators, is_per_env=num_envs is not None
+    )

@@ -1,7 +1,9 @@
-"""From a window of replay rows to what the losses read: previous actions, inferred ends, and the state to start from.
+"""From a window of replay rows to what the losses read: previous actions, inferred ends, and the
+state to start from.
 
-A window has ``context`` leading rows (0 or 1). With one context row, only its stored latent and its action are used, and no
-episode start is forced at the first trained row; without, the window starts from zeros. Legend: B batch, T trained steps.
+A window has ``context`` leading rows (0 or 1). With one context row, only its stored latent and its
+action are used, and no episode start is forced at the first trained row; without, the window starts
+from zeros. Legend: B batch, T trained steps.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ __all__ = ["encode_actions", "pack_latents", "split_context", "stored_state", "w
 
 
 def split_context(
-    batch: SequenceBatch, model: WorldModel, start: State, *, carried: State | None = None, follows: Tensor | None = None
+    batch: SequenceBatch,
+    model: WorldModel,
+    start: State,
+    *,
+    carried: State | None = None,
+    follows: Tensor | None = None,
 ) -> ModelBatch:
     """Drop the context row.
 
@@ -28,11 +35,16 @@ def split_context(
         batch: [B, T+1] rows.
         model: Gives the layout of actions.
         start: Stored state of the context row.
-        carried, follows: Optionally a state and [B] bool: where True, the window continues another one that was filtered just
-            before, and starts from the carried state instead.
+        carried, follows: Optionally a state and [B] bool: where True, the window continues another
+            one that was filtered just before, and starts from the carried state instead.
     """
     if carried is not None and follows is not None:
-        start = State(*(torch.where(follows.unsqueeze(-1), new, old) for new, old in zip(carried, start, strict=True)))
+        start = State(
+            *(
+                torch.where(follows.unsqueeze(-1), new, old)
+                for new, old in zip(carried, start, strict=True)
+            )
+        )
     previous = {key: value[:, :-1] for key, value in batch.action.items()}
     last = batch.terminated | batch.truncated
     last[:, :-1] |= batch.is_first[:, 1:]
@@ -48,22 +60,29 @@ def split_context(
 
 
 def window_batch(batch: SequenceBatch, model: WorldModel, context: int) -> ModelBatch:
-    """A window as :class:`ModelBatch`; with ``context`` 0 it starts as if an episode began at its first row."""
+    """A window as :class:`ModelBatch`; with ``context`` 0 it starts as if an episode began at its
+    first row.
+    """
     if context:
         return split_context(batch, model, stored_state(batch, model))
-    previous = {key: torch.cat([value[:, :1], value[:, :-1]], 1) for key, value in batch.action.items()}
+    previous = {
+        key: torch.cat([value[:, :1], value[:, :-1]], 1) for key, value in batch.action.items()
+    }
     first = batch.is_first.clone()
     first[:, 0] = True
     last = batch.terminated | batch.truncated
     last[:, :-1] |= batch.is_first[:, 1:]
-    action, start = encode_actions(model, previous), model.dyn.initial(len(batch.reward))
+    action = encode_actions(model, previous)
+    start = model.dyn.initial(len(batch.reward))
     return ModelBatch(batch.obs, action, batch.reward, first, last, batch.terminated, start)
 
 
 def encode_actions(model: WorldModel, action: Mapping[str, Tensor]) -> Tensor:
     """Raw actions [B, T, ...] per key to encoded ones [B, T, A]."""
     lead = next(iter(action.values())).shape[:2]
-    return model.action_layout.encode({k: v.flatten(0, 1) for k, v in action.items()}).reshape(*lead, -1)
+    return model.action_layout.encode({k: v.flatten(0, 1) for k, v in action.items()}).reshape(
+        *lead, -1
+    )
 
 
 def stored_state(batch: SequenceBatch, model: WorldModel) -> State:

@@ -1,7 +1,9 @@
-"""World model, actor, critic and slow critic as one module, imagination, and the single loss that trains them all.
+"""World model, actor, critic and slow critic as one module, imagination, and the single loss that
+trains them all.
 
-Everything here is a pure function of parameters, batch and draws; the optimizer lives in ``agent``. Legend: B batch, T time,
-N = B T start states, H imagined steps, F feature width, A encoded action width, S categoricals.
+Everything here is a pure function of parameters, batch and draws; the optimizer lives in ``agent``.
+Legend: B batch, T time, N = B T start states, H imagined steps, F feature width, A encoded action
+width, S categoricals.
 """
 
 from __future__ import annotations
@@ -54,22 +56,31 @@ class Draws(NamedTuple):
     def rows(self, start: int, stop: int) -> Draws:
         """The draws of windows ``start..stop`` of the batch."""
         steps = self.posterior.shape[1]
-        first, last = start * steps, stop * steps
+        first = start * steps
+        last = stop * steps
         action = None if self.action is None else self.action[:, first:last]
         return Draws(
-            self.posterior[start:stop], self.prior[:, first:last], self.uniform[:, first:last], self.normal[:, first:last], action
+            self.posterior[start:stop],
+            self.prior[:, first:last],
+            self.uniform[:, first:last],
+            self.normal[:, first:last],
+            action,
         )
 
 
 class Imagined(NamedTuple):
-    """A rollout without gradients: feature [H+1, N, F] and encoded action [H+1, N, A]; index 0 is the start state."""
+    """A rollout without gradients: feature [H+1, N, F] and encoded action [H+1, N, A]; index 0 is
+    the start state.
+    """
 
     feature: Tensor
     action: Tensor
 
 
 class LossOutput(NamedTuple):
-    """Total loss (0-d), every unscaled loss per step, the posterior, the new return normaliser, scalar metrics."""
+    """Total loss (0-d), every unscaled loss per step, the posterior, the new return normaliser,
+    scalar metrics.
+    """
 
     total: Tensor
     losses: dict[str, Tensor]
@@ -81,8 +92,8 @@ class LossOutput(NamedTuple):
 class Networks(nn.Module):
     """All networks of the agent.
 
-    Actor, encoder and dynamics are built first and in this order, as a policy that only acts builds them too: equal seeds
-    then give equal weights.
+    Actor, encoder and dynamics are built first and in this order, as a policy that only acts builds
+    them too: equal seeds then give equal weights.
     """
 
     def __init__(self, config: DreamerV3Config, env: EnvSpec) -> None:
@@ -90,14 +101,28 @@ class Networks(nn.Module):
         self.config = config
         self.ranks: Ranks = ALONE
         sizes = config.sizes()
-        self.actor = Actor(ActionLayout.from_specs(env.action), sizes.feature, sizes.units, config.actor_layers)
+        self.actor = Actor(
+            ActionLayout.from_specs(env.action), sizes.feature, sizes.units, config.actor_layers
+        )
         self.model = WorldModel(env, sizes)
-        heads = [Head(sizes.feature, sizes.units, config.critic_layers, {"logits": sizes.bins}, outscale=0.0) for _ in range(2)]
+        heads = [
+            Head(
+                sizes.feature,
+                sizes.units,
+                config.critic_layers,
+                {"logits": sizes.bins},
+                outscale=0.0,
+            )
+            for _ in range(2)
+        ]
         self.critic, self.slow_critic = heads
         self.slow_critic.load_state_dict(self.critic.state_dict())
         self.slow_critic.requires_grad_(False)
         self.normalizer = ReturnNormalizer(
-            rate=config.return_rate, limit=config.return_limit, low=config.return_low, high=config.return_high
+            rate=config.return_rate,
+            limit=config.return_limit,
+            low=config.return_low,
+            high=config.return_high,
         )
 
     def trained(self) -> dict[str, Tensor]:
@@ -108,39 +133,57 @@ class Networks(nn.Module):
     def imagine(self, w: CellWeights, start: State, draws: Draws) -> Imagined:
         """Follow the actor through the prior for H steps from N states."""
         horizon, rows = draws.prior.shape[:2]
-        dtype, split = w.w_hid.dtype, start.deter.shape[-1]
+        dtype = w.w_hid.dtype
+        split = start.deter.shape[-1]
         w = CellWeights(*(tensor.detach() for tensor in w))
-        feature = torch.empty(horizon + 1, rows, split + start.stoch.shape[-1], dtype=dtype, device=start.deter.device)
-        feature[0, :, :split], feature[0, :, split:] = start.deter, start.stoch
-        action = torch.empty(horizon + 1, rows, self.model.action_layout.width, device=start.deter.device)
+        feature = torch.empty(
+            horizon + 1, rows, split + start.stoch.shape[-1], dtype=dtype, device=start.deter.device
+        )
+        feature[0, :, :split] = start.deter
+        feature[0, :, split:] = start.stoch
+        action = torch.empty(
+            horizon + 1, rows, self.model.action_layout.width, device=start.deter.device
+        )
         state = start
         for t in range(horizon + 1):
             if draws.action is not None:
                 action[t] = draws.action[t]
             else:
-                action[t] = self.actor.sample(self.actor(feature[t]), draws.uniform[t], draws.normal[t])
+                action[t] = self.actor.sample(
+                    self.actor(feature[t]), draws.uniform[t], draws.normal[t]
+                )
             if t < horizon:
                 state, _ = self.model.dyn.imagine_step(w, state, action[t], draws.prior[t])
                 feature[t + 1, :, :split], feature[t + 1, :, split:] = state
         return Imagined(feature, action)
 
     def loss(self, batch: ModelBatch, draws: Draws, normalizer: NormalizerState) -> LossOutput:
-        """The single scalar that one backward pass differentiates, with everything that comes out on the way."""
+        """The single scalar that one backward pass differentiates, with everything that comes out
+        on the way.
+        """
         c = self.config
         w = self.model.weights()
-        out = self.model.losses(batch, draws.posterior, free_nats=c.free_nats, cont_scale=self._cont_scale())
-        start = State(out.posterior.deter.detach().flatten(0, 1), out.posterior.stoch.detach().flatten(0, 1))
+        out = self.model.losses(
+            batch, draws.posterior, free_nats=c.free_nats, cont_scale=self._cont_scale()
+        )
+        start = State(
+            out.posterior.deter.detach().flatten(0, 1), out.posterior.stoch.detach().flatten(0, 1)
+        )
         imagined = self.imagine(w, start, draws)
         behavior, entropies = self.behavior(imagined, normalizer)
         lead = batch.reward.shape
-        repval, _ = self.replay_loss(batch, out.posterior.feature, behavior.returns[:, 0].reshape(lead))
+        repval, _ = self.replay_loss(
+            batch, out.posterior.feature, behavior.returns[:, 0].reshape(lead)
+        )
         losses = {
             **out.losses,
             "policy": behavior.policy.mean(1).reshape(lead),
             "value": behavior.value.mean(1).reshape(lead),
             "repval": repval,
         }
-        total = torch.stack([c.loss_scale(name) * value.mean() for name, value in losses.items()]).sum()
+        total = torch.stack(
+            [c.loss_scale(name) * value.mean() for name, value in losses.items()]
+        ).sum()
         with torch.no_grad():
             metrics = out.metrics | behavior.metrics | self._entropy_metrics(entropies)
             metrics |= {f"loss/{name}": value.mean() for name, value in losses.items()}
@@ -148,18 +191,27 @@ class Networks(nn.Module):
 
     def _entropy_metrics(self, entropies: dict[str, Tensor]) -> dict[str, Tensor]:
         means = {name: entropy[:, :-1].mean() for name, entropy in entropies.items()}
-        fractions = {f"rand/{name}": self.actor.randomness(name, mean) for name, mean in means.items()}
+        fractions = {
+            f"rand/{name}": self.actor.randomness(name, mean) for name, mean in means.items()
+        }
         return fractions | {f"ent/{name}": mean for name, mean in means.items()}
 
     def _cont_scale(self) -> float:
         return 1.0 - 1.0 / self.config.horizon if self.config.learn_discount else 1.0
 
-    def behavior(self, imagined: Imagined, state: NormalizerState) -> tuple[ImagineLosses, dict[str, Tensor]]:
+    def behavior(
+        self, imagined: Imagined, state: NormalizerState
+    ) -> tuple[ImagineLosses, dict[str, Tensor]]:
         """Actor and critic losses on a rollout, and the entropy per action key [N, H+1]."""
-        c, model, feature = self.config, self.model, imagined.feature
+        c = self.config
+        model = self.model
+        feature = imagined.feature
         with torch.no_grad():
-            first = linear_rows(feature, [first_linear(h) for h in (model.rew, model.con, self.slow_critic)])
-            reward, cont = model.reward_from_first(first[0]).t(), model.cont_from_first(first[1]).t()
+            first = linear_rows(
+                feature, [first_linear(h) for h in (model.rew, model.con, self.slow_critic)]
+            )
+            reward = model.reward_from_first(first[0]).t()
+            cont = model.cont_from_first(first[1]).t()
             slow = self.slow_critic.from_first(first[2])["logits"].transpose(0, 1)
         first = linear_rows(feature, [first_linear(h) for h in (self.actor.head, self.critic)])
         policy = self.actor.head.from_first(first[0])
@@ -183,8 +235,12 @@ class Networks(nn.Module):
         )
         return losses, entropies
 
-    def replay_loss(self, batch: ModelBatch, feature: Tensor, boot: Tensor) -> tuple[Tensor, Tensor]:
-        """Critic loss and returns on the replayed steps [B, T-1], bootstrapped with imagined returns ``boot`` [B, T]."""
+    def replay_loss(
+        self, batch: ModelBatch, feature: Tensor, boot: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Critic loss and returns on the replayed steps [B, T-1], bootstrapped with imagined
+        returns ``boot`` [B, T].
+        """
         c = self.config
         with torch.no_grad():
             slow = self.slow_critic(feature)["logits"]

@@ -1,7 +1,8 @@
-"""Lambda-returns, their normaliser, and the losses of actor and critic, as pure functions of predictions.
+"""Lambda-returns, their normaliser, and the losses of actor and critic, as pure functions of
+predictions.
 
-Source: DreamerV3, arXiv:2301.04104v2, Eq. 6-12, with the official code's indices (reward on arrival) and reductions (means).
-Legend: N rows, H horizon, B batch, T time.
+Source: DreamerV3, arXiv:2301.04104v2, Eq. 6-12, with the official code's indices (reward on
+arrival) and reductions (means). Legend: N rows, H horizon, B batch, T time.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ __all__ = [
 ]
 
 
-def lambda_return(reward: Tensor, cont: Tensor, carry: Tensor, value: Tensor, boot: Tensor, *, discount: float) -> Tensor:
+def lambda_return(
+    reward: Tensor, cont: Tensor, carry: Tensor, value: Tensor, boot: Tensor, *, discount: float
+) -> Tensor:
     """Bootstrapped return of a trajectory, computed backwards.
 
-    R[t] = reward[t+1] + discount cont[t+1] ((1 - carry[t+1]) value[t+1] + carry[t+1] R[t+1]),   R[last] = boot
+    R[t] = reward[t+1] + discount cont[t+1] ((1 - carry[t+1]) value[t+1] + carry[t+1] R[t+1])
+    R[last] = boot
 
     Args:
         reward: [N, H+1] reward received on arrival; column 0 is unused.
@@ -58,8 +62,8 @@ def lambda_return(reward: Tensor, cont: Tensor, carry: Tensor, value: Tensor, bo
 
 
 class NormalizerState(NamedTuple):
-    """Running statistics, all 0-d float32 and 0 at the start: (low, high) percentiles or (mean, mean square), and ``weight``,
-    the share of real data in them (used only with ``debias``).
+    """Running statistics, all 0-d float32 and 0 at the start: (low, high) percentiles or (mean,
+    mean square), and ``weight``, the share of real data in them (used only with ``debias``).
     """
 
     first: Tensor
@@ -89,23 +93,30 @@ class ReturnNormalizer(NamedTuple):
         flat = values.detach().flatten()
         if self.kind == "percentile":
             ordered = flat.sort().values
-            first, second = _percentile(ordered, self.low), _percentile(ordered, self.high)
+            first = _percentile(ordered, self.low)
+            second = _percentile(ordered, self.high)
         else:
-            first, second = flat.mean(), flat.square().mean()
+            first = flat.mean()
+            second = flat.square().mean()
         new = (first, second, torch.ones_like(state.weight))
-        return NormalizerState(*((1 - self.rate) * a + self.rate * b for a, b in zip(state, new, strict=True)))
+        return NormalizerState(
+            *((1 - self.rate) * a + self.rate * b for a, b in zip(state, new, strict=True))
+        )
 
     def offset_scale(self, state: NormalizerState) -> tuple[Tensor, Tensor]:
         """What to subtract and what to divide by."""
         fix = state.weight.clamp(min=self.rate) if self.debias else 1.0
-        first, second = state.first / fix, state.second / fix
+        first = state.first / fix
+        second = state.second / fix
         if self.kind == "percentile":
             return first, (second - first).clamp(min=self.limit)
         return first, (second - first.square()).clamp(min=0).sqrt().clamp(min=self.limit)
 
 
 def _percentile(ordered: Tensor, level: float) -> Tensor:
-    """Linear interpolation in sorted values; the positions are known beforehand, so nothing waits for the device."""
+    """Linear interpolation in sorted values; the positions are known beforehand, so nothing waits
+    for the device.
+    """
     position = level * (len(ordered) - 1)
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
@@ -113,7 +124,9 @@ def _percentile(ordered: Tensor, level: float) -> Tensor:
 
 
 class ImagineLosses(NamedTuple):
-    """Result of :func:`imagine_losses`: per-step losses and returns [N, H], weights [N, H], the new normaliser, metrics."""
+    """Result of :func:`imagine_losses`: per-step losses and returns [N, H], weights [N, H], the new
+    normaliser, metrics.
+    """
 
     policy: Tensor
     value: Tensor
@@ -151,15 +164,20 @@ def imagine_losses(
         normalizer, state: Scale of the returns; updated with this batch before it is used.
         discount: 1 when ``cont`` already contains the discount, else 1 - 1/horizon.
         lam: Weight of longer returns.
-        entropy_scale, slow_scale: Factors of the entropy bonus and of the regulariser towards the slow critic.
+        entropy_scale, slow_scale: Factors of the entropy bonus and of the regulariser towards the
+            slow critic.
         slow_target: Compute returns from the slow critic.
         gather: From [N, H] returns to those of all learner ranks, whose statistics are the scale.
     """
-    reward, cont = reward.detach(), cont.detach()
-    value, slow = two_hot_mean(value_logits.detach(), bins), two_hot_mean(slow_logits.detach(), bins)
+    reward = reward.detach()
+    cont = cont.detach()
+    value = two_hot_mean(value_logits.detach(), bins)
+    slow = two_hot_mean(slow_logits.detach(), bins)
     target = slow if slow_target else value
     weight = torch.cumprod(discount * cont, 1) / discount
-    returns = lambda_return(reward, cont, torch.full_like(cont, lam), target, target[:, -1], discount=discount)
+    returns = lambda_return(
+        reward, cont, torch.full_like(cont, lam), target, target[:, -1], discount=discount
+    )
     state = normalizer.update(state, gather(returns))
     offset, scale = normalizer.offset_scale(state)
     advantage = (returns - target[:, :-1]) / scale
@@ -168,11 +186,20 @@ def imagine_losses(
     critic = weight[:, :-1] * two_hot_loss(value_logits[:, :-1], targets, [1.0, slow_scale])
     scaled = (returns - offset) / scale
     metrics = {
-        "adv": advantage.mean(), "adv_std": advantage.std(correction=0), "adv_mag": advantage.abs().mean(),
-        "rew": reward.mean(), "con": cont.mean(), "val": value.mean(), "slowval": slow.mean(), "weight": weight.mean(),
-        "tar": returns.mean(), "ret": scaled.mean(), "ret_min": scaled.min(), "ret_max": scaled.max(),
+        "adv": advantage.mean(),
+        "adv_std": advantage.std(correction=0),
+        "adv_mag": advantage.abs().mean(),
+        "rew": reward.mean(),
+        "con": cont.mean(),
+        "val": value.mean(),
+        "slowval": slow.mean(),
+        "weight": weight.mean(),
+        "tar": returns.mean(),
+        "ret": scaled.mean(),
+        "ret_min": scaled.min(),
+        "ret_max": scaled.max(),
         "ret_rate": (scaled.abs() >= 1).float().mean(),
-    }  # fmt: skip
+    }
     return ImagineLosses(policy, critic, returns, state, metrics)
 
 
@@ -204,7 +231,8 @@ def replay_losses(
     Returns:
         Loss and returns, both [B, T-1].
     """
-    last, cont = is_last.float(), (~terminated).float()
+    last = is_last.float()
+    cont = (~terminated).float()
     returns = lambda_return(reward, cont, (1 - last) * lam, boot, boot[:, -1], discount=discount)
     slow = two_hot_mean(slow_logits.detach(), bins)
     targets = [two_hot(returns, bins), two_hot(slow[:, :-1], bins)]

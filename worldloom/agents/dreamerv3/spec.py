@@ -1,6 +1,8 @@
-"""What DreamerV3 is before any network exists: settings, presets, and what the system must know to run it. No torch.
+"""What DreamerV3 is before any network exists: settings, presets, and what the system must know to
+run it. No torch.
 
-Sizes and constants are those of the official code; where the papers differ, the code's value is used.
+Sizes and constants are those of the official code; where the papers differ, the code's value is
+used.
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ __all__ = [
     "make_spec",
 ]
 
-LATENT_DETER, LATENT_STOCH = "latent/deter", "latent/stoch"
-"""Extra columns of a row: the posterior after seeing it, deter as bfloat16 bits and one byte per categorical."""
+LATENT_DETER = "latent/deter"
+LATENT_STOCH = "latent/stoch"
+"""Extra columns of a row: the posterior after seeing it, deter as bfloat16 bits and one byte per
+categorical.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +70,13 @@ class DreamerV3Config:
     batch_length: int = 64
     """Trained steps per window."""
     replay_context: int = 1
-    """1: windows start from latents stored in replay, refreshed after each update; 0: from zeros."""
+    """1: windows start from latents that replay stores and updates refresh; 0: from zeros."""
     train_ratio: float = 32.0
     """Trained steps per agent step."""
     horizon: int = 333
     """Discount horizon; the discount is 1 - 1/horizon."""
     learn_discount: bool = True
-    """Train the continuation head towards continuation times discount, instead of discounting returns."""
+    """Train the continuation head towards continuation times discount."""
     imagine_length: int = 15
     """Imagined steps from each trained state."""
     lam: float = 0.95
@@ -127,23 +132,41 @@ class DreamerV3Config:
     weight_decay: float = 0.0
     """Decoupled weight decay of kernels."""
     precision: str = "auto"
-    """float32 or bfloat16 for matrix products and convolutions; auto is bfloat16 on CUDA, float32 elsewhere."""
+    """float32 or bfloat16 for matrix products; auto is bfloat16 on CUDA, else float32."""
     report_length: int = 32
     """Steps of the open-loop prediction video, the first half of them with observations."""
 
     def __post_init__(self) -> None:
         wrong = settle(self, BOUNDS, prefix="agent.")
         if not wrong and self.precision not in PRECISIONS:
-            wrong.append(f"agent.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+            wrong.append(
+                f"agent.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
         if not wrong and self.return_low > self.return_high:
-            wrong.append(f"agent.return_low must be <= return_high ({self.return_high}), got {self.return_low}")
+            wrong.append(
+                f"agent.return_low must be <= return_high ({self.return_high}), got "
+                f"{self.return_low}"
+            )
         if wrong:
-            raise ConfigurationError("; ".join(wrong), self.name if isinstance(self.name, str) else None)
+            raise ConfigurationError(
+                "; ".join(wrong), self.name if isinstance(self.name, str) else None
+            )
         self.sizes()
 
     def sizes(self) -> DreamerSizes:
         """The part that decides network shapes."""
-        names = ("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins", "unimix")
+        names = (
+            "deter",
+            "hidden",
+            "stoch",
+            "classes",
+            "units",
+            "depth",
+            "blocks",
+            "space_blocks",
+            "bins",
+            "unimix",
+        )
         return DreamerSizes(**{name: getattr(self, name) for name in names})
 
     def loss_scale(self, loss: str) -> float:
@@ -152,16 +175,28 @@ class DreamerV3Config:
         return scale
 
 
-_LOSS_SCALES = tuple(f"scale_{loss}" for loss in ("obs", "rew", "con", "dyn", "rep", "policy", "value", "repval"))
+_LOSS_SCALES = tuple(
+    f"scale_{loss}" for loss in ("obs", "rew", "con", "dyn", "rep", "policy", "value", "repval")
+)
 PRECISIONS = ("auto", "float32", "bfloat16")
 BOUNDS: Mapping[str, Bounds] = {
-    **dict.fromkeys(("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins"), Bounds(1)),
-    **dict.fromkeys(("batch_size", "imagine_length", "actor_layers", "critic_layers", "horizon"), Bounds(1)),
+    **dict.fromkeys(
+        ("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins"),
+        Bounds(1),
+    ),
+    **dict.fromkeys(
+        ("batch_size", "imagine_length", "actor_layers", "critic_layers", "horizon"), Bounds(1)
+    ),
     **dict.fromkeys(("batch_length", "report_length"), Bounds(2)),
     **dict.fromkeys(("train_ratio", "lr", "pmin", "return_limit"), POSITIVE),
-    **dict.fromkeys(("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup", "eps"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("entropy_scale", "slow_scale", "agc", "weight_decay", "free_nats", "warmup", "eps"),
+        NOT_NEGATIVE,
+    ),
     **dict.fromkeys(_LOSS_SCALES, NOT_NEGATIVE),
-    **dict.fromkeys(("lam", "slow_rate", "return_rate", "return_low", "return_high", "replay_context"), FRACTION),
+    **dict.fromkeys(
+        ("lam", "slow_rate", "return_rate", "return_low", "return_high", "replay_context"), FRACTION
+    ),
     **dict.fromkeys(("unimix", "beta1", "beta2"), Bounds(0, below=1)),
 }
 """Which numbers the fields may hold."""
@@ -170,7 +205,17 @@ DEFAULT_PRESET = "size12m"
 
 ARCHITECTURE = frozenset(
     {
-        *("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins"),
+        *(
+            "deter",
+            "hidden",
+            "stoch",
+            "classes",
+            "units",
+            "depth",
+            "blocks",
+            "space_blocks",
+            "bins",
+        ),
         *("actor_layers", "critic_layers", "replay_context"),
     }
 )
@@ -183,14 +228,21 @@ def _sized(preset: str, width: int) -> Callable[[], DreamerV3Config]:
     def make() -> DreamerV3Config:
         """The config of this size."""
         return DreamerV3Config(
-            name=f"dreamerv3:{preset}", deter=8 * width, hidden=width, units=width, classes=width // 16, depth=width // 16
+            name=f"dreamerv3:{preset}",
+            deter=8 * width,
+            hidden=width,
+            units=width,
+            classes=width // 16,
+            depth=width // 16,
         )
 
     return make
 
 
 def _ci() -> DreamerV3Config:
-    """A model that trains a step in tens of milliseconds and solves classic control within minutes on a CPU."""
+    """A model that trains a step in tens of milliseconds and solves classic control within minutes
+    on a CPU.
+    """
     return replace(
         _sized("ci", 64)(),
         deter=128,
@@ -229,16 +281,23 @@ ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "dmc": {"action_repeat": 1, "image_size": 64, "grayscale": False, "frame_stack": 1},
 }
-"""Env settings per suite, as the official code runs them; 27,000 decisions are its 108,000 Atari frames."""
+"""Env settings per suite, as the official code runs them; 27,000 decisions are its 108,000 Atari
+frames.
+"""
 
 
 def make_spec(config: DreamerV3Config, env: EnvSpec) -> AgentSpec:
-    """What the system must know: windows, ratio, prefill, and the latent columns that replay stores.
+    """What the system must know: windows, ratio, prefill, and the latent columns that replay
+    stores.
 
-    Training starts once as many windows can be drawn as a batch has trained steps; the untrained policy acts until then.
+    Training starts once as many windows can be drawn as a batch has trained steps; the untrained
+    policy acts until then.
     """
     if not env.obs or not env.action:
-        raise ConfigurationError(f"env {env.name!r} needs at least one observation and one action key for dreamerv3", config.name)
+        raise ConfigurationError(
+            f"env {env.name!r} needs at least one observation and one action key for dreamerv3",
+            config.name,
+        )
     sampling = SamplingSpec(
         batch_size=config.batch_size,
         length=config.batch_length,
@@ -246,7 +305,10 @@ def make_spec(config: DreamerV3Config, env: EnvSpec) -> AgentSpec:
         cross_episodes=True,
         online=True,
     )
-    latents = {LATENT_DETER: ArraySpec((config.deter,), "uint16"), LATENT_STOCH: ArraySpec((config.stoch,), "uint8")}
+    latents = {
+        LATENT_DETER: ArraySpec((config.deter,), "uint16"),
+        LATENT_STOCH: ArraySpec((config.stoch,), "uint8"),
+    }
     return AgentSpec(
         name=config.name,
         sampling=sampling,

@@ -1,7 +1,7 @@
 """TD-MPC2 behind the protocols of ``worldloom.core.protocol``: numpy in and out, torch inside.
 
-The carry is the planner's previous mean, ``prev_mean`` [N, H, A] float32 on the host. Shape legend: N envs, H horizon, A action
-components of all action keys side by side, B batch.
+The carry is the planner's previous mean, ``prev_mean`` [N, H, A] float32 on the host. Shape legend:
+N envs, H horizon, A action components of all action keys side by side, B batch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from worldloom.agents.tdmpc2.update import OptimizerSettings, Updater
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.protocol import ActOutput, Carry, Decide, TrainOutput
 from worldloom.core.ranks import ALONE, Ranks
+from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
@@ -69,10 +70,17 @@ class TDMPC2Policy:
     """
 
     def __init__(
-        self, config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0, num_envs: int | None = None
+        self,
+        config: TDMPC2AgentConfig,
+        env: EnvSpec,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+        num_envs: int | None = None,
     ) -> None:
         self.spec = make_spec(config, env)
-        self.env, self.device = env, torch.device(device)
+        self.env = env
+        self.device = torch.device(device)
         self.config = config = resolve(config, env)
         architecture = make_architecture(config, env)
         init, acting, self._train_seed = np.random.SeedSequence(seed).spawn(3)
@@ -91,38 +99,69 @@ class TDMPC2Policy:
             num_q=architecture.num_q,
             images=len(architecture.image_keys),
         )
-        self._planner = PlannerSettings(min_std=config.min_std, max_std=config.max_std, temperature=config.temperature)
+        self._planner = PlannerSettings(
+            min_std=config.min_std, max_std=config.max_std, temperature=config.temperature
+        )
         self._discount = config.discount or 1.0
         self._decide: Decide = self._plan
 
     def initial_carry(self, num_envs: int) -> Carry:
         """Zero means."""
-        return {"prev_mean": np.zeros((num_envs, self.plan_shape.horizon, self.plan_shape.action_dim), np.float32)}
+        return {
+            "prev_mean": np.zeros(
+                (num_envs, self.plan_shape.horizon, self.plan_shape.action_dim), np.float32
+            )
+        }
 
-    def act(self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool) -> ActOutput:
+    def act(
+        self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool
+    ) -> ActOutput:
         """Plan one action per env; see :meth:`worldloom.core.protocol.Policy.act`."""
         draws = self._draw(len(is_first))
         with torch.inference_mode():
-            inputs = {"prev_mean": self._tensor(carry["prev_mean"]), "goes_on": self._tensor(~np.asarray(is_first, bool))}
-            inputs |= {f"obs/{key}": self._tensor(obs[key]) for key in self.env.obs} | draws.named("draws/")
+            inputs = {
+                "prev_mean": self._tensor(carry["prev_mean"]),
+                "goes_on": self._tensor(~np.asarray(is_first, bool)),
+            }
+            inputs |= {f"obs/{key}": self._tensor(obs[key]) for key in self.env.obs} | draws.named(
+                "draws/"
+            )
             both = self._decide(inputs, explore=explore)["action_and_mean"].cpu().numpy()
-        return ActOutput(self._split_action(both[:, 0]), {"prev_mean": np.ascontiguousarray(both[:, 1:])})
+        return ActOutput(
+            self._split_action(both[:, 0]), {"prev_mean": np.ascontiguousarray(both[:, 1:])}
+        )
 
     def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
         """See :class:`worldloom.core.protocol.Capturable`."""
         self._decide = wrap(self._decide)
 
     def _plan(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
-        """The decision: ``action_and_mean`` [N, 1+H, A] from tensors on this device, and nothing else."""
+        """The decision: ``action_and_mean`` [N, 1+H, A] from tensors on this device, and nothing
+        else.
+        """
         draws = PlanDraws.from_named(inputs, "draws/")
-        z = self.model.encode({key: inputs[f"obs/{key}"] for key in self.env.obs}, shift=draws.shift)
+        z = self.model.encode(
+            {key: inputs[f"obs/{key}"] for key in self.env.obs}, shift=draws.shift
+        )
         previous = inputs["prev_mean"] * inputs["goes_on"][:, None, None]
         mean = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
         plans = [
-            plan(self.model, z[i:j], mean[i:j], draws.rows(i, j), self._planner, self._discount, explore=explore)
+            plan(
+                self.model,
+                z[i:j],
+                mean[i:j],
+                draws.rows(i, j),
+                self._planner,
+                self._discount,
+                explore=explore,
+            )
             for i, j in self._chunks(len(previous))
         ]
-        return {"action_and_mean": torch.cat([torch.cat([p.action.unsqueeze(1), p.mean], 1) for p in plans])}
+        return {
+            "action_and_mean": torch.cat(
+                [torch.cat([p.action.unsqueeze(1), p.mean], 1) for p in plans]
+            )
+        }
 
     def load_weights(self, snapshot: WeightsSnapshot) -> None:
         """Act with these weights from now on; they are copied to where the present ones lie."""
@@ -135,7 +174,9 @@ class TDMPC2Policy:
     def load_rng_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`rng_state`."""
         if len(state["acting"]) != len(self._generators):
-            raise CheckpointError(f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here")
+            raise CheckpointError(
+                f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
+            )
         for generator, saved in zip(self._generators, state["acting"], strict=True):
             generator.set_state(saved.cpu())
 
@@ -143,11 +184,15 @@ class TDMPC2Policy:
         if not self._is_per_env:
             return PlanDraws.draw(num_envs, self.plan_shape, self._generators[0])
         if num_envs != len(self._generators):
-            raise ShapeMismatchError("rows of act() for a policy made with num_envs", len(self._generators), num_envs)
+            raise ShapeMismatchError(
+                "rows of act() for a policy made with num_envs", len(self._generators), num_envs
+            )
         return PlanDraws.draw_each(self.plan_shape, self._generators)
 
     def _chunks(self, num_envs: int) -> list[tuple[int, int]]:
-        """Envs per call of the planner: few enough for the cache of a CPU, or for the memory of an accelerator."""
+        """Envs per call of the planner: few enough for the cache of a CPU, or for the memory of an
+        accelerator.
+        """
         if self.device.type == "cpu":
             size = CPU_CHUNK_ELEMENTS // (self.config.num_samples * self.config.mlp_dim)
         else:
@@ -183,7 +228,9 @@ class TDMPC2Agent(TDMPC2Policy):
 
     can_compile = True
 
-    def __init__(self, config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> None:
+    def __init__(
+        self, config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0
+    ) -> None:
         super().__init__(config, env, device=device, seed=seed)
         config = self.config
         self.target = make_critics(self.model.architecture).to(self.device)
@@ -203,7 +250,9 @@ class TDMPC2Agent(TDMPC2Policy):
             grad_clip=config.grad_clip,
             tau=config.tau,
         )
-        self.updater = Updater(self.model, self.target, losses, optimizers, precision=config.precision)
+        self.updater = Updater(
+            self.model, self.target, losses, optimizers, precision=config.precision
+        )
         self._train_generator = _generator(self._train_seed, self.device)
         self._ranks: Ranks = ALONE
 
@@ -230,7 +279,9 @@ class TDMPC2Agent(TDMPC2Policy):
         return TrainOutput(metrics, nonfinite, priorities=surprise)
 
     def policy_weights(self) -> WeightsSnapshot:
-        """A copy of the model; the policy prior, reward, dynamics and critics all take part in planning."""
+        """A copy of the model; the policy prior, reward, dynamics and critics all take part in
+        planning.
+        """
         return pack(self.policy_tensors())
 
     def policy_tensors(self) -> Mapping[str, Tensor]:
@@ -257,15 +308,23 @@ class TDMPC2Agent(TDMPC2Policy):
             self.load_rng_state(state["rng"])
             self._train_generator.set_state(state["rng"]["train"].cpu())
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"agent state: {error!r} is missing or of another kind") from error
+            raise CheckpointError(
+                f"agent state: {error!r} is missing or of another kind"
+            ) from error
 
     def _update_batch(self, batch: SequenceBatch) -> UpdateBatch:
-        """Windows [B, T, ...] as time-first transitions; the one place where the axes are swapped."""
+        """Windows [B, T, ...] as time-first transitions; the one place where the axes are
+        swapped.
+        """
         steps = transitions(batch.map(self._tensor))
         length = steps.reward.shape[1]
-        actions = [steps.action[key].reshape(*steps.reward.shape, -1).float() for key in self.env.action]
+        actions = [
+            steps.action[key].reshape(*steps.reward.shape, -1).float() for key in self.env.action
+        ]
         if length < 1:
-            raise ShapeMismatchError("rows per window of train_step", f">= {self.spec.sampling.window_rows}", length + 1)
+            raise ShapeMismatchError(
+                "rows per window of train_step", f">= {self.spec.sampling.window_rows}", length + 1
+            )
         return UpdateBatch(
             {key: steps.obs[key].transpose(0, 1) for key in self.env.obs},
             torch.cat(actions, -1).transpose(0, 1),
@@ -274,24 +333,34 @@ class TDMPC2Agent(TDMPC2Policy):
         )
 
 
-def make_agent(config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> TDMPC2Agent:
+def make_agent(
+    config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0
+) -> TDMPC2Agent:
     """See :func:`worldloom.agents.registry.make_agent`."""
     return TDMPC2Agent(config, env, device=device, seed=seed)
 
 
 def make_policy(
-    config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0, num_envs: int | None = None
+    config: TDMPC2AgentConfig,
+    env: EnvSpec,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    num_envs: int | None = None,
 ) -> TDMPC2Policy:
     """See :func:`worldloom.agents.registry.make_policy`."""
     return TDMPC2Policy(config, env, device=device, seed=seed, num_envs=num_envs)
 
 
 def _generator(seed: np.random.SeedSequence, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(seed_of(seed))
 
 
 def _check_shapes(part: str, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     for name in sorted(mine.keys() | theirs.keys()):
         shapes = [tuple(side[name].shape) if name in side else None for side in (theirs, mine)]
         if shapes[0] != shapes[1]:
-            raise CheckpointError(f"{part}: tensor {name!r} has shape {shapes[0]} in the state, {shapes[1]} in this agent")
+            raise CheckpointError(
+                f"{part}: tensor {name!r} has shape {shapes[0]} in the state, "
+                f"{shapes[1]} in this agent"
+            )

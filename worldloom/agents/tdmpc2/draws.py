@@ -1,6 +1,8 @@
-"""Every random number of TD-MPC2, drawn ahead, so that planning and losses are pure functions of their draws.
+"""Every random number of TD-MPC2, drawn ahead, so that planning and losses are pure functions of
+their draws.
 
-Shape legend: N envs, H horizon, P policy sequences, S sequences, K elites, I iterations, A action, B batch, Q critics.
+Shape legend: N envs, H horizon, P policy sequences, S sequences, K elites, I iterations, A action,
+B batch, Q critics.
 """
 
 from __future__ import annotations
@@ -119,17 +121,32 @@ class UpdateDraws:
 
     @classmethod
     def draw(
-        cls, horizon: int, batch: int, shape: PlanShape, *, mlp_dim: int, dropout: float, generator: torch.Generator
+        cls,
+        horizon: int,
+        batch: int,
+        shape: PlanShape,
+        *,
+        mlp_dim: int,
+        dropout: float,
+        generator: torch.Generator,
     ) -> UpdateDraws:
-        """Draw for a batch of ``batch`` windows of ``horizon`` decisions on the generator's device."""
+        """Draw for a batch of ``batch`` windows of ``horizon`` decisions on the
+        generator's device.
+        """
 
         def normal(steps: int) -> Tensor:
             """Standard normal numbers for the actions of so many steps."""
-            return torch.randn(steps, batch, shape.action_dim, generator=generator, device=generator.device)
+            return torch.randn(
+                steps, batch, shape.action_dim, generator=generator, device=generator.device
+            )
 
         def mask(members: int, steps: int) -> Tensor | None:
             """Dropout multipliers of so many critics; None without dropout."""
-            return dropout_multiplier((members, steps * batch, mlp_dim), dropout, generator) if dropout else None
+            return (
+                dropout_multiplier((members, steps * batch, mlp_dim), dropout, generator)
+                if dropout
+                else None
+            )
 
         return cls(
             normal(horizon),
@@ -147,7 +164,11 @@ class UpdateDraws:
 
         def kept(mask: Tensor | None) -> Tensor | None:
             """The multipliers of the wanted windows."""
-            return None if mask is None else mask.view(len(mask), -1, batch, mask.shape[-1])[:, :, start:stop].flatten(1, 2)
+            return (
+                None
+                if mask is None
+                else mask.view(len(mask), -1, batch, mask.shape[-1])[:, :, start:stop].flatten(1, 2)
+            )
 
         return UpdateDraws(
             self.target_noise[:, start:stop],
@@ -161,7 +182,9 @@ class UpdateDraws:
 
 
 def draw_pairs(lead: tuple[int, ...], num_q: int, generator: torch.Generator) -> Tensor:
-    """[*lead, 2] ordered pairs of different indices below ``num_q``, uniform: the first two of a random permutation."""
+    """[*lead, 2] ordered pairs of different indices below ``num_q``, uniform: the first two of a
+    random permutation.
+    """
     keys = torch.rand(*lead, num_q, generator=generator, device=generator.device)
     return keys.argsort(-1)[..., :2]
 
@@ -169,8 +192,9 @@ def draw_pairs(lead: tuple[int, ...], num_q: int, generator: torch.Generator) ->
 def dropout_multiplier(shape: tuple[int, ...], rate: float, generator: torch.Generator) -> Tensor:
     """0 with probability ``rate``, else 1 / (1 - rate).
 
-    Draws the gaps between dropped entries, which are geometric, instead of one number per entry: at a rate of 1 % that is a
-    hundredth of the draws. The number of gaps is fixed (mean + 8 standard deviations), so no size depends on a draw.
+    Draws the gaps between dropped entries, which are geometric, instead of one number per entry: at
+    a rate of 1 % that is a hundredth of the draws. The number of gaps is fixed (mean + 8 standard
+    deviations), so no size depends on a draw.
     """
     size = math.prod(shape)
     count = math.ceil(size * rate + 8 * math.sqrt(size * rate) + 8)
@@ -182,4 +206,6 @@ def dropout_multiplier(shape: tuple[int, ...], rate: float, generator: torch.Gen
 
 
 def _shifts(lead: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2 * SHIFT_PAD + 1, (*lead, 2), generator=generator, device=generator.device)
+    return torch.randint(
+        0, 2 * SHIFT_PAD + 1, (*lead, 2), generator=generator, device=generator.device
+    )

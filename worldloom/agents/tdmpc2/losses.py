@@ -1,7 +1,8 @@
 """The two losses of TD-MPC2 as pure functions of networks, batch and draws.
 
-Source: TD-MPC2, arXiv:2310.16828v2, Eqs. 3-6. Time comes first inside an update, because the model is unrolled over it.
-Shape legend: H horizon, B batch, L latent, A action, Q critics, K bins, D task embedding, M hidden size.
+Source: TD-MPC2, arXiv:2310.16828v2, Eqs. 3-6. Time comes first inside an update, because the model
+is unrolled over it. Shape legend: H horizon, B batch, L latent, A action, Q critics, K bins, D task
+embedding, M hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from worldloom.core.ranks import ALONE
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP, StackedLayer, ensemble_after_first, ensemble_forward
 
-__all__ = ["LossSettings", "ModelLoss", "PolicyLoss", "UpdateBatch", "model_loss", "policy_loss", "td_target"]
+__all__ = [
+    "LossSettings",
+    "ModelLoss",
+    "PolicyLoss",
+    "UpdateBatch",
+    "model_loss",
+    "policy_loss",
+    "td_target",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +65,9 @@ class UpdateBatch:
 
 
 class ModelLoss(NamedTuple):
-    """``total`` to descend; ``z`` [H+1, B, L] own rollout of the model; ``metrics`` 0-d tensors without gradient; ``surprise`` [B]
-    the value loss of each window, for replay that draws by priority.
+    """``total`` to descend; ``z`` [H+1, B, L] own rollout of the model; ``metrics`` 0-d tensors
+    without gradient; ``surprise`` [B] the value loss of each window, for replay that draws by
+    priority.
     """
 
     total: Tensor
@@ -67,7 +77,9 @@ class ModelLoss(NamedTuple):
 
 
 class PolicyLoss(NamedTuple):
-    """``total`` to descend; ``scale`` the running scale after this update; ``metrics`` 0-d tensors without gradient."""
+    """``total`` to descend; ``scale`` the running scale after this update; ``metrics`` 0-d tensors
+    without gradient.
+    """
 
     total: Tensor
     scale: Tensor
@@ -81,10 +93,17 @@ def time_weights(steps: int, rho: float, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def td_target(
-    model: TDMPC2Networks, target: EnsembleMLP, batch: UpdateBatch, draws: UpdateDraws, settings: LossSettings
+    model: TDMPC2Networks,
+    target: EnsembleMLP,
+    batch: UpdateBatch,
+    draws: UpdateDraws,
+    settings: LossSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Latents [H, B, L] of the observations behind each action, and their temporal-difference targets [H, B]."""
-    task, mask = model.embed(batch.task), model.mask(batch.task)
+    """Latents [H, B, L] of the observations behind each action, and their temporal-difference
+    targets [H, B].
+    """
+    task = model.embed(batch.task)
+    mask = model.mask(batch.task)
     shift = None if draws.shift is None else draws.shift[1:]
     z = model.encode({key: value[1:] for key, value in batch.obs.items()}, task, shift)
     action = model.policy(z, draws.target_noise, task, mask).action
@@ -98,13 +117,25 @@ def td_target(
 
 
 def model_loss(
-    model: TDMPC2Networks, target: EnsembleMLP, batch: UpdateBatch, draws: UpdateDraws, settings: LossSettings
+    model: TDMPC2Networks,
+    target: EnsembleMLP,
+    batch: UpdateBatch,
+    draws: UpdateDraws,
+    settings: LossSettings,
 ) -> ModelLoss:
-    """Consistency, reward, value and termination loss of the model's own rollout from the first observation."""
+    """Consistency, reward, value and termination loss of the model's own rollout from the first
+    observation.
+    """
     horizon = batch.action.shape[0]
     next_z, td = td_target(model, target, batch, draws, settings)
     task = model.embed(batch.task)
-    z = [model.encode({key: value[0] for key, value in batch.obs.items()}, task, None if draws.shift is None else draws.shift[0])]
+    z = [
+        model.encode(
+            {key: value[0] for key, value in batch.obs.items()},
+            task,
+            None if draws.shift is None else draws.shift[0],
+        )
+    ]
     for t in range(horizon):
         z.append(model.next_latent(z[-1], batch.action[t], task))
     rollout = torch.stack(z)  # [H+1, B, L]
@@ -112,25 +143,37 @@ def model_loss(
 
     consistency = (rollout[1:] - next_z).square().mean((1, 2)) @ decay
     joint = model.joint(rollout[:-1], batch.action, task).flatten(0, 1)  # [H*B, L+D+A]
-    reward_error = model.bins.loss(model.reward_head(joint), model.bins.two_hot(batch.reward.flatten()))
+    reward_error = model.bins.loss(
+        model.reward_head(joint), model.bins.two_hot(batch.reward.flatten())
+    )
     reward = reward_error.view(horizon, -1).mean(1) @ decay
     logits = ensemble_forward(model.critics.stacked, joint, draws.value_dropout)  # [Q, H*B, K]
     value_error = model.bins.loss(logits, model.bins.two_hot(td.flatten()))
     value = value_error.view(-1, horizon, td.shape[1]).mean((0, 2)) @ decay
-    total = settings.consistency_coef * consistency + settings.reward_coef * reward + settings.value_coef * value
+    total = (
+        settings.consistency_coef * consistency
+        + settings.reward_coef * reward
+        + settings.value_coef * value
+    )
     metrics = {"consistency_loss": consistency, "reward_loss": reward, "value_loss": value}
     if model.termination is not None:
         ends = model.termination_logits(rollout[1:])
         termination = F.binary_cross_entropy_with_logits(ends, batch.terminated)
         total = total + settings.termination_coef * termination
-        metrics |= {"termination_loss": termination} | termination_metrics(ends[-1], batch.terminated[-1])
+        metrics |= {"termination_loss": termination} | termination_metrics(
+            ends[-1], batch.terminated[-1]
+        )
     metrics = {"total_loss": total, **metrics}
     surprise = value_error.detach().view(-1, horizon, td.shape[1]).mean((0, 1))
-    return ModelLoss(total, rollout, {name: value.detach() for name, value in metrics.items()}, surprise)
+    return ModelLoss(
+        total, rollout, {name: value.detach() for name, value in metrics.items()}, surprise
+    )
 
 
 def termination_metrics(logits: Tensor, terminated: Tensor) -> dict[str, Tensor]:
-    """Rate of terminations and F1 score of the head that predicts them, for [B] logits and 0/1 targets."""
+    """Rate of terminations and F1 score of the head that predicts them, for [B] logits and 0/1
+    targets.
+    """
     predicted = (logits > 0).float()
     hits = (predicted * terminated).sum()
     recall = hits / (terminated.sum() + 1e-9)
@@ -139,13 +182,17 @@ def termination_metrics(logits: Tensor, terminated: Tensor) -> dict[str, Tensor]
     return {"termination_rate": terminated.mean(), "termination_f1": f1}
 
 
-def policy_values(model: TDMPC2Networks, z: Tensor, action: Tensor, task: Tensor | None, draws: UpdateDraws) -> Tensor:
+def policy_values(
+    model: TDMPC2Networks, z: Tensor, action: Tensor, task: Tensor | None, draws: UpdateDraws
+) -> Tensor:
     """[H+1, B] mean of the drawn pair of critics; differentiable in ``action`` and ``task`` only.
 
-    The latent's part of the first layer needs no gradient at all, so it is kept apart from the action's.
+    The latent's part of the first layer needs no gradient at all, so it is kept apart from the
+    action's.
     """
     pair = [layer.select(draws.policy_pair).detach() for layer in model.critics.stacked]
-    first, latent = pair[0], z.shape[-1]
+    first = pair[0]
+    latent = z.shape[-1]
     rest = action if task is None else torch.cat([task.expand(*z.shape[:-1], -1), action], -1)
     shared = StackedLayer(first.weight[:, :, :latent], first.bias).product(z.flatten(0, 1))
     rest = rest.flatten(0, 1).expand(2, -1, -1)
@@ -166,11 +213,12 @@ def policy_loss(
 ) -> PolicyLoss:
     """Climb the scaled value of the drawn critics, with an entropy bonus.
 
-    The published scaled entropy, -log_prob * (A * gaussian_log_prob / log_prob), is -A * gaussian_log_prob: the correction for
-    the squashing cancels. It is computed in this form.
+    The published scaled entropy, -log_prob * (A * gaussian_log_prob / log_prob), is -A *
+    gaussian_log_prob: the correction for the squashing cancels. It is computed in this form.
 
     Args:
-        model: Networks; only the policy, and through its input the task embedding, receive gradient.
+        model: Networks; only the policy, and through its input the task embedding, receive
+            gradient.
         z: [H+1, B, L] latents, without gradient.
         scale: 0-d running scale before this update.
         task_index: [B] integer tasks, or None.
@@ -178,7 +226,8 @@ def policy_loss(
         tau: Speed of the running scale.
         gather: From [B] values to those of all learner ranks, whose spread is the scale.
     """
-    task, mask = model.embed(task_index), model.mask(task_index)
+    task = model.embed(task_index)
+    mask = model.mask(task_index)
     sample = model.policy(z, draws.policy_noise, task, mask)
     q = policy_values(model, z, sample.action, task, draws)
     new_scale = updated_scale(scale, gather(q[0].detach()), tau)

@@ -23,7 +23,9 @@ def percentile_spread(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def updated_scale(scale: Tensor, values: Tensor, tau: float) -> Tensor:
-    """Move a 0-d scale towards max(p95 - p5, 1) of [B] values; a result that is not finite leaves it where it is."""
+    """Move a 0-d scale towards max(p95 - p5, 1) of [B] values; a result that is not finite leaves
+    it where it is.
+    """
     low, high = percentile_spread(values)
     moved = scale + tau * ((high - low).clamp_min(1.0) - scale)
     return torch.where(moved.isfinite(), moved, scale)

@@ -1,7 +1,7 @@
 """TD-MPC2's settings and what the system must know of it. Needs no torch.
 
-Defaults are the authors' (TD-MPC2, arXiv:2310.16828v2, and their code); a value of None means "follow the environment" and is
-filled in by :func:`resolve`.
+Defaults are the authors' (TD-MPC2, arXiv:2310.16828v2, and their code); a value of None means
+"follow the environment" and is filled in by :func:`resolve`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import EnvSpec
 from worldloom.models.tdmpc2.architecture import SIZES
 
-__all__ = ["ARCHITECTURE", "DEFAULT_PRESET", "ENV_DEFAULTS", "PRESETS", "TDMPC2AgentConfig", "make_spec", "resolve"]
+__all__ = [
+    "ARCHITECTURE",
+    "DEFAULT_PRESET",
+    "ENV_DEFAULTS",
+    "PRESETS",
+    "TDMPC2AgentConfig",
+    "make_spec",
+    "resolve",
+]
 
 DEFAULT_PRESET = "5m"
 
@@ -27,12 +35,24 @@ ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """Env settings per suite; image size and frame stack concern image observations only."""
 
 ARCHITECTURE = frozenset(
-    {"latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "num_channels", "num_q", "num_bins", "simnorm_dim", "episodic"}
+    {
+        "latent_dim",
+        "encoder_dim",
+        "encoder_layers",
+        "mlp_dim",
+        "num_channels",
+        "num_q",
+        "num_bins",
+        "simnorm_dim",
+        "episodic",
+    }
 )
 """Settings that decide the shape of the weights; a resumed run keeps them."""
 
 UNKNOWN_LIMIT_PREFILL = 2500
-"""Prefill for an environment without a known time limit: what an episode of 500 decisions would give."""
+"""Prefill for an environment without a known time limit: what an episode of 500 decisions would
+give.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +96,7 @@ class TDMPC2AgentConfig:
     horizon: int = 3
     """Decisions per window, and the planning horizon."""
     rho: float | None = None
-    """Weight decay of later steps of a window; None is 0.7 for gym environments and 0.5 elsewhere."""
+    """Weight decay of later steps of a window; None is 0.7 for gym, 0.5 elsewhere."""
     learning_rate: float = 3e-4
     """Step size of Adam."""
     encoder_lr_scale: float = 0.3
@@ -102,7 +122,7 @@ class TDMPC2AgentConfig:
     discount_min: float = 0.95
     """Lowest derived discount."""
     discount_max: float | None = None
-    """Highest derived discount, also used when no limit is known; None is 0.99 for gym environments and 0.995 elsewhere."""
+    """Highest derived discount, also without a limit; None is 0.99 for gym, else 0.995."""
 
     iterations: int | None = None
     """Planner iterations; None is 6, and 8 with 20 or more action components."""
@@ -124,25 +144,37 @@ class TDMPC2AgentConfig:
     prefill_agent_steps: int | None = None
     """Random agent steps before the first update; None is 5 episodes, at least 1000."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the matrix products of an update: bfloat16 under autocast, auto only on CUDA; planning and weights stay float32."""
+    """Of an update's matrix products: bfloat16 by autocast, auto only on CUDA, or float32."""
     pretrain_updates: int | None = None
     """Updates in one burst behind the prefill; None is as many as prefill steps."""
 
     def __post_init__(self) -> None:
-        problems = settle(self, BOUNDS, prefix="agent.") or [f"agent.{text}" for is_wrong, text in self._rules() if is_wrong]
+        problems = settle(self, BOUNDS, prefix="agent.") or [
+            f"agent.{text}" for is_wrong, text in self._rules() if is_wrong
+        ]
         if problems:
-            raise ConfigurationError("; ".join(problems), self.name if isinstance(self.name, str) else None)
+            raise ConfigurationError(
+                "; ".join(problems), self.name if isinstance(self.name, str) else None
+            )
 
     def _rules(self) -> list[tuple[bool, str]]:
         """Whether each rule between fields is broken, and the sentence that says so."""
-        group, samples = self.simnorm_dim, self.num_samples
+        group = self.simnorm_dim
+        samples = self.num_samples
         ranges = [("bin_low", "bin_high"), ("log_std_min", "log_std_max"), ("min_std", "max_std")]
         return [
-            (self.latent_dim % group != 0, f"latent_dim must be a multiple of simnorm_dim ({group}), got {self.latent_dim}"),
-            (self.num_elites > samples, f"num_elites must be <= num_samples ({samples}), got {self.num_elites}"),
+            (
+                self.latent_dim % group != 0,
+                f"latent_dim must be a multiple of simnorm_dim ({group}), got {self.latent_dim}",
+            ),
+            (
+                self.num_elites > samples,
+                f"num_elites must be <= num_samples ({samples}), got {self.num_elites}",
+            ),
             (
                 self.num_policy_samples >= samples,
-                f"num_policy_samples must be in 0..{samples - 1}, below num_samples, got {self.num_policy_samples}",
+                f"num_policy_samples must be in 0..{samples - 1}, below num_samples, "
+                f"got {self.num_policy_samples}",
             ),
             *(
                 (
@@ -155,15 +187,29 @@ class TDMPC2AgentConfig:
 
 
 _COUNTS = (
-    *("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "num_channels", "simnorm_dim", "batch_size", "horizon"),
+    *(
+        "latent_dim",
+        "encoder_dim",
+        "encoder_layers",
+        "mlp_dim",
+        "num_channels",
+        "simnorm_dim",
+        "batch_size",
+        "horizon",
+    ),
     *("iterations", "num_samples", "num_elites", "prefill_agent_steps"),
 )
 BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(_COUNTS, Bounds(1)),
     **dict.fromkeys(("num_q", "num_bins"), Bounds(2)),
     **dict.fromkeys(("num_policy_samples", "pretrain_updates"), NOT_NEGATIVE),
-    **dict.fromkeys(("consistency_coef", "reward_coef", "value_coef", "termination_coef", "entropy_coef"), NOT_NEGATIVE),
-    **dict.fromkeys(("learning_rate", "encoder_lr_scale", "grad_clip", "discount_denom", "rho"), POSITIVE),
+    **dict.fromkeys(
+        ("consistency_coef", "reward_coef", "value_coef", "termination_coef", "entropy_coef"),
+        NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(
+        ("learning_rate", "encoder_lr_scale", "grad_clip", "discount_denom", "rho"), POSITIVE
+    ),
     **dict.fromkeys(("min_std", "max_std", "temperature", "updates_per_decision"), POSITIVE),
     **dict.fromkeys(("tau", "discount", "discount_min", "discount_max"), Bounds(above=0, most=1)),
     "dropout": Bounds(0, below=1),
@@ -208,11 +254,13 @@ PRESETS: dict[str, Callable[[], TDMPC2AgentConfig]] = {
 def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
     """Fill in every setting that follows the environment.
 
-    The derived discount is ``clip((f - 1) / f, discount_min, discount_max)`` with ``f = episode_limit / discount_denom``, in
-    agent steps; without a known limit it is ``discount_max``.
+    The derived discount is ``clip((f - 1) / f, discount_min, discount_max)`` with ``f =
+    episode_limit / discount_denom``, in agent steps; without a known limit it is ``discount_max``.
     """
     is_gym = env.name.startswith("gym:")
-    discount_max = config.discount_max if config.discount_max is not None else (0.99 if is_gym else 0.995)
+    discount_max = (
+        config.discount_max if config.discount_max is not None else (0.99 if is_gym else 0.995)
+    )
     discount = config.discount if config.discount is not None else discount_max
     prefill = config.prefill_agent_steps or UNKNOWN_LIMIT_PREFILL
     if env.episode_limit is not None:
@@ -220,7 +268,9 @@ def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
             reach = env.episode_limit / config.discount_denom
             discount = min(max((reach - 1) / reach, config.discount_min), discount_max)
         prefill = config.prefill_agent_steps or max(1000, 5 * env.episode_limit)
-    episodic = config.episodic if config.episodic != "auto" else ("on" if env.may_terminate else "off")
+    episodic = (
+        config.episodic if config.episodic != "auto" else ("on" if env.may_terminate else "off")
+    )
     many_actions = sum(spec.size for spec in env.action.values()) >= 20
     return replace(
         config,
@@ -228,9 +278,13 @@ def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
         discount=discount,
         discount_max=discount_max,
         episodic=episodic,
-        iterations=config.iterations if config.iterations is not None else (8 if many_actions else 6),
+        iterations=config.iterations
+        if config.iterations is not None
+        else (8 if many_actions else 6),
         prefill_agent_steps=prefill,
-        pretrain_updates=config.pretrain_updates if config.pretrain_updates is not None else prefill,
+        pretrain_updates=config.pretrain_updates
+        if config.pretrain_updates is not None
+        else prefill,
     )
 
 
@@ -243,7 +297,8 @@ def make_spec(config: TDMPC2AgentConfig, env: EnvSpec) -> AgentSpec:
     discrete = [key for key, spec in env.action.items() if spec.is_discrete]
     if discrete:
         raise ConfigurationError(
-            f"agent {config.name} plans in continuous action spaces only, but action {discrete[0]!r} of {env.name} is discrete; "
+            f"agent {config.name} plans in continuous action spaces only, but action "
+            f"{discrete[0]!r} of {env.name} is discrete; "
             "use --agent dreamerv3",
             config.name,
         )

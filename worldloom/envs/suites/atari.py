@@ -1,9 +1,10 @@
 """``atari:GAME``: the Arcade Learning Environment with DreamerV3's protocol.
 
-One step is one decision: the action is repeated, rewards are summed without clipping, and the image is the pixelwise maximum of
-the last two frames. A random number of no-ops starts an episode; losing a life ends nothing; fire is an action like any other.
-Only the end of the game terminates; the time limit (``EnvConfig.time_limit``) truncates. Resizing and grey happen in
-``worldloom.envs.wrappers``. Source: DreamerV3, arXiv:2301.04104v2, appendix, and its authors' published code; unlike there, the
+One step is one decision: the action is repeated, rewards are summed without clipping, and the image
+is the pixelwise maximum of the last two frames. A random number of no-ops starts an episode; losing
+a life ends nothing; fire is an action like any other. Only the end of the game terminates; the time
+limit (``EnvConfig.time_limit``) truncates. Resizing and grey happen in ``worldloom.envs.wrappers``.
+Source: DreamerV3, arXiv:2301.04104v2, appendix, and its authors' published code; unlike there, the
 image of an episode's end is the frame at the end and not an older one.
 """
 
@@ -49,7 +50,8 @@ def make(config: EnvConfig) -> RawEnv:
 def make_vector(config: EnvConfig, num_envs: int) -> GymVectorEnv[Any, Any, Any]:
     """Build the ALE's own vector env from a resolved config.
 
-    Differs from :func:`make` in how images shrink (by areas), and in that the time limit counts the no-ops' frames too.
+    Differs from :func:`make` in how images shrink (by areas), and in that the time limit counts the
+    no-ops' frames too.
 
     Raises:
         MissingDependencyError, ConfigurationError: As :func:`make`.
@@ -57,7 +59,8 @@ def make_vector(config: EnvConfig, num_envs: int) -> GymVectorEnv[Any, Any, Any]
     game = _game(config)
     from ale_py.vector_env import AtariVectorEnv
 
-    size, repeat = config.image_size or 0, config.action_repeat or 1
+    size = config.image_size or 0
+    repeat = config.action_repeat or 1
     env = AtariVectorEnv(
         game,
         num_envs,
@@ -82,24 +85,35 @@ def _game(config: EnvConfig) -> str:
         from ale_py import roms
     except ImportError as error:
         raise MissingDependencyError("atari envs", "ale-py", "atari") from error
-    game, known = config.name.lower().replace("-", "_"), roms.get_all_rom_ids()
+    game = config.name.lower().replace("-", "_")
+    known = roms.get_all_rom_ids()
     if game not in known:
         raise ConfigurationError(f"env {config.env!r}: there is no such game{nearest(game, known)}")
     if config.pixels:
-        raise ConfigurationError("env.pixels is not for atari, which observes images anyway; leave it out")
+        raise ConfigurationError(
+            "env.pixels is not for atari, which observes images anyway; leave it out"
+        )
     return game
 
 
 class _AleVectorEnv(GymVectorEnv[np.ndarray, Any, Any]):
-    """The ALE's vector env with images as ``[N, height, width, channels]`` and seeds as any sequence."""
+    """The ALE's vector env with images as ``[N, height, width, channels]`` and seeds as any
+    sequence.
+    """
 
     def __init__(self, env: Any) -> None:
-        self._env, self.num_envs, self.metadata = env, env.num_envs, dict(env.metadata)
+        self._env = env
+        self.num_envs = env.num_envs
+        self.metadata = dict(env.metadata)
         self.single_action_space = env.single_action_space
-        shape = self._channels_last(np.empty((1, *env.single_observation_space.shape), np.uint8)).shape[1:]
+        shape = self._channels_last(
+            np.empty((1, *env.single_observation_space.shape), np.uint8)
+        ).shape[1:]
         self.single_observation_space = spaces.Box(0, 255, shape, np.uint8)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start a game in every env."""
         seeds = None if seed is None else np.asarray(seed, np.int64) % 2**31
         obs, info = self._env.reset(seed=seeds)
@@ -111,7 +125,9 @@ class _AleVectorEnv(GymVectorEnv[np.ndarray, Any, Any]):
         return self._channels_last(obs), *rest
 
     def _channels_last(self, obs: np.ndarray) -> np.ndarray:
-        """[N, stack, height, width] or [N, stack, height, width, 3] -> [N, height, width, stack (x 3)], oldest first."""
+        """[N, stack, height, width] or [N, stack, height, width, 3] -> [N, height, width, stack (x
+        3)], oldest first.
+        """
         moved = np.moveaxis(obs, 1, 3)
         return moved.reshape(*moved.shape[:3], -1)
 
@@ -129,7 +145,9 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
 
     metadata: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
 
-    def __init__(self, rom: str, *, repeat: int, sticky: float, noops: int, full_actions: bool) -> None:
+    def __init__(
+        self, rom: str, *, repeat: int, sticky: float, noops: int, full_actions: bool
+    ) -> None:
         import ale_py
 
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -137,14 +155,22 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         self._ale.setFloat("repeat_action_probability", sticky)
         self._ale.setInt("random_seed", 0)
         self._ale.loadROM(rom)
-        self._rom, self._repeat, self._noops = rom, repeat, noops
-        self._actions = self._ale.getLegalActionSet() if full_actions else self._ale.getMinimalActionSet()
+        self._rom = rom
+        self._repeat = repeat
+        self._noops = noops
+        self._actions = (
+            self._ale.getLegalActionSet() if full_actions else self._ale.getMinimalActionSet()
+        )
         height, width = self._ale.getScreenDims()
-        self._frames, self._newest = np.zeros((2, height, width, 3), np.uint8), 0  # the last two that were drawn
+        # the last two that were drawn
+        self._frames = np.zeros((2, height, width, 3), np.uint8)
+        self._newest = 0
         self.action_space = spaces.Discrete(len(self._actions))
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start a game; with a seed, also the emulator's own random numbers."""
         super().reset(seed=seed)
         if seed is not None:
@@ -161,7 +187,8 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Repeat the action until the decision is over or the game is."""
-        reward, is_over = 0.0, False
+        reward = 0.0
+        is_over = False
         for frame in range(self._repeat):
             reward += self._ale.act(self._actions[int(action)])
             is_over = self._ale.game_over()

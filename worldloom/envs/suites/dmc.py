@@ -19,9 +19,12 @@ __all__ = ["DmcEnv", "make"]
 
 SHORT_NAMES = {"cup": "ball-in-cup", "pointmass": "point-mass"}
 CAMERAS = {"quadruped": 2, "rodent": 4}
-DEFAULT_IMAGE_SIZE, PICTURE_SIZE = 64, 192
+DEFAULT_IMAGE_SIZE = 64
+PICTURE_SIZE = 192
 MODEL_SEED = 0
-"""Of what a task draws while it is loaded (the springs of lqr): one system for all envs, workers and evaluations."""
+"""Of what a task draws while it is loaded (the springs of lqr): one system for all envs, workers
+and evaluations.
+"""
 
 
 def make(config: EnvConfig) -> RawEnv:
@@ -38,29 +41,37 @@ def make(config: EnvConfig) -> RawEnv:
             from dm_control import suite
     except ImportError as error:
         raise MissingDependencyError("dmc envs", "dm-control", "dmc") from error
-    known = {f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, task in suite.ALL_TASKS}
+    known = {
+        f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, task in suite.ALL_TASKS
+    }
     wanted = config.name.lower().replace("_", "-")
     for short, full in SHORT_NAMES.items():
         if wanted.startswith(short + "-"):
             wanted = full + wanted.removeprefix(short)
     if wanted not in known:
-        raise ConfigurationError(f"env {config.env!r}: there is no such task{nearest(wanted, known)}")
+        raise ConfigurationError(
+            f"env {config.env!r}: there is no such task{nearest(wanted, known)}"
+        )
     domain, task = known[wanted]
     camera = config.camera if config.camera is not None else CAMERAS.get(domain, 0)
     size = (config.image_size or DEFAULT_IMAGE_SIZE) if config.pixels else None
     loaded = suite.load(domain, task, task_kwargs={"random": MODEL_SEED})
     env = DmcEnv(loaded, repeat=config.action_repeat or 1, image_size=size, camera=camera)
-    return RawEnv(env, handles_repeat=True, episode_limit=env.step_limit, may_terminate=domain == "lqr")
+    return RawEnv(
+        env, handles_repeat=True, episode_limit=env.step_limit, may_terminate=domain == "lqr"
+    )
 
 
 class DmcEnv(gymnasium.Env[Any, np.ndarray]):
     """A dm_control environment as a Gymnasium one.
 
-    State observations keep the suite's names (a slash becomes an underscore); from pixels there is one image and nothing else.
+    State observations keep the suite's names (a slash becomes an underscore); from pixels there is
+    one image and nothing else.
 
     Args:
         env: A ``dm_control.rl.control.Environment``.
-        repeat: Control steps per decision; rewards are summed, and only the last one is observed (and rendered).
+        repeat: Control steps per decision; rewards are summed, and only the last one is observed
+            (and rendered).
         image_size: Side of the image, or None to observe the state.
         camera: Which camera renders.
     """
@@ -68,9 +79,15 @@ class DmcEnv(gymnasium.Env[Any, np.ndarray]):
     metadata: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
 
     def __init__(self, env: Any, *, repeat: int, image_size: int | None, camera: int) -> None:
-        self._env, self._repeat, self._size, self._camera = env, repeat, image_size, camera
+        self._env = env
+        self._repeat = repeat
+        self._size = image_size
+        self._camera = camera
         action = env.action_spec()
-        low, high = (np.broadcast_to(bound, action.shape).astype(np.float64) for bound in (action.minimum, action.maximum))
+        low, high = (
+            np.broadcast_to(bound, action.shape).astype(np.float64)
+            for bound in (action.minimum, action.maximum)
+        )
         self.action_space = spaces.Box(low, high, action.shape, np.float64)
         if image_size is not None:
             self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
@@ -87,7 +104,9 @@ class DmcEnv(gymnasium.Env[Any, np.ndarray]):
         limit = self._env._step_limit
         return math.ceil(limit) if math.isfinite(limit) else None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         if seed is not None:
             self._env.task.random.seed(seed % 2**32)
@@ -101,7 +120,8 @@ class DmcEnv(gymnasium.Env[Any, np.ndarray]):
             total += float(result.reward or 0.0)
             if result.last():
                 break
-        is_last, terminates = result.last(), result.discount == 0
+        is_last = result.last()
+        terminates = result.discount == 0
         return self._observe(result), total, is_last and terminates, is_last and not terminates, {}
 
     def render(self) -> Any:
@@ -115,4 +135,7 @@ class DmcEnv(gymnasium.Env[Any, np.ndarray]):
     def _observe(self, result: Any) -> Any:
         if self._size is not None:
             return self._env.physics.render(self._size, self._size, camera_id=self._camera)
-        return {key.replace("/", "_"): np.asarray(value, np.float64) for key, value in result.observation.items()}
+        return {
+            key.replace("/", "_"): np.asarray(value, np.float64)
+            for key, value in result.observation.items()
+        }

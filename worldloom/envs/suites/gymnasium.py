@@ -47,7 +47,9 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
                 env = AddRenderObservation(env, render_only=True)
         except gymnasium.error.UnregisteredEnv as error:
             hint = nearest(name, gymnasium.registry)
-            raise ConfigurationError(f"env {config.env!r}: gymnasium knows no {name!r}{hint}") from error
+            raise ConfigurationError(
+                f"env {config.env!r}: gymnasium knows no {name!r}{hint}"
+            ) from error
         except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             _raise_missing(name, error)
             raise
@@ -66,7 +68,9 @@ def _make(name: str, options: dict[str, Any], *, must_render: bool) -> gymnasium
         if must_render or "render_mode" not in options:
             raise
         _say_no_film(name, first_line(error))
-    return gymnasium.make(name, **{key: value for key, value in options.items() if key != "render_mode"})
+    return gymnasium.make(
+        name, **{key: value for key, value in options.items() if key != "render_mode"}
+    )
 
 
 @functools.cache  # once, however many are built
@@ -96,4 +100,6 @@ def _raise_missing(name: str, error: Exception) -> None:
     spec = gymnasium.registry.get(name)
     for prefix, extra in EXTRA_OF_ENTRY_POINT.items():
         if spec is not None and str(spec.entry_point).startswith(prefix):
-            raise MissingDependencyError(f"env {name!r}", getattr(error, "name", None) or "a package", extra) from error
+            raise MissingDependencyError(
+                f"env {name!r}", getattr(error, "name", None) or "a package", extra
+            ) from error

@@ -21,8 +21,11 @@ NEEDED_OF_VECTOR = ("reset", "step", "num_envs", "single_observation_space", "si
 NEEDED = ("reset", "step", "observation_space", "action_space")
 
 
-def make(config: EnvConfig, num_envs: int, *, renders: bool = False) -> RawEnv | GymVectorEnv[Any, Any, Any]:
-    """Call it; a parameter ``num_envs`` is told how many are wanted, and ``render_mode`` that pictures are (``renders``).
+def make(
+    config: EnvConfig, num_envs: int, *, renders: bool = False
+) -> RawEnv | GymVectorEnv[Any, Any, Any]:
+    """Call it; a parameter ``num_envs`` is told how many are wanted, and ``render_mode`` that
+    pictures are (``renders``).
 
     Raises:
         ConfigurationError: If the module, the callable or the result is not what it should be.
@@ -35,11 +38,18 @@ def make(config: EnvConfig, num_envs: int, *, renders: bool = False) -> RawEnv |
     with somebodys_code(config, "built"):
         env = factory(**options)
         is_vector = isinstance(env, GymVectorEnv)
-        missing = [name for name in (NEEDED_OF_VECTOR if is_vector else NEEDED) if not hasattr(env, name)]
-        raw = None if missing or is_vector else RawEnv(env, episode_limit=own_limit(env), may_terminate=may_terminate(env))
+        missing = [
+            name for name in (NEEDED_OF_VECTOR if is_vector else NEEDED) if not hasattr(env, name)
+        ]
+        raw = (
+            None
+            if missing or is_vector
+            else RawEnv(env, episode_limit=own_limit(env), may_terminate=may_terminate(env))
+        )
     if missing:
         raise ConfigurationError(
-            f"env {config.env!r} returned a {type(env).__name__} without {', '.join(missing)}; it must return a Gymnasium env"
+            f"env {config.env!r} returned a {type(env).__name__} without "
+            f"{', '.join(missing)}; it must return a Gymnasium env"
         )
     return raw or env
 
@@ -50,16 +60,26 @@ def _find(config: EnvConfig) -> Callable[..., Any]:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            if error.name is None or not (
+                module_name == error.name or module_name.startswith(error.name + ".")
+            ):
                 raise
-            hint = nearest(module_name, SUITES) or "; run from the folder that holds it, or install it"
-            raise ConfigurationError(f"env {config.env!r}: no module {module_name!r}{hint}") from error
+            hint = (
+                nearest(module_name, SUITES) or "; run from the folder that holds it, or install it"
+            )
+            raise ConfigurationError(
+                f"env {config.env!r}: no module {module_name!r}{hint}"
+            ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ConfigurationError(f"env {config.env!r}: {module_name} has no {attribute!r}{nearest(part, dir(found))}")
+            raise ConfigurationError(
+                f"env {config.env!r}: {module_name} has no {attribute!r}{nearest(part, dir(found))}"
+            )
         found = getattr(found, part)
     if not callable(found):
-        raise ConfigurationError(f"env {config.env!r} is a {type(found).__name__}; it must be callable and return an env")
+        raise ConfigurationError(
+            f"env {config.env!r} is a {type(found).__name__}; it must be callable and return an env"
+        )
     result: Callable[..., Any] = found
     return result
 

@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 def set_up_headless() -> None:
     """Set ``MUJOCO_GL`` when it is unset; must run before mujoco is imported.
 
-    OSMesa renders on the CPU and is preferred where it is installed: several EGL renderers on one GPU have been seen to block
-    each other for ever (google-deepmind/mujoco#3444).
+    OSMesa renders on the CPU and is preferred where it is installed: several EGL renderers on one
+    GPU have been seen to block each other for ever (google-deepmind/mujoco#3444).
     """
     if os.environ.get("MUJOCO_GL"):
         return

@@ -17,6 +17,8 @@ def make(config: EnvConfig) -> RawEnv:
         ConfigurationError: If there is no toy of that name.
     """
     if config.name not in TOYS:
-        raise ConfigurationError(f"env {config.env!r}: no such toy{nearest(config.name, TOYS)} (toys: {', '.join(TOYS)})")
+        raise ConfigurationError(
+            f"env {config.env!r}: no such toy{nearest(config.name, TOYS)} (toys: {', '.join(TOYS)})"
+        )
     env = TOYS[config.name]()
     return RawEnv(env, episode_limit=env.episode_limit, may_terminate=env.may_terminate)

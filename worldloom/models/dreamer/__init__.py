@@ -26,7 +26,14 @@ _HOMES = {
     "models.dreamer.decoder": ("Decoder",),
     "models.dreamer.encoder": ("Encoder",),
     "models.dreamer.rssm": ("RSSM",),
-    "models.public.dreamer_parts": ("CNNDecoder", "CNNEncoder", "ContinueHead", "MLPDecoder", "MLPEncoder", "RewardHead"),
+    "models.public.dreamer_parts": (
+        "CNNDecoder",
+        "CNNEncoder",
+        "ContinueHead",
+        "MLPDecoder",
+        "MLPEncoder",
+        "RewardHead",
+    ),
     "models.public.dreamerv3": ("DreamerV3WorldModel",),
     "models.dreamer.heads": ("symexp", "symlog"),
 }

@@ -11,7 +11,9 @@ __all__ = ["DreamerSizes"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DreamerSizes:
-    """Everything that decides the shapes and the fixed constants of the networks; the defaults are the official ones."""
+    """Everything that decides the shapes and the fixed constants of the networks; the defaults are
+    the official ones.
+    """
 
     deter: int = 2048
     """Size of the deterministic recurrent state (D)."""
@@ -37,12 +39,29 @@ class DreamerSizes:
     """Share of the uniform distribution mixed into the latents."""
 
     def __post_init__(self) -> None:
-        counts = ("deter", "hidden", "stoch", "classes", "units", "layers", "depth", "blocks", "space_blocks", "bins")
-        wrong = [f"{name} must be >= 1, got {getattr(self, name)}" for name in counts if getattr(self, name) < 1]
+        counts = (
+            "deter",
+            "hidden",
+            "stoch",
+            "classes",
+            "units",
+            "layers",
+            "depth",
+            "blocks",
+            "space_blocks",
+            "bins",
+        )
+        wrong = [
+            f"{name} must be >= 1, got {getattr(self, name)}"
+            for name in counts
+            if getattr(self, name) < 1
+        ]
         if not wrong and self.deter % self.blocks:
             wrong.append(f"deter must be divisible by blocks ({self.blocks}), got {self.deter}")
         if not wrong and self.classes > 256:
-            wrong.append(f"classes must be <= 256 (replay stores them as bytes), got {self.classes}")
+            wrong.append(
+                f"classes must be <= 256 (replay stores them as bytes), got {self.classes}"
+            )
         if not 0.0 <= self.unimix < 1.0:
             wrong.append(f"unimix must be in [0, 1), got {self.unimix}")
         if wrong:

@@ -1,6 +1,7 @@
 """Latents to observations, and the reconstruction loss of each key.
 
-Legend: N rows, D deter, Z flattened stoch, r/q coarse image height and width (canvas / 16), c channels.
+Legend: N rows, D deter, Z flattened stoch, r/q coarse image height and width (canvas / 16), c
+channels.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ CHUNK = 64
 
 
 class ImageDecoder(nn.Module):
-    """A spatial block-linear layer on deter plus an MLP on stoch, then four upsampling convolutions and a sigmoid."""
+    """A spatial block-linear layer on deter plus an MLP on stoch, then four upsampling convolutions
+    and a sigmoid.
+    """
 
     def __init__(self, layout: ObsLayout, sizes: DreamerSizes) -> None:
         super().__init__()
         height, width = layout.canvas
         self.base = (height // 16, width // 16)
-        self.groups, self.channels = sizes.space_blocks, sizes.depth * CHANNELS[-1]
+        self.groups = sizes.space_blocks
+        self.channels = sizes.depth * CHANNELS[-1]
         area = self.base[0] * self.base[1] * self.channels
         self.space_deter = BlockLinear(sizes.deter, area, self.groups)
         self.stoch_hidden = Dense(sizes.latent, 2 * sizes.units)
@@ -74,11 +78,17 @@ class Decoder(nn.Module):
         super().__init__()
         self.layout = layout
         outputs = {key.name: key.width for key in layout.vectors}
-        self.vec = Head(sizes.feature, sizes.units, sizes.layers, outputs, outscale=1.0) if outputs else None
+        self.vec = (
+            Head(sizes.feature, sizes.units, sizes.layers, outputs, outscale=1.0)
+            if outputs
+            else None
+        )
         self.image = ImageDecoder(layout, sizes) if layout.images else None
 
     def raw(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
-        """Network outputs per key: symlog values or logits [N, width] of vectors, [N, C, h, w] in [0, 1] of images."""
+        """Network outputs per key: symlog values or logits [N, width] of vectors, [N, C, h, w] in
+        [0, 1] of images.
+        """
         raw: dict[str, Tensor] = {}
         if self.vec is not None:
             raw |= self.vec(torch.cat([stoch, deter], -1))
@@ -90,33 +100,54 @@ class Decoder(nn.Module):
         return raw
 
     def forward(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
-        """Predictions in the units of the observation: numbers, probabilities of classes, images in [0, 1] (NCHW)."""
+        """Predictions in the units of the observation: numbers, probabilities of classes, images in
+        [0, 1] (NCHW).
+        """
         raw = self.raw(deter, stoch)
         for key in self.layout.vectors:
             parts = torch.split(raw[key.name], list(key.classes), -1) if key.classes else ()
-            raw[key.name] = torch.cat([p.softmax(-1) for p in parts], -1) if key.classes else symexp(raw[key.name])
+            raw[key.name] = (
+                torch.cat([p.softmax(-1) for p in parts], -1)
+                if key.classes
+                else symexp(raw[key.name])
+            )
         return raw
 
     def losses(self, deter: Tensor, stoch: Tensor, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Reconstruction loss per key [N]: squared error summed over dimensions or pixels (no factor 1/2), or cross-entropy."""
+        """Reconstruction loss per key [N]: squared error summed over dimensions or pixels (no
+        factor 1/2), or cross-entropy.
+        """
         if self.image is not None and self.layout.is_plain_image:
             key = self.layout.images[0]
             vectors = self.vec(torch.cat([stoch, deter], -1)) if self.vec is not None else {}
-            losses = {key.name: plain_image_loss(key, self.image.cells(deter, stoch), obs[key.name])}
-            return losses | {k.name: vector_loss(k, vectors[k.name], obs[k.name]) for k in self.layout.vectors}
+            losses = {
+                key.name: plain_image_loss(key, self.image.cells(deter, stoch), obs[key.name])
+            }
+            return losses | {
+                k.name: vector_loss(k, vectors[k.name], obs[k.name]) for k in self.layout.vectors
+            }
         raw = self.raw(deter, stoch)
-        losses = {key.name: vector_loss(key, raw[key.name], obs[key.name]) for key in self.layout.vectors}
-        return losses | {key.name: image_loss(key, raw[key.name], obs[key.name]) for key in self.layout.images}
+        losses = {
+            key.name: vector_loss(key, raw[key.name], obs[key.name]) for key in self.layout.vectors
+        }
+        return losses | {
+            key.name: image_loss(key, raw[key.name], obs[key.name]) for key in self.layout.images
+        }
 
 
 class _PlainImageLoss(torch.autograd.Function):
-    """Sum of (sigmoid(cells) - image / 255)^2, with the derivative taken on the way: one map is kept instead of four."""
+    """Sum of (sigmoid(cells) - image / 255)^2, with the derivative taken on the way: one map is
+    kept instead of four.
+    """
 
     @staticmethod
     def forward(ctx: Any, cells: Tensor, image: Tensor) -> Tensor:
-        """Loss ``[N]`` of cells ``[N, H/2, W/2, 2, 2, C]`` against images ``[N, H, W, C]``, a part of the rows at a time."""
+        """Loss ``[N]`` of cells ``[N, H/2, W/2, 2, 2, C]`` against images ``[N, H, W, C]``, a part
+        of the rows at a time.
+        """
         rows, height, width, _, _, channels = cells.shape
-        slope, loss = torch.empty_like(cells, dtype=torch.float32), []
+        slope = torch.empty_like(cells, dtype=torch.float32)
+        loss = []
         grid = image.view(rows, height, 2, width, 2, channels).transpose(2, 3)
         for begin in range(0, rows, CHUNK):
             part = slice(begin, begin + CHUNK)
@@ -136,21 +167,27 @@ class _PlainImageLoss(torch.autograd.Function):
 
 
 def plain_image_loss(key: ImageKey, cells: Tensor, image: Tensor) -> Tensor:
-    """:func:`image_loss` of a single image that fills the canvas, straight from the decoder's cells. [N]."""
+    """:func:`image_loss` of a single image that fills the canvas, straight from the decoder's
+    cells. [N].
+    """
     image = image.movedim(1, -1) if key.channels_first else image
     loss: Tensor = _PlainImageLoss.apply(cells, image.contiguous())  # type: ignore[no-untyped-call]
     return loss
 
 
 def vector_loss(key: VectorKey, raw: Tensor, value: Tensor) -> Tensor:
-    """Squared error in symlog space, or cross-entropy of discrete components; 0 where the key is missing. [N]."""
+    """Squared error in symlog space, or cross-entropy of discrete components; 0 where the key is
+    missing. [N].
+    """
     flat = value.reshape(len(value), -1)
     absent = missing(flat).unsqueeze(-1)
     flat = flat.masked_fill(absent, 0)
     if not key.classes:
         return (raw - symlog(flat.float())).square().masked_fill(absent, 0.0).sum(-1)
     groups = torch.split(raw, list(key.classes), -1)
-    logs = [categorical_log_prob(group.log_softmax(-1), flat[:, i]) for i, group in enumerate(groups)]
+    logs = [
+        categorical_log_prob(group.log_softmax(-1), flat[:, i]) for i, group in enumerate(groups)
+    ]
     return -torch.stack(logs, -1).masked_fill(absent, 0.0).sum(-1)
 
 

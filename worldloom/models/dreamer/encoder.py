@@ -1,4 +1,6 @@
-"""Observations to tokens: an MLP over symlog'ed vectors and a convolution tower over images, side by side. Stateless."""
+"""Observations to tokens: an MLP over symlog'ed vectors and a convolution tower over images, side
+by side. Stateless.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class ConvTower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, H/16 * W/16 * 4 depth], flattened in H, W, channel order."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm_silu(conv(x).permute(0, 2, 3, 1), norm.get_parameter("scale")).permute(0, 3, 1, 2)
+            x = norm_silu(conv(x).permute(0, 2, 3, 1), norm.get_parameter("scale")).permute(
+                0, 3, 1, 2
+            )
         return x.permute(0, 2, 3, 1).flatten(1)
 
 

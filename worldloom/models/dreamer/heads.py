@@ -28,18 +28,25 @@ class Head(nn.Module):
         inputs: Width of the input.
         units, layers: Of the MLP.
         outputs: Name -> width.
-        outscale: Factor on the output kernels at initialisation; 0 makes a new head predict exactly zero.
+        outscale: Factor on the output kernels at initialisation; 0 makes a new head predict exactly
+            zero.
     """
 
-    def __init__(self, inputs: int, units: int, layers: int, outputs: Mapping[str, int], *, outscale: float) -> None:
+    def __init__(
+        self, inputs: int, units: int, layers: int, outputs: Mapping[str, int], *, outscale: float
+    ) -> None:
         super().__init__()
         self.mlp = MLP(inputs, units, layers)
         self.names = tuple(outputs)
-        self.out = nn.ModuleList(Linear(units, width, outscale=outscale) for width in outputs.values())
+        self.out = nn.ModuleList(
+            Linear(units, width, outscale=outscale) for width in outputs.values()
+        )
 
     def outputs(self, hidden: Tensor) -> dict[str, Tensor]:
         """MLP output -> float32 values per name."""
-        return {name: layer(hidden).float() for name, layer in zip(self.names, self.out, strict=True)}
+        return {
+            name: layer(hidden).float() for name, layer in zip(self.names, self.out, strict=True)
+        }
 
     def forward(self, feature: Tensor) -> dict[str, Tensor]:
         """[..., inputs] -> name -> float32 [..., width]."""

@@ -1,8 +1,10 @@
-"""How observations and actions become network inputs: which keys are images, which vectors, and where each one goes.
+"""How observations and actions become network inputs: which keys are images, which vectors, and
+where each one goes.
 
-Images may be HWC or CHW, of any size from 32 up and not square. They are laid on one canvas whose sides are multiples of 16
-(zero padding at bottom and right; sides above 256 are first averaged down), so that four halvings always work. At the
-official sizes (64, 96) nothing is padded. No network is in this file. Legend: N rows, H/W canvas sides, C channels.
+Images may be HWC or CHW, of any size from 32 up and not square. They are laid on one canvas whose
+sides are multiples of 16 (zero padding at bottom and right; sides above 256 are first averaged
+down), so that four halvings always work. At the official sizes (64, 96) nothing is padded. No
+network is in this file. Legend: N rows, H/W canvas sides, C channels.
 """
 
 from __future__ import annotations
@@ -18,9 +20,19 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import ArraySpec
 from worldloom.nn.functional import symlog
 
-__all__ = ["ActionKey", "ActionLayout", "ImageKey", "ObsLayout", "VectorKey", "missing", "one_hot_groups"]
+__all__ = [
+    "ActionKey",
+    "ActionLayout",
+    "ImageKey",
+    "ObsLayout",
+    "VectorKey",
+    "missing",
+    "one_hot_groups",
+]
 
-STRIDE, MIN_SIDE, MAX_SIDE = 16, 32, 256
+STRIDE = 16
+MIN_SIDE = 32
+MAX_SIDE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,8 @@ class ImageKey:
         height, width, channels = (*spec.shape[1:], spec.shape[0]) if first else spec.shape
         if min(height, width) < MIN_SIDE:
             raise ConfigurationError(
-                f"image observation {name!r} has size {height}x{width}; both sides must be >= {MIN_SIDE}: set the env's image_size"
+                f"image observation {name!r} has size {height}x{width}; both sides "
+                f"must be >= {MIN_SIDE}: set the env's image_size"
             )
         shrink = -(-max(height, width) // MAX_SIDE)
         return cls(name, first, -(-height // shrink), -(-width // shrink), channels, shrink)
@@ -50,12 +63,18 @@ class ImageKey:
         """Raw uint8 ``[N, ...]`` to float channels-first ``[N, C, height, width]`` in [0, 1]."""
         image = image if self.channels_first else image.movedim(-1, 1)
         pixels = image / 255
-        return functional.avg_pool2d(pixels, self.shrink, ceil_mode=True) if self.shrink > 1 else pixels
+        return (
+            functional.avg_pool2d(pixels, self.shrink, ceil_mode=True)
+            if self.shrink > 1
+            else pixels
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class VectorKey:
-    """One vector observation: ``size`` numbers, or one-hot codes of ``classes`` when it is discrete."""
+    """One vector observation: ``size`` numbers, or one-hot codes of ``classes`` when it is
+    discrete.
+    """
 
     name: str
     size: int
@@ -67,7 +86,9 @@ class VectorKey:
         return sum(self.classes) if self.classes else self.size
 
     def encode(self, value: Tensor) -> Tensor:
-        """Raw ``[N, ...]`` to ``[N, width]``: symlog of numbers, one-hot of classes, zeros where the key is missing."""
+        """Raw ``[N, ...]`` to ``[N, width]``: symlog of numbers, one-hot of classes, zeros where
+        the key is missing.
+        """
         flat = value.reshape(len(value), -1)
         codes = one_hot_groups(flat, self.classes) if self.classes else symlog(flat.float())
         return codes.masked_fill(missing(flat).unsqueeze(-1), 0.0)
@@ -85,9 +106,15 @@ class ObsLayout:
         """Sort observation keys into images and vectors; keys of size 0 are ignored."""
         names = sorted(name for name, spec in specs.items() if spec.size)
         images = tuple(ImageKey.from_spec(n, specs[n]) for n in names if specs[n].is_image)
-        vectors = tuple(VectorKey(n, specs[n].size, specs[n].num_classes) for n in names if not specs[n].is_image)
+        vectors = tuple(
+            VectorKey(n, specs[n].size, specs[n].num_classes)
+            for n in names
+            if not specs[n].is_image
+        )
         if not names:
-            raise ConfigurationError("observations are empty; dreamerv3 needs at least one image or vector key")
+            raise ConfigurationError(
+                "observations are empty; dreamerv3 needs at least one image or vector key"
+            )
         return cls(images, vectors)
 
     @property
@@ -100,13 +127,18 @@ class ObsLayout:
         """Height and width of the canvas that holds every image; (0, 0) without images."""
         if not self.images:
             return 0, 0
-        height, width = max(k.height for k in self.images), max(k.width for k in self.images)
+        height = max(k.height for k in self.images)
+        width = max(k.width for k in self.images)
         return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
     @property
     def is_plain_image(self) -> bool:
         """True for a single image that fills the canvas as it is."""
-        return len(self.images) == 1 and self.images[0].shrink == 1 and self.canvas == (self.images[0].height, self.images[0].width)
+        return (
+            len(self.images) == 1
+            and self.images[0].shrink == 1
+            and self.canvas == (self.images[0].height, self.images[0].width)
+        )
 
     @property
     def channels(self) -> int:
@@ -153,7 +185,9 @@ class ActionKey:
         return sum(self.classes) if self.classes else size
 
     def encode(self, value: Tensor) -> Tensor:
-        """Raw ``[N, ...]`` to ``[N, width]``: classes to one-hot, numbers as they are, zeros where the key is missing."""
+        """Raw ``[N, ...]`` to ``[N, width]``: classes to one-hot, numbers as they are, zeros where
+        the key is missing.
+        """
         flat = value.reshape(len(value), -1)
         codes = one_hot_groups(flat, self.classes) if self.classes else flat.float()
         return codes.masked_fill(missing(flat).unsqueeze(-1), 0.0)
@@ -168,9 +202,13 @@ class ActionLayout:
     @classmethod
     def from_specs(cls, specs: Mapping[str, ArraySpec]) -> ActionLayout:
         """Read the action space."""
-        keys = tuple(ActionKey(n, s.shape, s.dtype, s.num_classes) for n, s in sorted(specs.items()))
+        keys = tuple(
+            ActionKey(n, s.shape, s.dtype, s.num_classes) for n, s in sorted(specs.items())
+        )
         if not keys or any(not key.width for key in keys):
-            raise ConfigurationError("the action space is empty; dreamerv3 needs at least one action of size >= 1")
+            raise ConfigurationError(
+                "the action space is empty; dreamerv3 needs at least one action of size >= 1"
+            )
         return cls(keys)
 
     @property
@@ -185,13 +223,19 @@ class ActionLayout:
 
 
 def missing(flat: Tensor) -> Tensor:
-    """Where a key has no value: any of its numbers is -inf, or any of its signed integers -1. [N, k] -> [N] bool."""
+    """Where a key has no value: any of its numbers is -inf, or any of its signed integers -1. [N,
+    k] -> [N] bool.
+    """
     if not flat.is_signed():  # floats are signed, images' and flags' integers are not
         return torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     return (flat == (float("-inf") if flat.is_floating_point() else -1)).any(-1)
 
 
 def one_hot_groups(index: Tensor, classes: tuple[int, ...]) -> Tensor:
-    """[..., k] integer components to [..., sum(classes)] float32 codes side by side; an index out of range codes as zeros."""
-    parts = [index[..., i, None] == torch.arange(c, device=index.device) for i, c in enumerate(classes)]
+    """[..., k] integer components to [..., sum(classes)] float32 codes side by side; an index out
+    of range codes as zeros.
+    """
+    parts = [
+        index[..., i, None] == torch.arange(c, device=index.device) for i, c in enumerate(classes)
+    ]
     return torch.cat(parts, -1).float()

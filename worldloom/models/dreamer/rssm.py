@@ -1,8 +1,9 @@
-"""The recurrent state-space model: a block-diagonal GRU over a deterministic state and categorical latents.
+"""The recurrent state-space model: a block-diagonal GRU over a deterministic state and categorical
+latents.
 
-Two ways to run it give the same numbers: single steps (acting, imagination) here, and a fused scan over a whole sequence with
-a hand-written derivative in ``scan``. Legend: N rows, B batch, T time, D deter, h hidden, S categoricals, C classes,
-Z = S C, G blocks, E token width, A action width.
+Two ways to run it give the same numbers: single steps (acting, imagination) here, and a fused scan
+over a whole sequence with a hand-written derivative in ``scan``. Legend: N rows, B batch, T time, D
+deter, h hidden, S categoricals, C classes, Z = S C, G blocks, E token width, A action width.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ __all__ = ["RSSM", "Posterior", "State", "limit_action"]
 
 
 class State(NamedTuple):
-    """Latent state of N rows: deter [N, D] and flattened one-hot (or straight-through) stoch [N, Z]."""
+    """Latent state of N rows: deter [N, D] and flattened one-hot (or straight-through) stoch [N,
+    Z].
+    """
 
     deter: Tensor
     stoch: Tensor
 
 
 class Posterior(NamedTuple):
-    """A filtered sequence: deter [B, T, D], stoch [B, T, Z], posterior logits [B, T, S, C], classes [B, T, S] (int64)."""
+    """A filtered sequence: deter [B, T, D], stoch [B, T, Z], posterior logits [B, T, S, C], classes
+    [B, T, S] (int64).
+    """
 
     deter: Tensor
     stoch: Tensor
@@ -44,7 +49,9 @@ class Posterior(NamedTuple):
 
 
 def limit_action(action: Tensor) -> Tensor:
-    """Divide by max(1, |a|) elementwise, the divisor without gradient, so that huge raw actions stay bounded."""
+    """Divide by max(1, |a|) elementwise, the divisor without gradient, so that huge raw actions
+    stay bounded.
+    """
     return action / action.detach().abs().clamp(min=1.0)
 
 
@@ -59,7 +66,10 @@ class RSSM(nn.Module):
 
     def __init__(self, tokens: int, actions: int, sizes: DreamerSizes) -> None:
         super().__init__()
-        deter, hidden, latent, blocks = sizes.deter, sizes.hidden, sizes.latent, sizes.blocks
+        deter = sizes.deter
+        hidden = sizes.hidden
+        latent = sizes.latent
+        blocks = sizes.blocks
         self.sizes = sizes
         self.in_deter = Dense(deter, hidden)
         self.in_stoch = Dense(latent, hidden)
@@ -75,12 +85,17 @@ class RSSM(nn.Module):
     def initial(self, rows: int) -> State:
         """The state at the start of an episode: zeros."""
         weight = self.obs_logit.weight
-        return State(weight.new_zeros(rows, self.sizes.deter), weight.new_zeros(rows, self.sizes.latent))
+        return State(
+            weight.new_zeros(rows, self.sizes.deter), weight.new_zeros(rows, self.sizes.latent)
+        )
 
     def cell_weights(self, dtype: torch.dtype) -> CellWeights:
-        """The core's weights in compute dtype, laid out for :meth:`core`; prepare once, use for every step."""
+        """The core's weights in compute dtype, laid out for :meth:`core`; prepare once, use for
+        every step.
+        """
         s = self.sizes
-        size, hidden = s.deter // s.blocks, s.hidden
+        size = s.deter // s.blocks
+        hidden = s.hidden
         kernel = self.hid.kernel.to(dtype)
         inputs = kernel[:, size:].transpose(0, 1).reshape(3 * hidden, s.deter)
         return CellWeights(
@@ -110,8 +125,10 @@ class RSSM(nn.Module):
 
     def core(self, w: CellWeights, state: State, action_input: Tensor) -> Tensor:
         """One recurrent step. Returns deter' [N, D]."""
-        deter, stoch = state.deter.to(w.w_hid.dtype), state.stoch.to(w.w_hid.dtype)
-        rows, blocks = len(deter), self.sizes.blocks
+        deter = state.deter.to(w.w_hid.dtype)
+        stoch = state.stoch.to(w.w_hid.dtype)
+        rows = len(deter)
+        blocks = self.sizes.blocks
         x_deter = norm_silu(functional.linear(deter, w.w_deter, w.b_deter), w.s_deter)
         x_stoch = norm_silu(functional.linear(stoch, w.w_stoch, w.b_stoch), w.s_stoch)
         hid = torch.addmm(action_input, torch.cat([x_deter, x_stoch], -1), w.w_inputs)
@@ -120,7 +137,9 @@ class RSSM(nn.Module):
         gates = torch.bmm(hid.view(rows, blocks, -1).transpose(0, 1), w.w_gru).transpose(0, 1)
         reset, cand, update = (gates + w.b_gru.view(blocks, -1)).chunk(3, -1)
         cand = torch.tanh(torch.sigmoid(reset) * cand)
-        return torch.lerp(deter.view(rows, blocks, -1), cand, torch.sigmoid(update - 1)).reshape(rows, -1)
+        return torch.lerp(deter.view(rows, blocks, -1), cand, torch.sigmoid(update - 1)).reshape(
+            rows, -1
+        )
 
     def prior_logits(self, deter: Tensor) -> Tensor:
         """[..., D] -> [..., S, C]."""
@@ -138,7 +157,8 @@ class RSSM(nn.Module):
 
         Args:
             logits: [N, S, C].
-            draws: [N, S], float32 in [0, 1) (uniform draws) or int64 (the classes themselves, teacher forcing).
+            draws: [N, S], float32 in [0, 1) (uniform draws) or int64 (the classes themselves,
+                teacher forcing).
 
         Returns:
             Flattened value [N, Z] and classes [N, S].
@@ -155,7 +175,13 @@ class RSSM(nn.Module):
         return codes.scatter_(-1, classes.long().unsqueeze(-1), 1.0).flatten(-2)
 
     def observe_step(
-        self, w: CellWeights, state: State, action: Tensor, token: Tensor, keep: Tensor, draws: Tensor
+        self,
+        w: CellWeights,
+        state: State,
+        action: Tensor,
+        token: Tensor,
+        keep: Tensor,
+        draws: Tensor,
     ) -> tuple[State, Tensor, Tensor]:
         """One filtering step.
 
@@ -177,13 +203,23 @@ class RSSM(nn.Module):
         stoch, classes = self.sample(logits, draws)
         return State(deter, stoch), logits, classes
 
-    def imagine_step(self, w: CellWeights, state: State, action: Tensor, draws: Tensor) -> tuple[State, Tensor]:
+    def imagine_step(
+        self, w: CellWeights, state: State, action: Tensor, draws: Tensor
+    ) -> tuple[State, Tensor]:
         """One step without observation: new state and prior logits [N, S, C]."""
         deter = self.core(w, state, self.action_input(w, action))
         logits = self.prior_logits(deter)
         return State(deter, self.sample(logits, draws)[0]), logits
 
-    def observe(self, w: CellWeights, state: State, action: Tensor, tokens: Tensor, is_first: Tensor, draws: Tensor) -> Posterior:
+    def observe(
+        self,
+        w: CellWeights,
+        state: State,
+        action: Tensor,
+        tokens: Tensor,
+        is_first: Tensor,
+        draws: Tensor,
+    ) -> Posterior:
         """Filter a sequence.
 
         Args:
@@ -198,6 +234,15 @@ class RSSM(nn.Module):
         action_input = self.action_input(w, action.transpose(0, 1) * keep)
         token_weight = self.obs.linear.weight[:, self.sizes.deter :]
         token_input = functional.linear(tokens.transpose(0, 1), token_weight, self.obs.linear.bias)
-        out = observe_scan(w, state.deter, state.stoch, keep, action_input, token_input, draws.transpose(0, 1), self.sizes)
+        out = observe_scan(
+            w,
+            state.deter,
+            state.stoch,
+            keep,
+            action_input,
+            token_input,
+            draws.transpose(0, 1),
+            self.sizes,
+        )
         deter, stoch, logits, classes = (x.transpose(0, 1) for x in out)
         return Posterior(deter, stoch, self._grid(logits), classes)

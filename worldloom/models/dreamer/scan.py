@@ -1,8 +1,10 @@
-"""The filtering loop over a sequence as one autograd function: forward and derivative of the recurrent cell, fused.
+"""The filtering loop over a sequence as one autograd function: forward and derivative of the
+recurrent cell, fused.
 
-Everything that does not depend on the recurrence (encoder, action and token inputs, prior, heads) is computed outside for all
-steps at once. Inside, each step is a short fixed list of matrix products; the backward loop carries only the gradient that is
-truly sequential, and weight gradients are one large product over all steps at the end instead of T small ones.
+Everything that does not depend on the recurrence (encoder, action and token inputs, prior, heads)
+is computed outside for all steps at once. Inside, each step is a short fixed list of matrix
+products; the backward loop carries only the gradient that is truly sequential, and weight gradients
+are one large product over all steps at the end instead of T small ones.
 
 Legend: T time, B batch, D deter, h hidden, S categoricals, C classes, Z = S C, G blocks, P = D / G.
 """
@@ -69,7 +71,8 @@ def observe_scan(
         sizes: Of the model.
 
     Returns:
-        deter [T, B, D], straight-through stoch [T, B, Z], logits [T, B, Z] (all in compute dtype), classes [T, B, S].
+        deter [T, B, D], straight-through stoch [T, B, Z], logits [T, B, Z] (all in compute dtype),
+        classes [T, B, S].
     """
     outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _ObserveScan.apply(  # type: ignore[no-untyped-call]
         deter, stoch, keep, action_input, token_input, draws, sizes, *w
@@ -92,10 +95,14 @@ def _norm_silu(x: Tensor, scale: Tensor) -> Tensor:
 
 
 class _NormTape:
-    """RMSNorm + SiLU of all steps, prepared for the backward loop: everything but the incoming gradient is known."""
+    """RMSNorm + SiLU of all steps, prepared for the backward loop: everything but the incoming
+    gradient is known.
+    """
 
     def __init__(self, x: Tensor, scale: Tensor) -> None:
-        self.inverse, self.scale, self.dtype = inverse_rms(x), scale, x.dtype
+        self.inverse = inverse_rms(x)
+        self.scale = scale
+        self.dtype = x.dtype
         self.normed = x.float() * self.inverse
         z = self.normed * scale
         sigmoid = torch.sigmoid(z)
@@ -104,8 +111,14 @@ class _NormTape:
         self.grads = torch.empty_like(self.normed)
 
     def step(self, t: int, grad: Tensor) -> Tensor:
-        """Gradient of step t's input from that of its output; remembers what the scale's gradient needs."""
-        dz = torch.mul(grad, self.slope[t], out=self.grads[t]) if grad.dtype == torch.float32 else self._cast(t, grad)
+        """Gradient of step t's input from that of its output; remembers what the scale's gradient
+        needs.
+        """
+        dz = (
+            torch.mul(grad, self.slope[t], out=self.grads[t])
+            if grad.dtype == torch.float32
+            else self._cast(t, grad)
+        )
         weighted = dz * self.scale
         normed = self.normed[t]
         shared = (weighted * normed).mean(-1, keepdim=True)
@@ -157,10 +170,16 @@ class _ObserveScan(torch.autograd.Function):
             return torch.empty(steps, rows, *shape, dtype=dtype, device=deter.device)
 
         hidden, size = w.w_obs.shape
-        before, before_stoch = buffer(size), buffer(sizes.latent)
-        pre_deter, pre_stoch, pre_hid = buffer(hidden), buffer(hidden), buffer(size)
-        pre_gates, pre_obs = buffer(sizes.blocks, 3 * size // sizes.blocks), buffer(hidden)
-        after, hard, logits = buffer(size), buffer(sizes.latent), buffer(sizes.latent)
+        before = buffer(size)
+        before_stoch = buffer(sizes.latent)
+        pre_deter = buffer(hidden)
+        pre_stoch = buffer(hidden)
+        pre_hid = buffer(size)
+        pre_gates = buffer(sizes.blocks, 3 * size // sizes.blocks)
+        pre_obs = buffer(hidden)
+        after = buffer(size)
+        hard = buffer(sizes.latent)
+        logits = buffer(sizes.latent)
         classes = torch.empty(*draws.shape, dtype=torch.int64, device=deter.device)
         mix = (1.0 - sizes.unimix, sizes.unimix / sizes.classes)
         bias_gru = w.b_gru.view(sizes.blocks, 1, -1)
@@ -169,13 +188,22 @@ class _ObserveScan(torch.autograd.Function):
             torch.mul(stoch, keep[t], out=before_stoch[t])
             torch.addmm(w.b_deter, before[t], w.w_deter.t(), out=pre_deter[t])
             torch.addmm(w.b_stoch, before_stoch[t], w.w_stoch.t(), out=pre_stoch[t])
-            x = torch.cat([_norm_silu(pre_deter[t], w.s_deter), _norm_silu(pre_stoch[t], w.s_stoch)], -1)
+            x = torch.cat(
+                [_norm_silu(pre_deter[t], w.s_deter), _norm_silu(pre_stoch[t], w.s_stoch)], -1
+            )
             torch.addmm(action_input[t], x, w.w_inputs, out=pre_hid[t])
             pre_hid[t].add_(_unblock(torch.bmm(_blocks(before[t], sizes.blocks), w.w_hid)))
             hid = _norm_silu(pre_hid[t], w.s_hid)
-            pre_gates[t].copy_(torch.baddbmm(bias_gru, _blocks(hid, sizes.blocks), w.w_gru).transpose(0, 1))
+            pre_gates[t].copy_(
+                torch.baddbmm(bias_gru, _blocks(hid, sizes.blocks), w.w_gru).transpose(0, 1)
+            )
             gates = _Gates.of(pre_gates[t])
-            torch.lerp(before[t].view_as(gates.mixed), gates.mixed, gates.update, out=after[t].view_as(gates.mixed))
+            torch.lerp(
+                before[t].view_as(gates.mixed),
+                gates.mixed,
+                gates.update,
+                out=after[t].view_as(gates.mixed),
+            )
             deter = after[t]
             torch.addmm(token_input[t], deter, w.w_obs.t(), out=pre_obs[t])
             torch.addmm(w.b_logit, _norm_silu(pre_obs[t], w.s_obs), w.w_logit.t(), out=logits[t])
@@ -189,7 +217,17 @@ class _ObserveScan(torch.autograd.Function):
             stoch = hard[t]
         ctx.sizes = sizes
         ctx.save_for_backward(
-            keep, before, before_stoch, pre_deter, pre_stoch, pre_hid, pre_gates, pre_obs, after, logits, *weights
+            keep,
+            before,
+            before_stoch,
+            pre_deter,
+            pre_stoch,
+            pre_hid,
+            pre_gates,
+            pre_obs,
+            after,
+            logits,
+            *weights,
         )
         ctx.mark_non_differentiable(classes)
         ctx.set_materialize_grads(True)
@@ -197,30 +235,58 @@ class _ObserveScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Walk the steps backwards; weights get their gradients at the end, from all steps at once."""
+        """Walk the steps backwards; weights get their gradients at the end, from all steps
+        at once.
+        """
         sizes: DreamerSizes = ctx.sizes
-        keep, before, before_stoch, pre_deter, pre_stoch, pre_hid, pre_gates, pre_obs, after, logits, *weights = ctx.saved_tensors
+        (
+            keep,
+            before,
+            before_stoch,
+            pre_deter,
+            pre_stoch,
+            pre_hid,
+            pre_gates,
+            pre_obs,
+            after,
+            logits,
+            *weights,
+        ) = ctx.saved_tensors
         w = CellWeights(*weights)
         steps, rows = keep.shape[:2]
-        x_deter, x_stoch = _NormTape(pre_deter, w.s_deter), _NormTape(pre_stoch, w.s_stoch)
-        hid, obs = _NormTape(pre_hid, w.s_hid), _NormTape(pre_obs, w.s_obs)
+        x_deter = _NormTape(pre_deter, w.s_deter)
+        x_stoch = _NormTape(pre_stoch, w.s_stoch)
+        hid = _NormTape(pre_hid, w.s_hid)
+        obs = _NormTape(pre_obs, w.s_obs)
         gates = _Gates.of(pre_gates)
         soft = logits.float().view(steps, rows, sizes.stoch, sizes.classes).softmax(-1)
         g_logits = torch.empty_like(logits)
-        g_obs, g_hid, g_gates = torch.empty_like(pre_obs), torch.empty_like(pre_hid), torch.empty_like(pre_gates)
-        g_deter_in, g_stoch_in = torch.empty_like(pre_deter), torch.empty_like(pre_stoch)
+        g_obs = torch.empty_like(pre_obs)
+        g_hid = torch.empty_like(pre_hid)
+        g_gates = torch.empty_like(pre_gates)
+        g_deter_in = torch.empty_like(pre_deter)
+        g_stoch_in = torch.empty_like(pre_stoch)
         gate_out = g_gates.chunk(3, -1)
         hidden = w.w_deter.shape[0]
         next_deter: Tensor = torch.zeros_like(after[0])
         next_stoch: Tensor = torch.zeros_like(before_stoch[0])
         for t in reversed(range(steps)):
-            # straight-through: the value's gradient reaches the mixed probabilities, then the softmax
+            # straight-through: the value's gradient reaches the mixed probabilities, then the
+            # softmax
             g_probs = (grads[1][t] + next_stoch).float().view_as(soft[t]) * (1.0 - sizes.unimix)
             inner = (g_probs * soft[t]).sum(-1, keepdim=True)
-            torch.add(grads[2][t], g_probs.sub_(inner).mul_(soft[t]).view(rows, -1).to(logits.dtype), out=g_logits[t])
+            torch.add(
+                grads[2][t],
+                g_probs.sub_(inner).mul_(soft[t]).view(rows, -1).to(logits.dtype),
+                out=g_logits[t],
+            )
             g_obs[t] = obs.step(t, g_logits[t] @ w.w_logit)
-            g_deter = torch.addmm(grads[0][t] + next_deter, g_obs[t], w.w_obs).view_as(gates.mixed[t])
-            update, mixed, reset = gates.update[t], gates.mixed[t], gates.reset[t]
+            g_deter = torch.addmm(grads[0][t] + next_deter, g_obs[t], w.w_obs).view_as(
+                gates.mixed[t]
+            )
+            update = gates.update[t]
+            mixed = gates.mixed[t]
+            reset = gates.reset[t]
             old = before[t].view_as(mixed)
             kept = g_deter * update
             g_mixed = kept * (1 - mixed * mixed)
@@ -236,16 +302,28 @@ class _ObserveScan(torch.autograd.Function):
             g_old += _unblock(torch.bmm(_blocks(g_hid[t], sizes.blocks), w.w_hid.transpose(1, 2)))
             next_deter = g_old.addmm_(g_deter_in[t], w.w_deter).mul_(keep[t])
             next_stoch = (g_stoch_in[t] @ w.w_stoch).mul_(keep[t])
-        g_flat = [g.flatten(0, 1) for g in (g_deter_in, g_stoch_in, g_hid, g_gates.flatten(2), g_obs, g_logits)]
+        g_flat = [
+            g.flatten(0, 1)
+            for g in (g_deter_in, g_stoch_in, g_hid, g_gates.flatten(2), g_obs, g_logits)
+        ]
         f_deter, f_stoch, f_hid, f_gates, f_obs, f_logits = g_flat
         inputs = torch.cat([x_deter.output, x_stoch.output], -1).flatten(0, 1)
         blocked = [_blocks(x, sizes.blocks).transpose(1, 2) for x in (before, hid.output)]
         weight_grads = (
-            f_deter.t() @ before.flatten(0, 1), f_deter.sum(0), x_deter.scale_grad(),
-            f_stoch.t() @ before_stoch.flatten(0, 1), f_stoch.sum(0), x_stoch.scale_grad(),
-            torch.bmm(blocked[0], _blocks(f_hid, sizes.blocks)), inputs.t() @ f_hid, hid.scale_grad(),
-            torch.bmm(blocked[1], _blocks(f_gates, sizes.blocks)), f_gates.sum(0),
-            f_obs.t() @ after.flatten(0, 1), obs.scale_grad(),
-            f_logits.t() @ obs.output.flatten(0, 1), f_logits.sum(0),
-        )  # fmt: skip
+            f_deter.t() @ before.flatten(0, 1),
+            f_deter.sum(0),
+            x_deter.scale_grad(),
+            f_stoch.t() @ before_stoch.flatten(0, 1),
+            f_stoch.sum(0),
+            x_stoch.scale_grad(),
+            torch.bmm(blocked[0], _blocks(f_hid, sizes.blocks)),
+            inputs.t() @ f_hid,
+            hid.scale_grad(),
+            torch.bmm(blocked[1], _blocks(f_gates, sizes.blocks)),
+            f_gates.sum(0),
+            f_obs.t() @ after.flatten(0, 1),
+            obs.scale_grad(),
+            f_logits.t() @ obs.output.flatten(0, 1),
+            f_logits.sum(0),
+        )
         return None, None, None, g_hid, g_obs, None, None, *weight_grads, None, None

@@ -1,7 +1,9 @@
-"""DreamerV3's world model: encoder, recurrent state-space model, decoder, reward and continuation heads, and their losses.
+"""DreamerV3's world model: encoder, recurrent state-space model, decoder, reward and continuation
+heads, and their losses.
 
-The losses are pure functions of batch and draws. Source: DreamerV3, arXiv:2301.04104v2, Eq. 1-5, with the constants and the
-departures of the official code. Legend: B batch, T time, A encoded action width, S categoricals, C classes.
+The losses are pure functions of batch and draws. Source: DreamerV3, arXiv:2301.04104v2, Eq. 1-5,
+with the constants and the departures of the official code. Legend: B batch, T time, A encoded
+action width, S categoricals, C classes.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class ModelOutput(NamedTuple):
     """Result of :meth:`WorldModel.losses`.
 
     Attributes:
-        losses: Name -> unscaled loss [B, T]: one per observation key (``obs/<key>``), ``rew``, ``con``, ``dyn``, ``rep``.
+        losses: Name -> unscaled loss [B, T]: one per observation key (``obs/<key>``), ``rew``,
+            ``con``, ``dyn``, ``rep``.
         posterior: The filtered sequence.
         prior_logits: [B, T, S, C].
         metrics: Scalars.
@@ -91,11 +94,14 @@ class WorldModel(nn.Module):
     def __init__(self, env: EnvSpec, sizes: DreamerSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.obs_layout, self.action_layout = ObsLayout.from_specs(env.obs), ActionLayout.from_specs(env.action)
+        self.obs_layout = ObsLayout.from_specs(env.obs)
+        self.action_layout = ActionLayout.from_specs(env.action)
         self.enc = Encoder(self.obs_layout, sizes)
         self.dyn = RSSM(self.enc.width, self.action_layout.width, sizes)
         self.dec = Decoder(self.obs_layout, sizes)
-        self.rew = Head(sizes.feature, sizes.units, REWARD_LAYERS, {"logits": sizes.bins}, outscale=0.0)
+        self.rew = Head(
+            sizes.feature, sizes.units, REWARD_LAYERS, {"logits": sizes.bins}, outscale=0.0
+        )
         self.con = Head(sizes.feature, sizes.units, CONTINUE_LAYERS, {"logit": 1}, outscale=1.0)
         self.register_buffer("bins", symexp_bins(sizes.bins), persistent=False)
 
@@ -112,14 +118,18 @@ class WorldModel(nn.Module):
 
     def observe(self, w: CellWeights, batch: ModelBatch, draws: Tensor) -> Posterior:
         """Filter a batch; ``draws`` [B, T, S] as for :meth:`RSSM.sample`."""
-        return self.dyn.observe(w, batch.start, batch.action, self.tokens(batch.obs), batch.is_first, draws)
+        return self.dyn.observe(
+            w, batch.start, batch.action, self.tokens(batch.obs), batch.is_first, draws
+        )
 
     def reward(self, feature: Tensor) -> Tensor:
         """Expected reward on arrival at a state. [..., F] -> [...]."""
         return two_hot_mean(self.rew(feature)["logits"], self.bins)
 
     def cont(self, feature: Tensor) -> Tensor:
-        """Probability that the episode goes on (times 1 - 1/horizon when trained so). [..., F] -> [...]."""
+        """Probability that the episode goes on (times 1 - 1/horizon when trained so). [..., F] ->
+        [...].
+        """
         return torch.sigmoid(self.con(feature)["logit"].squeeze(-1))
 
     def reward_from_first(self, first: Tensor) -> Tensor:
@@ -130,14 +140,17 @@ class WorldModel(nn.Module):
         """As :meth:`cont`, given the output of the head's first linear layer."""
         return torch.sigmoid(self.con.from_first(first)["logit"].squeeze(-1))
 
-    def losses(self, batch: ModelBatch, draws: Tensor, *, free_nats: float, cont_scale: float) -> ModelOutput:
+    def losses(
+        self, batch: ModelBatch, draws: Tensor, *, free_nats: float, cont_scale: float
+    ) -> ModelOutput:
         """World-model losses of a batch.
 
         Args:
             batch: Real experience.
             draws: [B, T, S] as for :meth:`RSSM.sample`.
             free_nats: KL below this is not penalised; applied after the sum over categoricals.
-            cont_scale: Factor on the continuation target (1 - 1/horizon when the discount is learnt, else 1).
+            cont_scale: Factor on the continuation target (1 - 1/horizon when the discount is
+                learnt, else 1).
         """
         post = self.observe(self.weights(), batch, draws)
         prior = self.dyn.prior_logits(post.deter)
@@ -147,13 +160,18 @@ class WorldModel(nn.Module):
         decoded = self.dec.losses(post.deter.flatten(0, 1), post.stoch.flatten(0, 1), flat_obs)
         losses |= {f"obs/{name}": value.reshape(lead) for name, value in decoded.items()}
         feature = post.feature
-        losses["rew"] = two_hot_loss(self.rew(feature)["logits"], [two_hot(batch.reward, self.bins)])
+        losses["rew"] = two_hot_loss(
+            self.rew(feature)["logits"], [two_hot(batch.reward, self.bins)]
+        )
         target = (~batch.terminated).float() * cont_scale
         losses["con"] = binary_loss(self.con(feature)["logit"].squeeze(-1), target)
         return ModelOutput(losses, post, prior, metrics)
 
-    def _kl_losses(self, post: Tensor, prior: Tensor, free: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        log_post, log_prior = unimix_log_probs(post, self.sizes.unimix), unimix_log_probs(prior, self.sizes.unimix)
+    def _kl_losses(
+        self, post: Tensor, prior: Tensor, free: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        log_post = unimix_log_probs(post, self.sizes.unimix)
+        log_prior = unimix_log_probs(prior, self.sizes.unimix)
         dyn = categorical_kl(log_post.detach(), log_prior).sum(-1)
         rep = categorical_kl(log_post, log_prior.detach()).sum(-1)
         with torch.no_grad():

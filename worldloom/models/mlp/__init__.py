@@ -1,4 +1,6 @@
-"""The plain latent world model, ensembles of it, and planning in imagination; names load on first use."""
+"""The plain latent world model, ensembles of it, and planning in imagination; names load on first
+use.
+"""
 
 from __future__ import annotations
 

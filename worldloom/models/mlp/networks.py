@@ -1,4 +1,6 @@
-"""The five networks of one plain latent world model. Legend: N rows, O flat observation, L latent, A action."""
+"""The five networks of one plain latent world model. Legend: N rows, O flat observation, L latent,
+A action.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from worldloom.core.config import MLPConfig
 
 __all__ = ["Member", "MemberLoss"]
 
-MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 4.0
+MIN_LOG_VARIANCE = -10.0
+MAX_LOG_VARIANCE = 4.0
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
@@ -43,10 +46,13 @@ class Member(nn.Module):
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__()
-        hidden, latent = config.hidden_dim, config.latent_dim
+        hidden = config.hidden_dim
+        latent = config.latent_dim
         self.horizon = config.horizon
         self.encoder = _mlp(config.obs_size, hidden, latent, 2)
-        self.dynamics = _mlp(latent + config.action_dim, hidden, latent * (2 if config.predict_variance else 1), 2)
+        self.dynamics = _mlp(
+            latent + config.action_dim, hidden, latent * (2 if config.predict_variance else 1), 2
+        )
         self.reward = _mlp(latent, hidden, 1, 1)
         self.done = _mlp(latent, hidden, 1, 1)
         self.decoder = _mlp(latent, hidden, config.obs_size, 2)
@@ -60,14 +66,17 @@ class Member(nn.Module):
         mean, raw = out.chunk(2, -1)
         return mean, MIN_LOG_VARIANCE + (MAX_LOG_VARIANCE - MIN_LOG_VARIANCE) * torch.sigmoid(raw)
 
-    def losses(self, obs: Tensor, action: Tensor, reward: Tensor, done: Tensor, live: Tensor, blind: Tensor) -> MemberLoss:
+    def losses(
+        self, obs: Tensor, action: Tensor, reward: Tensor, done: Tensor, live: Tensor, blind: Tensor
+    ) -> MemberLoss:
         """Losses of sequences.
 
         Args:
             obs: [B, R, O].
             action: [B, T, A]; entry t leads from row t to row t + 1.
             reward, done: [B, T] of those actions.
-            live: [B, T] 1 where row t + 1 is what action t led to; the dynamics learn from these only.
+            live: [B, T] 1 where row t + 1 is what action t led to; the dynamics learn from these
+                only.
             blind: [B, R] 0 for rows without an observation.
         """
         latent = self.encoder(obs)
@@ -77,15 +86,20 @@ class Member(nn.Module):
         predicted, _ = self.next(latent[:, :steps], action)
         reward_loss = (self.reward(predicted).squeeze(-1) - reward).square().mean()
         cont = F.binary_cross_entropy_with_logits(self.done(predicted).squeeze(-1), done)
-        return MemberLoss(reconstruction, self._dynamics_loss(latent, action, live), reward_loss, cont)
+        return MemberLoss(
+            reconstruction, self._dynamics_loss(latent, action, live), reward_loss, cont
+        )
 
     def _dynamics_loss(self, latent: Tensor, action: Tensor, live: Tensor) -> Tensor:
         """Distance of unrolled latents to encoded ones, averaged over ``horizon`` steps."""
         steps = min(action.shape[1], latent.shape[1] - 1)
         if not steps:
             return latent.sum() * 0
-        target, alive = latent.detach(), live[:, :steps]
-        current, weight, total = latent[:, :steps], alive, latent.new_zeros(())
+        target = latent.detach()
+        alive = live[:, :steps]
+        current = latent[:, :steps]
+        weight = alive
+        total = latent.new_zeros(())
         depth = min(self.horizon, steps)
         for k in range(depth):
             mean, log_var = self.next(current, action[:, k : k + current.shape[1]])
@@ -93,5 +107,6 @@ class Member(nn.Module):
             if log_var is not None:
                 gap = 0.5 * (gap * torch.exp(-log_var) + log_var)
             total = total + (gap.mean(-1) * weight).sum() / weight.sum().clamp(min=1.0)
-            current, weight = mean[:, :-1], (weight[:, :-1] * alive[:, k + 1 :])
+            current = mean[:, :-1]
+            weight = weight[:, :-1] * alive[:, k + 1 :]
         return total / depth

@@ -1,4 +1,6 @@
-"""Names of DreamerV3's parts as 0.1 had them; constructor arguments are those of the parts that they are."""
+"""Names of DreamerV3's parts as 0.1 had them; constructor arguments are those of the parts that
+they are.
+"""
 
 from worldloom.models.dreamer.decoder import Decoder as MLPDecoder
 from worldloom.models.dreamer.decoder import ImageDecoder as CNNDecoder

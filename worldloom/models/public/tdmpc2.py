@@ -1,8 +1,9 @@
-"""TD-MPC2's world model as the public API has it: the networks, losses and planner that the agent uses, gym-aligned batches.
+"""TD-MPC2's world model as the public API has it: the networks, losses and planner that the agent
+uses, gym-aligned batches.
 
-Offline training follows the agent: latent consistency, reward, value and, through its own loss, the policy prior that the
-value targets bootstrap from. The policy's gradient touches the policy only, so one optimizer serves all.
-Legend: B batch, T time, H horizon, A action, L latent, Q critics.
+Offline training follows the agent: latent consistency, reward, value and, through its own loss, the
+policy prior that the value targets bootstrap from. The policy's gradient touches the policy only,
+so one optimizer serves all. Legend: B batch, T time, H horizon, A action, L latent, Q critics.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ __all__ = ["TDMPC2WorldModel", "tdmpc2_architecture"]
 KEY = "obs"
 TAU = 0.01
 ENCODER_LR_SCALE = 0.3
-POLICY_SAMPLES, ITERATIONS = 24, 6
-MIN_STD, MAX_STD = 0.05, 2.0
+POLICY_SAMPLES = 24
+ITERATIONS = 6
+MIN_STD = 0.05
+MAX_STD = 2.0
 
 
 def tdmpc2_architecture(config: TDMPC2Config) -> Architecture:
@@ -57,7 +60,8 @@ def tdmpc2_architecture(config: TDMPC2Config) -> Architecture:
 
 
 class TDMPC2WorldModel(BaseWorldModel):
-    """Encoder, latent dynamics, reward, critics and policy prior; an implicit model, without reconstruction by default.
+    """Encoder, latent dynamics, reward, critics and policy prior; an implicit model, without
+    reconstruction by default.
 
     Args:
         config: Settings.
@@ -66,19 +70,30 @@ class TDMPC2WorldModel(BaseWorldModel):
         ConfigurationError: If actions are discrete.
 
     Example:
-        >>> model = TDMPC2WorldModel(TDMPC2Config.from_size("ci", obs_shape=(3,), action_dim=2, device="cpu"))
+        >>> config = TDMPC2Config.from_size("ci", obs_shape=(3,), action_dim=2, device="cpu")
+        >>> model = TDMPC2WorldModel(config)
         >>> trajectory = model.imagine(model.encode(torch.zeros(4, 3)), torch.zeros(5, 4, 2))
         >>> trajectory.rewards.shape, trajectory.continues is None
         (torch.Size([5, 4, 1]), True)
     """
 
-    tunable = TRAINING_FIELDS | {"gamma", "horizon", "num_samples", "num_elites", "temperature", "momentum"}
+    tunable = TRAINING_FIELDS | {
+        "gamma",
+        "horizon",
+        "num_samples",
+        "num_elites",
+        "temperature",
+        "momentum",
+    }
     scale: Tensor
 
     def __init__(self, config: TDMPC2Config) -> None:
         super().__init__(config)
         if config.action_type == "discrete":
-            raise ConfigurationError("action_type must be continuous for tdmpc2, got 'discrete'; use dreamerv3", config.model_name)
+            raise ConfigurationError(
+                "action_type must be continuous for tdmpc2, got 'discrete'; use dreamerv3",
+                config.model_name,
+            )
         self.net = TDMPC2Networks(tdmpc2_architecture(config)).reset_parameters()
         self.target = make_critics(self.net.architecture).requires_grad_(False)
         self.target.load_state_dict(self.net.critics.state_dict())
@@ -90,52 +105,96 @@ class TDMPC2WorldModel(BaseWorldModel):
                 layer.reset_parameters()  # type: ignore[operator]
         self.to(place_of(config.device))
 
-    # -- single steps -----------------------------------------------------------------------------------------------
+    # -- single steps ------------------------------------------------------------------------------
 
-    def encode(self, obs: Tensor, deterministic: bool = False, task_id: Tensor | int | None = None) -> LatentState:
-        """Latent of observations ``[B, *obs_shape]``; always deterministic. ``task_id`` is an integer or ``[B]``."""
+    def encode(
+        self, obs: Tensor, deterministic: bool = False, task_id: Tensor | int | None = None
+    ) -> LatentState:
+        """Latent of observations ``[B, *obs_shape]``; always deterministic. ``task_id`` is an
+        integer or ``[B]``.
+        """
         checked = self._obs(obs)
         with self.precision():
-            z = self.net.encode({KEY: self._private_obs(checked)}, self._task(task_id, len(checked))).float()
+            z = self.net.encode(
+                {KEY: self._private_obs(checked)}, self._task(task_id, len(checked))
+            ).float()
         return LatentState(
-            deterministic=z, latent_type=LatentType.SIMNORM, metadata={} if task_id is None else {"task_id": task_id}
+            deterministic=z,
+            latent_type=LatentType.SIMNORM,
+            metadata={} if task_id is None else {"task_id": task_id},
         )
 
     def observe(
-        self, state: LatentState, action: Tensor, obs: Tensor, is_first: Tensor | None = None, *, deterministic: bool = False
+        self,
+        state: LatentState,
+        action: Tensor,
+        obs: Tensor,
+        is_first: Tensor | None = None,
+        *,
+        deterministic: bool = False,
     ) -> LatentState:
-        """Latent of ``obs``: the model has no memory, so the past does not matter; arguments are checked all the same."""
+        """Latent of ``obs``: the model has no memory, so the past does not matter; arguments are
+        checked all the same.
+        """
         self._action(action, state.batch_size)
         checked = self._obs(obs, state.batch_size)
         return self.encode(checked, deterministic, state.metadata.get("task_id"))
 
-    def initial_state(self, batch_size: int, device: torch.device | str | None = None) -> LatentState:
+    def initial_state(
+        self, batch_size: int, device: torch.device | str | None = None
+    ) -> LatentState:
         """The latent without knowledge: every simplex uniform."""
         batch_size = checked("batch_size", batch_size, int, Bounds(1))
-        z = torch.full((batch_size, self.config.latent_dim), 1.0 / self.config.simnorm_dim, device=device or self.device)
+        z = torch.full(
+            (batch_size, self.config.latent_dim),
+            1.0 / self.config.simnorm_dim,
+            device=device or self.device,
+        )
         return LatentState(deterministic=z, latent_type=LatentType.SIMNORM)
 
     def predict(
-        self, state: LatentState, action: Tensor, deterministic: bool = False, task_id: Tensor | int | None = None
+        self,
+        state: LatentState,
+        action: Tensor,
+        deterministic: bool = False,
+        task_id: Tensor | int | None = None,
     ) -> LatentState:
         """Latent behind ``action`` ``[B, A]``."""
         if task_id is not None:
-            state = LatentState(deterministic=state.deterministic, latent_type=state.latent_type, metadata={"task_id": task_id})
+            state = LatentState(
+                deterministic=state.deterministic,
+                latent_type=state.latent_type,
+                metadata={"task_id": task_id},
+            )
         return super().predict(state, action, deterministic)
 
     def decode(self, state: LatentState) -> Predictions:
-        """``reward`` ``[B, 1]`` and ``q_values`` ``[Q, B, 1]`` of the policy's mean ``action`` ``[B, A]``.
+        """``reward`` ``[B, 1]`` and ``q_values`` ``[Q, B, 1]`` of the policy's mean ``action``
+        ``[B, A]``.
 
         ``continue`` ``[B, 1]`` is there when the model is episodic, ``obs`` when it has a decoder.
         """
         z, task = self._latent(state)
         with self.precision():
             mask = self._mask(state)
-            action = torch.tanh(self.net.policy(z, torch.zeros(len(z), self.config.action_dim, device=z.device), task, mask).mean)
-            result = Predictions({"reward": self.net.reward(z, action, task)[:, None].float(), "action": action.float()})
-            result["q_values"] = self.net.bins.mean(self.net.critic_logits(z, action, task))[..., None].float()
+            action = torch.tanh(
+                self.net.policy(
+                    z, torch.zeros(len(z), self.config.action_dim, device=z.device), task, mask
+                ).mean
+            )
+            result = Predictions(
+                {
+                    "reward": self.net.reward(z, action, task)[:, None].float(),
+                    "action": action.float(),
+                }
+            )
+            result["q_values"] = self.net.bins.mean(self.net.critic_logits(z, action, task))[
+                ..., None
+            ].float()
             if self.net.termination is not None:
-                result["continue"] = 1 - torch.sigmoid(self.net.termination_logits(z))[:, None].float()
+                result["continue"] = (
+                    1 - torch.sigmoid(self.net.termination_logits(z))[:, None].float()
+                )
             if self.decoder is not None:
                 result["obs"] = symexp(self.decoder(z)).reshape(-1, *self.config.obs_shape).float()
         return result
@@ -156,7 +215,12 @@ class TDMPC2WorldModel(BaseWorldModel):
 
     @torch.no_grad()
     def plan(
-        self, state: LatentState, previous_mean: Tensor | None = None, *, explore: bool = False, iterations: int = ITERATIONS
+        self,
+        state: LatentState,
+        previous_mean: Tensor | None = None,
+        *,
+        explore: bool = False,
+        iterations: int = ITERATIONS,
     ) -> tuple[Tensor, Tensor]:
         """Search for the best actions with MPPI.
 
@@ -174,7 +238,9 @@ class TDMPC2WorldModel(BaseWorldModel):
         iterations = checked("iterations", iterations, int, Bounds(1))
         if previous_mean is not None:
             if previous_mean.shape != first.shape:
-                raise ShapeMismatchError("previous_mean", list(first.shape), list(previous_mean.shape))
+                raise ShapeMismatchError(
+                    "previous_mean", list(first.shape), list(previous_mean.shape)
+                )
             first[:, :-1] = previous_mean[:, 1:]
         shape = PlanShape(
             horizon=c.horizon,
@@ -187,38 +253,62 @@ class TDMPC2WorldModel(BaseWorldModel):
         )
         draws = PlanDraws.draw(len(z), shape, torch_generator(self.device))
         settings = PlannerSettings(min_std=MIN_STD, max_std=MAX_STD, temperature=c.temperature)
-        found = plan(self.net, z, first, draws, settings, c.gamma, explore=explore, task=task, mask=self._mask(state))
+        found = plan(
+            self.net,
+            z,
+            first,
+            draws,
+            settings,
+            c.gamma,
+            explore=explore,
+            task=task,
+            mask=self._mask(state),
+        )
         return found.action, torch.lerp(found.mean, first, c.momentum)
 
     def _step(self, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
         z, task = self._latent(state)
         following = self.net.next_latent(z, action, task).float()
-        return LatentState(deterministic=following, latent_type=LatentType.SIMNORM, metadata=dict(state.metadata))
+        return LatentState(
+            deterministic=following, latent_type=LatentType.SIMNORM, metadata=dict(state.metadata)
+        )
 
-    def _outcome(self, states: list[LatentState], actions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _outcome(
+        self, states: list[LatentState], actions: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z = torch.stack([state.features for state in states[:-1]])  # [T, B, L]
         task = self._task(states[0].metadata.get("task_id"), z.shape[1])
         rewards = self.net.reward(z, actions, task)[..., None].float()
-        logits = self.net.critic_logits(z.flatten(0, 1), actions.flatten(0, 1), None if task is None else task.repeat(len(z), 1))
+        logits = self.net.critic_logits(
+            z.flatten(0, 1), actions.flatten(0, 1), None if task is None else task.repeat(len(z), 1)
+        )
         values = self.net.bins.mean(logits).mean(0).view(rewards.shape).float()
         if self.net.termination is None:
             return rewards, values, None
         after = torch.stack([state.features for state in states[1:]])
-        return rewards, values, 1 - torch.sigmoid(self.net.termination_logits(after))[..., None].float()
+        return (
+            rewards,
+            values,
+            1 - torch.sigmoid(self.net.termination_logits(after))[..., None].float(),
+        )
 
-    # -- between the public and the private form --------------------------------------------------------------------
+    # -- between the public and the private form ---------------------------------------------------
 
     def _latent(self, state: LatentState) -> tuple[Tensor, Tensor | None]:
         """Latent [B, L] and task embedding [B, D] of a state."""
         z = self._state(state).features
         if z.shape[-1] != self.config.latent_dim:
-            raise ShapeMismatchError("width of a state of this model", self.config.latent_dim, z.shape[-1])
+            raise ShapeMismatchError(
+                "width of a state of this model", self.config.latent_dim, z.shape[-1]
+            )
         return z, self._task(state.metadata.get("task_id"), len(z))
 
     def _task_index(self, task_id: Tensor | int | None, rows: int) -> Tensor | None:
         if self.config.num_tasks == 1:
             return None
-        return index_of("task_id", 0 if task_id is None else task_id, rows, self.config.num_tasks).to(self.device)
+        return index_of(
+            "task_id", 0 if task_id is None else task_id, rows, self.config.num_tasks
+        ).to(self.device)
 
     def _task(self, task_id: Tensor | int | None, rows: int) -> Tensor | None:
         return self.net.embed(self._task_index(task_id, rows))
@@ -229,19 +319,20 @@ class TDMPC2WorldModel(BaseWorldModel):
     def _private_obs(self, obs: Tensor) -> Tensor:
         return obs * 255.0 if self.config.is_image and obs.dtype != torch.uint8 else obs
 
-    # -- training ---------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """World-model losses; changes nothing.
 
         Args:
-            batch: ``obs`` ``[B, T, *obs_shape]``, ``actions`` ``[B, T, A]``, ``rewards`` ``[B, T]`` and optionally ``continues``
-                ``[B, T]`` of those actions, each row inside one episode; optionally ``last_obs`` ``[B, *obs_shape]``, what the
-                last action led to, with ``last_obs_mask`` ``[B]``, and ``task_id`` ``[B]``.
+            batch: ``obs`` ``[B, T, *obs_shape]``, ``actions`` ``[B, T, A]``, ``rewards`` ``[B, T]``
+                and optionally ``continues`` ``[B, T]`` of those actions, each row inside one
+                episode; optionally ``last_obs`` ``[B, *obs_shape]``, what the last action led to,
+                with ``last_obs_mask`` ``[B]``, and ``task_id`` ``[B]``.
 
         Returns:
-            0-d ``loss`` and its parts ``consistency, reward, td, policy`` before scaling, each also as ``..._loss``, and
-            ``policy_scale``, the running scale that the next update uses.
+            0-d ``loss`` and its parts ``consistency, reward, td, policy`` before scaling, each also
+            as ``..._loss``, and ``policy_scale``, the running scale that the next update uses.
         """
         data = self._batch(batch, needs_continues=False)
         task = self._task_index(batch.get("task_id"), len(data["obs"]))
@@ -256,7 +347,9 @@ class TDMPC2WorldModel(BaseWorldModel):
         settings = LossSettings(discount=c.gamma)
         draws = self._draw(horizon, size)
         model = model_loss(self.net, self.target, windows, draws, settings)
-        policy = policy_loss(self.net, model.z.detach(), self.scale, windows.task, draws, settings, TAU)
+        policy = policy_loss(
+            self.net, model.z.detach(), self.scale, windows.task, draws, settings, TAU
+        )
         total = model.total + policy.total
         m = model.metrics
         parts = {
@@ -272,19 +365,34 @@ class TDMPC2WorldModel(BaseWorldModel):
         if self.decoder is not None:
             parts["reconstruction"] = self._reconstruction(data)
             total = total + parts["reconstruction"]
-        return {"loss": total, **parts, **{f"{name}_loss": v for name, v in parts.items()}, "policy_scale": policy.scale}
+        return {
+            "loss": total,
+            **parts,
+            **{f"{name}_loss": v for name, v in parts.items()},
+            "policy_scale": policy.scale,
+        }
 
     def _draw(self, horizon: int, size: int) -> UpdateDraws:
         """All randomness of one loss; critics drop out only in training mode."""
         a = self.net.architecture
         counts: dict[str, Any] = {"policy_samples": 0, "samples": 1, "elites": 1, "iterations": 1}
-        shape = PlanShape(horizon=horizon, action_dim=a.action_dim, num_q=a.num_q, images=len(a.image_keys), **counts)
+        shape = PlanShape(
+            horizon=horizon,
+            action_dim=a.action_dim,
+            num_q=a.num_q,
+            images=len(a.image_keys),
+            **counts,
+        )
         dropout = a.dropout if self.training else 0.0
         source = torch_generator(self.device)
-        return UpdateDraws.draw(horizon, size, shape, mlp_dim=a.mlp_dim, dropout=dropout, generator=source)
+        return UpdateDraws.draw(
+            horizon, size, shape, mlp_dim=a.mlp_dim, dropout=dropout, generator=source
+        )
 
     def _rewards_only(self, data: dict[str, Tensor], task: Tensor | None) -> dict[str, Tensor]:
-        """Losses of single steps with nothing observed behind them: only their rewards can be learnt from."""
+        """Losses of single steps with nothing observed behind them: only their rewards can be
+        learnt from.
+        """
         tail = self._tail_loss(data, task)
         zero = torch.zeros_like(tail)
         parts = {"consistency": zero, "reward": tail, "td": zero, "policy": zero}
@@ -293,7 +401,9 @@ class TDMPC2WorldModel(BaseWorldModel):
         return {"loss": total, **parts, **named, "policy_scale": self.scale.clone()}
 
     def _windows(self, data: dict[str, Tensor], task: Tensor | None) -> UpdateBatch | None:
-        """The batch cut into windows of the config's horizon, time first; the last two may overlap. None without any step."""
+        """The batch cut into windows of the config's horizon, time first; the last two may overlap.
+        None without any step.
+        """
         obs = data["obs"]
         if "last_obs" in data and bool(data["last_obs_mask"].all()):
             obs = torch.cat([obs, data["last_obs"][:, None].to(obs.dtype)], 1)
@@ -306,7 +416,8 @@ class TDMPC2WorldModel(BaseWorldModel):
 
         def cut(values: Tensor, length: int) -> Tensor:
             """So many steps from every start, time first."""
-            parts = torch.cat([values[:, s : s + length] for s in starts])  # [windows * B, length, ...]
+            # [windows * B, length, ...]
+            parts = torch.cat([values[:, s : s + length] for s in starts])
             return parts.transpose(0, 1)
 
         return UpdateBatch(
@@ -318,12 +429,19 @@ class TDMPC2WorldModel(BaseWorldModel):
         )
 
     def _tail_loss(self, data: dict[str, Tensor], task: Tensor | None) -> Tensor:
-        """Reward loss of the last action where no observation was recorded behind it, so that its reward is not lost."""
+        """Reward loss of the last action where no observation was recorded behind it, so that its
+        reward is not lost.
+        """
         if "last_obs" in data and bool(data["last_obs_mask"].all()):
             return torch.zeros((), device=self.device)
         z = self.net.encode({KEY: self._private_obs(data["obs"][:, -1])}, self.net.embed(task))
-        logits = self.net.reward_head(self.net.joint(z, data["actions"][:, -1], self.net.embed(task)))
-        return self.net.bins.loss(logits, self.net.bins.two_hot(data["rewards"][:, -1])).mean() / data["obs"].shape[1]
+        logits = self.net.reward_head(
+            self.net.joint(z, data["actions"][:, -1], self.net.embed(task))
+        )
+        return (
+            self.net.bins.loss(logits, self.net.bins.two_hot(data["rewards"][:, -1])).mean()
+            / data["obs"].shape[1]
+        )
 
     def _reconstruction(self, data: dict[str, Tensor]) -> Tensor:
         """Squared error in symlog space of a decoder that reads latents without moving them."""
@@ -340,7 +458,8 @@ class TDMPC2WorldModel(BaseWorldModel):
         encoder = list(self.net.encoder.parameters())
         slow = {id(p) for p in encoder}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in slow]
-        rate, decay = config.learning_rate, config.weight_decay
+        rate = config.learning_rate
+        decay = config.weight_decay
         return [
             {"params": encoder, "lr": rate * ENCODER_LR_SCALE, "weight_decay": decay},
             {"params": others, "lr": rate, "weight_decay": decay},

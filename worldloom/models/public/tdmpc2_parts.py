@@ -1,4 +1,6 @@
-"""Names of TD-MPC2's parts as 0.1 had them; constructor arguments are those of the parts that they are."""
+"""Names of TD-MPC2's parts as 0.1 had them; constructor arguments are those of the parts that they
+are.
+"""
 
 from worldloom.models.tdmpc2.encoder import MLPEncoder
 from worldloom.nn import normed

@@ -1,4 +1,6 @@
-"""TD-MPC2's world model: encoder, latent dynamics, reward, termination, policy prior and critics; names load on first use."""
+"""TD-MPC2's world model: encoder, latent dynamics, reward, termination, policy prior and critics;
+names load on first use.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ __all__ = [
 _HOMES = {
     "core.config": ("TDMPC2Config",),
     "models.public.tdmpc2": ("TDMPC2WorldModel",),
-    "models.public.tdmpc2_parts": ("Dynamics", "MLPEncoder", "PolicyHead", "QEnsemble", "QNetwork", "RewardHead"),
+    "models.public.tdmpc2_parts": (
+        "Dynamics",
+        "MLPEncoder",
+        "PolicyHead",
+        "QEnsemble",
+        "QNetwork",
+        "RewardHead",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

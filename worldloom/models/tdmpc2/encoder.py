@@ -1,9 +1,10 @@
 """From a dictionary of observations to a latent.
 
-All vectors are concatenated and go through one MLP; each image goes through its own convolutions. Every branch ends in
-pre-activations of the latent, which are summed before the one SimNorm: with a single branch this is exactly the authors'
-encoder, and with several it is a product of experts inside each group. Images of another size than 64 x 64 are resized.
-Shape legend: R rows, C channels, Y height, X width, L latent.
+All vectors are concatenated and go through one MLP; each image goes through its own convolutions.
+Every branch ends in pre-activations of the latent, which are summed before the one SimNorm: with a
+single branch this is exactly the authors' encoder, and with several it is a product of experts
+inside each group. Images of another size than 64 x 64 are resized. Shape legend: R rows, C
+channels, Y height, X width, L latent.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ FEATURE_SIDE = 4
 
 
 class MLPEncoder(nn.Sequential):
-    """Vector branch: NormedLinear layers; the last one stops before SimNorm, which :class:`Encoder` applies."""
+    """Vector branch: NormedLinear layers; the last one stops before SimNorm, which :class:`Encoder`
+    applies.
+    """
 
     def __init__(self, inputs: int, architecture: Architecture) -> None:
         hidden = (architecture.encoder_dim,) * max(architecture.encoder_layers - 1, 1)
@@ -50,7 +53,8 @@ class MLPEncoder(nn.Sequential):
 
 
 class ImageBranch(nn.Module):
-    """Four convolutions on one image key; projected only when their output does not have the size of the latent.
+    """Four convolutions on one image key; projected only when their output does not have the size
+    of the latent.
 
     Args:
         shape: Shape of the image, HWC or CHW.
@@ -62,7 +66,9 @@ class ImageBranch(nn.Module):
         self.channel_axis = channel_axis(shape)
         width = architecture.num_channels
         plan = ((shape[self.channel_axis], 7, 2), (width, 5, 2), (width, 3, 2), (width, 3, 1))
-        self.convs = nn.ModuleList(nn.Conv2d(i, width, kernel, stride) for i, kernel, stride in plan)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, width, kernel, stride) for i, kernel, stride in plan
+        )
         features = width * FEATURE_SIDE**2
         latent = architecture.latent_dim
         self.project = None if features == latent else Linear(features, latent)
@@ -81,7 +87,9 @@ class ImageBranch(nn.Module):
             self.project_ln.reset_parameters()
 
     def forward(self, images: Tensor, shift: Tensor | None) -> Tensor:
-        """[R, ...] uint8 images and their shifts [R, 2] (None leaves them in place) -> [R, L] pre-activations."""
+        """[R, ...] uint8 images and their shifts [R, 2] (None leaves them in place) -> [R, L]
+        pre-activations.
+        """
         x = images if self.channel_axis == 0 else images.movedim(-1, 1)
         x = resize(x, IMAGE_SIZE)
         if shift is not None:
@@ -108,14 +116,18 @@ class Encoder(nn.Module):
         self.architecture = architecture
         inputs = architecture.vector_dim + architecture.task_dim
         self.state = MLPEncoder(inputs, architecture) if architecture.vector_keys else None
-        self.images = nn.ModuleList(ImageBranch(architecture.obs[k].shape, architecture) for k in architecture.image_keys)
+        self.images = nn.ModuleList(
+            ImageBranch(architecture.obs[k].shape, architecture) for k in architecture.image_keys
+        )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all parameters."""
         for layer in [*(self.state or ()), *self.images]:
             layer.reset_parameters(generator)
 
-    def forward(self, obs: Mapping[str, Tensor], task: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(
+        self, obs: Mapping[str, Tensor], task: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
         """Latents of a batch.
 
         Args:

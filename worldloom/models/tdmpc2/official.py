@@ -1,11 +1,16 @@
-"""Checkpoints of the TD-MPC2 authors (github.com/nicklashansen/tdmpc2, MIT licence): four file layouts, read without pickle code.
+"""Checkpoints of the TD-MPC2 authors (github.com/nicklashansen/tdmpc2, MIT licence): four file
+layouts, read without pickle code.
 
-present      ``_Qs.params.0.weight`` .. and ``_target_Qs_params.``; a duplicate ``_detach_Qs_params.``; two non-tensors per prefix
+present      ``_Qs.params.0.weight`` .. and ``_target_Qs_params.``; a duplicate
+             ``_detach_Qs_params.``; two non-tensors per prefix
 legacy       critics are flat lists, ``_Qs.params.0`` .. ``.9``; most published files
-pre-release  like legacy, but every network numbers its LayerNorms and activations too; some published single-task files
-incomplete   any of these without target critics, which are then copied from the critics (acting does not read them)
+pre-release  like legacy, but every network numbers its LayerNorms and activations too; some
+published single-task files
+incomplete   any of these without target critics, which are then copied from the critics (acting
+             does not read them)
 
-Multi-task files of the older layouts have no action masks; they follow from the action sizes of the 30 or 80 tasks.
+Multi-task files of the older layouts have no action masks; they follow from the action sizes of the
+30 or 80 tasks.
 """
 
 from __future__ import annotations
@@ -28,7 +33,13 @@ from worldloom.models.tdmpc2.encoder import IMAGE_SIZE
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks, make_critics
 from worldloom.nn.ensemble import EnsembleMLP
 
-__all__ = ["MT30_ACTION_DIMS", "MT80_ACTION_DIMS", "OfficialCheckpoint", "from_official_state", "load_official"]
+__all__ = [
+    "MT30_ACTION_DIMS",
+    "MT80_ACTION_DIMS",
+    "OfficialCheckpoint",
+    "from_official_state",
+    "load_official",
+]
 
 MT30_ACTION_DIMS = (
     *(6, 6, 6, 6, 2, 2, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 5, 4, 4),
@@ -58,14 +69,26 @@ PRE_RELEASE = {
     "_pi": PRE_RELEASE_LAYERS,
 }
 UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError),
+    *(
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+    ),
     *(pickle.UnpicklingError, zipfile.BadZipFile),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class OfficialCheckpoint:
-    """What a file holds: the model (its ``architecture`` is inferred from the shapes) and the target critics."""
+    """What a file holds: the model (its ``architecture`` is inferred from the shapes) and the
+    target critics.
+    """
 
     model: TDMPC2Networks
     target: EnsembleMLP
@@ -83,24 +106,35 @@ def load_official(
 
     Args:
         path: The file.
-        action_dims: Action components of each task, for multi-task files without masks that are not mt30 or mt80.
-        simnorm_dim, bin_low, bin_high: What shapes cannot tell; the defaults are those of all published files.
+        action_dims: Action components of each task, for multi-task files without masks that are not
+            mt30 or mt80.
+        simnorm_dim, bin_low, bin_high: What shapes cannot tell; the defaults are those of all
+            published files.
 
     Raises:
         CheckpointError: If the file is missing, truncated, hostile, or not a TD-MPC2 model.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of foreign pickle protocols before it refuses them
+            # torch warns of foreign pickle protocols before it refuses them
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: not a readable PyTorch file of tensors ({type(error).__name__}: {reason})") from error
+        raise CheckpointError(
+            f"{path}: not a readable PyTorch file of tensors ({type(error).__name__}: {reason})"
+        ) from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a TD-MPC2 state dict")
     try:
-        return from_official_state(state, action_dims=action_dims, simnorm_dim=simnorm_dim, bin_low=bin_low, bin_high=bin_high)
+        return from_official_state(
+            state,
+            action_dims=action_dims,
+            simnorm_dim=simnorm_dim,
+            bin_low=bin_low,
+            bin_high=bin_high,
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -116,17 +150,24 @@ def from_official_state(
     """As :func:`load_official`, for a state dict in memory."""
     tensors = _tensors(state)
     named = _rename(tensors)
-    target = {name.removeprefix("target."): t for name, t in named.items() if name.startswith("target.")}
+    target = {
+        name.removeprefix("target."): t for name, t in named.items() if name.startswith("target.")
+    }
     own = {name: t for name, t in named.items() if not name.startswith("target.")}
     try:
         architecture = _infer(own, tensors, simnorm_dim, bin_low, bin_high)
     except (KeyError, IndexError, ValueError, RuntimeError, ConfigurationError) as error:
-        raise CheckpointError(f"not a TD-MPC2 model: {error} is missing or has an unusual shape") from error
+        raise CheckpointError(
+            f"not a TD-MPC2 model: {error} is missing or has an unusual shape"
+        ) from error
     if architecture.num_tasks > 1 and "action_masks" not in own:
         own["action_masks"] = _masks(architecture, action_dims)
     with torch.device("meta"):
-        model, critics = TDMPC2Networks(architecture), make_critics(architecture)
-    own_critics = {name.removeprefix("critics."): t for name, t in own.items() if name.startswith("critics.")}
+        model = TDMPC2Networks(architecture)
+        critics = make_critics(architecture)
+    own_critics = {
+        name.removeprefix("critics."): t for name, t in own.items() if name.startswith("critics.")
+    }
     _assign(model, own)
     _assign(critics, target or {name: t.clone() for name, t in own_critics.items()})
     return OfficialCheckpoint(model, critics.requires_grad_(False))
@@ -178,12 +219,18 @@ def _new_name(name: str, is_pre_release: bool) -> str | None:
 
 
 def _infer(
-    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], simnorm_dim: int, bin_low: float, bin_high: float
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    simnorm_dim: int,
+    bin_low: float,
+    bin_high: float,
 ) -> Architecture:
     tasks, task_dim = own["task_emb"].shape if "task_emb" in own else (1, 0)
     mlp_dim = own["dynamics.0.weight"].shape[0]
     layers = len({name.split(".")[2] for name in own if name.startswith("encoder.state.")})
-    obs, encoder_dim, channels = {}, mlp_dim, 32
+    obs = {}
+    encoder_dim = mlp_dim
+    channels = 32
     if layers:
         encoder_dim, inputs = own["encoder.state.0.weight"].shape
         obs[OBS] = ArraySpec((inputs - task_dim,))
@@ -217,7 +264,8 @@ def _masks(architecture: Architecture, action_dims: Sequence[int] | None) -> Ten
     dims = action_dims if action_dims is not None else known.get(architecture.num_tasks, ())
     if len(dims) != architecture.num_tasks or max(dims) > architecture.action_dim:
         raise CheckpointError(
-            f"the file has {architecture.num_tasks} tasks and no action masks; pass action_dims with one number per task, "
+            f"the file has {architecture.num_tasks} tasks and no action masks; pass "
+            "action_dims with one number per task, "
             f"each at most {architecture.action_dim}"
         )
     return (torch.arange(architecture.action_dim) < torch.tensor(list(dims)).unsqueeze(1)).float()
@@ -230,8 +278,13 @@ def _assign(module: torch.nn.Module, named: Mapping[str, Tensor]) -> None:
         got = tuple(named[name].shape) if name in named else None
         want = tuple(expected[name].shape) if name in expected else None
         if got != want:
-            raise CheckpointError(f"tensor {name!r} has shape {got} in the file, the model needs {want}")
-    copies = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in named.items()}
+            raise CheckpointError(
+                f"tensor {name!r} has shape {got} in the file, the model needs {want}"
+            )
+    copies = {
+        name: tensor.detach().to(torch.float32, copy=True).contiguous()
+        for name, tensor in named.items()
+    }
     module.load_state_dict(copies, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)

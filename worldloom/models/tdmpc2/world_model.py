@@ -1,7 +1,8 @@
 """The networks of TD-MPC2 in one module; no optimizer, no target networks, no planning.
 
-Parameter names are the authors' without the leading underscore (``dynamics.0.ln.weight``), critics stacked on axis 0.
-Shape legend: [...] any leading axes, L latent, A action, D task embedding, Q critics, K bins.
+Parameter names are the authors' without the leading underscore (``dynamics.0.ln.weight``), critics
+stacked on axis 0. Shape legend: [...] any leading axes, L latent, A action, D task embedding, Q
+critics, K bins.
 """
 
 from __future__ import annotations
@@ -52,23 +53,28 @@ class PolicySample(NamedTuple):
 
 
 def make_critics(architecture: Architecture) -> EnsembleMLP:
-    """An ensemble of the size of the model's critics (for the critics and for their target copy)."""
+    """An ensemble of the size of the model's critics (for the critics and for their target
+    copy).
+    """
     a = architecture
     bins = SymlogBins(count=a.num_bins, low=a.bin_low, high=a.bin_high)
     return EnsembleMLP(a.num_q, a.joint_dim, (a.mlp_dim, a.mlp_dim), bins.num_logits)
 
 
 class TDMPC2Networks(nn.Module):
-    """Everything that acting reads: encoder, dynamics, reward, termination, policy prior, critics, task embedding.
+    """Everything that acting reads: encoder, dynamics, reward, termination, policy prior, critics,
+    task embedding.
 
     Args:
         architecture: Sizes.
 
-    Parameters are uninitialised until :meth:`reset_parameters`, so that a model can be built on the meta device.
+    Parameters are uninitialised until :meth:`reset_parameters`, so that a model can be built on the
+    meta device.
 
     Example:
         >>> from worldloom.core.specs import ArraySpec
-        >>> sizes = Architecture(obs={"obs": ArraySpec((3,))}, action_dim=1, latent_dim=16, mlp_dim=16, encoder_dim=16)
+        >>> obs = {"obs": ArraySpec((3,))}
+        >>> sizes = Architecture(obs, action_dim=1, latent_dim=16, mlp_dim=16, encoder_dim=16)
         >>> model = TDMPC2Networks(sizes).reset_parameters(torch.Generator().manual_seed(0))
         >>> z = model.encode({"obs": torch.zeros(2, 3)})
         >>> model.next_latent(z, torch.zeros(2, 1)).shape, model.reward(z, torch.zeros(2, 1)).shape
@@ -79,7 +85,8 @@ class TDMPC2Networks(nn.Module):
         super().__init__()
         a = self.architecture = architecture
         self.bins = SymlogBins(count=a.num_bins, low=a.bin_low, high=a.bin_high)
-        hidden, state = (a.mlp_dim, a.mlp_dim), a.latent_dim + a.task_dim
+        hidden = (a.mlp_dim, a.mlp_dim)
+        state = a.latent_dim + a.task_dim
         self.encoder = Encoder(a)
         self.dynamics = MLP(a.joint_dim, hidden, a.latent_dim, simnorm_dim=a.simnorm_dim)
         self.reward_head = MLP(a.joint_dim, hidden, self.bins.num_logits, is_zero=True)
@@ -92,7 +99,9 @@ class TDMPC2Networks(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> TDMPC2Networks:
-        """Draw all parameters as the authors do: weights N(0, 0.02^2), reward and critic outputs zero; returns self."""
+        """Draw all parameters as the authors do: weights N(0, 0.02^2), reward and critic outputs
+        zero; returns self.
+        """
         self.encoder.reset_parameters(generator)
         for network in (self.dynamics, self.reward_head, self.termination, self.pi):
             for layer in network or ():
@@ -103,7 +112,9 @@ class TDMPC2Networks(nn.Module):
         return self
 
     def embed(self, task: Tensor | None) -> Tensor | None:
-        """Embedding [..., D] of integer tasks [...]; rows longer than 1 are shortened in place first, as the authors do."""
+        """Embedding [..., D] of integer tasks [...]; rows longer than 1 are shortened in place
+        first, as the authors do.
+        """
         if task is None or self.task_emb is None:
             return None
         return F.embedding(task, self.task_emb, max_norm=1.0)
@@ -114,14 +125,22 @@ class TDMPC2Networks(nn.Module):
             return None
         return self.action_masks[task]
 
-    def encode(self, obs: Mapping[str, Tensor], task: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """[..., L] latents; ``task`` is an embedding, ``shift`` the image shifts [..., images, 2]."""
+    def encode(
+        self, obs: Mapping[str, Tensor], task: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """[..., L] latents; ``task`` is an embedding, ``shift`` the image shifts [...,
+        images, 2].
+        """
         result: Tensor = self.encoder(obs, task, shift)
         return result
 
     def joint(self, z: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:
-        """Latent, task embedding and action side by side, in the order of the authors' checkpoints."""
-        parts = [z, action] if task is None else [z, task.expand(*z.shape[:-1], task.shape[-1]), action]
+        """Latent, task embedding and action side by side, in the order of the authors'
+        checkpoints.
+        """
+        parts = (
+            [z, action] if task is None else [z, task.expand(*z.shape[:-1], task.shape[-1]), action]
+        )
         return torch.cat(parts, -1)
 
     def next_latent(self, z: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:
@@ -143,12 +162,15 @@ class TDMPC2Networks(nn.Module):
         """[Q, R, K] logits of all critics for [R, L] latents, without dropout."""
         return ensemble_forward(self.critics.stacked, self.joint(z, action, task))
 
-    def policy(self, z: Tensor, noise: Tensor, task: Tensor | None = None, mask: Tensor | None = None) -> PolicySample:
+    def policy(
+        self, z: Tensor, noise: Tensor, task: Tensor | None = None, mask: Tensor | None = None
+    ) -> PolicySample:
         """Draw actions.
 
         Args:
             z: [..., L].
-            noise: [..., A] standard normal draws; may have more leading axes than ``z``, which then broadcasts.
+            noise: [..., A] standard normal draws; may have more leading axes than ``z``, which then
+                broadcasts.
             task: Task embedding that broadcasts to [..., D], or None.
             mask: 0/1 mask that broadcasts to [..., A], or None; masked components are exactly zero.
         """
@@ -157,7 +179,9 @@ class TDMPC2Networks(nn.Module):
         mean, raw = self.pi(x).chunk(2, -1)
         log_std = a.log_std_min + 0.5 * (a.log_std_max - a.log_std_min) * (torch.tanh(raw) + 1)
         if mask is not None:
-            mean, log_std, noise = mean * mask, log_std * mask, noise * mask
+            mean = mean * mask
+            log_std = log_std * mask
+            noise = noise * mask
         return PolicySample(torch.tanh(mean + noise * log_std.exp()), mean, log_std, noise)
 
 

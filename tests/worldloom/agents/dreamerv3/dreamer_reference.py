@@ -1,4 +1,6 @@
-"""Reference arrays of DreamerV3 and the way from their names and layouts to ours. Sizes are inferred from the arrays."""
+"""Reference arrays of DreamerV3 and the way from their names and layouts to ours. Sizes are
+inferred from the arrays.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,19 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.models.dreamer.rssm import State
 from worldloom.models.dreamer.world_model import ModelBatch
 
-CONSTANTS = {"horizon": 333, "lam": 0.95, "entropy_scale": 3e-4, "free_nats": 1.0, "unimix": 0.01, "lr": 1e-3, "warmup": 0}
+CONSTANTS = {
+    "horizon": 333,
+    "lam": 0.95,
+    "entropy_scale": 3e-4,
+    "free_nats": 1.0,
+    "unimix": 0.01,
+    "lr": 1e-3,
+    "warmup": 0,
+}
 """What the shapes of the arrays cannot tell, as the README of the arrays states it."""
 
-FORWARD, GRADIENT = 1e-5, 1e-3
+FORWARD = 1e-5
+GRADIENT = 1e-3
 """Largest difference allowed, as a fraction of the reference tensor's largest magnitude."""
 
 VARIANTS = ("vec", "img")
@@ -71,7 +82,13 @@ NAMES = [
 
 def assert_close(got: Tensor, expected: np.ndarray, name: str, tolerance: float = FORWARD) -> None:
     """max|difference| <= tolerance * max|expected|, and equal shapes."""
-    assert_agrees(got.detach().float(), np.asarray(expected, np.float32), tolerance=tolerance, name=name, floor=1e-17)
+    assert_agrees(
+        got.detach().float(),
+        np.asarray(expected, np.float32),
+        tolerance=tolerance,
+        name=name,
+        floor=1e-17,
+    )
 
 
 @dataclass
@@ -83,7 +100,9 @@ class Golden:
 
     @classmethod
     def load(cls, variant: str) -> Golden:
-        return cls(*(load_golden("dreamerv3", f"{kind}_{variant}.npz") for kind in ("model", "layers")))
+        return cls(
+            *(load_golden("dreamerv3", f"{kind}_{variant}.npz") for kind in ("model", "layers"))
+        )
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self.arrays[key]
@@ -96,7 +115,17 @@ class Golden:
 
     @property
     def obs_keys(self) -> list[str]:
-        used = {"reward", "is_first", "is_last", "is_terminal", "action", "consec", "stepid", "dyn/deter", "dyn/stoch"}
+        used = {
+            "reward",
+            "is_first",
+            "is_last",
+            "is_terminal",
+            "action",
+            "consec",
+            "stepid",
+            "dyn/deter",
+            "dyn/stoch",
+        }
         return sorted(k for k in self.under("raw/") if k not in used)
 
     @property
@@ -109,7 +138,10 @@ class Golden:
 
     @property
     def env(self) -> EnvSpec:
-        obs = {k: ArraySpec(self[f"raw/{k}"].shape[2:], str(self[f"raw/{k}"].dtype)) for k in self.obs_keys}
+        obs = {
+            k: ArraySpec(self[f"raw/{k}"].shape[2:], str(self[f"raw/{k}"].dtype))
+            for k in self.obs_keys
+        }
         if self.is_discrete:
             action = ArraySpec((), "int64", (self.action_classes,))
         else:
@@ -160,10 +192,16 @@ class Golden:
         plain = official.removeprefix("slow") if slow else official
         for pattern, target in NAMES:
             if re.fullmatch(pattern, plain):
-                name = re.sub(pattern, target, plain).replace("critic", "slow_critic" if slow else "critic")
+                name = re.sub(pattern, target, plain).replace(
+                    "critic", "slow_critic" if slow else "critic"
+                )
                 name = re.sub(r"<(\w+)>", lambda m: str(self.obs_keys.index(m[1])), name)
                 name = re.sub(r"\[(\d)\]", lambda m: str(2 - int(m[1])), name)
-                return name.replace("block_", "") if "block_" in name else name.replace(".kernel", ".weight")
+                return (
+                    name.replace("block_", "")
+                    if "block_" in name
+                    else name.replace(".kernel", ".weight")
+                )
         raise AssertionError(f"no name for {official}")
 
     def to_ours(self, official: str, array: np.ndarray) -> Tensor:
@@ -176,10 +214,17 @@ class Golden:
     def encode_action(self, action: np.ndarray) -> Tensor:
         """Raw actions to encoded ones, [..., A]."""
         tensor = torch.from_numpy(np.ascontiguousarray(action))
-        return torch.nn.functional.one_hot(tensor.long(), self.action_classes).float() if self.is_discrete else tensor
+        return (
+            torch.nn.functional.one_hot(tensor.long(), self.action_classes).float()
+            if self.is_discrete
+            else tensor
+        )
 
     def obs(self, rows: slice | int) -> dict[str, Tensor]:
-        return {k: torch.from_numpy(np.ascontiguousarray(self[f"raw/{k}"][:, rows])) for k in self.obs_keys}
+        return {
+            k: torch.from_numpy(np.ascontiguousarray(self[f"raw/{k}"][:, rows]))
+            for k in self.obs_keys
+        }
 
     @property
     def batch(self) -> ModelBatch:

@@ -24,7 +24,9 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.training.checkpoints import load_tree, save_tree
 
-SPACES = [(obs, "Discrete") for obs in OBS_SPACES] + [("vector", action) for action in ACTION_SPACES if action != "Discrete"]
+SPACES = [(obs, "Discrete") for obs in OBS_SPACES] + [
+    ("vector", action) for action in ACTION_SPACES if action != "Discrete"
+]
 
 
 @pytest.mark.parametrize(("obs", "action"), SPACES)
@@ -46,7 +48,10 @@ def test_it_trains_and_acts_in_every_space(obs: str, action: str) -> None:
         assert np.all(value <= limit)
         assert np.all(value >= (0 if spec.num_classes else -1))
     for name, spec in agent.spec.extras.items():
-        assert (out.extras[name].shape, out.extras[name].dtype) == ((3, *spec.shape), np.dtype(spec.dtype))
+        assert (out.extras[name].shape, out.extras[name].dtype) == (
+            (3, *spec.shape),
+            np.dtype(spec.dtype),
+        )
 
 
 def test_agent_and_policy_fulfil_the_protocols() -> None:
@@ -88,8 +93,10 @@ def test_without_replay_context_nothing_is_stored_or_written_back() -> None:
 
 def test_equal_seeds_give_equal_weights_to_agent_and_policy() -> None:
     env = env_of("two images and a vector", "Dict")
-    agent, policy = make_agent(tiny(), env, seed=3), make_policy(tiny(), env, seed=3)
-    ours, theirs = agent.policy_weights(), policy.policy_weights()
+    agent = make_agent(tiny(), env, seed=3)
+    policy = make_policy(tiny(), env, seed=3)
+    ours = agent.policy_weights()
+    theirs = policy.policy_weights()
     assert ours.entries == theirs.entries
     np.testing.assert_array_equal(ours.buffer, theirs.buffer)
     assert not np.array_equal(ours.buffer, make_policy(tiny(), env, seed=4).policy_weights().buffer)
@@ -97,7 +104,8 @@ def test_equal_seeds_give_equal_weights_to_agent_and_policy() -> None:
 
 def test_policy_acts_as_the_agent_under_its_weights() -> None:
     env = env_of("vector", "Box")
-    agent, policy = make_agent(tiny(), env, seed=1), make_policy(tiny(), env, seed=1)
+    agent = make_agent(tiny(), env, seed=1)
+    policy = make_policy(tiny(), env, seed=1)
     for seed in range(3):
         agent.train_step(random_batch(agent, env, seed))
     stale = act_once(policy, env).action["action"]
@@ -136,7 +144,11 @@ def test_with_num_envs_an_env_does_not_depend_on_the_others() -> None:
     actions = []
     for changed in (obs, np.concatenate([obs[:2], obs[2:] + 1])):
         policy = make_policy(tiny(), env, num_envs=3)
-        actions.append(policy.act({"obs": changed}, policy.initial_carry(3), np.ones(3, bool), explore=True).action["action"])
+        actions.append(
+            policy.act(
+                {"obs": changed}, policy.initial_carry(3), np.ones(3, bool), explore=True
+            ).action["action"]
+        )
     np.testing.assert_array_equal(actions[0][:2], actions[1][:2])
     assert not np.array_equal(actions[0][2], actions[1][2])
     with pytest.raises(ShapeMismatchError, match="num_envs"):
@@ -153,9 +165,15 @@ def test_saved_state_continues_bit_for_bit(tmp_path) -> None:
     for seed in (1, 2):
         first, second = (a.train_step(random_batch(a, env, seed)).metrics for a in (agent, other))
         assert {k: float(v) for k, v in first.items()} == {k: float(v) for k, v in second.items()}
-    for (name, ours), theirs in zip(agent.all_networks.state_dict().items(), other.all_networks.state_dict().values(), strict=True):
+    for (name, ours), theirs in zip(
+        agent.all_networks.state_dict().items(),
+        other.all_networks.state_dict().values(),
+        strict=True,
+    ):
         assert torch.equal(ours, theirs), name
-    np.testing.assert_array_equal(act_once(agent, env).action["action"], act_once(other, env).action["action"])
+    np.testing.assert_array_equal(
+        act_once(agent, env).action["action"], act_once(other, env).action["action"]
+    )
 
 
 def test_state_of_another_architecture_is_refused_by_name() -> None:
@@ -163,7 +181,9 @@ def test_state_of_another_architecture_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match=r"model\.rew\.mlp|actor|critic"):
         make_agent(tiny(units=16), env_of()).load_state_dict(state)
     with pytest.raises(CheckpointError, match="optimizer"):
-        make_agent(tiny(), env_of()).load_state_dict({k: v for k, v in state.items() if k != "optimizer"})
+        make_agent(tiny(), env_of()).load_state_dict(
+            {k: v for k, v in state.items() if k != "optimizer"}
+        )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -179,9 +199,14 @@ def test_a_nonfinite_update_changes_nothing_but_the_draws(poison: float) -> None
     after = agent.state_dict()
     assert all(torch.equal(before["networks"][k], v) for k, v in after["networks"].items())
     for part in ("mean_square", "momentum"):
-        assert all(torch.equal(a, b) for a, b in zip(before["optimizer"][part], after["optimizer"][part], strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(before["optimizer"][part], after["optimizer"][part], strict=True)
+        )
     assert torch.equal(before["optimizer"]["count"], after["optimizer"]["count"])
-    assert all(torch.equal(a, b) for a, b in zip(before["normalizer"], after["normalizer"], strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before["normalizer"], after["normalizer"], strict=True)
+    )
     assert float(agent.train_step(random_batch(agent, env, 2)).nonfinite) == 0
 
 
@@ -228,7 +253,8 @@ def test_wrong_settings_are_all_reported_at_once() -> None:
 def test_report_shows_truth_model_and_error_with_context_marked() -> None:
     env = env_of("two images and a vector", "Dict")
     agent = make_agent(tiny(), env)
-    batch, state = random_batch(agent, env), agent.state_dict()
+    batch = random_batch(agent, env)
+    state = agent.state_dict()
     videos = agent.report(batch)
     assert {name: video.shape for name, video in videos.items()} == {
         "camera": (4, 96, 96, 3),
@@ -245,13 +271,20 @@ def test_report_shows_truth_model_and_error_with_context_marked() -> None:
 
 def test_curves_lie_on_each_other_where_the_prediction_is_right() -> None:
     truth = np.random.default_rng(0).normal(size=(2, 6, 3))
-    right, wrong = curves(truth, truth, 3), curves(truth, -truth, 3)
+    right = curves(truth, truth, 3)
+    wrong = curves(truth, -truth, 3)
     assert right.shape == wrong.shape == (1, 3 * PANEL, 2 * 6 * STRIDE, 3)
     assert not (right[..., :] == 255).all(-1).any()  # white only shows beside the prediction
     assert (wrong[..., :] == 255).all(-1).any()
     holes = np.where(truth > 1, -np.inf, truth)
-    np.testing.assert_array_equal(curves(holes, truth, 3), curves(np.where(truth > 1, 0.0, truth), truth, 3))
-    assert [tuple(right[0, 0, x]) for x in (0, 3 * STRIDE - 1, 3 * STRIDE)] == [(0, 255, 0), (0, 255, 0), (255, 0, 0)]
+    np.testing.assert_array_equal(
+        curves(holes, truth, 3), curves(np.where(truth > 1, 0.0, truth), truth, 3)
+    )
+    assert [tuple(right[0, 0, x]) for x in (0, 3 * STRIDE - 1, 3 * STRIDE)] == [
+        (0, 255, 0),
+        (0, 255, 0),
+        (255, 0, 0),
+    ]
 
 
 def test_classes_are_not_drawn() -> None:

@@ -1,4 +1,6 @@
-"""Latents that acting emits are stored, refreshed by training, and read back as the next window's start state."""
+"""Latents that acting emits are stored, refreshed by training, and read back as the next window's
+start state.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,34 @@ from worldloom.data.sequence_buffer import SequenceBuffer
 
 def acted_rows(agent: DreamerV3Agent, env: EnvSpec, length: int) -> tuple[Rows, list[np.ndarray]]:
     """Rows of one env as a worker stores them, and the deterministic states that acting carried."""
-    rng, carry, steps, deters = np.random.default_rng(0), agent.initial_carry(1), [], []
+    rng = np.random.default_rng(0)
+    carry = agent.initial_carry(1)
+    steps = []
+    deters = []
     for t in range(length):
         obs = {name: random_array(spec, rng, 1) for name, spec in env.obs.items()}
         out = agent.act(obs, carry, np.array([t == 0]), explore=True)
         carry = out.carry
         deters.append(out.carry["deter"][0])
-        flags = {"is_first": np.array([t == 0]), "terminated": np.zeros(1, bool), "truncated": np.zeros(1, bool)}
-        steps.append({**obs, **out.action, "reward": np.zeros(1, np.float32), **flags, **out.extras})
+        flags = {
+            "is_first": np.array([t == 0]),
+            "terminated": np.zeros(1, bool),
+            "truncated": np.zeros(1, bool),
+        }
+        steps.append(
+            {**obs, **out.action, "reward": np.zeros(1, np.float32), **flags, **out.extras}
+        )
     return {name: np.concatenate([step[name] for step in steps]) for name in steps[0]}, deters
 
 
 def test_latents_make_the_whole_round_through_replay() -> None:
     env = env_of("vector", "Box")
     agent = make_agent(tiny(batch_size=1, stoch=32, classes=4, lr=0.01), env)
-    columns, sampling = env.columns(agent.spec.extras), agent.spec.sampling
-    buffer = SequenceBuffer(columns, sampling, capacity_rows=sampling.window_rows, mutable=tuple(agent.spec.extras))
+    columns = env.columns(agent.spec.extras)
+    sampling = agent.spec.sampling
+    buffer = SequenceBuffer(
+        columns, sampling, capacity_rows=sampling.window_rows, mutable=tuple(agent.spec.extras)
+    )
     rows, deters = acted_rows(agent, env, sampling.window_rows)
     assert {name: (array.shape[1:], str(array.dtype)) for name, array in rows.items()} == {
         name: (spec.shape, spec.dtype) for name, spec in columns.items()
@@ -43,7 +57,9 @@ def test_latents_make_the_whole_round_through_replay() -> None:
 
     start = stored_state(batch, agent.all_networks.model)
     torch.testing.assert_close(start.deter[0], torch.from_numpy(deters[0]), rtol=1e-2, atol=1e-3)
-    assert torch.equal(start.stoch.reshape(32, 4).argmax(-1), batch.extras[LATENT_STOCH][0, 0].long())
+    assert torch.equal(
+        start.stoch.reshape(32, 4).argmax(-1), batch.extras[LATENT_STOCH][0, 0].long()
+    )
     assert window_batch(batch, agent.all_networks.model, 1).start.deter.equal(start.deter)
 
     refreshed = {name: value.numpy() for name, value in agent.train_step(batch).refreshed.items()}
@@ -62,9 +78,15 @@ def test_filtering_what_was_acted_gives_the_states_of_acting() -> None:
     env = env_of("vector", "Box")
     agent = make_agent(tiny(batch_size=1), env)
     rows, deters = acted_rows(agent, env, 7)
-    batch = SequenceBatch.from_columns({name: array[None] for name, array in rows.items()}).map(torch.from_numpy)
+    batch = SequenceBatch.from_columns({name: array[None] for name, array in rows.items()}).map(
+        torch.from_numpy
+    )
     window = window_batch(batch, agent.all_networks.model, 1)
     draws = batch.extras[LATENT_STOCH][:, 1:].long()
     with torch.no_grad():
-        posterior = agent.all_networks.model.observe(agent.all_networks.model.weights(), window, draws)
-    np.testing.assert_allclose(posterior.deter[0].numpy(), np.stack(deters[1:]), rtol=1e-2, atol=5e-3)
+        posterior = agent.all_networks.model.observe(
+            agent.all_networks.model.weights(), window, draws
+        )
+    np.testing.assert_allclose(
+        posterior.deter[0].numpy(), np.stack(deters[1:]), rtol=1e-2, atol=5e-3
+    )

@@ -32,8 +32,18 @@ def test_five_updates_follow_the_reference(variant: str) -> None:
         before = [p.clone() for p in params]
         optimizer.step([torch.from_numpy(arrays[f"grad{step}/{name}"].copy()) for name in names])
         for name, old, new in zip(names, before, params, strict=True):
-            expected, update = (arrays[f"{variant}/{key}/{name}"] for key in (f"param{step + 1}", f"update{step}"))
+            expected, update = (
+                arrays[f"{variant}/{key}/{name}"] for key in (f"param{step + 1}", f"update{step}")
+            )
             rounding = 2.0**-22 * float(np.abs(expected).max())
-            assert_agrees(new - old, update, tolerance=TOLERANCE, name=f"update {step} of {name}", floor=rounding)
+            assert_agrees(
+                new - old,
+                update,
+                tolerance=TOLERANCE,
+                name=f"update {step} of {name}",
+                floor=rounding,
+            )
             moved = (step + 1) * TOLERANCE * float(np.abs(update).max())
-            assert_agrees(new, expected, tolerance=2.0**-22, name=f"{name} after update {step}", floor=moved)
+            assert_agrees(
+                new, expected, tolerance=2.0**-22, name=f"{name} after update {step}", floor=moved
+            )

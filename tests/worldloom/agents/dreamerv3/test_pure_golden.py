@@ -1,4 +1,6 @@
-"""Pure functions agree with the reference arrays: distributions, layers, returns, normaliser, actor-critic losses."""
+"""Pure functions agree with the reference arrays: distributions, layers, returns, normaliser,
+actor-critic losses.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def test_symlog_and_its_inverse(function: Any) -> None:
 
 @pytest.mark.parametrize("count", [255, 41, 8])
 def test_two_hot(count: int) -> None:
-    group, target = f"twohot{count}/", get(f"twohot{count}/target")
+    group = f"twohot{count}/"
+    target = get(f"twohot{count}/target")
     bins = dist.symexp_bins(count)
     np.testing.assert_allclose(bins, arrays()[group + "bins"], rtol=1e-5)
     code = dist.two_hot(target, bins)
@@ -65,16 +68,26 @@ def test_two_hot(count: int) -> None:
 
 
 def test_unimix_categorical() -> None:
-    log_a, log_b = (dist.unimix_log_probs(get(f"unimix/logits_{k}"), CONSTANTS["unimix"]) for k in "ab")
+    log_a, log_b = (
+        dist.unimix_log_probs(get(f"unimix/logits_{k}"), CONSTANTS["unimix"]) for k in "ab"
+    )
     assert_close(log_a, arrays()["unimix/logp_a"], "log-probabilities")
-    assert_close(dist.unimix_probs(get("unimix/logits_a"), CONSTANTS["unimix"]), arrays()["unimix/probs_a"], "probabilities")
+    assert_close(
+        dist.unimix_probs(get("unimix/logits_a"), CONSTANTS["unimix"]),
+        arrays()["unimix/probs_a"],
+        "probabilities",
+    )
     assert_close(dist.categorical_kl(log_a, log_b).sum(-1), arrays()["unimix/kl_ab"], "KL")
     assert_close(dist.categorical_entropy(log_a).sum(-1), arrays()["unimix/entropy_a"], "entropy")
 
 
 def test_plain_categorical() -> None:
     logs = dist.unimix_log_probs(get("categorical/logits"), 0.0)
-    assert_close(dist.categorical_log_prob(logs, get("categorical/action")), arrays()["categorical/logp"], "log-probability")
+    assert_close(
+        dist.categorical_log_prob(logs, get("categorical/action")),
+        arrays()["categorical/logp"],
+        "log-probability",
+    )
     assert_close(dist.categorical_entropy(logs), arrays()["categorical/entropy"], "entropy")
 
 
@@ -95,39 +108,61 @@ def test_binary() -> None:
 
 @pytest.mark.parametrize("suffix", ["", "_small"])
 def test_rms_norm(suffix: str) -> None:
-    norm, x = RMSNorm(7), get(f"rmsnorm/x{suffix}")
+    norm = RMSNorm(7)
+    x = get(f"rmsnorm/x{suffix}")
     norm.scale.data = get("rmsnorm/scale")
     expected = arrays()[f"rmsnorm/y{suffix}"]
     assert_close(norm(x), expected, "norm")
-    assert_close(norm_silu(x, norm.scale), torch.nn.functional.silu(torch.from_numpy(expected)).numpy(), "norm and silu")
+    assert_close(
+        norm_silu(x, norm.scale),
+        torch.nn.functional.silu(torch.from_numpy(expected)).numpy(),
+        "norm and silu",
+    )
 
 
 def test_block_linear_and_convolution() -> None:
     kernel = get("blocklinear/kernel")
     blocks, inputs, outputs = kernel.shape
     layer = BlockLinear(blocks * inputs, blocks * outputs, blocks)
-    layer.kernel.data, layer.bias.data = kernel, get("blocklinear/bias")
+    layer.kernel.data = kernel
+    layer.bias.data = get("blocklinear/bias")
     assert_close(layer(get("blocklinear/x")), arrays()["blocklinear/y"], "block linear")
     conv = Conv5x5(*get("conv/kernel").shape[2:])
-    conv.weight.data, conv.bias.data = get("conv/kernel").permute(3, 2, 0, 1), get("conv/bias")
-    assert_close(conv(get("conv/x").permute(0, 3, 1, 2)).permute(0, 2, 3, 1), arrays()["conv/y"], "convolution")
+    conv.weight.data = get("conv/kernel").permute(3, 2, 0, 1)
+    conv.bias.data = get("conv/bias")
+    assert_close(
+        conv(get("conv/x").permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
+        arrays()["conv/y"],
+        "convolution",
+    )
 
 
 def test_lambda_return_with_real_and_with_predicted_ends() -> None:
-    discount, lam = float(arrays()["lambda/disc"]), float(arrays()["lambda/lam"])
-    last, cont = get("lambda/last").float(), (~get("lambda/term")).float()
-    reward, value, boot = get("lambda/rew"), get("lambda/val"), get("lambda/boot")
+    discount = float(arrays()["lambda/disc"])
+    lam = float(arrays()["lambda/lam"])
+    last = get("lambda/last").float()
+    cont = (~get("lambda/term")).float()
+    reward = get("lambda/rew")
+    value = get("lambda/val")
+    boot = get("lambda/boot")
     del value  # the reference bootstraps from boot throughout
     returns = lambda_return(reward, cont, lam * (1 - last), boot, boot[:, -1], discount=discount)
     assert_close(returns, arrays()["lambda/ret"], "returns")
-    cont, value = get("lambda_soft/con"), get("lambda/val")
-    soft = lambda_return(reward, cont, torch.full_like(cont, lam), value, value[:, -1], discount=1.0)
+    cont = get("lambda_soft/con")
+    value = get("lambda/val")
+    soft = lambda_return(
+        reward, cont, torch.full_like(cont, lam), value, value[:, -1], discount=1.0
+    )
     assert_close(soft, arrays()["lambda_soft/ret"], "soft returns")
 
 
 NORMALIZERS = {
     "perc_default": (ReturnNormalizer(), "state_hi_lo", ("second", "first")),
-    "perc_debias": (ReturnNormalizer(debias=True), "state_corr_hi_lo", ("weight", "second", "first")),
+    "perc_debias": (
+        ReturnNormalizer(debias=True),
+        "state_corr_hi_lo",
+        ("weight", "second", "first"),
+    ),
     "meanstd_debias": (
         ReturnNormalizer(kind="meanstd", limit=1e-8, debias=True),
         "state_corr_mean_sqrs",
@@ -139,10 +174,15 @@ NORMALIZERS = {
 @pytest.mark.parametrize("variant", NORMALIZERS)
 def test_return_normalizer_over_six_updates(variant: str) -> None:
     normalizer, state_name, fields = NORMALIZERS[variant]
-    state, group = normalizer.initial(), f"norm/{variant}/"
+    state = normalizer.initial()
+    group = f"norm/{variant}/"
     for step, values in enumerate(get("norm/inputs")):
         state = normalizer.update(state, values)
-        assert_close(torch.stack(normalizer.offset_scale(state)), arrays()[group + "offset_scale"][step], "offset, scale")
+        assert_close(
+            torch.stack(normalizer.offset_scale(state)),
+            arrays()[group + "offset_scale"][step],
+            "offset, scale",
+        )
         got = torch.stack([getattr(state, field) for field in fields])
         assert_close(got, arrays()[group + state_name][step], "state")
 
@@ -162,9 +202,13 @@ def test_actor_and_critic_losses_with_their_gradients(variant: str, kind: str) -
     if kind == "disc":
         leaves = {"pol": get("imag/pol_logits").requires_grad_()}
         logs = leaves["pol"].log_softmax(-1)
-        log_prob, entropy = dist.categorical_log_prob(logs, get("imag/act_disc")), dist.categorical_entropy(logs)
+        log_prob = dist.categorical_log_prob(logs, get("imag/act_disc"))
+        entropy = dist.categorical_entropy(logs)
     else:
-        leaves = {"mean": get("imag/pol_mean").requires_grad_(), "std": get("imag/pol_std").requires_grad_()}
+        leaves = {
+            "mean": get("imag/pol_mean").requires_grad_(),
+            "std": get("imag/pol_std").requires_grad_(),
+        }
         log_prob = dist.normal_log_prob(leaves["mean"], leaves["std"], get("imag/act_cont"))
         entropy = dist.normal_entropy(leaves["std"])
     out = imagine_losses(

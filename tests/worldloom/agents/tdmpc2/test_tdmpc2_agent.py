@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.worldloom.agents.tdmpc2.tiny import MIXED, OBS_KINDS, VECTOR, make_env, random_batch, random_obs, tiny_config
+from tests.worldloom.agents.tdmpc2.tiny import (
+    MIXED,
+    OBS_KINDS,
+    VECTOR,
+    make_env,
+    random_batch,
+    random_obs,
+    tiny_config,
+)
 from worldloom.agents.registry import agent_spec, make_agent, make_policy
 from worldloom.agents.tdmpc2.agent import TDMPC2Agent
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
@@ -27,7 +35,8 @@ def build(env: EnvSpec, seed: int = 0, **changes: Any) -> TDMPC2Agent:
 
 
 def test_agent_and_policy_fulfil_the_protocols() -> None:
-    env, config = make_env(), tiny_config()
+    env = make_env()
+    config = tiny_config()
     assert isinstance(make_agent(config, env), Agent)
     assert isinstance(make_policy(config, env), Policy)
 
@@ -46,8 +55,12 @@ def test_every_kind_of_observation_acts_and_trains(kind: str, episodic: str) -> 
     for seed in range(2):  # heads that start at zero pass no gradient down in the first step
         result = agent.train_step(random_batch(env, agent.config, seed))
     assert float(result.nonfinite) == 0
-    assert all(isinstance(value, torch.Tensor) and value.dim() == 0 for value in result.metrics.values())
-    same = [name for name, value in agent.model.state_dict().items() if torch.equal(value, before[name])]
+    assert all(
+        isinstance(value, torch.Tensor) and value.dim() == 0 for value in result.metrics.values()
+    )
+    same = [
+        name for name, value in agent.model.state_dict().items() if torch.equal(value, before[name])
+    ]
     assert same == []
 
 
@@ -55,7 +68,10 @@ def test_several_action_keys_of_any_rank_are_split_again() -> None:
     env = make_env(action={"grip": ArraySpec(()), "move": ArraySpec((2, 2))})
     agent = build(env)
     out = agent.act(random_obs(env, 2), agent.initial_carry(2), first(2), explore=True)
-    assert {key: value.shape for key, value in out.action.items()} == {"grip": (2,), "move": (2, 2, 2)}
+    assert {key: value.shape for key, value in out.action.items()} == {
+        "grip": (2,),
+        "move": (2, 2, 2),
+    }
     agent.train_step(random_batch(env, agent.config))
 
 
@@ -73,8 +89,10 @@ def test_is_first_resets_the_carry_inside_act() -> None:
 
 
 def test_with_num_envs_an_env_does_not_depend_on_the_others() -> None:
-    env, config = make_env(MIXED), tiny_config()
-    obs, other = random_obs(env, 3), random_obs(env, 3, seed=1)
+    env = make_env(MIXED)
+    config = tiny_config()
+    obs = random_obs(env, 3)
+    other = random_obs(env, 3, seed=1)
     mixed = {key: np.concatenate([obs[key][:2], other[key][2:]]) for key in obs}
     results = []
     for seen in (obs, mixed):
@@ -96,7 +114,10 @@ def test_policy_acts_exactly_as_the_agent_under_equal_weights() -> None:
     policy = make_policy(tiny_config(), env, seed=5)
     for round_ in range(2):
         obs = random_obs(env, 2, seed=round_)
-        outs = [actor.act(obs, actor.initial_carry(2), first(2), explore=True) for actor in (agent, policy)]
+        outs = [
+            actor.act(obs, actor.initial_carry(2), first(2), explore=True)
+            for actor in (agent, policy)
+        ]
         np.testing.assert_array_equal(outs[0].action["action"], outs[1].action["action"])
         for seed in range(3):
             agent.train_step(random_batch(env, agent.config, seed))
@@ -124,14 +145,18 @@ def test_weights_of_another_size_are_refused() -> None:
 def test_without_exploration_only_the_noise_is_dropped() -> None:
     env = make_env()
     obs = random_obs(env, 2)
-    runs = [build(env).act(obs, build(env).initial_carry(2), first(2), explore=explore) for explore in (True, False)]
+    runs = [
+        build(env).act(obs, build(env).initial_carry(2), first(2), explore=explore)
+        for explore in (True, False)
+    ]
     np.testing.assert_array_equal(runs[0].carry["prev_mean"], runs[1].carry["prev_mean"])
     assert not np.array_equal(runs[0].action["action"], runs[1].action["action"])
 
 
 def test_training_is_deterministic() -> None:
     env = make_env(MIXED)
-    one, two = build(env, seed=1), build(env, seed=1)
+    one = build(env, seed=1)
+    two = build(env, seed=1)
     for seed in range(2):
         batch = random_batch(env, one.config, seed)
         losses = [float(agent.train_step(batch).metrics["total_loss"]) for agent in (one, two)]
@@ -142,7 +167,8 @@ def test_training_is_deterministic() -> None:
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_a_loaded_agent_takes_bit_equal_next_steps(steps_before: int) -> None:
     env = make_env()
-    agent, other = build(env, seed=1, episodic="on"), build(env, seed=2, episodic="on")
+    agent = build(env, seed=1, episodic="on")
+    other = build(env, seed=2, episodic="on")
     obs = random_obs(env, 2)
     for seed in range(steps_before):
         agent.train_step(random_batch(env, agent.config, seed))
@@ -152,7 +178,9 @@ def test_a_loaded_agent_takes_bit_equal_next_steps(steps_before: int) -> None:
     for seed in range(10, 12):
         batch = random_batch(env, agent.config, seed)
         metrics = [each.train_step(batch).metrics for each in (agent, other)]
-        assert {k: float(v) for k, v in metrics[0].items()} == {k: float(v) for k, v in metrics[1].items()}
+        assert {k: float(v) for k, v in metrics[0].items()} == {
+            k: float(v) for k, v in metrics[1].items()
+        }
     assert np.array_equal(agent.policy_weights().buffer, other.policy_weights().buffer)
     outs = [each.act(obs, each.initial_carry(2), first(2), explore=True) for each in (agent, other)]
     np.testing.assert_array_equal(outs[0].action["action"], outs[1].action["action"])
@@ -163,7 +191,10 @@ def test_a_saved_state_does_not_change_with_the_agent() -> None:
     agent = build(env)
     agent.train_step(random_batch(env, agent.config))
     state = agent.state_dict()
-    kept = state["model"]["pi.0.weight"].clone(), state["updater"]["model_optimizer"]["dynamics.0.weight"]["exp_avg"].clone()
+    kept = (
+        state["model"]["pi.0.weight"].clone(),
+        state["updater"]["model_optimizer"]["dynamics.0.weight"]["exp_avg"].clone(),
+    )
     agent.train_step(random_batch(env, agent.config, 1))
     assert torch.equal(state["model"]["pi.0.weight"], kept[0])
     assert torch.equal(state["updater"]["model_optimizer"]["dynamics.0.weight"]["exp_avg"], kept[1])
@@ -216,7 +247,8 @@ def test_a_nonfinite_batch_changes_nothing_and_is_counted() -> None:
 
 def test_an_observation_that_is_not_a_number_poisons_neither_the_carry_nor_other_envs() -> None:
     env = make_env()
-    obs, bad = random_obs(env, 2), random_obs(env, 2)
+    obs = random_obs(env, 2)
+    bad = random_obs(env, 2)
     bad["obs"][1] = np.nan
     runs = []
     for first_obs in (obs, bad):
@@ -237,7 +269,9 @@ def test_the_spec_counts_one_update_per_decision() -> None:
 
 @pytest.mark.parametrize("kind", list(OBS_KINDS))
 @pytest.mark.parametrize("episodic", ["on", "off"])
-def test_half_precision_trains_close_to_single_and_keeps_its_weights_in_single(kind: str, episodic: str) -> None:
+def test_half_precision_trains_close_to_single_and_keeps_its_weights_in_single(
+    kind: str, episodic: str
+) -> None:
     env = make_env(OBS_KINDS[kind])
     losses: dict[str, list[float]] = {}
     for precision in ("float32", "bfloat16", "auto"):

@@ -18,7 +18,8 @@ def test_pairs_are_two_different_critics_and_uniform() -> None:
 
 def test_dropout_drops_at_its_rate_everywhere_and_keeps_the_mean() -> None:
     generator = torch.Generator().manual_seed(0)
-    rate, shape = 0.05, (3, 200, 40)
+    rate = 0.05
+    shape = (3, 200, 40)
     masks = torch.stack([dropout_multiplier(shape, rate, generator) for _ in range(50)])
     dropped = masks == 0
     assert torch.equal(masks[~dropped].unique(), torch.tensor([1 / (1 - rate)]))
@@ -31,7 +32,16 @@ def test_dropout_drops_at_its_rate_everywhere_and_keeps_the_mean() -> None:
 
 
 def test_one_generator_per_env_gives_each_env_its_own_stream() -> None:
-    shape = PlanShape(horizon=2, policy_samples=1, samples=4, elites=2, iterations=2, action_dim=1, num_q=2, images=1)
+    shape = PlanShape(
+        horizon=2,
+        policy_samples=1,
+        samples=4,
+        elites=2,
+        iterations=2,
+        action_dim=1,
+        num_q=2,
+        images=1,
+    )
     together = PlanDraws.draw_each(shape, [torch.Generator().manual_seed(s) for s in (0, 1)])
     alone = PlanDraws.draw(1, shape, torch.Generator().manual_seed(1))
     assert torch.equal(together.rows(1, 2).sample_noise, alone.sample_noise)

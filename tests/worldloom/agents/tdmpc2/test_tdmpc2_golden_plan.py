@@ -35,7 +35,10 @@ SETTINGS = PlannerSettings(min_std=MIN_STD, max_std=MAX_STD, temperature=TEMPERA
 def calls(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The recorded calls of one file."""
     prefixes = sorted({key.partition("/")[0] for key in arrays})
-    return [{k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(p + "/")} for p in prefixes]
+    return [
+        {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(p + "/")}
+        for p in prefixes
+    ]
 
 
 def draws_of(call: dict[str, np.ndarray]) -> PlanDraws:
@@ -43,7 +46,12 @@ def draws_of(call: dict[str, np.ndarray]) -> PlanDraws:
     names = ("rng_eps_pi_trajs", "rng_r", "rng_eps_terminal_pi")
     first = [tensor(call[name]).unsqueeze(0) for name in names]
     pairs = tensor(call["rng_qidx_terminal"]).long().unsqueeze(0)
-    return PlanDraws(*first, pairs, tensor(call["rng_gumbel_exponential"]).unsqueeze(0), tensor(noise).unsqueeze(0))
+    return PlanDraws(
+        *first,
+        pairs,
+        tensor(call["rng_gumbel_exponential"]).unsqueeze(0),
+        tensor(noise).unsqueeze(0),
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -54,11 +62,14 @@ def test_every_iteration_agrees_with_the_authors_code(variant: str) -> None:
     for call in calls(arrays):
         index = tensor(call["in_task"]).long().reshape(1) if "in_task" in call else None
         with torch.no_grad():
-            task, mask = model.embed(index), model.mask(index)
+            task = model.embed(index)
+            mask = model.mask(index)
             z = model.encode({"obs": tensor(call["in_obs"]).unsqueeze(0)}, task)
         previous = tensor(call["in_prev_mean"]).unsqueeze(0) * (not bool(call["in_t0"]))
         mean = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
-        discount = DISCOUNT if discounts is None or index is None else tensor(discounts)[index].float()
+        discount = (
+            DISCOUNT if discounts is None or index is None else tensor(discounts)[index].float()
+        )
         seen: list[PlanIteration] = []
         result = plan(
             model,
@@ -74,10 +85,19 @@ def test_every_iteration_agrees_with_the_authors_code(variant: str) -> None:
         )
         assert len(seen) == len(call["mid_values"])
         for i, found in enumerate(seen):
-            assert_agrees(found.actions[0], call["mid_actions"][i], tolerance=PLANNING, name=f"actions {i}")
-            assert_agrees(found.value[0].unsqueeze(-1), call["mid_values"][i], tolerance=FORWARD, name=f"values {i}")
+            assert_agrees(
+                found.actions[0], call["mid_actions"][i], tolerance=PLANNING, name=f"actions {i}"
+            )
+            assert_agrees(
+                found.value[0].unsqueeze(-1),
+                call["mid_values"][i],
+                tolerance=FORWARD,
+                name=f"values {i}",
+            )
             np.testing.assert_array_equal(found.elites[0], call["mid_elite_idxs"][i])
-            assert_agrees(found.weight[0], call["mid_score"][i], tolerance=PLANNING, name=f"score {i}")
+            assert_agrees(
+                found.weight[0], call["mid_score"][i], tolerance=PLANNING, name=f"score {i}"
+            )
             assert_agrees(found.mean[0], call["mid_mean"][i], tolerance=PLANNING, name=f"mean {i}")
             assert_agrees(found.std[0], call["mid_std"][i], tolerance=PLANNING, name=f"std {i}")
         assert int(result.choice) == int(call["mid_selected_elite"])
@@ -86,14 +106,19 @@ def test_every_iteration_agrees_with_the_authors_code(variant: str) -> None:
         assert_agrees(result.action[0], call["out_action"], tolerance=PLANNING, name="action")
 
 
-@pytest.mark.parametrize("file", ["model_episodic.pt", "ckpt_oldformat_single.pt", "ckpt_prerelease_single_synthetic.pt"])
-def test_an_official_file_saved_and_loaded_again_plans_identically(file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "file", ["model_episodic.pt", "ckpt_oldformat_single.pt", "ckpt_prerelease_single_synthetic.pt"]
+)
+def test_an_official_file_saved_and_loaded_again_plans_identically(
+    file: str, tmp_path: Path
+) -> None:
     call = calls(golden("plan_single.npz"))[0]
     model = official_file(file).model
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     again = TDMPC2Networks(model.architecture)
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    obs, mean = {"obs": tensor(call["in_obs"]).unsqueeze(0)}, torch.zeros(1, *call["in_prev_mean"].shape)
+    obs = {"obs": tensor(call["in_obs"]).unsqueeze(0)}
+    mean = torch.zeros(1, *call["in_prev_mean"].shape)
     plans = []
     for each in (model, again):
         with torch.no_grad():

@@ -1,6 +1,8 @@
-"""Batched planning equals single plans, and the shortcuts of the planner equal the plain description.
+"""Batched planning equals single plans, and the shortcuts of the planner equal the plain
+description.
 
-In float64, because a rounding error may exchange two elites of almost equal value, and everything behind them.
+In float64, because a rounding error may exchange two elites of almost equal value, and everything
+behind them.
 """
 
 from __future__ import annotations
@@ -45,7 +47,15 @@ def make_model(*, tasks: int = 1, episodic: bool = False) -> TDMPC2Networks:
 
 
 def shape(policy_samples: int = 3) -> PlanShape:
-    return PlanShape(horizon=3, policy_samples=policy_samples, samples=10, elites=4, iterations=3, action_dim=2, num_q=4)
+    return PlanShape(
+        horizon=3,
+        policy_samples=policy_samples,
+        samples=10,
+        elites=4,
+        iterations=3,
+        action_dim=2,
+        num_q=4,
+    )
 
 
 def make_inputs(envs: int, **keywords: Any) -> tuple[Tensor, Tensor, PlanDraws]:
@@ -53,7 +63,9 @@ def make_inputs(envs: int, **keywords: Any) -> tuple[Tensor, Tensor, PlanDraws]:
     mean = torch.rand(envs, 3, 2, generator=generator).double() - 0.5
     drawn = PlanDraws.draw(envs, shape(**keywords), generator)
     parts = (getattr(drawn, f.name) for f in fields(drawn))
-    double = (part.double() if part is not None and part.is_floating_point() else part for part in parts)
+    double = (
+        part.double() if part is not None and part.is_floating_point() else part for part in parts
+    )
     return torch.randn(envs, 3, generator=generator), mean, PlanDraws(*double)
 
 
@@ -67,7 +79,8 @@ def test_n_plans_in_one_call_equal_n_single_plans(kind: str, explore: bool) -> N
     with torch.no_grad():
         if isinstance(model.action_masks, Tensor):
             model.action_masks[1, 1] = 0
-        task, mask = model.embed(index), model.mask(index)
+        task = model.embed(index)
+        mask = model.mask(index)
         z = model.encode({"obs": obs}, task)
     discount = torch.linspace(0.9, 0.99, envs).double()
 
@@ -75,7 +88,17 @@ def test_n_plans_in_one_call_equal_n_single_plans(kind: str, explore: bool) -> N
         part = None if task is None else task[rows]
         masked = None if mask is None else mask[rows]
         own = draws.rows(rows.start, rows.stop)
-        return plan(model, z[rows], mean[rows], own, SETTINGS, discount[rows], explore=explore, task=part, mask=masked)
+        return plan(
+            model,
+            z[rows],
+            mean[rows],
+            own,
+            SETTINGS,
+            discount[rows],
+            explore=explore,
+            task=part,
+            mask=masked,
+        )
 
     together = run(slice(0, envs))
     for i in range(envs):
@@ -84,10 +107,14 @@ def test_n_plans_in_one_call_equal_n_single_plans(kind: str, explore: bool) -> N
             torch.testing.assert_close(batched[i : i + 1], single, rtol=1e-7, atol=1e-9)
 
 
-def naive_value(model: TDMPC2Networks, z: Tensor, actions: Tensor, noise: Tensor, pair: Tensor) -> Tensor:
+def naive_value(
+    model: TDMPC2Networks, z: Tensor, actions: Tensor, noise: Tensor, pair: Tensor
+) -> Tensor:
     """Value [S] of sequences [H, S, A] from one latent [L], written as the paper describes it."""
     z = z.expand(actions.shape[1], -1)
-    total, weight, ended = z.new_zeros(len(z)), 1.0, z.new_zeros(len(z))
+    total = z.new_zeros(len(z))
+    weight = 1.0
+    ended = z.new_zeros(len(z))
     for action in actions:
         total = total + weight * (1 - ended) * model.reward(z, action)
         z = model.next_latent(z, action)
@@ -108,7 +135,8 @@ def test_shortcuts_equal_the_plain_description(policy_samples: int, episodic: bo
     seen: list[PlanIteration] = []
     plan(model, z, mean, draws, SETTINGS, DISCOUNT, explore=True, watch=seen.append)
     for env in range(2):
-        current, std = mean[env], torch.full_like(mean[env], 2.0)
+        current = mean[env]
+        std = torch.full_like(mean[env], 2.0)
         state = z[env].expand(policy_samples, -1)
         own = []
         for t in range(3):
@@ -118,7 +146,9 @@ def test_shortcuts_equal_the_plain_description(policy_samples: int, episodic: bo
             sampled = (current[:, None] + std[:, None] * draws.sample_noise[env, i]).clamp(-1, 1)
             actions = torch.cat([torch.stack(own), sampled], 1)
             torch.testing.assert_close(found.actions[env], actions, rtol=1e-7, atol=1e-9)
-            value = naive_value(model, z[env], actions, draws.terminal_noise[env, i], draws.pairs[env, i])
+            value = naive_value(
+                model, z[env], actions, draws.terminal_noise[env, i], draws.pairs[env, i]
+            )
             torch.testing.assert_close(found.value[env], value, rtol=1e-7, atol=1e-9)
             best = value.topk(4).indices
             weight = torch.softmax(0.5 * value[best], 0)

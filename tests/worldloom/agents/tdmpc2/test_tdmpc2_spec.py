@@ -52,9 +52,17 @@ def test_many_action_components_get_two_more_iterations() -> None:
     assert resolve(config_of("5m"), make_env(action={"action": ArraySpec((20,))})).iterations == 8
 
 
-@pytest.mark.parametrize(("asked", "may_terminate", "got"), [("auto", True, "on"), ("auto", False, "off"), ("off", True, "off")])
-def test_termination_is_learned_where_it_can_happen(asked: str, may_terminate: bool, got: str) -> None:
-    assert resolve(config_of("5m", episodic=asked), make_env(may_terminate=may_terminate)).episodic == got
+@pytest.mark.parametrize(
+    ("asked", "may_terminate", "got"),
+    [("auto", True, "on"), ("auto", False, "off"), ("off", True, "off")],
+)
+def test_termination_is_learned_where_it_can_happen(
+    asked: str, may_terminate: bool, got: str
+) -> None:
+    assert (
+        resolve(config_of("5m", episodic=asked), make_env(may_terminate=may_terminate)).episodic
+        == got
+    )
 
 
 def test_discrete_actions_are_refused_with_the_way_out() -> None:

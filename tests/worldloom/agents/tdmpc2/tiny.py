@@ -47,7 +47,13 @@ def tiny_config(**changes: Any) -> TDMPC2AgentConfig:
 
 
 def make_env(obs: Mapping[str, ArraySpec] = VECTOR, **changes: Any) -> EnvSpec:
-    fields: dict[str, Any] = {"name": "dmc:x", "action": ACTION, "episode_limit": 100, "may_terminate": False, **changes}
+    fields: dict[str, Any] = {
+        "name": "dmc:x",
+        "action": ACTION,
+        "episode_limit": 100,
+        "may_terminate": False,
+        **changes,
+    }
     return EnvSpec(obs=obs, **fields)
 
 

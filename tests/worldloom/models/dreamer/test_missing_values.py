@@ -1,4 +1,6 @@
-"""A key without a value (-inf among numbers, -1 among classes) reads as zeros and is not reconstructed."""
+"""A key without a value (-inf among numbers, -1 among classes) reads as zeros and is not
+reconstructed.
+"""
 
 import pytest
 import torch

@@ -5,7 +5,8 @@ from worldloom import create_world_model
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.models.mlp import plan
 
-OBS, ACTION = torch.rand(4, 7), torch.rand(4, 3)
+OBS = torch.rand(4, 7)
+ACTION = torch.rand(4, 3)
 
 
 def test_the_guide_s_names_take_a_tensor_or_a_state() -> None:
@@ -13,7 +14,9 @@ def test_the_guide_s_names_take_a_tensor_or_a_state() -> None:
     state = model.encode(OBS)
     latent = model.predict_next(state.features, ACTION)
     assert torch.equal(latent, model.predict_next(state, ACTION).features)
-    assert torch.equal(model.predict_reward(latent), model.predict_reward(model.predict_next(state, ACTION)))
+    assert torch.equal(
+        model.predict_reward(latent), model.predict_reward(model.predict_next(state, ACTION))
+    )
     done = model.predict_done(latent)
     assert done.shape == (4, 1)
     assert 0 <= done.min() <= done.max() <= 1
@@ -26,7 +29,9 @@ def test_an_ensemble_predicts_its_mean_and_its_members_disagree() -> None:
     parts = state.features.split(16, -1)
     members = torch.stack([m.decoder(z) for m, z in zip(model.members, parts, strict=True)])
     assert torch.allclose(decoded["obs"], members.mean(0), atol=1e-6)
-    assert torch.allclose(decoded["disagreement"], members.var(0, unbiased=False).mean(-1, keepdim=True), atol=1e-6)
+    assert torch.allclose(
+        decoded["disagreement"], members.var(0, unbiased=False).mean(-1, keepdim=True), atol=1e-6
+    )
     assert (model.uncertainty(state, ACTION) > 0).all()
 
 
@@ -61,12 +66,20 @@ class Line(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("method", "closest"), [("cem", 0.8), ("random", 0.3)])
-def test_planning_walks_to_the_reward_and_a_bonus_turns_it_round(method: str, closest: float) -> None:
+def test_planning_walks_to_the_reward_and_a_bonus_turns_it_round(
+    method: str, closest: float
+) -> None:
     from worldloom import LatentState
 
     generator = torch.Generator().manual_seed(0)
     start = LatentState(torch.tensor([[0.0], [4.0]]))
-    options = {"method": method, "horizon": 2, "num_samples": 64, "num_elites": 8, "generator": generator}
+    options = {
+        "method": method,
+        "horizon": 2,
+        "num_samples": 64,
+        "num_elites": 8,
+        "generator": generator,
+    }
     found = plan(Line(), start, **options)  # type: ignore[arg-type]
     assert found.action[0].item() > closest
     assert found.action[1].item() < -closest
@@ -84,7 +97,9 @@ def test_plans_of_discrete_models_are_codes_and_a_bonus_needs_uncertainty() -> N
     assert found.sequence.shape == (2, 3, 3)
     assert set(found.sequence.unique().tolist()) == {0.0, 1.0}
     assert found.action.sum(-1).eq(1).all()
-    with pytest.raises(ConfigurationError, match="uncertainty_bonus must be 0 for a DreamerV3WorldModel"):
+    with pytest.raises(
+        ConfigurationError, match="uncertainty_bonus must be 0 for a DreamerV3WorldModel"
+    ):
         plan(model, state, uncertainty_bonus=1.0, **small)  # type: ignore[arg-type]
 
 
@@ -96,7 +111,11 @@ def test_plans_keep_the_task_of_a_state() -> None:
 
 def test_dynamics_do_not_learn_across_the_end_of_an_episode() -> None:
     model = create_world_model("mlp:ci")
-    data = {"obs": torch.rand(2, 3, 7), "actions": torch.rand(2, 3, 3), "rewards": torch.zeros(2, 3)}
+    data = {
+        "obs": torch.rand(2, 3, 7),
+        "actions": torch.rand(2, 3, 3),
+        "rewards": torch.zeros(2, 3),
+    }
     ends = model.compute_loss(data | {"continues": torch.zeros(2, 3)})
     assert ends["dynamics"].item() == 0.0
     assert model.compute_loss(data | {"continues": torch.ones(2, 3)})["dynamics"].item() > 0

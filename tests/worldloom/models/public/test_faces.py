@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from worldloom import WorldModel, create_world_model
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError, StateError
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    ShapeMismatchError,
+    StateError,
+)
 from worldloom.models.base import imagined_returns
 
-B, T, O, A = 4, 6, 5, 2
+B = 4
+T = 6
+O = 5
+A = 2
 NAMES = ["dreamerv3:ci", "tdmpc2:ci", "mlp:ci"]
 IMAGE = (3, 32, 32)
 
@@ -25,8 +33,13 @@ def build(name: str, **changes: Any) -> Any:
 
 def batch(shape: tuple[int, ...] = (O,), **changes: Tensor) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
-    parts = {"obs": torch.rand(B, T, *shape, generator=g), "actions": torch.rand(B, T, A, generator=g)}
-    return parts | {"rewards": torch.rand(B, T, generator=g), "continues": torch.ones(B, T)} | changes
+    parts = {
+        "obs": torch.rand(B, T, *shape, generator=g),
+        "actions": torch.rand(B, T, A, generator=g),
+    }
+    return (
+        parts | {"rewards": torch.rand(B, T, generator=g), "continues": torch.ones(B, T)} | changes
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,16 +55,22 @@ def test_every_method_has_the_documented_shapes(name: str) -> None:
     assert "obs" not in decoded or decoded["obs"].shape == (B, O)
     trajectory = model.imagine(model.initial_state(B), torch.zeros(T, B, A))
     assert trajectory.rewards.shape == (T, B, 1)
-    assert trajectory.continues is None or (trajectory.continues.shape == (T, B, 1) and 0 <= trajectory.continues.min() <= 1)
+    assert trajectory.continues is None or (
+        trajectory.continues.shape == (T, B, 1) and 0 <= trajectory.continues.min() <= 1
+    )
     assert (len(trajectory), trajectory.to_features_tensor().shape[0]) == (T + 1, T + 1)
-    assert model.imagine(state, lambda s: torch.zeros(s.batch_size, A), horizon=3).actions.shape == (3, B, A)
+    assert model.imagine(
+        state, lambda s: torch.zeros(s.batch_size, A), horizon=3
+    ).actions.shape == (3, B, A)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_scalars_that_reach_every_parameter_and_change_nothing(name: str) -> None:
     model = build(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    losses = model.compute_loss(batch(last_obs=torch.zeros(B, O), last_obs_mask=torch.tensor([True, False, True, True])))
+    losses = model.compute_loss(
+        batch(last_obs=torch.zeros(B, O), last_obs_mask=torch.tensor([True, False, True, True]))
+    )
     assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
     assert torch.equal(losses["reward"], losses["reward_loss"])
     losses["loss"].backward()
@@ -61,7 +80,8 @@ def test_losses_are_scalars_that_reach_every_parameter_and_change_nothing(name: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_deterministic_calls_repeat(name: str) -> None:
-    model, obs = build(name), torch.rand(B, O)
+    model = build(name)
+    obs = torch.rand(B, O)
     first, second = (model.encode(obs, deterministic=True) for _ in range(2))
     assert torch.equal(first.features, second.features)
     action = torch.rand(B, A)
@@ -73,15 +93,22 @@ def test_deterministic_calls_repeat(name: str) -> None:
 def test_a_saved_model_predicts_the_same(name: str, tmp_path: Path) -> None:
     model = build(name)
     model.save_pretrained(tmp_path / "m")
-    assert {"config.json", "model.pt", "model.safetensors"} == {p.name for p in (tmp_path / "m").iterdir()}
+    assert {"config.json", "model.pt", "model.safetensors"} == {
+        p.name for p in (tmp_path / "m").iterdir()
+    }
     for lost in (None, "model.safetensors"):
         if lost:
             (tmp_path / "m" / lost).unlink()
         again = create_world_model(tmp_path / "m")
         obs = torch.rand(B, O)
-        assert torch.equal(model.encode(obs, deterministic=True).features, again.encode(obs, deterministic=True).features)
+        assert torch.equal(
+            model.encode(obs, deterministic=True).features,
+            again.encode(obs, deterministic=True).features,
+        )
     assert create_world_model(tmp_path / "m", action_dim=A).config == model.config
-    with pytest.raises(ConfigurationError, match=r"action_dim: the model in .* saved with 2, got 9"):
+    with pytest.raises(
+        ConfigurationError, match=r"action_dim: the model in .* saved with 2, got 9"
+    ):
         create_world_model(tmp_path / "m", action_dim=9)
 
 
@@ -101,7 +128,9 @@ def _pickle_bomb(folder: Path) -> None:
     facts = json.loads((folder / "config.json").read_text())
     del facts["files"]
     (folder / "config.json").write_text(json.dumps(facts))
-    (folder / "model.pt").write_bytes(b"cos\nsystem\n(S'touch " + str(folder / "ran").encode() + b"'\ntR.")
+    (folder / "model.pt").write_bytes(
+        b"cos\nsystem\n(S'touch " + str(folder / "ran").encode() + b"'\ntR."
+    )
 
 
 def _oversize(folder: Path) -> None:
@@ -130,11 +159,18 @@ def _old(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        *((_truncate, "truncated"), (_flip, "corrupt"), (_pickle_bomb, "corrupt or foreign"), (_oversize, "oversized")),
+        *(
+            (_truncate, "truncated"),
+            (_flip, "corrupt"),
+            (_pickle_bomb, "corrupt or foreign"),
+            (_oversize, "oversized"),
+        ),
         *((_swap, "another model"), (_old, "train again")),
     ],
 )
-def test_damaged_files_say_what_is_wrong_and_never_run(damage: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+def test_damaged_files_say_what_is_wrong_and_never_run(
+    damage: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
     build("mlp:ci").save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=words):
@@ -185,7 +221,8 @@ def test_half_precision_computes_and_keeps_float32_weights(name: str) -> None:
 def test_images_are_uint8_or_floats_and_their_axes_are_checked() -> None:
     model = build("dreamerv3:ci", obs_shape=IMAGE)
     bytes_ = torch.randint(0, 256, (B, *IMAGE), dtype=torch.uint8)
-    a, b = model.encode(bytes_, deterministic=True), model.encode(bytes_ / 255.0, deterministic=True)
+    a = model.encode(bytes_, deterministic=True)
+    b = model.encode(bytes_ / 255.0, deterministic=True)
     assert torch.allclose(a.logits, b.logits, atol=1e-4)
     decoded = model.decode(a)["obs"]
     assert decoded.shape == (B, *IMAGE)
@@ -198,7 +235,9 @@ def test_images_are_uint8_or_floats_and_their_axes_are_checked() -> None:
 
 def test_dreamer_aligns_rewards_with_the_row_they_arrive_in() -> None:
     model = build("dreamerv3:ci")
-    data = model._batch(batch(continues=torch.tensor([[1, 1, 0, 1, 1, 0]] * B).float(), last_obs=torch.zeros(B, O)))
+    data = model._batch(
+        batch(continues=torch.tensor([[1, 1, 0, 1, 1, 0]] * B).float(), last_obs=torch.zeros(B, O))
+    )
     rows = model._rows(data)
     assert torch.equal(rows.reward[:, 1:], data["rewards"])
     assert torch.equal(rows.action[:, 1:], data["actions"])
@@ -214,7 +253,8 @@ def test_discrete_actions_may_be_integers() -> None:
     a = model.predict(state, torch.tensor([0, 1, 1, 0]), deterministic=True)
     assert torch.equal(a.features, model.predict(state, one_hot, deterministic=True).features)
     square = batch(actions=torch.randint(0, A, (B, T)))
-    square = {name: value[:, :A] for name, value in square.items()}  # as many steps as choices: no shape tells them apart
+    # as many steps as choices: no shape tells them apart
+    square = {name: value[:, :A] for name, value in square.items()}
     assert model.compute_loss(square)["loss"].requires_grad
     assert model.imagine(state, torch.zeros(3, B, dtype=torch.long)).actions.shape == (3, B, A)
     with pytest.raises(ShapeMismatchError, match=r"integers in 0\.\.1"):
@@ -254,7 +294,9 @@ def test_tdmpc2_plans_and_values_actions() -> None:
 def test_tdmpc2_knows_tasks() -> None:
     model = build("tdmpc2:ci", num_tasks=3)
     obs = torch.rand(B, O)
-    assert not torch.equal(model.encode(obs, task_id=0).features, model.encode(obs, task_id=2).features)
+    assert not torch.equal(
+        model.encode(obs, task_id=0).features, model.encode(obs, task_id=2).features
+    )
     with pytest.raises(ShapeMismatchError, match="task_id"):
         model.encode(obs, task_id=3)
 
@@ -276,5 +318,8 @@ def test_every_trajectory_has_values(name: str) -> None:
 
 
 def test_a_model_of_another_kind_names_itself_when_it_is_fed_images() -> None:
-    with pytest.raises(ShapeMismatchError, match=r"obs of this model \(tdmpc2 ci, created with obs_shape=\(5,\)\).*64, 64"):
+    with pytest.raises(
+        ShapeMismatchError,
+        match=r"obs of this model \(tdmpc2 ci, created with obs_shape=\(5,\)\).*64, 64",
+    ):
         build("tdmpc2:ci").encode(torch.zeros(1, 3, 64, 64))

@@ -1,4 +1,6 @@
-"""What a model computes follows from its weights now: no call leaves anything behind in a model that others share."""
+"""What a model computes follows from its weights now: no call leaves anything behind in a model
+that others share.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def dream(model: Any, policy: Callable[[Any], torch.Tensor] | None = None) -> to
 
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_that_imagine_at_once_leave_no_weights_behind(name: str) -> None:
-    model, other = build(name), build(name, seed=1)
+    model = build(name)
+    other = build(name, seed=1)
     first_inside, second_inside, first_left = (threading.Event() for _ in range(3))
     results = []
 
@@ -65,7 +68,8 @@ def test_threads_that_imagine_at_once_leave_no_weights_behind(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_way_to_change_weights_is_seen_by_the_next_call(name: str) -> None:
-    model, other = build(name), build(name, seed=1)
+    model = build(name)
+    other = build(name, seed=1)
     before = dream(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -88,14 +92,20 @@ def test_a_copy_of_a_model_that_recomputes_activations_trains_itself(name: str) 
     model = build(name)
     model.enable_gradient_checkpointing()
     clone = copy.deepcopy(model)
-    batch = {"obs": torch.rand(2, 4, 3), "actions": torch.rand(2, 4, 2), "rewards": torch.rand(2, 4), "continues": torch.ones(2, 4)}
+    batch = {
+        "obs": torch.rand(2, 4, 3),
+        "actions": torch.rand(2, 4, 2),
+        "rewards": torch.rand(2, 4),
+        "continues": torch.ones(2, 4),
+    }
     clone.compute_loss(batch)["loss"].backward()
     assert any(p.grad is not None for p in clone.parameters())
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_policy_that_leaves_by_an_error_leaves_no_weights_behind() -> None:
-    model, other = build("dreamerv3:ci"), build("dreamerv3:ci", seed=1)
+    model = build("dreamerv3:ci")
+    other = build("dreamerv3:ci", seed=1)
 
     def fail(state: Any) -> torch.Tensor:
         raise ValueError("no action")

@@ -1,4 +1,6 @@
-"""One implementation under both faces: what an agent trains is what the public model holds, and both read time the same way."""
+"""One implementation under both faces: what an agent trains is what the public model holds, and
+both read time the same way.
+"""
 
 from typing import Any
 
@@ -11,12 +13,22 @@ from worldloom.agents.registry import make_agent, make_agent_config
 from worldloom.core.sequence import SequenceBatch, rows_from_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 
-O, A, STEPS = 5, 2, 6
+O = 5
+A = 2
+STEPS = 6
 ENV = EnvSpec(name="toy", obs={"obs": ArraySpec((O,))}, action={"action": ArraySpec((A,))})
 
 
 def dreamer_pair() -> tuple[Any, Any]:
-    sizes = {"deter": 64, "hidden": 32, "stoch": 4, "classes": 4, "units": 32, "depth": 4, "bins": 255}
+    sizes = {
+        "deter": 64,
+        "hidden": 32,
+        "stoch": 4,
+        "classes": 4,
+        "units": 32,
+        "depth": 4,
+        "bins": 255,
+    }
     agent = make_agent(make_agent_config("dreamerv3:ci", sizes), ENV, seed=3)
     model = create_world_model("dreamerv3:ci", obs_shape=(O,), action_dim=A)
     model.net.load_state_dict(agent.all_networks.model.state_dict())  # type: ignore[attr-defined]
@@ -25,7 +37,10 @@ def dreamer_pair() -> tuple[Any, Any]:
 
 def episode() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    parts = {"obs": rng.standard_normal((STEPS + 1, O), np.float32), "action": rng.uniform(-1, 1, (STEPS, A)).astype(np.float32)}
+    parts = {
+        "obs": rng.standard_normal((STEPS + 1, O), np.float32),
+        "action": rng.uniform(-1, 1, (STEPS, A)).astype(np.float32),
+    }
     return parts | {"reward": rng.standard_normal(STEPS).astype(np.float32)}
 
 
@@ -34,9 +49,15 @@ def test_an_agent_s_dreamer_is_the_public_one_and_reads_an_episode_alike() -> No
     e = episode()
     end = np.arange(STEPS) == STEPS - 1
     rows = rows_from_gym({"obs": e["obs"]}, {"action": e["action"]}, e["reward"], end, ~end & False)
-    batch = SequenceBatch.from_columns({name: torch.from_numpy(values)[None] for name, values in rows.items()})
+    batch = SequenceBatch.from_columns(
+        {name: torch.from_numpy(values)[None] for name, values in rows.items()}
+    )
     theirs = window_batch(batch, agent.all_networks.model, 0)
-    public = {"obs": e["obs"][None, :-1], "actions": e["action"][None], "rewards": e["reward"][None]}
+    public = {
+        "obs": e["obs"][None, :-1],
+        "actions": e["action"][None],
+        "rewards": e["reward"][None],
+    }
     public |= {"continues": 1.0 - end[None].astype(np.float32), "last_obs": e["obs"][None, -1]}
     ours = model._rows(model._batch(public))
     assert torch.equal(ours.reward, theirs.reward)
@@ -53,7 +74,11 @@ def test_an_agent_s_dreamer_is_the_public_one_and_reads_an_episode_alike() -> No
 def test_the_public_dreamer_loss_is_the_sum_of_the_agent_s() -> None:
     _, model = dreamer_pair()
     e = episode()
-    public = {"obs": e["obs"][None, :-1], "actions": e["action"][None], "rewards": e["reward"][None]}
+    public = {
+        "obs": e["obs"][None, :-1],
+        "actions": e["action"][None],
+        "rewards": e["reward"][None],
+    }
     public |= {"continues": np.ones((1, STEPS), np.float32), "last_obs": e["obs"][None, -1]}
     torch.manual_seed(5)
     found = model.compute_loss(public)
@@ -66,7 +91,13 @@ def test_the_public_dreamer_loss_is_the_sum_of_the_agent_s() -> None:
 
 
 def test_an_agent_s_tdmpc2_is_the_public_one() -> None:
-    settings: dict[str, Any] = {"latent_dim": 32, "encoder_dim": 32, "mlp_dim": 32, "num_q": 2, "num_samples": 32}
+    settings: dict[str, Any] = {
+        "latent_dim": 32,
+        "encoder_dim": 32,
+        "mlp_dim": 32,
+        "num_q": 2,
+        "num_samples": 32,
+    }
     settings |= {"num_elites": 8, "episodic": "off"}
     agent = make_agent(make_agent_config("tdmpc2:ci", settings), ENV, seed=3)
     model = create_world_model("tdmpc2:ci", obs_shape=(O,), action_dim=A)

@@ -1,4 +1,6 @@
-"""Forward passes of the networks against the authors' code, and every checkpoint layout of theirs."""
+"""Forward passes of the networks against the authors' code, and every checkpoint layout of
+theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ import pytest
 import torch
 
 from tests.golden_support import assert_agrees
-from tests.worldloom.models.tdmpc2.golden_table import FORWARD, VARIANTS, golden, model_of, official_file, tensor
+from tests.worldloom.models.tdmpc2.golden_table import (
+    FORWARD,
+    VARIANTS,
+    golden,
+    model_of,
+    official_file,
+    tensor,
+)
 from worldloom.core.specs import ArraySpec
 from worldloom.models.tdmpc2.architecture import Architecture
 from worldloom.models.tdmpc2.encoder import Encoder
@@ -24,9 +33,11 @@ def check(got: torch.Tensor, arrays: dict[str, np.ndarray], key: str) -> None:
 
 def check_networks(checkpoint: OfficialCheckpoint, arrays: dict[str, np.ndarray]) -> None:
     """What every kind of file has: latents, dynamics, reward, critics and policy."""
-    model, target = checkpoint.model, checkpoint.target
+    model = checkpoint.model
+    target = checkpoint.target
     index = tensor(arrays["in_task"]).long() if "in_task" in arrays else None
-    task, mask = model.embed(index), model.mask(index)
+    task = model.embed(index)
+    mask = model.mask(index)
     action = tensor(arrays["in_action"])
     z = model.encode({"obs": tensor(arrays["in_obs"])}, task)
     check(z, arrays, "out_z")
@@ -47,10 +58,13 @@ def test_networks_agree_with_the_authors_code(variant: str) -> None:
     arrays = golden(f"forward_{variant}.npz")
     checkpoint = model_of(variant)
     check_networks(checkpoint, arrays)
-    model, bins = checkpoint.model, checkpoint.model.bins
+    model = checkpoint.model
+    bins = checkpoint.model.bins
     index = tensor(arrays["in_task"]).long() if "in_task" in arrays else None
-    task, mask = model.embed(index), model.mask(index)
-    z, action = tensor(arrays["out_z"]), tensor(arrays["in_action"])
+    task = model.embed(index)
+    mask = model.mask(index)
+    z = tensor(arrays["out_z"])
+    action = tensor(arrays["in_action"])
     joint = model.joint(z, action, task)
     check(model.reward(z, action, task).unsqueeze(-1), arrays, "out_reward_value")
     check(model.pi(z if task is None else torch.cat([z, task], -1)), arrays, "out_pi_raw")
@@ -74,7 +88,10 @@ def test_networks_agree_with_the_authors_code(variant: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("file", ["ckpt_oldformat_single.pt", "ckpt_prerelease_single_synthetic.pt", "ckpt_oldformat_mt30.pt"])
+@pytest.mark.parametrize(
+    "file",
+    ["ckpt_oldformat_single.pt", "ckpt_prerelease_single_synthetic.pt", "ckpt_oldformat_mt30.pt"],
+)
 def test_older_layouts_give_the_outputs_of_the_code_that_wrote_them(file: str) -> None:
     kind = "mt30" if "mt30" in file else "single"
     arrays = golden(f"ckpt_oldformat_{kind}_forward.npz")
@@ -85,9 +102,11 @@ def test_older_layouts_give_the_outputs_of_the_code_that_wrote_them(file: str) -
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_file_of_the_present_layout_equals_its_arrays(variant: str) -> None:
-    from_file, from_arrays = official_file(f"model_{variant}.pt"), model_of(variant)
+    from_file = official_file(f"model_{variant}.pt")
+    from_arrays = model_of(variant)
     for part in ("model", "target"):
-        got, want = getattr(from_file, part).state_dict(), getattr(from_arrays, part).state_dict()
+        got = getattr(from_file, part).state_dict()
+        want = getattr(from_arrays, part).state_dict()
         assert got.keys() == want.keys()
         for name in want:
             assert torch.equal(got[name], want[name]), name
@@ -96,11 +115,19 @@ def test_a_file_of_the_present_layout_equals_its_arrays(variant: str) -> None:
 @torch.no_grad()
 def test_pixel_encoder_with_shift_agrees_with_the_authors_code() -> None:
     arrays = golden("pixel_encoder.npz")
-    images, shift = tensor(arrays["in_img"]), tensor(arrays["rng_shift_xy"]).reshape(-1, 2).long()
-    channels, latent = arrays["param/2.weight"].shape[0], arrays["out_z"].shape[1]
+    images = tensor(arrays["in_img"])
+    shift = tensor(arrays["rng_shift_xy"]).reshape(-1, 2).long()
+    channels = arrays["param/2.weight"].shape[0]
+    latent = arrays["out_z"].shape[1]
     spec = ArraySpec(tuple(images.shape[1:]), "uint8")
-    encoder = Encoder(Architecture(obs={"obs": spec}, action_dim=1, latent_dim=latent, num_channels=channels))
-    names = {f"images.0.convs.{i // 2 - 1}.{field}": f"param/{i}.{field}" for i in (2, 4, 6, 8) for field in ("weight", "bias")}
+    encoder = Encoder(
+        Architecture(obs={"obs": spec}, action_dim=1, latent_dim=latent, num_channels=channels)
+    )
+    names = {
+        f"images.0.convs.{i // 2 - 1}.{field}": f"param/{i}.{field}"
+        for i in (2, 4, 6, 8)
+        for field in ("weight", "bias")
+    }
     encoder.load_state_dict({ours: tensor(arrays[theirs]) for ours, theirs in names.items()})
     shifted = shift_crop(images, shift)[0, :3].float()
     assert_agrees(shifted, arrays["out_aug_img0_ch0to2"], tolerance=FORWARD, name="shifted image")

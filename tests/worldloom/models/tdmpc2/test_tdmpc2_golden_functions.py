@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from tests.golden_support import assert_agrees
-from tests.worldloom.models.tdmpc2.golden_table import BIN_HIGH, BIN_LOW, FORWARD, SIMNORM_DIM, TAU, golden, tensor
+from tests.worldloom.models.tdmpc2.golden_table import (
+    BIN_HIGH,
+    BIN_LOW,
+    FORWARD,
+    SIMNORM_DIM,
+    TAU,
+    golden,
+    tensor,
+)
 from worldloom.agents.registry import make_agent_config
 from worldloom.agents.tdmpc2.losses import termination_metrics
 from worldloom.agents.tdmpc2.running_scale import percentile_spread, updated_scale
@@ -40,15 +48,25 @@ def test_symlog_and_symexp_agree(arrays: dict[str, np.ndarray]) -> None:
 def test_bins_agree(arrays: dict[str, np.ndarray], count: int) -> None:
     bins = SymlogBins(count=count, low=BIN_LOW, high=BIN_HIGH)
     check(torch.linspace(bins.low, bins.high, count), arrays[f"bins_{count}"], "bins")
-    check(bins.two_hot(tensor(arrays[f"two_hot_in_{count}"]).squeeze(-1)), arrays[f"two_hot_out_{count}"], "two_hot")
-    check(bins.mean(tensor(arrays[f"two_hot_inv_in_{count}"])).unsqueeze(-1), arrays[f"two_hot_inv_out_{count}"], "mean")
+    check(
+        bins.two_hot(tensor(arrays[f"two_hot_in_{count}"]).squeeze(-1)),
+        arrays[f"two_hot_out_{count}"],
+        "two_hot",
+    )
+    check(
+        bins.mean(tensor(arrays[f"two_hot_inv_in_{count}"])).unsqueeze(-1),
+        arrays[f"two_hot_inv_out_{count}"],
+        "mean",
+    )
     target = bins.two_hot(tensor(arrays[f"soft_ce_target_{count}"]).squeeze(-1))
     loss = bins.loss(tensor(arrays[f"soft_ce_logits_{count}"]), target)
     check(loss.unsqueeze(-1), arrays[f"soft_ce_out_{count}"], "loss")
 
 
 def test_a_single_bin_regresses_symlog(arrays: dict[str, np.ndarray]) -> None:
-    got = SymlogBins(count=1, low=BIN_LOW, high=BIN_HIGH).two_hot(tensor(arrays["two_hot_in_101"]).squeeze(-1))
+    got = SymlogBins(count=1, low=BIN_LOW, high=BIN_HIGH).two_hot(
+        tensor(arrays["two_hot_in_101"]).squeeze(-1)
+    )
     check(got, arrays["two_hot_1bin_out"], "one bin")
 
 
@@ -59,17 +77,21 @@ def test_simnorm_and_normed_linear_agree(arrays: dict[str, np.ndarray]) -> None:
     for group, key in ((None, "normed_linear_out"), (SIMNORM_DIM, "normed_linear_simnorm_out")):
         layer = NormedLinear(inputs, outputs, simnorm_dim=group)
         names = {"weight": "weight", "bias": "bias", "ln.weight": "ln_weight", "ln.bias": "ln_bias"}
-        layer.load_state_dict({ours: tensor(arrays[f"normed_linear_{theirs}"]) for ours, theirs in names.items()})
+        layer.load_state_dict(
+            {ours: tensor(arrays[f"normed_linear_{theirs}"]) for ours, theirs in names.items()}
+        )
         check(layer(x), arrays[key], key)
         check(F.linear(x, layer.weight, layer.bias), arrays["normed_linear_linear_out"], "product")
     assert torch.allclose(mish(x), F.mish(x), atol=1e-6)
 
 
 def test_policy_mathematics_agree(arrays: dict[str, np.ndarray]) -> None:
-    low, high = -10.0, 2.0
+    low = -10.0
+    high = 2.0
     log_std = low + 0.5 * (high - low) * (torch.tanh(tensor(arrays["log_std_in"])) + 1)
     check(log_std, arrays["log_std_out"], "log_std")
-    mean, eps = tensor(arrays["policy_math_mu"]), tensor(arrays["policy_math_eps"])
+    mean = tensor(arrays["policy_math_mu"])
+    eps = tensor(arrays["policy_math_eps"])
     before = mean + eps * log_std.exp()
     check(before, arrays["policy_math_presquash_action"], "presquash")
     sample = PolicySample(before.tanh(), mean, log_std, eps)
@@ -89,13 +111,23 @@ def test_running_scale_agrees(arrays: dict[str, np.ndarray], batch: int) -> None
         check(scale.reshape(1), arrays[f"running_scale_value_{batch}"][t].reshape(1), "scale")
 
 
-@pytest.mark.parametrize(("suite", "key"), [("dmc:walker-walk", "discount_default"), ("gym:Walker2d-v4", "discount_max0p99")])
-def test_discount_follows_the_episode_limit(arrays: dict[str, np.ndarray], suite: str, key: str) -> None:
+@pytest.mark.parametrize(
+    ("suite", "key"),
+    [("dmc:walker-walk", "discount_default"), ("gym:Walker2d-v4", "discount_max0p99")],
+)
+def test_discount_follows_the_episode_limit(
+    arrays: dict[str, np.ndarray], suite: str, key: str
+) -> None:
     config = make_agent_config("tdmpc2:5m")
     assert isinstance(config, TDMPC2AgentConfig)
     got = []
     for limit in arrays["discount_episode_length"]:
-        env = EnvSpec(name=suite, obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}, episode_limit=int(limit))
+        env = EnvSpec(
+            name=suite,
+            obs={"obs": ArraySpec((3,))},
+            action={"action": ArraySpec((1,))},
+            episode_limit=int(limit),
+        )
         got.append(resolve(config, env).discount)
     assert_agrees(np.array(got), arrays[key], tolerance=1e-6, name=key)
 
@@ -108,5 +140,6 @@ def test_termination_metrics_agree(arrays: dict[str, np.ndarray]) -> None:
 
 
 def test_choice_among_elites_agrees(arrays: dict[str, np.ndarray]) -> None:
-    p, exponential = tensor(arrays["gumbel_p"]), tensor(arrays["gumbel_rng_exponential"])
+    p = tensor(arrays["gumbel_p"])
+    exponential = tensor(arrays["gumbel_rng_exponential"])
     assert int((p.log() - exponential.log()).argmax()) == int(arrays["gumbel_idx"])

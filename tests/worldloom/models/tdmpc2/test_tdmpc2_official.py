@@ -14,15 +14,31 @@ from worldloom.core.exceptions import CheckpointError
 from worldloom.core.specs import ArraySpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.models.tdmpc2.architecture import Architecture
-from worldloom.models.tdmpc2.official import MT30_ACTION_DIMS, MT80_ACTION_DIMS, from_official_state, load_official
+from worldloom.models.tdmpc2.official import (
+    MT30_ACTION_DIMS,
+    MT80_ACTION_DIMS,
+    from_official_state,
+    load_official,
+)
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks, make_critics
 from worldloom.nn.snapshot import pack, unpack_into
 
-OFFICIAL_PREFIX = {"reward_head": "_reward", "critics": "_Qs.params", "task_emb": "_task_emb.weight"}
+OFFICIAL_PREFIX = {
+    "reward_head": "_reward",
+    "critics": "_Qs.params",
+    "task_emb": "_task_emb.weight",
+}
 
 
 def architecture(**changes: object) -> Architecture:
-    sizes = {"latent_dim": 16, "encoder_dim": 16, "mlp_dim": 16, "num_q": 2, "num_bins": 5, "action_dim": 2}
+    sizes = {
+        "latent_dim": 16,
+        "encoder_dim": 16,
+        "mlp_dim": 16,
+        "num_q": 2,
+        "num_bins": 5,
+        "action_dim": 2,
+    }
     return Architecture(obs={"obs": ArraySpec((3,))}, **(sizes | changes))  # type: ignore[arg-type]
 
 
@@ -113,9 +129,13 @@ def test_wrong_contents_are_refused_with_their_reason(path: Path) -> None:
         "is a str, not a tensor": {"model": good | {"_pi.0.weight": "text"}},
         "not a TD-MPC2 model": {"model": {}},
         "tensor 'pi.1.weight' has shape": {"model": good | {"_pi.1.weight": torch.zeros(16, 15)}},
-        "tensor 'dynamics.1.bias' has shape None": {"model": {k: v for k, v in good.items() if k != "_dynamics.1.bias"}},
+        "tensor 'dynamics.1.bias' has shape None": {
+            "model": {k: v for k, v in good.items() if k != "_dynamics.1.bias"}
+        },
         "tensor 'pi.7.weight' has shape": {"model": good | {"_pi.7.weight": torch.zeros(2, 2)}},
-        "latent_dim must be a multiple": {"model": good | {"_dynamics.2.weight": torch.zeros(15, 16)}},
+        "latent_dim must be a multiple": {
+            "model": good | {"_dynamics.2.weight": torch.zeros(15, 16)}
+        },
     }
     for message, content in cases.items():
         torch.save(content, path)
@@ -137,7 +157,12 @@ def test_weights_survive_safetensors_and_snapshots(tmp_path: Path) -> None:
 
 def test_an_image_model_is_recognised() -> None:
     sizes = Architecture(
-        obs={"obs": ArraySpec((9, 64, 64), "uint8")}, action_dim=2, latent_dim=128, num_channels=8, mlp_dim=16, num_q=2
+        obs={"obs": ArraySpec((9, 64, 64), "uint8")},
+        action_dim=2,
+        latent_dim=128,
+        num_channels=8,
+        mlp_dim=16,
+        num_q=2,
     )
     state = {}
     for name, value in official_state(sizes).items():
