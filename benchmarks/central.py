@@ -45,10 +45,10 @@ from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.acting import ActReply, ActRequest, RemoteActing
 from worldloom_dist.plan import Plan, group_sizes, resolve
 from worldloom_dist.presets import PRESETS
+from worldloom_dist.rpc.actor_client import ActorClient
+from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE, ray_cluster
-from worldloom_dist.runtime.line import Line
 from worldloom_dist.runtime.policy_roles import InferenceRole
-from worldloom_dist.runtime.remote import Remote
 from worldloom_dist.runtime.supervisor import start_actor
 
 ENVS_PER_CLIENT = 4
@@ -62,7 +62,7 @@ class Client:
     """
 
     def __init__(self, plan: Plan, slot: int) -> None:
-        self._line = Line(Remote("inference-0"), "act", 60.0, 60.0)
+        self._line = RpcClient(ActorClient("inference-0"), "act", 60.0, 60.0)
         self._slot = slot
         self._keys = plan.env_spec.obs
 
@@ -93,7 +93,7 @@ def bench_overhead(options: argparse.Namespace) -> dict[str, Any]:
     place = {"num_cpus": CPUS_PER_ROLE}
     with ray_cluster(None, "bench"):
         server = start_actor(InferenceRole, "inference-0", plan, 0, 0, options=place)
-        line = server.lifeline.remote()
+        line = server.run_forever.remote()
         clients = [
             start_actor(Client, f"client-{slot}", plan, slot, threads=1, options=place)
             for slot in range(options.workers)

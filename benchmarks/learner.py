@@ -7,8 +7,8 @@
 * ``live``: updates/s of a run on Ray with live actors that always owe training something (a high
   train ratio), after its burst, with the share of the training thread's time by phase, and what an
   update takes of the learner's core: CPU of the training thread, CPU of the process's other threads
-  (feed, Ray), and how long the training thread waited for the core; once with the whole learner
-  process on a core of its own, and once with the training thread alone there;
+  (prefetcher, Ray), and how long the training thread waited for the core; once with the whole
+  learner process on a core of its own, and once with the training thread alone there;
 * ``checkpoint``: how long the training thread stands still for one, and ``publish`` likewise.
 
 A machine that is shared gets faster and slower within minutes. So live and staged take turns on the

@@ -36,8 +36,8 @@ from worldloom.data.rate_limiter import RateLimits
 from worldloom.data.selectors import Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
-from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.shard import Durability, ReplayShard
 from worldloom_dist.runtime.allocator import keep_freed_memory
 
@@ -242,7 +242,7 @@ def bench_sampling() -> dict[str, Any]:
                 "sample_ms": 1e3 * seconds,
                 "batches_per_s": 1 / seconds,
                 "share_of_gather_speed": gather_s / seconds,
-                "bytes_per_row": shard.books().payload_bytes / rows,
+                "bytes_per_row": shard.row_counters().payload_bytes / rows,
             }
     return results
 
@@ -307,8 +307,8 @@ def bench_growth() -> dict[str, Any]:
 
 
 def bench_shards() -> dict[str, Any]:
-    """Batches and inserts through the ledger and 1, 2 or 4 shards of one process, which therefore
-    work one after the other.
+    """Batches and inserts through the coordinator and 1, 2 or 4 shards of one process, which
+    therefore work one after the other.
 
     Each further shard of a sample costs about 0.06 ms, whatever the batch: some fifty calls of
     numpy. That shows in a batch of vectors, which takes 0.2 ms, and not in one of images.
@@ -361,7 +361,9 @@ def direct_replay(
         ReplayShard(i, columns, sampling, capacity_steps=50_000, durability="none")
         for i in range(count)
     ]
-    return DirectReplay(shards, Ledger(limits, window_positions=sampling.length), is_lockstep=True)
+    return DirectReplay(
+        shards, ReplayCoordinator(limits, window_positions=sampling.length), is_lockstep=True
+    )
 
 
 def bench_restart() -> dict[str, Any]:
@@ -383,7 +385,10 @@ def bench_restart() -> dict[str, Any]:
                 0, columns, TDMPC, capacity_steps=chunks * CHUNK_ROWS, directory=Path(folder)
             )
             again.sample(SampleRequest(1, (0,)))
-            results[name] = {"rows": again.books().stored, "restart_s": time.perf_counter() - begin}
+            results[name] = {
+                "rows": again.row_counters().stored,
+                "restart_s": time.perf_counter() - begin,
+            }
             again.close()
     return results
 

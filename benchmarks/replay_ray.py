@@ -12,11 +12,11 @@ and the other columns of an Atari env; 512 rows are made before the clock starts
 and again. Writers go the way of a run: row by row into chunks of 64, encoded (zstd level 1 where
 that saves a tenth: frames of Pong, not noise), eight in flight per writer, as a worker with eight
 envs has. The shard checks and journals each chunk before it acknowledges. A batch is 16 windows of
-64 rows, divided over the shards by the ledger's own rule, which the sampler puts together from what
-is stored (compressed chunks of Pong, raw rows of noise); samplers ask as the feed of a fast learner
-does, for eight batches per shard at once, and have two questions open. Rates are wall time and
-count logical image bytes, that is, before compression. Nothing limits either side unless it is
-said. Both sides run for 1.5 s before they are measured, and shards are full.
+64 rows, divided over the shards by the coordinator's own rule, which the sampler puts together from
+what is stored (compressed chunks of Pong, raw rows of noise); samplers ask as the prefetcher of a
+fast learner does, for eight batches per shard at once, and have two questions open. Rates are wall
+time and count logical image bytes, that is, before compression. Nothing limits either side unless
+it is said. Both sides run for 1.5 s before they are measured, and shards are full.
 
 Reverb gets the same rows in its own processes, case by case in turn with ours; it compresses as it
 does by default, sends compressed chunks that its samplers decode, and keeps them in memory only,
@@ -54,16 +54,16 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom.data.rate_limiter import RateLimits
 from worldloom_dist.actors.stream_writer import StreamWriter
-from worldloom_dist.ports import RowBooks, SampleRequest
-from worldloom_dist.replay.ledger import Ledger
+from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.replay.shard import Durability, ReplayShard
+from worldloom_dist.rpc.actor_client import ActorClient
+from worldloom_dist.rpc.connection import Endpoint, RpcClient, RpcServer
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.feed import MOST_AT_ONCE
-from worldloom_dist.runtime.line import Address, Door, Line
-from worldloom_dist.runtime.loop_shard import LoopShard
-from worldloom_dist.runtime.remote import Remote
-from worldloom_dist.runtime.shard_reader import Given, ShardReader, ask_all
+from worldloom_dist.runtime.inline_shard import InlineShard
+from worldloom_dist.runtime.prefetcher import MOST_AT_ONCE
+from worldloom_dist.runtime.shard_client import Given, ShardClient, ask_all
 
 WINDOWS = 16
 LENGTH = 64
@@ -96,8 +96,8 @@ class Bare:
 
 
 class Shard:
-    """A replay shard without its ledger; several calls at a time. Chunks come and windows leave as
-    in a run.
+    """A replay shard without its coordinator; several calls at a time. Chunks come and windows
+    leave as in a run.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class Shard:
             packed=packed,
             durability=durability,
         )
-        self._shard = LoopShard(shard)
-        self._door = Door(self._answer, is_private=True)
+        self._shard = InlineShard(shard)
+        self._door = RpcServer(self._answer, is_private=True)
 
-    async def address(self) -> Address:
+    async def address(self) -> Endpoint:
         """Where chunks and questions go, as in a run."""
         return await self._door.address()
 
@@ -146,7 +146,7 @@ class InFlight:
     """A ``ReplayWriter`` that waits for the oldest chunk when too many are on their way."""
 
     def __init__(self, shard: str) -> None:
-        self._line = Line(Remote(shard), "append", None, 10.0)
+        self._line = RpcClient(ActorClient(shard), "append", None, 10.0)
         self._pending = []
 
     def append(self, chunk: Chunk) -> None:
@@ -201,7 +201,7 @@ class Writer:
 
 
 class Sampler:
-    """Asks, with two questions open (a feed has one); lives through many cases."""
+    """Asks, with two questions open (a prefetcher has one); lives through many cases."""
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -210,8 +210,8 @@ class Sampler:
         """Sample for so long; returns how many batches, and the seconds until the last was
         there.
         """
-        shards = [ShardReader(Remote(name)) for name in names]
-        ledger = open_ledger(len(names))
+        shards = [ShardClient(ActorClient(name)) for name in names]
+        coordinator = open_coordinator(len(names))
         number = itertools.count()
         begin = time.monotonic()
         batches = 0
@@ -221,7 +221,7 @@ class Sampler:
                 SampleRequest(WINDOWS, (seed, next(number)))
                 for _ in range(MOST_AT_ONCE * len(shards))
             ]
-            pending.append(ask_all(shards, ledger.try_samples(requests), give_up))
+            pending.append(ask_all(shards, coordinator.try_samples(requests), give_up))
             batches += len(requests)
             if len(pending) > QUESTIONS_IN_FLIGHT - 1:
                 touch(pending.pop(0)())
@@ -232,17 +232,17 @@ class Sampler:
         return batches, time.monotonic() - begin
 
 
-def open_ledger(shards: int) -> Ledger:
-    """A ledger over equally full shards that never refuses: it divides batches between them as in a
-    run.
+def open_coordinator(shards: int) -> ReplayCoordinator:
+    """A coordinator over equally full shards that never refuses: it divides batches between them as
+    in a run.
     """
     limits = RateLimits(train_ratio=1e9, prefill_agent_steps=0, batch_positions=WINDOWS * LENGTH)
-    ledger = Ledger(limits, window_positions=LENGTH)
+    coordinator = ReplayCoordinator(limits, window_positions=LENGTH)
     for index in range(shards):
-        ledger.join(
-            index, RowBooks(inserted=CAPACITY, stored=CAPACITY, agent_steps=CAPACITY), CAPACITY
+        coordinator.join(
+            index, RowCounters(inserted=CAPACITY, stored=CAPACITY, agent_steps=CAPACITY), CAPACITY
         )
-    return ledger
+    return coordinator
 
 
 def give_up(index: int) -> None:
@@ -251,8 +251,8 @@ def give_up(index: int) -> None:
 
 
 def touch(given: Sequence[Mapping[int, Given]]) -> int:
-    """Glue and decode batches, and read one byte of every page, or a transfer by reference would
-    cost nothing.
+    """Concatenate and decode batches, and read one byte of every page, or a transfer by reference
+    would cost nothing.
     """
     return sum(
         int(unpack_all(list(batch.values())).columns["obs"].reshape(-1)[::4096].sum())
@@ -353,13 +353,13 @@ def bench_transfer(bench: Bench) -> dict[str, Any]:
             with bench.shards(packed=packed) as (shard,):
                 bench.fill([shard], kind)
                 results[f"{kind}_{name}"] = compare_transfer(
-                    bare, ShardReader(Remote(shard)), bench.seconds
+                    bare, ShardClient(ActorClient(shard)), bench.seconds
                 )
     ray.kill(bare)
     return results
 
 
-def compare_transfer(bare: Any, shard: ShardReader, seconds: float) -> dict[str, float]:
+def compare_transfer(bare: Any, shard: ShardClient, seconds: float) -> dict[str, float]:
     """Medians. A learner needs memory of its own, so the bare object counts twice: as it lies in
     the store, and copied out.
     """

@@ -31,7 +31,14 @@ from worldloom_dist.replay.journal import Journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
 
 GIVE_UP_S = 500.0
-OTHERS = ("LearnerRole", "InferenceRole", "ShardRole", "LedgerRole", "HubRole", "WeightStoreRole")
+OTHERS = (
+    "LearnerRole",
+    "InferenceRole",
+    "ShardRole",
+    "CoordinatorRole",
+    "HubRole",
+    "WeightStoreRole",
+)
 
 
 def pss_mb(process: psutil.Process) -> float:

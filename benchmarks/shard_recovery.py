@@ -4,10 +4,10 @@ the shard's rows are drawn again.
     python benchmarks/shard_recovery.py  # two minutes; writes
     benchmarks/results/shard_recovery.json
 
-Ledger, two shards and their supervisor run on a private Ray as in a run; a feed, as a learner has,
-draws batches of both shards and rests 5 ms after each. One shard after the other is killed (kill
--9), ten times in all. The longest pause between two batches counts from the kill on, and a shard is
-back when a batch has windows of it after one that had none.
+ReplayCoordinator, two shards and their supervisor run on a private Ray as in a run; a prefetcher,
+as a learner has, draws batches of both shards and rests 5 ms after each. One shard after the other
+is killed (kill -9), ten times in all. The longest pause between two batches counts from the kill
+on, and a shard is back when a batch has windows of it after one that had none.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.data.codec import make_chunk
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import Plan, resolve
+from worldloom_dist.rpc.actor_client import ActorClient
+from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.runtime.cluster import ray_cluster
-from worldloom_dist.runtime.feed import Feed
-from worldloom_dist.runtime.ledger_role import LedgerRole
-from worldloom_dist.runtime.line import Line
-from worldloom_dist.runtime.remote import Remote
+from worldloom_dist.runtime.coordinator_role import CoordinatorRole
+from worldloom_dist.runtime.prefetcher import BatchPrefetcher
 from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 
@@ -56,13 +56,15 @@ class Reader(threading.Thread):
     def __init__(self, plan: Plan) -> None:
         super().__init__(daemon=True)
         self.batches: list[tuple[float, frozenset[int]]] = []
-        self._feed = Feed(plan, 0, lambda windows: frozenset(windows.shard.tolist()))
+        self._prefetcher = BatchPrefetcher(
+            plan, 0, lambda windows: frozenset(windows.shard.tolist())
+        )
         self._is_ended = threading.Event()
 
     def run(self) -> None:
         """Until it is told to end."""
         while not self._is_ended.is_set():
-            shards = self._feed.get(GIVE_UP_S)
+            shards = self._prefetcher.get(GIVE_UP_S)
             if shards is not None:
                 self.batches.append((time.monotonic(), shards))
             time.sleep(REST_S)
@@ -71,23 +73,27 @@ class Reader(threading.Thread):
         """Tell it, and wait."""
         self._is_ended.set()
         self.join(GIVE_UP_S)
-        self._feed.stop()
+        self._prefetcher.stop()
 
 
 def start_roles(plan: Plan, folder: Path) -> Supervisor:
-    """Ledger and shards, kept up as the driver does."""
+    """ReplayCoordinator and shards, kept up as the driver does."""
     supervisor = Supervisor(max_restarts=1000, window_s=600.0)
-    ledger = Remote("ledger-0")
+    coordinator = ActorClient("coordinator-0")
 
     def add(kind: str, index: int, start: Any, **more: Any) -> None:
         supervisor.add(
-            Role(kind, index, start, lifeline=lambda handle: handle.lifeline.remote(), **more)
+            Role(kind, index, start, run_forever=lambda handle: handle.run_forever.remote(), **more)
         )
 
-    add("ledger", 0, lambda _: start_actor(LedgerRole, "ledger-0", plan, 0, options=OPTIONS))
+    add(
+        "coordinator",
+        0,
+        lambda _: start_actor(CoordinatorRole, "coordinator-0", plan, 0, options=OPTIONS),
+    )
     for index in range(SHARDS):
         make = partial(_start_shard, plan, index, folder)
-        add("shard", index, make, on_down=partial(ledger.tell, "shard_down", index))
+        add("shard", index, make, on_down=partial(coordinator.notify, "shard_down", index))
     return supervisor
 
 
@@ -97,10 +103,10 @@ def _start_shard(plan: Plan, index: int, folder: Path, _: int) -> Any:
 
 def fill(plan: Plan) -> None:
     """Store rows in every shard, whatever the train ratio says."""
-    Remote("ledger-0").call("drain", patience_s=GIVE_UP_S)
+    ActorClient("coordinator-0").call("drain", patience_s=GIVE_UP_S)
     rows = {name: spec.zeros(CHUNK_ROWS) for name, spec in plan.columns.items()}
     for slot in range(SHARDS):
-        line = Line(Remote(f"shard-{slot}"), "append", None, GIVE_UP_S)
+        line = RpcClient(ActorClient(f"shard-{slot}"), "append", None, GIVE_UP_S)
         for seq in range(ROWS // CHUNK_ROWS):
             rows["is_first"][0] = seq == 0
             line.call(make_chunk(StreamId(slot, 0, 0), seq, NO_POLICY, rows))
@@ -147,19 +153,19 @@ def measure(folder: Path) -> dict[str, Any]:
         usual = [b - a for (a, _), (b, _) in itertools.pairwise(reader.batches)]
         found = [kill_one(supervisor, reader, number % SHARDS) for number in range(KILLS)]
         reader.end()
-        books = Remote("ledger-0").call("counts")["books"]
+        counters = ActorClient("coordinator-0").call("counts")["books"]
     spread = {
         name: {"median": statistics.median(values), "longest": max(values)}
         for name in ("longest_pause_s", "back_after_s")
         for values in [[one[name] for one in found]]
     }
-    assert books["lost_acked"] == 0
+    assert counters["lost_acked"] == 0
     return {
         "kills": KILLS,
         "rows_per_shard": ROWS,
         "usual_pause_s": statistics.median(usual),
         **spread,
-        "books": books,
+        "books": counters,
     }
 
 

@@ -340,7 +340,7 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
     policy = make_policy(
         plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
     )
-    films = plan.config.eval_videos
+    videos = plan.config.eval_videos
 
     def env() -> VectorEnv:
         """Envs with the evaluation's own seed."""
@@ -351,14 +351,14 @@ def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
             seed=seed,
             processes=processes,
             is_exact=False,
-            renders=films > 0,
+            renders=videos > 0,
         )
 
     return Evaluator(
         env,
         policy,
         episodes,
-        films=films,
+        videos=videos,
         max_steps=plan.eval_max_steps,
         timeout_s=plan.config.eval_timeout_s,
     )

@@ -215,7 +215,7 @@ class RunConfig:
     eval_episodes: int = 10
     """Episodes per evaluation, on own envs with own seeds; 0 turns evaluation off."""
     eval_videos: int = 0
-    """Episodes of each evaluation of which a film is written to the run folder's videos/."""
+    """Episodes of each evaluation of which a video is written to the run folder's videos/."""
     eval_max_steps: int | None = None
     """Decisions after which an evaluation episode is cut (default: 10000 or the env's limit)."""
     eval_timeout_s: float = 1800.0

@@ -26,7 +26,7 @@ from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
-from worldloom_dist.actors.films import save_films
+from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.assembly import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.cli import read_config
 from worldloom_dist.config import ReplayConfig, RunConfig
@@ -62,7 +62,7 @@ def evaluate(
         run_dir: A run folder.
         checkpoint: ``newest``, ``best``, or the name of a folder under ``checkpoints/``.
         episodes: How many; by default as many as the run's own evaluations.
-        videos: Episodes of which a film is written to the run folder.
+        videos: Episodes of which a video is written to the run folder.
         device: Where the policy acts.
         env: For a run without an env: where to play, if not in the env that its data names.
         max_steps: Decisions after which an episode is cut; by default as in the run.
@@ -75,7 +75,7 @@ def evaluate(
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no
             such device.
         EvaluationStoppedError: If it takes too long.
-        TrainingError: If films were asked for and none could be made.
+        TrainingError: If videos were asked for and none could be made.
     """
     config = read_config(run_dir)
     checked("episodes", episodes, int | None, Bounds(1))
@@ -108,11 +108,11 @@ def evaluate(
         **evaluator.evaluate().to_dict(),
     }
     if videos:
-        films = save_films(evaluator.films, videos_folder, folder.name, evaluator.film_problems)
-        result["videos"] = [str(path) for path in films.paths]
-        if not films.paths:
-            why = f" ({films.problems[0]})" if films.problems else ""
-            raise TrainingError(f"none of {videos} films could be made{why}; leave --videos out")
+        saved = save_videos(evaluator.videos, videos_folder, folder.name, evaluator.video_problems)
+        result["videos"] = [str(path) for path in saved.paths]
+        if not saved.paths:
+            why = f" ({saved.problems[0]})" if saved.problems else ""
+            raise TrainingError(f"none of {videos} videos could be made{why}; leave --videos out")
     return result
 
 
@@ -198,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--episodes", type=int, default=None, help="how many (default: as in the run)"
     )
     parser.add_argument(
-        "--videos", type=int, default=0, help="episodes of which to write a film (default: none)"
+        "--videos", type=int, default=0, help="episodes of which to write a video (default: none)"
     )
     parser.add_argument("--device", default="cpu", help="where the policy acts (default: cpu)")
     parser.add_argument(

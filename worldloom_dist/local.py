@@ -40,7 +40,7 @@ from worldloom_dist.assembly import (
     env_facts,
 )
 from worldloom_dist.console import PROGRESS, show_nothing
-from worldloom_dist.learner.gallery import Gallery
+from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.local_crew import LocalCrew
@@ -51,12 +51,12 @@ from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.replay.imports import ImportList, split_sources
-from worldloom_dist.replay.ledger import Ledger
-from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.meter import priority_metrics
 from worldloom_dist.replay.planning import files_to_store
+from worldloom_dist.replay.snapshots import ShardSnapshot
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.stopping import StopFlag
@@ -132,7 +132,7 @@ class LocalRun:
         ]
         self.replay = DirectReplay(
             shards,
-            Ledger(plan.limits, window_positions=plan.spec.sampling.length),
+            ReplayCoordinator(plan.limits, window_positions=plan.spec.sampling.length),
             is_lockstep=True,
         )
         self.learner = build_learner(
@@ -141,7 +141,7 @@ class LocalRun:
         self.learner.write_back = self.replay.write_back
         if parse_selector(plan.config.replay.selector).uses_priorities:
             self.learner.update_priorities = self.replay.update_priorities
-        self.gallery = Gallery(
+        self.prediction_videos = PredictionVideos(
             folder.videos, plan.config.learner.report_every_steps, self.report.env_steps
         )
         self.crew = LocalCrew(plan, self.weights, self.replay)
@@ -190,14 +190,14 @@ class LocalRun:
         """
         last = self._checkpoint()
         status = "completed" if self._is_complete() else "stopped"
-        self.learner.report(self.gallery, self.report.env_steps, wait_s=LAST_REPORT_S)
+        self.learner.report(self.prediction_videos, self.report.env_steps, wait_s=LAST_REPORT_S)
         if status == "completed" and self._wants_evaluation() and not self.evaluations.is_current:
             score = self.evaluations.evaluate()
             if score is None:
                 status = "stopped"
             else:
                 self._mark_best(last, score)
-        self.gallery.close()
+        self.prediction_videos.close()
         missing = None
         if status == "completed":
             evaluation = self.report.evaluation if self.evaluations.is_current else None
@@ -225,10 +225,10 @@ class LocalRun:
         steps = self._progress
         if not self.learner.train_steps:
             check_windows(
-                self._plan, self.report.counts.books.agent_steps, int(self.replay.has_windows)
+                self._plan, self.report.counts.counters.agent_steps, int(self.replay.has_windows)
             )
-        if self.gallery.is_due(steps):
-            self.learner.report(self.gallery, steps)
+        if self.prediction_videos.is_due(steps):
+            self.learner.report(self.prediction_videos, steps)
         is_due = config.eval_every and steps - self.evaluations.evaluated_at >= config.eval_every
         if is_due and self._wants_evaluation():
             self.evaluations.evaluate()
@@ -289,7 +289,7 @@ class LocalRun:
         return self.learner.train_steps if self._plan.is_offline else self.report.env_steps
 
     def _has_steps(self) -> bool:
-        return self.report.counts.books.agent_steps >= self._plan.target_agent_steps
+        return self.report.counts.counters.agent_steps >= self._plan.target_agent_steps
 
     def _is_complete(self) -> bool:
         """Enough steps are stored, and what they owe to training has been paid; without an env,
@@ -301,7 +301,7 @@ class LocalRun:
 
     def _owes_update(self) -> bool:
         return (
-            self.replay.ledger.limiter.may_sample(self._plan.spec.sampling.trained_positions)
+            self.replay.coordinator.limiter.may_sample(self._plan.spec.sampling.trained_positions)
             and self.replay.has_windows
         )
 
@@ -323,7 +323,7 @@ class LocalRun:
         self._imported = ImportList(self._folder.path, wanted).take_new()
         files = files_to_store(self._imported, stored, self._plan.columns)
         if found is not None:
-            self.replay.rollback([ShardMark(**mark) for mark in tree["marks"]])
+            self.replay.rollback([ShardSnapshot(**mark) for mark in tree["marks"]])
             self._restore_limiter(tree)
             self.evaluations.evaluated_at = tree["evaluated_at"]
             logger.info("goes on from %s", found[0].name)
@@ -346,7 +346,7 @@ class LocalRun:
         """Go on exactly; where the settings that debts follow from have changed, what lies outside
         the band is forgiven.
         """
-        limiter = self.replay.ledger.limiter
+        limiter = self.replay.coordinator.limiter
         limiter.load(tree["limiter"])
         if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
             limiter.rebase(limiter.agent_steps, limiter.positions)
@@ -359,11 +359,11 @@ class LocalRun:
         self.train_due(0 if self._plan.is_offline else None)
         self._look()
         self._checkpoint_at = self._progress
-        self.report.counts.books.check()
+        self.report.counts.counters.check()
         tree = {
             "learner": self.learner.state_dict(),
             "marks": [asdict(mark) for mark in self.replay.mark()],
-            "limiter": self.replay.ledger.limiter.state(),
+            "limiter": self.replay.coordinator.limiter.state(),
             "workers": states,
             "evaluated_at": self.evaluations.evaluated_at,
             "limits": asdict(self._plan.limits),
@@ -377,7 +377,7 @@ class LocalRun:
         step = (
             self.learner.train_steps
             if self._plan.is_offline
-            else self.report.counts.books.agent_steps
+            else self.report.counts.counters.agent_steps
         )
         try:
             folder = self._store.save(step, tree, facts)
@@ -403,13 +403,13 @@ class LocalRun:
         self.hub.emit("actor", worker.slot, worker.drain_metrics(), {"episodes": episodes})
 
     def _look(self) -> None:
-        ledger = self.replay.ledger
+        coordinator = self.replay.coordinator
         counts = Counts(
-            books=self.replay.books(),
-            positions=ledger.limiter.positions,
+            counters=self.replay.row_counters(),
+            positions=coordinator.limiter.positions,
             train_steps=self.learner.train_steps,
             policy_version=str(self.weights.version()),
-            debt=float(ledger.limiter.debt),
+            debt=float(coordinator.limiter.debt),
         )
         self.report.update(counts, self.report.snapshot)
         self.report.quarantined = self.crew.quarantined

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
-from worldloom_dist.actors.films import save_films
+from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.assembly import build_evaluator
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import WeightSource
@@ -25,7 +25,7 @@ class LocalEvaluations:
 
     Args:
         plan: Of the run.
-        folder: Where films go.
+        folder: Where videos go.
         report: Takes the results, and knows how far the run is.
         weights: Of the policy.
         stop: Ends an evaluation.
@@ -77,8 +77,10 @@ class LocalEvaluations:
         result = {"env_steps": steps, **found.to_dict()}
         if self._plan.config.eval_videos:
             label = f"eval-{steps:09d}"
-            films = save_films(evaluator.films, self._folder.videos, label, evaluator.film_problems)
-            result |= films.to_dict()
+            saved = save_videos(
+                evaluator.videos, self._folder.videos, label, evaluator.video_problems
+            )
+            result |= saved.to_dict()
         self._report.note_evaluation(result)
         mean = found.return_mean
         spread = found.return_std

@@ -2,7 +2,7 @@
 do it.
 
 Both runtimes ask here. A run that has made all its steps, but trained nothing, or evaluated or
-filmed nothing although it was asked to, has failed, and its summary says what is missing.
+recorded nothing although it was asked to, has failed, and its summary says what is missing.
 """
 
 from __future__ import annotations
@@ -105,10 +105,10 @@ def shortfall(
     if evaluation is None:
         reason = f" ({why})" if why else ""
         return f"the last weights could not be evaluated{reason}; --eval-episodes 0 asks for none"
-    if config.eval_videos and not evaluation.get("films"):
-        problems = evaluation.get("film_problems") or ["console.log says why"]
+    if config.eval_videos and not evaluation.get("videos"):
+        problems = evaluation.get("video_problems") or ["console.log says why"]
         return (
-            f"no film of the last evaluation could be made ({problems[0]}); --eval-videos "
+            f"no video of the last evaluation could be made ({problems[0]}); --eval-videos "
             "0 asks for none"
         )
     return None

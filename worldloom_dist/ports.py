@@ -6,10 +6,10 @@ role, and never Ray.
     Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> whoever acts (pull)
     every role    --MetricMap--> MetricSink
 
-Who waits for whom: a worker waits for an acknowledgement, which waits for the ledger's insert
-credit; a learner waits for a sample, which waits for the ledger's sample credit. The ledger's band
-always allows at least one side (``data.rate_limiter``), so the two never wait for each other. Fakes
-that check what they are given live in ``tests/fakes.py``.
+Who waits for whom: a worker waits for an acknowledgement, which waits for the coordinator's insert
+credit; a learner waits for a sample, which waits for the coordinator's sample credit. The
+coordinator's band always allows at least one side (``data.rate_limiter``), so the two never wait
+for each other. Fakes that check what they are given live in ``tests/fakes.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "MetricSink",
     "ReplayReader",
     "ReplayWriter",
-    "RowBooks",
+    "RowCounters",
     "SampleRequest",
     "SampledWindows",
     "WeightSink",
@@ -39,9 +39,9 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class RowBooks:
-    """The books of a shard, or summed over shards: ``inserted == stored + evicted + lost_acked`` at
-    every moment.
+class RowCounters:
+    """The counters of a shard, or summed over shards: ``inserted == stored + evicted + lost_acked``
+    at every moment.
 
     Attributes:
         inserted: Rows acknowledged, each counted once, over the whole run.
@@ -61,10 +61,10 @@ class RowBooks:
     agent_steps: int = 0
     payload_bytes: int = 0
 
-    def __add__(self, other: RowBooks) -> RowBooks:
+    def __add__(self, other: RowCounters) -> RowCounters:
         mine = asdict(self)
         theirs = asdict(other)
-        return RowBooks(**{name: mine[name] + theirs[name] for name in mine})
+        return RowCounters(**{name: mine[name] + theirs[name] for name in mine})
 
     @property
     def is_balanced(self) -> bool:
@@ -72,14 +72,14 @@ class RowBooks:
         return self.inserted == self.stored + self.evicted + self.lost_acked
 
     def check(self) -> None:
-        """Look at the books before they go into a checkpoint.
+        """Look at the counters before they go into a checkpoint.
 
         Raises:
             StateError: If a row is unaccounted for, which is a defect of this program.
         """
         if not self.is_balanced:
             raise StateError(
-                "the books of replay do not add up: inserted is not stored + evicted "
+                "the counters of replay do not add up: inserted is not stored + evicted "
                 f"+ lost in {self}; report this"
             )
 
@@ -100,7 +100,7 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class SampledWindows:
-    """Windows of one shard, or of several glued together.
+    """Windows of one shard, or of several concatenated together.
 
     Attributes:
         columns: ``[n, window_rows, ...]`` per column.
@@ -131,7 +131,7 @@ class SampledWindows:
 
     @classmethod
     def concatenate(cls, parts: Sequence[SampledWindows]) -> SampledWindows:
-        """Glue the windows of several shards, in the given order."""
+        """Concatenate the windows of several shards, in the given order."""
         if len(parts) == 1:
             return parts[0]
         names = ("row_ids", "shard", "versions", "inserted_s")

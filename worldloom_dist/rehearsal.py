@@ -1,5 +1,5 @@
 """What a run would do with an env, in small: a worker that stores rows, windows to learn from, an
-evaluation, a film.
+evaluation, a video.
 
 The parts are those that a run builds (``worldloom_dist.assembly``); only the decisions are random,
 and nothing is learned or kept. A part of ``worldloom_dist.check_env``.
@@ -30,8 +30,8 @@ from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.assembly import build_shard, build_worker
 from worldloom_dist.config import RunConfig
 from worldloom_dist.plan import Plan, resolve, role_seed
+from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
-from worldloom_dist.replay.ledger import Ledger
 
 __all__ = ["Rehearsal", "rehearse"]
 
@@ -71,7 +71,7 @@ def rehearse(config: RunConfig, steps: int) -> Rehearsal:
             has_ended = _work(plan, steps, result)
             if has_ended and not result.findings:
                 _evaluate(plan, min(steps, MOST_EVALUATION_STEPS), result)
-    except FOREIGN_ERRORS as error:  # the edge of somebody else's code
+    except FOREIGN_ERRORS as error:  # the edge of foreign code
         result.findings.append(Finding(True, error_text(error)))
     return result
 
@@ -84,7 +84,7 @@ def _work(plan: Plan, steps: int, result: Rehearsal) -> bool:
         shard = build_shard(plan, 0, Path(folder))
         replay = DirectReplay(
             [shard],
-            Ledger(plan.limits, window_positions=plan.spec.sampling.length),
+            ReplayCoordinator(plan.limits, window_positions=plan.spec.sampling.length),
             is_lockstep=True,
         )
         acting = LocalActing(
@@ -128,7 +128,7 @@ def _work(plan: Plan, steps: int, result: Rehearsal) -> bool:
 
 
 def _evaluate(plan: Plan, steps: int, result: Rehearsal) -> None:
-    """Play an episode as the evaluator does, with a film; one that is longer than ``steps`` is
+    """Play an episode as the evaluator does, with a video; one that is longer than ``steps`` is
     left.
     """
     seed = role_seed(plan, "evaluation")
@@ -139,7 +139,7 @@ def _evaluate(plan: Plan, steps: int, result: Rehearsal) -> None:
             make_env(plan.env, num_envs=1, seed=seed, is_exact=False, renders=True), steps
         )
 
-    evaluator = Evaluator(env, _RandomPolicy(plan.env_spec, seed), 1, films=1)
+    evaluator = Evaluator(env, _RandomPolicy(plan.env_spec, seed), 1, videos=1)
     try:
         played = evaluator.evaluate()
     except _EnoughError:
@@ -148,17 +148,17 @@ def _evaluate(plan: Plan, steps: int, result: Rehearsal) -> None:
     result.facts["as the evaluator"] = f"an episode of {played.lengths[0]} decisions"
     for why in played.lost_envs.values():
         result.findings.append(Finding(True, f"the evaluation lost its env: {why}"))
-    for film in evaluator.films:
-        result.facts["film"] = f"{len(film)} frames of {film.shape[1]} x {film.shape[2]}"
-    for problem in evaluator.film_problems:
-        result.facts["film"] = problem
+    for video in evaluator.videos:
+        result.facts["video"] = f"{len(video)} frames of {video.shape[1]} x {video.shape[2]}"
+    for problem in evaluator.video_problems:
+        result.facts["video"] = problem
 
 
 @contextlib.contextmanager
 def _said_in_the_report() -> Iterator[None]:
     """Keep back warnings that become findings or facts."""
     loggers = [
-        logging.getLogger(f"worldloom{name}") for name in ("_dist.actors.films", ".envs.suites")
+        logging.getLogger(f"worldloom{name}") for name in ("_dist.actors.videos", ".envs.suites")
     ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

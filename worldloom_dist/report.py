@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
-from worldloom_dist.binding import Binding, Use, judge
+from worldloom_dist.bottleneck import Bottleneck, Use, diagnose
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowBooks
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.view import View, last_record
 
@@ -40,8 +40,8 @@ class Counts:
     included.
 
     Attributes:
-        books: Summed over shards.
-        positions: Trained positions that the ledger admitted.
+        counters: Summed over shards.
+        positions: Trained positions that the coordinator admitted.
         train_steps: Updates made.
         policy_version: Newest version, as text.
         debt: Positions owed to training.
@@ -50,7 +50,7 @@ class Counts:
         restarts: By kind.
     """
 
-    books: RowBooks = field(default_factory=RowBooks)
+    counters: RowCounters = field(default_factory=RowCounters)
     positions: int = 0
     train_steps: int = 0
     policy_version: str = "0.0"
@@ -103,14 +103,14 @@ class Report:
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
-        books = RowBooks(
+        counters = RowCounters(
             **{
                 name: int(rows.get(name, 0))
                 for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")
             }
         )
         self.counts = Counts(
-            books=replace(books, agent_steps=int(earlier.get("agent_steps", 0))),
+            counters=replace(counters, agent_steps=int(earlier.get("agent_steps", 0))),
             positions=int(earlier.get("replayed_steps", 0)),
             train_steps=int(earlier.get("train_steps", 0)),
             policy_version=str(earlier.get("policy_version", "0.0")),
@@ -137,11 +137,11 @@ class Report:
         self._watch_use(now)
 
     @property
-    def binding(self) -> Binding:
+    def binding(self) -> Bottleneck:
         """What binds the run, over the last minute or two (or the run, while it is younger)."""
         (began, before), (now, after) = self._uses[0], self._uses[-1]
         past = {key: max(0.0, value - before.get(key, 0.0)) for key, value in after.items()}
-        return judge(
+        return diagnose(
             Use(
                 seconds=now - began,
                 learner=_by_label(past, "learner_seconds_total"),
@@ -178,10 +178,10 @@ class Report:
 
     def gauges(self) -> MetricMap:
         """What only the driver knows, for the hub."""
-        books = self.counts.books
+        counters = self.counts.counters
         limits = self._plan.limits
         values: MetricMap = {
-            "replay_steps": Last(books.stored),
+            "replay_steps": Last(counters.stored),
             "replay_capacity_steps": Last(self._plan.config.replay.capacity_steps),
             "replay_ratio_target": Last(limits.train_ratio),
             "replay_ratio_actual": Last(self.train_ratio_actual),
@@ -194,9 +194,9 @@ class Report:
         return values
 
     def increments(self, before: Counts) -> MetricMap:
-        """Counters of replay and ledger as increments since ``before``, for the hub."""
-        now = self.counts.books
-        old = before.books
+        """Counters of replay and coordinator as increments since ``before``, for the hub."""
+        now = self.counts.counters
+        old = before.counters
         values: MetricMap = {
             "replay_inserted_steps_total": Sum(now.inserted - old.inserted),
             "replay_evicted_steps_total": Sum(now.evicted - old.evicted),
@@ -217,7 +217,7 @@ class Report:
         its burst.
         """
         limits = self._plan.limits
-        steps = self.counts.books.agent_steps - limits.prefill_agent_steps
+        steps = self.counts.counters.agent_steps - limits.prefill_agent_steps
         return (
             max(0.0, (self.counts.positions - limits.burst_positions) / steps) if steps > 0 else 0.0
         )
@@ -245,7 +245,7 @@ class Report:
             per_step = self.train_ratio_actual / self._plan.limits.batch_positions
             wanted = self._plan.limits.train_ratio / self._plan.limits.batch_positions
             parts.append(f"updates/step {per_step:.3g} (target {wanted:.3g})")
-        parts.append(f"replay {counts.books.stored:,}")
+        parts.append(f"replay {counts.counters.stored:,}")
         if "policy_lag_updates" in value:
             parts.append(f"lag {value['policy_lag_updates']:.0f}")
         restarts = sum(counts.restarts.values())
@@ -257,8 +257,8 @@ class Report:
         """What the run is at, or what binds it, in a few words."""
         limits = self._plan.limits
         counts = self.counts
-        if counts.books.agent_steps < limits.prefill_agent_steps:
-            return f"prefill {counts.books.agent_steps}/{limits.prefill_agent_steps}"
+        if counts.counters.agent_steps < limits.prefill_agent_steps:
+            return f"prefill {counts.counters.agent_steps}/{limits.prefill_agent_steps}"
         if counts.train_steps < self._plan.spec.pretrain_updates:
             return f"pretraining {counts.train_steps}/{self._plan.spec.pretrain_updates}"
         return self.bottleneck()
@@ -305,16 +305,16 @@ class Report:
         run's counts, and gauges.
         """
         counts = self.counts
-        books = self.counts.books
+        counters = self.counts.counters
         return {
             **{key: float(metric.value) for key, metric in self.gauges().items()},
-            "agent_steps_total": books.agent_steps,
+            "agent_steps_total": counters.agent_steps,
             "env_steps_total": self.env_steps,
             "learner_updates_total": counts.train_steps,
             "learner_replayed_steps_total": counts.positions,
-            "replay_inserted_steps_total": books.inserted,
-            "replay_evicted_steps_total": books.evicted,
-            "replay_duplicate_steps_total": books.duplicate,
+            "replay_inserted_steps_total": counters.inserted,
+            "replay_evicted_steps_total": counters.evicted,
+            "replay_duplicate_steps_total": counters.duplicate,
         }
 
     def _show(self, media: list[Medium]) -> None:
@@ -350,7 +350,7 @@ class Report:
             target_ratio=plan.limits.train_ratio,
             lag=value.get("policy_lag_updates"),
             lag_p99=value.get("policy_lag_updates:p99"),
-            stored=counts.books.stored,
+            stored=counts.counters.stored,
             capacity=config.replay.capacity_steps,
             restarts=self._restarts(),
             phase=self.phase(),
@@ -361,10 +361,10 @@ class Report:
         """The content of ``summary.json``."""
         counts = self.counts
         value = self.snapshot
-        books = counts.books
+        counters = counts.counters
         seconds = time.monotonic() - self._started
         rows = {
-            name: getattr(books, name)
+            name: getattr(counters, name)
             for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")
         }
         return {
@@ -372,7 +372,7 @@ class Report:
             "status": status,
             "error": error,
             "env_steps": self.env_steps,
-            "agent_steps": books.agent_steps,
+            "agent_steps": counters.agent_steps,
             "train_steps": counts.train_steps,
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
@@ -402,7 +402,7 @@ class Report:
         }
 
     def _env_steps(self, counts: Counts) -> int:
-        return counts.books.agent_steps * self._plan.env_spec.action_repeat
+        return counts.counters.agent_steps * self._plan.env_spec.action_repeat
 
     def _mean_rates(self) -> dict[str, float]:
         return (

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
-BOOKS_FILE = "replay/books.json"
+COUNTERS_FILE = "replay/books.json"
 PACKAGES = (
     "worldloom-dist",
     "torch",
@@ -119,7 +119,7 @@ class RunFolder:
 
     @property
     def videos(self) -> Path:
-        """Films of evaluations, and pictures of predictions (``index.jsonl`` says which is which);
+        """Videos of evaluations, and pictures of predictions (``index.jsonl`` says which is which);
         they reach the run's sinks.
         """
         return self.path / "videos"
@@ -235,7 +235,7 @@ class RunFolder:
             "summary.json",
             "incarnations.json",
             "imports.json",
-            BOOKS_FILE,
+            COUNTERS_FILE,
         ):
             self.read_json(name)
 
@@ -258,16 +258,16 @@ class RunFolder:
                 error.strerror,
             )
 
-    def read_books(self) -> dict[str, dict[str, int]]:
-        """The books of every shard as they were last known; empty for a new run."""
-        return self.read_json(BOOKS_FILE)
+    def read_counters(self) -> dict[str, dict[str, int]]:
+        """The counters of every shard as they were last known; empty for a new run."""
+        return self.read_json(COUNTERS_FILE)
 
-    def write_books(self, shards: Mapping[str, Mapping[str, int]]) -> None:
+    def write_counters(self, shards: Mapping[str, Mapping[str, int]]) -> None:
         """Replace them. They lie outside the shards' folders, so that a shard that lost its disk
         can be told what it had.
         """
         self.replay.mkdir(exist_ok=True)
-        write_json(self.path / BOOKS_FILE, shards)
+        write_json(self.path / COUNTERS_FILE, shards)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""

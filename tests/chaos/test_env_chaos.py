@@ -212,10 +212,10 @@ def run_chaos(
         for piece in pieces(rows_of(chunks, env))
     ]
     rows = sum(stored.chunk.num_rows for chunks in streams.values() for stored in chunks)
-    books = summary["rows"]
+    counters = summary["rows"]
     assert summary["status"] == "completed"
     assert sum(decisions) == summary["agent_steps"] >= target
-    assert (books["inserted"], books["lost_acked"]) == (rows, 0)
+    assert (counters["inserted"], counters["lost_acked"]) == (rows, 0)
     hangs = [float(stamp) for stamp, kind in events if kind.startswith("hang")]
     # those whose worker did not die before the deadline, nor the run end
     overdue = said.count("hung (failure")

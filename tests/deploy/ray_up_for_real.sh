@@ -112,7 +112,7 @@ before=$(summary 'd["env_steps"]')
 wait_for 180 "the run went on" above summary 'd["env_steps"]' "$before + 200"
 laptop "python -m worldloom_dist.submit --stop run-1" > "$WORK/summary.json" 2>> "$WORK/job.log"
 wait $JOB || { echo "FAILED: the submitting side"; tail "$WORK/job.log"; exit 1; }
-above summary '(d["status"] == "stopped") * (d["rows"]["lost_acked"] == 0)' 0 || { echo "FAILED: books"; cat "$WORK/summary.json"; exit 1; }
+above summary '(d["status"] == "stopped") * (d["rows"]["lost_acked"] == 0)' 0 || { echo "FAILED: counters"; cat "$WORK/summary.json"; exit 1; }
 echo "ok: stopped with a checkpoint, its summary came back, no acknowledged row is lost"
 laptop "ray down $WORK/local.yml --yes" > "$WORK/down.log" 2>&1 || { tail -20 "$WORK/down.log"; exit 1; }
 gone() { ! on 1 pgrep -x gcs_server > /dev/null; }

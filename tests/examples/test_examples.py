@@ -62,7 +62,7 @@ def test_an_example_runs_at_its_smallest_size(
         assert (tmp_path / "out" / "imagination_rollout.png").exists()
 
 
-def test_the_demo_pictures_can_be_made_without_films(
+def test_the_demo_pictures_can_be_made_without_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(

@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},
     {"worldloom_dist.view", "worldloom_dist.machine", "worldloom_dist.cuda_graphs"},
     {
-        "worldloom_dist.binding",
+        "worldloom_dist.bottleneck",
         "worldloom_dist.presets",
         "worldloom_dist.console",
         "worldloom_dist.run_folder",
@@ -39,6 +39,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.assembly", "worldloom_dist.outcome"},
     {"worldloom_dist.report", "worldloom_dist.local_crew", "worldloom_dist.rehearsal"},
     {"worldloom_dist.local_evaluation"},
+    {"worldloom_dist.rpc"},
     {"worldloom_dist.local", "worldloom_dist.runtime"},
     {"worldloom_dist.cli"},
     {
@@ -55,7 +56,7 @@ RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(
     p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py")
 )
-RAY_ROOMS = {"worldloom_dist.runtime", "worldloom_dist.submit"}
+RAY_ROOMS = {"worldloom_dist.rpc", "worldloom_dist.runtime", "worldloom_dist.submit"}
 
 
 def room_of(module: str) -> str | None:

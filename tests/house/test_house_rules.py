@@ -125,7 +125,7 @@ def test_light_rooms_import_neither_torch_nor_ray(code: str) -> None:
 
 def test_roles_that_do_not_compute_import_no_torch() -> None:
     code = "import " + ", ".join(
-        f"worldloom_dist.runtime.{kind}_role" for kind in ("worker", "ledger", "shard", "hub")
+        f"worldloom_dist.runtime.{kind}_role" for kind in ("worker", "coordinator", "shard", "hub")
     )
     assert "torch" not in modules_after(code)
     assert "torch" not in modules_after("import worldloom_dist.runtime.driver")

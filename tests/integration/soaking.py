@@ -20,7 +20,7 @@ __all__ = ["ROLES", "Growth", "Soak", "soak"]
 ROLES = (
     "ray::LearnerRole",
     "ray::ShardRole",
-    "ray::LedgerRole",
+    "ray::CoordinatorRole",
     "ray::WeightStoreRole",
     "ray::HubRole",
     "ray::WorkerRole",

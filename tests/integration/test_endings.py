@@ -31,7 +31,7 @@ WORDS = [
 ]
 
 
-TITLES = ["Ledger", "Shard", "Hub", "Worker", "Inference", "WeightStore"]
+TITLES = ["ReplayCoordinator", "Shard", "Hub", "Worker", "Inference", "WeightStore"]
 GONE = [
     ("Learner", signal.SIGKILL),
     *((title, how) for title in TITLES for how in (signal.SIGKILL, signal.SIGSTOP)),
@@ -63,7 +63,10 @@ def test_a_role_that_is_gone_in_the_last_moment_makes_no_failure_of_a_stop(
         summary = run.summary()
     assert summary["status"] == "stopped"
     assert summary["rows"]["lost_acked"] == 0
-    if (title, how) != ("Shard", signal.SIGSTOP):  # its last word is missing, and the log says so
+    if (title, how) != (
+        "Shard",
+        signal.SIGSTOP,
+    ):  # its final counters is missing, and the log says so
         assert main(["verify", str(folder)]) == 0, capsys.readouterr().out
 
 

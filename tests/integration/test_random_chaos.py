@@ -1,4 +1,4 @@
-"""Two minutes of random kills, and a dead driver: the books balance, no stored row is wrong, and
+"""Two minutes of random kills, and a dead driver: the counters balance, no stored row is wrong, and
 the run goes on and learns.
 
 What each kill cost is printed; the README's table comes from there.
@@ -31,7 +31,16 @@ from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
 
 SECONDS = 120.0
-VICTIMS = ("Learner", "Learner", "Shard", "Worker", "Inference", "Hub", "Ledger", "WeightStore")
+VICTIMS = (
+    "Learner",
+    "Learner",
+    "Shard",
+    "Worker",
+    "Inference",
+    "Hub",
+    "ReplayCoordinator",
+    "WeightStore",
+)
 PLACES = ("checkpoint", "publish", "sample")
 """Where a learner of the run that learns is killed, besides; see ``deadly/sitecustomize.py``."""
 DEADLY = Path(__file__).parent / "deadly"
@@ -101,7 +110,7 @@ def kill_one(run: Launched, kind: str, rng: random.Random) -> float:
         time.sleep(LAST_WRITE_S)
         size = size_of(journals)
         run.wait_until(lambda: size_of(journals) > size, 60)
-    elif kind in ("Learner", "Hub", "Ledger"):
+    elif kind in ("Learner", "Hub", "ReplayCoordinator"):
         counter = "train_steps" if kind == "Learner" else "env_steps"
         run.wait_until(
             lambda: (
@@ -208,8 +217,8 @@ def go_on(
     took: dict[str, list[float]],
     *words: str,
 ) -> dict:
-    """Resume the run, let it reach so many env steps; returns its summary, whose books were checked
-    but for the rows' contents.
+    """Resume the run, let it reach so many env steps; returns its summary, whose counters were
+    checked but for the rows' contents.
     """
     began = time.monotonic()
     with launched(

@@ -75,7 +75,7 @@ def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while
         run.wait_until(lambda: "are back from the journal" in run.output.read_text(), 30)
         stored = run.summary()["rows"]["stored"]
         run.wait_until(lambda: run.summary()["rows"]["stored"] > stored + 100, 60)
-        # the driver, and with it the ledger and all that it knew
+        # the driver, and with it the coordinator and all that it knew
         run.process.send_signal(signal.SIGKILL)
         run.process.wait(30)
         before = run.summary()["rows"]
@@ -86,10 +86,10 @@ def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while
         run.process.send_signal(signal.SIGINT)
         assert run.finish() == 0, run.output.read_text()
         summary = run.summary()
-    books = summary["rows"]
-    assert books["inserted"] >= before["inserted"]
-    assert books["inserted"] == books["stored"] + books["evicted"] + books["lost_acked"]
-    assert 0 < books["lost_acked"] < books["inserted"]
+    counters = summary["rows"]
+    assert counters["inserted"] >= before["inserted"]
+    assert counters["inserted"] == counters["stored"] + counters["evicted"] + counters["lost_acked"]
+    assert 0 < counters["lost_acked"] < counters["inserted"]
     assert rows > 0
     assert "acknowledged rows, because a shard came back without them" in run.output.read_text()
     assert main(["verify", str(folder)]) == 0, capsys.readouterr().out

@@ -31,17 +31,21 @@ COUNTING += ["--inference", "central"]
 
 
 def check_rows(folder, summary) -> None:
-    """Every acknowledged row is there, once, in its place, and the books of the summary say the
+    """Every acknowledged row is there, once, in its place, and the counters of the summary say the
     same.
     """
     env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
     streams = read_journals(folder)
     decisions = [check_counting(rows_of(chunks, env)) for chunks in streams.values()]
     rows = sum(stored.chunk.num_rows for chunks in streams.values() for stored in chunks)
-    books = summary["rows"]
+    counters = summary["rows"]
     assert sum(decisions) == summary["agent_steps"] == summary["env_steps"]
-    assert books["inserted"] == books["stored"] + books["evicted"] + books["lost_acked"] == rows
-    assert books["lost_acked"] == 0
+    assert (
+        counters["inserted"]
+        == counters["stored"] + counters["evicted"] + counters["lost_acked"]
+        == rows
+    )
+    assert counters["lost_acked"] == 0
 
 
 def test_rows_reach_replay_and_the_run_is_stopped_and_resumed(tmp_path):
@@ -135,7 +139,7 @@ def test_no_killed_process_stops_the_run_or_costs_an_acknowledged_row(tmp_path):
         "6",
     ]
     kinds = {"worker": "Worker", "shard": "Shard", "learner": "Learner", "inference": "Inference"}
-    kinds |= {"ledger": "Ledger", "weights": "WeightStore", "hub": "Hub"}
+    kinds |= {"coordinator": "ReplayCoordinator", "weights": "WeightStore", "hub": "Hub"}
     with launched(folder, *words) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
         for kind, title in kinds.items():

@@ -120,7 +120,7 @@ def decisions(plan: Plan, chunks: list[StoredChunk], version: PolicyVersion) -> 
 
 def start_roles(plan: Plan, folder) -> None:
     """As the driver does, by name, without hub, learner and evaluator."""
-    from worldloom_dist.runtime.ledger_role import LedgerRole
+    from worldloom_dist.runtime.coordinator_role import CoordinatorRole
     from worldloom_dist.runtime.policy_roles import InferenceRole
     from worldloom_dist.runtime.shard_role import ShardRole
     from worldloom_dist.runtime.supervisor import start_actor
@@ -130,12 +130,12 @@ def start_roles(plan: Plan, folder) -> None:
     central = dataclasses.replace(plan, settled_inference=("central", "for this test"))
     lasting = []
     options = {"num_cpus": 0.001}
-    lasting.append(start_actor(LedgerRole, "ledger-0", plan, 0, options=options))
+    lasting.append(start_actor(CoordinatorRole, "coordinator-0", plan, 0, options=options))
     lasting.append(start_actor(WeightStoreRole, "weights-0", options=options))
     lasting.append(start_actor(ShardRole, "shard-0", plan, 0, folder, options=options))
     lasting.append(start_actor(InferenceRole, "inference-0", central, 0, 0, options=options))
     for handle in lasting:
-        handle.lifeline.remote()
+        handle.run_forever.remote()
     for slot in SLOTS:
         own = central if slot == CENTRAL else plan
         start_actor(
@@ -146,8 +146,8 @@ def start_roles(plan: Plan, folder) -> None:
 def test_perturbed_weights_change_the_actions_of_every_worker_and_no_version_falls(
     tmp_path, monkeypatch
 ):
+    from worldloom_dist.rpc.actor_client import ActorClient
     from worldloom_dist.runtime.cluster import ray_cluster
-    from worldloom_dist.runtime.remote import Remote
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     plan = plan_of()
@@ -155,7 +155,7 @@ def test_perturbed_weights_change_the_actions_of_every_worker_and_no_version_fal
     versions = [PolicyVersion(1, update) for update in range(3)]
     with ray_cluster(None, plan.run_id):
         start_roles(plan, folder)
-        store = Remote("weights-0")
+        store = ActorClient("weights-0")
         for version, sign in zip(versions, (0, 1, -1), strict=True):
             assert store.call("publish", weights(plan, version.update, sign))
             wait_for(folder, version)

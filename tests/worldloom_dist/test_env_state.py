@@ -62,9 +62,9 @@ def test_checkpoint_of_an_env_that_cannot_be_restored_any_more_is_resumed_with_n
     with caplog.at_level(logging.WARNING):
         assert resumed.run() == "completed"
     assert "worker-0 begins new episodes, because its envs do not go on: TypeError" in caplog.text
-    books = resumed.replay.books()
-    books.check()
-    assert books.agent_steps >= 140
+    counters = resumed.replay.row_counters()
+    counters.check()
+    assert counters.agent_steps >= 140
 
 
 def test_state_that_cannot_be_told_is_one_sentence(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from tests.worldloom_dist.small_runs import start
 from worldloom.envs.toy import PointEnv
 from worldloom_dist import evaluate as module
-from worldloom_dist.actors.films import FilmReport
+from worldloom_dist.actors.videos import VideoReport
 from worldloom_dist.evaluate import main
 
 
@@ -97,6 +97,10 @@ def test_evaluation_that_takes_too_long_ends_with_status_1(
 def test_films_that_cannot_be_made_are_an_error(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "save_films", lambda *_: FilmReport((), ("the env draws nothing",)))
+    monkeypatch.setattr(
+        module, "save_videos", lambda *_: VideoReport((), ("the env draws nothing",))
+    )
     assert main([str(run), "--videos", "2"]) == 1
-    assert "error: none of 2 films could be made (the env draws nothing)" in capsys.readouterr().err
+    assert (
+        "error: none of 2 videos could be made (the env draws nothing)" in capsys.readouterr().err
+    )

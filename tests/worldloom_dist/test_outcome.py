@@ -13,7 +13,7 @@ from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom.envs.toy import CountingEnv, PointEnv
 from worldloom_dist import local_evaluation as module
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
-from worldloom_dist.actors.films import FilmReport
+from worldloom_dist.actors.videos import VideoReport
 from worldloom_dist.cli import parse
 from worldloom_dist.launch import main
 from worldloom_dist.outcome import check_trains, check_windows, shortfall
@@ -116,10 +116,10 @@ def test_no_window_is_waited_for_only_so_long():
 
 def test_every_thing_that_was_asked_for_and_not_done_is_named():
     plan = plan_of("--eval-videos", "1")
-    assert shortfall(plan, 9, {**RESULT, "films": ["eval-0.gif"]}) is None
+    assert shortfall(plan, 9, {**RESULT, "videos": ["eval-0.gif"]}) is None
     assert "made no update" in shortfall(plan, 0, RESULT)
     assert "could not be evaluated (no env is left)" in shortfall(plan, 9, None, "no env is left")
-    assert "no film" in shortfall(plan, 9, {**RESULT, "films": []})
+    assert "no video" in shortfall(plan, 9, {**RESULT, "videos": []})
     assert shortfall(plan_of("--eval-episodes", "0"), 9, None) is None
 
 
@@ -188,22 +188,24 @@ def test_run_that_is_stopped_while_it_owes_updates_is_not_completed(tmp_path):
     resumed = start(tmp_path / "run", *words)
     assert resumed.run() == "completed"
     summary = summary_of(tmp_path / "run")
-    due = resumed.replay.ledger.limiter.updates_due(steps)
+    due = resumed.replay.coordinator.limiter.updates_due(steps)
     assert (summary["train_steps"], summary["env_steps"]) == (due, steps), (
         "what is owed is paid, and no step more is made"
     )
 
 
 def test_run_without_the_film_that_was_asked_for_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "save_films", lambda *_: FilmReport((), ("the env draws nothing",)))
+    monkeypatch.setattr(
+        module, "save_videos", lambda *_: VideoReport((), ("the env draws nothing",))
+    )
     run = start(tmp_path / "run", *EVALUATED, "--eval-videos", "1")
     with pytest.raises(
         TrainingError,
-        match=r"no film of the last evaluation could be made \(the env draws nothing\)",
+        match=r"no video of the last evaluation could be made \(the env draws nothing\)",
     ):
         run.run()
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "failed"
-    assert summary["error"].startswith("TrainingError: no film")
-    assert summary["eval"]["films"] == []
-    assert summary["eval"]["film_problems"] == ["the env draws nothing"]
+    assert summary["error"].startswith("TrainingError: no video")
+    assert summary["eval"]["videos"] == []
+    assert summary["eval"]["video_problems"] == ["the env draws nothing"]

@@ -7,7 +7,7 @@ import pytest
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
-from worldloom_dist.ports import RowBooks
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.presets import PRESETS
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
@@ -19,13 +19,13 @@ def plan():
 
 
 def counts(agent_steps=300, **more) -> Counts:
-    books = RowBooks(
+    counters = RowCounters(
         inserted=agent_steps + 9, stored=agent_steps, evicted=9, agent_steps=agent_steps
     )
     owed = 12 * (agent_steps - 100) + 100 * 48
     return Counts(
         **{
-            "books": books,
+            "books": counters,
             "positions": owed,
             "train_steps": owed // 48,
             "policy_version": "1.7",
@@ -80,8 +80,8 @@ def test_a_resumed_run_counts_on(plan, tmp_path):
     assert summary["wall_time_s"] > 50
     assert summary["eval"] == {"return_mean": 1.0}
     assert summary["staleness"]["p99"] == 5.0
-    books = summary["rows"]
-    assert books["inserted"] == books["stored"] + books["evicted"] + books["lost_acked"]
+    counters = summary["rows"]
+    assert counters["inserted"] == counters["stored"] + counters["evicted"] + counters["lost_acked"]
 
 
 def test_episodes_are_not_forgotten_when_the_hub_is_restarted(plan, tmp_path):

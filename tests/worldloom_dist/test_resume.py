@@ -99,7 +99,7 @@ def test_other_batch_size_or_ratio_makes_no_burst_of_updates(folder):
     updates = summary_of(folder)["train_steps"]
     run = start(folder, *TWO, "--env-steps", "90", "--train-ratio", "600")
     run._restore()
-    limiter = run.replay.ledger.limiter
+    limiter = run.replay.coordinator.limiter
     assert limiter.debt <= limiter.limits.slack_insert
     assert run.learner.train_steps == updates
     run.close()

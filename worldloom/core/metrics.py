@@ -12,7 +12,17 @@ import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-__all__ = ["Histogram", "Last", "Max", "Mean", "Metric", "MetricMap", "Sum", "Tally", "merge_into"]
+__all__ = [
+    "Histogram",
+    "HistogramBuilder",
+    "Last",
+    "Max",
+    "Mean",
+    "Metric",
+    "MetricMap",
+    "Sum",
+    "merge_into",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class Histogram:
         return math.nan
 
 
-class Tally:
+class HistogramBuilder:
     """Collects values for a :class:`Histogram` in place, for loops that run thousands of times per
     second; used by one thread.
 
@@ -124,7 +134,7 @@ class Tally:
         bounds: As of the histogram.
 
     Example:
-        >>> tally = Tally((1.0, 5.0))
+        >>> tally = HistogramBuilder((1.0, 5.0))
         >>> tally.add(0.5)
         >>> tally.take().counts, tally.take().count
         ((1, 0, 0), 0)

@@ -57,7 +57,7 @@ class Windows:
         )
 
     @classmethod
-    def glue(cls, parts: Sequence[Windows]) -> Windows:
+    def concatenate(cls, parts: Sequence[Windows]) -> Windows:
         """Several, in the given order."""
         columns = {
             name: np.concatenate([part.columns[name] for part in parts])
@@ -229,7 +229,7 @@ class PendingWindows:
         )
 
     @classmethod
-    def glue(cls, parts: Sequence[PendingWindows]) -> PendingWindows:
+    def concatenate(cls, parts: Sequence[PendingWindows]) -> PendingWindows:
         """The windows of several buffers with equal columns, in the given order."""
         if len(parts) == 1:
             return parts[0]
@@ -241,7 +241,7 @@ class PendingWindows:
             ordinals.append(part._ordinals + next_number)
             next_number += max(part._chunks, default=-1) + 1
         return cls(
-            Windows.glue([part._windows for part in parts]),
+            Windows.concatenate([part._windows for part in parts]),
             chunks,
             np.concatenate(ordinals),
             parts[0]._packed,

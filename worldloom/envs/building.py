@@ -14,7 +14,7 @@ from pathlib import Path
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["FOREIGN_ERRORS", "EnvBuildError", "error_text", "first_line", "somebodys_code"]
+__all__ = ["FOREIGN_ERRORS", "EnvBuildError", "error_text", "first_line", "foreign_code"]
 
 FOREIGN_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 """What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env. A
@@ -34,7 +34,7 @@ class EnvBuildError(ConfigurationError):
 
 
 @contextlib.contextmanager
-def somebodys_code(config: EnvConfig, what: str) -> Iterator[None]:
+def foreign_code(config: EnvConfig, what: str) -> Iterator[None]:
     """Run code that is not ours; a ``sys.exit`` in it ends nothing.
 
     Args:

@@ -114,7 +114,7 @@ def check_env(
         report.findings += _seeding_findings(config, seed)
         if not config.ale_vector:
             report.findings += space_findings(config, steps=min(steps, SPACE_STEPS), seed=seed)
-    except (Exception, SystemExit) as error:  # the edge of somebody else's code
+    except (Exception, SystemExit) as error:  # the edge of foreign code
         report.findings.append(Finding(True, _text(error)))
     finally:
         env.close()
@@ -147,7 +147,7 @@ def _try_in_process(
         return EnvReport(env.spec, [Finding(True, text)])
     except (ConfigurationError, MissingDependencyError):
         raise
-    # the edge of somebody else's code: a vector env steps in this process
+    # the edge of foreign code: a vector env steps in this process
     except (Exception, SystemExit) as error:
         text = (
             f"raised: {_text(error)}; mend the env: in training it would end its worker "
@@ -285,7 +285,7 @@ def _play_findings(
 def _seeding_findings(config: EnvConfig, seed: int) -> list[Finding]:
     try:
         first, again, other = (_trace(config, s) for s in (seed, seed, seed + 1))
-    except (Exception, SystemExit) as error:  # the edge of somebody else's code
+    except (Exception, SystemExit) as error:  # the edge of foreign code
         return [
             Finding(True, f"a second env could not be stepped beside the first: {_text(error)}")
         ]

@@ -1,4 +1,4 @@
-"""What somebody else's env owes to Gymnasium's contract, and the sentence that it gets for a
+"""What foreign env owes to Gymnasium's contract, and the sentence that it gets for a
 breach.
 
 Good answers pass at the cost of a type check: these functions are called for every step of every

@@ -12,7 +12,7 @@ from typing import Literal
 from worldloom.core.exceptions import EnvFailureError
 from worldloom.envs.config import EnvLimits
 
-__all__ = ["EnvFault", "FaultBook", "FaultKind"]
+__all__ = ["EnvFault", "FailureTracker", "FaultKind"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class EnvFault:
     is_quarantined: bool
 
 
-class FaultBook:
+class FailureTracker:
     """Counts failures per env within a window; owned and used by one thread.
 
     Args:

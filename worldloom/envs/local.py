@@ -18,7 +18,7 @@ from worldloom.core.exceptions import (
 from worldloom.core.specs import EnvSpec, all_finite
 from worldloom.envs.building import FOREIGN_ERRORS, EnvBuildError, error_text
 from worldloom.envs.config import EnvLimits
-from worldloom.envs.faults import EnvFault, FaultBook
+from worldloom.envs.faults import EnvFault, FailureTracker
 from worldloom.envs.spaces import not_finite
 from worldloom.envs.surroundings import Surroundings
 from worldloom.envs.vector import EnvStep, env_seed
@@ -60,7 +60,7 @@ class LocalVectorEnv:
         self._build = build
         self._seed = seed
         self._sleep = sleep
-        self._book = FaultBook(limits or EnvLimits(), num_envs, clock)
+        self._book = FailureTracker(limits or EnvLimits(), num_envs, clock)
         envs = [self._build_one() for _ in range(num_envs)]
         self._envs: list[EnvAdapter | None] = list(envs)
         self._map_action = envs[0].map_action
@@ -161,7 +161,7 @@ class LocalVectorEnv:
                 self._fail(row, index, error)
             except (ConfigurationError, MissingDependencyError):
                 raise
-            # the edge of somebody else's code: any failure costs this env only
+            # the edge of foreign code: any failure costs this env only
             except FOREIGN_ERRORS as error:
                 self._fail(row, index, error)
         while (broken := self._not_finite(row)) is not None:
@@ -211,6 +211,6 @@ def _close(env: EnvAdapter) -> BaseException | None:
     """Close an env; returns what went wrong."""
     try:
         env.close()
-    except FOREIGN_ERRORS as error:  # the edge of somebody else's code
+    except FOREIGN_ERRORS as error:  # the edge of foreign code
         return error
     return None

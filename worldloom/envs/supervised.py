@@ -25,7 +25,7 @@ import numpy as np
 from worldloom.core.exceptions import StateError
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import EnvConfig, EnvLimits
-from worldloom.envs.faults import EnvFault, FaultBook, FaultKind
+from worldloom.envs.faults import EnvFault, FailureTracker, FaultKind
 from worldloom.envs.process import EnvProcess
 from worldloom.envs.vector import EnvStep, env_seed
 
@@ -93,7 +93,7 @@ class SupervisedVectorEnv:
         self._least_grace_s = limits.grace_s
         self._step_times = deque[float](maxlen=STEPS_REMEMBERED)
         self.patience_s = float("inf")
-        self._book = FaultBook(limits, num_envs, clock)
+        self._book = FailureTracker(limits, num_envs, clock)
         self._slots = [_Slot() for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, bool)
         self._started = False

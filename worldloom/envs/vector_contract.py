@@ -1,4 +1,4 @@
-"""What somebody else's vector env does where Gymnasium leaves it a choice: the seeds it takes, and
+"""What foreign vector env does where Gymnasium leaves it a choice: the seeds it takes, and
 when it resets what ended.
 
 What an env says is held against what it does; where both leave a choice open, the most usual one is

@@ -48,7 +48,7 @@ def visualize_imagination(
         horizon: Steps to imagine, as in :func:`worldloom.evaluation.evaluate_world_model`.
         warm_up: Observations that are looked at before.
         sequences: Rows of the picture.
-        fps: Frames per second of a film.
+        fps: Frames per second of a video.
         seed: Of the draw.
     """
     counts = {"horizon": horizon, "warm_up": warm_up, "sequences": sequences, "fps": fps}
@@ -122,7 +122,7 @@ def _write_mp4(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
         import imageio_ffmpeg
     except ImportError as error:
         raise MissingDependencyError(
-            "mp4 films (a .gif needs only pillow)", "imageio-ffmpeg", "video"
+            "mp4 videos (a .gif needs only pillow)", "imageio-ffmpeg", "video"
         ) from error
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)))
     size = (even.shape[2], even.shape[1])

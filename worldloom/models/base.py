@@ -25,7 +25,7 @@ from worldloom.core.fields import Bounds, checked
 from worldloom.core.registry import WorldModelRegistry
 from worldloom.core.state import LatentState
 from worldloom.core.trajectory import Trajectory
-from worldloom.models.door import Door
+from worldloom.models.door import RpcServer
 from worldloom.models.pretrained import (
     SavedModel,
     check_conflicts,
@@ -84,7 +84,7 @@ def imagined_returns(rewards: Tensor, continues: Tensor | None, discount: float)
     return torch.stack(found[::-1])
 
 
-class BaseWorldModel(Door, ABC):
+class BaseWorldModel(RpcServer, ABC):
     """Base of the public world models; see :class:`worldloom.core.world_model.WorldModel`.
 
     Args:

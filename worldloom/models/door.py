@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from worldloom.core.exceptions import ShapeMismatchError, StateError
 from worldloom.core.state import LatentState
 
-__all__ = ["Door", "index_of", "tensor_of"]
+__all__ = ["RpcServer", "index_of", "tensor_of"]
 
 MAX_PIXEL = 16.0
 """No image in [0, 1], however noisy, has a float beyond this; one in 0..255 that forgot its dtype
@@ -24,7 +24,7 @@ has.
 """
 
 
-class Door(nn.Module):
+class RpcServer(nn.Module):
     """A module that checks what it is given; its config says which shapes it takes."""
 
     config: Any

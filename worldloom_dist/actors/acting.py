@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from worldloom.core.metrics import Last, MetricMap, Sum, Tally
+from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
 from worldloom.core.protocol import Carry, Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.metric_names import BATCH_BUCKETS, BUCKETS_S
@@ -116,7 +116,7 @@ class WeightPuller:
         self._pulled = self._failed = 0
         self._seconds = 0.0
         self._bytes = 0
-        self._times = Tally(BUCKETS_S)
+        self._times = HistogramBuilder(BUCKETS_S)
 
     def pull(self) -> None:
         """Load newer weights if it is time to look and there are any; after a failure the old ones
@@ -165,8 +165,8 @@ class ActMeter:
     """Sizes and times of decisions; used by one thread."""
 
     def __init__(self) -> None:
-        self._sizes = Tally(BATCH_BUCKETS)
-        self._times = Tally(BUCKETS_S)
+        self._sizes = HistogramBuilder(BATCH_BUCKETS)
+        self._times = HistogramBuilder(BUCKETS_S)
 
     def add(self, rows: int, seconds: float) -> None:
         """One decision for ``rows`` envs."""

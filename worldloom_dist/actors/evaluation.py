@@ -27,7 +27,7 @@ from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.vector import EnvStep, VectorEnv
 from worldloom_dist.actors.acting import LocalActing
-from worldloom_dist.actors.films import Recorder
+from worldloom_dist.actors.videos import Recorder
 
 __all__ = ["Evaluation", "EvaluationStoppedError", "Evaluator"]
 
@@ -96,13 +96,13 @@ class Evaluator:
         policy: Decides, with ``explore=False``. Its random state now is the one that every
             evaluation starts from.
         episodes: Of one evaluation unless told otherwise; by default one per env.
-        films: Episodes that are recorded.
+        videos: Episodes that are recorded.
         max_steps: Decisions after which an episode is cut; None cuts none.
         timeout_s: Seconds that one evaluation may take.
 
     Attributes:
-        films: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation.
-        film_problems: Why films of it are missing, one sentence each.
+        videos: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation.
+        video_problems: Why videos of it are missing, one sentence each.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class Evaluator:
         policy: Policy,
         episodes: int | None = None,
         *,
-        films: int = 0,
+        videos: int = 0,
         max_steps: int | None = None,
         timeout_s: float = float("inf"),
     ) -> None:
         self._make_env = env
         self._policy = policy
         self._episodes = episodes
-        self._num_films = films
+        self._num_videos = videos
         self._max_steps = max_steps
         self._timeout_s = timeout_s
-        self.films: list[np.ndarray] = []
-        self.film_problems: list[str] = []
+        self.videos: list[np.ndarray] = []
+        self.video_problems: list[str] = []
         self._rng_state = policy.rng_state()
         self._version = NO_POLICY
 
@@ -154,42 +154,42 @@ class Evaluator:
         env = self._make_env()
         try:
             with _one_thread():
-                books = self._play(env, episodes or self._episodes or env.num_envs, is_stopped)
+                counters = self._play(env, episodes or self._episodes or env.num_envs, is_stopped)
         finally:
             env.close()
         returns, lengths = zip(
-            *(result for book in books for result in book.results[: book.share]), strict=True
+            *(result for book in counters for result in book.results[: book.share]), strict=True
         )
-        lost = {index: book.lost for index, book in enumerate(books) if book.lost}
-        return Evaluation(returns, lengths, self._version, lost, sum(book.cut for book in books))
+        lost = {index: book.lost for index, book in enumerate(counters) if book.lost}
+        return Evaluation(returns, lengths, self._version, lost, sum(book.cut for book in counters))
 
     def _play(
         self, env: VectorEnv, episodes: int, is_stopped: Callable[[], bool]
-    ) -> list[_EnvBook]:
+    ) -> list[_EpisodeStats]:
         self._policy.load_rng_state(self._rng_state)
         acting = LocalActing(self._policy, env.num_envs, explore=False)
         shares = [
             episodes // env.num_envs + (index < episodes % env.num_envs)
             for index in range(env.num_envs)
         ]
-        books = [_EnvBook(share, self._max_steps) for share in shares]
-        recorder = Recorder(env, self._num_films)
-        watch = _Watch(books, self._timeout_s, is_stopped)
+        counters = [_EpisodeStats(share, self._max_steps) for share in shares]
+        recorder = Recorder(env, self._num_videos)
+        watch = _Watch(counters, self._timeout_s, is_stopped)
         row = env.reset()
         while True:
             recorder.see(row)
-            for index, book in enumerate(books):
+            for index, book in enumerate(counters):
                 book.enter(row, index)
             for fault in env.drain_faults():
                 if fault.is_quarantined:
-                    books[fault.env].lost = f"{fault.kind}: {fault.detail}"
-                    _hand_on(books[fault.env], books)
-            if not any(book.owed for book in books):
-                self.films = recorder.films
-                self.film_problems = recorder.problems
-                return books
+                    counters[fault.env].lost = f"{fault.kind}: {fault.detail}"
+                    _hand_on(counters[fault.env], counters)
+            if not any(book.owed for book in counters):
+                self.videos = recorder.videos
+                self.video_problems = recorder.problems
+                return counters
             watch.look()
-            if any(book.owed and not book.waits for book in books):
+            if any(book.owed and not book.waits for book in counters):
                 row = env.step(acting.act(row.obs, row.is_first, row.live).action)
             else:  # an env has no end of its own: only a reset begins what is still owed
                 row = env.reset()
@@ -214,15 +214,15 @@ class _Watch:
     """Ends an evaluation that takes too long or is stopped, and says now and then how far it is.
 
     Args:
-        books: Of its envs.
+        counters: Of its envs.
         timeout_s: Seconds from now on.
         is_stopped: True when nobody wants it any more.
     """
 
     def __init__(
-        self, books: list[_EnvBook], timeout_s: float, is_stopped: Callable[[], bool]
+        self, counters: list[_EpisodeStats], timeout_s: float, is_stopped: Callable[[], bool]
     ) -> None:
-        self._books = books
+        self._counters = counters
         self._timeout_s = timeout_s
         self._is_stopped = is_stopped
         self._began = self._said = time.monotonic()
@@ -248,12 +248,12 @@ class _Watch:
         self._decisions += 1
 
     def _progress(self) -> str:
-        played = sum(min(len(book.results), book.share) for book in self._books)
-        wanted = sum(book.share for book in self._books)
+        played = sum(min(len(book.results), book.share) for book in self._counters)
+        wanted = sum(book.share for book in self._counters)
         return f"{played} of {wanted} episodes played, {self._decisions} decisions per env"
 
 
-class _EnvBook:
+class _EpisodeStats:
     """Adds up the episodes of one env.
 
     Args:
@@ -303,17 +303,18 @@ class _EnvBook:
             self.waits = True
 
 
-def _hand_on(dead: _EnvBook, books: list[_EnvBook]) -> None:
+def _hand_on(dead: _EpisodeStats, counters: list[_EpisodeStats]) -> None:
     """Leave what a dead env owes to the living, one by one to the smallest share, of equal ones to
     the first.
 
     Raises:
         EnvFailureError: If none lives.
     """
-    living = [book for book in books if not book.lost]
+    living = [book for book in counters if not book.lost]
     if not living:
         raise EnvFailureError(
-            f"no env is left of {len(books)} to play the evaluation; the last failure: {dead.lost}"
+            f"no env is left of {len(counters)} to play the evaluation; the last "
+            f"failure: {dead.lost}"
         )
     for _ in range(dead.owed):
         min(living, key=lambda book: book.share).share += 1

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import EnvFailureError, StateError, TrainingError
-from worldloom.core.metrics import MetricMap, Sum, Tally, merge_into
+from worldloom.core.metrics import HistogramBuilder, MetricMap, Sum, merge_into
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
@@ -138,7 +138,7 @@ class RolloutWorker:
         self._episodes: list[EpisodeResult] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
-        self._env_times = Tally(BUCKETS_S)
+        self._env_times = HistogramBuilder(BUCKETS_S)
         self._reported_agent_steps = 0
         self._reported_blocked_s = 0.0
         self.agent_steps = self.rows = 0

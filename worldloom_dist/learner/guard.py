@@ -42,7 +42,7 @@ class NonfiniteGuard:
         self._pending: deque[tuple[int, Any, Any, SampledWindows]] = deque()
 
     def watch(self, step: int, nonfinite: Any, windows: SampledWindows) -> None:
-        """Take the flag of update ``step``; judge those flags that have arrived.
+        """Take the flag of update ``step``; diagnose those flags that have arrived.
 
         Raises:
             TrainingError: After ``limit`` skipped updates in a row.
@@ -59,7 +59,7 @@ class NonfiniteGuard:
             self._judge(*self._pending.popleft())
 
     def flush(self) -> None:
-        """Wait for the flags that are still on their way and judge them."""
+        """Wait for the flags that are still on their way and diagnose them."""
         while self._pending:
             arrived = self._pending[0][2]
             if arrived is not None:

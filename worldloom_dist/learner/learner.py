@@ -1,5 +1,5 @@
-"""The learner: windows in, weights and checkpoints out. One plain object; who feeds it and who
-listens is the runtime's business.
+"""The learner: windows in, weights and checkpoints out. One plain object; who feeds it and
+who listens is the runtime's business.
 
 Nothing here waits for the update that was just launched: metrics stay on the device until
 :meth:`Learner.drain_metrics`, refreshed latents are sent when they have arrived on the host, and
@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from worldloom.core.metrics import Histogram, Last, MetricMap, Sum, Tally, merge_into
+from worldloom.core.metrics import Histogram, HistogramBuilder, Last, MetricMap, Sum, merge_into
 from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.nn.snapshot import to_bfloat16
-from worldloom_dist.learner.gallery import Gallery
 from worldloom_dist.learner.guard import NonfiniteGuard
+from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.publishing import CudaDownload, Published, Publisher
 from worldloom_dist.learner.staging import Staged, Stager
 from worldloom_dist.learner.step import CompileMode, make_step
@@ -100,10 +100,10 @@ class Learner:
         self._batch: SequenceBatch | None = None
         self._scalars: Mapping[str, Any] = {}
         self._metrics: MetricMap = {}
-        self._phases = {phase: Tally(BUCKETS_S) for phase in LEARNER_PHASES}
-        self._ages = Tally(AGE_BUCKETS_S)
-        self._stagings = Tally(BUCKETS_S)
-        self._lags = Tally(LAG_BUCKETS)
+        self._phases = {phase: HistogramBuilder(BUCKETS_S) for phase in LEARNER_PHASES}
+        self._ages = HistogramBuilder(AGE_BUCKETS_S)
+        self._stagings = HistogramBuilder(BUCKETS_S)
+        self._lags = HistogramBuilder(LAG_BUCKETS)
         self._fresh_steps = 0
 
     @property
@@ -183,12 +183,16 @@ class Learner:
         }
         merge_into(self._metrics, update)
 
-    def report(self, gallery: Gallery, env_steps: int, *, wait_s: float = 0.0) -> None:
+    def report(
+        self, prediction_videos: PredictionVideos, env_steps: int, *, wait_s: float = 0.0
+    ) -> None:
         """Have the agent's predictions on the newest batch drawn; never raises, and nothing that
         training reads changes.
         """
         if self._batch is not None:
-            gallery.report(self.agent, self._batch, env_steps, self.train_steps, wait_s=wait_s)
+            prediction_videos.report(
+                self.agent, self._batch, env_steps, self.train_steps, wait_s=wait_s
+            )
 
     def note(self, phase: Literal["wait_data", "checkpoint"], seconds: float) -> None:
         """Book time of the training thread that :meth:`train` and :meth:`publish` do not see."""

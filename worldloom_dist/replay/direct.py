@@ -1,8 +1,8 @@
-"""The replay of a run in one process: shards and ledger behind the same doors that the distributed
-one has.
+"""The replay of a run in one process: shards and coordinator behind the same doors that the
+distributed one has.
 
-A call that the ledger refuses waits for the other side, at most ``wait_s``. In lock-step there is
-one thread and nobody to wait for: inserts are only counted, and the schedule makes every update
+A call that the coordinator refuses waits for the other side, at most ``wait_s``. In lock-step there
+is one thread and nobody to wait for: inserts are only counted, and the schedule makes every update
 that is due after each round of inserts.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 
 from worldloom.core.exceptions import BufferError, StateError
 from worldloom.core.sequence import Chunk
-from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
+from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest, WriteBack
+from worldloom_dist.replay.coordinator import ReplayCoordinator, shard_of
 from worldloom_dist.replay.imports import ImportReport, load_share
-from worldloom_dist.replay.ledger import Ledger, shard_of
-from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.replay.snapshots import ShardSnapshot
 
 __all__ = ["DirectReplay"]
 
@@ -33,10 +33,10 @@ class DirectReplay:
     Safe for several threads.
 
     Args:
-        shards: All shards of the run, by index; they join the ledger here, with what they found on
-            disk. After a resume, load or rebase ``ledger.limiter`` next, or everything found is
-            owed to training at once.
-        ledger: Keeps the train ratio.
+        shards: All shards of the run, by index; they join the coordinator here, with what they
+            found on disk. After a resume, load or rebase ``coordinator.limiter`` next, or
+            everything found is owed to training at once.
+        coordinator: Keeps the train ratio.
         wait_s: How long a refused call waits for the other side before it fails.
         is_lockstep: Count inserts and never refuse them; the caller keeps the ratio by its
             schedule.
@@ -45,13 +45,13 @@ class DirectReplay:
     def __init__(
         self,
         shards: Sequence[ReplayShard],
-        ledger: Ledger,
+        coordinator: ReplayCoordinator,
         *,
         wait_s: float = 0.0,
         is_lockstep: bool = False,
     ) -> None:
         self.shards = list(shards)
-        self.ledger = ledger
+        self.coordinator = coordinator
         self._wait_s = wait_s
         self._is_lockstep = is_lockstep
         self._changed = threading.Condition()
@@ -88,10 +88,10 @@ class DirectReplay:
         shard = self.shards[index]
         steps = chunk.num_agent_steps
         if self._is_lockstep:
-            self.ledger.force_insert(index, steps)
+            self.coordinator.force_insert(index, steps)
         else:
             self._wait(
-                lambda: self.ledger.try_insert(index, steps) or None,
+                lambda: self.coordinator.try_insert(index, steps) or None,
                 "insert",
                 lambda: self._insert_problem(steps),
             )
@@ -101,8 +101,8 @@ class DirectReplay:
         finally:
             with self._changed:
                 if not is_new:
-                    self.ledger.give_back(index, steps)
-                self.ledger.report(index, shard.live_windows())
+                    self.coordinator.give_back(index, steps)
+                self.coordinator.report(index, shard.live_windows())
                 self._changed.notify_all()
 
     def sample(self, request: SampleRequest) -> SampledWindows:
@@ -113,12 +113,12 @@ class DirectReplay:
             StateError: If the train ratio blocks the sample for longer than ``wait_s``.
         """
         if not self._wait_s and not self.has_windows:
-            rows = sum(shard.books().stored for shard in self.shards)
+            rows = sum(shard.row_counters().stored for shard in self.shards)
             raise BufferError(
                 f"replay holds {rows} rows but no complete window; insert more before sampling"
             )
         parts = self._wait(
-            lambda: self.ledger.try_sample(request),
+            lambda: self.coordinator.try_sample(request),
             "sample",
             lambda: self._sample_problem(request.windows),
         )
@@ -172,15 +172,15 @@ class DirectReplay:
             self._changed.notify_all()
         return ImportReport.joined(parts)
 
-    def books(self) -> RowBooks:
-        """The books summed over all shards."""
-        return sum((shard.books() for shard in self.shards), RowBooks())
+    def row_counters(self) -> RowCounters:
+        """The counters summed over all shards."""
+        return sum((shard.row_counters() for shard in self.shards), RowCounters())
 
-    def mark(self) -> list[ShardMark]:
+    def mark(self) -> list[ShardSnapshot]:
         """A cut through every shard; one cut through the run if nobody inserts meanwhile."""
         return [shard.mark() for shard in self.shards]
 
-    def rollback(self, marks: Sequence[ShardMark]) -> None:
+    def rollback(self, marks: Sequence[ShardSnapshot]) -> None:
         """Return every shard to its mark. Load the limiter's own state afterwards."""
         for shard, mark in zip(self.shards, marks, strict=True):
             shard.rollback(mark)
@@ -193,7 +193,7 @@ class DirectReplay:
 
     def _join_all(self) -> None:
         for index, shard in enumerate(self.shards):
-            self.ledger.join(index, shard.books(), shard.live_windows())
+            self.coordinator.join(index, shard.row_counters(), shard.live_windows())
 
     def _wait(self, attempt: Callable[[], T | None], side: str, problem: Callable[[], str]) -> T:
         """Try until granted; each change on the other side wakes us."""
@@ -214,7 +214,7 @@ class DirectReplay:
         return granted[0]
 
     def _insert_problem(self, steps: int) -> str:
-        limiter = self.ledger.limiter
+        limiter = self.coordinator.limiter
         missing = limiter.insert_waits_for(steps)
         most = limiter.limits.max_insert_steps
         return (
@@ -223,8 +223,8 @@ class DirectReplay:
         )
 
     def _sample_problem(self, windows: int) -> str:
-        positions = windows * self.ledger.window_positions
+        positions = windows * self.coordinator.window_positions
         return (
-            f"{self.ledger.limiter.sample_waits_for(positions)} agent steps must be "
+            f"{self.coordinator.limiter.sample_waits_for(positions)} agent steps must be "
             f"inserted before {windows} windows are due"
         )

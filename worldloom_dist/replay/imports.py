@@ -2,9 +2,9 @@
 owed to training.
 
 A file's episodes are dealt to the shards in turn; the share of a shard is one stream whose name is
-made of the file's content. So a shard that begins again finds by its own books how far it came, and
-the same file named twice is the same rows. Such rows have no policy, are no agent steps, and pass
-the train ratio by: they are there to be sampled, not to be counted.
+made of the file's content. So a shard that begins again finds by its own counters how far it came,
+and the same file named twice is the same rows. Such rows have no policy, are no agent steps, and
+pass the train ratio by: they are there to be sampled, not to be counted.
 
 What an agent stores beside the env's columns (DreamerV3's latents) no file has. It begins as zeros,
 so a window that starts in the middle of such an episode starts nearly as an episode does, until an

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from worldloom.core.metrics import Last, MetricMap, Sum, Tally
+from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
 from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
 from worldloom_dist.ports import WriteBack
 
@@ -29,8 +29,8 @@ class ShardMeter:
     def __init__(self, window_positions: int, directory: Path) -> None:
         self._window_positions = window_positions
         self._directory = directory
-        self._times = {operation: Tally(BUCKETS_S) for operation in OPERATIONS}
-        self._lags = Tally(LAG_BUCKETS)
+        self._times = {operation: HistogramBuilder(BUCKETS_S) for operation in OPERATIONS}
+        self._lags = HistogramBuilder(LAG_BUCKETS)
         self._positions = self._bytes_in = self._bytes_out = 0
         self._refreshed = WriteBack()
         self._prioritised = WriteBack()

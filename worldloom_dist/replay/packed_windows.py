@@ -83,10 +83,10 @@ class PackedWindows:
         )
 
     @classmethod
-    def glue(cls, parts: Sequence[PackedWindows]) -> PackedWindows:
+    def concatenate(cls, parts: Sequence[PackedWindows]) -> PackedWindows:
         """The windows of several shards, in the given order."""
         return cls(
-            PendingWindows.glue([part.pending for part in parts]),
+            PendingWindows.concatenate([part.pending for part in parts]),
             np.concatenate([part._shards() for part in parts]),
         )
 
@@ -104,7 +104,7 @@ def unpack_all(parts: Sequence[SampledWindows | PackedWindows]) -> SampledWindow
     """
     packed = [part for part in parts if isinstance(part, PackedWindows)]
     if len(packed) == len(parts):
-        return PackedWindows.glue(packed).unpack()
+        return PackedWindows.concatenate(packed).unpack()
     return SampledWindows.concatenate(
         [part.unpack() if isinstance(part, PackedWindows) else part for part in parts]
     )

@@ -1,5 +1,5 @@
-"""From the records of a journal back to the rows and books of a shard, whatever the disk has lost
-or altered meanwhile.
+"""From the records of a journal back to the rows and counters of a shard, whatever the disk has
+lost or altered meanwhile.
 
 Segments are deleted from the oldest on, when all their rows were evicted. So reading begins at some
 head, which says what was before it; the newest head (or record of a loss) says which of those rows
@@ -38,7 +38,7 @@ class Recovery:
     Attributes:
         chunks: Taken so far.
         is_news: True if the next restart needs a record of the loss (``LOST``) to come to the same
-            books.
+            counters.
     """
 
     def __init__(self, rows: ShardRows, oldest_segment: int) -> None:
@@ -105,13 +105,13 @@ class Recovery:
         self.chunks += 1
 
     def _take_loss(self, record: Record) -> None:
-        books = json.loads(record.payload)
+        counters = json.loads(record.payload)
         rows = self._rows
-        rows.skip_to(books["next_row"], books["agent_steps"])
-        self._compare(books, record.segment)
-        rows.counters.lost = books["lost"]
+        rows.skip_to(counters["next_row"], counters["agent_steps"])
+        self._compare(counters, record.segment)
+        rows.counters.lost = counters["lost"]
         self.is_news = False
-        rows.counters.evicted = rows.buffer.next_row - len(rows.buffer) - books["lost"]
+        rows.counters.evicted = rows.buffer.next_row - len(rows.buffer) - counters["lost"]
 
     def _enter_segment(self, record: Record) -> None:
         """Start from, or compare with, the head of a segment; if the head is damaged, its first

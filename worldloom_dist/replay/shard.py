@@ -4,12 +4,12 @@ them.
     writer --append--> [dedup] -> [journal] -> [buffer] --True/False--> writer (both acknowledge)
     reader --sample--> [buffer, under the lock] -> [decode, here or at the reader] --> reader
 
-Restart is construction on the same directory: the journal is read, the rows, books and the table of
-seen chunks are as they were.
+Restart is construction on the same directory: the journal is read, the rows, counters and the table
+of seen chunks are as they were.
 
 Durability: ``none`` keeps rows in this process only. ``journal`` (the default of a run) survives
 the death of the process in any way, but not of the machine. ``fsync`` survives a power loss too.
-Where something is lost all the same, books say how much.
+Where something is lost all the same, counters say how much.
 
 A mark is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest
 marks need are kept, so that ``rollback`` can drop everything after one of them.
@@ -34,10 +34,8 @@ from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.selectors import Selector, Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest, WriteBack
-from worldloom_dist.replay.cold_chunks import ColdChunks
+from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest, WriteBack
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
-from worldloom_dist.replay.marks import MarkFiles, ShardMark
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.records import (
     CHUNK,
@@ -49,6 +47,8 @@ from worldloom_dist.replay.records import (
 )
 from worldloom_dist.replay.recovery import Recovery
 from worldloom_dist.replay.shard_rows import ShardRows
+from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
+from worldloom_dist.replay.spilled_chunks import SpilledChunks
 
 __all__ = ["Durability", "ReplayShard"]
 
@@ -139,7 +139,7 @@ class ReplayShard:
             )
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
-            self._files = MarkFiles(directory, kept_marks, fsync=durability == "fsync")
+            self._files = SnapshotStore(directory, kept_marks, fsync=durability == "fsync")
             self._files.claim(shard_identity(index, columns))
             self._recover(self._journal)
             self._restore_newest()
@@ -255,13 +255,13 @@ class ReplayShard:
         """
         return "" if self._journal is None else self._journal.failure
 
-    def books(self) -> RowBooks:
+    def row_counters(self) -> RowCounters:
         """Where every row went."""
         with self._lock:
-            return self._rows.books()
+            return self._rows.row_counters()
 
     def memory_bytes(self) -> int:
-        """What stored rows take of memory; the rest of ``books().payload_bytes`` is read
+        """What stored rows take of memory; the rest of ``row_counters().payload_bytes`` is read
         from disk.
         """
         return self._rows.buffer.nbytes - self._rows.buffer.cold_bytes
@@ -275,26 +275,26 @@ class ReplayShard:
         with self._lock:
             return self._rows.buffer.next_seq(stream)
 
-    def declare_lost(self, acknowledged: RowBooks) -> int:
+    def mark_lost(self, acknowledged: RowCounters) -> int:
         """Admit the loss of rows that the rest of the system saw acknowledged by this shard, and
         that its disk does not have.
 
         Args:
-            acknowledged: The last books that anybody got from this shard.
+            acknowledged: The last counters that anybody got from this shard.
 
         Returns:
             Rows newly counted as lost; row ids go on after those that were given out.
         """
         with self._lock:
             known = self._rows.buffer.next_row
-            newly = self._rows.declare_lost(acknowledged)
+            newly = self._rows.mark_lost(acknowledged)
             if self._rows.buffer.next_row > known and self._journal is not None:
                 self._record_loss(self._journal)
         if newly:
             logger.warning("shard-%d: %d acknowledged rows are lost", self.index, newly)
         return newly
 
-    def mark(self) -> ShardMark:
+    def mark(self) -> ShardSnapshot:
         """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with
         :meth:`rollback`.
 
@@ -306,7 +306,7 @@ class ReplayShard:
                 next_row = self._rows.buffer.next_row
                 served = self._rows.buffer.online_served
                 if self._journal is None:
-                    return ShardMark(-1, 0, -1, next_row, served)
+                    return ShardSnapshot(-1, 0, -1, next_row, served)
                 if self._journal.needs_rotation:
                     self._rotate(self._journal)
                 place = self._journal.position
@@ -316,14 +316,14 @@ class ReplayShard:
                 learnt = self._rows.buffer.export_weights()
             mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
             weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
-            mark = ShardMark(*place, oldest, next_row, served, mutable_file, weights_file)
+            mark = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
             with self._lock:
-                self._files.set_marks([*self._files.marks, mark])
+                self._files.set_snapshots([*self._files.marks, mark])
                 self._pinned = []
             self._journal.sync()
             return mark
 
-    def rollback(self, mark: ShardMark) -> None:
+    def rollback(self, mark: ShardSnapshot) -> None:
         """Return to a mark, forgetting everything since.
 
         Raises:
@@ -355,7 +355,7 @@ class ReplayShard:
                     f"replay shard {self.index}: {self._rows.buffer.next_row} rows "
                     f"found instead of {mark.next_row}"
                 )
-            self._files.set_marks(
+            self._files.set_snapshots(
                 [kept for kept in self._files.marks if kept.next_row < mark.next_row] + [mark]
             )
             # newer ones name rows that are forgotten
@@ -401,7 +401,7 @@ class ReplayShard:
 
     def _empty_rows(self) -> ShardRows:
         cold = (
-            ColdChunks(self._cold_directory, self.columns, self._cold_columns)
+            SpilledChunks(self._cold_directory, self.columns, self._cold_columns)
             if self._cold_directory is not None
             else None
         )
@@ -439,15 +439,15 @@ class ReplayShard:
             logger.info("shard-%d: %s", self.index, self.recovered.text)
 
     def _record_loss(self, journal: Journal) -> None:
-        """Write down where rows and books stand, for the day on which the segments that show what
-        is lost are deleted.
+        """Write down where rows and counters stand, for the day on which the segments that show
+        what is lost are deleted.
         """
         if journal.position.segment < 0:
             self._rotate(journal)
         # in the segment whose records lead up to it, even if that is full
         journal.append(LOST, [self._rows.head()])
 
-    def _restore_mutable(self, mark: ShardMark) -> None:
+    def _restore_mutable(self, mark: ShardSnapshot) -> None:
         if mark.mutable_file:
             specs = {column: self.columns[column] for column in self._mutable}
             self._rows.buffer.write_back(*self._files.load_mutable(mark.mutable_file, specs))

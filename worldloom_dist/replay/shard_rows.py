@@ -15,7 +15,7 @@ from worldloom.core.sequence import Chunk, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import PackedColumn, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import RowBooks
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.records import ShardCounters, StoredChunk
 
@@ -26,7 +26,7 @@ Place = tuple[int, int, int]
 
 
 class ShardRows:
-    """Rows, books, and the table of chunks seen.
+    """Rows, counters, and the table of chunks seen.
 
     Args:
         make_buffer: Makes the empty buffer.
@@ -87,10 +87,10 @@ class ShardRows:
         )
         self.counters.agent_steps += chunk.num_agent_steps
 
-    def books(self) -> RowBooks:
+    def row_counters(self) -> RowCounters:
         """Where every row went; each number is counted, none is a remainder."""
         counters = self.counters
-        return RowBooks(
+        return RowCounters(
             inserted=self.buffer.next_row,
             stored=len(self.buffer),
             evicted=counters.evicted,
@@ -122,11 +122,11 @@ class ShardRows:
         ]
         return max(reaching, default=min(self.segment_rows))
 
-    def declare_lost(self, acknowledged: RowBooks) -> int:
+    def mark_lost(self, acknowledged: RowCounters) -> int:
         """Count rows that somebody saw acknowledged and that are not here as lost; returns how many
         are new.
         """
-        before = self.books()
+        before = self.row_counters()
         if acknowledged.inserted <= before.inserted:
             return 0
         self.skip_to(

@@ -21,7 +21,6 @@ from worldloom.data.codec import carry_resets_of, split_rows
 from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.history import stored_columns, stored_identity
 from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
-from worldloom_dist.replay.marks import MarkFiles, ShardMark
 from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
@@ -31,6 +30,7 @@ from worldloom_dist.replay.records import (
     unpack_count,
 )
 from worldloom_dist.replay.recovery import missing_before
+from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
 
 __all__ = ["ShardFindings", "verify_shard"]
 
@@ -41,7 +41,7 @@ class ShardFindings:
 
     Attributes:
         chunks, rows: Intact ones on disk.
-        inserted, agent_steps, duplicate, lost: The books at the end of the journal.
+        inserted, agent_steps, duplicate, lost: The counters at the end of the journal.
         carry_resets: Rows on disk that an agent acted which had just lost its carry
             (``codec.carry_resets_of``).
         run_rows: Rows inserted up to the last one that did not come from a file; those after it may
@@ -115,7 +115,7 @@ def verify_shard(folder: Path) -> ShardFindings:
 
 
 class _Reader:
-    """Follows the books of a journal record by record.
+    """Follows the counters of a journal record by record.
 
     Args:
         folder: For the messages.
@@ -124,7 +124,7 @@ class _Reader:
     """
 
     def __init__(
-        self, folder: Path, columns: dict[str, ArraySpec], marks: Sequence[ShardMark]
+        self, folder: Path, columns: dict[str, ArraySpec], marks: Sequence[ShardSnapshot]
     ) -> None:
         self.found = ShardFindings(columns=columns)
         self._folder = folder
@@ -151,12 +151,12 @@ class _Reader:
         if record.kind == HEAD:
             self._head(json.loads(record.payload))
         elif record.kind == LOST:
-            books = json.loads(record.payload)
-            self.found.inserted = books["next_row"]
-            self.found.agent_steps = books["agent_steps"]
-            self.found.lost = books["lost"]
+            counters = json.loads(record.payload)
+            self.found.inserted = counters["next_row"]
+            self.found.agent_steps = counters["agent_steps"]
+            self.found.lost = counters["lost"]
             self.found.run_rows = self.found.inserted
-            self._newest = books
+            self._newest = counters
         elif record.kind == DUPLICATE:
             self.found.duplicate += unpack_count(record.payload)
         elif record.kind == CHUNK:
@@ -179,7 +179,7 @@ class _Reader:
                 "segments that held them are gone"
             )
 
-    def complaints(self) -> Iterator[tuple[ShardMark, str]]:
+    def complaints(self) -> Iterator[tuple[ShardSnapshot, str]]:
         """Each mark with what the journal says against it, at the end of the journal; empty when
         nothing.
         """
@@ -274,27 +274,27 @@ class _Reader:
         self.found.problems.append(f"{self._folder}: {sentence}")
 
 
-def _marks(folder: Path) -> list[ShardMark]:
+def _marks(folder: Path) -> list[ShardSnapshot]:
     """The marks on disk.
 
     Raises:
         CheckpointError: If their file is damaged.
     """
     try:
-        return MarkFiles(folder, kept_marks=1).marks
+        return SnapshotStore(folder, kept_marks=1).marks
     except OSError as error:
         raise CheckpointError(f"{folder / 'marks.json'} cannot be read ({error})") from error
 
 
 def _mark_problems(
-    folder: Path, columns: dict[str, ArraySpec], complaints: Iterator[tuple[ShardMark, str]]
+    folder: Path, columns: dict[str, ArraySpec], complaints: Iterator[tuple[ShardSnapshot, str]]
 ) -> Iterator[str]:
     """What is wrong with marks, and with the files that they name, and with the newest
     priorities.
     """
-    files = MarkFiles(folder, kept_marks=1)
+    files = SnapshotStore(folder, kept_marks=1)
     mutable = SequenceBatch.from_columns(columns).extras
-    found: list[tuple[ShardMark, str]] = []
+    found: list[tuple[ShardSnapshot, str]] = []
     for mark, complaint in complaints:
         if complaint:
             found.append((mark, f"{folder}: {complaint}"))

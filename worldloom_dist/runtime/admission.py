@@ -1,8 +1,8 @@
-"""A shard's questions to the ledger: chunks that arrive while one is open share the next, so that a
-busy shard asks less often.
+"""A shard's questions to the coordinator: chunks that arrive while one is open share the next, so
+that a busy shard asks less often.
 
-The ledger grants a question's chunks in their order, as many as the train ratio allows now, and
-waits until that is one. Nothing is granted ahead of what has arrived: steps that a shard merely
+The coordinator grants a question's chunks in their order, as many as the train ratio allows now,
+and waits until that is one. Nothing is granted ahead of what has arrived: steps that a shard merely
 might insert would count as inserted for those who sample. Questions are numbered, so that one that
 is asked again, because its answer was lost on the way, is not granted twice.
 """
@@ -35,7 +35,7 @@ class Admission:
         shard has shown up.
 
         Raises:
-            RoleGoneError: If the ledger stayed away.
+            RoleGoneError: If the coordinator stayed away.
         """
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((agent_steps, answer))

@@ -2,10 +2,11 @@
 order.
 
 The driver is the control plane only; no row, batch or weight passes through it. Its thread does
-five things in a loop: look after the roles, read the ledger's counters, start evaluations, write
-what people read, and decide whether the run is complete.
+five things in a loop: look after the roles, read the coordinator's counters, start evaluations,
+write what people read, and decide whether the run is complete.
 
-    start:  hub, ledger, weights, shards  ->  learner, inference, evaluator  ->  workers in waves
+    start:  hub, coordinator, weights, shards  ->  learner, inference, evaluator  ->  workers in
+    waves
     end:    workers (flush) -> learner (last version, checkpoint)
             -> last evaluation, of just those weights -> summary -> the rest
 """
@@ -29,18 +30,17 @@ from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, needs_measuring, place_inference
-from worldloom_dist.ports import RowBooks
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.report import Counts, Report
+from worldloom_dist.rpc.actor_client import GONE, ActorClient
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
-from worldloom_dist.runtime.ending import Ending
+from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.evaluations import Evaluations
-from worldloom_dist.runtime.fleet import Fleet
 from worldloom_dist.runtime.hub_role import HubRole
+from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.learner_group import LearnerPlaces
 from worldloom_dist.runtime.learner_roles import LearnerRole
-from worldloom_dist.runtime.ledger_role import LedgerRole
-from worldloom_dist.runtime.pace import Pace
 from worldloom_dist.runtime.placement import Placement
 from worldloom_dist.runtime.policy_roles import (
     EvaluatorRole,
@@ -48,11 +48,12 @@ from worldloom_dist.runtime.policy_roles import (
     begin_measuring,
     end_measuring,
 )
-from worldloom_dist.runtime.remote import GONE, Remote
 from worldloom_dist.runtime.reporting import Reporter
 from worldloom_dist.runtime.shard_role import ShardRole
+from worldloom_dist.runtime.shutdown import Shutdown
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.weight_roles import WeightStoreRole
+from worldloom_dist.runtime.worker_pool import WorkerPool
 from worldloom_dist.stopping import StopFlag
 from worldloom_dist.view import View
 
@@ -69,7 +70,7 @@ MEASURE_EVERY_S = 5.0
 START_TIMEOUT_S = 180.0
 LOOK_TIMEOUT_S = 5.0
 LAST_LOOK_TIMEOUT_S = 15.0
-LIVES_PER_RUN = 1_000_000
+INCARNATIONS_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts
 above them.
 """
@@ -109,25 +110,25 @@ class RayRun:
         earlier = folder.read_json("summary.json")
         self._report = Report(plan, folder, earlier)
         self._show = show
-        self._books = folder.read_books()
-        self._last_words = dict[str, dict[str, int]]()
+        self._counters = folder.read_counters()
+        self._final_counters = dict[str, dict[str, int]]()
         actors = plan.config.actors
         self._supervisor = Supervisor(
             max_restarts=actors.max_restarts, window_s=actors.restart_window_s
         )
         self._evaluations = Evaluations(plan, self._supervisor, self._report)
-        self._ledger = Remote("ledger-0")
+        self._coordinator = ActorClient("coordinator-0")
         self._reporter = Reporter("driver")
         self._node = NodeMeter(folder.path)
-        self._measure = Pace(MEASURE_EVERY_S)
+        self._measure = Interval(MEASURE_EVERY_S)
         self._windows: int | None = None
-        self._fleet = Fleet(plan, self._supervisor, 0, self._lost_open)
-        self._ending = Ending(self._supervisor, self._fleet)
+        self._worker_pool = WorkerPool(plan, self._supervisor, 0, self._lost_open)
+        self._shutdown = Shutdown(self._supervisor, self._worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
             self._settle()  # on a cluster the other roles' places depend on it
         self._placement = Placement(plan.config, self._plan.inference)
-        self._fleet.options = partial(self._placement.options, "worker")
+        self._worker_pool.options = partial(self._placement.options, "worker")
 
     def run(self) -> str:
         """Run to the end.
@@ -154,7 +155,9 @@ class RayRun:
         plan = self._plan
         add = self._add
         place = self._placement
-        self._fleet.lives = (self._folder.next_incarnation("driver") - 1) * LIVES_PER_RUN
+        self._worker_pool.lives = (
+            self._folder.next_incarnation("driver") - 1
+        ) * INCARNATIONS_PER_RUN
         config = plan.config
         self._write("running")
         facts = {
@@ -167,16 +170,24 @@ class RayRun:
         hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
         add("hub", 0, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
-            "ledger",
+            "coordinator",
             0,
             lambda _: _start(
-                place, LedgerRole, "ledger", 0, plan, self._report.counts.positions, self._books
+                place,
+                CoordinatorRole,
+                "coordinator",
+                0,
+                plan,
+                self._report.counts.positions,
+                self._counters,
             ),
         )
         add("weights", 0, lambda _: _start(place, WeightStoreRole, "weights", 0))
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
-            add("shard", index, make, on_down=partial(self._ledger.tell, "shard_down", index))
+            add(
+                "shard", index, make, on_down=partial(self._coordinator.notify, "shard_down", index)
+            )
         ranks = LearnerPlaces(plan.config, self._folder)
         for rank in range(plan.config.learners):
             make = partial(_start_learner, place, ranks, plan, self._folder, rank)
@@ -195,7 +206,7 @@ class RayRun:
         if plan.inference == "central":
             for index in range(plan.config.inference_servers):
                 add("inference", index, partial(_start_inference, place, plan, index))
-        self._fleet.look()
+        self._worker_pool.look()
 
     def _settle(self) -> None:
         """Settle where the policy runs, by what it was measured to cost."""
@@ -203,24 +214,24 @@ class RayRun:
         where, why = self._plan.settled_inference or place_inference(self._plan, costs)
         logger.info("inference: %s (%s)", where, why)
         self._report.inference = {"where": where, "why": why}
-        self._plan = self._fleet.plan = replace(self._plan, settled_inference=(where, why))
+        self._plan = self._worker_pool.plan = replace(self._plan, settled_inference=(where, why))
 
     def _add(
-        self, kind: str, index: int, start: Any, *, method: str = "lifeline", **more: Any
+        self, kind: str, index: int, start: Any, *, method: str = "run_forever", **more: Any
     ) -> None:
         more["start_timeout_s"] = max(START_TIMEOUT_S, self._plan.config.placement.wait_s)
         role = Role(
-            kind, index, start, lifeline=lambda handle: getattr(handle, method).remote(), **more
+            kind, index, start, run_forever=lambda handle: getattr(handle, method).remote(), **more
         )
         self._supervisor.add(role)
 
     def _loop(self) -> str:
-        look = Pace(LOOK_EVERY_S)
-        summary = Pace(SUMMARY_EVERY_S)
-        say = Pace(SAY_EVERY_S)
+        look = Interval(LOOK_EVERY_S)
+        summary = Interval(SUMMARY_EVERY_S)
+        say = Interval(SAY_EVERY_S)
         while True:
             self._supervisor.poll(POLL_S)
-            self._fleet.look()
+            self._worker_pool.look()
             if look.is_due():
                 self._look()
                 if (
@@ -230,7 +241,9 @@ class RayRun:
                     self._on_restored()
                     self._on_restored = None
                 if self._windows is not None and not self._report.counts.train_steps:
-                    check_windows(self._plan, self._report.counts.books.agent_steps, self._windows)
+                    check_windows(
+                        self._plan, self._report.counts.counters.agent_steps, self._windows
+                    )
                 self._show(self._report.view)
                 self._evaluations.look()
                 if summary.is_due():
@@ -248,22 +261,25 @@ class RayRun:
         what it said last.
         """
         before = self._report.counts
-        told = self._ask("ledger-0", "counts", timeout_s)
+        told = self._ask("coordinator-0", "counts", timeout_s)
         status = self._learner_status()
         snapshot = self._ask("hub-0", "snapshot", timeout_s) or self._report.snapshot
         if told is not None and not told["is_whole"]:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
-            self._books = told["shards"]
+            self._counters = told["shards"]
             self._windows = told.get("windows")
-        elif not self._last_words:
+        elif not self._final_counters:
             return
-        books = sum(
-            (RowBooks(**books) for books in {**self._books, **self._last_words}.values()),
-            RowBooks(),
+        counters = sum(
+            (
+                RowCounters(**counters)
+                for counters in {**self._counters, **self._final_counters}.values()
+            ),
+            RowCounters(),
         )
-        if books.lost_acked > before.books.lost_acked:
-            gone = books.lost_acked - before.books.lost_acked
+        if counters.lost_acked > before.counters.lost_acked:
+            gone = counters.lost_acked - before.counters.lost_acked
             logger.warning(
                 "replay lost %d acknowledged rows, because a shard came back without "
                 "them on its disk",
@@ -271,7 +287,7 @@ class RayRun:
             )
         self._report.update(
             Counts(
-                books=books,
+                counters=counters,
                 positions=status.get("replayed_steps", before.positions),
                 train_steps=status.get("train_steps", before.train_steps),
                 policy_version=".".join(map(str, status["version"]))
@@ -284,7 +300,7 @@ class RayRun:
             ),
             snapshot,
         )
-        self._report.quarantined = self._fleet.quarantined
+        self._report.quarantined = self._worker_pool.quarantined
         self._reporter.emit(
             {**self._report.gauges(), **self._report.increments(before), **self._machine()}
         )
@@ -304,14 +320,14 @@ class RayRun:
 
     def _machine(self) -> MetricMap:
         """Workers by state, and what is left of the machine."""
-        alive = self._fleet.live
-        dead = sum(role.is_given_up for role in self._fleet.workers)
-        starting = self._fleet.wanted - alive - dead
+        alive = self._worker_pool.live
+        dead = sum(role.is_given_up for role in self._worker_pool.workers)
+        starting = self._worker_pool.wanted - alive - dead
         states = {"alive": alive, "starting": starting, "dead": dead}
         values: MetricMap = {
             f"workers{{state={state}}}": Last(count) for state, count in states.items()
         }
-        values["workers_wanted"] = Last(self._fleet.wanted)
+        values["workers_wanted"] = Last(self._worker_pool.wanted)
         return values | (
             self._node.drain() | {"object_store_used_bytes": Last(store_used())}
             if self._measure.is_due()
@@ -341,7 +357,7 @@ class RayRun:
         counts = self._report.counts
         if self._plan.is_offline:
             return counts.train_steps >= self._plan.config.train_steps
-        enough = counts.books.agent_steps >= self._plan.target_agent_steps
+        enough = counts.counters.agent_steps >= self._plan.target_agent_steps
         return enough and counts.debt < self._plan.limits.batch_positions
 
     def _finish(self, status: str) -> tuple[str, str | None]:
@@ -375,15 +391,15 @@ class RayRun:
         return status, missing
 
     def _end_inserts(self, timeout_s: float) -> None:
-        """From now on the books are what the shards themselves said last."""
-        self._last_words |= self._ending.end_inserts(timeout_s)
+        """From now on the counters are what the shards themselves said last."""
+        self._final_counters |= self._shutdown.end_inserts(timeout_s)
         self._look(timeout_s=LAST_LOOK_TIMEOUT_S)
 
     def _end_training(self, timeout_s: float) -> bool:
         """From now on the summary speaks of the learner's last checkpoint; False when there is
         none.
         """
-        last = self._ending.end_training(timeout_s)
+        last = self._shutdown.end_training(timeout_s)
         if last is not None:
             self._supervisor.roles["learner-0"].status = last
         self._look()
@@ -393,13 +409,14 @@ class RayRun:
         """What the run is known to have, for people and for the next driver."""
         summary = self._report.summary(status, error)
         try:
-            if books := {**self._books, **self._last_words}:
-                self._folder.write_books(books)
+            if counters := {**self._counters, **self._final_counters}:
+                self._folder.write_counters(counters)
         except OSError as problem:
             if status in ("completed", "stopped"):
                 raise
             logger.warning(
-                "the books of the replay are old, because they cannot be written (%s); free space",
+                "the counters of the replay are old, because they cannot be written "
+                "(%s); free space",
                 problem.strerror,
             )
         if status in ("completed", "stopped"):

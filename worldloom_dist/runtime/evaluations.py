@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 
 from worldloom_dist.plan import Plan
 from worldloom_dist.report import Report
-from worldloom_dist.runtime.pace import Pace
+from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.supervisor import Supervisor
 from worldloom_dist.stopping import StopFlag
 
@@ -77,7 +77,7 @@ class Evaluations:
         """
         config = self._plan.config
         tries = 0
-        say = Pace(SAY_EVERY_S)
+        say = Interval(SAY_EVERY_S)
         deadline = time.monotonic() + LAST_TRIES * (config.eval_timeout_s + GRACE_S) + START_S
         while config.eval_episodes and time.monotonic() < deadline and not stop.is_set:
             if self._open is None:

@@ -11,7 +11,7 @@ from worldloom.core.metrics import MetricMap
 from worldloom_dist.metrics.endpoint import serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import ProcessMeter
-from worldloom_dist.runtime.relay import LogRelay
+from worldloom_dist.runtime.log_forwarder import LogForwarder
 
 __all__ = ["HubRole"]
 
@@ -38,7 +38,7 @@ class HubRole:
         port: int,
         secret: str,
     ) -> None:
-        self._relay = LogRelay().listen()
+        self._log_forwarder = LogForwarder().listen()
         self._hub = MetricsHub(run_id, constants, build)
         self._gone = threading.Event()
         _, self._port = serve_near(self._hub, host, port, secret)
@@ -55,9 +55,9 @@ class HubRole:
 
     def ping(self) -> dict[str, Any]:
         """Alive."""
-        return {"pid": os.getpid(), "port": self._port, "said": self._relay.drain()}
+        return {"pid": os.getpid(), "port": self._port, "said": self._log_forwarder.drain()}
 
-    def lifeline(self) -> None:
+    def run_forever(self) -> None:
         """Lasts as long as the process."""
         meter = ProcessMeter()
         while not self._gone.wait(MEASURE_EVERY_S):

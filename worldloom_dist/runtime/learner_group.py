@@ -22,14 +22,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.ranks import Ranks
 from worldloom_dist.config import RunConfig
+from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
-from worldloom_dist.runtime.remote import Remote
 
 if TYPE_CHECKING:
     from worldloom_dist.learner.ranks import TorchRanks
 
-__all__ = ["Alone", "Crew", "LearnerPlaces", "join_group"]
+__all__ = ["Alone", "LearnerPlaces", "ProcessGroup", "join_group"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ PLACE_TIMEOUT_S = 60.0
 LOOPBACK = "127."
 
 
-class Crew(Ranks, Protocol):
+class ProcessGroup(Ranks, Protocol):
     """One learner rank's view of all: what the agent needs, and what the training loop needs."""
 
     def any(self, *flags: bool) -> list[bool]:
@@ -110,7 +110,7 @@ def _use_loopback(host: str) -> None:
 
 
 def _ask_for_address(incarnation: int) -> tuple[str, int]:
-    first = Remote("learner-0")
+    first = ActorClient("learner-0")
     give_up = time.monotonic() + MEET_TIMEOUT_S
     while time.monotonic() < give_up:
         found = first.call("meeting", incarnation, patience_s=MEET_TIMEOUT_S)

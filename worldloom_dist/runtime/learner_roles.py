@@ -1,6 +1,6 @@
 """The learner as a Ray actor: a thin shell around ``worldloom_dist.learner``.
 
-The learner's ``run`` is its lifeline: it trains until it is told to stop. ``ping`` and ``save``
+The learner's ``run`` is its run_forever: it trains until it is told to stop. ``ping`` and ``save``
 arrive on other threads and only set or read plain values; everything that touches the agent happens
 on the thread of ``run``, between two updates, so a checkpoint is one cut. It is written by a thread
 of its own (``learner.checkpointing``).
@@ -31,17 +31,17 @@ from worldloom_dist.assembly import (
     check_trained_env,
     env_facts,
 )
-from worldloom_dist.learner.gallery import Gallery
+from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowBooks
+from worldloom_dist.ports import RowCounters
+from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.feed import Feed
-from worldloom_dist.runtime.learner_group import Alone, Crew, join_group
-from worldloom_dist.runtime.pace import Pace
-from worldloom_dist.runtime.relay import LogRelay
-from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.intervals import Interval
+from worldloom_dist.runtime.learner_group import Alone, ProcessGroup, join_group
+from worldloom_dist.runtime.log_forwarder import LogForwarder
+from worldloom_dist.runtime.prefetcher import BatchPrefetcher
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 LAST_PUBLISH_S = 5.0
 LAST_REPORT_S = 10.0
-LEDGER_TIMEOUT_S = 5.0
-LEDGER_PATIENCE_S = 10.0
+COORDINATOR_TIMEOUT_S = 5.0
+COORDINATOR_PATIENCE_S = 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
 COUNTED_ONCE = (
@@ -86,7 +86,7 @@ class LearnerRole:
         self._status: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
         self._published = NO_POLICY
         self._counts: dict[str, Any] = {}
-        self._relay = LogRelay("worldloom_dist.learner", __name__).listen()
+        self._log_forwarder = LogForwarder("worldloom_dist.learner", __name__).listen()
         self._score: float | None = None
         self._meeting: tuple[str, int] | None = None
 
@@ -94,28 +94,28 @@ class LearnerRole:
         """Build or restore the agent, train, publish, checkpoint; returns the last status."""
         self._build()
         self._restore()
-        self._gallery = Gallery(
+        self._prediction_videos = PredictionVideos(
             self._folder.videos, self._plan.config.learner.report_every_steps, self._env_steps()
         )
-        self._feed = Feed(
+        self._prefetcher = BatchPrefetcher(
             self._plan, self._learner.train_steps, self._learner.stager.stage, rank=self._rank
         )
         if self._plan.spec.writes_back:
-            self._learner.write_back = self._feed.write_back
+            self._learner.write_back = self._prefetcher.write_back
         if parse_selector(self._plan.config.replay.selector).uses_priorities:
-            self._learner.update_priorities = self._feed.update_priorities
+            self._learner.update_priorities = self._prefetcher.update_priorities
         gc.collect()
         gc.freeze()
         try:
             self._loop()
         finally:
-            self._feed.stop()
+            self._prefetcher.stop()
         if self._rank == 0:
             self._publish_last()
             self._save()
             self._writer.close()
-            self._learner.report(self._gallery, self._env_steps(), wait_s=LAST_REPORT_S)
-        self._gallery.close(LAST_REPORT_S)
+            self._learner.report(self._prediction_videos, self._env_steps(), wait_s=LAST_REPORT_S)
+        self._prediction_videos.close(LAST_REPORT_S)
         self._flush()
         self._note("stopped")
         self._crew.close()
@@ -127,7 +127,7 @@ class LearnerRole:
 
     def ping(self) -> dict[str, Any]:
         """Counters and what it is doing."""
-        return {**self._status, "said": self._relay.drain()}
+        return {**self._status, "said": self._log_forwarder.drain()}
 
     def save(self) -> None:
         """Ask for a checkpoint at the next update's end."""
@@ -158,7 +158,7 @@ class LearnerRole:
         self._device = device = choose_device(config.device)
         threads = config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE // ranks)
         prepare_torch(device, threads=threads, tf32=config.tf32, deterministic=config.deterministic)
-        self._ledger = Remote("ledger-0")
+        self._coordinator = ActorClient("coordinator-0")
         self._weights = RemoteWeights()
         self._reporter = Reporter("learner", self._rank)
         self._learner = build_learner(
@@ -168,7 +168,7 @@ class LearnerRole:
             incarnation=self._incarnation,
             folder=self._folder.path,
         )
-        self._crew: Crew = Alone()  # type: ignore[assignment]
+        self._crew: ProcessGroup = Alone()  # type: ignore[assignment]
         if ranks > 1:
             self._crew = join_group(
                 self._rank, ranks, self._incarnation, device=device, announce=self._announce
@@ -187,7 +187,7 @@ class LearnerRole:
         if found is not None:
             logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
         if self._rank == 0:  # before any rank asks for rows
-            self._ledger.call(
+            self._coordinator.call(
                 "rebase_positions",
                 int(saved["replayed_steps"]) if saved is not None else 0,
                 patience_s=120.0,
@@ -219,13 +219,13 @@ class LearnerRole:
 
     def _loop(self) -> None:
         config = self._plan.config.learner
-        publish = Pace(0.0 if self._plan.is_lockstep else config.publish_every_s)
-        flush = Pace(FLUSH_EVERY_S)
-        save = Pace(config.checkpoint_every_s)
+        publish = Interval(0.0 if self._plan.is_lockstep else config.publish_every_s)
+        flush = Interval(FLUSH_EVERY_S)
+        save = Interval(config.checkpoint_every_s)
         staged = None
         while True:
             started = time.monotonic()
-            staged = staged if staged is not None else self._feed.get(timeout_s=0.2)
+            staged = staged if staged is not None else self._prefetcher.get(timeout_s=0.2)
             is_stopping, is_short = self._crew.any(self._stopping.is_set(), staged is None)
             self._learner.note("wait_data", time.monotonic() - started)
             if is_stopping:
@@ -239,15 +239,15 @@ class LearnerRole:
             if flush.is_due():
                 self._flush()
 
-    def _serve(self, publish: Pace, save: Pace) -> None:
+    def _serve(self, publish: Interval, save: Interval) -> None:
         """What rank 0 does for all after a round: publish, checkpoint, draw, whatever is due."""
         if self._may_publish() and publish.is_due():
             self._publish()
         if (self._save_wanted.is_set() or save.is_due()) and self._writer.is_idle:
             self._save_wanted.clear()
             self._save()
-        if self._gallery.is_due(self._env_steps()):
-            self._learner.report(self._gallery, self._env_steps())
+        if self._prediction_videos.is_due(self._env_steps()):
+            self._learner.report(self._prediction_videos, self._env_steps())
 
     def _may_publish(self) -> bool:
         """There is something new, the burst is over, and in lock-step every update that is due has
@@ -258,7 +258,7 @@ class LearnerRole:
             1, self._plan.spec.pretrain_updates
         ):
             return False
-        return not self._plan.is_lockstep or steps >= self._ledger.call("updates_due")
+        return not self._plan.is_lockstep or steps >= self._coordinator.call("updates_due")
 
     def _publish(self) -> None:
         self._published = self._learner.publish()
@@ -283,12 +283,12 @@ class LearnerRole:
 
     def _save(self) -> None:
         """Copy the state and leave the rest to the writer's thread."""
-        counts = self._ledger_counts()
+        counts = self._coordinator_counts()
         started = time.monotonic()
         tree = {
             "learner": self._learner.state_dict(),
             "agent": self._plan.agent.name,
-            "ledger": counts,
+            "coordinator": counts,
         }
         facts = {
             "train_steps": self._learner.train_steps,
@@ -301,15 +301,15 @@ class LearnerRole:
         self._writer.save(self._learner.train_steps, tree, facts, score)
         self._learner.note("checkpoint", time.monotonic() - started)
 
-    def _ledger_counts(self) -> dict[str, Any]:
-        """The ledger's counters, checked, or those of the last time when it is away: the weights
-        are worth saving all the same.
+    def _coordinator_counts(self) -> dict[str, Any]:
+        """The coordinator's counters, checked, or those of the last time when it is away: the
+        weights are worth saving all the same.
         """
         try:
-            self._counts = self._ledger.call(
-                "counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_PATIENCE_S
+            self._counts = self._coordinator.call(
+                "counts", timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_PATIENCE_S
             )
-            RowBooks(**self._counts["books"]).check()
+            RowCounters(**self._counts["books"]).check()
         except (RoleGoneError, StateError) as error:
             logger.error("%s", error)
         return self._counts
@@ -317,7 +317,7 @@ class LearnerRole:
     def _flush(self) -> None:
         metrics: MetricMap = {
             **self._learner.drain_metrics(),
-            **self._feed.gauges(),
+            **self._prefetcher.gauges(),
             **gpu_metrics(self._device),
         }
         if self._rank == 0:

@@ -1,7 +1,7 @@
 """Where the roles of a run go on a cluster that it joins, and whether they fit.
 
-    driver's node   hub, ledger, weight store; also learner and shards, whose files are in the run
-                    folder, unless the cluster has nodes for them (custom resources
+    driver's node   hub, coordinator, weight store; also learner and shards, whose files are in the
+                    run folder, unless the cluster has nodes for them (custom resources
                     ``worldloom_learner``, ``worldloom_replay``: the folder is shared then)
     a GPU           learner and inference servers, when the cluster has one and the device is not
                     cpu; without one, inference servers are on the driver's node and ask for

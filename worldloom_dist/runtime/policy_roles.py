@@ -5,7 +5,7 @@ evaluator.
             one policy call in a thread --> replies
 
 Requests come over lines of our own (``line``), or over Ray from a worker that cannot open one.
-The batch loop of an inference server *is* its lifeline: if it fails, the supervisor sees why and
+The batch loop of an inference server *is* its run_forever: if it fails, the supervisor sees why and
 starts another server.
 """
 
@@ -26,21 +26,21 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.metrics import Last, MetricMap, Tally
+from worldloom.core.metrics import HistogramBuilder, Last, MetricMap
 from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.evaluation import Evaluator
-from worldloom_dist.actors.films import save_films
 from worldloom_dist.actors.inference import InferenceServer
+from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.assembly import build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import ActCosts, Plan
+from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
-from worldloom_dist.runtime.line import Address, Door
-from worldloom_dist.runtime.pace import Pace
-from worldloom_dist.runtime.relay import LogRelay
-from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.intervals import Interval
+from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 CLIENT_MEMORY_S = 5.0
 MEASURE_WITHIN_S = 60.0
 GPU_SHARE = 0.01
-LEDGER_TIMEOUT_S = 5.0
+COORDINATOR_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -81,9 +81,9 @@ class InferenceRole:
         self._version = NO_POLICY
         self._busy_since: float | None = None
         self._free_since = -float("inf")
-        self._waits = Tally(BUCKETS_S)
-        self._relay = LogRelay().listen()
-        self._door = Door(self._ask, is_private=plan.config.address is None)
+        self._waits = HistogramBuilder(BUCKETS_S)
+        self._log_forwarder = LogForwarder().listen()
+        self._door = RpcServer(self._ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Decide for the rows of one worker. A request that comes again, because its sender lost
@@ -91,7 +91,7 @@ class InferenceRole:
         """
         return await self._ask(request)
 
-    async def address(self) -> Address:
+    async def address(self) -> Endpoint:
         """Where workers ask without Ray."""
         return await self._door.address()
 
@@ -123,14 +123,14 @@ class InferenceRole:
             "pid": os.getpid(),
             "version": tuple(self._version),
             "stuck": stuck,
-            "said": self._relay.drain(),
+            "said": self._log_forwarder.drain(),
         }
 
-    async def lifeline(self) -> None:
+    async def run_forever(self) -> None:
         """The batch loop."""
         loop = asyncio.get_running_loop()
-        flush = Pace(FLUSH_EVERY_S)
-        look = Pace(self._plan.pull_interval_s)
+        flush = Interval(FLUSH_EVERY_S)
+        look = Interval(self._plan.pull_interval_s)
         reporter = Reporter("inference", self._index)
         with ThreadPoolExecutor(1) as thread:
             server = await loop.run_in_executor(thread, self._build)
@@ -243,14 +243,14 @@ class EvaluatorRole:
 
     Args:
         plan: Of the run.
-        videos: Folder for films of its episodes.
+        videos: Folder for videos of its episodes.
     """
 
     def __init__(self, plan: Plan, videos: Path) -> None:
         self._plan = plan
         self._videos = videos
         self._evaluator: Evaluator | None = None
-        self._relay = LogRelay().listen()
+        self._log_forwarder = LogForwarder().listen()
         self._gone = threading.Event()
 
     def evaluate(self, env_steps: int, is_last: bool = False) -> dict[str, Any]:
@@ -261,7 +261,7 @@ class EvaluatorRole:
             env_steps: Of the run when it asked.
             is_last: No newer weights will come: these are of ``env_steps``. Otherwise those that
                 act when they are fetched, be it a minute later, are of the env steps that the run
-                has then, and the result and the films say so.
+                has then, and the result and the videos say so.
         """
         if self._evaluator is None:
             import torch
@@ -275,17 +275,17 @@ class EvaluatorRole:
         if not self._plan.config.eval_videos:
             return found
         label = f"eval-{env_steps:09d}"
-        films = save_films(
-            self._evaluator.films, self._videos, label, self._evaluator.film_problems
+        saved = save_videos(
+            self._evaluator.videos, self._videos, label, self._evaluator.video_problems
         )
-        return {**found, **films.to_dict()}
+        return {**found, **saved.to_dict()}
 
     def _env_steps_now(self) -> int:
-        """Env steps of the run; 0 when the ledger does not say."""
+        """Env steps of the run; 0 when the coordinator does not say."""
         try:
             steps = int(
-                Remote("ledger-0").call(
-                    "counts", timeout_s=LEDGER_TIMEOUT_S, patience_s=LEDGER_TIMEOUT_S
+                ActorClient("coordinator-0").call(
+                    "counts", timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_TIMEOUT_S
                 )["agent_steps"]
             )
         except RoleGoneError as error:
@@ -297,9 +297,9 @@ class EvaluatorRole:
 
     def ping(self) -> dict[str, Any]:
         """Alive."""
-        return {"pid": os.getpid(), "said": self._relay.drain()}
+        return {"pid": os.getpid(), "said": self._log_forwarder.drain()}
 
-    def lifeline(self) -> None:
+    def run_forever(self) -> None:
         """Lasts as long as the process."""
         reporter = Reporter("evaluator")
         while not self._gone.wait(FLUSH_EVERY_S):

@@ -11,7 +11,7 @@ from typing import Any
 
 from worldloom.core.metrics import MetricMap, Sum
 from worldloom_dist.metrics.process import ProcessMeter
-from worldloom_dist.runtime.remote import Remote, drain_errors
+from worldloom_dist.rpc.actor_client import ActorClient, drain_errors
 
 __all__ = ["FLUSH_EVERY_S", "Reporter", "flush_interval_s", "with_planner"]
 
@@ -52,7 +52,7 @@ class Reporter:
     def __init__(self, role: str, index: int = 0) -> None:
         self._role = role
         self._index = index
-        self._hub = Remote("hub-0")
+        self._hub = ActorClient("hub-0")
         self._meter = ProcessMeter()
         self._said_at = time.monotonic()
 
@@ -63,7 +63,7 @@ class Reporter:
             f"rpc_errors_total{{reason={reason}}}": Sum(count)
             for reason, count in drain_errors().items()
         }
-        self._hub.tell(
+        self._hub.notify(
             "emit",
             self._role,
             self._index,
@@ -77,7 +77,7 @@ class Reporter:
         """
         if time.monotonic() - self._said_at > SILENT_S:
             self._said_at = time.monotonic()
-            self._hub.tell("emit", self._role, self._index, {}, None)
+            self._hub.notify("emit", self._role, self._index, {}, None)
 
     async def emit_for_ever(self) -> None:
         """For roles that have nothing else to say: memory, CPU and a sign of life, for as long as

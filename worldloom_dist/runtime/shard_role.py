@@ -1,10 +1,10 @@
 """A replay shard as a Ray actor: a thin asynchronous shell around ``worldloom_dist.replay``.
 
     worker --append(chunk)--> ShardRole     acknowledged once it is admitted and journaled
-    feed   --sample---------> ShardRole
+    prefetcher   --sample---------> ShardRole
 
-Who asks often does so over a line of our own (``worldloom_dist.runtime.line``), everybody else over
-Ray.
+Who asks often does so over a line of our own (``worldloom_dist.rpc.connection``), everybody else
+over Ray.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from worldloom.core.exceptions import StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowBooks, SampledWindows, SampleRequest
+from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.async_client import AsyncRpcClient
+from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.async_line import AsyncLine
-from worldloom_dist.runtime.line import Address, Door
-from worldloom_dist.runtime.loop_shard import LoopShard
-from worldloom_dist.runtime.pace import Pace, Spaced
-from worldloom_dist.runtime.relay import LogRelay
-from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.inline_shard import InlineShard
+from worldloom_dist.runtime.intervals import Interval, Throttle
+from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -50,7 +50,7 @@ REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
-LAST_WORD_S = 5.0
+FINAL_COUNTERS_S = 5.0
 PREDECESSOR_S = 15.0
 """A process that hung is killed, and may hold its journal for a few seconds more."""
 
@@ -67,12 +67,12 @@ class ShardRole:
     def __init__(self, plan: Plan, index: int, folder: Path) -> None:
         keep_freed_memory()
         self._index = index
-        self._relay = LogRelay("worldloom_dist.replay", __name__).listen()
+        self._log_forwarder = LogForwarder("worldloom_dist.replay", __name__).listen()
         self._shard = _open_shard(plan, index, folder)
         self._num_shards = plan.config.replay.shards
-        self._loop_shard = LoopShard(self._shard)
+        self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
-        self._ledger = Remote("ledger-0")
+        self._coordinator = ActorClient("coordinator-0")
         self._life = uuid.uuid4().hex
         self._joined = asyncio.Event()
         self._is_lockstep = plan.is_lockstep
@@ -85,14 +85,14 @@ class ShardRole:
         self._storing = 0
         self._is_idle = asyncio.Event()
         self._is_settled = False
-        self._ledger_line = AsyncLine(self._ledger, "admit")
+        self._coordinator_line = AsyncRpcClient(self._coordinator, "admit")
         self._admission = Admission(
-            lambda *question: self._ledger_line.call((self._index, self._life, *question))
+            lambda *question: self._coordinator_line.call((self._index, self._life, *question))
         )
-        self._door = Door(self._answer, is_private=plan.config.address is None)
-        self._reports = Spaced(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
+        self._door = RpcServer(self._answer, is_private=plan.config.address is None)
+        self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
-    async def address(self) -> Address:
+    async def address(self) -> Endpoint:
         """Where workers send chunks, and learners their questions, without Ray."""
         return await self._door.address()
 
@@ -117,7 +117,7 @@ class ShardRole:
         little to draw from.
         """
         started = time.monotonic()
-        windows = await self._loop_shard.sample(requests)
+        windows = await self._inline_shard.sample(requests)
         if windows is not None:
             self._meter.took("sample", time.monotonic() - started)
             self._meter.sampled(sum(request.windows for request in requests), windows.nbytes)
@@ -136,48 +136,50 @@ class ShardRole:
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
 
-    async def books(self) -> RowBooks:
+    async def row_counters(self) -> RowCounters:
         """Where every row went."""
-        return self._shard.books()
+        return self._shard.row_counters()
 
-    async def settle(self) -> RowBooks:
-        """The run ends: store what is being stored, refuse what comes later, and tell the ledger
-        and the caller the last word.
+    async def settle(self) -> RowCounters:
+        """The run ends: store what is being stored, refuse what comes later, and tell the
+        coordinator and the caller the final counters.
         """
         await self._joined.wait()
         self._is_settled = True
         while self._storing:
             await self._is_idle.wait()
-        books = self._shard.books()
+        counters = self._shard.row_counters()
         windows = self._shard.live_windows()
         with contextlib.suppress(RoleGoneError):
-            await self._ledger.acall(
-                "report", self._index, books, windows, timeout_s=LAST_WORD_S, patience_s=0.0
+            await self._coordinator.acall(
+                "report", self._index, counters, windows, timeout_s=FINAL_COUNTERS_S, patience_s=0.0
             )
         await self._flush()
-        return books
+        return counters
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says why it needs to be started anew."""
         return {
             "pid": os.getpid(),
-            "stored": self._shard.books().stored,
+            "stored": self._shard.row_counters().stored,
             "stuck": self._shard.failure,
-            "said": self._relay.drain(),
+            "said": self._log_forwarder.drain(),
         }
 
-    async def lifeline(self) -> None:
-        """Own up to what the disk lost, then report to the ledger for as long as the
+    async def run_forever(self) -> None:
+        """Own up to what the disk lost, then report to the coordinator for as long as the
         process lives.
         """
-        known = await self._ledger.acall("last_books", self._index, patience_s=120.0)
+        known = await self._coordinator.acall("last_counters", self._index, patience_s=120.0)
         # before files are stored again, or their rows would stand for those that are lost
         if known is not None:
-            await asyncio.to_thread(self._shard.declare_lost, known)
+            await asyncio.to_thread(self._shard.mark_lost, known)
         await self._import_new()
-        books = self._shard.books()
+        counters = self._shard.row_counters()
         windows = self._shard.live_windows()
-        await self._ledger.acall("join", self._index, books, windows, self._life, patience_s=120.0)
+        await self._coordinator.acall(
+            "join", self._index, counters, windows, self._life, patience_s=120.0
+        )
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
@@ -190,8 +192,8 @@ class ShardRole:
             self._report()
 
     async def _tend_for_ever(self) -> None:
-        flush = Pace(FLUSH_EVERY_S)
-        save = Pace(WEIGHTS_EVERY_S)
+        flush = Interval(FLUSH_EVERY_S)
+        save = Interval(WEIGHTS_EVERY_S)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             await self._import_new()
@@ -256,13 +258,13 @@ class ShardRole:
                     f"{chunk.stream}/{chunk.seq} is lost"
                 )
             with self._at_work(), self._meter.timed("insert"):
-                is_new = await self._loop_shard.append(chunk)
+                is_new = await self._inline_shard.append(chunk)
         finally:
             if not is_new:
-                self._ledger.tell("give_back", self._index, chunk.num_agent_steps)
+                self._coordinator.notify("give_back", self._index, chunk.num_agent_steps)
             self._reports()
             if self._is_lockstep:
-                self._ledger.tell("stored", self._index)
+                self._coordinator.notify("stored", self._index)
         self._meter.arrived(len(chunk.payload))
         if is_new and chunk.version != NO_POLICY:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))
@@ -287,7 +289,9 @@ class ShardRole:
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
     def _report(self) -> None:
-        self._ledger.tell("report", self._index, self._shard.books(), self._shard.live_windows())
+        self._coordinator.notify(
+            "report", self._index, self._shard.row_counters(), self._shard.live_windows()
+        )
 
 
 def _open_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:

@@ -2,7 +2,7 @@
 back-off, and gives up in time.
 
 Ray notices that a process died, but not that it hangs, and restarts without pause or limit; so
-restarting is ours. Every role has a lifeline, a call that returns only when the role ends, whose
+restarting is ours. Every role has a run_forever, a call that returns only when the role ends, whose
 failure says at once that the process died. Roles also answer a ping from a thread of their own; one
 that stays silent past its deadline is killed and then treated like one that died.
 
@@ -45,7 +45,7 @@ class Role:
     Attributes:
         kind, index: For example ``shard``, 0.
         start: Makes the actor of a given incarnation and returns its handle.
-        lifeline: Calls the method that lasts as long as the role does.
+        run_forever: Calls the method that lasts as long as the role does.
         incarnation: Of the present process; rises with every restart.
         ping_timeout_s: Silence after which it counts as hanging.
         start_timeout_s: Likewise while it starts.
@@ -61,7 +61,7 @@ class Role:
     kind: str
     index: int
     start: Callable[[int], Any]
-    lifeline: Callable[[Any], Any]
+    run_forever: Callable[[Any], Any]
     incarnation: int = 0
     ping_timeout_s: float = 30.0
     start_timeout_s: float = 180.0
@@ -256,7 +256,7 @@ class Supervisor:
         except ValueError:  # the name of the dead actor is not free yet
             role._start_at = time.monotonic() + 0.1
             return
-        role.line = role.lifeline(role.handle)
+        role.line = role.run_forever(role.handle)
         role._ping = role.handle.ping.remote()
         role._asked_at = time.monotonic()
         role.ready_at = None
@@ -302,7 +302,7 @@ class Supervisor:
             role.ready_at = role.ready_at or now
             role.has_been_up = True
         except RayActorError:
-            return  # the lifeline says so too, with the reason
+            return  # the run_forever says so too, with the reason
         except RayError as error:
             self._died(role, f"its ping failed ({str(error).strip().splitlines()[-1][:200]})")
             return

@@ -11,7 +11,7 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.learner.weight_store import LastVersions
-from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.runtime.reporting import Reporter
 
 __all__ = ["RemoteWeights", "WeightStoreRole"]
@@ -48,7 +48,7 @@ class WeightStoreRole:
         """Alive."""
         return {"pid": os.getpid()}
 
-    async def lifeline(self) -> None:
+    async def run_forever(self) -> None:
         """Lasts as long as the process."""
         await Reporter("weights").emit_for_ever()
 
@@ -57,7 +57,7 @@ class RemoteWeights:
     """``ports.WeightSource`` and ``ports.WeightSink`` over the weight store."""
 
     def __init__(self, timeout_s: float = 10.0) -> None:
-        self._store = Remote("weights-0")
+        self._store = ActorClient("weights-0")
         self._timeout_s = timeout_s
 
     def version(self) -> PolicyVersion:
@@ -91,4 +91,4 @@ class RemoteWeights:
 
     def publish(self, snapshot: WeightsSnapshot) -> None:
         """Send a version; the learner does not wait, and a store that is away gets the next one."""
-        self._store.tell("publish", snapshot)
+        self._store.notify("publish", snapshot)

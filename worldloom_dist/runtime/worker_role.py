@@ -1,6 +1,6 @@
 """The env worker as a Ray actor. Torch is imported only when the policy lives here.
 
-``run`` is the lifeline and the only thread that touches the worker. ``ping`` reads, from another
+``run`` is the run_forever and the only thread that touches the worker. ``ping`` reads, from another
 thread, what that thread is doing and since when, so the supervisor can tell a hanging env from a
 worker that waits for its turn.
 """
@@ -26,10 +26,10 @@ from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import build_grouped_worker, build_policy
 from worldloom_dist.plan import Plan
+from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.line import Line
-from worldloom_dist.runtime.relay import LogRelay, stack_of
-from worldloom_dist.runtime.remote import Remote, RoleGoneError
+from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
@@ -68,9 +68,9 @@ class ShardWriter:
     """
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
-        self._shard = Remote(f"shard-{slot % plan.config.replay.shards}")
-        self._line = Line(self._shard, "append", None, AWAY_S)
-        self._ledger = Remote("ledger-0")
+        self._shard = ActorClient(f"shard-{slot % plan.config.replay.shards}")
+        self._line = RpcClient(self._shard, "append", None, AWAY_S)
+        self._coordinator = ActorClient("coordinator-0")
         self._weights = RemoteWeights()
         self._is_lockstep = plan.is_lockstep
         self._stopping = stopping
@@ -128,7 +128,7 @@ class ShardWriter:
             self.waited_until = time.monotonic()
 
     def _wait_for_version(self) -> None:
-        due = self._ledger.call("updates_due")
+        due = self._coordinator.call("updates_due")
         while due > 0 and self._weights.version().update < due and not self._stopping.is_set():
             time.sleep(0.002)
 
@@ -152,12 +152,12 @@ class WorkerRole:
         self._is_preempted = False
         self._writer = ShardWriter(plan, slot, self._stopping)
         self._reporter = Reporter("actor", slot)
-        self._relay = LogRelay().listen()
+        self._log_forwarder = LogForwarder().listen()
         self._doing = "starting"
         self._since = time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._worker: RolloutWorker | GroupedWorker | None = None
-        self._line: Line | None = None
+        self._line: RpcClient | None = None
         self._node = ray.get_runtime_context().get_node_id()
         if threading.current_thread() is threading.main_thread():  # where Ray constructs actors
             signal.signal(signal.SIGTERM, self._on_preemption)
@@ -218,7 +218,7 @@ class WorkerRole:
             status["stuck"] = f"its env did not return from {self._doing} for {seconds:.0f} s"
             status["stack"] = stack_of(self._thread)
         status["node"] = self._node
-        status["said"] = self._relay.drain()
+        status["said"] = self._log_forwarder.drain()
         return status
 
     def stop(self) -> None:
@@ -234,8 +234,8 @@ class WorkerRole:
         slot = self._slot
         if self._plan.inference == "central":
             if self._line is None:
-                server = Remote(f"inference-{slot % config.inference_servers}")
-                self._line = Line(
+                server = ActorClient(f"inference-{slot % config.inference_servers}")
+                self._line = RpcClient(
                     server, "act", ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait
                 )
             line = self._line

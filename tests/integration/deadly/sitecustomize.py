@@ -43,21 +43,21 @@ def while_weights_are_sent(module):
     module.RemoteWeights.publish = publish
 
 
-def after_the_ledger_has_agreed(module):
+def after_the_coordinator_has_agreed(module):
     """Windows are booked as trained; no shard has been asked for them."""
-    real = module.Feed._collect
+    real = module.BatchPrefetcher._collect
 
     def collect(self, *granted):
         die_if_asked("sample")
         return real(self, *granted)
 
-    module.Feed._collect = collect
+    module.BatchPrefetcher._collect = collect
 
 
 PLACES = {
     "worldloom.training.checkpoints": after_the_tensors,
     "worldloom_dist.runtime.weight_roles": while_weights_are_sent,
-    "worldloom_dist.runtime.feed": after_the_ledger_has_agreed,
+    "worldloom_dist.runtime.prefetcher": after_the_coordinator_has_agreed,
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load as safetensors_load
 
 from worldloom.core.exceptions import CheckpointError
-from worldloom.core.metrics import Histogram, Last, Max, Mean, Sum, Tally, merge_into
+from worldloom.core.metrics import Histogram, HistogramBuilder, Last, Max, Mean, Sum, merge_into
 from worldloom.core.sequence import PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.snapshot import pack, unpack_into
@@ -109,7 +109,7 @@ def test_values_are_what_they_say():
 
 
 def test_a_tally_gives_the_histogram_of_its_values_and_starts_anew():
-    tally = Tally((1.0, 5.0))
+    tally = HistogramBuilder((1.0, 5.0))
     for value in (0.5, 5.0, 7.0):
         tally.add(value)
     assert tally.take() == Histogram.of((1.0, 5.0), 0.5, 5.0, 7.0)

@@ -154,7 +154,7 @@ def test_registered_env_that_takes_no_render_mode_is_built_without(
     try:
         with caplog.at_level(logging.WARNING):
             make_env(EnvConfig(env="gym:Blind-v0"), seed=0, renders=True).reset()
-        assert "no film of env Blind-v0: it takes no render_mode='rgb_array'" in caplog.text
+        assert "no video of env Blind-v0: it takes no render_mode='rgb_array'" in caplog.text
         with pytest.raises(EnvBuildError, match="unexpected keyword argument 'render_mode'"):
             make_env(EnvConfig(env="gym:Blind-v0", pixels=True), seed=0)
     finally:

@@ -17,7 +17,7 @@ class ImpoliteEnv(gymnasium.Env):
     observation_space = gymnasium.spaces.Dict(
         {
             "big": gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64),
-            "film": gymnasium.spaces.Box(0, 1, (32, 32, 3), np.float32),
+            "video": gymnasium.spaces.Box(0, 1, (32, 32, 3), np.float32),
             "photo": gymnasium.spaces.Box(0, 255, (200, 150, 3), np.uint8),
         }
     )
@@ -26,7 +26,7 @@ class ImpoliteEnv(gymnasium.Env):
     def reset(self, **kwargs: Any) -> tuple[Any, dict]:
         return {
             "big": np.random.default_rng().normal(0, 1e5, 2),
-            "film": np.zeros((32, 32, 3), np.float32),
+            "video": np.zeros((32, 32, 3), np.float32),
             "photo": np.zeros((200, 150, 3), np.uint8),
         }, {}
 
@@ -70,7 +70,7 @@ def test_impolite_env_is_told_what_to_change() -> None:
         "every reward was 0",
         "observation 'big' reaches",
         "image 'photo' is 200 x 150",
-        "observation 'film' may be an image of floats",
+        "observation 'video' may be an image of floats",
         "convolutions over 3 channels",
         "tdmpc2 takes no discrete actions",
     ):

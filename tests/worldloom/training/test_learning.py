@@ -1,5 +1,5 @@
-"""Trained offline, every model learns a world that is simple enough to judge: a damped oscillator
-pushed by the action.
+"""Trained offline, every model learns a world that is simple enough to diagnose: a damped
+oscillator pushed by the action.
 """
 
 from pathlib import Path

@@ -152,12 +152,12 @@ def test_a_capacity_in_bytes_holds_whatever_the_rows_are(tmp_path):
     shard = open_shard(tmp_path, capacity_bytes=400_000)
     for seq in range(20):
         shard.append(noise_chunk(seq)[1])
-        books = shard.books()
-        assert books.payload_bytes <= 400_000
-        assert books.is_balanced
-    assert 0 < books.stored < 120
+        counters = shard.row_counters()
+        assert counters.payload_bytes <= 400_000
+        assert counters.is_balanced
+    assert 0 < counters.stored < 120
     shard.close()
-    assert open_shard(tmp_path, capacity_bytes=400_000).books() == books
+    assert open_shard(tmp_path, capacity_bytes=400_000).row_counters() == counters
 
 
 def test_priorities_reach_the_selector_of_a_run_and_an_agent_without_them_is_refused():

@@ -10,8 +10,8 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom.data.rate_limiter import RateLimits
 from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
-from worldloom_dist.replay.ledger import Ledger
 from worldloom_dist.replay.shard import ReplayShard
 
 ENV = EnvSpec(
@@ -35,14 +35,14 @@ def open_replay(directory, *, shards=2, wait_s=0.0, is_lockstep=False, capacity=
         "batch_positions": 32,
         "max_insert_steps": 10,
     } | limits
-    ledger = Ledger(RateLimits(**settings), window_positions=SAMPLING.length)
+    coordinator = ReplayCoordinator(RateLimits(**settings), window_positions=SAMPLING.length)
     parts = [
         ReplayShard(
             i, COLUMNS, SAMPLING, capacity_steps=capacity, directory=directory / f"shard-{i}"
         )
         for i in range(shards)
     ]
-    return DirectReplay(parts, ledger, wait_s=wait_s, is_lockstep=is_lockstep)
+    return DirectReplay(parts, coordinator, wait_s=wait_s, is_lockstep=is_lockstep)
 
 
 def check(windows):
@@ -58,14 +58,14 @@ def test_lock_step_runs_on_the_schedule_and_keeps_the_ratio_to_the_unit(tmp_path
     for seq in range(20):
         for slot in range(3):
             replay.append(counting_chunk(slot, seq))
-            due = replay.ledger.limiter.updates_due(replay.ledger.limiter.agent_steps)
+            due = replay.coordinator.limiter.updates_due(replay.coordinator.limiter.agent_steps)
             for update in range(updates, due):
                 check(replay.sample(SampleRequest(8, (1, update))))
             updates = due
     steps = 3 * (20 * 10 - 1)
     assert updates == 3 + (steps - 40) * 32 // 320
-    assert replay.books().inserted == 600
-    assert replay.ledger.limiter.agent_steps == steps == replay.books().agent_steps
+    assert replay.row_counters().inserted == 600
+    assert replay.coordinator.limiter.agent_steps == steps == replay.row_counters().agent_steps
 
 
 def test_two_runs_with_one_seed_sample_the_same_windows(tmp_path):
@@ -84,8 +84,8 @@ def test_a_chunk_that_comes_twice_counts_once_on_both_sides(tmp_path):
     replay = open_replay(tmp_path)
     replay.append(counting_chunk(0, 0))
     replay.append(counting_chunk(0, 0))
-    assert (replay.books().inserted, replay.books().duplicate) == (10, 10)
-    assert replay.ledger.limiter.agent_steps == 9
+    assert (replay.row_counters().inserted, replay.row_counters().duplicate) == (10, 10)
+    assert replay.coordinator.limiter.agent_steps == 9
 
 
 def test_a_call_that_nobody_can_unblock_fails_with_the_numbers(tmp_path):
@@ -97,19 +97,19 @@ def test_a_call_that_nobody_can_unblock_fails_with_the_numbers(tmp_path):
     with pytest.raises(StateError, match="blocks this sample: 21 agent steps must be inserted"):
         replay.sample(SampleRequest(8, (0,)))
     seq = 2
-    while replay.ledger.limiter.may_insert(10):
+    while replay.coordinator.limiter.may_insert(10):
         replay.append(counting_chunk(0, seq))
         seq += 1
     with pytest.raises(StateError, match=r"blocks this insert: \d+ positions must be trained"):
         replay.append(counting_chunk(0, seq))
-    assert replay.books().stored == replay.ledger.limiter.agent_steps + 1 == seq * 10
+    assert replay.row_counters().stored == replay.coordinator.limiter.agent_steps + 1 == seq * 10
 
 
 def test_lock_step_counts_inserts_beyond_the_band_and_samples_by_it(tmp_path):
     replay = open_replay(tmp_path, is_lockstep=True, lead_share=0.0)
     for seq in range(50):
         replay.append(counting_chunk(0, seq))
-    limiter = replay.ledger.limiter
+    limiter = replay.coordinator.limiter
     samples = 0
     assert limiter.agent_steps == 499
     assert not limiter.may_insert(10)
@@ -164,11 +164,11 @@ def test_a_rolled_back_run_goes_on_as_if_nothing_had_happened(tmp_path):
         for slot in (0, 1):
             replay.append(counting_chunk(slot, seq))
     marks = replay.mark()
-    state = replay.ledger.limiter.state()
+    state = replay.coordinator.limiter.state()
     first = go_on(replay)
     replay.rollback(marks)
-    replay.ledger.limiter.load(state)
-    assert replay.ledger.limiter.agent_steps == replay.books().agent_steps == 58
+    replay.coordinator.limiter.load(state)
+    assert replay.coordinator.limiter.agent_steps == replay.row_counters().agent_steps == 58
     second = go_on(replay)
     np.testing.assert_array_equal(first.row_ids, second.row_ids)
     np.testing.assert_array_equal(first.columns["obs"], second.columns["obs"])
@@ -177,8 +177,8 @@ def test_a_rolled_back_run_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_threads_wait_for_each_other_and_the_band_holds_to_the_end(tmp_path):
     replay = open_replay(tmp_path, wait_s=10.0)
     errors = []
-    limits = replay.ledger.limiter.limits
-    updates = replay.ledger.limiter.updates_due(4 * 399)
+    limits = replay.coordinator.limiter.limits
+    updates = replay.coordinator.limiter.updates_due(4 * 399)
 
     def guarded(work):
         try:
@@ -203,6 +203,6 @@ def test_threads_wait_for_each_other_and_the_band_holds_to_the_end(tmp_path):
     for thread in [*writers, learner]:
         thread.join()
     assert not errors
-    assert replay.books().inserted == 1600
-    assert -limits.slack_sample <= replay.ledger.limiter.debt <= limits.slack_insert
-    assert replay.ledger.limiter.positions == updates * 32
+    assert replay.row_counters().inserted == 1600
+    assert -limits.slack_sample <= replay.coordinator.limiter.debt <= limits.slack_insert
+    assert replay.coordinator.limiter.positions == updates * 32

@@ -511,9 +511,9 @@ def test_a_file_is_stored_once_however_often_it_is_loaded_and_owes_no_training(t
             report = load_share(shard, file, 2)
             assert report.known_rows == report.rows
             shard.close()
-    books = [open_shard(tmp_path / str(index), index).books() for index in range(2)]
-    assert [b.inserted for b in books] == [8 + 31, 2]
-    assert all(b.agent_steps == 0 and b.duplicate == 0 and b.is_balanced for b in books)
+    counters = [open_shard(tmp_path / str(index), index).row_counters() for index in range(2)]
+    assert [b.inserted for b in counters] == [8 + 31, 2]
+    assert all(b.agent_steps == 0 and b.duplicate == 0 and b.is_balanced for b in counters)
 
 
 def test_an_import_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -536,7 +536,7 @@ def test_an_import_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch):
     shard.close()
     again = open_shard(tmp_path / "shard")
     assert load_share(again, file, 1).known_rows == 128
-    assert again.books().inserted == again.books().stored == 300
+    assert again.row_counters().inserted == again.row_counters().stored == 300
     windows = again.sample(SampleRequest(200, (0,)))
     stored = np.concatenate([episode["obs"] for episode in episodes])
     np.testing.assert_array_equal(windows.columns["obs"], stored[windows.row_ids])

@@ -19,9 +19,9 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
-from worldloom_dist.ports import RowBooks, SampleRequest
-from worldloom_dist.replay.marks import ShardMark
+from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.replay.snapshots import ShardSnapshot
 
 COLUMNS = EnvSpec(
     name="counting", obs={"obs": ArraySpec((2,), "int64")}, action={"action": ArraySpec((1,))}
@@ -75,8 +75,11 @@ def test_every_counting_row_comes_out_once_and_in_its_place(tmp_path):
     assert shard.live_windows() == len(starts)
     assert numbers_of(shard) == starts
     steps = 2 * (100 - len(range(0, 100, EPISODE)))
-    assert shard.books() == RowBooks(
-        inserted=200, stored=200, agent_steps=steps, payload_bytes=shard.books().payload_bytes
+    assert shard.row_counters() == RowCounters(
+        inserted=200,
+        stored=200,
+        agent_steps=steps,
+        payload_bytes=shard.row_counters().payload_bytes,
     )
 
 
@@ -87,13 +90,13 @@ def test_a_restarted_shard_is_as_it_was(tmp_path, durability):
         shard.append(counting_chunk(0, seq, version=PolicyVersion(1, seq)))
     shard.append(counting_chunk(0, 29))
     before = shard.sample(SampleRequest(50, (1, 2)))
-    books = shard.books()
+    counters = shard.row_counters()
     shard.close()
     again = open_shard(tmp_path, capacity=60, durability=durability)
     assert (
-        again.books()
-        == books
-        == dataclasses.replace(books, inserted=150, stored=60, evicted=90, duplicate=5)
+        again.row_counters()
+        == counters
+        == dataclasses.replace(counters, inserted=150, stored=60, evicted=90, duplicate=5)
     )
     after = again.sample(SampleRequest(50, (1, 2)))
     for name in ("row_ids", "shard", "versions", "inserted_s"):
@@ -117,9 +120,9 @@ def test_a_retried_chunk_is_ignored_and_counted_also_after_a_restart(tmp_path):
     assert not again.append(counting_chunk(0, 39))
     assert not again.append(counting_chunk(0, 0))
     assert again.append(counting_chunk(0, 40))
-    books = again.books()
-    assert (books.inserted, books.stored, books.duplicate) == (205, 20, 15)
-    assert books.is_balanced
+    counters = again.row_counters()
+    assert (counters.inserted, counters.stored, counters.duplicate) == (205, 20, 15)
+    assert counters.is_balanced
 
 
 def test_the_journal_shrinks_as_rows_are_evicted(tmp_path):
@@ -131,7 +134,7 @@ def test_the_journal_shrinks_as_rows_are_evicted(tmp_path):
     assert files[0].name != "segment-00000000.wal"
     shard.close()
     again = open_shard(tmp_path, capacity=30, segment_bytes=2000)
-    assert again.books().inserted == 1000
+    assert again.row_counters().inserted == 1000
     assert numbers_of(again) == {(0, n) for n in expected_starts(200) if n >= 970}
 
 
@@ -147,7 +150,7 @@ def test_a_missing_chunk_breaks_the_stream_and_is_welcome_when_it_comes_late(tmp
     assert again.append(counting_chunk(0, 5))
     touches_late_chunk = {n for n in range(30) if (n // 5 == 2) != ((n + 2) // 5 == 2)}
     assert numbers_of(again) == {(0, n) for n in expected_starts(6) - touches_late_chunk}
-    assert again.books().inserted == 30
+    assert again.row_counters().inserted == 30
 
 
 def test_a_late_chunk_is_welcome_even_when_the_journal_of_its_gap_was_deleted(tmp_path):
@@ -215,12 +218,12 @@ def test_kill_dash_nine_loses_no_acknowledged_row(tmp_path):
                 [acknowledged, *(int(line) for line in child.stdout.read().split("\n")[:-1])]
             )
     shard = open_shard(tmp_path, capacity=400, segment_bytes=20_000)
-    books = shard.books()
-    chunks = books.inserted // 5
-    assert books.inserted % 5 == 0
+    counters = shard.row_counters()
+    chunks = counters.inserted // 5
+    assert counters.inserted % 5 == 0
     assert acknowledged + 1 <= chunks <= acknowledged + 3
-    assert books.is_balanced
-    assert books.lost_acked == 0
+    assert counters.is_balanced
+    assert counters.lost_acked == 0
     assert not shard.append(counting_chunk(0, acknowledged))
     assert numbers_of(shard, windows=8000) == {
         (0, n) for n in expected_starts(chunks) if n >= chunks * 5 - 400
@@ -244,7 +247,7 @@ def test_a_torn_tail_is_ignored_and_reported(tmp_path, caplog):
         f"{again.recovered.torn_bytes} bytes of a record that was never acknowledged were left out"
         in caplog.text
     )
-    assert again.books().inserted == 15
+    assert again.row_counters().inserted == 15
     assert again.append(counting_chunk(0, 3))
     assert numbers_of(again) == {(0, n) for n in expected_starts(4)}
 
@@ -261,7 +264,7 @@ def test_a_full_disk_refuses_the_chunk_and_a_retry_succeeds(tmp_path, monkeypatc
     monkeypatch.setattr(os, "writev", full)
     with pytest.raises(StateError, match="No space left"):
         shard.append(counting_chunk(0, 1))
-    assert shard.books().inserted == 5
+    assert shard.row_counters().inserted == 5
     monkeypatch.setattr(os, "writev", real)
     assert shard.append(counting_chunk(0, 1))
     shard.close()
@@ -288,14 +291,14 @@ def test_rollback_to_a_mark_makes_the_run_go_on_bit_equal(tmp_path, restart, onl
     whole, cut = (open_shard(tmp_path / name, **options) for name in ("whole", "cut"))
     run_on(whole, 0, 60)
     run_on(cut, 0, 25)
-    mark = ShardMark(**json.loads(json.dumps(dataclasses.asdict(cut.mark()))))
+    mark = ShardSnapshot(**json.loads(json.dumps(dataclasses.asdict(cut.mark()))))
     run_on(cut, 25, 47)
     cut.append(counting_chunk(5, 0, columns=LATENT))
     if restart:
         cut.close()
         cut = open_shard(tmp_path / "cut", **options)
     cut.rollback(mark)
-    assert cut.books().inserted == 125
+    assert cut.row_counters().inserted == 125
     run_on(cut, 25, 60)
     a, b = (shard.sample(SampleRequest(200, (9,))) for shard in (whole, cut))
     np.testing.assert_array_equal(a.row_ids, b.row_ids)
@@ -326,7 +329,9 @@ def test_a_mark_keeps_what_it_needs_and_an_old_one_is_refused(tmp_path):
     old = shard.mark()
     run_on(shard, 10, 100)
     shard.rollback(old)
-    assert shard.books() == dataclasses.replace(shard.books(), inserted=50, stored=20, evicted=30)
+    assert shard.row_counters() == dataclasses.replace(
+        shard.row_counters(), inserted=50, stored=20, evicted=30
+    )
     for stop in (40, 70, 100):
         run_on(shard, stop - 30, stop)
         shard.mark()
@@ -350,7 +355,7 @@ def test_a_mark_made_while_others_insert_is_still_one_cut(tmp_path):
         marks.append(shard.mark())
     writer.join()
     shard.rollback(marks[-2])
-    assert shard.books().inserted == marks[-2].next_row
+    assert shard.row_counters().inserted == marks[-2].next_row
     assert numbers_of(shard, windows=100) <= {
         (0, n) for n in expected_starts(marks[-1].next_row // 5 + 1)
     }
@@ -393,7 +398,7 @@ def test_a_chunk_that_contradicts_itself_is_refused_and_changes_nothing(tmp_path
             shard.append(wrong)
     with pytest.raises(CheckpointError, match="checksum"):
         shard.append(dataclasses.replace(chunk, payload=chunk.payload[:-1]))
-    assert shard.books() == RowBooks()
+    assert shard.row_counters() == RowCounters()
     assert shard.append(chunk)
 
 
@@ -421,6 +426,6 @@ def test_concurrent_writers_and_readers_lose_and_double_nothing(tmp_path):
     for thread in threads:
         thread.join()
     assert not failures
-    books = shard.books()
-    assert (books.inserted, books.duplicate, books.stored) == (505, 500, 300)
-    assert books.is_balanced
+    counters = shard.row_counters()
+    assert (counters.inserted, counters.duplicate, counters.stored) == (505, 500, 300)
+    assert counters.is_balanced

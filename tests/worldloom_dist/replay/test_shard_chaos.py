@@ -20,7 +20,7 @@ from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import SampleRequest
-from worldloom_dist.replay.ledger import shard_of
+from worldloom_dist.replay.coordinator import shard_of
 from worldloom_dist.replay.shard import ReplayShard
 
 COLUMNS = EnvSpec(
@@ -190,11 +190,11 @@ def wait_for_progress(counts, more):
 def check_shards(folder, acknowledged):
     for index in range(SHARDS):
         shard = open_shard(folder / str(index), index)
-        books = shard.books()
+        counters = shard.row_counters()
         mine = [slot for slot in range(WRITERS) if shard_of(StreamId(slot, 0, 0), SHARDS) == index]
-        assert books.inserted == CHUNK_ROWS * sum(acknowledged[slot] for slot in mine)
-        assert books.is_balanced
-        assert books.lost_acked == 0
+        assert counters.inserted == CHUNK_ROWS * sum(acknowledged[slot] for slot in mine)
+        assert counters.is_balanced
+        assert counters.lost_acked == 0
         assert not any(shard.append(counting_chunk(slot, acknowledged[slot] - 1)) for slot in mine)
         assert shard.append(counting_chunk(mine[0], acknowledged[mine[0]]))
         shard.close()

@@ -1,5 +1,5 @@
-"""What a shard says of rows that its disk lost or altered: only right windows, and books that count
-every loss once.
+"""What a shard says of rows that its disk lost or altered: only right windows, and counters that
+count every loss once.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.worldloom_dist.replay.test_shard import (
     open_shard,
 )
 from worldloom.core.exceptions import CheckpointError
-from worldloom_dist.ports import RowBooks, SampleRequest
+from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.verify_shard import verify_shard
 
 SMALL = {"capacity": 30, "segment_bytes": 300}
@@ -49,31 +49,31 @@ def test_a_journal_damaged_anywhere_gives_only_right_windows_and_honest_books(
     directory = tmp_path_factory.mktemp("shard")
     options = {"capacity": capacity, "segment_bytes": segment_bytes}
     shard = filled(directory, **options)
-    acknowledged = shard.books()
+    acknowledged = shard.row_counters()
     shard.close()
     for place in places:
         files = segments(directory)
         damage(files, int(place * sum(f.stat().st_size for f in files)), flip, kind)
     again = open_shard(directory, **options)
-    again.declare_lost(acknowledged)
-    books = again.books()
-    assert books.is_balanced
-    assert min(books.stored, books.evicted, books.lost_acked) >= 0
-    assert (books.inserted, books.agent_steps) == (60, acknowledged.agent_steps)
+    again.mark_lost(acknowledged)
+    counters = again.row_counters()
+    assert counters.is_balanced
+    assert min(counters.stored, counters.evicted, counters.lost_acked) >= 0
+    assert (counters.inserted, counters.agent_steps) == (60, acknowledged.agent_steps)
     if capacity == 1000:
-        assert books.lost_acked == 60 - books.stored
-        assert books.lost_acked <= 5 * len(places) or kind != "flip"
-    assert books.duplicate <= acknowledged.duplicate
+        assert counters.lost_acked == 60 - counters.stored
+        assert counters.lost_acked <= 5 * len(places) or kind != "flip"
+    assert counters.duplicate <= acknowledged.duplicate
     # heads are a small part of the bytes, and one is left
     if kind == "flip" and segment_bytes > 300:
-        assert books.duplicate >= acknowledged.duplicate - 5 * len(places)
+        assert counters.duplicate >= acknowledged.duplicate - 5 * len(places)
     if again.live_windows():
         assert numbers_of(again, windows=60) <= {(0, n) for n in expected_starts(12)}
     for seq in range(2):
         again.append(counting_chunk(1, seq))
-    books = again.books()
+    counters = again.row_counters()
     again.close()
-    assert open_shard(directory, **options).books() == books
+    assert open_shard(directory, **options).row_counters() == counters
 
 
 def damage(files, offset, flip, kind):
@@ -94,72 +94,77 @@ def test_a_shard_whose_disk_is_gone_comes_back_empty_and_says_how_much_is_lost(t
     shard = open_shard(tmp_path / "old", capacity=50)
     for seq in range(30):
         shard.append(counting_chunk(0, seq))
-    known = shard.books()
+    known = shard.row_counters()
     fresh = open_shard(tmp_path / "new", capacity=50)
-    assert fresh.declare_lost(known) == 50
-    assert fresh.declare_lost(known) == 0
+    assert fresh.mark_lost(known) == 50
+    assert fresh.mark_lost(known) == 0
     assert fresh.append(counting_chunk(0, 30))
-    books = fresh.books()
-    assert (books.inserted, books.stored, books.evicted, books.lost_acked) == (155, 5, 100, 50)
-    assert books.agent_steps == known.agent_steps + counting_chunk(0, 30).num_agent_steps
+    counters = fresh.row_counters()
+    assert (counters.inserted, counters.stored, counters.evicted, counters.lost_acked) == (
+        155,
+        5,
+        100,
+        50,
+    )
+    assert counters.agent_steps == known.agent_steps + counting_chunk(0, 30).num_agent_steps
     fresh.close()
     assert not verify_shard(tmp_path / "new").problems
-    assert open_shard(tmp_path / "new", capacity=50).books() == books
+    assert open_shard(tmp_path / "new", capacity=50).row_counters() == counters
 
 
 def test_a_segment_that_is_missing_counts_as_lost_and_not_as_evicted(tmp_path):
     shard = filled(tmp_path, segment_bytes=600)
-    before = shard.books()
+    before = shard.row_counters()
     shard.close()
     segments(tmp_path)[0].unlink()
     [problem] = verify_shard(tmp_path).problems
     assert problem.endswith("are missing: the segments that held them are gone")
     again = open_shard(tmp_path, segment_bytes=600)
-    books = again.books()
-    assert (books.inserted, books.evicted, books.duplicate) == (
+    counters = again.row_counters()
+    assert (counters.inserted, counters.evicted, counters.duplicate) == (
         before.inserted,
         0,
         before.duplicate,
     )
-    assert 0 < books.lost_acked == before.stored - books.stored
-    assert again.declare_lost(before) == 0
+    assert 0 < counters.lost_acked == before.stored - counters.stored
+    assert again.mark_lost(before) == 0
     again.close()
     found = verify_shard(tmp_path)
-    assert (found.problems, found.lost) == ([], books.lost_acked), (
+    assert (found.problems, found.lost) == ([], counters.lost_acked), (
         "what is written down as lost is no problem any more"
     )
-    assert open_shard(tmp_path, segment_bytes=600).books() == books, "it is counted once"
+    assert open_shard(tmp_path, segment_bytes=600).row_counters() == counters, "it is counted once"
 
 
 def test_segments_that_were_deleted_with_their_rows_are_no_loss_also_after_a_rollback(tmp_path):
     shard = filled(tmp_path, **SMALL)
     mark = shard.mark()
     assert segments(tmp_path)[0].name != "segment-00000000.wal"
-    at_mark = shard.books()
+    at_mark = shard.row_counters()
     for seq in range(12, 30):
         shard.append(counting_chunk(0, seq))
     shard.close()
     again = open_shard(tmp_path, **SMALL)
-    assert again.books().lost_acked == 0
+    assert again.row_counters().lost_acked == 0
     again.rollback(mark)
     again.close()
     restarted = open_shard(tmp_path, **SMALL)
-    assert restarted.books() == at_mark
+    assert restarted.row_counters() == at_mark
 
 
 def test_a_damaged_head_of_the_oldest_segment_costs_neither_books_nor_the_table_of_seen_chunks(
     tmp_path,
 ):
     shard = filled(tmp_path, **SMALL)
-    shard.declare_lost(RowBooks(inserted=75, evicted=30))
+    shard.mark_lost(RowCounters(inserted=75, evicted=30))
     for seq in range(15, 18):
         shard.append(counting_chunk(0, seq))
-    before = shard.books()
+    before = shard.row_counters()
     assert before.lost_acked > 0
     shard.close()
     damage(segments(tmp_path), 20, 1, "flip")
     again = open_shard(tmp_path, **SMALL)
-    assert again.books() == before
+    assert again.row_counters() == before
     assert not again.append(counting_chunk(0, 0)), "a chunk from before the damaged head is known"
     assert again.append(counting_chunk(0, 13)), "one that never came is not"
 
@@ -175,7 +180,7 @@ def test_a_damaged_file_beside_the_journal_is_named(tmp_path, name, content):
     with pytest.raises(CheckpointError, match=name):
         open_shard(tmp_path)
     (tmp_path / name).write_text(intact)
-    assert open_shard(tmp_path).books() == shard.books(), (
+    assert open_shard(tmp_path).row_counters() == shard.row_counters(), (
         "a shard that does not open lets go of its folder"
     )
 

@@ -1,4 +1,4 @@
-"""A shard whose disk is full, slow, or wrong about its books."""
+"""A shard whose disk is full, slow, or wrong about its counters."""
 
 import os
 import threading
@@ -62,13 +62,13 @@ def test_a_disk_that_is_really_full_refuses_chunks_and_takes_them_again_when_the
     finally:
         limit_files(-1)
     assert "nothing is acknowledged, free space" in problem
-    assert shard.books().inserted == ROWS * acknowledged
+    assert shard.row_counters().inserted == ROWS * acknowledged
     assert shard.append(counting_chunk(0, acknowledged))
     assert not list(tmp_path.glob("*.tmp")), "half a segment was cleaned up"
     shard.close()
     again = open_shard(tmp_path, segment_bytes=segment_bytes)
     assert (again.recovered.corrupt_bytes, again.recovered.torn_bytes) == (0, 0)
-    assert again.books().inserted == ROWS * (acknowledged + 1)
+    assert again.row_counters().inserted == ROWS * (acknowledged + 1)
     obs = again.sample(SampleRequest(100, (0,))).columns["obs"][:, :, 1]
     assert (np.diff(obs, axis=1) == 1).all()
 
@@ -100,7 +100,7 @@ def test_a_slow_disk_delays_acknowledgements_and_nothing_else_and_writers_share_
     for writer in writers:
         writer.start()
     assert syncing.wait(30)
-    while shard.books().inserted < 9 * ROWS:  # all wrote their chunk; none may know that yet
+    while shard.row_counters().inserted < 9 * ROWS:  # all wrote their chunk; none may know that yet
         assert not acknowledged
     assert shard.sample(SampleRequest(4, (0,))).row_ids.shape == (4, 3)
     assert not acknowledged
@@ -134,7 +134,7 @@ def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew
     assert not again.failure
     again.append(counting_chunk(0, 1))  # it had reached the file, or it is stored now
     assert again.append(counting_chunk(0, 2))
-    assert again.books().inserted == 3 * ROWS
+    assert again.row_counters().inserted == 3 * ROWS
 
 
 def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):

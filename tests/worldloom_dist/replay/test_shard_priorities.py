@@ -12,8 +12,8 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.ports import SampleRequest
-from worldloom_dist.replay.marks import ShardMark
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.replay.snapshots import ShardSnapshot
 from worldloom_dist.replay.verify_shard import verify_shard
 
 COLUMNS = EnvSpec(
@@ -63,7 +63,7 @@ def test_a_rollback_restores_priorities_to_the_bit(tmp_path, restart, selector):
     whole, cut = (open_shard(tmp_path / name, selector) for name in ("whole", "cut"))
     run_on(whole, 0, 40)
     run_on(cut, 0, 18)
-    mark = ShardMark(**json.loads(json.dumps(dataclasses.asdict(cut.mark()))))
+    mark = ShardSnapshot(**json.loads(json.dumps(dataclasses.asdict(cut.mark()))))
     run_on(cut, 18, 31)
     focus_on(cut, 31 * 5 - 5)
     cut.save_weights()

@@ -200,7 +200,7 @@ def test_a_shard_keeps_the_newest_rows_of_its_capacity_and_verify_counts_just_th
     shard.close()
     found = verify_shard(tmp_path)
     assert found.rows > 45
-    assert found.newest(45) == shard.books().stored == 45
+    assert found.newest(45) == shard.row_counters().stored == 45
     assert found.newest(10**6) == found.rows
 
 

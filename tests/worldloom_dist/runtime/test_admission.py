@@ -1,11 +1,11 @@
-"""Chunks that wait for the ledger share a question, keep their order, and hear of its end."""
+"""Chunks that wait for the coordinator share a question, keep their order, and hear of its end."""
 
 import asyncio
 
 import pytest
 
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime.admission import Admission
-from worldloom_dist.runtime.remote import RoleGoneError
 
 
 class SlowLedger:
@@ -32,26 +32,26 @@ async def settle() -> None:
 
 def test_chunks_that_arrive_while_a_question_is_open_share_the_next_one():
     async def story() -> None:
-        ledger = SlowLedger()
-        admission = Admission(ledger.ask)
+        coordinator = SlowLedger()
+        admission = Admission(coordinator.ask)
         chunks = [asyncio.ensure_future(admission.admit(steps)) for steps in (5, 6, 7, 8)]
         await settle()
-        assert ledger.asked in ([[5]], [[5, 6, 7, 8]])
-        ledger.answers.put_nowait(1)
+        assert coordinator.asked in ([[5]], [[5, 6, 7, 8]])
+        coordinator.answers.put_nowait(1)
         await settle()
         assert [chunk.done() for chunk in chunks] == [True, False, False, False]
-        assert ledger.asked[-1] == [6, 7, 8]
+        assert coordinator.asked[-1] == [6, 7, 8]
         late = asyncio.ensure_future(admission.admit(9))
-        ledger.answers.put_nowait(2)
+        coordinator.answers.put_nowait(2)
         await settle()
-        assert ledger.asked[-1] == [8, 9]
-        ledger.answers.put_nowait(2)
+        assert coordinator.asked[-1] == [8, 9]
+        coordinator.answers.put_nowait(2)
         assert await asyncio.gather(*chunks, late) == [True] * 5
         again = asyncio.ensure_future(admission.admit(3))
         await settle()
-        assert ledger.asked[-1] == [3], "it begins anew after everybody was served"
-        assert ledger.numbers == [*range(1, len(ledger.asked) + 1)]
-        ledger.answers.put_nowait(1)
+        assert coordinator.asked[-1] == [3], "it begins anew after everybody was served"
+        assert coordinator.numbers == [*range(1, len(coordinator.asked) + 1)]
+        coordinator.answers.put_nowait(1)
         assert await again
 
     asyncio.run(story())
@@ -59,25 +59,25 @@ def test_chunks_that_arrive_while_a_question_is_open_share_the_next_one():
 
 def test_a_shard_that_has_a_successor_admits_nobody():
     async def story() -> None:
-        ledger = SlowLedger()
-        admission = Admission(ledger.ask)
+        coordinator = SlowLedger()
+        admission = Admission(coordinator.ask)
         chunks = [asyncio.ensure_future(admission.admit(steps)) for steps in (5, 6)]
-        ledger.answers.put_nowait(0)
+        coordinator.answers.put_nowait(0)
         assert await asyncio.gather(*chunks) == [False, False]
 
     asyncio.run(story())
 
 
-def test_a_ledger_that_stays_away_is_everybodys_error_and_the_next_chunk_asks_again():
+def test_a_coordinator_that_stays_away_is_everybodys_error_and_the_next_chunk_asks_again():
     async def story() -> None:
-        ledger = SlowLedger()
-        admission = Admission(ledger.ask)
+        coordinator = SlowLedger()
+        admission = Admission(coordinator.ask)
         chunks = [asyncio.ensure_future(admission.admit(steps)) for steps in (5, 6)]
-        ledger.answers.put_nowait(RoleGoneError("ledger-0 did not answer"))
+        coordinator.answers.put_nowait(RoleGoneError("coordinator-0 did not answer"))
         for chunk in chunks:
             with pytest.raises(RoleGoneError):
                 await chunk
-        ledger.answers.put_nowait(1)
+        coordinator.answers.put_nowait(1)
         assert await admission.admit(4)
 
     asyncio.run(story())

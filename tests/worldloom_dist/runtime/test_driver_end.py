@@ -15,11 +15,11 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from worldloom.core.exceptions import TrainingError
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
-from worldloom_dist.ports import RowBooks
+from worldloom_dist.ports import RowCounters
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime import driver as module
-from worldloom_dist.runtime import ending as ending_module
-from worldloom_dist.runtime import fleet as fleet_module
+from worldloom_dist.runtime import shutdown as ending_module
+from worldloom_dist.runtime import worker_pool as fleet_module
 from worldloom_dist.runtime.driver import RayRun
 from worldloom_dist.runtime.supervisor import Role
 from worldloom_dist.stopping import StopFlag
@@ -43,8 +43,8 @@ PLAN = resolve(
 ENDED = {"state": "stopped", "train_steps": 777, "replayed_steps": 777 * 8, "version": (1, 777)}
 
 
-def books(steps: int) -> RowBooks:
-    return RowBooks(inserted=steps + 2, stored=steps + 2, agent_steps=steps)
+def row_counters(steps: int) -> RowCounters:
+    return RowCounters(inserted=steps + 2, stored=steps + 2, agent_steps=steps)
 
 
 class Reply:
@@ -120,7 +120,7 @@ class FakeSupervisor:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run whose ledger is a moment behind its shards."""
+    """A run whose coordinator is a moment behind its shards."""
     fake_ray = SimpleNamespace(
         get=get, wait=lambda replies, **_: (replies, []), kill=lambda *_, **__: None
     )
@@ -132,24 +132,24 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "Placement", lambda *_: SimpleNamespace(options=dict))
     monkeypatch.setattr(
         module,
-        "Remote",
+        "ActorClient",
         lambda _: SimpleNamespace(call=lambda *_, **__: None, tell=lambda *_: None),
     )
     monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")
     folder.open(PLAN.config, PLAN.env_spec.to_dict(), {})
     made = RayRun(PLAN, folder, 0, StopFlag())
-    made._supervisor = made._fleet._supervisor = made._ending._supervisor = FakeSupervisor()
+    made._supervisor = made._worker_pool._supervisor = made._shutdown._supervisor = FakeSupervisor()
     counts = {
         "is_whole": True,
-        "shards": {"0": asdict(books(100)), "1": asdict(books(90))},
+        "shards": {"0": asdict(row_counters(100)), "1": asdict(row_counters(90))},
         "debt": 0.0,
         "blocked_s": {"insert": 0.0, "sample": 0.0},
     }
-    made._supervisor.put("ledger", 0, Actor(counts=counts))
+    made._supervisor.put("coordinator", 0, Actor(counts=counts))
     made._supervisor.put("hub", 0, Actor(snapshot={}))
     for shard, steps in enumerate((100, 106)):
-        made._supervisor.put("shard", shard, Actor(settle=books(steps)))
+        made._supervisor.put("shard", shard, Actor(settle=row_counters(steps)))
     made._supervisor.put("learner", 0, Actor())
     made._supervisor.roles["learner-0"].status = {"train_steps": 700}
     yield made
@@ -164,7 +164,7 @@ def check_end(run, *, steps: int = 206, train_steps: int = 777) -> None:
     found = summary(run)
     assert (found["agent_steps"], found["train_steps"]) == (steps, train_steps)
     assert found["rows"]["inserted"] == steps + 4
-    assert sum(shard["agent_steps"] for shard in run._folder.read_books().values()) == steps
+    assert sum(shard["agent_steps"] for shard in run._folder.read_counters().values()) == steps
 
 
 def test_the_books_are_what_the_shards_said_last(run):
@@ -173,9 +173,9 @@ def test_the_books_are_what_the_shards_said_last(run):
     assert run._supervisor.heard == [("shard",)]
 
 
-@pytest.mark.parametrize("gone", ["hub-0", "ledger-0"])
+@pytest.mark.parametrize("gone", ["hub-0", "coordinator-0"])
 @pytest.mark.parametrize("how", ["silent", "missing"])
-def test_a_hub_or_ledger_that_is_gone_does_not_make_the_summary_old(run, gone, how):
+def test_a_hub_or_coordinator_that_is_gone_does_not_make_the_summary_old(run, gone, how):
     run._look()
     role = run._supervisor.roles[gone]
     if how == "silent":
@@ -187,14 +187,14 @@ def test_a_hub_or_ledger_that_is_gone_does_not_make_the_summary_old(run, gone, h
     check_end(run)
 
 
-def test_a_shard_without_a_last_word_is_named_and_counts_as_the_ledger_knows_it(run, caplog):
+def test_a_shard_without_a_last_word_is_named_and_counts_as_the_coordinator_knows_it(run, caplog):
     run._supervisor.roles["shard-1"].handle = Actor(settle=RayActorError())
     run._finish("stopped")
     check_end(run, steps=190)
-    assert "shard-1 has no last word (RayActorError)" in caplog.text
+    assert "shard-1 has no final counters (RayActorError)" in caplog.text
 
 
-@pytest.mark.parametrize("dying", ["learner-0", "shard-1", "ledger-0"])
+@pytest.mark.parametrize("dying", ["learner-0", "shard-1", "coordinator-0"])
 @pytest.mark.parametrize("when", ["before", "while workers end"])
 def test_what_dies_unnoticed_comes_back_before_the_run_goes_on_to_end(
     run, monkeypatch, dying, when, caplog
@@ -203,7 +203,7 @@ def test_what_dies_unnoticed_comes_back_before_the_run_goes_on_to_end(
     if when == "before":
         run._supervisor.dying = [dying]
     else:
-        monkeypatch.setattr(run._fleet, "stop", lambda _: run._supervisor.dying.append(dying))
+        monkeypatch.setattr(run._worker_pool, "stop", lambda _: run._supervisor.dying.append(dying))
     run._finish("stopped")
     check_end(run)
     assert f"waiting for {dying} before the run ends" in caplog.text
@@ -215,21 +215,21 @@ def test_a_learner_that_dies_while_it_is_stopped_is_started_and_stopped_again(ru
     check_end(run)
 
 
-def test_a_ledger_that_hangs_is_replaced(run, monkeypatch, caplog):
-    ledger = run._supervisor.roles["ledger-0"]
-    healthy = ledger.handle
-    ledger.handle = Actor(drain=GetTimeoutError("late"))
+def test_a_coordinator_that_hangs_is_replaced(run, monkeypatch, caplog):
+    coordinator = run._supervisor.roles["coordinator-0"]
+    healthy = coordinator.handle
+    coordinator.handle = Actor(drain=GetTimeoutError("late"))
     replaced = []
 
     def replace(process, no_restart):
         replaced.append(process)
-        ledger.handle = healthy
+        coordinator.handle = healthy
 
     monkeypatch.setattr(ending_module.ray, "kill", replace)
     run._finish("stopped")
     check_end(run)
     assert len(replaced) == 1
-    assert "the ledger does not answer (GetTimeoutError); it is replaced" in caplog.text
+    assert "the coordinator does not answer (GetTimeoutError); it is replaced" in caplog.text
 
 
 def test_what_never_was_up_is_not_waited_for(run, caplog):
@@ -237,7 +237,7 @@ def test_what_never_was_up_is_not_waited_for(run, caplog):
     for name in ("learner-0", "shard-0"):
         run._supervisor.roles[name].ready_at = None
         run._supervisor.roles[name].has_been_up = False
-    run._ending.end_inserts(1.0)
+    run._shutdown.end_inserts(1.0)
     assert "waiting for" not in caplog.text
 
 
@@ -345,7 +345,7 @@ def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RunFolder, "write_summary", full)
-    monkeypatch.setattr(RunFolder, "write_books", full)
+    monkeypatch.setattr(RunFolder, "write_counters", full)
     run._look()
     run._write("running")
     run._write("failed", "because")

@@ -10,15 +10,15 @@ import pytest
 from ray.exceptions import RayError
 
 from tests.worldloom_dist.runtime.test_driver_end import Actor, FakeSupervisor, Reply, get
-from worldloom_dist.actors.films import FilmReport
+from worldloom_dist.actors.videos import VideoReport
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.report import Counts
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime import evaluations as module
 from worldloom_dist.runtime import policy_roles
 from worldloom_dist.runtime.evaluations import Evaluations
 from worldloom_dist.runtime.policy_roles import EvaluatorRole
-from worldloom_dist.runtime.remote import RoleGoneError
 from worldloom_dist.stopping import StopFlag
 
 PLAN = resolve(
@@ -142,7 +142,7 @@ def test_run_without_an_evaluator_does_not_wait_for_one(play):
 
 
 @pytest.mark.parametrize(
-    ("ledger", "is_last", "label"),
+    ("coordinator", "is_last", "label"),
     [
         ({"agent_steps": 310}, False, 310),
         ({"agent_steps": 310}, True, 221),
@@ -151,26 +151,26 @@ def test_run_without_an_evaluator_does_not_wait_for_one(play):
     ],
 )
 def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
-    tmp_path, monkeypatch, ledger, is_last, label
+    tmp_path, monkeypatch, coordinator, is_last, label
 ):
     def call(*_: Any, **__: Any) -> Any:
-        if ledger is None:
-            raise RoleGoneError("ledger-0 did not answer")
-        return ledger
+        if coordinator is None:
+            raise RoleGoneError("coordinator-0 did not answer")
+        return coordinator
 
-    shown = SimpleNamespace(films=[], film_problems=[], load_weights=lambda _: None)
+    shown = SimpleNamespace(videos=[], video_problems=[], load_weights=lambda _: None)
     shown.evaluate = lambda: SimpleNamespace(to_dict=lambda: {"return_mean": 1.0}, version=VERSION)
     monkeypatch.setattr(
         policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None)
     )
-    monkeypatch.setattr(policy_roles, "Remote", lambda _: SimpleNamespace(call=call))
+    monkeypatch.setattr(policy_roles, "ActorClient", lambda _: SimpleNamespace(call=call))
     written = []
 
-    def save(films, folder, name, problems):
+    def save(videos, folder, name, problems):
         written.append(name)
-        return FilmReport((folder / f"{name}-0.gif",), ())
+        return VideoReport((folder / f"{name}-0.gif",), ())
 
-    monkeypatch.setattr(policy_roles, "save_films", save)
+    monkeypatch.setattr(policy_roles, "save_videos", save)
     role = EvaluatorRole(PLAN, tmp_path)
     role._evaluator = shown
     result = role.evaluate(221, is_last)
@@ -178,6 +178,6 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
         "env_steps": label,
         "return_mean": 1.0,
         "version": VERSION,
-        "films": [f"eval-{label:09d}-0.gif"],
+        "videos": [f"eval-{label:09d}-0.gif"],
     }
     assert written == [f"eval-{label:09d}"]

@@ -41,7 +41,7 @@ def test_files_stay_with_the_driver_and_workers_spread():
         "num_gpus": 0.0,
         "scheduling_strategy": "SPREAD",
     }
-    for kind in ("learner", "shard", "inference", "hub", "ledger", "weights"):
+    for kind in ("learner", "shard", "inference", "hub", "coordinator", "weights"):
         assert node_of(placement.options(kind, 0)) == ("head", False)
     assert placement.options("hub", 0)["num_cpus"] == 0
     assert placement.options("learner", 0)["num_cpus"] == 1.0

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from worldloom.core.metrics import Histogram, Last
+from worldloom_dist.rpc.actor_client import _errors, drain_errors
 from worldloom_dist.runtime import reporting
 from worldloom_dist.runtime.learner_roles import gpu_metrics
-from worldloom_dist.runtime.remote import _errors, drain_errors
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 
 
@@ -14,13 +14,13 @@ class FakeHub:
     def __init__(self, name) -> None:
         self.told = []
 
-    def tell(self, method, *args) -> None:
+    def notify(self, method, *args) -> None:
         self.told.append((method, *args))
 
 
 @pytest.fixture
 def reporter(monkeypatch):
-    monkeypatch.setattr(reporting, "Remote", FakeHub)
+    monkeypatch.setattr(reporting, "ActorClient", FakeHub)
     return Reporter("actor", 3)
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
+from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.runtime import worker_role
-from worldloom_dist.runtime.line import Address, Door
-from worldloom_dist.runtime.remote import RoleGoneError
 from worldloom_dist.runtime.worker_role import ShardWriter
 
 Name = tuple[int, int]
@@ -34,12 +34,12 @@ class Shard:
         self.arrived: list[Name] = []
         self._loop = asyncio.new_event_loop()
         self._released = asyncio.Event()
-        self._door = Door(self._append, is_private=True)
+        self._door = RpcServer(self._append, is_private=True)
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
 
     @property
-    def address(self) -> Address:
+    def address(self) -> Endpoint:
         return asyncio.run_coroutine_threadsafe(self._door.address(), self._loop).result(10)
 
     def release(self) -> None:
@@ -75,7 +75,7 @@ class Shard:
 
 
 class NoRay:
-    """Says where the present shard is, or that there is none; the ledger owes no update."""
+    """Says where the present shard is, or that there is none; the coordinator owes no update."""
 
     name = "shard-0"
 
@@ -108,7 +108,7 @@ def shards(count: int) -> Iterator[list[Shard]]:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> NoRay:
     fake = NoRay()
-    monkeypatch.setattr(worker_role, "Remote", lambda name: fake)
+    monkeypatch.setattr(worker_role, "ActorClient", lambda name: fake)
     return fake
 
 

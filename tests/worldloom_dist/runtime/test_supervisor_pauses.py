@@ -6,7 +6,7 @@ from worldloom_dist.runtime.supervisor import FIRST_PAUSE_S, STEADY_S, Role, Sup
 
 
 def role_of() -> Role:
-    return Role("worker", 0, start=lambda _: None, lifeline=lambda _: None, is_vital=False)
+    return Role("worker", 0, start=lambda _: None, run_forever=lambda _: None, is_vital=False)
 
 
 def pause_after_death(supervisor: Supervisor, role: Role, lived_s: float | None) -> float:

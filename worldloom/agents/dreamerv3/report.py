@@ -1,8 +1,8 @@
 """Open-loop predictions as pictures: what the model sees, what it believes, and where it errs.
 
 The first half of the steps is filtered with observations; from there on the model predicts alone
-from the actions that were taken. Images become films; vectors become one picture of curves. Legend:
-B sequences, T steps, H/W/C image, V numbers of a vector.
+from the actions that were taken. Images become videos; vectors become one picture of curves.
+Legend: B sequences, T steps, H/W/C image, V numbers of a vector.
 """
 
 from __future__ import annotations

@@ -275,8 +275,8 @@ class TDMPC2Agent(TDMPC2Policy):
         )
         if self._ranks.size > 1:
             draws = draws.rows(self._ranks.rank * size, (self._ranks.rank + 1) * size)
-        metrics, nonfinite, surprise = self.updater.step(update, draws)
-        return TrainOutput(metrics, nonfinite, priorities=surprise)
+        metrics, nonfinite, td_error = self.updater.step(update, draws)
+        return TrainOutput(metrics, nonfinite, priorities=td_error)
 
     def policy_weights(self) -> WeightsSnapshot:
         """A copy of the model; the policy prior, reward, dynamics and critics all take part in

@@ -66,14 +66,14 @@ class UpdateBatch:
 
 class ModelLoss(NamedTuple):
     """``total`` to descend; ``z`` [H+1, B, L] own rollout of the model; ``metrics`` 0-d tensors
-    without gradient; ``surprise`` [B] the value loss of each window, for replay that draws by
+    without gradient; ``td_error`` [B] the value loss of each window, for replay that draws by
     priority.
     """
 
     total: Tensor
     z: Tensor
     metrics: dict[str, Tensor]
-    surprise: Tensor
+    td_error: Tensor
 
 
 class PolicyLoss(NamedTuple):
@@ -164,9 +164,9 @@ def model_loss(
             ends[-1], batch.terminated[-1]
         )
     metrics = {"total_loss": total, **metrics}
-    surprise = value_error.detach().view(-1, horizon, td.shape[1]).mean((0, 1))
+    td_error = value_error.detach().view(-1, horizon, td.shape[1]).mean((0, 1))
     return ModelLoss(
-        total, rollout, {name: value.detach() for name, value in metrics.items()}, surprise
+        total, rollout, {name: value.detach() for name, value in metrics.items()}, td_error
     )
 
 

@@ -56,7 +56,7 @@ class ModelStep(NamedTuple):
     z: Tensor
     metrics: dict[str, Tensor]
     bad: Tensor
-    surprise: Tensor
+    td_error: Tensor
 
 
 class Updater:
@@ -125,7 +125,7 @@ class Updater:
         model = self.step_model(batch, draws)
         policy_metrics, policy_bad = self.step_policy(model.z, batch.task, draws, model.bad)
         self.move_targets(model.bad)
-        return model.metrics | policy_metrics, policy_bad, model.surprise
+        return model.metrics | policy_metrics, policy_bad, model.td_error
 
     def step_model(self, batch: UpdateBatch, draws: UpdateDraws) -> ModelStep:
         """Step model and critics."""
@@ -145,7 +145,7 @@ class Updater:
         ):
             self.model.task_emb.grad = self.model.task_emb.grad + self.leaked
         norm, bad = self._apply(self.model_optimizer, parameters, total.isfinite())
-        return ModelStep(loss.z.detach(), loss.metrics | {"grad_norm": norm}, bad, loss.surprise)
+        return ModelStep(loss.z.detach(), loss.metrics | {"grad_norm": norm}, bad, loss.td_error)
 
     def step_policy(
         self, z: Tensor, task: Tensor | None, draws: UpdateDraws, model_bad: Tensor

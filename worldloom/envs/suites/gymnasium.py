@@ -10,7 +10,7 @@ import gymnasium
 from gymnasium.wrappers import AddRenderObservation
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
-from worldloom.envs.building import first_line, somebodys_code
+from worldloom.envs.building import first_line, foreign_code
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.wrappers import RawEnv
@@ -40,7 +40,7 @@ def make(config: EnvConfig, *, renders: bool = False) -> RawEnv:
     if config.pixels or renders:
         set_up_headless()
         options["render_mode"] = "rgb_array"
-    with somebodys_code(config, "built"):
+    with foreign_code(config, "built"):
         try:
             env = _make(name, options, must_render=bool(config.pixels))
             if config.pixels:
@@ -67,15 +67,15 @@ def _make(name: str, options: dict[str, Any], *, must_render: bool) -> gymnasium
     except (AssertionError, TypeError, ValueError) as error:
         if must_render or "render_mode" not in options:
             raise
-        _say_no_film(name, first_line(error))
+        _say_no_video(name, first_line(error))
     return gymnasium.make(
         name, **{key: value for key, value in options.items() if key != "render_mode"}
     )
 
 
 @functools.cache  # once, however many are built
-def _say_no_film(name: str, reason: str) -> None:
-    logger.warning("no film of env %s: it takes no render_mode='rgb_array' (%s)", name, reason)
+def _say_no_video(name: str, reason: str) -> None:
+    logger.warning("no video of env %s: it takes no render_mode='rgb_array' (%s)", name, reason)
 
 
 def _mujoco_id(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from gymnasium.vector import VectorEnv as GymVectorEnv
 
 from worldloom.core.exceptions import ConfigurationError, nearest
-from worldloom.envs.building import somebodys_code
+from worldloom.envs.building import foreign_code
 from worldloom.envs.config import SUITES, EnvConfig
 from worldloom.envs.contract import may_terminate, own_limit
 from worldloom.envs.wrappers import RawEnv
@@ -35,7 +35,7 @@ def make(
     options: dict[str, Any] = {"num_envs": num_envs} if _has_parameter(factory, "num_envs") else {}
     if renders and _has_parameter(factory, "render_mode"):
         options["render_mode"] = "rgb_array"
-    with somebodys_code(config, "built"):
+    with foreign_code(config, "built"):
         env = factory(**options)
         is_vector = isinstance(env, GymVectorEnv)
         missing = [
@@ -56,7 +56,7 @@ def make(
 
 def _find(config: EnvConfig) -> Callable[..., Any]:
     module_name, _, attribute = config.name.partition(":")
-    with somebodys_code(config, "imported"):
+    with foreign_code(config, "imported"):
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:

@@ -1,0 +1,150 @@
+"""When a run ends, a shard's final counters holds every row that it stored, and nothing is stored
+after it.
+"""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from worldloom.core.exceptions import StateError
+from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
+from worldloom.data.codec import make_chunk
+from worldloom_dist.cli import parse
+from worldloom_dist.plan import resolve
+from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.runtime.admission import Admission
+from worldloom_dist.runtime.intervals import Throttle
+from worldloom_dist.runtime.shard_role import ShardRole
+
+PLAN = resolve(
+    parse(
+        [
+            "--preset",
+            "debug",
+            "--env",
+            "toy:counting",
+            "--runtime",
+            "ray",
+            "--replay.durability",
+            "none",
+        ]
+    )
+)
+
+
+class LedgerFake:
+    """Keeps what it is told, in order."""
+
+    def __init__(self):
+        self.told = []
+
+    def notify(self, method, *arguments):
+        self.told.append((method, arguments))
+
+    async def acall(self, method, *arguments, **_):
+        self.notify(method, *arguments)
+
+    @property
+    def agent_steps(self) -> int:
+        """Of the newest report."""
+        return next(
+            arguments[1].agent_steps
+            for method, arguments in reversed(self.told)
+            if method == "report"
+        )
+
+
+@pytest.fixture
+def role(tmp_path):
+    """A shard that has joined a coordinator that admits everything."""
+
+    async def grant(number, chunks):
+        return len(chunks)
+
+    role = ShardRole(PLAN, 0, tmp_path)
+    role._coordinator = LedgerFake()
+    role._admission = Admission(grant)
+    role._reports = Throttle(role._report, 60.0)
+    role._reporter = SimpleNamespace(emit=lambda *_: None)
+    role._joined.set()
+    return role
+
+
+def chunk(seq: int, rows: int = 8) -> Chunk:
+    columns = {
+        name: np.zeros((rows, *spec.shape), spec.dtype) for name, spec in PLAN.columns.items()
+    }
+    return make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, columns)
+
+
+def test_the_last_word_comes_at_once_though_regular_reports_are_spaced(role):
+    async def story():
+        await role.append(chunk(0))
+        await role.append(chunk(1))
+        assert role._coordinator.agent_steps == 8, "the second report is due in a moment"
+        await role.settle()
+        assert role._coordinator.agent_steps == 16
+
+    asyncio.run(story())
+
+
+def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_it(
+    role, monkeypatch
+):
+    may_store = threading.Event()
+    begun = asyncio.Event()
+    real = role._inline_shard.append
+
+    async def slow(one):
+        begun.set()
+        await asyncio.to_thread(may_store.wait)
+        return await real(one)
+
+    monkeypatch.setattr(role._inline_shard, "append", slow)
+
+    async def story():
+        storing = asyncio.ensure_future(role.append(chunk(0)))
+        await begun.wait()
+        settling = asyncio.ensure_future(role.settle())
+        await asyncio.sleep(0.05)
+        assert not settling.done()
+        with pytest.raises(StateError, match="the run has ended"):
+            await role.append(chunk(1))
+        may_store.set()
+        counters = await settling
+        assert await storing
+        assert role._coordinator.agent_steps == counters.agent_steps == 8
+        assert ("give_back", (0, 8)) in role._coordinator.told, (
+            "what was granted to the chunk that was refused"
+        )
+
+    asyncio.run(story())
+    assert role._shard.row_counters().inserted == 8
+
+
+def test_a_shard_that_has_not_joined_yet_has_no_last_word(role):
+    role._joined.clear()
+
+    async def story():
+        settling = asyncio.ensure_future(role.settle())
+        await asyncio.sleep(0.05)
+        assert not settling.done(), "what its disk lost may not be declared yet"
+        role._joined.set()
+        assert (await settling).inserted == 0
+
+    asyncio.run(story())
+
+
+def test_a_last_word_reaches_the_caller_also_when_the_coordinator_is_gone(role, monkeypatch):
+    async def gone(*_, **__):
+        raise RoleGoneError("coordinator-0 did not answer")
+
+    async def story():
+        await role.append(chunk(0))
+        monkeypatch.setattr(role._coordinator, "acall", gone)
+        assert (await role.settle()).agent_steps == 8
+
+    asyncio.run(story())

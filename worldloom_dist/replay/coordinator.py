@@ -1,0 +1,222 @@
+"""One coordinator over all shards: it keeps the train ratio exact and says from which shard to
+sample.
+
+    shard  --try_insert(steps)--> coordinator    True: insert them. False: wait for training
+    reader --try_sample(n)------> coordinator    windows per shard. None: wait for inserts
+
+Every call returns at once. A caller that is refused waits until the other side has proceeded and
+asks again; the band guarantees that one of the sides may (``worldloom.data.rate_limiter``). Who
+waits and how (a condition variable, an asyncio event) is the wrapper's choice; this class holds no
+lock.
+
+Steps are counted when they are granted. A shard asks for all chunks that wait at once, so that a
+busy one asks less often, and gives back what it did not use. When a shard dies its open grants are
+void; when it returns, its counters say what was really inserted. So nothing here needs to survive:
+a new coordinator is rebuilt from the shards' counters and the learner's count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldloom.core.sequence import StreamId
+from worldloom.data.rate_limiter import RateLimiter, RateLimits
+from worldloom_dist.ports import RowCounters, SampleRequest
+
+__all__ = ["ReplayCoordinator", "shard_of"]
+
+
+@dataclass(slots=True)
+class _Account:
+    """What the coordinator knows of one shard: steps counted for it, windows it can serve now, and
+    whether it is there.
+    """
+
+    agent_steps: int = 0
+    windows: int = 0
+    is_live: bool = True
+
+
+@dataclass(slots=True)
+class _Blocked:
+    """Seconds that one side was refused: from a refusal to the next grant."""
+
+    seconds: float = 0.0
+    since: float | None = None
+
+    def refused(self, now: float) -> None:
+        """The side has to wait from now on, if it does not wait already."""
+        self.since = now if self.since is None else self.since
+
+    def granted(self, now: float) -> None:
+        """The side proceeds."""
+        self.seconds = self.until(now)
+        self.since = None
+
+    def until(self, now: float) -> float:
+        """Seconds so far, a wait that goes on included."""
+        return self.seconds + (0.0 if self.since is None else now - self.since)
+
+
+class ReplayCoordinator:
+    """Counts both sides over all shards; see the module.
+
+    Args:
+        limits: The train ratio, its band and the prefill.
+        window_positions: Trained positions of one window (``SamplingSpec.length``).
+        clock: Seconds, monotonic; only for the blocked times.
+    """
+
+    def __init__(
+        self,
+        limits: RateLimits,
+        *,
+        window_positions: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limiter = RateLimiter(limits)
+        self.window_positions = window_positions
+        self._clock = clock
+        self._shards: dict[int, _Account] = {}
+        self._insert_blocked = _Blocked()
+        self._sample_blocked = _Blocked()
+
+    @property
+    def live_shards(self) -> list[int]:
+        """Shards that are there."""
+        return sorted(index for index, account in self._shards.items() if account.is_live)
+
+    @property
+    def insert_blocked_s(self) -> float:
+        """Seconds for which inserts were refused so far."""
+        return self._insert_blocked.until(self._clock())
+
+    @property
+    def sample_blocked_s(self) -> float:
+        """Seconds for which samples were refused so far."""
+        return self._sample_blocked.until(self._clock())
+
+    def join(self, shard: int, counters: RowCounters, live_windows: int) -> None:
+        """A shard is there, for the first time or again: its counters replace everything that was
+        counted or granted for it.
+
+        A shard that lost its disk must admit it first (``ReplayShard.mark_lost``), or its steps
+        would be asked for again.
+        """
+        account = self._shards.setdefault(shard, _Account())
+        self.limiter.inserted(counters.agent_steps - account.agent_steps)
+        self._shards[shard] = _Account(counters.agent_steps, live_windows)
+
+    def leave(self, shard: int) -> None:
+        """A shard is gone: nothing is sampled from it until it joins or reports again. Its steps
+        stay counted.
+        """
+        self._shards[shard].is_live = False
+
+    def report(self, shard: int, live_windows: int) -> None:
+        """A shard says what it can serve. One that had been left out too early is back, with what
+        was granted to it.
+        """
+        account = self._shards[shard]
+        account.windows = live_windows
+        account.is_live = True
+
+    def rebuild(self, shards: Mapping[int, tuple[RowCounters, int]], positions: int) -> None:
+        """Start over from the shards (counters and live windows) and the learner's count; debt
+        outside the band is forgiven.
+        """
+        self._shards = {}
+        self.limiter.rebase(0, 0)
+        for shard, (counters, live_windows) in shards.items():
+            self.join(shard, counters, live_windows)
+        self.limiter.rebase(self.limiter.agent_steps, positions)
+
+    def try_insert(self, shard: int, agent_steps: int) -> bool:
+        """Grant a shard ``agent_steps`` steps, or refuse.
+
+        Granted without a look at the ratio: a chunk without steps (reset rows only), and everything
+        while no window is complete in any live shard, for then nothing can be sampled and both
+        sides would wait for ever; what is owed by then is trained later.
+        """
+        if agent_steps and self._live_windows() and not self.limiter.may_insert(agent_steps):
+            self._insert_blocked.refused(self._clock())
+            return False
+        self._insert_blocked.granted(self._clock())
+        self._count(shard, agent_steps)
+        return True
+
+    def force_insert(self, shard: int, agent_steps: int) -> None:
+        """Grant steps beyond the band (lock-step, and what is on its way when a run ends); counted
+        like everything else.
+        """
+        self._insert_blocked.granted(self._clock())
+        self._count(shard, agent_steps)
+
+    def give_back(self, shard: int, agent_steps: int) -> None:
+        """Return granted steps that were not inserted (a duplicate, a failure)."""
+        self._count(shard, -agent_steps)
+
+    def try_sample(self, request: SampleRequest) -> dict[int, SampleRequest] | None:
+        """Grant a batch of windows and split it over the live shards, or refuse.
+
+        Each window is drawn from a shard with probability proportional to the shard's live windows,
+        so that over all shards every window is equally likely. The split and the shards' own draws
+        depend on the request's seed only.
+
+        Returns:
+            A request per shard that has to serve some; None when sampling is blocked by the ratio
+            or because nothing is stored.
+        """
+        weights = {index: self._shards[index].windows for index in self.live_shards}
+        total = sum(weights.values())
+        positions = request.windows * self.window_positions
+        if not total or not self.limiter.may_sample(positions):
+            self._sample_blocked.refused(self._clock())
+            return None
+        self._sample_blocked.granted(self._clock())
+        self.limiter.sampled(positions)
+        rng = np.random.default_rng(list(request.seed))
+        counts = rng.multinomial(request.windows, np.array(list(weights.values())) / total)
+        # A seed is padded with zeros, so (..., 0) would repeat the stream that made the split:
+        # shards count from 1 here.
+        return {
+            index: SampleRequest(int(count), (*request.seed, index + 1))
+            for index, count in zip(weights, counts, strict=True)
+            if count
+        }
+
+    def try_samples(self, requests: Sequence[SampleRequest]) -> list[dict[int, SampleRequest]]:
+        """Grant as many of the batches, from the first, as the ratio allows now; none means that
+        sampling is blocked.
+        """
+        granted: list[dict[int, SampleRequest]] = []
+        for request in requests:
+            if granted and not self.limiter.may_sample(request.windows * self.window_positions):
+                break  # whoever asked has work now: nobody is blocked
+            one = self.try_sample(request)
+            if one is None:
+                break
+            granted.append(one)
+        return granted
+
+    def take_back_sample(self, windows: int) -> None:
+        """Uncount windows that were granted and could not be served."""
+        self.limiter.sampled(-windows * self.window_positions)
+
+    def _live_windows(self) -> int:
+        return sum(account.windows for account in self._shards.values() if account.is_live)
+
+    def _count(self, shard: int, agent_steps: int) -> None:
+        self._shards[shard].agent_steps += agent_steps
+        self.limiter.inserted(agent_steps)
+
+
+def shard_of(stream: StreamId, num_shards: int) -> int:
+    """The shard that owns a stream: all streams of a worker slot go to one shard, and slots are
+    dealt out evenly.
+    """
+    return stream.slot % num_shards

@@ -1,0 +1,207 @@
+"""Cuts through a shard's history, and the small files beside its journal that belong to them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from worldloom.core.exceptions import CheckpointError
+from worldloom.core.files import replacing, sync
+from worldloom.core.sequence import Rows
+from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import decode_rows, encode_rows
+
+__all__ = ["ShardSnapshot", "SnapshotStore"]
+
+WEIGHTS = {
+    "row_id": ArraySpec((), "int64"),
+    "part": ArraySpec((), "uint8"),
+    "weight": ArraySpec((), "float64"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSnapshot:
+    """A cut, small enough for any checkpoint; JSON through ``dataclasses.asdict``.
+
+    Attributes:
+        segment, offset: Where the journal ends.
+        oldest_segment: The oldest one needed to read the stored rows.
+        next_row: Rows inserted by then.
+        online_served: Windows that had left the online queue.
+        mutable_file: Name of the file with the mutable columns, empty without any.
+        weights_file: Name of the file with what priorities came to, empty without any.
+    """
+
+    segment: int
+    offset: int
+    oldest_segment: int
+    next_row: int
+    online_served: int
+    mutable_file: str = ""
+    weights_file: str = ""
+
+
+class SnapshotStore:
+    """What lies in a shard's directory beside the journal: its owner, the newest marks, copies of
+    mutable columns, and priorities.
+
+    Args:
+        directory: Exists already.
+        kept_marks: How many marks keep what they need.
+        fsync: Whether what is written must survive a power loss.
+
+    Raises:
+        CheckpointError: If the list of marks is damaged.
+    """
+
+    def __init__(self, directory: Path, kept_marks: int, *, fsync: bool = False) -> None:
+        self._directory = directory
+        self._kept = kept_marks
+        self._fsync = fsync
+        path = directory / "marks.json"
+        try:
+            self.marks = (
+                [ShardSnapshot(**mark) for mark in _read_json(path)] if path.exists() else []
+            )
+        except TypeError as error:
+            raise CheckpointError(
+                f"replay: {path} is damaged ({error}); delete it to go on without marks"
+            ) from error
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make an empty directory ours.
+
+        Raises:
+            CheckpointError: If it was written under another identity (names the first difference),
+                or cannot be read.
+        """
+        path = self._directory / "shard.json"
+        if not path.exists():
+            self._write(path, json.dumps(identity).encode())
+            return
+        found = _read_json(path)
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"replay: {path} is damaged (it holds {found!r}); restore it, or use "
+                "another run folder"
+            )
+        for key, value in identity.items():
+            if found.get(key) != value:
+                raise CheckpointError(
+                    f"replay: {self._directory} was written with {key} "
+                    f"{found.get(key)}, now it is {value}; use another run folder"
+                )
+
+    def set_snapshots(self, marks: Sequence[ShardSnapshot]) -> None:
+        """Remember the newest marks, on disk too, or a restart would free what they need; drop the
+        files of older ones.
+        """
+        self.marks = list(marks[-self._kept :])
+        self._write(
+            self._directory / "marks.json",
+            json.dumps([asdict(mark) for mark in self.marks]).encode(),
+        )
+        used = {mark.mutable_file for mark in self.marks}
+        _delete(path for path in self._directory.glob("mutable-*.rows") if path.name not in used)
+        self.drop_weights(keep=self.newest_weights)
+
+    def save_mutable(
+        self, row_ids: npt.NDArray[np.int64], columns: Mapping[str, np.ndarray]
+    ) -> str:
+        """Write mutable columns of all stored rows; returns the name of the file."""
+        name = f"mutable-{time.time_ns()}.rows"
+        self._write(self._directory / name, encode_rows({"row_id": row_ids, **columns}))
+        return name
+
+    def load_mutable(
+        self, name: str, specs: Mapping[str, ArraySpec]
+    ) -> tuple[npt.NDArray[np.int64], Rows]:
+        """Inverse of :meth:`save_mutable`.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
+        """
+        columns = self._load(name, {"row_id": ArraySpec((), "int64"), **specs})
+        return columns.pop("row_id"), columns
+
+    def save_weights(self, starts: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> str:
+        """Write what priorities of ``n`` windows came to, ``[parts, n + 1]``; returns the name of
+        the file.
+
+        A restart takes the newest such file; those that no mark names go when a newer one is there.
+        """
+        name = f"weights-{time.time_ns()}.rows"
+        parts = len(weights)
+        columns = {
+            "row_id": np.tile(np.append(starts, -1), parts),
+            "part": np.repeat(np.arange(parts, dtype=np.uint8), len(starts) + 1),
+            "weight": weights.reshape(-1),
+        }
+        self._write(self._directory / name, encode_rows(columns))
+        self.drop_weights(keep=self.newest_weights)
+        return name
+
+    def load_weights(self, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Inverse of :meth:`save_weights`.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
+        """
+        columns = self._load(name, WEIGHTS)
+        parts = int(columns["part"][-1]) + 1
+        return columns["row_id"].reshape(parts, -1)[0, :-1], columns["weight"].reshape(parts, -1)
+
+    @property
+    def newest_weights(self) -> str:
+        """Name of the newest file of weights; empty without any."""
+        return max((path.name for path in self._directory.glob("weights-*.rows")), default="")
+
+    def drop_weights(self, *, keep: str) -> None:
+        """Delete the files of weights but ``keep`` and those of marks."""
+        used = {keep, *(mark.weights_file for mark in self.marks)}
+        _delete(path for path in self._directory.glob("weights-*.rows") if path.name not in used)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Replace a file at once."""
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+            if self._fsync:
+                sync(temporary)
+        if self._fsync:
+            sync(path.parent)
+
+    def _load(self, name: str, specs: Mapping[str, ArraySpec]) -> Rows:
+        try:
+            payload = (self._directory / name).read_bytes()
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"replay: {self._directory / name}, which a mark needs, is missing"
+            ) from error
+        try:
+            return decode_rows(payload, specs)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"replay: {self._directory / name} is damaged ({error})"
+            ) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(
+            f"replay: {path} is damaged ({error}); restore it from a copy, or delete it"
+        ) from error
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()

@@ -1,0 +1,371 @@
+"""Calls to a busy role over a socket of our own; Ray finds the role, watches it, and stands in when
+nothing connects.
+
+    caller --Ray: address()--> role                    once, and again after the line broke
+    caller ==number, content==> RpcServer -> ask(content)     for every call
+    caller <==number, result==
+
+What is called for every decision (an inference server) or every chunk (a shard, the coordinator)
+must be cheap, and a call over Ray costs both sides several milliseconds of CPU
+(``docs/adr/007-calls-over-a-socket.md``). A line is opened with a key that the role makes at random
+and tells over Ray, so who may not call the actor may not call here; both sides show that they have
+it before anything is read. What travels afterwards is pickled and not encrypted, as between Ray's
+own processes; where Ray uses TLS, everything goes over Ray.
+
+Unblocked by: the answer; the end of the other process, which breaks the line at once; the death of
+its machine, by keep-alive; the deadline. A call that was under way is made again, so only what is
+safe to repeat goes through a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import secrets
+import select
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import ray
+
+from worldloom.core.exceptions import StateError
+from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.frames import HEAD, FrameReader, content_of, pieces_of
+
+__all__ = ["LOOK_EVERY_S", "Endpoint", "RpcClient", "RpcServer", "connect", "uses_tls", "value_of"]
+
+logger = logging.getLogger(__name__)
+
+SECRET_BYTES = 32
+HANDSHAKE_S = 10.0
+RECONNECT_EVERY_S = 30.0
+LOST_AFTER_S = 30
+LOOK_EVERY_S = 1.0
+
+
+class Endpoint(NamedTuple):
+    """Where a role listens, and the key that opens a line."""
+
+    host: str
+    port: int
+    key: bytes
+
+
+class RpcServer:
+    """The role's end; lives on its event loop.
+
+    Args:
+        ask: Takes what a caller sent, and answers; when that is cancelled, the caller hears
+            nothing.
+        is_private: True when every caller is on this machine; else the node's address is listened
+            on.
+    """
+
+    def __init__(self, ask: Callable[[Any], Awaitable[Any]], *, is_private: bool) -> None:
+        self._ask = ask
+        self._is_private = is_private
+        self._key = secrets.token_bytes(SECRET_BYTES)
+        self._opening: asyncio.Future[asyncio.Server] | None = None
+
+    async def address(self) -> Endpoint:
+        """Open the door, if that has not been done, and say where it is."""
+        host = "127.0.0.1" if self._is_private else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        if self._opening is None:
+            loop = asyncio.get_running_loop()
+            self._opening = asyncio.ensure_future(
+                loop.create_server(lambda: _ServerConnection(self._ask, self._key), host, 0)
+            )
+        server = await asyncio.shield(self._opening)
+        return Endpoint(host, server.sockets[0].getsockname()[1], self._key)
+
+
+class _ServerConnection(asyncio.BufferedProtocol):
+    """One line at the role's end: first both show the key, then frames come."""
+
+    def __init__(self, ask: Callable[[Any], Awaitable[Any]], key: bytes) -> None:
+        self._ask = ask
+        self._key = key
+        self._nonce = secrets.token_bytes(SECRET_BYTES)
+        self._hello = bytearray(2 * SECRET_BYTES)
+        self._said = 0
+        self._is_trusted = False
+        self._frames = FrameReader(self._begin)
+        self._patience: asyncio.TimerHandle | None = None
+        self._asked: set[asyncio.Future[Any]] = set()  # a loop alone does not keep them alive
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody knocks, and has so long to show the key."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        _tune(transport.get_extra_info("socket"))
+        self._patience = asyncio.get_running_loop().call_later(HANDSHAKE_S, transport.abort)
+        transport.write(self._nonce)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Nobody is waited for any more."""
+        if self._patience is not None:
+            self._patience.cancel()
+
+    def get_buffer(self, _: int) -> memoryview:
+        """Where the next bytes go: nothing of a stranger is kept but a hello."""
+        return self._frames.free() if self._is_trusted else memoryview(self._hello)[self._said :]
+
+    def buffer_updated(self, count: int) -> None:
+        """So many bytes came; a frame that nobody sends ends the line."""
+        if self._is_trusted:
+            try:
+                self._frames.arrived(count)
+            except ValueError:
+                self._transport.abort()
+            return
+        self._said += count
+        if self._said == len(self._hello):
+            self._let_in()
+
+    def _let_in(self) -> None:
+        nonce = bytes(self._hello[:SECRET_BYTES])
+        proof = bytes(self._hello[SECRET_BYTES:])
+        if not hmac.compare_digest(proof, _proof(self._key, b"caller", self._nonce, nonce)):
+            logger.warning(
+                "somebody without the key knocked: %s", self._transport.get_extra_info("peername")
+            )
+            self._transport.abort()
+            return
+        self._is_trusted = True
+        if self._patience is not None:
+            self._patience.cancel()
+        self._transport.write(_proof(self._key, b"role", self._nonce, nonce))
+
+    def _begin(self, number: int, body: bytes | bytearray) -> None:
+        asked = asyncio.ensure_future(self._ask(content_of(body)))
+        self._asked.add(asked)
+        asked.add_done_callback(partial(self._answer, number))
+
+    def _answer(self, number: int, future: asyncio.Future[Any]) -> None:
+        self._asked.discard(future)
+        if future.cancelled() or self._transport.is_closing():
+            return
+        error = future.exception()
+        if error is not None:
+            logger.error("a call over a line failed", exc_info=error)
+        result = (
+            (True, future.result())
+            if error is None
+            else (False, f"{type(error).__name__}: {error}")
+        )
+        for piece in pieces_of(number, result):
+            self._transport.write(piece)
+
+
+class _PendingCall(NamedTuple):
+    line: int
+    number: int
+
+
+@dataclass(slots=True)
+class RpcClient:
+    """A caller's end; used by one thread. Several calls may be open.
+
+    Args:
+        role: What is called; it has the method ``address``.
+        method: Of the role, taking the same content, for when nothing connects.
+        timeout_s: Silence after which a call is made again; None waits as long as the role lives.
+        patience_s: How long to go on after the first failure.
+        on_wait: Called with True before waiting for an answer, and with False after.
+        is_away: Asked once a second while no answer comes; True ends the wait as silence of
+            ``timeout_s`` does.
+    """
+
+    role: ActorClient
+    method: str
+    timeout_s: float | None
+    patience_s: float
+    on_wait: Callable[[bool], None] = lambda _: None
+    is_away: Callable[[], bool] | None = None
+    _socket: socket.socket | None = field(default=None, init=False)
+    _lines: int = field(default=0, init=False)
+    _calls: int = field(default=0, init=False)
+    _early: dict[int, Any] = field(default_factory=dict, init=False)
+    _connect_at: float = field(default=-float("inf"), init=False)
+
+    def submit(self, content: Any) -> Callable[[], Any]:
+        """Send; the result waits for the answer, from a successor of the role if need be.
+
+        Raises:
+            RoleGoneError: When waiting, if no role answered in time.
+            StateError: When waiting, if the role could not do it.
+        """
+        return partial(self._wait, content, self._send(content))
+
+    def call(self, content: Any) -> Any:
+        """Send and wait."""
+        return self.submit(content)()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _wait(self, content: Any, ticket: _PendingCall | None) -> Any:
+        self.on_wait(True)
+        give_up: float | None = None
+        try:
+            while True:
+                if ticket is not None and ticket.line == self._lines and self._socket is not None:
+                    try:
+                        return value_of(self._receive(ticket.number))
+                    except OSError as error:
+                        goes_on = "; what is open is sent again" if self.patience_s else ""
+                        logger.warning(
+                            "the line to %s broke (%s)%s", self.role.name, error, goes_on
+                        )
+                        self.close()
+                        give_up = give_up or time.monotonic() + self.patience_s
+                if give_up is not None and time.monotonic() > give_up:
+                    raise RoleGoneError(
+                        f"{self.role.name} did not answer for {self.patience_s:.0f} s"
+                    )
+                ticket = self._send(content)
+                if ticket is None:
+                    return self.role.call(
+                        self.method, content, timeout_s=self.timeout_s, patience_s=self.patience_s
+                    )
+        finally:
+            self.on_wait(False)
+
+    def _send(self, content: Any) -> _PendingCall | None:
+        """None when there is no line just now."""
+        try:
+            if self._socket is None and not self._connect():
+                return None
+            self._calls += 1
+            assert self._socket is not None
+            for piece in pieces_of(self._calls, content):
+                self._socket.sendall(piece)
+        except OSError as error:
+            logger.info("no line to %s: %s", self.role.name, error)
+            self.close()
+            return None
+        return _PendingCall(self._lines, self._calls)
+
+    def _receive(self, number: int) -> Any:
+        assert self._socket is not None
+        while number not in self._early:
+            if self.is_away is not None:
+                self._look_while_silent(self._socket, self.is_away)
+            size, arrived = HEAD.unpack(_read(self._socket, HEAD.size))
+            self._early[arrived] = content_of(_read(self._socket, size))
+        return self._early.pop(number)
+
+    def _look_while_silent(self, line: socket.socket, is_away: Callable[[], bool]) -> None:
+        poll = select.poll()
+        started = time.monotonic()
+        poll.register(line, select.POLLIN)
+        while not poll.poll(1000.0 * LOOK_EVERY_S):
+            silent_s = time.monotonic() - started
+            if is_away() or (self.timeout_s is not None and silent_s > self.timeout_s):
+                raise TimeoutError(f"no answer for {silent_s:.0f} s")
+
+    def _connect(self) -> bool:
+        """Open a line; False when that failed a short time ago. A role that is away is
+        waited for.
+        """
+        if time.monotonic() < self._connect_at or uses_tls():
+            return False
+        address = Endpoint(*self.role.call("address", patience_s=self.patience_s))
+        try:
+            self._socket = connect(address, self.timeout_s)
+        except OSError as error:
+            self._connect_at = time.monotonic() + RECONNECT_EVERY_S
+            logger.warning(
+                "%s:%d cannot be reached (%s); calling over Ray meanwhile",
+                address.host,
+                address.port,
+                error,
+            )
+            return False
+        self._lines = self._lines + 1
+        self._early = {}
+        return True
+
+
+def uses_tls() -> bool:
+    """True where Ray encrypts, and a line of our own would not."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def connect(address: Endpoint, timeout_s: float | None) -> socket.socket:
+    """Connect and let both sides show the key.
+
+    Raises:
+        OSError: If nothing listens there, or not what was looked for.
+    """
+    line = socket.create_connection((address.host, address.port), timeout=HANDSHAKE_S)
+    try:
+        _tune(line)
+        theirs = bytes(_read(line, SECRET_BYTES))
+        ours = secrets.token_bytes(SECRET_BYTES)
+        line.sendall(ours + _proof(address.key, b"caller", theirs, ours))
+        if not hmac.compare_digest(
+            _read(line, SECRET_BYTES), _proof(address.key, b"role", theirs, ours)
+        ):
+            raise ConnectionError("it does not have the key of the role")
+        line.settimeout(timeout_s)
+    except OSError:
+        line.close()
+        raise
+    return line
+
+
+def value_of(result: tuple[bool, Any]) -> Any:
+    """The value that a role answered with.
+
+    Raises:
+        StateError: If it could not; says why.
+    """
+    is_good, value = result
+    if not is_good:
+        raise StateError(value)
+    return value
+
+
+def _proof(key: bytes, side: bytes, role_nonce: bytes, caller_nonce: bytes) -> bytes:
+    return hmac.digest(key, side + role_nonce + caller_nonce, "sha256")
+
+
+def _read(line: socket.socket, size: int) -> bytearray:
+    """Exactly so many bytes.
+
+    Raises:
+        OSError: If the other side has hung up, or nothing came for as long as the socket's timeout.
+    """
+    data = bytearray(size)
+    view = memoryview(data)
+    got = 0
+    while got < size:
+        fresh = line.recv_into(view[got:])
+        if not fresh:
+            raise ConnectionError("the other side has hung up")
+        got += fresh
+    return data
+
+
+def _tune(line: socket.socket) -> None:
+    """Send at once, and notice a machine that is gone."""
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", LOST_AFTER_S * 1000),
+    ):
+        if hasattr(socket, name):  # Linux; elsewhere the deadline is what is left
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,332 @@
+"""The coordinator as a Ray actor: a thin asynchronous shell around
+``worldloom_dist.replay.coordinator``, which knows who waits.
+
+    worker --append(chunk)--> ShardRole --admit_inserts--> CoordinatorRole  waits for the ratio
+    prefetcher   --admit_samples-------------------------------> CoordinatorRole  likewise
+
+Every grant wakes those who wait for the other side. A coordinator that is started again knows
+nothing: shards report to it about once a second, and the driver tells it what was trained, so it is
+whole again within a second or two, and admits nothing until then. A request names the life of the
+process that asks: when its successor shows up, what the dead one still waits for is void. A shard
+that says nothing for a while hangs, or its machine does: nobody is sent there until it is heard
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+
+from worldloom_dist.plan import Plan
+from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.replay.coordinator import ReplayCoordinator
+from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.runtime.log_forwarder import LogForwarder
+from worldloom_dist.runtime.reporting import Reporter
+
+__all__ = ["CoordinatorRole"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SILENT_S = 4.0
+DEAF_S = 2.0
+"""A shard that has not reported for so long, while others have, is not sampled from; each reports
+about once a second. When no shard was heard for the shorter time, this process stood still, and
+their reports are on their way.
+"""
+
+
+class CoordinatorRole:
+    """Admits inserts and samples over all shards.
+
+    Args:
+        plan: Of the run.
+        positions: Trained positions so far (a resumed run, or a coordinator that died).
+        known: The counters of shards, by index and field, as the driver knows them: what they must
+            have, or declare lost.
+    """
+
+    def __init__(
+        self, plan: Plan, positions: int, known: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
+        self._plan = plan
+        self._positions = positions
+        self._log_forwarder = LogForwarder().listen()
+        self._known = {
+            int(shard): RowCounters(**counters) for shard, counters in (known or {}).items()
+        }
+        self._coordinator = ReplayCoordinator(
+            plan.limits, window_positions=plan.spec.sampling.length
+        )
+        self._counters: dict[int, RowCounters] = {}
+        self._live: dict[int, int] = {}
+        self._lives: dict[str, str] = {}
+        self._heard: dict[int, float] = {}
+        # life, number and grant of every shard's last question
+        self._answered: dict[int, tuple[str, int, int]] = {}
+        # admitted chunks that are not stored yet, per shard; in lock-step only
+        self._storing: Counter[int] = Counter()
+        self._is_whole = self._is_draining = False
+        self._changed = asyncio.Condition()
+        self._door = RpcServer(self.admit, is_private=plan.config.address is None)
+
+    async def join(
+        self, shard: int, counters: RowCounters, live_windows: int, life: str | None = None
+    ) -> None:
+        """A shard started (with a life, if it is a new one); its counters replace what was counted
+        for it.
+        """
+        if life is not None:
+            # what its predecessor still waits for would be granted to nobody
+            self._lives[f"shard-{shard}"] = life
+        self._storing[shard] = 0
+        self._heard[shard] = time.monotonic()
+        self._counters[shard] = counters
+        self._live[shard] = live_windows
+        if self._is_whole:
+            self._coordinator.join(shard, counters, live_windows)
+        elif len(self._counters) == self._plan.config.replay.shards:
+            found = {
+                index: (counters, self._live[index])
+                for index, counters in sorted(self._counters.items())
+            }
+            self._coordinator.rebuild(found, self._positions)
+            self._is_whole = True
+        await self._notify()
+
+    async def last_counters(self, shard: int) -> RowCounters | None:
+        """What a shard said last, or its predecessor: what it must have, or declare lost."""
+        return self._counters.get(shard, self._known.get(shard))
+
+    async def report(self, shard: int, counters: RowCounters, live_windows: int) -> None:
+        """A shard's regular report."""
+        await self._leave_silent()
+        self._heard[shard] = time.monotonic()
+        if shard not in self._counters or not self._is_whole:
+            await self.join(shard, counters, live_windows)
+            return
+        self._counters[shard] = counters
+        if live_windows != self._live[shard] or shard not in self._coordinator.live_shards:
+            self._live[shard] = live_windows
+            self._coordinator.report(shard, live_windows)
+            await self._notify()
+
+    async def rebase_positions(self, positions: int) -> None:
+        """A learner begins with so many trained positions; what its predecessor did beyond them is
+        owed within the band.
+
+        What its predecessor, or the ranks of that, still wait for is void.
+        """
+        self._positions = positions
+        for rank in range(self._plan.config.learners):
+            self._lives[f"learner-{rank}"] = ""
+        if self._is_whole:
+            self._coordinator.limiter.rebase(self._coordinator.limiter.agent_steps, positions)
+            await self._notify()
+
+    async def shard_down(self, shard: int) -> None:
+        """A shard died: sample from the others until it reports again."""
+        if self._is_whole and shard in self._coordinator.live_shards:
+            self._coordinator.leave(shard)
+            await self._notify()
+
+    async def is_live(self, shard: int) -> bool:
+        """False while nobody is sent to a shard, because it is dead or silent."""
+        return not self._is_whole or shard in self._coordinator.live_shards
+
+    async def admit_inserts(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int:
+        """Return how many chunks, given by their agent steps, may be inserted, from the first;
+        waits until that is one.
+
+        A shard numbers its questions, from 1; one that it asks again, because no answer came, is
+        granted once. 0 when a successor of the shard has shown up.
+        """
+        return (
+            await self._wait(
+                f"shard-{shard}", life, lambda: self._answer(shard, life, number, chunks)
+            )
+            or 0
+        )
+
+    async def admit(self, asked: tuple[int, str, int, list[int]]) -> int:
+        """:meth:`admit_inserts` with its arguments in one, for a line."""
+        return await self.admit_inserts(*asked)
+
+    async def address(self) -> Endpoint:
+        """Where shards ask without Ray."""
+        return await self._door.address()
+
+    async def stored(self, shard: int) -> None:
+        """A chunk that was admitted is stored, or never will be. In lock-step samples wait for it:
+        what they draw depends on it.
+        """
+        self._storing[shard] = max(0, self._storing[shard] - 1)
+        await self._notify()
+
+    async def give_back(self, shard: int, agent_steps: int) -> None:
+        """Steps that were admitted and not inserted."""
+        self._coordinator.give_back(shard, agent_steps)
+        await self._notify()
+
+    async def admit_samples(
+        self, asker: str, life: str, windows: int, seeds: Sequence[tuple[int, ...]]
+    ) -> list[dict[int, SampleRequest]] | None:
+        """Return requests per shard for the first batch, when it may be sampled, and for later ones
+        that may be sampled then too.
+
+        A batch is so many windows with one of the seeds. Only the windows of all ranks together
+        make a joint batch, so several ranks share one train ratio. None when a successor of the
+        asker (a learner rank) has shown up.
+        """
+        requests = [SampleRequest(windows, seed) for seed in seeds]
+        return await self._wait(
+            asker,
+            life,
+            lambda: (self._coordinator.try_samples(requests) if self._may_sample() else []) or None,
+        )
+
+    async def dismiss(self, asker: str, life: str) -> None:
+        """A learner rank ends: what this life of it waits for is void."""
+        if self._lives.get(asker) == life:
+            del self._lives[asker]
+            await self._notify()
+
+    async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
+        """Requests for windows of an admitted batch that a shard could not give."""
+        async with self._changed:
+            while not (
+                live := {
+                    index: self._live[index]
+                    for index in self._coordinator.live_shards
+                    if self._live[index]
+                }
+            ):
+                await self._changed.wait()
+        weights = np.array(list(live.values()), float)
+        counts = np.random.default_rng(list(seed)).multinomial(windows, weights / weights.sum())
+        return {
+            index: SampleRequest(int(count), (*seed, index + 1))
+            for index, count in zip(live, counts, strict=True)
+            if count
+        }
+
+    async def updates_due(self) -> int:
+        """Updates that should have been made by now (lock-step)."""
+        limiter = self._coordinator.limiter
+        return limiter.updates_due(limiter.agent_steps)
+
+    async def counts(self) -> dict[str, Any]:
+        """Counters for the driver and for checkpoints; plain values."""
+        limiter = self._coordinator.limiter
+        return {
+            "books": asdict(sum(self._counters.values(), RowCounters())),
+            "shards": {str(index): asdict(counters) for index, counters in self._counters.items()},
+            "agent_steps": limiter.agent_steps,
+            "positions": limiter.positions if self._is_whole else self._positions,
+            "debt": float(limiter.debt),
+            "blocked_s": {
+                "insert": self._coordinator.insert_blocked_s,
+                "sample": self._coordinator.sample_blocked_s,
+            },
+            "is_whole": self._is_whole,
+            "windows": sum(self._live.values()),
+        }
+
+    async def drain(self) -> None:
+        """The run ends: let through what workers still hold."""
+        self._is_draining = True
+        await self._notify()
+
+    async def ping(self) -> dict[str, Any]:
+        """Alive."""
+        return {"pid": os.getpid(), "said": self._log_forwarder.drain()}
+
+    async def run_forever(self) -> None:
+        """Lasts as long as the process."""
+        await Reporter("coordinator").emit_for_ever()
+
+    async def _leave_silent(self) -> None:
+        """Leave out who has not reported for a while; nobody when it was this process that stood
+        still.
+        """
+        now = time.monotonic()
+        if now - max(self._heard.values(), default=now) > DEAF_S:
+            self._heard = dict.fromkeys(self._heard, now)
+        if not self._is_whole or self._plan.is_lockstep:  # where time must decide nothing
+            return
+        late = [
+            shard for shard in self._coordinator.live_shards if now - self._heard[shard] > SILENT_S
+        ]
+        for shard in late:
+            logger.warning(
+                "shard-%d has said nothing for %.0f s; it is left out until it does",
+                shard,
+                SILENT_S,
+            )
+            self._coordinator.leave(shard)
+        if late:
+            await self._notify()
+
+    def _may_sample(self) -> bool:
+        return self._is_whole and not any(self._storing.values())
+
+    def _answer(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int | None:
+        """The grant of a question, the same if it was asked before; None when it has to wait, 0
+        when nobody waits for it.
+        """
+        known_life, last, granted = self._answered.get(shard, ("", 0, 0))
+        if life == known_life and number <= last:
+            return granted if number == last else 0
+        granted = self._try_inserts(shard, chunks)
+        if granted:
+            self._answered[shard] = life, number, granted
+        return granted or None
+
+    def _try_inserts(self, shard: int, chunks: Sequence[int]) -> int:
+        return next(
+            (number for number, steps in enumerate(chunks) if not self._try_insert(shard, steps)),
+            len(chunks),
+        )
+
+    def _try_insert(self, shard: int, agent_steps: int) -> bool:
+        """When the run drains, what workers still hold goes in beyond the band; before that,
+        nothing beyond the run's target.
+        """
+        if not self._is_whole:
+            return False
+        is_open = self._coordinator.limiter.agent_steps < self._plan.target_agent_steps
+        if self._is_draining:
+            self._coordinator.force_insert(shard, agent_steps)
+        elif not is_open or not self._coordinator.try_insert(shard, agent_steps):
+            return False
+        self._storing[shard] += self._plan.is_lockstep
+        return True
+
+    async def _wait(self, asker: str, life: str, attempt: Callable[[], T | None]) -> T | None:
+        """Try again at every change until it succeeds, or until another life of the asker has shown
+        up.
+        """
+        async with self._changed:
+            if self._lives.get(asker) != life:
+                self._lives[asker] = life
+                self._changed.notify_all()
+            while self._lives.get(asker) == life:
+                granted = attempt()
+                if granted is not None:
+                    self._changed.notify_all()
+                    return granted
+                await self._changed.wait()
+        return None
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,225 @@
+"""The env workers of a run: started in waves, kept at the wanted number, moved away from machines
+that are about to go.
+
+How many are wanted: ``--workers``; with ``actors.elastic`` that number holds for the cluster as it
+was at the start, and follows its CPUs in proportion. A worker that is no longer wanted, or whose
+node drains, is asked to stop: it sends what is open and ends; in the second case it begins again
+elsewhere. Every process of a slot gets an incarnation of its own, so no stream is written twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from worldloom_dist.assembly import check_live
+from worldloom_dist.plan import Plan
+from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.intervals import Interval
+from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
+from worldloom_dist.runtime.worker_role import WorkerRole
+
+__all__ = ["WorkerPool", "wanted_workers"]
+
+logger = logging.getLogger(__name__)
+
+CLUSTER_EVERY_S = 2.0
+START_TIMEOUT_S = 180.0
+SILENCE_S = 30.0
+SILENCE_MARGIN_S = 10.0
+"""A worker may be silent for so long at least, and for so long beyond what its env may take: an env
+can hold the interpreter.
+"""
+
+
+def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: int) -> int:
+    """Workers for a cluster that has ``cpus`` now, when ``workers`` were right for
+    ``cpus_at_start``; at least one.
+
+    Example:
+        >>> wanted_workers(8, cpus_at_start=4.0, cpus=6.0, min_live=1)
+        12
+    """
+    if cpus_at_start <= 0 or cpus <= 0:
+        return workers
+    return max(1, min_live, round(workers * cpus / cpus_at_start))
+
+
+class WorkerPool:
+    """Owned by the driver's thread.
+
+    Args:
+        plan: Of the run.
+        supervisor: Keeps the workers up.
+        lives: Incarnations of this driver's workers begin here.
+        on_lost: Told how many open rows died with a worker.
+        cluster_cpus: CPUs of the cluster now.
+        draining: Ids of the nodes that are about to go.
+
+    Attributes:
+        plan: What workers are started with.
+        wanted: How many there should be.
+        options: Ray's options for the worker of a slot.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        supervisor: Supervisor,
+        lives: int,
+        on_lost: Callable[[int], None],
+        *,
+        cluster_cpus: Callable[[], float] | None = None,
+        draining: Callable[[], set[str]] | None = None,
+    ) -> None:
+        self.plan = plan
+        self._supervisor = supervisor
+        self.lives = lives
+        self._on_lost = on_lost
+        self._cluster_cpus = cluster_cpus or _cluster_cpus
+        self._draining = draining or _draining_nodes
+        self._cpus_at_start = self._cluster_cpus()
+        self._look = Interval(CLUSTER_EVERY_S)
+        self._next_life: dict[int, int] = {}
+        self.wanted = plan.num_workers
+        self.options: Callable[[int], Mapping[str, Any]] = lambda _: {"num_cpus": CPUS_PER_ROLE}
+
+    @property
+    def workers(self) -> list[Role]:
+        """Workers that are not leaving."""
+        return [role for role in self._supervisor.of_kind("worker") if not role.is_leaving]
+
+    @property
+    def live(self) -> int:
+        """Workers that have answered."""
+        return sum(role.is_up for role in self.workers)
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Envs and workers that are not started again, with the last failure."""
+        found = {role.name: role.last_failure for role in self.workers if role.is_given_up}
+        for role in self.workers:
+            found |= {
+                f"{role.name}/env-{env}": why
+                for env, why in role.status.get("quarantined", {}).items()
+            }
+        return found
+
+    def look(self) -> None:
+        """Follow the cluster, and start the next wave when the previous one is up.
+
+        Raises:
+            TrainingError: If fewer workers than ``actors.min_live`` are left.
+        """
+        if self._look.is_due():
+            self._follow_cluster()
+        workers = self.workers
+        starting = sum(not (role.is_up or role.is_given_up) for role in workers)
+        room = max(0, self.plan.config.actors.start_wave - starting)
+        for slot in self._free_slots()[: min(room, self.wanted - len(workers))]:
+            self._add(slot)
+        self._check()
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask every worker to end, and book what could not be sent."""
+        known = {
+            role.name: role.status.get("open_rows", 0)
+            for role in self._supervisor.of_kind("worker")
+            if not role.is_done
+        }
+        ended = self._supervisor.stop(("worker",), timeout_s=timeout_s)
+        self._on_lost(
+            sum(ended[name]["open_rows"] if name in ended else rows for name, rows in known.items())
+        )
+
+    def _check(self) -> None:
+        if self.plan.is_offline:
+            return
+        left = sum(not role.is_given_up for role in self.workers)
+        missing = self.wanted - len(self.workers)
+        check_live(self.plan, left, self.wanted, self.quarantined, missing=missing)
+
+    def _follow_cluster(self) -> None:
+        leaving = self._draining()
+        for role in self.workers:
+            if leaving and role.is_up and role.status.get("node") in leaving:
+                logger.warning(
+                    "%s: its node is about to go; it sends what is open and begins again elsewhere",
+                    role.name,
+                )
+                self._supervisor.move(role)
+        if self.plan.is_offline or not self.plan.config.actors.elastic:
+            return
+        config = self.plan.config
+        wanted = wanted_workers(
+            config.workers, self._cpus_at_start, self._cluster_cpus(), config.actors.min_live
+        )
+        if wanted != self.wanted:
+            logger.info(
+                "workers: %d instead of %d, because the cluster has another size",
+                wanted,
+                self.wanted,
+            )
+            self.wanted = wanted
+        for role in sorted(self.workers, key=lambda role: (role.is_up, -role.index))[
+            : max(0, len(self.workers) - wanted)
+        ]:
+            self._supervisor.retire(role)
+
+    def _free_slots(self) -> list[int]:
+        taken = {role.index for role in self._supervisor.of_kind("worker")}
+        return [slot for slot in range(self.wanted + len(taken)) if slot not in taken]
+
+    def _add(self, slot: int) -> None:
+        first = self._next_life.get(slot, 0)
+        actors = self.plan.config.actors
+        start = partial(self._start_worker, slot)
+        self._supervisor.add(
+            Role(
+                "worker",
+                slot,
+                start,
+                run_forever=lambda handle: handle.run.remote(),
+                incarnation=first,
+                is_vital=False,
+                ping_timeout_s=max(SILENCE_S, actors.step_timeout_s, actors.reset_timeout_s)
+                + SILENCE_MARGIN_S,
+                start_timeout_s=max(START_TIMEOUT_S, self.plan.config.placement.wait_s),
+                on_down=partial(self._down, slot),
+            )
+        )
+
+    def _start_worker(self, slot: int, incarnation: int) -> Any:
+        role = (self.plan, slot, self.lives + incarnation)
+        return start_actor(
+            WorkerRole, f"worker-{slot}", *role, threads=3, options=self.options(slot)
+        )
+
+    def _down(self, slot: int) -> None:
+        """Book the rows of its open chunk, as of its last sign of life (at most a few seconds ago),
+        as lost.
+        """
+        role = self._supervisor.roles[f"worker-{slot}"]
+        self._next_life[slot] = role.incarnation + 1
+        self._on_lost(role.status.pop("open_rows", 0))
+
+
+def _cluster_cpus() -> float:
+    resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return float(resources.get("CPU", 0.0))
+
+
+def _draining_nodes() -> set[str]:
+    """Ids of nodes that a cluster manager has announced the end of."""
+    from ray._private.state import state
+
+    try:
+        return set(state.get_draining_nodes())
+    # not a public call: without it only the signal announces a preemption
+    except (AttributeError, RayError):
+        return set()
