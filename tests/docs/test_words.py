@@ -1,0 +1,67 @@
+"""Words that were replaced do not come back, and the architecture page names places that exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RETIRED = {
+    "AsyncLine": "AsyncRpcClient",
+    "Door": "RpcServer",
+    "FaultBook": "FailureTracker",
+    "Fleet": "WorkerPool",
+    "Gallery": "PredictionVideos",
+    "Ledger": "ReplayCoordinator",
+    "LedgerRole": "CoordinatorRole",
+    "LogRelay": "LogForwarder",
+    "LoopShard": "InlineShard",
+    "MarkFiles": "SnapshotStore",
+    "RowBooks": "RowCounters",
+    "ShardMark": "ShardSnapshot",
+    "ShardReader": "ShardClient",
+    "Tally": "HistogramBuilder",
+    "cold_chunks": "spilled_chunks",
+    "declare_lost": "mark_lost",
+    "fleet": "worker_pool",
+    "ledger": "coordinator",
+    "lifeline": "run_forever",
+    "somebodys_code": "foreign_code",
+    "surprise": "td_error",
+}
+WORD = re.compile(r"(?<![\w])(" + "|".join(RETIRED) + r")(?![\w])")
+TEXT = (".py", ".md", ".toml", ".yml")
+EXEMPT = {"CHANGELOG.md", "tests/docs/test_words.py"}
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return listed.stdout.splitlines()
+
+
+def test_no_retired_word_is_in_the_tree() -> None:
+    found = []
+    for name in tracked():
+        path = ROOT / name
+        if (
+            name in EXEMPT
+            or path.suffix not in (".py", ".md", ".toml", ".yml")
+            or not path.exists()
+        ):
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            found += [f"{name}:{number}: {m[1]}, say {RETIRED[m[1]]}" for m in WORD.finditer(line)]
+    assert not found, "\n".join(found)
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    named = re.findall(r"`(worldloom(?:_dist)?/[\w/.{},<>]+)`", page)
+    assert len(named) > 15
+    for name in named:
+        head, _, rest = name.partition("{")
+        inside, _, tail = rest.partition("}")
+        for choice in inside.split(",") if inside else [""]:
+            path = (head + choice + tail).replace("<name>", "dreamerv3")
+            assert (ROOT / path).exists(), path
