@@ -153,7 +153,7 @@ def measure(folder: Path) -> dict[str, Any]:
         usual = [b - a for (a, _), (b, _) in itertools.pairwise(reader.batches)]
         found = [kill_one(supervisor, reader, number % SHARDS) for number in range(KILLS)]
         reader.end()
-        counters = ActorClient("coordinator-0").call("counts")["books"]
+        counters = ActorClient("coordinator-0").call("counts")["counters"]
     spread = {
         name: {"median": statistics.median(values), "longest": max(values)}
         for name in ("longest_pause_s", "back_after_s")
@@ -165,7 +165,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "rows_per_shard": ROWS,
         "usual_pause_s": statistics.median(usual),
         **spread,
-        "books": counters,
+        "counters": counters,
     }
 
 

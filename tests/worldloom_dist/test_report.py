@@ -25,7 +25,7 @@ def counts(agent_steps=300, **more) -> Counts:
     owed = 12 * (agent_steps - 100) + 100 * 48
     return Counts(
         **{
-            "books": counters,
+            "counters": counters,
             "positions": owed,
             "train_steps": owed // 48,
             "policy_version": "1.7",

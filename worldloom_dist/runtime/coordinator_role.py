@@ -228,7 +228,7 @@ class CoordinatorRole:
         """Counters for the driver and for checkpoints; plain values."""
         limiter = self._coordinator.limiter
         return {
-            "books": asdict(sum(self._counters.values(), RowCounters())),
+            "counters": asdict(sum(self._counters.values(), RowCounters())),
             "shards": {str(index): asdict(counters) for index, counters in self._counters.items()},
             "agent_steps": limiter.agent_steps,
             "positions": limiter.positions if self._is_whole else self._positions,

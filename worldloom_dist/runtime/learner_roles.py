@@ -309,7 +309,7 @@ class LearnerRole:
             self._counts = self._coordinator.call(
                 "counts", timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_PATIENCE_S
             )
-            RowCounters(**self._counts["books"]).check()
+            RowCounters(**self._counts["counters"]).check()
         except (RoleGoneError, StateError) as error:
             logger.error("%s", error)
         return self._counts

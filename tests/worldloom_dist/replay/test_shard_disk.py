@@ -144,6 +144,6 @@ def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):
         run.round()
     run._checkpoint()
     run.replay.shards[0]._rows.counters.evicted += 1
-    with pytest.raises(StateError, match="books of replay do not add up"):
+    with pytest.raises(StateError, match="counters of replay do not add up"):
         run._checkpoint()
     run.close()

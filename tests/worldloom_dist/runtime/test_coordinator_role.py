@@ -265,7 +265,7 @@ def test_a_new_coordinator_asks_shards_for_what_the_driver_knows_they_have():
         await coordinator.join(0, found, 0)
         assert await coordinator.last_counters(0) == found
         counts = await coordinator.counts()
-        assert counts["books"]["lost_acked"] == 80
+        assert counts["counters"]["lost_acked"] == 80
         assert counts["shards"] == {"0": dataclasses.asdict(found)}
 
     asyncio.run(story())

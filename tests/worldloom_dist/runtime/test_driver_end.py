@@ -133,7 +133,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module,
         "ActorClient",
-        lambda _: SimpleNamespace(call=lambda *_, **__: None, tell=lambda *_: None),
+        lambda _: SimpleNamespace(call=lambda *_, **__: None, notify=lambda *_: None),
     )
     monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")

@@ -49,7 +49,7 @@ class Roles:
         return {index: SampleRequest(windows // len(live), (*seed, index + 1)) for index in live}
 
     def _remote(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=name, call=self._call, forget=lambda: None, tell=self._told)
+        return SimpleNamespace(name=name, call=self._call, forget=lambda: None, notify=self._told)
 
     def _reader(self, shard: SimpleNamespace, _: object) -> SimpleNamespace:
         index = int(shard.name.rpartition("-")[2])
