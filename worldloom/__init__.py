@@ -4,8 +4,9 @@ loads what it needs when used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from worldloom.core.lazy import load_lazily
 
 if TYPE_CHECKING:
     from worldloom import training
@@ -89,18 +90,11 @@ _HOMES = {
     "models.public.dreamerv3": ("DreamerV3WorldModel",),
     "models.public.tdmpc2": ("TDMPC2WorldModel",),
 }
-_HOME_OF = {name: f"worldloom.{module}" for module, names in _HOMES.items() for name in names}
+SUBPACKAGES = ("core", "data", "envs", "evaluation", "factory", "models", "nn", "training")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(_HOME_OF[name]), name)
-    elif name in ("core", "data", "envs", "evaluation", "factory", "models", "nn", "training"):
-        value = importlib.import_module(f"worldloom.{name}")
-    else:
-        raise AttributeError(f"module 'worldloom' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    return load_lazily(__name__, name, _HOMES, SUBPACKAGES)
 
 
 def __dir__() -> list[str]:

@@ -4,8 +4,9 @@ load on first use.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from worldloom.core.lazy import load_lazily
 
 if TYPE_CHECKING:
     from worldloom.evaluation.metrics import EvaluationReport, evaluate_world_model
@@ -27,16 +28,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "metrics": ("EvaluationReport", "evaluate_world_model"),
-    "plots": ("plot_open_loop", "plot_predictions"),
-    "visualize": ("imagination_frames", "save_frames", "visualize_imagination"),
+    "evaluation.metrics": ("EvaluationReport", "evaluate_world_model"),
+    "evaluation.plots": ("plot_open_loop", "plot_predictions"),
+    "evaluation.visualize": ("imagination_frames", "save_frames", "visualize_imagination"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    return load_lazily(__name__, name, _HOMES)

@@ -4,8 +4,9 @@ use.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from worldloom.core.lazy import load_lazily
 
 if TYPE_CHECKING:
     from worldloom.training.callbacks import Callback, CheckpointCallback, LoggingCallback
@@ -25,17 +26,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "callbacks": ("Callback", "CheckpointCallback", "LoggingCallback"),
-    "config": ("TrainingConfig",),
-    "data": ("ReplayBuffer", "TrajectoryDataset"),
-    "trainer": ("Trainer", "train"),
+    "training.callbacks": ("Callback", "CheckpointCallback", "LoggingCallback"),
+    "training.config": ("TrainingConfig",),
+    "training.data": ("ReplayBuffer", "TrajectoryDataset"),
+    "training.trainer": ("Trainer", "train"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    return load_lazily(__name__, name, _HOMES)

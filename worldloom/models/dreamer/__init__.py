@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
+
+from worldloom.core.lazy import load_lazily
 
 __all__ = [
     "RSSM",
@@ -37,12 +38,7 @@ _HOMES = {
     "models.public.dreamerv3": ("DreamerV3WorldModel",),
     "models.dreamer.heads": ("symexp", "symlog"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"worldloom.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    return load_lazily(__name__, name, _HOMES)

@@ -4,21 +4,18 @@ use.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
+
+from worldloom.core.lazy import load_lazily
 
 __all__ = ["MLPConfig", "MLPWorldModel", "plan"]
 
-_HOME_OF = {
-    "MLPConfig": "core.config",
-    "MLPWorldModel": "models.mlp.world_model",
-    "plan": "models.mlp.planning",
+_HOMES = {
+    "core.config": ("MLPConfig",),
+    "models.mlp.planning": ("plan",),
+    "models.mlp.world_model": ("MLPWorldModel",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"worldloom.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    return load_lazily(__name__, name, _HOMES)
