@@ -139,7 +139,7 @@ def test_no_killed_process_stops_the_run_or_costs_an_acknowledged_row(tmp_path):
         "6",
     ]
     kinds = {"worker": "Worker", "shard": "Shard", "learner": "Learner", "inference": "Inference"}
-    kinds |= {"coordinator": "ReplayCoordinator", "weights": "WeightStore", "hub": "Hub"}
+    kinds |= {"coordinator": "Coordinator", "weights": "WeightStore", "hub": "Hub"}
     with launched(folder, *words) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 100, 180)
         for kind, title in kinds.items():
