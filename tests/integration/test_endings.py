@@ -31,7 +31,7 @@ WORDS = [
 ]
 
 
-TITLES = ["ReplayCoordinator", "Shard", "Hub", "Worker", "Inference", "WeightStore"]
+TITLES = ["Coordinator", "Shard", "Hub", "Worker", "Inference", "WeightStore"]
 GONE = [
     ("Learner", signal.SIGKILL),
     *((title, how) for title in TITLES for how in (signal.SIGKILL, signal.SIGSTOP)),

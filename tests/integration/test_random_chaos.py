@@ -38,7 +38,7 @@ VICTIMS = (
     "Worker",
     "Inference",
     "Hub",
-    "ReplayCoordinator",
+    "Coordinator",
     "WeightStore",
 )
 PLACES = ("checkpoint", "publish", "sample")
@@ -110,7 +110,7 @@ def kill_one(run: Launched, kind: str, rng: random.Random) -> float:
         time.sleep(LAST_WRITE_S)
         size = size_of(journals)
         run.wait_until(lambda: size_of(journals) > size, 60)
-    elif kind in ("Learner", "Hub", "ReplayCoordinator"):
+    elif kind in ("Learner", "Hub", "Coordinator"):
         counter = "train_steps" if kind == "Learner" else "env_steps"
         run.wait_until(
             lambda: (
