@@ -1,7 +1,7 @@
 """Files that are whole or absent, and several files that change together. No torch.
 
-One file is written under a temporary name and renamed (:func:`replacing`). Several files of a
-folder are written into a folder of their own, which one rename declares valid
+One file is written in a folder of its own and moved to its name (:func:`replacing`). Several files
+of a folder are written into a folder of their own, which one rename declares valid
 (:func:`replacing_together`):
 
     model/.replacement.1f3a.tmp/  being written; means nothing, and a later writer removes it
@@ -74,20 +74,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name to write to: it takes the place of ``path`` when the block ends well, and is deleted
     when it does not.
 
-    A symbolic link stays, and the file that it names is replaced.
+    A symbolic link stays, and the file that it names is replaced. Of two writers each has a name of
+    its own, and the one that ends last counts.
     """
     path = path.resolve() if path.is_symlink() else path
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with _staging(path.parent, path.name) as staging:
+        temporary = staging / path.name
         yield temporary
         if (path.parent / REPLACEMENT).is_dir():
             with _turn(path.parent):
                 _move_in(path.parent)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+        staging.rmdir()
 
 
 @contextlib.contextmanager
@@ -108,18 +106,32 @@ def replacing_together(folder: Path) -> Iterator[Path]:
     is_new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     place, stem = (folder.parent, folder.name) if is_new else (folder, REPLACEMENT)
-    staging = place / f"{stem}.{secrets.token_hex(4)}.tmp"
+    with _staging(place, stem) as staging:
+        yield staging
+        for path in staging.iterdir():
+            sync(path)
+        sync(staging)
+        _commit(staging, folder)
+
+
+@contextlib.contextmanager
+def _staging(place: Path, stem: str) -> Iterator[Path]:
+    """A new folder in ``place`` for one writer, which moves it or what is in it; removed when the
+    block fails, and by a later writer when this one is killed.
+    """
+    _remove_abandoned(place, stem)
     with contextlib.ExitStack() as alive:
-        with _turn(place):
-            _remove_abandoned(place, stem)
+        while True:
+            staging = place / f"{stem}.{secrets.token_hex(4)}.tmp"
             staging.mkdir()
-            alive.enter_context(_turn(staging))  # tells other writers that this one is alive
+            # the lock tells other writers that this one is alive; one that came before it removed
+            # the folder
+            with contextlib.suppress(FileNotFoundError):
+                alive.enter_context(_turn(staging))
+                if staging.exists():
+                    break
         try:
             yield staging
-            for path in staging.iterdir():
-                sync(path)
-            sync(staging)
-            _commit(staging, folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from worldloom.core.images import MIN_IMAGE_SIDE
 from worldloom.core.specs import ACTION, OBS, EnvSpec
 from worldloom.envs.config import EnvConfig
-from worldloom.envs.contract import Resetter, close_env
+from worldloom.envs.contract import Resetter, call_step, close_env
 from worldloom.envs.factory import make_raw
 from worldloom.envs.leaves import has_bounds
 from worldloom.envs.spaces import ActionMapper, ObsMapper, find, walk
@@ -77,9 +77,9 @@ def space_findings(config: EnvConfig, *, steps: int, seed: int) -> list[Finding]
                 if num_envs is None
                 else map_action(choose(), (num_envs,))
             )
-            obs, _, terminated, truncated, _ = env.step(native)
+            obs, _, terminated, truncated, _ = call_step(env, native)
             watch.see(obs)
-            if np.any(terminated) or np.any(truncated):
+            if np.any(np.asarray(terminated)) or np.any(np.asarray(truncated)):
                 watch.see(reset(None))
     finally:
         close_env(env)

@@ -115,7 +115,8 @@ class EnvAdapter:
         self._repeat = 1 if raw.handles_repeat else config.action_repeat or 1
         self._reset = Resetter(raw.env, config.env)
         self._map_obs = ObsMapper(raw.env.observation_space)
-        self.map_action = ActionMapper(raw.env.action_space)
+        self._action_space = raw.env.action_space
+        self.map_action = ActionMapper(self._action_space)
         self.check_finite = True
         specs = self._map_obs.specs
         frames = self._map_obs.frames
@@ -140,8 +141,19 @@ class EnvAdapter:
         )
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
-        """Start an episode and return its first observation."""
+        """Start an episode and return its first observation.
+
+        Raises:
+            EnvFailureError: If the env has another action space now, to which actions are not
+                scaled.
+        """
         obs = self._reset(seed)
+        space = self._env.action_space
+        if space is not self._action_space and space != self._action_space:
+            raise EnvFailureError(
+                f"action_space was {self._action_space} when the env was made, and is {space} "
+                "behind a reset; set it in __init__ and keep it"
+            )
         self._elapsed = 0
         return self._observe(obs, first=True)
 

@@ -11,10 +11,17 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.training.callbacks import CheckpointCallback, LoggingCallback, ProgressCallback
+from worldloom.training.callbacks import (
+    EVENTS,
+    CheckpointCallback,
+    LoggingCallback,
+    ProgressCallback,
+)
 from worldloom.training.config import TrainingConfig
 
 __all__ = [
+    "check_callback",
+    "check_fit",
     "check_parts",
     "check_scheduler",
     "make_folder",
@@ -90,6 +97,40 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
+def check_callback(callback: Any) -> None:
+    """Refuse what has no hook, and a class in the place of a callback.
+
+    Raises:
+        ConfigurationError: Says what a callback is.
+    """
+    if isinstance(callback, type) or not any(hasattr(callback, event) for event in EVENTS):
+        raise ConfigurationError(
+            f"callbacks must have one of the hooks {', '.join(EVENTS)}, got {callback!r}; pass an "
+            "instance of a Callback"
+        )
+
+
+def check_fit(model: Any, optimizer: Any, scheduler: Any) -> None:
+    """Refuse an optimizer that changes none of the model's weights, and a scheduler of another
+    optimizer: training would go on and do nothing, or at another step size.
+
+    Raises:
+        ConfigurationError: Says what it was made for.
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(id(parameter) in own for parameter in held):
+        raise ConfigurationError(
+            f"optimizer must hold parameters of the model, got a {type(optimizer).__name__} of "
+            f"{len(held)} others; make it from model.parameters() of this very model"
+        )
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ConfigurationError(
+            "scheduler must be of the optimizer that is used, got one of another; pass its "
+            "optimizer too: Trainer(model, config, optimizer=..., scheduler=...)"
+        )
+
+
 def check_parts(config: Any, callbacks: Any, optimizer: Any) -> None:
     """Refuse what is no part of a Trainer.
 
@@ -105,6 +146,8 @@ def check_parts(config: Any, callbacks: Any, optimizer: Any) -> None:
     if not isinstance(callbacks, Sequence | None) or isinstance(callbacks, str):
         kind = type(callbacks).__name__
         raise ConfigurationError(f"callbacks must be a list of callbacks, got {kind}; write [it]")
+    for callback in callbacks or ():
+        check_callback(callback)
     if not isinstance(optimizer, torch.optim.Optimizer | None):
         raise ConfigurationError(
             f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}; a name "

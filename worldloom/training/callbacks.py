@@ -8,6 +8,7 @@ is the span between two evaluations.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
@@ -108,7 +109,8 @@ class CallbackList:
         self.callbacks.append(callback)
 
     def call(self, event: str, trainer: Any) -> None:
-        """Call one hook of all callbacks.
+        """Call one hook of all callbacks; at the end of training also behind one that raises, so
+        that the others close and save.
 
         Raises:
             ConfigurationError: If there is no such hook.
@@ -117,12 +119,14 @@ class CallbackList:
             raise ConfigurationError(
                 f"callbacks have no hook {event!r}; there are {', '.join(EVENTS)}"
             )
-        for callback in sorted(
-            self.callbacks, key=lambda each: bool(getattr(each, "is_last", False))
-        ):
-            hook = getattr(callback, event, None)
-            if hook is None:
-                continue
+        ordered = sorted(self.callbacks, key=lambda each: bool(getattr(each, "is_last", False)))
+        hooks = [hook for each in ordered if (hook := getattr(each, event, None)) is not None]
+        if event == "on_train_end":
+            with contextlib.ExitStack() as ends:  # calls all of them, whichever raises
+                for hook in reversed(hooks):
+                    ends.callback(hook, trainer)
+            return
+        for hook in hooks:
             if event == "on_step_end" and _wants_losses(hook):
                 hook(trainer.state.global_step, dict(trainer.state.metrics))
             else:

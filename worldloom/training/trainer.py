@@ -23,6 +23,8 @@ from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.models.base import place_of
 from worldloom.training.assembly import (
+    check_callback,
+    check_fit,
     check_parts,
     check_scheduler,
     make_folder,
@@ -107,7 +109,7 @@ class Trainer:
     ) -> None:
         check_parts(config, callbacks, optimizer)
         self.config = config or TrainingConfig()
-        if not hasattr(model, "compute_loss"):
+        if isinstance(model, type) or not hasattr(model, "compute_loss"):
             raise ConfigurationError(
                 f"model must be a world model, got {model!r}; make one with "
                 "create_world_model, e.g. "
@@ -125,6 +127,7 @@ class Trainer:
         self.has_own_optimizer = optimizer is not None
         self.optimizer = optimizer or make_optimizer(self.model, self.config, self.learning_rate)
         self.group_settings = group_settings(self.optimizer)
+        check_fit(self.model, self.optimizer, scheduler)
         self.scheduler = scheduler
         self.average = (
             WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
@@ -148,6 +151,7 @@ class Trainer:
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback; it takes the place of a default one of its class."""
+        check_callback(callback)
         is_default = (LoggingCallback, CheckpointCallback, ProgressCallback)
         self.callbacks.callbacks = [
             c for c in self.callbacks if type(c) not in is_default or type(c) is not type(callback)
@@ -192,8 +196,8 @@ class Trainer:
         self._unswap()
         self.model.train()
         with self._own_randomness(), self._interruption.watched():
-            self.callbacks.call("on_train_begin", self)
             try:
+                self.callbacks.call("on_train_begin", self)
                 self._loop(self._source, stop)
             except KeyboardInterrupt:
                 if not self.is_whole:

@@ -168,3 +168,27 @@ def test_a_file_replaces_what_a_link_names_or_nothing_when_the_block_fails(tmp_p
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_of_two_writers_of_a_file_neither_shows_what_the_other_has_half_written(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as temporary, temporary.open("w") as slow:
+        slow.write("half")
+        slow.flush()
+        write_text(path, "whole")
+        slow.write(" and half")
+        slow.flush()
+        assert path.read_text() == "whole"
+    assert path.read_text() == "half and half"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_writer_of_a_file_leaves_is_removed_by_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+    for at in range(6):
+        with dying(monkeypatch, at):
+            write_text(path, "new")
+        assert path.read_text() in ("old", "new")
+        write_text(path, "old")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -4,6 +4,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.check import EnvReport, check_env
@@ -180,6 +181,33 @@ class FloatImageEnv(SmallImageEnv):
         return np.full((32, 32, 3), 0.5, np.float32)
 
 
+class TorchEnv(gymnasium.Env):
+    """Answers in tensors, as simulators on an accelerator do."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.look(), {}
+
+    def look(self) -> Any:
+        return torch.from_numpy(self.np_random.uniform(-1, 1, 3).astype(np.float32))
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict]:
+        self.t += 1
+        return self.look(), torch.tensor(1.0), torch.tensor(self.t == 5), torch.tensor(False), {}
+
+
+class OtherActionsEnv(TorchEnv):
+    """Offers more choices from its first episode on."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        self.action_space = gymnasium.spaces.Discrete(5)
+        return super().reset(seed=seed)
+
+
 @pytest.mark.parametrize(
     ("name", "is_good", "text"),
     [
@@ -228,6 +256,12 @@ class FloatImageEnv(SmallImageEnv):
             "64 enlarges it",
         ),
         ("FloatImageEnv", False, "image 'obs' is float32 and its space says uint8"),
+        ("TorchEnv", True, "nothing to change"),
+        (
+            "OtherActionsEnv",
+            False,
+            "action_space was Discrete(2) when the env was made, and is Discrete(5) behind a reset",
+        ),
     ],
 )
 def test_spaces_that_do_not_fit_are_reported(name: str, is_good: bool, text: str) -> None:

@@ -419,6 +419,7 @@ def test_folders_and_schedulers_that_cannot_work_are_refused_at_once(tmp_path):
 def test_what_is_no_part_of_a_trainer_is_refused(tmp_path):
     model = create_world_model("mlp:ci")
     config = TrainingConfig(output_dir=tmp_path)
+    foreign = torch.optim.SGD(create_world_model("mlp:ci").parameters(), lr=0.1)
     for arguments, words in (
         ((model, {"total_steps": 3}), "config must be a TrainingConfig, got dict"),
         (
@@ -426,6 +427,14 @@ def test_what_is_no_part_of_a_trainer_is_refused(tmp_path):
             r"callbacks must be a list of callbacks, got EarlyStoppingCallback; write \[it\]",
         ),
         ((model, config, None, "adam"), "optimizer must be a torch.optim.Optimizer, got 'adam'"),
+        ((type(model), config), "model must be a world model, got <class"),
+        ((model, config, [None]), "callbacks must have one of the hooks .*, got None"),
+        ((model, config, [EarlyStoppingCallback]), "callbacks must have one .* pass an instance"),
+        ((model, config, None, foreign), "optimizer must hold parameters of the model, got a SGD"),
+        (
+            (model, config, None, None, torch.optim.lr_scheduler.StepLR(foreign, 1)),
+            "scheduler must be of the optimizer that is used, got one of another; pass its",
+        ),
     ):
         with pytest.raises(ConfigurationError, match=words):
             Trainer(*arguments)

@@ -370,3 +370,24 @@ def test_train_is_one_line(buffer: ReplayBuffer, tmp_path: Path) -> None:
         "log_interval": 1,
     }
     assert train(model, buffer, **options) is model  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("event", ["on_train_begin", "on_train_end"])
+def test_a_callback_that_raises_costs_neither_the_end_nor_the_files_of_the_others(
+    event: str, buffer: ReplayBuffer, tmp_path: Path
+) -> None:
+    class Raising:
+        pass
+
+    def hook(trainer: Trainer) -> None:
+        raise ValueError("mine")
+
+    callback = Raising()
+    setattr(callback, event, hook)
+    logs = LoggingCallback()
+    trainer = make(tmp_path, callbacks=[callback, logs])
+    with pytest.raises(ValueError, match="mine"):
+        trainer.train(buffer)
+    assert (tmp_path / "checkpoint_final.pt").exists()
+    assert logs._file is None
+    assert not trainer.is_running
