@@ -97,6 +97,15 @@ def main(words: Sequence[str] | None = None) -> int:
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
             return 1
         except OSError as error:  # a disk that is full or away; what was written before is whole
+            if is_new and not (folder / "config.json").is_file():  # there is no run to go on with
+                shutil.rmtree(folder, ignore_errors=True)
+                logger.error(
+                    "the run failed: %s; see that %s can be written, then start it again",
+                    error,
+                    folder,
+                    exc_info=wants_traceback,
+                )
+                return 1
             logger.error(
                 "the run failed: %s; see that %s can be written, then go on with --resume %s",
                 error,
