@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -22,6 +21,8 @@ from worldloom.core.exceptions import (
     ModelNotFoundError,
     WorldLoomError,
 )
+from worldloom.core.fields import Bounds, checked
+from worldloom.core.json_text import to_json
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom_dist.console import stdout_to_stderr
 
@@ -47,8 +48,8 @@ def main(words: Sequence[str] | None = None) -> int:
         for f in dataclasses.fields(EnvConfig)
         if options.get(f.name) is not None
     }
-    wait_s = options["timeout_s"]
     try:
+        wait_s = checked("timeout_s", options["timeout_s"], float, Bounds(above=0, most=10**9))
         limits = EnvLimits(
             step_timeout_s=wait_s,
             reset_timeout_s=wait_s,
@@ -73,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options["json"]:
         findings = [dataclasses.asdict(finding) for finding in report.findings]
         sys.stdout.write(
-            json.dumps(
+            to_json(
                 {"spec": report.spec.to_dict(), "facts": report.facts, "findings": findings},
                 indent=2,
             )

@@ -162,13 +162,6 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
         and Path(given.get("--run-dir", ""), "config.json").exists()
     ):
         folder = given["--run-dir"]
-    if folder is not None:
-        try:
-            return dataclasses.replace(
-                read_config(Path(folder)), resume=None, if_exists="error"
-            ), True
-        except ConfigurationError as error:
-            mistakes.append(f"resume: {error}")
     name = given.get("--preset", "quick")
     if name not in PRESETS:
         mistakes.append(
@@ -176,6 +169,19 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
             f"{', '.join(PRESETS)})"
         )
         name = "quick"
+    if folder is not None:
+        other = given.get("--run-dir", folder)
+        if Path(other).absolute() != Path(folder).absolute():
+            mistakes.append(
+                f"run_dir: --resume {folder} goes on in that folder, and cannot write to {other}; "
+                "leave one of the two out"
+            )
+        try:
+            return dataclasses.replace(
+                read_config(Path(folder)), resume=None, if_exists="error"
+            ), True
+        except ConfigurationError as error:
+            mistakes.append(f"resume: {error}")
     return PRESETS[name](), False
 
 
@@ -191,6 +197,8 @@ def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
                 f"{getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
             )
     fixed: dict[str, tuple[object, object]] = {"runtime": (base.runtime, config.runtime)}
+    if config.preset in PRESETS:  # the run's has been applied; another one would not be
+        fixed["preset"] = (base.preset, config.preset)
     fixed["replay.shards"] = (base.replay.shards, config.replay.shards)
     fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)
     fixed["replay.durability"] = (

@@ -83,7 +83,7 @@ class ActorsConfig:
     min_live: int = 1
     """Fail the run when fewer workers than this are alive and none is being restarted."""
     max_restarts: int = 20
-    """Restarts of one worker, within restart_window_s, before it is given up."""
+    """Restarts of a worker in restart_window_s until it is given up (3 if envs fail at once)."""
     restart_window_s: float = 600.0
     """Window in which restarts are counted."""
     step_timeout_s: float = 60.0

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from worldloom_dist.view import View, duration, facts
@@ -35,7 +36,28 @@ COLOURS = {
 }
 
 
-class Screen(logging.Handler):
+class _Fragile(logging.Handler):
+    """A handler of what may go away, a terminal or a disk: that costs lines, and one line on
+    stderr, not a traceback for each.
+    """
+
+    target = ""
+    """What it writes to, in words."""
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library calls it so)
+        """Say once that lines are lost."""
+        error = sys.exception()
+        with contextlib.suppress(Exception):  # stderr may be gone as well
+            if not isinstance(error, OSError) and "closed file" not in str(error):
+                super().handleError(record)
+            elif not self._has_failed:
+                self._has_failed = True
+                reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+                sys.stderr.write(f"{self.target} cannot be written ({reason}); lines are lost\n")
+
+
+class Screen(_Fragile):
     """A log handler for a stream that also keeps a live view at the bottom when the stream is a
     terminal.
 
@@ -47,6 +69,7 @@ class Screen(logging.Handler):
 
     def __init__(self, stream: TextIO = sys.stdout, *, is_live: bool | None = None) -> None:
         super().__init__()
+        self.target = getattr(stream, "name", "the terminal")
         self._stream = stream
         self.is_live = (
             stream.isatty() and os.environ.get("TERM") != "dumb" if is_live is None else is_live
@@ -101,23 +124,12 @@ class Screen(logging.Handler):
         self._live.update(render(view), refresh=True)
 
 
-class LogFile(logging.FileHandler):
-    """``console.log``: a disk that takes no more costs lines of it, and one line on stderr, not a
-    traceback for each.
-    """
+class LogFile(_Fragile, logging.FileHandler):
+    """``console.log``."""
 
-    _has_failed = False
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library calls it so)
-        """Say once that lines are lost."""
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._has_failed:
-            self._has_failed = True
-            sys.stderr.write(
-                f"{self.baseFilename} cannot be written ({error.strerror}); lines are lost\n"
-            )
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.target = self.baseFilename
 
 
 def show_nothing(make: Callable[[], View]) -> None:

@@ -85,7 +85,10 @@ def _value(flags: Sequence[str], name: str) -> str | None:
 
 
 def _say_summary(folder: Path) -> None:
-    found: dict[str, Any] = RunFolder(folder).read_json("summary.json")
+    try:
+        found: dict[str, Any] = RunFolder(folder).read_json("summary.json")
+    except ConfigurationError:
+        return  # the launch has refused it, and said so
     if found:
         sys.stdout.write(
             SUMMARY_MARK + to_json({"run_dir": str(folder.absolute()), "summary": found}) + "\n"

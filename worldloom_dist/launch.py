@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -96,17 +97,27 @@ def main(words: Sequence[str] | None = None) -> int:
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
             return 1
         except OSError as error:  # a disk that is full or away; what was written before is whole
+            if is_new and not (folder / "config.json").is_file():  # there is no run to go on with
+                shutil.rmtree(folder, ignore_errors=True)
+                logger.error(
+                    "the run failed: %s; see that %s can be written, then start it again",
+                    error,
+                    folder,
+                    exc_info=wants_traceback,
+                )
+                return 1
             logger.error(
                 "the run failed: %s; see that %s can be written, then go on with --resume %s",
                 error,
                 folder,
-                folder,
+                shlex.quote(str(folder)),
                 exc_info=wants_traceback,
             )
             return 1
         except KeyboardInterrupt:
             logger.error(
-                "left at once; the last checkpoint is kept: go on with --resume %s", folder
+                "left at once; the last checkpoint is kept: go on with --resume %s",
+                shlex.quote(str(folder)),
             )
             return 1
 
@@ -128,7 +139,8 @@ def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed:
         screen.close()
     logger.info("%s; everything is in %s", status, shown)
     if status == "stopped":
-        logger.info("go on with: python -m worldloom_dist.launch --resume %s", shown)
+        typed = shlex.quote(str(shown))
+        logger.info("go on with: python -m worldloom_dist.launch --resume %s", typed)
     return 0
 
 

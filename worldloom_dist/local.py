@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -386,7 +387,7 @@ class LocalRun:
             raise CheckpointError(
                 f"the checkpoint at {self._progress} steps cannot be written "
                 f"({error}); earlier ones are kept: make room, then "
-                f"go on with --resume {self._folder.path}"
+                f"go on with --resume {shlex.quote(str(self._folder.path))}"
             ) from error
         evaluation = self.report.evaluation
         if evaluation is not None and evaluation["env_steps"] == self.report.env_steps:

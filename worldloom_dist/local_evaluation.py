@@ -9,6 +9,7 @@ import logging
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.assembly import build_evaluator
+from worldloom_dist.outcome import is_as_asked
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import WeightSource
 from worldloom_dist.report import Report
@@ -46,11 +47,14 @@ class LocalEvaluations:
 
     @property
     def is_current(self) -> bool:
-        """True when the newest evaluation is of the weights that the run has now."""
+        """True when the newest evaluation is of the weights that the run has now, and as the run
+        asks for it.
+        """
         newest = self._report.evaluation
         return (
             newest is not None
             and newest["env_steps"] == self._report.env_steps == self.evaluated_at
+            and is_as_asked(self._plan, newest)
         )
 
     def evaluate(self) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom_dist.plan import Plan
 
-__all__ = ["check_trains", "check_windows", "shortfall"]
+__all__ = ["check_trains", "check_windows", "is_as_asked", "shortfall"]
 
 LEAST_PATIENCE_STEPS = 1000
 PATIENCE_WINDOWS = 4
@@ -83,6 +83,24 @@ def check_windows(plan: Plan, agent_steps: int, windows: int) -> None:
             "which an update "
             f"of {plan.agent.name} needs, so nothing can be trained; {WAY_OUT}"
         )
+
+
+def is_as_asked(plan: Plan, evaluation: Mapping[str, Any]) -> bool:
+    """True when an evaluation has the episodes and the videos that the run asks for now; a resumed
+    run may ask for others than the one before.
+
+    Args:
+        plan: Of the run.
+        evaluation: As in ``summary.json``.
+    """
+    config = plan.config
+    longest = max(evaluation.get("lengths", ()), default=0)
+    if evaluation["episodes"] != config.eval_episodes or longest > plan.eval_max_steps:
+        return False
+    if evaluation.get("cut_episodes") and longest != plan.eval_max_steps:
+        return False
+    videos = evaluation.get("videos", ())
+    return len(videos) >= config.eval_videos or "video_problems" in evaluation
 
 
 def shortfall(

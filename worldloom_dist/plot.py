@@ -56,7 +56,8 @@ def read_run(folder: Path) -> Run:
     """
     try:
         run = read_json(folder / "config.json")["run"]
-    except (OSError, ValueError, KeyError) as error:
+        experiment = f"{run['agent']} on {run['env']['env']}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
         ) from error
@@ -75,7 +76,7 @@ def read_run(folder: Path) -> Run:
         name: Curve(*(np.array(axis) for axis in zip(*sorted(found.items()), strict=True)))
         for name, found in points.items()
     }
-    return Run(f"{run['agent']} on {run['env']['env']}", folder.name, curves)
+    return Run(experiment, folder.name, curves)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:

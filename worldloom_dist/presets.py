@@ -113,9 +113,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 def preset_changes(config: RunConfig) -> list[str]:
     """What a run has otherwise than its preset, each as ``name was -> is``: no setting of a preset
-    is changed unsaid.
+    is changed unsaid. Empty where the run was made with a preset that is no more.
     """
-    return config_changes(PRESETS[config.preset](), config)
+    make = PRESETS.get(config.preset)
+    return [] if make is None else config_changes(make(), config)
 
 
 def config_changes(before: RunConfig, after: RunConfig) -> list[str]:

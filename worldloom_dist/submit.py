@@ -212,14 +212,21 @@ def main(words: Sequence[str] | None = None) -> int:
             "left; the job goes on (follow it again with --follow, end it with --stop)\n"
         )
         return 1
-    if options.summary is not None and result.summary is not None:
-        options.summary.write_text(to_json(result.summary, indent=2) + "\n")
     if result.summary is not None:
         sys.stdout.write(to_json(result.summary, indent=2) + "\n")
     sys.stderr.write(
         f"job {result.job_id}: {result.status}; "
         f"run folder on the cluster: {result.run_dir or 'none'}\n"
     )
+    if options.summary is not None and result.summary is not None:
+        try:
+            options.summary.write_text(to_json(result.summary, indent=2) + "\n")
+        except OSError as error:
+            sys.stderr.write(
+                f"error: --summary: {options.summary} cannot be written ({error.strerror}); "
+                "the summary is above\n"
+            )
+            return result.exit_status or 1
     return result.exit_status or 0
 
 
@@ -249,6 +256,8 @@ def _act(options: argparse.Namespace, flags: Sequence[str]) -> JobResult:
             f"summary: {options.summary.absolute().parent} is no folder; "
             "name a file in one that exists"
         )
+    if options.summary is not None and options.summary.is_dir():
+        raise ConfigurationError(f"summary: {options.summary} is a folder; name a file in it")
     common: dict[str, Any] = {"address": options.address}
     if options.stop:
         return stop(options.stop, wait=not options.no_wait, **common)

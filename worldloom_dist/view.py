@@ -2,7 +2,7 @@
 ``plot`` read a run through it.
 
 A running process fills a :class:`View` from its own numbers, and :func:`read_view` fills it from a
-run folder. Imports nothing but the standard library, so that ``status`` answers at once.
+run folder. Imports little but the standard library, so that ``status`` answers at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import checked, settle
 
 __all__ = [
     "View",
@@ -156,7 +159,7 @@ def read_view(folder: Path) -> View:
     is_running = status in ("running", "starting")
     rates = last if is_running and last else summary.get("throughput", {})
     lag = summary.get("staleness", {})
-    return View(
+    view = View(
         run_id=config.get("run_id", ""),
         folder=str(folder),
         title=f"{run['agent']} on {run['env']['env']}, seed {run['seed']}",
@@ -179,6 +182,22 @@ def read_view(folder: Path) -> View:
         phase=summary.get("bottleneck", "") if is_running else "",
         wall_time_s=summary.get("wall_time_s", 0.0),
     )
+    problems = settle(view) or _evaluation_problems(view.evaluation or {})
+    if problems:
+        raise ValueError("; ".join(problems))
+    return view
+
+
+def _evaluation_problems(evaluation: Mapping[str, Any]) -> list[str]:
+    """What of an evaluation is not what :func:`facts` shows."""
+    kinds = {"return_mean": float | None, "return_std": float | None, "env_steps": int}
+    found = []
+    for name, kind in kinds.items():
+        try:
+            checked(f"evaluation.{name}", evaluation.get(name, 0), kind)
+        except ConfigurationError as error:
+            found.append(str(error))
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

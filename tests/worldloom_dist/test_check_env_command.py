@@ -24,7 +24,8 @@ def test_good_env_gives_status_0_and_a_report(capsys: pytest.CaptureFixture[str]
         (["toy:point", "--steps", "0"], "steps must be >= 1"),
         (["toy:point", "--env.action-repeat", "0"], "env.action_repeat must be >= 1, got 0"),
         (["toy:point", "--seed", "-1"], "seed must be >= 0, got -1"),
-        (["toy:point", "--timeout-s", "0"], "step_timeout_s must be > 0"),
+        (["toy:point", "--timeout-s", "0"], "timeout_s must be a number in (0, 10"),
+        (["toy:point", "--timeout-s", "inf"], "timeout_s must be a finite number in (0, 10"),
     ],
 )
 def test_wrong_input_gives_status_2_and_one_sentence(

@@ -143,3 +143,16 @@ def test_failed_run_whose_summary_cannot_be_written_still_tells_its_own_failure(
     )
     with pytest.raises(RuntimeError, match="the learner is broken"):
         run.run()
+
+
+def test_new_run_that_cannot_be_described_leaves_no_folder_and_no_wrong_advice(
+    tmp_path, monkeypatch, caplog
+):
+    def fail(*_):
+        raise FULL
+
+    monkeypatch.setattr(RunFolder, "describe", fail)
+    assert main([*SMALL, "--metrics-port", "0", "--run-dir", str(tmp_path / "run")]) == 1
+    assert "No space left on device" in caplog.text
+    assert "then start it again" in caplog.text
+    assert not (tmp_path / "run").exists()

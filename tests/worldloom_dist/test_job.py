@@ -58,3 +58,9 @@ def test_the_summary_is_one_marked_line_and_the_exit_status_is_the_launchs(named
 def test_a_launch_that_wrote_nothing_says_no_summary(tmp_path, capsys):
     assert main(["--job-id", "a", "--", "--run-dir", str(tmp_path)], lambda flags: 2) == 2
     assert SUMMARY_MARK not in capsys.readouterr().out
+
+
+def test_a_damaged_summary_is_left_to_the_launch_to_refuse(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text("{")
+    assert main(["--job-id", "a", "--", "--run-dir", str(tmp_path)], lambda flags: 2) == 2
+    assert SUMMARY_MARK not in capsys.readouterr().out

@@ -16,7 +16,7 @@ from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import VideoReport
 from worldloom_dist.cli import parse
 from worldloom_dist.launch import main
-from worldloom_dist.outcome import check_trains, check_windows, shortfall
+from worldloom_dist.outcome import check_trains, check_windows, is_as_asked, shortfall
 from worldloom_dist.plan import resolve
 
 RESULT = {"env_steps": 400, "return_mean": 1.0}
@@ -121,6 +121,36 @@ def test_every_thing_that_was_asked_for_and_not_done_is_named():
     assert "could not be evaluated (no env is left)" in shortfall(plan, 9, None, "no env is left")
     assert "no video" in shortfall(plan, 9, {**RESULT, "videos": []})
     assert shortfall(plan_of("--eval-episodes", "0"), 9, None) is None
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "is_one"),
+    [
+        ({"episodes": 2, "lengths": [40, 40]}, True),
+        ({"episodes": 3, "lengths": [40, 40, 40]}, False),
+        ({"episodes": 2, "lengths": [40, 51]}, False),
+        ({"episodes": 2, "lengths": [7, 7], "cut_episodes": 2}, False),
+        ({"episodes": 2, "lengths": [50, 7], "cut_episodes": 1}, True),
+    ],
+)
+def test_evaluation_of_other_episodes_than_asked_for_is_not_the_one(evaluation, is_one):
+    asked = ("--eval-episodes", "2", "--eval-max-steps", "50")
+    assert is_as_asked(plan_of(*asked), evaluation) is is_one
+    filmed = plan_of(*asked, "--eval-videos", "1")
+    assert not is_as_asked(filmed, evaluation)
+    assert is_as_asked(filmed, {**evaluation, "videos": ["a.gif"]}) is is_one
+    tried = {**evaluation, "videos": [], "video_problems": ["it draws nothing"]}
+    assert is_as_asked(filmed, tried) is is_one
+
+
+def test_resumed_run_that_asks_for_other_episodes_evaluates_again(tmp_path):
+    folder = tmp_path / "run"
+    assert start(folder, *EVALUATED, "--eval-every", "60").run() == "completed"
+    assert start(folder, *EVALUATED, "--eval-episodes", "3").run() == "completed"
+    assert summary_of(folder)["eval"]["episodes"] == 3
+    words = [*EVALUATED, "--eval-episodes", "3", "--eval-max-steps", "5"]
+    assert start(folder, *words).run() == "completed"
+    assert summary_of(folder)["eval"]["lengths"] == [5, 5, 5]
 
 
 def test_episodes_that_are_too_short_end_a_run_with_one_sentence(tmp_path):

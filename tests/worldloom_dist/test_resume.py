@@ -3,6 +3,7 @@ nothing in its folder.
 """
 
 import json
+import shlex
 import shutil
 import urllib.request
 
@@ -118,6 +119,9 @@ def test_other_batch_size_or_ratio_makes_no_burst_of_updates(folder):
         ["--replay.load", "no-such-file.npz"],
         ["--replay.selector", "prioritised:nan"],
         ["--metrics-auth-file", "no-such-file"],
+        ["--preset", "quick"],
+        ["--preset", "debgu"],
+        ["--run-dir", "elsewhere"],
     ],
     ids=" ".join,
 )
@@ -129,6 +133,21 @@ def test_refused_resume_leaves_the_folder_as_it_was(folder, words, capsys, monke
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert contents(folder) == before
+
+
+def test_run_of_a_preset_that_is_no_more_goes_on(folder, capsys):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"preset": "debug"', '"preset": "older"'))
+    assert launch(["--resume", str(folder), "--env-steps", "90", "--metrics-port", "0"]) == 0
+    assert "preset   older\n" in capsys.readouterr().out
+
+
+def test_advice_of_a_stopped_run_works_when_it_is_typed(made, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(made, tmp_path / "my run")
+    monkeypatch.setattr(module, "run_plan", lambda *_: "stopped")
+    assert launch(["--resume", str(folder), "--metrics-port", "0"]) == 0
+    advice = capsys.readouterr().out.splitlines()[-1].partition("worldloom_dist.launch ")[2]
+    assert shlex.split(advice) == ["--resume", str(folder)]
 
 
 def test_resume_that_fails_before_its_first_step_leaves_the_folder_as_it_was(folder, monkeypatch):

@@ -154,6 +154,16 @@ def test_the_command_prints_the_summary_and_writes_it(play, tmp_path: Path, caps
     )
 
 
+def test_summary_that_cannot_be_written_is_said_after_it_was_printed(play, tmp_path, capsys):
+    path = tmp_path / "s.json"
+    path.symlink_to(tmp_path / "gone" / "s.json")
+    play(("SUCCEEDED", 0, SUMMARY))
+    assert module.main(["--summary", str(path), "--", "--seed", "2"]) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"status": "completed"}
+    assert f"error: --summary: {path} cannot be written (No such file" in shown.err
+
+
 def test_stopping_a_job_says_how_its_run_ended(play):
     client = play(
         (
@@ -263,6 +273,7 @@ def test_job_that_the_cluster_does_not_know_is_not_followed(play):
         (["--retries", "-1"], "retries must be an integer >= 0, got -1"),
         (["--start-timeout", "nan"], "start_timeout must be a finite number >= 0, got nan"),
         (["--summary", "/no/such/folder/s.json"], "summary: /no/such/folder is no folder"),
+        (["--summary", "/"], "summary: / is a folder; name a file in it"),
     ],
 )
 def test_wrong_options_are_refused_with_status_2_before_anything_is_sent(play, capsys, words, says):

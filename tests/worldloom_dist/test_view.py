@@ -188,3 +188,32 @@ def test_a_terminal_that_breaks_does_not_end_the_run(caplog):
 
 def test_durations_read_as_clocks():
     assert [duration(s) for s in (75, 3700, 2 * 86400 + 5)] == ["1:15", "1:01:40", "2d 0:00:05"]
+
+
+@pytest.mark.parametrize(
+    "failure", [ValueError("I/O operation on closed file."), BrokenPipeError()]
+)
+def test_stream_that_an_env_has_closed_costs_lines_and_one_line_on_stderr(failure, capsys):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise failure
+
+    screen = Screen(Gone())
+    for _ in range(3):
+        screen.handle(logging.makeLogRecord({"msg": "on it goes"}))
+    error = capsys.readouterr().err
+    assert "the terminal cannot be written (" in error
+    assert error.count("\n") == 1
+
+
+def test_nothing_is_raised_where_stderr_is_closed_too(monkeypatch):
+    stream = io.StringIO()
+    screen = Screen(stream)
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    screen.handle(logging.makeLogRecord({"msg": "on it goes"}))
+
+
+def test_line_that_cannot_be_formatted_is_told_as_the_library_does(capsys):
+    Screen(io.StringIO()).handle(logging.makeLogRecord({"msg": "%d", "args": ("x",)}))
+    assert "Logging error" in capsys.readouterr().err

@@ -93,6 +93,41 @@ def test_damaged_summary_is_wrong_input(command, how, capsys, tmp_path, made):
     check_refused(command, folder, capsys, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("summary.json", ("status",)),
+        ("summary.json", ("env_steps",)),
+        ("summary.json", ("train_return_mean",)),
+        ("summary.json", ("eval",)),
+        ("summary.json", ("eval", "return_mean")),
+        ("summary.json", ("wall_time_s",)),
+        ("summary.json", ("rows", "stored")),
+        ("summary.json", ("restarts",)),
+        ("summary.json", ("staleness", "mean")),
+        ("config.json", ("run", "env_steps")),
+        ("config.json", ("run", "replay", "capacity_steps")),
+    ],
+)
+def test_status_refuses_values_of_another_type(file, names, capsys, tmp_path, made):
+    folder = shutil.copytree(made, tmp_path / "run")
+    found = json.loads((folder / file).read_text())
+    found["eval"] = {"return_mean": 1.0, "return_std": 0.0, "env_steps": 60}
+    at = found
+    for name in names[:-1]:
+        at = at[name]
+    at[names[-1]] = ["x"]
+    (folder / file).write_text(json.dumps(found))
+    check_refused("status", folder, capsys, tmp_path)
+
+
+@pytest.mark.parametrize("run", [[], {}, {"agent": "a", "env": []}])
+def test_plot_refuses_a_config_that_says_nothing_of_the_run(run, capsys, tmp_path, made):
+    folder = shutil.copytree(made, tmp_path / "run")
+    (folder / "config.json").write_text(json.dumps({"run": run}))
+    check_refused("plot", folder, capsys, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["imports.json", "incarnations.json", "replay/books.json"])
 def test_resume_refuses_what_it_could_not_read_later(name, capsys, tmp_path, made):
     folder = shutil.copytree(made, tmp_path / "run")

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ def import_file(run_dir: Path, source: str) -> int:
     if plan.config.runtime == "local":
         sys.stdout.write(
             f"{source} is stored when the run goes on: python -m "
-            f"worldloom_dist.launch --resume {run_dir}\n"
+            f"worldloom_dist.launch --resume {shlex.quote(str(run_dir))}\n"
         )
         return 0
     try:

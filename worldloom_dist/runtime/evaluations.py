@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from worldloom_dist.outcome import is_as_asked
 from worldloom_dist.plan import Plan
 from worldloom_dist.report import Report
 from worldloom_dist.runtime.intervals import Interval
@@ -96,11 +97,11 @@ class Evaluations:
         return self._of(version)
 
     def _of(self, version: tuple[int, ...]) -> Mapping[str, Any] | None:
-        """The newest evaluation, if it is of these weights."""
+        """The newest evaluation, if it is of these weights, and as the run asks for it."""
         newest = self._report.evaluation
-        return (
-            newest if newest is not None and tuple(newest.get("version") or ()) == version else None
-        )
+        if newest is None or tuple(newest.get("version") or ()) != version:
+            return None
+        return newest if is_as_asked(self._plan, newest) else None
 
     def _has_evaluator(self) -> bool:
         return any(not role.is_given_up for role in self._supervisor.of_kind("evaluator"))

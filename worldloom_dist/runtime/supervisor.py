@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from worldloom.core.exceptions import TrainingError
+from worldloom.core.exceptions import EnvFailureError, TrainingError
 
 __all__ = ["Role", "Supervisor", "start_actor"]
 
@@ -34,6 +34,9 @@ LONGEST_PAUSE_S = 30.0
 LEAVE_WITHIN_S = 20.0
 STEADY_S = 5.0
 HEAR_WITHIN_S = 2.0
+MAX_QUICK_ENV_LOSSES = 3
+"""How often in a row a role may lose all its envs within ``STEADY_S``: each of them has been
+rebuilt in the process that ended, so a new process does not help."""
 PINGS_PER_S = 16.0
 """Pings of all roles together; with more roles each of them is asked less often."""
 
@@ -280,6 +283,9 @@ class Supervisor:
                 role.line = None
                 role.is_done = True
                 raise TrainingError(str(error.cause)) from error
+            if isinstance(error, EnvFailureError):  # says itself what the env did
+                self._died(role, str(error.cause), has_lost_envs=True)
+                return
             logger.error("%s failed:\n%s", role.name, error)
             self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
         except RayError as error:
@@ -332,7 +338,7 @@ class Supervisor:
             role.incarnation += 1
             role._start_at = time.monotonic()
 
-    def _died(self, role: Role, reason: str) -> None:
+    def _died(self, role: Role, reason: str, *, has_lost_envs: bool = False) -> None:
         was_steady = role.ready_at is not None and time.monotonic() - role.ready_at >= STEADY_S
         self._kill(role)
         if role.is_done:
@@ -346,18 +352,19 @@ class Supervisor:
         while now - role._deaths[0] > self._window_s:
             role._deaths.popleft()
         role.on_down()
-        if len(role._deaths) > self._max_restarts:
+        # one that had worked for a while does not wait
+        role._quick_deaths = 1 if was_steady else role._quick_deaths + 1
+        is_hopeless = has_lost_envs and role._quick_deaths > MAX_QUICK_ENV_LOSSES
+        if is_hopeless or len(role._deaths) > self._max_restarts:
             role.is_given_up = True
             text = (
-                f"{role.name} is given up after {self._max_restarts} restarts in "
+                f"{role.name} is given up after {len(role._deaths) - 1} restarts in "
                 f"{self._window_s:.0f} s; the last time {reason}"
             )
             if role.is_vital:
                 raise TrainingError(text)
             logger.error("%s", text)
             return
-        # one that had worked for a while does not wait
-        role._quick_deaths = 1 if was_steady else role._quick_deaths + 1
         pause = (
             0.0
             if role._quick_deaths == 1

@@ -24,7 +24,13 @@ from worldloom_dist.stopping import StopFlag
 PLAN = resolve(
     parse(["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"])
 )
-RESULT = {"return_mean": 2.0, "return_std": 0.0, "episodes": 2, "version": (1, 50)}
+RESULT = {
+    "return_mean": 2.0,
+    "return_std": 0.0,
+    "episodes": 2,
+    "version": (1, 50),
+    "videos": ["eval-000000221.gif"],
+}
 VERSION = (1, 50)
 
 
@@ -100,6 +106,13 @@ def test_last_weights_are_evaluated_unless_they_have_been(play):
     assert run.evaluator.asked == [(221, True)]
     assert run.all.last(VERSION, StopFlag())["env_steps"] == 221
     assert len(run.evaluator.asked) == 1
+
+
+def test_last_weights_are_evaluated_again_where_other_episodes_are_asked_for(play):
+    run = play({**RESULT})
+    run.all._report.evaluation = {**RESULT, "env_steps": 221, "episodes": 1}
+    assert run.all.last(VERSION, StopFlag())["episodes"] == 2
+    assert run.evaluator.asked == [(221, True)]
 
 
 def test_last_evaluation_that_fails_is_tried_once_more_and_then_said(play, caplog):

@@ -1,8 +1,18 @@
+import logging
 import time
 
 import pytest
+import ray
+from ray.exceptions import RayTaskError
 
-from worldloom_dist.runtime.supervisor import FIRST_PAUSE_S, STEADY_S, Role, Supervisor
+from worldloom.core.exceptions import EnvFailureError
+from worldloom_dist.runtime.supervisor import (
+    FIRST_PAUSE_S,
+    MAX_QUICK_ENV_LOSSES,
+    STEADY_S,
+    Role,
+    Supervisor,
+)
 
 
 def role_of() -> Role:
@@ -24,3 +34,28 @@ def test_role_that_worked_comes_back_at_once_and_one_that_dies_at_once_waits_lon
     assert quick == pytest.approx([FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S], abs=0.2)
     assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
     assert role.incarnation == supervisor.restarts["worker"] == 7
+
+
+def test_role_that_loses_its_envs_again_and_again_is_given_up_soon_without_tracebacks(
+    monkeypatch, caplog
+) -> None:
+    failure = EnvFailureError("no env is left of 1")
+
+    def get(_):
+        raise RayTaskError("run", "Traceback: ...", failure).as_instanceof_cause()
+
+    monkeypatch.setattr(ray, "get", get)
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = role_of()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(MAX_QUICK_ENV_LOSSES + 1):
+            assert not role.is_given_up
+            supervisor._ended(role)
+    assert role.is_given_up
+    assert "Traceback" not in caplog.text
+    assert "given up after 3 restarts in 600 s; the last time no env is left of 1" in caplog.text
+    other = role_of()
+    for _ in range(MAX_QUICK_ENV_LOSSES + 1):
+        other.ready_at = time.monotonic() - 2 * STEADY_S
+        supervisor._ended(other)
+    assert not other.is_given_up, "it works for a while, so max_restarts counts alone"
