@@ -243,6 +243,30 @@ def announce(
     )
     if port:
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
+    for flag, why in without_effect(config):
+        logger.warning("%s has no effect %s", flag, why)
+
+
+def without_effect(config: RunConfig) -> list[tuple[str, str]]:
+    """Flags that were given and that this run does not use, with the reason."""
+    given = [
+        (
+            "--inference central",
+            "with --runtime local, where the policy lives beside its envs",
+            config.runtime == "local" and config.inference == "central",
+        ),
+        (
+            "--inference-servers",
+            "with --runtime local, where the policy lives beside its envs",
+            config.runtime == "local" and config.inference_servers != RunConfig().inference_servers,
+        ),
+        (
+            "--train-steps",
+            "with an env: the run ends after --env-steps",
+            not config.env.is_none and config.train_steps != RunConfig().train_steps,
+        ),
+    ]
+    return [(flag, why) for flag, why, is_idle in given if is_idle]
 
 
 def choose_port(config: RunConfig) -> int:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from worldloom.envs.toy import PointEnv
-from worldloom_dist.launch import main, open_log
+from worldloom_dist.cli import parse
+from worldloom_dist.launch import main, open_log, without_effect
 from worldloom_dist.run_folder import RunFolder
 
 
@@ -62,3 +63,17 @@ def test_env_that_cannot_be_built_any_more_fails_the_run_and_is_no_wrong_input(t
     assert main(words) == 1
     torch.set_num_threads(threads)
     assert "the licence is in use" in (folder / "console.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--runtime", "local"], []),
+        (["--runtime", "local", "--inference", "central"], ["--inference central"]),
+        (["--runtime", "local", "--inference-servers", "2"], ["--inference-servers"]),
+        (["--train-steps", "5"], ["--train-steps"]),
+        (["--inference", "central", "--inference-servers", "2"], []),
+    ],
+)
+def test_flags_that_a_run_does_not_use_are_said(words, flags):
+    assert [flag for flag, _ in without_effect(parse(words))] == flags

@@ -104,7 +104,7 @@ def obs_leaf(key: str, path: Path, space: Any) -> ObsLeaf:
             _OneHot(key, space, nvec, start, rank=len(space.shape)),
         )
     if isinstance(space, spaces.MultiBinary):
-        return ObsLeaf(path, tuple(space.shape), ArraySpec(tuple(space.shape)), _Numbers(key))
+        return ObsLeaf(path, tuple(space.shape), ArraySpec(tuple(space.shape)), _Flags(key))
     if isinstance(space, spaces.Box):
         return _box_leaf(key, path, space)
     raise ConfigurationError(_unsupported("observation", key, space))
@@ -262,6 +262,19 @@ class _Numbers:
         with np.errstate(over="ignore"):
             result: np.ndarray = value.astype(np.float32)
         return result
+
+
+class _Flags(_Numbers):
+    """0 and 1 -> float32; a MultiBinary space promises nothing else."""
+
+    def __call__(self, value: np.ndarray) -> np.ndarray:
+        flags = super().__call__(value)
+        if not np.isin(flags, (0, 1)).all():
+            raise EnvFailureError(
+                f"observation {self._key!r} is {value.tolist()}, and its MultiBinary space "
+                "promises 0 and 1; return those, or declare a Box"
+            )
+        return flags
 
 
 class _OneHot:

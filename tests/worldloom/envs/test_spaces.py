@@ -341,3 +341,11 @@ def test_numbers_that_float32_cannot_hold_are_refused_and_named() -> None:
         mapper({"a": np.zeros(1), "b": np.array([0.0, 1e300])})
     largest = float(np.finfo(np.float32).max)
     assert mapper({"a": np.zeros(1), "b": np.array([0.0, largest])})["b"].tolist() == [0.0, largest]
+
+
+@pytest.mark.parametrize("wrong", [[0, 2], [0, -1], [0.5, 1]])
+def test_flags_that_are_neither_0_nor_1_are_refused_by_name(wrong: list[float]) -> None:
+    mapper = ObsMapper(spaces.Dict({"bits": spaces.MultiBinary(2)}))
+    assert mapper({"bits": np.array([0, 1], np.int8)})["bits"].tolist() == [0.0, 1.0]
+    with pytest.raises(EnvFailureError, match=r"'bits' is .*promises 0 and 1"):
+        mapper({"bits": np.array(wrong)})
