@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ from worldloom.training.data import create_random_buffer
 @pytest.fixture(scope="module")
 def buffer() -> ReplayBuffer:
     return create_random_buffer(400, (3,), 2, num_episodes=20, episode_length=20, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_a_program_begins_with() -> Iterator[None]:
+    """Whatever ran before in this process (Ray sets SIGTERM's), or ignores signals for it."""
+    former = {number: signal.signal(number, kind) for number, kind in interrupts.DEFAULTS.items()}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 def make(
