@@ -15,7 +15,8 @@ from typing import Any
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
-from worldloom.core.files import expanded, finite_json, write_json
+from worldloom.core.files import expanded, write_json
+from worldloom.core.json_text import to_json
 
 __all__ = ["main"]
 
@@ -109,7 +110,7 @@ def _info(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     report = _report(options, *_model_and_data(options))
-    _say(json.dumps(finite_json(report.to_dict()), indent=2, allow_nan=False))
+    _say(to_json(report.to_dict(), indent=2))
 
 
 def _imagine(options: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
-"""Imports go down, never up or sideways; ray stays in ``worldloom_dist.runtime`` and
-``worldloom_dist.submit``.
+"""Imports go down, never up or sideways; ray stays in ``worldloom_dist.rpc``, ``.runtime`` and
+``.submit``.
 """
 
 import ast

@@ -20,24 +20,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.json_text import to_json
 
 __all__ = [
     "current",
     "expanded",
-    "finite_json",
     "open_together",
     "path_of_open",
     "remove_folder",
@@ -277,23 +275,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a JSON file as :func:`write_text` does; see :func:`finite_json` for NaN."""
-    write_text(path, json.dumps(finite_json(data), indent=2, allow_nan=False) + "\n")
-
-
-def finite_json(node: Any) -> Any:
-    """JSON values with None (null) in the place of NaN and infinity, which JSON lacks and other
-    readers stumble over.
-
-    Numbers of numpy and torch become Python's own.
-    """
-    if getattr(node, "ndim", None) == 0 and hasattr(node, "item"):
-        node = node.item()
-    if isinstance(node, float) and not math.isfinite(node):
-        return None
-    if isinstance(node, Mapping):
-        return {key: finite_json(value) for key, value in node.items()}
-    return [finite_json(item) for item in node] if isinstance(node, list | tuple) else node
+    """Replace a JSON file as :func:`write_text` does; NaN and infinity become null."""
+    write_text(path, to_json(data, indent=2) + "\n")
 
 
 def sync(path: Path) -> None:

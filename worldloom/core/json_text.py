@@ -5,11 +5,11 @@ have.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from worldloom.core.files import finite_json
-
-__all__ = ["to_json"]
+__all__ = ["finite_json", "to_json"]
 
 
 def to_json(data: Any, *, indent: int | None = None) -> str:
@@ -20,3 +20,18 @@ def to_json(data: Any, *, indent: int | None = None) -> str:
         '{"loss": null, "lengths": [3, 4]}'
     """
     return json.dumps(finite_json(data), indent=indent, allow_nan=False)
+
+
+def finite_json(node: Any) -> Any:
+    """JSON values with None (null) in the place of NaN and infinity, which JSON lacks and other
+    readers stumble over.
+
+    Numbers of numpy and torch become Python's own.
+    """
+    if getattr(node, "ndim", None) == 0 and hasattr(node, "item"):
+        node = node.item()
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    if isinstance(node, Mapping):
+        return {key: finite_json(value) for key, value in node.items()}
+    return [finite_json(item) for item in node] if isinstance(node, list | tuple) else node

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import logging
 import os
 import re
@@ -22,7 +21,8 @@ from typing import IO, Any, Literal
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
-from worldloom.core.files import expanded, finite_json
+from worldloom.core.files import expanded
+from worldloom.core.json_text import to_json
 
 __all__ = [
     "Callback",
@@ -227,9 +227,7 @@ class LoggingCallback(Callback):
                 f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
             )
         if self._file is not None:
-            self._file.write(
-                json.dumps(finite_json({"step": step, **metrics}), allow_nan=False) + "\n"
-            )
+            self._file.write(to_json({"step": step, **metrics}) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():

@@ -38,7 +38,6 @@ from torch import Tensor
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import (
     current,
-    finite_json,
     open_together,
     path_of_open,
     remove_folder,
@@ -47,6 +46,7 @@ from worldloom.core.files import (
     sync,
     write_json,
 )
+from worldloom.core.json_text import finite_json
 
 __all__ = [
     "CheckpointStore",
