@@ -14,7 +14,6 @@ sentence in ``FileFacts.notes``.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import zipfile
 import zlib
@@ -31,13 +30,12 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.files import expanded, replacing
 from worldloom.training.array_names import (
     Ends,
-    cut_note,
     find_ends,
-    find_seams,
     flat_note,
     match_names,
     unused_note,
 )
+from worldloom.training.trajectories import cut_episodes
 
 __all__ = ["DAMAGE", "FileFacts", "is_choice", "read_episodes", "write_episodes"]
 
@@ -293,47 +291,19 @@ def _episodes(file: _File) -> Iterator[dict[str, Any]]:
                 following = _Rows(
                     stack.enter_context(archive.open(f"{file.names['next_obs']}.npy"))
                 )
-            yield from _with_outcomes(file, obs, following, _finals(archive, file))
+            yield from cut_episodes(
+                file.ends,
+                file.small["actions"],
+                file.small["rewards"].reshape(-1),
+                obs,
+                following,
+                file.extra,
+                _finals(archive, file),
+                file.names.get("next_obs", ""),
+                file.facts.notes,
+            )
     except DAMAGE as error:
         raise CheckpointError(f"{file.source}: damaged in the middle ({error})") from error
-
-
-def _with_outcomes(
-    file: _File, obs: _Rows, following: _Rows | None, finals: Mapping[int, np.ndarray]
-) -> Iterator[dict[str, Any]]:
-    """Every episode, with what its last action led to wherever the file says so."""
-    start = 0
-    cuts = 0
-    for stop in file.ends.stops.tolist():
-        seen = obs.take(stop - start + file.extra)
-        led_to = None if following is None else following.take(stop - start)
-        seams = [] if led_to is None else (start + find_seams(seen, led_to)).tolist()
-        bounds = [start, *seams, stop]
-        cuts += len(bounds) - 2
-        for begin, end in itertools.pairwise(bounds):
-            last = finals.get(end)
-            if file.extra:
-                last = seen[-1]
-            elif led_to is not None:
-                last = led_to[end - start - 1]
-            yield _episode(file, slice(begin, end), seen[begin - start : end - start], last)
-        start = stop
-    if cuts:
-        file.facts.notes.append(cut_note(cuts, file.names["next_obs"]))
-
-
-def _episode(file: _File, part: slice, obs: np.ndarray, last: np.ndarray | None) -> dict[str, Any]:
-    terminated = file.ends.terminated[part]
-    truncated = file.ends.truncated[part].copy()
-    truncated[-1] |= not terminated[-1]
-    episode = {
-        "obs": obs,
-        "actions": file.small["actions"][part],
-        "rewards": file.small["rewards"][part].reshape(-1),
-        "dones": terminated | truncated,
-        "truncated": truncated,
-    }
-    return episode if last is None else episode | {"final_obs": last}
 
 
 def _finals(archive: zipfile.ZipFile, file: _File) -> dict[int, np.ndarray]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from worldloom.training.array_names import (
     unused_note,
 )
 
-__all__ = ["split_trajectory"]
+__all__ = ["Taken", "cut_episodes", "split_trajectory"]
 
 
 def split_trajectory(
@@ -96,38 +96,85 @@ def _parts(
     if actions.ndim > 2 and actions.dtype.kind == "f":
         notes.append(flat_note(names["actions"], actions.shape[1:]))
         actions = actions.reshape(len(actions), math.prod(actions.shape[1:]))
-    episodes: list[dict[str, Any]] = []
-    cuts = 0
+    led_to = None if following is None else _Held(following)
+    finals = {} if final is None else {len(reward): final}
+    taken = _Held(obs)
+    next_name = names.get("next_obs", "")
+    cut = cut_episodes(ends, actions, reward, taken, led_to, extra, finals, next_name, notes)
+    return list(cut), notes
+
+
+class Taken(Protocol):
+    """An array whose rows are taken in order."""
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``count`` rows."""
+
+
+class _Held:
+    """An array in memory as :class:`Taken`."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self._taken = 0
+
+    def take(self, count: int) -> np.ndarray:
+        """See :class:`Taken`."""
+        before = self._taken
+        self._taken += count
+        return self._array[before : self._taken]
+
+
+def cut_episodes(
+    ends: Ends,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    obs: Taken,
+    following: Taken | None,
+    extra: int,
+    finals: Mapping[int, Any],
+    next_name: str,
+    notes: list[str],
+) -> Iterator[dict[str, Any]]:
+    """Arguments of ``ReplayBuffer.add_episode`` for each episode, in order.
+
+    Args:
+        ends: Where episodes end.
+        actions, rewards: ``[n, ...]`` and ``[n]``.
+        obs: Observations, ``extra`` more than actions in each episode.
+        following: What each action led to; where an episode does not go on there, it is cut.
+        extra: 1 where each episode has one observation more than actions, else 0.
+        finals: Final observations by the transition after the episode's last one; they win.
+        next_name: What the source calls ``following``.
+        notes: Gets a sentence on cuts where no end is marked, once all episodes are taken.
+    """
     start = 0
-    for number, stop in enumerate(ends.stops.tolist()):
-        shift = number * extra
-        bounds = [start, stop]
-        if following is not None:
-            seams = start + find_seams(obs[start:stop], following[start:stop])
-            bounds = [start, *seams.tolist(), stop]
-            cuts += len(seams)
-        for begin, end in itertools.pairwise(bounds):
+    cuts = 0
+    for stop in ends.stops.tolist():
+        seen = obs.take(stop - start + extra)
+        led_to = None if following is None else following.take(stop - start)
+        seams = [] if led_to is None else (start + find_seams(seen, led_to)).tolist()
+        cuts += len(seams)
+        for begin, end in itertools.pairwise([start, *seams, stop]):
             truncated = ends.truncated[begin:end].copy()
             truncated[-1] |= not ends.terminated[end - 1]
-            last = None if following is None else following[end - 1]
-            if extra:
-                last = obs[end + shift]
-            if final is not None and end == len(reward):
-                last = final
-            episodes.append(
-                {
-                    "obs": obs[begin + shift : end + shift],
-                    "actions": actions[begin:end],
-                    "rewards": reward[begin:end],
-                    "dones": ends.terminated[begin:end] | truncated,
-                    "truncated": truncated,
-                    "final_obs": last,
-                }
-            )
+            episode = {
+                "obs": seen[begin - start : end - start],
+                "actions": actions[begin:end],
+                "rewards": rewards[begin:end],
+                "dones": ends.terminated[begin:end] | truncated,
+                "truncated": truncated,
+            }
+            if end in finals:
+                episode["final_obs"] = finals[end]
+            elif extra:
+                episode["final_obs"] = seen[-1]
+            elif led_to is not None:
+                episode["final_obs"] = led_to[end - start - 1]
+            yield episode
         start = stop
     if cuts:
-        notes.append(cut_note(cuts, names["next_obs"]))
-    return episodes, notes
+        notes.append(cut_note(cuts, next_name))
 
 
 def _array_of(values: Any, name: str, source: str) -> np.ndarray:
