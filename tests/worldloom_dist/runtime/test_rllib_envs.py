@@ -20,7 +20,13 @@ def test_a_registered_name_is_an_env():
 
 
 def test_a_gymnasium_id_needs_no_registration():
-    assert env_spec(EnvConfig(env="rllib:CartPole-v1")).action["action"].shape is not None
+    named = env_spec(EnvConfig(env="rllib:CartPole-v1"))
+    own = env_spec(EnvConfig(env="gym:CartPole-v1"))
+    assert (named.obs, named.action, named.episode_limit) == (
+        own.obs,
+        own.action,
+        own.episode_limit,
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from worldloom.models.dreamer.layout import ActionLayout, ObsLayout
 from worldloom.models.dreamer.rssm import RSSM, State
 from worldloom.models.dreamer.scan import CellWeights
 from worldloom.models.dreamer.world_model import compute_dtype
-from worldloom.nn.cpu_memory import keep_freed_memory
 from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
 
@@ -97,8 +96,6 @@ class DreamerV3Policy:
         self._cell: CellWeights | None = None
         self._is_stale = False
         self._decide: Decide = self._step
-        if device.type == "cpu":
-            keep_freed_memory()
 
     def initial_carry(self, num_envs: int) -> Carry:
         """Zeros: the state at the start of an episode, without a previous action."""

@@ -217,10 +217,12 @@ def test_read_only_host_arrays_are_accepted() -> None:
     carry = agent.initial_carry(2)
     for array in (*obs.values(), *carry.values()):
         array.flags.writeable = False
-    agent.act(obs, carry, first(2), explore=True)
+    out = agent.act(obs, carry, first(2), explore=True)
+    assert not (carry["prev_mean"] != 0).any()
+    assert (out.carry["prev_mean"] != 0).any()
     host = random_batch(env, agent.config).map(lambda t: t.numpy())
     host.reward.flags.writeable = False
-    agent.train_step(host)
+    assert float(agent.train_step(host).nonfinite) == 0
 
 
 def test_a_nonfinite_batch_changes_nothing_and_is_counted() -> None:
