@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldloom.agents.dreamerv3.agent import DreamerV3Agent, make_agent, make_policy
-from worldloom.agents.dreamerv3.spec import PRESETS
+from worldloom.algorithms.dreamerv3.agent import DreamerV3Agent, make_agent, make_policy
+from worldloom.algorithms.dreamerv3.spec import PRESETS
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 

@@ -13,10 +13,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from worldloom.core.config import WorldModelConfig
+from worldloom.algorithms.configs import WorldModelConfig
+from worldloom.algorithms.model_registry import (
+    TYPE_ALIASES,
+    UnknownModelError,
+    WorldModelRegistry,
+    refuse_file,
+)
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import expanded
-from worldloom.core.registry import TYPE_ALIASES, UnknownModelError, WorldModelRegistry, refuse_file
 
 __all__ = [
     "MODEL_ALIASES",

@@ -211,7 +211,7 @@ def test_deterministic_mode_is_torchs():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
 def test_a_captured_update_equals_an_eager_one_on_cuda(name):
-    from worldloom.agents.registry import make_agent, make_agent_config
+    from worldloom.algorithms.registry import make_agent, make_agent_config
 
     preset, settings = rank_process.AGENTS[name]
     eager, captured = (
