@@ -21,7 +21,11 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom.algorithms.mlp.config",
     },
     {"worldloom.algorithms.configs"},
-    {"worldloom.algorithms.pretrained", "worldloom.algorithms.inputs"},
+    {
+        "worldloom.algorithms.pretrained",
+        "worldloom.algorithms.inputs",
+        "worldloom.algorithms.single_space",
+    },
     {"worldloom.algorithms.base"},
     {
         "worldloom.algorithms.dreamerv3",
@@ -29,7 +33,8 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom.algorithms.mlp",
     },
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
-    {"worldloom.training", "worldloom.evaluation", "worldloom.factory", "worldloom.testing"},
+    {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
+    {"worldloom.factory"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},

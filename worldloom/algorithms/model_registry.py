@@ -58,6 +58,8 @@ class UnknownModelError(ModelNotFoundError):
 
     def __str__(self) -> str:
         hint = nearest(self.model_name, self.available)
+        if not self.available:
+            return self.problem
         return f"{self.problem} {self.model_name!r}{hint} (available: {', '.join(self.available)})"
 
 

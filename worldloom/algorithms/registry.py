@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from worldloom.core.config_base import WorldModelConfig
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import EnvSpec
@@ -22,6 +23,8 @@ __all__ = [
     "make_agent",
     "make_agent_config",
     "make_policy",
+    "trained_config",
+    "trained_weights",
 ]
 
 ALGORITHMS = {
@@ -136,6 +139,26 @@ def make_policy(
         config, env, device=device, seed=seed, num_envs=num_envs
     )
     return policy
+
+
+def trained_config(config: AgentConfig, env: EnvSpec, device: str) -> WorldModelConfig:
+    """Settings of the public world model whose networks an agent of this config trains.
+
+    Raises:
+        ConfigurationError: If the env has what a public model cannot read.
+    """
+    found: WorldModelConfig = _trained_module(config.name).public_config(config, env, device)
+    return found
+
+
+def trained_weights(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The public world model's tensors, from the ``state_dict`` of the agent ``name``."""
+    found: dict[str, Any] = _trained_module(name).public_weights(state)
+    return found
+
+
+def _trained_module(name: str) -> Any:
+    return importlib.import_module(ALGORITHMS[name.partition(":")[0]] + ".trained")
 
 
 def _algorithm(config: AgentConfig) -> str:

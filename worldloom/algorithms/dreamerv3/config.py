@@ -225,6 +225,12 @@ class DreamerV3Config(WorldModelConfig, DreamerConstants):
     space_blocks: int | None = None
     """Blocks of the decoder's first image layer; by default as blocks, and divides 4 cnn_depth."""
 
+    @classmethod
+    def of(cls, sizes: DreamerSizes, **others: Any) -> DreamerV3Config:
+        """The settings of networks of these sizes; ``others`` are fields that no size decides."""
+        named = {DOCUMENTED.get(name, name): getattr(sizes, name) for name in _SIZE_NAMES}
+        return cls(**named, **others)
+
     def sizes(self) -> DreamerSizes:
         """Sizes of the networks."""
         named = {name: getattr(self, DOCUMENTED.get(name, name)) for name in _SIZE_NAMES}

@@ -252,6 +252,12 @@ class TDMPC2Config(WorldModelConfig, TDMPC2Constants):
     episodic: bool = False
     """Learn when episodes terminate: ``decode`` then has ``continue``."""
 
+    @classmethod
+    def of(cls, sizes: TDMPC2Sizes, **others: Any) -> TDMPC2Config:
+        """The settings of networks of these sizes; ``others`` are fields that no size decides."""
+        named = {DOCUMENTED.get(name, name): getattr(sizes, name) for name in _SIZE_NAMES}
+        return cls(**named, **others)
+
     def sizes(self) -> TDMPC2Sizes:
         """Sizes of the networks."""
         named = {name: getattr(self, DOCUMENTED.get(name, name)) for name in _SIZE_NAMES}
