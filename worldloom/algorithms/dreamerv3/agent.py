@@ -125,6 +125,10 @@ class DreamerV3Agent(DreamerV3Policy):
                 self.all_networks.model, rows, length, torch.Generator(self.device).manual_seed(0)
             )
 
+    def generators(self) -> list[torch.Generator]:
+        """See :meth:`worldloom.core.protocol.CapturableUpdate.generators`."""
+        return [*self._generators, self._train_generator]
+
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, return normaliser and random state; tensors are copies."""
         return {

@@ -210,6 +210,9 @@ def _preset(name: str) -> Callable[[], DreamerV3AgentConfig]:
 PRESETS: Mapping[str, Callable[[], DreamerV3AgentConfig]] = {name: _preset(name) for name in SIZES}
 """Preset name -> config."""
 
+METRIC_KEYS = {"val": "value_mean", "loss/dyn": "model_kl_nats"}
+"""Names in the system's table of metrics."""
+
 ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "atari": {
         "action_repeat": 4,
@@ -251,6 +254,7 @@ def make_spec(config: DreamerV3AgentConfig, env: EnvSpec) -> AgentSpec:
         LATENT_DETER: ArraySpec((config.deter,), "uint16"),
         LATENT_STOCH: ArraySpec((config.stoch,), "uint8"),
     }
+    # can_compile stays False: torch 2.13 gave the compiled update wrong shapes
     return AgentSpec(
         name=config.name,
         sampling=sampling,
@@ -259,4 +263,5 @@ def make_spec(config: DreamerV3AgentConfig, env: EnvSpec) -> AgentSpec:
         random_prefill=False,
         extras=latents if config.replay_context else {},
         writes_back=bool(config.replay_context),
+        metric_keys=METRIC_KEYS,
     )

@@ -209,12 +209,7 @@ class TDMPC2Agent(TDMPC2Policy):
 
     Args:
         config, env, device, seed: As for :class:`TDMPC2Policy`.
-
-    Attributes:
-        can_compile: ``torch.compile`` makes the same update.
     """
-
-    can_compile = True
 
     def __init__(
         self, config: TDMPC2AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0
@@ -275,6 +270,10 @@ class TDMPC2Agent(TDMPC2Policy):
     def policy_tensors(self) -> Mapping[str, Tensor]:
         """What :meth:`policy_weights` copies, as it is."""
         return self.model.state_dict()
+
+    def generators(self) -> list[torch.Generator]:
+        """See :meth:`worldloom.core.protocol.CapturableUpdate.generators`."""
+        return [*self._generators, self._train_generator]
 
     def state_dict(self) -> dict[str, Any]:
         """Model, targets, optimizers, running scale and random state; tensors are copies."""

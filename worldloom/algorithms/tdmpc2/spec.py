@@ -49,6 +49,12 @@ ARCHITECTURE = frozenset(
 )
 """Settings that decide the shape of the weights; a resumed run keeps them."""
 
+METRIC_KEYS = {
+    "pi_scale": "return_scale",
+    "pi_entropy": "policy_entropy_nats{name=action}",
+}
+"""Names in the system's table of metrics."""
+
 UNKNOWN_LIMIT_PREFILL = 2500
 """Prefill for an environment without a known time limit: what an episode of 500 decisions would
 give.
@@ -279,4 +285,6 @@ def make_spec(config: TDMPC2AgentConfig, env: EnvSpec) -> AgentSpec:
         pretrain_updates=resolved.pretrain_updates or 0,
         acting="planner",
         gives_priorities=True,
+        can_compile=True,
+        metric_keys=METRIC_KEYS,
     )
