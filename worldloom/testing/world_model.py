@@ -1,4 +1,4 @@
-"""Checks that we ship: a world model of your own keeps the contract that trainer, planner and
+"""A world model of your own keeps the contract that trainer, planner and
 evaluation rely on.
 """
 
@@ -10,17 +10,14 @@ from typing import Any
 
 import torch
 
-from worldloom.core.exceptions import ShapeMismatchError, WorldLoomError
+from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.world_model import WorldModel
+from worldloom.testing.contract import ContractError
 
-__all__ = ["ContractError", "check_world_model"]
+__all__ = ["check_world_model"]
 
 B = 3
 T = 4
-
-
-class ContractError(WorldLoomError, AssertionError):
-    """A model breaks the contract; the message says which part."""
 
 
 def check_world_model(make: Callable[[], Any], folder: Path | None = None) -> None:
