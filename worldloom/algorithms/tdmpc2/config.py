@@ -24,6 +24,7 @@ __all__ = [
     "Architecture",
     "TDMPC2Config",
     "TDMPC2Constants",
+    "TDMPC2Planning",
     "TDMPC2Sizes",
 ]
 
@@ -92,6 +93,20 @@ class TDMPC2Constants:
     """Lowest log standard deviation of the policy prior."""
     log_std_max: float = 2.0
     """Highest log standard deviation of the policy prior."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TDMPC2Planning:
+    """How far and how wide the planner looks, in the agent's and in the public settings."""
+
+    horizon: int = 3
+    """Decisions that a window trains, and that planning looks ahead."""
+    num_samples: int = 512
+    """Action sequences per planner iteration, those of the policy prior included."""
+    num_elites: int = 64
+    """Best sequences that form the next distribution."""
+    temperature: float = 0.5
+    """Sharpness of the weights of the elites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +206,7 @@ class Architecture(TDMPC2Sizes):
 
 @understanding
 @dataclass(frozen=True)
-class TDMPC2Config(WorldModelConfig, TDMPC2Constants):
+class TDMPC2Config(WorldModelConfig, TDMPC2Constants, TDMPC2Planning):
     """Settings of the TD-MPC2 world model; networks are the official ones at these sizes."""
 
     BOUNDS: ClassVar[Mapping[str, Bounds]] = {
@@ -233,14 +248,6 @@ class TDMPC2Config(WorldModelConfig, TDMPC2Constants):
     """Tasks that share the model."""
     num_q_networks: int = 5
     """Critics."""
-    horizon: int = 3
-    """Steps that a loss unrolls, and that planning looks ahead."""
-    num_samples: int = 512
-    """Action sequences per planner iteration."""
-    num_elites: int = 64
-    """Best sequences, which form the next distribution."""
-    temperature: float = 0.5
-    """Sharpness of the weights of the elites."""
     momentum: float = 0.1
     """Share of the previous plan's mean that stays in the mean with which the next plan starts."""
     gamma: float = 0.99

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from worldloom.algorithms.tdmpc2.config import CI_PLANNER, SIZES, TDMPC2Sizes
+from worldloom.algorithms.tdmpc2.config import CI_PLANNER, SIZES, TDMPC2Planning, TDMPC2Sizes
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
 from worldloom.core.protocol import AgentSpec, SamplingSpec
@@ -62,7 +62,7 @@ give.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TDMPC2AgentConfig(TDMPC2Sizes):
+class TDMPC2AgentConfig(TDMPC2Sizes, TDMPC2Planning):
     """Settings of a TD-MPC2 agent."""
 
     name: str = "tdmpc2:5m"
@@ -73,8 +73,6 @@ class TDMPC2AgentConfig(TDMPC2Sizes):
 
     batch_size: int = 256
     """Windows per update."""
-    horizon: int = 3
-    """Decisions per window, and the planning horizon."""
     rho: float | None = None
     """Weight decay of later steps of a window; None is 0.7 for gym, 0.5 elsewhere."""
     learning_rate: float = 3e-4
@@ -106,18 +104,12 @@ class TDMPC2AgentConfig(TDMPC2Sizes):
 
     iterations: int | None = None
     """Planner iterations; None is 6, and 8 with 20 or more action components."""
-    num_samples: int = 512
-    """Action sequences per planner iteration, those of the policy prior included."""
-    num_elites: int = 64
-    """Best sequences that form the next distribution."""
     num_policy_samples: int = 24
     """Sequences proposed by the policy prior."""
     min_std: float = 0.05
     """Lowest standard deviation of the planner's distribution."""
     max_std: float = 2.0
     """Highest, and initial, standard deviation of the planner's distribution."""
-    temperature: float = 0.5
-    """Sharpness of the weights of the elites."""
 
     updates_per_decision: float = 1.0
     """Updates per agent step, over the whole run."""
