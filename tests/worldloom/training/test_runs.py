@@ -12,9 +12,14 @@ import pytest
 import torch
 
 from worldloom import create_world_model, get_config
-from worldloom.algorithms.registry import make_agent, make_agent_config
+from worldloom.algorithms.dreamerv3.networks import Networks
+from worldloom.algorithms.model_registry import WorldModelRegistry
+from worldloom.algorithms.registry import make_agent, make_agent_config, trained_config
+from worldloom.algorithms.tdmpc2.agent import make_architecture
+from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks
+from worldloom.algorithms.tdmpc2.spec import resolve
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ModelNotFoundError
-from worldloom.core.specs import EnvSpec
+from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.training.checkpoints import load_tree
 
 ARCHIVE = Path(__file__).parents[2] / "data/runs-0.2.0.tar.gz"
@@ -166,3 +171,66 @@ def test_no_ray_is_needed(runs: Path) -> None:
         [sys.executable, "-c", code, str(runs / NAMES[1])], check=False, timeout=120
     )
     assert done.returncode == 0
+
+
+SPACES = {
+    "vector": ({"obs": ArraySpec((5,))}, {"action": ArraySpec((3,))}),
+    "scalar": ({"height": ArraySpec(())}, {"torque": ArraySpec((2, 2))}),
+    "matrix": ({"obs": ArraySpec((2, 3))}, {"action": ArraySpec((1,))}),
+    "image": ({"camera": ArraySpec((64, 64, 3), "uint8")}, {"action": ArraySpec((2,))}),
+    "channels first": ({"obs": ArraySpec((3, 64, 64), "uint8")}, {"action": ArraySpec((2,))}),
+    "cube of numbers": ({"obs": ArraySpec((2, 2, 2))}, {"action": ArraySpec((2,))}),
+    "choice": ({"obs": ArraySpec((4,))}, {"action": ArraySpec((), "int64", (5,))}),
+}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "dreamerv3:ci": {"units": 24, "hidden": 16, "blocks": 4, "space_blocks": 2, "bins": 31},
+    "tdmpc2:ci": {"num_channels": 8, "num_bins": 21, "encoder_layers": 3, "simnorm_dim": 4},
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_every_space_and_size_of_a_run_has_its_public_network(name: str, space: str) -> None:
+    obs, action = SPACES[space]
+    env = EnvSpec(name="toy:x", obs=obs, action=action)
+    config: Any = make_agent_config(name, OVERRIDES[name])
+    is_dreamer = name.startswith("dreamerv3")
+    if not is_dreamer and space == "choice":
+        return
+    if not is_dreamer and space == "cube of numbers":
+        with pytest.raises(ConfigurationError, match="three axes"):
+            trained_config(config, env, "meta")
+        return
+    with torch.device("meta"):
+        if is_dreamer:
+            theirs: torch.nn.Module = Networks(config, env).model
+        else:
+            theirs = TDMPC2Networks(make_architecture(resolve(config, env), env))
+        model = WorldModelRegistry.build(trained_config(config, env, "meta"))
+    shapes = [
+        {name: value.shape for name, value in net.state_dict().items()}
+        for net in (model.net, theirs)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("obs", "action", "says"),
+    [
+        (
+            {"obs": ArraySpec((), "int64", (3,))},
+            {"action": ArraySpec((2,))},
+            "choice among classes",
+        ),
+        ({"obs": ArraySpec((3,))}, {"action": ArraySpec((2,), "int64", (2, 3))}, "2 discrete"),
+        (
+            {"obs": ArraySpec((3,))},
+            {"arm": ArraySpec((2,)), "leg": ArraySpec((2,))},
+            r"2 action keys \(arm, leg\)",
+        ),
+    ],
+)
+def test_what_the_public_api_cannot_read_is_told(obs: Any, action: Any, says: str) -> None:
+    env = EnvSpec(name="toy:x", obs=obs, action=action)
+    with pytest.raises(ConfigurationError, match=says):
+        trained_config(make_agent_config("dreamerv3:ci"), env, "cpu")

@@ -13,6 +13,7 @@ from typing import Any
 from worldloom.algorithms.single_space import public_spaces
 from worldloom.algorithms.tdmpc2.config import TDMPC2Config
 from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig, resolve
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import EnvSpec
 
 __all__ = ["public_config", "public_weights"]
@@ -24,10 +25,17 @@ def public_config(config: TDMPC2AgentConfig, env: EnvSpec, device: str) -> TDMPC
     Raises:
         ConfigurationError: If the env has what a public model cannot read.
     """
+    spaces = public_spaces(env)
+    is_image = next(iter(env.obs.values())).is_image
+    if is_image != (len(spaces["obs_shape"]) == 3):
+        raise ConfigurationError(
+            f"the observation of {env.name} has three axes of numbers, which the public TD-MPC2 "
+            "takes for an image; use the agent (worldloom_dist.evaluate)"
+        )
     resolved = resolve(config, env)
     return TDMPC2Config.of(
         config,
-        **public_spaces(env),
+        **spaces,
         model_name=config.name.partition(":")[2],
         horizon=config.horizon,
         num_samples=config.num_samples,
