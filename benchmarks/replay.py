@@ -226,7 +226,7 @@ def bench_sampling() -> dict[str, Any]:
         frames = frames_of(kind, rows)
         shards = {
             name: ReplayShard(
-                0, image_columns(), DREAMER, capacity_steps=rows, durability="none", packed=packed
+                0, image_columns(), DREAMER, capacity_steps=rows, durability="none", encoded=packed
             )
             for name, packed in (("plain", ()), ("packed", ("obs",)))
         }

@@ -194,6 +194,10 @@ class SequenceBatch:
         extras: The agent's own columns (for example stored latents), keyed by column name.
         row_ids: Where the rows live in replay (``[B, T]`` int64, opaque), for write-back; None when
             nothing is written back.
+        windows: What a learner made the batch of, on the host; None in the batch that an agent
+            gets.
+        arrived: While the arrays are on their way to the device: the event after which they may be
+            read.
     """
 
     obs: Mapping[str, Any]
@@ -204,6 +208,8 @@ class SequenceBatch:
     truncated: Any
     extras: Mapping[str, Any] = field(default_factory=dict)
     row_ids: Any = None
+    windows: Any = None
+    arrived: Any = None
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any], row_ids: Any = None) -> SequenceBatch:
@@ -237,6 +243,12 @@ class SequenceBatch:
             extras=mapped(self.extras),
             **plain,
         )
+
+    def arrays(self) -> list[Any]:
+        """All arrays but ``row_ids``, in an order that depends on the names only."""
+        groups = (self.obs, self.action, self.extras)
+        named = [group[key] for group in groups for key in sorted(group)]
+        return [*named, self.reward, self.is_first, self.terminated, self.truncated]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -16,10 +16,10 @@ import numpy as np
 
 from worldloom.core.exceptions import BufferError, StateError
 from worldloom.core.sequence import Chunk
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest, WriteBack
+from worldloom.data.windows import EncodedWindows, SampledWindows
+from worldloom_dist.ports import RowCounters, SampleRequest, WriteBack
 from worldloom_dist.replay.coordinator import ReplayCoordinator, shard_of
 from worldloom_dist.replay.imports import ImportReport, load_share
-from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.replay.snapshots import ShardSnapshot
 
@@ -124,7 +124,8 @@ class DirectReplay:
         )
         with self._changed:
             self._changed.notify_all()
-        return unpack_all([self.shards[index].draw([part]) for index, part in parts.items()])
+        drawn = [self.shards[index].draw([part]) for index, part in parts.items()]
+        return EncodedWindows.concatenate(drawn).decode()
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
         """See ``ports.ReplayReader``; rows evicted meanwhile are counted in

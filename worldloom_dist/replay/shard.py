@@ -34,9 +34,9 @@ from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.selectors import Selector, Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest, WriteBack
+from worldloom.data.windows import EncodedWindows, SampledWindows
+from worldloom_dist.ports import RowCounters, SampleRequest, WriteBack
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
-from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
@@ -69,7 +69,7 @@ class ReplayShard:
         directory: Where the journal lies; may be None only with durability ``none``.
         durability: What an acknowledgement promises, see the module.
         segment_bytes: Size of a journal segment, the unit in which disk space is freed.
-        packed: Columns kept compressed in memory, by default the images.
+        encoded: Columns kept as they were encoded, by default the images.
         kept_marks: How many of the newest marks can be rolled back to.
         ram_bytes: If given, compressed columns beyond this size are read back from the journal when
             they are sampled.
@@ -93,7 +93,7 @@ class ReplayShard:
         directory: Path | None = None,
         durability: Durability = "journal",
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
-        packed: tuple[str, ...] | None = None,
+        encoded: tuple[str, ...] | None = None,
         kept_marks: int = 2,
         ram_bytes: int | None = None,
         is_mapped: bool = False,
@@ -109,7 +109,7 @@ class ReplayShard:
         images = [
             name for name, spec in columns.items() if spec.is_image and name not in self._mutable
         ]
-        self._cold_columns = images if packed is None else list(packed)
+        self._cold_columns = images if encoded is None else list(encoded)
         self._cold_directory = directory if ram_bytes is not None and durability != "none" else None
         self._make_buffer = partial(
             SequenceBuffer,
@@ -117,10 +117,11 @@ class ReplayShard:
             sampling,
             capacity_rows=capacity_steps,
             capacity_bytes=capacity_bytes,
-            packed=packed,
+            encoded=encoded,
             mutable=self._mutable,
             hot_bytes=ram_bytes,
             mapped_in=directory if is_mapped else None,
+            shard=index,
         )
         self._make_selector = make_selector
         self._lock = threading.Lock()
@@ -181,9 +182,9 @@ class ReplayShard:
         Raises:
             BufferError: If no window is complete.
         """
-        return self.draw([request]).unpack()
+        return self.draw([request]).decode()
 
-    def draw(self, requests: Sequence[SampleRequest]) -> PackedWindows:
+    def draw(self, requests: Sequence[SampleRequest]) -> EncodedWindows:
         """The windows of all requests, one after the other, as :meth:`sample` draws them, with the
         decoding left to do.
 
@@ -194,7 +195,7 @@ class ReplayShard:
             (request.windows, np.random.default_rng(list(request.seed))) for request in requests
         ]
         with self._lock:
-            return PackedWindows(self._rows.buffer.draw(draws), self.index)
+            return self._rows.buffer.draw(draws)
 
     def write_back(
         self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]
@@ -236,7 +237,7 @@ class ReplayShard:
 
     @property
     def plain_row_bytes(self) -> int:
-        """What a draw copies of every row; packed columns are left as they are stored."""
+        """What a draw copies of every row; encoded columns are left as they are stored."""
         return sum(
             spec.nbytes for name, spec in self.columns.items() if name not in self._cold_columns
         )

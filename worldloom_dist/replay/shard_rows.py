@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.sequence import Chunk, agent_steps
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import PackedColumn, split_rows
+from worldloom.data.codec import EncodedColumn, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.gaps import GapTable
@@ -48,8 +48,8 @@ class ShardRows:
         self.gaps = GapTable()
         self.segment_rows: dict[int, int] = {}
 
-    def split(self, chunk: Chunk) -> dict[str, PackedColumn]:
-        """The columns of a chunk, as they are packed, after comparing them with what it says of
+    def split(self, chunk: Chunk) -> dict[str, EncodedColumn]:
+        """The columns of a chunk, still encoded, after comparing them with what it says of
         itself.
 
         Raises:
@@ -59,7 +59,7 @@ class ShardRows:
         """
         rows = split_rows(chunk.payload, self._columns)
         most = self.buffer.capacity_rows
-        first = rows["is_first"].unpack()
+        first = rows["is_first"].decode()
         counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
         if counts != (chunk.num_rows, chunk.num_agent_steps) or not 0 < chunk.num_rows <= most:
             name = f"rows and agent steps of chunk {chunk.stream}/{chunk.seq} (at most {most} rows)"
@@ -77,7 +77,11 @@ class ShardRows:
         ).pack()
 
     def store(
-        self, chunk: Chunk, rows: Mapping[str, PackedColumn], inserted_s: float, place: Place | None
+        self,
+        chunk: Chunk,
+        rows: Mapping[str, EncodedColumn],
+        inserted_s: float,
+        place: Place | None,
     ) -> None:
         """Take a new chunk; ``place`` is where the journal has it."""
         self.gaps.stored(chunk.stream, chunk.seq, self.buffer.next_seq(chunk.stream))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import PackedColumn, split_rows
+from worldloom.data.codec import EncodedColumn, split_rows
 from worldloom_dist.replay.journal import segment_path
 from worldloom_dist.replay.records import StoredChunk
 
@@ -39,7 +39,7 @@ class _Segment:
 
 
 class SpilledChunks:
-    """Implements ``data.windows.ColdStore`` over the segments of a journal.
+    """Implements ``data.chunk_table.ColdStore`` over the segments of a journal.
 
     Args:
         directory: Where the segments lie.
@@ -55,7 +55,7 @@ class SpilledChunks:
         self._wanted = tuple(wanted)
         self._open: OrderedDict[int, _Segment] = OrderedDict()
 
-    def open(self, place: tuple[int, int, int]) -> Callable[[], Mapping[str, PackedColumn]]:
+    def open(self, place: tuple[int, int, int]) -> Callable[[], Mapping[str, EncodedColumn]]:
         """A function that reads a chunk; it works whatever happens to the journal before it is
         called.
         """
@@ -66,7 +66,7 @@ class SpilledChunks:
             self._open.popitem(last=False)
         return partial(self._read, file, offset, size)
 
-    def _read(self, file: _Segment, offset: int, size: int) -> dict[str, PackedColumn]:
+    def _read(self, file: _Segment, offset: int, size: int) -> dict[str, EncodedColumn]:
         record = file.read(offset, size)
         if len(record) != size:
             raise CheckpointError(

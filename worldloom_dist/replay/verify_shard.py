@@ -258,7 +258,7 @@ class _Reader:
         """The rows themselves: their checksum, and whether they are as many as the chunk says."""
         chunk = stored.chunk
         try:
-            first = split_rows(chunk.payload, self._columns)["is_first"].unpack()
+            first = split_rows(chunk.payload, self._columns)["is_first"].decode()
         except (CheckpointError, ShapeMismatchError) as error:
             self._problem(f"{name}: {error}")
             return

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from worldloom.core.exceptions import BufferError
 from worldloom.core.sequence import Chunk
-from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom.data.windows import EncodedWindows
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
 
 __all__ = ["InlineShard"]
@@ -44,11 +44,9 @@ class InlineShard:
         is_quick = self._shard.durability != "fsync" and len(chunk.payload) <= SMALL_CHUNK
         return await self._do(is_quick, self._shard.append, chunk)
 
-    async def sample(
-        self, requests: Sequence[SampleRequest]
-    ) -> SampledWindows | PackedWindows | None:
-        """The windows of all requests, whole or for the reader to unpack; None if there is too
-        little to draw from.
+    async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
+        """The windows of all requests, for the reader to decode; None if there is too little to
+        draw from.
         """
         windows = sum(request.windows for request in requests)
         is_quick = not self._shard.is_mapped and windows * self._window_bytes <= SMALL_DRAW

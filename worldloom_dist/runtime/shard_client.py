@@ -17,14 +17,13 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom.data.windows import EncodedWindows
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError
 from worldloom_dist.rpc.connection import LOOK_EVERY_S, RpcClient
 
-__all__ = ["Given", "ShardClient", "ask_all"]
+__all__ = ["ShardClient", "ask_all"]
 
-Given = SampledWindows | PackedWindows
 SAMPLE_TIMEOUT_S = 30.0
 LARGE_BYTES = 2 * 2**20
 
@@ -46,7 +45,7 @@ class ShardClient:
         self._line = RpcClient(shard, "sample", SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
-    def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], Given | None]:
+    def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], EncodedWindows | None]:
         """Ask; the result waits for the windows of all requests, one after the other, or None when
         the shard has too little.
 
@@ -67,17 +66,17 @@ class ShardClient:
         """Hang up."""
         self._line.close()
 
-    def _keep_size(self, wait: Callable[[], Given | None]) -> Given | None:
+    def _keep_size(self, wait: Callable[[], EncodedWindows | None]) -> EncodedWindows | None:
         given = wait()
         if given is not None:
             self.answered_bytes = given.nbytes
         return given
 
-    def _get(self, reference: Any) -> Given | None:
+    def _get(self, reference: Any) -> EncodedWindows | None:
         give_up = time.monotonic() + SAMPLE_TIMEOUT_S
         while True:
             try:
-                given: Given | None = ray.get(reference, timeout=LOOK_EVERY_S)
+                given: EncodedWindows | None = ray.get(reference, timeout=LOOK_EVERY_S)
             except GONE as error:
                 if (
                     isinstance(error, GetTimeoutError)
@@ -96,7 +95,7 @@ def ask_all(
     readers: Sequence[ShardClient],
     grants: Sequence[Mapping[int, SampleRequest]],
     on_gone: Callable[[int], None],
-) -> Callable[[], list[dict[int, Given]]]:
+) -> Callable[[], list[dict[int, EncodedWindows]]]:
     """Ask all shards at once, each one question for its share of every batch.
 
     Args:
@@ -114,9 +113,9 @@ def ask_all(
     }
     pending = {index: _submit(readers[index], requests) for index, requests in asked.items()}
 
-    def wait() -> list[dict[int, Given]]:
+    def wait() -> list[dict[int, EncodedWindows]]:
         """Collect, and deal every shard's windows out to the batches."""
-        found: list[dict[int, Given]] = [{} for _ in grants]
+        found: list[dict[int, EncodedWindows]] = [{} for _ in grants]
         for index, receive in pending.items():
             try:
                 given = receive()
@@ -132,7 +131,9 @@ def ask_all(
     return wait
 
 
-def _submit(reader: ShardClient, requests: list[SampleRequest]) -> Callable[[], Given | None]:
+def _submit(
+    reader: ShardClient, requests: list[SampleRequest]
+) -> Callable[[], EncodedWindows | None]:
     """As :meth:`ShardClient.submit`, with every error where the result is waited for."""
     try:
         return reader.submit(requests)

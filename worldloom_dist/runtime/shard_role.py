@@ -23,13 +23,13 @@ import numpy as np
 
 from worldloom.core.exceptions import StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
+from worldloom.data.windows import EncodedWindows
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest
+from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
-from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
@@ -110,11 +110,9 @@ class ShardRole:
         finally:
             self._arriving.pop(name, None)
 
-    async def sample(
-        self, requests: Sequence[SampleRequest]
-    ) -> SampledWindows | PackedWindows | None:
-        """The windows of all requests, whole or for the reader to unpack; None if there is too
-        little to draw from.
+    async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
+        """The windows of all requests, for the reader to decode; None if there is too little to
+        draw from.
         """
         started = time.monotonic()
         windows = await self._inline_shard.sample(requests)
@@ -282,9 +280,7 @@ class ShardRole:
             if not self._storing:
                 self._is_idle.set()
 
-    async def _answer(
-        self, content: Chunk | list[SampleRequest]
-    ) -> bool | SampledWindows | PackedWindows | None:
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | EncodedWindows | None:
         """What came over a line."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 

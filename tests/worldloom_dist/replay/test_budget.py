@@ -139,7 +139,7 @@ def test_windows_drawn_before_an_eviction_can_be_decoded_after_it(tmp_path):
     for seq in range(20, 60):
         shard.append(noise_chunk(seq)[1])
     assert not (tmp_path / "segment-00000000.wal").exists()
-    windows = pending.finish()
+    windows = pending.decode()
     for row, image in zip(
         windows.row_ids.reshape(-1),
         windows.columns["obs/camera"].reshape(-1, 32, 32, 3),
