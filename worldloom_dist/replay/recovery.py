@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from worldloom.core.sequence import StreamId
@@ -19,13 +20,52 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
-    ShardCounters,
     StoredChunk,
     unpack_count,
 )
-from worldloom_dist.replay.shard_rows import ShardRows
+from worldloom_dist.replay.shard_rows import ShardCounters, ShardRows
 
-__all__ = ["Recovery", "missing_before"]
+__all__ = ["Recovery", "RecoveryReport", "missing_before"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What a shard found on its disk when it started.
+
+    Attributes:
+        chunks, rows: Intact chunks read, and the rows stored now.
+        torn_bytes: Bytes of a record that was being written at the time of death; it was never
+            acknowledged (unless damaged later).
+        corrupt_bytes: Bytes that were altered on the disk.
+        lost_rows: Acknowledged rows that are known to be lost, over the whole run.
+        seconds: How long it took.
+    """
+
+    chunks: int = 0
+    rows: int = 0
+    torn_bytes: int = 0
+    corrupt_bytes: int = 0
+    lost_rows: int = 0
+    seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """What was found, in a sentence; empty when the disk was."""
+        if not (self.chunks or self.torn_bytes or self.corrupt_bytes or self.lost_rows):
+            return ""
+        parts = [
+            f"{self.rows:,} rows in {self.chunks:,} chunks are back from the journal "
+            f"after {self.seconds:.1f} s"
+        ]
+        if self.torn_bytes:
+            parts.append(
+                f"{self.torn_bytes:,} bytes of a record that was never acknowledged were left out"
+            )
+        if self.corrupt_bytes:
+            parts.append(f"{self.corrupt_bytes:,} bytes were altered on the disk and left out")
+        if self.lost_rows:
+            parts.append(f"{self.lost_rows:,} acknowledged rows of the whole run are lost")
+        return "; ".join(parts)
 
 
 class Recovery:

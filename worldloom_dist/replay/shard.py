@@ -41,14 +41,13 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
-    RecoveryReport,
+    SpilledChunks,
     pack_count,
     shard_identity,
 )
-from worldloom_dist.replay.recovery import Recovery
+from worldloom_dist.replay.recovery import Recovery, RecoveryReport
 from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
-from worldloom_dist.replay.spilled_chunks import SpilledChunks
 
 __all__ = ["Durability", "ReplayShard"]
 

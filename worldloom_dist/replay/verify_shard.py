@@ -18,7 +18,6 @@ from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import carry_resets_of, split_rows
-from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.history import stored_columns, stored_identity
 from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
 from worldloom_dist.replay.records import (
@@ -30,6 +29,7 @@ from worldloom_dist.replay.records import (
     unpack_count,
 )
 from worldloom_dist.replay.recovery import missing_before
+from worldloom_dist.replay.shard_rows import GapTable
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
 
 __all__ = ["ShardFindings", "verify_shard"]
