@@ -61,9 +61,9 @@ from worldloom_dist.replay.shard import Durability, ReplayShard
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import Endpoint, RpcClient, RpcServer
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.inline_shard import InlineShard
 from worldloom_dist.runtime.prefetcher import MOST_AT_ONCE
 from worldloom_dist.runtime.shard_client import ShardClient, ask_all
+from worldloom_dist.runtime.shard_role import InlineShard
 
 WINDOWS = 16
 LENGTH = 64

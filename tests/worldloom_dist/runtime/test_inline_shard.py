@@ -12,8 +12,8 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.runtime import inline_shard as module
-from worldloom_dist.runtime.inline_shard import InlineShard
+from worldloom_dist.runtime import shard_role as module
+from worldloom_dist.runtime.shard_role import InlineShard
 
 COLUMNS = EnvSpec(
     name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}
