@@ -118,7 +118,7 @@ class ShardRole:
         self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._coordinator = ActorClient("coordinator-0")
-        self._life = uuid.uuid4().hex
+        self._session_id = uuid.uuid4().hex
         self._joined = asyncio.Event()
         self._is_lockstep = plan.is_lockstep
         self._weights = RemoteWeights()
@@ -129,10 +129,12 @@ class ShardRole:
         self._flushing = asyncio.Lock()
         self._storing = 0
         self._is_idle = asyncio.Event()
-        self._is_settled = False
+        self._is_finalized = False
         self._coordinator_line = AsyncRpcClient(self._coordinator, "admit")
         self._admission = Admission(
-            lambda *question: self._coordinator_line.call((self._index, self._life, *question))
+            lambda *question: self._coordinator_line.call(
+                (self._index, self._session_id, *question)
+            )
         )
         self._door = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
@@ -183,12 +185,12 @@ class ShardRole:
         """Where every row went."""
         return self._shard.row_counters()
 
-    async def settle(self) -> RowCounters:
+    async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
         coordinator and the caller the final counters.
         """
         await self._joined.wait()
-        self._is_settled = True
+        self._is_finalized = True
         while self._storing:
             await self._is_idle.wait()
         counters = self._shard.row_counters()
@@ -221,7 +223,7 @@ class ShardRole:
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
         await self._coordinator.acall(
-            "join", self._index, counters, windows, self._life, patience_s=120.0
+            "join", self._index, counters, windows, self._session_id, patience_s=120.0
         )
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
@@ -257,7 +259,7 @@ class ShardRole:
         """Store this shard's share of files that the run was told of, at its start or later; a bad
         file costs only itself.
         """
-        if self._is_settled:
+        if self._is_finalized:
             return
         try:
             sources = self._imports.take_new()
@@ -265,7 +267,7 @@ class ShardRole:
             logger.error("no file was imported: %s", error)
             return
         for source in sources:
-            if self._is_settled:
+            if self._is_finalized:
                 self._imports.put_back(source)
                 continue
             try:
@@ -295,7 +297,7 @@ class ShardRole:
             )
         is_new = False
         try:
-            if self._is_settled:
+            if self._is_finalized:
                 raise StateError(
                     f"shard {self._index} takes no more: the run has ended; "
                     f"{chunk.stream}/{chunk.seq} is lost"
@@ -315,7 +317,7 @@ class ShardRole:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """While rows are being stored, which :meth:`settle` waits for."""
+        """While rows are being stored, which :meth:`finalize` waits for."""
         self._storing += 1
         self._is_idle.clear()
         try:
