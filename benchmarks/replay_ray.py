@@ -118,7 +118,7 @@ class Shard:
             index,
             image_columns(),
             sampling,
-            capacity_steps=capacity,
+            capacity_rows=capacity,
             directory=directory,
             encoded=packed,
             durability=durability,

@@ -118,22 +118,22 @@ class Chunk:
 
 def _receive(
     slot: int,
-    env_life: int,
+    env_incarnation: int,
     env: int,
     seq: int,
     incarnation: int,
     update: int,
-    rows: int,
-    steps: int,
+    num_rows: int,
+    num_agent_steps: int,
     payload: Any,
 ) -> Chunk:
     """A chunk as it was pickled; ``payload`` is any buffer."""
     return Chunk(
-        StreamId(slot, env_life, env),
+        StreamId(slot, env_incarnation, env),
         seq,
         PolicyVersion(incarnation, update),
-        rows,
-        steps,
+        num_rows,
+        num_agent_steps,
         memoryview(payload),
     )
 

@@ -123,14 +123,14 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
                 episodes += 1
                 yield fit_rows(episode, shard.columns, source)
 
-    for seq, part in enumerate(_chunks(mine(), min(CHUNK_ROWS, shard.capacity_steps))):
+    for seq, part in enumerate(_chunks(mine(), min(CHUNK_ROWS, shard.capacity_rows))):
         count = len(part["is_first"])
         rows += count
         if seq < shard.next_seq(stream):
             known += count
         else:
             shard.append(Chunk(stream, seq, NO_POLICY, count, 0, encode_rows(part)))
-    evicted = max(0, rows - shard.capacity_steps)
+    evicted = max(0, rows - shard.capacity_rows)
     return ImportReport(episodes, rows, known, evicted, opened.repeated, tuple(opened.notes))
 
 

@@ -54,13 +54,13 @@ class StoredChunk(NamedTuple):
 
     chunk: Chunk
     first_row: int
-    steps_before: int
+    agent_steps_before: int
     inserted_s: float
 
     def pack(self) -> list[bytes | memoryview]:
         """The record's parts; the payload is not copied."""
         c = self.chunk
-        place = (self.first_row, self.steps_before, self.inserted_s)
+        place = (self.first_row, self.agent_steps_before, self.inserted_s)
         return [
             FIELDS.pack(*c.stream, c.seq, *c.version, c.num_rows, c.num_agent_steps, *place),
             c.payload,

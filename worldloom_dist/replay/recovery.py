@@ -130,7 +130,7 @@ class Recovery:
         stored = StoredChunk.unpack(record.payload)
         rows = self._rows
         if stored.first_row > rows.buffer.next_row:
-            self._lose(stored.first_row, stored.steps_before)
+            self._lose(stored.first_row, stored.agent_steps_before)
         stream = stored.chunk.stream
         seq = stored.chunk.seq
         if self._is_blind and seq and not rows.buffer.next_seq(stream):
@@ -162,20 +162,20 @@ class Recovery:
         if record.kind == CHUNK:
             stored = StoredChunk.unpack(record.payload)
             next_row = stored.first_row
-            steps = stored.steps_before
+            agent_steps = stored.agent_steps_before
         else:
             head = json.loads(record.payload)
             next_row = head["next_row"]
-            steps = head["agent_steps"]
+            agent_steps = head["agent_steps"]
         if not rows.segment_rows and self._oldest > 0:
-            self._start_at(head, next_row, steps)
+            self._start_at(head, next_row, agent_steps)
         elif next_row > rows.buffer.next_row:
-            self._lose(next_row, steps)
+            self._lose(next_row, agent_steps)
         if head:
             self._compare(head, record.segment)
         rows.segment_rows[record.segment] = next_row
 
-    def _start_at(self, head: Mapping[str, Any], next_row: int, steps: int) -> None:
+    def _start_at(self, head: Mapping[str, Any], next_row: int, agent_steps: int) -> None:
         """Begin in an empty buffer; everything before was evicted or lost."""
         rows = self._rows
         lost = head.get("lost", 0)
@@ -186,7 +186,10 @@ class Recovery:
         )
         rows.gaps.load(head.get("gaps", ()))
         rows.counters = ShardCounters(
-            steps, lost, head.get("duplicate", rows.counters.duplicate), evicted=next_row - lost
+            agent_steps,
+            lost,
+            head.get("duplicate", rows.counters.duplicate),
+            evicted=next_row - lost,
         )
         self._is_blind = not head
 
@@ -205,13 +208,13 @@ class Recovery:
         self._newest = state
         self._newest_segment = segment
 
-    def _lose(self, next_row: int, steps: int) -> None:
+    def _lose(self, next_row: int, agent_steps: int) -> None:
         """Count the rows up to ``next_row``, which the journal should hold and does not,
         as lost.
         """
         self._rows.counters.lost += next_row - self._rows.buffer.next_row
         self.is_news = True
-        self._rows.skip_to(next_row, steps)
+        self._rows.skip_to(next_row, agent_steps)
 
 
 def missing_before(first_found: int, newest: Mapping[str, Any]) -> int:

@@ -63,7 +63,7 @@ class ReplayShard:
         index: Number of this shard in the run.
         columns: What every row has.
         sampling: The windows to sample.
-        capacity_steps: Rows kept.
+        capacity_rows: Rows kept.
         capacity_bytes: Optional further bound, see ``SequenceBuffer``.
         directory: Where the journal lies; may be None only with durability ``none``.
         durability: What an acknowledgement promises, see the module.
@@ -87,7 +87,7 @@ class ReplayShard:
         columns: Mapping[str, ArraySpec],
         sampling: SamplingSpec,
         *,
-        capacity_steps: int,
+        capacity_rows: int,
         capacity_bytes: int | None = None,
         directory: Path | None = None,
         durability: Durability = "journal",
@@ -101,7 +101,7 @@ class ReplayShard:
         self.index = index
         self.columns = dict(columns)
         self.sampling = sampling
-        self.capacity_steps = capacity_steps
+        self.capacity_rows = capacity_rows
         self.durability = durability
         self.is_mapped = is_mapped
         self._mutable = _extras(columns)
@@ -114,7 +114,7 @@ class ReplayShard:
             SequenceBuffer,
             columns,
             sampling,
-            capacity_rows=capacity_steps,
+            capacity_rows=capacity_rows,
             capacity_bytes=capacity_bytes,
             encoded=encoded,
             mutable=self._mutable,
@@ -411,7 +411,7 @@ class ReplayShard:
             if self._cold_directory is not None
             else None
         )
-        selector = self._make_selector(self.capacity_steps)
+        selector = self._make_selector(self.capacity_rows)
         return ShardRows(partial(self._make_buffer, cold=cold, selector=selector), self.columns)
 
     def _recover(self, journal: Journal, online_served: int | None = None) -> None:

@@ -195,10 +195,10 @@ class ShardRows:
         self.counters.lost = acknowledged.inserted - len(self.buffer) - self.counters.evicted
         return self.counters.lost - before.lost_acked
 
-    def skip_to(self, next_row: int, steps: int) -> None:
-        """Account for rows up to ``next_row``, and agent steps up to ``steps``, that are lost."""
+    def skip_to(self, next_row: int, agent_steps: int) -> None:
+        """Account for lost rows: up to row ``next_row``, and up to that many agent steps."""
         self.counters.evicted += self.buffer.skip(next_row - self.buffer.next_row)
-        self.counters.agent_steps = steps
+        self.counters.agent_steps = agent_steps
 
 
 def _without(start: int, stop: int, seq: int) -> list[tuple[int, int]]:

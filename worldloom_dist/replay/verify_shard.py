@@ -234,12 +234,11 @@ class _Reader:
         chunk = stored.chunk
         found = self.found
         name = f"chunk {chunk.stream}/{chunk.seq}"
-        if (stored.first_row, stored.steps_before) != (found.inserted, found.agent_steps) and (
-            self._has_begun or found.inserted
-        ):
+        stands_at = (stored.first_row, stored.agent_steps_before)
+        if stands_at != (found.inserted, found.agent_steps) and (self._has_begun or found.inserted):
             self._problem(
                 f"{name} stands at row {stored.first_row} and agent step "
-                f"{stored.steps_before}, and the records before it end at "
+                f"{stored.agent_steps_before}, and the records before it end at "
                 f"row {found.inserted} and agent step {found.agent_steps}"
             )
         expected = self._expected.get(chunk.stream, 0)
@@ -249,7 +248,7 @@ class _Reader:
             self._problem(f"{name} is stored twice")
         self._expected[chunk.stream] = max(expected, chunk.seq + 1)
         found.inserted = stored.first_row + chunk.num_rows
-        found.agent_steps = stored.steps_before + chunk.num_agent_steps
+        found.agent_steps = stored.agent_steps_before + chunk.num_agent_steps
         found.add_rows(stored.first_row, found.inserted)
         if not chunk.stream.is_imported:
             found.run_rows = found.inserted

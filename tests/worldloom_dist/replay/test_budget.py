@@ -99,7 +99,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts():
 
 def open_shard(folder, **kwargs):
     return ReplayShard(
-        0, LATENT, SAMPLING, capacity_steps=320, directory=folder, segment_bytes=120_000, **kwargs
+        0, LATENT, SAMPLING, capacity_rows=320, directory=folder, segment_bytes=120_000, **kwargs
     )
 
 

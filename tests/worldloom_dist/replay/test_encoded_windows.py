@@ -22,7 +22,7 @@ REQUEST = SampleRequest(4, (3, 1))
 
 def filled_shard(make_frames, folder=None, **kwargs):
     kept = {"directory": folder} if folder else {"durability": "none"}
-    shard = ReplayShard(2, COLUMNS, SAMPLING, capacity_steps=60, **kept, **kwargs)
+    shard = ReplayShard(2, COLUMNS, SAMPLING, capacity_rows=60, **kept, **kwargs)
     for seq in range(10):
         rows = {name: spec.zeros(8) for name, spec in COLUMNS.items()}
         rows["obs"] = make_frames(8 * seq)
@@ -93,7 +93,7 @@ def test_rows_without_images_travel_as_they_are():
     columns = EnvSpec(
         name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}
     ).columns()
-    shard = ReplayShard(0, columns, SAMPLING, capacity_steps=60, durability="none")
+    shard = ReplayShard(0, columns, SAMPLING, capacity_rows=60, durability="none")
     shard.append(
         make_chunk(
             StreamId(0, 0, 0),

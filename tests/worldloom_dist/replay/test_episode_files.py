@@ -496,7 +496,7 @@ def open_shard(folder, index=0, capacity=1000):
         index,
         VECTOR.columns(),
         SamplingSpec(batch_size=2, length=2),
-        capacity_steps=capacity,
+        capacity_rows=capacity,
         directory=folder,
     )
 

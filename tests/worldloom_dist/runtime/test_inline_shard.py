@@ -25,7 +25,7 @@ class Watched(ReplayShard):
     """Keeps which threads were inside."""
 
     def __init__(self, **more):
-        super().__init__(0, COLUMNS, SAMPLING, capacity_steps=100, **more)
+        super().__init__(0, COLUMNS, SAMPLING, capacity_rows=100, **more)
         self.threads: list[int] = []
 
     def append(self, chunk):

@@ -44,7 +44,7 @@ def role(tmp_path):
         0,
         ENV.columns(),
         SamplingSpec(batch_size=2, length=3),
-        capacity_steps=500,
+        capacity_rows=500,
         directory=tmp_path / "replay" / "shard-0",
     )
     imports = ImportList(tmp_path)
