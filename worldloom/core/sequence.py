@@ -37,7 +37,6 @@ __all__ = [
     "Rows",
     "SequenceBatch",
     "StreamId",
-    "Transitions",
     "agent_steps",
     "check_sequence",
     "rows_from_gym",
@@ -256,23 +255,18 @@ class SequenceBatch:
         return self.reward.shape[0], self.reward.shape[1]
 
 
-class Transitions(NamedTuple):
-    """Windows as TD learning reads them: obs ``[B, H+1, ...]``; action, reward, terminated ``[B, H,
-    ...]``.
-    """
-
-    obs: Mapping[str, Any]
-    action: Mapping[str, Any]
-    reward: Any
-    terminated: Any
-
-
-def transitions(batch: SequenceBatch) -> Transitions:
+def transitions(
+    batch: SequenceBatch,
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Any, Any]:
     """Windows of H+1 rows inside one episode as H transitions: (obs[t], action[t], reward[t+1],
     terminated[t+1]).
+
+    Returns:
+        Obs ``[B, H+1, ...]`` per key; action ``[B, H, ...]`` per key; reward and terminated
+        ``[B, H]``.
     """
     action = {key: value[:, :-1] for key, value in batch.action.items()}
-    return Transitions(batch.obs, action, batch.reward[:, 1:], batch.terminated[:, 1:])
+    return batch.obs, action, batch.reward[:, 1:], batch.terminated[:, 1:]
 
 
 def rows_from_gym(

@@ -266,13 +266,13 @@ class ReplayBuffer:
             )
         columns = self._rows.windows_at(starts, seq_len + 1).decode().columns
         seen = columns.pop(SEEN)
-        steps = transitions(SequenceBatch.from_columns(columns))
-        obs = torch.from_numpy(steps.obs["obs"]).to(device)
+        seen_obs, action, reward, terminated = transitions(SequenceBatch.from_columns(columns))
+        obs = torch.from_numpy(seen_obs["obs"]).to(device)
         return {
             "obs": obs[:, :-1],
-            "actions": torch.from_numpy(steps.action["action"]).to(device),
-            "rewards": torch.from_numpy(steps.reward).to(device),
-            "continues": torch.from_numpy(1.0 - steps.terminated.astype(np.float32)).to(device),
+            "actions": torch.from_numpy(action["action"]).to(device),
+            "rewards": torch.from_numpy(reward).to(device),
+            "continues": torch.from_numpy(1.0 - terminated.astype(np.float32)).to(device),
             "last_obs": obs[:, -1],
             "last_obs_mask": torch.from_numpy(seen[:, -1].copy()).to(device),
         }
