@@ -102,23 +102,28 @@ class Tracer:
         threading.setprofile(None)
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event != "return" or not frame.f_code.co_filename.startswith(self._prefixes):
-            return
-        name = str(Path(frame.f_code.co_filename).relative_to(ROOT))
-        if name in self.files or getattr(self._inside, "busy", False):
+        """What Python calls whenever a function is called or returns."""
+        if event == "return":
+            self._look(frame, argument)
+        elif event == "call" and frame.f_back and self._name(frame) in self.files:
+            self._look(frame.f_back, None)  # a loop that calls it may never return
+
+    def _name(self, frame: FrameType) -> str:
+        file = frame.f_code.co_filename
+        return str(Path(file).relative_to(ROOT)) if file.startswith(self._prefixes) else ""
+
+    def _look(self, frame: FrameType, result: Any) -> None:
+        name = self._name(frame)
+        if not name or name in self.files or getattr(self._inside, "busy", False):
             return
         self._inside.busy = True
         try:
             local = {k: v for k, v in frame.f_locals.items() if k not in ("self", "cls")}
-            if holds_mark(argument) or holds_mark(local):
+            if holds_mark(result) or holds_mark(local):
                 self.files.add(name)
                 if self._report:
                     with open(self._report, "a") as file:
-                        file.write(f"{name} {frame.f_code.co_qualname}\n")
-        except Exception as error:
-            if self._report:
-                with open(self._report + ".errors", "a") as file:
-                    file.write(f"{name}: {error!r}\n")
+                        file.write(f"{name}\n")
         finally:
             self._inside.busy = False
 
@@ -142,7 +147,7 @@ def trace_on_ray() -> list[str]:
             [*launch, "--run-dir", str(folder / "run")], env=environment, cwd=ROOT, check=True
         )
         lines = (folder / "files").read_text().splitlines()
-    return sorted({line.split()[0] for line in lines})
+    return sorted(set(lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of the files that a row passes through (``docs/architecture.md``) is true, and short."""
+"""The table of the files that a row passes (``docs/architecture.md``) is true, and short."""
 
 import ast
 import re
