@@ -19,8 +19,8 @@ from ray.exceptions import RayError
 
 from worldloom_dist.assembly import check_live
 from worldloom_dist.plan import Plan
+from worldloom_dist.run.intervals import Interval
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
-from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.worker_role import WorkerRole
 
