@@ -142,8 +142,8 @@ def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):
     run.runtime.start()
     while run.report.env_steps < 30:
         run.turn()
-    run._checkpoint()
+    run.runtime._checkpoint()
     run.runtime.replay.shards[0]._rows.counters.evicted += 1
     with pytest.raises(StateError, match="counters of replay do not add up"):
-        run._checkpoint()
+        run.runtime._checkpoint()
     run.runtime.close()
