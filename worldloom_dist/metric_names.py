@@ -220,7 +220,7 @@ METRICS: dict[str, MetricInfo] = {
         "Rows that came again and were ignored.", "0", "grows: acknowledgements get lost"
     ),
     "replay_refreshed_steps_total": _counter(
-        "Rows whose latents training wrote anew, by outcome: applied, or rejected "
+        "Rows whose latents training wrote again, by outcome: applied, or rejected "
         "(evicted meanwhile).",
         "applied grows",
         "rejected grows as fast: replay is too small",
@@ -235,7 +235,7 @@ METRICS: dict[str, MetricInfo] = {
         "Trained positions per agent step that were asked for.", "constant"
     ),
     "replay_ratio_actual": _gauge(
-        "Trained positions per agent step so far, without prefill and burst.", "= target"
+        "Trained positions per agent step so far, without prefill and pretraining.", "= target"
     ),
     "replay_op_seconds": _histogram(
         "Time of one operation of a shard, by op: insert, sample (all batches of one "
@@ -279,7 +279,7 @@ METRICS: dict[str, MetricInfo] = {
         "One decision of an agent that plans, for a batch of envs.", "below 0.1"
     ),
     "carry_resets_total": _counter(
-        "Carries that an inference server had lost and began anew in mid-episode.",
+        "Carries that an inference server had lost and started over in mid-episode.",
         "0",
         "servers die",
     ),

@@ -18,8 +18,8 @@ __all__ = ["check_trains", "check_windows", "is_as_asked", "shortfall"]
 
 LEAST_PATIENCE_STEPS = 1000
 PATIENCE_WINDOWS = 4
-"""Behind the prefill a run waits for an episode that is long enough: for at least so many agent
-steps, and for so many windows per env."""
+"""Behind the prefill a run waits for an episode that is long enough: for at least this many agent
+steps, and for this many windows per env."""
 WAY_OUT = (
     "sample shorter windows (--agent.horizon of tdmpc2), choose an agent whose windows may cross "
     "episodes (dreamerv3), or let episodes be longer"
@@ -45,7 +45,7 @@ def check_trains(plan: Plan) -> None:
             f"of {plan.env.env} has at most {longest + 1}, so nothing could be trained; {WAY_OUT}"
         )
     least = limits.prefill_agent_steps
-    if not limits.burst_positions:
+    if not limits.pretrain_positions:
         least += math.ceil(limits.batch_positions / limits.ratio)
     if plan.target_agent_steps < least:
         repeat = plan.env_spec.action_repeat

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.fields import checked, settle
+from worldloom.core.fields import checked, normalize
 
 __all__ = [
     "View",
@@ -42,7 +42,7 @@ class View:
 
     Attributes:
         run_id, folder, title: Which run; ``title`` says agent, env and seed.
-        status: As in ``summary.json``, or ``died`` when it says running and nobody runs it.
+        status: As in ``summary.json``, or ``died`` when it says running and no process runs it.
         error: Why it failed.
         env_steps, target: Env steps so far, and those asked for.
         train_steps: Updates so far.
@@ -182,7 +182,7 @@ def read_view(folder: Path) -> View:
         phase=summary.get("bottleneck", "") if is_running else "",
         wall_time_s=summary.get("wall_time_s", 0.0),
     )
-    problems = settle(view) or _evaluation_problems(view.evaluation or {})
+    problems = normalize(view) or _evaluation_problems(view.evaluation or {})
     if problems:
         raise ValueError("; ".join(problems))
     return view
@@ -265,7 +265,7 @@ def _is_running(folder: Path) -> bool:
 
 def is_locked(path: Path) -> bool:
     """Ask whether a launcher on this machine holds a run's lock, without taking it (Linux;
-    elsewhere nobody can be asked).
+    elsewhere no one can be asked).
     """
     if sys.platform != "linux" or not path.exists():
         return False

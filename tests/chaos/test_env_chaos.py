@@ -32,7 +32,7 @@ VICTIMS = ("ray::WorkerRole", "ray::InferenceRole")
 
 
 def pieces(rows: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of one stream, cut where an env was built anew: its count begins at episode 0."""
+    """Rows of one stream, cut where an env was built again: its count begins at episode 0."""
     firsts = [
         t for t in range(len(rows["reward"])) if rows["is_first"][t] and rows["obs"][t, 0] == 0
     ]
@@ -110,14 +110,14 @@ def recovery_s(
     hangs = [
         hang for hang in hangs if not any(hang <= kill <= hang + DEADLINE_S for kill in killed)
     ]
-    lives: dict[tuple[int, int], float] = {}
+    first_seen: dict[tuple[int, int], float] = {}
     for stream, chunks in streams.items():
         name = (stream.slot, stream.incarnation)
-        lives[name] = min(lives.get(name, float("inf")), chunks[0].inserted_s)
+        first_seen[name] = min(first_seen.get(name, float("inf")), chunks[0].inserted_s)
     successors = sorted(
         stamp
-        for (slot, life), stamp in lives.items()
-        if any(s == slot and o < life for s, o in lives)
+        for (slot, incarnation), stamp in first_seen.items()
+        if any(s == slot and o < incarnation for s, o in first_seen)
     )
     rebuilt = (
         sorted(stamp for chunks in streams.values() for stamp in rebuilt_at(chunks, env))
@@ -146,7 +146,7 @@ def run_chaos(
     target: int,
     least_updates: int = 0,
 ) -> dict[str, Any]:
-    """Kill for so many seconds, from the first stored rows on, or once so many updates
+    """Kill for this many seconds, from the first stored rows on, or once this many updates
     were made.
     """
     log = folder.parent / "chaos.log"

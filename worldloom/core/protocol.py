@@ -1,5 +1,5 @@
-"""What the rooms promise each other: agents, policies, and what the system must know of an agent to
-run it.
+"""What the packages promise each other: agents, policies, and what the system must know of an agent
+to run it.
 
 The distributed system knows an algorithm only through this file. If it ever needs ``if algo ==``, a
 field is missing here. Axis legend: N envs, B batch, T time.
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.ranks import Ranks
+from worldloom.core.process_group import ProcessGroup
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec
 from worldloom.core.weights import WeightsSnapshot
@@ -36,7 +36,7 @@ __all__ = [
 
 Carry = dict[str, Any]
 """What a policy remembers between steps: name -> array (numpy or torch) with the env axis first, so
-that rows of it can be gathered, scattered and sent. Owned by whoever calls ``act``: the worker, or
+that rows of it can be gathered, scattered and sent. Owned by the caller of ``act``: the worker, or
 the inference server's table.
 """
 
@@ -63,9 +63,9 @@ class SamplingSpec:
             stream?
         online: Serve each new window once, as soon as it is complete, before drawing uniformly
             (DreamerV3's online queue).
-        stride: A window begins at every so many rows of its stream, or of its episode where it may
-            not cross; at most ``window_rows``, and then windows never overlap. With 1 every row may
-            begin one.
+        stride: A window begins at every this many rows of its stream, or of its episode where it
+            may not cross; at most ``window_rows``, and then windows never overlap. With 1 every row
+            may begin one.
     """
 
     batch_size: int
@@ -116,7 +116,7 @@ class AgentSpec:
             ratio.
         random_prefill: Act uniformly at random during the prefill; otherwise the untrained policy
             acts.
-        pretrain_updates: Updates made in one burst when the prefill is complete.
+        pretrain_updates: Updates made at once when the prefill is complete.
         extras: Further columns that ``act`` emits for every row (for example replay latents).
         writes_back: True when ``train_step`` returns refreshed extras.
         gives_priorities: True when ``train_step`` returns priorities of its windows.
@@ -161,7 +161,7 @@ class TrainOutput:
     """Result of one train step.
 
     Attributes:
-        metrics: Scalars by name; they stay on the device until somebody flushes them (no
+        metrics: Scalars by name; they stay on the device until they are flushed (no
             ``.item()`` in the step).
         nonfinite: 0-d tensor or number, 1 when the step was skipped because a loss or gradient was
             not finite.
@@ -221,7 +221,7 @@ class Agent(Policy, Protocol):
         on this agent's device.
         """
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: ProcessGroup) -> None:
         """Train as one of several ranks from now on: batches are this rank's equal share of a joint
         batch. At most once.
         """

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from worldloom.core.protocol import Agent, CapturableUpdate, TrainOutput
 from worldloom.core.sequence import SequenceBatch
@@ -67,7 +66,7 @@ def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -
     """The update of ``agent`` the way ``mode`` asks for, or eagerly where that is impossible."""
     reason = _obstacle(agent, device, mode, ranks)
     if reason is not None:
-        # on a CPU nobody expects anything else
+        # on a CPU no one expects anything else
         is_news = device.startswith("cuda") or mode != "auto"
         level = (
             logging.WARNING
@@ -133,10 +132,10 @@ class GraphStep:
             return self._agent.train_step(batch)
         assert self._inputs is not None
         assert self._output is not None
-        sources = _tensors(batch)
-        if [t.shape for t in sources] != [t.shape for t in _tensors(self._inputs)]:
+        sources = batch.arrays()
+        if [t.shape for t in sources] != [t.shape for t in self._inputs.arrays()]:
             return self._agent.train_step(batch)
-        torch._foreach_copy_(_tensors(self._inputs), sources)
+        torch._foreach_copy_(self._inputs.arrays(), sources)
         self._recorder.replay()
         return self._output
 
@@ -193,9 +192,3 @@ class _Compiled:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _tensors(batch: SequenceBatch) -> list[Tensor]:
-    groups = (batch.obs, batch.action, batch.extras)
-    named = [group[key] for group in groups for key in sorted(group)]
-    return [*named, batch.reward, batch.is_first, batch.terminated, batch.truncated]

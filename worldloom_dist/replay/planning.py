@@ -15,7 +15,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
-from worldloom_dist.replay.episode_files import MINARI, open_episodes
+from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
 from worldloom_dist.replay.imports import check_file, is_gone, split_sources
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "files_to_store",
     "recorded_env",
     "replay_budget",
-    "settle_windows",
+    "resolve_windows",
 ]
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def replay_budget(
     )
 
 
-def settle_windows(config: RunConfig, spec: AgentSpec) -> AgentSpec:
+def resolve_windows(config: RunConfig, spec: AgentSpec) -> AgentSpec:
     """The agent's spec with the windows that were asked for.
 
     Raises:

@@ -11,8 +11,8 @@ Durability: ``none`` keeps rows in this process only. ``journal`` (the default o
 the death of the process in any way, but not of the machine. ``fsync`` survives a power loss too.
 Where something is lost all the same, counters say how much.
 
-A mark is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest
-marks need are kept, so that ``rollback`` can drop everything after one of them.
+A snapshot is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest
+snapshots need are kept, so that ``rollback`` can drop everything after one of them.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.selectors import Selector, Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest, WriteBack
+from worldloom.data.windows import EncodedWindows, SampledWindows
+from worldloom_dist.ports import RowCounters, SampleRequest, WriteBack
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
-from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
-    RecoveryReport,
+    SpilledChunks,
     pack_count,
     shard_identity,
 )
-from worldloom_dist.replay.recovery import Recovery
+from worldloom_dist.replay.recovery import Recovery, RecoveryReport
 from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
-from worldloom_dist.replay.spilled_chunks import SpilledChunks
 
 __all__ = ["Durability", "ReplayShard"]
 
@@ -64,16 +63,16 @@ class ReplayShard:
         index: Number of this shard in the run.
         columns: What every row has.
         sampling: The windows to sample.
-        capacity_steps: Rows kept.
+        capacity_rows: Rows kept.
         capacity_bytes: Optional further bound, see ``SequenceBuffer``.
         directory: Where the journal lies; may be None only with durability ``none``.
         durability: What an acknowledgement promises, see the module.
         segment_bytes: Size of a journal segment, the unit in which disk space is freed.
-        packed: Columns kept compressed in memory, by default the images.
-        kept_marks: How many of the newest marks can be rolled back to.
+        encoded: Columns kept as they were encoded, by default the images.
+        kept_snapshots: How many of the newest snapshots can be rolled back to.
         ram_bytes: If given, compressed columns beyond this size are read back from the journal when
             they are sampled.
-        make_selector: Makes the selector for so many slots.
+        make_selector: Makes the selector for this many slots.
         is_mapped: Keep large plain columns (latents) in a memory-mapped file instead of in memory.
 
     Raises:
@@ -88,13 +87,13 @@ class ReplayShard:
         columns: Mapping[str, ArraySpec],
         sampling: SamplingSpec,
         *,
-        capacity_steps: int,
+        capacity_rows: int,
         capacity_bytes: int | None = None,
         directory: Path | None = None,
         durability: Durability = "journal",
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
-        packed: tuple[str, ...] | None = None,
-        kept_marks: int = 2,
+        encoded: tuple[str, ...] | None = None,
+        kept_snapshots: int = 2,
         ram_bytes: int | None = None,
         is_mapped: bool = False,
         make_selector: Callable[[int], Selector] = Uniform,
@@ -102,29 +101,30 @@ class ReplayShard:
         self.index = index
         self.columns = dict(columns)
         self.sampling = sampling
-        self.capacity_steps = capacity_steps
+        self.capacity_rows = capacity_rows
         self.durability = durability
         self.is_mapped = is_mapped
         self._mutable = _extras(columns)
         images = [
             name for name, spec in columns.items() if spec.is_image and name not in self._mutable
         ]
-        self._cold_columns = images if packed is None else list(packed)
+        self._cold_columns = images if encoded is None else list(encoded)
         self._cold_directory = directory if ram_bytes is not None and durability != "none" else None
         self._make_buffer = partial(
             SequenceBuffer,
             columns,
             sampling,
-            capacity_rows=capacity_steps,
+            capacity_rows=capacity_rows,
             capacity_bytes=capacity_bytes,
-            packed=packed,
+            encoded=encoded,
             mutable=self._mutable,
             hot_bytes=ram_bytes,
             mapped_in=directory if is_mapped else None,
+            shard=index,
         )
         self._make_selector = make_selector
         self._lock = threading.Lock()
-        self._mark_lock = threading.Lock()
+        self._snapshot_lock = threading.Lock()
         self._pinned: list[int] = []
         self._has_new_weights = False
         self._rows = self._empty_rows()
@@ -139,7 +139,7 @@ class ReplayShard:
             )
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
-            self._files = SnapshotStore(directory, kept_marks, fsync=durability == "fsync")
+            self._files = SnapshotStore(directory, kept_snapshots, fsync=durability == "fsync")
             self._files.claim(shard_identity(index, columns))
             self._recover(self._journal)
             self._restore_newest()
@@ -158,7 +158,7 @@ class ReplayShard:
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
                 may be sent again; except after a failed fsync, when nothing is acknowledged until
-                the shard is opened anew (see :attr:`failure`).
+                the shard is opened again (see :attr:`failure`).
         """
         rows = self._rows.split(chunk)
         with self._lock:
@@ -181,9 +181,9 @@ class ReplayShard:
         Raises:
             BufferError: If no window is complete.
         """
-        return self.draw([request]).unpack()
+        return self.draw([request]).decode()
 
-    def draw(self, requests: Sequence[SampleRequest]) -> PackedWindows:
+    def draw(self, requests: Sequence[SampleRequest]) -> EncodedWindows:
         """The windows of all requests, one after the other, as :meth:`sample` draws them, with the
         decoding left to do.
 
@@ -194,7 +194,7 @@ class ReplayShard:
             (request.windows, np.random.default_rng(list(request.seed))) for request in requests
         ]
         with self._lock:
-            return PackedWindows(self._rows.buffer.draw(draws), self.index)
+            return self._rows.buffer.draw(draws)
 
     def write_back(
         self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]
@@ -224,7 +224,7 @@ class ReplayShard:
         Raises:
             OSError: If the disk takes no more.
         """
-        with self._mark_lock:
+        with self._snapshot_lock:
             with self._lock:
                 if self._journal is None or not self._has_new_weights:
                     return False
@@ -236,21 +236,21 @@ class ReplayShard:
 
     @property
     def plain_row_bytes(self) -> int:
-        """What a draw copies of every row; packed columns are left as they are stored."""
+        """What a draw copies of every row; encoded columns are left as they are stored."""
         return sum(
             spec.nbytes for name, spec in self.columns.items() if name not in self._cold_columns
         )
 
     @property
     def is_busy(self) -> bool:
-        """True while somebody is inside, who may take a while: a mark that copies, a journal whose
-        disk is slow.
+        """True while a thread is inside that may take a while: a snapshot that copies, a journal
+        whose disk is slow.
         """
         return self._lock.locked()
 
     @property
     def failure(self) -> str:
-        """Why it must be opened anew before it takes another chunk, in a sentence; empty while it
+        """Why it must be opened again before it takes another chunk, in a sentence; empty while it
         takes them.
         """
         return "" if self._journal is None else self._journal.failure
@@ -294,14 +294,14 @@ class ReplayShard:
             logger.warning("shard-%d: %d acknowledged rows are lost", self.index, newly)
         return newly
 
-    def mark(self) -> ShardSnapshot:
-        """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with
+    def snapshot(self) -> ShardSnapshot:
+        """Cut here: a checkpoint that keeps the snapshot can come back to exactly these rows with
         :meth:`rollback`.
 
         Inserts wait only while mutable columns and priorities, if there are any, are copied in
-        memory; writing them blocks nobody.
+        memory; writing them blocks no caller.
         """
-        with self._mark_lock:
+        with self._snapshot_lock:
             with self._lock:
                 next_row = self._rows.buffer.next_row
                 served = self._rows.buffer.online_served
@@ -316,50 +316,54 @@ class ReplayShard:
                 learnt = self._rows.buffer.export_weights()
             mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
             weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
-            mark = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
+            snapshot = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
             with self._lock:
-                self._files.set_snapshots([*self._files.marks, mark])
+                self._files.set_snapshots([*self._files.snapshots, snapshot])
                 self._pinned = []
             self._journal.sync()
-            return mark
+            return snapshot
 
-    def rollback(self, mark: ShardSnapshot) -> None:
-        """Return to a mark, forgetting everything since.
+    def rollback(self, snapshot: ShardSnapshot) -> None:
+        """Return to a snapshot, forgetting everything since.
 
         Raises:
-            CheckpointError: If the journal no longer holds what the mark needs.
+            CheckpointError: If the journal no longer holds what the snapshot needs.
         """
         with self._lock:
             if self._journal is None:
                 held = self._rows.buffer.next_row
-                if held != mark.next_row:
+                if held != snapshot.next_row:
                     raise CheckpointError(
                         f"replay shard {self.index} holds {held} rows instead of the "
-                        f"{mark.next_row} of the mark: "
+                        f"{snapshot.next_row} of the snapshot: "
                         "with durability none nothing can be rolled back; use journal"
                     )
                 return
-            if min(self._journal.segments, default=mark.oldest_segment + 1) > mark.oldest_segment:
+            if (
+                min(self._journal.segments, default=snapshot.oldest_segment + 1)
+                > snapshot.oldest_segment
+            ):
                 raise CheckpointError(
-                    f"replay shard {self.index}: what {mark} needs of the journal is "
-                    "gone; only the newest marks are kept"
+                    f"replay shard {self.index}: what {snapshot} needs of the journal is "
+                    "gone; only the newest snapshots are kept"
                 )
-            self._journal.truncate(JournalPosition(mark.segment, mark.offset))
+            self._journal.truncate(JournalPosition(snapshot.segment, snapshot.offset))
             self._rows = self._empty_rows()
-            self._recover(self._journal, online_served=mark.online_served)
-            self._restore_mutable(mark)
-            if mark.weights_file:
-                self._restore_weights(mark.weights_file)
-            if self._rows.buffer.next_row != mark.next_row:
+            self._recover(self._journal, online_served=snapshot.online_served)
+            self._restore_mutable(snapshot)
+            if snapshot.weights_file:
+                self._restore_weights(snapshot.weights_file)
+            if self._rows.buffer.next_row != snapshot.next_row:
                 raise CheckpointError(
                     f"replay shard {self.index}: {self._rows.buffer.next_row} rows "
-                    f"found instead of {mark.next_row}"
+                    f"found instead of {snapshot.next_row}"
                 )
             self._files.set_snapshots(
-                [kept for kept in self._files.marks if kept.next_row < mark.next_row] + [mark]
+                [kept for kept in self._files.snapshots if kept.next_row < snapshot.next_row]
+                + [snapshot]
             )
             # newer ones name rows that are forgotten
-            self._files.drop_weights(keep=mark.weights_file)
+            self._files.drop_weights(keep=snapshot.weights_file)
 
     def close(self) -> None:
         """Let go of the directory; rows stay in memory."""
@@ -383,7 +387,9 @@ class ReplayShard:
         return *journal.append(kind, parts), sum(len(part) for part in parts)
 
     def _rotate(self, journal: Journal) -> None:
-        """Begin a segment, and delete those whose rows were all evicted and that no mark needs."""
+        """Begin a segment, and delete those whose rows were all evicted and that no
+        snapshot needs.
+        """
         rows = self._rows
         journal.rotate(rows.head())
         rows.segment_rows[journal.position.segment] = rows.buffer.next_row
@@ -391,7 +397,7 @@ class ReplayShard:
             [
                 rows.oldest_needed(),
                 *self._pinned,
-                *(mark.oldest_segment for mark in self._files.marks),
+                *(snapshot.oldest_segment for snapshot in self._files.snapshots),
             ]
         )
         journal.drop_before(keep)
@@ -405,7 +411,7 @@ class ReplayShard:
             if self._cold_directory is not None
             else None
         )
-        selector = self._make_selector(self.capacity_steps)
+        selector = self._make_selector(self.capacity_rows)
         return ShardRows(partial(self._make_buffer, cold=cold, selector=selector), self.columns)
 
     def _recover(self, journal: Journal, online_served: int | None = None) -> None:
@@ -447,28 +453,28 @@ class ReplayShard:
         # in the segment whose records lead up to it, even if that is full
         journal.append(LOST, [self._rows.head()])
 
-    def _restore_mutable(self, mark: ShardSnapshot) -> None:
-        if mark.mutable_file:
+    def _restore_mutable(self, snapshot: ShardSnapshot) -> None:
+        if snapshot.mutable_file:
             specs = {column: self.columns[column] for column in self._mutable}
-            self._rows.buffer.write_back(*self._files.load_mutable(mark.mutable_file, specs))
+            self._rows.buffer.write_back(*self._files.load_mutable(snapshot.mutable_file, specs))
 
     def _restore_weights(self, name: str) -> None:
         if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
             logger.warning(
-                "shard-%d: the priorities on disk are another selector's; they begin anew",
+                "shard-%d: the priorities on disk are another selector's; they start over",
                 self.index,
             )
 
     def _restore_newest(self) -> None:
-        """A restart goes on with the extras of the newest mark and the priorities that were written
-        last.
+        """A restart goes on with the extras of the newest snapshot and the priorities that were
+        written last.
 
         Without the former, rows have the extras that they were stored with; without the latter,
         training is slower to focus.
         """
         try:
-            if self._files.marks:
-                self._restore_mutable(self._files.marks[-1])
+            if self._files.snapshots:
+                self._restore_mutable(self._files.snapshots[-1])
         except CheckpointError as error:
             logger.warning("shard-%d: extras are as they were stored: %s", self.index, error)
         name = self._files.newest_weights
@@ -476,7 +482,7 @@ class ReplayShard:
             if name:
                 self._restore_weights(name)
         except CheckpointError as error:
-            logger.warning("shard-%d: priorities begin anew: %s", self.index, error)
+            logger.warning("shard-%d: priorities start over: %s", self.index, error)
 
 
 def _extras(columns: Mapping[str, ArraySpec]) -> frozenset[str]:

@@ -1,10 +1,10 @@
 """A shard's questions to the coordinator: chunks that arrive while one is open share the next, so
 that a busy shard asks less often.
 
-The coordinator grants a question's chunks in their order, as many as the train ratio allows now,
-and waits until that is one. Nothing is granted ahead of what has arrived: steps that a shard merely
-might insert would count as inserted for those who sample. Questions are numbered, so that one that
-is asked again, because its answer was lost on the way, is not granted twice.
+The coordinator permits a question's chunks in their order, as many as the train ratio allows now,
+and waits until that is one. Nothing is permitted ahead of what has arrived: steps that a shard
+merely might insert would count as inserted for those who sample. Questions are numbered, so that
+one that is asked again, because its answer was lost on the way, is not permitted twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Admission:
         self._asking: asyncio.Task[None] | None = None
 
     async def admit(self, agent_steps: int) -> bool:
-        """True when a chunk with so many agent steps may be stored; False when a successor of the
+        """True when a chunk with this many agent steps may be stored; False when a successor of the
         shard has shown up.
 
         Raises:
@@ -44,16 +44,16 @@ class Admission:
         return await answer
 
     async def _go_on(self) -> None:
-        """Ask until nobody waits."""
+        """Ask until no one waits."""
         try:
             while self._waiting:
                 self._asked += 1
-                granted = await self._ask(self._asked, [steps for steps, _ in self._waiting])
-                for _ in range(granted or len(self._waiting)):
+                permitted = await self._ask(self._asked, [steps for steps, _ in self._waiting])
+                for _ in range(permitted or len(self._waiting)):
                     _, answer = self._waiting.popleft()
                     if not answer.done():
-                        answer.set_result(granted > 0)
-        except Exception as error:  # whoever waits gets it
+                        answer.set_result(permitted > 0)
+        except Exception as error:  # the waiting calls get it
             while self._waiting:
                 _, answer = self._waiting.popleft()
                 if not answer.done():

@@ -4,12 +4,12 @@
     worker --append(chunk)--> ShardRole --admit_inserts--> CoordinatorRole  waits for the ratio
     prefetcher   --admit_samples-------------------------------> CoordinatorRole  likewise
 
-Every grant wakes those who wait for the other side. A coordinator that is started again knows
+Every permit wakes those who wait for the other side. A coordinator that is started again knows
 nothing: shards report to it about once a second, and the driver tells it what was trained, so it is
-whole again within a second or two, and admits nothing until then. A request names the life of the
-process that asks: when its successor shows up, what the dead one still waits for is void. A shard
-that says nothing for a while hangs, or its machine does: nobody is sent there until it is heard
-again.
+whole again within a second or two, and admits nothing until then. A request names the session of
+the process that asks: when its successor shows up, what the dead one still waits for is void. A
+shard that says nothing for a while hangs, or its machine does: no request is sent there until it is
+heard again.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class CoordinatorRole:
         )
         self._counters: dict[int, RowCounters] = {}
         self._live: dict[int, int] = {}
-        self._lives: dict[str, str] = {}
+        self._sessions: dict[str, str] = {}
         self._heard: dict[int, float] = {}
-        # life, number and grant of every shard's last question
+        # session, number and permit of every shard's last question
         self._answered: dict[int, tuple[str, int, int]] = {}
         # admitted chunks that are not stored yet, per shard; in lock-step only
         self._storing: Counter[int] = Counter()
@@ -80,14 +80,14 @@ class CoordinatorRole:
         self._door = RpcServer(self.admit, is_private=plan.config.address is None)
 
     async def join(
-        self, shard: int, counters: RowCounters, live_windows: int, life: str | None = None
+        self, shard: int, counters: RowCounters, live_windows: int, session_id: str | None = None
     ) -> None:
-        """A shard started (with a life, if it is a new one); its counters replace what was counted
-        for it.
+        """A shard started (with a session, if it is a new one); its counters replace what was
+        counted for it.
         """
-        if life is not None:
-            # what its predecessor still waits for would be granted to nobody
-            self._lives[f"shard-{shard}"] = life
+        if session_id is not None:
+            # what its predecessor still waits for would be permitted to a process that is gone
+            self._sessions[f"shard-{shard}"] = session_id
         self._storing[shard] = 0
         self._heard[shard] = time.monotonic()
         self._counters[shard] = counters
@@ -121,14 +121,14 @@ class CoordinatorRole:
             await self._notify()
 
     async def rebase_positions(self, positions: int) -> None:
-        """A learner begins with so many trained positions; what its predecessor did beyond them is
-        owed within the band.
+        """A learner begins with this many trained positions; what its predecessor did beyond them
+        is owed within the band.
 
         What its predecessor, or the ranks of that, still wait for is void.
         """
         self._positions = positions
         for rank in range(self._plan.config.learners):
-            self._lives[f"learner-{rank}"] = ""
+            self._sessions[f"learner-{rank}"] = ""
         if self._is_whole:
             self._coordinator.limiter.rebase(self._coordinator.limiter.agent_steps, positions)
             await self._notify()
@@ -140,19 +140,23 @@ class CoordinatorRole:
             await self._notify()
 
     async def is_live(self, shard: int) -> bool:
-        """False while nobody is sent to a shard, because it is dead or silent."""
+        """False while no request is sent to a shard, because it is dead or silent."""
         return not self._is_whole or shard in self._coordinator.live_shards
 
-    async def admit_inserts(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int:
+    async def admit_inserts(
+        self, shard: int, session_id: str, number: int, chunks: Sequence[int]
+    ) -> int:
         """Return how many chunks, given by their agent steps, may be inserted, from the first;
         waits until that is one.
 
         A shard numbers its questions, from 1; one that it asks again, because no answer came, is
-        granted once. 0 when a successor of the shard has shown up.
+        permitted once. 0 when a successor of the shard has shown up.
         """
         return (
             await self._wait(
-                f"shard-{shard}", life, lambda: self._answer(shard, life, number, chunks)
+                f"shard-{shard}",
+                session_id,
+                lambda: self._answer(shard, session_id, number, chunks),
             )
             or 0
         )
@@ -178,26 +182,26 @@ class CoordinatorRole:
         await self._notify()
 
     async def admit_samples(
-        self, asker: str, life: str, windows: int, seeds: Sequence[tuple[int, ...]]
+        self, asker: str, session_id: str, windows: int, seeds: Sequence[tuple[int, ...]]
     ) -> list[dict[int, SampleRequest]] | None:
         """Return requests per shard for the first batch, when it may be sampled, and for later ones
         that may be sampled then too.
 
-        A batch is so many windows with one of the seeds. Only the windows of all ranks together
+        A batch is this many windows with one of the seeds. Only the windows of all ranks together
         make a joint batch, so several ranks share one train ratio. None when a successor of the
         asker (a learner rank) has shown up.
         """
         requests = [SampleRequest(windows, seed) for seed in seeds]
         return await self._wait(
             asker,
-            life,
+            session_id,
             lambda: (self._coordinator.try_samples(requests) if self._may_sample() else []) or None,
         )
 
-    async def dismiss(self, asker: str, life: str) -> None:
-        """A learner rank ends: what this life of it waits for is void."""
-        if self._lives.get(asker) == life:
-            del self._lives[asker]
+    async def dismiss(self, asker: str, session_id: str) -> None:
+        """A learner rank ends: what this session of it waits for is void."""
+        if self._sessions.get(asker) == session_id:
+            del self._sessions[asker]
             await self._notify()
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
@@ -255,8 +259,8 @@ class CoordinatorRole:
         await Reporter("coordinator").emit_for_ever()
 
     async def _leave_silent(self) -> None:
-        """Leave out who has not reported for a while; nobody when it was this process that stood
-        still.
+        """Leave out shards that have not reported for a while; none when it was this process that
+        stood still.
         """
         now = time.monotonic()
         if now - max(self._heard.values(), default=now) > DEAF_S:
@@ -279,17 +283,19 @@ class CoordinatorRole:
     def _may_sample(self) -> bool:
         return self._is_whole and not any(self._storing.values())
 
-    def _answer(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int | None:
-        """The grant of a question, the same if it was asked before; None when it has to wait, 0
-        when nobody waits for it.
+    def _answer(
+        self, shard: int, session_id: str, number: int, chunks: Sequence[int]
+    ) -> int | None:
+        """The permit of a question, the same if it was asked before; None when it has to wait, 0
+        when no one waits for it.
         """
-        known_life, last, granted = self._answered.get(shard, ("", 0, 0))
-        if life == known_life and number <= last:
-            return granted if number == last else 0
-        granted = self._try_inserts(shard, chunks)
-        if granted:
-            self._answered[shard] = life, number, granted
-        return granted or None
+        known_session, last, permitted = self._answered.get(shard, ("", 0, 0))
+        if session_id == known_session and number <= last:
+            return permitted if number == last else 0
+        permitted = self._try_inserts(shard, chunks)
+        if permitted:
+            self._answered[shard] = session_id, number, permitted
+        return permitted or None
 
     def _try_inserts(self, shard: int, chunks: Sequence[int]) -> int:
         return next(
@@ -311,19 +317,19 @@ class CoordinatorRole:
         self._storing[shard] += self._plan.is_lockstep
         return True
 
-    async def _wait(self, asker: str, life: str, attempt: Callable[[], T | None]) -> T | None:
-        """Try again at every change until it succeeds, or until another life of the asker has shown
-        up.
+    async def _wait(self, asker: str, session_id: str, attempt: Callable[[], T | None]) -> T | None:
+        """Try again at every change until it succeeds, or until another session of the asker has
+        shown up.
         """
         async with self._changed:
-            if self._lives.get(asker) != life:
-                self._lives[asker] = life
+            if self._sessions.get(asker) != session_id:
+                self._sessions[asker] = session_id
                 self._changed.notify_all()
-            while self._lives.get(asker) == life:
-                granted = attempt()
-                if granted is not None:
+            while self._sessions.get(asker) == session_id:
+                permitted = attempt()
+                if permitted is not None:
                     self._changed.notify_all()
-                    return granted
+                    return permitted
                 await self._changed.wait()
         return None
 

@@ -37,9 +37,9 @@ from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import ActCosts, Plan
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.intervals import Interval
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
-from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -67,7 +67,7 @@ class InferenceRole:
     Args:
         plan: Of the run.
         index: Which server; it serves the workers whose slot has this remainder.
-        incarnation: Which of its lives, so that a successor does not repeat its random draws.
+        incarnation: Its incarnation, so that a successor does not repeat its random draws.
     """
 
     def __init__(self, plan: Plan, index: int, incarnation: int) -> None:
@@ -205,7 +205,7 @@ class InferenceRole:
         return batch
 
     def _clients(self) -> int:
-        """Workers that have asked lately: nobody waits for more of them."""
+        """Workers that have asked lately: no one waits for more of them."""
         now = time.monotonic()
         return sum(now - seen < CLIENT_MEMORY_S for seen in self._seen.values())
 

@@ -3,7 +3,7 @@
     worker --append(chunk)--> ShardRole     acknowledged once it is admitted and journaled
     prefetcher   --sample---------> ShardRole
 
-Who asks often does so over a line of our own (``worldloom_dist.rpc.connection``), everybody else
+Frequent callers use sockets of our own (``worldloom_dist.rpc.connection``), all others
 over Ray.
 """
 
@@ -15,36 +15,36 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom.core.exceptions import StateError, WorldLoomError
+from worldloom.core.exceptions import BufferError, StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
+from worldloom.data.windows import EncodedWindows
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest
+from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
-from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.intervals import Interval, Throttle
 from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.inline_shard import InlineShard
-from worldloom_dist.runtime.intervals import Interval, Throttle
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["ShardRole"]
+__all__ = ["InlineShard", "ShardRole"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
@@ -53,6 +53,51 @@ WEIGHTS_EVERY_S = 30.0
 FINAL_COUNTERS_S = 5.0
 PREDECESSOR_S = 15.0
 """A process that hung is killed, and may hold its journal for a few seconds more."""
+SMALL_CHUNK = 256 * 2**10
+SMALL_DRAW = 4 * 2**20
+"""Bytes that are copied in less time than a thread takes to begin, or little more."""
+
+
+class InlineShard:
+    """Appends and samples of one shard, for callers on an event loop: what is quick is done at
+    once, and what may take long in a thread.
+
+    Storing a chunk of Atari frames or drawing a batch takes some hundred microseconds. Handing that
+    to a thread and back takes about as long again, on a core whose caches know nothing of it. A
+    disk that must sync or be read, large copies, and decoding are left to threads, and so is
+    waiting for a thread that is inside the shard already (a snapshot that copies). What the loop
+    does wait for is a journal that is written without ``fsync``, and a thread that enters the shard
+    at the very moment.
+
+    Args:
+        shard: Also used by others, in threads.
+    """
+
+    def __init__(self, shard: ReplayShard) -> None:
+        self._shard = shard
+        self._window_bytes = shard.plain_row_bytes * shard.sampling.window_rows
+
+    async def append(self, chunk: Chunk) -> bool:
+        """As :meth:`ReplayShard.append`."""
+        is_quick = self._shard.durability != "fsync" and len(chunk.payload) <= SMALL_CHUNK
+        return await self._do(is_quick, self._shard.append, chunk)
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
+        """The windows of all requests, for the reader to decode; None if there is too little to
+        draw from.
+        """
+        windows = sum(request.windows for request in requests)
+        is_quick = not self._shard.is_mapped and windows * self._window_bytes <= SMALL_DRAW
+        try:
+            drawn = await self._do(is_quick, self._shard.draw, requests)
+        except BufferError:
+            return None
+        return drawn.ready() or await asyncio.to_thread(drawn.prepared)
+
+    async def _do(self, is_quick: bool, work: Callable[..., T], *arguments: Any) -> T:
+        if is_quick and not self._shard.is_busy:
+            return work(*arguments)
+        return await asyncio.to_thread(work, *arguments)
 
 
 class ShardRole:
@@ -73,7 +118,7 @@ class ShardRole:
         self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._coordinator = ActorClient("coordinator-0")
-        self._life = uuid.uuid4().hex
+        self._session_id = uuid.uuid4().hex
         self._joined = asyncio.Event()
         self._is_lockstep = plan.is_lockstep
         self._weights = RemoteWeights()
@@ -84,10 +129,12 @@ class ShardRole:
         self._flushing = asyncio.Lock()
         self._storing = 0
         self._is_idle = asyncio.Event()
-        self._is_settled = False
+        self._is_finalized = False
         self._coordinator_line = AsyncRpcClient(self._coordinator, "admit")
         self._admission = Admission(
-            lambda *question: self._coordinator_line.call((self._index, self._life, *question))
+            lambda *question: self._coordinator_line.call(
+                (self._index, self._session_id, *question)
+            )
         )
         self._door = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
@@ -110,11 +157,9 @@ class ShardRole:
         finally:
             self._arriving.pop(name, None)
 
-    async def sample(
-        self, requests: Sequence[SampleRequest]
-    ) -> SampledWindows | PackedWindows | None:
-        """The windows of all requests, whole or for the reader to unpack; None if there is too
-        little to draw from.
+    async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
+        """The windows of all requests, for the reader to decode; None if there is too little to
+        draw from.
         """
         started = time.monotonic()
         windows = await self._inline_shard.sample(requests)
@@ -140,12 +185,12 @@ class ShardRole:
         """Where every row went."""
         return self._shard.row_counters()
 
-    async def settle(self) -> RowCounters:
+    async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
         coordinator and the caller the final counters.
         """
         await self._joined.wait()
-        self._is_settled = True
+        self._is_finalized = True
         while self._storing:
             await self._is_idle.wait()
         counters = self._shard.row_counters()
@@ -158,7 +203,7 @@ class ShardRole:
         return counters
 
     async def ping(self) -> dict[str, Any]:
-        """Alive; ``stuck`` says why it needs to be started anew."""
+        """Alive; ``stuck`` says why it needs to be started again."""
         return {
             "pid": os.getpid(),
             "stored": self._shard.row_counters().stored,
@@ -167,7 +212,7 @@ class ShardRole:
         }
 
     async def run_forever(self) -> None:
-        """Own up to what the disk lost, then report to the coordinator for as long as the
+        """Count what the disk lost, then report to the coordinator for as long as the
         process lives.
         """
         known = await self._coordinator.acall("last_counters", self._index, patience_s=120.0)
@@ -178,13 +223,13 @@ class ShardRole:
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
         await self._coordinator.acall(
-            "join", self._index, counters, windows, self._life, patience_s=120.0
+            "join", self._index, counters, windows, self._session_id, patience_s=120.0
         )
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
     async def _report_for_ever(self) -> None:
-        """Apart from everything that may wait for a disk or for another role: who is silent counts
+        """Apart from everything that may wait for a disk or for another role: a silent role counts
         as hanging.
         """
         while True:
@@ -214,7 +259,7 @@ class ShardRole:
         """Store this shard's share of files that the run was told of, at its start or later; a bad
         file costs only itself.
         """
-        if self._is_settled:
+        if self._is_finalized:
             return
         try:
             sources = self._imports.take_new()
@@ -222,7 +267,7 @@ class ShardRole:
             logger.error("no file was imported: %s", error)
             return
         for source in sources:
-            if self._is_settled:
+            if self._is_finalized:
                 self._imports.put_back(source)
                 continue
             try:
@@ -252,7 +297,7 @@ class ShardRole:
             )
         is_new = False
         try:
-            if self._is_settled:
+            if self._is_finalized:
                 raise StateError(
                     f"shard {self._index} takes no more: the run has ended; "
                     f"{chunk.stream}/{chunk.seq} is lost"
@@ -272,7 +317,7 @@ class ShardRole:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """While rows are being stored, which :meth:`settle` waits for."""
+        """While rows are being stored, which :meth:`finalize` waits for."""
         self._storing += 1
         self._is_idle.clear()
         try:
@@ -282,9 +327,7 @@ class ShardRole:
             if not self._storing:
                 self._is_idle.set()
 
-    async def _answer(
-        self, content: Chunk | list[SampleRequest]
-    ) -> bool | SampledWindows | PackedWindows | None:
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | EncodedWindows | None:
         """What came over a line."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 

@@ -31,7 +31,7 @@ POLL_S = 0.25
 COME_BACK_S = 60.0
 """For how long, in all, the end of a run waits for roles that have died."""
 DRAIN_TIMEOUT_S = 10.0
-SETTLE_TIMEOUT_S = 15.0
+FINALIZE_TIMEOUT_S = 15.0
 
 
 class Shutdown:
@@ -105,12 +105,12 @@ class Shutdown:
 
     def _final_counters(self) -> dict[str, dict[str, int]]:
         shards = {
-            role.index: role.handle.settle.remote()
+            role.index: role.handle.finalize.remote()
             for role in self._supervisor.of_kind("shard")
             if role.is_up
         }
         if shards:
-            ray.wait(list(shards.values()), num_returns=len(shards), timeout=SETTLE_TIMEOUT_S)
+            ray.wait(list(shards.values()), num_returns=len(shards), timeout=FINALIZE_TIMEOUT_S)
         words = {}
         for index, said in shards.items():
             try:
@@ -137,7 +137,7 @@ class Shutdown:
         """
         deadline = self._deadline
         is_said = False
-        self._supervisor.poll(0.0)  # who died a moment ago counts as up until somebody looks
+        self._supervisor.poll(0.0)  # who died a moment ago counts as up until the next poll
         while missing := [
             role.name
             for kind in kinds

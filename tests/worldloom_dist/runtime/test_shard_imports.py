@@ -16,7 +16,7 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import rows_from_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.replay import imports
-from worldloom_dist.replay.episode_files import write_episode_file
+from worldloom_dist.replay.formats.episode_files import write_episode_file
 from worldloom_dist.replay.imports import ImportList
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.runtime.shard_role import ShardRole
@@ -44,7 +44,7 @@ def role(tmp_path):
         0,
         ENV.columns(),
         SamplingSpec(batch_size=2, length=3),
-        capacity_steps=500,
+        capacity_rows=500,
         directory=tmp_path / "replay" / "shard-0",
     )
     imports = ImportList(tmp_path)
@@ -53,7 +53,7 @@ def role(tmp_path):
         "_shard": shard,
         "_index": 0,
         "_num_shards": 1,
-        "_is_settled": False,
+        "_is_finalized": False,
     }
     return SimpleNamespace(**own, _at_work=contextlib.nullcontext)
 
@@ -95,7 +95,7 @@ def test_a_file_for_which_the_disk_had_no_room_is_stored_later(tmp_path, role, c
 
 def test_nothing_is_imported_after_a_shards_last_word(tmp_path, role):
     role._imports.add([write_good(tmp_path / "good.npz")])
-    role._is_settled = True
+    role._is_finalized = True
     assert look(role) == 0
 
 

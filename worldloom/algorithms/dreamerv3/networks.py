@@ -27,7 +27,7 @@ from worldloom.algorithms.dreamerv3.returns import (
 from worldloom.algorithms.dreamerv3.rssm import Posterior, State
 from worldloom.algorithms.dreamerv3.scan import CellWeights
 from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
-from worldloom.core.ranks import ALONE, Ranks
+from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.specs import EnvSpec
 from worldloom.nn.dense import Dense, Linear, linear_rows
 
@@ -99,7 +99,7 @@ class Networks(nn.Module):
     def __init__(self, config: DreamerV3AgentConfig, env: EnvSpec) -> None:
         super().__init__()
         self.config = config
-        self.ranks: Ranks = ALONE
+        self.ranks: ProcessGroup = SINGLE_PROCESS
         sizes = config
         self.actor = Actor(
             ActionLayout.from_specs(env.action), sizes.feature, sizes.units, config.actor_layers

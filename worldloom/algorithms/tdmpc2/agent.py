@@ -21,8 +21,8 @@ from worldloom.algorithms.tdmpc2.planner import PlannerSettings, plan
 from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig, make_spec, resolve
 from worldloom.algorithms.tdmpc2.update import OptimizerSettings, Updater
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import ActOutput, Carry, Decide, TrainOutput
-from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
@@ -237,9 +237,9 @@ class TDMPC2Agent(TDMPC2Policy):
             self.model, self.target, losses, optimizers, precision=config.precision
         )
         self._train_generator = _generator(self._train_seed, self.device)
-        self._ranks: Ranks = ALONE
+        self._ranks: ProcessGroup = SINGLE_PROCESS
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: ProcessGroup) -> None:
         """See :meth:`worldloom.core.protocol.Agent.join`."""
         self._ranks = ranks
         self.updater.join(ranks)
@@ -303,20 +303,18 @@ class TDMPC2Agent(TDMPC2Policy):
         """Windows [B, T, ...] as time-first transitions; the one place where the axes are
         swapped.
         """
-        steps = transitions(batch.map(self._tensor))
-        length = steps.reward.shape[1]
-        actions = [
-            steps.action[key].reshape(*steps.reward.shape, -1).float() for key in self.env.action
-        ]
+        obs, action, reward, terminated = transitions(batch.map(self._tensor))
+        length = reward.shape[1]
+        actions = [action[key].reshape(*reward.shape, -1).float() for key in self.env.action]
         if length < 1:
             raise ShapeMismatchError(
                 "rows per window of train_step", f">= {self.spec.sampling.window_rows}", length + 1
             )
         return UpdateBatch(
-            {key: steps.obs[key].transpose(0, 1) for key in self.env.obs},
+            {key: obs[key].transpose(0, 1) for key in self.env.obs},
             torch.cat(actions, -1).transpose(0, 1),
-            steps.reward.float().transpose(0, 1),
-            steps.terminated.float().transpose(0, 1),
+            reward.float().transpose(0, 1),
+            terminated.float().transpose(0, 1),
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from worldloom.algorithms.tdmpc2.draws import UpdateDraws
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks
 from worldloom.algorithms.tdmpc2.running_scale import updated_scale
-from worldloom.core.ranks import ALONE
+from worldloom.core.process_group import SINGLE_PROCESS
 from worldloom.nn.ensemble import EnsembleMLP, StackedLayer, ensemble_after_first, ensemble_forward
 
 __all__ = [
@@ -53,7 +53,7 @@ class UpdateBatch:
         obs: Per key [H+1, B, ...].
         action: [H, B, A].
         reward: [H, B] received for ``action``.
-        terminated: [H, B] 1.0 where the episode terminated on arrival behind ``action``.
+        terminated: [H, B] 1.0 where the episode terminated on arrival after ``action``.
         task: [B] integer tasks, or None.
     """
 
@@ -99,7 +99,7 @@ def td_target(
     draws: UpdateDraws,
     settings: LossSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Latents [H, B, L] of the observations behind each action, and their temporal-difference
+    """Latents [H, B, L] of the observations after each action, and their temporal-difference
     targets [H, B].
     """
     task = model.embed(batch.task)
@@ -209,7 +209,7 @@ def policy_loss(
     draws: UpdateDraws,
     settings: LossSettings,
     tau: float,
-    gather: Callable[[Tensor], Tensor] = ALONE.gather,
+    gather: Callable[[Tensor], Tensor] = SINGLE_PROCESS.gather,
 ) -> PolicyLoss:
     """Climb the scaled value of the drawn critics, with an entropy bonus.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import EnvSpec
-from worldloom_dist.replay.episode_rows import EpisodeFile
+from worldloom_dist.replay.formats.episode_rows import EpisodeFile
 
 __all__ = ["MINARI", "open_episodes", "write_episode_file"]
 
@@ -49,14 +49,14 @@ def open_episodes(source: str) -> EpisodeFile:
     """
     kind = _kind(source)
     if kind == "npz":
-        from worldloom_dist.replay.npz_files import read_npz
+        from worldloom_dist.replay.formats.npz import read_npz
 
         return read_npz(Path(source))
     if kind == "parquet":
-        from worldloom_dist.replay.parquet_files import read_parquet
+        from worldloom_dist.replay.formats.parquet import read_parquet
 
         return read_parquet(Path(source))
-    from worldloom_dist.replay.minari_files import read_minari
+    from worldloom_dist.replay.formats.minari import read_minari
 
     return read_minari(source.removeprefix(MINARI))
 
@@ -95,15 +95,15 @@ def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> N
 
 def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     if kind == "npz":
-        from worldloom_dist.replay.npz_files import write_npz
+        from worldloom_dist.replay.formats.npz import write_npz
 
         write_npz(Path(target), env, episodes)
     elif kind == "parquet":
-        from worldloom_dist.replay.parquet_files import write_parquet
+        from worldloom_dist.replay.formats.parquet import write_parquet
 
         write_parquet(Path(target), env, episodes)
     else:
-        from worldloom_dist.replay.minari_files import write_minari
+        from worldloom_dist.replay.formats.minari import write_minari
 
         write_minari(target.removeprefix(MINARI), env, episodes)
 
