@@ -1,12 +1,19 @@
 """From the text after ``--agent`` to a config, a spec, a policy or an agent. Imports torch only
 when an agent is built.
+
+An agent of one's own needs no change here: ``--agent my_package.my_agent:small`` imports it by
+name, and a package that declares an entry point of the group ``worldloom.agents`` gives it a short
+one. ``docs/extending/agent.md`` has an example.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
+import importlib.util
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Protocol
 
 from worldloom.core.config_base import WorldModelConfig
@@ -31,9 +38,12 @@ ALGORITHMS = {
     "dreamerv3": "worldloom.algorithms.dreamerv3",
     "tdmpc2": "worldloom.algorithms.tdmpc2",
 }
-"""Algorithm name -> package; each has a torch-free ``spec`` module (CONFIG, PRESETS, make_spec) and
-an ``agent`` module.
+"""Algorithm name -> package. Each has a torch-free module ``spec`` with the names of SPEC_NAMES,
+and a module ``agent`` with those of AGENT_NAMES; a small agent may have all of them in one module.
 """
+ENTRY_POINTS = "worldloom.agents"
+SPEC_NAMES = ("PRESETS", "DEFAULT_PRESET", "ENV_DEFAULTS", "ARCHITECTURE", "make_spec")
+AGENT_NAMES = ("make_agent", "make_policy")
 
 
 class AgentConfig(Protocol):
@@ -58,14 +68,14 @@ def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> 
         ModelNotFoundError: If the algorithm or the preset does not exist.
         ConfigurationError: If a field does not exist or its value is not allowed.
     """
-    algorithm, _, preset = name.partition(":")
-    if algorithm not in ALGORITHMS:
+    algorithm, preset = _split(name)
+    if _home(algorithm) is None:
         raise ModelNotFoundError(name, agent_names())
     module = _spec_module(algorithm)
     preset = preset or module.DEFAULT_PRESET
     if preset not in module.PRESETS:
-        raise ModelNotFoundError(name, agent_names())
-    config = module.PRESETS[preset]()
+        raise ModelNotFoundError(name, [f"{algorithm}:{known}" for known in module.PRESETS])
+    config = dataclasses.replace(module.PRESETS[preset](), name=f"{algorithm}:{preset}")
     known = {f.name for f in dataclasses.fields(config)} - {"name"}
     for field in overrides or {}:
         if field not in known:
@@ -158,16 +168,71 @@ def trained_weights(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trained_module(name: str) -> Any:
-    return importlib.import_module(ALGORITHMS[name.partition(":")[0]] + ".trained")
+    algorithm, _ = _split(name)
+    if algorithm not in ALGORITHMS:
+        raise ConfigurationError(
+            f"agent {name!r} comes from outside and names no public world model of this library; "
+            "load its run with worldloom_dist.evaluate.load_policy"
+        )
+    return importlib.import_module(ALGORITHMS[algorithm] + ".trained")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Algorithm and preset of ``algorithm:preset``; the preset may be missing."""
+    algorithm, _, preset = name.partition(":")
+    return algorithm, preset
 
 
 def _algorithm(config: AgentConfig) -> str:
-    return config.name.partition(":")[0]
+    return _split(config.name)[0]
 
 
 def _spec_module(algorithm: str) -> Any:
-    return importlib.import_module(ALGORITHMS[algorithm] + ".spec")
+    return _part(algorithm, "spec", SPEC_NAMES)
 
 
 def _agent_module(config: AgentConfig) -> Any:
-    return importlib.import_module(ALGORITHMS[_algorithm(config)] + ".agent")
+    return _part(_algorithm(config), "agent", AGENT_NAMES)
+
+
+def _part(algorithm: str, part: str, names: tuple[str, ...]) -> ModuleType:
+    """The module that has one half of an agent.
+
+    Raises:
+        ModelNotFoundError: If there is no such algorithm.
+        ConfigurationError: If the module cannot be imported, or lacks a name that an agent has.
+    """
+    home = _home(algorithm)
+    if home is None:
+        raise ModelNotFoundError(algorithm, agent_names())
+    try:
+        module = importlib.import_module(home)
+        if hasattr(module, "__path__") and importlib.util.find_spec(f"{home}.{part}") is not None:
+            module = importlib.import_module(f"{home}.{part}")
+    except Exception as error:  # the edge: foreign code may raise anything
+        if algorithm in ALGORITHMS:
+            raise
+        raise ConfigurationError(
+            f"agent {algorithm!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    missing = [name for name in names if not hasattr(module, name)]
+    if missing:
+        raise ConfigurationError(
+            f"agent {algorithm!r}: {module.__name__} has no {', '.join(missing)}, which an agent "
+            "needs; see docs/extending/agent.md"
+        )
+    return module
+
+
+def _home(algorithm: str) -> str | None:
+    """The module of an algorithm: ours, an entry point's, or the one of that dotted name."""
+    if algorithm in ALGORITHMS:
+        return ALGORITHMS[algorithm]
+    for found in importlib.metadata.entry_points(group=ENTRY_POINTS, name=algorithm):
+        return found.value
+    if not all(part.isidentifier() for part in algorithm.split(".")):
+        return None
+    try:
+        return algorithm if importlib.util.find_spec(algorithm) is not None else None
+    except (ImportError, ValueError):
+        return None
