@@ -40,6 +40,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.report", "worldloom_dist.local_crew", "worldloom_dist.rehearsal"},
     {"worldloom_dist.local_evaluation"},
     {"worldloom_dist.rpc"},
+    {"worldloom_dist.interfaces"},
     {"worldloom_dist.local", "worldloom_dist.runtime"},
     {"worldloom_dist.cli"},
     {

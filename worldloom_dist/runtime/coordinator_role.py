@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from worldloom_dist.interfaces import InsertQuestion
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
@@ -143,23 +144,12 @@ class CoordinatorRole:
         """False while nobody is sent to a shard, because it is dead or silent."""
         return not self._is_whole or shard in self._coordinator.live_shards
 
-    async def admit_inserts(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int:
-        """Return how many chunks, given by their agent steps, may be inserted, from the first;
-        waits until that is one.
-
-        A shard numbers its questions, from 1; one that it asks again, because no answer came, is
-        granted once. 0 when a successor of the shard has shown up.
+    async def admit(self, question: InsertQuestion) -> int:
+        """Return how many of the chunks, from the first, may be stored; waits until that is one.
+        0 when a successor of the shard has shown up.
         """
-        return (
-            await self._wait(
-                f"shard-{shard}", life, lambda: self._answer(shard, life, number, chunks)
-            )
-            or 0
-        )
-
-    async def admit(self, asked: tuple[int, str, int, list[int]]) -> int:
-        """:meth:`admit_inserts` with its arguments in one, for a line."""
-        return await self.admit_inserts(*asked)
+        asker = f"shard-{question.shard}"
+        return await self._wait(asker, question.life, lambda: self._answer(question)) or 0
 
     async def address(self) -> Endpoint:
         """Where shards ask without Ray."""
@@ -279,10 +269,11 @@ class CoordinatorRole:
     def _may_sample(self) -> bool:
         return self._is_whole and not any(self._storing.values())
 
-    def _answer(self, shard: int, life: str, number: int, chunks: Sequence[int]) -> int | None:
+    def _answer(self, question: InsertQuestion) -> int | None:
         """The grant of a question, the same if it was asked before; None when it has to wait, 0
         when nobody waits for it.
         """
+        shard, life, number, chunks = question
         known_life, last, granted = self._answered.get(shard, ("", 0, 0))
         if life == known_life and number <= last:
             return granted if number == last else 0

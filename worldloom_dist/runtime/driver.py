@@ -26,13 +26,23 @@ from ray.exceptions import RayError
 from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.console import PROGRESS, show_nothing
+from worldloom_dist.interfaces import (
+    Coordinator,
+    Evaluator,
+    Hub,
+    Inference,
+    Learner,
+    Shard,
+    WeightStore,
+    coordinator_client,
+)
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.report import Counts, Report
-from worldloom_dist.rpc.actor_client import GONE, ActorClient
+from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
@@ -117,7 +127,7 @@ class RayRun:
             max_restarts=actors.max_restarts, window_s=actors.restart_window_s
         )
         self._evaluations = Evaluations(plan, self._supervisor, self._report)
-        self._coordinator = ActorClient("coordinator-0")
+        self._coordinator = coordinator_client()
         self._reporter = Reporter("driver")
         self._node = NodeMeter(folder.path)
         self._measure = Interval(MEASURE_EVERY_S)
@@ -168,10 +178,11 @@ class RayRun:
         }
         secret = read_secret(config.metrics_auth_file)
         hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
-        add("hub", 0, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
+        add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
             "coordinator",
             0,
+            Coordinator.run_forever,
             lambda _: _start(
                 place,
                 CoordinatorRole,
@@ -182,21 +193,26 @@ class RayRun:
                 self._counters,
             ),
         )
-        add("weights", 0, lambda _: _start(place, WeightStoreRole, "weights", 0))
+        add(
+            "weights",
+            0,
+            WeightStore.run_forever,
+            lambda _: _start(place, WeightStoreRole, "weights", 0),
+        )
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
-            add(
-                "shard", index, make, on_down=partial(self._coordinator.notify, "shard_down", index)
-            )
+            tell = partial(self._coordinator.notify, Coordinator.shard_down, index)
+            add("shard", index, Shard.run_forever, make, on_down=tell)
         ranks = LearnerPlaces(plan.config, self._folder)
         for rank in range(plan.config.learners):
             make = partial(_start_learner, place, ranks, plan, self._folder, rank)
-            add("learner", rank, make, method="run", ping_timeout_s=120.0, group="learners")
+            add("learner", rank, Learner.run, make, ping_timeout_s=120.0, group="learners")
         videos = self._folder.videos
         if plan.config.eval_episodes:
             add(
                 "evaluator",
                 0,
+                Evaluator.run_forever,
                 lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3),
                 is_vital=False,
             )
@@ -205,7 +221,8 @@ class RayRun:
         plan = self._plan
         if plan.inference == "central":
             for index in range(plan.config.inference_servers):
-                add("inference", index, partial(_start_inference, place, plan, index))
+                make = partial(_start_inference, place, plan, index)
+                add("inference", index, Inference.run_forever, make)
         self._worker_pool.look()
 
     def _settle(self) -> None:
@@ -217,13 +234,15 @@ class RayRun:
         self._plan = self._worker_pool.plan = replace(self._plan, settled_inference=(where, why))
 
     def _add(
-        self, kind: str, index: int, start: Any, *, method: str = "run_forever", **more: Any
+        self,
+        kind: str,
+        index: int,
+        run_forever: Callable[[Any], Any],
+        start: Callable[[int], Any],
+        **more: Any,
     ) -> None:
         more["start_timeout_s"] = max(START_TIMEOUT_S, self._plan.config.placement.wait_s)
-        role = Role(
-            kind, index, start, run_forever=lambda handle: getattr(handle, method).remote(), **more
-        )
-        self._supervisor.add(role)
+        self._supervisor.add(Role(kind, index, start, run_forever=run_forever, **more))
 
     def _loop(self) -> str:
         look = Interval(LOOK_EVERY_S)
@@ -261,9 +280,9 @@ class RayRun:
         what it said last.
         """
         before = self._report.counts
-        told = self._ask("coordinator-0", "counts", timeout_s)
+        told = self._ask("coordinator-0", Coordinator.counts, timeout_s)
         status = self._learner_status()
-        snapshot = self._ask("hub-0", "snapshot", timeout_s) or self._report.snapshot
+        snapshot = self._ask("hub-0", Hub.snapshot, timeout_s) or self._report.snapshot
         if told is not None and not told["is_whole"]:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
@@ -305,16 +324,19 @@ class RayRun:
             {**self._report.gauges(), **self._report.increments(before), **self._machine()}
         )
 
-    def _ask(self, name: str, method: str, timeout_s: float) -> Any:
+    def _ask(self, name: str, method: Callable[[Any], Any], timeout_s: float) -> Any:
         """What a role says, or None when it is not there or does not answer."""
         role = self._supervisor.roles.get(name)
         if role is None or not role.is_up:
             return None
         try:
-            return ray.get(getattr(role.handle, method).remote(), timeout=timeout_s)
+            return ray.get(submit(role.handle, method), timeout=timeout_s)
         except GONE as error:
             logger.warning(
-                "no %s just now: %s did not answer (%s)", method, name, type(error).__name__
+                "no %s just now: %s did not answer (%s)",
+                method.__name__,
+                name,
+                type(error).__name__,
             )
             return None
 

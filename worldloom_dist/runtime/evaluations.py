@@ -17,9 +17,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from worldloom_dist.interfaces import Evaluator, Learner
 from worldloom_dist.outcome import is_as_asked
 from worldloom_dist.plan import Plan
 from worldloom_dist.report import Report
+from worldloom_dist.rpc.actor_client import submit
 from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.supervisor import Supervisor
 from worldloom_dist.stopping import StopFlag
@@ -113,7 +115,7 @@ class Evaluations:
         if role is None:
             return False
         self._asked_at = steps
-        self._open = (steps, role.handle.evaluate.remote(steps, is_last))
+        self._open = (steps, submit(role.handle, Evaluator.evaluate, steps, is_last))
         self._began = time.monotonic()
         return True
 
@@ -147,7 +149,7 @@ class Evaluations:
         learner = next(iter(self._supervisor.of_kind("learner")), None)
         is_finite = math.isfinite(result["return_mean"])
         if is_finite and learner is not None and learner.handle is not None:
-            self._noted = learner.handle.note_score.remote(result["return_mean"])
+            self._noted = submit(learner.handle, Learner.note_score, result["return_mean"])
 
     def _fail(self, steps: int, why: str) -> None:
         self.failure = why

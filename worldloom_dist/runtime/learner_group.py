@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.ranks import Ranks
 from worldloom_dist.config import RunConfig
-from worldloom_dist.rpc.actor_client import ActorClient
+from worldloom_dist.interfaces import Learner, learner_client
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 
@@ -110,10 +110,10 @@ def _use_loopback(host: str) -> None:
 
 
 def _ask_for_address(incarnation: int) -> tuple[str, int]:
-    first = ActorClient("learner-0")
+    first = learner_client(0).within(patience_s=MEET_TIMEOUT_S)
     give_up = time.monotonic() + MEET_TIMEOUT_S
     while time.monotonic() < give_up:
-        found = first.call("meeting", incarnation, patience_s=MEET_TIMEOUT_S)
+        found = first.call(Learner.meeting, incarnation)
         if found is not None:
             host, port = found
             return str(host), int(port)

@@ -1,9 +1,9 @@
 """The learner as a Ray actor: a thin shell around ``worldloom_dist.learner``.
 
-The learner's ``run`` is its run_forever: it trains until it is told to stop. ``ping`` and ``save``
-arrive on other threads and only set or read plain values; everything that touches the agent happens
-on the thread of ``run``, between two updates, so a checkpoint is one cut. It is written by a thread
-of its own (``learner.checkpointing``).
+The learner's ``run`` is its run_forever: it trains until it is told to stop. ``ping`` and
+``note_score`` arrive on other threads and only set or read plain values; everything that touches
+the agent happens on the thread of ``run``, between two updates, so a checkpoint is one cut. It is
+written by a thread of its own (``learner.checkpointing``).
 
 With several ranks (``runtime.learner_group``) each one is such an actor. Rank 0 restores,
 publishes, checkpoints and reports.
@@ -31,11 +31,12 @@ from worldloom_dist.assembly import (
     check_trained_env,
     env_facts,
 )
+from worldloom_dist.interfaces import Coordinator, coordinator_client
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.intervals import Interval
@@ -129,10 +130,6 @@ class LearnerRole:
         """Counters and what it is doing."""
         return {**self._status, "said": self._log_forwarder.drain()}
 
-    def save(self) -> None:
-        """Ask for a checkpoint at the next update's end."""
-        self._save_wanted.set()
-
     def note_score(self, score: float) -> None:
         """Take the result of an evaluation: a checkpoint of about now is kept as ``best`` if no
         better one is there.
@@ -158,7 +155,7 @@ class LearnerRole:
         self._device = device = choose_device(config.device)
         threads = config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE // ranks)
         prepare_torch(device, threads=threads, tf32=config.tf32, deterministic=config.deterministic)
-        self._coordinator = ActorClient("coordinator-0")
+        self._coordinator = coordinator_client()
         self._weights = RemoteWeights()
         self._reporter = Reporter("learner", self._rank)
         self._learner = build_learner(
@@ -187,10 +184,9 @@ class LearnerRole:
         if found is not None:
             logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
         if self._rank == 0:  # before any rank asks for rows
-            self._coordinator.call(
-                "rebase_positions",
+            self._coordinator.within(patience_s=120.0).call(
+                Coordinator.rebase_positions,
                 int(saved["replayed_steps"]) if saved is not None else 0,
-                patience_s=120.0,
             )
         saved = self._crew.share(saved)
         if saved is not None:
@@ -258,7 +254,9 @@ class LearnerRole:
             1, self._plan.spec.pretrain_updates
         ):
             return False
-        return not self._plan.is_lockstep or steps >= self._coordinator.call("updates_due")
+        return not self._plan.is_lockstep or steps >= self._coordinator.call(
+            Coordinator.updates_due
+        )
 
     def _publish(self) -> None:
         self._published = self._learner.publish()
@@ -306,9 +304,9 @@ class LearnerRole:
         weights are worth saving all the same.
         """
         try:
-            self._counts = self._coordinator.call(
-                "counts", timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_PATIENCE_S
-            )
+            self._counts = self._coordinator.within(
+                timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_PATIENCE_S
+            ).call(Coordinator.counts)
             RowCounters(**self._counts["counters"]).check()
         except (RoleGoneError, StateError) as error:
             logger.error("%s", error)

@@ -33,9 +33,10 @@ from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.assembly import build_evaluator, build_policy, measure_act_costs
+from worldloom_dist.interfaces import Coordinator, coordinator_client
 from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import ActCosts, Plan
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
@@ -282,12 +283,11 @@ class EvaluatorRole:
 
     def _env_steps_now(self) -> int:
         """Env steps of the run; 0 when the coordinator does not say."""
+        coordinator = coordinator_client().within(
+            timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_TIMEOUT_S
+        )
         try:
-            steps = int(
-                ActorClient("coordinator-0").call(
-                    "counts", timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_TIMEOUT_S
-                )["agent_steps"]
-            )
+            steps = int(coordinator.call(Coordinator.counts)["agent_steps"])
         except RoleGoneError as error:
             logger.warning(
                 "an evaluation is labelled with the env steps at which it was asked for: %s", error

@@ -17,9 +17,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
+from worldloom_dist.interfaces import Shard
 from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import PackedWindows
-from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError, submit
 from worldloom_dist.rpc.connection import LOOK_EVERY_S, RpcClient
 
 __all__ = ["Given", "ShardClient", "ask_all"]
@@ -40,10 +41,12 @@ class ShardClient:
         answered_bytes: Size of the last windows that were given.
     """
 
-    def __init__(self, shard: ActorClient, is_away: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, shard: ActorClient[Shard], is_away: Callable[[], bool] = lambda: False
+    ) -> None:
         self.shard = shard
         self._is_away = is_away
-        self._line = RpcClient(shard, "sample", SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
+        self._line = RpcClient(shard, Shard.sample, SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
     def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], Given | None]:
@@ -57,9 +60,8 @@ class ShardClient:
         if self.answered_bytes <= LARGE_BYTES:
             return partial(self._keep_size, self._line.submit(asked))
         try:
-            return partial(
-                self._keep_size, partial(self._get, self.shard.handle.sample.remote(asked))
-            )
+            reference = submit(self.shard.handle, Shard.sample, asked)
+            return partial(self._keep_size, partial(self._get, reference))
         except ValueError as error:
             raise RoleGoneError(f"{self.shard.name} is gone") from error
 

@@ -24,6 +24,7 @@ import numpy as np
 from worldloom.core.exceptions import StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom_dist.assembly import build_shard
+from worldloom_dist.interfaces import Coordinator, InsertQuestion, coordinator_client
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
@@ -31,7 +32,7 @@ from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.runtime.admission import Admission
@@ -72,7 +73,7 @@ class ShardRole:
         self._num_shards = plan.config.replay.shards
         self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
-        self._coordinator = ActorClient("coordinator-0")
+        self._coordinator = coordinator_client()
         self._life = uuid.uuid4().hex
         self._joined = asyncio.Event()
         self._is_lockstep = plan.is_lockstep
@@ -85,10 +86,8 @@ class ShardRole:
         self._storing = 0
         self._is_idle = asyncio.Event()
         self._is_settled = False
-        self._coordinator_line = AsyncRpcClient(self._coordinator, "admit")
-        self._admission = Admission(
-            lambda *question: self._coordinator_line.call((self._index, self._life, *question))
-        )
+        self._coordinator_line = AsyncRpcClient(self._coordinator, Coordinator.admit)
+        self._admission = Admission(self._ask_to_insert)
         self._door = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
@@ -136,10 +135,6 @@ class ShardRole:
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
 
-    async def row_counters(self) -> RowCounters:
-        """Where every row went."""
-        return self._shard.row_counters()
-
     async def settle(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
         coordinator and the caller the final counters.
@@ -151,9 +146,8 @@ class ShardRole:
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
         with contextlib.suppress(RoleGoneError):
-            await self._coordinator.acall(
-                "report", self._index, counters, windows, timeout_s=FINAL_COUNTERS_S, patience_s=0.0
-            )
+            coordinator = self._coordinator.within(timeout_s=FINAL_COUNTERS_S, patience_s=0.0)
+            await coordinator.acall(Coordinator.report, self._index, counters, windows)
         await self._flush()
         return counters
 
@@ -170,16 +164,15 @@ class ShardRole:
         """Own up to what the disk lost, then report to the coordinator for as long as the
         process lives.
         """
-        known = await self._coordinator.acall("last_counters", self._index, patience_s=120.0)
+        coordinator = self._coordinator.within(patience_s=120.0)
+        known = await coordinator.acall(Coordinator.last_counters, self._index)
         # before files are stored again, or their rows would stand for those that are lost
         if known is not None:
             await asyncio.to_thread(self._shard.mark_lost, known)
         await self._import_new()
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
-        await self._coordinator.acall(
-            "join", self._index, counters, windows, self._life, patience_s=120.0
-        )
+        await coordinator.acall(Coordinator.join, self._index, counters, windows, self._life)
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
@@ -261,10 +254,10 @@ class ShardRole:
                 is_new = await self._inline_shard.append(chunk)
         finally:
             if not is_new:
-                self._coordinator.notify("give_back", self._index, chunk.num_agent_steps)
+                self._coordinator.notify(Coordinator.give_back, self._index, chunk.num_agent_steps)
             self._reports()
             if self._is_lockstep:
-                self._coordinator.notify("stored", self._index)
+                self._coordinator.notify(Coordinator.stored, self._index)
         self._meter.arrived(len(chunk.payload))
         if is_new and chunk.version != NO_POLICY:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))
@@ -288,9 +281,13 @@ class ShardRole:
         """What came over a line."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
+    async def _ask_to_insert(self, number: int, chunks: Sequence[int]) -> int:
+        question = InsertQuestion(self._index, self._life, number, chunks)
+        return await self._coordinator_line.call(question)
+
     def _report(self) -> None:
         self._coordinator.notify(
-            "report", self._index, self._shard.row_counters(), self._shard.live_windows()
+            Coordinator.report, self._index, self._shard.row_counters(), self._shard.live_windows()
         )
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom_dist.rpc.actor_client import GONE
+from worldloom_dist.interfaces import Coordinator, Shard, Worker
+from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.runtime.supervisor import Role, Supervisor
 from worldloom_dist.runtime.worker_pool import WorkerPool
 
@@ -57,7 +58,7 @@ class Shutdown:
         self._await("coordinator", "shard")
         for worker in self._supervisor.of_kind("worker"):
             if worker.handle is not None:
-                worker.handle.stop.remote()
+                submit(worker.handle, Worker.stop)
         self._drain()
         self._worker_pool.stop(timeout_s)
         self._await("shard")
@@ -94,7 +95,7 @@ class Shutdown:
             if coordinator is None or coordinator.handle is None:
                 break
             try:
-                ray.get(coordinator.handle.drain.remote(), timeout=DRAIN_TIMEOUT_S)
+                ray.get(submit(coordinator.handle, Coordinator.drain), timeout=DRAIN_TIMEOUT_S)
                 return
             except GONE as error:
                 logger.warning(
@@ -105,7 +106,7 @@ class Shutdown:
 
     def _final_counters(self) -> dict[str, dict[str, int]]:
         shards = {
-            role.index: role.handle.settle.remote()
+            role.index: submit(role.handle, Shard.settle)
             for role in self._supervisor.of_kind("shard")
             if role.is_up
         }

@@ -22,15 +22,18 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from worldloom.core.backoff import Backoff
 from worldloom.core.exceptions import EnvFailureError, TrainingError
+from worldloom_dist.interfaces import Process, Stoppable
+from worldloom_dist.rpc.actor_client import submit
 
 __all__ = ["Role", "Supervisor", "start_actor"]
 
 logger = logging.getLogger(__name__)
 
 PING_EVERY_S = 2.0
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
+PAUSES = Backoff(first_s=0.5, longest_s=30.0)
+"""Before a role that dies again and again is started again."""
 LEAVE_WITHIN_S = 20.0
 STEADY_S = 5.0
 HEAR_WITHIN_S = 2.0
@@ -48,7 +51,7 @@ class Role:
     Attributes:
         kind, index: For example ``shard``, 0.
         start: Makes the actor of a given incarnation and returns its handle.
-        run_forever: Calls the method that lasts as long as the role does.
+        run_forever: The method of its Protocol that lasts as long as the role does.
         incarnation: Of the present process; rises with every restart.
         ping_timeout_s: Silence after which it counts as hanging.
         start_timeout_s: Likewise while it starts.
@@ -191,7 +194,7 @@ class Supervisor:
         """
         if role._leave_by is None and role.handle is not None:
             role._leave_by = time.monotonic() + LEAVE_WITHIN_S
-            role.handle.stop.remote()
+            submit(role.handle, Stoppable.stop)
 
     def stop(
         self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True
@@ -211,7 +214,7 @@ class Supervisor:
         for role in roles:
             role.is_done = True
             if role.handle is not None:
-                role.handle.stop.remote()
+                submit(role.handle, Stoppable.stop)
         names = {role.line: role.name for role in roles if role.line is not None}
         ended = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)[0] if names else []
         results = {}
@@ -242,7 +245,7 @@ class Supervisor:
     def hear(self, kinds: tuple[str, ...]) -> None:
         """Pass on what roles have said since their last ping: there may be no next one."""
         asked = {
-            role.handle.ping.remote(): role
+            submit(role.handle, Process.ping): role
             for kind in kinds
             for role in self.of_kind(kind)
             if role.is_up
@@ -259,8 +262,8 @@ class Supervisor:
         except ValueError:  # the name of the dead actor is not free yet
             role._start_at = time.monotonic() + 0.1
             return
-        role.line = role.run_forever(role.handle)
-        role._ping = role.handle.ping.remote()
+        role.line = submit(role.handle, role.run_forever)
+        role._ping = submit(role.handle, Process.ping)
         role._asked_at = time.monotonic()
         role.ready_at = None
 
@@ -294,7 +297,7 @@ class Supervisor:
     def _check_ping(self, role: Role, now: float) -> None:
         if role._ping is None:
             if now - role._asked_at >= max(PING_EVERY_S, len(self.roles) / PINGS_PER_S):
-                role._ping = role.handle.ping.remote()
+                role._ping = submit(role.handle, Process.ping)
                 role._asked_at = now
             return
         answered, _ = ray.wait([role._ping], timeout=0)
@@ -365,11 +368,7 @@ class Supervisor:
                 raise TrainingError(text)
             logger.error("%s", text)
             return
-        pause = (
-            0.0
-            if role._quick_deaths == 1
-            else min(FIRST_PAUSE_S * 2 ** (role._quick_deaths - 2), LONGEST_PAUSE_S)
-        )
+        pause = PAUSES.pause_after_s(role._quick_deaths)
         logger.warning(
             "%s: %s; starting it again%s", role.name, reason, f" in {pause:.1f} s" if pause else ""
         )

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from worldloom_dist.assembly import check_live
+from worldloom_dist.interfaces import Worker
 from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.intervals import Interval
@@ -184,7 +185,7 @@ class WorkerPool:
                 "worker",
                 slot,
                 start,
-                run_forever=lambda handle: handle.run.remote(),
+                run_forever=Worker.run,
                 incarnation=first,
                 is_vital=False,
                 ping_timeout_s=max(SILENCE_S, actors.step_timeout_s, actors.reset_timeout_s)

@@ -21,12 +21,20 @@ import ray
 
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk
-from worldloom_dist.actors.acting import ActClient, LocalActing, RemoteActing
+from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import build_grouped_worker, build_policy
+from worldloom_dist.interfaces import (
+    Coordinator,
+    Inference,
+    Shard,
+    coordinator_client,
+    inference_client,
+    shard_client,
+)
 from worldloom_dist.plan import Plan
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of
@@ -68,9 +76,9 @@ class ShardWriter:
     """
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
-        self._shard = ActorClient(f"shard-{slot % plan.config.replay.shards}")
-        self._line = RpcClient(self._shard, "append", None, AWAY_S)
-        self._coordinator = ActorClient("coordinator-0")
+        self._shard = shard_client(slot % plan.config.replay.shards)
+        self._line = RpcClient(self._shard, Shard.append, None, AWAY_S)
+        self._coordinator = coordinator_client()
         self._weights = RemoteWeights()
         self._is_lockstep = plan.is_lockstep
         self._stopping = stopping
@@ -128,7 +136,7 @@ class ShardWriter:
             self.waited_until = time.monotonic()
 
     def _wait_for_version(self) -> None:
-        due = self._coordinator.call("updates_due")
+        due = self._coordinator.call(Coordinator.updates_due)
         while due > 0 and self._weights.version().update < due and not self._stopping.is_set():
             time.sleep(0.002)
 
@@ -157,7 +165,7 @@ class WorkerRole:
         self._since = time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._worker: RolloutWorker | GroupedWorker | None = None
-        self._line: RpcClient | None = None
+        self._line: RpcClient[Inference, ActRequest, ActReply] | None = None
         self._node = ray.get_runtime_context().get_node_id()
         if threading.current_thread() is threading.main_thread():  # where Ray constructs actors
             signal.signal(signal.SIGTERM, self._on_preemption)
@@ -234,9 +242,9 @@ class WorkerRole:
         slot = self._slot
         if self._plan.inference == "central":
             if self._line is None:
-                server = ActorClient(f"inference-{slot % config.inference_servers}")
+                server = inference_client(slot % config.inference_servers)
                 self._line = RpcClient(
-                    server, "act", ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait
+                    server, Inference.act, ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait
                 )
             line = self._line
             every_s = max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ import pytest
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc import connection as line_module
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
-from worldloom_dist.rpc.connection import SECRET_BYTES, Endpoint, RpcClient, RpcServer
+from worldloom_dist.rpc.connection import SECRET_BYTES, Endpoint, Listening, RpcClient, RpcServer
 
 
 def request_of(*envs: int, slot: int = 0) -> ActRequest:
@@ -89,7 +90,7 @@ class Server:
         )
 
 
-class NoRay(ActorClient):
+class NoRay(ActorClient[Inference]):
     """Says where the present server is, and acts itself when it is asked to."""
 
     def __init__(self, server: Server) -> None:
@@ -98,21 +99,20 @@ class NoRay(ActorClient):
         self.acted = 0
         self.told: Endpoint | None = None
 
-    def call(
-        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
-    ) -> Any:
-        if method == "address":
+    def within(self, **_: float | None) -> "NoRay":
+        return self
+
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        if method is Listening.address:
             return self.told or self.server.address
-        assert method == "act"
+        assert method is Inference.act
         self.acted += 1
         request: ActRequest = args[0]
         return ActReply(
             {"env": request.envs}, {}, PolicyVersion(0, 0), np.zeros(request.num_rows, bool)
         )
 
-    async def acall(
-        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
-    ) -> Any:
+    async def acall(self, method: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         return await asyncio.to_thread(self.call, method, *args)
 
 
@@ -129,7 +129,7 @@ def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() ->
     with serving() as server:
         ray = NoRay(server)
         waits: list[bool] = []
-        line = RpcClient(ray, "act", 10.0, 10.0, on_wait=waits.append)
+        line = RpcClient(ray, Inference.act, 10.0, 10.0, on_wait=waits.append)
         server.holds = True
         first = line.submit(request_of(0, 1))
         second = line.submit(request_of(2))
@@ -144,7 +144,7 @@ def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() ->
 
 def test_large_observations_arrive_whole() -> None:
     with serving() as server:
-        line = RpcClient(NoRay(server), "act", 10.0, 10.0)
+        line = RpcClient(NoRay(server), Inference.act, 10.0, 10.0)
         obs = np.arange(4 * 64 * 64 * 3 * 20, dtype=np.uint8).reshape(4, -1)
         request = ActRequest(0, 0, np.arange(4), {"image": obs}, np.zeros(4, bool))
         server.holds = True
@@ -160,7 +160,7 @@ def test_large_observations_arrive_whole() -> None:
 def test_open_questions_of_a_dead_server_go_to_its_successor() -> None:
     with serving() as old, serving() as new:
         ray = NoRay(old)
-        line = RpcClient(ray, "act", 10.0, 10.0)
+        line = RpcClient(ray, Inference.act, 10.0, 10.0)
         assert envs_of(line.call(request_of(9))) == [9]
         old.holds = True
         first = line.submit(request_of(0))
@@ -180,7 +180,7 @@ def test_ray_stands_in_when_nothing_connects() -> None:
         closed.bind(("127.0.0.1", 0))  # bound and not listening: refused
         ray = NoRay(server)
         ray.told = Endpoint("127.0.0.1", closed.getsockname()[1], b"k" * SECRET_BYTES)
-        line = RpcClient(ray, "act", 10.0, 10.0)
+        line = RpcClient(ray, Inference.act, 10.0, 10.0)
         assert [envs_of(line.call(request_of(env))) for env in (1, 2)] == [[1], [2]]
         assert ray.acted == 2
 
@@ -189,8 +189,8 @@ def test_where_ray_encrypts_everything_goes_over_ray(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_USE_TLS", "1")
     with serving() as server:
         ray = NoRay(server)
-        assert envs_of(RpcClient(ray, "act", 10.0, 10.0).call(request_of(1))) == [1]
-        assert envs_of(asyncio.run(AsyncRpcClient(ray, "act").call(request_of(2)))) == [2]
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(asyncio.run(AsyncRpcClient(ray, Inference.act).call(request_of(2)))) == [2]
         assert ray.acted == 2
         assert not server.asked
 
@@ -199,7 +199,7 @@ def test_who_does_not_know_the_key_is_not_heard() -> None:
     with serving() as server:
         ray = NoRay(server)
         ray.told = server.address._replace(key=b"k" * SECRET_BYTES)
-        assert envs_of(RpcClient(ray, "act", 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
         assert ray.acted == 1
         assert not server.asked
 
@@ -217,7 +217,7 @@ def test_server_that_does_not_know_the_key_is_not_asked() -> None:
         thread.start()
         ray = NoRay(server)
         ray.told = Endpoint("127.0.0.1", false_friend.getsockname()[1], server.address.key)
-        assert envs_of(RpcClient(ray, "act", 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
         assert ray.acted == 1
         thread.join(10)
 
@@ -225,7 +225,7 @@ def test_server_that_does_not_know_the_key_is_not_asked() -> None:
 def test_silent_server_is_asked_again_and_then_given_up() -> None:
     with serving() as server:
         server.holds = True
-        line = RpcClient(NoRay(server), "act", 0.02, 0.01)
+        line = RpcClient(NoRay(server), Inference.act, 0.02, 0.01)
         with pytest.raises(RoleGoneError, match="inference-0 did not answer"):
             line.call(request_of(5))
         assert server.asked[0] == [5]
@@ -240,7 +240,7 @@ def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_a
     with serving() as server:
         line = RpcClient(
             NoRay(server),
-            "act",
+            Inference.act,
             30.0,
             0.0,
             is_away=lambda: server.holds and (looks.append(len(looks) == 2) or looks[-1]),
@@ -261,7 +261,7 @@ def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_a
 def test_calls_of_an_event_loop_share_a_line_and_go_to_the_successor_when_it_breaks() -> None:
     async def play(old: Server, new: Server) -> None:
         ray = NoRay(old)
-        line = AsyncRpcClient(ray, "act")
+        line = AsyncRpcClient(ray, Inference.act)
         assert [
             envs_of(reply)
             for reply in await asyncio.gather(*(line.call(request_of(env)) for env in (3, 4)))
@@ -283,7 +283,7 @@ def test_calls_of_an_event_loop_share_a_line_and_go_to_the_successor_when_it_bre
 
 def test_event_loop_calls_over_ray_when_nothing_connects() -> None:
     async def play(ray: NoRay) -> None:
-        assert envs_of(await AsyncRpcClient(ray, "act").call(request_of(7))) == [7]
+        assert envs_of(await AsyncRpcClient(ray, Inference.act).call(request_of(7))) == [7]
 
     with serving() as server:
         ray = NoRay(server)
@@ -294,7 +294,7 @@ def test_event_loop_calls_over_ray_when_nothing_connects() -> None:
 
 def test_failure_of_the_role_reaches_the_caller_with_its_reason() -> None:
     with serving() as server:
-        line = RpcClient(NoRay(server), "act", 10.0, 10.0)
+        line = RpcClient(NoRay(server), Inference.act, 10.0, 10.0)
         with pytest.raises(StateError, match="AttributeError"):
             line.call("no request")
         assert envs_of(line.call(request_of(1))) == [1]

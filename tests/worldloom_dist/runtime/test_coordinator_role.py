@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 
 from worldloom_dist.cli import parse
+from worldloom_dist.interfaces import InsertQuestion
 from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.runtime import coordinator_role as coordinator_module
@@ -38,7 +39,9 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 10)
         assert (
-            await coordinator.admit_inserts(0, "first", 1, [plan.spec.prefill_agent_steps + 64])
+            await coordinator.admit(
+                InsertQuestion(0, "first", 1, [plan.spec.prefill_agent_steps + 64])
+            )
             == 1
         )
         assert await samples_soon(coordinator, plan) != lockstep, (
@@ -46,7 +49,7 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
         )
         await coordinator.stored(0)
         assert await samples_soon(coordinator, plan)
-        assert await coordinator.admit_inserts(0, "first", 2, [0]) == 1, (
+        assert await coordinator.admit(InsertQuestion(0, "first", 2, [0])) == 1, (
             "rows of a reset alone, which change what is drawn too"
         )
         assert await samples_soon(coordinator, plan) != lockstep
@@ -67,11 +70,11 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
         await coordinator.join(0, RowCounters(agent_steps=plan.spec.prefill_agent_steps), 10)
         limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        granted = await coordinator.admit_inserts(0, "life", 1, chunks)
+        granted = await coordinator.admit(InsertQuestion(0, "life", 1, chunks))
         assert 0 < granted < 1000
         assert limiter.agent_steps == plan.spec.prefill_agent_steps + 16 * granted
         assert not limiter.may_insert(16)
-        waiting = asyncio.ensure_future(coordinator.admit_inserts(0, "life", 2, chunks))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 2, chunks)))
         await asyncio.sleep(0)
         assert not waiting.done()
         while limiter.may_sample(plan.spec.sampling.trained_positions):
@@ -79,7 +82,7 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
                 "learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)]
             )
         assert 0 < await waiting < 1000, "training made room, and who waited was woken"
-        waiting = asyncio.ensure_future(coordinator.admit_inserts(0, "life", 3, chunks))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 3, chunks)))
         await asyncio.sleep(0)
         await coordinator.drain()
         assert await waiting == 1000, "when the run ends everything goes in"
@@ -95,12 +98,13 @@ def test_a_question_that_is_asked_again_is_granted_once():
         await coordinator.join(0, RowCounters(), 10)
         limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        granted = await coordinator.admit_inserts(0, "life", 1, chunks)
+        granted = await coordinator.admit(InsertQuestion(0, "life", 1, chunks))
         assert limiter.agent_steps == 16 * granted > 0
-        assert await coordinator.admit_inserts(0, "life", 1, chunks) == granted
+        assert await coordinator.admit(InsertQuestion(0, "life", 1, chunks)) == granted
         assert limiter.agent_steps == 16 * granted, "its answer was lost, its grant was not"
         first, again = (
-            asyncio.ensure_future(coordinator.admit_inserts(0, "life", 2, chunks)) for _ in range(2)
+            asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 2, chunks)))
+            for _ in range(2)
         )
         await asyncio.sleep(0)
         assert not first.done()
@@ -108,10 +112,10 @@ def test_a_question_that_is_asked_again_is_granted_once():
         await coordinator.drain()
         assert await first == await again == 1000, "one that waited while it was asked again"
         assert limiter.agent_steps == 16 * (granted + 1000)
-        assert await coordinator.admit_inserts(0, "life", 1, [16]) == 0, (
+        assert await coordinator.admit(InsertQuestion(0, "life", 1, [16])) == 0, (
             "nobody waits for an answer to an earlier one"
         )
-        assert await coordinator.admit_inserts(0, "next", 1, [16]) == 1, (
+        assert await coordinator.admit(InsertQuestion(0, "next", 1, [16])) == 1, (
             "a shard that was started again numbers anew"
         )
         assert limiter.agent_steps == 16 * (granted + 1001)
@@ -127,8 +131,8 @@ def test_what_a_dead_shard_still_waits_for_is_not_granted_when_its_successor_joi
         await coordinator.join(0, RowCounters(), 10, "dead")
         limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        assert await coordinator.admit_inserts(0, "dead", 1, chunks) > 0
-        open_still = asyncio.ensure_future(coordinator.admit_inserts(0, "dead", 2, chunks))
+        assert await coordinator.admit(InsertQuestion(0, "dead", 1, chunks)) > 0
+        open_still = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "dead", 2, chunks)))
         await asyncio.sleep(0)
         assert not open_still.done()
         await coordinator.shard_down(0)
@@ -147,7 +151,7 @@ def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 0)
         await coordinator.drain()
-        waiting = asyncio.ensure_future(coordinator.admit_inserts(0, "life", 1, [16]))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 1, [16])))
         await asyncio.sleep(0)
         assert not waiting.done()
         await coordinator.join(1, RowCounters(), 0)
@@ -168,7 +172,7 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(locks
         counters = RowCounters()
         for shard in range(2):
             await coordinator.join(shard, counters, 10)
-        assert await coordinator.admit_inserts(1, "life", 1, [16]) == 1
+        assert await coordinator.admit(InsertQuestion(1, "life", 1, [16])) == 1
         clock[0] += coordinator_module.SILENT_S / 2
         await coordinator.report(0, counters, 10)
         assert await coordinator.is_live(1)

@@ -132,8 +132,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "Placement", lambda *_: SimpleNamespace(options=dict))
     monkeypatch.setattr(
         module,
-        "ActorClient",
-        lambda _: SimpleNamespace(call=lambda *_, **__: None, notify=lambda *_: None),
+        "coordinator_client",
+        lambda: SimpleNamespace(call=lambda *_, **__: None, notify=lambda *_: None),
     )
     monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")

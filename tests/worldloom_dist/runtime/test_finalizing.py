@@ -13,6 +13,7 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom.data.codec import make_chunk
 from worldloom_dist.cli import parse
+from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.plan import resolve
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime.admission import Admission
@@ -41,6 +42,9 @@ class LedgerFake:
     def __init__(self):
         self.told = []
 
+    def within(self, **_):
+        return self
+
     def notify(self, method, *arguments):
         self.told.append((method, arguments))
 
@@ -53,7 +57,7 @@ class LedgerFake:
         return next(
             arguments[1].agent_steps
             for method, arguments in reversed(self.told)
-            if method == "report"
+            if method is Coordinator.report
         )
 
 
@@ -117,7 +121,7 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
         counters = await settling
         assert await storing
         assert role._coordinator.agent_steps == counters.agent_steps == 8
-        assert ("give_back", (0, 8)) in role._coordinator.told, (
+        assert (Coordinator.give_back, (0, 8)) in role._coordinator.told, (
             "what was granted to the chunk that was refused"
         )
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
+from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.rpc.actor_client import RoleGoneError
-from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.rpc.connection import Endpoint, Listening, RpcServer
 from worldloom_dist.runtime import worker_role
 from worldloom_dist.runtime.worker_role import ShardWriter
 
@@ -83,15 +84,16 @@ class NoRay:
         self.shard: Shard | None = None
         self.asked: list[str] = []
 
-    def call(
-        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
-    ) -> Any:
-        self.asked.append(method)
-        if method == "updates_due":
+    def within(self, **_: float | None) -> "NoRay":
+        return self
+
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        self.asked.append(method.__name__)
+        if method is Coordinator.updates_due:
             return 0
         if self.shard is None:
             raise RoleGoneError(f"{self.name} did not answer")
-        assert method == "address"
+        assert method is Listening.address
         return self.shard.address
 
 
@@ -108,7 +110,8 @@ def shards(count: int) -> Iterator[list[Shard]]:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> NoRay:
     fake = NoRay()
-    monkeypatch.setattr(worker_role, "ActorClient", lambda name: fake)
+    monkeypatch.setattr(worker_role, "shard_client", lambda index: fake)
+    monkeypatch.setattr(worker_role, "coordinator_client", lambda: fake)
     return fake
 
 

@@ -7,8 +7,8 @@ from ray.exceptions import RayTaskError
 
 from worldloom.core.exceptions import EnvFailureError
 from worldloom_dist.runtime.supervisor import (
-    FIRST_PAUSE_S,
     MAX_QUICK_ENV_LOSSES,
+    PAUSES,
     STEADY_S,
     Role,
     Supervisor,
@@ -31,7 +31,7 @@ def test_role_that_worked_comes_back_at_once_and_one_that_dies_at_once_waits_lon
     for _ in range(3):
         assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
     quick = [pause_after_death(supervisor, role, lived) for lived in (None, 0.1, None)]
-    assert quick == pytest.approx([FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S], abs=0.2)
+    assert quick == pytest.approx([factor * PAUSES.first_s for factor in (1, 2, 4)], abs=0.2)
     assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
     assert role.incarnation == supervisor.restarts["worker"] == 7
 
