@@ -105,16 +105,6 @@ class MetricsHub(Collector):
                 flat |= {key: value.value, f"{key}:p99": value.quantile(0.99)}
         return flat
 
-    def last_heard(self) -> dict[tuple[str, int], float]:
-        """When each role instance was last heard of (unix time)."""
-        with self._lock:
-            return dict(self._heard)
-
-    def forget(self, role: str, index: int) -> None:
-        """Drop the heartbeat of a role instance that is gone for good."""
-        with self._lock:
-            self._heard.pop((role, index), None)
-
     def collect(self) -> Iterable[Family]:
         """What Prometheus scrapes: one family per name, series labelled with run_id and role."""
         with self._lock:
