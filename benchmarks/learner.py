@@ -5,10 +5,10 @@
 * ``staged``: updates/s of the learner alone on one batch that is ready in memory, pinned to one
   core;
 * ``live``: updates/s of a run on Ray with live actors that always owe training something (a high
-  train ratio), after its burst, with the share of the training thread's time by phase, and what an
-  update takes of the learner's core: CPU of the training thread, CPU of the process's other threads
-  (prefetcher, Ray), and how long the training thread waited for the core; once with the whole
-  learner process on a core of its own, and once with the training thread alone there;
+  train ratio), after its pretraining, with the share of the training thread's time by phase, and
+  what an update takes of the learner's core: CPU of the training thread, CPU of the process's other
+  threads (prefetcher, Ray), and how long the training thread waited for the core; once with the
+  whole learner process on a core of its own, and once with the training thread alone there;
 * ``checkpoint``: how long the training thread stands still for one, and ``publish`` likewise.
 
 A machine that is shared gets faster and slower within minutes. So live and staged take turns on the
@@ -292,9 +292,9 @@ def _pin(process: subprocess.Popen, learner: int, core: int, *, alone: bool) -> 
 
 
 def _wait_for_learner(folder: Path, process: subprocess.Popen) -> int:
-    """The learner's process, once its burst is over."""
-    plan_burst = time.monotonic() + 300
-    while time.monotonic() < plan_burst and process.poll() is None:
+    """The learner's process, once its pretraining is over."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
         lines = (
             (folder / "metrics.jsonl").read_text().splitlines()
             if (folder / "metrics.jsonl").exists()
@@ -370,7 +370,7 @@ def main() -> None:
         "--agent.prefill-agent-steps",
         "500",
     ]
-    # no burst to wait for
+    # no pretraining to wait for
     words += ["--agent.pretrain-updates", "1"] if options.agent.startswith("tdmpc2") else []
     plan = resolve(parse(words))
     result: dict[str, object] = {"context": context(), "agent": options.agent, "env": options.env}

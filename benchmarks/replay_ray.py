@@ -168,7 +168,7 @@ class Writer:
     def __init__(self, slot: int, folder: str) -> None:
         keep_freed_memory()
         self._slot = slot
-        self._life = 0
+        self._env = 0
         self._rows = {kind: load_rows(folder, kind) for kind in KINDS}
 
     def write(
@@ -180,9 +180,9 @@ class Writer:
         rows = self._rows[kind]
         out = InFlight(shard)
         chunks = 0
-        self._life += 1
+        self._env += 1
         writer = StreamWriter(
-            StreamId(self._slot, 0, self._life),
+            StreamId(self._slot, 0, self._env),
             image_columns(),
             out,
             chunk_rows=CHUNK_ROWS,

@@ -308,7 +308,7 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         capacity_steps=replay.capacity_steps // replay.shards,
         directory=None if replay.durability == "none" else folder / f"shard-{index}",
         durability=replay.durability,
-        kept_marks=plan.config.learner.keep_checkpoints,
+        kept_snapshots=plan.config.learner.keep_checkpoints,
         capacity_bytes=int(replay.capacity_gb * 1e9 / replay.shards)
         if replay.capacity_gb
         else _most_in_memory(plan),

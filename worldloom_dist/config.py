@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from worldloom.agents.registry import AgentConfig, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
-from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig
 
@@ -328,11 +328,11 @@ class RunConfig:
         """What is no plain value of its field's type, inside its bounds."""
         sections = ("actors", "replay", "learner", "placement")
         return [
-            *settle(self, BOUNDS),
+            *normalize(self, BOUNDS),
             *(
                 text
                 for name in sections
-                for text in settle(getattr(self, name), BOUNDS_OF[name], prefix=f"{name}.")
+                for text in normalize(getattr(self, name), BOUNDS_OF[name], prefix=f"{name}.")
             ),
         ]
 

@@ -12,7 +12,7 @@ checker sees a wrong name or argument.
     LearnerRole    --publish--> WeightStoreRole <--version, fetch-- whoever acts
     EvaluatorRole  --counts---> CoordinatorRole
     every role     --emit-----> HubRole
-    the driver     --ping, stop, drain, settle, evaluate, ...--> every role
+    the driver     --ping, stop, drain, finalize, evaluate, ...--> every role
 
 Methods that are ``async`` here run on the event loop of their role, the others in its threads.
 """
@@ -75,14 +75,14 @@ class InsertQuestion(NamedTuple):
 
     Attributes:
         shard: Who asks.
-        life: Which process of the shard.
+        session_id: Which process of the shard.
         number: Of the question, from 1; one that is asked again, because no answer came, is
-            granted once.
+            permitted once.
         chunks: Agent steps of every chunk that waits, oldest first.
     """
 
     shard: int
-    life: str
+    session_id: str
     number: int
     chunks: Sequence[int]
 
@@ -91,10 +91,10 @@ class Coordinator(Listening, Protocol):
     """Admits inserts and samples over all shards."""
 
     async def join(
-        self, shard: int, counters: RowCounters, live_windows: int, life: str | None = None
+        self, shard: int, counters: RowCounters, live_windows: int, session_id: str | None = None
     ) -> None:
-        """A shard started (with a life, if it is a new one); its counters replace what was counted
-        for it.
+        """A shard started (with a session, if it is a new one); its counters replace what was
+        counted for it.
         """
 
     async def last_counters(self, shard: int) -> RowCounters | None:
@@ -121,14 +121,14 @@ class Coordinator(Listening, Protocol):
         """False while a shard is not sampled from, because it is dead or silent."""
 
     async def admit_samples(
-        self, asker: str, life: str, windows: int, seeds: Sequence[tuple[int, ...]]
+        self, asker: str, session_id: str, windows: int, seeds: Sequence[tuple[int, ...]]
     ) -> list[dict[int, SampleRequest]] | None:
         """Return requests per shard for the first batch, when it may be sampled, and for later ones
         that may be sampled then too. None when a successor of the asker has shown up.
         """
 
-    async def dismiss(self, asker: str, life: str) -> None:
-        """A learner rank ends: what this life of it waits for is void."""
+    async def dismiss(self, asker: str, session_id: str) -> None:
+        """A learner rank ends: what this session of it waits for is void."""
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
@@ -173,7 +173,7 @@ class Shard(Listening, Protocol):
     async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
         """New priorities of windows that are still there."""
 
-    async def settle(self) -> RowCounters:
+    async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and return the final
         counters.
         """
@@ -191,7 +191,7 @@ class Learner(Stoppable, Protocol):
     def run(self) -> dict[str, Any]:
         """Build or restore the agent, train, publish, checkpoint; returns the last status."""
 
-    def meeting(self, incarnation: int) -> tuple[str, int] | None:
+    def rendezvous(self, incarnation: int) -> tuple[str, int] | None:
         """Where rank 0 waits for the other ranks of this incarnation; None when it does not yet."""
 
     def note_score(self, score: float) -> None:

@@ -5,8 +5,8 @@ that a seed fixes everything.
                ->  every update that is now due is made  ->  new weights are published
 
 The version that acts is a function of the row count. A checkpoint is one cut through all roles:
-open chunks are flushed, replay is marked, and envs that can be saved are saved; those that cannot
-begin new episodes there, in a run that was never interrupted too. So a resumed run equals an
+open chunks are flushed, replay takes a snapshot, and envs that can be saved are saved; those that
+cannot begin new episodes there, in a run that was never interrupted too. So a resumed run equals an
 uninterrupted one, bit for bit on a CPU. Does not need Ray.
 
 A run that fails outside of training, for example in an evaluation, writes a checkpoint before it
@@ -44,8 +44,8 @@ from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.local_crew import LocalCrew
 from worldloom_dist.local_evaluation import LocalEvaluations
+from worldloom_dist.local_workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
@@ -145,7 +145,7 @@ class LocalRun:
         self.prediction_videos = PredictionVideos(
             folder.videos, plan.config.learner.report_every_steps, self.report.env_steps
         )
-        self.crew = LocalCrew(plan, self.weights, self.replay)
+        self.workers = LocalWorkers(plan, self.weights, self.replay)
         self.evaluations = LocalEvaluations(plan, folder, self.report, self.weights, stop)
         self._said_at = 0
         self._node = NodeMeter(folder.path)
@@ -215,10 +215,10 @@ class LocalRun:
         Raises:
             TrainingError: If fewer workers than ``actors.min_live`` are left.
         """
-        if not self._has_steps() and self.crew.step():
+        if not self._has_steps() and self.workers.step():
             self._look()
-            crew = self.crew
-            check_live(self._plan, len(crew.live), len(crew.workers), self.report.quarantined)
+            workers = self.workers
+            check_live(self._plan, len(workers.live), len(workers.workers), self.report.quarantined)
         self.train_due(OFFLINE_UPDATES_PER_ROUND if self._plan.is_offline else None)
         self._look()
         self._show(self.report.view)
@@ -259,7 +259,7 @@ class LocalRun:
 
     def close(self) -> None:
         """Close envs and shards."""
-        self.crew.close()
+        self.workers.close()
         self.replay.close()
         if self._endpoint is not None:
             self._endpoint.shutdown()
@@ -317,14 +317,14 @@ class LocalRun:
             self.learner.load_state_dict(tree["learner"])
         if not self._plan.spec.random_prefill or self._has_trained():
             self.learner.publish()
-        self.crew.begin(tree.get("workers", ()))
+        self.workers.begin(tree.get("workers", ()))
         wanted = split_sources(self._plan.config.replay.load)
         # earlier versions stored all of them first
         stored = tree.get("imported", wanted if found else ())
         self._imported = ImportList(self._folder.path, wanted).take_new()
         files = files_to_store(self._imported, stored, self._plan.columns)
         if found is not None:
-            self.replay.rollback([ShardSnapshot(**mark) for mark in tree["marks"]])
+            self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
             self._restore_limiter(tree)
             self.evaluations.evaluated_at = tree["evaluated_at"]
             logger.info("goes on from %s", found[0].name)
@@ -353,17 +353,17 @@ class LocalRun:
             limiter.rebase(limiter.agent_steps, limiter.positions)
 
     def _checkpoint(self) -> Path:
-        """One cut through all roles; see the module. A stop in the middle of a burst leaves the
+        """One cut through all roles; see the module. A stop in the middle of pretraining leaves the
         rest of it to the resumed run.
         """
-        states = self.crew.states()
+        states = self.workers.states()
         self.train_due(0 if self._plan.is_offline else None)
         self._look()
         self._checkpoint_at = self._progress
         self.report.counts.counters.check()
         tree = {
             "learner": self.learner.state_dict(),
-            "marks": [asdict(mark) for mark in self.replay.mark()],
+            "marks": [asdict(snapshot) for snapshot in self.replay.snapshot()],
             "limiter": self.replay.coordinator.limiter.state(),
             "workers": states,
             "evaluated_at": self.evaluations.evaluated_at,
@@ -413,10 +413,10 @@ class LocalRun:
             debt=float(coordinator.limiter.debt),
         )
         self.report.update(counts, self.report.snapshot)
-        self.report.quarantined = self.crew.quarantined
+        self.report.quarantined = self.workers.quarantined
 
     def _say(self, status: str) -> None:
-        for worker in self.crew.workers:
+        for worker in self.workers.workers:
             self._collect(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))

@@ -234,7 +234,7 @@ METRICS: dict[str, MetricInfo] = {
         "Trained positions per agent step that were asked for.", "constant"
     ),
     "replay_ratio_actual": _gauge(
-        "Trained positions per agent step so far, without prefill and burst.", "= target"
+        "Trained positions per agent step so far, without prefill and pretraining.", "= target"
     ),
     "replay_op_seconds": _histogram(
         "Time of one operation of a shard, by op: insert, sample (all batches of one "

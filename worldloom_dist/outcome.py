@@ -45,7 +45,7 @@ def check_trains(plan: Plan) -> None:
             f"of {plan.env.env} has at most {longest + 1}, so nothing could be trained; {WAY_OUT}"
         )
     least = limits.prefill_agent_steps
-    if not limits.burst_positions:
+    if not limits.pretrain_positions:
         least += math.ceil(limits.batch_positions / limits.ratio)
     if plan.target_agent_steps < least:
         repeat = plan.env_spec.action_repeat

@@ -1,7 +1,7 @@
 """What the roles of one run agree on: ``resolve`` makes a :class:`Plan` from a checked
 ``RunConfig``.
 
-It looks at the env once and settles everything that follows from it; the resulting plan is small,
+It looks at the env once and resolves everything that follows from it; the resulting plan is small,
 picklable and needs no torch.
 """
 
@@ -31,7 +31,7 @@ from worldloom_dist.replay.planning import (
     check_files,
     recorded_env,
     replay_budget,
-    settle_windows,
+    resolve_windows,
 )
 from worldloom_dist.run_folder import RunFolder
 
@@ -71,7 +71,7 @@ class Plan:
         splits_envs: True when the envs of a worker may be built one by one; False for a vector env
             of fixed size.
         budget: What replay takes of memory and disk.
-        settled_inference: Where the policy runs and why, once it has been measured.
+        measured_inference: Where the policy runs and why, once it has been measured.
         needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of
             its own); empty when it can.
     """
@@ -86,7 +86,7 @@ class Plan:
     run_id: str = ""
     splits_envs: bool = True
     budget: ReplayBudget | None = None
-    settled_inference: tuple[str, str] | None = None
+    measured_inference: tuple[str, str] | None = None
     needs_main_thread: str = ""
 
     @property
@@ -136,7 +136,7 @@ class Plan:
         """Env steps at which so many trained positions are due: where the run stands, as the
         learner knows it.
         """
-        owed = max(0, positions - self.limits.burst_positions)
+        owed = max(0, positions - self.limits.pretrain_positions)
         return (
             int(self.limits.prefill_agent_steps + owed / self.limits.train_ratio)
             * self.env_spec.action_repeat
@@ -145,13 +145,13 @@ class Plan:
     @property
     def inference(self) -> str:
         """``local`` or ``central``: where the policy runs."""
-        return (self.settled_inference or place_inference(self))[0]
+        return (self.measured_inference or place_inference(self))[0]
 
 
 def resolve(
     config: RunConfig, *, recorded: EnvSpec | None = None, stored: Collection[str] = ()
 ) -> Plan:
-    """Settle everything that follows from the config and the env.
+    """Resolve everything that follows from the config and the env.
 
     Args:
         config: What was asked for.
@@ -175,9 +175,10 @@ def resolve(
         observed = recorded
         size = None
     else:
-        env, observed, size = settle_env(config.env, env_defaults(agent))
-    spec = settle_windows(config, agent_spec(agent, observed))
-    # nothing is inserted, so nothing is owed: all updates are one burst behind a prefill of nothing
+        env, observed, size = resolve_env(config.env, env_defaults(agent))
+    spec = resolve_windows(config, agent_spec(agent, observed))
+    # nothing is inserted, so nothing is owed: all updates are pretraining after a prefill of
+    # nothing
     if config.env.is_none:
         spec = dataclasses.replace(spec, prefill_agent_steps=0, pretrain_updates=0)
     if config.train_ratio is not None:
@@ -237,7 +238,7 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def settle_env(
+def resolve_env(
     own: EnvConfig, published: Mapping[str, Mapping[str, Any]]
 ) -> tuple[EnvConfig, EnvSpec, int | None]:
     """Every setting of the env: the user's, else what the agent was published with for the suite,
@@ -255,8 +256,8 @@ def settle_env(
     spec, size = probe_env(alone)
     if not any(array.is_image for array in spec.obs.values()):
         defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
-    settled = own.with_defaults({own.suite: defaults}).resolved()
-    return (settled, spec, size) if settled == alone else (settled, *probe_env(settled))
+    resolved = own.with_defaults({own.suite: defaults}).resolved()
+    return (resolved, spec, size) if resolved == alone else (resolved, *probe_env(resolved))
 
 
 @dataclass(frozen=True, slots=True)

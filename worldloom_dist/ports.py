@@ -7,7 +7,7 @@ role, and never Ray.
     every role    --MetricMap--> MetricSink
 
 Who waits for whom: a worker waits for an acknowledgement, which waits for the coordinator's insert
-credit; a learner waits for a sample, which waits for the coordinator's sample credit. The
+permits; a learner waits for a sample, which waits for the coordinator's sample permits. The
 coordinator's band always allows at least one side (``data.rate_limiter``), so the two never wait
 for each other. Fakes that check what they are given live in ``tests/fakes.py``.
 """

@@ -214,12 +214,14 @@ class Report:
     @property
     def train_ratio_actual(self) -> float:
         """Trained positions per agent step, over the run, without what is not owed: the prefill and
-        its burst.
+        its pretraining.
         """
         limits = self._plan.limits
         steps = self.counts.counters.agent_steps - limits.prefill_agent_steps
         return (
-            max(0.0, (self.counts.positions - limits.burst_positions) / steps) if steps > 0 else 0.0
+            max(0.0, (self.counts.positions - limits.pretrain_positions) / steps)
+            if steps > 0
+            else 0.0
         )
 
     def line(self) -> str:
@@ -264,7 +266,7 @@ class Report:
         return self.bottleneck()
 
     def bottleneck(self) -> str:
-        """Which side waits for the other: by how long inserts and samples waited for credit."""
+        """Which side waits for the other: by how long inserts and samples waited for permits."""
         waited = self.counts.blocked_s
         inserts = waited.get("insert", 0.0) / max(1, self._plan.config.num_envs)
         samples = waited.get("sample", 0.0)
@@ -326,7 +328,7 @@ class Report:
         """Let the sinks write what they have, the pictures of the last seconds included; waits for
         them a short time.
         """
-        self._show(self._media.fresh(settled_s=0.0))
+        self._show(self._media.fresh(unchanged_s=0.0))
         self._sinks.close()
 
     def view(self) -> View:

@@ -187,7 +187,7 @@ class RunFolder:
             ) from error
 
     def next_incarnation(self, role: str) -> int:
-        """How often ``role`` was started in the run's life (1, 2, ...); persisted before it is
+        """How often ``role`` was started in the run (1, 2, ...); persisted before it is
         used, so it never repeats.
         """
         known = self.read_json("incarnations.json")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.fields import checked, settle
+from worldloom.core.fields import checked, normalize
 
 __all__ = [
     "View",
@@ -182,7 +182,7 @@ def read_view(folder: Path) -> View:
         phase=summary.get("bottleneck", "") if is_running else "",
         wall_time_s=summary.get("wall_time_s", 0.0),
     )
-    problems = settle(view) or _evaluation_problems(view.evaluation or {})
+    problems = normalize(view) or _evaluation_problems(view.evaluation or {})
     if problems:
         raise ValueError("; ".join(problems))
     return view

@@ -110,14 +110,14 @@ def recovery_s(
     hangs = [
         hang for hang in hangs if not any(hang <= kill <= hang + DEADLINE_S for kill in killed)
     ]
-    lives: dict[tuple[int, int], float] = {}
+    first_seen: dict[tuple[int, int], float] = {}
     for stream, chunks in streams.items():
         name = (stream.slot, stream.incarnation)
-        lives[name] = min(lives.get(name, float("inf")), chunks[0].inserted_s)
+        first_seen[name] = min(first_seen.get(name, float("inf")), chunks[0].inserted_s)
     successors = sorted(
         stamp
-        for (slot, life), stamp in lives.items()
-        if any(s == slot and o < life for s, o in lives)
+        for (slot, incarnation), stamp in first_seen.items()
+        if any(s == slot and o < incarnation for s, o in first_seen)
     )
     rebuilt = (
         sorted(stamp for chunks in streams.values() for stamp in rebuilt_at(chunks, env))

@@ -84,7 +84,7 @@ def dreamer() -> Any:
 
 
 def vocabulary(model: Any) -> dict[str, Any]:
-    """What the reference pages take for granted: a model, and something to feed it."""
+    """What the reference pages assume: a model, and something to feed it."""
     obs = torch.rand(2, 3, 64, 64)
     action = torch.rand(2, 4)
     batch = {
@@ -166,7 +166,7 @@ def mae(one: Any, other: Any) -> Tensor:
 
 
 def guide_vocabulary(world_model: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the guide takes for granted: layers, losses, a creature in a world, and a trajectory."""
+    """What the guide assumes: layers, losses, a creature in a world, and a trajectory."""
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(plt, "show", lambda: None)

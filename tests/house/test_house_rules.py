@@ -1,4 +1,4 @@
-"""Rules of the house that a machine can keep: exports, errors, help texts, light imports."""
+"""Rules of the code that a machine can keep: exports, errors, help texts, light imports."""
 
 import ast
 import dataclasses

@@ -42,10 +42,12 @@ def test_learner_that_dies_in_a_checkpoint_a_publish_and_a_sample_leaves_a_run_t
     ) as run:
         run.wait_until(lambda: run.summary().get("train_steps", 0) > 150, 120)
         run.wait_until(lambda: CheckpointStore(folder / "checkpoints").folders(), 60)
-        for lives, place in enumerate(PLACES, start=1):
+        for restarts, place in enumerate(PLACES, start=1):
             before = run.summary()["train_steps"]
             (orders / place).touch()
-            run.wait_until(lambda lives=lives: run.summary()["restarts"]["learner"] == lives, 60)
+            run.wait_until(
+                lambda restarts=restarts: run.summary()["restarts"]["learner"] == restarts, 60
+            )
             assert not (orders / place).exists(), f"it died in a {place}"
             run.wait_until(lambda before=before: run.summary()["train_steps"] > before, 90)
         run.process.send_signal(signal.SIGINT)

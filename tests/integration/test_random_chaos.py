@@ -128,9 +128,9 @@ def kill_learner_at(run: Launched, place: str, orders: Path) -> float:
     """Have a learner die at a place; returns the seconds until its successor is beyond where it
     was.
     """
-    lives = run.summary()["restarts"]["learner"]
+    restarts = run.summary()["restarts"]["learner"]
     (orders / place).touch()
-    run.wait_until(lambda: run.summary()["restarts"]["learner"] > lives, 120)
+    run.wait_until(lambda: run.summary()["restarts"]["learner"] > restarts, 120)
     began = time.monotonic()
     before = run.summary()["train_steps"]
     assert not (orders / place).exists(), f"it died in a {place}"
@@ -142,14 +142,16 @@ def replacements(folder: Path, killed: list[float]) -> list[float]:
     """Seconds from each kill of a worker to the first chunk of the next process in its slot that
     stored one.
     """
-    lives: dict[tuple[int, int], float] = {}
+    first_seen: dict[tuple[int, int], float] = {}
     for stream, chunks in read_journals(folder).items():
-        life = (stream.slot, stream.incarnation)
-        lives[life] = min(lives.get(life, float("inf")), chunks[0].inserted_s)
+        incarnation = (stream.slot, stream.incarnation)
+        first_seen[incarnation] = min(
+            first_seen.get(incarnation, float("inf")), chunks[0].inserted_s
+        )
     later = [
         stamp
-        for (slot, life), stamp in lives.items()
-        if any(s == slot and o < life for s, o in lives)
+        for (slot, incarnation), stamp in first_seen.items()
+        if any(s == slot and o < incarnation for s, o in first_seen)
     ]
     return [min(stamp - at for stamp in later if stamp > at) for at in killed]
 

@@ -127,7 +127,7 @@ def start_roles(plan: Plan, folder) -> None:
     from worldloom_dist.runtime.weight_roles import WeightStoreRole
     from worldloom_dist.runtime.worker_role import WorkerRole
 
-    central = dataclasses.replace(plan, settled_inference=("central", "for this test"))
+    central = dataclasses.replace(plan, measured_inference=("central", "for this test"))
     lasting = []
     options = {"num_cpus": 0.001}
     lasting.append(start_actor(CoordinatorRole, "coordinator-0", plan, 0, options=options))

@@ -1,7 +1,7 @@
 """Counting envs, the later ones of which die: ``MortalEnv.healthy`` are well, and all that are
 built after them raise.
 
-Those make ``LIFE`` steps first; with a negative one they cannot even be reset.
+Those make ``STEPS`` steps first; with a negative one they cannot even be reset.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from worldloom.envs.toy import CountingEnv
 
 class MortalEnv(CountingEnv):
     healthy = 1_000_000
-    LIFE = 30
+    STEPS = 30
 
     def __init__(self) -> None:
         super().__init__()
-        self._left = MortalEnv.LIFE if MortalEnv.healthy <= 0 else 1_000_000
+        self._left = MortalEnv.STEPS if MortalEnv.healthy <= 0 else 1_000_000
         MortalEnv.healthy -= 1
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:

@@ -125,7 +125,7 @@ def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):
     limits = run._plan.limits
     owed = (
         limits.train_ratio * (summary["agent_steps"] - limits.prefill_agent_steps)
-        + limits.burst_positions
+        + limits.pretrain_positions
     )
     assert owed - limits.batch_positions < summary["replayed_steps"] <= owed
 

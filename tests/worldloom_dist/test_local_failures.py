@@ -47,11 +47,11 @@ def check_rows(folder) -> dict:
             ),
             len(rows["reward"]),
         ]
-        lives = [
+        incarnations = [
             {name: value[a:b] for name, value in rows.items()}
             for a, b in itertools.pairwise(starts)
         ]
-        decisions[stream.slot] = sum(check_counting(life) for life in lives)
+        decisions[stream.slot] = sum(check_counting(rows) for rows in incarnations)
     return decisions
 
 
@@ -73,14 +73,14 @@ def test_worker_without_envs_is_left_out_and_named_and_the_run_completes(tmp_pat
     )
     decisions = check_rows(folder)
     assert sum(decisions.values()) == summary["agent_steps"] >= 180
-    assert decisions[1] == 2 * MortalEnv.LIFE, "both lives of its env are stored"
+    assert decisions[1] == 2 * MortalEnv.STEPS, "both incarnations of its env are stored"
     MortalEnv.healthy = 1_000_000
     resumed = start(folder, *WORDS, "--workers", "2", "--env-steps", "240")
     assert resumed.run() == "completed"
     assert summary_of(folder)["quarantined"] == {}, "a resumed run tries it again"
     decisions = check_rows(folder)
     assert sum(decisions.values()) == summary_of(folder)["agent_steps"] >= 240
-    assert decisions[1] > 2 * MortalEnv.LIFE
+    assert decisions[1] > 2 * MortalEnv.STEPS
 
 
 def test_too_few_workers_end_the_run_with_the_reasons_and_a_checkpoint(tmp_path):
@@ -111,7 +111,7 @@ def test_run_that_fails_in_an_evaluation_has_saved_what_it_trained(tmp_path, mon
     ]
     run = start(folder, *words, "--workers", "1", "--env-steps", "180")
     MortalEnv.healthy = 1
-    monkeypatch.setattr(MortalEnv, "LIFE", 0)
+    monkeypatch.setattr(MortalEnv, "STEPS", 0)
     with pytest.raises(EnvFailureError, match="no env is left of 2"):
         run.run()
     summary = summary_of(folder)

@@ -45,7 +45,7 @@ def test_what_needs_no_measurement_is_not_measured() -> None:
 
 
 def test_measured_choice_is_kept_by_the_plan() -> None:
-    plan = dataclasses.replace(plan_of(), settled_inference=("local", "measured"))
+    plan = dataclasses.replace(plan_of(), measured_inference=("local", "measured"))
     assert plan.inference == "local"
 
 

@@ -34,7 +34,7 @@ def counts(agent_steps=300, **more) -> Counts:
     )
 
 
-def test_the_ratio_leaves_out_the_prefill_and_its_burst(plan, tmp_path):
+def test_the_ratio_leaves_out_the_prefill_and_its_pretraining(plan, tmp_path):
     report = Report(plan, RunFolder(tmp_path), {})
     report.update(counts(), {})
     assert report.train_ratio_actual == pytest.approx(12.0)

@@ -96,7 +96,7 @@ def test_worker_that_was_left_out_goes_on_with_its_streams_when_it_is_back(folde
     assert sorted(p.name for p in (folder / "replay").iterdir()) == ["shard-0"]
 
 
-def test_other_batch_size_or_ratio_makes_no_burst_of_updates(folder):
+def test_other_batch_size_or_ratio_makes_no_surge_of_updates(folder):
     updates = summary_of(folder)["train_steps"]
     run = start(folder, *TWO, "--env-steps", "90", "--train-ratio", "600")
     run._restore()
@@ -157,7 +157,7 @@ def test_resume_that_fails_before_its_first_step_leaves_the_folder_as_it_was(fol
     def fail(*_):
         raise CheckpointError("the state does not fit")
 
-    monkeypatch.setattr(run.crew, "begin", fail)
+    monkeypatch.setattr(run.workers, "begin", fail)
     with pytest.raises(CheckpointError, match="does not fit"):
         run.run()
     after = contents(folder)

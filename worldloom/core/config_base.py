@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
-from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, open_together, write_json
 from worldloom.core.state_kinds import DynamicsType, LatentType
 
@@ -98,7 +98,7 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.obs_shape, numbers.Integral):
             self._set(obs_shape=(self.obs_shape,))
-        problems = settle(self, self.BOUNDS)
+        problems = normalize(self, self.BOUNDS)
         if not problems:
             self._derive()
             problems = [text for is_wrong, text in self._checks() if is_wrong]

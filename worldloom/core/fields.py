@@ -24,7 +24,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["FRACTION", "NOT_NEGATIVE", "POSITIVE", "Bounds", "checked", "settle"]
+__all__ = ["FRACTION", "NOT_NEGATIVE", "POSITIVE", "Bounds", "checked", "normalize"]
 
 INTEGER_LIMIT = 1 << 63
 """Integers at or above this, in size, fit no counter."""
@@ -89,7 +89,7 @@ class _UnfitError(Exception):
         self.hint = hint
 
 
-def settle(
+def normalize(
     config: Any, bounds: Mapping[str, Bounds] | None = None, *, prefix: str = ""
 ) -> list[str]:
     """Put plain values into the fields of a dataclass, frozen or not, and say what cannot be one.

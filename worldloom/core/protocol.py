@@ -1,5 +1,5 @@
-"""What the rooms promise each other: agents, policies, and what the system must know of an agent to
-run it.
+"""What the packages promise each other: agents, policies, and what the system must know of an agent
+to run it.
 
 The distributed system knows an algorithm only through this file. If it ever needs ``if algo ==``, a
 field is missing here. Axis legend: N envs, B batch, T time.
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.ranks import Ranks
+from worldloom.core.process_group import ProcessGroup
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec
 from worldloom.core.weights import WeightsSnapshot
@@ -114,7 +114,7 @@ class AgentSpec:
             ratio.
         random_prefill: Act uniformly at random during the prefill; otherwise the untrained policy
             acts.
-        pretrain_updates: Updates made in one burst when the prefill is complete.
+        pretrain_updates: Updates made at once when the prefill is complete.
         extras: Further columns that ``act`` emits for every row (for example replay latents).
         writes_back: True when ``train_step`` returns refreshed extras.
         gives_priorities: True when ``train_step`` returns priorities of its windows.
@@ -214,7 +214,7 @@ class Agent(Policy, Protocol):
         on this agent's device.
         """
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: ProcessGroup) -> None:
         """Train as one of several ranks from now on: batches are this rank's equal share of a joint
         batch. At most once.
         """

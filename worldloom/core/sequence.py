@@ -121,7 +121,7 @@ def _receive(
     env_life: int,
     env: int,
     seq: int,
-    life: int,
+    incarnation: int,
     update: int,
     rows: int,
     steps: int,
@@ -131,7 +131,7 @@ def _receive(
     return Chunk(
         StreamId(slot, env_life, env),
         seq,
-        PolicyVersion(life, update),
+        PolicyVersion(incarnation, update),
         rows,
         steps,
         memoryview(payload),

@@ -1,7 +1,7 @@
 """The train ratio as a two-sided limit, in the only units that count: agent steps inserted and
 positions trained.
 
-    debt = train_ratio * max(0, I - prefill) + burst * (I >= prefill) - S - forgiven
+    debt = train_ratio * max(0, I - prefill) + pretraining * (I >= prefill) - S - forgiven
 
 I: agent steps inserted. S: positions sampled for training. debt: positions owed to training,
 negative when training is ahead.
@@ -11,9 +11,9 @@ negative when training is ahead.
 
 Invariants, for inserts of at most c steps and samples of at most P positions:
 
-* once the prefill is complete, ``-slack_sample <= debt <= max(slack_insert, burst + train_ratio *
-  c)``; the second bound is the burst, which blocks inserts until it is paid, as in the published
-  schedules that pretrain when the prefill is complete;
+* once the prefill is complete, ``-slack_sample <= debt <= max(slack_insert, pretraining +
+  train_ratio * c)``; the second bound is the pretraining, which blocks inserts until it is paid, as
+  in the published schedules that pretrain when the prefill is complete;
 * at least one side may always proceed. Before the prefill it is the insert. After it, both sides
   would wait only if ``slack_insert - train_ratio * c < debt < P - slack_sample``, and the
   constructor refuses settings that leave such a gap.
@@ -41,7 +41,7 @@ class RateLimits:
         train_ratio: Trained positions per agent step, > 0.
         prefill_agent_steps: Steps before the first update; not owed to training.
         batch_positions: Positions of one update (``SamplingSpec.trained_positions``).
-        pretrain_updates: Updates owed in one burst when the prefill is complete.
+        pretrain_updates: Updates owed at once when the prefill is complete.
         max_insert_steps: The most steps that one insert brings (rows of a chunk).
         band_agent_steps: How far the two sides may drift apart, as agent steps; None takes twice
             what is needed.
@@ -118,7 +118,7 @@ class RateLimits:
         return self.band_positions - self.slack_sample
 
     @property
-    def burst_positions(self) -> int:
+    def pretrain_positions(self) -> int:
         """Positions owed at once when the prefill is complete."""
         return self.pretrain_updates * self.batch_positions
 
@@ -184,12 +184,12 @@ class RateLimiter:
 
     @property
     def actual_ratio(self) -> float:
-        """Trained positions per agent step so far, prefill and pretraining burst left out; NaN
+        """Trained positions per agent step so far, prefill and pretraining left out; NaN
         before the prefill is complete.
         """
         beyond = self.agent_steps - self.limits.prefill_agent_steps
         return (
-            (self.positions - min(self.positions, self.limits.burst_positions)) / beyond
+            (self.positions - min(self.positions, self.limits.pretrain_positions)) / beyond
             if beyond > 0
             else math.nan
         )
@@ -213,7 +213,7 @@ class RateLimiter:
         )
 
     def rebase(self, agent_steps: int, positions: int) -> None:
-        """Take over the counts of a resumed run and forgive what lies outside the band: no burst of
+        """Take over the counts of a resumed run and forgive what lies outside the band: no surge of
         updates after a resume.
 
         For a resume that must equal the uninterrupted run use :meth:`load`.
@@ -227,7 +227,7 @@ class RateLimiter:
         """Forgive the part of the debt (or lead) that lies outside the band."""
         debt = self._debt(self.agent_steps)
         highest = self._slack_insert
-        unpaid = self.limits.burst_positions - self.positions
+        unpaid = self.limits.pretrain_positions - self.positions
         if self.is_prefilled and unpaid > 0:
             highest = max(highest, unpaid + self._ratio * self.limits.max_insert_steps)
         self._forgiven += debt - min(max(debt, -self._slack_sample), highest)
@@ -250,7 +250,7 @@ class RateLimiter:
 
     def _owed(self, agent_steps: int) -> Fraction:
         beyond = agent_steps - self.limits.prefill_agent_steps
-        return Fraction(0) if beyond < 0 else self._ratio * beyond + self.limits.burst_positions
+        return Fraction(0) if beyond < 0 else self._ratio * beyond + self.limits.pretrain_positions
 
     def _debt(self, agent_steps: int) -> Fraction:
         return self._owed(agent_steps) - self.positions - self._forgiven

@@ -1,7 +1,7 @@
 """What runs in an env's own process: build one env, then answer requests until the pipe closes.
 Never imports torch or ray.
 
-Started by ``worldloom.envs.process`` as ``python -m worldloom.envs.child CONNECTION LIFE DUMP``
+Started by ``worldloom.envs.process`` as ``python -m worldloom.envs.child CONNECTION PARENT DUMP``
 (three inherited descriptors): a fresh interpreter, neither a fork nor a second run of the parent's
 main module. Messages in: the config, then ``("reset", seed)`` and ``("step", action)``. Out:
 ``("spec", spec)`` once, then ``("row", obs, reward, terminated, truncated)`` for each request; or
@@ -9,7 +9,7 @@ main module. Messages in: the config, then ``("reset", seed)`` and ``("step", ac
 
 The parent's end, whatever ends it, ends this process too, even if the env holds the interpreter
 lock for ever: the kernel sends SIGIO, whose default action is to terminate, when the parent's side
-of the LIFE pipe closes.
+of the PARENT pipe closes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Pipe = Connection  # messages are pickled; both ends are ours
 
 def main(arguments: list[str]) -> None:
     """Serve on the inherited descriptors."""
-    connection, life, dump = (int(argument) for argument in arguments)
-    _die_with_parent(life)
+    connection, parent_pipe, dump = (int(argument) for argument in arguments)
+    _die_with_parent(parent_pipe)
     dump_file = os.fdopen(dump, "w")
     faulthandler.enable(dump_file)
     faulthandler.register(signal.SIGUSR1, dump_file)
@@ -82,14 +82,18 @@ def serve(pipe: Pipe) -> None:
         pipe.send(("row", *answer))
 
 
-def _die_with_parent(life: int) -> None:
+def _die_with_parent(parent_pipe: int) -> None:
     signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+    fcntl.fcntl(parent_pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(
+        parent_pipe,
+        fcntl.F_SETFL,
+        fcntl.fcntl(parent_pipe, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK,
+    )
     # The parent may have ended before the signal was asked for; then the pipe is at its end
     # already.
     with contextlib.suppress(BlockingIOError):
-        if os.read(life, 1) == b"":
+        if os.read(parent_pipe, 1) == b"":
             os._exit(0)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from worldloom.core.config_base import not_among, understanding
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
-from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, write_json
 
 __all__ = ["TrainingConfig"]
@@ -100,7 +100,7 @@ class TrainingConfig:
     """Settings of the model to change before training, of those that do not decide its networks."""
 
     def __post_init__(self) -> None:
-        problems = settle(self, self.BOUNDS)
+        problems = normalize(self, self.BOUNDS)
         if not problems:
             object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
             rules = (

@@ -104,7 +104,7 @@ class StreamWriter:
                 ``codec.carry_resets_of``).
         """
         if self._pending is not None and self._answer is None:
-            self._settle()
+            self._collect_acknowledged()
         if self._open and (version != self._version or is_first):
             self.send()
         now = self._clock()
@@ -129,7 +129,7 @@ class StreamWriter:
 
     def send(self) -> None:
         """Send the open chunk, once the one before it is acknowledged."""
-        self._settle()
+        self._collect_acknowledged()
         if self._open:
             rows = {name: buffer[: self._open] for name, buffer in self._buffers.items()}
             self._pending = self._encode(
@@ -143,7 +143,7 @@ class StreamWriter:
     def flush(self) -> None:
         """Send everything; returns when it is acknowledged."""
         self.send()
-        self._settle()
+        self._collect_acknowledged()
 
     def state(self) -> dict[str, int]:
         """What a checkpoint needs, taken when nothing is open."""
@@ -158,7 +158,7 @@ class StreamWriter:
         self._pending = None
         self._answer = None
 
-    def _settle(self) -> None:
+    def _collect_acknowledged(self) -> None:
         """See what was sent acknowledged; sends it again first if that failed."""
         if self._pending is not None and self._answer is None:
             self._append(self._pending)

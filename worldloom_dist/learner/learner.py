@@ -52,7 +52,7 @@ class Learner:
         agent: What is trained, on its own device.
         weights: Where new versions go.
         device: The agent's device.
-        incarnation: Of this learner in the run's life: 1, 2, ...; the higher part of every version
+        incarnation: Of this learner in the run: 1, 2, ...; the higher part of every version
             it publishes.
         bad_batches: Folder for the batches of skipped updates.
         compile: How an update runs; see :mod:`worldloom_dist.learner.step`.
@@ -60,7 +60,7 @@ class Learner:
         weights_dtype: What floating-point weights become when they are published.
 
     Attributes:
-        train_steps: Updates made over the run's life, those before a resume included.
+        train_steps: Updates made over the whole run, those before a resume included.
         replayed_steps: Trained positions, likewise.
         update_priorities: Called with (windows, priorities ``[n]``) when the agent gave some; None
             drops them.

@@ -43,7 +43,7 @@ VIDEOS = (".mp4", ".gif")
 QUEUE_RECORDS = 1000
 MAX_FAILURES = 3
 CLOSE_TIMEOUT_S = 15.0
-SETTLED_S = 2.0
+UNCHANGED_S = 2.0
 
 
 class Sink(Protocol):
@@ -252,14 +252,14 @@ class MediaWatch:
         self._folder = folder
         self._seen = set(self._files())
 
-    def fresh(self, settled_s: float = SETTLED_S) -> list[Medium]:
+    def fresh(self, unchanged_s: float = UNCHANGED_S) -> list[Medium]:
         """What came since the last call, in the order of names; 0 for a run's end, when nobody
         writes any more.
         """
         found = []
         for path in sorted(self._files()):
             with contextlib.suppress(OSError):  # old ones are deleted
-                if path not in self._seen and time.time() - path.stat().st_mtime >= settled_s:
+                if path not in self._seen and time.time() - path.stat().st_mtime >= unchanged_s:
                     self._seen.add(path)
                     name, _, steps = path.stem.rpartition("-")
                     is_numbered = bool(name) and steps.isdigit()

@@ -9,8 +9,8 @@ asks again; the band guarantees that one of the sides may (``worldloom.data.rate
 waits and how (a condition variable, an asyncio event) is the wrapper's choice; this class holds no
 lock.
 
-Steps are counted when they are granted. A shard asks for all chunks that wait at once, so that a
-busy one asks less often, and gives back what it did not use. When a shard dies its open grants are
+Steps are counted when they are permitted. A shard asks for all chunks that wait at once, so that a
+busy one asks less often, and gives back what it did not use. When a shard dies its open permits are
 void; when it returns, its counters say what was really inserted. So nothing here needs to survive:
 a new coordinator is rebuilt from the shards' counters and the learner's count.
 """
@@ -43,7 +43,7 @@ class _Account:
 
 @dataclass(slots=True)
 class _Blocked:
-    """Seconds that one side was refused: from a refusal to the next grant."""
+    """Seconds that one side was refused: from a refusal to the next permit."""
 
     seconds: float = 0.0
     since: float | None = None
@@ -52,7 +52,7 @@ class _Blocked:
         """The side has to wait from now on, if it does not wait already."""
         self.since = now if self.since is None else self.since
 
-    def granted(self, now: float) -> None:
+    def permitted(self, now: float) -> None:
         """The side proceeds."""
         self.seconds = self.until(now)
         self.since = None
@@ -102,7 +102,7 @@ class ReplayCoordinator:
 
     def join(self, shard: int, counters: RowCounters, live_windows: int) -> None:
         """A shard is there, for the first time or again: its counters replace everything that was
-        counted or granted for it.
+        counted or permitted for it.
 
         A shard that lost its disk must admit it first (``ReplayShard.mark_lost``), or its steps
         would be asked for again.
@@ -119,7 +119,7 @@ class ReplayCoordinator:
 
     def report(self, shard: int, live_windows: int) -> None:
         """A shard says what it can serve. One that had been left out too early is back, with what
-        was granted to it.
+        was permitted to it.
         """
         account = self._shards[shard]
         account.windows = live_windows
@@ -145,7 +145,7 @@ class ReplayCoordinator:
         if agent_steps and self._live_windows() and not self.limiter.may_insert(agent_steps):
             self._insert_blocked.refused(self._clock())
             return False
-        self._insert_blocked.granted(self._clock())
+        self._insert_blocked.permitted(self._clock())
         self._count(shard, agent_steps)
         return True
 
@@ -153,11 +153,11 @@ class ReplayCoordinator:
         """Grant steps beyond the band (lock-step, and what is on its way when a run ends); counted
         like everything else.
         """
-        self._insert_blocked.granted(self._clock())
+        self._insert_blocked.permitted(self._clock())
         self._count(shard, agent_steps)
 
     def give_back(self, shard: int, agent_steps: int) -> None:
-        """Return granted steps that were not inserted (a duplicate, a failure)."""
+        """Return permitted steps that were not inserted (a duplicate, a failure)."""
         self._count(shard, -agent_steps)
 
     def try_sample(self, request: SampleRequest) -> dict[int, SampleRequest] | None:
@@ -177,7 +177,7 @@ class ReplayCoordinator:
         if not total or not self.limiter.may_sample(positions):
             self._sample_blocked.refused(self._clock())
             return None
-        self._sample_blocked.granted(self._clock())
+        self._sample_blocked.permitted(self._clock())
         self.limiter.sampled(positions)
         rng = np.random.default_rng(list(request.seed))
         counts = rng.multinomial(request.windows, np.array(list(weights.values())) / total)
@@ -193,15 +193,15 @@ class ReplayCoordinator:
         """Grant as many of the batches, from the first, as the ratio allows now; none means that
         sampling is blocked.
         """
-        granted: list[dict[int, SampleRequest]] = []
+        permitted: list[dict[int, SampleRequest]] = []
         for request in requests:
-            if granted and not self.limiter.may_sample(request.windows * self.window_positions):
+            if permitted and not self.limiter.may_sample(request.windows * self.window_positions):
                 break  # whoever asked has work now: nobody is blocked
             one = self.try_sample(request)
             if one is None:
                 break
-            granted.append(one)
-        return granted
+            permitted.append(one)
+        return permitted
 
     def _live_windows(self) -> int:
         return sum(account.windows for account in self._shards.values() if account.is_live)

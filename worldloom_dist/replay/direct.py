@@ -176,14 +176,14 @@ class DirectReplay:
         """The counters summed over all shards."""
         return sum((shard.row_counters() for shard in self.shards), RowCounters())
 
-    def mark(self) -> list[ShardSnapshot]:
+    def snapshot(self) -> list[ShardSnapshot]:
         """A cut through every shard; one cut through the run if nobody inserts meanwhile."""
-        return [shard.mark() for shard in self.shards]
+        return [shard.snapshot() for shard in self.shards]
 
-    def rollback(self, marks: Sequence[ShardSnapshot]) -> None:
-        """Return every shard to its mark. Load the limiter's own state afterwards."""
-        for shard, mark in zip(self.shards, marks, strict=True):
-            shard.rollback(mark)
+    def rollback(self, snapshots: Sequence[ShardSnapshot]) -> None:
+        """Return every shard to its snapshot. Load the limiter's own state afterwards."""
+        for shard, snapshot in zip(self.shards, snapshots, strict=True):
+            shard.rollback(snapshot)
         self._join_all()
 
     def close(self) -> None:
@@ -196,22 +196,22 @@ class DirectReplay:
             self.coordinator.join(index, shard.row_counters(), shard.live_windows())
 
     def _wait(self, attempt: Callable[[], T | None], side: str, problem: Callable[[], str]) -> T:
-        """Try until granted; each change on the other side wakes us."""
-        granted: list[T] = []
+        """Try until permitted; each change on the other side wakes us."""
+        permitted: list[T] = []
 
-        def is_granted() -> bool:
-            """Try once more, and keep what was granted."""
+        def is_permitted() -> bool:
+            """Try once more, and keep what was permitted."""
             result = attempt()
-            granted.extend([] if result is None else [result])
-            return bool(granted)
+            permitted.extend([] if result is None else [result])
+            return bool(permitted)
 
         with self._changed:
-            if not self._changed.wait_for(is_granted, self._wait_s):
+            if not self._changed.wait_for(is_permitted, self._wait_s):
                 raise StateError(
                     f"replay: the train ratio blocks this {side}: {problem()} (waited "
                     f"{self._wait_s:g} s)"
                 )
-        return granted[0]
+        return permitted[0]
 
     def _insert_problem(self, steps: int) -> str:
         limiter = self.coordinator.limiter

@@ -24,7 +24,7 @@ __all__ = [
     "files_to_store",
     "recorded_env",
     "replay_budget",
-    "settle_windows",
+    "resolve_windows",
 ]
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def replay_budget(
     )
 
 
-def settle_windows(config: RunConfig, spec: AgentSpec) -> AgentSpec:
+def resolve_windows(config: RunConfig, spec: AgentSpec) -> AgentSpec:
     """The agent's spec with the windows that were asked for.
 
     Raises:

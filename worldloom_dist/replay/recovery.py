@@ -70,7 +70,7 @@ class Recovery:
         Args:
             current: The segment that is open for writing. It and the first one may have no intact
                 record, and count all the same when segments are deleted.
-            is_rollback: The journal was cut at a mark, so its newest head is older than the
+            is_rollback: The journal was cut at a snapshot, so its newest head is older than the
                 deletion of its oldest segments.
         """
         rows = self._rows

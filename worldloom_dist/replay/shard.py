@@ -11,8 +11,8 @@ Durability: ``none`` keeps rows in this process only. ``journal`` (the default o
 the death of the process in any way, but not of the machine. ``fsync`` survives a power loss too.
 Where something is lost all the same, counters say how much.
 
-A mark is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest
-marks need are kept, so that ``rollback`` can drop everything after one of them.
+A snapshot is a cut for checkpoints: a few numbers and no copy of rows. The segments that the newest
+snapshots need are kept, so that ``rollback`` can drop everything after one of them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ReplayShard:
         durability: What an acknowledgement promises, see the module.
         segment_bytes: Size of a journal segment, the unit in which disk space is freed.
         packed: Columns kept compressed in memory, by default the images.
-        kept_marks: How many of the newest marks can be rolled back to.
+        kept_snapshots: How many of the newest snapshots can be rolled back to.
         ram_bytes: If given, compressed columns beyond this size are read back from the journal when
             they are sampled.
         make_selector: Makes the selector for so many slots.
@@ -94,7 +94,7 @@ class ReplayShard:
         durability: Durability = "journal",
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
         packed: tuple[str, ...] | None = None,
-        kept_marks: int = 2,
+        kept_snapshots: int = 2,
         ram_bytes: int | None = None,
         is_mapped: bool = False,
         make_selector: Callable[[int], Selector] = Uniform,
@@ -124,7 +124,7 @@ class ReplayShard:
         )
         self._make_selector = make_selector
         self._lock = threading.Lock()
-        self._mark_lock = threading.Lock()
+        self._snapshot_lock = threading.Lock()
         self._pinned: list[int] = []
         self._has_new_weights = False
         self._rows = self._empty_rows()
@@ -139,7 +139,7 @@ class ReplayShard:
             )
         self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
-            self._files = SnapshotStore(directory, kept_marks, fsync=durability == "fsync")
+            self._files = SnapshotStore(directory, kept_snapshots, fsync=durability == "fsync")
             self._files.claim(shard_identity(index, columns))
             self._recover(self._journal)
             self._restore_newest()
@@ -224,7 +224,7 @@ class ReplayShard:
         Raises:
             OSError: If the disk takes no more.
         """
-        with self._mark_lock:
+        with self._snapshot_lock:
             with self._lock:
                 if self._journal is None or not self._has_new_weights:
                     return False
@@ -243,8 +243,8 @@ class ReplayShard:
 
     @property
     def is_busy(self) -> bool:
-        """True while somebody is inside, who may take a while: a mark that copies, a journal whose
-        disk is slow.
+        """True while somebody is inside, who may take a while: a snapshot that copies, a journal
+        whose disk is slow.
         """
         return self._lock.locked()
 
@@ -294,14 +294,14 @@ class ReplayShard:
             logger.warning("shard-%d: %d acknowledged rows are lost", self.index, newly)
         return newly
 
-    def mark(self) -> ShardSnapshot:
-        """Cut here: a checkpoint that keeps the mark can come back to exactly these rows with
+    def snapshot(self) -> ShardSnapshot:
+        """Cut here: a checkpoint that keeps the snapshot can come back to exactly these rows with
         :meth:`rollback`.
 
         Inserts wait only while mutable columns and priorities, if there are any, are copied in
         memory; writing them blocks nobody.
         """
-        with self._mark_lock:
+        with self._snapshot_lock:
             with self._lock:
                 next_row = self._rows.buffer.next_row
                 served = self._rows.buffer.online_served
@@ -316,50 +316,54 @@ class ReplayShard:
                 learnt = self._rows.buffer.export_weights()
             mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
             weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
-            mark = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
+            snapshot = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
             with self._lock:
-                self._files.set_snapshots([*self._files.marks, mark])
+                self._files.set_snapshots([*self._files.snapshots, snapshot])
                 self._pinned = []
             self._journal.sync()
-            return mark
+            return snapshot
 
-    def rollback(self, mark: ShardSnapshot) -> None:
-        """Return to a mark, forgetting everything since.
+    def rollback(self, snapshot: ShardSnapshot) -> None:
+        """Return to a snapshot, forgetting everything since.
 
         Raises:
-            CheckpointError: If the journal no longer holds what the mark needs.
+            CheckpointError: If the journal no longer holds what the snapshot needs.
         """
         with self._lock:
             if self._journal is None:
                 held = self._rows.buffer.next_row
-                if held != mark.next_row:
+                if held != snapshot.next_row:
                     raise CheckpointError(
                         f"replay shard {self.index} holds {held} rows instead of the "
-                        f"{mark.next_row} of the mark: "
+                        f"{snapshot.next_row} of the snapshot: "
                         "with durability none nothing can be rolled back; use journal"
                     )
                 return
-            if min(self._journal.segments, default=mark.oldest_segment + 1) > mark.oldest_segment:
+            if (
+                min(self._journal.segments, default=snapshot.oldest_segment + 1)
+                > snapshot.oldest_segment
+            ):
                 raise CheckpointError(
-                    f"replay shard {self.index}: what {mark} needs of the journal is "
-                    "gone; only the newest marks are kept"
+                    f"replay shard {self.index}: what {snapshot} needs of the journal is "
+                    "gone; only the newest snapshots are kept"
                 )
-            self._journal.truncate(JournalPosition(mark.segment, mark.offset))
+            self._journal.truncate(JournalPosition(snapshot.segment, snapshot.offset))
             self._rows = self._empty_rows()
-            self._recover(self._journal, online_served=mark.online_served)
-            self._restore_mutable(mark)
-            if mark.weights_file:
-                self._restore_weights(mark.weights_file)
-            if self._rows.buffer.next_row != mark.next_row:
+            self._recover(self._journal, online_served=snapshot.online_served)
+            self._restore_mutable(snapshot)
+            if snapshot.weights_file:
+                self._restore_weights(snapshot.weights_file)
+            if self._rows.buffer.next_row != snapshot.next_row:
                 raise CheckpointError(
                     f"replay shard {self.index}: {self._rows.buffer.next_row} rows "
-                    f"found instead of {mark.next_row}"
+                    f"found instead of {snapshot.next_row}"
                 )
             self._files.set_snapshots(
-                [kept for kept in self._files.marks if kept.next_row < mark.next_row] + [mark]
+                [kept for kept in self._files.snapshots if kept.next_row < snapshot.next_row]
+                + [snapshot]
             )
             # newer ones name rows that are forgotten
-            self._files.drop_weights(keep=mark.weights_file)
+            self._files.drop_weights(keep=snapshot.weights_file)
 
     def close(self) -> None:
         """Let go of the directory; rows stay in memory."""
@@ -383,7 +387,9 @@ class ReplayShard:
         return *journal.append(kind, parts), sum(len(part) for part in parts)
 
     def _rotate(self, journal: Journal) -> None:
-        """Begin a segment, and delete those whose rows were all evicted and that no mark needs."""
+        """Begin a segment, and delete those whose rows were all evicted and that no
+        snapshot needs.
+        """
         rows = self._rows
         journal.rotate(rows.head())
         rows.segment_rows[journal.position.segment] = rows.buffer.next_row
@@ -391,7 +397,7 @@ class ReplayShard:
             [
                 rows.oldest_needed(),
                 *self._pinned,
-                *(mark.oldest_segment for mark in self._files.marks),
+                *(snapshot.oldest_segment for snapshot in self._files.snapshots),
             ]
         )
         journal.drop_before(keep)
@@ -447,10 +453,10 @@ class ReplayShard:
         # in the segment whose records lead up to it, even if that is full
         journal.append(LOST, [self._rows.head()])
 
-    def _restore_mutable(self, mark: ShardSnapshot) -> None:
-        if mark.mutable_file:
+    def _restore_mutable(self, snapshot: ShardSnapshot) -> None:
+        if snapshot.mutable_file:
             specs = {column: self.columns[column] for column in self._mutable}
-            self._rows.buffer.write_back(*self._files.load_mutable(mark.mutable_file, specs))
+            self._rows.buffer.write_back(*self._files.load_mutable(snapshot.mutable_file, specs))
 
     def _restore_weights(self, name: str) -> None:
         if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
@@ -460,15 +466,15 @@ class ReplayShard:
             )
 
     def _restore_newest(self) -> None:
-        """A restart goes on with the extras of the newest mark and the priorities that were written
-        last.
+        """A restart goes on with the extras of the newest snapshot and the priorities that were
+        written last.
 
         Without the former, rows have the extras that they were stored with; without the latter,
         training is slower to focus.
         """
         try:
-            if self._files.marks:
-                self._restore_mutable(self._files.marks[-1])
+            if self._files.snapshots:
+                self._restore_mutable(self._files.snapshots[-1])
         except CheckpointError as error:
             logger.warning("shard-%d: extras are as they were stored: %s", self.index, error)
         name = self._files.newest_weights

@@ -50,26 +50,28 @@ class ShardSnapshot:
 
 
 class SnapshotStore:
-    """What lies in a shard's directory beside the journal: its owner, the newest marks, copies of
-    mutable columns, and priorities.
+    """What lies in a shard's directory beside the journal: its owner, the newest snapshots, copies
+    of mutable columns, and priorities.
 
     Args:
         directory: Exists already.
-        kept_marks: How many marks keep what they need.
+        kept_snapshots: How many snapshots keep what they need.
         fsync: Whether what is written must survive a power loss.
 
     Raises:
-        CheckpointError: If the list of marks is damaged.
+        CheckpointError: If the list of snapshots is damaged.
     """
 
-    def __init__(self, directory: Path, kept_marks: int, *, fsync: bool = False) -> None:
+    def __init__(self, directory: Path, kept_snapshots: int, *, fsync: bool = False) -> None:
         self._directory = directory
-        self._kept = kept_marks
+        self._kept = kept_snapshots
         self._fsync = fsync
         path = directory / "marks.json"
         try:
-            self.marks = (
-                [ShardSnapshot(**mark) for mark in _read_json(path)] if path.exists() else []
+            self.snapshots = (
+                [ShardSnapshot(**snapshot) for snapshot in _read_json(path)]
+                if path.exists()
+                else []
             )
         except TypeError as error:
             raise CheckpointError(
@@ -100,16 +102,16 @@ class SnapshotStore:
                     f"{found.get(key)}, now it is {value}; use another run folder"
                 )
 
-    def set_snapshots(self, marks: Sequence[ShardSnapshot]) -> None:
-        """Remember the newest marks, on disk too, or a restart would free what they need; drop the
-        files of older ones.
+    def set_snapshots(self, snapshots: Sequence[ShardSnapshot]) -> None:
+        """Remember the newest snapshots, on disk too, or a restart would free what they need; drop
+        the files of older ones.
         """
-        self.marks = list(marks[-self._kept :])
+        self.snapshots = list(snapshots[-self._kept :])
         self._write(
             self._directory / "marks.json",
-            json.dumps([asdict(mark) for mark in self.marks]).encode(),
+            json.dumps([asdict(snapshot) for snapshot in self.snapshots]).encode(),
         )
-        used = {mark.mutable_file for mark in self.marks}
+        used = {snapshot.mutable_file for snapshot in self.snapshots}
         _delete(path for path in self._directory.glob("mutable-*.rows") if path.name not in used)
         self.drop_weights(keep=self.newest_weights)
 
@@ -136,7 +138,8 @@ class SnapshotStore:
         """Write what priorities of ``n`` windows came to, ``[parts, n + 1]``; returns the name of
         the file.
 
-        A restart takes the newest such file; those that no mark names go when a newer one is there.
+        A restart takes the newest such file; those that no snapshot names go when a newer one is
+        there.
         """
         name = f"weights-{time.time_ns()}.rows"
         parts = len(weights)
@@ -165,8 +168,8 @@ class SnapshotStore:
         return max((path.name for path in self._directory.glob("weights-*.rows")), default="")
 
     def drop_weights(self, *, keep: str) -> None:
-        """Delete the files of weights but ``keep`` and those of marks."""
-        used = {keep, *(mark.weights_file for mark in self.marks)}
+        """Delete the files of weights but ``keep`` and those of snapshots."""
+        used = {keep, *(snapshot.weights_file for snapshot in self.snapshots)}
         _delete(path for path in self._directory.glob("weights-*.rows") if path.name not in used)
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -183,7 +186,7 @@ class SnapshotStore:
             payload = (self._directory / name).read_bytes()
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"replay: {self._directory / name}, which a mark needs, is missing"
+                f"replay: {self._directory / name}, which a snapshot needs, is missing"
             ) from error
         try:
             return decode_rows(payload, specs)

@@ -1,5 +1,5 @@
-"""Is a run folder whole? Every checksum and every counter of its journals, marks, checkpoints and
-summary; nothing is changed.
+"""Is a run folder whole? Every checksum and every counter of its journals, snapshots, checkpoints
+and summary; nothing is changed.
 
 Works beside a live run too: what is being written at that moment is a torn tail, which is no damage
 because nobody acknowledged it.

@@ -2,8 +2,8 @@
 nothing is changed.
 
 Works beside a live writer too. Marks are read before the journal, which then reaches at least as
-far as they do; what a mark needs may be replaced meanwhile, so a complaint counts only if the mark
-is still there afterwards.
+far as they do; what a snapshot needs may be replaced meanwhile, so a complaint counts only if the
+snapshot is still there afterwards.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def verify_shard(folder: Path) -> ShardFindings:
     try:
         identity = stored_identity(folder)
         columns = stored_columns(folder)
-        marks = _marks(folder)
+        snapshots = _snapshots(folder)
     except CheckpointError as error:
         return ShardFindings(problems=[str(error)])
     damage = JournalDamage()
-    reader = _Reader(folder, columns, marks)
+    reader = _Reader(folder, columns, snapshots)
     evicted = 0
     reader.found.index = identity.get("index")
     for record in read_journal(folder, damage):
@@ -120,17 +120,17 @@ class _Reader:
     Args:
         folder: For the messages.
         columns: What every row must have.
-        marks: Cuts that the journal must hold.
+        snapshots: Cuts that the journal must hold.
     """
 
     def __init__(
-        self, folder: Path, columns: dict[str, ArraySpec], marks: Sequence[ShardSnapshot]
+        self, folder: Path, columns: dict[str, ArraySpec], snapshots: Sequence[ShardSnapshot]
     ) -> None:
         self.found = ShardFindings(columns=columns)
         self._folder = folder
         self._columns = columns
-        self._marks = marks
-        self._rows_at = {(mark.segment, mark.offset): -1 for mark in marks}
+        self._snapshots = snapshots
+        self._rows_at = {(snapshot.segment, snapshot.offset): -1 for snapshot in snapshots}
         self._first_segment = -1
         self.begin_anew()
 
@@ -180,32 +180,33 @@ class _Reader:
             )
 
     def complaints(self) -> Iterator[tuple[ShardSnapshot, str]]:
-        """Each mark with what the journal says against it, at the end of the journal; empty when
-        nothing.
+        """Each snapshot with what the journal says against it, at the end of the journal; empty
+        when nothing.
         """
         end = self.found.inserted
-        for mark in self._marks:
-            rows = self._rows_at[mark.segment, mark.offset]
-            if mark.next_row > end:
+        for snapshot in self._snapshots:
+            rows = self._rows_at[snapshot.segment, snapshot.offset]
+            if snapshot.next_row > end:
                 yield (
-                    mark,
-                    f"a mark stands at row {mark.next_row}, and the journal ends at row {end}",
+                    snapshot,
+                    f"a snapshot stands at row {snapshot.next_row}, and the journal "
+                    f"ends at row {end}",
                 )
-            elif rows != mark.next_row:
+            elif rows != snapshot.next_row:
                 where = "no record ends there" if rows < 0 else f"the journal has row {rows} there"
                 yield (
-                    mark,
-                    f"a mark stands at row {mark.next_row}, segment {mark.segment}, "
-                    f"byte {mark.offset}, and {where}",
+                    snapshot,
+                    f"a snapshot stands at row {snapshot.next_row}, segment {snapshot.segment}, "
+                    f"byte {snapshot.offset}, and {where}",
                 )
-            elif mark.oldest_segment < self._first_segment:
+            elif snapshot.oldest_segment < self._first_segment:
                 yield (
-                    mark,
-                    f"a mark needs segment {mark.oldest_segment}, and the journal "
+                    snapshot,
+                    f"a snapshot needs segment {snapshot.oldest_segment}, and the journal "
                     f"begins with {self._first_segment}",
                 )
             else:
-                yield mark, ""
+                yield snapshot, ""
 
     def _head(self, head: dict[str, Any]) -> None:
         found = self.found
@@ -274,14 +275,14 @@ class _Reader:
         self.found.problems.append(f"{self._folder}: {sentence}")
 
 
-def _marks(folder: Path) -> list[ShardSnapshot]:
-    """The marks on disk.
+def _snapshots(folder: Path) -> list[ShardSnapshot]:
+    """The snapshots on disk.
 
     Raises:
         CheckpointError: If their file is damaged.
     """
     try:
-        return SnapshotStore(folder, kept_marks=1).marks
+        return SnapshotStore(folder, kept_snapshots=1).snapshots
     except OSError as error:
         raise CheckpointError(f"{folder / 'marks.json'} cannot be read ({error})") from error
 
@@ -289,24 +290,24 @@ def _marks(folder: Path) -> list[ShardSnapshot]:
 def _mark_problems(
     folder: Path, columns: dict[str, ArraySpec], complaints: Iterator[tuple[ShardSnapshot, str]]
 ) -> Iterator[str]:
-    """What is wrong with marks, and with the files that they name, and with the newest
+    """What is wrong with snapshots, and with the files that they name, and with the newest
     priorities.
     """
-    files = SnapshotStore(folder, kept_marks=1)
+    files = SnapshotStore(folder, kept_snapshots=1)
     mutable = SequenceBatch.from_columns(columns).extras
     found: list[tuple[ShardSnapshot, str]] = []
-    for mark, complaint in complaints:
+    for snapshot, complaint in complaints:
         if complaint:
-            found.append((mark, f"{folder}: {complaint}"))
+            found.append((snapshot, f"{folder}: {complaint}"))
         try:
-            if mark.mutable_file:
-                files.load_mutable(mark.mutable_file, {name: columns[name] for name in mutable})
-            if mark.weights_file:
-                files.load_weights(mark.weights_file)
+            if snapshot.mutable_file:
+                files.load_mutable(snapshot.mutable_file, {name: columns[name] for name in mutable})
+            if snapshot.weights_file:
+                files.load_weights(snapshot.weights_file)
         except (CheckpointError, ShapeMismatchError) as error:
-            found.append((mark, f"{folder}: a mark needs what cannot be read: {error}"))
-    kept = _marks(folder) if found else []
-    yield from (sentence for mark, sentence in found if mark in kept)
+            found.append((snapshot, f"{folder}: a snapshot needs what cannot be read: {error}"))
+    kept = _snapshots(folder) if found else []
+    yield from (sentence for snapshot, sentence in found if snapshot in kept)
     newest = files.newest_weights
     try:
         if newest:

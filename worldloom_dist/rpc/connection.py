@@ -119,7 +119,7 @@ class _ServerConnection(asyncio.BufferedProtocol):
         self._asked: set[asyncio.Future[Any]] = set()  # a loop alone does not keep them alive
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody knocks, and has so long to show the key."""
+        """A client connected; start the handshake deadline."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         _tune(transport.get_extra_info("socket"))
@@ -152,7 +152,8 @@ class _ServerConnection(asyncio.BufferedProtocol):
         proof = bytes(self._hello[SECRET_BYTES:])
         if not hmac.compare_digest(proof, _proof(self._key, b"caller", self._nonce, nonce)):
             logger.warning(
-                "somebody without the key knocked: %s", self._transport.get_extra_info("peername")
+                "a client without the secret tried to connect: %s",
+                self._transport.get_extra_info("peername"),
             )
             self._transport.abort()
             return

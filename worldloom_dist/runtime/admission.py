@@ -1,10 +1,10 @@
 """A shard's questions to the coordinator: chunks that arrive while one is open share the next, so
 that a busy shard asks less often.
 
-The coordinator grants a question's chunks in their order, as many as the train ratio allows now,
-and waits until that is one. Nothing is granted ahead of what has arrived: steps that a shard merely
-might insert would count as inserted for those who sample. Questions are numbered, so that one that
-is asked again, because its answer was lost on the way, is not granted twice.
+The coordinator permits a question's chunks in their order, as many as the train ratio allows now,
+and waits until that is one. Nothing is permitted ahead of what has arrived: steps that a shard
+merely might insert would count as inserted for those who sample. Questions are numbered, so that
+one that is asked again, because its answer was lost on the way, is not permitted twice.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Admission:
         try:
             while self._waiting:
                 self._asked += 1
-                granted = await self._ask(self._asked, [steps for steps, _ in self._waiting])
-                for _ in range(granted or len(self._waiting)):
+                permitted = await self._ask(self._asked, [steps for steps, _ in self._waiting])
+                for _ in range(permitted or len(self._waiting)):
                     _, answer = self._waiting.popleft()
                     if not answer.done():
-                        answer.set_result(granted > 0)
+                        answer.set_result(permitted > 0)
         except Exception as error:  # whoever waits gets it
             while self._waiting:
                 _, answer = self._waiting.popleft()

@@ -1,15 +1,15 @@
 """The coordinator as a Ray actor: a thin asynchronous shell around
 ``worldloom_dist.replay.coordinator``, which knows who waits.
 
-    worker --append(chunk)--> ShardRole --admit_inserts--> CoordinatorRole  waits for the ratio
+    worker --append(chunk)--> ShardRole --admit--------> CoordinatorRole  waits for the ratio
     prefetcher   --admit_samples-------------------------------> CoordinatorRole  likewise
 
-Every grant wakes those who wait for the other side. A coordinator that is started again knows
+Every permit wakes those who wait for the other side. A coordinator that is started again knows
 nothing: shards report to it about once a second, and the driver tells it what was trained, so it is
-whole again within a second or two, and admits nothing until then. A request names the life of the
-process that asks: when its successor shows up, what the dead one still waits for is void. A shard
-that says nothing for a while hangs, or its machine does: nobody is sent there until it is heard
-again.
+whole again within a second or two, and admits nothing until then. A request names the session of
+the process that asks: when its successor shows up, what the dead one still waits for is void. A
+shard that says nothing for a while hangs, or its machine does: nobody is sent there until it is
+heard again.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class CoordinatorRole:
         )
         self._counters: dict[int, RowCounters] = {}
         self._live: dict[int, int] = {}
-        self._lives: dict[str, str] = {}
+        self._sessions: dict[str, str] = {}
         self._heard: dict[int, float] = {}
-        # life, number and grant of every shard's last question
+        # session, number and permit of every shard's last question
         self._answered: dict[int, tuple[str, int, int]] = {}
         # admitted chunks that are not stored yet, per shard; in lock-step only
         self._storing: Counter[int] = Counter()
@@ -81,14 +81,14 @@ class CoordinatorRole:
         self._door = RpcServer(self.admit, is_private=plan.config.address is None)
 
     async def join(
-        self, shard: int, counters: RowCounters, live_windows: int, life: str | None = None
+        self, shard: int, counters: RowCounters, live_windows: int, session_id: str | None = None
     ) -> None:
-        """A shard started (with a life, if it is a new one); its counters replace what was counted
-        for it.
+        """A shard started (with a session, if it is a new one); its counters replace what was
+        counted for it.
         """
-        if life is not None:
-            # what its predecessor still waits for would be granted to nobody
-            self._lives[f"shard-{shard}"] = life
+        if session_id is not None:
+            # what its predecessor still waits for would be permitted to a process that is gone
+            self._sessions[f"shard-{shard}"] = session_id
         self._storing[shard] = 0
         self._heard[shard] = time.monotonic()
         self._counters[shard] = counters
@@ -129,7 +129,7 @@ class CoordinatorRole:
         """
         self._positions = positions
         for rank in range(self._plan.config.learners):
-            self._lives[f"learner-{rank}"] = ""
+            self._sessions[f"learner-{rank}"] = ""
         if self._is_whole:
             self._coordinator.limiter.rebase(self._coordinator.limiter.agent_steps, positions)
             await self._notify()
@@ -149,7 +149,7 @@ class CoordinatorRole:
         0 when a successor of the shard has shown up.
         """
         asker = f"shard-{question.shard}"
-        return await self._wait(asker, question.life, lambda: self._answer(question)) or 0
+        return await self._wait(asker, question.session_id, lambda: self._answer(question)) or 0
 
     async def address(self) -> Endpoint:
         """Where shards ask without Ray."""
@@ -168,7 +168,7 @@ class CoordinatorRole:
         await self._notify()
 
     async def admit_samples(
-        self, asker: str, life: str, windows: int, seeds: Sequence[tuple[int, ...]]
+        self, asker: str, session_id: str, windows: int, seeds: Sequence[tuple[int, ...]]
     ) -> list[dict[int, SampleRequest]] | None:
         """Return requests per shard for the first batch, when it may be sampled, and for later ones
         that may be sampled then too.
@@ -180,14 +180,14 @@ class CoordinatorRole:
         requests = [SampleRequest(windows, seed) for seed in seeds]
         return await self._wait(
             asker,
-            life,
+            session_id,
             lambda: (self._coordinator.try_samples(requests) if self._may_sample() else []) or None,
         )
 
-    async def dismiss(self, asker: str, life: str) -> None:
-        """A learner rank ends: what this life of it waits for is void."""
-        if self._lives.get(asker) == life:
-            del self._lives[asker]
+    async def dismiss(self, asker: str, session_id: str) -> None:
+        """A learner rank ends: what this session of it waits for is void."""
+        if self._sessions.get(asker) == session_id:
+            del self._sessions[asker]
             await self._notify()
 
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
@@ -270,17 +270,17 @@ class CoordinatorRole:
         return self._is_whole and not any(self._storing.values())
 
     def _answer(self, question: InsertQuestion) -> int | None:
-        """The grant of a question, the same if it was asked before; None when it has to wait, 0
+        """The permit of a question, the same if it was asked before; None when it has to wait, 0
         when nobody waits for it.
         """
-        shard, life, number, chunks = question
-        known_life, last, granted = self._answered.get(shard, ("", 0, 0))
-        if life == known_life and number <= last:
-            return granted if number == last else 0
-        granted = self._try_inserts(shard, chunks)
-        if granted:
-            self._answered[shard] = life, number, granted
-        return granted or None
+        shard, session_id, number, chunks = question
+        known_session, last, permitted = self._answered.get(shard, ("", 0, 0))
+        if session_id == known_session and number <= last:
+            return permitted if number == last else 0
+        permitted = self._try_inserts(shard, chunks)
+        if permitted:
+            self._answered[shard] = session_id, number, permitted
+        return permitted or None
 
     def _try_inserts(self, shard: int, chunks: Sequence[int]) -> int:
         return next(
@@ -302,19 +302,19 @@ class CoordinatorRole:
         self._storing[shard] += self._plan.is_lockstep
         return True
 
-    async def _wait(self, asker: str, life: str, attempt: Callable[[], T | None]) -> T | None:
-        """Try again at every change until it succeeds, or until another life of the asker has shown
-        up.
+    async def _wait(self, asker: str, session_id: str, attempt: Callable[[], T | None]) -> T | None:
+        """Try again at every change until it succeeds, or until another session of the asker has
+        shown up.
         """
         async with self._changed:
-            if self._lives.get(asker) != life:
-                self._lives[asker] = life
+            if self._sessions.get(asker) != session_id:
+                self._sessions[asker] = session_id
                 self._changed.notify_all()
-            while self._lives.get(asker) == life:
-                granted = attempt()
-                if granted is not None:
+            while self._sessions.get(asker) == session_id:
+                permitted = attempt()
+                if permitted is not None:
                     self._changed.notify_all()
-                    return granted
+                    return permitted
                 await self._changed.wait()
         return None
 

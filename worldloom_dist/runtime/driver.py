@@ -136,7 +136,7 @@ class RayRun:
         self._shutdown = Shutdown(self._supervisor, self._worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
-            self._settle()  # on a cluster the other roles' places depend on it
+            self._place_inference()  # on a cluster the other roles' places depend on it
         self._placement = Placement(plan.config, self._plan.inference)
         self._worker_pool.options = partial(self._placement.options, "worker")
 
@@ -165,7 +165,7 @@ class RayRun:
         plan = self._plan
         add = self._add
         place = self._placement
-        self._worker_pool.lives = (
+        self._worker_pool.first_incarnation = (
             self._folder.next_incarnation("driver") - 1
         ) * INCARNATIONS_PER_RUN
         config = plan.config
@@ -216,8 +216,8 @@ class RayRun:
                 lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3),
                 is_vital=False,
             )
-        if plan.settled_inference is None:
-            self._settle()  # the learner starts meanwhile
+        if plan.measured_inference is None:
+            self._place_inference()  # the learner starts meanwhile
         plan = self._plan
         if plan.inference == "central":
             for index in range(plan.config.inference_servers):
@@ -225,13 +225,13 @@ class RayRun:
                 add("inference", index, Inference.run_forever, make)
         self._worker_pool.look()
 
-    def _settle(self) -> None:
-        """Settle where the policy runs, by what it was measured to cost."""
+    def _place_inference(self) -> None:
+        """Decide where the policy runs, by what it was measured to cost."""
         costs = end_measuring(self._measuring) if self._measuring is not None else None
-        where, why = self._plan.settled_inference or place_inference(self._plan, costs)
+        where, why = self._plan.measured_inference or place_inference(self._plan, costs)
         logger.info("inference: %s (%s)", where, why)
         self._report.inference = {"where": where, "why": why}
-        self._plan = self._worker_pool.plan = replace(self._plan, settled_inference=(where, why))
+        self._plan = self._worker_pool.plan = replace(self._plan, measured_inference=(where, why))
 
     def _add(
         self,
@@ -484,10 +484,10 @@ def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int)
 
 
 def _start_learner(
-    place: Placement, ranks: LearnerPlaces, plan: Plan, folder: RunFolder, rank: int, life: int
+    place: Placement, ranks: LearnerPlaces, plan: Plan, folder: RunFolder, rank: int, start: int
 ) -> Any:
     own = ranks.options(rank, place.options("learner", rank))
-    incarnation = ranks.incarnation(life)
+    incarnation = ranks.incarnation(start)
     return _start(
         place, LearnerRole, "learner", rank, plan, folder.path, incarnation, rank, threads=4, **own
     )

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
@@ -20,53 +20,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as AtN
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from worldloom.core.exceptions import ConfigurationError, StateError
-from worldloom.core.ranks import Ranks
 from worldloom_dist.config import RunConfig
 from worldloom_dist.interfaces import Learner, learner_client
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 
 if TYPE_CHECKING:
-    from worldloom_dist.learner.ranks import TorchRanks
+    from worldloom_dist.learner.process_group import TorchProcessGroup
 
-__all__ = ["Alone", "LearnerPlaces", "ProcessGroup", "join_group"]
+__all__ = ["LearnerPlaces", "join_group"]
 
 logger = logging.getLogger(__name__)
 
-MEET_TIMEOUT_S = 180.0
+RENDEZVOUS_TIMEOUT_S = 180.0
 PLACE_TIMEOUT_S = 60.0
 LOOPBACK = "127."
-
-
-class ProcessGroup(Ranks, Protocol):
-    """One learner rank's view of all: what the agent needs, and what the training loop needs."""
-
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether a rank has raised it."""
-
-    def share(self, thing: Any) -> Any:
-        """What rank 0 passed, on every rank."""
-
-    def close(self) -> None:
-        """Leave."""
-
-
-class Alone:
-    """A crew of one: nothing is sent anywhere."""
-
-    rank = 0
-    size = 1
-
-    def any(self, *flags: bool) -> list[bool]:
-        """The flags themselves."""
-        return list(flags)
-
-    def share(self, thing: Any) -> Any:
-        """The thing itself."""
-        return thing
-
-    def close(self) -> None:
-        """Nothing to leave."""
 
 
 def join_group(
@@ -76,29 +44,29 @@ def join_group(
     *,
     device: str,
     announce: Callable[[tuple[str, int]], None],
-) -> TorchRanks:
+) -> TorchProcessGroup:
     """Meet the other ranks of this incarnation.
 
     Args:
-        rank, size, incarnation: Which one, of how many, in which life of the group.
+        rank, size, incarnation: Which one, of how many, in which incarnation.
         device: Of the agent.
         announce: Rank 0 calls it with the address at which it waits for the others.
 
     Raises:
         StateError: If rank 0 does not show up in time.
     """
-    from worldloom_dist.learner.ranks import TorchRanks, open_store
+    from worldloom_dist.learner.process_group import TorchProcessGroup, open_store
 
     if rank == 0:
         host = _own_address()
         _use_loopback(host)
-        store = open_store(host, 0, size, is_host=True, timeout_s=MEET_TIMEOUT_S)
+        store = open_store(host, 0, size, is_host=True, timeout_s=RENDEZVOUS_TIMEOUT_S)
         announce((host, store.port))
     else:
         host, port = _ask_for_address(incarnation)
         _use_loopback(host)
-        store = open_store(host, port, size, is_host=False, timeout_s=MEET_TIMEOUT_S)
-    return TorchRanks(store, rank, size, device=device)
+        store = open_store(host, port, size, is_host=False, timeout_s=RENDEZVOUS_TIMEOUT_S)
+    return TorchProcessGroup(store, rank, size, device=device)
 
 
 def _use_loopback(host: str) -> None:
@@ -110,23 +78,23 @@ def _use_loopback(host: str) -> None:
 
 
 def _ask_for_address(incarnation: int) -> tuple[str, int]:
-    first = learner_client(0).within(patience_s=MEET_TIMEOUT_S)
-    give_up = time.monotonic() + MEET_TIMEOUT_S
+    first = learner_client(0).within(patience_s=RENDEZVOUS_TIMEOUT_S)
+    give_up = time.monotonic() + RENDEZVOUS_TIMEOUT_S
     while time.monotonic() < give_up:
-        found = first.call(Learner.meeting, incarnation)
+        found = first.call(Learner.rendezvous, incarnation)
         if found is not None:
             host, port = found
             return str(host), int(port)
         time.sleep(0.1)
-    raise StateError(f"learner-0 did not open a meeting point within {MEET_TIMEOUT_S:.0f} s")
+    raise StateError(f"learner-0 did not open a rendezvous within {RENDEZVOUS_TIMEOUT_S:.0f} s")
 
 
 class LearnerPlaces:
-    """Where the learner ranks run, and in which life of theirs.
+    """Where the learner ranks run, and in which incarnation.
 
     Args:
         config: Of the run.
-        folder: Counts the learners' lives.
+        folder: Counts the learners' incarnations.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
@@ -135,11 +103,11 @@ class LearnerPlaces:
         self._group: PlacementGroup | None = None
         self._incarnations: dict[int, int] = {}
 
-    def incarnation(self, life: int) -> int:
-        """Number of the group's ``life``-th start in the run's life; the same for every rank."""
-        if life not in self._incarnations:
-            self._incarnations[life] = self._folder.next_incarnation("learner")
-        return self._incarnations[life]
+    def incarnation(self, start: int) -> int:
+        """Number of the group's ``start``-th start in the run; the same for every rank."""
+        if start not in self._incarnations:
+            self._incarnations[start] = self._folder.next_incarnation("learner")
+        return self._incarnations[start]
 
     def options(self, rank: int, alone: dict[str, Any]) -> dict[str, Any]:
         """Options of the actor of one rank.

@@ -22,6 +22,7 @@ from typing import Any
 
 from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
+from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.sequence import NO_POLICY
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.assembly import (
@@ -40,7 +41,7 @@ from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.intervals import Interval
-from worldloom_dist.runtime.learner_group import Alone, ProcessGroup, join_group
+from worldloom_dist.runtime.learner_group import join_group
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.prefetcher import BatchPrefetcher
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
@@ -72,7 +73,7 @@ class LearnerRole:
     Args:
         plan: Of the run.
         folder: The run folder.
-        incarnation: Of this learner (or group of ranks) in the run's life.
+        incarnation: Of this learner (or group of ranks) in the run.
         rank: Which of ``plan.config.learners`` ranks this is.
     """
 
@@ -119,10 +120,10 @@ class LearnerRole:
         self._prediction_videos.close(LAST_REPORT_S)
         self._flush()
         self._note("stopped")
-        self._crew.close()
+        self._group.close()
         return dict(self._status)
 
-    def meeting(self, incarnation: int) -> tuple[str, int] | None:
+    def rendezvous(self, incarnation: int) -> tuple[str, int] | None:
         """Where rank 0 waits for the other ranks of this incarnation; None when it does not yet."""
         return self._meeting if incarnation == self._incarnation else None
 
@@ -165,12 +166,12 @@ class LearnerRole:
             incarnation=self._incarnation,
             folder=self._folder.path,
         )
-        self._crew: ProcessGroup = Alone()  # type: ignore[assignment]
+        self._group: ProcessGroup = SINGLE_PROCESS
         if ranks > 1:
-            self._crew = join_group(
+            self._group = join_group(
                 self._rank, ranks, self._incarnation, device=device, announce=self._announce
             )
-            self._learner.agent.join(self._crew)
+            self._learner.agent.join(self._group)
         if self._rank == 0:
             self._store = build_store(self._plan, self._folder.path)
             self._writer = CheckpointWriter(self._store)
@@ -188,7 +189,7 @@ class LearnerRole:
                 Coordinator.rebase_positions,
                 int(saved["replayed_steps"]) if saved is not None else 0,
             )
-        saved = self._crew.share(saved)
+        saved = self._group.broadcast(saved)
         if saved is not None:
             self._learner.load_state_dict(saved)
         has_trained = self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
@@ -222,7 +223,7 @@ class LearnerRole:
         while True:
             started = time.monotonic()
             staged = staged if staged is not None else self._prefetcher.get(timeout_s=0.2)
-            is_stopping, is_short = self._crew.any(self._stopping.is_set(), staged is None)
+            is_stopping, is_short = self._group.any(self._stopping.is_set(), staged is None)
             self._learner.note("wait_data", time.monotonic() - started)
             if is_stopping:
                 return
@@ -246,8 +247,8 @@ class LearnerRole:
             self._learner.report(self._prediction_videos, self._env_steps())
 
     def _may_publish(self) -> bool:
-        """There is something new, the burst is over, and in lock-step every update that is due has
-        been made.
+        """There is something new, the pretraining is over, and in lock-step every update that is
+        due has been made.
         """
         steps = self._learner.train_steps
         if self._learner.version <= self._published or steps < max(

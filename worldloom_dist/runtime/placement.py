@@ -31,7 +31,7 @@ REPLAY_NODES = "worldloom_replay"
 WORKER_NODES = "worldloom_worker"
 OWN_NODES = {"learner": LEARNER_NODES, "shard": REPLAY_NODES, "worker": WORKER_NODES}
 TOKEN_SHARE = 0.001
-"""How much of a custom resource a role takes: the resource marks a node, it does not count."""
+"""How much of a custom resource a role takes: the resource labels a node, it does not count."""
 INFERENCE_GPUS = 0.25
 SHARD_CPUS = 0.25
 
@@ -43,14 +43,14 @@ class Node:
     Attributes:
         node_id: Ray's.
         cpus, gpus: As it was started with.
-        marks: Its custom resources.
+        labels: Its custom resources.
         is_home: True for the driver's.
     """
 
     node_id: str
     cpus: float
     gpus: float = 0.0
-    marks: frozenset[str] = frozenset()
+    labels: frozenset[str] = frozenset()
     is_home: bool = False
 
 
@@ -61,7 +61,7 @@ class Ask:
     Attributes:
         kind, count: Which role, how many.
         cpus, gpus: Of one instance.
-        mark: Custom resource of the nodes it goes to; None for any.
+        label: Custom resource of the nodes it goes to; None for any.
         is_home: True when it must be on the driver's node.
     """
 
@@ -69,7 +69,7 @@ class Ask:
     count: int
     cpus: float
     gpus: float = 0.0
-    mark: str | None = None
+    label: str | None = None
     is_home: bool = False
 
     def __str__(self) -> str:
@@ -84,13 +84,13 @@ def read_nodes() -> list[Node]:
     for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"])):  # type: ignore[no-untyped-call]
         if node["Alive"]:
             has: dict[str, float] = node["Resources"]
-            marks = frozenset(has) & set(OWN_NODES.values())
+            labels = frozenset(has) & set(OWN_NODES.values())
             found.append(
                 Node(
                     node_id=node["NodeID"],
                     cpus=has.get("CPU", 0.0),
                     gpus=has.get("GPU", 0.0),
-                    marks=marks,
+                    labels=labels,
                     is_home=node["NodeID"] == home,
                 )
             )
@@ -141,8 +141,8 @@ class Placement:
                 "scheduling_strategy": NodeAffinitySchedulingStrategy(home, soft=False),
             }
         options: dict[str, Any] = {"num_cpus": ask.cpus, "num_gpus": ask.gpus}
-        if ask.mark:
-            options["resources"] = {ask.mark: TOKEN_SHARE}
+        if ask.label:
+            options["resources"] = {ask.label: TOKEN_SHARE}
         if ask.is_home:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(home, soft=False)
         elif kind == "shard":
@@ -157,7 +157,7 @@ class Placement:
         """The node that has its journal as long as that node lives, else the one with the fewest
         shards.
         """
-        living = [node.node_id for node in self._nodes() if REPLAY_NODES in node.marks]
+        living = [node.node_id for node in self._nodes() if REPLAY_NODES in node.labels]
         if self._shard_nodes.get(index) not in living:
             taken = [node for other, node in self._shard_nodes.items() if other != index]
             self._shard_nodes[index] = min(
@@ -167,13 +167,13 @@ class Placement:
 
 
 def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]:
-    marks = frozenset[str]().union(*(node.marks for node in nodes))
+    labels = frozenset[str]().union(*(node.labels for node in nodes))
     servers = config.inference_servers if inference == "central" else 0
     learner_gpus, inference_gpus = _gpus(config, servers, nodes)
     home = next(node for node in nodes if node.is_home)
-    learner_mark = LEARNER_NODES if LEARNER_NODES in marks else None
-    at_home = learner_mark is None and home.gpus >= learner_gpus
-    replay_mark = REPLAY_NODES if REPLAY_NODES in marks else None
+    learner_label = LEARNER_NODES if LEARNER_NODES in labels else None
+    at_home = learner_label is None and home.gpus >= learner_gpus
+    replay_label = REPLAY_NODES if REPLAY_NODES in labels else None
     gives = home.cpus > 0  # a head that was started with no CPUs is there for exactly these roles
     asks = [
         Ask(
@@ -181,15 +181,15 @@ def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]
             count=config.learners,
             cpus=1.0 if gives or not at_home else 0.0,
             gpus=learner_gpus,
-            mark=learner_mark,
+            label=learner_label,
             is_home=at_home,
         ),
         Ask(
             kind="shard",
             count=config.replay.shards,
-            cpus=SHARD_CPUS if gives or replay_mark else 0.0,
-            mark=replay_mark,
-            is_home=replay_mark is None,
+            cpus=SHARD_CPUS if gives or replay_label else 0.0,
+            label=replay_label,
+            is_home=replay_label is None,
         ),
         Ask(
             kind="inference",
@@ -203,7 +203,7 @@ def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]
             kind="worker",
             count=0 if config.env.is_none else config.workers,
             cpus=config.placement.worker_cpus,
-            mark=WORKER_NODES if WORKER_NODES in marks else None,
+            label=WORKER_NODES if WORKER_NODES in labels else None,
         ),
     ]
     return [ask for ask in asks if ask.count]
@@ -230,8 +230,8 @@ def _too_small(asks: Sequence[Ask], nodes: Sequence[Node]) -> str:
     gpus = {node.node_id: node.gpus for node in nodes}
     missing: list[tuple[Ask, int]] = []
     for ask in asks:
-        marked = [node for node in nodes if ask.mark is None or ask.mark in node.marks]
-        room = [node.node_id for node in marked if node.is_home or not ask.is_home]
+        labelled = [node for node in nodes if ask.label is None or ask.label in node.labels]
+        room = [node.node_id for node in labelled if node.is_home or not ask.is_home]
         for placed in range(ask.count):
             fit = [
                 node
@@ -252,7 +252,11 @@ def _too_small(asks: Sequence[Ask], nodes: Sequence[Node]) -> str:
     per_node = " + ".join(f"{node.cpus:g}" for node in nodes)
     ask, placed = missing[0]
     where = (
-        " on the driver's node" if ask.is_home else f" on nodes with {ask.mark}" if ask.mark else ""
+        " on the driver's node"
+        if ask.is_home
+        else f" on nodes with {ask.label}"
+        if ask.label
+        else ""
     )
     needs = ", ".join(map(str, asks))
     asks_gpus = f" and {sum_gpus:g} GPUs" if sum_gpus else ""

@@ -68,7 +68,7 @@ class InferenceRole:
     Args:
         plan: Of the run.
         index: Which server; it serves the workers whose slot has this remainder.
-        incarnation: Which of its lives, so that a successor does not repeat its random draws.
+        incarnation: Its incarnation, so that a successor does not repeat its random draws.
     """
 
     def __init__(self, plan: Plan, index: int, incarnation: int) -> None:

@@ -1,14 +1,14 @@
-"""The learner's prefetcher: asks the coordinator for credit and the shards for windows, a few
+"""The learner's prefetcher: asks the coordinator for permits and the shards for windows, a few
 batches ahead of the training step.
 
-    prefetcher thread: coordinator credit -> sample requests to all shards at once -> concatenated
+    prefetcher thread: coordinator permits -> sample requests to all shards at once -> concatenated
     batches, staged -> bounded queue -> learner
 
 A fast learner gets several batches for one round of questions: asking costs every shard a
 millisecond or so, and this process's one Python interpreter, which training needs too. As many as
 it trains in ``ROUND_S``, so that no window is drawn much earlier than before.
 
-The thread waits for credit (which inserts unblock) or for room in the queue (which training
+The thread waits for permits (which inserts unblock) or for room in the queue (which training
 unblocks). When a shard dies or has too little, its windows are drawn from the others; nothing waits
 for its return. Staging (the copy to a GPU, or out of the object store) and the decoding of what
 came packed are done by this thread too. Each of several learner ranks has a prefetcher of its own,
@@ -68,10 +68,10 @@ class BatchPrefetcher(Generic[T]):
         self._ranks = plan.config.learners
         self._windows = plan.spec.sampling.batch_size // self._ranks
         self._seed = role_seed(plan, "sampling")
-        # ranks that ran ahead of others would take their credit
+        # ranks that ran ahead of others would take their permits
         self._asks_ahead = self._ranks == 1 and not plan.is_lockstep
         self._batch = first_batch * self._ranks + rank
-        self._life = uuid.uuid4().hex
+        self._session_id = uuid.uuid4().hex
         self._asker = f"learner-{rank}"
         self._stage = stage
         self._coordinator = coordinator_client()
@@ -126,9 +126,9 @@ class BatchPrefetcher(Generic[T]):
             )
 
     def stop(self) -> None:
-        """End the thread, which may be waiting for a grant that will not come."""
+        """End the thread, which may be waiting for a permit that will not come."""
         self._stopping.set()
-        self._coordinator.notify(Coordinator.dismiss, self._asker, self._life)
+        self._coordinator.notify(Coordinator.dismiss, self._asker, self._session_id)
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
@@ -136,38 +136,43 @@ class BatchPrefetcher(Generic[T]):
         try:
             while not self._stopping.is_set():
                 batches = [self._batch + ahead * self._ranks for ahead in range(at_once)]
-                grants = self._coordinator.within(timeout_s=None, patience_s=120.0).call(
+                permits = self._coordinator.within(timeout_s=None, patience_s=120.0).call(
                     Coordinator.admit_samples, *self._question(batches)
                 )
-                if grants is None:
+                if permits is None:
                     return
                 started = time.monotonic()
                 # work for the time that the next round takes to arrive
-                waiting = min(len(grants), MOST_AT_ONCE)
+                waiting = min(len(permits), MOST_AT_ONCE)
                 self._ready.maxsize = max(self._prefetch, waiting)
-                for windows in self._collect(batches, grants):
+                for windows in self._collect(batches, permits):
                     self._put(self._stage(windows))
                     self._batch += self._ranks
                 at_once = (
-                    _next_round(len(grants), time.monotonic() - started, self._most)
+                    _next_round(len(permits), time.monotonic() - started, self._most)
                     if self._asks_ahead
                     else 1
                 )
         except Exception as error:  # the edge of the thread: hand it to the learner
             self._put(error)
 
-    def _most_after(self, grants: Sequence[Mapping[int, SampleRequest]]) -> int:
+    def _most_after(self, permits: Sequence[Mapping[int, SampleRequest]]) -> int:
         """Batches that the next round may ask for, by the size of those of a round that came this
         moment.
         """
-        asked = set().union(*grants)
-        batch_bytes = sum(self._readers[index].answered_bytes for index in asked) / len(grants)
+        asked = set().union(*permits)
+        batch_bytes = sum(self._readers[index].answered_bytes for index in asked) / len(permits)
         return int(
             min(MOST_AT_ONCE * len(asked), max(MOST_AT_ONCE, ROUND_BYTES / max(batch_bytes, 1.0)))
         )
 
     def _question(self, batches: Sequence[int]) -> tuple[str, str, int, list[tuple[int, int, int]]]:
-        return self._asker, self._life, self._windows, [(self._seed, batch, 0) for batch in batches]
+        return (
+            self._asker,
+            self._session_id,
+            self._windows,
+            [(self._seed, batch, 0) for batch in batches],
+        )
 
     def _put(self, item: T | Exception) -> None:
         while not self._stopping.is_set():
@@ -178,13 +183,13 @@ class BatchPrefetcher(Generic[T]):
             return
 
     def _collect(
-        self, batches: Sequence[int], grants: Sequence[Mapping[int, SampleRequest]]
+        self, batches: Sequence[int], permits: Sequence[Mapping[int, SampleRequest]]
     ) -> Iterator[SampledWindows]:
-        """Draw what was granted, one batch after the other, and from other shards what some could
+        """Draw what was permitted, one batch after the other, and from other shards what some could
         not give.
         """
-        found = deque(zip(batches, self._ask(grants), strict=False))
-        self._most = self._most_after(grants)
+        found = deque(zip(batches, self._ask(permits), strict=False))
+        self._most = self._most_after(permits)
         while found:  # nothing of a batch is kept here once it was handed on
             batch, (parts, missing) = found.popleft()
             whole = unpack_all(self._make_up(batch, parts, missing) if missing else parts)
@@ -207,17 +212,17 @@ class BatchPrefetcher(Generic[T]):
             parts = parts + more
         return parts
 
-    def _ask(self, grants: Sequence[Mapping[int, SampleRequest]]) -> list[tuple[list[Given], int]]:
+    def _ask(self, permits: Sequence[Mapping[int, SampleRequest]]) -> list[tuple[list[Given], int]]:
         """Ask all shards at once; returns what they give for each batch, and how many of its
         windows are missing.
         """
         return [
             (
                 list(given.values()),
-                sum(request.windows for index, request in grant.items() if index not in given),
+                sum(request.windows for index, request in permit.items() if index not in given),
             )
-            for grant, given in zip(
-                grants, ask_all(self._readers, grants, self._without)(), strict=True
+            for permit, given in zip(
+                permits, ask_all(self._readers, permits, self._without)(), strict=True
             )
         ]
 

@@ -73,7 +73,7 @@ class Reporter:
         )
 
     def beat(self) -> None:
-        """A sign of life from another thread, when the one that measures has been waiting
+        """A heartbeat from another thread, when the one that measures has been waiting
         for long.
         """
         if time.monotonic() - self._said_at > SILENT_S:
@@ -81,7 +81,7 @@ class Reporter:
             self._hub.notify(Hub.emit, self._role, self._index, {}, None)
 
     async def emit_for_ever(self) -> None:
-        """For roles that have nothing else to say: memory, CPU and a sign of life, for as long as
+        """For roles that have nothing else to say: memory, CPU and a heartbeat, for as long as
         the process lasts.
         """
         while True:

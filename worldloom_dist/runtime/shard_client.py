@@ -96,14 +96,14 @@ class ShardClient:
 
 def ask_all(
     readers: Sequence[ShardClient],
-    grants: Sequence[Mapping[int, SampleRequest]],
+    permits: Sequence[Mapping[int, SampleRequest]],
     on_gone: Callable[[int], None],
 ) -> Callable[[], list[dict[int, Given]]]:
     """Ask all shards at once, each one question for its share of every batch.
 
     Args:
         readers: Of every shard.
-        grants: Per batch what each shard is asked for.
+        permits: Per batch what each shard is asked for.
         on_gone: Called, while the result waits, with every shard that does not answer.
 
     Returns:
@@ -111,14 +111,14 @@ def ask_all(
         missing there.
     """
     asked = {
-        index: [grant[index] for grant in grants if index in grant]
-        for index in sorted(set().union(*grants))
+        index: [permit[index] for permit in permits if index in permit]
+        for index in sorted(set().union(*permits))
     }
     pending = {index: _submit(readers[index], requests) for index, requests in asked.items()}
 
     def wait() -> list[dict[int, Given]]:
         """Collect, and deal every shard's windows out to the batches."""
-        found: list[dict[int, Given]] = [{} for _ in grants]
+        found: list[dict[int, Given]] = [{} for _ in permits]
         for index, receive in pending.items():
             try:
                 given = receive()
@@ -126,9 +126,9 @@ def ask_all(
                 on_gone(index)
                 continue
             first = 0
-            for batch, grant in zip(found, grants, strict=True):
-                if given is not None and index in grant:
-                    batch[index] = given.part(first, first := first + grant[index].windows)
+            for batch, permit in zip(found, permits, strict=True):
+                if given is not None and index in permit:
+                    batch[index] = given.part(first, first := first + permit[index].windows)
         return found
 
     return wait

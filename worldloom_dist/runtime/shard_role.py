@@ -74,7 +74,7 @@ class ShardRole:
         self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._coordinator = coordinator_client()
-        self._life = uuid.uuid4().hex
+        self._session_id = uuid.uuid4().hex
         self._joined = asyncio.Event()
         self._is_lockstep = plan.is_lockstep
         self._weights = RemoteWeights()
@@ -85,7 +85,7 @@ class ShardRole:
         self._flushing = asyncio.Lock()
         self._storing = 0
         self._is_idle = asyncio.Event()
-        self._is_settled = False
+        self._is_finalized = False
         self._coordinator_line = AsyncRpcClient(self._coordinator, Coordinator.admit)
         self._admission = Admission(self._ask_to_insert)
         self._door = RpcServer(self._answer, is_private=plan.config.address is None)
@@ -135,12 +135,12 @@ class ShardRole:
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
 
-    async def settle(self) -> RowCounters:
+    async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
         coordinator and the caller the final counters.
         """
         await self._joined.wait()
-        self._is_settled = True
+        self._is_finalized = True
         while self._storing:
             await self._is_idle.wait()
         counters = self._shard.row_counters()
@@ -172,7 +172,7 @@ class ShardRole:
         await self._import_new()
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
-        await coordinator.acall(Coordinator.join, self._index, counters, windows, self._life)
+        await coordinator.acall(Coordinator.join, self._index, counters, windows, self._session_id)
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
@@ -207,7 +207,7 @@ class ShardRole:
         """Store this shard's share of files that the run was told of, at its start or later; a bad
         file costs only itself.
         """
-        if self._is_settled:
+        if self._is_finalized:
             return
         try:
             sources = self._imports.take_new()
@@ -215,7 +215,7 @@ class ShardRole:
             logger.error("no file was imported: %s", error)
             return
         for source in sources:
-            if self._is_settled:
+            if self._is_finalized:
                 self._imports.put_back(source)
                 continue
             try:
@@ -245,7 +245,7 @@ class ShardRole:
             )
         is_new = False
         try:
-            if self._is_settled:
+            if self._is_finalized:
                 raise StateError(
                     f"shard {self._index} takes no more: the run has ended; "
                     f"{chunk.stream}/{chunk.seq} is lost"
@@ -265,7 +265,7 @@ class ShardRole:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """While rows are being stored, which :meth:`settle` waits for."""
+        """While rows are being stored, which :meth:`finalize` waits for."""
         self._storing += 1
         self._is_idle.clear()
         try:
@@ -282,7 +282,7 @@ class ShardRole:
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
     async def _ask_to_insert(self, number: int, chunks: Sequence[int]) -> int:
-        question = InsertQuestion(self._index, self._life, number, chunks)
+        question = InsertQuestion(self._index, self._session_id, number, chunks)
         return await self._coordinator_line.call(question)
 
     def _report(self) -> None:

@@ -32,7 +32,7 @@ POLL_S = 0.25
 COME_BACK_S = 60.0
 """For how long, in all, the end of a run waits for roles that have died."""
 DRAIN_TIMEOUT_S = 10.0
-SETTLE_TIMEOUT_S = 15.0
+FINALIZE_TIMEOUT_S = 15.0
 
 
 class Shutdown:
@@ -106,12 +106,12 @@ class Shutdown:
 
     def _final_counters(self) -> dict[str, dict[str, int]]:
         shards = {
-            role.index: submit(role.handle, Shard.settle)
+            role.index: submit(role.handle, Shard.finalize)
             for role in self._supervisor.of_kind("shard")
             if role.is_up
         }
         if shards:
-            ray.wait(list(shards.values()), num_returns=len(shards), timeout=SETTLE_TIMEOUT_S)
+            ray.wait(list(shards.values()), num_returns=len(shards), timeout=FINALIZE_TIMEOUT_S)
         words = {}
         for index, said in shards.items():
             try:

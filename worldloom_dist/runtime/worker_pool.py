@@ -57,7 +57,7 @@ class WorkerPool:
     Args:
         plan: Of the run.
         supervisor: Keeps the workers up.
-        lives: Incarnations of this driver's workers begin here.
+        first_incarnation: Incarnations of this driver's workers begin here.
         on_lost: Told how many open rows died with a worker.
         cluster_cpus: CPUs of the cluster now.
         draining: Ids of the nodes that are about to go.
@@ -72,7 +72,7 @@ class WorkerPool:
         self,
         plan: Plan,
         supervisor: Supervisor,
-        lives: int,
+        first_incarnation: int,
         on_lost: Callable[[int], None],
         *,
         cluster_cpus: Callable[[], float] | None = None,
@@ -80,7 +80,7 @@ class WorkerPool:
     ) -> None:
         self.plan = plan
         self._supervisor = supervisor
-        self.lives = lives
+        self.first_incarnation = first_incarnation
         self._on_lost = on_lost
         self._cluster_cpus = cluster_cpus or _cluster_cpus
         self._draining = draining or _draining_nodes
@@ -196,13 +196,13 @@ class WorkerPool:
         )
 
     def _start_worker(self, slot: int, incarnation: int) -> Any:
-        role = (self.plan, slot, self.lives + incarnation)
+        role = (self.plan, slot, self.first_incarnation + incarnation)
         return start_actor(
             WorkerRole, f"worker-{slot}", *role, threads=3, options=self.options(slot)
         )
 
     def _down(self, slot: int) -> None:
-        """Book the rows of its open chunk, as of its last sign of life (at most a few seconds ago),
+        """Book the rows of its open chunk, as of its last heartbeat (at most a few seconds ago),
         as lost.
         """
         role = self._supervisor.roles[f"worker-{slot}"]

@@ -148,7 +148,7 @@ class WorkerRole:
     Args:
         plan: Of the run.
         slot: Which worker.
-        incarnation: Which of its lives.
+        incarnation: Its incarnation.
     """
 
     def __init__(self, plan: Plan, slot: int, incarnation: int) -> None:

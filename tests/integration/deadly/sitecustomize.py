@@ -47,9 +47,9 @@ def after_the_coordinator_has_agreed(module):
     """Windows are booked as trained; no shard has been asked for them."""
     real = module.BatchPrefetcher._collect
 
-    def collect(self, *granted):
+    def collect(self, *permitted):
         die_if_asked("sample")
-        return real(self, *granted)
+        return real(self, *permitted)
 
     module.BatchPrefetcher._collect = collect
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.fields import FRACTION, Bounds, checked, settle
+from worldloom.core.fields import FRACTION, Bounds, checked, normalize
 
 
 class Word(str):
@@ -78,7 +78,7 @@ ACCEPTED = [
 @pytest.mark.parametrize(("name", "given", "plain"), ACCEPTED)
 def test_a_value_becomes_the_plain_one_it_means(name: str, given: Any, plain: Any) -> None:
     settings = Settings(**{name: given})
-    assert settle(settings) == []
+    assert normalize(settings) == []
     found = getattr(settings, name)
     assert found == plain
     assert type(found) is type(plain)
@@ -127,7 +127,7 @@ REFUSED = [
 def test_a_value_of_another_type_is_refused_with_what_is_allowed(
     name: str, given: Any, sentence: str
 ) -> None:
-    (problem,) = settle(Settings(**{name: given}))
+    (problem,) = normalize(Settings(**{name: given}))
     assert problem.startswith(sentence)
 
 
@@ -139,13 +139,13 @@ def test_all_problems_are_said_with_their_bounds_and_none_passes_where_it_may() 
         "shape": Bounds(1),
     }
     settings = Settings(count=0, rate=1.0, limit=-0.1, shape=(3, 0))
-    assert settle(settings, bounds, prefix="replay.") == [
+    assert normalize(settings, bounds, prefix="replay.") == [
         "replay.count must be an integer >= 1, got 0",
         "replay.rate must be a number in (0, 1), got 1.0",
         "replay.limit must be None or a number in [0, 1], got -0.1",
         "replay.shape must be a tuple whose entries are each an integer >= 1, got (3, 0)",
     ]
-    assert settle(Settings(count=1, rate=0.5, limit=None), bounds) == []
+    assert normalize(Settings(count=1, rate=0.5, limit=None), bounds) == []
 
 
 def test_an_argument_is_checked_like_a_field() -> None:

@@ -22,7 +22,7 @@ LIMITS = st.builds(
 def test_the_debt_stays_in_its_bounds_and_one_side_may_always_proceed(limits, choices):
     limiter = RateLimiter(limits)
     upper = max(
-        limits.slack_insert, limits.burst_positions + limits.ratio * limits.max_insert_steps
+        limits.slack_insert, limits.pretrain_positions + limits.ratio * limits.max_insert_steps
     )
     for prefers_insert, steps in choices:
         steps = min(steps, limits.max_insert_steps)
@@ -88,7 +88,7 @@ def test_a_ratio_of_a_tenth_does_not_drift():
     assert limiter.updates_due(10**15) == 10**14
 
 
-def test_the_pretraining_burst_blocks_inserts_until_it_is_paid():
+def test_the_pretraining_blocks_inserts_until_it_is_paid():
     limiter = RateLimiter(
         RateLimits(
             train_ratio=1,
@@ -134,12 +134,12 @@ def test_a_setting_of_zero_is_refused(field):
 
 @given(limits=LIMITS, steps=st.integers(0, 10**6), positions=st.integers(0, 10**9))
 @settings(max_examples=50, derandomize=True, deadline=None)
-def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_burst(
+def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_pretraining(
     limits, steps, positions
 ):
     limiter = RateLimiter(limits)
     limiter.rebase(limits.prefill_agent_steps + steps, positions)
-    unpaid = limits.burst_positions - positions
+    unpaid = limits.pretrain_positions - positions
     most = (
         limits.slack_insert
         if unpaid <= 0
@@ -150,7 +150,7 @@ def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_burst(
     assert due_now <= most
 
 
-def test_a_run_that_is_stopped_in_its_burst_still_owes_the_rest():
+def test_a_run_that_is_stopped_in_its_pretraining_still_owes_the_rest():
     limits = RateLimits(
         train_ratio=384, prefill_agent_steps=1000, batch_positions=384, pretrain_updates=1000
     )

@@ -122,13 +122,13 @@ def mortal_group(
     )
 
 
-@pytest.mark.parametrize("life", [-1, 0, 2, 30])
+@pytest.mark.parametrize("steps", [-1, 0, 2, 30])
 def test_group_whose_envs_are_dead_is_retired_and_the_others_go_on(
-    life: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    steps: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = FakeReplayWriter(env_spec(CONFIG).columns())
     line = SlowLine()
-    monkeypatch.setattr(MortalEnv, "LIFE", life)
+    monkeypatch.setattr(MortalEnv, "STEPS", steps)
     worker = GroupedWorker(
         [mortal_group(sink, line, first, monkeypatch, dies=first == 1) for first in range(3)]
     )
@@ -143,7 +143,7 @@ def test_group_whose_envs_are_dead_is_retired_and_the_others_go_on(
         check_counting_rows(stored)
     assert sum(len(stored["reward"]) for stored in rows.values()) == written
     assert min(len(rows[env]["reward"]) for env in (0, 2)) > 100
-    assert (int(np.count_nonzero(~rows[1]["is_first"])) if 1 in rows else -1) == life
+    assert (int(np.count_nonzero(~rows[1]["is_first"])) if 1 in rows else -1) == steps
 
 
 def test_worker_whose_groups_are_all_dead_fails(monkeypatch: pytest.MonkeyPatch) -> None:

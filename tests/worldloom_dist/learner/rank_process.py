@@ -16,7 +16,7 @@ import torch
 from worldloom.agents.registry import make_agent, make_agent_config
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom_dist.learner.ranks import BucketAverage, TorchRanks, open_store
+from worldloom_dist.learner.process_group import BucketAverage, TorchProcessGroup, open_store
 
 UPDATES = 3
 """Few: after rounding differences, DreamerV3 draws another class sooner or later, and from there on
@@ -98,7 +98,7 @@ def flat(tree: Any, path: str = "") -> dict[str, np.ndarray]:
 def main(folder: Path, name: str, rank: int, size: int, port: int) -> None:
     torch.set_num_threads(1)
     agent = make(name)
-    ranks = TorchRanks(
+    ranks = TorchProcessGroup(
         open_store("127.0.0.1", port, size, is_host=rank == 0),
         rank,
         size,
@@ -117,7 +117,7 @@ def main(folder: Path, name: str, rank: int, size: int, port: int) -> None:
         "no gradient travelled while backward ran"
     )
     assert ranks.any(rank == 1, False, True) == [size > 1, False, True]
-    assert ranks.share({"rank": rank}) == {"rank": 0}
+    assert ranks.broadcast({"rank": rank}) == {"rank": 0}
     np.savez(folder / f"rank{rank}.npz", **flat(agent.state_dict()))
     ranks.close()
 

@@ -154,7 +154,7 @@ def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path):
         ("open_loop-image", ".mp4", 12000),
     ]
     assert watch.fresh() == []
-    assert [m.name for m in watch.fresh(settled_s=0.0)] == ["growing"], (
+    assert [m.name for m in watch.fresh(unchanged_s=0.0)] == ["growing"], (
         "at the end of a run nothing grows any more"
     )
     assert MediaWatch(folder).fresh() == [], "a resumed run does not show old pictures again"

@@ -63,7 +63,7 @@ def test_a_shard_that_leaves_is_not_sampled_until_it_joins_again():
     assert coordinator.limiter.agent_steps == 200
 
 
-def test_grants_of_a_dead_shard_are_void_when_it_returns():
+def test_permits_of_a_dead_shard_are_void_when_it_returns():
     coordinator = coordinator_with([0, 0])
     assert coordinator.try_insert(0, 10)
     assert coordinator.try_insert(0, 10)
@@ -109,7 +109,7 @@ def test_inserts_are_never_blocked_while_no_window_is_complete():
     assert coordinator.try_insert(1, 10)
 
 
-def test_blocked_seconds_run_from_a_refusal_to_the_next_grant():
+def test_blocked_seconds_run_from_a_refusal_to_the_next_permit():
     clock = Clock()
     coordinator = coordinator_with([10], clock=clock)
     assert coordinator.try_sample(SampleRequest(1, (0,))) is None
@@ -150,7 +150,7 @@ def test_what_would_unblock_is_named_in_the_other_sides_unit():
     assert limiter.may_insert(10)
 
 
-def test_the_actual_ratio_leaves_prefill_and_burst_out():
+def test_the_actual_ratio_leaves_prefill_and_pretraining_out():
     limits = RateLimits(
         train_ratio=2, prefill_agent_steps=100, batch_positions=40, pretrain_updates=5
     )
@@ -168,19 +168,19 @@ def test_slots_are_dealt_out_evenly_and_for_ever():
     assert owners == [0, 1, 2] * 6
 
 
-def test_as_many_batches_are_granted_at_once_as_are_owed_and_who_got_some_is_not_blocked():
+def test_as_many_batches_are_permitted_at_once_as_are_owed_and_who_got_some_is_not_blocked():
     clock = Clock()
     coordinator = coordinator_with([50, 50], steps=100, clock=clock)
     requests = [SampleRequest(10, (n,)) for n in range(50)]
-    granted = coordinator.try_samples(requests)
+    permitted = coordinator.try_samples(requests)
     alone = coordinator_with([50, 50], steps=100)
     expected = []
     while (one := alone.try_sample(requests[len(expected)])) is not None:
         expected.append(one)
-    assert granted == expected
-    assert 1 < len(granted) < 50
+    assert permitted == expected
+    assert 1 < len(permitted) < 50
     clock.now = 5.0
     assert coordinator.sample_blocked_s == 0.0
-    assert coordinator.try_samples(requests[len(granted) :]) == []
+    assert coordinator.try_samples(requests[len(permitted) :]) == []
     clock.now = 7.0
     assert coordinator.sample_blocked_s == 2.0

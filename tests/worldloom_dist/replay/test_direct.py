@@ -163,10 +163,10 @@ def test_a_rolled_back_run_goes_on_as_if_nothing_had_happened(tmp_path):
     for seq in range(3):
         for slot in (0, 1):
             replay.append(counting_chunk(slot, seq))
-    marks = replay.mark()
+    snapshots = replay.snapshot()
     state = replay.coordinator.limiter.state()
     first = go_on(replay)
-    replay.rollback(marks)
+    replay.rollback(snapshots)
     replay.coordinator.limiter.load(state)
     assert replay.coordinator.limiter.agent_steps == replay.row_counters().agent_steps == 58
     second = go_on(replay)

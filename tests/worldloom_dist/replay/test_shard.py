@@ -285,19 +285,19 @@ def run_on(shard, start, stop):
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("online", [False, True])
-def test_rollback_to_a_mark_makes_the_run_go_on_bit_equal(tmp_path, restart, online):
+def test_rollback_to_a_snapshot_makes_the_run_go_on_bit_equal(tmp_path, restart, online):
     sampling = SamplingSpec(batch_size=4, length=3, online=online)
     options = {"capacity": 40, "columns": LATENT, "sampling": sampling, "segment_bytes": 1500}
     whole, cut = (open_shard(tmp_path / name, **options) for name in ("whole", "cut"))
     run_on(whole, 0, 60)
     run_on(cut, 0, 25)
-    mark = ShardSnapshot(**json.loads(json.dumps(dataclasses.asdict(cut.mark()))))
+    snapshot = ShardSnapshot(**json.loads(json.dumps(dataclasses.asdict(cut.snapshot()))))
     run_on(cut, 25, 47)
     cut.append(counting_chunk(5, 0, columns=LATENT))
     if restart:
         cut.close()
         cut = open_shard(tmp_path / "cut", **options)
-    cut.rollback(mark)
+    cut.rollback(snapshot)
     assert cut.row_counters().inserted == 125
     run_on(cut, 25, 60)
     a, b = (shard.sample(SampleRequest(200, (9,))) for shard in (whole, cut))
@@ -306,16 +306,16 @@ def test_rollback_to_a_mark_makes_the_run_go_on_bit_equal(tmp_path, restart, onl
         np.testing.assert_array_equal(a.columns[name], b.columns[name])
 
 
-def test_new_windows_that_were_not_served_before_a_mark_are_served_after_it(tmp_path):
+def test_new_windows_that_were_not_served_before_a_snapshot_are_served_after_it(tmp_path):
     sampling = SamplingSpec(batch_size=4, length=5, cross_episodes=True, online=True)
     shard = open_shard(tmp_path, sampling=sampling)
     for seq in range(8):
         shard.append(counting_chunk(0, seq))
     assert shard.sample(SampleRequest(3, (0,))).row_ids[:, 0].tolist() == [0, 5, 10]
-    mark = shard.mark()
+    snapshot = shard.snapshot()
     shard.append(counting_chunk(0, 8))
     shard.sample(SampleRequest(5, (0,)))
-    shard.rollback(mark)
+    shard.rollback(snapshot)
     assert shard.sample(SampleRequest(4, (0,))).row_ids[:, 0].tolist() == [15, 20, 25, 30]
     shard.close()
     again = open_shard(tmp_path, sampling=sampling)
@@ -323,10 +323,10 @@ def test_new_windows_that_were_not_served_before_a_mark_are_served_after_it(tmp_
     assert again.sample(SampleRequest(1, (0,))).row_ids[0, 0] == 40
 
 
-def test_a_mark_keeps_what_it_needs_and_an_old_one_is_refused(tmp_path):
+def test_a_snapshot_keeps_what_it_needs_and_an_old_one_is_refused(tmp_path):
     shard = open_shard(tmp_path, capacity=20, segment_bytes=400)
     run_on(shard, 0, 10)
-    old = shard.mark()
+    old = shard.snapshot()
     run_on(shard, 10, 100)
     shard.rollback(old)
     assert shard.row_counters() == dataclasses.replace(
@@ -334,41 +334,41 @@ def test_a_mark_keeps_what_it_needs_and_an_old_one_is_refused(tmp_path):
     )
     for stop in (40, 70, 100):
         run_on(shard, stop - 30, stop)
-        shard.mark()
-    with pytest.raises(CheckpointError, match="newest marks"):
+        shard.snapshot()
+    with pytest.raises(CheckpointError, match="newest snapshots"):
         shard.rollback(old)
 
 
-def test_a_mark_made_while_others_insert_is_still_one_cut(tmp_path):
+def test_a_snapshot_made_while_others_insert_is_still_one_cut(tmp_path):
     shard = open_shard(tmp_path, capacity=20, columns=LATENT, segment_bytes=600)
-    marks = []
+    snapshots = []
 
     def write():
         seq = 0
-        while seq < 150 or len(marks) < 3:
+        while seq < 150 or len(snapshots) < 3:
             shard.append(counting_chunk(0, seq, columns=LATENT))
             seq += 1
 
     writer = threading.Thread(target=write)
     writer.start()
     while writer.is_alive():
-        marks.append(shard.mark())
+        snapshots.append(shard.snapshot())
     writer.join()
-    shard.rollback(marks[-2])
-    assert shard.row_counters().inserted == marks[-2].next_row
+    shard.rollback(snapshots[-2])
+    assert shard.row_counters().inserted == snapshots[-2].next_row
     assert numbers_of(shard, windows=100) <= {
-        (0, n) for n in expected_starts(marks[-1].next_row // 5 + 1)
+        (0, n) for n in expected_starts(snapshots[-1].next_row // 5 + 1)
     }
 
 
 def test_without_a_journal_nothing_is_written_and_nothing_rolls_back(tmp_path):
     shard = open_shard(tmp_path / "none", durability="none")
     shard.append(counting_chunk(0, 0))
-    mark = shard.mark()
-    shard.rollback(mark)
+    snapshot = shard.snapshot()
+    shard.rollback(snapshot)
     shard.append(counting_chunk(0, 1))
     with pytest.raises(CheckpointError, match="durability none"):
-        shard.rollback(mark)
+        shard.rollback(snapshot)
     assert not (tmp_path / "none").exists()
 
 

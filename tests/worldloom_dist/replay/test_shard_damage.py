@@ -138,18 +138,18 @@ def test_a_segment_that_is_missing_counts_as_lost_and_not_as_evicted(tmp_path):
 
 def test_segments_that_were_deleted_with_their_rows_are_no_loss_also_after_a_rollback(tmp_path):
     shard = filled(tmp_path, **SMALL)
-    mark = shard.mark()
+    snapshot = shard.snapshot()
     assert segments(tmp_path)[0].name != "segment-00000000.wal"
-    at_mark = shard.row_counters()
+    at_snapshot = shard.row_counters()
     for seq in range(12, 30):
         shard.append(counting_chunk(0, seq))
     shard.close()
     again = open_shard(tmp_path, **SMALL)
     assert again.row_counters().lost_acked == 0
-    again.rollback(mark)
+    again.rollback(snapshot)
     again.close()
     restarted = open_shard(tmp_path, **SMALL)
-    assert restarted.row_counters() == at_mark
+    assert restarted.row_counters() == at_snapshot
 
 
 def test_a_damaged_head_of_the_oldest_segment_costs_neither_books_nor_the_table_of_seen_chunks(
@@ -173,7 +173,7 @@ def test_a_damaged_head_of_the_oldest_segment_costs_neither_books_nor_the_table_
 @pytest.mark.parametrize("content", ["", "{", "[{}]", "7"])
 def test_a_damaged_file_beside_the_journal_is_named(tmp_path, name, content):
     shard = filled(tmp_path)
-    shard.mark()
+    shard.snapshot()
     shard.close()
     intact = (tmp_path / name).read_text()
     (tmp_path / name).write_text(content)
@@ -191,7 +191,7 @@ def test_refreshed_extras_that_are_damaged_begin_as_they_were_stored(tmp_path, c
         shard.append(counting_chunk(0, seq, columns=LATENT))
     drawn = shard.sample(SampleRequest(3, (0,)))
     shard.write_back(drawn.row_ids, {"latent": drawn.columns["latent"] + 7})
-    shard.mark()
+    shard.snapshot()
     shard.close()
     intact = open_shard(tmp_path, columns=LATENT)
     assert intact.sample(SampleRequest(50, (1,))).columns["latent"].max() == 7
@@ -202,5 +202,5 @@ def test_refreshed_extras_that_are_damaged_begin_as_they_were_stored(tmp_path, c
     assert "extras are as they were stored" in caplog.text
     assert file.name in caplog.text
     assert not again.sample(SampleRequest(50, (1,))).columns["latent"].any()
-    mark = json.loads((tmp_path / "marks.json").read_text())[-1]
-    assert mark["mutable_file"] == file.name
+    snapshot = json.loads((tmp_path / "marks.json").read_text())[-1]
+    assert snapshot["mutable_file"] == file.name

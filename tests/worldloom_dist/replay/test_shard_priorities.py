@@ -1,4 +1,6 @@
-"""Priorities outlive the process: exactly at a mark, and as they were last written after a kill."""
+"""Priorities outlive the process: exactly at a snapshot, and as they were last written after a
+kill.
+"""
 
 import dataclasses
 import json
@@ -63,17 +65,17 @@ def test_a_rollback_restores_priorities_to_the_bit(tmp_path, restart, selector):
     whole, cut = (open_shard(tmp_path / name, selector) for name in ("whole", "cut"))
     run_on(whole, 0, 40)
     run_on(cut, 0, 18)
-    mark = ShardSnapshot(**json.loads(json.dumps(dataclasses.asdict(cut.mark()))))
+    snapshot = ShardSnapshot(**json.loads(json.dumps(dataclasses.asdict(cut.snapshot()))))
     run_on(cut, 18, 31)
     focus_on(cut, 31 * 5 - 5)
     cut.save_weights()
     if restart:
         cut.close()
         cut = open_shard(tmp_path / "cut", selector)
-    cut.rollback(mark)
-    assert [path.name for path in (tmp_path / "cut").glob("weights-*")] == [mark.weights_file], (
-        "newer ones name other rows"
-    )
+    cut.rollback(snapshot)
+    assert [path.name for path in (tmp_path / "cut").glob("weights-*")] == [
+        snapshot.weights_file
+    ], "newer ones name other rows"
     run_on(cut, 18, 40)
     np.testing.assert_array_equal(starts_of(whole), starts_of(cut))
     assert not verify_shard(tmp_path / "cut").problems
@@ -110,13 +112,13 @@ def test_rows_behind_the_written_priorities_count_as_new(tmp_path):
     assert set(starts_of(open_shard(tmp_path)).tolist()) == {0, 5, 6, 7}
 
 
-def test_a_restart_gets_the_priorities_of_a_mark_too_and_one_file_is_kept(tmp_path):
+def test_a_restart_gets_the_priorities_of_a_snapshot_too_and_one_file_is_kept(tmp_path):
     shard = open_shard(tmp_path)
     run_on(shard, 0, 6)
     focus_on(shard, 5)
     for _ in range(5):
-        shard.mark()
-    assert len(list(tmp_path.glob("weights-*"))) == 2, "one for each mark that is kept"
+        shard.snapshot()
+    assert len(list(tmp_path.glob("weights-*"))) == 2, "one for each snapshot that is kept"
     shard.close()
     assert (starts_of(open_shard(tmp_path)) == 5).mean() > 0.9
 
@@ -141,5 +143,5 @@ def test_other_selectors_write_nothing(tmp_path):
     shard = open_shard(tmp_path, "0.5*uniform+0.5*recency")
     run_on(shard, 0, 6)
     assert not shard.save_weights()
-    assert shard.mark().weights_file == ""
+    assert shard.snapshot().weights_file == ""
     assert not list(tmp_path.glob("weights-*"))

@@ -175,7 +175,7 @@ def test_no_flipped_bit_of_a_shards_small_files_is_overlooked(tmp_path):
     shard = open_shard(tmp_path)
     for seq in range(4):
         append(shard, seq)
-    shard.mark()
+    shard.snapshot()
     shard.close()
     assert not verify_shard(tmp_path).problems
     path = tmp_path / "shard.json"
@@ -185,10 +185,10 @@ def test_no_flipped_bit_of_a_shards_small_files_is_overlooked(tmp_path):
         found = verify_shard(tmp_path)
         assert found.problems or found.index != 0, path.read_bytes()
     path.write_bytes(data)
-    marks = json.loads((tmp_path / "marks.json").read_text())
+    snapshots = json.loads((tmp_path / "marks.json").read_text())
     for name in ("segment", "offset", "next_row", "oldest_segment"):
         for by in (1, -1):
-            changed = [{**marks[0], name: marks[0][name] + by}]
+            changed = [{**snapshots[0], name: snapshots[0][name] + by}]
             (tmp_path / "marks.json").write_text(json.dumps(changed))
             assert verify_shard(tmp_path).problems or (name, by) == ("oldest_segment", 1), changed
 
@@ -204,20 +204,20 @@ def test_a_shard_keeps_the_newest_rows_of_its_capacity_and_verify_counts_just_th
     assert found.newest(10**6) == found.rows
 
 
-def test_marks_that_are_made_and_dropped_while_the_journal_is_read_are_no_damage(
+def test_snapshots_that_are_made_and_dropped_while_the_journal_is_read_are_no_damage(
     tmp_path, monkeypatch
 ):
     shard = open_shard(tmp_path, {"latent": ArraySpec((2,))})
     real = module.read_journal
     for seq in range(5):
         append(shard, seq)
-    assert shard.mark().mutable_file
+    assert shard.snapshot().mutable_file
 
     def read(folder, damage):
         yield from real(folder, damage)
         for seq in range(5, 8):
             append(shard, seq)
-            shard.mark()
+            shard.snapshot()
 
     monkeypatch.setattr(module, "read_journal", read)
     assert not verify_shard(tmp_path).problems
@@ -229,7 +229,7 @@ def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_pa
     seqs = iter(range(1000))
     for _ in range(60):
         append(shard, next(seqs))
-    shard.mark()
+    shard.snapshot()
     journal = shard._journal
     first = journal.segments[0]
     last = journal.segments[-1]
@@ -239,7 +239,7 @@ def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_pa
             yield record
             while journal.segments[0] < (first + last + 1) // 2:
                 append(shard, next(seqs))
-                shard.mark()
+                shard.snapshot()
 
     assert last - first > 3
     monkeypatch.setattr(module, "read_journal", read)

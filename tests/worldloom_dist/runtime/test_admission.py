@@ -25,7 +25,7 @@ class SlowLedger:
         return answer
 
 
-async def settle() -> None:
+async def run_loop_once() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -35,20 +35,20 @@ def test_chunks_that_arrive_while_a_question_is_open_share_the_next_one():
         coordinator = SlowLedger()
         admission = Admission(coordinator.ask)
         chunks = [asyncio.ensure_future(admission.admit(steps)) for steps in (5, 6, 7, 8)]
-        await settle()
+        await run_loop_once()
         assert coordinator.asked in ([[5]], [[5, 6, 7, 8]])
         coordinator.answers.put_nowait(1)
-        await settle()
+        await run_loop_once()
         assert [chunk.done() for chunk in chunks] == [True, False, False, False]
         assert coordinator.asked[-1] == [6, 7, 8]
         late = asyncio.ensure_future(admission.admit(9))
         coordinator.answers.put_nowait(2)
-        await settle()
+        await run_loop_once()
         assert coordinator.asked[-1] == [8, 9]
         coordinator.answers.put_nowait(2)
         assert await asyncio.gather(*chunks, late) == [True] * 5
         again = asyncio.ensure_future(admission.admit(3))
-        await settle()
+        await run_loop_once()
         assert coordinator.asked[-1] == [3], "it begins anew after everybody was served"
         assert coordinator.numbers == [*range(1, len(coordinator.asked) + 1)]
         coordinator.answers.put_nowait(1)

@@ -22,7 +22,9 @@ def plan_of(*words: str) -> Plan:
 async def samples_soon(coordinator: CoordinatorRole, plan: Plan) -> bool:
     """Whether a batch is admitted without anything else happening."""
     asked = asyncio.ensure_future(
-        coordinator.admit_samples("learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)])
+        coordinator.admit_samples(
+            "learner-0", "session", plan.spec.sampling.batch_size, [(0, 0, 0)]
+        )
     )
     for _ in range(20):
         await asyncio.sleep(0)
@@ -63,26 +65,26 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
 
 def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
     plan = plan_of("--env-steps", "1000000")
-    burst = plan.spec.pretrain_updates * plan.spec.sampling.trained_positions
+    pretraining = plan.spec.pretrain_updates * plan.spec.sampling.trained_positions
 
     async def story() -> None:
-        coordinator = CoordinatorRole(plan, burst)
+        coordinator = CoordinatorRole(plan, pretraining)
         await coordinator.join(0, RowCounters(agent_steps=plan.spec.prefill_agent_steps), 10)
         limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        granted = await coordinator.admit(InsertQuestion(0, "life", 1, chunks))
-        assert 0 < granted < 1000
-        assert limiter.agent_steps == plan.spec.prefill_agent_steps + 16 * granted
+        permitted = await coordinator.admit(InsertQuestion(0, "session", 1, chunks))
+        assert 0 < permitted < 1000
+        assert limiter.agent_steps == plan.spec.prefill_agent_steps + 16 * permitted
         assert not limiter.may_insert(16)
-        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 2, chunks)))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 2, chunks)))
         await asyncio.sleep(0)
         assert not waiting.done()
         while limiter.may_sample(plan.spec.sampling.trained_positions):
             assert await coordinator.admit_samples(
-                "learner-0", "life", plan.spec.sampling.batch_size, [(0, 0, 0)]
+                "learner-0", "session", plan.spec.sampling.batch_size, [(0, 0, 0)]
             )
         assert 0 < await waiting < 1000, "training made room, and who waited was woken"
-        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 3, chunks)))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 3, chunks)))
         await asyncio.sleep(0)
         await coordinator.drain()
         assert await waiting == 1000, "when the run ends everything goes in"
@@ -90,7 +92,7 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
     asyncio.run(story())
 
 
-def test_a_question_that_is_asked_again_is_granted_once():
+def test_a_question_that_is_asked_again_is_permitted_once():
     plan = plan_of("--env-steps", "1000000")
 
     async def story() -> None:
@@ -98,12 +100,12 @@ def test_a_question_that_is_asked_again_is_granted_once():
         await coordinator.join(0, RowCounters(), 10)
         limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        granted = await coordinator.admit(InsertQuestion(0, "life", 1, chunks))
-        assert limiter.agent_steps == 16 * granted > 0
-        assert await coordinator.admit(InsertQuestion(0, "life", 1, chunks)) == granted
-        assert limiter.agent_steps == 16 * granted, "its answer was lost, its grant was not"
+        permitted = await coordinator.admit(InsertQuestion(0, "session", 1, chunks))
+        assert limiter.agent_steps == 16 * permitted > 0
+        assert await coordinator.admit(InsertQuestion(0, "session", 1, chunks)) == permitted
+        assert limiter.agent_steps == 16 * permitted, "its answer was lost, its permit was not"
         first, again = (
-            asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 2, chunks)))
+            asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 2, chunks)))
             for _ in range(2)
         )
         await asyncio.sleep(0)
@@ -111,19 +113,19 @@ def test_a_question_that_is_asked_again_is_granted_once():
         assert not again.done()
         await coordinator.drain()
         assert await first == await again == 1000, "one that waited while it was asked again"
-        assert limiter.agent_steps == 16 * (granted + 1000)
-        assert await coordinator.admit(InsertQuestion(0, "life", 1, [16])) == 0, (
+        assert limiter.agent_steps == 16 * (permitted + 1000)
+        assert await coordinator.admit(InsertQuestion(0, "session", 1, [16])) == 0, (
             "nobody waits for an answer to an earlier one"
         )
         assert await coordinator.admit(InsertQuestion(0, "next", 1, [16])) == 1, (
             "a shard that was started again numbers anew"
         )
-        assert limiter.agent_steps == 16 * (granted + 1001)
+        assert limiter.agent_steps == 16 * (permitted + 1001)
 
     asyncio.run(story())
 
 
-def test_what_a_dead_shard_still_waits_for_is_not_granted_when_its_successor_joins():
+def test_what_a_dead_shard_still_waits_for_is_not_permitted_when_its_successor_joins():
     plan = plan_of("--env-steps", "1000000")
 
     async def story() -> None:
@@ -136,7 +138,7 @@ def test_what_a_dead_shard_still_waits_for_is_not_granted_when_its_successor_joi
         await asyncio.sleep(0)
         assert not open_still.done()
         await coordinator.shard_down(0)
-        # it makes room: what was granted is not all stored
+        # it makes room: what was permitted is not all stored
         await coordinator.join(0, RowCounters(agent_steps=32), 10, "successor")
         assert await open_still == 0
         assert limiter.agent_steps == 32
@@ -151,7 +153,7 @@ def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 0)
         await coordinator.drain()
-        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "life", 1, [16])))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 1, [16])))
         await asyncio.sleep(0)
         assert not waiting.done()
         await coordinator.join(1, RowCounters(), 0)
@@ -162,7 +164,7 @@ def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(lockstep, monkeypatch):
+def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_permits(lockstep, monkeypatch):
     plan = plan_of("--replay.shards", "2", *(["--barrier", "True"] if lockstep else []))
     clock = [100.0]
     monkeypatch.setattr(coordinator_module.time, "monotonic", lambda: clock[0])
@@ -172,7 +174,7 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(locks
         counters = RowCounters()
         for shard in range(2):
             await coordinator.join(shard, counters, 10)
-        assert await coordinator.admit(InsertQuestion(1, "life", 1, [16])) == 1
+        assert await coordinator.admit(InsertQuestion(1, "session", 1, [16])) == 1
         clock[0] += coordinator_module.SILENT_S / 2
         await coordinator.report(0, counters, 10)
         assert await coordinator.is_live(1)
@@ -186,7 +188,7 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_grants(locks
         assert await coordinator.is_live(1)
         assert set(await coordinator.split(100, (1, 2))) == {0, 1}
         assert (await coordinator.counts())["agent_steps"] == 16, (
-            "what was granted to it before is still on its way"
+            "what was permitted to it before is still on its way"
         )
 
     asyncio.run(story())
@@ -213,7 +215,7 @@ def test_a_coordinator_that_stood_still_takes_nobody_for_silent(monkeypatch):
     asyncio.run(story())
 
 
-def test_what_a_dead_learner_still_waits_for_is_not_granted_to_it_after_its_successor_began():
+def test_what_a_dead_learner_still_waits_for_is_not_permitted_to_it_after_its_successor_began():
     plan = plan_of("--env-steps", "1000000")
 
     async def story() -> None:
@@ -233,23 +235,23 @@ def test_what_a_dead_learner_still_waits_for_is_not_granted_to_it_after_its_succ
     asyncio.run(story())
 
 
-def test_a_learner_that_ends_waits_for_no_grant():
+def test_a_learner_that_ends_waits_for_no_permit():
     plan = plan_of()
 
     async def story() -> None:
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 0)
         waiting = asyncio.ensure_future(
-            coordinator.admit_samples("learner-0", "life", 16, [(0, 0, 0)])
+            coordinator.admit_samples("learner-0", "session", 16, [(0, 0, 0)])
         )
         other = asyncio.ensure_future(
-            coordinator.admit_samples("learner-1", "life", 16, [(0, 1, 0)])
+            coordinator.admit_samples("learner-1", "session", 16, [(0, 1, 0)])
         )
         await asyncio.sleep(0)
-        await coordinator.dismiss("learner-0", "an earlier life")
+        await coordinator.dismiss("learner-0", "an earlier session")
         await asyncio.sleep(0)
         assert not waiting.done(), "who has a successor dismisses itself only"
-        await coordinator.dismiss("learner-0", "life")
+        await coordinator.dismiss("learner-0", "session")
         assert await waiting is None
         assert not other.done()
         other.cancel()

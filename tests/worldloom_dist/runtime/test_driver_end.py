@@ -149,7 +149,7 @@ def run(tmp_path, monkeypatch):
     made._supervisor.put("coordinator", 0, Actor(counts=counts))
     made._supervisor.put("hub", 0, Actor(snapshot={}))
     for shard, steps in enumerate((100, 106)):
-        made._supervisor.put("shard", shard, Actor(settle=row_counters(steps)))
+        made._supervisor.put("shard", shard, Actor(finalize=row_counters(steps)))
     made._supervisor.put("learner", 0, Actor())
     made._supervisor.roles["learner-0"].status = {"train_steps": 700}
     yield made
@@ -188,7 +188,7 @@ def test_a_hub_or_coordinator_that_is_gone_does_not_make_the_summary_old(run, go
 
 
 def test_a_shard_without_a_last_word_is_named_and_counts_as_the_coordinator_knows_it(run, caplog):
-    run._supervisor.roles["shard-1"].handle = Actor(settle=RayActorError())
+    run._supervisor.roles["shard-1"].handle = Actor(finalize=RayActorError())
     run._finish("stopped")
     check_end(run, steps=190)
     assert "shard-1 has no final counters (RayActorError)" in caplog.text

@@ -65,12 +65,12 @@ class LedgerFake:
 def role(tmp_path):
     """A shard that has joined a coordinator that admits everything."""
 
-    async def grant(number, chunks):
+    async def permit(number, chunks):
         return len(chunks)
 
     role = ShardRole(PLAN, 0, tmp_path)
     role._coordinator = LedgerFake()
-    role._admission = Admission(grant)
+    role._admission = Admission(permit)
     role._reports = Throttle(role._report, 60.0)
     role._reporter = SimpleNamespace(emit=lambda *_: None)
     role._joined.set()
@@ -89,7 +89,7 @@ def test_the_last_word_comes_at_once_though_regular_reports_are_spaced(role):
         await role.append(chunk(0))
         await role.append(chunk(1))
         assert role._coordinator.agent_steps == 8, "the second report is due in a moment"
-        await role.settle()
+        await role.finalize()
         assert role._coordinator.agent_steps == 16
 
     asyncio.run(story())
@@ -112,17 +112,17 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
     async def story():
         storing = asyncio.ensure_future(role.append(chunk(0)))
         await begun.wait()
-        settling = asyncio.ensure_future(role.settle())
+        finalizing = asyncio.ensure_future(role.finalize())
         await asyncio.sleep(0.05)
-        assert not settling.done()
+        assert not finalizing.done()
         with pytest.raises(StateError, match="the run has ended"):
             await role.append(chunk(1))
         may_store.set()
-        counters = await settling
+        counters = await finalizing
         assert await storing
         assert role._coordinator.agent_steps == counters.agent_steps == 8
         assert (Coordinator.give_back, (0, 8)) in role._coordinator.told, (
-            "what was granted to the chunk that was refused"
+            "what was permitted to the chunk that was refused"
         )
 
     asyncio.run(story())
@@ -133,11 +133,11 @@ def test_a_shard_that_has_not_joined_yet_has_no_last_word(role):
     role._joined.clear()
 
     async def story():
-        settling = asyncio.ensure_future(role.settle())
+        finalizing = asyncio.ensure_future(role.finalize())
         await asyncio.sleep(0.05)
-        assert not settling.done(), "what its disk lost may not be declared yet"
+        assert not finalizing.done(), "what its disk lost may not be declared yet"
         role._joined.set()
-        assert (await settling).inserted == 0
+        assert (await finalizing).inserted == 0
 
     asyncio.run(story())
 
@@ -149,6 +149,6 @@ def test_a_last_word_reaches_the_caller_also_when_the_coordinator_is_gone(role, 
     async def story():
         await role.append(chunk(0))
         monkeypatch.setattr(role._coordinator, "acall", gone)
-        assert (await role.settle()).agent_steps == 8
+        assert (await role.finalize()).agent_steps == 8
 
     asyncio.run(story())

@@ -61,11 +61,11 @@ def test_a_head_without_cpus_still_takes_the_roles_that_belong_to_it():
 
 def test_nodes_that_are_marked_for_a_role_get_it():
     memory = [
-        Node(node_id=NAMES[name], cpus=2, marks=frozenset({"worldloom_replay"}))
+        Node(node_id=NAMES[name], cpus=2, labels=frozenset({"worldloom_replay"}))
         for name in ("m1", "m2")
     ]
-    spot = Node(node_id=NAMES["spot"], cpus=6, marks=frozenset({"worldloom_worker"}))
-    gpu = Node(node_id=NAMES["gpu"], cpus=2, gpus=1, marks=frozenset({"worldloom_learner"}))
+    spot = Node(node_id=NAMES["spot"], cpus=6, labels=frozenset({"worldloom_worker"}))
+    gpu = Node(node_id=NAMES["gpu"], cpus=2, gpus=1, labels=frozenset({"worldloom_learner"}))
     config = replace(JOINED, replay=ReplayConfig(shards=4))
     placement = place(config, HEAD, *memory, spot, gpu)
     assert [node_of(placement.options("shard", index)) for index in range(4)] == [
@@ -83,7 +83,7 @@ def test_a_shard_returns_to_its_journal_while_that_node_lives():
     nodes = [
         HEAD,
         *(
-            Node(node_id=NAMES[name], cpus=2, marks=frozenset({"worldloom_replay"}))
+            Node(node_id=NAMES[name], cpus=2, labels=frozenset({"worldloom_replay"}))
             for name in ("m1", "m2", "m3")
         ),
     ]

@@ -119,13 +119,13 @@ def answering(
     return SimpleNamespace(submit=submit)
 
 
-def test_every_batch_gets_from_every_shard_what_was_granted_for_it():
-    grants = [
+def test_every_batch_gets_from_every_shard_what_was_permitted_for_it():
+    permits = [
         {0: SampleRequest(2, (7,)), 1: SampleRequest(1, (7,))},
         {1: SampleRequest(3, (8,))},
         {0: SampleRequest(1, (9,))},
     ]
-    found = ask_all([answering(0), answering(1)], grants, pytest.fail)()
+    found = ask_all([answering(0), answering(1)], permits, pytest.fail)()
     assert [
         {shard: given.columns["x"].tolist() for shard, given in batch.items()} for batch in found
     ] == [
@@ -144,7 +144,7 @@ def test_shards_that_are_gone_or_have_too_little_are_missing_and_the_gone_are_na
         answering(3, has_rows=False),
     ]
     gone = []
-    grant = {shard: SampleRequest(2, (5,)) for shard in range(4)}
-    (found,) = ask_all(readers, [grant], gone.append)()
+    permit = {shard: SampleRequest(2, (5,)) for shard in range(4)}
+    (found,) = ask_all(readers, [permit], gone.append)()
     assert list(found) == [0]
     assert gone == [1, 2]

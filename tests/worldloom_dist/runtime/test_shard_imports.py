@@ -53,7 +53,7 @@ def role(tmp_path):
         "_shard": shard,
         "_index": 0,
         "_num_shards": 1,
-        "_is_settled": False,
+        "_is_finalized": False,
     }
     return SimpleNamespace(**own, _at_work=contextlib.nullcontext)
 
@@ -95,7 +95,7 @@ def test_a_file_for_which_the_disk_had_no_room_is_stored_later(tmp_path, role, c
 
 def test_nothing_is_imported_after_a_shards_last_word(tmp_path, role):
     role._imports.add([write_good(tmp_path / "good.npz")])
-    role._is_settled = True
+    role._is_finalized = True
     assert look(role) == 0
 
 

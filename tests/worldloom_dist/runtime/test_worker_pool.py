@@ -16,12 +16,12 @@ class FakeSupervisor:
 
     def __init__(self) -> None:
         self.roles: dict[str, Role] = {}
-        self.lives: Counter[tuple[int, int]] = Counter()
+        self.started: Counter[tuple[int, int]] = Counter()
         self.moved: list[str] = []
 
     def add(self, role: Role) -> None:
         self.roles[role.name] = role
-        self.lives[role.index, role.incarnation] += 1
+        self.started[role.index, role.incarnation] += 1
         role.handle = object()
 
     def of_kind(self, kind: str) -> list[Role]:
@@ -96,7 +96,7 @@ def test_elastic_fleet_follows_the_cluster_and_never_repeats_a_stream(cluster: C
     assert sorted(role.index for role in supervisor.roles.values()) == list(range(6)), (
         "the highest slots leave first"
     )
-    assert set(supervisor.lives.values()) == {1}, "no slot had the same incarnation twice"
+    assert set(supervisor.started.values()) == {1}, "no slot had the same incarnation twice"
     assert sum(lost) == 18, "six workers left, and what they had not sent is in the counters"
 
 

@@ -22,8 +22,8 @@ from worldloom.agents.dreamerv3.policy import ActingNetworks, DreamerV3Policy, s
 from worldloom.agents.dreamerv3.report import open_loop_videos
 from worldloom.agents.dreamerv3.spec import LATENT_DETER, DreamerV3Config, make_spec
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import TrainOutput
-from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
@@ -60,9 +60,9 @@ class DreamerV3Agent(DreamerV3Policy):
         self.optimizer = LaProp(list(self._params.values()), optimizer_config(config))
         self.normalizer = self.all_networks.normalizer.initial(place)
         self._train_generator = seeded_generator(training, place)
-        self.join(ALONE)
+        self.join(SINGLE_PROCESS)
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: ProcessGroup) -> None:
         """See :meth:`worldloom.core.protocol.Agent.join`."""
         self._ranks = self.all_networks.ranks = ranks
         self._average = ranks.averager(list(self._params.values()))

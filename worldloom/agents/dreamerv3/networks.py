@@ -22,7 +22,7 @@ from worldloom.agents.dreamerv3.returns import (
     replay_losses,
 )
 from worldloom.agents.dreamerv3.spec import DreamerV3Config
-from worldloom.core.ranks import ALONE, Ranks
+from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.specs import EnvSpec
 from worldloom.models.dreamer.heads import Head
 from worldloom.models.dreamer.layout import ActionLayout
@@ -99,7 +99,7 @@ class Networks(nn.Module):
     def __init__(self, config: DreamerV3Config, env: EnvSpec) -> None:
         super().__init__()
         self.config = config
-        self.ranks: Ranks = ALONE
+        self.ranks: ProcessGroup = SINGLE_PROCESS
         sizes = config.sizes()
         self.actor = Actor(
             ActionLayout.from_specs(env.action), sizes.feature, sizes.units, config.actor_layers

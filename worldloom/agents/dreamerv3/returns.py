@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldloom.core.exceptions import ShapeMismatchError
-from worldloom.core.ranks import ALONE
+from worldloom.core.process_group import SINGLE_PROCESS
 from worldloom.nn.distributions import two_hot, two_hot_loss, two_hot_mean
 
 __all__ = [
@@ -151,7 +151,7 @@ def imagine_losses(
     entropy_scale: float,
     slow_scale: float,
     slow_target: bool = False,
-    gather: Callable[[Tensor], Tensor] = ALONE.gather,
+    gather: Callable[[Tensor], Tensor] = SINGLE_PROCESS.gather,
 ) -> ImagineLosses:
     """Actor and critic losses on imagined trajectories of H steps (H+1 states).
 

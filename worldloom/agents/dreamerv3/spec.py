@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Bounds, settle
+from worldloom.core.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.models.dreamer.config import DreamerSizes
@@ -137,7 +137,7 @@ class DreamerV3Config:
     """Steps of the open-loop prediction video, the first half of them with observations."""
 
     def __post_init__(self) -> None:
-        wrong = settle(self, BOUNDS, prefix="agent.")
+        wrong = normalize(self, BOUNDS, prefix="agent.")
         if not wrong and self.precision not in PRECISIONS:
             wrong.append(
                 f"agent.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"

@@ -19,8 +19,8 @@ from worldloom.agents.tdmpc2.planner import PlannerSettings, plan
 from worldloom.agents.tdmpc2.spec import TDMPC2AgentConfig, make_spec, resolve
 from worldloom.agents.tdmpc2.update import OptimizerSettings, Updater
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.protocol import ActOutput, Carry, Decide, TrainOutput
-from worldloom.core.ranks import ALONE, Ranks
 from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
@@ -254,9 +254,9 @@ class TDMPC2Agent(TDMPC2Policy):
             self.model, self.target, losses, optimizers, precision=config.precision
         )
         self._train_generator = _generator(self._train_seed, self.device)
-        self._ranks: Ranks = ALONE
+        self._ranks: ProcessGroup = SINGLE_PROCESS
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: ProcessGroup) -> None:
         """See :meth:`worldloom.core.protocol.Agent.join`."""
         self._ranks = ranks
         self.updater.join(ranks)

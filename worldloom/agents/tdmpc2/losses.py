@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldloom.agents.tdmpc2.draws import UpdateDraws
 from worldloom.agents.tdmpc2.running_scale import updated_scale
-from worldloom.core.ranks import ALONE
+from worldloom.core.process_group import SINGLE_PROCESS
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP, StackedLayer, ensemble_after_first, ensemble_forward
 
@@ -209,7 +209,7 @@ def policy_loss(
     draws: UpdateDraws,
     settings: LossSettings,
     tau: float,
-    gather: Callable[[Tensor], Tensor] = ALONE.gather,
+    gather: Callable[[Tensor], Tensor] = SINGLE_PROCESS.gather,
 ) -> PolicyLoss:
     """Climb the scaled value of the drawn critics, with an entropy bonus.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, settle
+from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import EnvSpec
 from worldloom.models.tdmpc2.architecture import SIZES
@@ -146,10 +146,10 @@ class TDMPC2AgentConfig:
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of an update's matrix products: bfloat16 by autocast, auto only on CUDA, or float32."""
     pretrain_updates: int | None = None
-    """Updates in one burst behind the prefill; None is as many as prefill steps."""
+    """Updates at once after the prefill; None is as many as prefill steps."""
 
     def __post_init__(self) -> None:
-        problems = settle(self, BOUNDS, prefix="agent.") or [
+        problems = normalize(self, BOUNDS, prefix="agent.") or [
             f"agent.{text}" for is_wrong, text in self._rules() if is_wrong
         ]
         if problems:

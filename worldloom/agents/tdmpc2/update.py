@@ -17,7 +17,7 @@ from torch import Tensor
 from worldloom.agents.tdmpc2.draws import UpdateDraws
 from worldloom.agents.tdmpc2.losses import LossSettings, UpdateBatch, model_loss, policy_loss
 from worldloom.core.exceptions import CheckpointError
-from worldloom.core.ranks import ALONE, Ranks
+from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.models.tdmpc2.world_model import TDMPC2Networks
 from worldloom.nn.ensemble import EnsembleMLP
 from worldloom.nn.precision import autocast
@@ -106,9 +106,9 @@ class Updater:
         self.leaked = (
             None if embedding is None else torch.zeros_like(embedding, requires_grad=False)
         )
-        self.join(ALONE)
+        self.join(SINGLE_PROCESS)
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: ProcessGroup) -> None:
         """Average gradients over ``ranks`` and take the running scale from the values of all of
         them.
         """

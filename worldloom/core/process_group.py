@@ -12,12 +12,12 @@ mean. No torch here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALONE", "Average", "OneRank", "Ranks"]
+__all__ = ["SINGLE_PROCESS", "Average", "ProcessGroup", "SingleProcess"]
 
 Average = Callable[[Sequence["Tensor"], Sequence["Tensor"]], None]
 """Averages gradients (in the order of the parameters they were made for) and further small tensors
@@ -25,9 +25,9 @@ over all ranks, in place.
 """
 
 
-class Ranks(Protocol):
-    """What an agent needs of the other ranks. Every rank must make the same calls in the same
-    order.
+class ProcessGroup(Protocol):
+    """One learner rank's view of all. Every rank must make the same calls in the same order; an
+    agent uses :meth:`averager` and :meth:`gather`, the training loop the others.
 
     Attributes:
         rank: This one, 0 .. size - 1.
@@ -43,13 +43,22 @@ class Ranks(Protocol):
         """
 
     def gather(self, values: Tensor) -> Tensor:
-        """The values of all ranks, one behind the other along axis 0, without gradient. Equal
+        """The values of all ranks, one after the other along axis 0, without gradient. Equal
         shapes on all ranks.
         """
 
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether a rank has raised it; the same answer on all ranks."""
 
-class OneRank:
-    """No others: everything stays as it is. Implements :class:`Ranks`."""
+    def broadcast(self, value: Any) -> Any:
+        """The value that rank 0 passed, on every rank."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class SingleProcess:
+    """No others: everything stays as it is. Implements :class:`ProcessGroup`."""
 
     rank = 0
     size = 1
@@ -62,10 +71,21 @@ class OneRank:
         """The values themselves."""
         return values
 
+    def any(self, *flags: bool) -> list[bool]:
+        """The flags themselves."""
+        return list(flags)
+
+    def broadcast(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
 
 def _unchanged(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     """The mean over one rank."""
 
 
-ALONE = OneRank()
+SINGLE_PROCESS = SingleProcess()
 """What agents begin with."""

@@ -11,8 +11,8 @@ import torch
 
 from tests.ports import free_port
 from tests.worldloom_dist.learner import rank_process
-from worldloom.core.ranks import ALONE
-from worldloom_dist.learner.ranks import _buckets
+from worldloom.core.process_group import SINGLE_PROCESS
+from worldloom_dist.learner.process_group import _buckets
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,6 +58,6 @@ def test_buckets_hold_every_parameter_once_from_the_last_to_the_first():
 
 def test_alone_nothing_changes():
     gradients = [torch.ones(3)]
-    ALONE.averager(gradients)(gradients, [])
+    SINGLE_PROCESS.averager(gradients)(gradients, [])
     assert gradients[0].tolist() == [1, 1, 1]
-    assert ALONE.gather(gradients[0]) is gradients[0]
+    assert SINGLE_PROCESS.gather(gradients[0]) is gradients[0]

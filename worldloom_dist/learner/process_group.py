@@ -1,5 +1,5 @@
 """Learner ranks over ``torch.distributed``: gloo on CPUs, NCCL on GPUs. Implements
-:class:`worldloom.core.ranks.Ranks`.
+:class:`worldloom.core.process_group.ProcessGroup`.
 
     backward --gradient ready (hook)--> its bucket
              --full, and all earlier ones sent--> asynchronous all-reduce
@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from worldloom.core.ranks import Average
+from worldloom.core.process_group import Average
 
-__all__ = ["BucketAverage", "TorchRanks", "open_store"]
+__all__ = ["BucketAverage", "TorchProcessGroup", "open_store"]
 
 BUCKET_BYTES = 8 * 2**20
 
@@ -32,11 +32,11 @@ BUCKET_BYTES = 8 * 2**20
 def open_store(
     host: str, port: int, size: int, *, is_host: bool, timeout_s: float = 180.0
 ) -> TCPStore:
-    """The meeting point of a group; the host passes port 0 and tells the others the port it got."""
+    """The rendezvous of a group; the host passes port 0 and tells the others the port it got."""
     return TCPStore(host, port, size, is_host, timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
-class TorchRanks:
+class TorchProcessGroup:
     """One of several ranks: the process it is made in. One group per process.
 
     Args:
@@ -66,11 +66,11 @@ class TorchRanks:
         )
 
     def averager(self, parameters: Sequence[Tensor]) -> Average:
-        """See :meth:`worldloom.core.ranks.Ranks.averager`."""
+        """See :meth:`worldloom.core.process_group.ProcessGroup.averager`."""
         return BucketAverage(parameters, self.size, self._bucket_bytes)
 
     def gather(self, values: Tensor) -> Tensor:
-        """See :meth:`worldloom.core.ranks.Ranks.gather`."""
+        """See :meth:`worldloom.core.process_group.ProcessGroup.gather`."""
         mine = values.detach().contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine)
@@ -84,9 +84,9 @@ class TorchRanks:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
-    def share(self, thing: Any) -> Any:
-        """What rank 0 passed, on every rank."""
-        box = [thing]
+    def broadcast(self, value: Any) -> Any:
+        """See :meth:`worldloom.core.process_group.ProcessGroup.broadcast`."""
+        box = [value]
         dist.broadcast_object_list(box, 0)
         return box[0]
 
@@ -100,7 +100,7 @@ class BucketAverage:
 
     Args:
         parameters: Leaves whose gradients ``torch.autograd.grad`` computes, in this order.
-        size: Ranks.
+        size: ProcessGroup.
         bucket_bytes: Gradients that travel together.
 
     Attributes:

@@ -20,12 +20,12 @@ from worldloom_dist.assembly import build_policy, build_worker
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import ReplayWriter, WeightSource
 
-__all__ = ["LocalCrew"]
+__all__ = ["LocalWorkers"]
 
 logger = logging.getLogger(__name__)
 
 
-class LocalCrew:
+class LocalWorkers:
     """The workers of one run, in the order of their slots.
 
     Args:

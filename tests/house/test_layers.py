@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each other
+LAYERS: list[set[str]] = [  # low -> high; packages on one layer do not know each other
     {"worldloom.core"},
     {"worldloom.nn", "worldloom.data", "worldloom.envs"},
     {"worldloom.models.pretrained", "worldloom.models.door"},
@@ -37,7 +37,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     },
     {"worldloom_dist.plan"},
     {"worldloom_dist.assembly", "worldloom_dist.outcome"},
-    {"worldloom_dist.report", "worldloom_dist.local_crew", "worldloom_dist.rehearsal"},
+    {"worldloom_dist.report", "worldloom_dist.local_workers", "worldloom_dist.rehearsal"},
     {"worldloom_dist.local_evaluation"},
     {"worldloom_dist.rpc"},
     {"worldloom_dist.interfaces"},
@@ -53,7 +53,7 @@ FLOORS: list[set[str]] = [  # low -> high; rooms on one floor do not know each o
     {"worldloom_dist.submit"},
     {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
 ]
-RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
+RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 MODULES = sorted(
     p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py")
 )
@@ -61,7 +61,7 @@ RAY_ROOMS = {"worldloom_dist.rpc", "worldloom_dist.runtime", "worldloom_dist.sub
 
 
 def room_of(module: str) -> str | None:
-    homes = [room for room in RANK if module == room or module.startswith(room + ".")]
+    homes = [package for package in RANK if module == package or module.startswith(package + ".")]
     return max(homes, key=len, default=None)
 
 
@@ -84,7 +84,7 @@ def test_imports_point_down(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     home = room_of(module)
     assert home or module.count(".") == 0 or path.name == "__init__.py", (
-        f"{module} has no floor: add it to FLOORS"
+        f"{module} has no layer: add it to LAYERS"
     )
     for name in imported_names(path):
         target = room_of(name)
