@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from worldloom_dist.assembly import check_live
 from worldloom_dist.interfaces import Worker
 from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.intervals import Interval
+from worldloom_dist.runtime.ray_internals import draining_nodes
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.worker_role import WorkerRole
 
@@ -83,7 +83,7 @@ class WorkerPool:
         self.first_incarnation = first_incarnation
         self._on_lost = on_lost
         self._cluster_cpus = cluster_cpus or _cluster_cpus
-        self._draining = draining or _draining_nodes
+        self._draining = draining or draining_nodes
         self._cpus_at_start = self._cluster_cpus()
         self._look = Interval(CLUSTER_EVERY_S)
         self._next_life: dict[int, int] = {}
@@ -213,14 +213,3 @@ class WorkerPool:
 def _cluster_cpus() -> float:
     resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return float(resources.get("CPU", 0.0))
-
-
-def _draining_nodes() -> set[str]:
-    """Ids of nodes that a cluster manager has announced the end of."""
-    from ray._private.state import state
-
-    try:
-        return set(state.get_draining_nodes())
-    # not a public call: without it only the signal announces a preemption
-    except (AttributeError, RayError):
-        return set()
