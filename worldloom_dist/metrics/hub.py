@@ -29,7 +29,7 @@ __all__ = ["MetricsHub"]
 logger = logging.getLogger(__name__)
 
 RECENT_EPISODES = 50
-SILENT_S = 60.0
+SUMMED_FOR_S = 60.0
 """A gauge that is summed over instances leaves out those that were not heard of for so long: they
 died, or were given up.
 """
@@ -149,7 +149,7 @@ class MetricsHub(Collector):
             living = [
                 value
                 for index, value in instances.items()
-                if now - self._heard.get((role, index), 0.0) < SILENT_S
+                if now - self._heard.get((role, index), 0.0) < SUMMED_FOR_S
             ]
             return Last(sum(float(value.value) for value in living), now)
         return _combine(across, list(instances.values()))

@@ -40,6 +40,9 @@ RoleT = TypeVar("RoleT")
 
 GONE = (RayActorError, GetTimeoutError)
 """What a call raises when the other side died or does not answer."""
+TIMEOUT_S = 30.0
+PATIENCE_S = 60.0
+"""Of a call that is not said to be ``within`` others: of one attempt, and for successors."""
 PAUSES = Backoff(first_s=0.05, longest_s=1.0)
 _errors: Counter[str] = Counter()
 
@@ -90,12 +93,12 @@ class ActorClient(Generic[RoleT]):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._timeout_s: float | None = 30.0
-        self._patience_s = 60.0
+        self._timeout_s: float | None = TIMEOUT_S
+        self._patience_s = PATIENCE_S
         self._found: dict[str, Any] = {}
 
     def within(
-        self, *, timeout_s: float | None = 30.0, patience_s: float = 60.0
+        self, *, timeout_s: float | None = TIMEOUT_S, patience_s: float = PATIENCE_S
     ) -> ActorClient[RoleT]:
         """The same role, called with other deadlines.
 

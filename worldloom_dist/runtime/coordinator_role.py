@@ -30,6 +30,7 @@ from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import Reporter
 
@@ -37,13 +38,6 @@ __all__ = ["CoordinatorRole"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-SILENT_S = 4.0
-DEAF_S = 2.0
-"""A shard that has not reported for so long, while others have, is not sampled from; each reports
-about once a second. When no shard was heard for the shorter time, this process stood still, and
-their reports are on their way.
-"""
 
 
 class CoordinatorRole:
@@ -249,18 +243,20 @@ class CoordinatorRole:
         still.
         """
         now = time.monotonic()
-        if now - max(self._heard.values(), default=now) > DEAF_S:
+        if now - max(self._heard.values(), default=now) > DEADLINES.deaf_s:
             self._heard = dict.fromkeys(self._heard, now)
         if not self._is_whole or self._plan.is_lockstep:  # where time must decide nothing
             return
         late = [
-            shard for shard in self._coordinator.live_shards if now - self._heard[shard] > SILENT_S
+            shard
+            for shard in self._coordinator.live_shards
+            if now - self._heard[shard] > DEADLINES.shard_silent_s
         ]
         for shard in late:
             logger.warning(
                 "shard-%d has said nothing for %.0f s; it is left out until it does",
                 shard,
-                SILENT_S,
+                DEADLINES.shard_silent_s,
             )
             self._coordinator.leave(shard)
         if late:

@@ -46,6 +46,7 @@ from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.evaluations import Evaluations
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.intervals import Interval
@@ -76,10 +77,7 @@ POLL_S = 0.25
 LOOK_EVERY_S = 1.0
 SUMMARY_EVERY_S = 2.0
 SAY_EVERY_S = 10.0
-MEASURE_EVERY_S = 5.0
-START_TIMEOUT_S = 180.0
-LOOK_TIMEOUT_S = 5.0
-LAST_LOOK_TIMEOUT_S = 15.0
+MACHINE_EVERY_S = 5.0
 INCARNATIONS_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts
 above them.
@@ -130,7 +128,7 @@ class RayRun:
         self._coordinator = coordinator_client()
         self._reporter = Reporter("driver")
         self._node = NodeMeter(folder.path)
-        self._measure = Interval(MEASURE_EVERY_S)
+        self._measure = Interval(MACHINE_EVERY_S)
         self._windows: int | None = None
         self._worker_pool = WorkerPool(plan, self._supervisor, 0, self._lost_open)
         self._shutdown = Shutdown(self._supervisor, self._worker_pool)
@@ -206,7 +204,14 @@ class RayRun:
         ranks = LearnerPlaces(plan.config, self._folder)
         for rank in range(plan.config.learners):
             make = partial(_start_learner, place, ranks, plan, self._folder, rank)
-            add("learner", rank, Learner.run, make, ping_timeout_s=120.0, group="learners")
+            add(
+                "learner",
+                rank,
+                Learner.run,
+                make,
+                ping_timeout_s=DEADLINES.ping_learner_s,
+                group="learners",
+            )
         videos = self._folder.videos
         if plan.config.eval_episodes:
             add(
@@ -241,7 +246,7 @@ class RayRun:
         start: Callable[[int], Any],
         **more: Any,
     ) -> None:
-        more["start_timeout_s"] = max(START_TIMEOUT_S, self._plan.config.placement.wait_s)
+        more["start_timeout_s"] = max(DEADLINES.start_s, self._plan.config.placement.wait_s)
         self._supervisor.add(Role(kind, index, start, run_forever=run_forever, **more))
 
     def _loop(self) -> str:
@@ -275,7 +280,7 @@ class RayRun:
                 logger.info("stopping: %s; checkpointing first", self._stop.reason)
                 return "stopped"
 
-    def _look(self, timeout_s: float = LOOK_TIMEOUT_S) -> None:
+    def _look(self, timeout_s: float = DEADLINES.look_s) -> None:
         """Read the counters and tell the hub what only the driver knows. Who does not answer leaves
         what it said last.
         """
@@ -386,8 +391,8 @@ class RayRun:
         """Leave in order; returns how the run ended, and what it did not do of what it was asked
         for.
         """
-        self._end_inserts(timeout_s=15.0)
-        if not self._end_training(timeout_s=60.0):
+        self._end_inserts(DEADLINES.stop_workers_s)
+        if not self._end_training(DEADLINES.stop_learner_s):
             raise TrainingError(
                 "the learner did not write a last checkpoint; earlier ones are kept"
             )
@@ -415,7 +420,7 @@ class RayRun:
     def _end_inserts(self, timeout_s: float) -> None:
         """From now on the counters are what the shards themselves said last."""
         self._final_counters |= self._shutdown.end_inserts(timeout_s)
-        self._look(timeout_s=LAST_LOOK_TIMEOUT_S)
+        self._look(timeout_s=DEADLINES.last_look_s)
 
     def _end_training(self, timeout_s: float) -> bool:
         """From now on the summary speaks of the learner's last checkpoint; False when there is
@@ -458,7 +463,10 @@ class RayRun:
             for step in (
                 ()
                 if at_once
-                else (partial(self._end_inserts, 10.0), partial(self._end_training, 30.0))
+                else (
+                    partial(self._end_inserts, DEADLINES.stop_workers_failed_s),
+                    partial(self._end_training, DEADLINES.stop_learner_failed_s),
+                )
             ):
                 try:
                     step()

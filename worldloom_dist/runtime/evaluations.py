@@ -22,6 +22,7 @@ from worldloom_dist.outcome import is_as_asked
 from worldloom_dist.plan import Plan
 from worldloom_dist.report import Report
 from worldloom_dist.rpc.actor_client import submit
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.supervisor import Supervisor
 from worldloom_dist.stopping import StopFlag
@@ -32,11 +33,6 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 SAY_EVERY_S = 10.0
-NOTE_TIMEOUT_S = 30.0
-GRACE_S = 120.0
-START_S = 180.0
-"""Beyond its own deadline an evaluation may take so long to build policy and envs; and an evaluator
-so long to start."""
 LAST_TRIES = 2
 
 
@@ -81,7 +77,8 @@ class Evaluations:
         config = self._plan.config
         tries = 0
         say = Interval(SAY_EVERY_S)
-        deadline = time.monotonic() + LAST_TRIES * (config.eval_timeout_s + GRACE_S) + START_S
+        one_s = config.eval_timeout_s + DEADLINES.evaluation_grace_s
+        deadline = time.monotonic() + LAST_TRIES * one_s + DEADLINES.start_s
         while config.eval_episodes and time.monotonic() < deadline and not stop.is_set:
             if self._open is None:
                 if self._of(version) or tries == LAST_TRIES or not self._has_evaluator():
@@ -95,7 +92,7 @@ class Evaluations:
                     config.eval_timeout_s,
                 )
         if self._noted is not None:
-            ray.wait([self._noted], timeout=NOTE_TIMEOUT_S)
+            ray.wait([self._noted], timeout=DEADLINES.note_score_s)
         return self._of(version)
 
     def _of(self, version: tuple[int, ...]) -> Mapping[str, Any] | None:
@@ -124,7 +121,7 @@ class Evaluations:
             return
         steps, reference = self._open
         ready, _ = ray.wait([reference], timeout=0.0)
-        most_s = self._plan.config.eval_timeout_s + GRACE_S
+        most_s = self._plan.config.eval_timeout_s + DEADLINES.evaluation_grace_s
         if not ready and time.monotonic() - self._began < most_s:
             return
         self._open = None

@@ -40,6 +40,7 @@ from worldloom_dist.ports import RowCounters
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.learner_group import join_group
 from worldloom_dist.runtime.log_forwarder import LogForwarder
@@ -51,10 +52,6 @@ __all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
-LAST_PUBLISH_S = 5.0
-LAST_REPORT_S = 10.0
-COORDINATOR_TIMEOUT_S = 5.0
-COORDINATOR_PATIENCE_S = 10.0
 THREADS_SHARE = 2
 """The learner takes one in so many cores unless told otherwise."""
 COUNTED_ONCE = (
@@ -116,8 +113,10 @@ class LearnerRole:
             self._publish_last()
             self._save()
             self._writer.close()
-            self._learner.report(self._prediction_videos, self._env_steps(), wait_s=LAST_REPORT_S)
-        self._prediction_videos.close(LAST_REPORT_S)
+            self._learner.report(
+                self._prediction_videos, self._env_steps(), wait_s=DEADLINES.last_videos_s
+            )
+        self._prediction_videos.close(DEADLINES.last_videos_s)
         self._flush()
         self._note("stopped")
         self._group.close()
@@ -185,7 +184,7 @@ class LearnerRole:
         if found is not None:
             logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
         if self._rank == 0:  # before any rank asks for rows
-            self._coordinator.within(patience_s=120.0).call(
+            self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s).call(
                 Coordinator.rebase_positions,
                 int(saved["replayed_steps"]) if saved is not None else 0,
             )
@@ -272,7 +271,7 @@ class LearnerRole:
             and self._learner.version > self._published
         ):
             self._publish()
-        give_up = time.monotonic() + LAST_PUBLISH_S
+        give_up = time.monotonic() + DEADLINES.last_publish_s
         while time.monotonic() < give_up:
             with contextlib.suppress(RoleGoneError):
                 if self._weights.version() >= self._published:
@@ -306,7 +305,7 @@ class LearnerRole:
         """
         try:
             self._counts = self._coordinator.within(
-                timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_PATIENCE_S
+                timeout_s=DEADLINES.counts_s, patience_s=DEADLINES.counts_patience_s
             ).call(Coordinator.counts)
             RowCounters(**self._counts["counters"]).check()
         except (RoleGoneError, StateError) as error:

@@ -10,7 +10,7 @@ from worldloom_dist.runtime.cluster import ray_cluster
 
 __all__ = ["inspect_nodes"]
 
-TIMEOUT_S = 120.0
+CHECK_WITHIN_S = 120.0
 COMPARED = ("python", "ray", "worldloom")
 
 
@@ -41,7 +41,7 @@ def inspect_nodes(address: str, folder: Path) -> dict[str, list[Finding]]:
         found = {}
         for name, reference in asked.items():
             try:
-                found[name] = ray.get(reference, timeout=TIMEOUT_S)
+                found[name] = ray.get(reference, timeout=CHECK_WITHIN_S)
             except RayError as error:
                 text = str(error).strip().splitlines()[-1]
                 found[name] = [

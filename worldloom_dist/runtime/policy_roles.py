@@ -40,6 +40,7 @@ from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
@@ -50,9 +51,7 @@ __all__ = ["EvaluatorRole", "InferenceRole", "batch_sizes", "begin_measuring", "
 logger = logging.getLogger(__name__)
 
 CLIENT_MEMORY_S = 5.0
-MEASURE_WITHIN_S = 60.0
 GPU_SHARE = 0.01
-COORDINATOR_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -269,7 +268,9 @@ class EvaluatorRole:
 
             torch.set_num_threads(1)
             self._evaluator = build_evaluator(self._plan)
-        self._evaluator.load_weights(RemoteWeights(timeout_s=60.0).fetch())
+        self._evaluator.load_weights(
+            RemoteWeights(timeout_s=DEADLINES.weights_evaluation_s).fetch()
+        )
         env_steps = env_steps if is_last else max(env_steps, self._env_steps_now())
         result = self._evaluator.evaluate()
         found = {"env_steps": env_steps, **result.to_dict(), "version": tuple(result.version)}
@@ -284,7 +285,7 @@ class EvaluatorRole:
     def _env_steps_now(self) -> int:
         """Env steps of the run; 0 when the coordinator does not say."""
         coordinator = coordinator_client().within(
-            timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_TIMEOUT_S
+            timeout_s=DEADLINES.counts_s, patience_s=DEADLINES.counts_s
         )
         try:
             steps = int(coordinator.call(Coordinator.counts)["agent_steps"])
@@ -327,7 +328,7 @@ def begin_measuring(plan: Plan) -> Any:
 def end_measuring(reference: Any) -> ActCosts | None:
     """The costs, or None when they could not be measured in time."""
     try:
-        costs: ActCosts = ray.get(reference, timeout=MEASURE_WITHIN_S)
+        costs: ActCosts = ray.get(reference, timeout=DEADLINES.measure_s)
     except RayError as error:
         logger.warning(
             "what decisions cost could not be measured: %s", str(error).strip().splitlines()[-1]

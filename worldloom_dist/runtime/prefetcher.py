@@ -36,6 +36,7 @@ from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import LOOK_EVERY_S
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.shard_client import Given, ShardClient, ask_all
 
 __all__ = ["BatchPrefetcher"]
@@ -136,9 +137,9 @@ class BatchPrefetcher(Generic[T]):
         try:
             while not self._stopping.is_set():
                 batches = [self._batch + ahead * self._ranks for ahead in range(at_once)]
-                permits = self._coordinator.within(timeout_s=None, patience_s=120.0).call(
-                    Coordinator.admit_samples, *self._question(batches)
-                )
+                permits = self._coordinator.within(
+                    timeout_s=None, patience_s=DEADLINES.coordinator_patience_s
+                ).call(Coordinator.admit_samples, *self._question(batches))
                 if permits is None:
                     return
                 started = time.monotonic()
@@ -198,11 +199,11 @@ class BatchPrefetcher(Generic[T]):
             del whole
 
     def _make_up(self, batch: int, parts: list[Given], missing: int) -> list[Given]:
-        give_up = time.monotonic() + 120.0
+        give_up = time.monotonic() + DEADLINES.any_shard_s
         attempt = 0
         while missing:
             if time.monotonic() > give_up:
-                raise RoleGoneError("no shard could be sampled for 120 s")
+                raise RoleGoneError(f"no shard could be sampled for {DEADLINES.any_shard_s:.0f} s")
             attempt += 1
             time.sleep(0.0 if attempt < 3 else 0.2)
             requests = self._coordinator.call(

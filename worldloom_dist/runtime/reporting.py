@@ -17,7 +17,7 @@ from worldloom_dist.rpc.actor_client import drain_errors
 __all__ = ["FLUSH_EVERY_S", "Reporter", "flush_interval_s", "with_planner"]
 
 FLUSH_EVERY_S = 2.0
-SILENT_S = 8.0
+BEAT_AFTER_S = 8.0
 FLUSHES_PER_S = 12.0
 """Flushes that the hub takes from all workers together; with more workers each of them sends less
 often.
@@ -76,7 +76,7 @@ class Reporter:
         """A heartbeat from another thread, when the one that measures has been waiting
         for long.
         """
-        if time.monotonic() - self._said_at > SILENT_S:
+        if time.monotonic() - self._said_at > BEAT_AFTER_S:
             self._said_at = time.monotonic()
             self._hub.notify(Hub.emit, self._role, self._index, {}, None)
 

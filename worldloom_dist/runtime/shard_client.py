@@ -22,11 +22,11 @@ from worldloom_dist.ports import SampledWindows, SampleRequest
 from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError, submit
 from worldloom_dist.rpc.connection import LOOK_EVERY_S, RpcClient
+from worldloom_dist.runtime.deadlines import DEADLINES
 
 __all__ = ["Given", "ShardClient", "ask_all"]
 
 Given = SampledWindows | PackedWindows
-SAMPLE_TIMEOUT_S = 30.0
 LARGE_BYTES = 2 * 2**20
 
 
@@ -46,7 +46,7 @@ class ShardClient:
     ) -> None:
         self.shard = shard
         self._is_away = is_away
-        self._line = RpcClient(shard, Shard.sample, SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
+        self._line = RpcClient(shard, Shard.sample, DEADLINES.sample_s, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
     def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], Given | None]:
@@ -76,7 +76,7 @@ class ShardClient:
         return given
 
     def _get(self, reference: Any) -> Given | None:
-        give_up = time.monotonic() + SAMPLE_TIMEOUT_S
+        give_up = time.monotonic() + DEADLINES.sample_s
         while True:
             try:
                 given: Given | None = ray.get(reference, timeout=LOOK_EVERY_S)

@@ -37,6 +37,7 @@ from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.inline_shard import InlineShard
 from worldloom_dist.runtime.intervals import Interval, Throttle
 from worldloom_dist.runtime.log_forwarder import LogForwarder
@@ -51,9 +52,6 @@ REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
-FINAL_COUNTERS_S = 5.0
-PREDECESSOR_S = 15.0
-"""A process that hung is killed, and may hold its journal for a few seconds more."""
 
 
 class ShardRole:
@@ -146,7 +144,9 @@ class ShardRole:
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
         with contextlib.suppress(RoleGoneError):
-            coordinator = self._coordinator.within(timeout_s=FINAL_COUNTERS_S, patience_s=0.0)
+            coordinator = self._coordinator.within(
+                timeout_s=DEADLINES.final_report_s, patience_s=0.0
+            )
             await coordinator.acall(Coordinator.report, self._index, counters, windows)
         await self._flush()
         return counters
@@ -164,7 +164,7 @@ class ShardRole:
         """Own up to what the disk lost, then report to the coordinator for as long as the
         process lives.
         """
-        coordinator = self._coordinator.within(patience_s=120.0)
+        coordinator = self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s)
         known = await coordinator.acall(Coordinator.last_counters, self._index)
         # before files are stored again, or their rows would stand for those that are lost
         if known is not None:
@@ -293,7 +293,7 @@ class ShardRole:
 
 def _open_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
     """The shard, once the process that had it before is gone."""
-    give_up = time.monotonic() + PREDECESSOR_S
+    give_up = time.monotonic() + DEADLINES.predecessor_s
     while True:
         try:
             return build_shard(plan, index, folder)

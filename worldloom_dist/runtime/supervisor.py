@@ -26,6 +26,7 @@ from worldloom.core.backoff import Backoff
 from worldloom.core.exceptions import EnvFailureError, TrainingError
 from worldloom_dist.interfaces import Process, Stoppable
 from worldloom_dist.rpc.actor_client import submit
+from worldloom_dist.runtime.deadlines import DEADLINES
 
 __all__ = ["Role", "Supervisor", "start_actor"]
 
@@ -34,9 +35,7 @@ logger = logging.getLogger(__name__)
 PING_EVERY_S = 2.0
 PAUSES = Backoff(first_s=0.5, longest_s=30.0)
 """Before a role that dies again and again is started again."""
-LEAVE_WITHIN_S = 20.0
 STEADY_S = 5.0
-HEAR_WITHIN_S = 2.0
 MAX_QUICK_ENV_LOSSES = 3
 """How often in a row a role may lose all its envs within ``STEADY_S``: each of them has been
 rebuilt in the process that ended, so a new process does not help."""
@@ -69,8 +68,8 @@ class Role:
     start: Callable[[int], Any]
     run_forever: Callable[[Any], Any]
     incarnation: int = 0
-    ping_timeout_s: float = 30.0
-    start_timeout_s: float = 180.0
+    ping_timeout_s: float = DEADLINES.ping_s
+    start_timeout_s: float = DEADLINES.start_s
     is_vital: bool = True
     on_down: Callable[[], None] = lambda: None
     group: str = ""
@@ -193,7 +192,7 @@ class Supervisor:
         better place.
         """
         if role._leave_by is None and role.handle is not None:
-            role._leave_by = time.monotonic() + LEAVE_WITHIN_S
+            role._leave_by = time.monotonic() + DEADLINES.leave_s
             submit(role.handle, Stoppable.stop)
 
     def stop(
@@ -252,7 +251,7 @@ class Supervisor:
         }
         if not asked:
             return
-        for ping in ray.wait(list(asked), num_returns=len(asked), timeout=HEAR_WITHIN_S)[0]:
+        for ping in ray.wait(list(asked), num_returns=len(asked), timeout=DEADLINES.hear_s)[0]:
             with contextlib.suppress(RayError):
                 self._pass_on(asked[ping], ray.get(ping) or {})
 

@@ -13,6 +13,7 @@ from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.interfaces import WeightStore, weight_store_client
 from worldloom_dist.learner.weight_store import LastVersions
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.reporting import Reporter
 
 __all__ = ["RemoteWeights", "WeightStoreRole"]
@@ -57,7 +58,7 @@ class WeightStoreRole:
 class RemoteWeights:
     """``ports.WeightSource`` and ``ports.WeightSink`` over the weight store."""
 
-    def __init__(self, timeout_s: float = 10.0) -> None:
+    def __init__(self, timeout_s: float = DEADLINES.weights_s) -> None:
         self._store = weight_store_client().within(timeout_s=timeout_s, patience_s=0.0)
         self._timeout_s = timeout_s
 

@@ -20,6 +20,7 @@ from worldloom_dist.assembly import check_live
 from worldloom_dist.interfaces import Worker
 from worldloom_dist.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.ray_internals import draining_nodes
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
@@ -30,12 +31,6 @@ __all__ = ["WorkerPool", "wanted_workers"]
 logger = logging.getLogger(__name__)
 
 CLUSTER_EVERY_S = 2.0
-START_TIMEOUT_S = 180.0
-SILENCE_S = 30.0
-SILENCE_MARGIN_S = 10.0
-"""A worker may be silent for so long at least, and for so long beyond what its env may take: an env
-can hold the interpreter.
-"""
 
 
 def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: int) -> int:
@@ -188,9 +183,9 @@ class WorkerPool:
                 run_forever=Worker.run,
                 incarnation=first,
                 is_vital=False,
-                ping_timeout_s=max(SILENCE_S, actors.step_timeout_s, actors.reset_timeout_s)
-                + SILENCE_MARGIN_S,
-                start_timeout_s=max(START_TIMEOUT_S, self.plan.config.placement.wait_s),
+                ping_timeout_s=max(DEADLINES.ping_s, actors.step_timeout_s, actors.reset_timeout_s)
+                + DEADLINES.ping_margin_worker_s,
+                start_timeout_s=max(DEADLINES.start_s, self.plan.config.placement.wait_s),
                 on_down=partial(self._down, slot),
             )
         )

@@ -37,6 +37,7 @@ from worldloom_dist.plan import Plan
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -46,9 +47,6 @@ __all__ = ["ShardWriter", "WorkerRole"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-AWAY_S = 5.0
-ACT_TIMEOUT_S = 120.0
-ACT_PATIENCE_S = 300.0
 ASK_VERSION_EVERY_S = 0.5
 VERSIONS_PER_S = 32.0
 """Before the first weights: how often a worker asks for them, and how many do so in a second when
@@ -77,7 +75,7 @@ class ShardWriter:
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
         self._shard = shard_client(slot % plan.config.replay.shards)
-        self._line = RpcClient(self._shard, Shard.append, None, AWAY_S)
+        self._line = RpcClient(self._shard, Shard.append, None, DEADLINES.append_patience_s)
         self._coordinator = coordinator_client()
         self._weights = RemoteWeights()
         self._is_lockstep = plan.is_lockstep
@@ -244,7 +242,11 @@ class WorkerRole:
             if self._line is None:
                 server = inference_client(slot % config.inference_servers)
                 self._line = RpcClient(
-                    server, Inference.act, ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait
+                    server,
+                    Inference.act,
+                    DEADLINES.act_s,
+                    DEADLINES.act_patience_s,
+                    on_wait=self._on_wait,
                 )
             line = self._line
             every_s = max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)

@@ -81,7 +81,7 @@ def test_gauges_of_instances_are_combined_as_the_table_says(monkeypatch):
     assert hub.snapshot()["process_resident_memory_bytes"] == 200.0
     assert hub.snapshot()["policy_version"] == 4.0, "the oldest weights in use"
     now = hub_module.time.time()
-    monkeypatch.setattr(hub_module.time, "time", lambda: now + 2 * hub_module.SILENT_S)
+    monkeypatch.setattr(hub_module.time, "time", lambda: now + 2 * hub_module.SUMMED_FOR_S)
     hub.emit("actor", 0, {})
     assert hub.snapshot()["process_resident_memory_bytes"] == 100.0, (
         "a worker that is gone holds no memory"

@@ -11,6 +11,7 @@ from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.runtime import coordinator_role as coordinator_module
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
+from worldloom_dist.runtime.deadlines import DEADLINES
 
 
 def plan_of(*words: str) -> Plan:
@@ -175,10 +176,10 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_permits(lock
         for shard in range(2):
             await coordinator.join(shard, counters, 10)
         assert await coordinator.admit(InsertQuestion(1, "session", 1, [16])) == 1
-        clock[0] += coordinator_module.SILENT_S / 2
+        clock[0] += DEADLINES.shard_silent_s / 2
         await coordinator.report(0, counters, 10)
         assert await coordinator.is_live(1)
-        clock[0] += coordinator_module.DEAF_S
+        clock[0] += DEADLINES.deaf_s
         await coordinator.report(0, counters, 10)
         clock[0] += 0.1
         await coordinator.report(0, counters, 10)

@@ -3,6 +3,7 @@ with. Ray is a fake.
 """
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from worldloom_dist.report import Counts
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime import evaluations as module
 from worldloom_dist.runtime import policy_roles
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.evaluations import Evaluations
 from worldloom_dist.runtime.policy_roles import EvaluatorRole
 from worldloom_dist.stopping import StopFlag
@@ -140,7 +142,8 @@ def test_stop_leaves_the_last_evaluation_out_at_once(play, caplog):
 
 
 def test_evaluator_that_does_not_answer_is_replaced(play, monkeypatch):
-    monkeypatch.setattr(module, "GRACE_S", -PLAN.config.eval_timeout_s)
+    at_once = replace(DEADLINES, evaluation_grace_s=-PLAN.config.eval_timeout_s)
+    monkeypatch.setattr(module, "DEADLINES", at_once)
     run = play(RESULT)
     run.all.look()
     run.ready["is"] = False
