@@ -155,12 +155,17 @@ def run_plan(
     """Let the runtime run it; returns how it ended. ``describe`` is called when a resumed run goes
     on.
     """
+    from worldloom_dist.report import Report
+    from worldloom_dist.run.loop import Run
+
     config = plan.config
     on_restored = describe or (lambda: None)
+    report = Report(plan, folder, folder.read_json("summary.json"))
     if config.runtime == "local":
-        from worldloom_dist.local import LocalRun
+        from worldloom_dist.local import LocalRuntime
 
-        status = LocalRun(plan, folder, port, stop, screen.show, on_restored).run()
+        local = LocalRuntime(plan, folder, report, port, stop)
+        status = Run(plan, folder, report, local, stop, screen.show, on_restored).run()
     else:
         from worldloom_dist.runtime.cluster import ray_cluster
 
@@ -174,9 +179,10 @@ def run_plan(
                     "env      has processes of its own, because it does not work in a thread (%s)",
                     why,
                 )
-            from worldloom_dist.runtime.driver import RayRun
+            from worldloom_dist.runtime.driver import RayRuntime
 
-            status = RayRun(plan, folder, port, stop, screen.show, on_restored).run()
+            on_ray = RayRuntime(plan, folder, report, port)
+            status = Run(plan, folder, report, on_ray, stop, screen.show, on_restored).run()
     return status
 
 

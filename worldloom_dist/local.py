@@ -20,7 +20,8 @@ import logging
 import math
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
+from worldloom.core.exceptions import BufferError, CheckpointError
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import (
@@ -40,16 +41,14 @@ from worldloom_dist.assembly import (
     check_trained_env,
     env_facts,
 )
-from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.step import prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.local_evaluation import LocalEvaluations
+from worldloom_dist.local_evaluation import LocalEvaluator
 from worldloom_dist.local_workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
-from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
@@ -61,52 +60,44 @@ from worldloom_dist.replay.snapshots import ShardSnapshot
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.stopping import StopFlag
-from worldloom_dist.view import View
 
-__all__ = ["LocalRun"]
+__all__ = ["LocalRuntime"]
 
 logger = logging.getLogger(__name__)
-Show = Callable[[Callable[[], View]], None]
 
-SAY_EVERY_AGENT_STEPS = 500
+SAY_EVERY_STEPS = 500
 LAST_REPORT_S = 10.0
 OFFLINE_UPDATES_PER_ROUND = 100
-"""Without an env a round is so many updates, and so many are made between two looks at
-what is due.
-"""
+"""Without an env a round is this number of updates."""
+TRAIN_FOR_S = 5.0
+"""A round that owes many updates returns to the run loop in between."""
 
 
-class LocalRun:
-    """One run in this process.
+class LocalRuntime:
+    """The roles of one run in this process. Implements :class:`worldloom_dist.run.loop.Runtime`.
 
     Args:
         plan: What runs.
         folder: Where it writes; of a run that goes on nothing in it changes before the run is
             restored.
+        report: Its numbers.
         port: Of the Prometheus endpoint; 0 for none.
-        stop: Asks it to checkpoint and leave.
-        show: Shows a view to people.
-        on_restored: Called when the run is known to work, before its first step.
+        stop: Ends training between two updates, and an evaluation at once.
 
     Raises:
         CheckpointError: If there are checkpoints, and none of them can be read.
     """
 
+    say_every_steps: int | None = SAY_EVERY_STEPS
+    shard_counters: Mapping[str, Mapping[str, int]] = {}
+
     def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        port: int,
-        stop: StopFlag,
-        show: Show = show_nothing,
-        on_restored: Callable[[], object] = lambda: None,
+        self, plan: Plan, folder: RunFolder, report: Report, port: int, stop: StopFlag
     ) -> None:
-        folder = RunFolder(folder.path.absolute())  # an env may change the working directory
         self._plan = plan
         self._folder = folder
+        self._report = report
         self._stop = stop
-        self._show = show
-        self._on_restored = on_restored
         own = plan.config.learner
         device = "cpu" if own.device == "auto" else own.device
         prepare_torch(
@@ -120,7 +111,6 @@ class LocalRun:
         )
         secret = read_secret(plan.config.metrics_auth_file)
         self._endpoint, _ = serve_near(self.hub, plan.config.metrics_host, port, secret)
-        self.report = Report(plan, folder, folder.read_json("summary.json"))
         self.weights = WeightStore()
         self._store = build_store(plan, folder.path)
         self._found = self._store.newest()
@@ -143,109 +133,51 @@ class LocalRun:
         if parse_selector(plan.config.replay.selector).uses_priorities:
             self.learner.update_priorities = self.replay.update_priorities
         self.prediction_videos = PredictionVideos(
-            folder.videos, plan.config.learner.report_every_steps, self.report.env_steps
+            folder.videos, plan.config.learner.report_every_steps, report.env_steps
         )
         self.workers = LocalWorkers(plan, self.weights, self.replay)
-        self.evaluations = LocalEvaluations(plan, folder, self.report, self.weights, stop)
-        self._said_at = 0
+        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score)
         self._node = NodeMeter(folder.path)
-        self._reported = self.report.counts
+        self._reported = report.counts
         self._checkpoint_at = 0
+        self._newest: tuple[int, Path] | None = None
+        self._round_began_at: int | None = None
         self._is_whole = False
         self._imported: list[str] = []
+        self.is_restored = False
 
-    def run(self) -> str:
-        """Run to the end.
-
-        Returns:
-            ``completed`` or ``stopped``.
-
-        Raises:
-            TrainingError: If the run cannot go on; ``summary.json`` says so too.
-        """
-        earlier = self._folder.read_json("summary.json") if self._found is not None else None
-        self._folder.write_summary(self.report.summary("running"))
-        try:
-            self._restore()
-            self._on_restored()
-            earlier = None
-            while not self._is_complete() and not self._stop.is_set:
-                self.round()
-            status = self._finish()
-        except BaseException as error:
-            if isinstance(error, Exception):
-                self._save_what_is_whole()
-            failed = self.report.summary("failed", f"{type(error).__name__}: {error}")
-            self._folder.try_write_summary(earlier or failed)  # what cannot go on stays as it was
-            raise
-        finally:
-            self.close()
-            self.report.close()
-        return status
-
-    def _finish(self) -> str:
-        """The last checkpoint and the last evaluation; returns how the run ended.
-
-        Raises:
-            TrainingError: If its steps are made, and it did not do what it was asked for.
-        """
-        last = self._checkpoint()
-        status = "completed" if self._is_complete() else "stopped"
-        self.learner.report(self.prediction_videos, self.report.env_steps, wait_s=LAST_REPORT_S)
-        if status == "completed" and self._wants_evaluation() and not self.evaluations.is_current:
-            score = self.evaluations.evaluate()
-            if score is None:
-                status = "stopped"
-            else:
-                self._mark_best(last, score)
-        self.prediction_videos.close()
-        missing = None
-        if status == "completed":
-            evaluation = self.report.evaluation if self.evaluations.is_current else None
-            missing = shortfall(self._plan, self.learner.train_steps, evaluation)
-        self._say(status if missing is None else "failed")
-        if missing is not None:
-            self._is_whole = False  # the last checkpoint is written
-            raise TrainingError(missing)
-        return status
-
-    def round(self) -> None:
-        """One decision of every env, the updates that it makes due, and whatever else is due then.
+    def work(self) -> bool:
+        """One decision of every env and the updates that it makes due, or a part of these; True
+        when the round is complete.
 
         Raises:
             TrainingError: If fewer workers than ``actors.min_live`` are left.
         """
-        if not self._has_steps() and self.workers.step():
-            self._look()
-            workers = self.workers
-            check_live(self._plan, len(workers.live), len(workers.workers), self.report.quarantined)
-        self.train_due(OFFLINE_UPDATES_PER_ROUND if self._plan.is_offline else None)
-        self._look()
-        self._show(self.report.view)
-        config = self._plan.config
-        steps = self._progress
-        if not self.learner.train_steps:
-            check_windows(
-                self._plan, self.report.counts.counters.agent_steps, int(self.replay.has_windows)
-            )
-        if self.prediction_videos.is_due(steps):
-            self.learner.report(self.prediction_videos, steps)
-        is_due = config.eval_every and steps - self.evaluations.evaluated_at >= config.eval_every
-        if is_due and self._wants_evaluation():
-            self.evaluations.evaluate()
-        if steps - self._checkpoint_at >= config.learner.checkpoint_every_steps:
-            self._checkpoint()
-        if steps - self._said_at >= SAY_EVERY_AGENT_STEPS:
-            self._said_at = steps
-            self._say("running")
+        if self._round_began_at is None:
+            self._round_began_at = self.learner.train_steps
+            if not self._has_steps() and self.workers.step():
+                self.look()
+                live, every = len(self.workers.live), len(self.workers.workers)
+                check_live(self._plan, live, every, self._report.quarantined)
+        most = None
+        if self._plan.is_offline:
+            most = self._round_began_at + OFFLINE_UPDATES_PER_ROUND - self.learner.train_steps
+        if not self.train_due(most, time.monotonic() + TRAIN_FOR_S):
+            return False
+        self._round_began_at = None
+        return True
 
-    def train_due(self, most: int | None = None) -> None:
-        """Make every update that is due (at most ``most``), then publish."""
+    def train_due(self, most: int | None = None, until: float = float("inf")) -> bool:
+        """Make every update that is due (at most ``most``), then publish.
+
+        Returns:
+            False if ``until`` (monotonic time) came first.
+        """
         sampling = self._plan.spec.sampling
-        before = self.learner.train_steps
-        while self._owes_update() and not self._stop.is_set:
-            if most is not None and self.learner.train_steps - before >= most:
-                break
+        stop_at = None if most is None else self.learner.train_steps + most
+        while self.owes_update and not self._stop.is_set and self.learner.train_steps != stop_at:
+            if time.monotonic() > until:
+                return False
             request = SampleRequest(
                 sampling.batch_size,
                 (role_seed(self._plan, "sampling"), self.learner.train_steps, 0),
@@ -254,8 +186,9 @@ class LocalRun:
             self._is_whole = False
             self.learner.train(batch)
             self._is_whole = True
-        if self.learner.train_steps > before and self._has_trained():
+        if self._has_trained() and self.weights.version().update < self.learner.train_steps:
             self.learner.publish()
+        return True
 
     def close(self) -> None:
         """Close envs and shards."""
@@ -265,7 +198,7 @@ class LocalRun:
             self._endpoint.shutdown()
             self._endpoint.server_close()
 
-    def _save_what_is_whole(self) -> None:
+    def rescue(self) -> None:
         """Keep what was trained before a failure; not what a failing update or a failing checkpoint
         left half done.
         """
@@ -276,37 +209,26 @@ class LocalRun:
         except Exception as error:  # the failure before it is the one to tell
             logger.warning("no checkpoint could be written: %s: %s", type(error).__name__, error)
 
-    def _wants_evaluation(self) -> bool:
-        return self._plan.config.eval_episodes > 0 and self._has_trained()
-
     def _has_trained(self) -> bool:
-        return self.learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
-
-    @property
-    def _progress(self) -> int:
-        """What checkpoints, evaluations and lines are counted in: env steps, or updates where there
-        is no env.
-        """
-        return self.learner.train_steps if self._plan.is_offline else self.report.env_steps
+        return self._plan.is_pretrained(self.learner.train_steps)
 
     def _has_steps(self) -> bool:
-        return self.report.counts.counters.agent_steps >= self._plan.target_agent_steps
+        return self._report.counts.counters.agent_steps >= self._plan.target_agent_steps
 
-    def _is_complete(self) -> bool:
-        """Enough steps are stored, and what they owe to training has been paid; without an env,
-        enough updates are made.
-        """
-        if self._plan.is_offline:
-            return self.learner.train_steps >= self._plan.config.train_steps
-        return self._has_steps() and not self._owes_update()
+    @property
+    def num_windows(self) -> int | None:
+        """Windows that replay has to sample from: here whether there are any."""
+        return int(self.replay.has_windows)
 
-    def _owes_update(self) -> bool:
+    @property
+    def owes_update(self) -> bool:
+        """True when stored steps ask for another update."""
         return (
             self.replay.coordinator.limiter.may_sample(self._plan.spec.sampling.trained_positions)
             and self.replay.has_windows
         )
 
-    def _restore(self) -> None:
+    def start(self) -> None:
         """Go on from the newest checkpoint, or begin; what may fail comes before what changes the
         run folder.
         """
@@ -326,7 +248,7 @@ class LocalRun:
         if found is not None:
             self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
             self._restore_limiter(tree)
-            self.evaluations.evaluated_at = tree["evaluated_at"]
+            self.evaluator.asked_at = tree["evaluated_at"]
             logger.info("goes on from %s", found[0].name)
         for source in files:
             logger.info("%s: %s", source, self.replay.load(source))
@@ -337,11 +259,12 @@ class LocalRun:
                 "window of "
                 f"{self._plan.agent.name} needs; name longer episodes or sample shorter windows"
             )
-        self._look()
+        self.look()
         if found is not None:  # what was counted beyond the checkpoint is rolled back
-            self._reported = self.report.counts
-        self._checkpoint_at = self._progress
+            self._reported = self._report.counts
+        self._checkpoint_at = self._report.progress
         self._is_whole = True
+        self.is_restored = True
 
     def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
         """Go on exactly; where the settings that debts follow from have changed, what lies outside
@@ -358,52 +281,75 @@ class LocalRun:
         """
         states = self.workers.states()
         self.train_due(0 if self._plan.is_offline else None)
-        self._look()
-        self._checkpoint_at = self._progress
-        self.report.counts.counters.check()
+        self.look()
+        self._checkpoint_at = self._report.progress
+        self._report.counts.counters.check()
         tree = {
             "learner": self.learner.state_dict(),
             "marks": [asdict(snapshot) for snapshot in self.replay.snapshot()],
             "limiter": self.replay.coordinator.limiter.state(),
             "workers": states,
-            "evaluated_at": self.evaluations.evaluated_at,
+            "evaluated_at": self.evaluator.asked_at,
             "limits": asdict(self._plan.limits),
             "imported": self._imported,
         }
         facts = {
-            "env_steps": self.report.env_steps,
+            "env_steps": self._report.env_steps,
             "train_steps": self.learner.train_steps,
             **env_facts(self._plan),
         }
         step = (
             self.learner.train_steps
             if self._plan.is_offline
-            else self.report.counts.counters.agent_steps
+            else self._report.counts.counters.agent_steps
         )
         try:
             folder = self._store.save(step, tree, facts)
         except (OSError, SafetensorError, CheckpointError) as error:
             self._is_whole = False  # there is no sense in trying it again
             raise CheckpointError(
-                f"the checkpoint at {self._progress} steps cannot be written "
+                f"the checkpoint at {self._report.progress} steps cannot be written "
                 f"({error}); earlier ones are kept: make room, then "
                 f"go on with --resume {shlex.quote(str(self._folder.path))}"
             ) from error
-        evaluation = self.report.evaluation
-        if evaluation is not None and evaluation["env_steps"] == self.report.env_steps:
-            self._mark_best(folder, evaluation["return_mean"])
-        self._folder.write_summary(self.report.summary("running"))
+        self._newest = (self._report.env_steps, folder)
+        evaluation = self._report.evaluation
+        if evaluation is not None and evaluation["env_steps"] == self._report.env_steps:
+            self._note_score(evaluation["return_mean"])
+        self._folder.try_write_summary(self._report.summary("running"))
         return folder
 
-    def _mark_best(self, folder: Path, score: float) -> None:
-        if math.isfinite(score):
-            self._store.mark_best(folder, score)
+    def _note_score(self, return_mean: float) -> None:
+        """Keep the newest checkpoint as best by an evaluation of the same moment; one that comes
+        later keeps itself.
+        """
+        if self._newest is None or not math.isfinite(return_mean):
+            return
+        env_steps, folder = self._newest
+        if env_steps == self._report.env_steps:
+            self._store.mark_best(folder, return_mean)
 
-    def _collect(self, worker: RolloutWorker) -> None:
+    def save_when_due(self) -> None:
+        """Predictions as videos, and a checkpoint."""
+        steps = self._report.progress
+        if self.prediction_videos.is_due(steps):
+            self.learner.report(self.prediction_videos, steps)
+        if steps - self._checkpoint_at >= self._plan.config.learner.checkpoint_every_steps:
+            self._checkpoint()
+
+    def end(self) -> None:
+        """The last checkpoint."""
+        self._checkpoint()
+        self._is_whole = False  # nothing is left to rescue
+        self.learner.report(self.prediction_videos, self._report.env_steps, wait_s=LAST_REPORT_S)
+        self.prediction_videos.close()
+
+    def _collect_worker(self, worker: RolloutWorker) -> None:
         episodes = [episode.to_fact() for episode in worker.drain_episodes()]
         self.hub.emit("actor", worker.slot, worker.drain_metrics(), {"episodes": episodes})
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read the counters."""
         coordinator = self.replay.coordinator
         counts = Counts(
             counters=self.replay.row_counters(),
@@ -412,12 +358,13 @@ class LocalRun:
             policy_version=str(self.weights.version()),
             debt=float(coordinator.limiter.debt),
         )
-        self.report.update(counts, self.report.snapshot)
-        self.report.quarantined = self.workers.quarantined
+        self._report.update(counts, self._report.snapshot)
+        self._report.quarantined = self.workers.quarantined
 
-    def _say(self, status: str) -> None:
+    def collect(self) -> None:
+        """Bring the metrics of all roles into the report."""
         for worker in self.workers.workers:
-            self._collect(worker)
+            self._collect_worker(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))
         self.hub.emit("learner", 0, self.learner.drain_metrics())
@@ -425,13 +372,10 @@ class LocalRun:
             "driver",
             0,
             {
-                **self.report.gauges(),
-                **self.report.increments(self._reported),
+                **self._report.gauges(),
+                **self._report.increments(self._reported),
                 **self._node.drain(),
             },
         )
-        self._reported = self.report.counts
-        self.report.update(self.report.counts, self.hub.snapshot())
-        logging.getLogger(PROGRESS).info("%s", self.report.line())
-        self.report.record()
-        self._folder.write_summary(self.report.summary(status))
+        self._reported = self._report.counts
+        self._report.update(self._report.counts, self.hub.snapshot())

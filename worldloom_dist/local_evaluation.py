@@ -5,61 +5,57 @@ once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.assembly import build_evaluator
-from worldloom_dist.outcome import is_as_asked
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import WeightSource
-from worldloom_dist.report import Report
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.stopping import StopFlag
 
-__all__ = ["LocalEvaluations"]
+__all__ = ["LocalEvaluator"]
 
 logger = logging.getLogger(__name__)
 
 
-class LocalEvaluations:
-    """Evaluates the newest weights of one run.
+class LocalEvaluator:
+    """Evaluates the newest weights of one run. Implements
+    :class:`worldloom_dist.run.evaluations.Evaluator`.
 
     Args:
         plan: Of the run.
         folder: Where videos go.
-        report: Takes the results, and knows how far the run is.
         weights: Of the policy.
         stop: Ends an evaluation.
+        note_score: Takes the mean return.
 
     Attributes:
-        evaluated_at: Env steps at the last one; part of a checkpoint.
+        asked_at: Env steps at the last one; part of a checkpoint.
     """
 
+    is_available = True
+
     def __init__(
-        self, plan: Plan, folder: RunFolder, report: Report, weights: WeightSource, stop: StopFlag
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        weights: WeightSource,
+        stop: StopFlag,
+        note_score: Callable[[float], None],
     ) -> None:
         self._plan = plan
         self._folder = folder
-        self._report = report
         self._weights = weights
         self._stop = stop
-        self.evaluated_at = 0
+        self._result: Mapping[str, Any] | None = None
+        self.note_score = note_score
+        self.asked_at = 0
 
-    @property
-    def is_current(self) -> bool:
-        """True when the newest evaluation is of the weights that the run has now, and as the run
-        asks for it.
-        """
-        newest = self._report.evaluation
-        return (
-            newest is not None
-            and newest["env_steps"] == self._report.env_steps == self.evaluated_at
-            and is_as_asked(self._plan, newest)
-        )
-
-    def evaluate(self) -> float | None:
-        """Evaluate the newest weights; returns the mean return, None when the run was stopped
-        meanwhile.
+    def begin(self, env_steps: int, *, is_last: bool) -> bool:
+        """Evaluate the newest weights; False when the run was stopped meanwhile.
 
         Raises:
             EnvFailureError, EvaluationStoppedError: If the env fails too often, or it takes too
@@ -67,26 +63,32 @@ class LocalEvaluations:
         """
         evaluator = build_evaluator(self._plan)
         evaluator.load_weights(self._weights.fetch())
-        steps = self._report.env_steps
         try:
             found = evaluator.evaluate(is_stopped=lambda: self._stop.is_set)
         except EvaluationStoppedError:
             if not self._stop.is_set:
                 raise
-            logger.info(
-                "stopping: %s; the evaluation at env_steps %d is left out", self._stop.reason, steps
-            )
-            return None
-        self.evaluated_at = steps
-        result = {"env_steps": steps, **found.to_dict()}
+            logger.info("the evaluation at env_steps %d is left out", env_steps)
+            return False
+        self.asked_at = env_steps
+        result = {"env_steps": env_steps, **found.to_dict(), "version": tuple(found.version)}
         if self._plan.config.eval_videos:
-            label = f"eval-{steps:09d}"
+            label = f"eval-{env_steps:09d}"
             saved = save_videos(
                 evaluator.videos, self._folder.videos, label, evaluator.video_problems
             )
             result |= saved.to_dict()
-        self._report.note_evaluation(result)
-        mean = found.return_mean
-        spread = found.return_std
-        logger.info("eval at env_steps %d: return %.1f +- %.1f", steps, mean, spread)
-        return mean
+        self._result = result
+        return True
+
+    def take(self) -> Mapping[str, Any] | None:
+        """The result, once."""
+        result = self._result
+        self._result = None
+        return result
+
+    def wait(self) -> None:
+        """Nothing goes on beside this thread."""
+
+    def close(self) -> None:
+        """Nothing is left to write."""

@@ -118,6 +118,10 @@ class Plan:
         """How often acting roles look for newer weights."""
         return 0.0 if self.is_lockstep else self.config.actors.pull_interval_s
 
+    def is_pretrained(self, train_steps: int) -> bool:
+        """True when enough updates are made for weights that may act: the pretraining's, or one."""
+        return train_steps >= max(1, self.spec.pretrain_updates)
+
     @property
     def target_agent_steps(self) -> int:
         """Agent steps after which the run is complete."""

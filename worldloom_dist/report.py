@@ -167,6 +167,13 @@ class Report:
         """Env steps of the whole run."""
         return self._env_steps(self.counts)
 
+    @property
+    def progress(self) -> int:
+        """What checkpoints and records of a lock-step run are counted in: env steps, or updates
+        where there is no env.
+        """
+        return self.counts.train_steps if self._plan.is_offline else self.env_steps
+
     def note_evaluation(self, result: Mapping[str, Any]) -> None:
         """Take the result of an evaluation that began at ``result["env_steps"]``."""
         for warning in eval_warnings(result, self._plan.eval_max_steps):

@@ -20,7 +20,12 @@ LAYERS: list[set[str]] = [  # low -> high; packages on one layer do not know eac
     {"worldloom.training", "worldloom.evaluation", "worldloom.factory", "worldloom.testing"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
-    {"worldloom_dist.config", "worldloom_dist.ports", "worldloom_dist.metric_names"},
+    {
+        "worldloom_dist.config",
+        "worldloom_dist.ports",
+        "worldloom_dist.metric_names",
+        "worldloom_dist.run",
+    },
     {"worldloom_dist.view", "worldloom_dist.machine", "worldloom_dist.cuda_graphs"},
     {
         "worldloom_dist.bottleneck",
@@ -28,6 +33,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages on one layer do not know eac
         "worldloom_dist.console",
         "worldloom_dist.run_folder",
         "worldloom_dist.stopping",
+        "worldloom_dist.run.intervals",
     },
     {
         "worldloom_dist.actors",
@@ -38,7 +44,8 @@ LAYERS: list[set[str]] = [  # low -> high; packages on one layer do not know eac
     {"worldloom_dist.plan"},
     {"worldloom_dist.assembly", "worldloom_dist.outcome"},
     {"worldloom_dist.report", "worldloom_dist.local_workers", "worldloom_dist.rehearsal"},
-    {"worldloom_dist.local_evaluation"},
+    {"worldloom_dist.run.evaluations"},
+    {"worldloom_dist.run.loop", "worldloom_dist.local_evaluation"},
     {"worldloom_dist.rpc"},
     {"worldloom_dist.interfaces"},
     {"worldloom_dist.local", "worldloom_dist.runtime"},

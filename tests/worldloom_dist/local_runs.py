@@ -5,20 +5,27 @@ import torch
 
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.cli import parse
-from worldloom_dist.local import LocalRun
+from worldloom_dist.local import LocalRuntime
 from worldloom_dist.plan import resolve
+from worldloom_dist.report import Report
+from worldloom_dist.run.loop import Run
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.stopping import StopFlag
 
 
-def start(folder, *words) -> LocalRun:
+def start(folder, *words) -> Run:
     plan = resolve(parse([*words]))
     run_folder = RunFolder(folder)
     settings = (plan.config, plan.env_spec.to_dict(), {})
     run_folder.open(*settings)
-    return LocalRun(
-        plan, run_folder, 0, StopFlag(), on_restored=lambda: run_folder.describe(*settings)
-    )
+    return run_of(plan, run_folder, on_restored=lambda: run_folder.describe(*settings))
+
+
+def run_of(plan, folder, port=0, stop=None, **more) -> Run:
+    report = Report(plan, folder, folder.read_json("summary.json"))
+    stop = stop or StopFlag()
+    runtime = LocalRuntime(plan, folder, report, port, stop)
+    return Run(plan, folder, report, runtime, stop, **more)
 
 
 def newest_state(folder) -> dict:

@@ -1,7 +1,7 @@
 """Runs of the lock-step runtime that take a second."""
 
 from tests.worldloom_dist.local_runs import start as start_run
-from worldloom_dist.local import LocalRun
+from worldloom_dist.run.loop import Run
 
 SMALL = [
     "--preset",
@@ -38,5 +38,5 @@ SMALL = [
 COUNTING = ["--env", "toy:counting", "--workers", "2", "--replay.shards", "2"]
 
 
-def start(folder, *words) -> LocalRun:
+def start(folder, *words) -> Run:
     return start_run(folder, *SMALL, *words)

@@ -16,7 +16,7 @@ from tests.worldloom_dist.actors import counting_vectors
 from tests.worldloom_dist.local_runs import start
 from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.data.codec import decode_rows
-from worldloom_dist.local import LocalRun
+from worldloom_dist.run.loop import Run
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +28,11 @@ def _envs_are_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def run(
-    folder: Path, agent: str, env: str, *words: str, steps: int = 64
-) -> tuple[LocalRun, list[Any]]:
+def run(folder: Path, agent: str, env: str, *words: str, steps: int = 64) -> tuple[Run, list[Any]]:
     """The run, and the rows of every env."""
     done = start(folder, *TINY[agent], "--env", env, "--env-steps", str(steps), *words)
     assert done.run() == "completed"
-    assert done.learner.train_steps > 0
+    assert done.runtime.learner.train_steps > 0
     streams = []
     for chunks in read_journals(folder).values():
         parts = [decode_rows(stored.chunk.payload, done._plan.columns) for stored in chunks]

@@ -62,7 +62,7 @@ def test_checkpoint_of_an_env_that_cannot_be_restored_any_more_is_resumed_with_n
     with caplog.at_level(logging.WARNING):
         assert resumed.run() == "completed"
     assert "worker-0 begins new episodes, because its envs do not go on: TypeError" in caplog.text
-    counters = resumed.replay.row_counters()
+    counters = resumed.runtime.replay.row_counters()
     counters.check()
     assert counters.agent_steps >= 140
 

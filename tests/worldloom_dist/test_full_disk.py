@@ -134,7 +134,7 @@ def test_failed_run_whose_summary_cannot_be_written_still_tells_its_own_failure(
     def full(*_):
         raise FULL
 
-    monkeypatch.setattr(run.learner, "train", broken)
+    monkeypatch.setattr(run.runtime.learner, "train", broken)
     write = RunFolder.write_summary
     monkeypatch.setattr(
         RunFolder,

@@ -34,11 +34,11 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path, env):
     words = ["--env", env, "--workers", "2", "--env-steps", "180"]
     assert start(tmp_path / "whole", *words).run() == "completed"
     broken = start(tmp_path / "broken", *words)
-    broken._restore()
+    broken.begin()
     # a checkpoint at 120, then 30 steps that the kill takes away
     while broken.report.env_steps < 150:
-        broken.round()
-    broken.replay.close()  # as death does: the lock goes, everything in memory is lost
+        broken.turn()
+    broken.runtime.replay.close()  # as death does: the lock goes, everything in memory is lost
     resumed = start(tmp_path / "broken", *words)
     assert resumed.run() == "completed"
     whole = newest_state(tmp_path / "whole")
@@ -64,7 +64,7 @@ def test_a_run_that_is_resumed_and_killed_at_once_does_not_claim_to_have_ended(
         seen.append(json.loads((folder / "summary.json").read_text()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(resumed, "_restore", die)
+    monkeypatch.setattr(resumed.runtime, "start", die)
     with pytest.raises(KeyboardInterrupt):
         resumed.run()
     assert seen[0]["status"] == "running"
@@ -92,7 +92,7 @@ def test_evaluate_gives_the_number_of_the_last_evaluation_and_its_checkpoint_is_
     assert (
         evaluate(tmp_path / "run", checkpoint="best")["train_steps"]
         == found["train_steps"]
-        == run.learner.train_steps
+        == run.runtime.learner.train_steps
     )
 
 
@@ -132,7 +132,7 @@ def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):
 
 def test_ten_bad_updates_in_a_row_end_the_run_and_say_where_the_batches_are(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "400")
-    state = run.learner.agent.state_dict()
+    state = run.runtime.learner.agent.state_dict()
     weights = [
         t
         for t in flat(state).values()
@@ -140,7 +140,7 @@ def test_ten_bad_updates_in_a_row_end_the_run_and_say_where_the_batches_are(tmp_
     ]
     for tensor in weights:
         tensor.fill_(float("nan"))
-    run.learner.agent.load_state_dict(state)
+    run.runtime.learner.agent.load_state_dict(state)
     with pytest.raises(TrainingError, match="10 updates in a row"):
         run.run()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

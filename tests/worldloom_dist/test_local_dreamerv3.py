@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.worldloom_dist.local_runs import assert_equal_trees, newest_state, start
-from worldloom_dist.local import LocalRun
 from worldloom_dist.ports import SampleRequest
+from worldloom_dist.run.loop import Run
 
 TINY = {
     "deter": 16,
@@ -55,9 +55,9 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def stored_rows(run: LocalRun) -> dict[str, np.ndarray]:
+def stored_rows(run: Run) -> dict[str, np.ndarray]:
     """A large draw from replay: equal content gives equal windows."""
-    return dict(run.replay.shards[0].sample(SampleRequest(200, (7,))).columns)
+    return dict(run.runtime.replay.shards[0].sample(SampleRequest(200, (7,))).columns)
 
 
 def test_train_n_equals_train_half_kill_resume_half(tmp_path):
@@ -65,11 +65,11 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path):
     whole = start(tmp_path / "whole", *words)
     assert whole.run() == "completed"
     broken = start(tmp_path / "broken", *words)
-    broken._restore()
+    broken.begin()
     # a checkpoint at 36 or soon after, then steps that the kill takes away
     while broken.report.env_steps < 60:
-        broken.round()
-    broken.replay.close()  # as death does: the lock goes, everything in memory is lost
+        broken.turn()
+    broken.runtime.replay.close()  # as death does: the lock goes, everything in memory is lost
     resumed = start(tmp_path / "broken", *words)
     assert resumed.run() == "completed"
     expected = newest_state(tmp_path / "whole")
@@ -80,7 +80,7 @@ def test_train_n_equals_train_half_kill_resume_half(tmp_path):
     assert float(agent["normalizer"][-1]) > 0
     assert_equal_trees(expected["learner"], found["learner"])
     assert_equal_trees(expected["limiter"], found["limiter"])
-    assert whole.replay.written_back.applied > 0
+    assert whole.runtime.replay.written_back.applied > 0
     rows = stored_rows(whole)
     assert rows["latent/deter"].any()
     assert_equal_trees(rows, stored_rows(resumed))
@@ -117,6 +117,6 @@ def test_without_replay_context_a_run_stores_and_refreshes_no_latents(tmp_path):
         "0",
     )
     assert run.run() == "completed"
-    assert run.learner.train_steps > 0
+    assert run.runtime.learner.train_steps > 0
     assert not any(name.startswith("latent/") for name in stored_rows(run))
-    assert run.replay.written_back == (0, 0)
+    assert run.runtime.replay.written_back == (0, 0)

@@ -185,13 +185,13 @@ def test_first_ctrl_c_leaves_an_evaluation_out_and_the_run_says_stopped(tmp_path
     run = start(tmp_path / "run", *words)
     before = signal.getsignal(signal.SIGINT)
     run._stop.listen()
-    evaluate = run.evaluations.evaluate
+    evaluate = run.runtime.evaluator.begin
 
-    def interrupted():
+    def interrupted(env_steps, *, is_last):
         threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
-        return evaluate()
+        return evaluate(env_steps, is_last=is_last)
 
-    run.evaluations.evaluate = interrupted
+    run.runtime.evaluator.begin = interrupted
     try:
         assert run.run() == "stopped"
     finally:
@@ -205,20 +205,20 @@ def test_run_that_is_stopped_while_it_owes_updates_is_not_completed(tmp_path):
     # all updates come at once, behind the last step
     words = ["--env-steps", "60", "--agent.prefill-agent-steps", "60"]
     run = start(tmp_path / "run", *words)
-    train = run.learner.train
+    train = run.runtime.learner.train
 
     def train_and_stop(batch):
         train(batch)
         run._stop.set("Ctrl-C")
 
-    run.learner.train = train_and_stop
+    run.runtime.learner.train = train_and_stop
     assert run.run() == "stopped"
     assert summary_of(tmp_path / "run")["train_steps"] == 1
     steps = summary_of(tmp_path / "run")["env_steps"]
     resumed = start(tmp_path / "run", *words)
     assert resumed.run() == "completed"
     summary = summary_of(tmp_path / "run")
-    due = resumed.replay.coordinator.limiter.updates_due(steps)
+    due = resumed.runtime.replay.coordinator.limiter.updates_due(steps)
     assert (summary["train_steps"], summary["env_steps"]) == (due, steps), (
         "what is owed is paid, and no step more is made"
     )

@@ -10,12 +10,12 @@ import urllib.request
 import pytest
 import torch
 
+from tests.worldloom_dist.local_runs import run_of
 from tests.worldloom_dist.small_runs import SMALL, start
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom_dist import launch as module
 from worldloom_dist.evaluate import main as evaluate
 from worldloom_dist.launch import main as launch
-from worldloom_dist.local import LocalRun
 from worldloom_dist.replay.__main__ import main as replay
 from worldloom_dist.replay.verify import verify_run
 from worldloom_dist.run_folder import RunFolder
@@ -99,11 +99,11 @@ def test_worker_that_was_left_out_goes_on_with_its_streams_when_it_is_back(folde
 def test_other_batch_size_or_ratio_makes_no_surge_of_updates(folder):
     updates = summary_of(folder)["train_steps"]
     run = start(folder, *TWO, "--env-steps", "90", "--train-ratio", "600")
-    run._restore()
-    limiter = run.replay.coordinator.limiter
+    run.runtime.start()
+    limiter = run.runtime.replay.coordinator.limiter
     assert limiter.debt <= limiter.limits.slack_insert
-    assert run.learner.train_steps == updates
-    run.close()
+    assert run.runtime.learner.train_steps == updates
+    run.runtime.close()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_resume_that_fails_before_its_first_step_leaves_the_folder_as_it_was(fol
     def fail(*_):
         raise CheckpointError("the state does not fit")
 
-    monkeypatch.setattr(run.workers, "begin", fail)
+    monkeypatch.setattr(run.runtime.workers, "begin", fail)
     with pytest.raises(CheckpointError, match="does not fit"):
         run.run()
     after = contents(folder)
@@ -228,16 +228,16 @@ def test_file_that_is_not_stored_yet_is_needed(folder, tmp_path, capsys):
 
 def test_metrics_are_served_without_ray_too(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "60")
-    server = LocalRun(run._plan, RunFolder(tmp_path / "other"), 19464, run._stop)
-    run.close()
+    server = run_of(run._plan, RunFolder(tmp_path / "other"), 19464)
+    run.runtime.close()
     try:
-        server._say("running")
-        port = server._endpoint.server_port
+        server.runtime.collect()
+        port = server.runtime._endpoint.server_port
         text = (
             urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         )
     finally:
-        server.close()
+        server.runtime.close()
         server.report.close()
     assert "worldloom_learner_updates_total" in text
 

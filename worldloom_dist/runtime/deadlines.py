@@ -3,7 +3,8 @@
 A deadline is where waiting ends and something else happens (another process is started, a call is
 made again, the run goes on without). How often something is looked at is an interval, and stands
 where it is looked at. What a user may change is in the run's config, not here. What a socket waits
-for is in ``worldloom_dist.rpc.connection``.
+for is in ``worldloom_dist.rpc.connection``, what a run waits for its evaluations in
+``worldloom_dist.run.evaluations``.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ class Deadlines:
     come_back_s: float = 60.0
     """In all, for roles that have died meanwhile."""
 
-    # the driver, for an evaluation
-    evaluation_grace_s: float = 120.0
-    """Beyond ``eval_timeout_s``, to build policy and envs."""
+    # the driver, after the last evaluation
     note_score_s: float = 30.0
     """For the learner to take the last score."""
 

@@ -1,9 +1,8 @@
-"""The run on Ray: starts the roles, keeps them up, watches the counters, evaluates, and ends in
+"""The roles of a run on Ray: starts them, keeps them up, reads their counters, and ends them in
 order.
 
-The driver is the control plane only; no row, batch or weight passes through it. Its thread does
-five things in a loop: look after the roles, read the coordinator's counters, start evaluations,
-write what people read, and decide whether the run is complete.
+The driver is the control plane only; no row, batch or weight passes through it. When to evaluate,
+what to write and whether the run is complete is decided by :class:`worldloom_dist.run.loop.Run`.
 
     start:  hub, coordinator, weights, shards  ->  learner, inference, evaluator  ->  workers in
     waves
@@ -25,7 +24,6 @@ from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last, MetricMap
-from worldloom_dist.console import PROGRESS, show_nothing
 from worldloom_dist.interfaces import (
     Coordinator,
     Evaluator,
@@ -38,18 +36,16 @@ from worldloom_dist.interfaces import (
 )
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
-from worldloom_dist.outcome import check_windows, shortfall
 from worldloom_dist.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.report import Counts, Report
 from worldloom_dist.rpc.actor_client import GONE, submit
+from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run_folder import RunFolder, build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES
-from worldloom_dist.runtime.evaluations import Evaluations
 from worldloom_dist.runtime.hub_role import HubRole
-from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.learner_group import LearnerPlaces
 from worldloom_dist.runtime.learner_roles import LearnerRole
 from worldloom_dist.runtime.placement import Placement
@@ -59,24 +55,20 @@ from worldloom_dist.runtime.policy_roles import (
     begin_measuring,
     end_measuring,
 )
+from worldloom_dist.runtime.remote_evaluator import RemoteEvaluator
 from worldloom_dist.runtime.reporting import Reporter
 from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.shutdown import Shutdown
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.weight_roles import WeightStoreRole
 from worldloom_dist.runtime.worker_pool import WorkerPool
-from worldloom_dist.stopping import StopFlag
-from worldloom_dist.view import View
 
-__all__ = ["RayRun"]
+__all__ = ["RayRuntime"]
 
 logger = logging.getLogger(__name__)
-Show = Callable[[Callable[[], View]], None]
 
 POLL_S = 0.25
 LOOK_EVERY_S = 1.0
-SUMMARY_EVERY_S = 2.0
-SAY_EVERY_S = 10.0
 MACHINE_EVERY_S = 5.0
 INCARNATIONS_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts
@@ -84,52 +76,42 @@ above them.
 """
 
 
-class RayRun:
-    """One run on a connected Ray.
+class RayRuntime:
+    """The roles of one run on a connected Ray. Implements
+    :class:`worldloom_dist.run.loop.Runtime`.
 
     Args:
         plan: What runs.
         folder: Where it writes.
+        report: Its numbers.
         port: Of the Prometheus endpoint; 0 for none.
-        stop: Set by a signal.
-        show: Shows a view to people.
-        on_restored: Called when the run is known to work: the learner has its weights.
 
     Raises:
         ConfigurationError: If the cluster is too small.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        port: int,
-        stop: StopFlag,
-        show: Show = show_nothing,
-        on_restored: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._on_restored: Callable[[], object] | None = on_restored
-        # the same for roles with another working directory
-        folder = RunFolder(folder.path.absolute())
+    say_every_steps: int | None = None
+
+    def __init__(self, plan: Plan, folder: RunFolder, report: Report, port: int) -> None:
         self._plan = plan
         self._folder = folder
         self._port = port
-        self._stop = stop
-        earlier = folder.read_json("summary.json")
-        self._report = Report(plan, folder, earlier)
-        self._show = show
+        self._report = report
         self._counters = folder.read_counters()
         self._final_counters = dict[str, dict[str, int]]()
         actors = plan.config.actors
         self._supervisor = Supervisor(
             max_restarts=actors.max_restarts, window_s=actors.restart_window_s
         )
-        self._evaluations = Evaluations(plan, self._supervisor, self._report)
+        evaluated_at = int((report.evaluation or {}).get("env_steps", 0))
+        self.evaluator = RemoteEvaluator(plan, self._supervisor, evaluated_at)
         self._coordinator = coordinator_client()
         self._reporter = Reporter("driver")
         self._node = NodeMeter(folder.path)
+        self._look_due = Interval(LOOK_EVERY_S)
         self._measure = Interval(MACHINE_EVERY_S)
-        self._windows: int | None = None
+        self.num_windows: int | None = None
+        self.is_restored = False
         self._worker_pool = WorkerPool(plan, self._supervisor, 0, self._lost_open)
         self._shutdown = Shutdown(self._supervisor, self._worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
@@ -138,28 +120,8 @@ class RayRun:
         self._placement = Placement(plan.config, self._plan.inference)
         self._worker_pool.options = partial(self._placement.options, "worker")
 
-    def run(self) -> str:
-        """Run to the end.
-
-        Returns:
-            ``completed`` or ``stopped``.
-
-        Raises:
-            TrainingError: If the run cannot go on; ``summary.json`` says so too.
-        """
-        try:
-            self._start()
-            status, missing = self._finish(self._loop())
-        except BaseException as error:
-            self._abort(error)
-            raise
-        finally:
-            self._report.close()
-        if missing is not None:
-            raise TrainingError(missing)
-        return status
-
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the roles; they come up while the run loop looks after them."""
         plan = self._plan
         add = self._add
         place = self._placement
@@ -167,7 +129,6 @@ class RayRun:
             self._folder.next_incarnation("driver") - 1
         ) * INCARNATIONS_PER_RUN
         config = plan.config
-        self._write("running")
         facts = {
             "env": plan.env.env,
             "agent": plan.agent.name,
@@ -249,41 +210,61 @@ class RayRun:
         more["start_timeout_s"] = max(DEADLINES.start_s, self._plan.config.placement.wait_s)
         self._supervisor.add(Role(kind, index, start, run_forever=run_forever, **more))
 
-    def _loop(self) -> str:
-        look = Interval(LOOK_EVERY_S)
-        summary = Interval(SUMMARY_EVERY_S)
-        say = Interval(SAY_EVERY_S)
-        while True:
-            self._supervisor.poll(POLL_S)
-            self._worker_pool.look()
-            if look.is_due():
-                self._look()
-                if (
-                    self._on_restored is not None
-                    and self._learner_status().get("state") == "training"
-                ):
-                    self._on_restored()
-                    self._on_restored = None
-                if self._windows is not None and not self._report.counts.train_steps:
-                    check_windows(
-                        self._plan, self._report.counts.counters.agent_steps, self._windows
-                    )
-                self._show(self._report.view)
-                self._evaluations.look()
-                if summary.is_due():
-                    self._write("running")
-                if say.is_due():
-                    self._say()
-                if self._is_complete():
-                    return "completed"
-            if self._stop.is_set:
-                logger.info("stopping: %s; checkpointing first", self._stop.reason)
-                return "stopped"
+    def work(self) -> bool:
+        """Look after the roles for a moment; True when counters are due to be read."""
+        self._supervisor.poll(POLL_S)
+        self._worker_pool.look()
+        return self._look_due.is_due()
 
-    def _look(self, timeout_s: float = DEADLINES.look_s) -> None:
-        """Read the counters and tell the hub what only the driver knows. Who does not answer leaves
-        what it said last.
+    @property
+    def owes_update(self) -> bool:
+        """True when stored steps ask for another update, as of the last look."""
+        return self._report.counts.debt >= self._plan.limits.batch_positions
+
+    @property
+    def shard_counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Row counters by shard: final ones where there are some."""
+        return {**self._counters, **self._final_counters}
+
+    def look(self) -> None:
+        """Read the counters and tell the hub what only the driver knows."""
+        self._look(DEADLINES.look_s)
+        self.is_restored = self.is_restored or self._learner_status().get("state") == "training"
+
+    def collect(self) -> None:
+        """Nothing: roles send their metrics to the hub, and every look reads it."""
+
+    def save_when_due(self) -> None:
+        """Nothing: the learner writes checkpoints."""
+
+    def end(self) -> None:
+        """Workers send what is open and end, then the learner.
+
+        Raises:
+            TrainingError: If the learner wrote no last checkpoint.
         """
+        self._end_inserts(DEADLINES.stop_workers_s)
+        if not self._end_training(DEADLINES.stop_learner_s):
+            raise TrainingError(
+                "the learner did not write a last checkpoint; earlier ones are kept"
+            )
+
+    def rescue(self) -> None:
+        """As :meth:`end`, in a shorter time, and each step whatever became of the one before."""
+        for step in (
+            partial(self._end_inserts, DEADLINES.stop_workers_failed_s),
+            partial(self._end_training, DEADLINES.stop_learner_failed_s),
+        ):
+            try:
+                step()
+            except (RayError, WorldLoomError, ValueError) as error:
+                logger.warning("while stopping: %s", error)
+
+    def close(self) -> None:
+        """Nothing: the roles end with their Ray job."""
+
+    def _look(self, timeout_s: float) -> None:
+        """A role that does not answer leaves what it said last."""
         before = self._report.counts
         told = self._ask("coordinator-0", Coordinator.counts, timeout_s)
         status = self._learner_status()
@@ -292,7 +273,7 @@ class RayRun:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
             self._counters = told["shards"]
-            self._windows = told.get("windows")
+            self.num_windows = told.get("windows")
         elif not self._final_counters:
             return
         counters = sum(
@@ -373,50 +354,6 @@ class RayRun:
     def _learner_status(self) -> dict[str, Any]:
         return next((role.status for role in self._supervisor.of_kind("learner")), {})
 
-    def _say(self) -> None:
-        logging.getLogger(PROGRESS).info("%s", self._report.line())
-        self._report.record()
-
-    def _is_complete(self) -> bool:
-        """Enough steps are stored, and what they owe to training has been paid; without an env,
-        enough updates are made.
-        """
-        counts = self._report.counts
-        if self._plan.is_offline:
-            return counts.train_steps >= self._plan.config.train_steps
-        enough = counts.counters.agent_steps >= self._plan.target_agent_steps
-        return enough and counts.debt < self._plan.limits.batch_positions
-
-    def _finish(self, status: str) -> tuple[str, str | None]:
-        """Leave in order; returns how the run ended, and what it did not do of what it was asked
-        for.
-        """
-        self._end_inserts(DEADLINES.stop_workers_s)
-        if not self._end_training(DEADLINES.stop_learner_s):
-            raise TrainingError(
-                "the learner did not write a last checkpoint; earlier ones are kept"
-            )
-        missing = None
-        if status == "completed":
-            evaluation = self._evaluations.last(
-                tuple(self._learner_status()["version"]), self._stop
-            )
-            if evaluation is None and self._plan.config.eval_episodes and self._stop.is_set:
-                status = "stopped"
-            else:
-                missing = shortfall(
-                    self._plan,
-                    self._report.counts.train_steps,
-                    evaluation,
-                    self._evaluations.failure,
-                )
-        self._say()
-        if missing is not None:
-            self._write("failed", f"TrainingError: {missing}")
-        else:
-            self._write(status)
-        return status, missing
-
     def _end_inserts(self, timeout_s: float) -> None:
         """From now on the counters are what the shards themselves said last."""
         self._final_counters |= self._shutdown.end_inserts(timeout_s)
@@ -429,51 +366,13 @@ class RayRun:
         last = self._shutdown.end_training(timeout_s)
         if last is not None:
             self._supervisor.roles["learner-0"].status = last
-        self._look()
+        self._look(DEADLINES.look_s)
         return last is not None
-
-    def _write(self, status: str, error: str | None = None) -> None:
-        """What the run is known to have, for people and for the next driver."""
-        summary = self._report.summary(status, error)
-        try:
-            if counters := {**self._counters, **self._final_counters}:
-                self._folder.write_counters(counters)
-        except OSError as problem:
-            if status in ("completed", "stopped"):
-                raise
-            logger.warning(
-                "the counters of the replay are old, because they cannot be written "
-                "(%s); free space",
-                problem.strerror,
-            )
-        if status in ("completed", "stopped"):
-            self._folder.write_summary(summary)
-        else:
-            self._folder.try_write_summary(summary)
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(
             self._report.counts, lost_open=self._report.counts.lost_open + rows
         )
-
-    def _abort(self, error: BaseException) -> None:
-        """Save what can be saved in a short time, unless the user cannot wait, and say why."""
-        at_once = isinstance(error, KeyboardInterrupt)
-        try:
-            for step in (
-                ()
-                if at_once
-                else (
-                    partial(self._end_inserts, DEADLINES.stop_workers_failed_s),
-                    partial(self._end_training, DEADLINES.stop_learner_failed_s),
-                )
-            ):
-                try:
-                    step()
-                except (RayError, WorldLoomError, ValueError) as second:
-                    logger.warning("while stopping: %s", second)
-        finally:
-            self._write("failed", "left at once" if at_once else f"{type(error).__name__}: {error}")
 
 
 def _start(

@@ -38,10 +38,10 @@ from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES
-from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.learner_group import join_group
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.prefetcher import BatchPrefetcher

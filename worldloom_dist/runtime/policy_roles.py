@@ -38,10 +38,10 @@ from worldloom_dist.metric_names import BUCKETS_S
 from worldloom_dist.plan import ActCosts, Plan
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.intervals import Interval
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.deadlines import DEADLINES
-from worldloom_dist.runtime.intervals import Interval
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights

@@ -35,11 +35,11 @@ from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.intervals import Interval, Throttle
 from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.inline_shard import InlineShard
-from worldloom_dist.runtime.intervals import Interval, Throttle
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights

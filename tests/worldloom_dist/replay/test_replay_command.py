@@ -144,13 +144,13 @@ def test_dreamerv3_finds_the_latents_of_imported_rows_by_training(run_dir, tmp_p
     words = ["--env", "none", "--replay.load", str(tmp_path / "data.npz"), "--train-steps", "20"]
     run = start_run(tmp_path / "offline", *SMALL_DREAMER, *words, "--metrics-port", "0")
     windows = []
-    sample, run.replay.sample = (
-        run.replay.sample,
+    sample, run.runtime.replay.sample = (
+        run.runtime.replay.sample,
         lambda request: windows.append(sample(request)) or windows[-1],
     )
     assert run.run() == "completed"
     assert not windows[0].columns["latent/deter"].any(), "a file has none"
-    stored = run.replay.shards[0]._rows.buffer.export_mutable()[1]["latent/deter"]
+    stored = run.runtime.replay.shards[0]._rows.buffer.export_mutable()[1]["latent/deter"]
     assert (stored.any(axis=1)).mean() > 0.5, "each update writes those of the rows that it trained"
     lines = [
         json.loads(line)
@@ -209,7 +209,7 @@ def test_files_to_load_are_found_from_another_folder_when_a_run_goes_on(
     words = ["--env", "none", "--replay.load", "data.npz", "--train-steps"]
     run = start(tmp_path / "run", *words, "3")
     assert run._plan.config.replay.load == str(tmp_path / "data.npz")
-    run.close()
+    run.runtime.close()
     with pytest.raises(ConfigurationError, match=r"replay\.load: .*missing\.npz"):
         start(tmp_path / "other", "--env", "none", "--replay.load", "missing.npz")
 
@@ -349,18 +349,20 @@ def test_a_run_folder_that_cannot_be_written_is_one_sentence_too(
 def test_priorities_of_training_change_what_is_drawn_and_are_counted(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "150", "--replay.selector", "prioritised:1")
     applied = []
-    real = run.replay.update_priorities
+    real = run.runtime.replay.update_priorities
 
     def update(windows, priorities):
         real(windows, priorities)
         applied.append(len(priorities))
 
-    run.learner.update_priorities = update
+    run.runtime.learner.update_priorities = update
     assert run.run() == "completed"
-    assert sum(applied) == 8 * run.learner.train_steps
+    assert sum(applied) == 8 * run.runtime.learner.train_steps
     counts = [
-        v for k, v in run.hub.snapshot().items() if k.startswith("replay_priority_updates_total")
+        v
+        for k, v in run.runtime.hub.snapshot().items()
+        if k.startswith("replay_priority_updates_total")
     ]
     assert counts, "applied and sent are metrics"
-    leaves = run.replay.shards[0]._rows.buffer._starts._selector._tree._levels[0]
+    leaves = run.runtime.replay.shards[0]._rows.buffer._starts._selector._tree._levels[0]
     assert len(np.unique(leaves[leaves > 0])) > 20, "windows have priorities of their own"

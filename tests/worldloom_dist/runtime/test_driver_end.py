@@ -16,12 +16,14 @@ from worldloom.core.exceptions import TrainingError
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
 from worldloom_dist.ports import RowCounters
+from worldloom_dist.report import Report
+from worldloom_dist.run.loop import Run
 from worldloom_dist.run_folder import RunFolder
 from worldloom_dist.runtime import driver as module
 from worldloom_dist.runtime import shutdown as ending_module
 from worldloom_dist.runtime import worker_pool as fleet_module
 from worldloom_dist.runtime.deadlines import DEADLINES
-from worldloom_dist.runtime.driver import RayRun
+from worldloom_dist.runtime.driver import RayRuntime
 from worldloom_dist.runtime.supervisor import Role
 from worldloom_dist.stopping import StopFlag
 
@@ -139,22 +141,25 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")
     folder.open(PLAN.config, PLAN.env_spec.to_dict(), {})
-    made = RayRun(PLAN, folder, 0, StopFlag())
-    made._supervisor = made._worker_pool._supervisor = made._shutdown._supervisor = FakeSupervisor()
+    report = Report(PLAN, folder, {})
+    runtime = RayRuntime(PLAN, folder, report, 0)
+    made = Run(PLAN, folder, report, runtime, StopFlag())
+    runtime._supervisor = FakeSupervisor()
+    runtime._worker_pool._supervisor = runtime._shutdown._supervisor = runtime._supervisor
     counts = {
         "is_whole": True,
         "shards": {"0": asdict(row_counters(100)), "1": asdict(row_counters(90))},
         "debt": 0.0,
         "blocked_s": {"insert": 0.0, "sample": 0.0},
     }
-    made._supervisor.put("coordinator", 0, Actor(counts=counts))
-    made._supervisor.put("hub", 0, Actor(snapshot={}))
+    runtime._supervisor.put("coordinator", 0, Actor(counts=counts))
+    runtime._supervisor.put("hub", 0, Actor(snapshot={}))
     for shard, steps in enumerate((100, 106)):
-        made._supervisor.put("shard", shard, Actor(finalize=row_counters(steps)))
-    made._supervisor.put("learner", 0, Actor())
-    made._supervisor.roles["learner-0"].status = {"train_steps": 700}
+        runtime._supervisor.put("shard", shard, Actor(finalize=row_counters(steps)))
+    runtime._supervisor.put("learner", 0, Actor())
+    runtime._supervisor.roles["learner-0"].status = {"train_steps": 700}
     yield made
-    made._report.close()
+    report.close()
 
 
 def summary(run) -> dict[str, Any]:
@@ -169,28 +174,28 @@ def check_end(run, *, steps: int = 206, train_steps: int = 777) -> None:
 
 
 def test_the_books_are_what_the_shards_said_last(run):
-    run._finish("stopped")
+    run._finish()
     check_end(run)
-    assert run._supervisor.heard == [("shard",)]
+    assert run.runtime._supervisor.heard == [("shard",)]
 
 
 @pytest.mark.parametrize("gone", ["hub-0", "coordinator-0"])
 @pytest.mark.parametrize("how", ["silent", "missing"])
 def test_a_hub_or_coordinator_that_is_gone_does_not_make_the_summary_old(run, gone, how):
-    run._look()
-    role = run._supervisor.roles[gone]
+    run.runtime.look()
+    role = run.runtime._supervisor.roles[gone]
     if how == "silent":
         role.handle = Actor(counts=GetTimeoutError("late"), snapshot=RayActorError())
     else:
         role.ready_at = None
-        run._supervisor.comes_back = False
-    run._finish("stopped")
+        run.runtime._supervisor.comes_back = False
+    run._finish()
     check_end(run)
 
 
 def test_a_shard_without_a_last_word_is_named_and_counts_as_the_coordinator_knows_it(run, caplog):
-    run._supervisor.roles["shard-1"].handle = Actor(finalize=RayActorError())
-    run._finish("stopped")
+    run.runtime._supervisor.roles["shard-1"].handle = Actor(finalize=RayActorError())
+    run._finish()
     check_end(run, steps=190)
     assert "shard-1 has no final counters (RayActorError)" in caplog.text
 
@@ -202,22 +207,24 @@ def test_what_dies_unnoticed_comes_back_before_the_run_goes_on_to_end(
 ):
     caplog.set_level(logging.INFO)
     if when == "before":
-        run._supervisor.dying = [dying]
+        run.runtime._supervisor.dying = [dying]
     else:
-        monkeypatch.setattr(run._worker_pool, "stop", lambda _: run._supervisor.dying.append(dying))
-    run._finish("stopped")
+        monkeypatch.setattr(
+            run.runtime._worker_pool, "stop", lambda _: run.runtime._supervisor.dying.append(dying)
+        )
+    run._finish()
     check_end(run)
     assert f"waiting for {dying} before the run ends" in caplog.text
 
 
 def test_a_learner_that_dies_while_it_is_stopped_is_started_and_stopped_again(run):
-    run._supervisor.ends.insert(0, {})
-    run._finish("stopped")
+    run.runtime._supervisor.ends.insert(0, {})
+    run._finish()
     check_end(run)
 
 
 def test_a_coordinator_that_hangs_is_replaced(run, monkeypatch, caplog):
-    coordinator = run._supervisor.roles["coordinator-0"]
+    coordinator = run.runtime._supervisor.roles["coordinator-0"]
     healthy = coordinator.handle
     coordinator.handle = Actor(drain=GetTimeoutError("late"))
     replaced = []
@@ -227,7 +234,7 @@ def test_a_coordinator_that_hangs_is_replaced(run, monkeypatch, caplog):
         coordinator.handle = healthy
 
     monkeypatch.setattr(ending_module.ray, "kill", replace)
-    run._finish("stopped")
+    run._finish()
     check_end(run)
     assert len(replaced) == 1
     assert "the coordinator does not answer (GetTimeoutError); it is replaced" in caplog.text
@@ -236,25 +243,25 @@ def test_a_coordinator_that_hangs_is_replaced(run, monkeypatch, caplog):
 def test_what_never_was_up_is_not_waited_for(run, caplog):
     caplog.set_level(logging.INFO)
     for name in ("learner-0", "shard-0"):
-        run._supervisor.roles[name].ready_at = None
-        run._supervisor.roles[name].has_been_up = False
-    run._shutdown.end_inserts(1.0)
+        run.runtime._supervisor.roles[name].ready_at = None
+        run.runtime._supervisor.roles[name].has_been_up = False
+    run.runtime._shutdown.end_inserts(1.0)
     assert "waiting for" not in caplog.text
 
 
 def test_a_learner_that_does_not_come_back_ends_the_run_with_its_books(run, caplog):
-    run._supervisor.roles["learner-0"].ready_at = None
-    run._supervisor.comes_back = False
+    run.runtime._supervisor.roles["learner-0"].ready_at = None
+    run.runtime._supervisor.comes_back = False
     with pytest.raises(TrainingError, match="did not write a last checkpoint"):
-        run._finish("stopped")
+        run._finish()
     assert "learner-0 did not come back in time" in caplog.text
-    run._abort(TrainingError("the learner did not write a last checkpoint"))
+    run._fail(TrainingError("the learner did not write a last checkpoint"))
     check_end(run, train_steps=700)
     assert summary(run)["status"] == "failed"
 
 
 def test_a_run_that_fails_says_what_its_last_checkpoint_says(run):
-    run._abort(ValueError("something else"))
+    run._fail(ValueError("something else"))
     check_end(run)
     assert (summary(run)["status"], summary(run)["error"]) == (
         "failed",
@@ -266,20 +273,20 @@ def test_a_failure_while_a_run_fails_does_not_cost_the_last_checkpoint(run, monk
     def fail(_):
         raise TrainingError("a shard is given up")
 
-    monkeypatch.setattr(run, "_end_inserts", fail)
-    run._abort(ValueError("something else"))
+    monkeypatch.setattr(run.runtime, "_end_inserts", fail)
+    run._fail(ValueError("something else"))
     assert summary(run)["train_steps"] == 777
 
 
 def test_a_run_that_fails_before_anything_was_started_says_so(run):
-    run._supervisor.roles.clear()
-    run._abort(ValueError("too early"))
+    run.runtime._supervisor.roles.clear()
+    run._fail(ValueError("too early"))
     assert summary(run)["error"] == "ValueError: too early"
 
 
 def test_who_cannot_wait_need_not(run, monkeypatch):
-    monkeypatch.setattr(run, "_end_inserts", pytest.fail)
-    run._abort(KeyboardInterrupt())
+    monkeypatch.setattr(run.runtime, "_end_inserts", pytest.fail)
+    run._fail(KeyboardInterrupt())
     assert summary(run)["error"] == "left at once"
 
 
@@ -298,19 +305,24 @@ def evaluating(run, monkeypatch, evaluation, failure=""):
             ]
         )
     )
-    run._plan = run._report._plan = plan
-    run._evaluations = SimpleNamespace(last=lambda *_: evaluation, failure=failure)
+    run._plan = run.report._plan = run.runtime._plan = plan
+    run.evaluations = SimpleNamespace(last=lambda *_: evaluation, failure=failure)
+
+
+def completed(run):
+    run._is_complete = lambda: True
+    return run._finish()
 
 
 def test_run_that_evaluated_its_last_weights_is_completed(run, monkeypatch):
     evaluating(run, monkeypatch, {"return_mean": 1.0})
-    assert run._finish("completed") == ("completed", None)
+    assert completed(run) == ("completed", None)
     assert summary(run)["status"] == "completed"
 
 
 def test_run_whose_last_evaluation_fails_has_failed_and_says_why(run, monkeypatch):
     evaluating(run, monkeypatch, None, "EnvFailureError: no env is left")
-    _, missing = run._finish("completed")
+    _, missing = completed(run)
     assert missing == (
         "the last weights could not be evaluated (EnvFailureError: no env is left); "
         "--eval-episodes 0 asks for none"
@@ -324,12 +336,12 @@ def test_run_whose_last_evaluation_fails_has_failed_and_says_why(run, monkeypatc
 def test_run_whose_last_evaluation_is_left_out_by_ctrl_c_is_stopped(run, monkeypatch):
     evaluating(run, monkeypatch, None)
     run._stop.set("Ctrl-C")
-    assert run._finish("completed") == ("stopped", None)
+    assert completed(run) == ("stopped", None)
     assert summary(run)["status"] == "stopped"
 
 
 def test_last_record_is_the_summary(run):
-    run._finish("stopped")
+    run._finish()
     records = [
         json.loads(line) for line in (run._folder.path / "metrics.jsonl").read_text().splitlines()
     ]
@@ -347,7 +359,7 @@ def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
 
     monkeypatch.setattr(RunFolder, "write_summary", full)
     monkeypatch.setattr(RunFolder, "write_counters", full)
-    run._look()
+    run.runtime.look()
     run._write("running")
     run._write("failed", "because")
     assert "No space left on device" in caplog.text

@@ -3,7 +3,6 @@ with. Ray is a fake.
 """
 
 import logging
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +16,11 @@ from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.plan import resolve
 from worldloom_dist.report import Counts
 from worldloom_dist.rpc.actor_client import RoleGoneError
-from worldloom_dist.runtime import evaluations as module
+from worldloom_dist.run.evaluations import Evaluations
 from worldloom_dist.runtime import policy_roles
-from worldloom_dist.runtime.deadlines import DEADLINES
-from worldloom_dist.runtime.evaluations import Evaluations
+from worldloom_dist.runtime import remote_evaluator as module
 from worldloom_dist.runtime.policy_roles import EvaluatorRole
+from worldloom_dist.runtime.remote_evaluator import RemoteEvaluator
 from worldloom_dist.stopping import StopFlag
 
 PLAN = resolve(
@@ -34,7 +33,7 @@ RESULT = {
     "version": (1, 50),
     "videos": ["eval-000000221.gif"],
 }
-VERSION = (1, 50)
+VERSION = "1.50"
 
 
 class FakeReport:
@@ -79,7 +78,7 @@ def play(monkeypatch):
         evaluator = Evaluator(*results)
         supervisor.put("evaluator", 0, evaluator)
         supervisor.put("learner", 0, Actor())
-        made = Evaluations(PLAN, supervisor, report)
+        made = Evaluations(PLAN, report, RemoteEvaluator(PLAN, supervisor))
         return SimpleNamespace(
             all=made,
             report=report,
@@ -105,7 +104,7 @@ def test_result_is_labelled_with_the_env_steps_of_its_weights_not_with_those_of_
 
 def test_last_weights_are_evaluated_unless_they_have_been(play):
     run = play(RESULT)
-    assert run.all.last(VERSION, StopFlag())["version"] == VERSION
+    assert run.all.last(VERSION, StopFlag())["version"] == (1, 50)
     assert run.evaluator.asked == [(221, True)]
     assert run.all.last(VERSION, StopFlag())["env_steps"] == 221
     assert len(run.evaluator.asked) == 1
@@ -142,10 +141,8 @@ def test_stop_leaves_the_last_evaluation_out_at_once(play, caplog):
 
 
 def test_evaluator_that_does_not_answer_is_replaced(play, monkeypatch):
-    at_once = replace(DEADLINES, evaluation_grace_s=-PLAN.config.eval_timeout_s)
-    monkeypatch.setattr(module, "DEADLINES", at_once)
     run = play(RESULT)
-    run.all.look()
+    run.all._evaluator._most_s = 0.0
     run.ready["is"] = False
     run.all.look()
     assert len(run.killed) == 1
@@ -177,7 +174,7 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
         return coordinator
 
     shown = SimpleNamespace(videos=[], video_problems=[], load_weights=lambda _: None)
-    shown.evaluate = lambda: SimpleNamespace(to_dict=lambda: {"return_mean": 1.0}, version=VERSION)
+    shown.evaluate = lambda: SimpleNamespace(to_dict=lambda: {"return_mean": 1.0}, version=(1, 50))
     monkeypatch.setattr(
         policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None)
     )
@@ -197,7 +194,7 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
     assert result == {
         "env_steps": label,
         "return_mean": 1.0,
-        "version": VERSION,
+        "version": (1, 50),
         "videos": [f"eval-{label:09d}-0.gif"],
     }
     assert written == [f"eval-{label:09d}"]

@@ -16,8 +16,8 @@ from worldloom_dist.cli import parse
 from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.plan import resolve
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.intervals import Throttle
 from worldloom_dist.runtime.admission import Admission
-from worldloom_dist.runtime.intervals import Throttle
 from worldloom_dist.runtime.shard_role import ShardRole
 
 PLAN = resolve(

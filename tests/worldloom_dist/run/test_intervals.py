@@ -1,6 +1,6 @@
 import asyncio
 
-from worldloom_dist.runtime.intervals import Throttle
+from worldloom_dist.run.intervals import Throttle
 
 
 def test_many_calls_in_a_moment_become_two_and_the_last_state_is_told() -> None:

@@ -1,0 +1,274 @@
+"""The run loop, the same in lock-step and on Ray: restore, work, look, evaluate, save, say, end.
+
+    start  ->  [ work  ->  look, show, evaluate when due, save when due, say ]  until complete or
+    stopped  ->  end (last rows, last checkpoint)  ->  last evaluation  ->  summary
+
+What works, and where, is the :class:`Runtime`'s: :class:`worldloom_dist.local.LocalRuntime` makes
+every decision and update in this thread, :class:`worldloom_dist.runtime.driver.RayRuntime` watches
+over processes that do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from worldloom.core.exceptions import TrainingError
+from worldloom_dist.console import PROGRESS, show_nothing
+from worldloom_dist.outcome import check_windows, shortfall
+from worldloom_dist.plan import Plan
+from worldloom_dist.report import Report
+from worldloom_dist.run.evaluations import Evaluations, Evaluator
+from worldloom_dist.run.intervals import Interval
+from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.stopping import StopFlag
+from worldloom_dist.view import View
+
+__all__ = ["Run", "Runtime"]
+
+logger = logging.getLogger(__name__)
+Show = Callable[[Callable[[], View]], None]
+
+SAY_EVERY_S = 10.0
+SUMMARY_EVERY_S = 2.0
+
+
+class Runtime(Protocol):
+    """The roles of one run, and how they are driven. Every method is called from the run's thread.
+
+    Attributes:
+        say_every_steps: Progress after which a record is due even if ten seconds have not passed;
+            None for never.
+    """
+
+    say_every_steps: int | None
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Evaluates the newest weights."""
+
+    @property
+    def is_restored(self) -> bool:
+        """True when the run is known to work: what a checkpoint holds has been loaded."""
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows that replay has to sample from; None when that is not known."""
+
+    @property
+    def shard_counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Row counters by shard, for the next driver of the run; empty when it needs none."""
+
+    @property
+    def owes_update(self) -> bool:
+        """True when stored steps ask for another update."""
+
+    def start(self) -> None:
+        """Build or start the roles."""
+
+    def work(self) -> bool:
+        """Do a part of the work, or let it be done for a moment; True when it is time to look."""
+
+    def look(self) -> None:
+        """Bring the report up to date."""
+
+    def collect(self) -> None:
+        """Bring the metrics of all roles into the report, before a record is written."""
+
+    def save_when_due(self) -> None:
+        """Write a checkpoint, where it is the driver's to write one."""
+
+    def end(self) -> None:
+        """Store what is open, write the last checkpoint and look.
+
+        Raises:
+            TrainingError: If there is no last checkpoint.
+        """
+
+    def rescue(self) -> None:
+        """After a failure, save in a short time what can be saved."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class Run:
+    """One run.
+
+    Args:
+        plan: What runs.
+        folder: Where it writes; of a run that goes on nothing in it changes before the run is
+            restored.
+        report: Its numbers.
+        runtime: Its roles.
+        stop: Asks it to checkpoint and leave.
+        show: Shows a view to people.
+        on_restored: Called when the run is known to work.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        report: Report,
+        runtime: Runtime,
+        stop: StopFlag,
+        show: Show = show_nothing,
+        on_restored: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._stop = stop
+        self._show = show
+        self._on_restored = on_restored
+        self._is_restored = False
+        self._earlier = folder.read_json("summary.json")
+        self._summary_due = Interval(SUMMARY_EVERY_S)
+        self._say_due = Interval(SAY_EVERY_S)
+        self._said_at = 0
+        self.report = report
+        self.runtime = runtime
+        self.evaluations = Evaluations(plan, report, runtime.evaluator)
+
+    def run(self) -> str:
+        """Run to the end.
+
+        Returns:
+            ``completed`` or ``stopped``.
+
+        Raises:
+            TrainingError: If the run cannot go on, or did not do what it was asked for;
+                ``summary.json`` says so too.
+        """
+        self._write("running")
+        try:
+            self.begin()
+            while not self._is_complete() and not self._stop.is_set:
+                self.turn()
+            if self._stop.is_set:
+                logger.info("stopping: %s; checkpointing first", self._stop.reason)
+            status, missing = self._finish()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            self.runtime.close()
+            self.report.close()
+        if missing is not None:
+            raise TrainingError(missing)
+        return status
+
+    def begin(self) -> None:
+        """Build or start the roles."""
+        self.runtime.start()
+        self._notice_restored()
+
+    def turn(self) -> None:
+        """A part of the work, and whatever is due after it."""
+        if self.runtime.work():
+            self._look()
+        has_moved = (
+            self.runtime.say_every_steps is not None
+            and self.report.progress - self._said_at >= self.runtime.say_every_steps
+        )
+        if self._say_due.is_due() or has_moved:
+            self._say()
+
+    def _look(self) -> None:
+        """Read how far the run is, and do what is due then."""
+        self.runtime.look()
+        self._notice_restored()
+        if not self.report.counts.train_steps and self.runtime.num_windows is not None:
+            agent_steps = self.report.counts.counters.agent_steps
+            check_windows(self._plan, agent_steps, self.runtime.num_windows)
+        self._show(self.report.view)
+        self.evaluations.look()
+        self.runtime.save_when_due()
+        if self._summary_due.is_due():
+            self._write("running")
+
+    def _notice_restored(self) -> None:
+        if not self._is_restored and self.runtime.is_restored:
+            self._is_restored = True
+            self._on_restored()
+
+    def _is_complete(self) -> bool:
+        """Enough steps are stored, and what they owe to training has been paid; without an env,
+        enough updates are made.
+        """
+        if not self._is_restored:
+            return False
+        counts = self.report.counts
+        if self._plan.is_offline:
+            return counts.train_steps >= self._plan.config.train_steps
+        has_steps = counts.counters.agent_steps >= self._plan.target_agent_steps
+        return has_steps and not self.runtime.owes_update
+
+    def _finish(self) -> tuple[str, str | None]:
+        """Leave in order; returns how the run ended, and what it did not do of what it was asked
+        for.
+        """
+        is_complete = self._is_complete()
+        self.runtime.end()
+        is_complete = is_complete or self._is_complete()
+        status = "completed" if is_complete else "stopped"
+        missing = None
+        if is_complete:
+            counts = self.report.counts
+            evaluation = self.evaluations.last(counts.policy_version, self._stop)
+            if evaluation is None and self._plan.config.eval_episodes and self._stop.is_set:
+                status = "stopped"
+            else:
+                failure = self.evaluations.failure
+                missing = shortfall(self._plan, counts.train_steps, evaluation, failure)
+        self._say()
+        if missing is not None:
+            self._write("failed", f"TrainingError: {missing}")
+        else:
+            self._write(status)
+        return status, missing
+
+    def _say(self) -> None:
+        """A line for people, a record for programs."""
+        self._said_at = self.report.progress
+        self.runtime.collect()
+        logging.getLogger(PROGRESS).info("%s", self.report.line())
+        self.report.record()
+
+    def _fail(self, error: BaseException) -> None:
+        """Save what can be saved, unless the user cannot wait, and say why the run ends. A run that
+        could not go on stays as it was.
+        """
+        is_at_once = isinstance(error, KeyboardInterrupt)
+        try:
+            if not is_at_once:
+                self.runtime.rescue()
+        finally:
+            if self._earlier and not self._is_restored:
+                self._folder.try_write_summary(self._earlier)
+            else:
+                why = "left at once" if is_at_once else f"{type(error).__name__}: {error}"
+                self._write("failed", why)
+
+    def _write(self, status: str, error: str | None = None) -> None:
+        """What the run is known to have, for people and for the next driver. A disk that is full
+        ends the run only where it ends anyway.
+        """
+        summary = self.report.summary(status, error)
+        is_last = status in ("completed", "stopped")
+        try:
+            if counters := self.runtime.shard_counters:
+                self._folder.write_counters(counters)
+        except OSError as problem:
+            if is_last:
+                raise
+            logger.warning(
+                "the counters of the replay are old, because they cannot be written (%s); free "
+                "space",
+                problem.strerror,
+            )
+        if is_last:
+            self._folder.write_summary(summary)
+        else:
+            self._folder.try_write_summary(summary)
