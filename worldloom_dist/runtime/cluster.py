@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError
 
 __all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
@@ -159,6 +160,6 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"address: no Ray cluster answers at {address!r} "
-            f"({str(error).splitlines()[0]}); start one with 'ray start --head', "
+            f"({first_line(error)}); start one with 'ray start --head', "
             "check the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH), or leave --address out"
         ) from error

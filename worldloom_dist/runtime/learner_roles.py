@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.devices import resolve_device
 from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
@@ -148,11 +149,11 @@ class LearnerRole:
 
     def _build(self) -> None:
         from worldloom_dist.learner.checkpointing import CheckpointWriter
-        from worldloom_dist.learner.step import choose_device, prepare_torch
+        from worldloom_dist.learner.step import prepare_torch
 
         config = self._plan.config.learner
         ranks = self._plan.config.learners
-        self._device = device = choose_device(config.device)
+        self._device = device = resolve_device(config.device)
         threads = config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE // ranks)
         prepare_torch(device, threads=threads, tf32=config.tf32, deterministic=config.deterministic)
         self._coordinator = coordinator_client()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from worldloom.core.error_text import last_line
 from worldloom_dist.machine import Finding, check_machine
 from worldloom_dist.runtime.cluster import ray_cluster
 
@@ -43,7 +44,7 @@ def inspect_nodes(address: str, folder: Path) -> dict[str, list[Finding]]:
             try:
                 found[name] = ray.get(reference, timeout=CHECK_WITHIN_S)
             except RayError as error:
-                text = str(error).strip().splitlines()[-1]
+                text = last_line(error)
                 found[name] = [
                     Finding(
                         "node",

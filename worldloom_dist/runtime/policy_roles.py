@@ -26,6 +26,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from worldloom.core.devices import resolve_device
+from worldloom.core.error_text import last_line
 from worldloom.core.metrics import HistogramBuilder, Last, MetricMap
 from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActReply, ActRequest
@@ -225,10 +227,9 @@ class InferenceRole:
         import torch
 
         from worldloom_dist.actors.act_graphs import capture_decisions
-        from worldloom_dist.learner.step import choose_device
 
         torch.set_num_threads(1)
-        device = choose_device(self._plan.config.learner.device)
+        device = resolve_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
         actors = self._plan.config.actors
         sizes = batch_sizes(actors.max_batch) if device != "cpu" else ()
@@ -330,18 +331,14 @@ def end_measuring(reference: Any) -> ActCosts | None:
     try:
         costs: ActCosts = ray.get(reference, timeout=DEADLINES.measure_s)
     except RayError as error:
-        logger.warning(
-            "what decisions cost could not be measured: %s", str(error).strip().splitlines()[-1]
-        )
+        logger.warning("what decisions cost could not be measured: %s", last_line(error))
         ray.cancel(reference, force=True)
         return None
     return costs
 
 
 def _measure(plan: Plan) -> ActCosts:
-    from worldloom_dist.learner.step import choose_device
-
-    return measure_act_costs(plan, choose_device(plan.config.learner.device))
+    return measure_act_costs(plan, resolve_device(plan.config.learner.device))
 
 
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:

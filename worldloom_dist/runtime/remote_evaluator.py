@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from worldloom.core.error_text import last_line
 from worldloom_dist.interfaces import Evaluator, Learner
 from worldloom_dist.plan import Plan
 from worldloom_dist.rpc.actor_client import submit
@@ -80,7 +81,7 @@ class RemoteEvaluator:
         try:
             return {"env_steps": self.asked_at, **ray.get(reference)}
         except RayError as error:
-            raise EvaluationFailedError(str(error).strip().splitlines()[-1]) from error
+            raise EvaluationFailedError(last_line(error)) from error
 
     def wait(self) -> None:
         """Look after the roles for a moment."""

@@ -23,6 +23,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from worldloom.core.backoff import Backoff
+from worldloom.core.error_text import last_line
 from worldloom.core.exceptions import EnvFailureError, TrainingError
 from worldloom_dist.interfaces import Process, Stoppable
 from worldloom_dist.rpc.actor_client import submit
@@ -224,7 +225,7 @@ class Supervisor:
                 logger.warning(
                     "%s failed while it was stopped: %s",
                     names[line],
-                    str(error).strip().splitlines()[-1],
+                    last_line(error),
                 )
         self.hear(kinds)
         for role in roles:
@@ -278,7 +279,7 @@ class Supervisor:
                 role.is_done = True
                 role.line = None
         except RayActorError as error:
-            self._died(role, f"its process died ({str(error).strip().splitlines()[-1][:200]})")
+            self._died(role, f"its process died ({last_line(error)[:200]})")
         except RayTaskError as error:
             if isinstance(error, TrainingError):
                 # starting it again would not help, and once is enough to say so
@@ -291,7 +292,7 @@ class Supervisor:
             logger.error("%s failed:\n%s", role.name, error)
             self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
         except RayError as error:
-            self._died(role, f"it was lost ({str(error).strip().splitlines()[-1][:200]})")
+            self._died(role, f"it was lost ({last_line(error)[:200]})")
 
     def _check_ping(self, role: Role, now: float) -> None:
         if role._ping is None:
@@ -312,7 +313,7 @@ class Supervisor:
         except RayActorError:
             return  # the run_forever says so too, with the reason
         except RayError as error:
-            self._died(role, f"its ping failed ({str(error).strip().splitlines()[-1][:200]})")
+            self._died(role, f"its ping failed ({last_line(error)[:200]})")
             return
         finally:
             role._ping = None

@@ -3,7 +3,7 @@ import time
 
 import pytest
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from worldloom.core.exceptions import EnvFailureError
 from worldloom_dist.runtime.supervisor import (
@@ -59,3 +59,14 @@ def test_role_that_loses_its_envs_again_and_again_is_given_up_soon_without_trace
         other.ready_at = time.monotonic() - 2 * STEADY_S
         supervisor._ended(other)
     assert not other.is_given_up, "it works for a while, so max_restarts counts alone"
+
+
+def test_an_error_of_ray_without_a_text_is_a_death_like_any_other(monkeypatch) -> None:
+    def get(_):
+        raise RayError
+
+    monkeypatch.setattr(ray, "get", get)
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = role_of()
+    supervisor._ended(role)
+    assert role.last_failure == "it was lost (RayError)"
