@@ -99,6 +99,10 @@ class ShardWriter:
             self._wait_for_version()
             return None
 
+    def close(self) -> None:
+        """Close the connection; what was not acknowledged is lost."""
+        self._line.close()
+
     def _submit(self, chunk: Chunk) -> Callable[[], Any] | None:
         return self._unless_away(chunk, partial(self._line.submit, chunk))
 
@@ -192,6 +196,7 @@ class WorkerRole:
             self._doing = "closing"
             self._since = time.monotonic()
             worker.close()
+            self._writer.close()
             self._emit(worker)
         return {
             "agent_steps": worker.agent_steps,

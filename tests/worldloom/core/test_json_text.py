@@ -10,7 +10,7 @@ def test_a_file_that_holds_something_else_is_no_object(tmp_path):
     path.write_text('{"run": 1}')
     assert read_object(path) == {"run": 1}
     path.write_text("[1]")
-    with pytest.raises(ValueError, match="config.json holds a list, not a JSON object"):
+    with pytest.raises(ValueError, match=r"config\.json holds a list, not a JSON object"):
         read_object(path)
     path.write_text('{"run": ')
     with pytest.raises(ValueError):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.loop_threads import LoopThread
+from tests.waiting import wait_until
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
@@ -34,44 +36,23 @@ def envs_of(reply: ActReply) -> list[int]:
     return reply.action["env"].tolist()
 
 
-class Server:
-    """An inference server without a policy: the action of an env is its number. Lives in a thread
-    of its own.
-    """
+class Server(LoopThread):
+    """An inference server without a policy: the action of an env is its number."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        super().__init__()
         self.asked: list[list[int]] = []
         self.holds = False
         self.held: list[tuple[ActRequest, asyncio.Future[ActReply]]] = []
-        self.door = RpcServer(self._ask, is_private=True)
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
+        self.server = RpcServer(self._ask, is_private=True)
 
     @property
     def address(self) -> Endpoint:
-        return asyncio.run_coroutine_threadsafe(self.door.address(), self.loop).result(10)
+        return self.run(self.server.address())
 
     def release(self) -> None:
         """Answer what is held, the newest question first."""
-        self.loop.call_soon_threadsafe(
-            lambda: [self._reply(*self.held.pop()) for _ in list(self.held)]
-        )
-
-    def end(self) -> None:
-        """As kill -9 would: every line breaks."""
-
-        async def break_lines() -> None:
-            if self.door._opening is not None:
-                (await self.door._opening).close()
-            for transport in [t for t in self.loop._transports.values() if not t.is_closing()]:  # type: ignore[attr-defined]
-                transport.abort()
-
-        if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(break_lines(), self.loop).result(10)
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(10)
-            self.loop.close()
+        self.soon(lambda: [self._reply(*self.held.pop()) for _ in list(self.held)])
 
     async def _ask(self, request: ActRequest) -> ActReply:
         future: asyncio.Future[ActReply] = self.loop.create_future()
@@ -133,8 +114,7 @@ def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() ->
         server.holds = True
         first = line.submit(request_of(0, 1))
         second = line.submit(request_of(2))
-        while len(server.held) < 2:
-            pass
+        wait_until(lambda: len(server.held) == 2)
         server.release()
         assert (envs_of(first()), envs_of(second())) == ([0, 1], [2])
         assert waits == [True, False, True, False]
@@ -149,8 +129,7 @@ def test_large_observations_arrive_whole() -> None:
         request = ActRequest(0, 0, np.arange(4), {"image": obs}, np.zeros(4, bool))
         server.holds = True
         answer = line.submit(request)
-        while not server.held:
-            pass
+        wait_until(lambda: server.held)
         np.testing.assert_array_equal(server.held[0][0].obs["image"], obs)
         server.release()
         assert envs_of(answer()) == [0, 1, 2, 3]
@@ -165,8 +144,7 @@ def test_open_questions_of_a_dead_server_go_to_its_successor() -> None:
         old.holds = True
         first = line.submit(request_of(0))
         second = line.submit(request_of(1))
-        while len(old.held) < 2:
-            pass
+        wait_until(lambda: len(old.held) == 2)
         ray.server = new
         old.end()
         assert (envs_of(first()), envs_of(second())) == ([0], [1])
@@ -268,8 +246,7 @@ def test_calls_of_an_event_loop_share_a_line_and_go_to_the_successor_when_it_bre
         ] == [[3], [4]]
         old.holds = True
         open_call = asyncio.ensure_future(line.call(request_of(5)))
-        while not old.held:
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(wait_until, lambda: old.held)
         ray.server = new
         await asyncio.to_thread(old.end)
         assert envs_of(await open_call) == [5]

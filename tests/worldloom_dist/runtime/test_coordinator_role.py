@@ -34,6 +34,11 @@ async def samples_soon(coordinator: CoordinatorRole, plan: Plan) -> bool:
     return is_admitted
 
 
+async def agent_steps(coordinator: CoordinatorRole) -> int:
+    """What it has admitted."""
+    return (await coordinator.counts())["agent_steps"]
+
+
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
     plan = plan_of(*(["--barrier", "True"] if lockstep else []))
@@ -57,9 +62,10 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
         )
         assert await samples_soon(coordinator, plan) != lockstep
         # the shard died with it, and its successor has what it has
-        await coordinator.join(0, RowCounters(), 10)
+        found = RowCounters(agent_steps=plan.spec.prefill_agent_steps + 1000)
+        await coordinator.join(0, found, 10)
         await coordinator.stored(0)
-        assert not any(coordinator._storing.values())
+        assert await samples_soon(coordinator, plan)
 
     asyncio.run(story())
 
@@ -71,19 +77,15 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
     async def story() -> None:
         coordinator = CoordinatorRole(plan, pretraining)
         await coordinator.join(0, RowCounters(agent_steps=plan.spec.prefill_agent_steps), 10)
-        limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
         permitted = await coordinator.admit(InsertQuestion(0, "session", 1, chunks))
         assert 0 < permitted < 1000
-        assert limiter.agent_steps == plan.spec.prefill_agent_steps + 16 * permitted
-        assert not limiter.may_insert(16)
+        assert await agent_steps(coordinator) == plan.spec.prefill_agent_steps + 16 * permitted
         waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 2, chunks)))
         await asyncio.sleep(0)
         assert not waiting.done()
-        while limiter.may_sample(plan.spec.sampling.trained_positions):
-            assert await coordinator.admit_samples(
-                "learner-0", "session", plan.spec.sampling.batch_size, [(0, 0, 0)]
-            )
+        while not waiting.done():
+            assert await samples_soon(coordinator, plan)
         assert 0 < await waiting < 1000, "training made room, and who waited was woken"
         waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 3, chunks)))
         await asyncio.sleep(0)
@@ -99,12 +101,13 @@ def test_a_question_that_is_asked_again_is_permitted_once():
     async def story() -> None:
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 10)
-        limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
         permitted = await coordinator.admit(InsertQuestion(0, "session", 1, chunks))
-        assert limiter.agent_steps == 16 * permitted > 0
+        assert await agent_steps(coordinator) == 16 * permitted > 0
         assert await coordinator.admit(InsertQuestion(0, "session", 1, chunks)) == permitted
-        assert limiter.agent_steps == 16 * permitted, "its answer was lost, its permit was not"
+        assert await agent_steps(coordinator) == 16 * permitted, (
+            "its answer was lost, its permit was not"
+        )
         first, again = (
             asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 2, chunks)))
             for _ in range(2)
@@ -114,14 +117,14 @@ def test_a_question_that_is_asked_again_is_permitted_once():
         assert not again.done()
         await coordinator.drain()
         assert await first == await again == 1000, "one that waited while it was asked again"
-        assert limiter.agent_steps == 16 * (permitted + 1000)
+        assert await agent_steps(coordinator) == 16 * (permitted + 1000)
         assert await coordinator.admit(InsertQuestion(0, "session", 1, [16])) == 0, (
             "nobody waits for an answer to an earlier one"
         )
         assert await coordinator.admit(InsertQuestion(0, "next", 1, [16])) == 1, (
             "a shard that was started again numbers anew"
         )
-        assert limiter.agent_steps == 16 * (permitted + 1001)
+        assert await agent_steps(coordinator) == 16 * (permitted + 1001)
 
     asyncio.run(story())
 
@@ -132,7 +135,6 @@ def test_what_a_dead_shard_still_waits_for_is_not_permitted_when_its_successor_j
     async def story() -> None:
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 10, "dead")
-        limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
         assert await coordinator.admit(InsertQuestion(0, "dead", 1, chunks)) > 0
         open_still = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "dead", 2, chunks)))
@@ -142,7 +144,7 @@ def test_what_a_dead_shard_still_waits_for_is_not_permitted_when_its_successor_j
         # it makes room: what was permitted is not all stored
         await coordinator.join(0, RowCounters(agent_steps=32), 10, "successor")
         assert await open_still == 0
-        assert limiter.agent_steps == 32
+        assert await agent_steps(coordinator) == 32
 
     asyncio.run(story())
 
