@@ -161,10 +161,11 @@ def calls_by_name(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, "a method by a string"
         if name == "remote" and isinstance(func, ast.Attribute):
             of = func.value
-            is_new = isinstance(of, ast.Call) and ".options" in ast.unparse(of.func)
+            while isinstance(of, ast.Call) and getattr(of.func, "attr", "") == "options":
+                of = of.func.value
             is_ray = isinstance(of, ast.Name) and of.id in {"ray", *made}
             is_direct = isinstance(of, ast.Call) and ast.unparse(of.func) == "ray.remote"
-            if not (is_new or is_ray or is_direct):
+            if not (is_ray or is_direct):
                 yield node.lineno, "a method of a handle"
 
 
@@ -188,6 +189,7 @@ def test_no_call_goes_by_a_string_or_past_its_protocol() -> None:
         "submit(handle, 'stop')",
         "RpcClient(shard, 'append', None, 5.0)",
         "role.handle.stop.remote()",
+        "role.handle.stop.options(num_returns=1).remote()",
         "getattr(handle, method).remote()",
         "stop = role.handle.stop\nstop.remote()",
     ],
@@ -203,7 +205,7 @@ def test_a_call_by_a_string_would_be_found(code: str) -> None:
         "ray.remote(kind).options(name='hub-0').remote(1)",
         "ray.remote(kind).remote(1)",
         "task = ray.remote(measure).options(num_cpus=1)\ntask.remote(plan)",
-        "task.options(num_cpus=0).remote(folder)",
+        "task = ray.remote(check)\ntask.options(num_cpus=0).remote(folder)",
         "callbacks.call(on_epoch, 1)",
     ],
 )
