@@ -296,7 +296,7 @@ def main() -> None:
         type=int,
         default=0,
         metavar="WORKERS",
-        help="measure a real run with so many workers too",
+        help="measure a real run with this many workers too",
     )
     options = parser.parse_args()
     result: dict[str, Any] = {

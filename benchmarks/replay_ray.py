@@ -174,7 +174,7 @@ class Writer:
     def write(
         self, shard: str, kind: str, seconds: float, most: int = 1 << 40, chunks_per_s: float = 0.0
     ) -> tuple[int, float]:
-        """Write for so long, or so many chunks; returns how many, and the seconds until the last
+        """Write for so long, or this many chunks; returns how many, and the seconds until the last
         was acknowledged.
         """
         rows = self._rows[kind]
@@ -261,7 +261,7 @@ def touch(given: Sequence[Mapping[int, Given]]) -> int:
 
 
 def load_rows(folder: str, kind: str) -> dict[str, np.ndarray]:
-    """The rows that everybody writes."""
+    """The rows that every writer writes."""
     with np.load(rows_file(folder, kind)) as file:
         return {name: file[name] for name in file.files}
 
@@ -318,7 +318,7 @@ class Bench:
         durability: Durability = "journal",
         stride: int = 1,
     ) -> Iterator[list[str]]:
-        """So many new shards; gives their names."""
+        """New shards; gives their names."""
         with tempfile.TemporaryDirectory(dir=self.folder) as journal:
             names = [f"shard-{uuid.uuid4().hex}" for _ in range(count)]
             actors = [
@@ -482,7 +482,7 @@ def mixed(
     rows_per_s: float = 0.0,
     seconds: float = 0.0,
 ) -> dict[str, float]:
-    """Rates of so many writers and samplers at the same time; with ``rows_per_s`` the writers
+    """Rates of this many writers and samplers at the same time; with ``rows_per_s`` the writers
     together write no faster.
     """
     with bench.shards(num_shards, durability=durability, stride=stride) as shards:

@@ -9,7 +9,7 @@ checker sees a wrong name or argument.
     WorkerRole     --act-----> InferenceRole
     LearnerRole    --admit_samples, split--> CoordinatorRole        (its prefetcher)
     LearnerRole    --sample, write_back, update_priorities--> ShardRole
-    LearnerRole    --publish--> WeightStoreRole <--version, fetch-- whoever acts
+    LearnerRole    --publish--> WeightStoreRole <--version, fetch-- the acting roles
     EvaluatorRole  --counts---> CoordinatorRole
     every role     --emit-----> HubRole
     the driver     --ping, stop, drain, finalize, evaluate, ...--> every role

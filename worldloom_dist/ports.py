@@ -3,7 +3,7 @@ role, and never Ray.
 
     RolloutWorker --Chunk--> ReplayWriter      (acknowledged before the stream's next one)
     Learner       --SampleRequest--> ReplayReader --SampledWindows-->
-    Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> whoever acts (pull)
+    Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> acting roles (pull)
     every role    --MetricMap--> MetricSink
 
 Who waits for whom: a worker waits for an acknowledgement, which waits for the coordinator's insert
@@ -90,7 +90,7 @@ class SampleRequest:
 
     Attributes:
         windows: How many.
-        seed: Entropy of the draws: equal seeds on equal content give equal windows, so nobody has
+        seed: Entropy of the draws: equal seeds on equal content give equal windows, so no one has
             to save a generator.
     """
 

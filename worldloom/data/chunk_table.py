@@ -56,7 +56,7 @@ class ChunkTable:
 
     @property
     def oldest_stop(self) -> int:
-        """The row behind the oldest chunk."""
+        """The row after the oldest chunk."""
         return self._stops[self._oldest - self._stops_begin]
 
     def add(self, start: int, stop: int, packed: Mapping[str, PackedColumn], place: Any) -> None:

@@ -209,7 +209,7 @@ def carry_resets_of(payload: bytes | memoryview) -> list[int]:
     lost what it knew of the past.
 
     ``is_first`` of such a row is False, because the env went on; only the carry of the policy began
-    anew.
+    again.
     """
     _, _, head_size = PREFIX.unpack_from(payload)
     return [

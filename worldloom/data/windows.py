@@ -194,7 +194,7 @@ class PendingWindows:
 
     @property
     def compressed_bytes(self) -> int:
-        """Part of :attr:`packed_bytes` that somebody has to decompress."""
+        """Part of :attr:`packed_bytes` that someone has to decompress."""
         return self._sizes.compressed
 
     @property
@@ -236,7 +236,7 @@ class PendingWindows:
         chunks: dict[int, OpenChunk] = {}
         ordinals = []
         next_number = 0
-        for part in parts:  # each numbers its chunks anew
+        for part in parts:  # each numbers its chunks again
             chunks.update((next_number + number, chunk) for number, chunk in part._chunks.items())
             ordinals.append(part._ordinals + next_number)
             next_number += max(part._chunks, default=-1) + 1

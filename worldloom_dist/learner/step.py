@@ -62,7 +62,7 @@ def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -
     """The update of ``agent`` the way ``mode`` asks for, or eagerly where that is impossible."""
     reason = _obstacle(agent, device, mode, ranks)
     if reason is not None:
-        # on a CPU nobody expects anything else
+        # on a CPU no one expects anything else
         is_news = device.startswith("cuda") or mode != "auto"
         level = (
             logging.WARNING

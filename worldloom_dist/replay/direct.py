@@ -2,7 +2,7 @@
 distributed one has.
 
 A call that the coordinator refuses waits for the other side, at most ``wait_s``. In lock-step there
-is one thread and nobody to wait for: inserts are only counted, and the schedule makes every update
+is one thread and no one to wait for: inserts are only counted, and the schedule makes every update
 that is due after each round of inserts.
 """
 
@@ -177,7 +177,7 @@ class DirectReplay:
         return sum((shard.row_counters() for shard in self.shards), RowCounters())
 
     def snapshot(self) -> list[ShardSnapshot]:
-        """A cut through every shard; one cut through the run if nobody inserts meanwhile."""
+        """A cut through every shard; one cut through the run if no one inserts meanwhile."""
         return [shard.snapshot() for shard in self.shards]
 
     def rollback(self, snapshots: Sequence[ShardSnapshot]) -> None:

@@ -229,7 +229,7 @@ class ImportList:
         at the file's time.
 
         Raises:
-            CheckpointError: If the list is damaged (once, until it is written anew); the next call
+            CheckpointError: If the list is damaged (once, until it is written again); the next call
                 has the files that wait.
         """
         try:

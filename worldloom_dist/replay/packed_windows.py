@@ -1,4 +1,4 @@
-"""Windows on their way from a shard with their images still as they are stored: whoever reads them
+"""Windows on their way from a shard with their images still as they are stored: the reader
 decodes them.
 
 Frames of Atari travel as a hundredth of their bytes this way, which one machine notices in its

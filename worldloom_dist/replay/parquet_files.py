@@ -120,7 +120,8 @@ def _join(path: Path, parts: list[Rows]) -> Rows:
         check_whole(rows, str(path))
     except ShapeMismatchError as error:
         raise CheckpointError(
-            f"{error}; number episodes anew in column {EPISODE!r} wherever one begins"
+            f"{error}; give each episode a number of its own in column {EPISODE!r} "
+            "wherever one begins"
         ) from error
     return rows
 

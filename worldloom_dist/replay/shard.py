@@ -73,7 +73,7 @@ class ReplayShard:
         kept_snapshots: How many of the newest snapshots can be rolled back to.
         ram_bytes: If given, compressed columns beyond this size are read back from the journal when
             they are sampled.
-        make_selector: Makes the selector for so many slots.
+        make_selector: Makes the selector for this many slots.
         is_mapped: Keep large plain columns (latents) in a memory-mapped file instead of in memory.
 
     Raises:
@@ -158,7 +158,7 @@ class ReplayShard:
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
                 may be sent again; except after a failed fsync, when nothing is acknowledged until
-                the shard is opened anew (see :attr:`failure`).
+                the shard is opened again (see :attr:`failure`).
         """
         rows = self._rows.split(chunk)
         with self._lock:
@@ -243,14 +243,14 @@ class ReplayShard:
 
     @property
     def is_busy(self) -> bool:
-        """True while somebody is inside, who may take a while: a snapshot that copies, a journal
+        """True while a thread is inside that may take a while: a snapshot that copies, a journal
         whose disk is slow.
         """
         return self._lock.locked()
 
     @property
     def failure(self) -> str:
-        """Why it must be opened anew before it takes another chunk, in a sentence; empty while it
+        """Why it must be opened again before it takes another chunk, in a sentence; empty while it
         takes them.
         """
         return "" if self._journal is None else self._journal.failure
@@ -299,7 +299,7 @@ class ReplayShard:
         :meth:`rollback`.
 
         Inserts wait only while mutable columns and priorities, if there are any, are copied in
-        memory; writing them blocks nobody.
+        memory; writing them blocks no caller.
         """
         with self._snapshot_lock:
             with self._lock:
@@ -461,7 +461,7 @@ class ReplayShard:
     def _restore_weights(self, name: str) -> None:
         if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
             logger.warning(
-                "shard-%d: the priorities on disk are another selector's; they begin anew",
+                "shard-%d: the priorities on disk are another selector's; they start over",
                 self.index,
             )
 
@@ -482,7 +482,7 @@ class ReplayShard:
             if name:
                 self._restore_weights(name)
         except CheckpointError as error:
-            logger.warning("shard-%d: priorities begin anew: %s", self.index, error)
+            logger.warning("shard-%d: priorities start over: %s", self.index, error)
 
 
 def _extras(columns: Mapping[str, ArraySpec]) -> frozenset[str]:

@@ -123,7 +123,7 @@ class ShardRows:
         return max(reaching, default=min(self.segment_rows))
 
     def mark_lost(self, acknowledged: RowCounters) -> int:
-        """Count rows that somebody saw acknowledged and that are not here as lost; returns how many
+        """Count rows that someone saw acknowledged and that are not here as lost; returns how many
         are new.
         """
         before = self.row_counters()

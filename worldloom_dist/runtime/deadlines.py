@@ -69,10 +69,10 @@ class Deadlines:
 
     # the coordinator
     shard_silent_s: float = 4.0
-    """A shard that has not reported for so long, while others have, is not sampled from; each
+    """A shard that has not reported for this time, while others have, is not sampled from; each
     reports about once a second."""
     deaf_s: float = 2.0
-    """When no shard was heard for so long, the coordinator itself stood still, and their reports
+    """When no shard was heard for this time, the coordinator itself stood still, and their reports
     are on their way."""
 
     # a shard
@@ -101,7 +101,7 @@ class Deadlines:
     last_videos_s: float = 10.0
     """For the last predictions to be drawn."""
 
-    # whoever acts, for the weight store
+    # an acting role, for the weight store
     weights_s: float = 10.0
     """While there are older weights to act with."""
     weights_evaluation_s: float = 60.0

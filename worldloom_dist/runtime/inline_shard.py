@@ -2,8 +2,8 @@
 
 Storing a chunk of Atari frames or drawing a batch takes some hundred microseconds. Handing that to
 a thread and back takes about as long again, on a core whose caches know nothing of it. A disk that
-must sync or be read, large copies, and decoding are left to threads, and so is waiting for somebody
-who is inside the shard already (a snapshot that copies). What the loop does wait for is a journal
+must sync or be read, large copies, and decoding are left to threads, and so is waiting for a thread
+that is inside the shard already (a snapshot that copies). What the loop does wait for is a journal
 that is written without ``fsync``, and one who enters the shard at the very moment.
 """
 

@@ -54,7 +54,7 @@ __all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
 logger = logging.getLogger(__name__)
 
 THREADS_SHARE = 2
-"""The learner takes one in so many cores unless told otherwise."""
+"""The learner takes one in this many cores unless told otherwise."""
 COUNTED_ONCE = (
     "learner_updates_total",
     "learner_replayed_steps_total",

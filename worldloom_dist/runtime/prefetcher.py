@@ -47,8 +47,8 @@ T = TypeVar("T")
 ROUND_S = 0.15
 MOST_AT_ONCE = 8
 ROUND_BYTES = 64 * 2**20
-"""A round asks for as many batches as the learner trains in so many seconds; at least 1, and at
-most so many per shard, but no more than that in all when they come in more than so many bytes.
+"""A round asks for as many batches as the learner trains in this many seconds; at least 1, and at
+most this many per shard, but no more than that in all when they come in more than this many bytes.
 """
 
 
@@ -109,7 +109,7 @@ class BatchPrefetcher(Generic[T]):
         return {"queue_items{queue=batches}": waiting, "queue_capacity_items{queue=batches}": room}
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
-        """Send refreshed extras to the shards their rows live in; nobody waits for it."""
+        """Send refreshed extras to the shards their rows live in; no one waits for it."""
         length = next(iter(refreshed.values())).shape[1]
         for index in np.unique(windows.shard):
             mine = windows.shard == index
@@ -119,7 +119,7 @@ class BatchPrefetcher(Generic[T]):
             )
 
     def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
-        """Send new priorities to the shards of their windows; nobody waits for it."""
+        """Send new priorities to the shards of their windows; no one waits for it."""
         for index in np.unique(windows.shard):
             mine = windows.shard == index
             self._shards[index].notify(

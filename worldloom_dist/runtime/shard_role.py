@@ -3,7 +3,7 @@
     worker --append(chunk)--> ShardRole     acknowledged once it is admitted and journaled
     prefetcher   --sample---------> ShardRole
 
-Who asks often does so over a line of our own (``worldloom_dist.rpc.connection``), everybody else
+Frequent callers use sockets of our own (``worldloom_dist.rpc.connection``), all others
 over Ray.
 """
 
@@ -152,7 +152,7 @@ class ShardRole:
         return counters
 
     async def ping(self) -> dict[str, Any]:
-        """Alive; ``stuck`` says why it needs to be started anew."""
+        """Alive; ``stuck`` says why it needs to be started again."""
         return {
             "pid": os.getpid(),
             "stored": self._shard.row_counters().stored,
@@ -161,7 +161,7 @@ class ShardRole:
         }
 
     async def run_forever(self) -> None:
-        """Own up to what the disk lost, then report to the coordinator for as long as the
+        """Count what the disk lost, then report to the coordinator for as long as the
         process lives.
         """
         coordinator = self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s)
@@ -177,7 +177,7 @@ class ShardRole:
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
     async def _report_for_ever(self) -> None:
-        """Apart from everything that may wait for a disk or for another role: who is silent counts
+        """Apart from everything that may wait for a disk or for another role: a silent role counts
         as hanging.
         """
         while True:

@@ -138,7 +138,7 @@ def test_a_version_never_falls(make_store):
 
 
 class Replayed:
-    """What a captured update leaves behind: one set of tensors, which every replay writes anew."""
+    """What a captured update leaves behind: one set of tensors, which every replay writes again."""
 
     def __init__(self):
         zeros = torch.zeros(2)

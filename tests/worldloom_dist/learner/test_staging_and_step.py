@@ -33,7 +33,7 @@ def windows(number: float) -> SampledWindows:
 
 
 class Copy:
-    """An upload on its way: it reads the pinned memory only when somebody waits for it."""
+    """An upload on its way: it reads the pinned memory only when someone waits for it."""
 
     def __init__(self, pinned, targets):
         self.pinned = pinned

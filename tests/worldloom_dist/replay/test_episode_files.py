@@ -473,7 +473,7 @@ def test_rows_of_a_parquet_file_that_are_no_episode_are_refused(tmp_path):
         changed = table.set_column(place, name, [np.full(len(table), value)])
         parquet.write_table(changed, file)
         with pytest.raises(
-            CheckpointError, match=r"is_first at row \[0\] only.*number episodes anew"
+            CheckpointError, match=r"is_first at row \[0\] only.*give each episode a number"
         ) as caught:
             list(open_episodes(str(file)).episodes)
         assert len(str(caught.value)) < 300

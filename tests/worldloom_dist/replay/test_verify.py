@@ -1,5 +1,5 @@
 """``verify`` finds every false number, and says nothing against a run that is whole, also while
-somebody writes to it.
+someone writes to it.
 """
 
 import json
@@ -248,5 +248,5 @@ def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_pa
     monkeypatch.setattr(module, "read_journal", real)
     journal._path(journal.segments[1]).unlink()
     assert any("a segment begins with" in problem for problem in verify_shard(tmp_path).problems), (
-        "nobody evicts from the middle"
+        "no one evicts from the middle"
     )

@@ -119,10 +119,10 @@ def test_a_question_that_is_asked_again_is_permitted_once():
         assert await first == await again == 1000, "one that waited while it was asked again"
         assert await agent_steps(coordinator) == 16 * (permitted + 1000)
         assert await coordinator.admit(InsertQuestion(0, "session", 1, [16])) == 0, (
-            "nobody waits for an answer to an earlier one"
+            "no one waits for an answer to an earlier one"
         )
         assert await coordinator.admit(InsertQuestion(0, "next", 1, [16])) == 1, (
-            "a shard that was started again numbers anew"
+            "a shard that was started again counts from 0"
         )
         assert await agent_steps(coordinator) == 16 * (permitted + 1001)
 

@@ -108,7 +108,7 @@ def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_wit
     assert [seed[1] for seed in asked] == list(range(5, 5 + len(asked))), (
         "no batch is skipped or drawn twice"
     )
-    assert max(map(len, roles.rounds)) == 2 * MOST_AT_ONCE, "so many for each shard"
+    assert max(map(len, roles.rounds)) == 2 * MOST_AT_ONCE, "this many for each shard"
     assert prefetcher.gauges()["queue_capacity_items{queue=batches}"].value > 2, (
         "the queue holds a round while the next one is asked for"
     )
