@@ -305,7 +305,7 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         index,
         plan.columns,
         plan.spec.sampling,
-        capacity_steps=replay.capacity_steps // replay.shards,
+        capacity_rows=replay.capacity_steps // replay.shards,
         directory=None if replay.durability == "none" else folder / f"shard-{index}",
         durability=replay.durability,
         kept_snapshots=plan.config.learner.keep_checkpoints,

@@ -27,9 +27,9 @@ import numpy as np
 from worldloom.core.metrics import MetricMap
 from worldloom.core.sequence import Chunk, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.data.windows import EncodedWindows
 from worldloom_dist.actors.acting import ActReply, ActRequest
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import Listening
 
@@ -160,11 +160,9 @@ class Shard(Listening, Protocol):
         before.
         """
 
-    async def sample(
-        self, requests: Sequence[SampleRequest]
-    ) -> SampledWindows | PackedWindows | None:
-        """The windows of all requests, whole or for the reader to unpack; None if there is too
-        little to draw from.
+    async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
+        """The windows of all requests, for the reader to decode; None if there is too little to
+        draw from.
         """
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:

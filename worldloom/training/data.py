@@ -112,7 +112,7 @@ class ReplayBuffer:
             columns,
             SamplingSpec(batch_size=1, length=1, bootstrap=1),
             capacity_rows=rows,
-            packed=("obs",) if size > RING_BYTES else (),
+            encoded=("obs",) if size > RING_BYTES else (),
         )
         self._index = EpisodeIndex(self.capacity)
         self._rng = np.random.default_rng(checked("seed", seed, int | None, NOT_NEGATIVE))
@@ -264,15 +264,15 @@ class ReplayBuffer:
                 f"{self.num_episodes} stored episodes has "
                 f"{longest} transitions; sample shorter windows or add longer episodes"
             )
-        columns = self._rows.windows_at(starts, seq_len + 1).finish().columns
+        columns = self._rows.windows_at(starts, seq_len + 1).decode().columns
         seen = columns.pop(SEEN)
-        steps = transitions(SequenceBatch.from_columns(columns))
-        obs = torch.from_numpy(steps.obs["obs"]).to(device)
+        seen_obs, action, reward, terminated = transitions(SequenceBatch.from_columns(columns))
+        obs = torch.from_numpy(seen_obs["obs"]).to(device)
         return {
             "obs": obs[:, :-1],
-            "actions": torch.from_numpy(steps.action["action"]).to(device),
-            "rewards": torch.from_numpy(steps.reward).to(device),
-            "continues": torch.from_numpy(1.0 - steps.terminated.astype(np.float32)).to(device),
+            "actions": torch.from_numpy(action["action"]).to(device),
+            "rewards": torch.from_numpy(reward).to(device),
+            "continues": torch.from_numpy(1.0 - terminated.astype(np.float32)).to(device),
             "last_obs": obs[:, -1],
             "last_obs_mask": torch.from_numpy(seen[:, -1].copy()).to(device),
         }
@@ -293,7 +293,7 @@ class ReplayBuffer:
         for episode in self._index.episodes:
             columns = (
                 self._rows.windows_at(np.array([episode.first_row]), episode.steps + 1)
-                .finish()
+                .decode()
                 .columns
             )
             rows = {name: values[0] for name, values in columns.items()}

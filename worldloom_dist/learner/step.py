@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from worldloom.core.error_text import first_line
 from worldloom.core.protocol import Agent, TrainOutput
@@ -123,10 +122,10 @@ class GraphStep:
             return self._agent.train_step(batch)
         assert self._inputs is not None
         assert self._output is not None
-        sources = _tensors(batch)
-        if [t.shape for t in sources] != [t.shape for t in _tensors(self._inputs)]:
+        sources = batch.arrays()
+        if [t.shape for t in sources] != [t.shape for t in self._inputs.arrays()]:
             return self._agent.train_step(batch)
-        torch._foreach_copy_(_tensors(self._inputs), sources)
+        torch._foreach_copy_(self._inputs.arrays(), sources)
         self._recorder.replay()
         return self._output
 
@@ -188,9 +187,3 @@ def _generators(agent: Any) -> list[torch.Generator]:
     return [
         item for item in flat if isinstance(item, torch.Generator) and item.device.type == "cuda"
     ]
-
-
-def _tensors(batch: SequenceBatch) -> list[Tensor]:
-    groups = (batch.obs, batch.action, batch.extras)
-    named = [group[key] for group in groups for key in sorted(group)]
-    return [*named, batch.reward, batch.is_first, batch.terminated, batch.truncated]

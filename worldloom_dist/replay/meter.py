@@ -57,7 +57,7 @@ class ShardMeter:
         self._lags.add(updates)
 
     def sampled(self, windows: int, size_bytes: int) -> None:
-        """Windows were handed out in this many bytes of columns, packed or not."""
+        """Windows were handed out in this many bytes of columns, encoded or not."""
         self._positions += windows * self._window_positions
         self._bytes_out += size_bytes
 

@@ -11,7 +11,7 @@ it trains in ``ROUND_S``, so that no window is drawn much earlier than before.
 The thread waits for permits (which inserts unblock) or for room in the queue (which training
 unblocks). When a shard dies or has too little, its windows are drawn from the others; nothing waits
 for its return. Staging (the copy to a GPU, or out of the object store) and the decoding of what
-came packed are done by this thread too. Each of several learner ranks has a prefetcher of its own,
+came encoded are done by this thread too. Each of several learner ranks has a prefetcher of its own,
 with draws of its own.
 """
 
@@ -30,14 +30,14 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from worldloom.core.metrics import Last, MetricMap
+from worldloom.data.windows import EncodedWindows, SampledWindows
 from worldloom_dist.interfaces import Coordinator, Shard, coordinator_client, shard_client
 from worldloom_dist.plan import Plan, role_seed
-from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import unpack_all
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import LOOK_EVERY_S
 from worldloom_dist.runtime.deadlines import DEADLINES
-from worldloom_dist.runtime.shard_client import Given, ShardClient, ask_all
+from worldloom_dist.runtime.shard_client import ShardClient, ask_all
 
 __all__ = ["BatchPrefetcher"]
 
@@ -193,12 +193,18 @@ class BatchPrefetcher(Generic[T]):
         self._most = self._most_after(permits)
         while found:  # nothing of a batch is kept here once it was handed on
             batch, (parts, missing) = found.popleft()
-            whole = unpack_all(self._make_up(batch, parts, missing) if missing else parts)
+            drawn = EncodedWindows.concatenate(
+                self._make_up(batch, parts, missing) if missing else parts
+            )
             del parts
-            yield whole
-            del whole
+            windows = drawn.decode()
+            del drawn
+            yield windows
+            del windows
 
-    def _make_up(self, batch: int, parts: list[Given], missing: int) -> list[Given]:
+    def _make_up(
+        self, batch: int, parts: list[EncodedWindows], missing: int
+    ) -> list[EncodedWindows]:
         give_up = time.monotonic() + DEADLINES.any_shard_s
         attempt = 0
         while missing:
@@ -213,7 +219,9 @@ class BatchPrefetcher(Generic[T]):
             parts = parts + more
         return parts
 
-    def _ask(self, permits: Sequence[Mapping[int, SampleRequest]]) -> list[tuple[list[Given], int]]:
+    def _ask(
+        self, permits: Sequence[Mapping[int, SampleRequest]]
+    ) -> list[tuple[list[EncodedWindows], int]]:
         """Ask all shards at once; returns what they give for each batch, and how many of its
         windows are missing.
         """

@@ -14,7 +14,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ActionMapper
 from worldloom.training import ReplayBuffer
 from worldloom_dist.ports import SampleRequest
-from worldloom_dist.replay.episode_files import fit_rows, open_episodes, write_episode_file
+from worldloom_dist.replay.formats.episode_files import fit_rows, open_episodes, write_episode_file
 from worldloom_dist.replay.imports import check_file, load_share
 from worldloom_dist.replay.shard import ReplayShard
 
@@ -496,7 +496,7 @@ def open_shard(folder, index=0, capacity=1000):
         index,
         VECTOR.columns(),
         SamplingSpec(batch_size=2, length=2),
-        capacity_steps=capacity,
+        capacity_rows=capacity,
         directory=folder,
     )
 

@@ -69,7 +69,7 @@ def open_shard(folder, index):
         index,
         COLUMNS,
         SAMPLING,
-        capacity_steps=4000,
+        capacity_rows=4000,
         directory=folder / "journal",
         segment_bytes=20_000,
     )

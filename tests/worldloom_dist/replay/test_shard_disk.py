@@ -30,7 +30,7 @@ def counting_chunk(slot, seq):
 
 
 def open_shard(folder, **kwargs):
-    return ReplayShard(0, COLUMNS, SAMPLING, capacity_steps=500, directory=folder, **kwargs)
+    return ReplayShard(0, COLUMNS, SAMPLING, capacity_rows=500, directory=folder, **kwargs)
 
 
 def fill(shard, seq):

@@ -29,7 +29,7 @@ def open_shard(directory, selector="prioritised:0.6", capacity=60):
         0,
         COLUMNS,
         SamplingSpec(batch_size=8, length=3),
-        capacity_steps=capacity,
+        capacity_rows=capacity,
         directory=directory,
         segment_bytes=1500,
         make_selector=parse_selector(selector).build,

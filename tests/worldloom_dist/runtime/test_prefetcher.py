@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from worldloom.data.windows import EncodedWindows, SampledWindows
 from worldloom_dist.cli import parse
 from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.plan import resolve
-from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime import prefetcher as feed_module
 from worldloom_dist.runtime.prefetcher import (
@@ -85,7 +86,8 @@ class Roles:
             raise fault
         if not next(fault):
             return None
-        return SampledWindows.concatenate([windows_of(index, request) for request in requests])
+        given = [windows_of(index, request) for request in requests]
+        return EncodedWindows(SampledWindows.concatenate(given))
 
 
 def batches(monkeypatch, count, broken=None, more=(), answered_bytes=1000):

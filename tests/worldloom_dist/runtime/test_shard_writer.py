@@ -18,8 +18,8 @@ from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, Listening, RpcServer
-from worldloom_dist.runtime import worker_role
-from worldloom_dist.runtime.worker_role import ShardWriter
+from worldloom_dist.runtime import shard_client as module
+from worldloom_dist.runtime.shard_client import ShardWriter
 
 Name = tuple[int, int]
 """Env and number of a chunk."""
@@ -86,8 +86,8 @@ def shards(count: int) -> Iterator[list[Shard]]:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> NoRay:
     fake = NoRay()
-    monkeypatch.setattr(worker_role, "shard_client", lambda index: fake)
-    monkeypatch.setattr(worker_role, "coordinator_client", lambda: fake)
+    monkeypatch.setattr(module, "shard_client", lambda index: fake)
+    monkeypatch.setattr(module, "coordinator_client", lambda: fake)
     return fake
 
 

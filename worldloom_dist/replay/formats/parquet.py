@@ -18,7 +18,7 @@ from worldloom.core.exceptions import CheckpointError, MissingDependencyError, S
 from worldloom.core.files import replacing
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom_dist.replay.episode_files import EpisodeFile, check_whole
+from worldloom_dist.replay.formats.episode_files import EpisodeFile, check_whole
 
 __all__ = ["read_parquet", "write_parquet"]
 
@@ -139,9 +139,7 @@ def _array(value: np.ndarray, spec: ArraySpec) -> Any:
 
 
 def _numpy(path: Path, name: str, column: Any, spec: ArraySpec) -> np.ndarray:
-    """A column as the file has it; :func:`~worldloom_dist.replay.episode_files.fit_rows` makes it
-    fit.
-    """
+    """A column as the file has it; ``episode_files.fit_rows`` makes it fit."""
     flat = column.flatten() if spec.shape else column
     if column.null_count or flat.null_count or len(flat) != len(column) * spec.size:
         raise CheckpointError(
