@@ -43,9 +43,9 @@ from scale import roles, summary, wait
 from worldloom.core.sequence import NO_POLICY
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.acting import ActReply, ActRequest, RemoteActing
+from worldloom_dist.interfaces import Inference, inference_client
 from worldloom_dist.plan import Plan, group_sizes, resolve
 from worldloom_dist.presets import PRESETS
-from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE, ray_cluster
 from worldloom_dist.runtime.policy_roles import InferenceRole
@@ -62,7 +62,7 @@ class Client:
     """
 
     def __init__(self, plan: Plan, slot: int) -> None:
-        self._line = RpcClient(ActorClient("inference-0"), "act", 60.0, 60.0)
+        self._line = RpcClient(inference_client(0), Inference.act, 60.0, 60.0)
         self._slot = slot
         self._keys = plan.env_spec.obs
 

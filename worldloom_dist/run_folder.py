@@ -10,7 +10,6 @@ a whole one.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import platform
@@ -26,7 +25,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
-from worldloom.core.json_text import to_json
+from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.config import RunConfig
 
@@ -199,16 +198,11 @@ class RunFolder:
         """A JSON file of the folder, ``{}`` when it does not exist."""
         path = self.path / name
         try:
-            found = json.loads(path.read_text()) if path.exists() else {}
+            return read_object(path) if path.exists() else {}
         except (ValueError, OSError) as error:
             raise ConfigurationError(
                 f"{path} cannot be read ({error}); repair or delete it"
             ) from error
-        if not isinstance(found, dict):
-            raise ConfigurationError(
-                f"{path} holds no JSON object but {type(found).__name__}; repair or delete it"
-            )
-        return found
 
     def env_spec(self) -> EnvSpec | None:
         """What the run's env gives and takes; None where nothing is known of it.

@@ -20,6 +20,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked, normalize
+from worldloom.core.json_text import read_object
 
 __all__ = [
     "View",
@@ -27,7 +28,6 @@ __all__ = [
     "facts",
     "is_locked",
     "last_record",
-    "read_json",
     "read_records",
     "read_view",
 ]
@@ -147,10 +147,10 @@ def read_view(folder: Path) -> View:
         FileNotFoundError: If the folder holds no run.
         ValueError: If its files are damaged.
     """
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     summary = {}
     if (folder / "summary.json").exists():
-        summary = read_json(folder / "summary.json")
+        summary = read_object(folder / "summary.json")
     run = config["run"]
     last = last_record(folder / "metrics.jsonl")
     status = summary.get("status", "starting")
@@ -197,19 +197,6 @@ def _evaluation_problems(evaluation: Mapping[str, Any]) -> list[str]:
             checked(f"evaluation.{name}", evaluation.get(name, 0), kind)
         except ConfigurationError as error:
             found.append(str(error))
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is not one.
-    """
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object")
     return found
 
 

@@ -70,6 +70,20 @@ def test_every_error_survives_pickling(name: str) -> None:
     assert isinstance(again, exceptions.WorldLoomError)
 
 
+def test_durations_of_one_name_have_one_value() -> None:
+    """A constant that two modules give different values is two ideas under one name; how long roles
+    wait for each other is told in ``worldloom_dist.runtime.deadlines`` alone.
+    """
+    values: dict[str, dict[str, str]] = {}
+    for name in NAMES:
+        for node in ast.parse(source(name).read_text()).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(target, ast.Name) and target.id.endswith(("_S", "_MS")):
+                values.setdefault(target.id, {})[name] = ast.unparse(node.value)
+    torn = {name: found for name, found in values.items() if len(set(found.values())) > 1}
+    assert not torn
+
+
 def config_classes() -> list[type]:
     from worldloom.algorithms.registry import ALGORITHMS, agent_names, make_agent_config
     from worldloom_dist.config import RunConfig

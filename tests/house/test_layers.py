@@ -64,6 +64,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.run.evaluations"},
     {"worldloom_dist.run.loop", "worldloom_dist.local_evaluation"},
     {"worldloom_dist.rpc"},
+    {"worldloom_dist.interfaces"},
     {"worldloom_dist.local", "worldloom_dist.runtime"},
     {"worldloom_dist.cli"},
     {

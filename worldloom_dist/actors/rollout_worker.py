@@ -165,11 +165,6 @@ class RolloutWorker:
         return sum(writer.open_rows for writer in self._writers)
 
     @property
-    def is_random(self) -> bool:
-        """True while actions are random."""
-        return self._is_random
-
-    @property
     def is_stalled(self) -> bool:
         """True while no env has a row: all are late or being rebuilt."""
         return self._row is not None and not self._has_rows

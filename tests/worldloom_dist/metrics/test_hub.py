@@ -11,6 +11,7 @@ from worldloom.algorithms.dreamerv3 import spec as dreamerv3
 from worldloom.algorithms.tdmpc2 import spec as tdmpc2
 from worldloom.core.metrics import Histogram, Last, Sum
 from worldloom_dist.metric_names import METRICS, ZEROS, path_of, scalar_keys, split_key, to_markdown
+from worldloom_dist.metrics import hub as hub_module
 from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
 
@@ -81,7 +82,9 @@ def test_gauges_of_instances_are_combined_as_the_table_says(monkeypatch):
         )
     assert hub.snapshot()["process_resident_memory_bytes"] == 200.0
     assert hub.snapshot()["policy_version"] == 4.0, "the oldest weights in use"
-    hub.forget("actor", 1)
+    now = hub_module.time.time()
+    monkeypatch.setattr(hub_module.time, "time", lambda: now + 2 * hub_module.SUMMED_FOR_S)
+    hub.emit("actor", 0, {})
     assert hub.snapshot()["process_resident_memory_bytes"] == 100.0, (
         "a worker that is gone holds no memory"
     )
