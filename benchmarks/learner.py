@@ -43,11 +43,11 @@ from context import context
 from worldloom.core.devices import resolve_device
 from worldloom.data.windows import SampledWindows
 from worldloom.training.checkpoints import CheckpointStore
-from worldloom_dist.assembly import build_learner
-from worldloom_dist.cli import parse
 from worldloom_dist.learner.checkpointing import CheckpointWriter
 from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.plan import Plan, resolve
+from worldloom_dist.run.builders import build_learner
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.runtime.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,10 +28,10 @@ from context import context
 
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.data.codec import make_chunk
-from worldloom_dist.cli import parse
 from worldloom_dist.interfaces import Coordinator, Shard, coordinator_client, shard_client
-from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.rpc.connection import RpcClient
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.runtime.cluster import ray_cluster
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.prefetcher import BatchPrefetcher

@@ -24,11 +24,11 @@ from worldloom.core.exceptions import (
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.envs.config import EnvConfig, EnvLimits
-from worldloom_dist.console import stdout_to_stderr
+from worldloom_dist.run.console import stdout_to_stderr
 
 if TYPE_CHECKING:
     from worldloom.envs.check import EnvReport
-    from worldloom_dist.config import RunConfig
+    from worldloom_dist.run.config import RunConfig
 
 __all__ = ["main"]
 
@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
             max_failures=1,
         )
         from worldloom.envs.check import check_env
-        from worldloom_dist.config import RunConfig
+        from worldloom_dist.run.config import RunConfig
 
         usual = RunConfig(agent=options["agent"] or RunConfig().agent)
         usual.agent_config()
@@ -90,7 +90,7 @@ def _rehearse(
 ) -> None:
     """Add to a report what a run with an agent would do with the env."""
     from worldloom.envs.factory import probe_env
-    from worldloom_dist.rehearsal import rehearse
+    from worldloom_dist.run.rehearsal import rehearse
 
     is_usual = options["agent"] is not None or report.spec.has_continuous_actions_only
     agent = usual.agent if is_usual else DISCRETE_AGENT

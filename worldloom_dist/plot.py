@@ -20,7 +20,7 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.core.json_text import read_object
-from worldloom_dist.view import read_records
+from worldloom_dist.run.view import read_records
 
 __all__ = ["Curve", "Run", "combine", "iqm", "main", "plot_runs", "read_run"]
 

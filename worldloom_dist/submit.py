@@ -22,7 +22,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.json_text import to_json
-from worldloom_dist.cli import parse
+from worldloom_dist.run.cli import parse
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
     OVER,

@@ -86,7 +86,7 @@ def test_durations_of_one_name_have_one_value() -> None:
 
 def config_classes() -> list[type]:
     from worldloom.algorithms.registry import ALGORITHMS, agent_names, make_agent_config
-    from worldloom_dist.config import RunConfig
+    from worldloom_dist.run.config import RunConfig
 
     found = [
         RunConfig,
@@ -125,13 +125,13 @@ def modules_after(code: str) -> set[str]:
     "code",
     [
         "import worldloom",
-        "import worldloom_dist.cli, worldloom_dist.presets; "
-        "worldloom_dist.cli.parse(['--workers', '3'])",
+        "import worldloom_dist.run.cli, worldloom_dist.run.presets; "
+        "worldloom_dist.run.cli.parse(['--workers', '3'])",
         "import worldloom.data.sequence_buffer, worldloom.envs.factory, "
         "worldloom.algorithms.registry, worldloom.algorithms.configs",
         "import worldloom_dist.actors.rollout_worker, worldloom_dist.actors.acting, "
         "worldloom_dist.replay.shard",
-        "import worldloom_dist.assembly, worldloom_dist.report, "
+        "import worldloom_dist.run.builders, worldloom_dist.run.report, "
         "worldloom_dist.launch, worldloom_dist.metrics.hub",
     ],
 )

@@ -34,7 +34,7 @@ READERS = {
     "worldloom_dist/learner/step.py": "runs the agent",
     "worldloom_dist/ports.py": "says what roles are given",
     "worldloom_dist/interfaces.py": "says what roles are given",
-    "worldloom_dist/rehearsal.py": "tries a run out",
+    "worldloom_dist/run/rehearsal.py": "tries a run out",
     "worldloom_dist/replay/budget.py": "counts the bytes of columns",
     "worldloom_dist/replay/history.py": "export",
     "worldloom_dist/replay/imports.py": "rows of files",

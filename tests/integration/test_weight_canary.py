@@ -19,11 +19,11 @@ from worldloom.algorithms.registry import make_agent
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.codec import decode_rows
-from worldloom_dist.config import ReplayConfig
-from worldloom_dist.plan import Plan, resolve
-from worldloom_dist.presets import PRESETS
 from worldloom_dist.replay.journal import JournalDamage, read_journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
+from worldloom_dist.run.config import ReplayConfig
+from worldloom_dist.run.plan import Plan, resolve
+from worldloom_dist.run.presets import PRESETS
 
 pytestmark = [
     pytest.mark.ray,

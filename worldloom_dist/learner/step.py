@@ -22,7 +22,7 @@ import torch
 from worldloom.core.error_text import first_line
 from worldloom.core.protocol import Agent, CapturableUpdate, TrainOutput
 from worldloom.core.sequence import SequenceBatch
-from worldloom_dist.cuda_graphs import CudaRecorder, Recorder
+from worldloom.nn.cuda_graphs import CudaRecorder, Recorder
 
 __all__ = ["CompileMode", "GraphStep", "Step", "make_step", "prepare_torch"]
 

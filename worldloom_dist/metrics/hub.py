@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from worldloom.core.metrics import Histogram, Last, Metric, MetricMap, Sum
-from worldloom_dist.metric_names import METRICS, ZEROS, Across, split_key
+from worldloom_dist.metrics.names import METRICS, ZEROS, Across, split_key
 
 __all__ = ["MetricsHub"]
 

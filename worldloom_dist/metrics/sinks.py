@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from worldloom.core.exceptions import MissingDependencyError
-from worldloom_dist.metric_names import path_of
+from worldloom_dist.metrics.names import path_of
 
 __all__ = [
     "MediaWatch",

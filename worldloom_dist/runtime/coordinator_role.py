@@ -26,10 +26,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from worldloom_dist.interfaces import InsertQuestion
-from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import Reporter

@@ -20,9 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as AtN
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from worldloom.core.exceptions import ConfigurationError, StateError
-from worldloom_dist.config import RunConfig
 from worldloom_dist.interfaces import Learner, learner_client
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.deadlines import DEADLINES
 

@@ -26,21 +26,21 @@ from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.sequence import NO_POLICY
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.assembly import (
+from worldloom_dist.interfaces import Coordinator, coordinator_client
+from worldloom_dist.learner.prediction_videos import PredictionVideos
+from worldloom_dist.metrics.names import BUCKETS_S
+from worldloom_dist.ports import RowCounters
+from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.builders import (
     build_learner,
     build_store,
     check_none,
     check_trained_env,
     env_facts,
 )
-from worldloom_dist.interfaces import Coordinator, coordinator_client
-from worldloom_dist.learner.prediction_videos import PredictionVideos
-from worldloom_dist.metric_names import BUCKETS_S
-from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowCounters
-from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.learner_group import join_group

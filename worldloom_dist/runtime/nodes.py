@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldloom.core.error_text import last_line
-from worldloom_dist.machine import Finding, check_machine
+from worldloom_dist.run.machine import Finding, check_machine
 from worldloom_dist.runtime.cluster import ray_cluster
 
 __all__ = ["inspect_nodes"]

@@ -34,13 +34,13 @@ from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.actors.videos import save_videos
-from worldloom_dist.assembly import build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.interfaces import Coordinator, coordinator_client
-from worldloom_dist.metric_names import BUCKETS_S
-from worldloom_dist.plan import ActCosts, Plan
+from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.builders import build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.run.intervals import Interval
+from worldloom_dist.run.plan import ActCosts, Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.deadlines import DEADLINES

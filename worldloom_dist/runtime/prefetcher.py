@@ -32,10 +32,10 @@ import numpy as np
 from worldloom.core.metrics import Last, MetricMap
 from worldloom.data.windows import EncodedWindows, SampledWindows
 from worldloom_dist.interfaces import Coordinator, Shard, coordinator_client, shard_client
-from worldloom_dist.plan import Plan, role_seed
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import LOOK_EVERY_S
+from worldloom_dist.run.plan import Plan, role_seed
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.shard_client import ShardClient, ask_all
 

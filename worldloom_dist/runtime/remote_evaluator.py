@@ -16,9 +16,9 @@ from ray.exceptions import RayError
 
 from worldloom.core.error_text import last_line
 from worldloom_dist.interfaces import Evaluator, Learner
-from worldloom_dist.plan import Plan
 from worldloom_dist.rpc.actor_client import submit
 from worldloom_dist.run.evaluations import GRACE_S, EvaluationFailedError
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.supervisor import Supervisor
 

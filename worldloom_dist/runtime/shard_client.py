@@ -24,10 +24,10 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk
 from worldloom.data.windows import EncodedWindows
 from worldloom_dist.interfaces import Coordinator, Shard, coordinator_client, shard_client
-from worldloom_dist.plan import Plan
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError, submit
 from worldloom_dist.rpc.connection import LOOK_EVERY_S, RpcClient
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 

@@ -24,9 +24,7 @@ import numpy as np
 from worldloom.core.exceptions import BufferError, StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom.data.windows import EncodedWindows
-from worldloom_dist.assembly import build_shard
 from worldloom_dist.interfaces import Coordinator, InsertQuestion, coordinator_client
-from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
@@ -35,7 +33,9 @@ from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.builders import build_shard
 from worldloom_dist.run.intervals import Interval, Throttle
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES

@@ -16,10 +16,10 @@ from typing import Any
 
 import ray
 
-from worldloom_dist.assembly import check_live
 from worldloom_dist.interfaces import Worker
-from worldloom_dist.plan import Plan
+from worldloom_dist.run.builders import check_live
 from worldloom_dist.run.intervals import Interval
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.ray_internals import draining_nodes

@@ -19,13 +19,13 @@ import ray
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import build_grouped_worker, build_policy
 from worldloom_dist.interfaces import (
     Inference,
     inference_client,
 )
-from worldloom_dist.plan import Plan
 from worldloom_dist.rpc.connection import RpcClient
+from worldloom_dist.run.builders import build_grouped_worker, build_policy
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of

@@ -10,10 +10,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from worldloom.algorithms.dreamerv3 import spec as dreamerv3
 from worldloom.algorithms.tdmpc2 import spec as tdmpc2
 from worldloom.core.metrics import Histogram, Last, Sum
-from worldloom_dist.metric_names import METRICS, ZEROS, path_of, scalar_keys, split_key, to_markdown
 from worldloom_dist.metrics import hub as hub_module
 from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.names import (
+    METRICS,
+    ZEROS,
+    path_of,
+    scalar_keys,
+    split_key,
+    to_markdown,
+)
 
 
 def filled() -> MetricsHub:
@@ -155,5 +162,5 @@ def test_the_table_follows_the_naming_rules():
 def test_the_page_of_metrics_is_current():
     page = Path(__file__).parents[3] / "docs" / "metrics.md"
     assert page.read_text() == to_markdown(), (
-        "run: python -m worldloom_dist.metric_names > docs/metrics.md"
+        "run: python -m worldloom_dist.metrics.names > docs/metrics.md"
     )

@@ -5,10 +5,10 @@ import dataclasses
 
 import pytest
 
-from worldloom_dist.cli import parse
 from worldloom_dist.interfaces import InsertQuestion
-from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.ports import RowCounters
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.runtime import coordinator_role as coordinator_module
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES

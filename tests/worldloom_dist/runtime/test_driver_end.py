@@ -13,19 +13,19 @@ import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from worldloom.core.exceptions import TrainingError
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import resolve
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.report import Report
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.loop import Run
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.report import Report
+from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.runtime import driver as module
 from worldloom_dist.runtime import shutdown as ending_module
 from worldloom_dist.runtime import worker_pool as fleet_module
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.driver import RayRuntime
 from worldloom_dist.runtime.supervisor import Role
-from worldloom_dist.stopping import StopFlag
 
 PLAN = resolve(
     parse(

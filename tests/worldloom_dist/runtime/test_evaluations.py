@@ -11,17 +11,17 @@ from ray.exceptions import RayError
 
 from tests.worldloom_dist.runtime.test_driver_end import Actor, FakeSupervisor, Reply, get
 from worldloom_dist.actors.videos import VideoReport
-from worldloom_dist.cli import parse
 from worldloom_dist.interfaces import Coordinator
-from worldloom_dist.plan import resolve
-from worldloom_dist.report import Counts
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.cli import parse
 from worldloom_dist.run.evaluations import Evaluations
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.report import Counts
+from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.runtime import policy_roles
 from worldloom_dist.runtime import remote_evaluator as module
 from worldloom_dist.runtime.policy_roles import EvaluatorRole
 from worldloom_dist.runtime.remote_evaluator import RemoteEvaluator
-from worldloom_dist.stopping import StopFlag
 
 PLAN = resolve(
     parse(["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"])

@@ -12,10 +12,10 @@ import pytest
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom.data.codec import make_chunk
-from worldloom_dist.cli import parse
 from worldloom_dist.interfaces import Coordinator
-from worldloom_dist.plan import resolve
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 from worldloom_dist.runtime import shard_role
 from worldloom_dist.runtime.shard_role import ShardRole
 

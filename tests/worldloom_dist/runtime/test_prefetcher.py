@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from worldloom.data.windows import EncodedWindows, SampledWindows
-from worldloom_dist.cli import parse
 from worldloom_dist.interfaces import Coordinator
-from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 from worldloom_dist.runtime import prefetcher as feed_module
 from worldloom_dist.runtime.prefetcher import (
     MOST_AT_ONCE,

@@ -9,8 +9,8 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from worldloom.envs.toy import PointEnv
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import Plan, resolve
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import Plan, resolve
 
 
 class CountedEnv(PointEnv):

@@ -10,11 +10,11 @@ from typing import Any
 
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import save_videos
-from worldloom_dist.assembly import build_evaluator
-from worldloom_dist.plan import Plan
 from worldloom_dist.ports import WeightSource
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.stopping import StopFlag
+from worldloom_dist.run.builders import build_evaluator
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.signals import StopFlag
 
 __all__ = ["LocalEvaluator"]
 

@@ -27,7 +27,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
-from worldloom_dist.config import RunConfig
+from worldloom_dist.run.config import RunConfig
 
 logger = logging.getLogger(__name__)
 

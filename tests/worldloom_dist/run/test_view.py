@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from worldloom_dist import status
-from worldloom_dist.console import PROGRESS, Screen, plain, render
-from worldloom_dist.view import View, duration, facts, read_view
+from worldloom_dist.run.console import PROGRESS, Screen, plain, render
+from worldloom_dist.run.view import View, duration, facts, read_view
 
 VIEW = View(
     run_id="quick-0001-abcdef",

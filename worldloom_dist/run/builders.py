@@ -1,4 +1,4 @@
-"""From a :class:`~worldloom_dist.plan.Plan` to the parts of a run.
+"""From a :class:`~worldloom_dist.run.plan.Plan` to the parts of a run.
 
 Both runtimes build their roles here, so they cannot differ in anything else. Builders that need
 torch import it inside.
@@ -24,9 +24,9 @@ from worldloom_dist.actors.acting import ActClient
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.plan import ActCosts, Plan, group_sizes, role_seed
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore

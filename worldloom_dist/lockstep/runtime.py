@@ -32,7 +32,22 @@ from safetensors import SafetensorError
 from worldloom.core.exceptions import BufferError, CheckpointError
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import (
+from worldloom_dist.learner.prediction_videos import PredictionVideos
+from worldloom_dist.learner.step import prepare_torch
+from worldloom_dist.learner.weight_store import WeightStore
+from worldloom_dist.lockstep.evaluator import LocalEvaluator
+from worldloom_dist.lockstep.workers import LocalWorkers
+from worldloom_dist.metrics.endpoint import read_secret, serve_near
+from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.coordinator import ReplayCoordinator
+from worldloom_dist.replay.direct import DirectReplay
+from worldloom_dist.replay.imports import ImportList, split_sources
+from worldloom_dist.replay.meter import priority_metrics
+from worldloom_dist.replay.planning import files_to_store
+from worldloom_dist.replay.snapshots import ShardSnapshot
+from worldloom_dist.run.builders import (
     build_learner,
     build_shard,
     build_store,
@@ -41,25 +56,10 @@ from worldloom_dist.assembly import (
     check_trained_env,
     env_facts,
 )
-from worldloom_dist.learner.prediction_videos import PredictionVideos
-from worldloom_dist.learner.step import prepare_torch
-from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.local_evaluation import LocalEvaluator
-from worldloom_dist.local_workers import LocalWorkers
-from worldloom_dist.metrics.endpoint import read_secret, serve_near
-from worldloom_dist.metrics.hub import MetricsHub
-from worldloom_dist.metrics.process import NodeMeter
-from worldloom_dist.plan import Plan, role_seed
-from worldloom_dist.ports import SampleRequest
-from worldloom_dist.replay.coordinator import ReplayCoordinator
-from worldloom_dist.replay.direct import DirectReplay
-from worldloom_dist.replay.imports import ImportList, split_sources
-from worldloom_dist.replay.meter import priority_metrics
-from worldloom_dist.replay.planning import files_to_store
-from worldloom_dist.replay.snapshots import ShardSnapshot
-from worldloom_dist.report import Counts, Report
-from worldloom_dist.run_folder import RunFolder, build_facts
-from worldloom_dist.stopping import StopFlag
+from worldloom_dist.run.folder import RunFolder, build_facts
+from worldloom_dist.run.plan import Plan, role_seed
+from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.signals import StopFlag
 
 __all__ = ["LocalRuntime"]
 

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import resolve
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.presets import PRESETS
-from worldloom_dist.report import Counts, Report
-from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS
+from worldloom_dist.run.report import Counts, Report
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import socket
 import pytest
 
 from worldloom_dist import launch
-from worldloom_dist.cli import UsageError, flag_names, parse
-from worldloom_dist.config import RunConfig
-from worldloom_dist.presets import PRESETS
+from worldloom_dist.run.cli import UsageError, flag_names, parse
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.presets import PRESETS
 
 FIXED_FLAGS = [
     "--preset",

@@ -4,8 +4,8 @@ import pytest
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
-from worldloom_dist.assembly import measure_act_costs
-from worldloom_dist.plan import (
+from worldloom_dist.run.builders import measure_act_costs
+from worldloom_dist.run.plan import (
     ActCosts,
     Plan,
     group_sizes,
@@ -13,7 +13,7 @@ from worldloom_dist.plan import (
     place_inference,
     resolve,
 )
-from worldloom_dist.presets import PRESETS
+from worldloom_dist.run.presets import PRESETS
 
 
 def plan_of(**changes: object) -> Plan:

@@ -23,7 +23,6 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.rate_limiter import RateLimits
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import probe_env
-from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget
 from worldloom_dist.replay.imports import split_sources
 from worldloom_dist.replay.planning import (
@@ -33,7 +32,8 @@ from worldloom_dist.replay.planning import (
     replay_budget,
     resolve_windows,
 )
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.folder import RunFolder
 
 __all__ = [
     "ActCosts",

@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
-from worldloom_dist.bottleneck import Bottleneck, Use, diagnose
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.metrics.totals import RunTotals
-from worldloom_dist.plan import Plan
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.view import View, last_record
+from worldloom_dist.run.bottleneck import Bottleneck, Use, diagnose
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.view import View, last_record
 
 __all__ = ["Counts", "Report"]
 

@@ -11,13 +11,13 @@ import torch
 from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import ConfigurationError, TrainingError
 from worldloom.envs.toy import CountingEnv, PointEnv
-from worldloom_dist import local_evaluation as module
 from worldloom_dist.actors.evaluation import EvaluationStoppedError
 from worldloom_dist.actors.videos import VideoReport
-from worldloom_dist.cli import parse
 from worldloom_dist.launch import main
-from worldloom_dist.outcome import check_trains, check_windows, is_as_asked, shortfall
-from worldloom_dist.plan import resolve
+from worldloom_dist.lockstep import evaluator as module
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.outcome import check_trains, check_windows, is_as_asked, shortfall
+from worldloom_dist.run.plan import resolve
 
 RESULT = {"env_steps": 400, "return_mean": 1.0}
 EVALUATED = ["--eval-episodes", "2", "--eval-every", "0", "--env-steps", "60"]

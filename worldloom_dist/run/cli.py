@@ -23,8 +23,8 @@ import tyro
 
 from worldloom.algorithms.registry import architecture_changes, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError, nearest
-from worldloom_dist.config import RunConfig
-from worldloom_dist.presets import PRESETS
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.presets import PRESETS
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 

@@ -7,11 +7,11 @@ import logging
 
 import pytest
 
-from worldloom_dist.cli import parse
 from worldloom_dist.launch import announce
-from worldloom_dist.plan import resolve
-from worldloom_dist.presets import PRESETS, preset_changes
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS, preset_changes
 
 OFFICIAL = {
     "batch_size": 16,

@@ -4,7 +4,7 @@ numbers.
 
 import pytest
 
-from worldloom_dist.bottleneck import Use, diagnose
+from worldloom_dist.run.bottleneck import Use, diagnose
 
 
 def use(learner: dict, actors: dict, refused: float = 0.0, workers: int = 64) -> Use:

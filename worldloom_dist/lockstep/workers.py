@@ -16,9 +16,9 @@ from worldloom.core.exceptions import EnvFailureError
 from worldloom.core.protocol import Policy
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import build_policy, build_worker
-from worldloom_dist.plan import Plan
 from worldloom_dist.ports import ReplayWriter, WeightSource
+from worldloom_dist.run.builders import build_policy, build_worker
+from worldloom_dist.run.plan import Plan
 
 __all__ = ["LocalWorkers"]
 

@@ -436,9 +436,9 @@ def path_of(key: str) -> str:
 
 
 def to_markdown() -> str:
-    """The page ``docs/metrics.md``; ``python -m worldloom_dist.metric_names`` prints it."""
+    """The page ``docs/metrics.md``; ``python -m worldloom_dist.metrics.names`` prints it."""
     head = (
-        "# Metrics\n\nGenerated from `worldloom_dist/metric_names.py`. Prometheus "
+        "# Metrics\n\nGenerated from `worldloom_dist/metrics/names.py`. Prometheus "
         "adds the prefix `worldloom_` and the labels\n"
         "`run_id` and `role`; `metrics.jsonl` has the same names without them, and "
         "of a histogram the mean and, as `NAME:p99`,\n"

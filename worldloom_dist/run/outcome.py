@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, TrainingError
-from worldloom_dist.plan import Plan
+from worldloom_dist.run.plan import Plan
 
 __all__ = ["check_trains", "check_windows", "is_as_asked", "shortfall"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from worldloom.envs.config import EnvConfig
-from worldloom_dist.config import ActorsConfig, LearnerConfig, ReplayConfig, RunConfig
+from worldloom_dist.run.config import ActorsConfig, LearnerConfig, ReplayConfig, RunConfig
 
 __all__ = ["PRESETS", "config_changes", "preset_changes"]
 

@@ -12,8 +12,8 @@ import pytest
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvLimits
-from worldloom_dist.cli import parse
-from worldloom_dist.config import BOUNDS, BOUNDS_OF, RunConfig
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.config import BOUNDS, BOUNDS_OF, RunConfig
 
 SECTIONS = {"": RunConfig, **{name: typing.get_type_hints(RunConfig)[name] for name in BOUNDS_OF}}
 UNFIT = [math.nan, math.inf, -math.inf, True, 10**400, -(10**400), -1, "7"]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from worldloom_dist.view import View, duration, facts
+from worldloom_dist.run.view import View, duration, facts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -1,8 +1,8 @@
 """What a run would do with an env, in small: a worker that stores rows, windows to learn from, an
 evaluation, a video.
 
-The parts are those that a run builds (``worldloom_dist.assembly``); only the decisions are random,
-and nothing is learned or kept. A part of ``worldloom_dist.check_env``.
+The parts are those that a run builds (``worldloom_dist.run.builders``); only the decisions are
+random, and nothing is learned or kept. A part of ``worldloom_dist.check_env``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from worldloom.envs.factory import make_env
 from worldloom.envs.vector import EnvStep, VectorEnv, sample_actions
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.evaluation import Evaluator
-from worldloom_dist.assembly import build_shard, build_worker
-from worldloom_dist.config import RunConfig
-from worldloom_dist.plan import Plan, resolve, role_seed
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
+from worldloom_dist.run.builders import build_shard, build_worker
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.plan import Plan, resolve, role_seed
 
 __all__ = ["Rehearsal", "rehearse"]
 
