@@ -6,6 +6,7 @@ torch import it inside.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ __all__ = [
     "measure_act_costs",
     "restore_agent",
 ]
+
+logger = logging.getLogger(__name__)
 
 MEASURE_S = 1.0
 
@@ -173,8 +177,11 @@ def build_learner(
 
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
     own = plan.config.learner
+    reason = RunFolder(folder).eager_reason
+    if reason:
+        logger.warning("learner.compile is off, because a learner of the run failed: %s", reason)
     how: dict[str, Any] = {
-        "compile": own.compile,
+        "compile": "off" if reason else own.compile,
         "ranks": plan.config.learners,
         "weights_dtype": own.weights_dtype,
     }
