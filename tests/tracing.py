@@ -49,7 +49,7 @@ NOT_DETERMINISTIC = {
     "scatter_reduce",
 }
 """Operators that torch refuses on CUDA for floats, or may refuse, when it must be deterministic."""
-HOST = {"_local_scalar_dense", "nonzero", "masked_select", "_to_copy_host", "pin_memory"}
+HOST = {"_local_scalar_dense", "masked_select", "nonzero"}
 
 
 class FakeGenerator(torch.Generator):

@@ -136,8 +136,10 @@ class LocalRuntime:
         self.prediction_videos = PredictionVideos(
             folder.videos, plan.config.learner.report_every_steps, report.env_steps
         )
-        self.workers = LocalWorkers(plan, self.weights, self.replay)
-        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score)
+        self.workers = LocalWorkers(plan, self.weights, self.replay, device)
+        self.evaluator = LocalEvaluator(
+            plan, folder, self.weights, stop, self._note_score, device
+        )
         self._node = NodeMeter(folder.path)
         self._reported = report.counts
         self._checkpoint_at = 0

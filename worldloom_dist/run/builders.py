@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ __all__ = [
     "build_shard",
     "build_store",
     "build_worker",
+    "capture_on_gpu",
     "check_checkpoints",
     "check_live",
     "check_none",
@@ -157,8 +158,8 @@ def check_live(
 def build_policy(
     plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu"
 ) -> Policy:
-    """A policy for acting; it acts with weights equal to the untrained agent's until it
-    loads some.
+    """A policy for acting on ``device``; it acts with weights equal to the untrained agent's until
+    it loads some.
     """
     return make_policy(
         plan.agent,
@@ -167,6 +168,19 @@ def build_policy(
         seed=role_seed(plan, "policy", *index),
         num_envs=num_envs,
     )
+
+
+def capture_on_gpu(plan: Plan, policy: Policy, device: str, sizes: Sequence[int]) -> None:
+    """Prepare the calling thread and a policy that decides on a GPU for batches of ``sizes``; does
+    nothing for a CPU.
+    """
+    if device == "cpu":
+        return
+    from worldloom.nn.cuda_streams import use_device
+    from worldloom_dist.actors.act_graphs import capture_decisions
+
+    use_device(device)
+    capture_decisions(policy, device, sizes, wanted=plan.config.actors.cuda_graphs)
 
 
 def build_learner(
@@ -340,13 +354,14 @@ def _most_in_memory(plan: Plan) -> int | None:
 
 def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
     """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and
-    afterwards.
+    afterwards. Its policy decides on ``device`` for all episodes at once.
     """
     episodes = plan.config.eval_episodes
     seed = role_seed(plan, "evaluation")
     policy = make_policy(
         plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
     )
+    capture_on_gpu(plan, policy, device, (episodes,))
     videos = plan.config.eval_videos
 
     def env() -> VectorEnv:
@@ -389,10 +404,7 @@ def measure_act_costs(plan: Plan, device: str) -> ActCosts:
 def _act_seconds(plan: Plan, rows: int, device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
     policy = build_policy(plan, num_envs=rows, device=device)
-    if device != "cpu":
-        from worldloom_dist.actors.act_graphs import capture_decisions
-
-        capture_decisions(policy, device, (rows,), wanted=plan.config.actors.cuda_graphs)
+    capture_on_gpu(plan, policy, device, (rows,))
     carry = policy.initial_carry(rows)
     is_first = np.ones(rows, bool)
     obs = {key: spec.zeros(rows) for key, spec in plan.env_spec.obs.items()}

@@ -1,4 +1,4 @@
-"""What names no device belongs to the right one, in every thread, on a machine with several GPUs."""
+"""What names no device belongs to the right one, in every thread."""
 
 import threading
 
