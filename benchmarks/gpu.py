@@ -36,6 +36,7 @@ from context import context
 from gpu_stages import EPISODIC, IMAGE, STACK, VECTOR, Place
 
 from worldloom.core.devices import resolve_device
+from worldloom.nn.rmsnorm import has_fused_norm
 from worldloom_dist.learner.step import prepare_torch
 
 RESULTS = Path(__file__).parent / "results"
@@ -133,6 +134,7 @@ def about(place: Place) -> dict[str, Any]:
             "name": gpu.name,
             "capability": f"{gpu.major}.{gpu.minor}",
             "memory_gb": gpu.total_memory / 1e9,
+            "has_fused_norm": has_fused_norm(torch.device(place.device)),
         }
     return facts
 

@@ -44,14 +44,14 @@ CASES = [
     )
 ]
 UPDATE_BUDGET = {
-    ("dreamerv3:size12m", "image"): 6_600,
-    ("dreamerv3:size12m", "vector"): 6_320,
+    ("dreamerv3:size12m", "image"): 6_300,
+    ("dreamerv3:size12m", "vector"): 6_160,
     ("tdmpc2:5m", "vector"): 800,
 }
 DECISION_BUDGET = {
-    ("dreamerv3:size12m", "image"): 160,
-    ("dreamerv3:size12m", "vector"): 160,
-    ("tdmpc2:5m", "vector"): 1_330,
+    ("dreamerv3:size12m", "image"): 90,
+    ("dreamerv3:size12m", "vector"): 90,
+    ("tdmpc2:5m", "vector"): 1_130,
 }
 
 

@@ -26,7 +26,7 @@ from worldloom.nn.rmsnorm import RMSNorm, norm_silu
 __all__ = ["Decoder", "ImageDecoder", "image_loss", "plain_image_loss", "vector_loss"]
 
 CHUNK = 64
-"""Images per pass of the image loss: few enough for the cache."""
+"""Images per pass of the image loss on a CPU: few enough for the cache."""
 
 
 class ImageDecoder(nn.Module):
@@ -149,8 +149,9 @@ class _PlainImageLoss(torch.autograd.Function):
         slope = torch.empty_like(cells, dtype=torch.float32)
         loss = []
         grid = image.view(rows, height, 2, width, 2, channels).transpose(2, 3)
-        for begin in range(0, rows, CHUNK):
-            part = slice(begin, begin + CHUNK)
+        size = CHUNK if cells.device.type == "cpu" else rows
+        for begin in range(0, rows, size):
+            part = slice(begin, begin + size)
             predicted = torch.sigmoid(cells[part].float())
             error = predicted - grid[part] / 255
             loss.append(error.square().sum((1, 2, 3, 4, 5)))

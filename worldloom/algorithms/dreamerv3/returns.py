@@ -56,8 +56,13 @@ def lambda_return(
     base = reward + live * (1 - carry) * value
     keep = live * carry
     returns = [boot]
+    is_cpu = reward.device.type == "cpu"
     for t in range(reward.shape[1] - 1, 0, -1):
-        returns.append(base[:, t] + keep[:, t] * returns[-1])
+        returns.append(
+            base[:, t] + keep[:, t] * returns[-1]
+            if is_cpu
+            else torch.addcmul(base[:, t], keep[:, t], returns[-1])
+        )
     return torch.stack(returns[:0:-1], 1)
 
 

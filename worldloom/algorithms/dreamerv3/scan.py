@@ -222,7 +222,10 @@ class _ObserveScan(torch.autograd.Function):
         hard = buffer(sizes.latent).zero_()
         logits = buffer(sizes.latent)
         classes = torch.empty(*draws.shape, dtype=torch.int64, device=deter.device)
-        mix = (1.0 - sizes.unimix, sizes.unimix / sizes.classes)
+        unimix = sizes.unimix
+        mix = (1.0 - unimix, unimix / sizes.classes)
+        even = torch.full((), 1.0 / sizes.classes, device=deter.device)
+        is_fused = has_fused_norm(deter.device)
         bias_gru = w.b_gru.view(sizes.blocks, 1, -1)
         for t in range(steps):
             torch.mul(deter, keep[t], out=before[t])
@@ -251,7 +254,8 @@ class _ObserveScan(torch.autograd.Function):
             torch.addmm(w.b_logit, norm_silu(pre_obs[t], w.s_obs), w.w_logit.t(), out=logits[t])
             if draws.is_floating_point():
                 soft = logits[t].float().view(rows, sizes.stoch, sizes.classes).softmax(-1)
-                classes[t] = sample_classes(soft.mul_(mix[0]).add_(mix[1]), draws[t])
+                probs = soft.lerp_(even, unimix) if is_fused else soft.mul_(mix[0]).add_(mix[1])
+                classes[t] = sample_classes(probs, draws[t])
             else:
                 classes[t] = draws[t]
             grid = hard[t].view(rows, sizes.stoch, sizes.classes)
