@@ -4,9 +4,9 @@ evaluator.
     workers --act--> pending requests --(full, or all clients wait, or max_wait)-->
             one policy call in a thread --> replies
 
-Requests come over lines of our own (``line``), or over Ray from a worker that cannot open one.
-The batch loop of an inference server *is* its run_forever: if it fails, the supervisor sees why and
-starts another server.
+Requests come over sockets of our own (``worldloom_dist.rpc``), or over Ray from a worker that
+cannot reach them. The batch loop of an inference server *is* its run_forever: if it fails, the
+supervisor sees why and starts another server.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class InferenceRole:
         self._free_since = -float("inf")
         self._waits = HistogramBuilder(BUCKETS_S)
         self._log_forwarder = LogForwarder().listen()
-        self._door = RpcServer(self._ask, is_private=plan.config.address is None)
+        self._server = RpcServer(self._ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Decide for the rows of one worker. A request that comes again, because its sender lost
@@ -95,7 +95,7 @@ class InferenceRole:
 
     async def address(self) -> Endpoint:
         """Where workers ask without Ray."""
-        return await self._door.address()
+        return await self._server.address()
 
     def _ask(self, request: ActRequest) -> asyncio.Future[ActReply]:
         future: asyncio.Future[ActReply] = asyncio.get_running_loop().create_future()
