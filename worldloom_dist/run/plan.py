@@ -256,11 +256,11 @@ def resolve_env(
         them.
     """
     alone = own.resolved()
-    defaults = dict(published.get(own.suite, {}))
+    defaults = dict(published.get(own.family, {}))
     spec, size = probe_env(alone)
     if not any(array.is_image for array in spec.obs.values()):
         defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
-    resolved = own.with_defaults({own.suite: defaults}).resolved()
+    resolved = own.with_defaults({own.family: defaults}).resolved()
     return (resolved, spec, size) if resolved == alone else (resolved, *probe_env(resolved))
 
 
