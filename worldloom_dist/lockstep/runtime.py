@@ -116,7 +116,8 @@ class LocalRuntime:
         self._found = self._store.newest()
         if self._found is None:
             check_none(self._store)
-            # rows from before a kill belong to no cut: begin again
+            if folder.replay.exists():
+                logger.info("there is no checkpoint yet: the run begins again, without its rows")
             shutil.rmtree(folder.replay, ignore_errors=True)
         shards = [
             build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)
@@ -246,10 +247,16 @@ class LocalRuntime:
         self._imported = ImportList(self._folder.path, wanted).take_new()
         files = files_to_store(self._imported, stored, self._plan.columns)
         if found is not None:
+            held = self.replay.row_counters().inserted
             self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
+            left_out = held - self.replay.row_counters().inserted
             self._restore_limiter(tree)
             self.evaluator.asked_at = tree["evaluated_at"]
-            logger.info("goes on from %s", found[0].name)
+            logger.info(
+                "goes on from %s%s",
+                found[0].name,
+                f"; {left_out:,} rows that came after it are made again" if left_out else "",
+            )
         for source in files:
             logger.info("%s: %s", source, self.replay.load(source))
         if self._plan.is_offline and not self.replay.has_windows:

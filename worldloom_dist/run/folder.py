@@ -1,10 +1,10 @@
 """The run folder: what a run writes, where, and in which words.
 
     config.json  command.txt  versions.txt  metrics.jsonl  console.log  summary.json  checkpoints/
-    replay/  videos/
+    replay/  videos/  incarnations.json  lock
 
-``summary.json`` is replaced atomically at every checkpoint and at the end, so a reader always finds
-a whole one.
+``summary.json`` is replaced atomically every few seconds and at the end, so a reader always finds a
+whole one.
 """
 
 from __future__ import annotations
