@@ -1,3 +1,4 @@
-"""Pieces of networks that algorithms share: dense and normed layers, convolutions, ensembles, two-hot
-and symlog distributions (``distributions``, ``symlog_bins``), optimizers, precision, weight snapshots.
+"""Pieces of networks that algorithms share: dense and normed layers, convolutions, ensembles,
+two-hot and symlog distributions (``distributions``, ``symlog_bins``), optimizers, precision, weight
+snapshots.
 """
