@@ -34,7 +34,8 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     },
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
-    {"worldloom.factory"},
+    {"worldloom.distributed"},
+    {"worldloom.factory", "worldloom.agent"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {

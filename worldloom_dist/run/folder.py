@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -128,7 +128,13 @@ class RunFolder:
         """``summary.json``."""
         return self.path / "summary.json"
 
-    def open(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+    def open(
+        self,
+        config: RunConfig,
+        env: Mapping[str, Any],
+        agent: Mapping[str, Any],
+        words: Sequence[str] = (),
+    ) -> str:
         """Make the folder and hold it; a new run is described in it, and one that goes on keeps its
         id.
 
@@ -148,13 +154,25 @@ class RunFolder:
                 f"run_dir: {self.path} cannot be written ({error}); name another folder"
             ) from error
         known = self.read_json("config.json").get("run_id")
-        return str(known) if known else self.describe(config, env, agent)
+        return str(known) if known else self.describe(config, env, agent, words)
 
-    def describe(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+    def describe(
+        self,
+        config: RunConfig,
+        env: Mapping[str, Any],
+        agent: Mapping[str, Any],
+        words: Sequence[str] = (),
+    ) -> str:
         """Write the settings, the command line and the versions; the run keeps its id if it has
         one.
 
         Of a run that goes on with other settings this is done when it is known to work with them.
+
+        Args:
+            config: Its settings.
+            env: What its env gives and takes.
+            agent: Settings of its agent.
+            words: The flags that it was started with.
 
         Returns:
             The run's id.
@@ -164,9 +182,7 @@ class RunFolder:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with (self.path / "command.txt").open("a") as file:
             python = Path(sys.executable).name
-            file.write(
-                f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n"
-            )
+            file.write(f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *words])}\n")
         write_text(self.path / "versions.txt", versions())
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)
