@@ -282,6 +282,8 @@ def announce(
     plan: Plan, folder: Path, port: int, *, is_resumed: bool, changed: Sequence[str] = ()
 ) -> None:
     """Say what runs before it does, and what is otherwise than before a resume."""
+    from worldloom_dist.run.pace import prefill_share
+
     config = plan.config
     spec = plan.spec
     env = plan.env_spec
@@ -296,11 +298,12 @@ def announce(
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
     logger.info(
         "agent    %s: train ratio %g (%g updates per agent step), prefill %d agent "
-        "steps, then %d updates at once",
+        "steps (%s of the run), then %d updates at once",
         plan.agent.name,
         spec.train_ratio,
         spec.train_ratio / spec.sampling.trained_positions,
         spec.prefill_agent_steps,
+        f"{prefill_share(plan):.0%}",
         spec.pretrain_updates,
     )
     logger.info(

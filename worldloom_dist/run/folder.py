@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -27,7 +28,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
-from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.config import NO_PRESET, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,21 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
                 "resume to go on with it, or name another folder"
             )
         return config.run_dir, exists
+    name = _name_of(config)
     taken = [
         int(p.name.rsplit("-", 1)[1])
-        for p in root.glob(f"{config.preset}-[0-9]*")
+        for p in root.glob(f"{name}-[0-9]*")
         if p.name.rsplit("-", 1)[1].isdigit()
     ]
-    return root / f"{config.preset}-{max(taken, default=0) + 1:04d}", False
+    return root / f"{name}-{max(taken, default=0) + 1:04d}", False
+
+
+def _name_of(config: RunConfig) -> str:
+    """The preset, or where there is none the env: ``cartpole-v1``, ``my_env-thermostat``."""
+    if config.preset != NO_PRESET:
+        return config.preset
+    name = "offline" if config.env.is_none else config.env.name
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "run"
 
 
 def claim_folder(config: RunConfig, folder: Path) -> Path:
