@@ -54,7 +54,7 @@ from worldloom_dist.run.builders import (
     check_live,
     check_none,
     check_trained_env,
-    env_facts,
+    trained_facts,
 )
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.plan import Plan, role_seed
@@ -303,7 +303,7 @@ class LocalRuntime:
         facts = {
             "env_steps": self._report.env_steps,
             "train_steps": self.learner.train_steps,
-            **env_facts(self._plan),
+            **trained_facts(self._plan),
         }
         step = (
             self.learner.train_steps

@@ -6,6 +6,7 @@ torch import it inside.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,9 +45,9 @@ __all__ = [
     "check_live",
     "check_none",
     "check_trained_env",
-    "env_facts",
     "measure_act_costs",
     "restore_agent",
+    "trained_facts",
 ]
 
 MEASURE_S = 1.0
@@ -219,19 +220,20 @@ def check_none(store: CheckpointStore) -> None:
         )
 
 
-def env_facts(plan: Plan) -> dict[str, Any]:
-    """What the manifest of a checkpoint says of the env that it was trained in, every setting
-    included.
+def trained_facts(plan: Plan) -> dict[str, Any]:
+    """What the manifest of a checkpoint says of the agent, and of the env that it was trained in,
+    every setting included: all that ``worldloom.load_agent`` needs besides the weights.
 
     Without an env it is ``recorded_env``, which the rows came from; that binds no one who plays
     with the checkpoint.
     """
     spec = plan.env_spec.to_dict()
-    return (
+    env = (
         {"recorded_env": spec}
         if plan.is_offline
         else {"env": {**spec, "name": plan.env.env, "settings": plan.env.settings()}}
     )
+    return {"agent": dataclasses.asdict(plan.agent), **env}  # type: ignore[call-overload]
 
 
 def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> None:

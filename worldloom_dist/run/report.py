@@ -22,6 +22,7 @@ from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.bottleneck import Bottleneck, Use, diagnose
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.pace import Pace
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.view import View, last_record
 
@@ -100,6 +101,7 @@ class Report:
             [(self._started, {"sample": 0.0})]
         )
         self._said_binding = self._started
+        self._pace = Pace(plan)
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
@@ -135,6 +137,8 @@ class Report:
         self.counts = counts
         self.snapshot = snapshot
         self._watch_use(now)
+        if said := self._pace.look(now, counts):
+            logger.info("%s", said)
 
     @property
     def binding(self) -> Bottleneck:
