@@ -29,11 +29,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, CheckpointError
+from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
 from worldloom.data.selector_spec import parse_selector
+from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.learner.prediction_videos import PredictionVideos
-from worldloom_dist.learner.step import prepare_torch
+from worldloom_dist.learner.step import CaptureFailedError, prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.lockstep.evaluator import LocalEvaluator
 from worldloom_dist.lockstep.workers import LocalWorkers
@@ -136,8 +137,10 @@ class LocalRuntime:
         self.prediction_videos = PredictionVideos(
             folder.videos, plan.config.learner.report_every_steps, report.env_steps
         )
-        self.workers = LocalWorkers(plan, self.weights, self.replay)
-        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score)
+        self.workers = LocalWorkers(plan, self.weights, self.replay, device)
+        self.evaluator = LocalEvaluator(
+            plan, folder, self.weights, stop, self._note_score, device
+        )
         self._node = NodeMeter(folder.path)
         self._reported = report.counts
         self._checkpoint_at = 0
@@ -185,11 +188,21 @@ class LocalRuntime:
             )
             batch = self.replay.sample(request)
             self._is_whole = False
-            self.learner.train(batch)
+            self._train(batch)
             self._is_whole = True
         if self._has_trained() and self.weights.version().update < self.learner.train_steps:
-            self.learner.publish()
+            self.learner.publish(waits=True)
         return True
+
+    def _train(self, batch: SampledWindows) -> None:
+        try:
+            self.learner.train(batch)
+        except CaptureFailedError as error:
+            self._folder.note_eager(str(error))
+            raise TrainingError(
+                f"{error}, and this process cannot go on after that; go on without capturing: "
+                f"--resume {shlex.quote(str(self._folder.path))}"
+            ) from error
 
     def close(self) -> None:
         """Close envs and shards."""
@@ -239,7 +252,7 @@ class LocalRuntime:
             check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
             self.learner.load_state_dict(tree["learner"])
         if not self._plan.spec.random_prefill or self._has_trained():
-            self.learner.publish()
+            self.learner.publish(waits=True)
         self.workers.begin(tree.get("workers", ()))
         wanted = split_sources(self._plan.config.replay.load)
         # earlier versions stored all of them first

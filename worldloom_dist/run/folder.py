@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
 COUNTERS_FILE = "replay/books.json"
+EAGER_FILE = "eager.json"
 PACKAGES = (
     "worldloom-dist",
     "torch",
@@ -256,6 +257,7 @@ class RunFolder:
             "incarnations.json",
             "imports.json",
             COUNTERS_FILE,
+            EAGER_FILE,
         ):
             self.read_json(name)
 
@@ -288,6 +290,17 @@ class RunFolder:
         """
         self.replay.mkdir(exist_ok=True)
         write_json(self.path / COUNTERS_FILE, shards)
+
+    @property
+    def eager_reason(self) -> str:
+        """Why updates of the run are not captured any more; empty while they may be."""
+        return str(self.read_json(EAGER_FILE).get("updates", ""))
+
+    def note_eager(self, reason: str) -> None:
+        """Have every later learner of the run make its updates eagerly, until ``eager.json`` is
+        deleted.
+        """
+        write_json(self.path / EAGER_FILE, {"updates": reason})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""

@@ -395,6 +395,7 @@ class Report:
             "wall_time_s": self._wall_before + seconds,
             "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
             "restarts": self._restarts(),
+            **({"eager": reason} if (reason := self._folder.eager_reason) else {}),
             "quarantined": dict(self.quarantined),
             "inference": dict(self.inference),
             "policy_version": counts.policy_version,

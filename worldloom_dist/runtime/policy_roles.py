@@ -26,7 +26,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.devices import resolve_device
+from worldloom.core.devices import resolve_device, usable_device
 from worldloom.core.error_text import last_line
 from worldloom.core.metrics import HistogramBuilder, Last, MetricMap
 from worldloom.core.sequence import NO_POLICY
@@ -38,7 +38,12 @@ from worldloom_dist.interfaces import Coordinator, coordinator_client
 from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
-from worldloom_dist.run.builders import build_evaluator, build_policy, measure_act_costs
+from worldloom_dist.run.builders import (
+    build_evaluator,
+    build_policy,
+    capture_on_gpu,
+    measure_act_costs,
+)
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import ActCosts, Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
@@ -226,14 +231,11 @@ class InferenceRole:
     def _build(self) -> InferenceServer:
         import torch
 
-        from worldloom_dist.actors.act_graphs import capture_decisions
-
         torch.set_num_threads(1)
         device = resolve_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
-        actors = self._plan.config.actors
-        sizes = batch_sizes(actors.max_batch) if device != "cpu" else ()
-        capture_decisions(policy, device, sizes, wanted=actors.cuda_graphs)
+        sizes = batch_sizes(self._plan.config.actors.max_batch) if device != "cpu" else ()
+        capture_on_gpu(self._plan, policy, device, sizes)
         return InferenceServer(
             policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes
         )
@@ -268,7 +270,8 @@ class EvaluatorRole:
             import torch
 
             torch.set_num_threads(1)
-            self._evaluator = build_evaluator(self._plan)
+            device = usable_device(self._plan.config.learner.device)
+            self._evaluator = build_evaluator(self._plan, device=device)
         self._evaluator.load_weights(
             RemoteWeights(timeout_s=DEADLINES.weights_evaluation_s).fetch()
         )
