@@ -186,25 +186,22 @@ class Dialogue:
         """The episode of ``env`` ends here without a last observation; it counts as truncated."""
         self._envs[env].is_ended = True
 
-    def after_break(self, positions: Iterable[Any]) -> list[Any]:
-        """Questions to ask again, in order, after another server took the session over.
+    def settled(self, env: int, stored: int) -> None:
+        """Steps of ``env`` before ``stored`` are stored, or were left out."""
+        self._forget(env, stored)
 
-        Raises:
-            ClientError: If the server asks for rows that were called stored.
-        """
+    def after_break(self, positions: Iterable[Any]) -> list[Any]:
+        """Questions to ask again, in order, after another server took the session over."""
         todo: dict[int, deque[_Row]] = {}
         for position in positions:
             self._forget(position.env, position.stored)
-            rows = self._envs[position.env].rows
-            for row in rows:
+            env = self._envs[position.env]
+            for row in env.rows:
                 row.is_known = False
-            again = deque(row for row in rows if row.step >= position.next_step)
-            if again and again[0].step != position.next_step:
-                raise ClientError(
-                    f"env {position.env}: the server goes on at step {position.next_step}, and "
-                    f"only steps from {again[0].step} on are kept; open a new session"
-                )
-            before = self._row(position.env, position.next_step - 1)
+            # what was called stored here is stored, whatever the server remembers of it
+            begin = max(position.next_step, env.stored)
+            again = deque(row for row in env.rows if row.step >= begin)
+            before = self._row(position.env, begin - 1)
             if before is not None and before.ran is None:
                 again.appendleft(before)  # asked, and its answer was lost on the way
             todo[position.env] = again

@@ -13,10 +13,10 @@ goes on.
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -24,29 +24,23 @@ from typing import Any
 import grpc
 import numpy as np
 
-from worldloom_client.dialogue import Action, Dialogue
-from worldloom_client.errors import ClientError, RefusedError, UnavailableError
+from worldloom_client.dialogue import Action
+from worldloom_client.errors import ClientError, UnavailableError
 from worldloom_client.settings import Settings, backoff_s, channel_options, credentials
-from worldloom_client.wire import (
-    SESSION_KEY,
-    Spec,
-    message,
-    method,
-    specs_of,
+from worldloom_client.state import (
+    ASK_HOLD,
+    CONNECT_S,
+    SERVICE,
+    SessionState,
+    check_retried,
+    plain,
+    single,
 )
+from worldloom_client.wire import SESSION_KEY, Spec, message, method
 
 __all__ = ["Session", "connect"]
 
-SERVICE = "PolicyService"
-RETRIED = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.NOT_FOUND,  # the server forgot the session: resume it
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-)
-CONNECT_S = 10.0
+WATCH_EVERY_S = 0.2
 
 
 def connect(address: str, **settings: Any) -> Session:
@@ -70,12 +64,6 @@ class Session:
     Args:
         address: As for :func:`connect`.
         settings: How.
-
-    Attributes:
-        description: What the server says of itself, a ``DescribeResponse``.
-        version: ``(incarnation, update)`` of the weights that acted last.
-        warning: What the server said when it opened the session; usually nothing.
-        rows_skipped: Rows that were left out of replay while it wanted none.
     """
 
     def __init__(self, address: str, settings: Settings) -> None:
@@ -84,39 +72,53 @@ class Session:
             raise ClientError("address: name at least one HOST:PORT")
         self._settings = settings
         self._credentials, self._metadata = credentials(settings)
-        self._key = os.urandom(16)
-        self._secret = b""
-        self._channel: grpc.Channel | None = None
+        self._state = SessionState(settings)
+        self._channel: Any = None
         self._questions: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: Any = None
         self._number = 0
-        self._hold_until = 0.0
         self._is_closed = False
-        self.version = (0, 0)
-        self.warning = ""
-        self.description: Any = None
-        self._dialogue: Dialogue | None = None
-        self._reconnect(time.monotonic() + settings.timeout_s)
+        self._watch: _Watch | None = None
+        try:
+            self._reconnect(time.monotonic() + settings.timeout_s)
+        except BaseException:
+            self._drop_channel()
+            raise
+
+    @property
+    def description(self) -> Any:
+        """What the server says of itself, a ``DescribeResponse``."""
+        return self._state.description
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Incarnation and update of the weights that acted last; ``(0, 0)`` for none."""
+        return self._state.version
+
+    @property
+    def warning(self) -> str:
+        """What the server said when it opened the session; usually nothing."""
+        return self._state.warning
 
     @property
     def obs_specs(self) -> list[Spec]:
         """Arrays of an observation, in order."""
-        return self._talk.obs
+        return self._state.dialogue.obs
 
     @property
     def action_specs(self) -> list[Spec]:
         """Arrays of an action, in order."""
-        return self._talk.action
+        return self._state.dialogue.action
 
     @property
     def rows_skipped(self) -> int:
         """Rows that were left out of replay while it wanted none."""
-        return self._talk.rows_skipped
+        return self._state.dialogue.rows_skipped
 
     @property
     def stored(self) -> list[int]:
-        """Rows of every env that are in replay, as far as is known here."""
-        return self._talk.stored
+        """Per env the rows that are stored or were left out, as far as is known here."""
+        return self._state.dialogue.stored
 
     def act(
         self,
@@ -144,11 +146,10 @@ class Session:
             WireError, RefusedError: If the question is wrong.
             UnavailableError: If no server answers within ``timeout_s``.
         """
-        rows = {key: np.asarray(value)[None] for key, value in self._named(obs, "obs").items()}
+        named = single(obs, "obs", self.obs_specs)
+        rows = {key: np.asarray(value)[None] for key, value in named.items()}
         flags = (np.array([terminated]), np.array([truncated]))
-        actions = self.act_many(rows, np.array([reward], np.float32), *flags, envs=[env])
-        single = {key: value[0] for key, value in actions.items()}
-        return single["action"] if set(single) == {"action"} else single
+        return plain(self.act_many(rows, np.array([reward], np.float32), *flags, envs=[env]))
 
     def act_many(
         self,
@@ -172,18 +173,13 @@ class Session:
         Raises:
             WireError, RefusedError, UnavailableError: As :meth:`act`.
         """
-        if self._is_closed:
-            raise ClientError("the session is closed; open another one")
+        self._check_open()
+        talk = self._state.dialogue
         asked = list(range(self._settings.num_envs)) if envs is None else list(envs)
         is_held = self._wait_while_held()
-        request = self._talk.question(asked, obs, reward, terminated, truncated, skip_store=is_held)
-        deadline = time.monotonic() + self._settings.timeout_s
-        try:
-            self._ask(request, deadline)
-        except grpc.RpcError as error:
-            _check_retried(error)
-            self._reconnect(deadline)  # asks again what is not stored, this question too
-        return self._talk.actions(request)
+        request = talk.question(asked, obs, reward, terminated, truncated, skip_store=is_held)
+        self._ask_until(request)
+        return talk.actions(request)
 
     def executed(self, action: Any, *, source: str = "human", env: int = 0) -> None:
         """Tell what ran in place of the last answer of ``env``; replay stores that, and who chose
@@ -197,11 +193,17 @@ class Session:
         Raises:
             WireError: If it is no action of the policy.
         """
-        self._talk.executed(env, self._named(action, "action"), source)
+        named = single(action, "action", self.action_specs)
+        self._state.dialogue.executed(env, named, source)
 
     def abandon(self, env: int = 0) -> None:
         """The episode of ``env`` ends without a last observation and counts as truncated."""
-        self._talk.abandon(env)
+        self._state.dialogue.abandon(env)
+
+    def keep_alive(self) -> None:
+        """Renew the lease while there is nothing to ask."""
+        self._check_open()
+        self._ask_until(ASK_HOLD)
 
     def close(self) -> None:
         """End the session: what is open is stored."""
@@ -209,9 +211,11 @@ class Session:
             return
         self._is_closed = True
         try:
-            if self._channel is not None and self._secret:
-                self._stop_stream()
-                self._unary("Close", message("CloseRequest")(), CONNECT_S)
+            if self._channel is not None and self._state.secret:
+                self._questions.put(None)
+                closed = self._unary("Close", message("CloseRequest")(), CONNECT_S)
+                for position in closed.position:
+                    self._state.dialogue.settled(position.env, position.stored)
         except grpc.RpcError:
             pass  # its lease ends it
         finally:
@@ -228,22 +232,33 @@ class Session:
     ) -> None:
         self.close()
 
-    @property
-    def _talk(self) -> Dialogue:
-        assert self._dialogue is not None
-        return self._dialogue
-
-    def _named(self, value: Any, group: str) -> Mapping[str, Any]:
-        return value if isinstance(value, Mapping) else {group: value}
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientError("the session is closed; open another one")
 
     def _wait_while_held(self) -> bool:
         """True when this row is to stay out of replay."""
-        if not self._settings.store or time.monotonic() >= self._hold_until:
-            return False
-        if self._settings.on_hold == "act":
-            return True
-        time.sleep(max(0.0, self._hold_until - time.monotonic()))
+        while (hold_s := self._state.hold_s) > 0:
+            if self._settings.on_hold == "act":
+                return True
+            time.sleep(hold_s)
+            self._ask_until(ASK_HOLD)
         return False
+
+    def _ask_until(self, request: Any) -> None:
+        """Ask, through as many breaks as there is time for."""
+        deadline = time.monotonic() + self._settings.timeout_s
+        while True:
+            try:
+                if self._answers is None:
+                    self._reconnect(deadline)  # asks again what is not stored, this question too
+                    if len(request.env):
+                        return
+                self._ask(request, deadline)
+                return
+            except grpc.RpcError as error:
+                check_retried(error)
+                self._drop_channel()
 
     def _ask(self, request: Any, deadline: float) -> None:
         """Ask, and take the answer.
@@ -253,26 +268,14 @@ class Session:
             RefusedError: If the server says no.
         """
         self._number += 1
+        assert self._watch is not None
+        self._watch.deadline = deadline
         self._questions.put(message("ActStreamRequest")(number=self._number, request=request))
-        timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            answer = next(self._answers, None)
-        finally:
-            timer.cancel()
+        answer = next(self._answers, None)
+        self._watch.deadline = None
         if answer is None:
             raise _StreamEndedError
-        if answer.HasField("refusal"):
-            raise RefusedError(answer.refusal.code, answer.refusal.message)
-        response = answer.response
-        self.version = (response.version.incarnation, response.version.update)
-        self._hold_until = time.monotonic() + response.hold.seconds + response.hold.nanos / 1e9
-        self._talk.answer(request, response)
-
-    def _cancel(self) -> None:
-        if self._answers is not None:
-            self._answers.cancel()
+        self._state.take(request, answer)
 
     def _reconnect(self, deadline: float) -> None:
         """Open the session, or resume it, and ask again what is not stored.
@@ -287,11 +290,12 @@ class Session:
                     self._open(address, deadline)
                     return
                 except grpc.RpcError as error:
-                    _check_retried(error)
+                    check_retried(error)
                     last = error
             if time.monotonic() >= deadline:
                 break
             time.sleep(min(backoff_s(tries), max(0.0, deadline - time.monotonic())))
+        self._drop_channel()
         where = ", ".join(self._addresses)
         why = last.details() if isinstance(last, grpc.Call) else "no answer"
         raise UnavailableError(
@@ -306,27 +310,9 @@ class Session:
             self._channel = grpc.secure_channel(address, self._credentials, channel_options())
         within_s = min(CONNECT_S, max(0.1, deadline - time.monotonic()))
         described = self._unary("Describe", message("DescribeRequest")(), within_s)
-        found = (specs_of(described.obs), specs_of(described.action))
-        settings = self._settings
-        request = message("OpenRequest")(
-            client=settings.client,
-            num_envs=settings.num_envs,
-            fingerprint=settings.fingerprint or described.fingerprint,
-            explore=settings.explore,
-            store=settings.store,
-            resume=self._secret,
-            control_hz=settings.control_hz,
-            idempotency_key=self._key,
-        )
-        opened = self._unary("Open", request, within_s)
-        self.description = described
-        self.warning = opened.warning
-        self._secret = opened.secret
-        self._key = os.urandom(16)
-        if self._dialogue is None:
-            self._dialogue = Dialogue(*found, settings.num_envs, compress=settings.compress)
-        elif found != (self._talk.obs, self._talk.action):
-            raise ClientError(f"the gateway at {address} has another policy; open a new session")
+        request = self._state.open_request(described)
+        response = self._unary("Open", request, within_s)
+        again = self._state.opened(request, described, response, address)
         self._questions = queue.SimpleQueue()
         stream = self._channel.stream_stream(
             method(SERVICE, "ActStream"),
@@ -334,46 +320,62 @@ class Session:
             response_deserializer=message("ActStreamResponse").FromString,
         )
         self._answers = stream(iter(self._questions.get, None), metadata=self._with_secret())
-        for again in self._talk.after_break(opened.position):
-            self._ask(again, deadline)
+        self._watch = _Watch(self._answers)
+        for question in again:
+            self._ask(question, deadline)
 
     def _unary(self, name: str, request: Any, within_s: float) -> Any:
-        assert self._channel is not None
         call = self._channel.unary_unary(
             method(SERVICE, name),
             request_serializer=type(request).SerializeToString,
             response_deserializer=message(f"{name}Response").FromString,
         )
-        return call(request, timeout=within_s, metadata=self._with_secret(), wait_for_ready=True)
+        return call(request, timeout=within_s, metadata=self._with_secret())
 
     def _with_secret(self) -> tuple[Any, ...]:
-        own = ((SESSION_KEY, self._secret),) if self._secret else ()
-        return (*self._metadata, *own)
-
-    def _stop_stream(self) -> None:
-        self._questions.put(None)
-        if self._answers is not None:
-            for _ in self._answers:
-                pass
+        secret = self._state.secret
+        return (*self._metadata, *(((SESSION_KEY, secret),) if secret else ()))
 
     def _drop_channel(self) -> None:
         self._questions.put(None)
+        if self._watch is not None:
+            self._watch.end()
         if self._answers is not None:
             self._answers.cancel()
         if self._channel is not None:
             self._channel.close()
+        self._watch = None
         self._answers = None
         self._channel = None
 
 
-class _StreamEndedError(grpc.RpcError):
-    """The server ended the stream."""
-
-
-def _check_retried(error: grpc.RpcError) -> None:
-    """Raises:
-    RefusedError: If asking again will not help.
+class _Watch:
+    """Cancels a stream whose answer is late; one thread for each stream, so that no question pays
+    for a timer.
     """
-    code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNAVAILABLE
-    if code not in RETRIED:
-        raise RefusedError(code.name, error.details() or code.name) from error
+
+    def __init__(self, stream: Any) -> None:
+        self.deadline: float | None = None
+        self._is_over = threading.Event()
+        thread = threading.Thread(
+            target=_watch, args=(weakref.ref(self), stream, self._is_over), daemon=True
+        )
+        thread.start()
+
+    def end(self) -> None:
+        """The stream is over."""
+        self._is_over.set()
+
+
+def _watch(owner: weakref.ref[_Watch], stream: Any, is_over: threading.Event) -> None:
+    while not is_over.wait(WATCH_EVERY_S):
+        watch = owner()
+        if watch is None:
+            return
+        if watch.deadline is not None and time.monotonic() > watch.deadline:
+            stream.cancel()
+            return
+
+
+class _StreamEndedError(grpc.RpcError):  # type: ignore[misc]
+    """The server ended the stream."""

@@ -14,7 +14,14 @@ import grpc
 from worldloom_client.errors import ClientError
 from worldloom_client.wire import MAX_MESSAGE_BYTES
 
-__all__ = ["BACKOFF_S", "MAX_BACKOFF_S", "Settings", "channel_options", "credentials"]
+__all__ = [
+    "BACKOFF_S",
+    "MAX_BACKOFF_S",
+    "Settings",
+    "backoff_s",
+    "channel_options",
+    "credentials",
+]
 
 BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
@@ -29,8 +36,8 @@ class Settings:
     Args:
         num_envs: Envs that ask.
         client: Label for the run's logs and metrics.
-        explore: Act with the noise of training.
-        store: Let rows enter replay.
+        explore: Act with the noise of training; by default where the server does.
+        store: Let rows enter replay; by default where the server stores any.
         fingerprint: Of the specs that this program was written for; None takes any.
         token: Bearer token, or a file that holds one.
         ca: File with the certificate of who signed the server's; needed with TLS.
@@ -47,8 +54,8 @@ class Settings:
 
     num_envs: int = 1
     client: str = "client"
-    explore: bool = True
-    store: bool = True
+    explore: bool | None = None
+    store: bool | None = None
     fingerprint: str | None = None
     token: str | Path | None = None
     ca: str | Path | None = None
@@ -83,7 +90,7 @@ def credentials(settings: Settings) -> tuple[grpc.ChannelCredentials | None, tup
         metadata = (("authorization", f"Bearer {_token(settings.token)}"),)
     if settings.ca is None and settings.certificate is None:
         return None, metadata
-    own = (None, None)
+    own: tuple[bytes | None, bytes | None] = (None, None)
     if settings.certificate is not None and settings.key is not None:
         own = (_read(settings.key, "key"), _read(settings.certificate, "certificate"))
     root = None if settings.ca is None else _read(settings.ca, "ca")

@@ -7,7 +7,6 @@ major version of protobuf that it was generated for.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,9 @@ from worldloom_client.errors import WireError
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
+    "NUMBER_OF",
     "PACKAGE",
+    "POOL",
     "SESSION_KEY",
     "SOURCES",
     "Spec",
@@ -129,13 +130,13 @@ def specs_of(messages: Iterable[Any]) -> list[Spec]:
 
 
 def fingerprint(obs: Sequence[Spec], action: Sequence[Spec]) -> str:
-    """sha256 over names, shapes, dtypes and choices, in hexadecimal digits."""
-    digest = hashlib.sha256()
+    """Names, dtypes, shapes and choices as text, one line for each array."""
+    lines = []
     for group, specs in (("obs", obs), ("action", action)):
         for spec in specs:
-            text = f"{group}|{spec.name}|{spec.dtype}|{spec.shape}|{spec.num_classes}\n"
-            digest.update(text.encode())
-    return digest.hexdigest()
+            choices = f" of {list(spec.num_classes)}" if spec.num_classes else ""
+            lines.append(f"{group} {spec.name!r} = {spec.dtype}{list(spec.shape)}{choices}")
+    return "\n".join(lines)
 
 
 def encode_tensor(array: np.ndarray, *, compress: bool = False) -> Any:

@@ -26,6 +26,7 @@ from worldloom.core.sequence import Chunk, PolicyVersion, Rows
 from worldloom.core.weights import WeightsSnapshot
 
 __all__ = [
+    "FencedError",
     "MetricSink",
     "ReplayReader",
     "ReplayWriter",
@@ -36,6 +37,10 @@ __all__ = [
     "WeightSource",
     "WriteBack",
 ]
+
+
+class FencedError(StateError):
+    """A chunk came too late: its stream has a successor, which goes on with its env's rows."""
 
 
 @dataclass(frozen=True, slots=True)

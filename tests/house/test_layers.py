@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS: list[set[str]] = [  # low -> high; packages on one layer do not know each other
+    {"worldloom_client"},  # alone at the bottom: it is installed without the rest
     {"worldloom.core"},
     {"worldloom.nn", "worldloom.data", "worldloom.envs"},
     {"worldloom.models.pretrained", "worldloom.models.door"},
@@ -41,6 +42,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages on one layer do not know eac
         "worldloom_dist.learner",
         "worldloom_dist.metrics",
     },
+    {"worldloom_dist.gateway"},
     {"worldloom_dist.plan"},
     {"worldloom_dist.assembly", "worldloom_dist.outcome"},
     {"worldloom_dist.report", "worldloom_dist.local_workers", "worldloom_dist.rehearsal"},
@@ -61,7 +63,9 @@ LAYERS: list[set[str]] = [  # low -> high; packages on one layer do not know eac
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 MODULES = sorted(
-    p for package in ("worldloom", "worldloom_dist") for p in (ROOT / package).rglob("*.py")
+    p
+    for package in ("worldloom", "worldloom_dist", "worldloom_client")
+    for p in (ROOT / package).rglob("*.py")
 )
 RAY_ROOMS = {"worldloom_dist.rpc", "worldloom_dist.runtime", "worldloom_dist.submit"}
 
@@ -95,6 +99,9 @@ def test_imports_point_down(path: Path) -> None:
     for name in imported_names(path):
         target = room_of(name)
         if home and target and target != home:
+            assert target != "worldloom_client" or module.startswith("worldloom_dist."), (
+                f"{module} must not import {name}: only worldloom_dist speaks to clients"
+            )
             assert RANK[target] < RANK[home], (
                 f"{module} must not import {name} ({target} is not below {home})"
             )
