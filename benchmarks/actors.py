@@ -107,7 +107,7 @@ def our_stepper(config: EnvConfig) -> Callable[[int], None]:
     columns = env_spec(config).columns()
     sampling = SamplingSpec(batch_size=16, length=16, cross_episodes=True)
     shard = ReplayShard(
-        0, columns, sampling, capacity_steps=50_000, directory=None, durability="none"
+        0, columns, sampling, capacity_rows=50_000, directory=None, durability="none"
     )
     worker = RolloutWorker(
         0,

@@ -40,6 +40,7 @@ import psutil
 import torch
 from context import context
 
+from worldloom.data.windows import SampledWindows
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.assembly import build_learner
 from worldloom_dist.cli import parse
@@ -47,7 +48,6 @@ from worldloom_dist.learner.checkpointing import CheckpointWriter
 from worldloom_dist.learner.step import choose_device
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.plan import Plan, resolve
-from worldloom_dist.ports import SampledWindows
 
 RESULTS = Path(__file__).parent / "results"
 

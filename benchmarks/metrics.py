@@ -31,6 +31,7 @@ import numpy as np
 from context import context
 
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
+from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.acting import ActMeter
 from worldloom_dist.assembly import build_learner, build_shard
 from worldloom_dist.cli import parse
@@ -40,7 +41,6 @@ from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import ProcessMeter
 from worldloom_dist.plan import resolve
-from worldloom_dist.ports import SampledWindows
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, flush_interval_s
 
 WORKERS = 64
@@ -296,7 +296,7 @@ def main() -> None:
         type=int,
         default=0,
         metavar="WORKERS",
-        help="measure a real run with so many workers too",
+        help="measure a real run with this many workers too",
     )
     options = parser.parse_args()
     result: dict[str, Any] = {

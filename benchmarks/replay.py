@@ -226,7 +226,7 @@ def bench_sampling() -> dict[str, Any]:
         frames = frames_of(kind, rows)
         shards = {
             name: ReplayShard(
-                0, image_columns(), DREAMER, capacity_steps=rows, durability="none", packed=packed
+                0, image_columns(), DREAMER, capacity_rows=rows, durability="none", encoded=packed
             )
             for name, packed in (("plain", ()), ("packed", ("obs",)))
         }
@@ -266,7 +266,7 @@ def insert_speed(chunks: list[Chunk], durability: Durability) -> float:
             0,
             image_columns(),
             DREAMER,
-            capacity_steps=10_000,
+            capacity_rows=10_000,
             directory=Path(folder),
             durability=durability,
         )
@@ -358,7 +358,7 @@ def direct_replay(
         train_ratio=1e9, prefill_agent_steps=0, batch_positions=sampling.trained_positions
     )
     shards = [
-        ReplayShard(i, columns, sampling, capacity_steps=50_000, durability="none")
+        ReplayShard(i, columns, sampling, capacity_rows=50_000, durability="none")
         for i in range(count)
     ]
     return DirectReplay(
@@ -375,14 +375,14 @@ def bench_restart() -> dict[str, Any]:
     ):
         with tempfile.TemporaryDirectory() as folder:
             shard = ReplayShard(
-                0, columns, TDMPC, capacity_steps=chunks * CHUNK_ROWS, directory=Path(folder)
+                0, columns, TDMPC, capacity_rows=chunks * CHUNK_ROWS, directory=Path(folder)
             )
             for seq in range(chunks):
                 shard.append(make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, rows))
             shard.close()
             begin = time.perf_counter()
             again = ReplayShard(
-                0, columns, TDMPC, capacity_steps=chunks * CHUNK_ROWS, directory=Path(folder)
+                0, columns, TDMPC, capacity_rows=chunks * CHUNK_ROWS, directory=Path(folder)
             )
             again.sample(SampleRequest(1, (0,)))
             results[name] = {

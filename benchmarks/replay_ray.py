@@ -53,17 +53,17 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom.data.rate_limiter import RateLimits
+from worldloom.data.windows import EncodedWindows
 from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
-from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.replay.shard import Durability, ReplayShard
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import Endpoint, RpcClient, RpcServer
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.inline_shard import InlineShard
 from worldloom_dist.runtime.prefetcher import MOST_AT_ONCE
-from worldloom_dist.runtime.shard_client import Given, ShardClient, ask_all
+from worldloom_dist.runtime.shard_client import ShardClient, ask_all
+from worldloom_dist.runtime.shard_role import InlineShard
 
 WINDOWS = 16
 LENGTH = 64
@@ -118,9 +118,9 @@ class Shard:
             index,
             image_columns(),
             sampling,
-            capacity_steps=capacity,
+            capacity_rows=capacity,
             directory=directory,
-            packed=packed,
+            encoded=packed,
             durability=durability,
         )
         self._shard = InlineShard(shard)
@@ -134,11 +134,11 @@ class Shard:
         """Journal and store a chunk."""
         return await self._shard.append(chunk)
 
-    async def sample(self, requests: list[SampleRequest]) -> Given | None:
+    async def sample(self, requests: list[SampleRequest]) -> EncodedWindows | None:
         """Draw windows."""
         return await self._shard.sample(requests)
 
-    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | Given | None:
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | EncodedWindows | None:
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
 
@@ -174,7 +174,7 @@ class Writer:
     def write(
         self, shard: str, kind: str, seconds: float, most: int = 1 << 40, chunks_per_s: float = 0.0
     ) -> tuple[int, float]:
-        """Write for so long, or so many chunks; returns how many, and the seconds until the last
+        """Write for so long, or this many chunks; returns how many, and the seconds until the last
         was acknowledged.
         """
         rows = self._rows[kind]
@@ -250,18 +250,16 @@ def give_up(index: int) -> None:
     raise StateError(f"shard {index} is gone")
 
 
-def touch(given: Sequence[Mapping[int, Given]]) -> int:
+def touch(given: Sequence[Mapping[int, EncodedWindows]]) -> int:
     """Concatenate and decode batches, and read one byte of every page, or a transfer by reference
     would cost nothing.
     """
-    return sum(
-        int(unpack_all(list(batch.values())).columns["obs"].reshape(-1)[::4096].sum())
-        for batch in given
-    )
+    whole = (EncodedWindows.concatenate(list(batch.values())).decode() for batch in given)
+    return sum(int(windows.columns["obs"].reshape(-1)[::4096].sum()) for windows in whole)
 
 
 def load_rows(folder: str, kind: str) -> dict[str, np.ndarray]:
-    """The rows that everybody writes."""
+    """The rows that every writer writes."""
     with np.load(rows_file(folder, kind)) as file:
         return {name: file[name] for name in file.files}
 
@@ -318,7 +316,7 @@ class Bench:
         durability: Durability = "journal",
         stride: int = 1,
     ) -> Iterator[list[str]]:
-        """So many new shards; gives their names."""
+        """New shards; gives their names."""
         with tempfile.TemporaryDirectory(dir=self.folder) as journal:
             names = [f"shard-{uuid.uuid4().hex}" for _ in range(count)]
             actors = [
@@ -350,7 +348,7 @@ def bench_transfer(bench: Bench) -> dict[str, Any]:
     bare = actor(Bare, (WINDOWS, LENGTH, 64, 64, 3))
     for kind in KINDS:
         for name, packed in (("plain", ()), ("packed", None)):
-            with bench.shards(packed=packed) as (shard,):
+            with bench.shards(encoded=packed) as (shard,):
                 bench.fill([shard], kind)
                 results[f"{kind}_{name}"] = compare_transfer(
                     bare, ShardClient(ActorClient(shard)), bench.seconds
@@ -482,7 +480,7 @@ def mixed(
     rows_per_s: float = 0.0,
     seconds: float = 0.0,
 ) -> dict[str, float]:
-    """Rates of so many writers and samplers at the same time; with ``rows_per_s`` the writers
+    """Rates of this many writers and samplers at the same time; with ``rows_per_s`` the writers
     together write no faster.
     """
     with bench.shards(num_shards, durability=durability, stride=stride) as shards:

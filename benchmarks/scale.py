@@ -5,9 +5,9 @@ them takes.
     python benchmarks/scale.py --workers 16
 
 A worker counts as started when its first chunk is acknowledged. The train ratio is so low that the
-limiter holds nobody back: with the preset's own, workers would wait for the learner, which is late
-because the workers start. Memory is the proportional set size (PSS) of the worker's process and its
-children, read from ``/proc`` when the run has trained.
+limiter holds no worker back: with the preset's own, workers would wait for the learner, which is
+late because the workers start. Memory is the proportional set size (PSS) of the worker's process
+and its children, read from ``/proc`` when the run has trained.
 """
 
 from __future__ import annotations

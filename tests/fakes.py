@@ -24,8 +24,9 @@ from worldloom.core.sequence import (
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.codec import decode_rows
+from worldloom.data.windows import SampledWindows
 from worldloom_dist.metric_names import METRICS, split_key
-from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.ports import SampleRequest
 
 
 class FakeReplayWriter:

@@ -6,13 +6,13 @@ import socket
 
 FIRST = 20_000
 LAST = 32_000
-"""Below the kernel's own range and above the one that Ray's workers take, so nobody else is handed
+"""Below the kernel's own range and above the one that Ray's workers take, so no one else is handed
 one before it is used.
 """
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on just now."""
+    """Ports that no one listens on just now."""
     ports: list[int] = []
     with contextlib.ExitStack() as stack:
         while len(ports) < count:

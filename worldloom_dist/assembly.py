@@ -202,11 +202,11 @@ def build_store(plan: Plan, folder: Path) -> CheckpointStore:
 
 
 def check_none(store: CheckpointStore) -> None:
-    """Refuse to begin anew beside checkpoints that cannot be read: the rows that belong to them
+    """Refuse to start over beside checkpoints that cannot be read: the rows that belong to them
     would be lost.
 
     Args:
-        store: Whose newest checkpoint nobody could read.
+        store: Whose newest checkpoint could not be read.
 
     Raises:
         CheckpointError: If it has any.
@@ -223,7 +223,7 @@ def env_facts(plan: Plan) -> dict[str, Any]:
     """What the manifest of a checkpoint says of the env that it was trained in, every setting
     included.
 
-    Without an env it is ``recorded_env``, which the rows came from; that binds nobody who plays
+    Without an env it is ``recorded_env``, which the rows came from; that binds no one who plays
     with the checkpoint.
     """
     spec = plan.env_spec.to_dict()
@@ -305,7 +305,7 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         index,
         plan.columns,
         plan.spec.sampling,
-        capacity_steps=replay.capacity_steps // replay.shards,
+        capacity_rows=replay.capacity_steps // replay.shards,
         directory=None if replay.durability == "none" else folder / f"shard-{index}",
         durability=replay.durability,
         kept_snapshots=plan.config.learner.keep_checkpoints,

@@ -1,4 +1,4 @@
-"""The terminal of a run: log lines, and below them a live view that is drawn anew twice a second.
+"""The terminal of a run: log lines, and below them a live view that is drawn again twice a second.
 Without a terminal: lines only.
 
 The file ``console.log`` always gets every line. Progress lines (one every ten seconds) come from

@@ -1,4 +1,4 @@
-"""Work recorded once as a CUDA graph and replayed: one launch instead of thousands, so that nobody
+"""Work recorded once as a CUDA graph and replayed: one launch instead of thousands, so that no one
 waits for the host.
 
 What is recorded reads and writes fixed addresses: static shapes, no value read back, no copy
@@ -23,7 +23,7 @@ class Recorder(Protocol):
 
     def capture(self, work: Callable[[], Any]) -> Any:
         """Record the work without running it; returns what it returned, whose tensors every replay
-        fills anew.
+        fills again.
         """
 
     def replay(self) -> None:

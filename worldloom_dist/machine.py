@@ -89,7 +89,7 @@ def check_device(field: str, device: str) -> None:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigurationError: If it is none of these, or there are not so many GPUs.
+        ConfigurationError: If it is none of these, or there are fewer GPUs.
     """
     kind, colon, index = device.partition(":")
     if device == "cpu":

@@ -219,7 +219,7 @@ METRICS: dict[str, MetricInfo] = {
         "Rows that came again and were ignored.", "0", "grows: acknowledgements get lost"
     ),
     "replay_refreshed_steps_total": _counter(
-        "Rows whose latents training wrote anew, by outcome: applied, or rejected "
+        "Rows whose latents training wrote again, by outcome: applied, or rejected "
         "(evicted meanwhile).",
         "applied grows",
         "rejected grows as fast: replay is too small",
@@ -278,7 +278,7 @@ METRICS: dict[str, MetricInfo] = {
         "One decision of an agent that plans, for a batch of envs.", "below 0.1"
     ),
     "carry_resets_total": _counter(
-        "Carries that an inference server had lost and began anew in mid-episode.",
+        "Carries that an inference server had lost and started over in mid-episode.",
         "0",
         "servers die",
     ),

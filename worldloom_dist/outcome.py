@@ -18,8 +18,8 @@ __all__ = ["check_trains", "check_windows", "is_as_asked", "shortfall"]
 
 LEAST_PATIENCE_STEPS = 1000
 PATIENCE_WINDOWS = 4
-"""Behind the prefill a run waits for an episode that is long enough: for at least so many agent
-steps, and for so many windows per env."""
+"""Behind the prefill a run waits for an episode that is long enough: for at least this many agent
+steps, and for this many windows per env."""
 WAY_OUT = (
     "sample shorter windows (--agent.horizon of tdmpc2), choose an agent whose windows may cross "
     "episodes (dreamerv3), or let episodes be longer"

@@ -137,7 +137,7 @@ class Plan:
         )
 
     def env_steps_at(self, positions: int) -> int:
-        """Env steps at which so many trained positions are due: where the run stands, as the
+        """Env steps at which this many trained positions are due: where the run stands, as the
         learner knows it.
         """
         owed = max(0, positions - self.limits.pretrain_positions)

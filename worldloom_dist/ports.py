@@ -3,7 +3,7 @@ role, and never Ray.
 
     RolloutWorker --Chunk--> ReplayWriter      (acknowledged before the stream's next one)
     Learner       --SampleRequest--> ReplayReader --SampledWindows-->
-    Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> whoever acts (pull)
+    Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> acting roles (pull)
     every role    --MetricMap--> MetricSink
 
 Who waits for whom: a worker waits for an acknowledgement, which waits for the coordinator's insert
@@ -14,7 +14,7 @@ for each other. Fakes that check what they are given live in ``tests/fakes.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -22,8 +22,9 @@ import numpy as np
 
 from worldloom.core.exceptions import StateError
 from worldloom.core.metrics import MetricMap, Sum
-from worldloom.core.sequence import Chunk, PolicyVersion, Rows
+from worldloom.core.sequence import Chunk, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.data.windows import SampledWindows
 
 __all__ = [
     "FencedError",
@@ -32,7 +33,6 @@ __all__ = [
     "ReplayWriter",
     "RowCounters",
     "SampleRequest",
-    "SampledWindows",
     "WeightSink",
     "WeightSource",
     "WriteBack",
@@ -95,55 +95,12 @@ class SampleRequest:
 
     Attributes:
         windows: How many.
-        seed: Entropy of the draws: equal seeds on equal content give equal windows, so nobody has
+        seed: Entropy of the draws: equal seeds on equal content give equal windows, so no one has
             to save a generator.
     """
 
     windows: int
     seed: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SampledWindows:
-    """Windows of one shard, or of several concatenated together.
-
-    Attributes:
-        columns: ``[n, window_rows, ...]`` per column.
-        row_ids: ``[n, window_rows]`` int64, unique per row for ever within a shard (a row's number
-            in insertion order).
-        shard: ``[n]`` int64, which shard each window came from.
-        versions: ``[n]`` int64, the update number of the policy that acted the first trained row
-            (for staleness).
-        inserted_s: ``[n]`` float64 ``time.time()`` at which that row was inserted (for sample age).
-    """
-
-    columns: Rows
-    row_ids: np.ndarray
-    shard: np.ndarray
-    versions: np.ndarray
-    inserted_s: np.ndarray
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all columns."""
-        return sum(column.nbytes for column in self.columns.values())
-
-    def part(self, first: int, last: int) -> SampledWindows:
-        """The windows from ``first`` up to ``last``, without a copy."""
-        columns = {name: column[first:last] for name, column in self.columns.items()}
-        rest = (self.row_ids, self.shard, self.versions, self.inserted_s)
-        return SampledWindows(columns, *(array[first:last] for array in rest))
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[SampledWindows]) -> SampledWindows:
-        """Concatenate the windows of several shards, in the given order."""
-        if len(parts) == 1:
-            return parts[0]
-        names = ("row_ids", "shard", "versions", "inserted_s")
-        columns = {
-            name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns
-        }
-        return cls(columns, *(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
 class WriteBack(NamedTuple):

@@ -37,7 +37,7 @@ __all__ = ["Rehearsal", "rehearse"]
 
 MOST_EVALUATION_STEPS = 200
 WINDOWS_TO_JUDGE = 4
-"""So many windows' rows without a window say that there will be none."""
+"""This many windows' rows without a window say that there will be none."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -175,7 +175,7 @@ class _EnoughError(WorldLoomError):
 
 
 class _Bounded:
-    """Envs that end the evaluation after so many steps; everything else is theirs."""
+    """Envs that end the evaluation after this many steps; everything else is theirs."""
 
     def __init__(self, env: VectorEnv, steps: int) -> None:
         self._env = env

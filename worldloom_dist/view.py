@@ -42,7 +42,7 @@ class View:
 
     Attributes:
         run_id, folder, title: Which run; ``title`` says agent, env and seed.
-        status: As in ``summary.json``, or ``died`` when it says running and nobody runs it.
+        status: As in ``summary.json``, or ``died`` when it says running and no process runs it.
         error: Why it failed.
         env_steps, target: Env steps so far, and those asked for.
         train_steps: Updates so far.
@@ -265,7 +265,7 @@ def _is_running(folder: Path) -> bool:
 
 def is_locked(path: Path) -> bool:
     """Ask whether a launcher on this machine holds a run's lock, without taking it (Linux;
-    elsewhere nobody can be asked).
+    elsewhere no one can be asked).
     """
     if sys.platform != "linux" or not path.exists():
         return False

@@ -118,7 +118,7 @@ def measure(
     stride: int,
     seconds: float,
 ) -> dict[str, float]:
-    """Rates of so many writers and samplers at the same time."""
+    """Rates of this many writers and samplers at the same time."""
     ports = FORK.Queue()
     is_over = FORK.Event()
     results = FORK.Queue()

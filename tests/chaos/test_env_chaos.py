@@ -32,7 +32,7 @@ VICTIMS = ("ray::WorkerRole", "ray::InferenceRole")
 
 
 def pieces(rows: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of one stream, cut where an env was built anew: its count begins at episode 0."""
+    """Rows of one stream, cut where an env was built again: its count begins at episode 0."""
     firsts = [
         t for t in range(len(rows["reward"])) if rows["is_first"][t] and rows["obs"][t, 0] == 0
     ]
@@ -146,7 +146,7 @@ def run_chaos(
     target: int,
     least_updates: int = 0,
 ) -> dict[str, Any]:
-    """Kill for so many seconds, from the first stored rows on, or once so many updates
+    """Kill for this many seconds, from the first stored rows on, or once this many updates
     were made.
     """
     log = folder.parent / "chaos.log"

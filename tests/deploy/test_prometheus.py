@@ -227,7 +227,7 @@ def test_every_expression_of_the_board_and_of_the_rules_finds_data_of_a_live_run
             if "alert" in rule:
                 measured = re.findall(r"worldloom:[\w:]+", rule["expr"])
                 assert measured, (
-                    f"{rule['alert']} looks at no record, so nobody knows whether it sees anything"
+                    f"{rule['alert']} looks at no record, so no one knows whether it sees anything"
                 )
                 SCRIPT["ask"](url, "query", query=rule["expr"])
         assert len(questions) > 60

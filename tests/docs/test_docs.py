@@ -32,7 +32,7 @@ def test_the_python_blocks_of_a_page_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # a page may set it; it is put back behind the page
+    # a page may set it; it is put back after the page
     monkeypatch.setenv("WORLDLOOM_CACHE_DIR", str(tmp_path / "cache"))
     names: dict[str, Any] = {"__name__": "page"}
     for code in blocks(page, "python"):

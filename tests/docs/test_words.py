@@ -39,7 +39,16 @@ RETIRED = {
     "somebodys_code": "foreign_code",
     "surprise": "td_error",
 }
-WORD = re.compile(r"(?<![\w])(" + "|".join(RETIRED) + r")(?![\w])")
+PROSE = {
+    "anew": "again",
+    "nobody": "no one, no role, no caller",
+    "so many": "this many",
+    "somebody": "a caller, a role, a thread",
+    "whoever": "the caller, the role",
+}
+WORD = re.compile(
+    rf"(?<!\w)({'|'.join(RETIRED)})(?!\w)|(?<!\w)((?i:{'|'.join(PROSE)}))(?![\w-]| that)"
+)
 TEXT = (".py", ".md", ".toml", ".yml")
 EXEMPT = {"CHANGELOG.md", "tests/docs/test_words.py"}
 
@@ -62,7 +71,9 @@ def test_no_retired_word_is_in_the_tree() -> None:
         ):
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            found += [f"{name}:{number}: {m[1]}, say {RETIRED[m[1]]}" for m in WORD.finditer(line)]
+            for match in WORD.finditer(line):
+                instead = RETIRED.get(match[0]) or PROSE[match[0].lower()]
+                found.append(f"{name}:{number}: {match[0]}, say {instead}")
     assert not found, "\n".join(found)
 
 

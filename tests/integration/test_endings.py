@@ -73,7 +73,7 @@ def test_a_role_that_is_gone_in_the_last_moment_makes_no_failure_of_a_stop(
 def test_a_learner_that_hangs_in_the_last_moment_fails_the_run_which_says_so_and_goes_on_later(
     tmp_path, capsys
 ):
-    """Nobody else can write the last checkpoint."""
+    """No one else can write the last checkpoint."""
     folder = tmp_path / "run"
     words = [*WORDS, "--run-dir", str(folder), "--env-steps", "100000000", "--metrics-port", "0"]
     with launched(folder, *words, "--learner.checkpoint-every-s", "2") as run:

@@ -84,7 +84,7 @@ def strike(run: Launched, kind: str, rng: random.Random) -> tuple[Path, dict, fl
     """Kill -9 a process of a role.
 
     Returns:
-        The folder whose journals show that somebody does its work again, the summary before, and
+        The folder whose journals show that someone does its work again, the summary before, and
         the moment (monotonic seconds); None if there was no such process, or it ended by itself.
     """
     pids = run.pids(f"ray::{kind}Role")
@@ -219,7 +219,7 @@ def go_on(
     took: dict[str, list[float]],
     *words: str,
 ) -> dict:
-    """Resume the run, let it reach so many env steps; returns its summary, whose counters were
+    """Resume the run, let it reach this many env steps; returns its summary, whose counters were
     checked but for the rows' contents.
     """
     began = time.monotonic()

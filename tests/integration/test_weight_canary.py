@@ -1,4 +1,4 @@
-"""Weights that nobody could mistake are published, and every acting process is seen to act with
+"""Weights that no one could mistake are published, and every acting process is seen to act with
 them.
 
 The roles are the real ones on a real Ray: two workers with local inference, one that asks an
@@ -47,7 +47,7 @@ SURE = 20.0
 
 
 def plan_of() -> Plan:
-    """The band of the train ratio is so wide that workers never wait for the training that nobody
+    """The band of the train ratio is so wide that workers never wait for the training that no one
     does.
     """
     config = dataclasses.replace(
@@ -107,7 +107,7 @@ def wait_for(
 
 
 def decisions(plan: Plan, chunks: list[StoredChunk], version: PolicyVersion) -> np.ndarray:
-    """Actions of one version, without those of last rows, which nobody took. [n, A]"""
+    """Actions of one version, without those of last rows, which no one took. [n, A]"""
     parts = [
         decode_rows(each.chunk.payload, plan.columns)
         for each in chunks

@@ -70,5 +70,5 @@ def test_dreamerv3_ci_solves_the_pixel_toy_by_sight_within_4000_steps(tmp_path):
     )
     returns = train(tmp_path / "run", words, 2300)
     assert statistics.mean(returns) >= 12, (
-        f"the shortest way has about 17, whoever does not look 0; got {returns}"
+        f"the shortest way has about 17, one that does not look 0; got {returns}"
     )

@@ -202,7 +202,7 @@ def test_first_ctrl_c_leaves_an_evaluation_out_and_the_run_says_stopped(tmp_path
 
 
 def test_run_that_is_stopped_while_it_owes_updates_is_not_completed(tmp_path):
-    # all updates come at once, behind the last step
+    # all updates come at once, after the last step
     words = ["--env-steps", "60", "--agent.prefill-agent-steps", "60"]
     run = start(tmp_path / "run", *words)
     train = run.runtime.learner.train

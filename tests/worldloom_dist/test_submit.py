@@ -231,7 +231,7 @@ def test_id_that_cannot_name_a_job_and_a_folder_is_refused_before_anything_is_se
 
 
 class RacedClient(FakeClient):
-    """Somebody else submits a job of the same id just before ours arrives."""
+    """Another client submits a job of the same id just before ours arrives."""
 
     def submit_job(self, **what):
         super().submit_job(**what)
@@ -247,7 +247,7 @@ def test_loser_of_two_submits_at_the_same_moment_is_told_so(play, monkeypatch):
     monkeypatch.setattr(module, "connect", lambda *_: client)
     with pytest.raises(
         ConfigurationError,
-        match="'j' was submitted by somebody else at the same moment and is RUNNING; follow",
+        match="'j' was submitted by another client at the same moment and is RUNNING; follow",
     ):
         module.submit([], job_id="j")
 

@@ -174,7 +174,7 @@ def test_a_terminal_shows_log_lines_and_the_view_and_leaves_out_progress_lines()
 def test_without_a_terminal_there_are_only_lines():
     out = io.StringIO()
     screen = Screen(out)
-    screen.show(lambda: pytest.fail("nobody sees it"))
+    screen.show(lambda: pytest.fail("no one sees it"))
     screen.emit(record(PROGRESS, "env_steps 2,500/5,000"))
     assert out.getvalue() == "env_steps 2,500/5,000\n"
 

@@ -1,4 +1,4 @@
-"""The words everybody shares. Names load on first use: most of these modules need no torch."""
+"""What every package shares. Names load on first use: most of these modules need no torch."""
 
 from __future__ import annotations
 

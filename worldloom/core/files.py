@@ -13,7 +13,7 @@ of a folder are written into a folder of their own, which one rename declares va
 Whatever moment a writer is killed at, a reader that looks in both places (:func:`current`,
 :func:`open_together`) finds all of the old files or all of the new ones. Nothing else in the folder
 is touched, and nothing but the folder need be writable. Writers to one folder take turns by a lock,
-which the system releases when a process dies; readers wait for nobody.
+which the system releases when a process dies; readers never wait.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 REPLACEMENT = ".replacement"
 OPEN_ATTEMPTS = 1000
-"""How often a reader opens a set of files anew because a writer changed it in between; each takes
+"""How often a reader opens a set of files again because a writer changed it in between; each takes
 microseconds.
 """
 
@@ -57,7 +57,7 @@ def expanded(path: str | PathLike[str], name: str = "path") -> Path:
     """A path that a user gave, with ``~`` as the home folder; ``name`` is how an error calls it.
 
     Raises:
-        ConfigurationError: If it is no path, or names the home of nobody.
+        ConfigurationError: If it is no path, or names the home of no user.
     """
     try:
         return Path(os.fsdecode(path)).expanduser()
@@ -254,7 +254,7 @@ def _turn(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(place: Path, stem: str) -> None:
-    """Remove what killed writers left unfinished: staging folders whose lock nobody holds."""
+    """Remove what killed writers left unfinished: staging folders whose lock no one holds."""
     pattern = re.compile(re.escape(stem) + r"\.[0-9a-f]{8}\.tmp")
     with contextlib.suppress(OSError):
         for path in [path for path in place.iterdir() if pattern.fullmatch(path.name)]:

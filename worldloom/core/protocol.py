@@ -34,7 +34,7 @@ __all__ = [
 
 Carry = dict[str, Any]
 """What a policy remembers between steps: name -> array (numpy or torch) with the env axis first, so
-that rows of it can be gathered, scattered and sent. Owned by whoever calls ``act``: the worker, or
+that rows of it can be gathered, scattered and sent. Owned by the caller of ``act``: the worker, or
 the inference server's table.
 """
 
@@ -61,9 +61,9 @@ class SamplingSpec:
             stream?
         online: Serve each new window once, as soon as it is complete, before drawing uniformly
             (DreamerV3's online queue).
-        stride: A window begins at every so many rows of its stream, or of its episode where it may
-            not cross; at most ``window_rows``, and then windows never overlap. With 1 every row may
-            begin one.
+        stride: A window begins at every this many rows of its stream, or of its episode where it
+            may not cross; at most ``window_rows``, and then windows never overlap. With 1 every row
+            may begin one.
     """
 
     batch_size: int
@@ -154,7 +154,7 @@ class TrainOutput:
     """Result of one train step.
 
     Attributes:
-        metrics: Scalars by name; they stay on the device until somebody flushes them (no
+        metrics: Scalars by name; they stay on the device until they are flushed (no
             ``.item()`` in the step).
         nonfinite: 0-d tensor or number, 1 when the step was skipped because a loss or gradient was
             not finite.

@@ -37,7 +37,6 @@ __all__ = [
     "Rows",
     "SequenceBatch",
     "StreamId",
-    "Transitions",
     "agent_steps",
     "check_sequence",
     "rows_from_gym",
@@ -118,22 +117,22 @@ class Chunk:
 
 def _receive(
     slot: int,
-    env_life: int,
+    env_incarnation: int,
     env: int,
     seq: int,
     incarnation: int,
     update: int,
-    rows: int,
-    steps: int,
+    num_rows: int,
+    num_agent_steps: int,
     payload: Any,
 ) -> Chunk:
     """A chunk as it was pickled; ``payload`` is any buffer."""
     return Chunk(
-        StreamId(slot, env_life, env),
+        StreamId(slot, env_incarnation, env),
         seq,
         PolicyVersion(incarnation, update),
-        rows,
-        steps,
+        num_rows,
+        num_agent_steps,
         memoryview(payload),
     )
 
@@ -194,6 +193,10 @@ class SequenceBatch:
         extras: The agent's own columns (for example stored latents), keyed by column name.
         row_ids: Where the rows live in replay (``[B, T]`` int64, opaque), for write-back; None when
             nothing is written back.
+        windows: What a learner made the batch of, on the host; None in the batch that an agent
+            gets.
+        arrived: While the arrays are on their way to the device: the event after which they may be
+            read.
     """
 
     obs: Mapping[str, Any]
@@ -204,6 +207,8 @@ class SequenceBatch:
     truncated: Any
     extras: Mapping[str, Any] = field(default_factory=dict)
     row_ids: Any = None
+    windows: Any = None
+    arrived: Any = None
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any], row_ids: Any = None) -> SequenceBatch:
@@ -238,29 +243,30 @@ class SequenceBatch:
             **plain,
         )
 
+    def arrays(self) -> list[Any]:
+        """All arrays but ``row_ids``, in an order that depends on the names only."""
+        groups = (self.obs, self.action, self.extras)
+        named = [group[key] for group in groups for key in sorted(group)]
+        return [*named, self.reward, self.is_first, self.terminated, self.truncated]
+
     @property
     def shape(self) -> tuple[int, int]:
         """(B, T)."""
         return self.reward.shape[0], self.reward.shape[1]
 
 
-class Transitions(NamedTuple):
-    """Windows as TD learning reads them: obs ``[B, H+1, ...]``; action, reward, terminated ``[B, H,
-    ...]``.
-    """
-
-    obs: Mapping[str, Any]
-    action: Mapping[str, Any]
-    reward: Any
-    terminated: Any
-
-
-def transitions(batch: SequenceBatch) -> Transitions:
+def transitions(
+    batch: SequenceBatch,
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Any, Any]:
     """Windows of H+1 rows inside one episode as H transitions: (obs[t], action[t], reward[t+1],
     terminated[t+1]).
+
+    Returns:
+        Obs ``[B, H+1, ...]`` per key; action ``[B, H, ...]`` per key; reward and terminated
+        ``[B, H]``.
     """
     action = {key: value[:, :-1] for key, value in batch.action.items()}
-    return Transitions(batch.obs, action, batch.reward[:, 1:], batch.terminated[:, 1:])
+    return batch.obs, action, batch.reward[:, 1:], batch.terminated[:, 1:]
 
 
 def rows_from_gym(

@@ -25,7 +25,7 @@ class Trajectory:
         values: ``[T, B, 1]`` predicted return of action t: what critics say where the model has
             some (TD-MPC2), else the discounted sum of the rewards imagined from there to the end of
             the trajectory.
-        continues: ``[T, B, 1]`` probability that the episode goes on behind action t; None when the
+        continues: ``[T, B, 1]`` probability that the episode goes on after action t; None when the
             model predicts none.
     """
 

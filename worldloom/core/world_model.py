@@ -30,10 +30,10 @@ class WorldModel(Protocol):
     def predict(
         self, state: LatentState, action: Tensor, deterministic: bool = False
     ) -> LatentState:
-        """State behind ``action`` ``[B, A]``, imagined."""
+        """State after ``action`` ``[B, A]``, imagined."""
 
     def observe(self, state: LatentState, action: Tensor, obs: Tensor) -> LatentState:
-        """State behind ``action``, corrected by the observation that arrived."""
+        """State after ``action``, corrected by the observation that arrived."""
 
     def decode(self, state: LatentState) -> dict[str, Tensor]:
         """Predictions in natural units: ``obs`` ``[B, *obs_shape]``, ``reward`` and ``continue``

@@ -30,7 +30,7 @@ from worldloom.core.sequence import Chunk, PolicyVersion, Rows, StreamId, agent_
 from worldloom.core.specs import ArraySpec
 
 __all__ = [
-    "PackedColumn",
+    "EncodedColumn",
     "carry_resets_of",
     "decode_rows",
     "encode_rows",
@@ -49,7 +49,7 @@ DEFAULT_LEVEL = 1
 _local = threading.local()
 
 
-class PackedColumn(NamedTuple):
+class EncodedColumn(NamedTuple):
     """One encoded column: ``blob`` decodes to an array of ``shape`` (rows first) and ``dtype``;
     ``encoding`` is raw or zstd.
 
@@ -63,7 +63,7 @@ class PackedColumn(NamedTuple):
     shape: tuple[int, ...]
 
     @classmethod
-    def raw(cls, array: np.ndarray) -> PackedColumn:
+    def raw(cls, array: np.ndarray) -> EncodedColumn:
         """An array as it is, copied."""
         return cls(array.tobytes(), "raw", array.dtype.name, array.shape)
 
@@ -72,11 +72,11 @@ class PackedColumn(NamedTuple):
         """Size of the decoded array."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
-    def owned(self) -> PackedColumn:
+    def owned(self) -> EncodedColumn:
         """The same with a blob of its own, that keeps no payload alive and can be pickled."""
         return self if isinstance(self.blob, bytes) else self._replace(blob=bytes(self.blob))
 
-    def rows(self, first: int, stop: int) -> PackedColumn:
+    def rows(self, first: int, stop: int) -> EncodedColumn:
         """Some rows of a raw column, as a view."""
         size = self.decoded_bytes // self.shape[0]
         return self._replace(
@@ -84,7 +84,7 @@ class PackedColumn(NamedTuple):
             shape=(stop - first, *self.shape[1:]),
         )
 
-    def unpack(self) -> np.ndarray:
+    def decode(self) -> np.ndarray:
         """The array, read-only.
 
         Raises:
@@ -104,8 +104,8 @@ class PackedColumn(NamedTuple):
             )
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
-    def unpack_into(self, target: np.ndarray) -> None:
-        """As :meth:`unpack`, to a contiguous array of the same shape and dtype, without a copy on
+    def decode_into(self, target: np.ndarray) -> None:
+        """As :meth:`decode`, to a contiguous array of the same shape and dtype, without a copy on
         the way.
 
         Raises:
@@ -113,7 +113,7 @@ class PackedColumn(NamedTuple):
                 ``target`` holds then is undefined.
         """
         if self.encoding != "zstd":
-            target[...] = self.unpack()
+            target[...] = self.decode()
             return
         reader = _decompressor().stream_reader(self.blob)
         try:
@@ -155,14 +155,14 @@ def encode_rows(
             "columns of one length",
             {name: len(array) for name, array in rows.items()},
         )
-    packed = {name: _pack(np.ascontiguousarray(array), level) for name, array in rows.items()}
+    encoded = {name: _encode(np.ascontiguousarray(array), level) for name, array in rows.items()}
     entries: list[Any] = [
-        [name, c.dtype, list(c.shape), c.encoding, len(c.blob)] for name, c in packed.items()
+        [name, c.dtype, list(c.shape), c.encoding, len(c.blob)] for name, c in encoded.items()
     ]
     entries += [{CARRY_RESETS: list(carry_resets)}] if carry_resets else []
     entries += [dict(notes)] if notes else []
     head = json.dumps(entries, separators=(",", ":")).encode()
-    body = (len(head).to_bytes(4, "little"), head, *(column.blob for column in packed.values()))
+    body = (len(head).to_bytes(4, "little"), head, *(column.blob for column in encoded.values()))
     checksum = 0
     for part in body:
         checksum = zlib.crc32(part, checksum)
@@ -171,7 +171,7 @@ def encode_rows(
 
 def split_rows(
     payload: bytes | memoryview, columns: Mapping[str, ArraySpec]
-) -> dict[str, PackedColumn]:
+) -> dict[str, EncodedColumn]:
     """Take a payload apart without decompressing or copying anything.
 
     Args:
@@ -194,12 +194,14 @@ def split_rows(
             "is torn or altered"
         )
     offset = PREFIX.size + head_size
-    packed = {}
+    encoded = {}
     for name, dtype, shape, encoding, size in filter(_is_column, _head(payload, head_size)):
-        packed[name] = PackedColumn(payload[offset : offset + size], encoding, dtype, tuple(shape))
+        encoded[name] = EncodedColumn(
+            payload[offset : offset + size], encoding, dtype, tuple(shape)
+        )
         offset += size
-    _check_columns(packed, columns)
-    return packed
+    _check_columns(encoded, columns)
+    return encoded
 
 
 def decode_rows(payload: bytes | memoryview, columns: Mapping[str, ArraySpec]) -> Rows:
@@ -208,7 +210,7 @@ def decode_rows(payload: bytes | memoryview, columns: Mapping[str, ArraySpec]) -
     Raises:
         CheckpointError, ShapeMismatchError: As :func:`split_rows`.
     """
-    return {name: column.unpack() for name, column in split_rows(payload, columns).items()}
+    return {name: column.decode() for name, column in split_rows(payload, columns).items()}
 
 
 def carry_resets_of(payload: bytes | memoryview) -> list[int]:
@@ -216,7 +218,7 @@ def carry_resets_of(payload: bytes | memoryview) -> list[int]:
     lost what it knew of the past.
 
     ``is_first`` of such a row is False, because the env went on; only the carry of the policy began
-    anew.
+    again.
     """
     _, _, head_size = PREFIX.unpack_from(payload)
     return [
@@ -272,7 +274,7 @@ def _is_column(entry: Any) -> bool:
     return isinstance(entry, list)
 
 
-def _pack(array: np.ndarray, level: int) -> PackedColumn:
+def _encode(array: np.ndarray, level: int) -> EncodedColumn:
     blob: bytes | memoryview = array.reshape(-1).view(np.uint8).data
     encoding = "raw"
     if array.dtype == np.uint8 and array.nbytes >= MIN_COMPRESSED_BYTES:
@@ -280,15 +282,15 @@ def _pack(array: np.ndarray, level: int) -> PackedColumn:
         if len(compressed) < WORTHWHILE * len(blob):
             blob = compressed
             encoding = "zstd"
-    return PackedColumn(blob, encoding, array.dtype.name, array.shape)
+    return EncodedColumn(blob, encoding, array.dtype.name, array.shape)
 
 
-def _check_columns(packed: Mapping[str, PackedColumn], columns: Mapping[str, ArraySpec]) -> None:
-    if set(packed) != set(columns):
-        raise ShapeMismatchError("columns of encoded rows", sorted(columns), sorted(packed))
-    length = next(iter(packed.values())).shape[0]
+def _check_columns(encoded: Mapping[str, EncodedColumn], columns: Mapping[str, ArraySpec]) -> None:
+    if set(encoded) != set(columns):
+        raise ShapeMismatchError("columns of encoded rows", sorted(columns), sorted(encoded))
+    length = next(iter(encoded.values())).shape[0]
     for name, spec in columns.items():
-        got = packed[name]
+        got = encoded[name]
         if got.shape != (length, *spec.shape) or got.dtype != spec.dtype:
             raise ShapeMismatchError(
                 f"column {name!r}", ((length, *spec.shape), spec.dtype), (got.shape, got.dtype)

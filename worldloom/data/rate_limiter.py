@@ -156,21 +156,24 @@ class RateLimiter:
         """True when sampling may begin."""
         return self.agent_steps >= self.limits.prefill_agent_steps
 
-    def may_insert(self, steps: int) -> bool:
-        """True when ``steps`` agent steps may be inserted now."""
-        return not self.is_prefilled or self._debt(self.agent_steps + steps) <= self._slack_insert
+    def may_insert(self, agent_steps: int) -> bool:
+        """True when ``agent_steps`` more may be inserted now."""
+        return (
+            not self.is_prefilled
+            or self._debt(self.agent_steps + agent_steps) <= self._slack_insert
+        )
 
     def may_sample(self, positions: int) -> bool:
         """True when ``positions`` positions may be sampled now."""
         return self.is_prefilled and self._debt(self.agent_steps) - positions >= -self._slack_sample
 
-    def insert_waits_for(self, steps: int) -> int:
-        """Positions that must be sampled before ``steps`` agent steps may be inserted; 0 when they
+    def insert_waits_for(self, agent_steps: int) -> int:
+        """Positions that must be sampled before ``agent_steps`` more may be inserted; 0 when they
         may be now.
         """
-        if self.may_insert(steps):
+        if self.may_insert(agent_steps):
             return 0
-        return math.ceil(self._debt(self.agent_steps + steps) - self._slack_insert)
+        return math.ceil(self._debt(self.agent_steps + agent_steps) - self._slack_insert)
 
     def sample_waits_for(self, positions: int) -> int:
         """Agent steps that must be inserted before ``positions`` positions may be sampled; 0 when
@@ -194,11 +197,11 @@ class RateLimiter:
             else math.nan
         )
 
-    def inserted(self, steps: int) -> None:
-        """Count steps that were inserted (negative to take back a reservation that was not
+    def inserted(self, agent_steps: int) -> None:
+        """Count agent steps that were inserted (negative to take back a reservation that was not
         used).
         """
-        self.agent_steps += steps
+        self.agent_steps += agent_steps
 
     def sampled(self, positions: int) -> None:
         """Count positions that were sampled (negative to take back)."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import ArraySpec
 
-__all__ = ["NOTES", "SMALL_COLUMN_BYTES", "make_rings", "packed_columns", "record_dtype"]
+__all__ = ["NOTES", "SMALL_COLUMN_BYTES", "encoded_columns", "make_rings", "record_dtype"]
 
 SMALL_COLUMN_BYTES = 256
 NOTES = [
@@ -33,8 +33,8 @@ the row came in and when, and the policy update that acted it.
 """
 
 
-def packed_columns(columns: Mapping[str, ArraySpec], mutable: Collection[str]) -> set[str]:
-    """Columns that stay compressed: the images."""
+def encoded_columns(columns: Mapping[str, ArraySpec], mutable: Collection[str]) -> set[str]:
+    """Columns that are kept encoded: the images."""
     return {name for name, spec in columns.items() if spec.is_image and name not in mutable}
 
 
@@ -54,7 +54,7 @@ def make_rings(
     """Empty rings.
 
     Args:
-        plain: Columns that are not packed.
+        plain: Columns that are not kept encoded.
         rows: Length of each ring.
         mapped_in: Folder whose disk holds the large columns; None keeps them in memory.
 

@@ -44,7 +44,7 @@ class SelectorSpec:
 
     @property
     def uses_priorities(self) -> bool:
-        """True when windows have priorities, which somebody must write back."""
+        """True when windows have priorities, which someone must write back."""
         return any(kind == "prioritised" for kind, _, _ in self.parts)
 
     def build(self, size: int) -> Selector:

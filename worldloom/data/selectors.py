@@ -312,7 +312,7 @@ class Mixture:
 
 
 class OnlineQueue:
-    """Windows that nobody has seen, in the order of their completion: each is served once, before
+    """Windows that no one has seen, in the order of their completion: each is served once, before
     anything is drawn.
 
     Attributes:

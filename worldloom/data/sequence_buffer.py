@@ -2,7 +2,7 @@
 
 Rows of many streams lie in insertion order; a row's number in that order is its id for ever. Plain
 columns are rings indexed by ``id % capacity``, the small ones interleaved in one ring, so that
-reading a row touches few cache lines; packed columns (images) stay the compressed blobs that
+reading a row touches few cache lines; encoded columns (images) stay the compressed blobs that
 arrived, one per chunk, and are decoded when sampled. Each row knows the id of its successor in its
 stream, so a window is T steps along that chain: windows never join two streams and never jump a
 gap. No Python object exists per row, and memory is touched only as rows arrive.
@@ -16,7 +16,7 @@ The end of an episode that a crash cut off is inferred: when the next row of the
 ``is_first`` or the stream has a gap, the row before counts as truncated unless it is a last row
 already.
 
-Not thread safe, except that ``PendingWindows.finish`` may run without the lock that guards the
+Not thread safe, except that ``EncodedWindows.decode`` may run without the lock that guards the
 buffer. n windows, T rows.
 """
 
@@ -33,13 +33,13 @@ from worldloom.core.exceptions import BufferError, ConfigurationError, ShapeMism
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Rows, StreamId
 from worldloom.core.specs import ArraySpec
-from worldloom.data.chunk_table import ChunkTable
-from worldloom.data.codec import PackedColumn
-from worldloom.data.rings import make_rings, packed_columns
+from worldloom.data.chunk_table import ChunkTable, ColdStore
+from worldloom.data.codec import EncodedColumn
+from worldloom.data.rings import encoded_columns, make_rings
 from worldloom.data.selectors import Draws, Selector
 from worldloom.data.stream_tails import NO_ROW, StreamPosition, StreamTails, Tail
 from worldloom.data.window_starts import WindowStarts
-from worldloom.data.windows import ColdStore, PendingWindows, Windows
+from worldloom.data.windows import EncodedWindows, SampledWindows
 
 __all__ = ["SequenceBuffer"]
 
@@ -62,18 +62,19 @@ class SequenceBuffer:
         capacity_rows: Rows kept; exact at every moment.
         capacity_bytes: If given, the oldest chunks also go while the rows take more than this (one
             chunk always stays).
-        packed: Columns kept as the blobs they arrive in; by default the images. Arrays given for
+        encoded: Columns kept as the blobs they arrive in; by default the images. Arrays given for
             them are kept as they are.
-        mutable: Columns that :meth:`write_back` may change; never packed.
+        mutable: Columns that :meth:`write_back` may change; never encoded.
         selector: Which valid starts are drawn; ``Uniform(capacity_rows)`` by default.
-        hot_bytes: With ``cold``: packed columns beyond this size are let go, the oldest first, and
+        hot_bytes: With ``cold``: encoded columns beyond this size are let go, the oldest first, and
             read again when sampled.
         cold: Where they can be read.
         mapped_in: Folder whose disk holds large plain columns; None keeps them in memory.
+        shard: Which shard of a replay this is, for :attr:`SampledWindows.shard`.
 
     Raises:
         ConfigurationError: If the capacity cannot hold a window, or a mutable column is unknown or
-            packed.
+            encoded.
     """
 
     def __init__(
@@ -83,30 +84,31 @@ class SequenceBuffer:
         *,
         capacity_rows: int,
         capacity_bytes: int | None = None,
-        packed: Collection[str] | None = None,
+        encoded: Collection[str] | None = None,
         mutable: Collection[str] = (),
         selector: Selector | None = None,
         hot_bytes: int | None = None,
         cold: ColdStore | None = None,
         mapped_in: Path | None = None,
+        shard: int = 0,
     ) -> None:
         if capacity_rows < sampling.least_rows:
             raise ConfigurationError(
                 f"replay capacity must hold a window, so {sampling.least_rows} rows, "
                 f"got {capacity_rows} rows; raise the capacity"
             )
-        names = packed_columns(columns, mutable) if packed is None else set(packed)
+        names = encoded_columns(columns, mutable) if encoded is None else set(encoded)
         if names & set(mutable) or set(mutable) - set(columns):
             raise ConfigurationError(
-                "mutable columns must be stored and not packed, got "
-                f"{sorted(mutable)}, packed {sorted(names)}"
+                "mutable columns must be stored and not encoded, got "
+                f"{sorted(mutable)}, encoded {sorted(names)}"
             )
         self.columns = dict(columns)
         self.sampling = sampling
         self.capacity_rows = capacity_rows
         self.capacity_bytes = capacity_bytes
         self.mutable = frozenset(mutable)
-        self._packed = {name: spec for name, spec in columns.items() if name in names}
+        self._encoded = {name: spec for name, spec in columns.items() if name in names}
         plain = {name: spec for name, spec in columns.items() if name not in names}
         self._records, self._rings = make_rings(plain, capacity_rows, mapped_in)
         self._mapped_row_bytes = sum(
@@ -118,6 +120,7 @@ class SequenceBuffer:
         self._chunk_of = self._records["#chunk"]
         self._starts = WindowStarts(capacity_rows, selector)
         self._tails = StreamTails(sampling)
+        self._shard = shard
         self._chunks = ChunkTable(hot_bytes, cold)
         self._first_row = 0
         self._next_row = 0
@@ -155,16 +158,16 @@ class SequenceBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored rows: plain columns at full size, packed ones as they are kept, in
+        """Bytes of the stored rows: plain columns at full size, encoded ones as they are kept, in
         memory or cold.
         """
-        return len(self) * self._row_bytes + self._chunks.packed_bytes
+        return len(self) * self._row_bytes + self._chunks.encoded_bytes
 
     @property
     def cold_bytes(self) -> int:
         """Part of :attr:`nbytes` that is not in memory because it can be read elsewhere."""
         return (
-            self._chunks.packed_bytes - self._chunks.hot_bytes + self._mapped_row_bytes * len(self)
+            self._chunks.encoded_bytes - self._chunks.hot_bytes + self._mapped_row_bytes * len(self)
         )
 
     @property
@@ -181,7 +184,7 @@ class SequenceBuffer:
         self,
         stream: StreamId,
         seq: int,
-        rows: Mapping[str, np.ndarray | PackedColumn],
+        rows: Mapping[str, np.ndarray | EncodedColumn],
         *,
         version: int = 0,
         inserted_s: float = 0.0,
@@ -208,7 +211,7 @@ class SequenceBuffer:
             BufferError: If the chunk alone exceeds the capacity.
             ShapeMismatchError: If a column is missing or unknown, or lengths differ.
         """
-        plain, packed = self._split(rows)
+        plain, encoded = self._split(rows)
         first_flags = plain["is_first"]
         ids = np.arange(self._next_row, self._next_row + len(first_flags), dtype=np.int64)
         if len(ids) > self.capacity_rows:
@@ -224,7 +227,7 @@ class SequenceBuffer:
         tail, cut_off = self._tails.open(stream, seq)
         self._close_episode(cut_off)
         self._link(tail, ids, slots, first_flags)
-        self._record(ids, slots, version, inserted_s, packed, place)
+        self._record(ids, slots, version, inserted_s, encoded, place)
         self._next_row += len(ids)
         self._mark_starts(*self._tails.extend(tail, ids, first_flags))
         self._evict_bytes()
@@ -248,16 +251,16 @@ class SequenceBuffer:
         self._next_row = stop
         return stored_before - len(self)
 
-    def sample(self, windows: int, rng: np.random.Generator) -> Windows:
+    def sample(self, windows: int, rng: np.random.Generator) -> SampledWindows:
         """Draw windows with replacement (those of the online queue first, each once).
 
         Raises:
             BufferError: If no window is complete.
         """
-        return self.draw([(windows, rng)]).finish()
+        return self.draw([(windows, rng)]).decode()
 
-    def draw(self, draws: Draws) -> PendingWindows:
-        """As :meth:`sample` several times in one, one after the other, with the decoding of packed
+    def draw(self, draws: Draws) -> EncodedWindows:
+        """As :meth:`sample` several times in one, one after the other, with the decoding of encoded
         columns left to do.
 
         A lock that guards the buffer need not be held for the decoding.
@@ -272,7 +275,7 @@ class SequenceBuffer:
         starts = self._starts.draw(draws, self._first_row, online=self.sampling.online)
         return self._gather(starts, self.sampling.window_rows)
 
-    def windows_at(self, starts: Ids, rows: int) -> PendingWindows:
+    def windows_at(self, starts: Ids, rows: int) -> EncodedWindows:
         """Windows of ``rows`` rows that begin at rows of the caller's choice, whatever ``sampling``
         says.
 
@@ -368,26 +371,26 @@ class SequenceBuffer:
         self._starts.online.discard_until(served)
 
     def _split(
-        self, rows: Mapping[str, np.ndarray | PackedColumn]
-    ) -> tuple[Rows, dict[str, PackedColumn]]:
+        self, rows: Mapping[str, np.ndarray | EncodedColumn]
+    ) -> tuple[Rows, dict[str, EncodedColumn]]:
         if set(rows) != set(self.columns):
             raise ShapeMismatchError("columns of rows", sorted(self.columns), sorted(rows))
         plain = {}
-        packed = {}
+        encoded = {}
         for name, value in rows.items():
-            if name in self._packed:
-                packed[name] = (
-                    value.owned() if isinstance(value, PackedColumn) else PackedColumn.raw(value)
+            if name in self._encoded:
+                encoded[name] = (
+                    value.owned() if isinstance(value, EncodedColumn) else EncodedColumn.raw(value)
                 )
             else:
-                plain[name] = value.unpack() if isinstance(value, PackedColumn) else value
+                plain[name] = value.decode() if isinstance(value, EncodedColumn) else value
         length = len(plain["is_first"])
         for name, spec in self.columns.items():
             if rows[name].shape != (length, *spec.shape) or not length:
                 raise ShapeMismatchError(
                     f"column {name!r} of rows", (max(1, length), *spec.shape), rows[name].shape
                 )
-        return plain, packed
+        return plain, encoded
 
     def _close_episode(self, row: int) -> None:
         """Let a row that turned out to be an episode's last one count as truncated."""
@@ -411,11 +414,11 @@ class SequenceBuffer:
         slots: Ids,
         version: int,
         inserted_s: float,
-        packed: Mapping[str, PackedColumn],
+        encoded: Mapping[str, EncodedColumn],
         place: Any,
     ) -> None:
         self._chunk_of[slots] = self._chunks.next_ordinal
-        self._chunks.add(int(ids[0]), int(ids[-1]) + 1, packed, place)
+        self._chunks.add(int(ids[0]), int(ids[-1]) + 1, encoded, place)
         self._records["#version"][slots] = version
         self._records["#inserted_s"][slots] = inserted_s
 
@@ -464,7 +467,7 @@ class SequenceBuffer:
             shift = successor[windows, at] - ids[windows, at + 1]
             ids[windows] += np.where(np.arange(ids.shape[1]) > at[:, None], shift[:, None], 0)
 
-    def _gather(self, starts: Ids, rows: int) -> PendingWindows:
+    def _gather(self, starts: Ids, rows: int) -> EncodedWindows:
         ids = self._follow(starts, rows)
         slots = ids % self.capacity_rows
         records = self._records.take(slots)
@@ -478,7 +481,7 @@ class SequenceBuffer:
         trained = records[:, min(self.sampling.context, rows - 1)]
         versions = trained["#version"].astype(np.int64)
         inserted_s = trained["#inserted_s"].copy()
-        chunks = self._chunks.open(np.unique(ordinals).tolist()) if self._packed else {}
-        return PendingWindows(
-            Windows(columns, ids, versions, inserted_s), chunks, ordinals, self._packed
-        )
+        chunks = self._chunks.open(np.unique(ordinals).tolist()) if self._encoded else {}
+        shard = np.full(len(starts), self._shard)
+        plain = SampledWindows(columns, ids, shard, versions, inserted_s)
+        return EncodedWindows(plain, chunks, ordinals, self._encoded)

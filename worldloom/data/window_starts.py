@@ -27,7 +27,7 @@ class WindowStarts:
 
     Attributes:
         count: Valid starts.
-        online: New windows that nobody has seen.
+        online: New windows that no one has seen.
     """
 
     def __init__(self, capacity_rows: int, selector: Selector | None) -> None:
@@ -54,7 +54,7 @@ class WindowStarts:
             self.count -= len(starts)
 
     def draw(self, draws: Draws, first_row: int, *, online: bool) -> Ids:
-        """Starts of windows: with ``online`` those that nobody has seen, each once; for the rest
+        """Starts of windows: with ``online`` those that no one has seen, each once; for the rest
         the selector decides.
         """
         if not online:

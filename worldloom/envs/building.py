@@ -1,4 +1,4 @@
-"""Somebody else's code while it is imported or builds an env: whatever it raises becomes one
+"""Foreign code while it is imported or builds an env: whatever it raises becomes one
 sentence.
 """
 

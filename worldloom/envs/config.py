@@ -78,7 +78,7 @@ class EnvConfig:
     grayscale: bool | None = None
     """Turn RGB images into one channel."""
     frame_stack: int | None = None
-    """Images of so many decisions are stacked along the channels, oldest first."""
+    """Images of this many decisions are stacked along the channels, oldest first."""
     pixels: bool | None = None
     """Observe rendered images instead of state (gym, mujoco and dmc)."""
     camera: int | None = None
@@ -212,7 +212,7 @@ class EnvLimits:
     grace_s: float = 1.0
     """Seconds after which the others go on without a late supervised env; infinite: never."""
     max_failures: int = 5
-    """So many failures within the window put an env into quarantine: it is not built again."""
+    """This many failures within the window put an env into quarantine: it is not built again."""
     failure_window_s: float = 600.0
     """Seconds after which a failure is forgotten."""
     backoff_s: float = 0.2

@@ -193,7 +193,7 @@ class Resetter:
         ]
         if needed:
             raise ConfigurationError(
-                f"env {name!r}: reset() needs {', '.join(needed)}, which nobody gives "
+                f"env {name!r}: reset() needs {', '.join(needed)}, which no one gives "
                 f"it; write '{RESET}'"
             )
         if "options" in by_name and by_name["options"].default is inspect.Parameter.empty:

@@ -1,4 +1,4 @@
-"""Anybody's Gymnasium vector env behind the row contract, whichever autoreset mode it has.
+"""Any Gymnasium vector env behind the row contract, whichever autoreset mode it has.
 
 NEXT_STEP is the contract itself. With SAME_STEP (the final observation is in
 ``infos["final_obs"]``) and DISABLED (the caller resets) the reset rows get a call of their own: the
@@ -198,7 +198,7 @@ class GymVectorAdapter:
             self._env.close()
 
     def _give_reset_rows(self, action: Mapping[str, np.ndarray]) -> EnvStep:
-        """Rows for the envs that ended and for nobody else."""
+        """Rows for the envs that ended and for no one else."""
         row = EnvStep.blank(self.spec, self.num_envs)
         source = self._last_obs
         if self._autoreset.mode is AutoresetMode.DISABLED:

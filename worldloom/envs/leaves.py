@@ -6,6 +6,7 @@ A part of ``worldloom.envs.spaces``. Converters accept any leading axes.
 
 from __future__ import annotations
 
+import contextvars
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -229,6 +230,32 @@ def _whole_bytes(key: str, image: np.ndarray) -> np.ndarray:
     return image.astype(UINT8)
 
 
+def _ignoring_overflow() -> contextvars.Context | None:
+    """A context in which numpy casts what overflows to infinity without a warning. None before
+    NumPy 2, whose error state belongs to the thread and not to the context.
+    """
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        return None
+    context = contextvars.Context()
+    context.run(np.seterr, over="ignore")
+    return context
+
+
+_IGNORING_OVERFLOW = _ignoring_overflow()
+
+
+def _as_float32(value: np.ndarray) -> np.ndarray:
+    """Real numbers as float32; what overflows is infinite, and infinite numbers are refused later.
+
+    This runs for every row: a context of its own costs a tenth of entering ``np.errstate``. A
+    context can be entered once at a time, hence the copy, which copies nothing but a reference.
+    """
+    if _IGNORING_OVERFLOW is not None:
+        return _IGNORING_OVERFLOW.copy().run(value.astype, FLOAT32)
+    with np.errstate(over="ignore"):
+        return value.astype(FLOAT32)
+
+
 class _Image:
     """uint8 images in any layout -> [Y, X, channels]; numbers that are no uint8 are refused instead
     of cut.
@@ -258,10 +285,7 @@ class _Numbers:
             raise EnvFailureError(
                 f"observation {self._key!r} is of dtype {value.dtype}; return real numbers"
             )
-        # what overflows is infinite then, and infinite numbers are refused
-        with np.errstate(over="ignore"):
-            result: np.ndarray = value.astype(np.float32)
-        return result
+        return _as_float32(value)
 
 
 class _Flags(_Numbers):

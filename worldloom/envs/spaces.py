@@ -122,7 +122,7 @@ class ActionMapper:
         self._is_one_array = only.path == () and (only.spec.is_discrete or bool(only.spec.shape))
 
     def __call__(self, action: Mapping[str, np.ndarray], lead: tuple[int, ...] = ()) -> Any:
-        """Convert one action (with the leading axes ``lead``); the arrays of the result are nobody
+        """Convert one action (with the leading axes ``lead``); the arrays of the result are no one
         else's.
 
         Raises:

@@ -5,8 +5,8 @@ Who waits for whom: ``step`` asks every ready process and waits for their answer
 which nearly every step is done. An env that takes longer is late: the others go on without it. Its
 rows are not live and no action reaches it until its answer is there, which is then its next row,
 reached by the action of its last one. A process that misses its deadline is killed (its stack goes
-to the log first), one that died is noticed at once; both are started anew after a pause that grows
-(``envs.faults``). Nobody waits for a late process or a starting one unless there is no other, and
+to the log first), one that died is noticed at once; both are started again after a pause that grows
+(``envs.faults``). No one waits for a late process or a starting one unless there is no other, and
 then for ``patience_s`` at most; a new env's rows are not live until its reset row is there.
 """
 
@@ -33,7 +33,7 @@ __all__ = ["SupervisedVectorEnv"]
 
 USUAL_STEPS = 10
 STEPS_REMEMBERED = 32
-"""An env is late after so many times the median of the last steps, if that is longer than
+"""An env is late after this multiple of the median of the last steps, if that is longer than
 ``EnvLimits.grace_s``.
 """
 
@@ -217,7 +217,7 @@ class SupervisedVectorEnv:
         for index, slot in enumerate(self._slots):
             if slot.phase in (_Phase.BUSY, _Phase.STARTING) and now >= slot.deadline_s:
                 assert slot.process is not None
-                # else it has answered, and nobody had time to look
+                # else it has answered, and no one had time to look
                 if not slot.process.connection.poll():
                     self._on_hang(index)
 

@@ -125,7 +125,7 @@ def kept(env: str) -> Iterator[None]:
 
 
 def _working_folder() -> str | None:
-    """None in a folder that somebody deleted."""
+    """None in a folder that someone deleted."""
     try:
         return os.getcwd()
     except FileNotFoundError:

@@ -161,8 +161,8 @@ class PixelToyEnv(_ToyEnv):
     Five actions: stay, up, down, left, right, on a 2 x 2 board; its edge stops. Reaching red gives
     1, reaching blue -1. The image then shows white inside the colour; on the next step white rests,
     and both colours move to other cells. Episodes are truncated after 40 decisions. The shortest
-    way past blue scores about 17 on average. Whoever does not look scores 0 on average, whatever
-    the plan, because red and blue are drawn alike.
+    way past blue scores about 17 on average. An agent that does not look scores 0 on average,
+    whatever the plan, because red and blue are drawn alike.
     """
 
     SIDE = 2

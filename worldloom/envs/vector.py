@@ -3,7 +3,7 @@
 After a row with ``terminated`` or ``truncated`` (it holds the true final observation) the next
 ``step`` ignores that env's action and gives the reset row of its next episode (Gymnasium's
 NEXT_STEP). A row with ``live`` False is no row: the env is being rebuilt, waits, or is in
-quarantine. Nobody stores it, and no carry advances by it. After a failure the next live row of that
+quarantine. No one stores it, and no carry advances by it. After a failure the next live row of that
 env is ``is_first``; the broken episode has no last row.
 
 Needs no gymnasium, so that a process whose envs live in other processes never imports it.
@@ -107,7 +107,7 @@ class VectorEnv(Protocol):
     Attributes:
         spec: What each env gives and takes.
         num_envs: N.
-        has_deadlines: True when an env that hangs is ended here; False when somebody else has to
+        has_deadlines: True when an env that hangs is ended here; False when someone else has to
             end this process.
         patience_s: How long ``step`` waits for a row while no env can give one (all are late, or
             being rebuilt); infinite at first. When it is over, no row is live. Without deadlines

@@ -152,7 +152,7 @@ class EnvAdapter:
         if space is not self._action_space and space != self._action_space:
             raise EnvFailureError(
                 f"action_space was {self._action_space} when the env was made, and is {space} "
-                "behind a reset; set it in __init__ and keep it"
+                "after a reset; set it in __init__ and keep it"
             )
         self._elapsed = 0
         return self._observe(obs, first=True)

@@ -213,7 +213,7 @@ def calibration(probability: np.ndarray, outcome: np.ndarray, bins: int = 10) ->
 
 
 def _filtered(model: Any, obs: Tensor, actions: Tensor) -> list[LatentState]:
-    """States behind every observation."""
+    """States after every observation."""
     states = [model.encode(obs[:, 0], deterministic=True)]
     for t in range(1, obs.shape[1]):
         states.append(model.observe(states[-1], actions[:, t - 1], obs[:, t], deterministic=True))
@@ -221,7 +221,7 @@ def _filtered(model: Any, obs: Tensor, actions: Tensor) -> list[LatentState]:
 
 
 def _with_last(batch: Mapping[str, Tensor]) -> Tensor:
-    """Observations, with the one behind the last action where it is known for all sequences."""
+    """Observations, with the one after the last action where it is known for all sequences."""
     obs = batch["obs"]
     if "last_obs" in batch and bool(batch.get("last_obs_mask", torch.ones(1)).all()):
         return torch.cat([obs, batch["last_obs"][:, None]], 1)

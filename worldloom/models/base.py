@@ -72,7 +72,7 @@ def torch_generator(device: torch.device) -> torch.Generator:
 def imagined_returns(rewards: Tensor, continues: Tensor | None, discount: float) -> Tensor:
     """Discounted sum of the rewards from each step to the end. All ``[T, B, 1]``.
 
-    ``continues[t]`` is the probability that the episode goes on behind action t; None counts as
+    ``continues[t]`` is the probability that the episode goes on after action t; None counts as
     certain.
     """
     total = torch.zeros_like(rewards[0])
@@ -92,7 +92,7 @@ class BaseWorldModel(RpcServer, ABC):
     """
 
     tunable: ClassVar[frozenset[str]] = TRAINING_FIELDS
-    """Config fields that may change without building the networks anew."""
+    """Config fields that may change without building the networks again."""
     discount: ClassVar[float] = 0.99
     """Per step, of the values of a trajectory where the model has no critics."""
 
@@ -128,7 +128,7 @@ class BaseWorldModel(RpcServer, ABC):
 
     @abstractmethod
     def _step(self, state: LatentState, action: Tensor, deterministic: bool) -> LatentState:
-        """State behind checked actions [B, A]."""
+        """State after checked actions [B, A]."""
 
     def _stepper(self) -> Callable[[LatentState, Tensor, bool], LatentState]:
         """What makes the steps of one call: may hold what they share, so that nothing of it
@@ -153,7 +153,7 @@ class BaseWorldModel(RpcServer, ABC):
     def predict(
         self, state: LatentState, action: Tensor, deterministic: bool = False
     ) -> LatentState:
-        """State behind ``action`` ``[B, A]``, imagined."""
+        """State after ``action`` ``[B, A]``, imagined."""
         with self.precision():
             return self._step(
                 self._state(state), self._action(action, state.batch_size), deterministic
@@ -225,7 +225,7 @@ class BaseWorldModel(RpcServer, ABC):
         ]
 
     def after_update(self, losses: Mapping[str, Tensor]) -> None:
-        """Called by the trainer behind every optimizer step with what ``compute_loss`` returned."""
+        """Called by the trainer after every optimizer step with what ``compute_loss`` returned."""
 
     def reconfigure(self, **changes: Any) -> None:
         """Change settings that do not decide the shape of the networks.

@@ -41,7 +41,7 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs)
 
     def reset_parameters(self) -> None:
-        """Draw the kernel anew and clear the bias."""
+        """Draw the kernel again and clear the bias."""
         init_kernel(self.weight, self.in_features, self.outscale)
         nn.init.zeros_(self.bias)
 

@@ -84,7 +84,7 @@ def _activate(layer: StackedLayer, pre: Tensor) -> Tensor:
 def ensemble_after_first(
     layers: list[StackedLayer], pre: Tensor, dropout: Tensor | None = None
 ) -> Tensor:
-    """The network behind the first matrix product.
+    """The network after the first matrix product.
 
     Args:
         layers: The whole network; the product of layer 0 is already done.

@@ -201,7 +201,7 @@ class MLP(nn.Sequential):
         return sum(products[1:], products[0] + bias)  # type: ignore[operator]
 
     def after_first(self, pre: Tensor) -> Tensor:
-        """The rest of the network behind :meth:`first`."""
+        """The rest of the network after :meth:`first`."""
         first, *rest = self
         x: Tensor = first.activate(pre)  # type: ignore[operator]
         for layer in rest:

@@ -77,7 +77,7 @@ def flat_bytes(
     :func:`pack`.
 
     Args:
-        tensors: By name, all on one device, which nobody waits for.
+        tensors: By name, all on one device, which no one waits for.
         dtype: What floating-point tensors become.
     """
     parts = []

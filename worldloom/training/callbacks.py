@@ -52,7 +52,7 @@ class Callback:
     Attributes:
         identity: What tells this callback from others of its class, so that each gets its own
             state back.
-        is_last: Call it behind the others.
+        is_last: Call it after the others.
     """
 
     identity = ""
@@ -70,13 +70,13 @@ class Callback:
         """Called before each span of ``eval_interval`` updates."""
 
     def on_epoch_end(self, trainer: Any) -> None:
-        """Called behind each such span, after the evaluation."""
+        """Called after each such span, after the evaluation."""
 
     def on_step_begin(self, trainer: Any) -> None:
         """Called before each update."""
 
     def on_step_end(self, trainer: Any) -> None:
-        """Called behind each update; may be defined with the arguments ``(step, losses)``
+        """Called after each update; may be defined with the arguments ``(step, losses)``
         instead.
         """
 
@@ -89,7 +89,7 @@ class Callback:
 
 
 class CallbackList:
-    """Callbacks that are called in order, those behind that say so.
+    """Callbacks that are called in order, those after them that say so.
 
     Args:
         callbacks: Any objects with some of the hooks.
@@ -105,11 +105,11 @@ class CallbackList:
         return len(self.callbacks)
 
     def append(self, callback: Any) -> None:
-        """Add a callback behind the others."""
+        """Add a callback after the others."""
         self.callbacks.append(callback)
 
     def call(self, event: str, trainer: Any) -> None:
-        """Call one hook of all callbacks; at the end of training also behind one that raises, so
+        """Call one hook of all callbacks; at the end of training also after one that raises, so
         that the others close and save.
 
         Raises:

@@ -8,7 +8,7 @@ import numpy as np
 
 from worldloom.core.exceptions import BufferError, ShapeMismatchError
 
-__all__ = ["cast", "flags", "stored_dtype"]
+__all__ = ["cast", "convert", "flags", "stored_dtype"]
 
 
 def stored_dtype(name: str, dtype: object) -> np.dtype:
@@ -30,20 +30,29 @@ def stored_dtype(name: str, dtype: object) -> np.dtype:
     return found
 
 
+def convert(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...] | None]:
+    """Numbers in another dtype; floats may be rounded to the precision of another float.
+
+    Returns:
+        The numbers, and the place of the first one that the dtype does not hold: None when it holds
+        all of them. Numbers that are not finite are held by floats only.
+    """
+    if values.dtype == dtype:
+        return values, None
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = values.astype(dtype)
+        lost = ~np.isfinite(result) & np.isfinite(values) if dtype.kind == "f" else result != values
+    return result, tuple(np.argwhere(lost)[0].tolist()) if lost.any() else None
+
+
 def cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Entries [n, ...] in the dtype that stores them; floats may be rounded to the precision of
-    another float.
+    """Entries [n, ...] in the dtype that stores them, as :func:`convert` gives them.
 
     Raises:
         ShapeMismatchError: If the dtype does not hold one of them; names the first.
     """
-    if values.dtype == dtype:
-        return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        result = values.astype(dtype)
-        lost = ~np.isfinite(result) & np.isfinite(values) if dtype.kind == "f" else result != values
-    if lost.any():
-        place = np.argwhere(lost)[0]
+    result, place = convert(values, dtype)
+    if place is not None:
         allowed = {
             "b": "0 and 1 (or True and False)",
             "f": f"numbers up to {np.finfo(dtype).max:.3g}" if dtype.kind == "f" else "",
@@ -52,7 +61,7 @@ def cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
             allowed.get(dtype.kind) or f"integers in {np.iinfo(dtype).min}..{np.iinfo(dtype).max}"
         )
         got = (
-            f"{values[tuple(place)]} in entry {place[0]}; create the buffer with a dtype "
+            f"{values[place]} in entry {place[0]}; create the buffer with a dtype "
             "that holds it, e.g. np.float32"
         )
         raise ShapeMismatchError(f"{name} for a buffer of {dtype.name}", what, got)

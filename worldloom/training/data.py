@@ -3,7 +3,7 @@
 A user hands over episodes as Gymnasium gives them: ``obs[t]``, the action taken in it, that
 action's reward and end. Inside they are rows whose reward is the one received on arrival
 (``worldloom.core.sequence`` does both shifts), so every episode has one row more than transitions.
-When nobody recorded what the last action led to, that row's observation is blank and marked unseen:
+When no one recorded what the last action led to, that row's observation is blank and marked unseen:
 its reward and its end are kept, and no model is asked to reconstruct it.
 
 Legend: n transitions, B batch, T window.
@@ -112,7 +112,7 @@ class ReplayBuffer:
             columns,
             SamplingSpec(batch_size=1, length=1, bootstrap=1),
             capacity_rows=rows,
-            packed=("obs",) if size > RING_BYTES else (),
+            encoded=("obs",) if size > RING_BYTES else (),
         )
         self._index = EpisodeIndex(self.capacity)
         self._rng = np.random.default_rng(checked("seed", seed, int | None, NOT_NEGATIVE))
@@ -155,8 +155,8 @@ class ReplayBuffer:
                 is ``final_obs``.
             actions: ``[n, action_dim]``; integers ``[n]`` or ``[n, 1]`` become one-hot codes.
             rewards: ``[n]`` of each action.
-            dones: ``[n]`` True where the action ended the episode; entries behind such a place
-                begin another one. Without any, the end is a truncation: what lies behind it still
+            dones: ``[n]`` True where the action ended the episode; entries after such a place
+                begin another one. Without any, the end is a truncation: what lies after it still
                     counts.
             truncated: ``[n]`` True where that end was a time limit or the like.
             final_obs: What the last action led to.
@@ -243,7 +243,7 @@ class ReplayBuffer:
 
         Returns:
             ``obs`` ``[B, T, *obs_shape]``, ``actions`` ``[B, T, A]``, ``rewards`` and ``continues``
-            ``[B, T]``, ``last_obs`` ``[B, *obs_shape]`` behind the last action and
+            ``[B, T]``, ``last_obs`` ``[B, *obs_shape]`` after the last action and
             ``last_obs_mask`` ``[B]``, where that was recorded.
 
         Raises:
@@ -264,15 +264,15 @@ class ReplayBuffer:
                 f"{self.num_episodes} stored episodes has "
                 f"{longest} transitions; sample shorter windows or add longer episodes"
             )
-        columns = self._rows.windows_at(starts, seq_len + 1).finish().columns
+        columns = self._rows.windows_at(starts, seq_len + 1).decode().columns
         seen = columns.pop(SEEN)
-        steps = transitions(SequenceBatch.from_columns(columns))
-        obs = torch.from_numpy(steps.obs["obs"]).to(device)
+        seen_obs, action, reward, terminated = transitions(SequenceBatch.from_columns(columns))
+        obs = torch.from_numpy(seen_obs["obs"]).to(device)
         return {
             "obs": obs[:, :-1],
-            "actions": torch.from_numpy(steps.action["action"]).to(device),
-            "rewards": torch.from_numpy(steps.reward).to(device),
-            "continues": torch.from_numpy(1.0 - steps.terminated.astype(np.float32)).to(device),
+            "actions": torch.from_numpy(action["action"]).to(device),
+            "rewards": torch.from_numpy(reward).to(device),
+            "continues": torch.from_numpy(1.0 - terminated.astype(np.float32)).to(device),
             "last_obs": obs[:, -1],
             "last_obs_mask": torch.from_numpy(seen[:, -1].copy()).to(device),
         }
@@ -283,7 +283,7 @@ class ReplayBuffer:
         return bool(len(self._index.draw(1, seq_len, np.random.default_rng(0), part)))
 
     def seed(self, seed: int) -> None:
-        """Begin the buffer's own draws anew."""
+        """Begin the buffer's own draws again."""
         self._rng = np.random.default_rng(seed)
 
     def episodes(self) -> Iterable[dict[str, Any]]:
@@ -293,7 +293,7 @@ class ReplayBuffer:
         for episode in self._index.episodes:
             columns = (
                 self._rows.windows_at(np.array([episode.first_row]), episode.steps + 1)
-                .finish()
+                .decode()
                 .columns
             )
             rows = {name: values[0] for name, values in columns.items()}
@@ -494,8 +494,8 @@ class TrajectoryDataset(Dataset[dict[str, Tensor]]):
 
     In the process that holds the dataset, windows come from the buffer's own generator. In a worker
     of a ``DataLoader`` each draw is a function of ``seed``, of the worker's seed, which torch
-    chooses anew for every epoch (``torch.manual_seed`` makes that repeatable), of the index, and of
-    how often this worker drew that index: no worker and no epoch repeats another.
+    chooses again for every epoch (``torch.manual_seed`` makes that repeatable), of the index, and
+    of how often this worker drew that index: no worker and no epoch repeats another.
 
     Args:
         buffer: Where windows come from.

@@ -68,7 +68,7 @@ class Interruption:
         if self.signal is None:
             self.signal = number
             logger.warning(
-                "%s: stopping behind the present update; again to leave at once",
+                "%s: stopping after the present update; again to leave at once",
                 signal.Signals(number).name,
             )
             return

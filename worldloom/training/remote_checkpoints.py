@@ -2,7 +2,7 @@
 
 Object stores cannot rename a folder, but they replace one object as a whole. So the manifest
 decides: data lie under names made of their checksums, which never change; the manifest that names
-them is uploaded behind them, and only then is what it no longer names removed. A writer that dies
+them is uploaded after them, and only then is what it no longer names removed. A writer that dies
 leaves the old checkpoint or the new one. A folder without a manifest does not count. Everything
 else, checksums included, is as in :mod:`worldloom.training.checkpoints`.
 """
@@ -32,7 +32,7 @@ __all__ = ["RemoteCheckpointStore", "open_store"]
 logger = logging.getLogger(__name__)
 
 READ_ATTEMPTS = 5
-"""How often a checkpoint is read anew because another one took its place meanwhile."""
+"""How often a checkpoint is read again because another one took its place meanwhile."""
 
 
 def open_store(place: str | Path, *, keep: int = 3) -> CheckpointStore:

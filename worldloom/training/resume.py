@@ -148,7 +148,7 @@ def _load_scheduler(trainer: Any, saved: Any) -> None:
         trainer.scheduler.load_state_dict(saved)
     elif (trainer.scheduler is None) != (saved is None):
         now, then = (
-            ("none", "one") if trainer.scheduler is None else ("one, which begins anew", "none")
+            ("none", "one") if trainer.scheduler is None else ("one, which starts over", "none")
         )
         logger.warning(
             "resuming with another scheduler: the checkpoint has %s, this trainer %s", then, now
@@ -200,7 +200,7 @@ def _load_callbacks(callbacks: Iterable[Any], saved: Mapping[str, Any]) -> None:
             found.add(used)
         elif callback.state_dict():
             logger.warning(
-                "resuming with a callback that begins anew: the checkpoint has no state of %s", key
+                "resuming with a callback that starts over: the checkpoint has no state of %s", key
             )
     for key in sorted(name for name in saved.keys() - found if saved[name]):
         logger.warning("resuming without a callback: the checkpoint has the state of %s", key)

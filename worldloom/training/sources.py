@@ -96,8 +96,8 @@ class ReplaySource:
 
 
 class Cursor:
-    """Batches of an iterable by number; it is begun anew when it ends, and when an earlier batch is
-    asked for.
+    """Batches of an iterable by number; it is begun again when it ends, and when an earlier batch
+    is asked for.
 
     Each pass begins with generators seeded by its number, so a loader that shuffles gives the same
     order in a resumed run. A resumed run passes over the batches of its present pass that were used

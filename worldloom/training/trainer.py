@@ -65,7 +65,7 @@ class TrainerState:
         metrics: Losses of the newest update, gradient norm, step size, and the newest evaluation
             under ``eval/``.
         best_loss: Lowest held-out loss so far.
-        should_stop: Set it to stop behind the present update.
+        should_stop: Set it to stop after the present update.
     """
 
     global_step: int = 0
@@ -83,7 +83,7 @@ class Trainer:
         callbacks: A callback replaces the default one of the same class (logging, checkpoints,
             progress bar on a terminal).
         optimizer: Your own instead of the one that the config describes.
-        scheduler: Likewise; stepped behind every update.
+        scheduler: Likewise; stepped after every update.
 
     Example:
         >>> from worldloom import create_world_model
@@ -170,7 +170,7 @@ class Trainer:
     ) -> Any:
         """Train until ``total_steps``, or for ``num_steps`` more updates.
 
-        Ctrl-C ends training behind the present update, with a checkpoint. So do SIGTERM and a
+        Ctrl-C ends training after the present update, with a checkpoint. So do SIGTERM and a
         closed terminal, which then end the process. A second one leaves at once.
 
         Args:

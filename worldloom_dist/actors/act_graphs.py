@@ -34,7 +34,7 @@ kernels.
 
 
 class _Graph:
-    """One captured decision: static inputs, and outputs that every replay fills anew."""
+    """One captured decision: static inputs, and outputs that every replay fills again."""
 
     def __init__(
         self, decide: Decide, recorder: Recorder, inputs: Mapping[str, Tensor], *, explore: bool

@@ -35,14 +35,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-NOBODY = np.zeros(0, np.int64)
+NO_ENVS = np.zeros(0, np.int64)
 
 
 class Actions(NamedTuple):
     """One decision for every env: action per key ``[N, ...]``, extra columns ``[N, ...]``, and the
     weights that made it.
 
-    ``carry_resets`` are the envs whose carry had been lost in mid-episode and began anew.
+    ``carry_resets`` are the envs whose carry had been lost in mid-episode and started over.
     """
 
     action: Mapping[str, np.ndarray]
@@ -69,7 +69,7 @@ class ActClient(Protocol):
         Args:
             obs: Per key ``[N, ...]``.
             is_first: ``[N]`` bool.
-            live: ``[N]`` bool; rows that are not live get an action that nobody uses, and keep
+            live: ``[N]`` bool; rows that are not live get an action that no one uses, and keep
                 their carry.
         """
 
@@ -236,7 +236,7 @@ class LocalActing:
     def begin(
         self, obs: Mapping[str, np.ndarray], is_first: np.ndarray, live: np.ndarray | None = None
     ) -> Callable[[], Actions]:
-        """The decision, not made yet: there is nobody to make it meanwhile."""
+        """The decision, not made yet: there is no other thread to make it meanwhile."""
         return partial(self.act, obs, is_first, live)
 
     def drain_metrics(self) -> MetricMap:
@@ -344,7 +344,7 @@ class RemoteActing:
         ):
             self._next_s = now + self.refresh_interval_s
             self.version = self.call(
-                ActRequest(self.slot, self.incarnation, NOBODY, {}, np.zeros(0, bool))
+                ActRequest(self.slot, self.incarnation, NO_ENVS, {}, np.zeros(0, bool))
             ).version
 
     def act(
@@ -410,8 +410,8 @@ def _merge(old: Carry, new: Carry, live: np.ndarray) -> Carry:
     written to.
     """
     awake = np.flatnonzero(live)
-    everybody = np.arange(len(live))
-    merged = {key: value[everybody] for key, value in old.items()}
+    every_row = np.arange(len(live))
+    merged = {key: value[every_row] for key, value in old.items()}
     for key, value in merged.items():
         value[awake] = new[key][awake]
     return merged

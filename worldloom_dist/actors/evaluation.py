@@ -216,7 +216,7 @@ class _Watch:
     Args:
         counters: Of its envs.
         timeout_s: Seconds from now on.
-        is_stopped: True when nobody wants it any more.
+        is_stopped: True when it is not wanted any more.
     """
 
     def __init__(

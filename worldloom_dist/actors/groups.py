@@ -5,7 +5,7 @@ one is being answered.
     group 1                 ask    ---------------- wait, store, step | ask
 
 Only worth it where actions come from afar (``RemoteActing`` with ``submit``); a policy in this
-process has nobody to overlap with. A group whose envs are all late or being rebuilt is only looked
+process has nothing to overlap with. A group whose envs are all late or being rebuilt is only looked
 at in its turns, so that it holds up no other. One whose envs are all in quarantine takes no more
 turns; what it had open has been sent.
 """

@@ -2,7 +2,7 @@
 carries, imports no torch.
 
 Carries live here, one array per carry key with a row for every env that has been seen, named by
-(slot, incarnation, env). Row 0 belongs to nobody: padding reads and writes it. After a restart the
+(slot, incarnation, env). Row 0 belongs to no env: padding reads and writes it. After a restart the
 table is empty; an env that is in the middle of an episode then begins with an initial carry and its
 reply says ``carry_reset``, while ``is_first`` stays honest. Who asked counts that, and marks the
 row.

@@ -95,7 +95,7 @@ class StreamWriter:
             index: Which of the N rows.
             version: Weights that chose its action.
             is_first, is_last: What its flags say, as plain values.
-            carry_reset: Mark it: whoever chose its action had lost the carry (see
+            carry_reset: Mark it: the policy that chose its action had lost the carry (see
                 ``codec.carry_resets_of``).
         """
         if self._pending is not None and self._answer is None:

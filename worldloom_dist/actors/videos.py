@@ -59,7 +59,7 @@ class Recorder:
     video's first frame.
 
     Args:
-        env: The envs, stepped by somebody else.
+        env: The envs, stepped by someone else.
         count: Episodes to record.
 
     Attributes:

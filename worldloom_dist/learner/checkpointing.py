@@ -79,7 +79,7 @@ class CheckpointWriter:
         facts: Mapping[str, Any],
         score: float | None = None,
     ) -> None:
-        """Hand over a state whose tensors nobody changes any more; waits for the previous
+        """Hand over a state whose tensors no one changes any more; waits for the previous
         checkpoint if it must.
 
         Args:

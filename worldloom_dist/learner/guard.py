@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from worldloom.core.exceptions import TrainingError
-from worldloom_dist.ports import SampledWindows
+from worldloom.data.windows import SampledWindows
 
 __all__ = ["NonfiniteGuard"]
 

@@ -20,11 +20,12 @@ import torch
 from worldloom.core.metrics import Histogram, HistogramBuilder, Last, MetricMap, Sum, merge_into
 from worldloom.core.protocol import Agent
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
+from worldloom.data.windows import SampledWindows
 from worldloom.nn.snapshot import to_bfloat16
 from worldloom_dist.learner.guard import NonfiniteGuard
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.publishing import CudaDownload, Published, Publisher
-from worldloom_dist.learner.staging import Staged, Stager
+from worldloom_dist.learner.staging import Stager
 from worldloom_dist.learner.step import CompileMode, make_step
 from worldloom_dist.metric_names import (
     AGE_BUCKETS_S,
@@ -33,7 +34,7 @@ from worldloom_dist.metric_names import (
     LEARNER_PHASES,
     scalar_keys,
 )
-from worldloom_dist.ports import SampledWindows, WeightSink
+from worldloom_dist.ports import WeightSink
 
 __all__ = ["Learner"]
 
@@ -62,6 +63,7 @@ class Learner:
     Attributes:
         train_steps: Updates made over the whole run, those before a resume included.
         replayed_steps: Trained positions, likewise.
+        stager: Puts windows on the agent's device; a prefetcher may do so ahead of time.
         update_priorities: Called with (windows, priorities ``[n]``) when the agent gave some; None
             drops them.
         write_back: Called with (windows, refreshed extras) when the agent refreshed some; None
@@ -111,31 +113,31 @@ class Learner:
         """The version that :meth:`publish` would give now."""
         return PolicyVersion(self.incarnation, self.train_steps)
 
-    def train(self, windows: SampledWindows | Staged) -> None:
-        """One update from one batch of windows, staged already or not.
+    def train(self, drawn: SampledWindows | SequenceBatch) -> None:
+        """One update from one batch of windows, staged already (by :attr:`stager`) or not.
 
         Raises:
             TrainingError: After ten skipped updates in a row.
         """
         started = time.monotonic()
-        staged = windows if isinstance(windows, Staged) else self.stager.stage(windows)
+        staged = drawn if isinstance(drawn, SequenceBatch) else self.stager.stage(drawn)
+        windows: SampledWindows = staged.windows
         batch = self._batch = self.stager.take(staged)
         copied = time.monotonic()
         output = self._step(batch)
         self.train_steps += 1
         self.replayed_steps += self.agent.spec.sampling.trained_positions
-        self._guard.watch(self.train_steps, output.nonfinite, staged.windows)
+        self._guard.watch(self.train_steps, output.nonfinite, windows)
         if output.refreshed is not None and self.write_back is not None:
-            self._keep_refreshed(staged.windows, output.refreshed)
+            self._keep_refreshed(windows, output.refreshed)
         if output.priorities is not None and self.update_priorities is not None:
-            self._send_priorities(staged.windows, output.priorities)
+            self._send_priorities(windows, output.priorities)
         self._scalars = output.metrics
         self._limit_lead()
         self._phases["to_device"].add(copied - started)
         self._phases["forward_backward"].add(time.monotonic() - copied)
-        self._stagings.add(staged.seconds)
-        self._ages.add(max(0.0, time.time() - float(staged.windows.inserted_s.mean())))
-        self._lags.add(max(0.0, self.train_steps - float(staged.windows.versions.mean())))
+        self._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
+        self._lags.add(max(0.0, self.train_steps - float(windows.versions.mean())))
         self._fresh_steps += 1
 
     def _send_priorities(self, windows: SampledWindows, priorities: torch.Tensor) -> None:
@@ -221,6 +223,8 @@ class Learner:
             for phase, taken in taken_phases.items()
             if taken.count
         }
+        for seconds in self.stager.drain_seconds():
+            self._stagings.add(seconds)
         tallies = {
             "sample_age_seconds": self._ages,
             "sample_lag_updates": self._lags,

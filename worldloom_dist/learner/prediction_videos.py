@@ -3,7 +3,7 @@
     learner thread: due? -> agent.report (a forward pass) -> writer thread: encode, write, append to
     videos/index.jsonl
 
-Nobody waits for the writer: a report that becomes due while the last one is still being written is
+No one waits for the writer: a report that becomes due while the last one is still being written is
 left out. A report that fails is logged and never stops training. ``agent.report`` draws from a
 generator of its own, so training is the same with and without.
 """
@@ -50,7 +50,7 @@ class PredictionVideos:
         self._pending: Future[None] | None = None
 
     def is_due(self, env_steps: int) -> bool:
-        """True when so many env steps have gone by since the last report."""
+        """True when this many env steps have gone by since the last report."""
         return self._every > 0 and env_steps - self._last >= self._every
 
     def report(

@@ -153,7 +153,7 @@ class BucketAverage:
         """
         missing = self._missing[self._home[index]]
         if index not in missing:
-            # a second backward pass through the same parameters, which nobody asked to average
+            # a second backward pass through the same parameters, which no one asked to average
             return
         self._views[index].copy_(gradient)
         missing.discard(index)

@@ -4,15 +4,16 @@ On a CPU the arrays become tensors (read-only ones, from an object store, are co
 each batch goes through one of two sets of pinned buffers and a copy stream of its own: while one
 batch is trained on, the next one is already on its way.
 
-    windows --memcpy--> pinned buffer A or B --copy stream--> device tensors + event
-            --the training stream waits for the event-->
+    SampledWindows --memcpy--> pinned buffer A or B --copy stream--> SequenceBatch + event
+                   --the training stream waits for the event--> SequenceBatch
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,30 +21,11 @@ import torch
 from torch import Tensor
 
 from worldloom.core.sequence import SequenceBatch
-from worldloom_dist.ports import SampledWindows
+from worldloom.data.windows import SampledWindows
 
-__all__ = ["Lane", "Staged", "Stager"]
+__all__ = ["Lane", "Stager"]
 
 SLOTS = 2
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A batch that is on the device, or on its way there.
-
-    Attributes:
-        windows: What it was made of, on the host.
-        batch: Tensors on the device.
-        seconds: What the hand-over took on the thread that made it.
-        arrived: Event of the copy stream, None on a CPU.
-        tensors: The tensors of ``batch`` that the copy stream wrote.
-    """
-
-    windows: SampledWindows
-    batch: SequenceBatch
-    seconds: float = 0.0
-    arrived: Any = None
-    tensors: Sequence[Tensor] = ()
 
 
 class Lane(Protocol):
@@ -84,22 +66,31 @@ class Stager:
         self._lane = lane or (_CudaLane(place) if place.type == "cuda" else None)
         self._slots = [_Slot() for _ in range(SLOTS)]
         self._turn = 0
+        self._seconds: deque[float] = deque()  # one thread appends, another one takes
 
-    def stage(self, windows: SampledWindows) -> Staged:
-        """Start bringing windows to the device."""
+    def stage(self, windows: SampledWindows) -> SequenceBatch:
+        """Start bringing windows to the device; :meth:`take` gives the batch that may be read."""
         started = time.monotonic()
+        arrived = None
         if self._lane is None:
-            batch = SequenceBatch.from_columns(windows.columns, windows.row_ids).map(_host_tensor)
-            return Staged(windows, batch, time.monotonic() - started)
-        columns, event = self._send(self._lane, windows)
+            columns = {name: _host_tensor(array) for name, array in windows.columns.items()}
+        else:
+            columns, arrived = self._send(self._lane, windows)
         batch = SequenceBatch.from_columns(columns, windows.row_ids)
-        return Staged(windows, batch, time.monotonic() - started, event, list(columns.values()))
+        self._seconds.append(time.monotonic() - started)
+        return replace(batch, windows=windows, arrived=arrived)
 
-    def take(self, staged: Staged) -> SequenceBatch:
-        """The batch, usable by what the calling thread puts on its stream from now on."""
+    def take(self, staged: SequenceBatch) -> SequenceBatch:
+        """The batch as an agent gets it, usable by what the calling thread puts on its stream from
+        now on.
+        """
         if self._lane is not None:
-            self._lane.await_on_stream(staged.arrived, staged.tensors)
-        return staged.batch
+            self._lane.await_on_stream(staged.arrived, staged.arrays())
+        return replace(staged, windows=None, arrived=None)
+
+    def drain_seconds(self) -> list[float]:
+        """What each hand-over since the last call took on the thread that made it."""
+        return [self._seconds.popleft() for _ in range(len(self._seconds))]
 
     def _send(self, lane: Lane, windows: SampledWindows) -> tuple[dict[str, Tensor], Any]:
         slot = self._slots[self._turn]

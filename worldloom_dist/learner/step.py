@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from worldloom.core.protocol import Agent, TrainOutput
 from worldloom.core.sequence import SequenceBatch
@@ -68,7 +67,7 @@ def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -
     """The update of ``agent`` the way ``mode`` asks for, or eagerly where that is impossible."""
     reason = _obstacle(agent, device, mode, ranks)
     if reason is not None:
-        # on a CPU nobody expects anything else
+        # on a CPU no one expects anything else
         is_news = device.startswith("cuda") or mode != "auto"
         level = (
             logging.WARNING
@@ -129,10 +128,10 @@ class GraphStep:
             return self._agent.train_step(batch)
         assert self._inputs is not None
         assert self._output is not None
-        sources = _tensors(batch)
-        if [t.shape for t in sources] != [t.shape for t in _tensors(self._inputs)]:
+        sources = batch.arrays()
+        if [t.shape for t in sources] != [t.shape for t in self._inputs.arrays()]:
             return self._agent.train_step(batch)
-        torch._foreach_copy_(_tensors(self._inputs), sources)
+        torch._foreach_copy_(self._inputs.arrays(), sources)
         self._recorder.replay()
         return self._output
 
@@ -198,9 +197,3 @@ def _generators(agent: Any) -> list[torch.Generator]:
     return [
         item for item in flat if isinstance(item, torch.Generator) and item.device.type == "cuda"
     ]
-
-
-def _tensors(batch: SequenceBatch) -> list[Tensor]:
-    groups = (batch.obs, batch.action, batch.extras)
-    named = [group[key] for group in groups for key in sorted(group)]
-    return [*named, batch.reward, batch.is_first, batch.terminated, batch.truncated]

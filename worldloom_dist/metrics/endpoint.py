@@ -36,11 +36,11 @@ def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) 
     """The secret of the endpoint: the first line of a file, else of the environment, else none.
 
     Returns:
-        A bearer token, ``USER:PASSWORD`` for basic authentication, or an empty text when everybody
+        A bearer token, ``USER:PASSWORD`` for basic authentication, or an empty text when anyone
         may read.
 
     Raises:
-        ConfigurationError: If the file cannot be read or is readable by everybody, or the secret is
+        ConfigurationError: If the file cannot be read or is readable by all users, or the secret is
             too short to be one.
     """
     if path is None:
@@ -57,7 +57,7 @@ def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) 
             ) from error
         if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
             raise ConfigurationError(
-                f"metrics_auth_file: everybody may write {path}; run: chmod 600 {path}"
+                f"metrics_auth_file: all users may write {path}; run: chmod 600 {path}"
             )
     if text is None:
         return ""
@@ -108,7 +108,7 @@ def serve_near(hub: Collector, host: str, port: int, secret: str = "") -> tuple[
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """One thread per scrape; a client that hangs holds nobody up."""
+    """One thread per scrape; a client that hangs holds no other up."""
 
     daemon_threads = True
 
@@ -128,7 +128,7 @@ class _Quiet(WSGIRequestHandler):
 
 def _guarded(app: Any, secret: str) -> Callable[[dict[str, Any], Any], Answer]:
     def answer(environ: dict[str, Any], start: Any) -> Answer:
-        """Answer as a WSGI application: health to everybody, metrics to who may see them."""
+        """Answer as a WSGI application: health to anyone, metrics to who may see them."""
         path = environ.get("PATH_INFO", "/")
         if path == "/healthz":
             start("200 OK", [("Content-Type", "text/plain")])

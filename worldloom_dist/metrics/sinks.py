@@ -241,7 +241,7 @@ class Medium(NamedTuple):
 
 
 class MediaWatch:
-    """Finds pictures and videos that somebody put into a folder, each once, when it has not changed
+    """Finds pictures and videos that someone put into a folder, each once, when it has not changed
     for two seconds.
 
     Args:
@@ -253,7 +253,7 @@ class MediaWatch:
         self._seen = set(self._files())
 
     def fresh(self, unchanged_s: float = UNCHANGED_S) -> list[Medium]:
-        """What came since the last call, in the order of names; 0 for a run's end, when nobody
+        """What came since the last call, in the order of names; 0 for a run's end, when no one
         writes any more.
         """
         found = []

@@ -28,7 +28,7 @@ from worldloom.core.sequence import Rows
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.cli import read_config
 from worldloom_dist.plan import Plan, resolve
-from worldloom_dist.replay.episode_files import MINARI, write_episode_file
+from worldloom_dist.replay.formats.episode_files import MINARI, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
 from worldloom_dist.replay.journal import JournalHeldError

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec
-from worldloom.data.rings import packed_columns, record_dtype
+from worldloom.data.rings import encoded_columns, record_dtype
 
 __all__ = ["ReplayBudget", "plan_budget"]
 
@@ -88,7 +88,7 @@ def plan_budget(
         ConfigurationError: If the rows cannot fit; says how many can.
     """
     extras = set(SequenceBatch.from_columns(columns).extras)
-    images = packed_columns(columns, extras)
+    images = encoded_columns(columns, extras)
     plain = {name: spec for name, spec in columns.items() if name not in images}
     dtype = record_dtype(plain)
     large = {name: spec.nbytes for name, spec in plain.items() if name not in (dtype.names or ())}

@@ -196,7 +196,7 @@ class ReplayCoordinator:
         permitted: list[dict[int, SampleRequest]] = []
         for request in requests:
             if permitted and not self.limiter.may_sample(request.windows * self.window_positions):
-                break  # whoever asked has work now: nobody is blocked
+                break  # the caller has work now, so it is not blocked
             one = self.try_sample(request)
             if one is None:
                 break

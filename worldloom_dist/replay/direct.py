@@ -2,7 +2,7 @@
 distributed one has.
 
 A call that the coordinator refuses waits for the other side, at most ``wait_s``. In lock-step there
-is one thread and nobody to wait for: inserts are only counted, and the schedule makes every update
+is one thread and no one to wait for: inserts are only counted, and the schedule makes every update
 that is due after each round of inserts.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 
 from worldloom.core.exceptions import BufferError, StateError
 from worldloom.core.sequence import Chunk
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest, WriteBack
+from worldloom.data.windows import EncodedWindows, SampledWindows
+from worldloom_dist.ports import RowCounters, SampleRequest, WriteBack
 from worldloom_dist.replay.coordinator import ReplayCoordinator, shard_of
 from worldloom_dist.replay.imports import ImportReport, load_share
-from worldloom_dist.replay.packed_windows import unpack_all
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.replay.snapshots import ShardSnapshot
 
@@ -86,14 +86,14 @@ class DirectReplay:
         """
         index = shard_of(chunk.stream, len(self.shards))
         shard = self.shards[index]
-        steps = chunk.num_agent_steps
+        count = chunk.num_agent_steps
         if self._is_lockstep:
-            self.coordinator.force_insert(index, steps)
+            self.coordinator.force_insert(index, count)
         else:
             self._wait(
-                lambda: self.coordinator.try_insert(index, steps) or None,
+                lambda: self.coordinator.try_insert(index, count) or None,
                 "insert",
-                lambda: self._insert_problem(steps),
+                lambda: self._insert_problem(count),
             )
         is_new = False
         try:
@@ -101,7 +101,7 @@ class DirectReplay:
         finally:
             with self._changed:
                 if not is_new:
-                    self.coordinator.give_back(index, steps)
+                    self.coordinator.give_back(index, count)
                 self.coordinator.report(index, shard.live_windows())
                 self._changed.notify_all()
 
@@ -124,7 +124,8 @@ class DirectReplay:
         )
         with self._changed:
             self._changed.notify_all()
-        return unpack_all([self.shards[index].draw([part]) for index, part in parts.items()])
+        drawn = [self.shards[index].draw([part]) for index, part in parts.items()]
+        return EncodedWindows.concatenate(drawn).decode()
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
         """See ``ports.ReplayReader``; rows evicted meanwhile are counted in
@@ -177,7 +178,7 @@ class DirectReplay:
         return sum((shard.row_counters() for shard in self.shards), RowCounters())
 
     def snapshot(self) -> list[ShardSnapshot]:
-        """A cut through every shard; one cut through the run if nobody inserts meanwhile."""
+        """A cut through every shard; one cut through the run if no one inserts meanwhile."""
         return [shard.snapshot() for shard in self.shards]
 
     def rollback(self, snapshots: Sequence[ShardSnapshot]) -> None:
@@ -213,12 +214,12 @@ class DirectReplay:
                 )
         return permitted[0]
 
-    def _insert_problem(self, steps: int) -> str:
+    def _insert_problem(self, agent_steps: int) -> str:
         limiter = self.coordinator.limiter
-        missing = limiter.insert_waits_for(steps)
+        missing = limiter.insert_waits_for(agent_steps)
         most = limiter.limits.max_insert_steps
         return (
-            f"{missing} positions must be trained before {steps} agent steps fit into the "
+            f"{missing} positions must be trained before {agent_steps} agent steps fit into the "
             f"band (max_insert_steps {most})"
         )
 

@@ -28,7 +28,7 @@ SHARD_NAME = re.compile(r"shard-(0|[1-9]\d*)")
 
 
 def shard_folders(replay: Path) -> list[Path]:
-    """The folders of all shards, by number; folders of other names, a copy somebody made for
+    """The folders of all shards, by number; folders of other names, a copy someone made for
     example, are none.
 
     Raises:
@@ -135,7 +135,7 @@ class EpisodeHistory:
         yield from self._close(parts)
 
     def _close(self, parts: list[Rows]) -> Iterator[Rows]:
-        """The rows gathered so far as an episode; one that nobody ended counts as truncated, as in
+        """The rows gathered so far as an episode; one that no one ended counts as truncated, as in
         sampling.
         """
         if not parts:

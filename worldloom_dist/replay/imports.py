@@ -29,7 +29,7 @@ from worldloom.core.files import write_json
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import encode_rows
-from worldloom_dist.replay.episode_files import MINARI, fit_rows, open_episodes
+from worldloom_dist.replay.formats.episode_files import MINARI, fit_rows, open_episodes
 from worldloom_dist.replay.shard import ReplayShard
 
 __all__ = ["ImportList", "ImportReport", "check_file", "is_gone", "load_share", "split_sources"]
@@ -47,7 +47,7 @@ class ImportReport:
         known_rows: Those of them that it had already.
         evicted_rows: Those of them for which replay has no room.
         repeated: Episodes of the whole file whose last observation is not known (see
-            ``replay.npz_files``).
+            ``replay.formats.npz``).
         notes: What else there is to say of the whole file.
     """
 
@@ -123,14 +123,14 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
                 episodes += 1
                 yield fit_rows(episode, shard.columns, source)
 
-    for seq, part in enumerate(_chunks(mine(), min(CHUNK_ROWS, shard.capacity_steps))):
+    for seq, part in enumerate(_chunks(mine(), min(CHUNK_ROWS, shard.capacity_rows))):
         count = len(part["is_first"])
         rows += count
         if seq < shard.next_seq(stream):
             known += count
         else:
             shard.append(Chunk(stream, seq, NO_POLICY, count, 0, encode_rows(part)))
-    evicted = max(0, rows - shard.capacity_steps)
+    evicted = max(0, rows - shard.capacity_rows)
     return ImportReport(episodes, rows, known, evicted, opened.repeated, tuple(opened.notes))
 
 
@@ -164,7 +164,7 @@ def check_file(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
 
 def is_gone(source: str) -> bool:
     """True when there is no file of this name any more."""
-    from worldloom_dist.replay.minari_files import minari_files
+    from worldloom_dist.replay.formats.minari import minari_files
 
     if not source.startswith(MINARI):
         return not Path(source).exists()
@@ -176,7 +176,7 @@ def is_gone(source: str) -> bool:
 
 def fingerprint(source: str) -> int:
     """A positive number made of a file's bytes."""
-    from worldloom_dist.replay.minari_files import minari_files
+    from worldloom_dist.replay.formats.minari import minari_files
 
     paths = (
         minari_files(source.removeprefix(MINARI)) if source.startswith(MINARI) else [Path(source)]
@@ -229,7 +229,7 @@ class ImportList:
         at the file's time.
 
         Raises:
-            CheckpointError: If the list is damaged (once, until it is written anew); the next call
+            CheckpointError: If the list is damaged (once, until it is written again); the next call
                 has the files that wait.
         """
         try:

@@ -141,7 +141,7 @@ class Journal:
 
     @property
     def failure(self) -> str:
-        """Why it takes no more records until it is opened anew, in a sentence; empty while
+        """Why it takes no more records until it is opened again, in a sentence; empty while
         it does.
         """
         return (
@@ -306,7 +306,7 @@ class Journal:
 
 
 def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
-    """Yield every intact record of a journal without a lock, while somebody may write to it;
+    """Yield every intact record of a journal without a lock, while someone may write to it;
     changes nothing.
 
     Args:
@@ -325,7 +325,7 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
 
 
 def _segments(directory: Path) -> list[int]:
-    """Numbers of the segments of a folder; files of other names, a copy somebody made for example,
+    """Numbers of the segments of a folder; files of other names, a copy someone made for example,
     are none.
     """
     names = (SEGMENT_NAME.fullmatch(path.name) for path in directory.glob("segment-*.wal"))

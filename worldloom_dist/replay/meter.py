@@ -53,16 +53,16 @@ class ShardMeter:
         self._bytes_in += size_bytes
 
     def lagged(self, updates: int) -> None:
-        """A new chunk was made by weights that were so many updates old."""
+        """A new chunk was made by weights that were this many updates old."""
         self._lags.add(updates)
 
     def sampled(self, windows: int, size_bytes: int) -> None:
-        """Windows were handed out in so many bytes of columns, packed or not."""
+        """Windows were handed out in this many bytes of columns, encoded or not."""
         self._positions += windows * self._window_positions
         self._bytes_out += size_bytes
 
     def refreshed(self, done: WriteBack) -> None:
-        """Training wrote extras anew."""
+        """Training wrote extras again."""
         self._refreshed = self._refreshed.plus(done)
 
     def prioritised(self, done: WriteBack) -> None:

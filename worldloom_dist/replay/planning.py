@@ -15,7 +15,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
-from worldloom_dist.replay.episode_files import MINARI, open_episodes
+from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
 from worldloom_dist.replay.imports import check_file, is_gone, split_sources
 
 __all__ = [

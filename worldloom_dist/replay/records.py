@@ -1,23 +1,31 @@
 """What a shard writes into its journal, byte by byte (chunks as fixed fields and payload, the rest
 as JSON), and finds again.
+
+Chunks that do not fit into memory are read back from the journal: it has them anyway, so nothing is
+written twice.
 """
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from worldloom.core.exceptions import CheckpointError
 from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
+from worldloom.data.codec import EncodedColumn, split_rows
+from worldloom_dist.replay.journal import segment_path
 
 __all__ = [
     "CHUNK",
     "DUPLICATE",
     "LOST",
-    "RecoveryReport",
-    "ShardCounters",
+    "SpilledChunks",
     "StoredChunk",
     "pack_count",
     "shard_identity",
@@ -35,63 +43,8 @@ head's content after a loss.
 
 FIELDS = struct.Struct("<10qd")
 COUNT = struct.Struct("<q")
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryReport:
-    """What a shard found on its disk when it started.
-
-    Attributes:
-        chunks, rows: Intact chunks read, and the rows stored now.
-        torn_bytes: Bytes of a record that was being written at the time of death; it was never
-            acknowledged (unless damaged later).
-        corrupt_bytes: Bytes that were altered on the disk.
-        lost_rows: Acknowledged rows that are known to be lost, over the whole run.
-        seconds: How long it took.
-    """
-
-    chunks: int = 0
-    rows: int = 0
-    torn_bytes: int = 0
-    corrupt_bytes: int = 0
-    lost_rows: int = 0
-    seconds: float = 0.0
-
-    @property
-    def text(self) -> str:
-        """What was found, in a sentence; empty when the disk was."""
-        if not (self.chunks or self.torn_bytes or self.corrupt_bytes or self.lost_rows):
-            return ""
-        parts = [
-            f"{self.rows:,} rows in {self.chunks:,} chunks are back from the journal "
-            f"after {self.seconds:.1f} s"
-        ]
-        if self.torn_bytes:
-            parts.append(
-                f"{self.torn_bytes:,} bytes of a record that was never acknowledged were left out"
-            )
-        if self.corrupt_bytes:
-            parts.append(f"{self.corrupt_bytes:,} bytes were altered on the disk and left out")
-        if self.lost_rows:
-            parts.append(f"{self.lost_rows:,} acknowledged rows of the whole run are lost")
-        return "; ".join(parts)
-
-
-@dataclass(slots=True)
-class ShardCounters:
-    """What a shard counts and its buffer cannot know; restored from journal heads.
-
-    Attributes:
-        agent_steps: Decisions inserted.
-        lost: Acknowledged rows that the disk does not have.
-        duplicate: Rows that came again and were ignored.
-        evicted: Rows that made room.
-    """
-
-    agent_steps: int = 0
-    lost: int = 0
-    duplicate: int = 0
-    evicted: int = 0
+OPEN_FILES = 32
+"""Segments that are held open to read spilled chunks."""
 
 
 class StoredChunk(NamedTuple):
@@ -101,13 +54,13 @@ class StoredChunk(NamedTuple):
 
     chunk: Chunk
     first_row: int
-    steps_before: int
+    agent_steps_before: int
     inserted_s: float
 
     def pack(self) -> list[bytes | memoryview]:
         """The record's parts; the payload is not copied."""
         c = self.chunk
-        place = (self.first_row, self.steps_before, self.inserted_s)
+        place = (self.first_row, self.agent_steps_before, self.inserted_s)
         return [
             FIELDS.pack(*c.stream, c.seq, *c.version, c.num_rows, c.num_agent_steps, *place),
             c.payload,
@@ -149,3 +102,59 @@ def unpack_count(record: bytes) -> int:
     """Inverse of :func:`pack_count`."""
     count: int = COUNT.unpack(record)[0]
     return count
+
+
+class _Segment:
+    """An open segment; it can be read as long as anybody holds it, also when the journal has
+    deleted it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size)."""
+        return os.pread(self._file, size, offset)
+
+
+class SpilledChunks:
+    """Implements ``data.chunk_table.ColdStore`` over the segments of a journal.
+
+    Args:
+        directory: Where the segments lie.
+        columns: What every row has.
+        wanted: Columns that are asked for.
+    """
+
+    def __init__(
+        self, directory: Path, columns: Mapping[str, ArraySpec], wanted: Collection[str]
+    ) -> None:
+        self._directory = directory
+        self._columns = columns
+        self._wanted = tuple(wanted)
+        self._open: OrderedDict[int, _Segment] = OrderedDict()
+
+    def open(self, place: tuple[int, int, int]) -> Callable[[], Mapping[str, EncodedColumn]]:
+        """A function that reads a chunk; it works whatever happens to the journal before it is
+        called.
+        """
+        segment, offset, size = place
+        file = self._open.pop(segment, None) or _Segment(segment_path(self._directory, segment))
+        self._open[segment] = file
+        if len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)
+        return partial(self._read, file, offset, size)
+
+    def _read(self, file: _Segment, offset: int, size: int) -> dict[str, EncodedColumn]:
+        record = file.read(offset, size)
+        if len(record) != size:
+            raise CheckpointError(
+                f"replay: {self._directory} lost {size - len(record)} bytes of a "
+                "chunk while the run went on"
+            )
+        rows = split_rows(StoredChunk.unpack(record).chunk.payload, self._columns)
+        return {name: rows[name].owned() for name in self._wanted}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from worldloom.core.sequence import StreamId
@@ -19,13 +20,52 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
-    ShardCounters,
     StoredChunk,
     unpack_count,
 )
-from worldloom_dist.replay.shard_rows import ShardRows
+from worldloom_dist.replay.shard_rows import ShardCounters, ShardRows
 
-__all__ = ["Recovery", "missing_before"]
+__all__ = ["Recovery", "RecoveryReport", "missing_before"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What a shard found on its disk when it started.
+
+    Attributes:
+        chunks, rows: Intact chunks read, and the rows stored now.
+        torn_bytes: Bytes of a record that was being written at the time of death; it was never
+            acknowledged (unless damaged later).
+        corrupt_bytes: Bytes that were altered on the disk.
+        lost_rows: Acknowledged rows that are known to be lost, over the whole run.
+        seconds: How long it took.
+    """
+
+    chunks: int = 0
+    rows: int = 0
+    torn_bytes: int = 0
+    corrupt_bytes: int = 0
+    lost_rows: int = 0
+    seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """What was found, in a sentence; empty when the disk was."""
+        if not (self.chunks or self.torn_bytes or self.corrupt_bytes or self.lost_rows):
+            return ""
+        parts = [
+            f"{self.rows:,} rows in {self.chunks:,} chunks are back from the journal "
+            f"after {self.seconds:.1f} s"
+        ]
+        if self.torn_bytes:
+            parts.append(
+                f"{self.torn_bytes:,} bytes of a record that was never acknowledged were left out"
+            )
+        if self.corrupt_bytes:
+            parts.append(f"{self.corrupt_bytes:,} bytes were altered on the disk and left out")
+        if self.lost_rows:
+            parts.append(f"{self.lost_rows:,} acknowledged rows of the whole run are lost")
+        return "; ".join(parts)
 
 
 class Recovery:
@@ -90,7 +130,7 @@ class Recovery:
         stored = StoredChunk.unpack(record.payload)
         rows = self._rows
         if stored.first_row > rows.buffer.next_row:
-            self._lose(stored.first_row, stored.steps_before)
+            self._lose(stored.first_row, stored.agent_steps_before)
         stream = stored.chunk.stream
         seq = stored.chunk.seq
         if self._is_blind and seq and not rows.buffer.next_seq(stream):
@@ -122,20 +162,20 @@ class Recovery:
         if record.kind == CHUNK:
             stored = StoredChunk.unpack(record.payload)
             next_row = stored.first_row
-            steps = stored.steps_before
+            agent_steps = stored.agent_steps_before
         else:
             head = json.loads(record.payload)
             next_row = head["next_row"]
-            steps = head["agent_steps"]
+            agent_steps = head["agent_steps"]
         if not rows.segment_rows and self._oldest > 0:
-            self._start_at(head, next_row, steps)
+            self._start_at(head, next_row, agent_steps)
         elif next_row > rows.buffer.next_row:
-            self._lose(next_row, steps)
+            self._lose(next_row, agent_steps)
         if head:
             self._compare(head, record.segment)
         rows.segment_rows[record.segment] = next_row
 
-    def _start_at(self, head: Mapping[str, Any], next_row: int, steps: int) -> None:
+    def _start_at(self, head: Mapping[str, Any], next_row: int, agent_steps: int) -> None:
         """Begin in an empty buffer; everything before was evicted or lost."""
         rows = self._rows
         lost = head.get("lost", 0)
@@ -146,7 +186,10 @@ class Recovery:
         )
         rows.gaps.load(head.get("gaps", ()))
         rows.counters = ShardCounters(
-            steps, lost, head.get("duplicate", rows.counters.duplicate), evicted=next_row - lost
+            agent_steps,
+            lost,
+            head.get("duplicate", rows.counters.duplicate),
+            evicted=next_row - lost,
         )
         self._is_blind = not head
 
@@ -165,13 +208,13 @@ class Recovery:
         self._newest = state
         self._newest_segment = segment
 
-    def _lose(self, next_row: int, steps: int) -> None:
+    def _lose(self, next_row: int, agent_steps: int) -> None:
         """Count the rows up to ``next_row``, which the journal should hold and does not,
         as lost.
         """
         self._rows.counters.lost += next_row - self._rows.buffer.next_row
         self.is_news = True
-        self._rows.skip_to(next_row, steps)
+        self._rows.skip_to(next_row, agent_steps)
 
 
 def missing_before(first_found: int, newest: Mapping[str, Any]) -> int:

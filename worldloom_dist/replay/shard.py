@@ -34,21 +34,20 @@ from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.selectors import Selector, Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest, WriteBack
+from worldloom.data.windows import EncodedWindows, SampledWindows
+from worldloom_dist.ports import RowCounters, SampleRequest, WriteBack
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
-from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
-    RecoveryReport,
+    SpilledChunks,
     pack_count,
     shard_identity,
 )
-from worldloom_dist.replay.recovery import Recovery
+from worldloom_dist.replay.recovery import Recovery, RecoveryReport
 from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
-from worldloom_dist.replay.spilled_chunks import SpilledChunks
 
 __all__ = ["Durability", "ReplayShard"]
 
@@ -64,16 +63,16 @@ class ReplayShard:
         index: Number of this shard in the run.
         columns: What every row has.
         sampling: The windows to sample.
-        capacity_steps: Rows kept.
+        capacity_rows: Rows kept.
         capacity_bytes: Optional further bound, see ``SequenceBuffer``.
         directory: Where the journal lies; may be None only with durability ``none``.
         durability: What an acknowledgement promises, see the module.
         segment_bytes: Size of a journal segment, the unit in which disk space is freed.
-        packed: Columns kept compressed in memory, by default the images.
+        encoded: Columns kept as they were encoded, by default the images.
         kept_snapshots: How many of the newest snapshots can be rolled back to.
         ram_bytes: If given, compressed columns beyond this size are read back from the journal when
             they are sampled.
-        make_selector: Makes the selector for so many slots.
+        make_selector: Makes the selector for this many slots.
         is_mapped: Keep large plain columns (latents) in a memory-mapped file instead of in memory.
 
     Raises:
@@ -88,12 +87,12 @@ class ReplayShard:
         columns: Mapping[str, ArraySpec],
         sampling: SamplingSpec,
         *,
-        capacity_steps: int,
+        capacity_rows: int,
         capacity_bytes: int | None = None,
         directory: Path | None = None,
         durability: Durability = "journal",
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
-        packed: tuple[str, ...] | None = None,
+        encoded: tuple[str, ...] | None = None,
         kept_snapshots: int = 2,
         ram_bytes: int | None = None,
         is_mapped: bool = False,
@@ -102,25 +101,26 @@ class ReplayShard:
         self.index = index
         self.columns = dict(columns)
         self.sampling = sampling
-        self.capacity_steps = capacity_steps
+        self.capacity_rows = capacity_rows
         self.durability = durability
         self.is_mapped = is_mapped
         self._mutable = _extras(columns)
         images = [
             name for name, spec in columns.items() if spec.is_image and name not in self._mutable
         ]
-        self._cold_columns = images if packed is None else list(packed)
+        self._cold_columns = images if encoded is None else list(encoded)
         self._cold_directory = directory if ram_bytes is not None and durability != "none" else None
         self._make_buffer = partial(
             SequenceBuffer,
             columns,
             sampling,
-            capacity_rows=capacity_steps,
+            capacity_rows=capacity_rows,
             capacity_bytes=capacity_bytes,
-            packed=packed,
+            encoded=encoded,
             mutable=self._mutable,
             hot_bytes=ram_bytes,
             mapped_in=directory if is_mapped else None,
+            shard=index,
         )
         self._make_selector = make_selector
         self._lock = threading.Lock()
@@ -158,7 +158,7 @@ class ReplayShard:
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
                 may be sent again; except after a failed fsync, when nothing is acknowledged until
-                the shard is opened anew (see :attr:`failure`).
+                the shard is opened again (see :attr:`failure`).
         """
         rows = self._rows.split(chunk)
         with self._lock:
@@ -181,9 +181,9 @@ class ReplayShard:
         Raises:
             BufferError: If no window is complete.
         """
-        return self.draw([request]).unpack()
+        return self.draw([request]).decode()
 
-    def draw(self, requests: Sequence[SampleRequest]) -> PackedWindows:
+    def draw(self, requests: Sequence[SampleRequest]) -> EncodedWindows:
         """The windows of all requests, one after the other, as :meth:`sample` draws them, with the
         decoding left to do.
 
@@ -194,7 +194,7 @@ class ReplayShard:
             (request.windows, np.random.default_rng(list(request.seed))) for request in requests
         ]
         with self._lock:
-            return PackedWindows(self._rows.buffer.draw(draws), self.index)
+            return self._rows.buffer.draw(draws)
 
     def write_back(
         self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]
@@ -236,21 +236,21 @@ class ReplayShard:
 
     @property
     def plain_row_bytes(self) -> int:
-        """What a draw copies of every row; packed columns are left as they are stored."""
+        """What a draw copies of every row; encoded columns are left as they are stored."""
         return sum(
             spec.nbytes for name, spec in self.columns.items() if name not in self._cold_columns
         )
 
     @property
     def is_busy(self) -> bool:
-        """True while somebody is inside, who may take a while: a snapshot that copies, a journal
+        """True while a thread is inside that may take a while: a snapshot that copies, a journal
         whose disk is slow.
         """
         return self._lock.locked()
 
     @property
     def failure(self) -> str:
-        """Why it must be opened anew before it takes another chunk, in a sentence; empty while it
+        """Why it must be opened again before it takes another chunk, in a sentence; empty while it
         takes them.
         """
         return "" if self._journal is None else self._journal.failure
@@ -299,7 +299,7 @@ class ReplayShard:
         :meth:`rollback`.
 
         Inserts wait only while mutable columns and priorities, if there are any, are copied in
-        memory; writing them blocks nobody.
+        memory; writing them blocks no caller.
         """
         with self._snapshot_lock:
             with self._lock:
@@ -411,7 +411,7 @@ class ReplayShard:
             if self._cold_directory is not None
             else None
         )
-        selector = self._make_selector(self.capacity_steps)
+        selector = self._make_selector(self.capacity_rows)
         return ShardRows(partial(self._make_buffer, cold=cold, selector=selector), self.columns)
 
     def _recover(self, journal: Journal, online_served: int | None = None) -> None:
@@ -461,7 +461,7 @@ class ReplayShard:
     def _restore_weights(self, name: str) -> None:
         if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
             logger.warning(
-                "shard-%d: the priorities on disk are another selector's; they begin anew",
+                "shard-%d: the priorities on disk are another selector's; they start over",
                 self.index,
             )
 
@@ -482,7 +482,7 @@ class ReplayShard:
             if name:
                 self._restore_weights(name)
         except CheckpointError as error:
-            logger.warning("shard-%d: priorities begin anew: %s", self.index, error)
+            logger.warning("shard-%d: priorities start over: %s", self.index, error)
 
 
 def _extras(columns: Mapping[str, ArraySpec]) -> frozenset[str]:

@@ -8,21 +8,76 @@ both leave the same state.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from worldloom.core.exceptions import ShapeMismatchError
-from worldloom.core.sequence import Chunk, agent_steps
+from worldloom.core.sequence import Chunk, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import PackedColumn, split_rows
+from worldloom.data.codec import EncodedColumn, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.replay.gaps import GapTable
-from worldloom_dist.replay.records import ShardCounters, StoredChunk
+from worldloom_dist.replay.records import StoredChunk
 
-__all__ = ["ShardRows"]
+__all__ = ["GapTable", "ShardCounters", "ShardRows"]
 
 Place = tuple[int, int, int]
 """Segment, offset and size of a chunk's record in the journal."""
+
+
+class GapTable:
+    """Which chunks of a stream never came: with the next expected number this tells a duplicate
+    from a chunk that is late. It holds nothing of a stream without gaps.
+    """
+
+    def __init__(self) -> None:
+        self._missing: dict[StreamId, list[tuple[int, int]]] = {}
+
+    def is_new(self, stream: StreamId, seq: int, expected: int) -> bool:
+        """True when chunk ``seq`` was never stored, ``expected`` being the stream's next number."""
+        return seq >= expected or any(
+            start <= seq < stop for start, stop in self._missing.get(stream, ())
+        )
+
+    def stored(self, stream: StreamId, seq: int, expected: int) -> None:
+        """Chunk ``seq`` was stored: it opens a gap, fills part of one, or is the expected one."""
+        if seq > expected:
+            self._missing.setdefault(stream, []).append((expected, seq))
+        elif seq < expected:
+            parts = [
+                part for start, stop in self._missing[stream] for part in _without(start, stop, seq)
+            ]
+            self._missing[stream] = parts
+            if not parts:
+                del self._missing[stream]
+
+    def state(self) -> list[list[Any]]:
+        """JSON-ready."""
+        return [[*stream, ranges] for stream, ranges in self._missing.items()]
+
+    def load(self, state: Iterable[Sequence[Any]]) -> None:
+        """Inverse of :meth:`state`."""
+        self._missing = {
+            StreamId(*entry[:3]): [(start, stop) for start, stop in entry[3]] for entry in state
+        }
+
+
+@dataclass(slots=True)
+class ShardCounters:
+    """What a shard counts and its buffer cannot know; restored from journal heads.
+
+    Attributes:
+        agent_steps: Decisions inserted.
+        lost: Acknowledged rows that the disk does not have.
+        duplicate: Rows that came again and were ignored.
+        evicted: Rows that made room.
+    """
+
+    agent_steps: int = 0
+    lost: int = 0
+    duplicate: int = 0
+    evicted: int = 0
 
 
 class ShardRows:
@@ -48,8 +103,8 @@ class ShardRows:
         self.gaps = GapTable()
         self.segment_rows: dict[int, int] = {}
 
-    def split(self, chunk: Chunk) -> dict[str, PackedColumn]:
-        """The columns of a chunk, as they are packed, after comparing them with what it says of
+    def split(self, chunk: Chunk) -> dict[str, EncodedColumn]:
+        """The columns of a chunk, still encoded, after comparing them with what it says of
         itself.
 
         Raises:
@@ -59,7 +114,7 @@ class ShardRows:
         """
         rows = split_rows(chunk.payload, self._columns)
         most = self.buffer.capacity_rows
-        first = rows["is_first"].unpack()
+        first = rows["is_first"].decode()
         counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
         if counts != (chunk.num_rows, chunk.num_agent_steps) or not 0 < chunk.num_rows <= most:
             name = f"rows and agent steps of chunk {chunk.stream}/{chunk.seq} (at most {most} rows)"
@@ -77,7 +132,11 @@ class ShardRows:
         ).pack()
 
     def store(
-        self, chunk: Chunk, rows: Mapping[str, PackedColumn], inserted_s: float, place: Place | None
+        self,
+        chunk: Chunk,
+        rows: Mapping[str, EncodedColumn],
+        inserted_s: float,
+        place: Place | None,
     ) -> None:
         """Take a new chunk; ``place`` is where the journal has it."""
         self.gaps.stored(chunk.stream, chunk.seq, self.buffer.next_seq(chunk.stream))
@@ -123,7 +182,7 @@ class ShardRows:
         return max(reaching, default=min(self.segment_rows))
 
     def mark_lost(self, acknowledged: RowCounters) -> int:
-        """Count rows that somebody saw acknowledged and that are not here as lost; returns how many
+        """Count rows that someone saw acknowledged and that are not here as lost; returns how many
         are new.
         """
         before = self.row_counters()
@@ -136,7 +195,14 @@ class ShardRows:
         self.counters.lost = acknowledged.inserted - len(self.buffer) - self.counters.evicted
         return self.counters.lost - before.lost_acked
 
-    def skip_to(self, next_row: int, steps: int) -> None:
-        """Account for rows up to ``next_row``, and agent steps up to ``steps``, that are lost."""
+    def skip_to(self, next_row: int, agent_steps: int) -> None:
+        """Account for lost rows: up to row ``next_row``, and up to that many agent steps."""
         self.counters.evicted += self.buffer.skip(next_row - self.buffer.next_row)
-        self.counters.agent_steps = steps
+        self.counters.agent_steps = agent_steps
+
+
+def _without(start: int, stop: int, seq: int) -> list[tuple[int, int]]:
+    """The range [start, stop) with ``seq`` taken out."""
+    if not start <= seq < stop:
+        return [(start, stop)]
+    return [(a, b) for a, b in ((start, seq), (seq + 1, stop)) if a < b]

@@ -2,7 +2,7 @@
 and summary; nothing is changed.
 
 Works beside a live run too: what is being written at that moment is a torn tail, which is no damage
-because nobody acknowledged it.
+because it was never acknowledged.
 
 ``summary.json`` says how the run ended, so it is compared with the journals only when the run has
 ended. Rows that were imported into it afterwards stand at the end of the journals, and the summary

@@ -18,7 +18,6 @@ from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import carry_resets_of, split_rows
-from worldloom_dist.replay.gaps import GapTable
 from worldloom_dist.replay.history import stored_columns, stored_identity
 from worldloom_dist.replay.journal import HEAD, JournalDamage, Record, read_journal
 from worldloom_dist.replay.records import (
@@ -30,6 +29,7 @@ from worldloom_dist.replay.records import (
     unpack_count,
 )
 from worldloom_dist.replay.recovery import missing_before
+from worldloom_dist.replay.shard_rows import GapTable
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
 
 __all__ = ["ShardFindings", "verify_shard"]
@@ -234,12 +234,11 @@ class _Reader:
         chunk = stored.chunk
         found = self.found
         name = f"chunk {chunk.stream}/{chunk.seq}"
-        if (stored.first_row, stored.steps_before) != (found.inserted, found.agent_steps) and (
-            self._has_begun or found.inserted
-        ):
+        stands_at = (stored.first_row, stored.agent_steps_before)
+        if stands_at != (found.inserted, found.agent_steps) and (self._has_begun or found.inserted):
             self._problem(
                 f"{name} stands at row {stored.first_row} and agent step "
-                f"{stored.steps_before}, and the records before it end at "
+                f"{stored.agent_steps_before}, and the records before it end at "
                 f"row {found.inserted} and agent step {found.agent_steps}"
             )
         expected = self._expected.get(chunk.stream, 0)
@@ -249,7 +248,7 @@ class _Reader:
             self._problem(f"{name} is stored twice")
         self._expected[chunk.stream] = max(expected, chunk.seq + 1)
         found.inserted = stored.first_row + chunk.num_rows
-        found.agent_steps = stored.steps_before + chunk.num_agent_steps
+        found.agent_steps = stored.agent_steps_before + chunk.num_agent_steps
         found.add_rows(stored.first_row, found.inserted)
         if not chunk.stream.is_imported:
             found.run_rows = found.inserted
@@ -259,7 +258,7 @@ class _Reader:
         """The rows themselves: their checksum, and whether they are as many as the chunk says."""
         chunk = stored.chunk
         try:
-            first = split_rows(chunk.payload, self._columns)["is_first"].unpack()
+            first = split_rows(chunk.payload, self._columns)["is_first"].decode()
         except (CheckpointError, ShapeMismatchError) as error:
             self._problem(f"{name}: {error}")
             return

@@ -2,7 +2,7 @@
 
 A role is an actor with a name; its successor has the same name. ``ActorClient`` holds the present
 handle, and finds the next one when a call says that it died. Only calls that are safe to repeat go
-through :meth:`ActorClient.call`; each has a deadline, so nobody waits for ever on a process that
+through :meth:`ActorClient.call`; each has a deadline, so no one waits for ever on a process that
 hangs: the supervisor kills it, the call fails, and the next attempt finds the successor.
 """
 

@@ -108,7 +108,7 @@ class _ServerConnection(asyncio.BufferedProtocol):
         transport.write(self._nonce)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Nobody is waited for any more."""
+        """No answer is waited for any more."""
         if self._patience is not None:
             self._patience.cancel()
 
@@ -117,7 +117,7 @@ class _ServerConnection(asyncio.BufferedProtocol):
         return self._frames.free() if self._is_trusted else memoryview(self._hello)[self._said :]
 
     def buffer_updated(self, count: int) -> None:
-        """So many bytes came; a frame that nobody sends ends the line."""
+        """Bytes came; a frame that no peer of ours sends ends the connection."""
         if self._is_trusted:
             try:
                 self._frames.arrived(count)
@@ -342,7 +342,7 @@ def _proof(key: bytes, side: bytes, role_nonce: bytes, caller_nonce: bytes) -> b
 
 
 def _read(line: socket.socket, size: int) -> bytearray:
-    """Exactly so many bytes.
+    """Exactly this number of bytes.
 
     Raises:
         OSError: If the other side has hung up, or nothing came for as long as the socket's timeout.

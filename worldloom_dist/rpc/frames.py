@@ -1,5 +1,5 @@
 """How a call and its answer travel over a line: pickled, with large buffers beside the pickle, so
-that nobody copies them again.
+that no one copies them again.
 
 Layout, little endian: size of the body and number of the call (8 bytes each); then the body: how
 many buffers, the size of the pickle and of every buffer (8 bytes each), the pickle, and the
@@ -89,7 +89,7 @@ class FrameReader:
         return memoryview(self._body or self._room)[self._got :]
 
     def arrived(self, count: int) -> None:
-        """So many bytes were written there.
+        """``count`` bytes were written there.
 
         Raises:
             ValueError: If no frame is that long.
@@ -126,7 +126,7 @@ class FrameReader:
         self._got = found
 
     def _keep(self, start: int) -> None:
-        """Make room behind what belongs to a frame that is not complete."""
+        """Make room after what belongs to a frame that is not complete."""
         rest = self._got - start
         if start and rest:
             self._room[:rest] = self._room[start : self._got]

@@ -31,7 +31,7 @@ class Admission:
         self._asking: asyncio.Task[None] | None = None
 
     async def admit(self, agent_steps: int) -> bool:
-        """True when a chunk with so many agent steps may be stored; False when a successor of the
+        """True when a chunk with this many agent steps may be stored; False when a successor of the
         shard has shown up.
 
         Raises:
@@ -44,7 +44,7 @@ class Admission:
         return await answer
 
     async def _go_on(self) -> None:
-        """Ask until nobody waits."""
+        """Ask until no one waits."""
         try:
             while self._waiting:
                 self._asked += 1
@@ -53,7 +53,7 @@ class Admission:
                     _, answer = self._waiting.popleft()
                     if not answer.done():
                         answer.set_result(permitted > 0)
-        except Exception as error:  # whoever waits gets it
+        except Exception as error:  # the waiting calls get it
             while self._waiting:
                 _, answer = self._waiting.popleft()
                 if not answer.done():

@@ -111,7 +111,7 @@ def _end(family: Sequence[psutil.Process]) -> None:
 
 
 def _lives(process: psutil.Process) -> bool:
-    """False also when nobody has taken note of its end."""
+    """False also when no one has taken note of its end."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

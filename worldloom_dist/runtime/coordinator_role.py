@@ -8,7 +8,7 @@ Every permit wakes those who wait for the other side. A coordinator that is star
 nothing: shards report to it about once a second, and the driver tells it what was trained, so it is
 whole again within a second or two, and admits nothing until then. A request names the session of
 the process that asks: when its successor shows up, what the dead one still waits for is void. A
-shard that says nothing for a while hangs, or its machine does: nobody is sent there until it is
+shard that says nothing for a while hangs, or its machine does: no request is sent there until it is
 heard again.
 """
 
@@ -121,8 +121,8 @@ class CoordinatorRole:
             await self._notify()
 
     async def rebase_positions(self, positions: int) -> None:
-        """A learner begins with so many trained positions; what its predecessor did beyond them is
-        owed within the band.
+        """A learner begins with this many trained positions; what its predecessor did beyond them
+        is owed within the band.
 
         What its predecessor, or the ranks of that, still wait for is void.
         """
@@ -140,7 +140,7 @@ class CoordinatorRole:
             await self._notify()
 
     async def is_live(self, shard: int) -> bool:
-        """False while nobody is sent to a shard, because it is dead or silent."""
+        """False while no request is sent to a shard, because it is dead or silent."""
         return not self._is_whole or shard in self._coordinator.live_shards
 
     async def admit_inserts(
@@ -187,7 +187,7 @@ class CoordinatorRole:
         """Return requests per shard for the first batch, when it may be sampled, and for later ones
         that may be sampled then too.
 
-        A batch is so many windows with one of the seeds. Only the windows of all ranks together
+        A batch is this many windows with one of the seeds. Only the windows of all ranks together
         make a joint batch, so several ranks share one train ratio. None when a successor of the
         asker (a learner rank) has shown up.
         """
@@ -259,8 +259,8 @@ class CoordinatorRole:
         await Reporter("coordinator").emit_for_ever()
 
     async def _leave_silent(self) -> None:
-        """Leave out who has not reported for a while; nobody when it was this process that stood
-        still.
+        """Leave out shards that have not reported for a while; none when it was this process that
+        stood still.
         """
         now = time.monotonic()
         if now - max(self._heard.values(), default=now) > DEAF_S:
@@ -287,7 +287,7 @@ class CoordinatorRole:
         self, shard: int, session_id: str, number: int, chunks: Sequence[int]
     ) -> int | None:
         """The permit of a question, the same if it was asked before; None when it has to wait, 0
-        when nobody waits for it.
+        when no one waits for it.
         """
         known_session, last, permitted = self._answered.get(shard, ("", 0, 0))
         if session_id == known_session and number <= last:

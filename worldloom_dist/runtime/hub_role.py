@@ -19,7 +19,7 @@ MEASURE_EVERY_S = 2.0
 
 
 class HubRole:
-    """Holds the hub. A restarted hub starts its counters anew, which Prometheus understands as a
+    """Holds the hub. A restarted hub starts its counters again, which Prometheus understands as a
     reset.
 
     Args:

@@ -54,7 +54,7 @@ class JobResult:
 
     Attributes:
         job_id: Its id on the cluster.
-        status: Ray's word: SUCCEEDED, FAILED, STOPPED; PENDING or RUNNING when nobody waited.
+        status: Ray's word: SUCCEEDED, FAILED, STOPPED; PENDING or RUNNING when no one waited.
         exit_status: As of ``worldloom_dist.launch``; None while it runs.
         run_dir: The run folder, on the cluster.
         summary: The run's ``summary.json``; None when it did not get so far.
@@ -145,9 +145,9 @@ def send_job(client: Any, **job: Any) -> None:
         except (RuntimeError, ValueError) as error:
             job_id = job["submission_id"]
             state = job_state(client, job["submission_id"])
-            if state is not None:  # there was none when we looked: somebody was faster
+            if state is not None:  # there was none when we looked: another client was faster
                 raise ConfigurationError(
-                    f"job {job_id!r} was submitted by somebody else at the same "
+                    f"job {job_id!r} was submitted by another client at the same "
                     f"moment and is {state}; "
                     f"follow it with --follow {job_id}, or name another id"
                 ) from error
@@ -269,7 +269,7 @@ def _find_summary(log: str) -> tuple[str | None, Mapping[str, Any] | None]:
 
 
 def note(write: Callable[[str], object] | None, text: str) -> None:
-    """Write ``text`` where somebody listens."""
+    """Write ``text`` where there is a reader."""
     if write is not None and text:
         write(text)
 

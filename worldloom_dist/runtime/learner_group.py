@@ -2,7 +2,7 @@
 
 driver: placement group of N bundles -> learner-0 .. learner-(N-1), restarted together when one dies
 learner-0: opens a store and tells its address <--asked by-- learner-1 .., then all join
-every round: any(stop?, no batch?) -> all train on their share, or nobody does
+every round: any(stop?, no batch?) -> all train on their share, or none does
 learner-0 alone: restores and shares the state, publishes, checkpoints, reports counters
 """
 

@@ -55,7 +55,7 @@ LAST_REPORT_S = 10.0
 COORDINATOR_TIMEOUT_S = 5.0
 COORDINATOR_PATIENCE_S = 10.0
 THREADS_SHARE = 2
-"""The learner takes one in so many cores unless told otherwise."""
+"""The learner takes one in this many cores unless told otherwise."""
 COUNTED_ONCE = (
     "learner_updates_total",
     "learner_replayed_steps_total",

@@ -205,7 +205,7 @@ class InferenceRole:
         return batch
 
     def _clients(self) -> int:
-        """Workers that have asked lately: nobody waits for more of them."""
+        """Workers that have asked lately: no one waits for more of them."""
         now = time.monotonic()
         return sum(now - seen < CLIENT_MEMORY_S for seen in self._seen.values())
 

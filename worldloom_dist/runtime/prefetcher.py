@@ -11,7 +11,7 @@ it trains in ``ROUND_S``, so that no window is drawn much earlier than before.
 The thread waits for permits (which inserts unblock) or for room in the queue (which training
 unblocks). When a shard dies or has too little, its windows are drawn from the others; nothing waits
 for its return. Staging (the copy to a GPU, or out of the object store) and the decoding of what
-came packed are done by this thread too. Each of several learner ranks has a prefetcher of its own,
+came encoded are done by this thread too. Each of several learner ranks has a prefetcher of its own,
 with draws of its own.
 """
 
@@ -30,12 +30,12 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from worldloom.core.metrics import Last, MetricMap
+from worldloom.data.windows import EncodedWindows, SampledWindows
 from worldloom_dist.plan import Plan, role_seed
-from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import unpack_all
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.connection import LOOK_EVERY_S
-from worldloom_dist.runtime.shard_client import Given, ShardClient, ask_all
+from worldloom_dist.runtime.shard_client import ShardClient, ask_all
 
 __all__ = ["BatchPrefetcher"]
 
@@ -45,8 +45,8 @@ T = TypeVar("T")
 ROUND_S = 0.15
 MOST_AT_ONCE = 8
 ROUND_BYTES = 64 * 2**20
-"""A round asks for as many batches as the learner trains in so many seconds; at least 1, and at
-most so many per shard, but no more than that in all when they come in more than so many bytes.
+"""A round asks for as many batches as the learner trains in this many seconds; at least 1, and at
+most this many per shard, but no more than that in all when they come in more than this many bytes.
 """
 
 
@@ -107,7 +107,7 @@ class BatchPrefetcher(Generic[T]):
         return {"queue_items{queue=batches}": waiting, "queue_capacity_items{queue=batches}": room}
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
-        """Send refreshed extras to the shards their rows live in; nobody waits for it."""
+        """Send refreshed extras to the shards their rows live in; no one waits for it."""
         length = next(iter(refreshed.values())).shape[1]
         for index in np.unique(windows.shard):
             mine = windows.shard == index
@@ -115,7 +115,7 @@ class BatchPrefetcher(Generic[T]):
             self._shards[index].notify("write_back", windows.row_ids[mine][:, -length:], columns)
 
     def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
-        """Send new priorities to the shards of their windows; nobody waits for it."""
+        """Send new priorities to the shards of their windows; no one waits for it."""
         for index in np.unique(windows.shard):
             mine = windows.shard == index
             self._shards[index].notify(
@@ -189,12 +189,18 @@ class BatchPrefetcher(Generic[T]):
         self._most = self._most_after(permits)
         while found:  # nothing of a batch is kept here once it was handed on
             batch, (parts, missing) = found.popleft()
-            whole = unpack_all(self._make_up(batch, parts, missing) if missing else parts)
+            drawn = EncodedWindows.concatenate(
+                self._make_up(batch, parts, missing) if missing else parts
+            )
             del parts
-            yield whole
-            del whole
+            windows = drawn.decode()
+            del drawn
+            yield windows
+            del windows
 
-    def _make_up(self, batch: int, parts: list[Given], missing: int) -> list[Given]:
+    def _make_up(
+        self, batch: int, parts: list[EncodedWindows], missing: int
+    ) -> list[EncodedWindows]:
         give_up = time.monotonic() + 120.0
         attempt = 0
         while missing:
@@ -207,7 +213,9 @@ class BatchPrefetcher(Generic[T]):
             parts = parts + more
         return parts
 
-    def _ask(self, permits: Sequence[Mapping[int, SampleRequest]]) -> list[tuple[list[Given], int]]:
+    def _ask(
+        self, permits: Sequence[Mapping[int, SampleRequest]]
+    ) -> list[tuple[list[EncodedWindows], int]]:
         """Ask all shards at once; returns what they give for each batch, and how many of its
         windows are missing.
         """

@@ -24,7 +24,7 @@ often.
 
 
 def flush_interval_s(workers: int) -> float:
-    """How often each of so many workers sends its metrics."""
+    """How often each of this many workers sends its metrics."""
     return max(FLUSH_EVERY_S, workers / FLUSHES_PER_S)
 
 

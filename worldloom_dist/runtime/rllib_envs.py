@@ -3,7 +3,7 @@
 
 A name lives in the Ray job that registered it, so the process that launches registers it first and
 then calls ``worldloom_dist.launch.main`` (``examples/rllib_env.py``); workers find it through Ray.
-As in RLlib, a name that nobody registered may be a Gymnasium id.
+As in RLlib, a name that no one registered may be a Gymnasium id.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make(config: EnvConfig) -> RawEnv:
     else:
         hint = nearest(config.name, gymnasium.registry)
         raise ConfigurationError(
-            f"env {config.env!r}: nobody registered {config.name!r} in this Ray job{hint}; call "
+            f"env {config.env!r}: no one registered {config.name!r} in this Ray job{hint}; call "
             "ray.tune.register_env before worldloom_dist.launch.main, as examples/rllib_env.py does"
         )
     missing = [name for name in NEEDED if not hasattr(env, name)]

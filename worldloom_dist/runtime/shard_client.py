@@ -1,32 +1,127 @@
-"""Asking shards for windows: over a line while answers are small, through Ray's shared memory when
-they are large.
+"""The two that call shards: a worker that stores chunks, and a learner that asks for windows.
 
-A call over Ray costs both sides about a millisecond, which is what a batch of compressed frames or
-of vectors takes to draw and to decode; a line costs a tenth of that
+Chunks go over a line, and so do windows while they are small; large ones come through Ray's shared
+memory. A call over Ray costs both sides about a millisecond, which is what a batch of compressed
+frames or of vectors takes to draw and to decode; a line costs a tenth of that
 (``docs/adr/007-calls-over-a-socket.md``). Megabytes of raw pixels or latents are cheaper where both
 sides see the same memory. What the last answer took decides the way of the next question.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError
 
-from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows
+from worldloom.core.exceptions import StateError
+from worldloom.core.sequence import Chunk
+from worldloom.data.windows import EncodedWindows
+from worldloom_dist.plan import Plan
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError
 from worldloom_dist.rpc.connection import LOOK_EVERY_S, RpcClient
+from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["Given", "ShardClient", "ask_all"]
+__all__ = ["ShardClient", "ShardWriter", "ask_all"]
 
-Given = SampledWindows | PackedWindows
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+AWAY_S = 5.0
 SAMPLE_TIMEOUT_S = 30.0
 LARGE_BYTES = 2 * 2**20
+
+
+class ShardWriter:
+    """``ports.ReplayWriter`` over a line: the shard of a worker is fixed, so a stream's order never
+    crosses shards.
+
+    Sends at once; what :meth:`append` returns waits as long as the shard lives, and when it dies,
+    finds its successor and sends the same chunk again, which is ignored if it had been stored. In
+    lock-step ``append`` itself waits, also for the version that the new rows make due. Used by one
+    thread, for all streams of the worker.
+
+    Args:
+        plan: Of the run.
+        slot: The worker's slot.
+        stopping: Ends the waiting when the worker is told to stop and its shard stays away.
+
+    Attributes:
+        is_waiting, waited_until: Whether the thread that uses it waits here now, and when it last
+            did (monotonic seconds).
+    """
+
+    def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
+        self._shard = ActorClient(f"shard-{slot % plan.config.replay.shards}")
+        self._line = RpcClient(self._shard, "append", None, AWAY_S)
+        self._coordinator = ActorClient("coordinator-0")
+        self._weights = RemoteWeights()
+        self._is_lockstep = plan.is_lockstep
+        self._stopping = stopping
+        self._pretrain = plan.spec.pretrain_updates
+        self.is_waiting = False
+        self.waited_until = 0.0
+
+    def append(self, chunk: Chunk) -> Callable[[], None] | None:
+        """Send a chunk (see ``ports.ReplayWriter``).
+
+        Raises:
+            StateError: When waiting, if the run is stopped while the shard stays away; the chunk
+                counts as open.
+        """
+        with self._waiting():
+            wait = partial(self._wait, chunk, self._submit(chunk))
+            if not self._is_lockstep:
+                return wait
+            wait()
+            self._wait_for_version()
+            return None
+
+    def _submit(self, chunk: Chunk) -> Callable[[], Any] | None:
+        return self._unless_away(chunk, partial(self._line.submit, chunk))
+
+    def _wait(self, chunk: Chunk, answer: Callable[[], Any] | None) -> None:
+        with self._waiting():
+            while answer is None or self._unless_away(chunk, answer) is None:
+                if self._stopping.is_set():
+                    raise StateError(
+                        f"{self._shard.name} is away while the run stops; chunk "
+                        f"{chunk.stream}/{chunk.seq} is lost"
+                    )
+                time.sleep(0.2)
+                answer = self._submit(chunk)
+
+    def _unless_away(self, chunk: Chunk, call: Callable[[], T]) -> T | None:
+        """What a call gives, which is never None (a shard answers with a bool); None when the shard
+        is away.
+        """
+        try:
+            return call()
+        except RoleGoneError as error:
+            logger.warning("%s; chunk %s/%d is sent again", error, chunk.stream, chunk.seq)
+            return None
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        was_waiting = self.is_waiting
+        self.is_waiting = True
+        try:
+            yield
+        finally:
+            self.is_waiting = was_waiting
+            self.waited_until = time.monotonic()
+
+    def _wait_for_version(self) -> None:
+        due = self._coordinator.call("updates_due")
+        while due > 0 and self._weights.version().update < due and not self._stopping.is_set():
+            time.sleep(0.002)
 
 
 class ShardClient:
@@ -46,7 +141,7 @@ class ShardClient:
         self._line = RpcClient(shard, "sample", SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
-    def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], Given | None]:
+    def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], EncodedWindows | None]:
         """Ask; the result waits for the windows of all requests, one after the other, or None when
         the shard has too little.
 
@@ -67,17 +162,17 @@ class ShardClient:
         """Hang up."""
         self._line.close()
 
-    def _keep_size(self, wait: Callable[[], Given | None]) -> Given | None:
+    def _keep_size(self, wait: Callable[[], EncodedWindows | None]) -> EncodedWindows | None:
         given = wait()
         if given is not None:
             self.answered_bytes = given.nbytes
         return given
 
-    def _get(self, reference: Any) -> Given | None:
+    def _get(self, reference: Any) -> EncodedWindows | None:
         give_up = time.monotonic() + SAMPLE_TIMEOUT_S
         while True:
             try:
-                given: Given | None = ray.get(reference, timeout=LOOK_EVERY_S)
+                given: EncodedWindows | None = ray.get(reference, timeout=LOOK_EVERY_S)
             except GONE as error:
                 if (
                     isinstance(error, GetTimeoutError)
@@ -96,7 +191,7 @@ def ask_all(
     readers: Sequence[ShardClient],
     permits: Sequence[Mapping[int, SampleRequest]],
     on_gone: Callable[[int], None],
-) -> Callable[[], list[dict[int, Given]]]:
+) -> Callable[[], list[dict[int, EncodedWindows]]]:
     """Ask all shards at once, each one question for its share of every batch.
 
     Args:
@@ -114,9 +209,9 @@ def ask_all(
     }
     pending = {index: _submit(readers[index], requests) for index, requests in asked.items()}
 
-    def wait() -> list[dict[int, Given]]:
+    def wait() -> list[dict[int, EncodedWindows]]:
         """Collect, and deal every shard's windows out to the batches."""
-        found: list[dict[int, Given]] = [{} for _ in permits]
+        found: list[dict[int, EncodedWindows]] = [{} for _ in permits]
         for index, receive in pending.items():
             try:
                 given = receive()
@@ -132,7 +227,9 @@ def ask_all(
     return wait
 
 
-def _submit(reader: ShardClient, requests: list[SampleRequest]) -> Callable[[], Given | None]:
+def _submit(
+    reader: ShardClient, requests: list[SampleRequest]
+) -> Callable[[], EncodedWindows | None]:
     """As :meth:`ShardClient.submit`, with every error where the result is waited for."""
     try:
         return reader.submit(requests)

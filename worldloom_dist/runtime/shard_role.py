@@ -3,7 +3,7 @@
     worker --append(chunk)--> ShardRole     acknowledged once it is admitted and journaled
     prefetcher   --sample---------> ShardRole
 
-Who asks often does so over a line of our own (``worldloom_dist.rpc.connection``), everybody else
+Frequent callers use sockets of our own (``worldloom_dist.rpc.connection``), all others
 over Ray.
 """
 
@@ -15,21 +15,21 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom.core.exceptions import StateError, WorldLoomError
+from worldloom.core.exceptions import BufferError, StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
+from worldloom.data.windows import EncodedWindows
 from worldloom_dist.assembly import build_shard
 from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowCounters, SampledWindows, SampleRequest
+from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
-from worldloom_dist.replay.packed_windows import PackedWindows
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
@@ -37,14 +37,14 @@ from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.run.intervals import Interval, Throttle
 from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.runtime.inline_shard import InlineShard
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["ShardRole"]
+__all__ = ["InlineShard", "ShardRole"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
@@ -53,6 +53,51 @@ WEIGHTS_EVERY_S = 30.0
 FINAL_COUNTERS_S = 5.0
 PREDECESSOR_S = 15.0
 """A process that hung is killed, and may hold its journal for a few seconds more."""
+SMALL_CHUNK = 256 * 2**10
+SMALL_DRAW = 4 * 2**20
+"""Bytes that are copied in less time than a thread takes to begin, or little more."""
+
+
+class InlineShard:
+    """Appends and samples of one shard, for callers on an event loop: what is quick is done at
+    once, and what may take long in a thread.
+
+    Storing a chunk of Atari frames or drawing a batch takes some hundred microseconds. Handing that
+    to a thread and back takes about as long again, on a core whose caches know nothing of it. A
+    disk that must sync or be read, large copies, and decoding are left to threads, and so is
+    waiting for a thread that is inside the shard already (a snapshot that copies). What the loop
+    does wait for is a journal that is written without ``fsync``, and a thread that enters the shard
+    at the very moment.
+
+    Args:
+        shard: Also used by others, in threads.
+    """
+
+    def __init__(self, shard: ReplayShard) -> None:
+        self._shard = shard
+        self._window_bytes = shard.plain_row_bytes * shard.sampling.window_rows
+
+    async def append(self, chunk: Chunk) -> bool:
+        """As :meth:`ReplayShard.append`."""
+        is_quick = self._shard.durability != "fsync" and len(chunk.payload) <= SMALL_CHUNK
+        return await self._do(is_quick, self._shard.append, chunk)
+
+    async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
+        """The windows of all requests, for the reader to decode; None if there is too little to
+        draw from.
+        """
+        windows = sum(request.windows for request in requests)
+        is_quick = not self._shard.is_mapped and windows * self._window_bytes <= SMALL_DRAW
+        try:
+            drawn = await self._do(is_quick, self._shard.draw, requests)
+        except BufferError:
+            return None
+        return drawn.ready() or await asyncio.to_thread(drawn.prepared)
+
+    async def _do(self, is_quick: bool, work: Callable[..., T], *arguments: Any) -> T:
+        if is_quick and not self._shard.is_busy:
+            return work(*arguments)
+        return await asyncio.to_thread(work, *arguments)
 
 
 class ShardRole:
@@ -112,11 +157,9 @@ class ShardRole:
         finally:
             self._arriving.pop(name, None)
 
-    async def sample(
-        self, requests: Sequence[SampleRequest]
-    ) -> SampledWindows | PackedWindows | None:
-        """The windows of all requests, whole or for the reader to unpack; None if there is too
-        little to draw from.
+    async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
+        """The windows of all requests, for the reader to decode; None if there is too little to
+        draw from.
         """
         started = time.monotonic()
         windows = await self._inline_shard.sample(requests)
@@ -160,7 +203,7 @@ class ShardRole:
         return counters
 
     async def ping(self) -> dict[str, Any]:
-        """Alive; ``stuck`` says why it needs to be started anew."""
+        """Alive; ``stuck`` says why it needs to be started again."""
         return {
             "pid": os.getpid(),
             "stored": self._shard.row_counters().stored,
@@ -169,7 +212,7 @@ class ShardRole:
         }
 
     async def run_forever(self) -> None:
-        """Own up to what the disk lost, then report to the coordinator for as long as the
+        """Count what the disk lost, then report to the coordinator for as long as the
         process lives.
         """
         known = await self._coordinator.acall("last_counters", self._index, patience_s=120.0)
@@ -186,7 +229,7 @@ class ShardRole:
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
     async def _report_for_ever(self) -> None:
-        """Apart from everything that may wait for a disk or for another role: who is silent counts
+        """Apart from everything that may wait for a disk or for another role: a silent role counts
         as hanging.
         """
         while True:
@@ -284,9 +327,7 @@ class ShardRole:
             if not self._storing:
                 self._is_idle.set()
 
-    async def _answer(
-        self, content: Chunk | list[SampleRequest]
-    ) -> bool | SampledWindows | PackedWindows | None:
+    async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | EncodedWindows | None:
         """What came over a line."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 

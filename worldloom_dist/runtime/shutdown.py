@@ -137,7 +137,7 @@ class Shutdown:
         """
         deadline = self._deadline
         is_said = False
-        self._supervisor.poll(0.0)  # who died a moment ago counts as up until somebody looks
+        self._supervisor.poll(0.0)  # who died a moment ago counts as up until the next poll
         while missing := [
             role.name
             for kind in kinds

@@ -12,33 +12,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
-from worldloom.core.exceptions import StateError
-from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.acting import ActClient, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.assembly import build_grouped_worker, build_policy
 from worldloom_dist.plan import Plan
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
+from worldloom_dist.runtime.shard_client import ShardWriter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["ShardWriter", "WorkerRole"]
+__all__ = ["WorkerRole"]
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-AWAY_S = 5.0
 ACT_TIMEOUT_S = 120.0
 ACT_PATIENCE_S = 300.0
 ASK_VERSION_EVERY_S = 0.5
@@ -46,91 +40,6 @@ VERSIONS_PER_S = 32.0
 """Before the first weights: how often a worker asks for them, and how many do so in a second when
 there are many workers.
 """
-
-
-class ShardWriter:
-    """``ports.ReplayWriter`` over a line: the shard of a worker is fixed, so a stream's order never
-    crosses shards.
-
-    Sends at once; what :meth:`append` returns waits as long as the shard lives, and when it dies,
-    finds its successor and sends the same chunk again, which is ignored if it had been stored. In
-    lock-step ``append`` itself waits, also for the version that the new rows make due. Used by one
-    thread, for all streams of the worker.
-
-    Args:
-        plan: Of the run.
-        slot: The worker's slot.
-        stopping: Ends the waiting when the worker is told to stop and its shard stays away.
-
-    Attributes:
-        is_waiting, waited_until: Whether the thread that uses it waits here now, and when it last
-            did (monotonic seconds).
-    """
-
-    def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
-        self._shard = ActorClient(f"shard-{slot % plan.config.replay.shards}")
-        self._line = RpcClient(self._shard, "append", None, AWAY_S)
-        self._coordinator = ActorClient("coordinator-0")
-        self._weights = RemoteWeights()
-        self._is_lockstep = plan.is_lockstep
-        self._stopping = stopping
-        self._pretrain = plan.spec.pretrain_updates
-        self.is_waiting = False
-        self.waited_until = 0.0
-
-    def append(self, chunk: Chunk) -> Callable[[], None] | None:
-        """Send a chunk (see ``ports.ReplayWriter``).
-
-        Raises:
-            StateError: When waiting, if the run is stopped while the shard stays away; the chunk
-                counts as open.
-        """
-        with self._waiting():
-            wait = partial(self._wait, chunk, self._submit(chunk))
-            if not self._is_lockstep:
-                return wait
-            wait()
-            self._wait_for_version()
-            return None
-
-    def _submit(self, chunk: Chunk) -> Callable[[], Any] | None:
-        return self._unless_away(chunk, partial(self._line.submit, chunk))
-
-    def _wait(self, chunk: Chunk, answer: Callable[[], Any] | None) -> None:
-        with self._waiting():
-            while answer is None or self._unless_away(chunk, answer) is None:
-                if self._stopping.is_set():
-                    raise StateError(
-                        f"{self._shard.name} is away while the run stops; chunk "
-                        f"{chunk.stream}/{chunk.seq} is lost"
-                    )
-                time.sleep(0.2)
-                answer = self._submit(chunk)
-
-    def _unless_away(self, chunk: Chunk, call: Callable[[], T]) -> T | None:
-        """What a call gives, which is never None (a shard answers with a bool); None when the shard
-        is away.
-        """
-        try:
-            return call()
-        except RoleGoneError as error:
-            logger.warning("%s; chunk %s/%d is sent again", error, chunk.stream, chunk.seq)
-            return None
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        was_waiting = self.is_waiting
-        self.is_waiting = True
-        try:
-            yield
-        finally:
-            self.is_waiting = was_waiting
-            self.waited_until = time.monotonic()
-
-    def _wait_for_version(self) -> None:
-        due = self._coordinator.call("updates_due")
-        while due > 0 and self._weights.version().update < due and not self._stopping.is_set():
-            time.sleep(0.002)
 
 
 class WorkerRole:

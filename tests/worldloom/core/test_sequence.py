@@ -55,11 +55,11 @@ def test_both_directions_of_the_shift_agree():
 def test_transitions_pair_a_decision_with_what_it_led_to():
     rows = {name: value[None] for name, value in episode(3).items()}
     batch = SequenceBatch.from_columns(rows)
-    read = transitions(batch)
-    assert read.obs["obs"][0, :, 0].tolist() == [0, 1, 2, 3]
-    assert read.action["action"].shape == (1, 3, 2)
-    assert read.reward.tolist() == [[1, 2, 3]]
-    assert read.terminated.tolist() == [[False, False, True]]
+    obs, action, reward, terminated = transitions(batch)
+    assert obs["obs"][0, :, 0].tolist() == [0, 1, 2, 3]
+    assert action["action"].shape == (1, 3, 2)
+    assert reward.tolist() == [[1, 2, 3]]
+    assert terminated.tolist() == [[False, False, True]]
     assert batch.shape == (1, 4)
 
 

@@ -92,7 +92,7 @@ def test_a_column_decodes_to_where_it_belongs(noise):
     column = split_rows(encode_rows(rows), COLUMNS)["obs/camera"]
     assert (column.encoding == "zstd") != noise
     target = np.ones((10, 32, 32, 3), np.uint8)
-    column.unpack_into(target[1:9])
+    column.decode_into(target[1:9])
     assert np.array_equal(target[1:9], rows["obs/camera"])
     assert target[[0, 9]].all()
 
@@ -102,9 +102,9 @@ def test_a_column_that_decodes_to_another_size_is_refused(rows):
     column = split_rows(encode_rows(make_rows(8)), COLUMNS)["obs/camera"]
     wrong = column._replace(shape=(rows, 32, 32, 3))
     with pytest.raises(CheckpointError, match="decode"):
-        wrong.unpack_into(np.empty(wrong.shape, np.uint8))
+        wrong.decode_into(np.empty(wrong.shape, np.uint8))
     with pytest.raises(CheckpointError, match="decode"):
-        column._replace(blob=bytes(column.blob)[:-3]).unpack_into(np.empty(column.shape, np.uint8))
+        column._replace(blob=bytes(column.blob)[:-3]).decode_into(np.empty(column.shape, np.uint8))
 
 
 def test_columns_of_unequal_length_are_refused():
@@ -152,11 +152,11 @@ def test_a_chunk_travels_out_of_band_and_is_received_as_a_view_without_a_copy():
     assert received == chunk
     assert len(frame) < 500
     rows = split_rows(received.payload, COLUMNS)
-    before = rows["obs/camera"].unpack()[0, 0, 0, 0]
+    before = rows["obs/camera"].decode()[0, 0, 0, 0]
     kept = rows["obs/camera"].owned()
     shared[shared.find(bytes(rows["obs/camera"].blob))] ^= 255
-    assert rows["obs/camera"].unpack()[0, 0, 0, 0] == before ^ 255, (
+    assert rows["obs/camera"].decode()[0, 0, 0, 0] == before ^ 255, (
         "a view follows the memory it looks at"
     )
-    assert kept.unpack()[0, 0, 0, 0] == before, "what is kept does not"
+    assert kept.decode()[0, 0, 0, 0] == before, "what is kept does not"
     assert pickle.loads(pickle.dumps(chunk, 4)) == chunk

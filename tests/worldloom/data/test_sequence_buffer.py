@@ -257,7 +257,7 @@ def test_images_stay_compressed_and_come_back_as_they_were():
     sampling = SamplingSpec(batch_size=1, length=11, cross_episodes=True)
     buffers = {
         "packed": SequenceBuffer(columns, sampling, capacity_rows=70),
-        "plain": SequenceBuffer(columns, sampling, capacity_rows=70, packed=()),
+        "plain": SequenceBuffer(columns, sampling, capacity_rows=70, encoded=()),
     }
     for start in range(0, 120, 8):
         rows = {name: spec.zeros(8) for name, spec in columns.items()}
@@ -421,7 +421,7 @@ def test_evicting_while_others_sample_never_shows_a_wrong_window():
         while not done.is_set():
             with lock:
                 pending = buffer.draw([(8, rng)])
-            windows = pending.finish()
+            windows = pending.decode()
             numbers = windows.columns["obs/number"]
             if (numbers != windows.row_ids).any() or (
                 windows.columns["obs/camera"][..., 0, 0, 0] != numbers % 256
@@ -446,7 +446,7 @@ def test_windows_of_the_callers_choice_follow_the_stream_whatever_their_length(r
         sampling=SamplingSpec(batch_size=1, length=4, context=2), capacity=200, chunk=5, rows=60
     )
     starts = np.array([0, 3, 41, 60])
-    windows = buffer.windows_at(starts, rows).finish()
+    windows = buffer.windows_at(starts, rows).decode()
     assert windows.row_ids[:, 0].tolist() == starts.tolist()
     obs = windows.columns["obs"]
     assert (np.diff(obs[..., 1], axis=1) == 1).all()

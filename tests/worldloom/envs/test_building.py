@@ -1,4 +1,4 @@
-"""Code of somebody else that fails while it is imported or builds an env."""
+"""Foreign code that fails while it is imported or builds an env."""
 
 import logging
 from pathlib import Path

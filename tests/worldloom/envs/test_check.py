@@ -260,7 +260,7 @@ class OtherActionsEnv(TorchEnv):
         (
             "OtherActionsEnv",
             False,
-            "action_space was Discrete(2) when the env was made, and is Discrete(5) behind a reset",
+            "action_space was Discrete(2) when the env was made, and is Discrete(5) after a reset",
         ),
     ],
 )

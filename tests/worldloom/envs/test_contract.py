@@ -133,7 +133,7 @@ def test_reset_gets_what_it_takes() -> None:
             r"seed=None, options=None\)'",
         ),
         (lambda *all_of_them: (0, {}), r"reset\(\) takes no seed"),
-        (lambda level, seed=None: (0, {}), r"reset\(\) needs level, which nobody gives it"),
+        (lambda level, seed=None: (0, {}), r"reset\(\) needs level, which no one gives it"),
     ],
 )
 def test_reset_that_cannot_be_called_is_refused_before_it_is(reset: Any, text: str) -> None:

@@ -6,6 +6,7 @@ from gymnasium import spaces
 
 from worldloom.core.exceptions import ConfigurationError, EnvFailureError, ShapeMismatchError
 from worldloom.core.specs import ArraySpec
+from worldloom.envs import leaves
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 from worldloom.envs.toy import CountingEnv
@@ -106,6 +107,22 @@ def test_bounds_are_reached_exactly_and_never_passed() -> None:
         mapper({"action": np.float32([9, -9, 0.5])}).tolist()
         == np.float32([0.4, 0.1, 0.5]).tolist()
     )
+
+
+@pytest.mark.parametrize("context", [leaves._IGNORING_OVERFLOW, None], ids=["numpy 2", "numpy 1"])
+@pytest.mark.parametrize("error_state", ["warn", "raise"])
+def test_numbers_too_large_for_float32_are_refused_whatever_numpy_says_of_overflow(
+    context: Any, error_state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaves, "_IGNORING_OVERFLOW", context)
+    mapper = ObsMapper(spaces.Box(-np.inf, np.inf, (2,), np.float64))
+    with np.errstate(all=error_state):
+        before = np.geterr()
+        assert mapper(np.array([1e30, -2.5]))["obs"].tolist() == [np.float32(1e30), -2.5]
+        for number in (1e39, -1e300, np.inf, np.nan):
+            with pytest.raises(EnvFailureError, match="not finite"):
+                mapper(np.array([0.0, number]))
+        assert np.geterr() == before
 
 
 def test_wrong_shapes_and_numbers_are_refused() -> None:

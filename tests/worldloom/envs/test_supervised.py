@@ -159,7 +159,7 @@ def test_whoever_has_other_things_to_do_need_not_wait_for_envs_that_are_all_late
         env.patience_s = 0.0 if rows[-1].live[0] else 0.02
         rows.append(env.step(action))
         faults = env.drain_faults()
-    assert [fault.kind for fault in faults] == ["hung"], "the deadline holds though nobody waits"
+    assert [fault.kind for fault in faults] == ["hung"], "the deadline holds though no one waits"
     assert sum(not row.live.any() for row in rows) > 10
     env.patience_s = float("inf")
     back = env.step(action)
@@ -202,7 +202,7 @@ def test_late_row_is_the_one_after_the_last_and_a_reset_waits_for_it(
     late = 0
     while late < 3:
         action = rng.uniform(-1, 1, (3, 2)).astype(np.float32)
-        # the action of a row that is not live is nobody's
+        # the action of a row that is not live is no one's
         acted = np.where(row.live, action[:, 0], acted)
         row = env.step({"action": action})
         late += int(np.count_nonzero(~row.live))

@@ -83,7 +83,7 @@ def ctrl_c() -> None:
 
 
 def strike(trainer: Trainer, where: str, act: Callable[[], Any]) -> None:
-    """Let something happen in the third update: inside the loss, behind the optimizer's step, or
+    """Let something happen in the third update: inside the loss, after the optimizer's step, or
     between two updates.
     """
     hook = at_call(3, act)
@@ -106,7 +106,7 @@ def test_ctrl_c_waits_for_the_whole_update_and_the_resumed_run_has_the_same_bits
     strike(first, where, ctrl_c)
     first.train(buffer)
     assert first.state.global_step == 3
-    assert "stopping behind the present update" in caplog.text
+    assert "stopping after the present update" in caplog.text
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     second = make(tmp_path / "c")
     second.train(buffer, resume_from=tmp_path / "b" / "checkpoint_final.pt")

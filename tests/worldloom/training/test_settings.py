@@ -1,4 +1,4 @@
-"""Each field of TrainingConfig changes what a run does; a field that nobody reads fails here.
+"""Each field of TrainingConfig changes what a run does; a field that no one reads fails here.
 
 Fields that change the weights in the end are tried in test_trainer.py; here are those that change
 something else.

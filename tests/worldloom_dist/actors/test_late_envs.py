@@ -152,7 +152,7 @@ def test_a_group_whose_only_env_hangs_holds_up_no_other(
             check_counting_rows(rows)
     assert np.array_equal(
         sink.rows(StreamId(0, 0, stalled.first_env))["obs"][:5, 1], [0, 1, 2, 0, 1]
-    ), "it began anew"
+    ), "it started over"
 
 
 def test_a_group_whose_only_env_hangs_in_its_first_reset_holds_up_no_other(

@@ -11,11 +11,11 @@ from worldloom.core.exceptions import StateError, TrainingError
 from worldloom.core.metrics import Last
 from worldloom.core.protocol import AgentSpec, SamplingSpec, TrainOutput
 from worldloom.core.sequence import PolicyVersion
+from worldloom.data.windows import SampledWindows
 from worldloom.nn.snapshot import pack
 from worldloom_dist.learner import learner as learner_module
 from worldloom_dist.learner.learner import Learner
 from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.ports import SampledWindows
 
 SAMPLING = SamplingSpec(batch_size=2, length=3, bootstrap=1)
 
@@ -138,7 +138,7 @@ def test_a_version_never_falls(make_store):
 
 
 class Replayed:
-    """What a captured update leaves behind: one set of tensors, which every replay writes anew."""
+    """What a captured update leaves behind: one set of tensors, which every replay writes again."""
 
     def __init__(self):
         zeros = torch.zeros(2)

@@ -11,10 +11,10 @@ import torch
 from tests.worldloom_dist.learner import rank_process
 from worldloom.core.protocol import TrainOutput
 from worldloom.core.sequence import SequenceBatch
+from worldloom.data.windows import SampledWindows
 from worldloom_dist.cuda_graphs import CudaRecorder
 from worldloom_dist.learner.staging import Stager
 from worldloom_dist.learner.step import GraphStep, _generators, make_step, prepare_torch
-from worldloom_dist.ports import SampledWindows
 
 
 def windows(number: float) -> SampledWindows:
@@ -33,7 +33,7 @@ def windows(number: float) -> SampledWindows:
 
 
 class Copy:
-    """An upload on its way: it reads the pinned memory only when somebody waits for it."""
+    """An upload on its way: it reads the pinned memory only when someone waits for it."""
 
     def __init__(self, pinned, targets):
         self.pinned = pinned
@@ -77,9 +77,22 @@ def test_a_late_copy_still_brings_its_own_batch():
 
 
 def test_on_a_cpu_read_only_arrays_are_copied_once():
-    item = Stager("cpu").stage(windows(3.0))
-    item.batch.reward.add_(1)
-    assert float(item.windows.columns["reward"].max()) == 3.0
+    stager = Stager("cpu")
+    staged = stager.stage(windows(3.0))
+    staged.reward.add_(1)
+    assert float(staged.windows.columns["reward"].max()) == 3.0
+    assert len(stager.drain_seconds()) == 1
+    assert stager.drain_seconds() == []
+
+
+def test_an_agent_gets_its_batch_without_what_the_learner_knows_of_it():
+    stager = Stager("cpu", LazyLane())
+    staged = stager.stage(windows(3.0))
+    batch = stager.take(staged)
+    assert staged.windows is not None
+    assert staged.arrived is not None
+    assert (batch.windows, batch.arrived) == (None, None)
+    assert batch.row_ids is staged.windows.row_ids
 
 
 class FakeRecorder:

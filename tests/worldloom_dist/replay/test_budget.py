@@ -99,7 +99,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts():
 
 def open_shard(folder, **kwargs):
     return ReplayShard(
-        0, LATENT, SAMPLING, capacity_steps=320, directory=folder, segment_bytes=120_000, **kwargs
+        0, LATENT, SAMPLING, capacity_rows=320, directory=folder, segment_bytes=120_000, **kwargs
     )
 
 
@@ -139,7 +139,7 @@ def test_windows_drawn_before_an_eviction_can_be_decoded_after_it(tmp_path):
     for seq in range(20, 60):
         shard.append(noise_chunk(seq)[1])
     assert not (tmp_path / "segment-00000000.wal").exists()
-    windows = pending.finish()
+    windows = pending.decode()
     for row, image in zip(
         windows.row_ids.reshape(-1),
         windows.columns["obs/camera"].reshape(-1, 32, 32, 3),

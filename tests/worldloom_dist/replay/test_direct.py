@@ -38,7 +38,7 @@ def open_replay(directory, *, shards=2, wait_s=0.0, is_lockstep=False, capacity=
     coordinator = ReplayCoordinator(RateLimits(**settings), window_positions=SAMPLING.length)
     parts = [
         ReplayShard(
-            i, COLUMNS, SAMPLING, capacity_steps=capacity, directory=directory / f"shard-{i}"
+            i, COLUMNS, SAMPLING, capacity_rows=capacity, directory=directory / f"shard-{i}"
         )
         for i in range(shards)
     ]

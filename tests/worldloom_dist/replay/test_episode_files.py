@@ -14,7 +14,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ActionMapper
 from worldloom.training import ReplayBuffer
 from worldloom_dist.ports import SampleRequest
-from worldloom_dist.replay.episode_files import fit_rows, open_episodes, write_episode_file
+from worldloom_dist.replay.formats.episode_files import fit_rows, open_episodes, write_episode_file
 from worldloom_dist.replay.imports import check_file, load_share
 from worldloom_dist.replay.shard import ReplayShard
 
@@ -473,7 +473,7 @@ def test_rows_of_a_parquet_file_that_are_no_episode_are_refused(tmp_path):
         changed = table.set_column(place, name, [np.full(len(table), value)])
         parquet.write_table(changed, file)
         with pytest.raises(
-            CheckpointError, match=r"is_first at row \[0\] only.*number episodes anew"
+            CheckpointError, match=r"is_first at row \[0\] only.*give each episode a number"
         ) as caught:
             list(open_episodes(str(file)).episodes)
         assert len(str(caught.value)) < 300
@@ -496,7 +496,7 @@ def open_shard(folder, index=0, capacity=1000):
         index,
         VECTOR.columns(),
         SamplingSpec(batch_size=2, length=2),
-        capacity_steps=capacity,
+        capacity_rows=capacity,
         directory=folder,
     )
 

@@ -1,4 +1,4 @@
-"""A shard's meter counts what passes and starts anew when it is drained."""
+"""A shard's meter counts what passes and starts over when it is drained."""
 
 import pytest
 

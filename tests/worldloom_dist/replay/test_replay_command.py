@@ -15,7 +15,7 @@ from tests.worldloom_dist.small_runs import COUNTING, start
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.replay.__main__ import main
-from worldloom_dist.replay.episode_files import open_episodes
+from worldloom_dist.replay.formats.episode_files import open_episodes
 from worldloom_dist.replay.imports import ImportReport
 from worldloom_dist.replay.journal import Journal, JournalHeldError
 

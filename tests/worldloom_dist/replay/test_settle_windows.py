@@ -1,4 +1,4 @@
-"""What a run says of its windows reaches the spec that everybody reads, or is refused before
+"""What a run says of its windows reaches the spec that every role reads, or is refused before
 anything starts.
 """
 

@@ -43,7 +43,7 @@ def counting_chunk(slot, seq, size=5, *, columns=COLUMNS, version=NO_POLICY):
 
 
 def open_shard(directory, *, capacity=1000, columns=COLUMNS, sampling=SAMPLING, **kwargs):
-    return ReplayShard(3, columns, sampling, capacity_steps=capacity, directory=directory, **kwargs)
+    return ReplayShard(3, columns, sampling, capacity_rows=capacity, directory=directory, **kwargs)
 
 
 def numbers_of(shard, *, windows=3000, seed=0):

@@ -69,7 +69,7 @@ def open_shard(folder, index):
         index,
         COLUMNS,
         SAMPLING,
-        capacity_steps=4000,
+        capacity_rows=4000,
         directory=folder / "journal",
         segment_bytes=20_000,
     )
@@ -179,11 +179,11 @@ def test_no_row_is_lost_or_doubled_while_shards_are_killed(tmp_path, rounds):
 
 
 def wait_for_progress(counts, more):
-    """Until every writer (or reader) got so many more chunks acknowledged (or batches)."""
+    """Until every writer (or reader) got this many more chunks acknowledged (or batches)."""
     goal = [count + more for count in counts]
     deadline = time.monotonic() + 60
     while any(count < wanted for count, wanted in zip(counts, goal, strict=True)):
-        assert time.monotonic() < deadline, f"somebody makes no progress: {counts}, wanted {goal}"
+        assert time.monotonic() < deadline, f"someone makes no progress: {counts}, wanted {goal}"
         time.sleep(0.02)
 
 

@@ -23,7 +23,7 @@ SMALL = {"capacity": 30, "segment_bytes": 300}
 
 
 def filled(directory, chunks=12, **options):
-    """A shard with so many chunks of 5 rows, each of which came twice."""
+    """A shard with this many chunks of 5 rows, each of which came twice."""
     shard = open_shard(directory, **options)
     for seq in range(chunks):
         assert shard.append(counting_chunk(0, seq))

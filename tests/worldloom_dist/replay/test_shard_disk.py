@@ -30,7 +30,7 @@ def counting_chunk(slot, seq):
 
 
 def open_shard(folder, **kwargs):
-    return ReplayShard(0, COLUMNS, SAMPLING, capacity_steps=500, directory=folder, **kwargs)
+    return ReplayShard(0, COLUMNS, SAMPLING, capacity_rows=500, directory=folder, **kwargs)
 
 
 def fill(shard, seq):
@@ -139,11 +139,11 @@ def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew
 
 def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "60")
-    run.runtime.start()
+    run.begin()
     while run.report.env_steps < 30:
         run.turn()
-    run._checkpoint()
+    run.runtime._checkpoint()
     run.runtime.replay.shards[0]._rows.counters.evicted += 1
     with pytest.raises(StateError, match="counters of replay do not add up"):
-        run._checkpoint()
+        run.runtime._checkpoint()
     run.runtime.close()

@@ -1,5 +1,5 @@
 """``verify`` finds every false number, and says nothing against a run that is whole, also while
-somebody writes to it.
+someone writes to it.
 """
 
 import json
@@ -59,7 +59,7 @@ def test_verify_finds_a_whole_run_whole_and_counts_its_rows(run_dir, capsys):
 def test_verify_counts_the_rows_of_a_policy_that_had_lost_its_carry(tmp_path):
     rows = {name: spec.zeros(ROWS) for name, spec in ENV.columns().items()}
     shard = ReplayShard(
-        0, ENV.columns(), SAMPLING, capacity_steps=100, directory=tmp_path / "shard-0"
+        0, ENV.columns(), SAMPLING, capacity_rows=100, directory=tmp_path / "shard-0"
     )
     for seq, marked in enumerate(([], [1], [0, 4])):
         shard.append(make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, rows, marked))
@@ -158,7 +158,7 @@ def open_shard(folder, extras=None, **settings):
         ENV.columns(extras or {}),
         SAMPLING,
         directory=folder,
-        **{"capacity_steps": 500, **settings},
+        **{"capacity_rows": 500, **settings},
     )
 
 
@@ -194,7 +194,7 @@ def test_no_flipped_bit_of_a_shards_small_files_is_overlooked(tmp_path):
 
 
 def test_a_shard_keeps_the_newest_rows_of_its_capacity_and_verify_counts_just_these(tmp_path):
-    shard = open_shard(tmp_path, capacity_steps=45, segment_bytes=1000)
+    shard = open_shard(tmp_path, capacity_rows=45, segment_bytes=1000)
     for seq in range(30):
         append(shard, seq)
     shard.close()
@@ -224,7 +224,7 @@ def test_snapshots_that_are_made_and_dropped_while_the_journal_is_read_are_no_da
 
 
 def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_path, monkeypatch):
-    shard = open_shard(tmp_path, capacity_steps=60, segment_bytes=1000)
+    shard = open_shard(tmp_path, capacity_rows=60, segment_bytes=1000)
     real = module.read_journal
     seqs = iter(range(1000))
     for _ in range(60):
@@ -248,5 +248,5 @@ def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_pa
     monkeypatch.setattr(module, "read_journal", real)
     journal._path(journal.segments[1]).unlink()
     assert any("a segment begins with" in problem for problem in verify_shard(tmp_path).problems), (
-        "nobody evicts from the middle"
+        "no one evicts from the middle"
     )

@@ -17,7 +17,7 @@ from worldloom_dist.rpc.frames import (
 
 
 def received(stream: bytes, cuts: list[int]) -> list[tuple[int, bytes | bytearray]]:
-    """What a reader makes of bytes that come in parts of so many at most."""
+    """What a reader makes of bytes that come in parts of this size at most."""
     frames: list[tuple[int, bytes | bytearray]] = []
     reader = FrameReader(lambda number, body: frames.append((number, body)))
     position = 0

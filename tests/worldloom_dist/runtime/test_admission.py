@@ -49,7 +49,7 @@ def test_chunks_that_arrive_while_a_question_is_open_share_the_next_one():
         assert await asyncio.gather(*chunks, late) == [True] * 5
         again = asyncio.ensure_future(admission.admit(3))
         await run_loop_once()
-        assert coordinator.asked[-1] == [3], "it begins anew after everybody was served"
+        assert coordinator.asked[-1] == [3], "it starts over after every caller was served"
         assert coordinator.numbers == [*range(1, len(coordinator.asked) + 1)]
         coordinator.answers.put_nowait(1)
         assert await again

@@ -112,10 +112,10 @@ def test_a_question_that_is_asked_again_is_permitted_once():
         assert await first == await again == 1000, "one that waited while it was asked again"
         assert limiter.agent_steps == 16 * (permitted + 1000)
         assert await coordinator.admit_inserts(0, "session", 1, [16]) == 0, (
-            "nobody waits for an answer to an earlier one"
+            "no one waits for an answer to an earlier one"
         )
         assert await coordinator.admit_inserts(0, "next", 1, [16]) == 1, (
-            "a shard that was started again numbers anew"
+            "a shard that was started again counts from 0"
         )
         assert limiter.agent_steps == 16 * (permitted + 1001)
 

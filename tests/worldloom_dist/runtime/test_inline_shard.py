@@ -12,8 +12,8 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.runtime import inline_shard as module
-from worldloom_dist.runtime.inline_shard import InlineShard
+from worldloom_dist.runtime import shard_role as module
+from worldloom_dist.runtime.shard_role import InlineShard
 
 COLUMNS = EnvSpec(
     name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}
@@ -25,7 +25,7 @@ class Watched(ReplayShard):
     """Keeps which threads were inside."""
 
     def __init__(self, **more):
-        super().__init__(0, COLUMNS, SAMPLING, capacity_steps=100, **more)
+        super().__init__(0, COLUMNS, SAMPLING, capacity_rows=100, **more)
         self.threads: list[int] = []
 
     def append(self, chunk):
@@ -58,7 +58,7 @@ def test_small_work_is_done_by_the_loop_itself(memory_shard):
     given = asyncio.run(inline_shard.sample([SampleRequest(2, (1,)), SampleRequest(3, (2,))]))
     assert set(memory_shard.threads) == {threading.get_ident()}
     np.testing.assert_array_equal(
-        given.part(2, 5).row_ids, memory_shard.sample(SampleRequest(3, (2,))).row_ids
+        given.part(2, 5).decode().row_ids, memory_shard.sample(SampleRequest(3, (2,))).row_ids
     )
 
 
@@ -100,4 +100,4 @@ def test_the_loop_goes_on_while_somebody_is_inside_the_shard(memory_shard):
     were_done, (is_new, given) = asyncio.run(scenario())
     assert were_done == [False, False]
     assert is_new is True
-    assert len(given.row_ids) == 2
+    assert given.num_windows == 2

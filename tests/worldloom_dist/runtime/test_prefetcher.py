@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from worldloom.data.windows import EncodedWindows, SampledWindows
 from worldloom_dist.cli import parse
 from worldloom_dist.plan import resolve
-from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime import prefetcher as feed_module
 from worldloom_dist.runtime.prefetcher import (
@@ -79,7 +80,8 @@ class Roles:
             raise fault
         if not next(fault):
             return None
-        return SampledWindows.concatenate([windows_of(index, request) for request in requests])
+        given = [windows_of(index, request) for request in requests]
+        return EncodedWindows(SampledWindows.concatenate(given))
 
 
 def batches(monkeypatch, count, broken=None, more=(), answered_bytes=1000):
@@ -102,7 +104,7 @@ def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_wit
     assert [seed[1] for seed in asked] == list(range(5, 5 + len(asked))), (
         "no batch is skipped or drawn twice"
     )
-    assert max(map(len, roles.rounds)) == 2 * MOST_AT_ONCE, "so many for each shard"
+    assert max(map(len, roles.rounds)) == 2 * MOST_AT_ONCE, "this many for each shard"
     assert prefetcher.gauges()["queue_capacity_items{queue=batches}"].value > 2, (
         "the queue holds a round while the next one is asked for"
     )

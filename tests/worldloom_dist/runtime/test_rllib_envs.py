@@ -26,7 +26,7 @@ def test_a_gymnasium_id_needs_no_registration():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nobody-knows", "nobody registered"),
+        ("nobody-knows", "no one registered"),
         ("CartPole-v7", "CartPole-v1"),
         ("no-env", "no single-agent"),
     ],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ray.exceptions import GetTimeoutError
 
-from worldloom_dist.ports import SampledWindows, SampleRequest
+from worldloom.data.windows import EncodedWindows, SampledWindows
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime import shard_client as module
 from worldloom_dist.runtime.shard_client import LARGE_BYTES, ShardClient, ask_all
@@ -110,11 +111,10 @@ def answering(
         numbers = np.concatenate(
             [np.full(request.windows, request.seed[0]) for request in requests]
         )
-        return (
-            SampledWindows({"x": numbers}, numbers[:, None], numbers * 0 + shard, numbers, numbers)
-            if has_rows
-            else None
+        plain = SampledWindows(
+            {"x": numbers}, numbers[:, None], numbers * 0 + shard, numbers, numbers
         )
+        return EncodedWindows(plain) if has_rows else None
 
     return SimpleNamespace(submit=submit)
 
@@ -127,13 +127,14 @@ def test_every_batch_gets_from_every_shard_what_was_permitted_for_it():
     ]
     found = ask_all([answering(0), answering(1)], permits, pytest.fail)()
     assert [
-        {shard: given.columns["x"].tolist() for shard, given in batch.items()} for batch in found
+        {shard: given.decode().columns["x"].tolist() for shard, given in batch.items()}
+        for batch in found
     ] == [
         {0: [7, 7], 1: [7]},
         {1: [8, 8, 8]},
         {0: [9]},
     ]
-    assert found[1][1].shard.tolist() == [1, 1, 1]
+    assert found[1][1].decode().shard.tolist() == [1, 1, 1]
 
 
 def test_shards_that_are_gone_or_have_too_little_are_missing_and_the_gone_are_named():

@@ -16,7 +16,7 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import rows_from_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.replay import imports
-from worldloom_dist.replay.episode_files import write_episode_file
+from worldloom_dist.replay.formats.episode_files import write_episode_file
 from worldloom_dist.replay.imports import ImportList
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.runtime.shard_role import ShardRole
@@ -44,7 +44,7 @@ def role(tmp_path):
         0,
         ENV.columns(),
         SamplingSpec(batch_size=2, length=3),
-        capacity_steps=500,
+        capacity_rows=500,
         directory=tmp_path / "replay" / "shard-0",
     )
     imports = ImportList(tmp_path)

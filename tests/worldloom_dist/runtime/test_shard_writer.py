@@ -16,8 +16,8 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
-from worldloom_dist.runtime import worker_role
-from worldloom_dist.runtime.worker_role import ShardWriter
+from worldloom_dist.runtime import shard_client
+from worldloom_dist.runtime.shard_client import ShardWriter
 
 Name = tuple[int, int]
 """Env and number of a chunk."""
@@ -108,7 +108,7 @@ def shards(count: int) -> Iterator[list[Shard]]:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> NoRay:
     fake = NoRay()
-    monkeypatch.setattr(worker_role, "ActorClient", lambda name: fake)
+    monkeypatch.setattr(shard_client, "ActorClient", lambda name: fake)
     return fake
 
 

@@ -175,7 +175,7 @@ class DreamerV3Policy:
         return self.networks.tensors()
 
     def refresh(self) -> None:
-        """Prepare anew, before the next decision, what is prepared from the weights; call it after
+        """Prepare again, before the next decision, what is prepared from the weights; call it after
         they changed in place.
         """
         self._is_stale = True

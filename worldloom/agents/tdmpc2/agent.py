@@ -316,20 +316,18 @@ class TDMPC2Agent(TDMPC2Policy):
         """Windows [B, T, ...] as time-first transitions; the one place where the axes are
         swapped.
         """
-        steps = transitions(batch.map(self._tensor))
-        length = steps.reward.shape[1]
-        actions = [
-            steps.action[key].reshape(*steps.reward.shape, -1).float() for key in self.env.action
-        ]
+        obs, action, reward, terminated = transitions(batch.map(self._tensor))
+        length = reward.shape[1]
+        actions = [action[key].reshape(*reward.shape, -1).float() for key in self.env.action]
         if length < 1:
             raise ShapeMismatchError(
                 "rows per window of train_step", f">= {self.spec.sampling.window_rows}", length + 1
             )
         return UpdateBatch(
-            {key: steps.obs[key].transpose(0, 1) for key in self.env.obs},
+            {key: obs[key].transpose(0, 1) for key in self.env.obs},
             torch.cat(actions, -1).transpose(0, 1),
-            steps.reward.float().transpose(0, 1),
-            steps.terminated.float().transpose(0, 1),
+            reward.float().transpose(0, 1),
+            terminated.float().transpose(0, 1),
         )
 
 

@@ -40,7 +40,7 @@ class PlanDraws:
     Attributes:
         policy_noise: [N, H, P, A] standard normal, actions of the policy sequences.
         sample_noise: [N, I, H, S-P, A] standard normal, sampled sequences.
-        terminal_noise: [N, I, S, A] standard normal, action of the policy behind each sequence.
+        terminal_noise: [N, I, S, A] standard normal, action of the policy after each sequence.
         pairs: [N, I, 2] two different critics per plan and iteration.
         exponential: [N, K] Exp(1), choice of the elite that acts.
         action_noise: [N, A] standard normal, exploration.
@@ -135,13 +135,13 @@ class UpdateDraws:
         """
 
         def normal(steps: int) -> Tensor:
-            """Standard normal numbers for the actions of so many steps."""
+            """Standard normal numbers for the actions of this many steps."""
             return torch.randn(
                 steps, batch, shape.action_dim, generator=generator, device=generator.device
             )
 
         def mask(members: int, steps: int) -> Tensor | None:
-            """Dropout multipliers of so many critics; None without dropout."""
+            """Dropout multipliers of this many critics; None without dropout."""
             return (
                 dropout_multiplier((members, steps * batch, mlp_dim), dropout, generator)
                 if dropout

@@ -53,7 +53,7 @@ class UpdateBatch:
         obs: Per key [H+1, B, ...].
         action: [H, B, A].
         reward: [H, B] received for ``action``.
-        terminated: [H, B] 1.0 where the episode terminated on arrival behind ``action``.
+        terminated: [H, B] 1.0 where the episode terminated on arrival after ``action``.
         task: [B] integer tasks, or None.
     """
 
@@ -99,7 +99,7 @@ def td_target(
     draws: UpdateDraws,
     settings: LossSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Latents [H, B, L] of the observations behind each action, and their temporal-difference
+    """Latents [H, B, L] of the observations after each action, and their temporal-difference
     targets [H, B].
     """
     task = model.embed(batch.task)

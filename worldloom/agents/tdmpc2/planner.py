@@ -225,7 +225,7 @@ class _Search:
         return _Rollout(z, total, weight)
 
     def value(self, end: _Rollout, noise: Tensor, pairs: Tensor) -> Tensor:
-        """[N, S] return of whole sequences, with the drawn pairs [N, 2] of critics behind their
+        """[N, S] return of whole sequences, with the drawn pairs [N, 2] of critics after their
         end; NaN counts as 0.
         """
         model = self.model

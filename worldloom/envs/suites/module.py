@@ -1,4 +1,4 @@
-"""``package.module:callable``: somebody's own environment, single or vector."""
+"""``package.module:callable``: a user's own environment, single or vector."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class MLPWorldModel(BaseWorldModel):
     # -- the names of the guide --------------------------------------------------------------------
 
     def predict_next(self, latent: Latent, action: Tensor) -> Latent:
-        """Latent behind ``action``; a tensor gives a tensor, a state a state."""
+        """Latent after ``action``; a tensor gives a tensor, a state a state."""
         rows = len(latent) if isinstance(latent, Tensor) else latent.batch_size
         checked = self._action(action, rows)
         with self.precision():

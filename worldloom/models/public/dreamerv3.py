@@ -118,7 +118,7 @@ class DreamerV3WorldModel(BaseWorldModel):
         *,
         deterministic: bool = False,
     ) -> LatentState:
-        """Posterior behind ``action`` ``[B, A]`` and ``obs``; ``is_first`` ``[B]`` starts an
+        """Posterior after ``action`` ``[B, A]`` and ``obs``; ``is_first`` ``[B]`` starts an
         episode in its rows.
         """
         rows = state.batch_size
@@ -323,7 +323,7 @@ class DreamerV3WorldModel(BaseWorldModel):
         first = torch.zeros_like(terminated)
         first[:, 0] = True
         inner = data["obs"].shape[1]
-        # behind a recorded end the next observation begins an episode
+        # after a recorded end the next observation begins an episode
         first[:, 1:inner] = terminated[:, 1:inner]
         flat = self._private_obs(obs.flatten(0, 1))
         start = self.net.dyn.initial(len(obs))

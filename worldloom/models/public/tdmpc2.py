@@ -159,7 +159,7 @@ class TDMPC2WorldModel(BaseWorldModel):
         deterministic: bool = False,
         task_id: Tensor | int | None = None,
     ) -> LatentState:
-        """Latent behind ``action`` ``[B, A]``."""
+        """Latent after ``action`` ``[B, A]``."""
         if task_id is not None:
             state = LatentState(
                 deterministic=state.deterministic,
@@ -390,7 +390,7 @@ class TDMPC2WorldModel(BaseWorldModel):
         )
 
     def _rewards_only(self, data: dict[str, Tensor], task: Tensor | None) -> dict[str, Tensor]:
-        """Losses of single steps with nothing observed behind them: only their rewards can be
+        """Losses of single steps with nothing observed after them: only their rewards can be
         learnt from.
         """
         tail = self._tail_loss(data, task)
@@ -415,7 +415,7 @@ class TDMPC2WorldModel(BaseWorldModel):
         starts += [steps - horizon] if starts[-1] != steps - horizon else []
 
         def cut(values: Tensor, length: int) -> Tensor:
-            """So many steps from every start, time first."""
+            """``length`` steps from every start, time first."""
             # [windows * B, length, ...]
             parts = torch.cat([values[:, s : s + length] for s in starts])
             return parts.transpose(0, 1)
@@ -429,7 +429,7 @@ class TDMPC2WorldModel(BaseWorldModel):
         )
 
     def _tail_loss(self, data: dict[str, Tensor], task: Tensor | None) -> Tensor:
-        """Reward loss of the last action where no observation was recorded behind it, so that its
+        """Reward loss of the last action where no observation was recorded after it, so that its
         reward is not lost.
         """
         if "last_obs" in data and bool(data["last_obs_mask"].all()):

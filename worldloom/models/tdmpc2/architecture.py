@@ -54,7 +54,7 @@ class Architecture:
         num_q: Critics in the ensemble.
         num_bins, bin_low, bin_high: Bins of reward and critics, in symlog space.
         simnorm_dim: Group size of the simplicial normalization.
-        dropout: Rate behind the first product of each critic, while training.
+        dropout: Rate after the first product of each critic, while training.
         log_std_min, log_std_max: Range of the policy's log standard deviation.
         is_episodic: Is there a termination head?
         num_tasks, task_dim: Tasks and size of their embedding; one task has none.

@@ -25,7 +25,7 @@ __all__ = ["IMAGE_SIZE", "Encoder", "ImageBranch", "MLPEncoder"]
 
 IMAGE_SIZE = 64
 FEATURE_SIDE = 4
-"""Height and width behind the four convolutions: 64 -> 29 -> 13 -> 6 -> 4."""
+"""Height and width after the four convolutions: 64 -> 29 -> 13 -> 6 -> 4."""
 
 
 class MLPEncoder(nn.Sequential):

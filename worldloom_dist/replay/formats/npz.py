@@ -5,7 +5,7 @@ In a file without the note observations are taken as a live env's are (``envs.sp
 shape and dtype, numbers as float32) and actions as continuous, or as choices where they are whole
 numbers. Where the file does not say what an episode's last action led to, its last observation is
 repeated: so that action's reward and its end are kept, as ``ReplayBuffer.load`` keeps them, at the
-price of one observation per episode that nobody made. Who recorded the true one gives ``next_obs``
+price of one observation per episode that no one made. Who recorded the true one gives ``next_obs``
 or ``final_obs``.
 """
 
@@ -30,7 +30,7 @@ from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ObsMapper
 from worldloom.training.npz import DAMAGE, FileFacts, is_choice, read_episodes, write_episodes
-from worldloom_dist.replay.episode_files import EpisodeFile, check_whole, single_key
+from worldloom_dist.replay.formats.episode_files import EpisodeFile, check_whole, single_key
 
 __all__ = ["read_npz", "write_npz"]
 

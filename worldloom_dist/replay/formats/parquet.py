@@ -18,7 +18,7 @@ from worldloom.core.exceptions import CheckpointError, MissingDependencyError, S
 from worldloom.core.files import replacing
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom_dist.replay.episode_files import EpisodeFile, check_whole
+from worldloom_dist.replay.formats.episode_files import EpisodeFile, check_whole
 
 __all__ = ["read_parquet", "write_parquet"]
 
@@ -120,7 +120,8 @@ def _join(path: Path, parts: list[Rows]) -> Rows:
         check_whole(rows, str(path))
     except ShapeMismatchError as error:
         raise CheckpointError(
-            f"{error}; number episodes anew in column {EPISODE!r} wherever one begins"
+            f"{error}; give each episode a number of its own in column {EPISODE!r} "
+            "wherever one begins"
         ) from error
     return rows
 
@@ -138,9 +139,7 @@ def _array(value: np.ndarray, spec: ArraySpec) -> Any:
 
 
 def _numpy(path: Path, name: str, column: Any, spec: ArraySpec) -> np.ndarray:
-    """A column as the file has it; :func:`~worldloom_dist.replay.episode_files.fit_rows` makes it
-    fit.
-    """
+    """A column as the file has it; ``episode_files.fit_rows`` makes it fit."""
     flat = column.flatten() if spec.shape else column
     if column.null_count or flat.null_count or len(flat) != len(column) * spec.size:
         raise CheckpointError(

@@ -21,6 +21,7 @@ import numpy as np
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.training.casting import convert
 
 __all__ = [
     "MINARI",
@@ -79,14 +80,14 @@ def open_episodes(source: str) -> EpisodeFile:
     """
     kind = _kind(source)
     if kind == "npz":
-        from worldloom_dist.replay.npz_files import read_npz
+        from worldloom_dist.replay.formats.npz import read_npz
 
         return read_npz(Path(source))
     if kind == "parquet":
-        from worldloom_dist.replay.parquet_files import read_parquet
+        from worldloom_dist.replay.formats.parquet import read_parquet
 
         return read_parquet(Path(source))
-    from worldloom_dist.replay.minari_files import read_minari
+    from worldloom_dist.replay.formats.minari import read_minari
 
     return read_minari(source.removeprefix(MINARI))
 
@@ -125,15 +126,15 @@ def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> N
 
 def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     if kind == "npz":
-        from worldloom_dist.replay.npz_files import write_npz
+        from worldloom_dist.replay.formats.npz import write_npz
 
         write_npz(Path(target), env, episodes)
     elif kind == "parquet":
-        from worldloom_dist.replay.parquet_files import write_parquet
+        from worldloom_dist.replay.formats.parquet import write_parquet
 
         write_parquet(Path(target), env, episodes)
     else:
-        from worldloom_dist.replay.minari_files import write_minari
+        from worldloom_dist.replay.formats.minari import write_minari
 
         write_minari(target.removeprefix(MINARI), env, episodes)
 
@@ -193,26 +194,19 @@ def _exactly(name: str, value: np.ndarray, spec: ArraySpec, source: str) -> np.n
             "255; convert the file"
         )
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        row = _first_row(~np.isfinite(value))
+        row = int(np.argwhere(~np.isfinite(value))[0, 0])
         raise CheckpointError(
             f"{column} holds a number that is not finite, first in row {row} of an "
             "episode; clean the file"
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        fitted = np.ascontiguousarray(value.astype(spec.dtype, copy=False))
-    wrong = ~np.isfinite(fitted) if fitted.dtype.kind == "f" else fitted != value
-    if wrong.any():
-        row = _first_row(wrong)
+    fitted, lost_at = convert(value, np.dtype(spec.dtype))
+    if lost_at is not None:
         raise CheckpointError(
-            f"{column} holds {value[wrong][0]!s}, first in row {row} of an episode, "
+            f"{column} holds {value[lost_at]!s}, first in row {lost_at[0]} of an episode, "
             "which does not fit into the run's "
             f"{spec.dtype}; convert or rescale the file"
         )
-    return fitted
-
-
-def _first_row(wrong: np.ndarray) -> int:
-    return int(np.argwhere(wrong)[0, 0])
+    return np.ascontiguousarray(fitted)
 
 
 def _check_actions(name: str, value: np.ndarray, spec: ArraySpec, source: str) -> None:

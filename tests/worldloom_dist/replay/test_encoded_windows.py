@@ -1,4 +1,4 @@
-"""Images that compress leave a shard packed, and come out as if the shard had decoded them."""
+"""Images that compress leave a shard encoded, and come out as if the shard had decoded them."""
 
 import pickle
 
@@ -9,8 +9,8 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
-from worldloom_dist.ports import SampledWindows, SampleRequest
-from worldloom_dist.replay.packed_windows import PackedWindows, unpack_all
+from worldloom.data.windows import EncodedWindows, SampledWindows
+from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.shard import ReplayShard
 
 COLUMNS = EnvSpec(
@@ -22,7 +22,7 @@ REQUEST = SampleRequest(4, (3, 1))
 
 def filled_shard(make_frames, folder=None, **kwargs):
     kept = {"directory": folder} if folder else {"durability": "none"}
-    shard = ReplayShard(2, COLUMNS, SAMPLING, capacity_steps=60, **kept, **kwargs)
+    shard = ReplayShard(2, COLUMNS, SAMPLING, capacity_rows=60, **kept, **kwargs)
     for seq in range(10):
         rows = {name: spec.zeros(8) for name, spec in COLUMNS.items()}
         rows["obs"] = make_frames(8 * seq)
@@ -48,16 +48,16 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize("ram_bytes", [None, 1], ids=["in memory", "read from disk"])
-def test_frames_that_compress_travel_packed_and_come_out_as_sampled(tmp_path, ram_bytes, protocol):
+def test_frames_that_compress_travel_encoded_and_come_out_as_sampled(tmp_path, ram_bytes, protocol):
     shard = filled_shard(flat_frames, tmp_path, ram_bytes=ram_bytes)
     given = shard.draw([REQUEST]).prepared()
     expected = shard.sample(REQUEST)
     sent = pickle.dumps(given, protocol)
     shard.close()
-    assert isinstance(given, PackedWindows)
+    assert not given.is_whole
     assert len(sent) < expected.nbytes / 4
     assert given.nbytes < expected.nbytes / 4
-    assert_same(pickle.loads(sent).unpack(), expected)
+    assert_same(pickle.loads(sent).decode(), expected)
     assert (expected.columns["obs"][..., 0, 0, 0] == expected.row_ids).all()
 
 
@@ -68,12 +68,12 @@ def test_noise_travels_as_the_stored_rows_that_are_wanted(tmp_path, ram_bytes):
     expected = shard.sample(REQUEST)
     sent = pickle.dumps(given, 5)
     shard.close()
-    assert isinstance(given, PackedWindows)
+    assert not given.is_whole
     assert given.nbytes <= expected.nbytes, (
         "no row travels that is in no window, and one in two windows travels once"
     )
-    assert_same(pickle.loads(sent).unpack(), expected)
-    assert_same(given.unpack(), expected)
+    assert_same(pickle.loads(sent).decode(), expected)
+    assert_same(given.decode(), expected)
 
 
 def half_noise_frames(first):
@@ -85,15 +85,15 @@ def half_noise_frames(first):
 def test_chunks_that_are_hardly_smaller_than_their_windows_are_decoded_by_the_shard():
     shard = filled_shard(half_noise_frames)
     given = shard.draw([REQUEST]).prepared()
-    assert isinstance(given, SampledWindows)
-    assert_same(given, shard.sample(REQUEST))
+    assert given.is_whole
+    assert_same(given.decode(), shard.sample(REQUEST))
 
 
 def test_rows_without_images_travel_as_they_are():
     columns = EnvSpec(
         name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))}
     ).columns()
-    shard = ReplayShard(0, columns, SAMPLING, capacity_steps=60, durability="none")
+    shard = ReplayShard(0, columns, SAMPLING, capacity_rows=60, durability="none")
     shard.append(
         make_chunk(
             StreamId(0, 0, 0),
@@ -102,7 +102,7 @@ def test_rows_without_images_travel_as_they_are():
             {name: spec.zeros(20) for name, spec in columns.items()},
         )
     )
-    assert isinstance(shard.draw([REQUEST]).prepared(), SampledWindows)
+    assert shard.draw([REQUEST]).prepared().is_whole
 
 
 @pytest.mark.parametrize("make_frames", [flat_frames, noise_frames], ids=["compressed", "raw"])
@@ -112,12 +112,14 @@ def test_the_windows_of_several_requests_are_those_of_each_one_after_the_other(m
     given = pickle.loads(pickle.dumps(shard.draw(requests).prepared(), 5))
     first = 0
     for request in requests:
-        assert_same(given.part(first, first + request.windows).unpack(), shard.sample(request))
+        assert_same(given.part(first, first + request.windows).decode(), shard.sample(request))
         first += request.windows
 
 
 def test_what_is_ready_at_once_is_what_needs_no_reading_and_no_decoding(tmp_path):
-    assert isinstance(filled_shard(flat_frames).draw([REQUEST]).ready(), PackedWindows)
+    given = filled_shard(flat_frames).draw([REQUEST]).ready()
+    assert given is not None
+    assert not given.is_whole
     assert filled_shard(half_noise_frames).draw([REQUEST]).ready() is None
     shard = filled_shard(flat_frames, tmp_path, ram_bytes=1)
     assert shard.draw([REQUEST]).ready() is None
@@ -132,11 +134,12 @@ def test_windows_of_several_shards_are_decoded_in_place_as_if_glued(kinds):
     shards = [filled_shard(flat_frames if kind == "p" else noise_frames) for kind in kinds]
     drawn = [shard.draw([request]) for shard, request in zip(shards, requests, strict=True)]
     given = [
-        part if kind == "p" else part.unpack() for kind, part in zip(kinds, drawn, strict=True)
+        part if kind == "p" else EncodedWindows(part.decode())
+        for kind, part in zip(kinds, drawn, strict=True)
     ]
     expected = SampledWindows.concatenate(
         [shard.sample(request) for shard, request in zip(shards, requests, strict=True)]
     )
-    found = unpack_all(given)
+    found = EncodedWindows.concatenate(given).decode()
     assert_same(found, expected)
     assert found.columns["obs"].flags.c_contiguous
