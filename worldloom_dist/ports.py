@@ -27,6 +27,8 @@ from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.windows import SampledWindows
 
 __all__ = [
+    "FIRST_GATEWAY_SLOT",
+    "FIRST_STEP",
     "FencedError",
     "MetricSink",
     "ReplayReader",
@@ -37,6 +39,12 @@ __all__ = [
     "WeightSource",
     "WriteBack",
 ]
+
+
+FIRST_GATEWAY_SLOT = 1_000_000
+"""Slots of gateways' sessions are from here on, above those of all workers."""
+FIRST_STEP = "first_step"
+"""Note of a gateway's chunk: which step of the client its first row is."""
 
 
 class FencedError(StateError):

@@ -31,13 +31,12 @@ from worldloom_dist.gateway.replies import act_response, open_response
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.session import Session
 from worldloom_dist.gateway.stream import Append, StreamSender
+from worldloom_dist.ports import FIRST_GATEWAY_SLOT
 
-__all__ = ["FIRST_SLOT", "Fence", "Gateway"]
+__all__ = ["Fence", "Gateway"]
 
 logger = logging.getLogger(__name__)
 
-FIRST_SLOT = 1_000_000
-"""Slots of gateways are above those of all workers: as many again for each gateway."""
 TEND_EVERY_S = 0.25
 REMEMBERED = 4096
 """Opens and sessions that are over, of which it is known what became of them."""
@@ -105,7 +104,7 @@ class Gateway:
         self._over: OrderedDict[bytes, str] = OrderedDict()
         self._opened: OrderedDict[bytes, asyncio.Task[Any]] = OrderedDict()
         self._free_slots: list[int] = []
-        self._next_slot = FIRST_SLOT * (1 + index)
+        self._next_slot = FIRST_GATEWAY_SLOT * (1 + index)
         self._next_incarnation = incarnation << 24
         self._ending: set[asyncio.Task[None]] = set()
         self._is_draining = False

@@ -34,6 +34,11 @@ class GatewayMeter:
         self._times = HistogramBuilder(BUCKETS_S)
         self._episodes: list[dict[str, Any]] = []
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """For the summary of a run."""
+        return {"questions": self.questions, "rows": self.rows, "skipped_rows": self.skipped}
+
     def answered(self, seconds: float, *, is_held: bool) -> None:
         """One question took so long; ``is_held`` when its client was asked to wait."""
         self.questions += 1

@@ -20,20 +20,17 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import make_chunk
-from worldloom_dist.actors.chunk_builder import ChunkBuilder
-from worldloom_dist.ports import FencedError
+from worldloom_dist.actors.stream_writer import ChunkBuilder
+from worldloom_dist.ports import FIRST_STEP, FencedError
 
-__all__ = ["FIRST_STEP", "SOURCES", "Append", "StreamSender"]
+__all__ = ["SOURCES", "Append", "StreamSender"]
 
 logger = logging.getLogger(__name__)
 
 Append = Callable[[Chunk], Awaitable[Any]]
 
-FIRST_STEP = "first_step"
 SOURCES = "sources"
-"""Keys of a chunk's notes: the step of its first row, and the source of every row where that is
-not the policy's for all.
-"""
+"""Note of a chunk: who chose the action of every row, where that is not the policy for all."""
 AGAIN_S = 0.2
 
 

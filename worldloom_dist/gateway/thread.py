@@ -36,6 +36,8 @@ class GatewayThread:
     """
 
     def __init__(self, make: Callable[[], GatewayServer], port: int) -> None:
+        self.server: GatewayServer
+        self.port: int
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self._thread.start()
