@@ -348,7 +348,10 @@ class RunConfig:
     def _gateway_problems(self) -> list[str]:
         if self.gateway_port is None:
             return (
-                ["workers must be >= 1, got 0; only with --gateway-port may clients bring all envs"]
+                [
+                    "workers must be an integer in [1, 100000], got 0; it may be 0 with "
+                    "--gateway-port, whose clients bring the envs"
+                ]
                 if self.workers == 0 and not self.env.is_none
                 else []
             )
