@@ -18,7 +18,7 @@ from typing import Any
 
 import matplotlib
 
-from worldloom.agents.registry import agent_spec
+from worldloom.algorithms.registry import agent_spec
 from worldloom.core.specs import EnvSpec
 from worldloom.data.codec import decode_rows
 from worldloom_dist.config import RunConfig

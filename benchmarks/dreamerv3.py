@@ -35,10 +35,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldloom.agents.dreamerv3.agent import DreamerV3Agent, make_agent, make_policy
-from worldloom.agents.dreamerv3.spec import PRESETS
+from worldloom.algorithms.dreamerv3.agent import DreamerV3Agent, make_agent, make_policy
+from worldloom.algorithms.dreamerv3.spec import PRESETS
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom_dist.runtime.allocator import keep_freed_memory
 
 ENVS = {
     "vec": EnvSpec(name="vec", obs={"obs": ArraySpec((24,))}, action={"action": ArraySpec((6,))}),
@@ -254,6 +255,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory(is_training=True)  # as the learner of a run does
     if arguments.case and not arguments.store:
         task, kind, size = arguments.case
         print(json.dumps(update_case(kind, size) if task == "update" else act_case(kind, size)))

@@ -48,6 +48,7 @@ from worldloom_dist.learner.checkpointing import CheckpointWriter
 from worldloom_dist.learner.step import choose_device
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.plan import Plan, resolve
+from worldloom_dist.runtime.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -349,6 +350,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory(is_training=True)  # as the learner of a run does
     cores = sorted(os.sched_getaffinity(0))
     words = [
         "--preset",

@@ -36,9 +36,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldloom.agents.registry import make_agent, make_agent_config
-from worldloom.agents.tdmpc2 import planner
-from worldloom.agents.tdmpc2 import update as updating
+from worldloom.algorithms.registry import make_agent, make_agent_config
+from worldloom.algorithms.tdmpc2 import planner
+from worldloom.algorithms.tdmpc2 import update as updating
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 

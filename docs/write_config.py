@@ -19,7 +19,7 @@ from worldloom import (
     WorldModelConfig,
     get_config,
 )
-from worldloom.agents.registry import agent_names, make_agent_config
+from worldloom.algorithms.registry import agent_names, make_agent_config
 from worldloom.envs.config import EnvConfig
 from worldloom.training import TrainingConfig
 from worldloom_dist.config import RunConfig
@@ -30,7 +30,14 @@ CLASSES = (TrainingConfig, WorldModelConfig, DreamerV3Config, TDMPC2Config, MLPC
 
 
 def help_lines(kind):
-    """Field -> the text below it."""
+    """Field -> the text below it; its own fields, then those it has from others."""
+    base = WorldModelConfig if kind is not WorldModelConfig else None
+    owners = [k for k in kind.__mro__ if dataclasses.is_dataclass(k) and k is not base]
+    return {name: text for owner in owners for name, text in own_help_lines(owner).items()}
+
+
+def own_help_lines(kind):
+    """Field -> the text below it, of the fields that a class writes itself."""
     source = Path(inspect.getsourcefile(kind)).read_text()
     body = next(
         n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == kind.__name__

@@ -10,14 +10,22 @@ from worldloom.core.lazy import load_lazily
 
 if TYPE_CHECKING:
     from worldloom import training
-    from worldloom.core.config import DreamerV3Config, MLPConfig, TDMPC2Config, WorldModelConfig
+    from worldloom.algorithms.configs import (
+        DreamerV3Config,
+        MLPConfig,
+        TDMPC2Config,
+        WorldModelConfig,
+    )
+    from worldloom.algorithms.dreamerv3.world_model import DreamerV3WorldModel
+    from worldloom.algorithms.mlp.world_model import MLPWorldModel
+    from worldloom.algorithms.model_registry import AutoConfig, AutoWorldModel, WorldModelRegistry
+    from worldloom.algorithms.tdmpc2.world_model import TDMPC2WorldModel
     from worldloom.core.latent_space import (
         CategoricalLatentSpace,
         GaussianLatentSpace,
         LatentSpace,
         SimNormLatentSpace,
     )
-    from worldloom.core.registry import AutoConfig, AutoWorldModel, WorldModelRegistry
     from worldloom.core.state import DynamicsType, LatentState, LatentType
     from worldloom.core.trajectory import Trajectory
     from worldloom.core.world_model import WorldModel
@@ -29,9 +37,6 @@ if TYPE_CHECKING:
         get_model_info,
         list_models,
     )
-    from worldloom.models.mlp.world_model import MLPWorldModel
-    from worldloom.models.public.dreamerv3 import DreamerV3WorldModel
-    from worldloom.models.public.tdmpc2 import TDMPC2WorldModel
 
 __version__ = "0.2.0"
 
@@ -66,14 +71,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "core.config": ("DreamerV3Config", "MLPConfig", "TDMPC2Config", "WorldModelConfig"),
+    "algorithms.configs": ("DreamerV3Config", "MLPConfig", "TDMPC2Config", "WorldModelConfig"),
     "core.latent_space": (
         "CategoricalLatentSpace",
         "GaussianLatentSpace",
         "LatentSpace",
         "SimNormLatentSpace",
     ),
-    "core.registry": ("AutoConfig", "AutoWorldModel", "WorldModelRegistry"),
+    "algorithms.model_registry": ("AutoConfig", "AutoWorldModel", "WorldModelRegistry"),
     "core.state": ("LatentState",),
     "core.state_kinds": ("DynamicsType", "LatentType"),
     "core.trajectory": ("Trajectory",),
@@ -86,11 +91,21 @@ _HOMES = {
         "get_model_info",
         "list_models",
     ),
-    "models.mlp.world_model": ("MLPWorldModel",),
-    "models.public.dreamerv3": ("DreamerV3WorldModel",),
-    "models.public.tdmpc2": ("TDMPC2WorldModel",),
+    "algorithms.mlp.world_model": ("MLPWorldModel",),
+    "algorithms.dreamerv3.world_model": ("DreamerV3WorldModel",),
+    "algorithms.tdmpc2.world_model": ("TDMPC2WorldModel",),
 }
-SUBPACKAGES = ("core", "data", "envs", "evaluation", "factory", "models", "nn", "training")
+SUBPACKAGES = (
+    "algorithms",
+    "core",
+    "data",
+    "envs",
+    "evaluation",
+    "factory",
+    "models",
+    "nn",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

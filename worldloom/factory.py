@@ -1,9 +1,9 @@
 """From a name to a world model: presets, aliases, saved folders. Needs torch only when a model is
 built.
 
-A saved model is named by its folder, or by a folder's name below ``WORLDLOOM_CACHE_DIR``
-(``~/.cache/worldloom`` by default): what was saved there once is found from any working directory.
-Nothing is ever downloaded.
+A saved model is named by its folder (what a run trained, by the run folder), or by a folder's name
+below ``WORLDLOOM_CACHE_DIR`` (``~/.cache/worldloom`` by default): what was saved there once is
+found from any working directory. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from worldloom.core.config import WorldModelConfig
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.algorithms.configs import WorldModelConfig
+from worldloom.algorithms.model_registry import (
+    TYPE_ALIASES,
+    UnknownModelError,
+    WorldModelRegistry,
+    refuse_file,
+)
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.files import expanded
-from worldloom.core.registry import TYPE_ALIASES, UnknownModelError, WorldModelRegistry, refuse_file
+from worldloom.training.runs import find_run
 
 __all__ = [
     "MODEL_ALIASES",
@@ -66,12 +72,28 @@ def _folder_of(model: str | PathLike[str]) -> Path | None:
     path = expanded(model, "model")
     refuse_file(path)
     if path.is_dir():
+        if not (path / "config.json").exists() and find_run(path) is None:
+            raise CheckpointError(
+                f"{path} is neither a saved model nor a run (no config.json in it); give a folder "
+                "that save_pretrained wrote, a run folder, or RUN/checkpoints/NAME"
+            )
         return path
     kept = cache_dir() / path
     return (
         kept
         if not path.is_absolute() and ".." not in path.parts and (kept / "config.json").is_file()
         else None
+    )
+
+
+def _neighbour(path: Path) -> str:
+    """Names in the same folder that a path may have meant."""
+    beside = [p for p in path.parent.glob("*") if p.is_dir()] if path.parent.is_dir() else []
+    hint = nearest(path.name, [p.name for p in beside])
+    return hint or (
+        f"; there are {', '.join(sorted(p.name for p in beside))}"
+        if path.parent.name == "checkpoints" and beside
+        else ""
     )
 
 
@@ -111,11 +133,13 @@ def create_world_model(
     device: str = "cpu",
     **kwargs: Any,
 ) -> Any:
-    """A new world model of a preset, or a saved one.
+    """A new world model of a preset, a saved one, or the one that a run of ``worldloom_dist``
+    trained.
 
     Args:
         model: ``type:size``, an alias of it, a folder that ``save_pretrained`` wrote, or such a
-            folder's name below ``WORLDLOOM_CACHE_DIR``.
+            folder's name below ``WORLDLOOM_CACHE_DIR``; or a run folder (its newest checkpoint), or
+            ``RUN/checkpoints/NAME`` (``best``, or a folder's name).
         obs_shape: Shape of one observation; ``(3, 64, 64)`` for DreamerV3, ``(39,)`` for TD-MPC2,
             ``(7,)`` for mlp by default.
         action_dim: Action components; 4, 6 and 3 by default.
@@ -125,8 +149,9 @@ def create_world_model(
     Raises:
         ModelNotFoundError: If nothing has this name; offers the nearest one.
         ConfigurationError: If a field does not exist, its value is not allowed, or it contradicts a
-            saved model.
-        CheckpointError: If the files of a saved model are missing or damaged.
+            saved model or a run; if a run's env has what a public model cannot read.
+        CheckpointError: If the files of a saved model or of a run are missing or damaged, or the
+            run has no checkpoint yet.
     """
     wanted = {
         name: value
@@ -138,11 +163,17 @@ def create_world_model(
             "device must be auto, cpu, cuda or cuda:N, got None; leave it out for the CPU"
         )
     folder = _folder_of(model)
+    run = None if folder is None else find_run(folder)
+    if run is not None:
+        return run.load(device, wanted | kwargs)
     if folder is not None:
         return WorldModelRegistry.from_pretrained(folder, device=device, **wanted, **kwargs)
+    is_path = "/" in str(model)
+    if is_path and (hint := _neighbour(expanded(model, "model"))):
+        raise UnknownModelError(f"no saved model and no run at {str(model)!r}{hint}", str(model))
     problem = (
-        "Invalid model identifier, nor is there a saved model at"
-        if "/" in str(model)
+        "Invalid model identifier, nor is there a saved model or a run at"
+        if is_path
         else "Invalid model identifier"
     )
     return WorldModelRegistry.build(
@@ -165,7 +196,9 @@ def get_config(
     }
     folder = _folder_of(model)
     if folder is not None:
-        return WorldModelConfig.load(folder).replaced(**wanted, **kwargs)
+        run = find_run(folder)
+        saved = WorldModelConfig.load(folder) if run is None else run.config()
+        return saved.replaced(**wanted, **kwargs)
     return _preset(str(model), wanted | kwargs)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldloom.agents.registry import make_agent, make_policy
+from worldloom.algorithms.registry import make_agent, make_policy
 from worldloom.core.exceptions import CheckpointError, TrainingError
 from worldloom.core.protocol import Agent, Policy
 from worldloom.data.selector_spec import parse_selector

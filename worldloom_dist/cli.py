@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from worldloom.agents.registry import architecture_changes, make_agent_config
+from worldloom.algorithms.registry import architecture_changes, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError, nearest
 from worldloom_dist.config import RunConfig
 from worldloom_dist.presets import PRESETS

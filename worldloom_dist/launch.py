@@ -33,6 +33,7 @@ from worldloom_dist.console import LogFile, Screen
 from worldloom_dist.machine import check_device
 from worldloom_dist.presets import config_changes, preset_changes
 from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.stopping import StopFlag, stop_on_signals
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def run_plan(
     if config.runtime == "local":
         from worldloom_dist.local import LocalRuntime
 
+        keep_freed_memory(is_training=True)
         local = LocalRuntime(plan, folder, report, port, stop)
         status = Run(plan, folder, report, local, stop, screen.show, on_restored).run()
     else:

@@ -9,6 +9,7 @@ time. ``docs/metrics.md`` is generated from this table.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -434,33 +435,35 @@ ZEROS: dict[str, tuple[str, ...]] = {
 series that was not there.
 """
 
-SCALARS = {
-    "val": "value_mean",
-    "pi_scale": "return_scale",
-    "pi_entropy": "policy_entropy_nats{name=action}",
-}
-"""Scalars of algorithms that have a name of their own here."""
 
-
-def scalar_keys(name: str) -> tuple[str, ...]:
-    """Keys of an algorithm's scalar: ``loss/rew`` and ``reward_loss`` are losses, ``grad_norm/all``
-    and ``pi_grad_norm`` gradient norms, ``lr/NAME`` a learning rate, ``ent/KEY`` an entropy of the
+def scalar_keys(name: str, own: Mapping[str, str]) -> tuple[str, ...]:
+    """Keys of an agent's scalar: ``loss/rew`` and ``reward_loss`` are losses, ``grad_norm/all`` and
+    ``pi_grad_norm`` gradient norms, ``lr/NAME`` a learning rate, ``ent/KEY`` an entropy of the
     policy; the rest is ``model_stat``.
+
+    Args:
+        name: Of the scalar.
+        own: ``AgentSpec.metric_keys``; a key from there stands beside that of a family, and in
+            place of ``model_stat``.
     """
+    key = _family_key(name)
+    if name not in own:
+        return (key or f"model_stat{{name={name}}}",)
+    return (own[name],) if key is None else (key, own[name])
+
+
+def _family_key(name: str) -> str | None:
+    """The key that the form of the name gives; None when it has no such form."""
     group, _, rest = name.partition("/")
     if group == "loss" and rest:
-        return (
-            (f"loss{{name={rest}}}", "model_kl_nats")
-            if rest == "dyn"
-            else (f"loss{{name={rest}}}",)
-        )
+        return f"loss{{name={rest}}}"
     if group in ("grad_norm", "lr", "ent"):
         family = {"lr": "learning_rate", "ent": "policy_entropy_nats"}.get(group, group)
-        return (f"{family}{{name={rest or 'all'}}}",)
+        return f"{family}{{name={rest or 'all'}}}"
     for ending, family in (("_loss", "loss"), ("_grad_norm", "grad_norm")):
         if name.endswith(ending):
-            return (f"{family}{{name={name.removesuffix(ending)}}}",)
-    return (SCALARS[name],) if name in SCALARS else (f"model_stat{{name={name}}}",)
+            return f"{family}{{name={name.removesuffix(ending)}}}"
+    return None
 
 
 def split_key(key: str) -> tuple[str, dict[str, str]]:

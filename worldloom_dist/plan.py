@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from worldloom.agents.registry import AgentConfig, agent_spec, env_defaults
+from worldloom.algorithms.registry import AgentConfig, agent_spec, env_defaults
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of

@@ -77,7 +77,7 @@ def buffer() -> ReplayBuffer:
 def test_create_world_model_reads_presets_aliases_paths_and_fields(tmp_path: Path) -> None:
     assert create_world_model(model="tdmpc2:ci").config.model_type == "tdmpc2"
     assert build("DreamerV3:ci", kl_free=0.5).config.kl_free == 0.5
-    build("tdmpc2:ci").save_pretrained(tmp_path / "m")
+    build("tdmpc2:ci", hidden_dim=32).save_pretrained(tmp_path / "m")
     assert create_world_model(str(tmp_path / "m"), device="auto").config.action_dim == A
     with pytest.raises(
         ConfigurationError, match=r"hidden_dim: the model in .* saved with 32, got 64"

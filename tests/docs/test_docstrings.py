@@ -6,10 +6,10 @@ import importlib
 import pytest
 
 MODULES = [
-    "worldloom.core.registry",
-    "worldloom.models.mlp.world_model",
-    "worldloom.models.public.dreamerv3",
-    "worldloom.models.public.tdmpc2",
+    "worldloom.algorithms.model_registry",
+    "worldloom.algorithms.mlp.world_model",
+    "worldloom.algorithms.dreamerv3.world_model",
+    "worldloom.algorithms.tdmpc2.world_model",
     "worldloom.training.data",
     "worldloom.training.trainer",
 ]

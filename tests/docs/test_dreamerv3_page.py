@@ -5,8 +5,8 @@ not.
 import re
 from pathlib import Path
 
-from tests.worldloom.agents.dreamerv3.dreamer_cases import env_of, random_batch, tiny
-from worldloom.agents.registry import make_agent
+from tests.worldloom.algorithms.dreamerv3.dreamer_cases import env_of, random_batch, tiny
+from worldloom.algorithms.registry import make_agent
 
 PAGE = Path(__file__).parents[2] / "docs" / "dreamerv3.md"
 

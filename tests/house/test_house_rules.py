@@ -72,7 +72,7 @@ def test_every_error_survives_pickling(name: str) -> None:
 
 
 def config_classes() -> list[type]:
-    from worldloom.agents.registry import ALGORITHMS, agent_names, make_agent_config
+    from worldloom.algorithms.registry import ALGORITHMS, agent_names, make_agent_config
     from worldloom_dist.config import RunConfig
 
     found = [
@@ -84,7 +84,8 @@ def config_classes() -> list[type]:
 
 
 def test_every_config_field_has_a_line_of_help() -> None:
-    for kind in config_classes():
+    owners = {owner for kind in config_classes() for owner in kind.__mro__}
+    for kind in filter(dataclasses.is_dataclass, owners):
         tree = ast.parse(source(kind.__module__).read_text())
         body = next(
             n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__
@@ -113,7 +114,8 @@ def modules_after(code: str) -> set[str]:
         "import worldloom",
         "import worldloom_dist.cli, worldloom_dist.presets; "
         "worldloom_dist.cli.parse(['--workers', '3'])",
-        "import worldloom.data.sequence_buffer, worldloom.envs.factory, worldloom.agents.registry",
+        "import worldloom.data.sequence_buffer, worldloom.envs.factory, "
+        "worldloom.algorithms.registry, worldloom.algorithms.configs",
         "import worldloom_dist.actors.rollout_worker, worldloom_dist.actors.acting, "
         "worldloom_dist.replay.shard",
         "import worldloom_dist.assembly, worldloom_dist.report, "

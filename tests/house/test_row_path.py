@@ -17,7 +17,7 @@ FILES = {
     )
 }
 TYPES = dict(re.findall(r"^\| `(\w+)` \| `(worldloom\S+)` \|", SECTION, re.MULTILINE))
-AGENTS = ("worldloom/agents/", "worldloom/algorithms/", "worldloom/models/", "worldloom/nn/")
+AGENTS = ("worldloom/algorithms/", "worldloom/nn/")
 """What an agent does with its batch, and with an observation that it acts on."""
 ROOMS = ("worldloom_dist/gateway/",)
 """Folders that are on no path as a whole."""
@@ -26,6 +26,7 @@ READERS = {
     "worldloom/envs/check.py": "looks at a user's env",
     "worldloom/envs/gym_vector.py": "in the place of envs/local.py",
     "worldloom/envs/supervised.py": "in the place of envs/local.py",
+    "worldloom/testing/noise.py": "makes rows for the check of an agent",
     "worldloom/training/data.py": "offline training",
     "worldloom_dist/actors/acting.py": "acts on observations",
     "worldloom_dist/actors/evaluation.py": "stores no rows",

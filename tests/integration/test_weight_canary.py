@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.integration.running import PATIENCE
-from worldloom.agents.registry import make_agent
+from worldloom.algorithms.registry import make_agent
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.codec import decode_rows

@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldloom.agents.dreamerv3.spec import DreamerV3Config as DreamerV3AgentConfig
-from worldloom.agents.registry import make_agent_config
-from worldloom.agents.tdmpc2.spec import TDMPC2AgentConfig
-from worldloom.core.config import DreamerV3Config, MLPConfig, TDMPC2Config, WorldModelConfig
+from worldloom.algorithms.configs import DreamerV3Config, MLPConfig, TDMPC2Config, WorldModelConfig
+from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
+from worldloom.algorithms.registry import make_agent_config
+from worldloom.algorithms.tdmpc2.spec import TDMPC2AgentConfig
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.training.config import TrainingConfig
 

@@ -11,8 +11,8 @@ from worldloom import (
     get_model_info,
     list_models,
 )
+from worldloom.algorithms.model_registry import WorldModelRegistry
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError
-from worldloom.core.registry import WorldModelRegistry
 from worldloom.factory import cache_dir
 
 

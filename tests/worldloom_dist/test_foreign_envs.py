@@ -14,7 +14,7 @@ import torch
 
 from tests.worldloom_dist.foreign_envs import Careless
 from tests.worldloom_dist.small_runs import SMALL
-from worldloom.agents.registry import make_agent
+from worldloom.algorithms.registry import make_agent
 from worldloom.envs.thread_check import needs_main_thread
 from worldloom_dist.assembly import build_envs, build_evaluator
 from worldloom_dist.cli import parse

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "core.config": ("DreamerV3Config", "MLPConfig", "TDMPC2Config", "WorldModelConfig"),
+    "algorithms.configs": ("DreamerV3Config", "MLPConfig", "TDMPC2Config", "WorldModelConfig"),
     "core.exceptions": (
         "BufferError",
         "CheckpointError",
@@ -51,7 +51,7 @@ _HOMES = {
         "LatentSpace",
         "SimNormLatentSpace",
     ),
-    "core.registry": ("AutoConfig", "AutoWorldModel", "WorldModelRegistry"),
+    "algorithms.model_registry": ("AutoConfig", "AutoWorldModel", "WorldModelRegistry"),
     "core.state": ("LatentState",),
     "core.state_kinds": ("DynamicsType", "LatentType"),
     "core.trajectory": ("Trajectory",),

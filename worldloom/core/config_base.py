@@ -22,7 +22,14 @@ from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, open_together, write_json
 from worldloom.core.state_kinds import DynamicsType, LatentType
 
-__all__ = ["CONFIG_CLASSES", "WorldModelConfig", "not_among", "sized", "understanding"]
+__all__ = [
+    "CONFIG_CLASSES",
+    "MODEL_CLASSES",
+    "WorldModelConfig",
+    "not_among",
+    "sized",
+    "understanding",
+]
 
 Config = TypeVar("Config")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -31,6 +38,10 @@ FILE_FACTS = ("files", "format")
 """Entries of a saved ``config.json`` beside the settings."""
 CONFIG_CLASSES: dict[str, type[WorldModelConfig]] = {}
 """Which class a ``model_type`` has; filled where the classes are defined, and by
+``WorldModelRegistry.register``.
+"""
+MODEL_CLASSES: dict[str, type] = {}
+"""Which class the models of a ``model_type`` have; filled when the classes are imported, and by
 ``WorldModelRegistry.register``.
 """
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-__all__ = ["load_lazily"]
+__all__ = ["alias_of", "load_lazily"]
 
 
 def load_lazily(
@@ -36,3 +36,25 @@ def load_lazily(
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     setattr(sys.modules[package], name, value)
     return value
+
+
+def alias_of(alias: str, *targets: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module that is another one under a former name.
+
+    Args:
+        alias: The ``__name__`` of the module with the former name.
+        targets: Modules in which a name is looked for, the first one first; imported when a name is
+            used.
+    """
+
+    def get(name: str) -> Any:
+        """The value that a target has under this name."""
+        for target in targets:
+            module = importlib.import_module(target)
+            if hasattr(module, name):
+                value = getattr(module, name)
+                setattr(sys.modules[alias], name, value)
+                return value
+        raise AttributeError(f"module {alias!r} has no attribute {name!r}")
+
+    return get

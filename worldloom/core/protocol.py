@@ -7,7 +7,7 @@ field is missing here. Axis legend: N envs, B batch, T time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,11 +24,13 @@ __all__ = [
     "Agent",
     "AgentSpec",
     "Capturable",
+    "CapturableUpdate",
     "Carry",
     "Decide",
     "Policy",
     "Reporting",
     "SamplingSpec",
+    "SharesWeights",
     "TrainOutput",
 ]
 
@@ -119,6 +121,9 @@ class AgentSpec:
         writes_back: True when ``train_step`` returns refreshed extras.
         gives_priorities: True when ``train_step`` returns priorities of its windows.
         acting: How dear one action is: ``light`` (a network) or ``planner`` (a search).
+        can_compile: True when a test has held updates through ``torch.compile`` against eager ones.
+        metric_keys: Scalars of ``TrainOutput.metrics`` that have a name of their own in the
+            system's table of metrics: name -> key, for example ``pi_scale`` -> ``return_scale``.
     """
 
     name: str
@@ -131,6 +136,8 @@ class AgentSpec:
     writes_back: bool = False
     gives_priorities: bool = False
     acting: Literal["light", "planner"] = "light"
+    can_compile: bool = False
+    metric_keys: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +255,28 @@ class Capturable(Protocol):
 
     def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
         """Call ``wrap(decide)`` in place of the function from now on."""
+
+
+@runtime_checkable
+class CapturableUpdate(Protocol):
+    """What an agent adds whose update can be captured as a CUDA graph: ``train_step`` has static
+    shapes, reads no value back, and updates all state in place.
+    """
+
+    def generators(self) -> Sequence[Any]:
+        """The ``torch.Generator`` objects that ``train_step`` and ``act`` draw from; a replayed
+        graph goes on in their sequences.
+        """
+
+
+@runtime_checkable
+class SharesWeights(Protocol):
+    """What an agent adds whose weights can be sent without a copy of it made first, for example
+    from a GPU by a thread of its own.
+    """
+
+    def policy_tensors(self) -> Mapping[str, Any]:
+        """What :meth:`Agent.policy_weights` copies, as it is: name -> tensor."""
 
 
 @runtime_checkable

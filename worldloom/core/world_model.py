@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from worldloom.core.config import WorldModelConfig
+from worldloom.core.config_base import WorldModelConfig
 from worldloom.core.state import LatentState
 from worldloom.core.trajectory import Trajectory
 

@@ -32,13 +32,8 @@ SUITE_MODULES = {
     "dmc": "dmc",
     "toy": "toy",
     "module": "module",
+    "rllib": "rllib",
 }
-
-
-PLUGINS = {"rllib": "worldloom_dist.runtime.rllib_envs"}
-"""Suites of the distributed system: imported by name when asked for, because the library itself
-knows no ray.
-"""
 
 
 class VectorEnvError(ConfigurationError):
@@ -161,8 +156,7 @@ def make_raw(
             "env 'none' is for offline training and has nothing to step; name an "
             "env, for example gym:Pendulum-v1"
         )
-    home = PLUGINS.get(config.suite) or f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}"
-    suite: Any = importlib.import_module(home)
+    suite: Any = importlib.import_module(f"worldloom.envs.suites.{SUITE_MODULES[config.suite]}")
     options: dict[str, Any] = (
         {"renders": renders} if SUITE_MODULES.get(config.suite) in ("gymnasium", "module") else {}
     )

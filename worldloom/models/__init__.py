@@ -13,9 +13,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "models.mlp.world_model": ("MLPWorldModel",),
-    "models.public.dreamerv3": ("DreamerV3WorldModel",),
-    "models.public.tdmpc2": ("TDMPC2WorldModel",),
+    "algorithms.mlp.world_model": ("MLPWorldModel",),
+    "algorithms.dreamerv3.world_model": ("DreamerV3WorldModel",),
+    "algorithms.tdmpc2.world_model": ("TDMPC2WorldModel",),
 }
 
 

@@ -60,15 +60,17 @@ class TwoHotTarget(NamedTuple):
 
 def two_hot(value: Tensor, bins: Tensor) -> TwoHotTarget:
     """Linear interpolation of ``value`` [...] between its neighbours among ``bins`` [N], in value
-    space (not symlog).
+    space (not symlog). Values beyond the bins count as the outermost one; the weights of a value
+    that is not finite are NaN.
     """
     last = len(bins) - 1
     above = torch.searchsorted(bins, value.contiguous(), right=True)
     low = (above - 1).clamp(min=0)
     high = above.clamp(max=last)
     equal = low == high
-    to_low = torch.where(equal, 1.0, (bins[low] - value).abs())
-    to_high = torch.where(equal, 1.0, (bins[high] - value).abs())
+    one = value * 0.0 + 1.0  # NaN for what is not finite, or it would count as the last bin
+    to_low = torch.where(equal, one, (bins[low] - value).abs())
+    to_high = torch.where(equal, one, (bins[high] - value).abs())
     total = to_low + to_high
     return TwoHotTarget(low, high, to_high / total, to_low / total)
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldloom.algorithms.base import place_of
 from worldloom.core.exceptions import ConfigurationError, TrainingError, WorldLoomError
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded
-from worldloom.models.base import place_of
 from worldloom.training.assembly import (
     check_callback,
     check_fit,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from worldloom.core.metrics import Histogram, HistogramBuilder, Last, MetricMap, Sum, merge_into
-from worldloom.core.protocol import Agent
+from worldloom.core.protocol import Agent, SharesWeights
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.data.windows import SampledWindows
 from worldloom.nn.snapshot import to_bfloat16
@@ -156,7 +156,8 @@ class Learner:
         started = time.monotonic()
         version = self.version
         if self._publisher is not None:
-            self._publisher.publish(self.agent.policy_tensors(), version)  # type: ignore[attr-defined]
+            assert isinstance(self.agent, SharesWeights)  # or there would be no publisher
+            self._publisher.publish(self.agent.policy_tensors(), version)
         else:
             snapshot = self.agent.policy_weights().with_version(version)
             if self._halves:
@@ -171,7 +172,7 @@ class Learner:
         """On CUDA, and for agents that can name the tensors that acting needs, a thread of its own
         sends them.
         """
-        if not self._is_cuda or not hasattr(self.agent, "policy_tensors"):
+        if not self._is_cuda or not isinstance(self.agent, SharesWeights):
             return None
         return Publisher(
             self._weights, CudaDownload(device), torch.bfloat16 if self._halves else torch.float32
@@ -240,7 +241,8 @@ class Learner:
             self._priorities_sent = 0
         for name, value in self._scalars.items():
             number = float(value)
-            metrics |= {key: Last(number) for key in scalar_keys(name)}
+            keys = scalar_keys(name, self.agent.spec.metric_keys)
+            metrics |= {key: Last(number) for key in keys}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

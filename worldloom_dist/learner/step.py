@@ -6,9 +6,8 @@ needs what our agents promise: static shapes, no value read back, all state upda
 generators of their own. What cannot be captured runs eagerly, and one line in the log says which
 way was taken and why.
 
-``torch.compile`` is tried with agents whose ``can_compile`` is true: those for which a test has
-held compiled updates against eager ones. TD-MPC2 is one; DreamerV3 is not, torch 2.13 gave it wrong
-shapes.
+``torch.compile`` is tried with agents whose ``AgentSpec.can_compile`` is true: those for which a
+test has held compiled updates against eager ones.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from worldloom.core.protocol import Agent, TrainOutput
+from worldloom.core.protocol import Agent, CapturableUpdate, TrainOutput
 from worldloom.core.sequence import SequenceBatch
 from worldloom_dist.cuda_graphs import CudaRecorder, Recorder
 
@@ -81,14 +80,15 @@ def make_step(agent: Agent, device: str, mode: CompileMode, *, ranks: int = 1) -
     if mode == "inductor":
         logger.info("updates run through torch.compile: asked for; the first one takes minutes")
         return _Compiled(agent)
-    return GraphStep(agent, CudaRecorder(torch.device(device), _generators(agent)))
+    assert isinstance(agent, CapturableUpdate)  # else that would be an obstacle
+    return GraphStep(agent, CudaRecorder(torch.device(device), agent.generators()))
 
 
 def _obstacle(agent: Agent, device: str, mode: CompileMode, ranks: int) -> str | None:
     if mode == "off":
         return "learner.compile is off"
     if mode == "inductor":
-        if not getattr(agent, "can_compile", False):
+        if not agent.spec.can_compile:
             return (
                 f"{agent.spec.name} has not been shown to make the same update through "
                 "torch.compile"
@@ -96,7 +96,11 @@ def _obstacle(agent: Agent, device: str, mode: CompileMode, ranks: int) -> str |
         return f"torch.compile is not used with {ranks} learner ranks" if ranks > 1 else None
     if not device.startswith("cuda"):
         return f"a {device} has no graphs to capture"
-    return f"graphs are not captured with {ranks} learner ranks" if ranks > 1 else None
+    if ranks > 1:
+        return f"graphs are not captured with {ranks} learner ranks"
+    if not isinstance(agent, CapturableUpdate):
+        return f"{agent.spec.name} does not say which generators its update draws from"
+    return None
 
 
 class GraphStep:
@@ -188,12 +192,3 @@ class _Compiled:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _generators(agent: Any) -> list[torch.Generator]:
-    """The generators that an agent holds as attributes, one by one or in a list."""
-    held = [value for value in vars(agent).values() if isinstance(value, torch.Generator | list)]
-    flat = [item for value in held for item in (value if isinstance(value, list) else [value])]
-    return [
-        item for item in flat if isinstance(item, torch.Generator) and item.device.type == "cuda"
-    ]

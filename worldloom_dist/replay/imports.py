@@ -29,7 +29,8 @@ from worldloom.core.files import write_json
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import encode_rows
-from worldloom_dist.replay.formats.episode_files import MINARI, fit_rows, open_episodes
+from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
+from worldloom_dist.replay.formats.episode_rows import fit_rows
 from worldloom_dist.replay.shard import ReplayShard
 
 __all__ = ["ImportList", "ImportReport", "check_file", "is_gone", "load_share", "split_sources"]

@@ -5,6 +5,11 @@ blocks back to the system as soon as they are freed, and the next one is faulted
 which takes longer than filling it: encoding a chunk of 64 noisy 64x64x3 frames takes four times as
 long (0.62 ms instead of 0.16 on a virtual machine, ``benchmarks/replay.py allocator``). The price
 is that a process stays as large as its largest moment.
+
+A process that trains is worth more of it: each update on the CPU allocates the same hundreds of
+megabytes, in blocks beyond the 32 MiB up to which glibc can be asked to keep them, so it serves all
+blocks from its heap and never shrinks it. Only processes of roles are configured so (``launch``
+and the ``runtime`` package call this); the library never changes the allocator of its caller.
 """
 
 from __future__ import annotations
@@ -17,15 +22,17 @@ __all__ = ["keep_freed_memory"]
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
 """Parameters of mallopt(3)."""
 KEPT_BYTES = 256 << 20
 LARGEST_MMAP_THRESHOLD = 32 << 20
-"""What glibc accepts; larger blocks always go back."""
+"""What glibc accepts; larger blocks go back, unless none is mapped on its own."""
+EVERY_BYTE = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
-    """Ask the allocator of this process to keep up to 256 MiB that are free; variables
-    ``MALLOC_*_THRESHOLD_`` of the user win.
+def keep_freed_memory(*, is_training: bool = False) -> bool:
+    """Ask the allocator of this process to keep up to 256 MiB that are free, or with
+    ``is_training`` all that is free; variables ``MALLOC_*`` of the user win.
 
     Returns:
         False where there is no such setting (another libc than glibc), or where the user has
@@ -38,6 +45,11 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)) and bool(
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-    )
+    if is_training:
+        settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: EVERY_BYTE}
+    else:
+        settings = {
+            M_MMAP_THRESHOLD: LARGEST_MMAP_THRESHOLD,
+            M_TRIM_THRESHOLD: KEPT_BYTES,
+        }
+    return all(bool(mallopt(name, value)) for name, value in settings.items())

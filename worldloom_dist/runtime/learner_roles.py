@@ -77,7 +77,7 @@ class LearnerRole:
     """
 
     def __init__(self, plan: Plan, folder: Path, incarnation: int, rank: int = 0) -> None:
-        keep_freed_memory()
+        keep_freed_memory(is_training=True)
         self._plan = plan
         self._folder = RunFolder(folder)
         self._incarnation = incarnation

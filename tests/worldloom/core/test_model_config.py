@@ -12,8 +12,8 @@ from worldloom import (
     WorldModelConfig,
     WorldModelRegistry,
 )
+from worldloom.algorithms.model_registry import TYPE_ALIASES, UnknownModelError
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
-from worldloom.core.registry import TYPE_ALIASES, UnknownModelError
 
 
 @pytest.mark.parametrize("name", ["dreamerv3:ci", "tdmpc2:5m", "mlp:small"])

@@ -81,3 +81,15 @@ def test_new_actor_has_the_published_deviation() -> None:
     mean, std = bounded_normal(torch.zeros(1), torch.zeros(1))
     assert float(mean) == 0
     assert float(std) == pytest.approx(0.8927, abs=1e-4)
+
+
+def test_a_value_that_is_not_finite_has_no_weights() -> None:
+    """Else a reward of NaN would be trained as the highest one."""
+    bins = symexp_bins(15)
+    for value in (math.nan, math.inf, -math.inf):
+        target = two_hot(torch.tensor([value, 1.0]), bins)
+        weights = torch.stack([target.weight_low, target.weight_high])
+        assert torch.isnan(weights[:, 0]).all()
+        assert torch.isfinite(weights[:, 1]).all()
+    beyond = two_hot(torch.tensor([1e30, -1e30]), bins)
+    assert (beyond.low.tolist(), beyond.weight_low.tolist()) == ([14, 0], [0.5, 0.5])

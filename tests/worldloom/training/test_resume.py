@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from worldloom import create_world_model
-from worldloom.core.config import MLPConfig
+from worldloom.algorithms.configs import MLPConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, TrainingError
 from worldloom.training import ReplayBuffer, Trainer, TrainingConfig, interrupts
 from worldloom.training.callbacks import CheckpointCallback, EarlyStoppingCallback, LoggingCallback

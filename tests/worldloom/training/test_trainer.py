@@ -182,7 +182,14 @@ def test_training_reads_datasets_lists_and_single_batches(
 ) -> None:
     batch = buffer.sample(4, 5)
     for data in (TrajectoryDataset(buffer, 5, 8), [batch, batch], batch):
-        assert make(tmp_path).train(data, num_steps=2) is not None
+        trainer = make(tmp_path)
+        before = [value.clone() for value in trainer.model.parameters()]
+        assert trainer.train(data, num_steps=2) is trainer.model
+        assert trainer.state.global_step == 2
+        assert any(
+            not torch.equal(old, new)
+            for old, new in zip(before, trainer.model.parameters(), strict=True)
+        )
     with pytest.raises(ConfigurationError, match="ReplayBuffer"):
         make(tmp_path).train(3)
     with pytest.raises(BufferError, match="seq_len is 50"):

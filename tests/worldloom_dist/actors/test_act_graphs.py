@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worldloom.agents.registry import make_agent_config, make_policy
+from worldloom.algorithms.registry import make_agent_config, make_policy
 from worldloom.core.protocol import Capturable
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldloom.agents.registry import make_agent, make_agent_config
+from worldloom.algorithms.registry import make_agent, make_agent_config
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.learner.process_group import BucketAverage, TorchProcessGroup, open_store

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.worldloom_dist.learner import rank_process
-from worldloom.agents.registry import make_agent_config, make_policy
+from worldloom.algorithms.registry import make_agent_config, make_policy
 from worldloom.nn.snapshot import to_bfloat16
 from worldloom_dist.learner.learner import Learner
 from worldloom_dist.learner.weight_store import WeightStore

@@ -9,12 +9,20 @@ import pytest
 import torch
 
 from tests.worldloom_dist.learner import rank_process
-from worldloom.core.protocol import TrainOutput
+from worldloom.algorithms.registry import make_agent, make_agent_config
+from worldloom.core.protocol import (
+    AgentSpec,
+    CapturableUpdate,
+    SamplingSpec,
+    SharesWeights,
+    TrainOutput,
+)
 from worldloom.core.sequence import SequenceBatch
+from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.windows import SampledWindows
 from worldloom_dist.cuda_graphs import CudaRecorder
 from worldloom_dist.learner.staging import Stager
-from worldloom_dist.learner.step import GraphStep, _generators, make_step, prepare_torch
+from worldloom_dist.learner.step import GraphStep, make_step, prepare_torch
 
 
 def windows(number: float) -> SampledWindows:
@@ -122,7 +130,13 @@ class FakeRecorder:
 class Summing:
     """Adds up the rewards it was shown."""
 
-    can_compile = True
+    spec = AgentSpec(
+        name="summing:x",
+        sampling=SamplingSpec(batch_size=2, length=3),
+        train_ratio=1,
+        prefill_agent_steps=0,
+        can_compile=True,
+    )
 
     def __init__(self):
         self.total = torch.zeros(())
@@ -224,14 +238,14 @@ def test_deterministic_mode_is_torchs():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["tdmpc2", "dreamerv3"])
 def test_a_captured_update_equals_an_eager_one_on_cuda(name):
-    from worldloom.agents.registry import make_agent, make_agent_config
+    from worldloom.algorithms.registry import make_agent, make_agent_config
 
     preset, settings = rank_process.AGENTS[name]
     eager, captured = (
         make_agent(make_agent_config(preset, settings), rank_process.ENV, device="cuda", seed=3)
         for _ in range(2)
     )
-    step = GraphStep(captured, CudaRecorder(torch.device("cuda"), _generators(captured)))
+    step = GraphStep(captured, CudaRecorder(torch.device("cuda"), captured.generators()))
     for number in range(12):
         batch = rank_process.batch(eager, number).map(lambda t: t.cuda())
         eager.train_step(batch)
@@ -321,3 +335,23 @@ def test_a_compiled_update_is_an_eager_one(caplog):
                 same, rel=1e-3, abs=1e-4
             )
     assert [r.getMessage() for r in caplog.records if "eagerly" in r.getMessage()] == []
+
+
+def test_an_agent_that_does_not_name_its_generators_is_not_captured(caplog):
+    agent = Summing()
+    with caplog.at_level("INFO"):
+        assert make_step(agent, "cuda", "auto") == agent.train_step
+    assert "summing:x does not say which generators" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["dreamerv3:ci", "tdmpc2:ci"])
+def test_our_agents_name_every_generator_that_they_draw_from(name):
+    env = EnvSpec(name="x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((1,))})
+    agent = make_agent(make_agent_config(name), env)
+    assert isinstance(agent, CapturableUpdate)
+    assert isinstance(agent, SharesWeights)
+    saved = agent.state_dict()["rng"]
+    states = [*saved["acting"], saved["train"]]
+    assert len(agent.generators()) == len(states) == 2
+    for generator, state in zip(agent.generators(), states, strict=True):
+        assert torch.equal(generator.get_state(), state)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from worldloom.algorithms.dreamerv3 import spec as dreamerv3
+from worldloom.algorithms.tdmpc2 import spec as tdmpc2
 from worldloom.core.metrics import Histogram, Last, Sum
 from worldloom_dist.metric_names import METRICS, ZEROS, path_of, scalar_keys, split_key, to_markdown
 from worldloom_dist.metrics.endpoint import serve
@@ -108,11 +110,22 @@ def test_counters_exist_before_anything_happens_and_empty_histograms_say_nothing
         ("ent/action", "policy_entropy_nats{name=action}"),
         ("rand/action", "model_stat{name=rand/action}"),
         ("val", "value_mean"),
+        ("pi_scale", "return_scale"),
     ],
 )
 def test_scalars_of_both_algorithms_share_names(scalar, key):
-    assert scalar_keys(scalar) == (key,)
+    own = {**dreamerv3.METRIC_KEYS, **tdmpc2.METRIC_KEYS}
+    assert scalar_keys(scalar, own) == (key,)
+    assert scalar_keys(scalar, {}) == (
+        (key,) if scalar not in own else (f"model_stat{{name={scalar}}}",)
+    )
     assert split_key(key)[0] in METRICS
+
+
+def test_a_key_of_its_own_stands_beside_that_of_a_family():
+    keys = scalar_keys("loss/dyn", dreamerv3.METRIC_KEYS)
+    assert keys == ("loss{name=dyn}", "model_kl_nats")
+    assert scalar_keys("loss/dyn", tdmpc2.METRIC_KEYS) == ("loss{name=dyn}",)
 
 
 def test_a_name_with_labels_is_a_path_for_tools_without_labels():

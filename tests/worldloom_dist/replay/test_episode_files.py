@@ -14,7 +14,8 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ActionMapper
 from worldloom.training import ReplayBuffer
 from worldloom_dist.ports import SampleRequest
-from worldloom_dist.replay.formats.episode_files import fit_rows, open_episodes, write_episode_file
+from worldloom_dist.replay.formats.episode_files import open_episodes, write_episode_file
+from worldloom_dist.replay.formats.episode_rows import fit_rows
 from worldloom_dist.replay.imports import check_file, load_share
 from worldloom_dist.replay.shard import ReplayShard
 

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,12 @@ PROBE = """
 import resource, sys
 import numpy as np
 from worldloom_dist.runtime.allocator import keep_freed_memory
-print(keep_freed_memory() if "keep" in sys.argv else None)
+size, *modes = sys.argv[1:]
+print(keep_freed_memory(is_training="train" in modes) if modes else None)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        blocks = [np.ones(3_000_000, np.uint8) for _ in range(3)]
+        blocks = [np.ones(int(size), np.uint8) for _ in range(3)]
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
@@ -23,12 +25,12 @@ print(faults())
 """
 
 
-def probe(*words, **variables):
+def probe(*words, size=3_000_000, **variables):
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
     } | variables
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words],
+        [sys.executable, "-c", PROBE, str(size), *words],
         env=environment,
         check=True,
         capture_output=True,
@@ -46,6 +48,21 @@ def test_blocks_that_are_freed_and_taken_again_are_not_faulted_in_again():
     said, kept = probe("keep")
     assert said == "True"
     assert kept < probe()[1] / 4
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's; this is another libc"
+)
+def test_a_process_that_trains_keeps_blocks_of_any_size():
+    size = 40_000_000  # more than the largest threshold for blocks that go back
+    said, kept = probe("train", size=size)
+    assert said == "True"
+    assert kept < probe("keep", size=size)[1] / 4
+
+
+def test_the_library_leaves_the_allocator_of_its_caller_alone():
+    sources = (Path(__file__).parents[3] / "worldloom").rglob("*.py")
+    assert not [path.name for path in sources if "mallopt" in path.read_text()]
 
 
 def test_variables_of_the_user_win():

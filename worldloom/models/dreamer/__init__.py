@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "core.config": ("DreamerV3Config",),
-    "models.dreamer.decoder": ("Decoder",),
-    "models.dreamer.encoder": ("Encoder",),
-    "models.dreamer.rssm": ("RSSM",),
-    "models.public.dreamer_parts": (
+    "algorithms.configs": ("DreamerV3Config",),
+    "algorithms.dreamerv3.decoder": ("Decoder",),
+    "algorithms.dreamerv3.encoder": ("Encoder",),
+    "algorithms.dreamerv3.rssm": ("RSSM",),
+    "algorithms.dreamerv3.parts": (
         "CNNDecoder",
         "CNNEncoder",
         "ContinueHead",
@@ -35,8 +35,8 @@ _HOMES = {
         "MLPEncoder",
         "RewardHead",
     ),
-    "models.public.dreamerv3": ("DreamerV3WorldModel",),
-    "models.dreamer.heads": ("symexp", "symlog"),
+    "algorithms.dreamerv3.world_model": ("DreamerV3WorldModel",),
+    "algorithms.dreamerv3.heads": ("symexp", "symlog"),
 }
 
 

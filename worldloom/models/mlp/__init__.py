@@ -11,9 +11,9 @@ from worldloom.core.lazy import load_lazily
 __all__ = ["MLPConfig", "MLPWorldModel", "plan"]
 
 _HOMES = {
-    "core.config": ("MLPConfig",),
-    "models.mlp.planning": ("plan",),
-    "models.mlp.world_model": ("MLPWorldModel",),
+    "algorithms.configs": ("MLPConfig",),
+    "algorithms.mlp.planning": ("plan",),
+    "algorithms.mlp.world_model": ("MLPWorldModel",),
 }
 
 

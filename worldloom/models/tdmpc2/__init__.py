@@ -20,9 +20,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "core.config": ("TDMPC2Config",),
-    "models.public.tdmpc2": ("TDMPC2WorldModel",),
-    "models.public.tdmpc2_parts": (
+    "algorithms.configs": ("TDMPC2Config",),
+    "algorithms.tdmpc2.world_model": ("TDMPC2WorldModel",),
+    "algorithms.tdmpc2.parts": (
         "Dynamics",
         "MLPEncoder",
         "PolicyHead",

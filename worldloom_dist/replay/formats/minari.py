@@ -28,7 +28,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom_dist.replay.formats.episode_files import EpisodeFile, check_whole
+from worldloom_dist.replay.formats.episode_rows import EpisodeFile, check_whole
 
 __all__ = ["minari_files", "read_minari", "write_minari"]
 

@@ -30,7 +30,7 @@ from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ObsMapper
 from worldloom.training.npz import DAMAGE, FileFacts, is_choice, read_episodes, write_episodes
-from worldloom_dist.replay.formats.episode_files import EpisodeFile, check_whole, single_key
+from worldloom_dist.replay.formats.episode_rows import EpisodeFile, check_whole, single_key
 
 __all__ = ["read_npz", "write_npz"]
 

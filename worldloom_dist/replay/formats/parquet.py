@@ -18,7 +18,7 @@ from worldloom.core.exceptions import CheckpointError, MissingDependencyError, S
 from worldloom.core.files import replacing
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom_dist.replay.formats.episode_files import EpisodeFile, check_whole
+from worldloom_dist.replay.formats.episode_rows import EpisodeFile, check_whole
 
 __all__ = ["read_parquet", "write_parquet"]
 

@@ -1,0 +1,1 @@
+"""DreamerV3: settings, networks, losses, agent, and its public face."""

@@ -1,0 +1,144 @@
+"""The policy head and what its outputs mean: softmax per discrete component, bounded normal per
+continuous key.
+
+An encoded action is the concatenation over keys (sorted) of one-hot codes and numbers, as the world
+model reads it. No uniform mixture on discrete actions: the official code has none. Legend: A
+encoded action width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldloom.algorithms.dreamerv3.heads import Head
+from worldloom.algorithms.dreamerv3.layout import ActionKey, ActionLayout, one_hot_groups
+from worldloom.nn.distributions import (
+    bounded_normal,
+    categorical_entropy,
+    normal_entropy,
+    normal_log_prob,
+    sample_classes,
+)
+
+__all__ = ["Actor"]
+
+
+class Actor(nn.Module):
+    """Policy over every action key.
+
+    Args:
+        layout: Action keys.
+        inputs: Width of the latent feature.
+        units, layers: Of the MLP.
+    """
+
+    def __init__(self, layout: ActionLayout, inputs: int, units: int, layers: int) -> None:
+        super().__init__()
+        self.layout = layout
+        outputs: dict[str, int] = {}
+        for key in layout.keys:
+            names = ("logits",) if key.classes else ("mean", "stddev")
+            outputs |= {f"{key.name}/{name}": key.width for name in names}
+        self.head = Head(inputs, units, layers, outputs, outscale=0.01)
+
+    def forward(self, feature: Tensor) -> dict[str, Tensor]:
+        """[..., F] -> raw head outputs."""
+        outputs: dict[str, Tensor] = self.head(feature)
+        return outputs
+
+    @property
+    def draw_width(self) -> tuple[int, int]:
+        """How many uniform and how many normal draws one action takes."""
+        uniform = sum(len(key.classes) for key in self.layout.keys)
+        return uniform, sum(key.width for key in self.layout.keys if not key.classes)
+
+    def sample(self, out: Mapping[str, Tensor], uniform: Tensor, normal: Tensor) -> Tensor:
+        """Encoded actions [..., A] from draws [..., number of uniforms] and [..., number of
+        normals].
+        """
+        parts = []
+        used_uniform = 0
+        used_normal = 0
+        for key in self.layout.keys:
+            if key.classes:
+                for group in torch.split(out[f"{key.name}/logits"], list(key.classes), -1):
+                    classes = sample_classes(group.softmax(-1), uniform[..., used_uniform])
+                    parts.append(one_hot_groups(classes.unsqueeze(-1), (group.shape[-1],)))
+                    used_uniform += 1
+            else:
+                mean, std = self._normal(out, key)
+                parts.append(
+                    torch.addcmul(mean, std, normal[..., used_normal : used_normal + key.width])
+                )
+                used_normal += key.width
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def log_prob(self, out: Mapping[str, Tensor], action: Tensor) -> Tensor:
+        """Log-probability (density) of encoded actions, summed over keys. [..., A] -> [...]."""
+        total: list[Tensor] = []
+        for key, part in zip(
+            self.layout.keys,
+            torch.split(action, [k.width for k in self.layout.keys], -1),
+            strict=True,
+        ):
+            if key.classes:
+                total.append((self._log_probs(out, key) * part).sum(-1))
+            else:
+                total.append(normal_log_prob(*self._normal(out, key), part))
+        return torch.stack(total).sum(0)
+
+    def entropies(self, out: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Entropy per key, summed over components. name -> [...]."""
+        result = {}
+        for key in self.layout.keys:
+            if key.classes:
+                groups = torch.split(out[f"{key.name}/logits"], list(key.classes), -1)
+                result[key.name] = torch.stack(
+                    [categorical_entropy(g.log_softmax(-1)) for g in groups]
+                ).sum(0)
+            else:
+                result[key.name] = normal_entropy(self._normal(out, key)[1])
+        return result
+
+    def randomness(self, name: str, entropy: Tensor) -> Tensor:
+        """Entropy as a fraction of its range: 0 deterministic, 1 uniform (or widest)."""
+        key = next(k for k in self.layout.keys if k.name == name)
+        if key.classes:
+            low = 0.0
+            high = float(np.log(key.classes).sum())
+        else:
+            low, high = (
+                key.width * float(0.5 * np.log(2 * np.pi * std**2) + 0.5) for std in (0.1, 1.0)
+            )
+        return (entropy - low) / (high - low)
+
+    def to_env(self, action: Tensor) -> dict[str, np.ndarray]:
+        """Encoded actions [N, A] as the env takes them: ints of the space's dtype, floats clipped
+        to [-1, 1].
+
+        Clipping changes nothing for the world model, which limits actions to [-1, 1] itself.
+        """
+        host = action.float().cpu().numpy()
+        result = {}
+        start = 0
+        for key in self.layout.keys:
+            part = host[:, start : start + key.width]
+            start += key.width
+            if key.classes:
+                bounds = np.cumsum(key.classes)[:-1]
+                part = np.stack([codes.argmax(-1) for codes in np.split(part, bounds, -1)], -1)
+            else:
+                part = part.clip(-1.0, 1.0)
+            result[key.name] = part.astype(key.dtype).reshape(len(host), *key.shape)
+        return result
+
+    def _normal(self, out: Mapping[str, Tensor], key: ActionKey) -> tuple[Tensor, Tensor]:
+        return bounded_normal(out[f"{key.name}/mean"], out[f"{key.name}/stddev"])
+
+    def _log_probs(self, out: Mapping[str, Tensor], key: ActionKey) -> Tensor:
+        groups = torch.split(out[f"{key.name}/logits"], list(key.classes), -1)
+        return torch.cat([group.log_softmax(-1) for group in groups], -1)

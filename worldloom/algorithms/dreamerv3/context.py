@@ -1,0 +1,97 @@
+"""From a window of replay rows to what the losses read: previous actions, inferred ends, and the
+state to start from.
+
+A window has ``context`` leading rows (0 or 1). With one context row, only its stored latent and its
+action are used, and no episode start is forced at the first trained row; without, the window starts
+from zeros. Legend: B batch, T trained steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from worldloom.algorithms.dreamerv3.model import ModelBatch, WorldModel
+from worldloom.algorithms.dreamerv3.rssm import State
+from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, LATENT_STOCH
+from worldloom.core.sequence import SequenceBatch
+
+__all__ = ["encode_actions", "pack_latents", "split_context", "stored_state", "window_batch"]
+
+
+def split_context(
+    batch: SequenceBatch,
+    model: WorldModel,
+    start: State,
+    *,
+    carried: State | None = None,
+    follows: Tensor | None = None,
+) -> ModelBatch:
+    """Drop the context row.
+
+    Args:
+        batch: [B, T+1] rows.
+        model: Gives the layout of actions.
+        start: Stored state of the context row.
+        carried, follows: Optionally a state and [B] bool: where True, the window continues another
+            one that was filtered just before, and starts from the carried state instead.
+    """
+    if carried is not None and follows is not None:
+        start = State(
+            *(
+                torch.where(follows.unsqueeze(-1), new, old)
+                for new, old in zip(carried, start, strict=True)
+            )
+        )
+    previous = {key: value[:, :-1] for key, value in batch.action.items()}
+    last = batch.terminated | batch.truncated
+    last[:, :-1] |= batch.is_first[:, 1:]
+    return ModelBatch(
+        obs={key: value[:, 1:] for key, value in batch.obs.items()},
+        action=encode_actions(model, previous),
+        reward=batch.reward[:, 1:],
+        is_first=batch.is_first[:, 1:],
+        is_last=last[:, 1:],
+        terminated=batch.terminated[:, 1:],
+        start=start,
+    )
+
+
+def window_batch(batch: SequenceBatch, model: WorldModel, context: int) -> ModelBatch:
+    """A window as :class:`ModelBatch`; with ``context`` 0 it starts as if an episode began at its
+    first row.
+    """
+    if context:
+        return split_context(batch, model, stored_state(batch, model))
+    previous = {
+        key: torch.cat([value[:, :1], value[:, :-1]], 1) for key, value in batch.action.items()
+    }
+    first = batch.is_first.clone()
+    first[:, 0] = True
+    last = batch.terminated | batch.truncated
+    last[:, :-1] |= batch.is_first[:, 1:]
+    action = encode_actions(model, previous)
+    start = model.dyn.initial(len(batch.reward))
+    return ModelBatch(batch.obs, action, batch.reward, first, last, batch.terminated, start)
+
+
+def encode_actions(model: WorldModel, action: Mapping[str, Tensor]) -> Tensor:
+    """Raw actions [B, T, ...] per key to encoded ones [B, T, A]."""
+    lead = next(iter(action.values())).shape[:2]
+    return model.action_layout.encode({k: v.flatten(0, 1) for k, v in action.items()}).reshape(
+        *lead, -1
+    )
+
+
+def stored_state(batch: SequenceBatch, model: WorldModel) -> State:
+    """The latent that replay holds for the first row of each window."""
+    deter = batch.extras[LATENT_DETER][:, 0].contiguous().view(torch.bfloat16).float()
+    return State(deter, model.dyn.one_hot(batch.extras[LATENT_STOCH][:, 0]))
+
+
+def pack_latents(deter: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Latents as replay stores them: deter as bfloat16 bits (uint16), one byte per categorical."""
+    bits = deter.detach().to(torch.bfloat16).contiguous().view(torch.uint16)
+    return {LATENT_DETER: bits, LATENT_STOCH: classes.to(torch.uint8)}

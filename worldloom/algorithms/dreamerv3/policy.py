@@ -1,0 +1,243 @@
+"""Acting: encode, one filtering step, one action per env; numpy in and out.
+
+The carry is ``deter`` [N, D], ``stoch`` [N, Z] one-hot and ``action`` [N, A] encoded, float32:
+numpy on a CPU, tensors on an accelerator. Actions are always sampled, in evaluation too, as the
+official code does. Legend: N envs, S categoricals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldloom.algorithms.dreamerv3.actor import Actor
+from worldloom.algorithms.dreamerv3.context import pack_latents
+from worldloom.algorithms.dreamerv3.encoder import Encoder
+from worldloom.algorithms.dreamerv3.layout import ActionLayout, ObsLayout
+from worldloom.algorithms.dreamerv3.model import compute_dtype
+from worldloom.algorithms.dreamerv3.rssm import RSSM, State
+from worldloom.algorithms.dreamerv3.scan import CellWeights
+from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
+from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.protocol import ActOutput, Carry, Decide
+from worldloom.core.seeds import seed_of
+from worldloom.core.specs import EnvSpec
+from worldloom.core.weights import WeightsSnapshot
+from worldloom.nn.precision import autocast
+from worldloom.nn.snapshot import pack, unpack_into
+
+__all__ = ["ActingNetworks", "DreamerV3Policy", "seeded_generator"]
+
+
+def seeded_generator(sequence: np.random.SeedSequence, device: torch.device) -> torch.Generator:
+    """A generator on ``device`` seeded from a ``SeedSequence``."""
+    return torch.Generator(device).manual_seed(seed_of(sequence))
+
+
+class ActingNetworks(NamedTuple):
+    """What acting reads: encoder, dynamics without prior, actor."""
+
+    actor: Actor
+    enc: Encoder
+    dyn: RSSM
+
+    @classmethod
+    def build(cls, config: DreamerV3AgentConfig, env: EnvSpec) -> ActingNetworks:
+        """Draw fresh ones from torch's global generator, in the order in which the whole agent
+        draws them.
+        """
+        sizes = config
+        layout = ActionLayout.from_specs(env.action)
+        actor = Actor(layout, sizes.feature, sizes.units, config.actor_layers)
+        enc = Encoder(ObsLayout.from_specs(env.obs), sizes)
+        return cls(actor, enc, RSSM(enc.width, layout.width, sizes))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter that acting reads, by name."""
+        modules: dict[str, nn.Module] = {"actor": self.actor, "enc": self.enc, "dyn": self.dyn}
+        named = {
+            f"{prefix}.{name}": p
+            for prefix, module in modules.items()
+            for name, p in module.named_parameters()
+        }
+        return {name: p.detach() for name, p in named.items() if not name.startswith("dyn.prior")}
+
+
+class DreamerV3Policy:
+    """Acts with its networks; see :class:`worldloom.core.protocol.Policy`.
+
+    Args:
+        config, env: As given to the registry.
+        networks: On ``device``.
+        device: Where it acts.
+        generators: One, or one per env.
+    """
+
+    def __init__(
+        self,
+        config: DreamerV3AgentConfig,
+        env: EnvSpec,
+        networks: ActingNetworks,
+        device: torch.device,
+        generators: list[torch.Generator],
+        *,
+        is_per_env: bool,
+    ) -> None:
+        self.config = config
+        self.env = env
+        self.device = device
+        self.networks = networks
+        self._generators = generators
+        self._is_per_env = is_per_env
+        self._cell: CellWeights | None = None
+        self._is_stale = False
+        self._decide: Decide = self._step
+
+    def initial_carry(self, num_envs: int) -> Carry:
+        """Zeros: the state at the start of an episode, without a previous action."""
+        state = self.networks.dyn.initial(num_envs)
+        action = torch.zeros(num_envs, self.networks.actor.layout.width, device=self.device)
+        return {
+            "deter": self._out(state.deter),
+            "stoch": self._out(state.stoch),
+            "action": self._out(action),
+        }
+
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, np.ndarray], carry: Carry, is_first: np.ndarray, *, explore: bool
+    ) -> ActOutput:
+        """Sample one action per env; see :meth:`worldloom.core.protocol.Policy.act`. ``explore``
+        changes nothing.
+        """
+        posterior, uniform, normal = self._draw(len(is_first))
+        inputs = {f"obs/{name}": self._tensor(obs[name]) for name in self.networks.enc.layout.names}
+        inputs |= {name: self._tensor(carry[name]) for name in ("deter", "stoch", "action")}
+        inputs |= {
+            "is_first": self._tensor(is_first),
+            "posterior": posterior,
+            "uniform": uniform,
+            "normal": normal,
+        }
+        with autocast(self.device, self.config.precision):
+            self._weights()  # made outside of the decision, because a captured one only reads them
+        out = self._decide(inputs, explore=explore)
+        latents = pack_latents(out["deter"], out["classes"]) if self.config.replay_context else {}
+        extras = {name: value.cpu().numpy() for name, value in latents.items()}
+        after = {name: self._out(out[name]) for name in ("deter", "stoch", "action")}
+        return ActOutput(self.networks.actor.to_env(out["action"]), after, extras)
+
+    def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
+        """See :class:`worldloom.core.protocol.Capturable`."""
+        self._decide = wrap(self._decide)
+
+    @torch.no_grad()
+    def _step(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
+        """The decision: next state (float32), encoded action and classes [N, S] from tensors on
+        this device, and nothing else.
+        """
+        nets = self.networks
+        with autocast(self.device, self.config.precision):
+            token = nets.enc({name: inputs[f"obs/{name}"] for name in nets.enc.layout.names})
+            keep = 1.0 - inputs["is_first"].float().unsqueeze(-1)
+            state = State(inputs["deter"], inputs["stoch"])
+            state, _, classes = nets.dyn.observe_step(
+                self._weights(), state, inputs["action"], token, keep, inputs["posterior"]
+            )
+            action = nets.actor.sample(
+                nets.actor(torch.cat(state, -1)), inputs["uniform"], inputs["normal"]
+            )
+        return {
+            "deter": state.deter.float(),
+            "stoch": state.stoch.float(),
+            "action": action,
+            "classes": classes,
+        }
+
+    def load_weights(self, snapshot: WeightsSnapshot) -> None:
+        """Act with these weights from now on."""
+        unpack_into(snapshot, self.networks.tensors())
+        self.refresh()
+
+    def policy_weights(self) -> WeightsSnapshot:
+        """A copy of what ``act`` reads."""
+        return pack(self.policy_tensors())
+
+    def policy_tensors(self) -> Mapping[str, Tensor]:
+        """What :meth:`policy_weights` copies, as it is."""
+        return self.networks.tensors()
+
+    def refresh(self) -> None:
+        """Prepare again, before the next decision, what is prepared from the weights; call it after
+        they changed in place.
+        """
+        self._is_stale = True
+
+    def rng_state(self) -> dict[str, Any]:
+        """State of every acting generator."""
+        return {"acting": [generator.get_state() for generator in self._generators]}
+
+    def load_rng_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`rng_state`."""
+        if len(state["acting"]) != len(self._generators):
+            raise CheckpointError(
+                f"rng: {len(state['acting'])} acting generators saved, {len(self._generators)} here"
+            )
+        for generator, saved in zip(self._generators, state["acting"], strict=True):
+            generator.set_state(saved.cpu())
+
+    def _weights(self) -> CellWeights:
+        """The cell's weights, at the same addresses for ever."""
+        if self._cell is None:
+            self._cell = self.networks.dyn.cell_weights(compute_dtype(self.device))
+        elif self._is_stale:
+            for held, fresh in zip(
+                self._cell, self.networks.dyn.cell_weights(compute_dtype(self.device)), strict=True
+            ):
+                # else it is a part of the weights themselves
+                if held.data_ptr() != fresh.data_ptr():
+                    held.copy_(fresh)
+        self._is_stale = False
+        return self._cell
+
+    def _draw(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws of one step: posterior [N, S], uniform and normal draws of the actions."""
+        stoch = self.config.stoch
+        uniform, normal = self.networks.actor.draw_width
+        if self._is_per_env and rows != len(self._generators):
+            raise ShapeMismatchError(
+                "rows of act() for a policy made with num_envs", len(self._generators), rows
+            )
+        if not self._is_per_env:
+            flat = torch.rand(
+                rows, stoch + uniform, generator=self._generators[0], device=self.device
+            )
+            return flat[:, :stoch], flat[:, stoch:], self._normal(rows, normal, self._generators[0])
+        draws = [
+            torch.rand(stoch + uniform, generator=g, device=self.device) for g in self._generators
+        ]
+        noise = [self._normal(1, normal, g) for g in self._generators]
+        flat = torch.stack(draws)
+        return flat[:, :stoch], flat[:, stoch:], torch.cat(noise)
+
+    def _normal(self, rows: int, width: int, generator: torch.Generator) -> Tensor:
+        if not width:
+            return torch.empty(rows, 0, device=self.device)
+        return torch.randn(rows, width, generator=generator, device=self.device)
+
+    def _tensor(self, array: Any) -> Tensor:
+        """A tensor on this device, sharing memory with a host array where that is writable; nothing
+        here is written to.
+        """
+        if isinstance(array, Tensor):
+            return array.to(self.device)
+        array = np.asarray(array)
+        tensor = torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
+        return tensor.to(self.device)
+
+    def _out(self, tensor: Tensor) -> Any:
+        return tensor.numpy() if self.device.type == "cpu" else tensor

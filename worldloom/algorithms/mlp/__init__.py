@@ -1,0 +1,1 @@
+"""The plain latent world model, ensembles of it, and planning in imagination."""

@@ -1,0 +1,238 @@
+"""From the text after ``--agent`` to a config, a spec, a policy or an agent. Imports torch only
+when an agent is built.
+
+An agent of one's own needs no change here: ``--agent my_package.my_agent:small`` imports it by
+name, and a package that declares an entry point of the group ``worldloom.agents`` gives it a short
+one. ``docs/extending/agent.md`` has an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Protocol
+
+from worldloom.core.config_base import WorldModelConfig
+from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
+from worldloom.core.protocol import Agent, AgentSpec, Policy
+from worldloom.core.specs import EnvSpec
+
+__all__ = [
+    "AgentConfig",
+    "agent_names",
+    "agent_spec",
+    "architecture_changes",
+    "env_defaults",
+    "make_agent",
+    "make_agent_config",
+    "make_policy",
+    "trained_config",
+    "trained_weights",
+]
+
+ALGORITHMS = {
+    "dreamerv3": "worldloom.algorithms.dreamerv3",
+    "tdmpc2": "worldloom.algorithms.tdmpc2",
+}
+"""Algorithm name -> package. Each has a torch-free module ``spec`` with the names of SPEC_NAMES,
+and a module ``agent`` with those of AGENT_NAMES; a small agent may have all of them in one module.
+"""
+ENTRY_POINTS = "worldloom.agents"
+SPEC_NAMES = ("PRESETS", "DEFAULT_PRESET", "ENV_DEFAULTS", "ARCHITECTURE", "make_spec")
+AGENT_NAMES = ("make_agent", "make_policy")
+
+
+class AgentConfig(Protocol):
+    """A frozen dataclass with the settings of one algorithm; ``name`` is ``algorithm:preset``."""
+
+    name: str
+
+
+def agent_names() -> list[str]:
+    """Every ``algorithm:preset`` that can be asked for."""
+    return [
+        f"{algorithm}:{preset}"
+        for algorithm in sorted(ALGORITHMS)
+        for preset in _spec_module(algorithm).PRESETS
+    ]
+
+
+def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
+    """The config of ``algorithm:preset`` with fields replaced.
+
+    Raises:
+        ModelNotFoundError: If the algorithm or the preset does not exist.
+        ConfigurationError: If a field does not exist or its value is not allowed.
+    """
+    algorithm, preset = _split(name)
+    if _home(algorithm) is None:
+        raise ModelNotFoundError(name, agent_names())
+    module = _spec_module(algorithm)
+    preset = preset or module.DEFAULT_PRESET
+    if preset not in module.PRESETS:
+        raise ModelNotFoundError(name, [f"{algorithm}:{known}" for known in module.PRESETS])
+    config = dataclasses.replace(module.PRESETS[preset](), name=f"{algorithm}:{preset}")
+    known = {f.name for f in dataclasses.fields(config)} - {"name"}
+    for field in overrides or {}:
+        if field not in known:
+            raise ConfigurationError(
+                f"agent.{field}: {algorithm} has no such setting{nearest(field, known)}"
+            )
+    replaced: AgentConfig = dataclasses.replace(config, **(overrides or {}))
+    return replaced
+
+
+def agent_spec(config: AgentConfig, env: EnvSpec) -> AgentSpec:
+    """What the system must know to run this agent in this env.
+
+    Raises:
+        ConfigurationError: If the agent cannot act in the env (for example TD-MPC2 with discrete
+            actions).
+    """
+    spec: AgentSpec = _spec_module(_algorithm(config)).make_spec(config, env)
+    return spec
+
+
+def env_defaults(config: AgentConfig) -> Mapping[str, Mapping[str, Any]]:
+    """Env settings the algorithm was published with: suite -> settings of
+    ``envs.config.EnvConfig``; flags override them.
+    """
+    defaults: Mapping[str, Mapping[str, Any]] = _spec_module(_algorithm(config)).ENV_DEFAULTS
+    return defaults
+
+
+def architecture_changes(old: AgentConfig, new: AgentConfig) -> list[str]:
+    """One sentence per setting that would make the weights of ``old`` unusable for ``new``."""
+    if old.name != new.name:
+        return [f"agent: the run was made with {old.name!r}, not {new.name!r}"]
+    names = sorted(_spec_module(_algorithm(old)).ARCHITECTURE)
+    changed = [
+        (name, getattr(old, name), getattr(new, name))
+        for name in names
+        if getattr(old, name) != getattr(new, name)
+    ]
+    return [
+        f"agent.{name}: the run was made with {was!r}, not {now!r}" for name, was, now in changed
+    ]
+
+
+def make_agent(config: AgentConfig, env: EnvSpec, *, device: str = "cpu", seed: int = 0) -> Agent:
+    """Build an agent that trains and acts. Equal arguments give equal weights."""
+    agent: Agent = _agent_module(config).make_agent(config, env, device=device, seed=seed)
+    return agent
+
+
+def make_policy(
+    config: AgentConfig,
+    env: EnvSpec,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    num_envs: int | None = None,
+) -> Policy:
+    """Build only what acting needs. Its weights are those of ``make_agent`` with the same seed
+    until ``load_weights``.
+
+    Args:
+        config, env: As for the agent that trains.
+        device: Where it acts.
+        seed: Of the draws that acting makes.
+        num_envs: When given, each of that many envs has its own random generator, so that what env
+            k does never depends on the other envs; every ``act`` then has exactly that many rows.
+            Otherwise there is one generator.
+    """
+    policy: Policy = _agent_module(config).make_policy(
+        config, env, device=device, seed=seed, num_envs=num_envs
+    )
+    return policy
+
+
+def trained_config(config: AgentConfig, env: EnvSpec, device: str) -> WorldModelConfig:
+    """Settings of the public world model whose networks an agent of this config trains.
+
+    Raises:
+        ConfigurationError: If the env has what a public model cannot read.
+    """
+    found: WorldModelConfig = _trained_module(config.name).public_config(config, env, device)
+    return found
+
+
+def trained_weights(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The public world model's tensors, from the ``state_dict`` of the agent ``name``."""
+    found: dict[str, Any] = _trained_module(name).public_weights(state)
+    return found
+
+
+def _trained_module(name: str) -> Any:
+    algorithm, _ = _split(name)
+    if algorithm not in ALGORITHMS:
+        raise ConfigurationError(
+            f"agent {name!r} comes from outside and names no public world model of this library; "
+            "load its run with worldloom_dist.evaluate.load_policy"
+        )
+    return importlib.import_module(ALGORITHMS[algorithm] + ".trained")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Algorithm and preset of ``algorithm:preset``; the preset may be missing."""
+    algorithm, _, preset = name.partition(":")
+    return algorithm, preset
+
+
+def _algorithm(config: AgentConfig) -> str:
+    return _split(config.name)[0]
+
+
+def _spec_module(algorithm: str) -> Any:
+    return _part(algorithm, "spec", SPEC_NAMES)
+
+
+def _agent_module(config: AgentConfig) -> Any:
+    return _part(_algorithm(config), "agent", AGENT_NAMES)
+
+
+def _part(algorithm: str, part: str, names: tuple[str, ...]) -> ModuleType:
+    """The module that has one half of an agent.
+
+    Raises:
+        ModelNotFoundError: If there is no such algorithm.
+        ConfigurationError: If the module cannot be imported, or lacks a name that an agent has.
+    """
+    home = _home(algorithm)
+    if home is None:
+        raise ModelNotFoundError(algorithm, agent_names())
+    try:
+        module = importlib.import_module(home)
+        if hasattr(module, "__path__") and importlib.util.find_spec(f"{home}.{part}") is not None:
+            module = importlib.import_module(f"{home}.{part}")
+    except Exception as error:  # the edge: foreign code may raise anything
+        if algorithm in ALGORITHMS:
+            raise
+        raise ConfigurationError(
+            f"agent {algorithm!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    missing = [name for name in names if not hasattr(module, name)]
+    if missing:
+        raise ConfigurationError(
+            f"agent {algorithm!r}: {module.__name__} has no {', '.join(missing)}, which an agent "
+            "needs; see docs/extending/agent.md"
+        )
+    return module
+
+
+def _home(algorithm: str) -> str | None:
+    """The module of an algorithm: ours, an entry point's, or the one of that dotted name."""
+    if algorithm in ALGORITHMS:
+        return ALGORITHMS[algorithm]
+    for found in importlib.metadata.entry_points(group=ENTRY_POINTS, name=algorithm):
+        return found.value
+    if not all(part.isidentifier() for part in algorithm.split(".")):
+        return None
+    try:
+        return algorithm if importlib.util.find_spec(algorithm) is not None else None
+    except (ImportError, ValueError):
+        return None
