@@ -101,6 +101,11 @@ class Session:
         return self._state.warning
 
     @property
+    def streams(self) -> list[tuple[int, int]]:
+        """``(slot, incarnation)`` of the session's rows in replay, at every server that it had."""
+        return self._state.streams
+
+    @property
     def obs_specs(self) -> list[Spec]:
         """Arrays of an observation, in order."""
         return self._state.dialogue.obs

@@ -45,6 +45,7 @@ class SessionState:
         version: ``(incarnation, update)`` of the weights that acted last.
         warning: What the server said when it opened the session.
         secret: Of the session; empty before the first Open.
+        streams: ``(slot, incarnation)`` of the session at every server that it had.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -54,6 +55,7 @@ class SessionState:
         self.warning = ""
         self.secret = b""
         self.is_storing = False
+        self.streams: list[tuple[int, int]] = []
         self._key = os.urandom(KEY_BYTES)
         self._dialogue: Dialogue | None = None
         self._hold_until = 0.0
@@ -95,6 +97,9 @@ class SessionState:
         self.warning = response.warning
         self.secret = response.secret
         self.is_storing = request.store
+        stream = (response.slot, response.incarnation)
+        if stream not in self.streams:
+            self.streams.append(stream)
         self._key = os.urandom(KEY_BYTES)
         found = (specs_of(described.obs), specs_of(described.action))
         if self._dialogue is None:

@@ -181,6 +181,12 @@ class ShardRole:
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
 
+    async def fence(self, slot: int, incarnation: int) -> dict[int, int]:
+        """Let nobody write the streams of a gateway's session any more, not even what waits for a
+        permit now; see :meth:`ReplayShard.fence`.
+        """
+        return await asyncio.to_thread(self._shard.fence, slot, incarnation)
+
     async def row_counters(self) -> RowCounters:
         """Where every row went."""
         return self._shard.row_counters()

@@ -58,7 +58,11 @@ class Shutdown:
         for worker in self._supervisor.of_kind("worker"):
             if worker.handle is not None:
                 worker.handle.stop.remote()
+        for gateway in self._supervisor.of_kind("gateway"):
+            if gateway.handle is not None:
+                gateway.handle.stop.remote()
         self._drain()
+        self._supervisor.stop(("gateway",), timeout_s=timeout_s)
         self._worker_pool.stop(timeout_s)
         self._await("shard")
         return self._final_counters()
