@@ -186,7 +186,7 @@ class Dialogue:
         """The episode of ``env`` ends here without a last observation; it counts as truncated."""
         self._envs[env].is_ended = True
 
-    def settled(self, env: int, stored: int) -> None:
+    def stored_until(self, env: int, stored: int) -> None:
         """Steps of ``env`` before ``stored`` are stored, or were left out."""
         self._forget(env, stored)
 

@@ -220,7 +220,7 @@ class Session:
                 self._questions.put(None)
                 closed = self._unary("Close", message("CloseRequest")(), CONNECT_S)
                 for position in closed.position:
-                    self._state.dialogue.settled(position.env, position.stored)
+                    self._state.dialogue.stored_until(position.env, position.stored)
         except grpc.RpcError:
             pass  # its lease ends it
         finally:

@@ -344,7 +344,7 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "disk_size_bytes": _gauge("Size of the disk where the run folder lies.", "constant"),
     "gateway_sessions": _gauge(
-        "Sessions of clients that are open.", "one for each client", "0: nobody is there", "sum"
+        "Sessions of clients that are open.", "one for each client", "0: no client is there", "sum"
     ),
     "gateway_sessions_opened_total": _counter(
         "Sessions opened, by kind: new, resumed.",

@@ -82,7 +82,7 @@ class Batcher:
         return future
 
     def forget(self, slot: int) -> None:
-        """A client is gone for good: nobody waits for it."""
+        """A client is gone for good: no one waits for it."""
         self._seen.pop(slot, None)
 
     async def run_forever(
@@ -95,8 +95,8 @@ class Batcher:
 
         Args:
             build: Makes the server.
-            look_every_s: How often to look for newer weights while nobody asks.
-            on_round: Called after every batch, and while nobody asks.
+            look_every_s: How often to look for newer weights while no one asks.
+            on_round: Called after every batch, and while no one asks.
         """
         loop = asyncio.get_running_loop()
         look = Interval(look_every_s)
@@ -167,7 +167,7 @@ class Batcher:
         return batch
 
     def _clients(self) -> int:
-        """Clients that have asked lately: nobody waits for more of them."""
+        """Clients that have asked lately: no one waits for more of them."""
         now = time.monotonic()
         return sum(now - seen < CLIENT_MEMORY_S for seen in self._seen.values())
 

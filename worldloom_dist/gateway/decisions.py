@@ -27,7 +27,7 @@ class Decider(Protocol):
         """Decide. A request without rows asks for the version that acts.
 
         Raises:
-            StateError: If nobody can decide now; the request may come again.
+            StateError: If no one can decide now; the request may come again.
         """
 
 
@@ -83,8 +83,8 @@ class Decisions:
         if now < self._look_at:
             return
         self._look_at = now + LOOK_EVERY_S
-        nobody = ActRequest(slot, 0, np.zeros(0, np.int64), {}, np.zeros(0, bool))
-        self.version = (await self._ask(nobody)).version
+        empty = ActRequest(slot, 0, np.zeros(0, np.int64), {}, np.zeros(0, bool))
+        self.version = (await self._ask(empty)).version
         self._is_random = self.version == NO_POLICY
         if not self._is_random:
             self._generators.clear()

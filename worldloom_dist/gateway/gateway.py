@@ -45,7 +45,7 @@ LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DRAIN_S = 10.0
 
 Fence = Callable[[int, int], Awaitable[Mapping[int, int]]]
-"""Takes slot and incarnation of streams that nobody may write any more; answers per env the step
+"""Takes slot and incarnation of streams that no one may write any more; answers per env the step
 after the last one that is stored, where it knows of one.
 """
 

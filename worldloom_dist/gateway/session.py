@@ -92,7 +92,7 @@ class Answer:
         action: Per key ``[n, ...]``.
         version: Weights that decided; of several the oldest.
         carry_reset: ``[n]`` bool.
-        stored: ``n`` numbers: steps before them are settled.
+        stored: ``n`` numbers: steps before them are stored, or left out.
         hold_s: How long replay wants no more rows; 0 for not at all.
         queue_s, model_s: Where the time went.
     """
@@ -170,7 +170,7 @@ class Session:
 
     @property
     def positions(self) -> list[tuple[int, int]]:
-        """Per env: steps before the first number are settled, the second is the next question's."""
+        """Per env: steps before the first number are stored or left out, the second is the next question's."""
         return [(self._stored(env), env.next_step) for env in self._envs]
 
     def touch(self) -> None:
@@ -467,6 +467,6 @@ class Session:
 
 
 def _note_failure(task: asyncio.Task[None]) -> None:
-    """Nobody may be waiting any more; who asks again sees whether it fails again."""
+    """No one may be waiting any more; who asks again sees whether it fails again."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.warning("a decision failed: %s", error)

@@ -53,7 +53,7 @@ class StreamSender:
         clock: Monotonic seconds.
 
     Attributes:
-        stored: Steps before this one are settled: stored, or left out at the client's wish.
+        stored: Steps before this one are done with: stored, or left out at the client's wish.
         is_fenced: True when the rows go to another session.
     """
 
@@ -86,7 +86,7 @@ class StreamSender:
         self._first_step = first_step
         self._sources: list[int] = []
         self._queue: deque[_Sent] = deque()
-        self._settled_after: deque[int] = deque()
+        self._stored_after: deque[int] = deque()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -121,7 +121,7 @@ class StreamSender:
         self.close_chunk()
         self._step = step + 1
         if self._queue:
-            self._settled_after[-1] = step + 1
+            self._stored_after[-1] = step + 1
         else:
             self.stored = step + 1
 
@@ -135,7 +135,7 @@ class StreamSender:
         if not self._builder.num_rows:
             return
         sources = self._sources
-        self._settled_after.append(self._step)
+        self._stored_after.append(self._step)
         self._queue.append(_Sent(self._builder.take(), sources))
         self._sources = []
         if self._task is None:
@@ -173,14 +173,14 @@ class StreamSender:
                 except FencedError:
                     self.is_fenced = True
                     self._queue.clear()
-                    self._settled_after.clear()
+                    self._stored_after.clear()
                     return
                 except StateError as error:
                     logger.warning("%s; chunk of %s is sent again", error, self.stream)
                     await asyncio.sleep(AGAIN_S)
                     continue
                 sent = self._queue.popleft()
-                self.stored = self._settled_after.popleft()
+                self.stored = self._stored_after.popleft()
                 self._on_stored(sent.sources)
         finally:
             self._task = None

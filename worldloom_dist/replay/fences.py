@@ -1,4 +1,4 @@
-"""Streams that nobody may write any more, because their envs' rows go on in other streams.
+"""Streams that no one may write any more, because their envs' rows go on in other streams.
 
 Written down beside the journal, so that a shard which comes back refuses them, too.
 """

@@ -280,7 +280,7 @@ class ReplayShard:
             return self._rows.buffer.next_seq(stream)
 
     def fence(self, slot: int, incarnation: int) -> dict[int, int]:
-        """Let nobody write the streams of a gateway's session any more.
+        """Let no one write the streams of a gateway's session any more.
 
         Returns:
             Per env whose rows are known: the client's step after the last one that is stored.

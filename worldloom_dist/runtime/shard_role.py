@@ -182,7 +182,7 @@ class ShardRole:
         )
 
     async def fence(self, slot: int, incarnation: int) -> dict[int, int]:
-        """Let nobody write the streams of a gateway's session any more, not even what waits for a
+        """Let no one write the streams of a gateway's session any more, not even what waits for a
         permit now; see :meth:`ReplayShard.fence`.
         """
         return await asyncio.to_thread(self._shard.fence, slot, incarnation)

@@ -188,7 +188,7 @@ def test_executed_actions_must_be_actions() -> None:
             run(work(action, source))
 
 
-def test_rows_that_a_client_leaves_out_end_the_episode_and_count_as_settled() -> None:
+def test_rows_that_a_client_leaves_out_end_the_episode_and_count_as_done() -> None:
     async def work():
         rig = Rig()
         opened = await rig.open()
@@ -387,7 +387,7 @@ def test_there_are_only_so_many_sessions() -> None:
     assert run(work()).code == "RESOURCE_EXHAUSTED"
 
 
-def test_a_secret_of_nobody_and_of_another_run_are_told_apart() -> None:
+def test_a_secret_of_no_one_and_of_another_run_are_told_apart() -> None:
     async def work(secret):
         rig = Rig()
         await rig.gateway.act(secret, message("ActRequest")())
