@@ -75,6 +75,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.check_env",
         "worldloom_dist.replay.__main__",
     },
+    {"worldloom_dist.serve"},
     {"worldloom_dist.job"},
     {"worldloom_dist.submit"},
     {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.config import GatewayConfig
 from worldloom_dist.gateway.contract import Contract, Limits
@@ -60,6 +61,7 @@ def build_gateway(
     index: int = 0,
     incarnation: int = 0,
     features: Sequence[str] = ("store", "explore", "zlib"),
+    version: Callable[[], PolicyVersion] | None = None,
     **more: Any,
 ) -> Gateway:
     """The gateway number ``index`` of a run.
@@ -70,6 +72,7 @@ def build_gateway(
         index: Which gateway.
         incarnation: Of its process.
         features: What it can do.
+        version: The weights that act; by default those that acted last.
         **more: As for :class:`Gateway`.
     """
     decisions = Decisions(
@@ -82,7 +85,7 @@ def build_gateway(
     return Gateway(
         contract_of(plan, features, index),
         decisions,
-        lambda: decisions.version,
+        version or (lambda: decisions.version),
         index=index,
         incarnation=incarnation,
         chunk_rows=plan.config.actors.chunk_rows,

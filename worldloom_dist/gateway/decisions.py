@@ -1,5 +1,5 @@
-"""Where a gateway's answers come from: random actions until the first weights where the agent wants
-that, then whoever decides.
+"""Where a gateway's answers come from: random actions until the first weights, where the agent
+wants that, then a policy.
 """
 
 from __future__ import annotations

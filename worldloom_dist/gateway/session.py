@@ -170,7 +170,7 @@ class Session:
 
     @property
     def positions(self) -> list[tuple[int, int]]:
-        """Per env: steps before the first number are stored or left out, the second is the next question's."""
+        """Per env: steps before the first number are stored or left out, the second comes next."""
         return [(self._stored(env), env.next_step) for env in self._envs]
 
     def touch(self) -> None:

@@ -2,7 +2,7 @@
 task, counted when they are acknowledged.
 
 Every chunk says in its header which steps of the client its rows are, and who chose their actions.
-So whoever takes the session over after a death can ask the shard how far it got.
+So the gateway that takes a session over after a death can ask the shard how far it got.
 """
 
 from __future__ import annotations
