@@ -35,6 +35,7 @@ READERS = {
     "worldloom_dist/learner/guard.py": "keeps a batch that was not finite",
     "worldloom_dist/learner/prediction_videos.py": "draws a batch",
     "worldloom_dist/learner/step.py": "runs the agent",
+    "worldloom_dist/runtime/gateway_role.py": "hands chunks of clients on",
     "worldloom_dist/serve.py": "stores no rows",
     "worldloom_dist/local_gateway.py": "hands chunks of clients on",
     "worldloom_dist/ports.py": "says what roles are given",
