@@ -43,10 +43,10 @@ from scale import roles, summary, wait
 from worldloom.core.sequence import NO_POLICY
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.acting import ActReply, ActRequest, RemoteActing
-from worldloom_dist.plan import Plan, group_sizes, resolve
-from worldloom_dist.presets import PRESETS
-from worldloom_dist.rpc.actor_client import ActorClient
+from worldloom_dist.interfaces import Inference, inference_client
 from worldloom_dist.rpc.connection import RpcClient
+from worldloom_dist.run.plan import Plan, group_sizes, resolve
+from worldloom_dist.run.presets import PRESETS
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE, ray_cluster
 from worldloom_dist.runtime.policy_roles import InferenceRole
 from worldloom_dist.runtime.supervisor import start_actor
@@ -62,7 +62,7 @@ class Client:
     """
 
     def __init__(self, plan: Plan, slot: int) -> None:
-        self._line = RpcClient(ActorClient("inference-0"), "act", 60.0, 60.0)
+        self._line = RpcClient(inference_client(0), Inference.act, 60.0, 60.0)
         self._slot = slot
         self._keys = plan.env_spec.obs
 
@@ -149,7 +149,7 @@ class SlowServer:
 
 def bench_groups(options: argparse.Namespace) -> dict[str, Any]:
     """One worker with one group of envs, and with two."""
-    from worldloom_dist.assembly import build_grouped_worker
+    from worldloom_dist.run.builders import build_grouped_worker
 
     results: dict[str, Any] = {"envs": 8, "env_step_ms": 2.0, "answer_ms": 8 * 2.0}
     for groups in (1, 2):

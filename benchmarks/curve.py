@@ -21,9 +21,9 @@ import matplotlib
 from worldloom.algorithms.registry import agent_spec
 from worldloom.core.specs import EnvSpec
 from worldloom.data.codec import decode_rows
-from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.journal import Journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
+from worldloom_dist.run.config import RunConfig
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

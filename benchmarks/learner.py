@@ -40,14 +40,14 @@ import psutil
 import torch
 from context import context
 
+from worldloom.core.devices import resolve_device
 from worldloom.data.windows import SampledWindows
 from worldloom.training.checkpoints import CheckpointStore
-from worldloom_dist.assembly import build_learner
-from worldloom_dist.cli import parse
 from worldloom_dist.learner.checkpointing import CheckpointWriter
-from worldloom_dist.learner.step import choose_device
 from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.plan import Plan, resolve
+from worldloom_dist.run.builders import build_learner
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.runtime.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -85,7 +85,7 @@ class Staged:
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
-        self._device = choose_device(plan.config.learner.device)
+        self._device = resolve_device(plan.config.learner.device)
         self.learner = build_learner(
             plan, WeightStore(), device=self._device, incarnation=1, folder=folder
         )
@@ -381,7 +381,7 @@ def main() -> None:
         staged = Staged(plan, Path(folder))
         staged.run(options.seconds / 3)
         result["staged"] = staged.report() | staged.stalls()
-        if choose_device("auto") == "cuda":
+        if resolve_device("auto") == "cuda":
             for mode in ("off", "graph"):
                 own = Staged(
                     resolve(parse([*words, "--learner.compile", mode])), Path(folder) / mode

@@ -33,14 +33,14 @@ from context import context
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.acting import ActMeter
-from worldloom_dist.assembly import build_learner, build_shard
-from worldloom_dist.cli import parse
 from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
 from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.names import BUCKETS_S, LAG_BUCKETS
 from worldloom_dist.metrics.process import ProcessMeter
-from worldloom_dist.plan import resolve
+from worldloom_dist.run.builders import build_learner, build_shard
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, flush_interval_s
 
 WORKERS = 64

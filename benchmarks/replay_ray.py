@@ -146,7 +146,7 @@ class InFlight:
     """A ``ReplayWriter`` that waits for the oldest chunk when too many are on their way."""
 
     def __init__(self, shard: str) -> None:
-        self._line = RpcClient(ActorClient(shard), "append", None, 10.0)
+        self._line = RpcClient(ActorClient[Shard](shard), Shard.append, None, 10.0)
         self._pending = []
 
     def append(self, chunk: Chunk) -> None:

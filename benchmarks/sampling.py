@@ -114,7 +114,8 @@ def fresh_steps(folder: Path) -> tuple[int, float]:
 
 def launch_at_random(words: list[str]) -> int:
     """The launcher, with random actions until something was trained."""
-    from worldloom_dist import launch, plan
+    from worldloom_dist import launch
+    from worldloom_dist.run import plan
 
     resolve = plan.resolve
 

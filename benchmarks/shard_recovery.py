@@ -28,10 +28,10 @@ from context import context
 
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.data.codec import make_chunk
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import Plan, resolve
-from worldloom_dist.rpc.actor_client import ActorClient
+from worldloom_dist.interfaces import Coordinator, Shard, coordinator_client, shard_client
 from worldloom_dist.rpc.connection import RpcClient
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.runtime.cluster import ray_cluster
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.prefetcher import BatchPrefetcher
@@ -79,21 +79,20 @@ class Reader(threading.Thread):
 def start_roles(plan: Plan, folder: Path) -> Supervisor:
     """ReplayCoordinator and shards, kept up as the driver does."""
     supervisor = Supervisor(max_restarts=1000, window_s=600.0)
-    coordinator = ActorClient("coordinator-0")
+    coordinator = coordinator_client()
 
-    def add(kind: str, index: int, start: Any, **more: Any) -> None:
-        supervisor.add(
-            Role(kind, index, start, run_forever=lambda handle: handle.run_forever.remote(), **more)
+    supervisor.add(
+        Role(
+            "coordinator",
+            0,
+            lambda _: start_actor(CoordinatorRole, "coordinator-0", plan, 0, options=OPTIONS),
+            run_forever=Coordinator.run_forever,
         )
-
-    add(
-        "coordinator",
-        0,
-        lambda _: start_actor(CoordinatorRole, "coordinator-0", plan, 0, options=OPTIONS),
     )
     for index in range(SHARDS):
         make = partial(_start_shard, plan, index, folder)
-        add("shard", index, make, on_down=partial(coordinator.notify, "shard_down", index))
+        tell = partial(coordinator.notify, Coordinator.shard_down, index)
+        supervisor.add(Role("shard", index, make, run_forever=Shard.run_forever, on_down=tell))
     return supervisor
 
 
@@ -103,10 +102,10 @@ def _start_shard(plan: Plan, index: int, folder: Path, _: int) -> Any:
 
 def fill(plan: Plan) -> None:
     """Store rows in every shard, whatever the train ratio says."""
-    ActorClient("coordinator-0").call("drain", patience_s=GIVE_UP_S)
+    coordinator_client().within(patience_s=GIVE_UP_S).call(Coordinator.drain)
     rows = {name: spec.zeros(CHUNK_ROWS) for name, spec in plan.columns.items()}
     for slot in range(SHARDS):
-        line = RpcClient(ActorClient(f"shard-{slot}"), "append", None, GIVE_UP_S)
+        line = RpcClient(shard_client(slot), Shard.append, None, GIVE_UP_S)
         for seq in range(ROWS // CHUNK_ROWS):
             rows["is_first"][0] = seq == 0
             line.call(make_chunk(StreamId(slot, 0, 0), seq, NO_POLICY, rows))
@@ -153,7 +152,7 @@ def measure(folder: Path) -> dict[str, Any]:
         usual = [b - a for (a, _), (b, _) in itertools.pairwise(reader.batches)]
         found = [kill_one(supervisor, reader, number % SHARDS) for number in range(KILLS)]
         reader.end()
-        counters = ActorClient("coordinator-0").call("counts")["counters"]
+        counters = coordinator_client().call(Coordinator.counts)["counters"]
     spread = {
         name: {"median": statistics.median(values), "longest": max(values)}
         for name in ("longest_pause_s", "back_after_s")

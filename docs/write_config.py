@@ -22,8 +22,8 @@ from worldloom import (
 from worldloom.algorithms.registry import agent_names, make_agent_config
 from worldloom.envs.config import EnvConfig
 from worldloom.training import TrainingConfig
-from worldloom_dist.config import RunConfig
-from worldloom_dist.presets import PRESETS
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.presets import PRESETS
 
 REFERENCE = Path(__file__).parent / "reference"
 CLASSES = (TrainingConfig, WorldModelConfig, DreamerV3Config, TDMPC2Config, MLPConfig)
@@ -108,7 +108,7 @@ def flags_page():
     lines = [
         "# Flags of a run",
         "",
-        "Written by `docs/write_config.py` from `worldloom_dist/config.py`. Every flag of",
+        "Written by `docs/write_config.py` from `worldloom_dist/run/config.py`. Every flag of",
         "`python -m worldloom_dist.launch`, with its default; `--help` prints the same. Defaults",
         "that a preset sets stand in the second table. An agent's own settings, `--agent.FIELD`,",
         "are in [Agents](agents.md).",

@@ -10,10 +10,10 @@ from pathlib import Path
 from ray import tune
 
 from worldloom_dist.launch import run
-from worldloom_dist.plan import resolve
-from worldloom_dist.presets import PRESETS
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.stopping import StopFlag
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS
+from worldloom_dist.run.signals import StopFlag
 
 
 def trial(settings):

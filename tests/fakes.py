@@ -25,7 +25,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.codec import decode_rows
 from worldloom.data.windows import SampledWindows
-from worldloom_dist.metric_names import METRICS, split_key
+from worldloom_dist.metrics.names import METRICS, split_key
 from worldloom_dist.ports import SampleRequest
 
 

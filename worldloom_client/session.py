@@ -40,7 +40,7 @@ from worldloom_client.wire import SESSION_KEY, Spec, message, method
 
 __all__ = ["Session", "connect"]
 
-WATCH_EVERY_S = 0.2
+WATCH_STREAM_EVERY_S = 0.2
 
 
 def connect(address: str, **settings: Any) -> Session:
@@ -373,7 +373,7 @@ class _Watch:
 
 
 def _watch(owner: weakref.ref[_Watch], stream: Any, is_over: threading.Event) -> None:
-    while not is_over.wait(WATCH_EVERY_S):
+    while not is_over.wait(WATCH_STREAM_EVERY_S):
         watch = owner()
         if watch is None:
             return

@@ -24,11 +24,11 @@ from worldloom.core.exceptions import (
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.envs.config import EnvConfig, EnvLimits
-from worldloom_dist.console import stdout_to_stderr
+from worldloom_dist.run.console import stdout_to_stderr
 
 if TYPE_CHECKING:
     from worldloom.envs.check import EnvReport
-    from worldloom_dist.config import RunConfig
+    from worldloom_dist.run.config import RunConfig
 
 __all__ = ["main"]
 
@@ -40,6 +40,7 @@ DISCRETE_AGENT = "dreamerv3:ci"
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = vars(_parser().parse_args(words))
+    options["env"] = options.pop("env_flag") or options["env"]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -57,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
             max_failures=1,
         )
         from worldloom.envs.check import check_env
-        from worldloom_dist.config import RunConfig
+        from worldloom_dist.run.config import RunConfig
 
         usual = RunConfig(agent=options["agent"] or RunConfig().agent)
         usual.agent_config()
@@ -90,7 +91,7 @@ def _rehearse(
 ) -> None:
     """Add to a report what a run with an agent would do with the env."""
     from worldloom.envs.factory import probe_env
-    from worldloom_dist.rehearsal import rehearse
+    from worldloom_dist.run.rehearsal import rehearse
 
     is_usual = options["agent"] is not None or report.spec.has_continuous_actions_only
     agent = usual.agent if is_usual else DISCRETE_AGENT
@@ -111,10 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m worldloom_dist.check_env", description=description
     )
-    parser.add_argument(
+    named = parser.add_mutually_exclusive_group(required=True)
+    named.add_argument(
         "env",
+        nargs="?",
         help="gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME or package.module:callable",
     )
+    named.add_argument("--env", dest="env_flag", help="the same, as a run takes it")
     parser.add_argument("--steps", type=int, default=1000, help="decisions to make (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of env and actions (default: 0)")
     parser.add_argument(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
-from worldloom_dist.machine import Finding, check_machine
+from worldloom_dist.run.machine import Finding, check_machine
 
 __all__ = ["lines", "main"]
 
@@ -38,8 +38,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     found = {"this machine": check_machine(options.run_dir)}
     if options.address is not None:
-        from worldloom_dist.config import RunConfig
         from worldloom_dist.launch import check_address
+        from worldloom_dist.run.config import RunConfig
         from worldloom_dist.runtime.nodes import inspect_nodes
 
         try:

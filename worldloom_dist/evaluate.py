@@ -27,13 +27,13 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.actors.videos import save_videos
-from worldloom_dist.assembly import build_evaluator, build_store, check_none, restore_agent
-from worldloom_dist.cli import read_config
-from worldloom_dist.config import ReplayConfig, RunConfig
-from worldloom_dist.console import stdout_to_stderr
-from worldloom_dist.machine import check_device
-from worldloom_dist.plan import resolve
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.builders import build_evaluator, build_store, check_none, restore_agent
+from worldloom_dist.run.cli import read_config
+from worldloom_dist.run.config import ReplayConfig, RunConfig
+from worldloom_dist.run.console import stdout_to_stderr
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.machine import check_device
+from worldloom_dist.run.plan import resolve
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore

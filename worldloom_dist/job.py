@@ -19,7 +19,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
 from worldloom_dist.launch import main as launch_here
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.runtime.jobs import SUMMARY_MARK, check_job_id
 
 __all__ = ["job_words", "main"]

@@ -27,17 +27,17 @@ from worldloom.core.exceptions import (
 )
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.thread_check import ThreadCheck
-from worldloom_dist.cli import parse, read_config
-from worldloom_dist.config import RunConfig
-from worldloom_dist.console import LogFile, Screen
-from worldloom_dist.machine import check_device
-from worldloom_dist.presets import config_changes, preset_changes
-from worldloom_dist.run_folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.run.cli import parse, read_config
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.console import LogFile, Screen
+from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.run.machine import check_device
+from worldloom_dist.run.presets import config_changes, preset_changes
+from worldloom_dist.run.signals import StopFlag, stop_on_signals
 from worldloom_dist.runtime.allocator import keep_freed_memory
-from worldloom_dist.stopping import StopFlag, stop_on_signals
 
 if TYPE_CHECKING:
-    from worldloom_dist.plan import Plan
+    from worldloom_dist.run.plan import Plan
 
 __all__ = ["main"]
 
@@ -55,9 +55,9 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         config = parse(words)
-        from worldloom_dist.assembly import check_checkpoints
-        from worldloom_dist.outcome import check_trains  # after --help, which answers at once
-        from worldloom_dist.plan import resolve, resolve_again
+        from worldloom_dist.run.builders import check_checkpoints
+        from worldloom_dist.run.outcome import check_trains  # after --help, which answers at once
+        from worldloom_dist.run.plan import resolve, resolve_again
 
         folder, is_resumed = choose_folder(config)
         if is_resumed:
@@ -157,14 +157,14 @@ def run_plan(
     """Let the runtime run it; returns how it ended. ``describe`` is called when a resumed run goes
     on.
     """
-    from worldloom_dist.report import Report
     from worldloom_dist.run.loop import Run
+    from worldloom_dist.run.report import Report
 
     config = plan.config
     on_restored = describe or (lambda: None)
     report = Report(plan, folder, folder.read_json("summary.json"))
     if config.runtime == "local":
-        from worldloom_dist.local import LocalRuntime
+        from worldloom_dist.lockstep.runtime import LocalRuntime
 
         keep_freed_memory(is_training=True)
         local = LocalRuntime(plan, folder, report, port, stop)

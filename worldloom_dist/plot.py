@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
-from worldloom_dist.view import read_json, read_records
+from worldloom.core.json_text import read_object
+from worldloom_dist.run.view import read_records
 
 __all__ = ["Curve", "Run", "combine", "iqm", "main", "plot_runs", "read_run"]
 
@@ -55,7 +56,7 @@ def read_run(folder: Path) -> Run:
         ConfigurationError: If the folder holds no run, or one that has written no metrics yet.
     """
     try:
-        run = read_json(folder / "config.json")["run"]
+        run = read_object(folder / "config.json")["run"]
         experiment = f"{run['agent']} on {run['env']['env']}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(

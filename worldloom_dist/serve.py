@@ -32,19 +32,19 @@ from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.inference import InferenceServer
-from worldloom_dist.assembly import build_store, restore_agent
-from worldloom_dist.cli import read_config
-from worldloom_dist.config import GatewayConfig
-from worldloom_dist.console import stdout_to_stderr
 from worldloom_dist.evaluate import as_published, find_checkpoint, recorded_env, without_replay
 from worldloom_dist.gateway.building import KEY_FILE, access_of, build_gateway
 from worldloom_dist.gateway.contract import check_specs
 from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.gateway.server import GatewayServer
-from worldloom_dist.machine import check_device
-from worldloom_dist.plan import Plan, resolve, role_seed
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.stopping import SIGNALS
+from worldloom_dist.run.builders import build_store, restore_agent
+from worldloom_dist.run.cli import read_config
+from worldloom_dist.run.config import GatewayConfig
+from worldloom_dist.run.console import stdout_to_stderr
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.machine import check_device
+from worldloom_dist.run.plan import Plan, resolve, role_seed
+from worldloom_dist.run.signals import SIGNALS
 
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
@@ -53,7 +53,7 @@ __all__ = ["Served", "main", "serve"]
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 2.0
+LOOK_FOR_CHECKPOINT_EVERY_S = 2.0
 DRAIN_S = 10.0
 
 
@@ -152,18 +152,20 @@ class _CheckpointWeights:
 
 
 class _ServedPolicy(InferenceServer):
-    """Begins anew, random state included, when it is told that no session is left."""
+    """Begins again, random state included, when it is told that no session is left."""
 
     def __init__(self, policy: Policy, weights: _CheckpointWeights, *, explore: bool) -> None:
-        super().__init__(policy, weights, pull_interval_s=LOOK_EVERY_S, explore=explore)
+        super().__init__(
+            policy, weights, pull_interval_s=LOOK_FOR_CHECKPOINT_EVERY_S, explore=explore
+        )
         self._own_policy = policy
         self._rng_state = policy.rng_state()
-        self.begins_anew = False
+        self.begins_again = False
 
     def act_batch(self, requests: Sequence[ActRequest]) -> list[ActReply]:
         """As :meth:`InferenceServer.act_batch`."""
-        if self.begins_anew:
-            self.begins_anew = False
+        if self.begins_again:
+            self.begins_again = False
             self._own_policy.load_rng_state(self._rng_state)
         return super().act_batch(requests)
 
@@ -184,7 +186,9 @@ async def serve(
     """
     plan, server, batcher, policy = _prepare(served.located())
     tasks = [
-        asyncio.ensure_future(batcher.run_forever(lambda: policy, LOOK_EVERY_S, lambda _: None)),
+        asyncio.ensure_future(
+            batcher.run_forever(lambda: policy, LOOK_FOR_CHECKPOINT_EVERY_S, lambda _: None)
+        ),
         asyncio.ensure_future(server.gateway.tend_for_ever()),
     ]
     try:
@@ -234,7 +238,7 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     def forget(slot: int) -> None:
         """A session is over."""
         batcher.forget(slot)
-        policy.begins_anew = not gateway.num_sessions
+        policy.begins_again = not gateway.num_sessions
 
     return plan, GatewayServer(gateway, access), batcher, policy
 
@@ -258,7 +262,7 @@ def _build_policy(plan: Plan, weights: _CheckpointWeights, served: Served) -> _S
     assert server.version == version
     obs = {key: spec.zeros(1) for key, spec in plan.env_spec.obs.items()}
     policy.act(obs, policy.initial_carry(1), np.ones(1, bool), explore=False)
-    server.begins_anew = True
+    server.begins_again = True
     return server
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldloom.core.json_text import to_json
-from worldloom_dist.console import plain, render
-from worldloom_dist.view import View, read_view
+from worldloom_dist.run.console import plain, render
+from worldloom_dist.run.view import View, read_view
 
 __all__ = ["main"]
 

@@ -22,19 +22,19 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.json_text import to_json
-from worldloom_dist.cli import parse
+from worldloom_dist.run.cli import parse
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
     OVER,
     JobResult,
     check_job_id,
     connect,
-    first_line,
     follow_job,
     job_result,
     job_state,
     make_room,
     note,
+    reason,
     send_job,
 )
 
@@ -113,7 +113,7 @@ def submit(
         retries -= 1
         note(
             write,
-            f"job {job_id} failed ({first_line(result.message)}); submitting it again, "
+            f"job {job_id} failed ({reason(result.message)}); submitting it again, "
             f"{retries} retries left\n",
         )
         result = _attempt(client, flags, job_id, working_dir, python, wait, start_timeout_s, write)
@@ -153,7 +153,7 @@ def stop(job_id: str, *, address: str = "http://127.0.0.1:8265", wait: bool = Tr
     try:
         client.stop_job(job_id)
     except RuntimeError as error:
-        raise ConfigurationError(f"job {job_id!r}: {first_line(error)}") from error
+        raise ConfigurationError(f"job {job_id!r}: {reason(error)}") from error
     deadline = time.monotonic() + STOP_WAIT_S + 30.0
     while wait and client.get_job_status(job_id).value not in OVER and time.monotonic() < deadline:
         time.sleep(LOOK_EVERY_S)
@@ -203,8 +203,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         sys.stderr.write(
-            f"error: the job interface went away ({first_line(error)}); "
-            "the job may go on without us\n"
+            f"error: the job interface went away ({reason(error)}); the job may go on without us\n"
         )
         return 1
     except KeyboardInterrupt:

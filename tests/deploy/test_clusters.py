@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from tests.deploy import kuberay
-from worldloom_dist.cli import parse
 from worldloom_dist.job import job_words
+from worldloom_dist.run.cli import parse
 
 ROOT = Path(__file__).parents[2]
 UP = sorted((ROOT / "deploy/ray").glob("*.yml"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from worldloom_dist.cli import parse
+from worldloom_dist.run.cli import parse
 from worldloom_dist.submit import _parser
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worldloom_dist.cli import flag_names
+from worldloom_dist.run.cli import flag_names
 from worldloom_dist.submit import _parser
 
 ROOT = Path(__file__).parents[2]

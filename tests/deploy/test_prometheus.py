@@ -19,7 +19,7 @@ import yaml
 
 from tests.integration.running import launched
 from tests.ports import free_port
-from worldloom_dist.metric_names import METRICS
+from worldloom_dist.metrics.names import METRICS
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

@@ -71,9 +71,23 @@ def test_every_error_survives_pickling(name: str) -> None:
     assert isinstance(again, exceptions.WorldLoomError)
 
 
+def test_durations_of_one_name_have_one_value() -> None:
+    """A constant that two modules give different values is two ideas under one name; how long roles
+    wait for each other is told in ``worldloom_dist.runtime.deadlines`` alone.
+    """
+    values: dict[str, dict[str, str]] = {}
+    for name in NAMES:
+        for node in ast.parse(source(name).read_text()).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(target, ast.Name) and target.id.endswith(("_S", "_MS")):
+                values.setdefault(target.id, {})[name] = ast.unparse(node.value)
+    torn = {name: found for name, found in values.items() if len(set(found.values())) > 1}
+    assert not torn
+
+
 def config_classes() -> list[type]:
     from worldloom.algorithms.registry import ALGORITHMS, agent_names, make_agent_config
-    from worldloom_dist.config import RunConfig
+    from worldloom_dist.run.config import RunConfig
 
     found = [
         RunConfig,
@@ -112,13 +126,13 @@ def modules_after(code: str) -> set[str]:
     "code",
     [
         "import worldloom",
-        "import worldloom_dist.cli, worldloom_dist.presets; "
-        "worldloom_dist.cli.parse(['--workers', '3'])",
+        "import worldloom_dist.run.cli, worldloom_dist.run.presets; "
+        "worldloom_dist.run.cli.parse(['--workers', '3'])",
         "import worldloom.data.sequence_buffer, worldloom.envs.factory, "
         "worldloom.algorithms.registry, worldloom.algorithms.configs",
         "import worldloom_dist.actors.rollout_worker, worldloom_dist.actors.acting, "
         "worldloom_dist.replay.shard",
-        "import worldloom_dist.assembly, worldloom_dist.report, "
+        "import worldloom_dist.run.builders, worldloom_dist.run.report, "
         "worldloom_dist.launch, worldloom_dist.metrics.hub",
     ],
 )

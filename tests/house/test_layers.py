@@ -39,18 +39,18 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {
-        "worldloom_dist.config",
+        "worldloom_dist.run.config",
         "worldloom_dist.ports",
-        "worldloom_dist.metric_names",
+        "worldloom_dist.metrics.names",
         "worldloom_dist.run",
     },
-    {"worldloom_dist.view", "worldloom_dist.machine", "worldloom_dist.cuda_graphs"},
+    {"worldloom_dist.run.view", "worldloom_dist.run.machine", "worldloom.nn.cuda_graphs"},
     {
-        "worldloom_dist.bottleneck",
-        "worldloom_dist.presets",
-        "worldloom_dist.console",
-        "worldloom_dist.run_folder",
-        "worldloom_dist.stopping",
+        "worldloom_dist.run.bottleneck",
+        "worldloom_dist.run.presets",
+        "worldloom_dist.run.console",
+        "worldloom_dist.run.folder",
+        "worldloom_dist.run.signals",
         "worldloom_dist.run.intervals",
     },
     {
@@ -59,16 +59,21 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.learner",
         "worldloom_dist.metrics",
     },
-    {"worldloom_dist.plan"},
-    {"worldloom_dist.assembly", "worldloom_dist.outcome"},
+    {"worldloom_dist.run.plan"},
+    {"worldloom_dist.run.builders", "worldloom_dist.run.outcome"},
     {"worldloom_dist.gateway"},
-    {"worldloom_dist.local_gateway"},
-    {"worldloom_dist.report", "worldloom_dist.local_workers", "worldloom_dist.rehearsal"},
+    {
+        "worldloom_dist.run.report",
+        "worldloom_dist.lockstep.workers",
+        "worldloom_dist.lockstep.gateway",
+        "worldloom_dist.run.rehearsal",
+    },
     {"worldloom_dist.run.evaluations"},
-    {"worldloom_dist.run.loop", "worldloom_dist.local_evaluation"},
+    {"worldloom_dist.run.loop", "worldloom_dist.lockstep.evaluator"},
     {"worldloom_dist.rpc"},
-    {"worldloom_dist.local", "worldloom_dist.runtime"},
-    {"worldloom_dist.cli"},
+    {"worldloom_dist.interfaces"},
+    {"worldloom_dist.lockstep.runtime", "worldloom_dist.runtime"},
+    {"worldloom_dist.run.cli"},
     {
         "worldloom_dist.launch",
         "worldloom_dist.evaluate",
@@ -251,7 +256,7 @@ def __getattr__(name):
 UP_IN_A_TABLE = '_HOMES = {"training.trainer": ("Trainer",)}'
 UP_AS_ATTRIBUTE = 'MODELS = {"mine": "worldloom.factory:create_world_model"}'
 THROUGH_AN_ALIAS = "from worldloom.models.base import BaseWorldModel"
-PLAIN = "def f():\n    import ray\n    from worldloom_dist.local import x\n"
+PLAIN = "def f():\n    import ray\n    from worldloom_dist.lockstep.runtime import x\n"
 
 
 @pytest.mark.parametrize(

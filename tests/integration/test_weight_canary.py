@@ -19,11 +19,11 @@ from worldloom.algorithms.registry import make_agent
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.codec import decode_rows
-from worldloom_dist.config import ReplayConfig
-from worldloom_dist.plan import Plan, resolve
-from worldloom_dist.presets import PRESETS
 from worldloom_dist.replay.journal import JournalDamage, read_journal
 from worldloom_dist.replay.records import CHUNK, StoredChunk
+from worldloom_dist.run.config import ReplayConfig
+from worldloom_dist.run.plan import Plan, resolve
+from worldloom_dist.run.presets import PRESETS
 
 pytestmark = [
     pytest.mark.ray,
@@ -146,7 +146,7 @@ def start_roles(plan: Plan, folder) -> None:
 def test_perturbed_weights_change_the_actions_of_every_worker_and_no_version_falls(
     tmp_path, monkeypatch
 ):
-    from worldloom_dist.rpc.actor_client import ActorClient
+    from worldloom_dist.interfaces import WeightStore, weight_store_client
     from worldloom_dist.runtime.cluster import ray_cluster
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -155,11 +155,13 @@ def test_perturbed_weights_change_the_actions_of_every_worker_and_no_version_fal
     versions = [PolicyVersion(1, update) for update in range(3)]
     with ray_cluster(None, plan.run_id):
         start_roles(plan, folder)
-        store = ActorClient("weights-0")
+        store = weight_store_client()
         for version, sign in zip(versions, (0, 1, -1), strict=True):
-            assert store.call("publish", weights(plan, version.update, sign))
+            assert store.call(WeightStore.publish, weights(plan, version.update, sign))
             wait_for(folder, version)
-        assert not store.call("publish", weights(plan, 1, 1)), "an older version is refused"
+        assert not store.call(WeightStore.publish, weights(plan, 1, 1)), (
+            "an older version is refused"
+        )
         arrived = {slot: len(chunks) for slot, chunks in stored(folder).items()}
         found = wait_for(folder, versions[-1], arrived)
     for slot, chunks in found.items():

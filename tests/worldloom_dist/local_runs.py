@@ -4,13 +4,13 @@ import numpy as np
 import torch
 
 from worldloom.training.checkpoints import CheckpointStore
-from worldloom_dist.cli import parse
-from worldloom_dist.local import LocalRuntime
-from worldloom_dist.plan import resolve
-from worldloom_dist.report import Report
+from worldloom_dist.lockstep.runtime import LocalRuntime
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.loop import Run
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.stopping import StopFlag
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.report import Report
+from worldloom_dist.run.signals import StopFlag
 
 
 def start(folder, *words) -> Run:

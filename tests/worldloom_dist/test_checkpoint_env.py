@@ -13,9 +13,9 @@ from worldloom.core.exceptions import CheckpointError, TrainingError
 from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore, read_manifest
 from worldloom.training.remote_checkpoints import open_store
-from worldloom_dist.cli import parse
 from worldloom_dist.evaluate import evaluate, load_policy
-from worldloom_dist.plan import resolve
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 from worldloom_dist.runtime.learner_roles import LearnerRole
 
 WORDS = ["--env", "toy:point", "--env.time-limit", "15", "--env-steps", "60"]

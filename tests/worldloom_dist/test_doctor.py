@@ -7,8 +7,9 @@ import types
 
 import pytest
 
-from worldloom_dist import doctor, machine
-from worldloom_dist.machine import Finding, check_machine
+from worldloom_dist import doctor
+from worldloom_dist.run import machine
+from worldloom_dist.run.machine import Finding, check_machine
 
 
 @pytest.fixture(autouse=True)

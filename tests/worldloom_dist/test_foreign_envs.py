@@ -16,11 +16,11 @@ from tests.worldloom_dist.foreign_envs import Careless
 from tests.worldloom_dist.small_runs import SMALL
 from worldloom.algorithms.registry import make_agent
 from worldloom.envs.thread_check import needs_main_thread
-from worldloom_dist.assembly import build_envs, build_evaluator
-from worldloom_dist.cli import parse
 from worldloom_dist.evaluate import evaluate
 from worldloom_dist.launch import main
-from worldloom_dist.plan import resolve
+from worldloom_dist.run.builders import build_envs, build_evaluator
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 
 HOME = "tests.worldloom_dist.foreign_envs"
 

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from tests.worldloom_dist.local_runs import newest_state
 from tests.worldloom_dist.small_runs import SMALL, start
 from worldloom.training.checkpoints import CheckpointStore
-from worldloom_dist.console import LogFile
 from worldloom_dist.launch import main
 from worldloom_dist.replay.verify import verify_run
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.console import LogFile
+from worldloom_dist.run.folder import RunFolder
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from worldloom.envs.toy import PointEnv
-from worldloom_dist.cli import parse
 from worldloom_dist.launch import main, open_log, without_effect
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder
 
 
 @pytest.fixture

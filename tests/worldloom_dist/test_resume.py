@@ -18,7 +18,7 @@ from worldloom_dist.evaluate import main as evaluate
 from worldloom_dist.launch import main as launch
 from worldloom_dist.replay.__main__ import main as replay
 from worldloom_dist.replay.verify import verify_run
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.folder import RunFolder
 
 TWO = ["--workers", "2"]
 

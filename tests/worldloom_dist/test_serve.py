@@ -17,11 +17,11 @@ from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.envs.factory import make_env
 from worldloom_client import RefusedError, connect
-from worldloom_dist.assembly import role_seed
-from worldloom_dist.cli import read_config
 from worldloom_dist.evaluate import evaluate, without_replay
 from worldloom_dist.gateway.health import Request, Response
-from worldloom_dist.plan import resolve
+from worldloom_dist.run.builders import role_seed
+from worldloom_dist.run.cli import read_config
+from worldloom_dist.run.plan import resolve
 from worldloom_dist.serve import Served, serve
 
 EPISODES = 3

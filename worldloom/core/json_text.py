@@ -7,9 +7,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["finite_json", "to_json"]
+__all__ = ["finite_json", "read_object", "to_json"]
 
 
 def to_json(data: Any, *, indent: int | None = None) -> str:
@@ -20,6 +21,19 @@ def to_json(data: Any, *, indent: int | None = None) -> str:
         '{"loss": null, "lengths": [3, 4]}'
     """
     return json.dumps(finite_json(data), indent=indent, allow_nan=False)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else.
+    """
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds a {type(found).__name__}, not a JSON object")
+    return found
 
 
 def finite_json(node: Any) -> Any:

@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.envs.config import EnvConfig
 
-__all__ = ["FOREIGN_ERRORS", "EnvBuildError", "error_text", "first_line", "foreign_code"]
+__all__ = ["FOREIGN_ERRORS", "EnvBuildError", "error_text", "foreign_code"]
 
 FOREIGN_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 """What code that is not ours may end with: a ``sys.exit`` in it must end nothing but its env. A
@@ -54,15 +55,6 @@ def foreign_code(config: EnvConfig, what: str) -> Iterator[None]:
             f"env {config.env!r} cannot be {what}: {_cause(error)}; for the whole traceback: "
             f"python -m worldloom_dist.check_env {config.env} --debug"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its kind where it has none."""
-    return (
-        str(error).strip().splitlines()[0].rstrip(".")
-        if str(error).strip()
-        else type(error).__name__
-    )
 
 
 def error_text(error: BaseException) -> str:

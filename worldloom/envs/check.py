@@ -7,15 +7,13 @@ not suffered; then in this process, for speed and memory.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from worldloom.core.exceptions import (
     ConfigurationError,
@@ -352,10 +350,5 @@ def _spread(values: list[Any]) -> str:
 
 
 def _memory_mb() -> float:
-    """Resident memory of this process now (its peak where /proc is missing)."""
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1e6 if sys.platform == "darwin" else 1e3
-    )
+    """Resident memory of this process now."""
+    return float(psutil.Process().memory_info().rss) / 1e6

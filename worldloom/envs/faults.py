@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from worldloom.core.backoff import Backoff
 from worldloom.core.exceptions import EnvFailureError
 from worldloom.envs.config import EnvLimits
 
@@ -50,6 +51,7 @@ class FailureTracker:
         self, limits: EnvLimits, num_envs: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._limits = limits
+        self._backoff = Backoff(limits.backoff_s, limits.max_backoff_s)
         self._clock = clock
         self._times: list[deque[float]] = [deque() for _ in range(num_envs)]
         self._faults: list[EnvFault] = []
@@ -71,8 +73,7 @@ class FailureTracker:
         self._faults.append(fault)
         if fault.is_quarantined:
             self._quarantined[env] = fault
-        pause = 0.0 if len(times) == 1 else self._limits.backoff_s * 2.0 ** (len(times) - 2)
-        self._due_s[env] = now + min(pause, self._limits.max_backoff_s)
+        self._due_s[env] = now + self._backoff.pause_after_s(len(times))
         logger.warning(
             "env %d %s (failure %d in the window)%s: %s",
             env,

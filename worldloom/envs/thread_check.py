@@ -20,8 +20,9 @@ import sys
 import threading
 from collections.abc import Callable
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError
-from worldloom.envs.building import FOREIGN_ERRORS, first_line
+from worldloom.envs.building import FOREIGN_ERRORS
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
 from worldloom.envs.process import child_environment

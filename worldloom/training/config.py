@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from worldloom.core.config_base import not_among, understanding
+from worldloom.core.devices import resolve_device
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, write_json
@@ -177,8 +178,4 @@ class TrainingConfig:
 
     def resolve_device(self) -> str:
         """``device``, with auto resolved to cuda where there is one and cpu elsewhere."""
-        if self.device != "auto":
-            return self.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return resolve_device(self.device)

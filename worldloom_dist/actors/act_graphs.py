@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from worldloom.core.protocol import Capturable, Decide, Policy
-from worldloom_dist.cuda_graphs import CudaRecorder, Recorder
+from worldloom.nn.cuda_graphs import CudaRecorder, Recorder
 
 __all__ = ["DecisionGraphs", "capture_decisions"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
 from worldloom.core.protocol import Carry, Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
-from worldloom_dist.metric_names import BATCH_BUCKETS, BUCKETS_S
+from worldloom_dist.metrics.names import BATCH_BUCKETS, BUCKETS_S
 from worldloom_dist.ports import WeightSource
 
 __all__ = [

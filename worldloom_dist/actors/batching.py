@@ -18,7 +18,7 @@ from worldloom.core.metrics import HistogramBuilder, Last, MetricMap
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.inference import InferenceServer
-from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.run.intervals import Interval
 
 __all__ = ["Batcher"]

@@ -53,7 +53,7 @@ class CarryTable:
         names = [(request.slot, request.incarnation, env) for env in request.envs.tolist()]
         is_new = np.array([name not in self._rows for name in names], bool)
         if is_new.any():
-            self._forget_if(lambda name: name[0] == request.slot and name[1] != request.incarnation)
+            self._forget_earlier(request.slot, request.incarnation)
         return np.array([self._row_of(name) for name in names], np.int64), is_new
 
     def gather(self, rows: np.ndarray) -> Carry:
@@ -65,12 +65,9 @@ class CarryTable:
         for key, value in self._carry.items():
             value[rows] = carry[key]
 
-    def forget(self, slot: int) -> None:
-        """Drop the carries of a worker that is gone."""
-        self._forget_if(lambda name: name[0] == slot)
-
-    def _forget_if(self, is_gone: Callable[[EnvName], bool]) -> None:
-        for name in [name for name in self._rows if is_gone(name)]:
+    def _forget_earlier(self, slot: int, incarnation: int) -> None:
+        """Drop the carries of the processes that a worker had before."""
+        for name in [name for name in self._rows if name[0] == slot and name[1] != incarnation]:
             self._free.append(self._rows.pop(name))
 
     def _row_of(self, name: EnvName) -> int:
@@ -182,10 +179,6 @@ class InferenceServer:
         self._table.scatter(padded, out.carry)
         self._meter.add(len(rows), self._clock() - started)
         return self._split(requests, out.action, out.extras, is_new & ~is_first)
-
-    def forget(self, slot: int) -> None:
-        """Drop the carries of a worker that is gone."""
-        self._table.forget(slot)
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""

@@ -29,7 +29,7 @@ from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions
 from worldloom_dist.actors.stream_writer import StreamWriter
-from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.ports import ReplayWriter
 
 __all__ = ["EpisodeResult", "RolloutWorker"]
@@ -163,11 +163,6 @@ class RolloutWorker:
     def open_rows(self) -> int:
         """Rows that would be lost if this process died now."""
         return sum(writer.open_rows for writer in self._writers)
-
-    @property
-    def is_random(self) -> bool:
-        """True while actions are random."""
-        return self._is_random
 
     @property
     def is_stalled(self) -> bool:

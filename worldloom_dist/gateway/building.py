@@ -9,12 +9,12 @@ from typing import Any
 
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
-from worldloom_dist.config import GatewayConfig
 from worldloom_dist.gateway.contract import Contract, Limits
 from worldloom_dist.gateway.decisions import Decisions
 from worldloom_dist.gateway.gateway import Gateway
 from worldloom_dist.gateway.server import Access
-from worldloom_dist.plan import Plan, role_seed
+from worldloom_dist.run.config import GatewayConfig
+from worldloom_dist.run.plan import Plan, role_seed
 
 __all__ = ["KEY_FILE", "access_of", "build_gateway", "contract_of"]
 

@@ -17,7 +17,7 @@ from worldloom_dist.actors.acting import ActReply, ActRequest
 
 __all__ = ["Decider", "Decisions"]
 
-LOOK_EVERY_S = 0.5
+LOOK_FOR_WEIGHTS_EVERY_S = 0.5
 
 
 class Decider(Protocol):
@@ -82,7 +82,7 @@ class Decisions:
         now = self._clock()
         if now < self._look_at:
             return
-        self._look_at = now + LOOK_EVERY_S
+        self._look_at = now + LOOK_FOR_WEIGHTS_EVERY_S
         empty = ActRequest(slot, 0, np.zeros(0, np.int64), {}, np.zeros(0, bool))
         self.version = (await self._ask(empty)).version
         self._is_random = self.version == NO_POLICY

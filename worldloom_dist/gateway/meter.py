@@ -8,7 +8,7 @@ from typing import Any
 
 from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
 from worldloom_client.wire import SOURCES
-from worldloom_dist.metric_names import BUCKETS_S
+from worldloom_dist.metrics.names import BUCKETS_S
 
 __all__ = ["GatewayMeter"]
 

@@ -21,7 +21,7 @@ __all__ = ["Access", "GatewayServer"]
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 2.0
+CALLS_END_WITHIN_S = 2.0
 LEAST_TOKEN = 16
 
 
@@ -180,7 +180,7 @@ class GatewayServer:
         """Stop taking calls, store what there is; returns the rows that could not be stored."""
         self.health.set(is_serving=False)
         left = await self.gateway.drain(drain_s)
-        await self._server.stop(GRACE_S)
+        await self._server.stop(CALLS_END_WITHIN_S)
         return left
 
     def _reflect(self, names: Sequence[str]) -> None:

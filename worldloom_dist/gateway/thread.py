@@ -16,8 +16,8 @@ __all__ = ["GatewayThread"]
 
 T = TypeVar("T")
 
-CALL_S = 30.0
-LOOK_EVERY_S = 0.01
+LOOP_ANSWERS_WITHIN_S = 30.0
+LOOK_AT_END_EVERY_S = 0.01
 
 
 class GatewayThread:
@@ -48,7 +48,7 @@ class GatewayThread:
             self._end()
             raise
 
-    def call(self, work: Coroutine[Any, Any, T], within_s: float = CALL_S) -> T:
+    def call(self, work: Coroutine[Any, Any, T], within_s: float = LOOP_ANSWERS_WITHIN_S) -> T:
         """Do something on the loop, and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(within_s)
 
@@ -66,7 +66,7 @@ class GatewayThread:
         try:
             while not ending.done():
                 meanwhile()
-                concurrent.futures.wait([ending], timeout=LOOK_EVERY_S)
+                concurrent.futures.wait([ending], timeout=LOOK_AT_END_EVERY_S)
             return int(ending.result())
         finally:
             self._end()
@@ -90,4 +90,4 @@ class GatewayThread:
     def _end(self) -> None:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(CALL_S)
+        self._thread.join(LOOP_ANSWERS_WITHIN_S)

@@ -27,7 +27,7 @@ from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.publishing import CudaDownload, Published, Publisher
 from worldloom_dist.learner.staging import Stager
 from worldloom_dist.learner.step import CompileMode, make_step
-from worldloom_dist.metric_names import (
+from worldloom_dist.metrics.names import (
     AGE_BUCKETS_S,
     BUCKETS_S,
     LAG_BUCKETS,

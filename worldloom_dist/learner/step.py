@@ -19,24 +19,18 @@ from typing import Literal
 
 import torch
 
+from worldloom.core.error_text import first_line
 from worldloom.core.protocol import Agent, CapturableUpdate, TrainOutput
 from worldloom.core.sequence import SequenceBatch
-from worldloom_dist.cuda_graphs import CudaRecorder, Recorder
+from worldloom.nn.cuda_graphs import CudaRecorder, Recorder
 
-__all__ = ["CompileMode", "GraphStep", "Step", "choose_device", "make_step", "prepare_torch"]
+__all__ = ["CompileMode", "GraphStep", "Step", "make_step", "prepare_torch"]
 
 logger = logging.getLogger(__name__)
 
 CompileMode = Literal["off", "auto", "graph", "inductor"]
 Step = Callable[[SequenceBatch], TrainOutput]
 WARM_UP_UPDATES = 4
-
-
-def choose_device(wanted: str) -> str:
-    """``auto`` becomes cuda when there is one."""
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def prepare_torch(
@@ -145,7 +139,7 @@ class GraphStep:
             self._output = self._recorder.capture(lambda: self._agent.train_step(inputs))
         except RuntimeError as error:
             self._is_eager = True
-            logger.warning("updates run eagerly: capturing one failed (%s)", _first_line(error))
+            logger.warning("updates run eagerly: capturing one failed (%s)", first_line(error))
             return False
         logger.info("updates run as one captured CUDA graph")
         return True
@@ -181,14 +175,10 @@ class _Compiled:
             )
             if before is None and not is_compilers:
                 raise  # of the update itself
-            logger.warning("updates run eagerly: torch.compile failed (%s)", _first_line(error))
+            logger.warning("updates run eagerly: torch.compile failed (%s)", first_line(error))
             self._step = self._agent.train_step
             if before is not None:
                 self._agent.load_state_dict(before)
             output = self._step(batch)
         self._has_worked = True
         return output
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

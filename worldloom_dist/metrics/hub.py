@@ -22,14 +22,14 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from worldloom.core.metrics import Histogram, Last, Metric, MetricMap, Sum
-from worldloom_dist.metric_names import METRICS, ZEROS, Across, split_key
+from worldloom_dist.metrics.names import METRICS, ZEROS, Across, split_key
 
 __all__ = ["MetricsHub"]
 
 logger = logging.getLogger(__name__)
 
 RECENT_EPISODES = 50
-SILENT_S = 60.0
+SUMMED_FOR_S = 60.0
 """A gauge that is summed over instances leaves out those that were not heard of for so long: they
 died, or were given up.
 """
@@ -105,16 +105,6 @@ class MetricsHub(Collector):
                 flat |= {key: value.value, f"{key}:p99": value.quantile(0.99)}
         return flat
 
-    def last_heard(self) -> dict[tuple[str, int], float]:
-        """When each role instance was last heard of (unix time)."""
-        with self._lock:
-            return dict(self._heard)
-
-    def forget(self, role: str, index: int) -> None:
-        """Drop the heartbeat of a role instance that is gone for good."""
-        with self._lock:
-            self._heard.pop((role, index), None)
-
     def collect(self) -> Iterable[Family]:
         """What Prometheus scrapes: one family per name, series labelled with run_id and role."""
         with self._lock:
@@ -159,7 +149,7 @@ class MetricsHub(Collector):
             living = [
                 value
                 for index, value in instances.items()
-                if now - self._heard.get((role, index), 0.0) < SILENT_S
+                if now - self._heard.get((role, index), 0.0) < SUMMED_FOR_S
             ]
             return Last(sum(float(value.value) for value in living), now)
         return _combine(across, list(instances.values()))

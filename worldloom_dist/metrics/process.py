@@ -1,23 +1,18 @@
-"""What a process and its machine use: memory, CPU, open files, disk. Read from ``/proc``; left out
-where there is none.
-"""
+"""What a process and its machine use: memory, CPU, open files, disk."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from worldloom.core.metrics import Last, MetricMap, Sum
 
 __all__ = ["NodeMeter", "ProcessMeter"]
-
-PROC = Path("/proc")
-TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class ProcessMeter:
@@ -25,7 +20,7 @@ class ProcessMeter:
     worker).
 
     Example:
-        >>> "process_resident_memory_bytes" in ProcessMeter().drain() or sys.platform != "linux"
+        >>> ProcessMeter().drain()["process_resident_memory_bytes"].value > 0
         True
     """
 
@@ -33,21 +28,18 @@ class ProcessMeter:
         self._cpu_s: dict[int, float] = {}
 
     def drain(self) -> MetricMap:
-        """Memory and files now, CPU seconds since the last call; empty where there is no
-        ``/proc``.
-        """
-        if sys.platform != "linux":
-            return {}
+        """Memory and files now, CPU seconds since the last call."""
         resident = 0
         files = 0
-        spent = 0.0
         seen = {}
         for pid in _family(os.getpid()):
-            with contextlib.suppress(OSError, ValueError, IndexError):  # a child may end meanwhile
-                fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-                seen[pid] = (int(fields[11]) + int(fields[12])) / TICKS
-                resident += int(fields[21]) * PAGE
-                files += len(os.listdir(PROC / str(pid) / "fd"))
+            with contextlib.suppress(psutil.Error):  # a child may end meanwhile
+                process = psutil.Process(pid)
+                with process.oneshot():
+                    times = process.cpu_times()
+                    seen[pid] = times.user + times.system
+                    resident += process.memory_info().rss
+                    files += process.num_fds()
         spent = sum(max(0.0, cpu_s - self._cpu_s.get(pid, 0.0)) for pid, cpu_s in seen.items())
         self._cpu_s = seen
         return {
@@ -66,7 +58,8 @@ class NodeMeter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._cpu = (0, 0)
+        self._total_s = 0.0
+        self._idle_s = 0.0
 
     def drain(self) -> MetricMap:
         """What is left now, and how busy the cores were since the last call."""
@@ -74,28 +67,31 @@ class NodeMeter:
         with contextlib.suppress(OSError):
             disk = shutil.disk_usage(self._folder)
             values |= {"disk_free_bytes": Last(disk.free), "disk_size_bytes": Last(disk.total)}
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            lines = (PROC / "meminfo").read_text().splitlines()
-            free = next(line for line in lines if line.startswith("MemAvailable:"))
-            values["node_memory_available_bytes"] = Last(int(free.split()[1]) * 1024)
-            ticks = [
-                int(field) for field in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]
-            ]
-            total = sum(ticks)
-            idle = ticks[3] + ticks[4]
-            passed = total - self._cpu[0]
-            idled = idle - self._cpu[1]
-            self._cpu = (total, idle)
-            values["node_cpu_busy_ratio"] = Last(
-                1.0 - idled / passed if passed > 0 else 0.0, time.time()
-            )
+        values["node_memory_available_bytes"] = Last(psutil.virtual_memory().available)
+        times = psutil.cpu_times()
+        # guests are counted as users already
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        passed = total - self._total_s
+        idled = idle - self._idle_s
+        self._total_s = total
+        self._idle_s = idle
+        busy = 1.0 - idled / passed if passed > 0 else 0.0
+        values["node_cpu_busy_ratio"] = Last(min(1.0, max(0.0, busy)), time.time())
         return values
 
 
 def _family(pid: int) -> list[int]:
-    """A process and its direct children; the kernel lists them per thread."""
+    """A process and its direct children.
+
+    Linux lists them for every thread; ``psutil`` would read every process of the machine, in each
+    of many workers, every two seconds.
+    """
+    tasks = Path(f"/proc/{pid}/task")
+    if not tasks.exists():
+        return [pid, *(child.pid for child in psutil.Process(pid).children())]
     found = [pid]
     with contextlib.suppress(OSError, ValueError):
-        for task in os.listdir(PROC / str(pid) / "task"):
-            found += map(int, (PROC / str(pid) / "task" / task / "children").read_text().split())
+        for task in tasks.iterdir():
+            found += map(int, (task / "children").read_text().split())
     return found

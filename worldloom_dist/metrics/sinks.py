@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from worldloom.core.exceptions import MissingDependencyError
-from worldloom_dist.metric_names import path_of
+from worldloom_dist.metrics.names import path_of
 
 __all__ = [
     "MediaWatch",
@@ -149,7 +149,7 @@ class SinkThread:
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Sink]]) -> None:
-        self._queue: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(QUEUE_RECORDS)
+        self._queue: queue.Queue[Callable[[Sink], None] | None] = queue.Queue(QUEUE_RECORDS)
         self._openers = dict(openers)
         self._has_warned = False
         self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
@@ -158,11 +158,12 @@ class SinkThread:
 
     def write(self, env_steps: int, values: Mapping[str, float]) -> None:
         """Hand over numbers by key of the table; returns at once."""
-        self._put("write", env_steps, {path_of(key): float(value) for key, value in values.items()})
+        numbers = {path_of(key): float(value) for key, value in values.items()}
+        self._put(lambda sink: sink.write(env_steps, numbers))
 
     def show(self, env_steps: int, name: str, path: Path) -> None:
         """Hand over a picture or video; returns at once."""
-        self._put("show", env_steps, name, path)
+        self._put(lambda sink: sink.show(env_steps, name, path))
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Let the sinks finish, for so long."""
@@ -178,11 +179,11 @@ class SinkThread:
                 "sinks did not finish within %.0f s; what they had not written is lost", timeout_s
             )
 
-    def _put(self, *item: Any) -> None:
+    def _put(self, item: Callable[[Sink], None]) -> None:
         if not self._thread.is_alive():
             return
         try:
-            self._queue.put_nowait((item[0], item[1:]))
+            self._queue.put_nowait(item)
         except queue.Full:
             if not self._has_warned:
                 self._has_warned = True
@@ -199,11 +200,8 @@ class SinkThread:
         while True:
             item = self._queue.get()
             for name, sink in list(sinks.items()):
-                self._try(
-                    name,
-                    failures,
-                    sink.close if item is None else partial(getattr(sink, item[0]), *item[1]),
-                )
+                action = sink.close if item is None else partial(item, sink)
+                self._try(name, failures, action)
                 if failures[name] >= MAX_FAILURES:
                     del sinks[name]
                     logger.warning(

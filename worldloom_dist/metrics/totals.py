@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from worldloom_dist.metric_names import METRICS, split_key
+from worldloom_dist.metrics.names import METRICS, split_key
 
 __all__ = ["RunTotals"]
 

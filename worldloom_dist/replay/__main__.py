@@ -25,15 +25,15 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.json_text import to_json
 from worldloom.core.sequence import Rows
-from worldloom_dist.assembly import build_shard
-from worldloom_dist.cli import read_config
-from worldloom_dist.plan import Plan, resolve
 from worldloom_dist.replay.formats.episode_files import MINARI, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.verify import verify_run
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.builders import build_shard
+from worldloom_dist.run.cli import read_config
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import Plan, resolve
 
 __all__ = ["main"]
 

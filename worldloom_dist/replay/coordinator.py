@@ -203,10 +203,6 @@ class ReplayCoordinator:
             permitted.append(one)
         return permitted
 
-    def take_back_sample(self, windows: int) -> None:
-        """Uncount windows that were permitted and could not be served."""
-        self.limiter.sampled(-windows * self.window_positions)
-
     def _live_windows(self) -> int:
         return sum(account.windows for account in self._shards.values() if account.is_live)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
-from worldloom_dist.metric_names import BUCKETS_S, LAG_BUCKETS
+from worldloom_dist.metrics.names import BUCKETS_S, LAG_BUCKETS
 from worldloom_dist.ports import WriteBack
 
 __all__ = ["ShardMeter", "priority_metrics"]

@@ -13,10 +13,10 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
 from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
 from worldloom_dist.replay.imports import check_file, is_gone, split_sources
+from worldloom_dist.run.config import RunConfig
 
 __all__ = [
     "absolute_files",

@@ -19,11 +19,11 @@ from typing import Any
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.specs import EnvSpec
-from worldloom_dist.config import RunConfig
 from worldloom_dist.replay.history import shard_folders
 from worldloom_dist.replay.imports import ImportList
 from worldloom_dist.replay.verify_shard import ShardFindings, verify_shard
-from worldloom_dist.view import is_locked
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.view import is_locked
 
 __all__ = ["RunFindings", "verify_run"]
 

@@ -9,27 +9,42 @@ import contextlib
 import itertools
 import logging
 import time
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 from worldloom_dist.rpc.actor_client import ActorClient
-from worldloom_dist.rpc.connection import RECONNECT_EVERY_S, Endpoint, connect, uses_tls, value_of
+from worldloom_dist.rpc.connection import (
+    RECONNECT_EVERY_S,
+    Listening,
+    connect,
+    uses_tls,
+    value_of,
+)
 from worldloom_dist.rpc.frames import HEAD, content_of, pieces_of
 
 __all__ = ["AsyncRpcClient"]
 
 logger = logging.getLogger(__name__)
+ContentT = TypeVar("ContentT")
+ResultT = TypeVar("ResultT")
+RoleT = TypeVar("RoleT", bound=Listening)
 
 
-class AsyncRpcClient:
+class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
     """As ``RpcClient``, for one event loop. A call waits as long as the role, or its successor,
     lives.
 
     Args:
-        role: What is called; it has the method ``address``.
-        method: Of the role, taking the same content, for when nothing connects.
+        role: What is called.
+        method: Of the role's Protocol; what its ``RpcServer`` does with the content, it does over
+            Ray when nothing connects.
     """
 
-    def __init__(self, role: ActorClient, method: str) -> None:
+    def __init__(
+        self,
+        role: ActorClient[RoleT],
+        method: Callable[[RoleT, ContentT], Coroutine[Any, Any, ResultT]],
+    ) -> None:
         self._role = role
         self._method = method
         self._writer: asyncio.StreamWriter | None = None
@@ -39,7 +54,7 @@ class AsyncRpcClient:
         self._reading: asyncio.Task[None] | None = None
         self._connect_at = -float("inf")
 
-    async def call(self, content: Any) -> Any:
+    async def call(self, content: ContentT) -> ResultT:
         """Send and wait.
 
         Raises:
@@ -53,12 +68,13 @@ class AsyncRpcClient:
             assert self._writer is not None
             self._writer.writelines(pieces_of(number, content))
             try:
-                return value_of(await answer)
+                result: ResultT = value_of(await answer)
+                return result
             except OSError as error:
                 logger.info("the line to %s broke: %s", self._role.name, error)
             finally:
                 self._open.pop(number, None)
-        return await self._role.acall(self._method, content, timeout_s=None)
+        return await self._role.within(timeout_s=None).acall(self._method, content)
 
     def close(self) -> None:
         """Hang up; what is open fails, and is asked again."""
@@ -76,7 +92,7 @@ class AsyncRpcClient:
         async with self._connecting:
             if self._writer is not None or time.monotonic() < self._connect_at or uses_tls():
                 return self._writer is not None
-            address = Endpoint(*await self._role.acall("address"))
+            address = await self._role.acall(Listening.address)
             try:
                 line = await asyncio.to_thread(connect, address, None)
             except OSError as error:

@@ -27,10 +27,10 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import ray
 
@@ -38,9 +38,21 @@ from worldloom.core.exceptions import StateError
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.frames import HEAD, FrameReader, content_of, pieces_of
 
-__all__ = ["LOOK_EVERY_S", "Endpoint", "RpcClient", "RpcServer", "connect", "uses_tls", "value_of"]
+__all__ = [
+    "LOOK_EVERY_S",
+    "Endpoint",
+    "Listening",
+    "RpcClient",
+    "RpcServer",
+    "connect",
+    "uses_tls",
+    "value_of",
+]
 
 logger = logging.getLogger(__name__)
+ContentT = TypeVar("ContentT")
+ResultT = TypeVar("ResultT")
+RoleT = TypeVar("RoleT", bound="Listening")
 
 SECRET_BYTES = 32
 HANDSHAKE_S = 10.0
@@ -55,6 +67,13 @@ class Endpoint(NamedTuple):
     host: str
     port: int
     key: bytes
+
+
+class Listening(Protocol):
+    """A role that has an :class:`RpcServer`."""
+
+    async def address(self) -> Endpoint:
+        """Where it listens, and the key; opens the socket when it is first asked."""
 
 
 class RpcServer:
@@ -170,12 +189,13 @@ class _PendingCall(NamedTuple):
 
 
 @dataclass(slots=True)
-class RpcClient:
-    """A caller's end; used by one thread. Several calls may be open.
+class RpcClient(Generic[RoleT, ContentT, ResultT]):
+    """A caller's end, for one method; used by one thread. Several calls may be open.
 
     Args:
-        role: What is called; it has the method ``address``.
-        method: Of the role, taking the same content, for when nothing connects.
+        role: What is called.
+        method: Of the role's Protocol; what its :class:`RpcServer` does with the content, it does
+            over Ray when nothing connects.
         timeout_s: Silence after which a call is made again; None waits as long as the role lives.
         patience_s: How long to go on after the first failure.
         on_wait: Called with True before waiting for an answer, and with False after.
@@ -183,8 +203,8 @@ class RpcClient:
             ``timeout_s`` does.
     """
 
-    role: ActorClient
-    method: str
+    role: ActorClient[RoleT]
+    method: Callable[[RoleT, ContentT], Coroutine[Any, Any, ResultT]]
     timeout_s: float | None
     patience_s: float
     on_wait: Callable[[bool], None] = lambda _: None
@@ -195,7 +215,7 @@ class RpcClient:
     _early: dict[int, Any] = field(default_factory=dict, init=False)
     _connect_at: float = field(default=-float("inf"), init=False)
 
-    def submit(self, content: Any) -> Callable[[], Any]:
+    def submit(self, content: ContentT) -> Callable[[], ResultT]:
         """Send; the result waits for the answer, from a successor of the role if need be.
 
         Raises:
@@ -204,7 +224,7 @@ class RpcClient:
         """
         return partial(self._wait, content, self._send(content))
 
-    def call(self, content: Any) -> Any:
+    def call(self, content: ContentT) -> ResultT:
         """Send and wait."""
         return self.submit(content)()
 
@@ -214,14 +234,15 @@ class RpcClient:
             self._socket.close()
             self._socket = None
 
-    def _wait(self, content: Any, ticket: _PendingCall | None) -> Any:
+    def _wait(self, content: ContentT, ticket: _PendingCall | None) -> ResultT:
         self.on_wait(True)
         give_up: float | None = None
         try:
             while True:
                 if ticket is not None and ticket.line == self._lines and self._socket is not None:
                     try:
-                        return value_of(self._receive(ticket.number))
+                        result: ResultT = value_of(self._receive(ticket.number))
+                        return result
                     except OSError as error:
                         goes_on = "; what is open is sent again" if self.patience_s else ""
                         logger.warning(
@@ -235,13 +256,12 @@ class RpcClient:
                     )
                 ticket = self._send(content)
                 if ticket is None:
-                    return self.role.call(
-                        self.method, content, timeout_s=self.timeout_s, patience_s=self.patience_s
-                    )
+                    role = self.role.within(timeout_s=self.timeout_s, patience_s=self.patience_s)
+                    return role.call(self.method, content)
         finally:
             self.on_wait(False)
 
-    def _send(self, content: Any) -> _PendingCall | None:
+    def _send(self, content: ContentT) -> _PendingCall | None:
         """None when there is no line just now."""
         try:
             if self._socket is None and not self._connect():
@@ -280,7 +300,7 @@ class RpcClient:
         """
         if time.monotonic() < self._connect_at or uses_tls():
             return False
-        address = Endpoint(*self.role.call("address", patience_s=self.patience_s))
+        address = self.role.within(patience_s=self.patience_s).call(Listening.address)
         try:
             self._socket = connect(address, self.timeout_s)
         except OSError as error:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from worldloom.core.exceptions import WorldLoomError
-from worldloom_dist.outcome import is_as_asked
-from worldloom_dist.plan import Plan
-from worldloom_dist.report import Report
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.stopping import StopFlag
+from worldloom_dist.run.outcome import is_as_asked
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.report import Report
+from worldloom_dist.run.signals import StopFlag
 
 __all__ = ["EvaluationFailedError", "Evaluations", "Evaluator"]
 

@@ -3,9 +3,9 @@
     start  ->  [ work  ->  look, show, evaluate when due, save when due, say ]  until complete or
     stopped  ->  end (last rows, last checkpoint)  ->  last evaluation  ->  summary
 
-What works, and where, is the :class:`Runtime`'s: :class:`worldloom_dist.local.LocalRuntime` makes
-every decision and update in this thread, :class:`worldloom_dist.runtime.driver.RayRuntime` watches
-over processes that do.
+What works, and where, is the :class:`Runtime`'s: that of ``worldloom_dist.lockstep`` makes every
+decision and update in this thread, that of ``worldloom_dist.runtime.driver`` watches over processes
+that do.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from worldloom.core.exceptions import TrainingError
-from worldloom_dist.console import PROGRESS, show_nothing
-from worldloom_dist.outcome import check_windows, shortfall
-from worldloom_dist.plan import Plan
-from worldloom_dist.report import Report
+from worldloom_dist.run.console import PROGRESS, show_nothing
 from worldloom_dist.run.evaluations import Evaluations, Evaluator
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.run_folder import RunFolder
-from worldloom_dist.stopping import StopFlag
-from worldloom_dist.view import View
+from worldloom_dist.run.outcome import check_windows, shortfall
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.report import Report
+from worldloom_dist.run.signals import StopFlag
+from worldloom_dist.run.view import View
 
 __all__ = ["Run", "Runtime"]
 

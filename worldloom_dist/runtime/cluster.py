@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError
 
 __all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
@@ -57,7 +58,9 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
         try:
             yield
         finally:
-            family = _own_processes() if address is None else []
+            from worldloom_dist.runtime.ray_internals import own_servers
+
+            family = own_servers() if address is None else []
             try:
                 ray.shutdown()
             finally:
@@ -68,33 +71,6 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
         os.environ.update(environment)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _own_processes() -> list[psutil.Process]:
-    """The processes of a cluster that we started, and have Ray kill its servers at once when it
-    shuts down.
-
-    They block SIGTERM (see :func:`_connect`), so the second of grace that each of the five is given
-    would be waited for in vain. What the raylet started itself, its agents above all, notices its
-    death only seconds later, so it is for us to end.
-    """
-    from ray._private import worker
-
-    node = getattr(worker, "_global_node", None)
-    kill = getattr(node, "kill_all_processes", None)
-    servers = getattr(node, "all_processes", None)
-    # not public calls: without them a run ends five seconds later
-    if node is None or kill is None or servers is None:
-        return []
-    node.kill_all_processes = lambda check_alive=True, **_: kill(
-        check_alive=check_alive, allow_graceful=False
-    )
-    family = []
-    for server in (server for kind in servers.values() for server in kind):
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(server.process.pid)
-            family += [process, *process.children(recursive=True)]
-    return family
 
 
 def _end(family: Sequence[psutil.Process]) -> None:
@@ -184,6 +160,6 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"address: no Ray cluster answers at {address!r} "
-            f"({str(error).splitlines()[0]}); start one with 'ray start --head', "
+            f"({first_line(error)}); start one with 'ray start --head', "
             "check the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH), or leave --address out"
         ) from error

@@ -1,7 +1,7 @@
 """The coordinator as a Ray actor: a thin asynchronous shell around
 ``worldloom_dist.replay.coordinator``, which knows who waits.
 
-    worker --append(chunk)--> ShardRole --admit_inserts--> CoordinatorRole  waits for the ratio
+    worker --append(chunk)--> ShardRole --admit--------> CoordinatorRole  waits for the ratio
     prefetcher   --admit_samples-------------------------------> CoordinatorRole  likewise
 
 Every permit wakes those who wait for the other side. A coordinator that is started again knows
@@ -25,10 +25,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from worldloom_dist.plan import Plan
+from worldloom_dist.interfaces import InsertQuestion
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import Reporter
 
@@ -36,13 +38,6 @@ __all__ = ["CoordinatorRole"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-SILENT_S = 4.0
-DEAF_S = 2.0
-"""A shard that has not reported for so long, while others have, is not sampled from; each reports
-about once a second. When no shard was heard for the shorter time, this process stood still, and
-their reports are on their way.
-"""
 
 
 class CoordinatorRole:
@@ -143,27 +138,12 @@ class CoordinatorRole:
         """False while no request is sent to a shard, because it is dead or silent."""
         return not self._is_whole or shard in self._coordinator.live_shards
 
-    async def admit_inserts(
-        self, shard: int, session_id: str, number: int, chunks: Sequence[int]
-    ) -> int:
-        """Return how many chunks, given by their agent steps, may be inserted, from the first;
-        waits until that is one.
-
-        A shard numbers its questions, from 1; one that it asks again, because no answer came, is
-        permitted once. 0 when a successor of the shard has shown up.
+    async def admit(self, question: InsertQuestion) -> int:
+        """Return how many of the chunks, from the first, may be stored; waits until that is one.
+        0 when a successor of the shard has shown up.
         """
-        return (
-            await self._wait(
-                f"shard-{shard}",
-                session_id,
-                lambda: self._answer(shard, session_id, number, chunks),
-            )
-            or 0
-        )
-
-    async def admit(self, asked: tuple[int, str, int, list[int]]) -> int:
-        """:meth:`admit_inserts` with its arguments in one, for a line."""
-        return await self.admit_inserts(*asked)
+        asker = f"shard-{question.shard}"
+        return await self._wait(asker, question.session_id, lambda: self._answer(question)) or 0
 
     async def address(self) -> Endpoint:
         """Where shards ask without Ray."""
@@ -263,18 +243,20 @@ class CoordinatorRole:
         stood still.
         """
         now = time.monotonic()
-        if now - max(self._heard.values(), default=now) > DEAF_S:
+        if now - max(self._heard.values(), default=now) > DEADLINES.deaf_s:
             self._heard = dict.fromkeys(self._heard, now)
         if not self._is_whole or self._plan.is_lockstep:  # where time must decide nothing
             return
         late = [
-            shard for shard in self._coordinator.live_shards if now - self._heard[shard] > SILENT_S
+            shard
+            for shard in self._coordinator.live_shards
+            if now - self._heard[shard] > DEADLINES.shard_silent_s
         ]
         for shard in late:
             logger.warning(
                 "shard-%d has said nothing for %.0f s; it is left out until it does",
                 shard,
-                SILENT_S,
+                DEADLINES.shard_silent_s,
             )
             self._coordinator.leave(shard)
         if late:
@@ -283,12 +265,11 @@ class CoordinatorRole:
     def _may_sample(self) -> bool:
         return self._is_whole and not any(self._storing.values())
 
-    def _answer(
-        self, shard: int, session_id: str, number: int, chunks: Sequence[int]
-    ) -> int | None:
+    def _answer(self, question: InsertQuestion) -> int | None:
         """The permit of a question, the same if it was asked before; None when it has to wait, 0
         when no one waits for it.
         """
+        shard, session_id, number, chunks = question
         known_session, last, permitted = self._answered.get(shard, ("", 0, 0))
         if session_id == known_session and number <= last:
             return permitted if number == last else 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,16 +26,28 @@ from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.gateway.building import KEY_FILE
 from worldloom_dist.gateway.secret import load_key
+from worldloom_dist.interfaces import (
+    Coordinator,
+    Evaluator,
+    Gateway,
+    Hub,
+    Inference,
+    Learner,
+    Shard,
+    WeightStore,
+    coordinator_client,
+)
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
-from worldloom_dist.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.report import Counts, Report
-from worldloom_dist.rpc.actor_client import GONE, ActorClient
+from worldloom_dist.rpc.actor_client import GONE, submit
+from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.run_folder import RunFolder, build_facts
+from worldloom_dist.run.plan import Plan, needs_measuring, place_inference
+from worldloom_dist.run.report import Counts, Report
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.gateway_role import GatewayRole
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_group import LearnerPlaces
@@ -61,10 +73,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 LOOK_EVERY_S = 1.0
-MEASURE_EVERY_S = 5.0
-START_TIMEOUT_S = 180.0
-LOOK_TIMEOUT_S = 5.0
-LAST_LOOK_TIMEOUT_S = 15.0
+MACHINE_EVERY_S = 5.0
 INCARNATIONS_PER_RUN = 1_000_000
 """Room for the incarnations of one driver's workers; the next driver of the run starts
 above them.
@@ -100,11 +109,11 @@ class RayRuntime:
         )
         evaluated_at = int((report.evaluation or {}).get("env_steps", 0))
         self.evaluator = RemoteEvaluator(plan, self._supervisor, evaluated_at)
-        self._coordinator = ActorClient("coordinator-0")
+        self._coordinator = coordinator_client()
         self._reporter = Reporter("driver")
         self._node = NodeMeter(folder.path)
         self._look_due = Interval(LOOK_EVERY_S)
-        self._measure = Interval(MEASURE_EVERY_S)
+        self._measure = Interval(MACHINE_EVERY_S)
         self.num_windows: int | None = None
         self.is_restored = False
         self._worker_pool = WorkerPool(plan, self._supervisor, 0, self._lost_open)
@@ -132,10 +141,11 @@ class RayRuntime:
         }
         secret = read_secret(config.metrics_auth_file)
         hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
-        add("hub", 0, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
+        add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
             "coordinator",
             0,
+            Coordinator.run_forever,
             lambda _: _start(
                 place,
                 CoordinatorRole,
@@ -146,21 +156,33 @@ class RayRuntime:
                 self._counters,
             ),
         )
-        add("weights", 0, lambda _: _start(place, WeightStoreRole, "weights", 0))
+        add(
+            "weights",
+            0,
+            WeightStore.run_forever,
+            lambda _: _start(place, WeightStoreRole, "weights", 0),
+        )
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
-            add(
-                "shard", index, make, on_down=partial(self._coordinator.notify, "shard_down", index)
-            )
+            tell = partial(self._coordinator.notify, Coordinator.shard_down, index)
+            add("shard", index, Shard.run_forever, make, on_down=tell)
         ranks = LearnerPlaces(plan.config, self._folder)
         for rank in range(plan.config.learners):
             make = partial(_start_learner, place, ranks, plan, self._folder, rank)
-            add("learner", rank, make, method="run", ping_timeout_s=120.0, group="learners")
+            add(
+                "learner",
+                rank,
+                Learner.run,
+                make,
+                ping_timeout_s=DEADLINES.ping_learner_s,
+                group="learners",
+            )
         videos = self._folder.videos
         if plan.config.eval_episodes:
             add(
                 "evaluator",
                 0,
+                Evaluator.run_forever,
                 lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3),
                 is_vital=False,
             )
@@ -169,7 +191,8 @@ class RayRuntime:
         plan = self._plan
         if plan.inference == "central":
             for index in range(plan.config.inference_servers):
-                add("inference", index, partial(_start_inference, place, plan, index))
+                make = partial(_start_inference, place, plan, index)
+                add("inference", index, Inference.run_forever, make)
         self._add_gateways()
         self._worker_pool.look()
 
@@ -181,7 +204,7 @@ class RayRuntime:
         first = self._worker_pool.first_incarnation
         for index in range(config.gateways):
             make = partial(_start_gateway, self._placement, self._plan, index, first, key)
-            self._add("gateway", index, make, is_vital=config.workers == 0)
+            self._add("gateway", index, Gateway.run_forever, make, is_vital=config.workers == 0)
 
     def _place_inference(self) -> None:
         """Decide where the policy runs, by what it was measured to cost."""
@@ -192,13 +215,15 @@ class RayRuntime:
         self._plan = self._worker_pool.plan = replace(self._plan, measured_inference=(where, why))
 
     def _add(
-        self, kind: str, index: int, start: Any, *, method: str = "run_forever", **more: Any
+        self,
+        kind: str,
+        index: int,
+        run_forever: Callable[[Any], Any],
+        start: Callable[[int], Any],
+        **more: Any,
     ) -> None:
-        more["start_timeout_s"] = max(START_TIMEOUT_S, self._plan.config.placement.wait_s)
-        role = Role(
-            kind, index, start, run_forever=lambda handle: getattr(handle, method).remote(), **more
-        )
-        self._supervisor.add(role)
+        more["start_timeout_s"] = max(DEADLINES.start_s, self._plan.config.placement.wait_s)
+        self._supervisor.add(Role(kind, index, start, run_forever=run_forever, **more))
 
     def work(self) -> bool:
         """Look after the roles for a moment; True when counters are due to be read."""
@@ -218,7 +243,7 @@ class RayRuntime:
 
     def look(self) -> None:
         """Read the counters and tell the hub what only the driver knows."""
-        self._look(LOOK_TIMEOUT_S)
+        self._look(DEADLINES.look_s)
         self.is_restored = self.is_restored or self._learner_status().get("state") == "training"
 
     def collect(self) -> None:
@@ -233,15 +258,18 @@ class RayRuntime:
         Raises:
             TrainingError: If the learner wrote no last checkpoint.
         """
-        self._end_inserts(timeout_s=15.0)
-        if not self._end_training(timeout_s=60.0):
+        self._end_inserts(DEADLINES.stop_workers_s)
+        if not self._end_training(DEADLINES.stop_learner_s):
             raise TrainingError(
                 "the learner did not write a last checkpoint; earlier ones are kept"
             )
 
     def rescue(self) -> None:
         """As :meth:`end`, in a shorter time, and each step whatever became of the one before."""
-        for step in (partial(self._end_inserts, 10.0), partial(self._end_training, 30.0)):
+        for step in (
+            partial(self._end_inserts, DEADLINES.stop_workers_failed_s),
+            partial(self._end_training, DEADLINES.stop_learner_failed_s),
+        ):
             try:
                 step()
             except (RayError, WorldLoomError, ValueError) as error:
@@ -253,9 +281,9 @@ class RayRuntime:
     def _look(self, timeout_s: float) -> None:
         """A role that does not answer leaves what it said last."""
         before = self._report.counts
-        told = self._ask("coordinator-0", "counts", timeout_s)
+        told = self._ask("coordinator-0", Coordinator.counts, timeout_s)
         status = self._learner_status()
-        snapshot = self._ask("hub-0", "snapshot", timeout_s) or self._report.snapshot
+        snapshot = self._ask("hub-0", Hub.snapshot, timeout_s) or self._report.snapshot
         if told is not None and not told["is_whole"]:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
@@ -309,16 +337,19 @@ class RayRuntime:
             "skipped_rows": int(snapshot.get("gateway_skipped_rows_total", 0)),
         }
 
-    def _ask(self, name: str, method: str, timeout_s: float) -> Any:
+    def _ask(self, name: str, method: Callable[[Any], Any], timeout_s: float) -> Any:
         """What a role says, or None when it is not there or does not answer."""
         role = self._supervisor.roles.get(name)
         if role is None or not role.is_up:
             return None
         try:
-            return ray.get(getattr(role.handle, method).remote(), timeout=timeout_s)
+            return ray.get(submit(role.handle, method), timeout=timeout_s)
         except GONE as error:
             logger.warning(
-                "no %s just now: %s did not answer (%s)", method, name, type(error).__name__
+                "no %s just now: %s did not answer (%s)",
+                method.__name__,
+                name,
+                type(error).__name__,
             )
             return None
 
@@ -353,7 +384,7 @@ class RayRuntime:
     def _end_inserts(self, timeout_s: float) -> None:
         """From now on the counters are what the shards themselves said last."""
         self._final_counters |= self._shutdown.end_inserts(timeout_s)
-        self._look(timeout_s=LAST_LOOK_TIMEOUT_S)
+        self._look(timeout_s=DEADLINES.last_look_s)
 
     def _end_training(self, timeout_s: float) -> bool:
         """From now on the summary speaks of the learner's last checkpoint; False when there is
@@ -362,7 +393,7 @@ class RayRuntime:
         last = self._shutdown.end_training(timeout_s)
         if last is not None:
             self._supervisor.roles["learner-0"].status = last
-        self._look(LOOK_TIMEOUT_S)
+        self._look(DEADLINES.look_s)
         return last is not None
 
     def _lost_open(self, rows: int) -> None:

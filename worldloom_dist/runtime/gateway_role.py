@@ -20,14 +20,14 @@ from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.inference import InferenceServer
-from worldloom_dist.assembly import build_policy
 from worldloom_dist.gateway.building import access_of, build_gateway
 from worldloom_dist.gateway.server import GatewayServer
-from worldloom_dist.plan import Plan
+from worldloom_dist.interfaces import Inference, Shard, inference_client, shard_client
 from worldloom_dist.ports import FIRST_GATEWAY_SLOT, FencedError
-from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.async_client import AsyncRpcClient
+from worldloom_dist.run.builders import build_policy
 from worldloom_dist.run.intervals import Interval
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
@@ -67,7 +67,7 @@ class GatewayRole:
         self._inference: InferenceServer | None = None
         self._server: GatewayServer | None = None
         self._shards = [
-            AsyncRpcClient(ActorClient(f"shard-{shard}"), "append")
+            AsyncRpcClient(shard_client(shard), Shard.append)
             for shard in range(plan.config.replay.shards)
         ]
 
@@ -128,12 +128,11 @@ class GatewayRole:
 
     def _ask_central(self) -> Callable[[ActRequest], Awaitable[ActReply]]:
         servers = self._plan.config.inference_servers
-        clients = [AsyncRpcClient(ActorClient(f"inference-{n}"), "act") for n in range(servers)]
+        clients = [AsyncRpcClient(inference_client(n), Inference.act) for n in range(servers)]
 
         async def ask(request: ActRequest) -> ActReply:
             """Of one session always the same server, which has its carries."""
-            reply: ActReply = await clients[request.slot % servers].call(request)
-            return reply
+            return await clients[request.slot % servers].call(request)
 
         return ask
 
@@ -162,9 +161,8 @@ class GatewayRole:
             raise
 
     async def _fence(self, slot: int, incarnation: int) -> Mapping[int, int]:
-        shard = ActorClient(f"shard-{slot % len(self._shards)}")
-        known: Mapping[int, int] = await shard.acall("fence", slot, incarnation)
-        return known
+        shard = shard_client(slot % len(self._shards))
+        return await shard.acall(Shard.fence, slot, incarnation)
 
     async def _report_for_ever(self, server: GatewayServer) -> None:
         flush = Interval(FLUSH_EVERY_S)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worldloom.core.error_text import telling_line
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom_dist.runtime.cluster import choose_auth_mode
 
@@ -27,12 +28,12 @@ __all__ = [
     "JobResult",
     "check_job_id",
     "connect",
-    "first_line",
     "follow_job",
     "job_result",
     "job_state",
     "make_room",
     "note",
+    "reason",
     "send_job",
 ]
 
@@ -41,6 +42,7 @@ SUMMARY_MARK = "worldloom-summary: "
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 """What Ray calls a job that runs no more."""
 MAX_ID_CHARS = 128
+MAX_REASON_CHARS = 300
 JOB_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_ID_CHARS - 1}}}")
 LOOK_EVERY_S = 1.0
 SEND_S = 30.0
@@ -119,7 +121,7 @@ def connect(address: str, wait_s: float = 0.0) -> Any:
             if time.monotonic() >= deadline:
                 raise ConfigurationError(
                     f"address: no job interface answers at {address} "
-                    f"({first_line(error)}); is the head's dashboard on, and its "
+                    f"({reason(error)}); is the head's dashboard on, and its "
                     "port open?"
                 ) from error
         time.sleep(LOOK_EVERY_S)
@@ -137,7 +139,7 @@ def send_job(client: Any, **job: Any) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise StateError(
-                    f"the job interface broke off ({first_line(error)}); try again"
+                    f"the job interface broke off ({reason(error)}); try again"
                 ) from error
             time.sleep(LOOK_EVERY_S)
             if job_state(client, job["submission_id"]) is not None:
@@ -151,9 +153,7 @@ def send_job(client: Any, **job: Any) -> None:
                     f"moment and is {state}; "
                     f"follow it with --follow {job_id}, or name another id"
                 ) from error
-            raise ConfigurationError(
-                f"job {job_id!r} was not accepted: {first_line(error)}"
-            ) from error
+            raise ConfigurationError(f"job {job_id!r} was not accepted: {reason(error)}") from error
 
 
 def make_room(client: Any, job_id: str) -> None:
@@ -196,7 +196,7 @@ def follow_job(
             if time.monotonic() - last_answer > AWAY_S:
                 raise StateError(
                     f"the cluster did not answer for {AWAY_S:.0f} s "
-                    f"({first_line(error)}); the job {job_id} may go on without us"
+                    f"({reason(error)}); the job {job_id} may go on without us"
                 ) from error
         time.sleep(LOOK_EVERY_S)
 
@@ -230,7 +230,7 @@ def _wait_for_start(client: Any, job_id: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while client.get_job_status(job_id).value == "PENDING":
         if time.monotonic() > deadline:
-            message = first_line(client.get_job_info(job_id).message)
+            message = reason(client.get_job_info(job_id).message)
             client.stop_job(job_id)
             raise StateError(
                 f"job {job_id} did not start within {timeout_s:.0f} s ({message}); it was withdrawn"
@@ -274,10 +274,6 @@ def note(write: Callable[[str], object] | None, text: str) -> None:
         write(text)
 
 
-def first_line(error: object) -> str:
-    """The line of an error that says what happened, as the middle of a sentence: the first, or of a
-    traceback the last.
-    """
-    lines = str(error or "no reason given").strip().splitlines()
-    line = lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0]
-    return line.strip().rstrip(".")[:300]
+def reason(error: object) -> str:
+    """What an error, or what Ray says of a job, comes down to: the middle of a sentence."""
+    return telling_line(error or "no reason given")[:MAX_REASON_CHARS]

@@ -20,10 +20,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as AtN
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from worldloom.core.exceptions import ConfigurationError, StateError
-from worldloom_dist.config import RunConfig
-from worldloom_dist.rpc.actor_client import ActorClient
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.interfaces import Learner, learner_client
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.deadlines import DEADLINES
 
 if TYPE_CHECKING:
     from worldloom_dist.learner.process_group import TorchProcessGroup
@@ -32,8 +33,6 @@ __all__ = ["LearnerPlaces", "join_group"]
 
 logger = logging.getLogger(__name__)
 
-RENDEZVOUS_TIMEOUT_S = 180.0
-PLACE_TIMEOUT_S = 60.0
 LOOPBACK = "127."
 
 
@@ -60,12 +59,12 @@ def join_group(
     if rank == 0:
         host = _own_address()
         _use_loopback(host)
-        store = open_store(host, 0, size, is_host=True, timeout_s=RENDEZVOUS_TIMEOUT_S)
+        store = open_store(host, 0, size, is_host=True, timeout_s=DEADLINES.rendezvous_s)
         announce((host, store.port))
     else:
         host, port = _ask_for_address(incarnation)
         _use_loopback(host)
-        store = open_store(host, port, size, is_host=False, timeout_s=RENDEZVOUS_TIMEOUT_S)
+        store = open_store(host, port, size, is_host=False, timeout_s=DEADLINES.rendezvous_s)
     return TorchProcessGroup(store, rank, size, device=device)
 
 
@@ -78,15 +77,15 @@ def _use_loopback(host: str) -> None:
 
 
 def _ask_for_address(incarnation: int) -> tuple[str, int]:
-    first = ActorClient("learner-0")
-    give_up = time.monotonic() + RENDEZVOUS_TIMEOUT_S
+    first = learner_client(0).within(patience_s=DEADLINES.rendezvous_s)
+    give_up = time.monotonic() + DEADLINES.rendezvous_s
     while time.monotonic() < give_up:
-        found = first.call("rendezvous", incarnation, patience_s=RENDEZVOUS_TIMEOUT_S)
+        found = first.call(Learner.rendezvous, incarnation)
         if found is not None:
             host, port = found
             return str(host), int(port)
         time.sleep(0.1)
-    raise StateError(f"learner-0 did not open a rendezvous within {RENDEZVOUS_TIMEOUT_S:.0f} s")
+    raise StateError(f"learner-0 did not open a rendezvous within {DEADLINES.rendezvous_s:.0f} s")
 
 
 class LearnerPlaces:
@@ -137,7 +136,7 @@ class LearnerPlaces:
                 else bundle
             )
             self._group = placement_group([first, *[bundle] * (ranks - 1)], strategy="PACK")
-            if not self._group.wait(max(PLACE_TIMEOUT_S, self._config.placement.wait_s)):
+            if not self._group.wait(max(DEADLINES.place_learners_s, self._config.placement.wait_s)):
                 raise ConfigurationError(
                     f"learners: the cluster has no room for {ranks} ranks; ask for fewer"
                 )

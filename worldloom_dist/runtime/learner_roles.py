@@ -1,9 +1,9 @@
 """The learner as a Ray actor: a thin shell around ``worldloom_dist.learner``.
 
-The learner's ``run`` is its run_forever: it trains until it is told to stop. ``ping`` and ``save``
-arrive on other threads and only set or read plain values; everything that touches the agent happens
-on the thread of ``run``, between two updates, so a checkpoint is one cut. It is written by a thread
-of its own (``learner.checkpointing``).
+The learner's ``run`` is its run_forever: it trains until it is told to stop. ``ping`` and
+``note_score`` arrive on other threads and only set or read plain values; everything that touches
+the agent happens on the thread of ``run``, between two updates, so a checkpoint is one cut. It is
+written by a thread of its own (``learner.checkpointing``).
 
 With several ranks (``runtime.learner_group``) each one is such an actor. Rank 0 restores,
 publishes, checkpoints and reports.
@@ -20,26 +20,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.devices import resolve_device
 from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.sequence import NO_POLICY
 from worldloom.data.selector_spec import parse_selector
-from worldloom_dist.assembly import (
+from worldloom_dist.interfaces import Coordinator, coordinator_client
+from worldloom_dist.learner.prediction_videos import PredictionVideos
+from worldloom_dist.metrics.names import BUCKETS_S
+from worldloom_dist.ports import RowCounters
+from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.builders import (
     build_learner,
     build_store,
     check_none,
     check_trained_env,
     env_facts,
 )
-from worldloom_dist.learner.prediction_videos import PredictionVideos
-from worldloom_dist.metric_names import BUCKETS_S
-from worldloom_dist.plan import Plan
-from worldloom_dist.ports import RowCounters
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.learner_group import join_group
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.prefetcher import BatchPrefetcher
@@ -50,10 +53,6 @@ __all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
-LAST_PUBLISH_S = 5.0
-LAST_REPORT_S = 10.0
-COORDINATOR_TIMEOUT_S = 5.0
-COORDINATOR_PATIENCE_S = 10.0
 THREADS_SHARE = 2
 """The learner takes one in this many cores unless told otherwise."""
 COUNTED_ONCE = (
@@ -115,8 +114,10 @@ class LearnerRole:
             self._publish_last()
             self._save()
             self._writer.close()
-            self._learner.report(self._prediction_videos, self._env_steps(), wait_s=LAST_REPORT_S)
-        self._prediction_videos.close(LAST_REPORT_S)
+            self._learner.report(
+                self._prediction_videos, self._env_steps(), wait_s=DEADLINES.last_videos_s
+            )
+        self._prediction_videos.close(DEADLINES.last_videos_s)
         self._flush()
         self._note("stopped")
         self._group.close()
@@ -129,10 +130,6 @@ class LearnerRole:
     def ping(self) -> dict[str, Any]:
         """Counters and what it is doing."""
         return {**self._status, "said": self._log_forwarder.drain()}
-
-    def save(self) -> None:
-        """Ask for a checkpoint at the next update's end."""
-        self._save_wanted.set()
 
     def note_score(self, score: float) -> None:
         """Take the result of an evaluation: a checkpoint of about now is kept as ``best`` if no
@@ -152,14 +149,14 @@ class LearnerRole:
 
     def _build(self) -> None:
         from worldloom_dist.learner.checkpointing import CheckpointWriter
-        from worldloom_dist.learner.step import choose_device, prepare_torch
+        from worldloom_dist.learner.step import prepare_torch
 
         config = self._plan.config.learner
         ranks = self._plan.config.learners
-        self._device = device = choose_device(config.device)
+        self._device = device = resolve_device(config.device)
         threads = config.threads or max(1, (os.cpu_count() or 2) // THREADS_SHARE // ranks)
         prepare_torch(device, threads=threads, tf32=config.tf32, deterministic=config.deterministic)
-        self._coordinator = ActorClient("coordinator-0")
+        self._coordinator = coordinator_client()
         self._weights = RemoteWeights()
         self._reporter = Reporter("learner", self._rank)
         self._learner = build_learner(
@@ -188,10 +185,9 @@ class LearnerRole:
         if found is not None:
             logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
         if self._rank == 0:  # before any rank asks for rows
-            self._coordinator.call(
-                "rebase_positions",
+            self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s).call(
+                Coordinator.rebase_positions,
                 int(saved["replayed_steps"]) if saved is not None else 0,
-                patience_s=120.0,
             )
         saved = self._group.broadcast(saved)
         if saved is not None:
@@ -259,7 +255,9 @@ class LearnerRole:
             1, self._plan.spec.pretrain_updates
         ):
             return False
-        return not self._plan.is_lockstep or steps >= self._coordinator.call("updates_due")
+        return not self._plan.is_lockstep or steps >= self._coordinator.call(
+            Coordinator.updates_due
+        )
 
     def _publish(self) -> None:
         self._published = self._learner.publish()
@@ -274,7 +272,7 @@ class LearnerRole:
             and self._learner.version > self._published
         ):
             self._publish()
-        give_up = time.monotonic() + LAST_PUBLISH_S
+        give_up = time.monotonic() + DEADLINES.last_publish_s
         while time.monotonic() < give_up:
             with contextlib.suppress(RoleGoneError):
                 if self._weights.version() >= self._published:
@@ -307,9 +305,9 @@ class LearnerRole:
         weights are worth saving all the same.
         """
         try:
-            self._counts = self._coordinator.call(
-                "counts", timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_PATIENCE_S
-            )
+            self._counts = self._coordinator.within(
+                timeout_s=DEADLINES.counts_s, patience_s=DEADLINES.counts_patience_s
+            ).call(Coordinator.counts)
             RowCounters(**self._counts["counters"]).check()
         except (RoleGoneError, StateError) as error:
             logger.error("%s", error)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from worldloom_dist.machine import Finding, check_machine
+from worldloom.core.error_text import last_line
+from worldloom_dist.run.machine import Finding, check_machine
 from worldloom_dist.runtime.cluster import ray_cluster
 
 __all__ = ["inspect_nodes"]
 
-TIMEOUT_S = 120.0
+CHECK_WITHIN_S = 120.0
 COMPARED = ("python", "ray", "worldloom")
 
 
@@ -41,9 +42,9 @@ def inspect_nodes(address: str, folder: Path) -> dict[str, list[Finding]]:
         found = {}
         for name, reference in asked.items():
             try:
-                found[name] = ray.get(reference, timeout=TIMEOUT_S)
+                found[name] = ray.get(reference, timeout=CHECK_WITHIN_S)
             except RayError as error:
-                text = str(error).strip().splitlines()[-1]
+                text = last_line(error)
                 found[name] = [
                     Finding(
                         "node",

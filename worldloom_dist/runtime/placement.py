@@ -21,7 +21,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_dist.config import RunConfig
+from worldloom_dist.run.config import RunConfig
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
 
 __all__ = ["Ask", "Node", "Placement", "read_nodes"]

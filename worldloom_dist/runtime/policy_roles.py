@@ -20,18 +20,22 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from worldloom.core.devices import resolve_device
+from worldloom.core.error_text import last_line
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.actors.videos import save_videos
-from worldloom_dist.assembly import build_evaluator, build_policy, measure_act_costs
-from worldloom_dist.plan import ActCosts, Plan
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.interfaces import Coordinator, coordinator_client
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.builders import build_evaluator, build_policy, measure_act_costs
 from worldloom_dist.run.intervals import Interval
+from worldloom_dist.run.plan import ActCosts, Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter, with_planner
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -40,9 +44,7 @@ __all__ = ["EvaluatorRole", "InferenceRole", "batch_sizes", "begin_measuring", "
 
 logger = logging.getLogger(__name__)
 
-MEASURE_WITHIN_S = 60.0
 GPU_SHARE = 0.01
-COORDINATOR_TIMEOUT_S = 5.0
 
 
 class InferenceRole:
@@ -105,10 +107,9 @@ class InferenceRole:
         import torch
 
         from worldloom_dist.actors.act_graphs import capture_decisions
-        from worldloom_dist.learner.step import choose_device
 
         torch.set_num_threads(1)
-        device = choose_device(self._plan.config.learner.device)
+        device = resolve_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
         actors = self._plan.config.actors
         sizes = batch_sizes(actors.max_batch) if device != "cpu" else ()
@@ -148,7 +149,9 @@ class EvaluatorRole:
 
             torch.set_num_threads(1)
             self._evaluator = build_evaluator(self._plan)
-        self._evaluator.load_weights(RemoteWeights(timeout_s=60.0).fetch())
+        self._evaluator.load_weights(
+            RemoteWeights(timeout_s=DEADLINES.weights_evaluation_s).fetch()
+        )
         env_steps = env_steps if is_last else max(env_steps, self._env_steps_now())
         result = self._evaluator.evaluate()
         found = {"env_steps": env_steps, **result.to_dict(), "version": tuple(result.version)}
@@ -162,12 +165,11 @@ class EvaluatorRole:
 
     def _env_steps_now(self) -> int:
         """Env steps of the run; 0 when the coordinator does not say."""
+        coordinator = coordinator_client().within(
+            timeout_s=DEADLINES.counts_s, patience_s=DEADLINES.counts_s
+        )
         try:
-            steps = int(
-                ActorClient("coordinator-0").call(
-                    "counts", timeout_s=COORDINATOR_TIMEOUT_S, patience_s=COORDINATOR_TIMEOUT_S
-                )["agent_steps"]
-            )
+            steps = int(coordinator.call(Coordinator.counts)["agent_steps"])
         except RoleGoneError as error:
             logger.warning(
                 "an evaluation is labelled with the env steps at which it was asked for: %s", error
@@ -207,17 +209,13 @@ def begin_measuring(plan: Plan) -> Any:
 def end_measuring(reference: Any) -> ActCosts | None:
     """The costs, or None when they could not be measured in time."""
     try:
-        costs: ActCosts = ray.get(reference, timeout=MEASURE_WITHIN_S)
+        costs: ActCosts = ray.get(reference, timeout=DEADLINES.measure_s)
     except RayError as error:
-        logger.warning(
-            "what decisions cost could not be measured: %s", str(error).strip().splitlines()[-1]
-        )
+        logger.warning("what decisions cost could not be measured: %s", last_line(error))
         ray.cancel(reference, force=True)
         return None
     return costs
 
 
 def _measure(plan: Plan) -> ActCosts:
-    from worldloom_dist.learner.step import choose_device
-
-    return measure_act_costs(plan, choose_device(plan.config.learner.device))
+    return measure_act_costs(plan, resolve_device(plan.config.learner.device))

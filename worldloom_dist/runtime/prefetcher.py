@@ -31,10 +31,12 @@ import numpy as np
 
 from worldloom.core.metrics import Last, MetricMap
 from worldloom.data.windows import EncodedWindows, SampledWindows
-from worldloom_dist.plan import Plan, role_seed
+from worldloom_dist.interfaces import Coordinator, Shard, coordinator_client, shard_client
 from worldloom_dist.ports import SampleRequest
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import LOOK_EVERY_S
+from worldloom_dist.run.plan import Plan, role_seed
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.shard_client import ShardClient, ask_all
 
 __all__ = ["BatchPrefetcher"]
@@ -73,11 +75,11 @@ class BatchPrefetcher(Generic[T]):
         self._session_id = uuid.uuid4().hex
         self._asker = f"learner-{rank}"
         self._stage = stage
-        self._coordinator = ActorClient("coordinator-0")
-        self._shards = [ActorClient(f"shard-{index}") for index in range(plan.config.replay.shards)]
+        self._coordinator = coordinator_client()
+        self._shards = [shard_client(index) for index in range(plan.config.replay.shards)]
         self._readers = [  # of the thread alone
-            ShardClient(ActorClient(shard.name), partial(self._is_away, index))
-            for index, shard in enumerate(self._shards)
+            ShardClient(shard_client(index), partial(self._is_away, index))
+            for index in range(plan.config.replay.shards)
         ]
         self._prefetch = plan.config.learner.prefetch
         self._ready: queue.Queue[T | Exception] = queue.Queue(maxsize=self._prefetch)
@@ -112,20 +114,22 @@ class BatchPrefetcher(Generic[T]):
         for index in np.unique(windows.shard):
             mine = windows.shard == index
             columns = {name: value[mine] for name, value in refreshed.items()}
-            self._shards[index].notify("write_back", windows.row_ids[mine][:, -length:], columns)
+            self._shards[index].notify(
+                Shard.write_back, windows.row_ids[mine][:, -length:], columns
+            )
 
     def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
         """Send new priorities to the shards of their windows; no one waits for it."""
         for index in np.unique(windows.shard):
             mine = windows.shard == index
             self._shards[index].notify(
-                "update_priorities", windows.row_ids[mine, 0], priorities[mine]
+                Shard.update_priorities, windows.row_ids[mine, 0], priorities[mine]
             )
 
     def stop(self) -> None:
         """End the thread, which may be waiting for a permit that will not come."""
         self._stopping.set()
-        self._coordinator.notify("dismiss", self._asker, self._session_id)
+        self._coordinator.notify(Coordinator.dismiss, self._asker, self._session_id)
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
@@ -133,9 +137,9 @@ class BatchPrefetcher(Generic[T]):
         try:
             while not self._stopping.is_set():
                 batches = [self._batch + ahead * self._ranks for ahead in range(at_once)]
-                permits = self._coordinator.call(
-                    "admit_samples", *self._question(batches), timeout_s=None, patience_s=120.0
-                )
+                permits = self._coordinator.within(
+                    timeout_s=None, patience_s=DEADLINES.coordinator_patience_s
+                ).call(Coordinator.admit_samples, *self._question(batches))
                 if permits is None:
                     return
                 started = time.monotonic()
@@ -201,14 +205,16 @@ class BatchPrefetcher(Generic[T]):
     def _make_up(
         self, batch: int, parts: list[EncodedWindows], missing: int
     ) -> list[EncodedWindows]:
-        give_up = time.monotonic() + 120.0
+        give_up = time.monotonic() + DEADLINES.any_shard_s
         attempt = 0
         while missing:
             if time.monotonic() > give_up:
-                raise RoleGoneError("no shard could be sampled for 120 s")
+                raise RoleGoneError(f"no shard could be sampled for {DEADLINES.any_shard_s:.0f} s")
             attempt += 1
             time.sleep(0.0 if attempt < 3 else 0.2)
-            requests = self._coordinator.call("split", missing, (self._seed, batch, attempt))
+            requests = self._coordinator.call(
+                Coordinator.split, missing, (self._seed, batch, attempt)
+            )
             ((more, missing),) = self._ask([requests])
             parts = parts + more
         return parts
@@ -234,16 +240,15 @@ class BatchPrefetcher(Generic[T]):
         answer.
         """
         try:
-            return not self._coordinator.call(
-                "is_live", index, timeout_s=LOOK_EVERY_S, patience_s=0.0
-            )
+            coordinator = self._coordinator.within(timeout_s=LOOK_EVERY_S, patience_s=0.0)
+            return not coordinator.call(Coordinator.is_live, index)
         except RoleGoneError:
             return False
 
     def _without(self, index: int) -> None:
         logger.warning("shard-%d is away; its windows come from the others", index)
         self._shards[index].forget()
-        self._coordinator.call("shard_down", index)
+        self._coordinator.call(Coordinator.shard_down, index)
 
 
 def _next_round(batches: int, seconds: float, most: int) -> int:

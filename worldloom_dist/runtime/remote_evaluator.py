@@ -14,14 +14,17 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom_dist.plan import Plan
+from worldloom.core.error_text import last_line
+from worldloom_dist.interfaces import Evaluator, Learner
+from worldloom_dist.rpc.actor_client import submit
 from worldloom_dist.run.evaluations import GRACE_S, EvaluationFailedError
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.supervisor import Supervisor
 
 __all__ = ["RemoteEvaluator"]
 
 POLL_S = 0.25
-NOTE_TIMEOUT_S = 30.0
 
 
 class RemoteEvaluator:
@@ -54,7 +57,7 @@ class RemoteEvaluator:
         if role is None:
             return False
         self.asked_at = env_steps
-        self._open = role.handle.evaluate.remote(env_steps, is_last)
+        self._open = submit(role.handle, Evaluator.evaluate, env_steps, is_last)
         self._began = time.monotonic()
         return True
 
@@ -78,7 +81,7 @@ class RemoteEvaluator:
         try:
             return {"env_steps": self.asked_at, **ray.get(reference)}
         except RayError as error:
-            raise EvaluationFailedError(str(error).strip().splitlines()[-1]) from error
+            raise EvaluationFailedError(last_line(error)) from error
 
     def wait(self) -> None:
         """Look after the roles for a moment."""
@@ -88,9 +91,9 @@ class RemoteEvaluator:
         """Tell the learner, which writes the checkpoints."""
         learner = next(iter(self._supervisor.of_kind("learner")), None)
         if learner is not None and learner.handle is not None:
-            self._noted = learner.handle.note_score.remote(return_mean)
+            self._noted = submit(learner.handle, Learner.note_score, return_mean)
 
     def close(self) -> None:
         """Wait until the learner has noted the last score."""
         if self._noted is not None:
-            ray.wait([self._noted], timeout=NOTE_TIMEOUT_S)
+            ray.wait([self._noted], timeout=DEADLINES.note_score_s)

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldloom.core.metrics import MetricMap, Sum
+from worldloom_dist.interfaces import Hub, hub_client
 from worldloom_dist.metrics.process import ProcessMeter
-from worldloom_dist.rpc.actor_client import ActorClient, drain_errors
+from worldloom_dist.rpc.actor_client import drain_errors
 
 __all__ = ["FLUSH_EVERY_S", "Reporter", "flush_interval_s", "with_planner"]
 
 FLUSH_EVERY_S = 2.0
-SILENT_S = 8.0
+BEAT_AFTER_S = 8.0
 FLUSHES_PER_S = 12.0
 """Flushes that the hub takes from all workers together; with more workers each of them sends less
 often.
@@ -52,7 +53,7 @@ class Reporter:
     def __init__(self, role: str, index: int = 0) -> None:
         self._role = role
         self._index = index
-        self._hub = ActorClient("hub-0")
+        self._hub = hub_client()
         self._meter = ProcessMeter()
         self._said_at = time.monotonic()
 
@@ -64,7 +65,7 @@ class Reporter:
             for reason, count in drain_errors().items()
         }
         self._hub.notify(
-            "emit",
+            Hub.emit,
             self._role,
             self._index,
             {**(values or {}), **errors, **self._meter.drain()},
@@ -75,9 +76,9 @@ class Reporter:
         """A heartbeat from another thread, when the one that measures has been waiting
         for long.
         """
-        if time.monotonic() - self._said_at > SILENT_S:
+        if time.monotonic() - self._said_at > BEAT_AFTER_S:
             self._said_at = time.monotonic()
-            self._hub.notify("emit", self._role, self._index, {}, None)
+            self._hub.notify(Hub.emit, self._role, self._index, {}, None)
 
     async def emit_for_ever(self) -> None:
         """For roles that have nothing else to say: memory, CPU and a heartbeat, for as long as

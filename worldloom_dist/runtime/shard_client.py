@@ -23,10 +23,12 @@ from ray.exceptions import GetTimeoutError
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk
 from worldloom.data.windows import EncodedWindows
-from worldloom_dist.plan import Plan
+from worldloom_dist.interfaces import Coordinator, Shard, coordinator_client, shard_client
 from worldloom_dist.ports import SampleRequest
-from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import GONE, ActorClient, RoleGoneError, submit
 from worldloom_dist.rpc.connection import LOOK_EVERY_S, RpcClient
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 __all__ = ["ShardClient", "ShardWriter", "ask_all"]
@@ -34,8 +36,6 @@ __all__ = ["ShardClient", "ShardWriter", "ask_all"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-AWAY_S = 5.0
-SAMPLE_TIMEOUT_S = 30.0
 LARGE_BYTES = 2 * 2**20
 
 
@@ -59,9 +59,9 @@ class ShardWriter:
     """
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
-        self._shard = ActorClient(f"shard-{slot % plan.config.replay.shards}")
-        self._line = RpcClient(self._shard, "append", None, AWAY_S)
-        self._coordinator = ActorClient("coordinator-0")
+        self._shard = shard_client(slot % plan.config.replay.shards)
+        self._line = RpcClient(self._shard, Shard.append, None, DEADLINES.append_patience_s)
+        self._coordinator = coordinator_client()
         self._weights = RemoteWeights()
         self._is_lockstep = plan.is_lockstep
         self._stopping = stopping
@@ -83,6 +83,10 @@ class ShardWriter:
             wait()
             self._wait_for_version()
             return None
+
+    def close(self) -> None:
+        """Close the connection; what was not acknowledged is lost."""
+        self._line.close()
 
     def _submit(self, chunk: Chunk) -> Callable[[], Any] | None:
         return self._unless_away(chunk, partial(self._line.submit, chunk))
@@ -119,7 +123,7 @@ class ShardWriter:
             self.waited_until = time.monotonic()
 
     def _wait_for_version(self) -> None:
-        due = self._coordinator.call("updates_due")
+        due = self._coordinator.call(Coordinator.updates_due)
         while due > 0 and self._weights.version().update < due and not self._stopping.is_set():
             time.sleep(0.002)
 
@@ -135,10 +139,12 @@ class ShardClient:
         answered_bytes: Size of the last windows that were given.
     """
 
-    def __init__(self, shard: ActorClient, is_away: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, shard: ActorClient[Shard], is_away: Callable[[], bool] = lambda: False
+    ) -> None:
         self.shard = shard
         self._is_away = is_away
-        self._line = RpcClient(shard, "sample", SAMPLE_TIMEOUT_S, 0.0, is_away=is_away)
+        self._line = RpcClient(shard, Shard.sample, DEADLINES.sample_s, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
     def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], EncodedWindows | None]:
@@ -152,9 +158,8 @@ class ShardClient:
         if self.answered_bytes <= LARGE_BYTES:
             return partial(self._keep_size, self._line.submit(asked))
         try:
-            return partial(
-                self._keep_size, partial(self._get, self.shard.handle.sample.remote(asked))
-            )
+            reference = submit(self.shard.handle, Shard.sample, asked)
+            return partial(self._keep_size, partial(self._get, reference))
         except ValueError as error:
             raise RoleGoneError(f"{self.shard.name} is gone") from error
 
@@ -169,7 +174,7 @@ class ShardClient:
         return given
 
     def _get(self, reference: Any) -> EncodedWindows | None:
-        give_up = time.monotonic() + SAMPLE_TIMEOUT_S
+        give_up = time.monotonic() + DEADLINES.sample_s
         while True:
             try:
                 given: EncodedWindows | None = ray.get(reference, timeout=LOOK_EVERY_S)

@@ -24,19 +24,21 @@ import numpy as np
 from worldloom.core.exceptions import BufferError, StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom.data.windows import EncodedWindows
-from worldloom_dist.assembly import build_shard
-from worldloom_dist.plan import Plan
+from worldloom_dist.interfaces import Coordinator, InsertQuestion, coordinator_client
 from worldloom_dist.ports import RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.run.builders import build_shard
 from worldloom_dist.run.intervals import Interval, Throttle
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.admission import Admission
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
@@ -50,9 +52,6 @@ REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
-FINAL_COUNTERS_S = 5.0
-PREDECESSOR_S = 15.0
-"""A process that hung is killed, and may hold its journal for a few seconds more."""
 SMALL_CHUNK = 256 * 2**10
 SMALL_DRAW = 4 * 2**20
 """Bytes that are copied in less time than a thread takes to begin, or little more."""
@@ -117,7 +116,7 @@ class ShardRole:
         self._num_shards = plan.config.replay.shards
         self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
-        self._coordinator = ActorClient("coordinator-0")
+        self._coordinator = coordinator_client()
         self._session_id = uuid.uuid4().hex
         self._joined = asyncio.Event()
         self._is_lockstep = plan.is_lockstep
@@ -130,12 +129,8 @@ class ShardRole:
         self._storing = 0
         self._is_idle = asyncio.Event()
         self._is_finalized = False
-        self._coordinator_line = AsyncRpcClient(self._coordinator, "admit")
-        self._admission = Admission(
-            lambda *question: self._coordinator_line.call(
-                (self._index, self._session_id, *question)
-            )
-        )
+        self._coordinator_line = AsyncRpcClient(self._coordinator, Coordinator.admit)
+        self._admission = Admission(self._ask_to_insert)
         self._door = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
@@ -187,10 +182,6 @@ class ShardRole:
         """
         return await asyncio.to_thread(self._shard.fence, slot, incarnation)
 
-    async def row_counters(self) -> RowCounters:
-        """Where every row went."""
-        return self._shard.row_counters()
-
     async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
         coordinator and the caller the final counters.
@@ -202,9 +193,10 @@ class ShardRole:
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
         with contextlib.suppress(RoleGoneError):
-            await self._coordinator.acall(
-                "report", self._index, counters, windows, timeout_s=FINAL_COUNTERS_S, patience_s=0.0
+            coordinator = self._coordinator.within(
+                timeout_s=DEADLINES.final_report_s, patience_s=0.0
             )
+            await coordinator.acall(Coordinator.report, self._index, counters, windows)
         await self._flush()
         return counters
 
@@ -221,16 +213,15 @@ class ShardRole:
         """Count what the disk lost, then report to the coordinator for as long as the
         process lives.
         """
-        known = await self._coordinator.acall("last_counters", self._index, patience_s=120.0)
+        coordinator = self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s)
+        known = await coordinator.acall(Coordinator.last_counters, self._index)
         # before files are stored again, or their rows would stand for those that are lost
         if known is not None:
             await asyncio.to_thread(self._shard.mark_lost, known)
         await self._import_new()
         counters = self._shard.row_counters()
         windows = self._shard.live_windows()
-        await self._coordinator.acall(
-            "join", self._index, counters, windows, self._session_id, patience_s=120.0
-        )
+        await coordinator.acall(Coordinator.join, self._index, counters, windows, self._session_id)
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
 
@@ -312,10 +303,10 @@ class ShardRole:
                 is_new = await self._inline_shard.append(chunk)
         finally:
             if not is_new:
-                self._coordinator.notify("give_back", self._index, chunk.num_agent_steps)
+                self._coordinator.notify(Coordinator.give_back, self._index, chunk.num_agent_steps)
             self._reports()
             if self._is_lockstep:
-                self._coordinator.notify("stored", self._index)
+                self._coordinator.notify(Coordinator.stored, self._index)
         self._meter.arrived(len(chunk.payload))
         if is_new and chunk.version != NO_POLICY:
             self._meter.lagged(max(0, self._newest.update - chunk.version.update))
@@ -337,15 +328,19 @@ class ShardRole:
         """What came over a line."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
+    async def _ask_to_insert(self, number: int, chunks: Sequence[int]) -> int:
+        question = InsertQuestion(self._index, self._session_id, number, chunks)
+        return await self._coordinator_line.call(question)
+
     def _report(self) -> None:
         self._coordinator.notify(
-            "report", self._index, self._shard.row_counters(), self._shard.live_windows()
+            Coordinator.report, self._index, self._shard.row_counters(), self._shard.live_windows()
         )
 
 
 def _open_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
     """The shard, once the process that had it before is gone."""
-    give_up = time.monotonic() + PREDECESSOR_S
+    give_up = time.monotonic() + DEADLINES.predecessor_s
     while True:
         try:
             return build_shard(plan, index, folder)

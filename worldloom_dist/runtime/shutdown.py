@@ -19,7 +19,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom_dist.rpc.actor_client import GONE
+from worldloom_dist.interfaces import Coordinator, Gateway, Shard, Worker
+from worldloom_dist.rpc.actor_client import GONE, submit
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.supervisor import Role, Supervisor
 from worldloom_dist.runtime.worker_pool import WorkerPool
 
@@ -28,10 +30,6 @@ __all__ = ["Shutdown"]
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-COME_BACK_S = 60.0
-"""For how long, in all, the end of a run waits for roles that have died."""
-DRAIN_TIMEOUT_S = 10.0
-FINALIZE_TIMEOUT_S = 15.0
 
 
 class Shutdown:
@@ -57,10 +55,10 @@ class Shutdown:
         self._await("coordinator", "shard")
         for worker in self._supervisor.of_kind("worker"):
             if worker.handle is not None:
-                worker.handle.stop.remote()
+                submit(worker.handle, Worker.stop)
         for gateway in self._supervisor.of_kind("gateway"):
             if gateway.handle is not None:
-                gateway.handle.stop.remote()
+                submit(gateway.handle, Gateway.stop)
         self._drain()
         self._supervisor.stop(("gateway",), timeout_s=timeout_s)
         self._worker_pool.stop(timeout_s)
@@ -98,7 +96,7 @@ class Shutdown:
             if coordinator is None or coordinator.handle is None:
                 break
             try:
-                ray.get(coordinator.handle.drain.remote(), timeout=DRAIN_TIMEOUT_S)
+                ray.get(submit(coordinator.handle, Coordinator.drain), timeout=DEADLINES.drain_s)
                 return
             except GONE as error:
                 logger.warning(
@@ -109,12 +107,12 @@ class Shutdown:
 
     def _final_counters(self) -> dict[str, dict[str, int]]:
         shards = {
-            role.index: role.handle.finalize.remote()
+            role.index: submit(role.handle, Shard.finalize)
             for role in self._supervisor.of_kind("shard")
             if role.is_up
         }
         if shards:
-            ray.wait(list(shards.values()), num_returns=len(shards), timeout=FINALIZE_TIMEOUT_S)
+            ray.wait(list(shards.values()), num_returns=len(shards), timeout=DEADLINES.finalize_s)
         words = {}
         for index, said in shards.items():
             try:
@@ -132,7 +130,7 @@ class Shutdown:
     def _deadline(self) -> float:
         """One for all waits, from the first of them on."""
         if self._give_up is None:
-            self._give_up = time.monotonic() + COME_BACK_S
+            self._give_up = time.monotonic() + DEADLINES.come_back_s
         return self._give_up
 
     def _await(self, *kinds: str, of_late_ones_too: bool = False) -> None:

@@ -22,18 +22,21 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from worldloom.core.backoff import Backoff
+from worldloom.core.error_text import last_line
 from worldloom.core.exceptions import EnvFailureError, TrainingError
+from worldloom_dist.interfaces import Process, Stoppable
+from worldloom_dist.rpc.actor_client import submit
+from worldloom_dist.runtime.deadlines import DEADLINES
 
 __all__ = ["Role", "Supervisor", "start_actor"]
 
 logger = logging.getLogger(__name__)
 
 PING_EVERY_S = 2.0
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-LEAVE_WITHIN_S = 20.0
+PAUSES = Backoff(first_s=0.5, longest_s=30.0)
+"""Before a role that dies again and again is started again."""
 STEADY_S = 5.0
-HEAR_WITHIN_S = 2.0
 MAX_QUICK_ENV_LOSSES = 3
 """How often in a row a role may lose all its envs within ``STEADY_S``: each of them has been
 rebuilt in the process that ended, so a new process does not help."""
@@ -48,7 +51,7 @@ class Role:
     Attributes:
         kind, index: For example ``shard``, 0.
         start: Makes the actor of a given incarnation and returns its handle.
-        run_forever: Calls the method that lasts as long as the role does.
+        run_forever: The method of its Protocol that lasts as long as the role does.
         incarnation: Of the present process; rises with every restart.
         ping_timeout_s: Silence after which it counts as hanging.
         start_timeout_s: Likewise while it starts.
@@ -66,8 +69,8 @@ class Role:
     start: Callable[[int], Any]
     run_forever: Callable[[Any], Any]
     incarnation: int = 0
-    ping_timeout_s: float = 30.0
-    start_timeout_s: float = 180.0
+    ping_timeout_s: float = DEADLINES.ping_s
+    start_timeout_s: float = DEADLINES.start_s
     is_vital: bool = True
     on_down: Callable[[], None] = lambda: None
     group: str = ""
@@ -190,8 +193,8 @@ class Supervisor:
         better place.
         """
         if role._leave_by is None and role.handle is not None:
-            role._leave_by = time.monotonic() + LEAVE_WITHIN_S
-            role.handle.stop.remote()
+            role._leave_by = time.monotonic() + DEADLINES.leave_s
+            submit(role.handle, Stoppable.stop)
 
     def stop(
         self, kinds: tuple[str, ...], timeout_s: float, *, ends_processes: bool = True
@@ -211,7 +214,7 @@ class Supervisor:
         for role in roles:
             role.is_done = True
             if role.handle is not None:
-                role.handle.stop.remote()
+                submit(role.handle, Stoppable.stop)
         names = {role.line: role.name for role in roles if role.line is not None}
         ended = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)[0] if names else []
         results = {}
@@ -222,7 +225,7 @@ class Supervisor:
                 logger.warning(
                     "%s failed while it was stopped: %s",
                     names[line],
-                    str(error).strip().splitlines()[-1],
+                    last_line(error),
                 )
         self.hear(kinds)
         for role in roles:
@@ -242,14 +245,14 @@ class Supervisor:
     def hear(self, kinds: tuple[str, ...]) -> None:
         """Pass on what roles have said since their last ping: there may be no next one."""
         asked = {
-            role.handle.ping.remote(): role
+            submit(role.handle, Process.ping): role
             for kind in kinds
             for role in self.of_kind(kind)
             if role.is_up
         }
         if not asked:
             return
-        for ping in ray.wait(list(asked), num_returns=len(asked), timeout=HEAR_WITHIN_S)[0]:
+        for ping in ray.wait(list(asked), num_returns=len(asked), timeout=DEADLINES.hear_s)[0]:
             with contextlib.suppress(RayError):
                 self._pass_on(asked[ping], ray.get(ping) or {})
 
@@ -259,8 +262,8 @@ class Supervisor:
         except ValueError:  # the name of the dead actor is not free yet
             role._start_at = time.monotonic() + 0.1
             return
-        role.line = role.run_forever(role.handle)
-        role._ping = role.handle.ping.remote()
+        role.line = submit(role.handle, role.run_forever)
+        role._ping = submit(role.handle, Process.ping)
         role._asked_at = time.monotonic()
         role.ready_at = None
 
@@ -276,7 +279,7 @@ class Supervisor:
                 role.is_done = True
                 role.line = None
         except RayActorError as error:
-            self._died(role, f"its process died ({str(error).strip().splitlines()[-1][:200]})")
+            self._died(role, f"its process died ({last_line(error)[:200]})")
         except RayTaskError as error:
             if isinstance(error, TrainingError):
                 # starting it again would not help, and once is enough to say so
@@ -289,12 +292,12 @@ class Supervisor:
             logger.error("%s failed:\n%s", role.name, error)
             self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
         except RayError as error:
-            self._died(role, f"it was lost ({str(error).strip().splitlines()[-1][:200]})")
+            self._died(role, f"it was lost ({last_line(error)[:200]})")
 
     def _check_ping(self, role: Role, now: float) -> None:
         if role._ping is None:
             if now - role._asked_at >= max(PING_EVERY_S, len(self.roles) / PINGS_PER_S):
-                role._ping = role.handle.ping.remote()
+                role._ping = submit(role.handle, Process.ping)
                 role._asked_at = now
             return
         answered, _ = ray.wait([role._ping], timeout=0)
@@ -310,7 +313,7 @@ class Supervisor:
         except RayActorError:
             return  # the run_forever says so too, with the reason
         except RayError as error:
-            self._died(role, f"its ping failed ({str(error).strip().splitlines()[-1][:200]})")
+            self._died(role, f"its ping failed ({last_line(error)[:200]})")
             return
         finally:
             role._ping = None
@@ -365,11 +368,7 @@ class Supervisor:
                 raise TrainingError(text)
             logger.error("%s", text)
             return
-        pause = (
-            0.0
-            if role._quick_deaths == 1
-            else min(FIRST_PAUSE_S * 2 ** (role._quick_deaths - 2), LONGEST_PAUSE_S)
-        )
+        pause = PAUSES.pause_after_s(role._quick_deaths)
         logger.warning(
             "%s: %s; starting it again%s", role.name, reason, f" in {pause:.1f} s" if pause else ""
         )

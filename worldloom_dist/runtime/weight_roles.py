@@ -10,8 +10,10 @@ import ray
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
+from worldloom_dist.interfaces import WeightStore, weight_store_client
 from worldloom_dist.learner.weight_store import LastVersions
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.reporting import Reporter
 
 __all__ = ["RemoteWeights", "WeightStoreRole"]
@@ -56,16 +58,13 @@ class WeightStoreRole:
 class RemoteWeights:
     """``ports.WeightSource`` and ``ports.WeightSink`` over the weight store."""
 
-    def __init__(self, timeout_s: float = 10.0) -> None:
-        self._store = ActorClient("weights-0")
+    def __init__(self, timeout_s: float = DEADLINES.weights_s) -> None:
+        self._store = weight_store_client().within(timeout_s=timeout_s, patience_s=0.0)
         self._timeout_s = timeout_s
 
     def version(self) -> PolicyVersion:
         """The newest version."""
-        version: PolicyVersion = self._store.call(
-            "version", timeout_s=self._timeout_s, patience_s=0.0
-        )
-        return version
+        return self._store.call(WeightStore.version)
 
     def fetch(self) -> WeightsSnapshot:
         """The newest weights, one copy per node, read-only.
@@ -73,7 +72,7 @@ class RemoteWeights:
         Raises:
             StateError: If nothing has been published.
         """
-        references = self._store.call("fetch", timeout_s=self._timeout_s, patience_s=0.0)
+        references = self._store.call(WeightStore.fetch)
         if not references:
             raise StateError("no weights have been published yet")
         snapshot: WeightsSnapshot = ray.get(references[0], timeout=self._timeout_s)
@@ -82,13 +81,10 @@ class RemoteWeights:
     async def aversion(self, otherwise: PolicyVersion) -> PolicyVersion:
         """:meth:`version` for an event loop; ``otherwise`` when the store is away."""
         try:
-            version: PolicyVersion = await self._store.acall(
-                "version", timeout_s=self._timeout_s, patience_s=0.0
-            )
+            return await self._store.acall(WeightStore.version)
         except RoleGoneError:
             return otherwise
-        return version
 
     def publish(self, snapshot: WeightsSnapshot) -> None:
         """Send a version; the learner does not wait, and a store that is away gets the next one."""
-        self._store.notify("publish", snapshot)
+        self._store.notify(WeightStore.publish, snapshot)

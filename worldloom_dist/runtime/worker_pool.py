@@ -15,12 +15,14 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from worldloom_dist.assembly import check_live
-from worldloom_dist.plan import Plan
+from worldloom_dist.interfaces import Worker
+from worldloom_dist.run.builders import check_live
 from worldloom_dist.run.intervals import Interval
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.cluster import CPUS_PER_ROLE
+from worldloom_dist.runtime.deadlines import DEADLINES
+from worldloom_dist.runtime.ray_internals import draining_nodes
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.worker_role import WorkerRole
 
@@ -29,12 +31,6 @@ __all__ = ["WorkerPool", "wanted_workers"]
 logger = logging.getLogger(__name__)
 
 CLUSTER_EVERY_S = 2.0
-START_TIMEOUT_S = 180.0
-SILENCE_S = 30.0
-SILENCE_MARGIN_S = 10.0
-"""A worker may be silent for so long at least, and for so long beyond what its env may take: an env
-can hold the interpreter.
-"""
 
 
 def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: int) -> int:
@@ -82,7 +78,7 @@ class WorkerPool:
         self.first_incarnation = first_incarnation
         self._on_lost = on_lost
         self._cluster_cpus = cluster_cpus or _cluster_cpus
-        self._draining = draining or _draining_nodes
+        self._draining = draining or draining_nodes
         self._cpus_at_start = self._cluster_cpus()
         self._look = Interval(CLUSTER_EVERY_S)
         self._next_life: dict[int, int] = {}
@@ -184,12 +180,12 @@ class WorkerPool:
                 "worker",
                 slot,
                 start,
-                run_forever=lambda handle: handle.run.remote(),
+                run_forever=Worker.run,
                 incarnation=first,
                 is_vital=False,
-                ping_timeout_s=max(SILENCE_S, actors.step_timeout_s, actors.reset_timeout_s)
-                + SILENCE_MARGIN_S,
-                start_timeout_s=max(START_TIMEOUT_S, self.plan.config.placement.wait_s),
+                ping_timeout_s=max(DEADLINES.ping_s, actors.step_timeout_s, actors.reset_timeout_s)
+                + DEADLINES.ping_margin_worker_s,
+                start_timeout_s=max(DEADLINES.start_s, self.plan.config.placement.wait_s),
                 on_down=partial(self._down, slot),
             )
         )
@@ -212,14 +208,3 @@ class WorkerPool:
 def _cluster_cpus() -> float:
     resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return float(resources.get("CPU", 0.0))
-
-
-def _draining_nodes() -> set[str]:
-    """Ids of nodes that a cluster manager has announced the end of."""
-    from ray._private.state import state
-
-    try:
-        return set(state.get_draining_nodes())
-    # not a public call: without it only the signal announces a preemption
-    except (AttributeError, RayError):
-        return set()

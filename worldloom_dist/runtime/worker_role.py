@@ -16,14 +16,18 @@ from typing import Any
 
 import ray
 
-from worldloom_dist.actors.acting import ActClient, LocalActing, RemoteActing
+from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.assembly import build_grouped_worker, build_policy
-from worldloom_dist.plan import Plan
-from worldloom_dist.rpc.actor_client import ActorClient
+from worldloom_dist.interfaces import (
+    Inference,
+    inference_client,
+)
 from worldloom_dist.rpc.connection import RpcClient
+from worldloom_dist.run.builders import build_grouped_worker, build_policy
+from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder, stack_of
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 from worldloom_dist.runtime.shard_client import ShardWriter
@@ -33,8 +37,6 @@ __all__ = ["WorkerRole"]
 
 logger = logging.getLogger(__name__)
 
-ACT_TIMEOUT_S = 120.0
-ACT_PATIENCE_S = 300.0
 ASK_VERSION_EVERY_S = 0.5
 VERSIONS_PER_S = 32.0
 """Before the first weights: how often a worker asks for them, and how many do so in a second when
@@ -66,7 +68,7 @@ class WorkerRole:
         self._since = time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._worker: RolloutWorker | GroupedWorker | None = None
-        self._line: RpcClient | None = None
+        self._line: RpcClient[Inference, ActRequest, ActReply] | None = None
         self._node = ray.get_runtime_context().get_node_id()
         if threading.current_thread() is threading.main_thread():  # where Ray constructs actors
             signal.signal(signal.SIGTERM, self._on_preemption)
@@ -95,6 +97,7 @@ class WorkerRole:
             self._doing = "closing"
             self._since = time.monotonic()
             worker.close()
+            self._writer.close()
             self._emit(worker)
         return {
             "agent_steps": worker.agent_steps,
@@ -143,9 +146,13 @@ class WorkerRole:
         slot = self._slot
         if self._plan.inference == "central":
             if self._line is None:
-                server = ActorClient(f"inference-{slot % config.inference_servers}")
+                server = inference_client(slot % config.inference_servers)
                 self._line = RpcClient(
-                    server, "act", ACT_TIMEOUT_S, ACT_PATIENCE_S, on_wait=self._on_wait
+                    server,
+                    Inference.act,
+                    DEADLINES.act_s,
+                    DEADLINES.act_patience_s,
+                    on_wait=self._on_wait,
                 )
             line = self._line
             every_s = max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)

@@ -98,7 +98,7 @@ QUICK = ("grad", "dtype", "autocast", "logging", "levels", "handlers")
 def state():
     loggers = [
         logging.getLogger("worldloom.envs.local").disabled,
-        logging.getLogger("worldloom_dist.local").disabled,
+        logging.getLogger("worldloom_dist.lockstep.runtime").disabled,
     ]
     handlers = [
         signal.getsignal(signal.SIGINT),
@@ -138,7 +138,7 @@ def env_of(monkeypatch):
     ],
 )
 def test_what_the_process_shares_is_as_it_was_after_every_call(env_of, caplog, place, what):
-    logging.getLogger("worldloom_dist.local")
+    logging.getLogger("worldloom_dist.lockstep.runtime")
     before = state()
     env = make_env(env_of(place, DISTURBANCES[what]), num_envs=2, seed=0)
     assert state() == before

@@ -48,17 +48,16 @@ def test_restarted_server_says_that_it_lost_the_carries() -> None:
     assert fresh.carry_reset.tolist() == [False]
 
 
-def test_new_incarnation_and_forgotten_worker_begin_with_an_initial_carry() -> None:
+def test_new_incarnation_begins_with_an_initial_carry() -> None:
     central = server()
     central.act_batch([request(0, [0], first=True), request(1, [0], first=True)])
     (again,) = central.act_batch([request(0, [0], incarnation=1)])
     assert (counts([again]), again.carry_reset.tolist()) == ([[0]], [True])
-    central.forget(1)
-    (forgotten,) = central.act_batch([request(1, [0])])
-    assert (counts([forgotten]), forgotten.carry_reset.tolist()) == ([[0]], [True])
+    (other,) = central.act_batch([request(1, [0])])
+    assert (counts([other]), other.carry_reset.tolist()) == ([[1]], [False])
 
 
-def test_forgotten_rows_are_used_again_and_the_table_grows_when_it_is_full() -> None:
+def test_rows_of_an_earlier_incarnation_are_used_again_and_a_full_table_grows() -> None:
     table = CarryTable(FakePolicy(SPEC), capacity=4)
     rows, is_new = table.rows_of(request(0, [0, 1, 2]))
     assert sorted(rows.tolist()) == [1, 2, 3]
@@ -68,9 +67,8 @@ def test_forgotten_rows_are_used_again_and_the_table_grows_when_it_is_full() -> 
     assert len({*rows.tolist(), *more.tolist(), 0}) == 24
     assert table.gather(rows)["count"].tolist() == [5, 6, 7]
     assert table.gather(more)["count"].tolist() == [0] * 20
-    table.forget(0)
-    assert len(table) == 20
-    reused, _ = table.rows_of(request(2, [0]))
+    reused, _ = table.rows_of(request(0, [0], incarnation=1))
+    assert len(table) == 21
     assert reused[0] in rows
     assert table.gather(reused)["count"].tolist() == [0]
 

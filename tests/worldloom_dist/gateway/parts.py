@@ -103,7 +103,6 @@ class Rig:
             key=KEY,
             append=self.shard.append,
             fence=self.shard.fence,
-            forget=self.decider.server.forget,
             index=index,
             incarnation=incarnation,
             **more,

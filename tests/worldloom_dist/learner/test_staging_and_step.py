@@ -20,7 +20,7 @@ from worldloom.core.protocol import (
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.windows import SampledWindows
-from worldloom_dist.cuda_graphs import CudaRecorder
+from worldloom.nn.cuda_graphs import CudaRecorder
 from worldloom_dist.learner.staging import Stager
 from worldloom_dist.learner.step import GraphStep, make_step, prepare_torch
 

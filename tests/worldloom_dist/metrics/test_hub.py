@@ -10,9 +10,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from worldloom.algorithms.dreamerv3 import spec as dreamerv3
 from worldloom.algorithms.tdmpc2 import spec as tdmpc2
 from worldloom.core.metrics import Histogram, Last, Sum
-from worldloom_dist.metric_names import METRICS, ZEROS, path_of, scalar_keys, split_key, to_markdown
+from worldloom_dist.metrics import hub as hub_module
 from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.names import (
+    METRICS,
+    ZEROS,
+    path_of,
+    scalar_keys,
+    split_key,
+    to_markdown,
+)
 
 
 def filled() -> MetricsHub:
@@ -81,7 +89,9 @@ def test_gauges_of_instances_are_combined_as_the_table_says(monkeypatch):
         )
     assert hub.snapshot()["process_resident_memory_bytes"] == 200.0
     assert hub.snapshot()["policy_version"] == 4.0, "the oldest weights in use"
-    hub.forget("actor", 1)
+    now = hub_module.time.time()
+    monkeypatch.setattr(hub_module.time, "time", lambda: now + 2 * hub_module.SUMMED_FOR_S)
+    hub.emit("actor", 0, {})
     assert hub.snapshot()["process_resident_memory_bytes"] == 100.0, (
         "a worker that is gone holds no memory"
     )
@@ -152,5 +162,5 @@ def test_the_table_follows_the_naming_rules():
 def test_the_page_of_metrics_is_current():
     page = Path(__file__).parents[3] / "docs" / "metrics.md"
     assert page.read_text() == to_markdown(), (
-        "run: python -m worldloom_dist.metric_names > docs/metrics.md"
+        "run: python -m worldloom_dist.metrics.names > docs/metrics.md"
     )

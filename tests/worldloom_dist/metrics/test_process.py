@@ -4,11 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from worldloom_dist.metrics.process import NodeMeter, ProcessMeter
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def test_memory_and_cpu_of_a_process_are_measured_with_its_children():

@@ -13,11 +13,11 @@ from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import resolve
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.budget import plan_budget
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 
 ENV = EnvSpec(
     name="x", obs={"camera": ArraySpec((32, 32, 3), "uint8")}, action={"action": ArraySpec((2,))}

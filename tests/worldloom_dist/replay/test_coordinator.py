@@ -25,7 +25,7 @@ def coordinator_with(windows, *, steps=0, limits=LIMITS, **kwargs):
 
 def split(coordinator, n):
     parts = coordinator.try_sample(SampleRequest(10, (n,)))
-    coordinator.take_back_sample(10)
+    coordinator.limiter.sampled(-10 * coordinator.window_positions)  # as if it had not been
     return {index: part.windows for index, part in parts.items()}
 
 

@@ -5,8 +5,8 @@ anything starts.
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_dist.cli import UsageError, parse
-from worldloom_dist.plan import Plan, resolve
+from worldloom_dist.run.cli import UsageError, parse
+from worldloom_dist.run.plan import Plan, resolve
 
 
 def plan_of(*words: str) -> Plan:

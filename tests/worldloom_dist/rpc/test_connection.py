@@ -4,19 +4,22 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.loop_threads import LoopThread
+from tests.waiting import wait_until
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc import connection as line_module
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
-from worldloom_dist.rpc.connection import SECRET_BYTES, Endpoint, RpcClient, RpcServer
+from worldloom_dist.rpc.connection import SECRET_BYTES, Endpoint, Listening, RpcClient, RpcServer
 
 
 def request_of(*envs: int, slot: int = 0) -> ActRequest:
@@ -33,44 +36,23 @@ def envs_of(reply: ActReply) -> list[int]:
     return reply.action["env"].tolist()
 
 
-class Server:
-    """An inference server without a policy: the action of an env is its number. Lives in a thread
-    of its own.
-    """
+class Server(LoopThread):
+    """An inference server without a policy: the action of an env is its number."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        super().__init__()
         self.asked: list[list[int]] = []
         self.holds = False
         self.held: list[tuple[ActRequest, asyncio.Future[ActReply]]] = []
-        self.door = RpcServer(self._ask, is_private=True)
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
+        self.server = RpcServer(self._ask, is_private=True)
 
     @property
     def address(self) -> Endpoint:
-        return asyncio.run_coroutine_threadsafe(self.door.address(), self.loop).result(10)
+        return self.run(self.server.address())
 
     def release(self) -> None:
         """Answer what is held, the newest question first."""
-        self.loop.call_soon_threadsafe(
-            lambda: [self._reply(*self.held.pop()) for _ in list(self.held)]
-        )
-
-    def end(self) -> None:
-        """As kill -9 would: every line breaks."""
-
-        async def break_lines() -> None:
-            if self.door._opening is not None:
-                (await self.door._opening).close()
-            for transport in [t for t in self.loop._transports.values() if not t.is_closing()]:  # type: ignore[attr-defined]
-                transport.abort()
-
-        if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(break_lines(), self.loop).result(10)
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(10)
-            self.loop.close()
+        self.soon(lambda: [self._reply(*self.held.pop()) for _ in list(self.held)])
 
     async def _ask(self, request: ActRequest) -> ActReply:
         future: asyncio.Future[ActReply] = self.loop.create_future()
@@ -89,7 +71,7 @@ class Server:
         )
 
 
-class NoRay(ActorClient):
+class NoRay(ActorClient[Inference]):
     """Says where the present server is, and acts itself when it is asked to."""
 
     def __init__(self, server: Server) -> None:
@@ -98,21 +80,20 @@ class NoRay(ActorClient):
         self.acted = 0
         self.told: Endpoint | None = None
 
-    def call(
-        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
-    ) -> Any:
-        if method == "address":
+    def within(self, **_: float | None) -> "NoRay":
+        return self
+
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        if method is Listening.address:
             return self.told or self.server.address
-        assert method == "act"
+        assert method is Inference.act
         self.acted += 1
         request: ActRequest = args[0]
         return ActReply(
             {"env": request.envs}, {}, PolicyVersion(0, 0), np.zeros(request.num_rows, bool)
         )
 
-    async def acall(
-        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
-    ) -> Any:
+    async def acall(self, method: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         return await asyncio.to_thread(self.call, method, *args)
 
 
@@ -129,12 +110,11 @@ def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() ->
     with serving() as server:
         ray = NoRay(server)
         waits: list[bool] = []
-        line = RpcClient(ray, "act", 10.0, 10.0, on_wait=waits.append)
+        line = RpcClient(ray, Inference.act, 10.0, 10.0, on_wait=waits.append)
         server.holds = True
         first = line.submit(request_of(0, 1))
         second = line.submit(request_of(2))
-        while len(server.held) < 2:
-            pass
+        wait_until(lambda: len(server.held) == 2)
         server.release()
         assert (envs_of(first()), envs_of(second())) == ([0, 1], [2])
         assert waits == [True, False, True, False]
@@ -144,13 +124,12 @@ def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() ->
 
 def test_large_observations_arrive_whole() -> None:
     with serving() as server:
-        line = RpcClient(NoRay(server), "act", 10.0, 10.0)
+        line = RpcClient(NoRay(server), Inference.act, 10.0, 10.0)
         obs = np.arange(4 * 64 * 64 * 3 * 20, dtype=np.uint8).reshape(4, -1)
         request = ActRequest(0, 0, np.arange(4), {"image": obs}, np.zeros(4, bool))
         server.holds = True
         answer = line.submit(request)
-        while not server.held:
-            pass
+        wait_until(lambda: server.held)
         np.testing.assert_array_equal(server.held[0][0].obs["image"], obs)
         server.release()
         assert envs_of(answer()) == [0, 1, 2, 3]
@@ -160,13 +139,12 @@ def test_large_observations_arrive_whole() -> None:
 def test_open_questions_of_a_dead_server_go_to_its_successor() -> None:
     with serving() as old, serving() as new:
         ray = NoRay(old)
-        line = RpcClient(ray, "act", 10.0, 10.0)
+        line = RpcClient(ray, Inference.act, 10.0, 10.0)
         assert envs_of(line.call(request_of(9))) == [9]
         old.holds = True
         first = line.submit(request_of(0))
         second = line.submit(request_of(1))
-        while len(old.held) < 2:
-            pass
+        wait_until(lambda: len(old.held) == 2)
         ray.server = new
         old.end()
         assert (envs_of(first()), envs_of(second())) == ([0], [1])
@@ -180,7 +158,7 @@ def test_ray_stands_in_when_nothing_connects() -> None:
         closed.bind(("127.0.0.1", 0))  # bound and not listening: refused
         ray = NoRay(server)
         ray.told = Endpoint("127.0.0.1", closed.getsockname()[1], b"k" * SECRET_BYTES)
-        line = RpcClient(ray, "act", 10.0, 10.0)
+        line = RpcClient(ray, Inference.act, 10.0, 10.0)
         assert [envs_of(line.call(request_of(env))) for env in (1, 2)] == [[1], [2]]
         assert ray.acted == 2
 
@@ -189,8 +167,8 @@ def test_where_ray_encrypts_everything_goes_over_ray(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_USE_TLS", "1")
     with serving() as server:
         ray = NoRay(server)
-        assert envs_of(RpcClient(ray, "act", 10.0, 10.0).call(request_of(1))) == [1]
-        assert envs_of(asyncio.run(AsyncRpcClient(ray, "act").call(request_of(2)))) == [2]
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(asyncio.run(AsyncRpcClient(ray, Inference.act).call(request_of(2)))) == [2]
         assert ray.acted == 2
         assert not server.asked
 
@@ -199,7 +177,7 @@ def test_who_does_not_know_the_key_is_not_heard() -> None:
     with serving() as server:
         ray = NoRay(server)
         ray.told = server.address._replace(key=b"k" * SECRET_BYTES)
-        assert envs_of(RpcClient(ray, "act", 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
         assert ray.acted == 1
         assert not server.asked
 
@@ -217,7 +195,7 @@ def test_server_that_does_not_know_the_key_is_not_asked() -> None:
         thread.start()
         ray = NoRay(server)
         ray.told = Endpoint("127.0.0.1", false_friend.getsockname()[1], server.address.key)
-        assert envs_of(RpcClient(ray, "act", 10.0, 10.0).call(request_of(1))) == [1]
+        assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
         assert ray.acted == 1
         thread.join(10)
 
@@ -225,7 +203,7 @@ def test_server_that_does_not_know_the_key_is_not_asked() -> None:
 def test_silent_server_is_asked_again_and_then_given_up() -> None:
     with serving() as server:
         server.holds = True
-        line = RpcClient(NoRay(server), "act", 0.02, 0.01)
+        line = RpcClient(NoRay(server), Inference.act, 0.02, 0.01)
         with pytest.raises(RoleGoneError, match="inference-0 did not answer"):
             line.call(request_of(5))
         assert server.asked[0] == [5]
@@ -240,7 +218,7 @@ def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_a
     with serving() as server:
         line = RpcClient(
             NoRay(server),
-            "act",
+            Inference.act,
             30.0,
             0.0,
             is_away=lambda: server.holds and (looks.append(len(looks) == 2) or looks[-1]),
@@ -261,15 +239,14 @@ def test_a_caller_may_look_while_no_answer_comes_and_gives_up_when_the_role_is_a
 def test_calls_of_an_event_loop_share_a_line_and_go_to_the_successor_when_it_breaks() -> None:
     async def play(old: Server, new: Server) -> None:
         ray = NoRay(old)
-        line = AsyncRpcClient(ray, "act")
+        line = AsyncRpcClient(ray, Inference.act)
         assert [
             envs_of(reply)
             for reply in await asyncio.gather(*(line.call(request_of(env)) for env in (3, 4)))
         ] == [[3], [4]]
         old.holds = True
         open_call = asyncio.ensure_future(line.call(request_of(5)))
-        while not old.held:
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(wait_until, lambda: old.held)
         ray.server = new
         await asyncio.to_thread(old.end)
         assert envs_of(await open_call) == [5]
@@ -283,7 +260,7 @@ def test_calls_of_an_event_loop_share_a_line_and_go_to_the_successor_when_it_bre
 
 def test_event_loop_calls_over_ray_when_nothing_connects() -> None:
     async def play(ray: NoRay) -> None:
-        assert envs_of(await AsyncRpcClient(ray, "act").call(request_of(7))) == [7]
+        assert envs_of(await AsyncRpcClient(ray, Inference.act).call(request_of(7))) == [7]
 
     with serving() as server:
         ray = NoRay(server)
@@ -294,7 +271,7 @@ def test_event_loop_calls_over_ray_when_nothing_connects() -> None:
 
 def test_failure_of_the_role_reaches_the_caller_with_its_reason() -> None:
     with serving() as server:
-        line = RpcClient(NoRay(server), "act", 10.0, 10.0)
+        line = RpcClient(NoRay(server), Inference.act, 10.0, 10.0)
         with pytest.raises(StateError, match="AttributeError"):
             line.call("no request")
         assert envs_of(line.call(request_of(1))) == [1]

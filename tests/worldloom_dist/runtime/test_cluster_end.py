@@ -8,7 +8,7 @@ import psutil
 import pytest
 from ray._private import worker
 
-from worldloom_dist.runtime import cluster
+from worldloom_dist.runtime import cluster, ray_internals
 
 SERVER = """
 import subprocess, sys, time
@@ -20,6 +20,8 @@ time.sleep(60)
 
 
 class Node:
+    """As Ray's ``Node``, as far as we use it."""
+
     def __init__(self, *servers: subprocess.Popen) -> None:
         self.all_processes = {"raylet": [SimpleNamespace(process=server) for server in servers]}
         self.kills: list[tuple[bool, bool]] = []
@@ -38,7 +40,7 @@ def test_servers_that_block_sigterm_are_killed_without_grace_and_what_they_start
         server.stdout.readline()
         node = Node(server)
         monkeypatch.setattr(worker, "_global_node", node)
-        family = cluster._own_processes()
+        family = ray_internals.own_servers()
         node.kill_all_processes(check_alive=False, allow_graceful=True)
         assert node.kills == [(False, False)]
         agent = psutil.Process(family[1].pid)
@@ -61,5 +63,5 @@ def test_what_does_not_die_is_named_and_not_waited_for_long(
 
 def test_a_ray_without_that_node_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_global_node", None)
-    assert cluster._own_processes() == []
+    assert ray_internals.own_servers() == []
     cluster._end([])

@@ -5,11 +5,13 @@ import dataclasses
 
 import pytest
 
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import Plan, resolve
+from worldloom_dist.interfaces import InsertQuestion
 from worldloom_dist.ports import RowCounters
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import Plan, resolve
 from worldloom_dist.runtime import coordinator_role as coordinator_module
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
+from worldloom_dist.runtime.deadlines import DEADLINES
 
 
 def plan_of(*words: str) -> Plan:
@@ -32,6 +34,11 @@ async def samples_soon(coordinator: CoordinatorRole, plan: Plan) -> bool:
     return is_admitted
 
 
+async def agent_steps(coordinator: CoordinatorRole) -> int:
+    """What it has admitted."""
+    return (await coordinator.counts())["agent_steps"]
+
+
 @pytest.mark.parametrize("lockstep", [True, False])
 def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
     plan = plan_of(*(["--barrier", "True"] if lockstep else []))
@@ -40,7 +47,9 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 10)
         assert (
-            await coordinator.admit_inserts(0, "first", 1, [plan.spec.prefill_agent_steps + 64])
+            await coordinator.admit(
+                InsertQuestion(0, "first", 1, [plan.spec.prefill_agent_steps + 64])
+            )
             == 1
         )
         assert await samples_soon(coordinator, plan) != lockstep, (
@@ -48,14 +57,15 @@ def test_in_lock_step_samples_wait_until_what_was_admitted_is_stored(lockstep):
         )
         await coordinator.stored(0)
         assert await samples_soon(coordinator, plan)
-        assert await coordinator.admit_inserts(0, "first", 2, [0]) == 1, (
+        assert await coordinator.admit(InsertQuestion(0, "first", 2, [0])) == 1, (
             "rows of a reset alone, which change what is drawn too"
         )
         assert await samples_soon(coordinator, plan) != lockstep
         # the shard died with it, and its successor has what it has
-        await coordinator.join(0, RowCounters(), 10)
+        found = RowCounters(agent_steps=plan.spec.prefill_agent_steps + 1000)
+        await coordinator.join(0, found, 10)
         await coordinator.stored(0)
-        assert not any(coordinator._storing.values())
+        assert await samples_soon(coordinator, plan)
 
     asyncio.run(story())
 
@@ -67,21 +77,17 @@ def test_of_the_chunks_that_wait_as_many_are_admitted_as_the_ratio_allows():
     async def story() -> None:
         coordinator = CoordinatorRole(plan, pretraining)
         await coordinator.join(0, RowCounters(agent_steps=plan.spec.prefill_agent_steps), 10)
-        limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        permitted = await coordinator.admit_inserts(0, "session", 1, chunks)
+        permitted = await coordinator.admit(InsertQuestion(0, "session", 1, chunks))
         assert 0 < permitted < 1000
-        assert limiter.agent_steps == plan.spec.prefill_agent_steps + 16 * permitted
-        assert not limiter.may_insert(16)
-        waiting = asyncio.ensure_future(coordinator.admit_inserts(0, "session", 2, chunks))
+        assert await agent_steps(coordinator) == plan.spec.prefill_agent_steps + 16 * permitted
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 2, chunks)))
         await asyncio.sleep(0)
         assert not waiting.done()
-        while limiter.may_sample(plan.spec.sampling.trained_positions):
-            assert await coordinator.admit_samples(
-                "learner-0", "session", plan.spec.sampling.batch_size, [(0, 0, 0)]
-            )
+        while not waiting.done():
+            assert await samples_soon(coordinator, plan)
         assert 0 < await waiting < 1000, "training made room, and who waited was woken"
-        waiting = asyncio.ensure_future(coordinator.admit_inserts(0, "session", 3, chunks))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 3, chunks)))
         await asyncio.sleep(0)
         await coordinator.drain()
         assert await waiting == 1000, "when the run ends everything goes in"
@@ -95,14 +101,15 @@ def test_a_question_that_is_asked_again_is_permitted_once():
     async def story() -> None:
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 10)
-        limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        permitted = await coordinator.admit_inserts(0, "session", 1, chunks)
-        assert limiter.agent_steps == 16 * permitted > 0
-        assert await coordinator.admit_inserts(0, "session", 1, chunks) == permitted
-        assert limiter.agent_steps == 16 * permitted, "its answer was lost, its permit was not"
+        permitted = await coordinator.admit(InsertQuestion(0, "session", 1, chunks))
+        assert await agent_steps(coordinator) == 16 * permitted > 0
+        assert await coordinator.admit(InsertQuestion(0, "session", 1, chunks)) == permitted
+        assert await agent_steps(coordinator) == 16 * permitted, (
+            "its answer was lost, its permit was not"
+        )
         first, again = (
-            asyncio.ensure_future(coordinator.admit_inserts(0, "session", 2, chunks))
+            asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 2, chunks)))
             for _ in range(2)
         )
         await asyncio.sleep(0)
@@ -110,14 +117,14 @@ def test_a_question_that_is_asked_again_is_permitted_once():
         assert not again.done()
         await coordinator.drain()
         assert await first == await again == 1000, "one that waited while it was asked again"
-        assert limiter.agent_steps == 16 * (permitted + 1000)
-        assert await coordinator.admit_inserts(0, "session", 1, [16]) == 0, (
+        assert await agent_steps(coordinator) == 16 * (permitted + 1000)
+        assert await coordinator.admit(InsertQuestion(0, "session", 1, [16])) == 0, (
             "no one waits for an answer to an earlier one"
         )
-        assert await coordinator.admit_inserts(0, "next", 1, [16]) == 1, (
+        assert await coordinator.admit(InsertQuestion(0, "next", 1, [16])) == 1, (
             "a shard that was started again counts from 0"
         )
-        assert limiter.agent_steps == 16 * (permitted + 1001)
+        assert await agent_steps(coordinator) == 16 * (permitted + 1001)
 
     asyncio.run(story())
 
@@ -128,17 +135,16 @@ def test_what_a_dead_shard_still_waits_for_is_not_permitted_when_its_successor_j
     async def story() -> None:
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 10, "dead")
-        limiter = coordinator._coordinator.limiter
         chunks = [16] * 1000
-        assert await coordinator.admit_inserts(0, "dead", 1, chunks) > 0
-        open_still = asyncio.ensure_future(coordinator.admit_inserts(0, "dead", 2, chunks))
+        assert await coordinator.admit(InsertQuestion(0, "dead", 1, chunks)) > 0
+        open_still = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "dead", 2, chunks)))
         await asyncio.sleep(0)
         assert not open_still.done()
         await coordinator.shard_down(0)
         # it makes room: what was permitted is not all stored
         await coordinator.join(0, RowCounters(agent_steps=32), 10, "successor")
         assert await open_still == 0
-        assert limiter.agent_steps == 32
+        assert await agent_steps(coordinator) == 32
 
     asyncio.run(story())
 
@@ -150,7 +156,7 @@ def test_a_run_that_ends_while_shards_are_missing_lets_in_what_is_open_once_all_
         coordinator = CoordinatorRole(plan, 0)
         await coordinator.join(0, RowCounters(), 0)
         await coordinator.drain()
-        waiting = asyncio.ensure_future(coordinator.admit_inserts(0, "session", 1, [16]))
+        waiting = asyncio.ensure_future(coordinator.admit(InsertQuestion(0, "session", 1, [16])))
         await asyncio.sleep(0)
         assert not waiting.done()
         await coordinator.join(1, RowCounters(), 0)
@@ -171,11 +177,11 @@ def test_a_silent_shard_is_left_out_until_it_is_heard_and_keeps_its_permits(lock
         counters = RowCounters()
         for shard in range(2):
             await coordinator.join(shard, counters, 10)
-        assert await coordinator.admit_inserts(1, "session", 1, [16]) == 1
-        clock[0] += coordinator_module.SILENT_S / 2
+        assert await coordinator.admit(InsertQuestion(1, "session", 1, [16])) == 1
+        clock[0] += DEADLINES.shard_silent_s / 2
         await coordinator.report(0, counters, 10)
         assert await coordinator.is_live(1)
-        clock[0] += coordinator_module.DEAF_S
+        clock[0] += DEADLINES.deaf_s
         await coordinator.report(0, counters, 10)
         clock[0] += 0.1
         await coordinator.report(0, counters, 10)

@@ -5,7 +5,7 @@ last. Ray and roles are fakes.
 import json
 import logging
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,18 +13,19 @@ import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from worldloom.core.exceptions import TrainingError
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import resolve
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.report import Report
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.loop import Run
-from worldloom_dist.run_folder import RunFolder
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.report import Report
+from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.runtime import driver as module
 from worldloom_dist.runtime import shutdown as ending_module
 from worldloom_dist.runtime import worker_pool as fleet_module
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.driver import RayRuntime
 from worldloom_dist.runtime.supervisor import Role
-from worldloom_dist.stopping import StopFlag
 
 PLAN = resolve(
     parse(
@@ -130,12 +131,12 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(ending_module, "ray", fake_ray)
     monkeypatch.setattr(module, "Reporter", lambda *_: SimpleNamespace(emit=lambda *_: None))
     monkeypatch.setattr(module, "store_used", lambda: 0.0)
-    monkeypatch.setattr(ending_module, "COME_BACK_S", 0.2)
+    monkeypatch.setattr(ending_module, "DEADLINES", replace(DEADLINES, come_back_s=0.2))
     monkeypatch.setattr(module, "Placement", lambda *_: SimpleNamespace(options=dict))
     monkeypatch.setattr(
         module,
-        "ActorClient",
-        lambda _: SimpleNamespace(call=lambda *_, **__: None, notify=lambda *_: None),
+        "coordinator_client",
+        lambda: SimpleNamespace(call=lambda *_, **__: None, notify=lambda *_: None),
     )
     monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")

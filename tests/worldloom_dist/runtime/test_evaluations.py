@@ -11,16 +11,17 @@ from ray.exceptions import RayError
 
 from tests.worldloom_dist.runtime.test_driver_end import Actor, FakeSupervisor, Reply, get
 from worldloom_dist.actors.videos import VideoReport
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import resolve
-from worldloom_dist.report import Counts
+from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.cli import parse
 from worldloom_dist.run.evaluations import Evaluations
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.report import Counts
+from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.runtime import policy_roles
 from worldloom_dist.runtime import remote_evaluator as module
 from worldloom_dist.runtime.policy_roles import EvaluatorRole
 from worldloom_dist.runtime.remote_evaluator import RemoteEvaluator
-from worldloom_dist.stopping import StopFlag
 
 PLAN = resolve(
     parse(["--preset", "debug", "--runtime", "ray", "--eval-every", "100", "--eval-videos", "1"])
@@ -166,7 +167,8 @@ def test_run_without_an_evaluator_does_not_wait_for_one(play):
 def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
     tmp_path, monkeypatch, coordinator, is_last, label
 ):
-    def call(*_: Any, **__: Any) -> Any:
+    def call(method: Any) -> Any:
+        assert method is Coordinator.counts
         if coordinator is None:
             raise RoleGoneError("coordinator-0 did not answer")
         return coordinator
@@ -176,7 +178,9 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
     monkeypatch.setattr(
         policy_roles, "RemoteWeights", lambda **_: SimpleNamespace(fetch=lambda: None)
     )
-    monkeypatch.setattr(policy_roles, "ActorClient", lambda _: SimpleNamespace(call=call))
+    client = SimpleNamespace(call=call)
+    client.within = lambda **_: client
+    monkeypatch.setattr(policy_roles, "coordinator_client", lambda: client)
     written = []
 
     def save(videos, folder, name, problems):

@@ -12,11 +12,11 @@ import pytest
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
 from worldloom.data.codec import make_chunk
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import resolve
+from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.rpc.actor_client import RoleGoneError
-from worldloom_dist.run.intervals import Throttle
-from worldloom_dist.runtime.admission import Admission
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.runtime import shard_role
 from worldloom_dist.runtime.shard_role import ShardRole
 
 PLAN = resolve(
@@ -35,11 +35,14 @@ PLAN = resolve(
 )
 
 
-class LedgerFake:
+class CoordinatorFake:
     """Keeps what it is told, in order."""
 
     def __init__(self):
         self.told = []
+
+    def within(self, **_):
+        return self
 
     def notify(self, method, *arguments):
         self.told.append((method, arguments))
@@ -53,22 +56,29 @@ class LedgerFake:
         return next(
             arguments[1].agent_steps
             for method, arguments in reversed(self.told)
-            if method == "report"
+            if method is Coordinator.report
         )
 
 
 @pytest.fixture
-def role(tmp_path):
-    """A shard that has joined a coordinator that admits everything."""
+def coordinator(monkeypatch):
+    """It admits everything."""
 
-    async def permit(number, chunks):
-        return len(chunks)
+    async def permit(question):
+        return len(question.chunks)
 
+    fake = CoordinatorFake()
+    monkeypatch.setattr(shard_role, "coordinator_client", lambda: fake)
+    monkeypatch.setattr(shard_role, "AsyncRpcClient", lambda *_: SimpleNamespace(call=permit))
+    monkeypatch.setattr(shard_role, "Reporter", lambda *_: SimpleNamespace(emit=lambda *_: None))
+    monkeypatch.setattr(shard_role, "REPORT_AT_MOST_EVERY_S", 60.0)
+    return fake
+
+
+@pytest.fixture
+def role(tmp_path, coordinator):
+    """A shard that has joined the coordinator."""
     role = ShardRole(PLAN, 0, tmp_path)
-    role._coordinator = LedgerFake()
-    role._admission = Admission(permit)
-    role._reports = Throttle(role._report, 60.0)
-    role._reporter = SimpleNamespace(emit=lambda *_: None)
     role._joined.set()
     return role
 
@@ -80,19 +90,19 @@ def chunk(seq: int, rows: int = 8) -> Chunk:
     return make_chunk(StreamId(0, 0, 0), seq, NO_POLICY, columns)
 
 
-def test_the_last_word_comes_at_once_though_regular_reports_are_spaced(role):
+def test_the_last_word_comes_at_once_though_regular_reports_are_spaced(role, coordinator):
     async def story():
         await role.append(chunk(0))
         await role.append(chunk(1))
-        assert role._coordinator.agent_steps == 8, "the second report is due in a moment"
+        assert coordinator.agent_steps == 8, "the second report is due in a moment"
         await role.finalize()
-        assert role._coordinator.agent_steps == 16
+        assert coordinator.agent_steps == 16
 
     asyncio.run(story())
 
 
 def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_it(
-    role, monkeypatch
+    role, coordinator, monkeypatch
 ):
     may_store = threading.Event()
     begun = asyncio.Event()
@@ -116,8 +126,8 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
         may_store.set()
         counters = await finalizing
         assert await storing
-        assert role._coordinator.agent_steps == counters.agent_steps == 8
-        assert ("give_back", (0, 8)) in role._coordinator.told, (
+        assert coordinator.agent_steps == counters.agent_steps == 8
+        assert (Coordinator.give_back, (0, 8)) in coordinator.told, (
             "what was permitted to the chunk that was refused"
         )
 
@@ -125,7 +135,7 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
     assert role._shard.row_counters().inserted == 8
 
 
-def test_a_shard_that_has_not_joined_yet_has_no_last_word(role):
+def test_a_shard_that_has_not_joined_yet_has_no_last_word(role, coordinator):
     role._joined.clear()
 
     async def story():
@@ -138,13 +148,15 @@ def test_a_shard_that_has_not_joined_yet_has_no_last_word(role):
     asyncio.run(story())
 
 
-def test_a_last_word_reaches_the_caller_also_when_the_coordinator_is_gone(role, monkeypatch):
+def test_a_last_word_reaches_the_caller_also_when_the_coordinator_is_gone(
+    role, coordinator, monkeypatch
+):
     async def gone(*_, **__):
         raise RoleGoneError("coordinator-0 did not answer")
 
     async def story():
         await role.append(chunk(0))
-        monkeypatch.setattr(role._coordinator, "acall", gone)
+        monkeypatch.setattr(coordinator, "acall", gone)
         assert (await role.finalize()).agent_steps == 8
 
     asyncio.run(story())

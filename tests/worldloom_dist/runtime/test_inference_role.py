@@ -8,8 +8,8 @@ import pytest
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom_dist.actors import batching
 from worldloom_dist.actors.acting import ActReply, ActRequest
-from worldloom_dist.plan import resolve
-from worldloom_dist.presets import PRESETS
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS
 from worldloom_dist.runtime.policy_roles import InferenceRole, batch_sizes
 
 

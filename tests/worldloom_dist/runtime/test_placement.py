@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_dist.config import LearnerConfig, PlacementConfig, ReplayConfig, RunConfig
+from worldloom_dist.run.config import LearnerConfig, PlacementConfig, ReplayConfig, RunConfig
 from worldloom_dist.runtime.placement import Node, Placement
 
 NAMES = {

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from worldloom.data.windows import EncodedWindows, SampledWindows
-from worldloom_dist.cli import parse
-from worldloom_dist.plan import resolve
+from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.plan import resolve
 from worldloom_dist.runtime import prefetcher as feed_module
 from worldloom_dist.runtime.prefetcher import (
     MOST_AT_ONCE,
@@ -42,29 +43,34 @@ class Roles:
         self.rounds: list[list[tuple[int, ...]]] = []
         self.down: list[int] = []
         self.asked = threading.Semaphore(0)
-        monkeypatch.setattr(feed_module, "ActorClient", self._remote)
+        monkeypatch.setattr(feed_module, "shard_client", self._shard)
+        monkeypatch.setattr(feed_module, "coordinator_client", self._coordinator)
         monkeypatch.setattr(feed_module, "ShardClient", self._reader)
 
     def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         live = [index for index in (0, 1) if index not in self.broken]
         return {index: SampleRequest(windows // len(live), (*seed, index + 1)) for index in live}
 
-    def _remote(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=name, call=self._call, forget=lambda: None, notify=self._told)
+    def _shard(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(index=index, forget=lambda: None)
+
+    def _coordinator(self) -> SimpleNamespace:
+        coordinator = SimpleNamespace(call=self._call, notify=self._told)
+        coordinator.within = lambda **_: coordinator
+        return coordinator
 
     def _reader(self, shard: SimpleNamespace, _: object) -> SimpleNamespace:
-        index = int(shard.name.rpartition("-")[2])
         return SimpleNamespace(
-            submit=lambda requests: lambda: self._give(index, requests),
+            submit=lambda requests: lambda: self._give(shard.index, requests),
             answered_bytes=self.answered_bytes,
         )
 
-    def _call(self, method, *args, **_):
-        if method == "shard_down":
+    def _call(self, method, *args):
+        if method is Coordinator.shard_down:
             self.down.append(args[0])
-        if method == "split":
+        if method is Coordinator.split:
             return self.split(*args)
-        if method != "admit_samples":
+        if method is not Coordinator.admit_samples:
             return None
         _, _, windows, seeds = args
         self.rounds.append(seeds)
@@ -72,7 +78,7 @@ class Roles:
         return [{i: SampleRequest(windows // 2, (*seed, i + 1)) for i in (0, 1)} for seed in seeds]
 
     def _told(self, method, *args):
-        assert (method, args[0]) == ("dismiss", "learner-0"), "the prefetcher ends"
+        assert (method, args[0]) == (Coordinator.dismiss, "learner-0"), "the prefetcher ends"
 
     def _give(self, index, requests):
         fault = self.broken.get(index, itertools.repeat(True))

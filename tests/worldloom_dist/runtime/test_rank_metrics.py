@@ -11,8 +11,8 @@ from worldloom.core.metrics import Last, Sum
 from worldloom.data.windows import SampledWindows
 from worldloom_dist.learner.learner import Learner
 from worldloom_dist.learner.weight_store import WeightStore
-from worldloom_dist.metric_names import METRICS, split_key
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.names import METRICS, split_key
 from worldloom_dist.runtime.learner_roles import of_another_rank
 
 

@@ -2,6 +2,7 @@
 the shards are fakes.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from worldloom.data.windows import EncodedWindows, SampledWindows
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime import shard_client as module
+from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.shard_client import LARGE_BYTES, ShardClient, ask_all
 
 
@@ -72,7 +74,7 @@ def test_a_shard_that_is_gone_is_said_to_be_gone_and_looked_up_again(monkeypatch
     reader.submit([SampleRequest(1, (0,))])()
     shard.has_name = lost_by != "name"
     shard.error = GetTimeoutError("silent")
-    monkeypatch.setattr(module, "SAMPLE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(module, "DEADLINES", replace(DEADLINES, sample_s=0.0))
     with pytest.raises(RoleGoneError, match="shard-0"):
         reader.submit([SampleRequest(1, (0,))])()
     assert shard.forgotten == (lost_by == "silence")

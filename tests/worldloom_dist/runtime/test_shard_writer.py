@@ -5,18 +5,20 @@ answers at once.
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.loop_threads import LoopThread
+from tests.waiting import wait_until
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, StreamId
+from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.rpc.actor_client import RoleGoneError
-from worldloom_dist.rpc.connection import Endpoint, RpcServer
-from worldloom_dist.runtime import shard_client
+from worldloom_dist.rpc.connection import Endpoint, Listening, RpcServer
+from worldloom_dist.runtime import shard_client as module
 from worldloom_dist.runtime.shard_client import ShardWriter
 
 Name = tuple[int, int]
@@ -27,46 +29,21 @@ def chunk(env: int, seq: int) -> Chunk:
     return Chunk(StreamId(0, 0, env), seq, NO_POLICY, 1, 1, b"rows")
 
 
-class Shard:
-    """Acknowledges chunks, or holds them until it is released; lives in a thread of its own."""
+class Shard(LoopThread):
+    """Acknowledges chunks, or holds them until it is released."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.arrived: list[Name] = []
-        self._loop = asyncio.new_event_loop()
         self._released = asyncio.Event()
-        self._door = RpcServer(self._append, is_private=True)
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
+        self._server = RpcServer(self._append, is_private=True)
 
     @property
     def address(self) -> Endpoint:
-        return asyncio.run_coroutine_threadsafe(self._door.address(), self._loop).result(10)
+        return self.run(self._server.address())
 
     def release(self) -> None:
-        self._loop.call_soon_threadsafe(self._released.set)
-
-    def await_chunks(self, count: int) -> None:
-        give_up = time.monotonic() + 10
-        while len(self.arrived) < count:
-            assert time.monotonic() < give_up
-            time.sleep(0.001)
-
-    def end(self) -> None:
-        """As kill -9 would: every line breaks."""
-
-        async def break_lines() -> None:
-            if self._door._opening is not None:
-                (await self._door._opening).close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-            for transport in [t for t in self._loop._transports.values() if not t.is_closing()]:  # type: ignore[attr-defined]
-                transport.abort()
-
-        if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(break_lines(), self._loop).result(10)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(10)
-            self._loop.close()
+        self.soon(self._released.set)
 
     async def _append(self, chunk: Chunk) -> bool:
         self.arrived.append((chunk.stream.env, chunk.seq))
@@ -83,15 +60,16 @@ class NoRay:
         self.shard: Shard | None = None
         self.asked: list[str] = []
 
-    def call(
-        self, method: str, *args: Any, timeout_s: float | None = 30.0, patience_s: float = 60.0
-    ) -> Any:
-        self.asked.append(method)
-        if method == "updates_due":
+    def within(self, **_: float | None) -> "NoRay":
+        return self
+
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        self.asked.append(method.__name__)
+        if method is Coordinator.updates_due:
             return 0
         if self.shard is None:
             raise RoleGoneError(f"{self.name} did not answer")
-        assert method == "address"
+        assert method is Listening.address
         return self.shard.address
 
 
@@ -108,7 +86,8 @@ def shards(count: int) -> Iterator[list[Shard]]:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> NoRay:
     fake = NoRay()
-    monkeypatch.setattr(shard_client, "ActorClient", lambda name: fake)
+    monkeypatch.setattr(module, "shard_client", lambda index: fake)
+    monkeypatch.setattr(module, "coordinator_client", lambda: fake)
     return fake
 
 
@@ -127,7 +106,7 @@ def test_chunk_is_sent_at_once_and_only_the_answer_is_waited_for(ray: NoRay) -> 
         ray.shard = shard
         writer, _ = make()
         waits = [writer.append(chunk(env, 0)) for env in (0, 1)]
-        shard.await_chunks(2)
+        wait_until(lambda: len(shard.arrived) == 2)
         assert shard.arrived == [(0, 0), (1, 0)]
         assert not writer.is_waiting
         began = writer.waited_until
@@ -137,8 +116,7 @@ def test_chunk_is_sent_at_once_and_only_the_answer_is_waited_for(ray: NoRay) -> 
         assert second is not None
         thread = threading.Thread(target=lambda: (second(), first()))
         thread.start()
-        while not writer.is_waiting:
-            time.sleep(0.001)
+        wait_until(lambda: writer.is_waiting)
         seen.append(thread.is_alive())
         shard.release()
         thread.join(10)
@@ -146,7 +124,7 @@ def test_chunk_is_sent_at_once_and_only_the_answer_is_waited_for(ray: NoRay) -> 
         assert not writer.is_waiting
         assert writer.waited_until > began
         assert shard.arrived == [(0, 0), (1, 0)], "nothing is sent twice"
-        writer._line.close()
+        writer.close()
 
 
 def test_chunks_on_their_way_to_a_shard_that_dies_go_to_its_successor(ray: NoRay) -> None:
@@ -154,7 +132,7 @@ def test_chunks_on_their_way_to_a_shard_that_dies_go_to_its_successor(ray: NoRay
         ray.shard = old
         writer, _ = make()
         waits = [writer.append(chunk(env, 0)) for env in (0, 1)]
-        old.await_chunks(2)
+        wait_until(lambda: len(old.arrived) == 2)
         ray.shard = new
         old.end()
         new.release()
@@ -162,7 +140,7 @@ def test_chunks_on_their_way_to_a_shard_that_dies_go_to_its_successor(ray: NoRay
             assert wait is not None
             wait()
         assert new.arrived == [(0, 0), (1, 0)]
-        writer._line.close()
+        writer.close()
 
 
 def test_shard_that_is_away_costs_the_worker_no_wait_before_the_next_chunk(ray: NoRay) -> None:
@@ -174,7 +152,7 @@ def test_shard_that_is_away_costs_the_worker_no_wait_before_the_next_chunk(ray: 
         shard.release()
         wait()
         assert shard.arrived == [(0, 0)]
-        writer._line.close()
+        writer.close()
 
 
 def test_worker_that_stops_while_its_shard_is_away_names_the_chunk(ray: NoRay) -> None:
@@ -197,4 +175,4 @@ def test_lock_step_waits_for_every_chunk_and_asks_what_it_makes_due(ray: NoRay) 
         assert writer.append(chunk(0, 0)) is None
         assert shard.arrived == [(0, 0)]
         assert ray.asked == ["address", "updates_due"]
-        writer._line.close()
+        writer.close()

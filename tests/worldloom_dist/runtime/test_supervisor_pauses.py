@@ -3,12 +3,12 @@ import time
 
 import pytest
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from worldloom.core.exceptions import EnvFailureError
 from worldloom_dist.runtime.supervisor import (
-    FIRST_PAUSE_S,
     MAX_QUICK_ENV_LOSSES,
+    PAUSES,
     STEADY_S,
     Role,
     Supervisor,
@@ -31,7 +31,7 @@ def test_role_that_worked_comes_back_at_once_and_one_that_dies_at_once_waits_lon
     for _ in range(3):
         assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
     quick = [pause_after_death(supervisor, role, lived) for lived in (None, 0.1, None)]
-    assert quick == pytest.approx([FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S], abs=0.2)
+    assert quick == pytest.approx([factor * PAUSES.first_s for factor in (1, 2, 4)], abs=0.2)
     assert pause_after_death(supervisor, role, 2 * STEADY_S) <= 0
     assert role.incarnation == supervisor.restarts["worker"] == 7
 
@@ -59,3 +59,14 @@ def test_role_that_loses_its_envs_again_and_again_is_given_up_soon_without_trace
         other.ready_at = time.monotonic() - 2 * STEADY_S
         supervisor._ended(other)
     assert not other.is_given_up, "it works for a while, so max_restarts counts alone"
+
+
+def test_an_error_of_ray_without_a_text_is_a_death_like_any_other(monkeypatch) -> None:
+    def get(_):
+        raise RayError
+
+    monkeypatch.setattr(ray, "get", get)
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = role_of()
+    supervisor._ended(role)
+    assert role.last_failure == "it was lost (RayError)"

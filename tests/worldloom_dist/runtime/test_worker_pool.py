@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 
 from worldloom.core.exceptions import TrainingError
-from worldloom_dist.plan import resolve
-from worldloom_dist.presets import PRESETS
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS
 from worldloom_dist.runtime import worker_pool as fleet_module
 from worldloom_dist.runtime.supervisor import Role
 from worldloom_dist.runtime.worker_pool import WorkerPool, wanted_workers

@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import AddRenderObservation
 
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError, nearest
-from worldloom.envs.building import first_line, foreign_code
+from worldloom.envs.building import foreign_code
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.wrappers import RawEnv

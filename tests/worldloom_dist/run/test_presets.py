@@ -1,0 +1,152 @@
+"""The published presets are the published runs, setting by setting, and what a user changes of a
+preset is said.
+"""
+
+import dataclasses
+import logging
+
+import pytest
+
+from worldloom_dist.launch import announce
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS, preset_changes
+
+OFFICIAL = {
+    "batch_size": 16,
+    "batch_length": 64,
+    "replay_context": 1,
+    "report_length": 32,
+    "imagine_length": 15,
+    "horizon": 333,
+    "learn_discount": True,
+    "lam": 0.95,
+    "entropy_scale": 3e-4,
+    "slow_scale": 1.0,
+    "slow_rate": 0.02,
+    "slow_target": False,
+    "return_rate": 0.01,
+    "return_limit": 1.0,
+    "return_low": 0.05,
+    "return_high": 0.95,
+    "free_nats": 1.0,
+    "scale_obs": 1.0,
+    "scale_rew": 1.0,
+    "scale_con": 1.0,
+    "scale_dyn": 1.0,
+    "scale_rep": 0.1,
+    "scale_policy": 1.0,
+    "scale_value": 1.0,
+    "scale_repval": 0.3,
+    "lr": 4e-5,
+    "warmup": 1000,
+    "agc": 0.3,
+    "pmin": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-20,
+    "weight_decay": 0.0,
+    "unimix": 0.01,
+    "bins": 255,
+    "stoch": 32,
+    "blocks": 8,
+    "space_blocks": 8,
+    "actor_layers": 3,
+    "critic_layers": 3,
+    "precision": "auto",
+}
+"""Settings of the official code that all its runs share; its precision is bfloat16, as ``auto`` is
+on CUDA.
+"""
+SIZES = {
+    "size1m": {"deter": 512, "hidden": 64, "classes": 4, "depth": 4, "units": 64},
+    "size200m": {"deter": 8192, "hidden": 1024, "classes": 64, "depth": 64, "units": 1024},
+}
+RUNS = {
+    "dmc-proprio": {
+        "size": "size1m",
+        "ratio": 1024.0,
+        "agent_steps": 1_100_000,
+        "envs": 16,
+        "repeat": 1,
+    },
+    "atari100k": {
+        "size": "size200m",
+        "ratio": 256.0,
+        "agent_steps": 110_000,
+        "envs": 1,
+        "repeat": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("preset", RUNS)
+def test_published_presets_train_with_every_official_setting(preset):
+    plan = resolve(parse(["--preset", preset]))
+    run = RUNS[preset]
+    found = dataclasses.asdict(plan.agent)
+    # the ratio of the run is the plan's, below
+    own = {"name": f"dreamerv3:{run['size']}", "train_ratio": 32.0}
+    assert found == OFFICIAL | SIZES[run["size"]] | own
+    assert plan.spec.train_ratio == plan.limits.train_ratio == run["ratio"]
+    assert plan.target_agent_steps == run["agent_steps"]
+    assert (plan.config.num_envs, plan.env_spec.action_repeat) == (run["envs"], run["repeat"])
+    assert plan.spec.prefill_agent_steps == 1024 + 64
+    assert not plan.spec.random_prefill
+    assert not plan.config.agent_overrides
+    assert plan.config.replay.capacity_steps > run["agent_steps"], (
+        "no row is evicted that the published buffer would keep"
+    )
+    assert plan.config.learner.weights_dtype == "float32"
+
+
+def test_atari100k_sees_and_acts_as_published():
+    env = resolve(parse(["--preset", "atari100k"])).env
+    assert (env.image_size, env.grayscale, env.frame_stack, env.noops, env.time_limit) == (
+        64,
+        False,
+        1,
+        30,
+        27_000,
+    )
+    assert (env.sticky, env.full_actions, env.action_repeat) == (0.0, False, 4)
+
+
+def test_dmc_proprio_sees_numbers_only():
+    plan = resolve(parse(["--preset", "dmc-proprio"]))
+    assert {name: spec.shape for name, spec in plan.env_spec.obs.items()} == {
+        "height": (),
+        "orientations": (14,),
+        "velocity": (9,),
+    }
+    assert plan.env_spec.episode_limit == 1000
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_as_it_is_has_no_changes(preset, tmp_path):
+    assert preset_changes(parse(["--preset", preset, "--run-dir", str(tmp_path)])) == []
+
+
+def test_every_change_of_a_preset_is_said(caplog, tmp_path):
+    words = (
+        "--preset dmc-proprio --env dmc:reacher-easy --agent.lr 1e-4 --train-ratio 512 "
+        "--replay.shards 1 --env.time-limit 500"
+    )
+    plan = resolve(parse(words.split()))
+    assert preset_changes(plan.config) == [
+        "env dmc:walker-walk -> dmc:reacher-easy",
+        "env.time_limit default -> 500",
+        "train_ratio 1024.0 -> 512.0",
+        "replay.shards 2 -> 1",
+        "agent.lr default -> 0.0001",
+    ]
+    with caplog.at_level(logging.INFO):
+        announce(plan, RunFolder(tmp_path), 0, is_resumed=False)
+    assert "dmc-proprio, changed: env dmc:walker-walk -> dmc:reacher-easy; " in caplog.text
+
+
+def test_a_plan_knows_the_env_steps_that_pay_for_so_many_trained_positions():
+    plan = resolve(parse(["--preset", "atari100k"]))
+    assert plan.env_steps_at(0) == 1088 * 4
+    assert plan.env_steps_at(256 * 100) == (1088 + 100) * 4

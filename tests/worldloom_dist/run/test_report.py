@@ -1,0 +1,244 @@
+"""What a run says of itself: the numbers of the summary, of the line, and of the folder."""
+
+import json
+
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.ports import RowCounters
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.presets import PRESETS
+from worldloom_dist.run.report import Counts, Report
+
+
+@pytest.fixture
+def plan():
+    return resolve(parse(["--preset", "debug", "--env-steps", "1000", "--env.action-repeat", "2"]))
+
+
+def counts(agent_steps=300, **more) -> Counts:
+    counters = RowCounters(
+        inserted=agent_steps + 9, stored=agent_steps, evicted=9, agent_steps=agent_steps
+    )
+    owed = 12 * (agent_steps - 100) + 100 * 48
+    return Counts(
+        **{
+            "counters": counters,
+            "positions": owed,
+            "train_steps": owed // 48,
+            "policy_version": "1.7",
+            **more,
+        }
+    )
+
+
+def test_the_ratio_leaves_out_the_prefill_and_its_pretraining(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.update(counts(), {})
+    assert report.train_ratio_actual == pytest.approx(12.0)
+    assert report.env_steps == 600
+    assert "updates/step 0.25 (target 0.25)" in report.line()
+    assert "env_steps 600/1,000" in report.line()
+
+
+def test_phases_are_named_before_anything_binds(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.update(counts(40, train_steps=0, positions=0), {})
+    assert "prefill 40/100" in report.line()
+    report.update(counts(100, train_steps=20), {})
+    assert "pretraining 20/100" in report.line()
+
+
+def test_a_resumed_run_counts_on(plan, tmp_path):
+    earlier = {
+        "wall_time_s": 50.0,
+        "episodes": 7,
+        "restarts": {"worker": 2},
+        "rows": {"lost_open": 3},
+    }
+    earlier["eval"] = {"return_mean": 1.0}
+    report = Report(plan, RunFolder(tmp_path), earlier)
+    snapshot = {
+        "episodes_total{reason=truncated}": 4.0,
+        "episodes_total{reason=error}": 1.0,
+        "policy_lag_updates:p99": 5.0,
+    }
+    report.update(counts(restarts={"worker": 1, "hub": 1}, lost_open=2), snapshot)
+    summary = report.summary("running")
+    assert summary["episodes"] == 12
+    assert summary["restarts"] == {
+        "env": 0,
+        "worker": 3,
+        "inference": 0,
+        "shard": 0,
+        "learner": 0,
+        "hub": 1,
+    }
+    assert summary["rows"]["lost_open"] == 5
+    assert summary["wall_time_s"] > 50
+    assert summary["eval"] == {"return_mean": 1.0}
+    assert summary["staleness"]["p99"] == 5.0
+    counters = summary["rows"]
+    assert counters["inserted"] == counters["stored"] + counters["evicted"] + counters["lost_acked"]
+
+
+def test_episodes_are_not_forgotten_when_the_hub_is_restarted(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    for episodes in (5.0, 9.0, 2.0, 4.0):
+        report.update(counts(), {"episodes_total{reason=truncated}": episodes})
+    assert report.summary("running")["episodes"] == 13
+
+
+def test_who_waits_names_the_bottleneck(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.update(counts(blocked_s={"insert": 90.0, "sample": 1.0}), {})
+    assert report.bottleneck() == "learner-bound"
+    report.update(counts(blocked_s={"insert": 1.0, "sample": 90.0}), {})
+    assert report.bottleneck() == "env-bound"
+
+
+def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    first = folder.open(plan.config, plan.env_spec.to_dict(), {})
+    assert folder.open(plan.config, plan.env_spec.to_dict(), {}) == first
+    assert len((folder.path / "command.txt").read_text().splitlines()) == 1, (
+        "of a run that goes on nothing is changed"
+    )
+    assert folder.describe(plan.config, plan.env_spec.to_dict(), {}) == first
+    assert [folder.next_incarnation("learner") for _ in range(3)] == [1, 2, 3]
+    assert folder.next_incarnation("driver") == 1
+    folder.write_summary({"a": 1})
+    assert json.loads(folder.summary_path.read_text()) == {"a": 1}
+    assert {"config.json", "command.txt", "versions.txt", "summary.json"} <= {
+        p.name for p in folder.path.iterdir()
+    }
+    assert len((folder.path / "command.txt").read_text().splitlines()) == 2
+
+
+def test_a_new_run_gets_the_next_number(tmp_path):
+    config = parse([])
+    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0001", False)
+    (tmp_path / "quick-0007").mkdir()
+    assert choose_folder(config, tmp_path) == (tmp_path / "quick-0008", False)
+
+
+def test_an_existing_run_goes_on_only_when_asked(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"run_id": "x", "run": parse([]).to_dict()}))
+    with pytest.raises(ConfigurationError, match="--if-exists resume"):
+        choose_folder(parse(["--run-dir", str(tmp_path)]))
+    assert choose_folder(parse(["--run-dir", str(tmp_path), "--if-exists", "resume"])) == (
+        tmp_path,
+        True,
+    )
+    assert choose_folder(parse(["--run-dir", str(tmp_path / "new"), "--if-exists", "resume"])) == (
+        tmp_path / "new",
+        False,
+    )
+
+
+def test_two_launchers_that_chose_the_same_number_get_two_folders(tmp_path):
+    config = parse(["--preset", "quick"])
+    chosen, _ = choose_folder(config, tmp_path)
+    assert claim_folder(config, chosen) == tmp_path / "quick-0001"
+    assert claim_folder(config, chosen) == tmp_path / "quick-0002"
+
+
+def test_a_folder_that_was_named_is_used_as_it_is(tmp_path):
+    config = parse(["--run-dir", str(tmp_path)])
+    assert claim_folder(config, tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_resolves(preset):
+    config = parse(["--preset", preset])
+    assert config.preset == preset
+    resolved = resolve(config)
+    assert resolved.spec.sampling.window_rows < config.replay.capacity_steps
+    assert resolved.target_agent_steps * resolved.env_spec.action_repeat >= config.env_steps
+
+
+def test_the_summary_says_what_binds_over_the_last_minutes(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    spent = {
+        "learner_seconds_total{phase=forward_backward}": 99.0,
+        "learner_seconds_total{phase=wait_data}": 1.0,
+    }
+    report.update(counts(), {**spent, "actor_seconds_total{state=env}": 10.0})
+    binding = report.summary("running")["binding"]
+    assert (binding["resource"], binding["share"]) == ("learner", 0.99)
+
+
+def records_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_record_says_what_the_summary_says_though_the_hub_hears_of_it_later(plan, tmp_path):
+    report = Report(plan, RunFolder(tmp_path), {})
+    hub = {
+        "eval_return_mean": 1.0,
+        "learner_updates_total": 3.0,
+        "env_steps_total": 5.0,
+        "replay_steps": 7.0,
+        "loss{name=x}": 0.5,
+    }
+    report.update(counts(), hub)
+    report.note_evaluation(
+        {"env_steps": 600, "episodes": 1, "return_mean": 9.0, "returns": [9.0], "lengths": [40]}
+    )
+    report.record()
+    record = records_of(tmp_path)[-1]
+    summary = report.summary("completed")
+    assert record["eval_return_mean"] == summary["eval"]["return_mean"] == 9.0
+    assert record["episode_length_steps_mean{split=eval}"] == 40
+    assert record["learner_updates_total"] == record["train_steps"] == summary["train_steps"]
+    assert record["env_steps_total"] == record["env_steps"] == summary["env_steps"]
+    assert record["replay_inserted_steps_total"] == summary["rows"]["inserted"]
+    assert record["replay_steps"] == summary["rows"]["stored"]
+    assert record["loss{name=x}"] == 0.5
+
+
+def test_counters_in_records_go_on_after_a_resume(plan, tmp_path):
+    first = Report(plan, RunFolder(tmp_path), {})
+    first.update(counts(), {"weights_published_total": 12.0, "actor_seconds_total{state=env}": 3.0})
+    first.record()
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "weights_publ')  # the run was killed here
+    resumed = Report(plan, RunFolder(tmp_path), first.summary("running"))
+    resumed.update(
+        counts(310), {"weights_published_total": 1.0, "actor_seconds_total{state=env}": 0.5}
+    )
+    (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text() + "\n")
+    resumed.record()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (record["weights_published_total"], record["actor_seconds_total{state=env}"]) == (
+        13.0,
+        3.5,
+    )
+    assert record["env_steps_total"] == 620
+
+
+def test_what_is_not_finite_is_named_once_and_no_record_holds_it(plan, tmp_path, caplog):
+    report = Report(plan, RunFolder(tmp_path), {})
+    for loss in (float("nan"), float("inf"), 1.0):
+        report.update(counts(), {"loss{name=total}": loss, "grad_norm{name=all}": 2.0})
+        report.record()
+    assert caplog.text.count("left out of the records: loss{name=total} is nan") == 1
+    assert [record.get("loss{name=total}") for record in records_of(tmp_path)] == [None, None, 1.0]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_evaluation_that_is_not_finite_is_named_and_read_again(plan, tmp_path, caplog):
+    report = Report(plan, RunFolder(tmp_path), {})
+    report.note_evaluation(
+        {"env_steps": 600, "episodes": 1, "return_mean": float("inf"), "returns": [float("inf")]}
+    )
+    assert "the mean return is inf" in caplog.text
+    RunFolder(tmp_path).write_summary(report.summary("stopped"))
+    found = RunFolder(tmp_path).read_json("summary.json")
+    assert found["eval"]["return_mean"] is None
+    again = Report(plan, RunFolder(tmp_path), found)
+    again.update(counts(), {})
+    assert "eval" not in again.line()

@@ -1,0 +1,1 @@
+"""All roles of a run in one process, in lock-step, without Ray."""

@@ -1,0 +1,94 @@
+"""The evaluations of a lock-step run: in its own thread, between two rounds; a stop ends one at
+once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from worldloom_dist.actors.evaluation import EvaluationStoppedError
+from worldloom_dist.actors.videos import save_videos
+from worldloom_dist.ports import WeightSource
+from worldloom_dist.run.builders import build_evaluator
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.signals import StopFlag
+
+__all__ = ["LocalEvaluator"]
+
+logger = logging.getLogger(__name__)
+
+
+class LocalEvaluator:
+    """Evaluates the newest weights of one run. Implements
+    :class:`worldloom_dist.run.evaluations.Evaluator`.
+
+    Args:
+        plan: Of the run.
+        folder: Where videos go.
+        weights: Of the policy.
+        stop: Ends an evaluation.
+        note_score: Takes the mean return.
+
+    Attributes:
+        asked_at: Env steps at the last one; part of a checkpoint.
+    """
+
+    is_available = True
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        weights: WeightSource,
+        stop: StopFlag,
+        note_score: Callable[[float], None],
+    ) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._weights = weights
+        self._stop = stop
+        self._result: Mapping[str, Any] | None = None
+        self.note_score = note_score
+        self.asked_at = 0
+
+    def begin(self, env_steps: int, *, is_last: bool) -> bool:
+        """Evaluate the newest weights; False when the run was stopped meanwhile.
+
+        Raises:
+            EnvFailureError, EvaluationStoppedError: If the env fails too often, or it takes too
+                long.
+        """
+        evaluator = build_evaluator(self._plan)
+        evaluator.load_weights(self._weights.fetch())
+        try:
+            found = evaluator.evaluate(is_stopped=lambda: self._stop.is_set)
+        except EvaluationStoppedError:
+            if not self._stop.is_set:
+                raise
+            logger.info("the evaluation at env_steps %d is left out", env_steps)
+            return False
+        self.asked_at = env_steps
+        result = {"env_steps": env_steps, **found.to_dict(), "version": tuple(found.version)}
+        if self._plan.config.eval_videos:
+            label = f"eval-{env_steps:09d}"
+            saved = save_videos(
+                evaluator.videos, self._folder.videos, label, evaluator.video_problems
+            )
+            result |= saved.to_dict()
+        self._result = result
+        return True
+
+    def take(self) -> Mapping[str, Any] | None:
+        """The result, once."""
+        result = self._result
+        self._result = None
+        return result
+
+    def wait(self) -> None:
+        """Nothing goes on beside this thread."""
+
+    def close(self) -> None:
+        """Nothing is left to write."""

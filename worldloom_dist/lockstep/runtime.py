@@ -1,0 +1,407 @@
+"""All roles of a run in one process, in lock-step: the same classes as on Ray, in a fixed order, so
+that a seed fixes everything.
+
+    for ever:  every worker makes one decision per env  ->  chunks that closed are stored
+               ->  every update that is now due is made  ->  new weights are published
+
+The version that acts is a function of the row count. A checkpoint is one cut through all roles:
+open chunks are flushed, replay takes a snapshot, and envs that can be saved are saved; those that
+cannot begin new episodes there, in a run that was never interrupted too. So a resumed run equals an
+uninterrupted one, bit for bit on a CPU. Does not need Ray.
+
+A run that fails outside of training, for example in an evaluation, writes a checkpoint before it
+ends. A worker whose envs are all in quarantine is left out while ``actors.min_live`` others go on;
+a resumed run tries it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from worldloom.core.exceptions import BufferError, CheckpointError
+from worldloom.data.selector_spec import parse_selector
+from worldloom_dist.actors.rollout_worker import RolloutWorker
+from worldloom_dist.learner.prediction_videos import PredictionVideos
+from worldloom_dist.learner.step import prepare_torch
+from worldloom_dist.learner.weight_store import WeightStore
+from worldloom_dist.lockstep.evaluator import LocalEvaluator
+from worldloom_dist.lockstep.gateway import LocalGateway
+from worldloom_dist.lockstep.workers import LocalWorkers
+from worldloom_dist.metrics.endpoint import read_secret, serve_near
+from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.coordinator import ReplayCoordinator
+from worldloom_dist.replay.direct import DirectReplay
+from worldloom_dist.replay.imports import ImportList, split_sources
+from worldloom_dist.replay.meter import priority_metrics
+from worldloom_dist.replay.planning import files_to_store
+from worldloom_dist.replay.snapshots import ShardSnapshot
+from worldloom_dist.run.builders import (
+    build_learner,
+    build_shard,
+    build_store,
+    check_live,
+    check_none,
+    check_trained_env,
+    env_facts,
+)
+from worldloom_dist.run.folder import RunFolder, build_facts
+from worldloom_dist.run.plan import Plan, role_seed
+from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.signals import StopFlag
+
+__all__ = ["LocalRuntime"]
+
+logger = logging.getLogger(__name__)
+
+SAY_EVERY_STEPS = 500
+LAST_REPORT_S = 10.0
+OFFLINE_UPDATES_PER_ROUND = 100
+"""Without an env a round is this number of updates."""
+TRAIN_FOR_S = 5.0
+"""A round that owes many updates returns to the run loop in between."""
+WAIT_FOR_CLIENTS_S = 0.02
+"""How long a round without workers waits for a question of a client."""
+
+
+class LocalRuntime:
+    """The roles of one run in this process. Implements :class:`worldloom_dist.run.loop.Runtime`.
+
+    Args:
+        plan: What runs.
+        folder: Where it writes; of a run that goes on nothing in it changes before the run is
+            restored.
+        report: Its numbers.
+        port: Of the Prometheus endpoint; 0 for none.
+        stop: Ends training between two updates, and an evaluation at once.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none of them can be read.
+    """
+
+    say_every_steps: int | None = SAY_EVERY_STEPS
+    shard_counters: Mapping[str, Mapping[str, int]] = {}
+
+    def __init__(
+        self, plan: Plan, folder: RunFolder, report: Report, port: int, stop: StopFlag
+    ) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._report = report
+        self._stop = stop
+        own = plan.config.learner
+        device = "cpu" if own.device == "auto" else own.device
+        prepare_torch(
+            device,
+            threads=own.threads or torch.get_num_threads(),
+            tf32=own.tf32,
+            deterministic=own.deterministic,
+        )
+        self.hub = MetricsHub(
+            plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts()
+        )
+        secret = read_secret(plan.config.metrics_auth_file)
+        self._endpoint, _ = serve_near(self.hub, plan.config.metrics_host, port, secret)
+        self.weights = WeightStore()
+        self._store = build_store(plan, folder.path)
+        self._found = self._store.newest()
+        if self._found is None:
+            check_none(self._store)
+            # rows from before a kill belong to no cut: begin again
+            shutil.rmtree(folder.replay, ignore_errors=True)
+        shards = [
+            build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)
+        ]
+        self.replay = DirectReplay(
+            shards,
+            ReplayCoordinator(plan.limits, window_positions=plan.spec.sampling.length),
+            is_lockstep=True,
+        )
+        self.learner = build_learner(
+            plan, self.weights, device=device, incarnation=1, folder=folder.path
+        )
+        self.learner.write_back = self.replay.write_back
+        if parse_selector(plan.config.replay.selector).uses_priorities:
+            self.learner.update_priorities = self.replay.update_priorities
+        self.prediction_videos = PredictionVideos(
+            folder.videos, plan.config.learner.report_every_steps, report.env_steps
+        )
+        self.workers = LocalWorkers(plan, self.weights, self.replay)
+        self.gateway: LocalGateway | None = None
+        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score)
+        self._node = NodeMeter(folder.path)
+        self._reported = report.counts
+        self._checkpoint_at = 0
+        self._newest: tuple[int, Path] | None = None
+        self._round_began_at: int | None = None
+        self._is_whole = False
+        self._imported: list[str] = []
+        self.is_restored = False
+
+    def work(self) -> bool:
+        """One decision of every env and the updates that it makes due, or a part of these; True
+        when the round is complete.
+
+        Raises:
+            TrainingError: If fewer workers than ``actors.min_live`` are left.
+        """
+        if self._round_began_at is None:
+            self._round_began_at = self.learner.train_steps
+            if self.gateway is not None:
+                self.gateway.answer(0.0 if self.workers.live else WAIT_FOR_CLIENTS_S)
+                self.gateway.store()
+            if not self._has_steps() and self.workers.step():
+                self.look()
+                live, every = len(self.workers.live), len(self.workers.workers)
+                check_live(self._plan, live, every, self._report.quarantined)
+        most = None
+        if self._plan.is_offline:
+            most = self._round_began_at + OFFLINE_UPDATES_PER_ROUND - self.learner.train_steps
+        if not self.train_due(most, time.monotonic() + TRAIN_FOR_S):
+            return False
+        self._round_began_at = None
+        return True
+
+    def train_due(self, most: int | None = None, until: float = float("inf")) -> bool:
+        """Make every update that is due (at most ``most``), then publish.
+
+        Returns:
+            False if ``until`` (monotonic time) came first.
+        """
+        sampling = self._plan.spec.sampling
+        stop_at = None if most is None else self.learner.train_steps + most
+        while self.owes_update and not self._stop.is_set and self.learner.train_steps != stop_at:
+            if time.monotonic() > until:
+                return False
+            if self.gateway is not None:
+                self.gateway.answer()
+            request = SampleRequest(
+                sampling.batch_size,
+                (role_seed(self._plan, "sampling"), self.learner.train_steps, 0),
+            )
+            batch = self.replay.sample(request)
+            self._is_whole = False
+            self.learner.train(batch)
+            self._is_whole = True
+        if self._has_trained() and self.weights.version().update < self.learner.train_steps:
+            self.learner.publish()
+        return True
+
+    def close(self) -> None:
+        """Close envs and shards."""
+        self._close_gateway()
+        self.workers.close()
+        self.replay.close()
+        if self._endpoint is not None:
+            self._endpoint.shutdown()
+            self._endpoint.server_close()
+
+    def _close_gateway(self) -> None:
+        """Store what clients have sent, and let them go."""
+        if self.gateway is not None:
+            gateway = self.gateway
+            self.gateway = None
+            self._report.gateway = gateway.counts
+            if left := gateway.close():
+                logger.warning("%d rows of clients could not be stored", left)
+            self._report.gateway = gateway.counts
+
+    def rescue(self) -> None:
+        """Keep what was trained before a failure; not what a failing update or a failing checkpoint
+        left half done.
+        """
+        if not self._is_whole:
+            return
+        try:
+            logger.info("failed; what was trained so far is in %s", self._checkpoint())
+        except Exception as error:  # the failure before it is the one to tell
+            logger.warning("no checkpoint could be written: %s: %s", type(error).__name__, error)
+
+    def _has_trained(self) -> bool:
+        return self._plan.is_pretrained(self.learner.train_steps)
+
+    def _has_steps(self) -> bool:
+        return self._report.counts.counters.agent_steps >= self._plan.target_agent_steps
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows that replay has to sample from: here whether there are any."""
+        return int(self.replay.has_windows)
+
+    @property
+    def owes_update(self) -> bool:
+        """True when stored steps ask for another update."""
+        return (
+            self.replay.coordinator.limiter.may_sample(self._plan.spec.sampling.trained_positions)
+            and self.replay.has_windows
+        )
+
+    def start(self) -> None:
+        """Go on from the newest checkpoint, or begin; what may fail comes before what changes the
+        run folder.
+        """
+        found = self._found
+        tree: Mapping[str, Any] = found[1] if found is not None else {}
+        if found is not None:
+            check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
+            self.learner.load_state_dict(tree["learner"])
+        if not self._plan.spec.random_prefill or self._has_trained():
+            self.learner.publish()
+        self.workers.begin(tree.get("workers", ()))
+        wanted = split_sources(self._plan.config.replay.load)
+        # earlier versions stored all of them first
+        stored = tree.get("imported", wanted if found else ())
+        self._imported = ImportList(self._folder.path, wanted).take_new()
+        files = files_to_store(self._imported, stored, self._plan.columns)
+        if found is not None:
+            self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
+            self._restore_limiter(tree)
+            self.evaluator.asked_at = tree["evaluated_at"]
+            logger.info("goes on from %s", found[0].name)
+        for source in files:
+            logger.info("%s: %s", source, self.replay.load(source))
+        if self._plan.is_offline and not self.replay.has_windows:
+            raise BufferError(
+                "replay.load: the files hold no "
+                f"{self._plan.spec.sampling.window_rows} consecutive rows, which one "
+                "window of "
+                f"{self._plan.agent.name} needs; name longer episodes or sample shorter windows"
+            )
+        self.look()
+        if found is not None:  # what was counted beyond the checkpoint is rolled back
+            self._reported = self._report.counts
+        self._checkpoint_at = self._report.progress
+        self._is_whole = True
+        if self._plan.config.gateway_port is not None:
+            self.gateway = LocalGateway(self._plan, self._folder, self.weights, self.replay)
+        self.is_restored = True
+
+    def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
+        """Go on exactly; where the settings that debts follow from have changed, what lies outside
+        the band is forgiven.
+        """
+        limiter = self.replay.coordinator.limiter
+        limiter.load(tree["limiter"])
+        if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
+            limiter.rebase(limiter.agent_steps, limiter.positions)
+
+    def _checkpoint(self) -> Path:
+        """One cut through all roles; see the module. A stop in the middle of pretraining leaves the
+        rest of it to the resumed run.
+        """
+        states = self.workers.states()
+        self.train_due(0 if self._plan.is_offline else None)
+        self.look()
+        self._checkpoint_at = self._report.progress
+        self._report.counts.counters.check()
+        tree = {
+            "learner": self.learner.state_dict(),
+            "marks": [asdict(snapshot) for snapshot in self.replay.snapshot()],
+            "limiter": self.replay.coordinator.limiter.state(),
+            "workers": states,
+            "evaluated_at": self.evaluator.asked_at,
+            "limits": asdict(self._plan.limits),
+            "imported": self._imported,
+        }
+        facts = {
+            "env_steps": self._report.env_steps,
+            "train_steps": self.learner.train_steps,
+            **env_facts(self._plan),
+        }
+        step = (
+            self.learner.train_steps
+            if self._plan.is_offline
+            else self._report.counts.counters.agent_steps
+        )
+        try:
+            folder = self._store.save(step, tree, facts)
+        except (OSError, SafetensorError, CheckpointError) as error:
+            self._is_whole = False  # there is no sense in trying it again
+            raise CheckpointError(
+                f"the checkpoint at {self._report.progress} steps cannot be written "
+                f"({error}); earlier ones are kept: make room, then "
+                f"go on with --resume {shlex.quote(str(self._folder.path))}"
+            ) from error
+        self._newest = (self._report.env_steps, folder)
+        evaluation = self._report.evaluation
+        if evaluation is not None and evaluation["env_steps"] == self._report.env_steps:
+            self._note_score(evaluation["return_mean"])
+        self._folder.try_write_summary(self._report.summary("running"))
+        return folder
+
+    def _note_score(self, return_mean: float) -> None:
+        """Keep the newest checkpoint as best by an evaluation of the same moment; one that comes
+        later keeps itself.
+        """
+        if self._newest is None or not math.isfinite(return_mean):
+            return
+        env_steps, folder = self._newest
+        if env_steps == self._report.env_steps:
+            self._store.mark_best(folder, return_mean)
+
+    def save_when_due(self) -> None:
+        """Predictions as videos, and a checkpoint."""
+        steps = self._report.progress
+        if self.prediction_videos.is_due(steps):
+            self.learner.report(self.prediction_videos, steps)
+        if steps - self._checkpoint_at >= self._plan.config.learner.checkpoint_every_steps:
+            self._checkpoint()
+
+    def end(self) -> None:
+        """The last checkpoint."""
+        self._close_gateway()
+        self._checkpoint()
+        self._is_whole = False  # nothing is left to rescue
+        self.learner.report(self.prediction_videos, self._report.env_steps, wait_s=LAST_REPORT_S)
+        self.prediction_videos.close()
+
+    def _collect_worker(self, worker: RolloutWorker) -> None:
+        episodes = [episode.to_fact() for episode in worker.drain_episodes()]
+        self.hub.emit("actor", worker.slot, worker.drain_metrics(), {"episodes": episodes})
+
+    def look(self) -> None:
+        """Read the counters."""
+        coordinator = self.replay.coordinator
+        counts = Counts(
+            counters=self.replay.row_counters(),
+            positions=coordinator.limiter.positions,
+            train_steps=self.learner.train_steps,
+            policy_version=str(self.weights.version()),
+            debt=float(coordinator.limiter.debt),
+        )
+        self._report.update(counts, self._report.snapshot)
+        self._report.quarantined = self.workers.quarantined
+
+    def collect(self) -> None:
+        """Bring the metrics of all roles into the report."""
+        for worker in self.workers.workers:
+            self._collect_worker(worker)
+        if self.gateway is not None:
+            self.hub.emit("gateway", 0, *self.gateway.drain_metrics())
+            self._report.gateway = self.gateway.counts
+        self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
+        self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))
+        self.hub.emit("learner", 0, self.learner.drain_metrics())
+        self.hub.emit(
+            "driver",
+            0,
+            {
+                **self._report.gauges(),
+                **self._report.increments(self._reported),
+                **self._node.drain(),
+            },
+        )
+        self._reported = self._report.counts
+        self._report.update(self._report.counts, self.hub.snapshot())

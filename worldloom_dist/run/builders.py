@@ -1,0 +1,399 @@
+"""From a :class:`~worldloom_dist.run.plan.Plan` to the parts of a run.
+
+Both runtimes build their roles here, so they cannot differ in anything else. Builders that need
+torch import it inside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from worldloom.algorithms.registry import make_agent, make_policy
+from worldloom.core.exceptions import CheckpointError, TrainingError
+from worldloom.core.protocol import Agent, Policy
+from worldloom.data.selector_spec import parse_selector
+from worldloom.envs.config import NEUTRAL, EnvConfig, EnvLimits
+from worldloom.envs.factory import make_env
+from worldloom.envs.vector import VectorEnv
+from worldloom_dist.actors.acting import ActClient
+from worldloom_dist.actors.evaluation import Evaluator
+from worldloom_dist.actors.groups import GroupedWorker
+from worldloom_dist.actors.rollout_worker import RolloutWorker
+from worldloom_dist.ports import ReplayWriter, WeightSink
+from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
+
+if TYPE_CHECKING:
+    from worldloom.training.checkpoints import CheckpointStore
+    from worldloom_dist.learner.learner import Learner
+
+__all__ = [
+    "build_evaluator",
+    "build_grouped_worker",
+    "build_learner",
+    "build_policy",
+    "build_shard",
+    "build_store",
+    "build_worker",
+    "check_checkpoints",
+    "check_live",
+    "check_none",
+    "check_trained_env",
+    "env_facts",
+    "measure_act_costs",
+    "restore_agent",
+]
+
+MEASURE_S = 1.0
+
+
+def build_envs(plan: Plan, slot: int, incarnation: int, first_env: int, num_envs: int) -> VectorEnv:
+    """Envs of one worker. Several envs are supervised in processes of their own, and so is one that
+    needs a main thread; any other single one is the worker's process.
+
+    In lock-step they wait for each other, or which rows there are would depend on time.
+    """
+    config = plan.config
+    actors = config.actors
+    limits = EnvLimits(
+        step_timeout_s=actors.step_timeout_s,
+        reset_timeout_s=actors.reset_timeout_s,
+        max_failures=actors.max_env_failures,
+        failure_window_s=actors.env_failure_window_s,
+        **({"grace_s": float("inf")} if plan.is_lockstep else {}),
+    )
+    # Ray's registry is known to Ray's processes only
+    supervised = actors.supervise and plan.env.suite != "rllib"
+    processes = bool(plan.needs_main_thread) or (
+        config.runtime == "ray" and config.envs_per_worker > 1 and supervised
+    )
+    seed = role_seed(plan, "worker", slot, incarnation, *([first_env] if first_env else []))
+    return make_env(plan.env, num_envs=num_envs, seed=seed, limits=limits, processes=processes)
+
+
+def build_worker(
+    plan: Plan,
+    slot: int,
+    incarnation: int,
+    acting: ActClient,
+    writer: ReplayWriter,
+    *,
+    first_env: int = 0,
+    num_envs: int | None = None,
+) -> RolloutWorker:
+    """An env worker, or one group (``num_envs`` envs from ``first_env`` on) of its envs."""
+    count = plan.config.envs_per_worker if num_envs is None else num_envs
+    return RolloutWorker(
+        slot,
+        incarnation,
+        env=lambda: build_envs(plan, slot, incarnation, first_env, count),
+        acting=acting,
+        writer=writer,
+        columns=plan.columns,
+        seed=role_seed(plan, "prefill", slot, incarnation, *([first_env] if first_env else [])),
+        chunk_rows=plan.config.actors.chunk_rows,
+        max_chunk_age_s=plan.chunk_age_s,
+        random_prefill=plan.spec.random_prefill,
+        first_env=first_env,
+    )
+
+
+def build_grouped_worker(
+    plan: Plan,
+    slot: int,
+    incarnation: int,
+    acting: Callable[[int, int], ActClient],
+    writer: ReplayWriter,
+) -> RolloutWorker | GroupedWorker:
+    """An env worker whose envs are in as many groups as pays; ``acting`` gets the first env and the
+    size of a group.
+    """
+    groups = []
+    first_env = 0
+    for size in group_sizes(plan):
+        client = acting(first_env, size)
+        groups.append(
+            build_worker(
+                plan, slot, incarnation, client, writer, first_env=first_env, num_envs=size
+            )
+        )
+        first_env += size
+    return groups[0] if len(groups) == 1 else GroupedWorker(groups)
+
+
+def check_live(
+    plan: Plan, left: int, wanted: int, quarantined: Mapping[str, str], *, missing: int = 0
+) -> None:
+    """Refuse to go on with too few env workers.
+
+    Args:
+        plan: Of the run.
+        left: Workers that are not given up.
+        wanted: How many there should be.
+        quarantined: Workers and envs that are not started again, with the reason.
+        missing: Workers that are not started yet.
+
+    Raises:
+        TrainingError: If fewer than ``actors.min_live`` are left, or none.
+    """
+    least = plan.config.actors.min_live
+    if left + missing < max(1, least):
+        reasons = "; ".join(f"{name}: {why}" for name, why in quarantined.items())
+        raise TrainingError(
+            f"only {left} of {wanted} env workers are left, and actors.min_live is "
+            f"{least} ({reasons})"
+        )
+
+
+def build_policy(
+    plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu"
+) -> Policy:
+    """A policy for acting; it acts with weights equal to the untrained agent's until it
+    loads some.
+    """
+    return make_policy(
+        plan.agent,
+        plan.env_spec,
+        device=device,
+        seed=role_seed(plan, "policy", *index),
+        num_envs=num_envs,
+    )
+
+
+def build_learner(
+    plan: Plan, weights: WeightSink, *, device: str, incarnation: int, folder: Path, **hooks: Any
+) -> Learner:
+    """The learner with an untrained agent."""
+    from worldloom_dist.learner.learner import Learner
+
+    agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
+    own = plan.config.learner
+    how: dict[str, Any] = {
+        "compile": own.compile,
+        "ranks": plan.config.learners,
+        "weights_dtype": own.weights_dtype,
+    }
+    return Learner(
+        agent,
+        weights,
+        device=device,
+        incarnation=incarnation,
+        bad_batches=folder / "nonfinite",
+        **how,
+        **hooks,
+    )
+
+
+def build_store(plan: Plan, folder: Path) -> CheckpointStore:
+    """The run's checkpoints: in its folder, or where the config says.
+
+    Raises:
+        CheckpointError: If the place cannot be opened.
+    """
+    from worldloom.training.remote_checkpoints import open_store
+
+    learner = plan.config.learner
+    return open_store(learner.checkpoints or folder / "checkpoints", keep=learner.keep_checkpoints)
+
+
+def check_none(store: CheckpointStore) -> None:
+    """Refuse to start over beside checkpoints that cannot be read: the rows that belong to them
+    would be lost.
+
+    Args:
+        store: Whose newest checkpoint could not be read.
+
+    Raises:
+        CheckpointError: If it has any.
+    """
+    if folders := store.folders():
+        raise CheckpointError(
+            f"none of the {len(folders)} checkpoints in {store.root} can be read (see "
+            "above), and the run is left as it is; "
+            "repair one of them, or train in a new run folder"
+        )
+
+
+def env_facts(plan: Plan) -> dict[str, Any]:
+    """What the manifest of a checkpoint says of the env that it was trained in, every setting
+    included.
+
+    Without an env it is ``recorded_env``, which the rows came from; that binds no one who plays
+    with the checkpoint.
+    """
+    spec = plan.env_spec.to_dict()
+    return (
+        {"recorded_env": spec}
+        if plan.is_offline
+        else {"env": {**spec, "name": plan.env.env, "settings": plan.env.settings()}}
+    )
+
+
+def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was trained in another env, or with other settings of it.
+
+    Args:
+        plan: Of the run that loads it.
+        checkpoint: Its name, for the error.
+        facts: Of its manifest; a checkpoint of an earlier version says nothing of its env and is
+            let through.
+
+    Raises:
+        CheckpointError: Names the first difference.
+    """
+    trained = facts.get("env")
+    if trained is None or plan.is_offline:
+        return
+    before = {"env": _spelled_out(trained["name"]), **NEUTRAL, **trained["settings"]}
+    now = {"env": _spelled_out(plan.env.env), **NEUTRAL, **plan.env.settings()}
+    for name in [*before, *now]:
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{checkpoint} was trained with "
+                f"{'env' if name == 'env' else f'env.{name}'} {before.get(name)!r}, "
+                f"and this run has {now.get(name)!r}; set it back, or train in a new run folder"
+            )
+
+
+def check_checkpoints(plan: Plan, folder: Path) -> None:
+    """Refuse to go on with a run whose newest checkpoint was trained in another env; reads
+    manifests only.
+
+    Raises:
+        CheckpointError: As :func:`check_trained_env`.
+    """
+    store = build_store(plan, folder)
+    for checkpoint in store.folders():
+        try:
+            facts = store.facts(checkpoint)
+        except CheckpointError:  # a damaged one is passed over, as it is when the run is restored
+            continue
+        check_trained_env(plan, checkpoint.name, facts)
+        return
+
+
+def _spelled_out(env: str) -> str:
+    config = EnvConfig(env=env)
+    return f"{config.suite}:{config.name}"
+
+
+def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple[Agent, int]:
+    """The agent of a checkpoint, and its number of updates.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged, of another architecture, or trained in
+            another env.
+    """
+    from worldloom.training.checkpoints import load_tree, read_manifest
+
+    check_trained_env(plan, checkpoint.name, read_manifest(checkpoint)["facts"])
+    saved = load_tree(checkpoint)["learner"]
+    agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
+    agent.load_state_dict(saved["agent"])
+    return agent, int(saved["train_steps"])
+
+
+def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
+    """Replay shard ``index``; finds what an earlier process journalled."""
+    replay = plan.config.replay
+    return ReplayShard(
+        index,
+        plan.columns,
+        plan.spec.sampling,
+        capacity_rows=replay.capacity_steps // replay.shards,
+        directory=None if replay.durability == "none" else folder / f"shard-{index}",
+        durability=replay.durability,
+        kept_snapshots=plan.config.learner.keep_checkpoints,
+        capacity_bytes=int(replay.capacity_gb * 1e9 / replay.shards)
+        if replay.capacity_gb
+        else _most_in_memory(plan),
+        ram_bytes=plan.budget.hot_bytes // replay.shards
+        if plan.budget and plan.budget.hot_bytes is not None
+        else None,
+        is_mapped=plan.budget is not None and plan.budget.is_mapped,
+        make_selector=parse_selector(replay.selector).build,
+    )
+
+
+def _most_in_memory(plan: Plan) -> int | None:
+    """Without a journal nothing can be read back, so memory itself is the capacity of a shard."""
+    if (
+        plan.config.replay.durability != "none"
+        or plan.budget is None
+        or plan.budget.ram_limit_bytes is None
+    ):
+        return None
+    return plan.budget.ram_limit_bytes // plan.config.replay.shards
+
+
+def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
+    """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and
+    afterwards.
+    """
+    episodes = plan.config.eval_episodes
+    seed = role_seed(plan, "evaluation")
+    policy = make_policy(
+        plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
+    )
+    videos = plan.config.eval_videos
+
+    def env() -> VectorEnv:
+        """Envs with the evaluation's own seed."""
+        processes = bool(plan.needs_main_thread)
+        return make_env(
+            plan.env,
+            num_envs=episodes,
+            seed=seed,
+            processes=processes,
+            is_exact=False,
+            renders=videos > 0,
+        )
+
+    return Evaluator(
+        env,
+        policy,
+        episodes,
+        videos=videos,
+        max_steps=plan.eval_max_steps,
+        timeout_s=plan.config.eval_timeout_s,
+    )
+
+
+def measure_act_costs(plan: Plan, device: str) -> ActCosts:
+    """Time the policy as workers would call it here, and as an inference server would on
+    ``device``. Imports torch.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    rows = max(1, min(plan.config.num_envs, plan.config.actors.max_batch))
+    return ActCosts(
+        _act_seconds(plan, plan.config.envs_per_worker, "cpu"),
+        _act_seconds(plan, rows, device),
+        rows,
+    )
+
+
+def _act_seconds(plan: Plan, rows: int, device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    policy = build_policy(plan, num_envs=rows, device=device)
+    if device != "cpu":
+        from worldloom_dist.actors.act_graphs import capture_decisions
+
+        capture_decisions(policy, device, (rows,), wanted=plan.config.actors.cuda_graphs)
+    carry = policy.initial_carry(rows)
+    is_first = np.ones(rows, bool)
+    obs = {key: spec.zeros(rows) for key, spec in plan.env_spec.obs.items()}
+    times: list[float] = []
+    give_up = time.monotonic() + MEASURE_S
+    while len(times) < 3 or (len(times) < 12 and time.monotonic() < give_up):
+        began = clock()
+        carry = policy.act(obs, carry, is_first, explore=True).carry
+        times.append(clock() - began)
+        is_first = np.zeros(rows, bool)
+    return min(times[1:])

@@ -1,0 +1,311 @@
+"""From the words on the command line to a checked ``RunConfig``, or to one clear sentence per
+mistake.
+
+tyro reads the dataclasses; no flag exists that is not a field. Two things are done around it:
+``--agent SPEC`` and ``--agent.FIELD VALUE`` share a name, so the latter are read with the agent's
+own config; and when tyro refuses the line, every flag is tried alone so that all mistakes are
+reported together, each with the nearest name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from worldloom.algorithms.registry import architecture_changes, make_agent_config
+from worldloom.core.exceptions import ConfigurationError, WorldLoomError, nearest
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.presets import PRESETS
+
+__all__ = ["UsageError", "flag_names", "parse", "read_config"]
+
+PROGRAM = "python -m worldloom_dist.launch"
+HIDDEN = ("agent_overrides",)
+MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+SWITCHES = ("--tensorboard", "--wandb")
+"""Flags that mean True when no value follows."""
+ENV_FLAG = "--env.env"
+"""What tyro calls the flag that people type as ``--env``."""
+Pairs = list[tuple[str, str]]
+
+
+class UsageError(ConfigurationError):
+    """The command line cannot be run; the message has one line per mistake."""
+
+
+def parse(words: Sequence[str]) -> RunConfig:
+    """Resolve a command line: preset or resumed config, then flags, then checks across sections.
+
+    Raises:
+        UsageError: With one line per mistake.
+        SystemExit: With status 0 after ``--help``.
+    """
+    if any(word in ("-h", "--help") for word in words):
+        _print_help()
+    pairs, mistakes = _split(words)
+    base, is_resumed = _base(dict(pairs), mistakes)
+    config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
+    kept = base.agent_overrides if config.agent == base.agent else {}
+    overrides = _agent_overrides(
+        config.agent, kept, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes
+    )
+    config = dataclasses.replace(config, agent_overrides=overrides)
+    mistakes += config.problems() or (_resume_problems(base, config) if is_resumed else [])
+    if mistakes:
+        raise UsageError("\n".join(dict.fromkeys(mistakes)))
+    return config
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The resolved config of a run folder.
+
+    Raises:
+        ConfigurationError: If the folder or its ``config.json`` does not exist or cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{folder} holds no run (no config.json); give the folder of an earlier run"
+        )
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+            raise ConfigurationError(f"{path} is not a worldloom config (no object 'run' in it)")
+        return RunConfig.from_dict(found["run"])
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is not a worldloom config ({error})") from error
+
+
+def flag_names(kind: Any = RunConfig, prefix: str = "--") -> Iterator[str]:
+    """Every flag of a config dataclass as people type it, sections included."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from flag_names(hints[field.name], name + ".")
+        elif field.name not in HIDDEN:
+            yield "--env" if name == ENV_FLAG else name
+
+
+def _print_help() -> None:
+    presets = "; ".join(
+        f"{name}: {(make.__doc__ or '').partition(':')[0].rstrip('.')}"
+        for name, make in PRESETS.items()
+    )
+    text = (
+        "Train a world model agent with distributed actors, replay and learner. Presets: "
+        f"{presets}."
+    )
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            tyro.cli(
+                RunConfig,
+                prog=PROGRAM,
+                description=text,
+                args=["--help"],
+                default=PRESETS["quick"](),
+                config=MARKERS,
+            )
+    finally:
+        sys.stdout.write(out.getvalue().replace(ENV_FLAG + " ", "--env ".ljust(len(ENV_FLAG) + 1)))
+
+
+def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
+    """(flag, value) pairs with dashes normalised, and what is wrong with the words themselves."""
+    known = set(flag_names())
+    pairs = []
+    mistakes = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if not word.startswith("--"):
+            mistakes.append(f"{word}: expected a flag like --env before it")
+        elif flag not in known and not flag.startswith("--agent."):
+            mistakes.append(_unknown(flag, known))
+            if not equals and rest and not rest[0].startswith("--"):
+                rest.pop(0)
+        elif equals:
+            pairs.append((flag, value))
+        elif rest and not rest[0].startswith("--"):
+            pairs.append((flag, rest.pop(0)))
+        elif flag in SWITCHES:
+            pairs.append((flag, "True"))
+        else:
+            mistakes.append(f"{flag}: expected a value after it")
+    return pairs, mistakes
+
+
+def _unknown(flag: str, known: set[str]) -> str:
+    return f"{flag}: no such option{nearest(flag, known)}"
+
+
+def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
+    """What the flags override: the config of the run that goes on (then True), or the preset."""
+    folder = given.get("--resume")
+    if (
+        folder is None
+        and given.get("--if-exists") == "resume"
+        and Path(given.get("--run-dir", ""), "config.json").exists()
+    ):
+        folder = given["--run-dir"]
+    name = given.get("--preset", "quick")
+    if name not in PRESETS:
+        mistakes.append(
+            f"--preset: no preset named {name!r}{nearest(name, PRESETS)} (available: "
+            f"{', '.join(PRESETS)})"
+        )
+        name = "quick"
+    if folder is not None:
+        other = given.get("--run-dir", folder)
+        if Path(other).absolute() != Path(folder).absolute():
+            mistakes.append(
+                f"run_dir: --resume {folder} goes on in that folder, and cannot write to {other}; "
+                "leave one of the two out"
+            )
+        try:
+            return dataclasses.replace(
+                read_config(Path(folder)), resume=None, if_exists="error"
+            ), True
+        except ConfigurationError as error:
+            mistakes.append(f"resume: {error}")
+    return PRESETS[name](), False
+
+
+def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
+    """What a resumed run cannot change: its rows and its weights must fit."""
+    changes = architecture_changes(base.agent_config(), config.agent_config())
+    old = base.env.resolved()
+    new = config.env.resolved()
+    for field in dataclasses.fields(old):
+        if getattr(old, field.name) != getattr(new, field.name):
+            changes.append(
+                f"env.{field.name}: the run was made with "
+                f"{getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
+            )
+    fixed: dict[str, tuple[object, object]] = {"runtime": (base.runtime, config.runtime)}
+    if config.preset in PRESETS:  # the run's has been applied; another one would not be
+        fixed["preset"] = (base.preset, config.preset)
+    fixed["replay.shards"] = (base.replay.shards, config.replay.shards)
+    fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)
+    fixed["replay.durability"] = (
+        base.replay.durability == "none",
+        config.replay.durability == "none",
+    )
+    changes += [
+        f"{name}: the run was made with {was!r}, not {now!r}"
+        for name, (was, now) in fixed.items()
+        if was != now
+    ]
+    if base.replay.durability == "none":
+        changes.append(
+            "replay.durability: the run was made with 'none', so its rows are gone "
+            "and it cannot go on"
+        )
+    return [
+        f"{change}; leave the flag out, or start a new run with --run-dir" for change in changes
+    ]
+
+
+def _read(pairs: Pairs, base: RunConfig, mistakes: list[str]) -> RunConfig:
+    """The whole line at once, or flag by flag when something in it is wrong."""
+    try:
+        whole: RunConfig = _apply(pairs, base)
+    except (SystemExit, ConfigurationError):
+        whole = base
+        for flag, value in pairs:
+            try:
+                whole = _apply([(flag, value)], whole)
+            except (SystemExit, ConfigurationError):
+                mistakes.append(_explain(flag, ENV_FLAG if flag == "--env" else flag, value, whole))
+    return whole
+
+
+def _apply(pairs: Pairs, base: Any) -> Any:
+    """Let tyro put flags onto a config; it leaves with SystemExit when it cannot."""
+    arguments = [
+        word for flag, value in pairs for word in (ENV_FLAG if flag == "--env" else flag, value)
+    ]
+    with contextlib.redirect_stderr(io.StringIO()):  # we say ourselves what is wrong
+        return tyro.cli(
+            type(base), args=arguments, default=base, console_outputs=False, config=MARKERS
+        )
+
+
+def _explain(flag: str, path: str, value: str, config: Any) -> str:
+    """Why ``value`` cannot be put at ``path`` of a config: its type is wrong, or the section
+    refuses it and says why.
+    """
+    *sections, name = path.removeprefix("--").replace("-", "_").split(".")
+    for section in sections:
+        config = getattr(config, section)
+    hint = typing.get_type_hints(type(config))[name]
+    options = [option for option in (typing.get_args(hint) or (hint,)) if option is not type(None)]
+    if all(isinstance(option, str) for option in options):
+        return f"{flag}: cannot be {value!r}; allowed: {', '.join(options)}"
+    for option in options:
+        try:
+            dataclasses.replace(config, **{name: option(value)})
+        except ConfigurationError as error:
+            return f"{flag}: {error}"
+        except (ValueError, TypeError):
+            continue
+    names = {
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        Path: "a path",
+        str: "text",
+    }
+    return (
+        f"{flag}: cannot be {value!r}; it takes "
+        f"{' or '.join(names.get(option, str(option)) for option in options)}"
+    )
+
+
+def _agent_overrides(
+    agent: str, kept: Mapping[str, Any], pairs: Pairs, mistakes: list[str]
+) -> dict[str, Any]:
+    """``kept`` and what ``--agent.FIELD VALUE`` adds, read by the agent's own config."""
+    try:
+        config = make_agent_config(agent, kept)
+    except WorldLoomError:
+        return dict(kept)  # RunConfig.problems says what is wrong
+    known = {"--agent." + name.removeprefix("--") for name in flag_names(type(config))} - {
+        "--agent.name"
+    }
+    mistakes += [_unknown(flag, known) for flag, _ in pairs if flag not in known]
+    inner = [
+        ("--" + flag.removeprefix("--agent."), value) for flag, value in pairs if flag in known
+    ]
+    names = [flag.removeprefix("--").replace("-", "_") for flag, _ in inner]
+    try:
+        config = _apply(inner, config)
+    except (SystemExit, ConfigurationError):
+        mistakes += [
+            _explain(f"--agent.{flag[2:]}", flag, value, config)
+            for flag, value in inner
+            if _is_bad(flag, value, config)
+        ]
+    return {**kept, **{name: getattr(config, name) for name in names}}
+
+
+def _is_bad(flag: str, value: str, config: Any) -> bool:
+    try:
+        _apply([(flag, value)], config)
+    except (SystemExit, ConfigurationError):
+        return True
+    return False

@@ -1,0 +1,301 @@
+"""The run folder: what a run writes, where, and in which words.
+
+    config.json  command.txt  versions.txt  metrics.jsonl  console.log  summary.json  checkpoints/
+    replay/  videos/
+
+``summary.json`` is replaced atomically at every checkpoint and at the end, so a reader always finds
+a whole one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.files import write_json, write_text
+from worldloom.core.json_text import read_object, to_json
+from worldloom.core.specs import EnvSpec
+from worldloom_dist.run.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
+
+COUNTERS_FILE = "replay/books.json"
+PACKAGES = (
+    "worldloom-dist",
+    "torch",
+    "ray",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "dm-control",
+    "ale-py",
+)
+
+
+def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, bool]:
+    """The folder of a run, and whether a run in it goes on. Creates nothing.
+
+    Raises:
+        ConfigurationError: If the folder holds a run and ``if_exists`` is ``error``.
+    """
+    if config.resume is not None:
+        return config.resume, True
+    if config.run_dir is not None:
+        _check_writable(config.run_dir)
+        exists = (config.run_dir / "config.json").exists()
+        if exists and config.if_exists == "error":
+            raise ConfigurationError(
+                f"run_dir: {config.run_dir} holds a run already; add --if-exists "
+                "resume to go on with it, or name another folder"
+            )
+        return config.run_dir, exists
+    taken = [
+        int(p.name.rsplit("-", 1)[1])
+        for p in root.glob(f"{config.preset}-[0-9]*")
+        if p.name.rsplit("-", 1)[1].isdigit()
+    ]
+    return root / f"{config.preset}-{max(taken, default=0) + 1:04d}", False
+
+
+def claim_folder(config: RunConfig, folder: Path) -> Path:
+    """Make the folder; when another launcher took the same default number meanwhile, take the next
+    one.
+
+    Raises:
+        ConfigurationError: If it cannot be made.
+    """
+    is_named = config.resume is not None or config.run_dir is not None
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=is_named)
+            return folder
+        except OSError as error:
+            if is_named or not isinstance(error, FileExistsError):
+                raise ConfigurationError(
+                    f"run_dir: {folder} cannot be written ({error}); name another folder"
+                ) from error
+            folder, _ = choose_folder(config, folder.parent)
+
+
+def _check_writable(folder: Path) -> None:
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigurationError(
+            f"run_dir: {folder} cannot be made, because {parent} is not a folder that "
+            "can be written to"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run and the files that describe it."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoint folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> Path:
+        """Replay journals, one folder per shard."""
+        return self.path / "replay"
+
+    @property
+    def videos(self) -> Path:
+        """Videos of evaluations, and pictures of predictions (``index.jsonl`` says which is which);
+        they reach the run's sinks.
+        """
+        return self.path / "videos"
+
+    @property
+    def summary_path(self) -> Path:
+        """``summary.json``."""
+        return self.path / "summary.json"
+
+    def open(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+        """Make the folder and hold it; a new run is described in it, and one that goes on keeps its
+        id.
+
+        Of a run that goes on nothing is changed here: see :meth:`describe`.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            ConfigurationError: If another launcher uses the folder, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise ConfigurationError(
+                f"run_dir: {self.path} cannot be written ({error}); name another folder"
+            ) from error
+        known = self.read_json("config.json").get("run_id")
+        return str(known) if known else self.describe(config, env, agent)
+
+    def describe(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+        """Write the settings, the command line and the versions; the run keeps its id if it has
+        one.
+
+        Of a run that goes on with other settings this is done when it is known to work with them.
+
+        Returns:
+            The run's id.
+        """
+        known = self.read_json("config.json")
+        run_id: str = known.get("run_id") or f"{self.path.name}-{uuid.uuid4().hex[:6]}"
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with (self.path / "command.txt").open("a") as file:
+            python = Path(sys.executable).name
+            file.write(
+                f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n"
+            )
+        write_text(self.path / "versions.txt", versions())
+        facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
+        write_json(self.path / "config.json", facts)
+        return run_id
+
+    def _lock(self) -> None:
+        """Hold the folder for the life of this process: the file stays open, and the lock goes with
+        it.
+        """
+        file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(file)
+            raise ConfigurationError(
+                f"run_dir: another launcher uses {self.path}; wait for it, or name another folder"
+            ) from error
+
+    def next_incarnation(self, role: str) -> int:
+        """How often ``role`` was started in the run (1, 2, ...); persisted before it is
+        used, so it never repeats.
+        """
+        known = self.read_json("incarnations.json")
+        value = int(known.get(role, 0)) + 1
+        write_json(self.path / "incarnations.json", {**known, role: value})
+        return value
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder, ``{}`` when it does not exist."""
+        path = self.path / name
+        try:
+            return read_object(path) if path.exists() else {}
+        except (ValueError, OSError) as error:
+            raise ConfigurationError(
+                f"{path} cannot be read ({error}); repair or delete it"
+            ) from error
+
+    def env_spec(self) -> EnvSpec | None:
+        """What the run's env gives and takes; None where nothing is known of it.
+
+        Raises:
+            ConfigurationError: If ``config.json`` is damaged.
+        """
+        found = self.read_json("config.json").get("env")
+        try:
+            return EnvSpec.from_dict(found) if found else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{self.path / 'config.json'} has an env that cannot be read ({error!r}); repair it"
+            ) from error
+
+    def check_readable(self) -> None:
+        """Refuse to go on where a file is damaged that a resumed run reads.
+
+        Raises:
+            ConfigurationError: Names the first one.
+        """
+        for name in (
+            "config.json",
+            "summary.json",
+            "incarnations.json",
+            "imports.json",
+            COUNTERS_FILE,
+        ):
+            self.read_json(name)
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``; a disk that takes no more costs the line, and a
+        warning.
+        """
+        line = to_json(record) + "\n"
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("ab+") as file:
+                if file.tell():  # a line that a kill or a full disk has cut short stays alone
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.write(line.encode())
+        except OSError as error:
+            logger.warning(
+                "a record is lost, because %s cannot be written (%s); free space",
+                path,
+                error.strerror,
+            )
+
+    def read_counters(self) -> dict[str, dict[str, int]]:
+        """The counters of every shard as they were last known; empty for a new run."""
+        return self.read_json(COUNTERS_FILE)
+
+    def write_counters(self, shards: Mapping[str, Mapping[str, int]]) -> None:
+        """Replace them. They lie outside the shards' folders, so that a shard that lost its disk
+        can be told what it had.
+        """
+        self.replay.mkdir(exist_ok=True)
+        write_json(self.path / COUNTERS_FILE, shards)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace ``summary.json``."""
+        write_json(self.summary_path, summary)
+
+    def try_write_summary(self, summary: Mapping[str, Any]) -> None:
+        """:meth:`write_summary` where something else counts more: a failure is a warning."""
+        try:
+            self.write_summary(summary)
+        except OSError as error:
+            logger.warning(
+                "%s is old, because it cannot be written (%s); free space",
+                self.summary_path,
+                error.strerror,
+            )
+
+
+def build_facts() -> dict[str, str]:
+    """Labels of the metric ``build_info``."""
+    facts = {"python": platform.python_version()}
+    for label, name in (("version", "worldloom-dist"), ("torch", "torch"), ("ray", "ray")):
+        try:
+            facts[label] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return facts
+
+
+def versions() -> str:
+    """Versions of python, of the machine, and of the packages that matter, one per line."""
+    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+    for name in PACKAGES:
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,353 @@
+"""What the roles of one run agree on: ``resolve`` makes a :class:`Plan` from a checked
+``RunConfig``.
+
+It looks at the env once and resolves everything that follows from it; the resulting plan is small,
+picklable and needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldloom.algorithms.registry import AgentConfig, agent_spec, env_defaults
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.protocol import AgentSpec
+from worldloom.core.seeds import seed_of
+from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.data.rate_limiter import RateLimits
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import probe_env
+from worldloom_dist.replay.budget import ReplayBudget
+from worldloom_dist.replay.imports import split_sources
+from worldloom_dist.replay.planning import (
+    absolute_files,
+    check_files,
+    recorded_env,
+    replay_budget,
+    resolve_windows,
+)
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.folder import RunFolder
+
+__all__ = [
+    "ActCosts",
+    "Plan",
+    "group_sizes",
+    "needs_measuring",
+    "place_inference",
+    "resolve",
+    "resolve_again",
+    "role_seed",
+]
+
+LONGEST_EVALUATION_STEPS = 10_000
+"""Decisions of an evaluation episode in an env that is not known to allow longer ones."""
+IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
+TORCH_WORKER_BYTES = 300e6
+"""Memory of an env worker that imports torch, besides what processes share."""
+REQUEST_CPU_S = 0.001
+"""CPU time of a request to an inference server, both sides together (a Ray call with arguments)."""
+ROLES = (
+    "agent",
+    "worker",
+    "prefill",
+    "policy",
+    "sampling",
+    "evaluation",
+    "evaluation_policy",
+    "gateway",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the roles of one run agree on.
+
+    Attributes:
+        config: What was asked for.
+        env: The env with every setting filled in; evaluation uses the same.
+        env_spec, agent, spec: What the env gives and takes; the agent's settings; what the system
+            must know of the agent.
+        columns: Columns of a stored row.
+        limits: Of the train ratio.
+        run_id: Name of the run in metrics.
+        splits_envs: True when the envs of a worker may be built one by one; False for a vector env
+            of fixed size.
+        budget: What replay takes of memory and disk.
+        measured_inference: Where the policy runs and why, once it has been measured.
+        needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of
+            its own); empty when it can.
+    """
+
+    config: RunConfig
+    env: EnvConfig
+    env_spec: EnvSpec
+    agent: AgentConfig
+    spec: AgentSpec
+    columns: Mapping[str, ArraySpec]
+    limits: RateLimits
+    run_id: str = ""
+    splits_envs: bool = True
+    budget: ReplayBudget | None = None
+    measured_inference: tuple[str, str] | None = None
+    needs_main_thread: str = ""
+
+    @property
+    def is_lockstep(self) -> bool:
+        """True when the version that acts is a function of the row count."""
+        return self.config.runtime == "local" or self.config.barrier
+
+    @property
+    def is_offline(self) -> bool:
+        """True when there is no env: rows come from files only, and the run ends after
+        ``config.train_steps`` updates.
+        """
+        return self.config.env.is_none
+
+    @property
+    def num_workers(self) -> int:
+        """Env workers; none without an env."""
+        return 0 if self.is_offline else self.config.workers
+
+    @property
+    def chunk_age_s(self) -> float:
+        """Age at which an open chunk is sent; never by age in lock-step, because time is no
+        function of the row count.
+        """
+        return float("inf") if self.is_lockstep else self.config.actors.max_chunk_age_s
+
+    @property
+    def pull_interval_s(self) -> float:
+        """How often acting roles look for newer weights."""
+        return 0.0 if self.is_lockstep else self.config.actors.pull_interval_s
+
+    def is_pretrained(self, train_steps: int) -> bool:
+        """True when enough updates are made for weights that may act: the pretraining's, or one."""
+        return train_steps >= max(1, self.spec.pretrain_updates)
+
+    @property
+    def target_agent_steps(self) -> int:
+        """Agent steps after which the run is complete."""
+        return 0 if self.is_offline else -(-self.config.env_steps // self.env_spec.action_repeat)
+
+    @property
+    def eval_max_steps(self) -> int:
+        """Decisions after which an evaluation episode is cut; never before the env's own limit
+        unless that was asked for.
+        """
+        return self.config.eval_max_steps or max(
+            LONGEST_EVALUATION_STEPS, self.env_spec.episode_limit or 0
+        )
+
+    def env_steps_at(self, positions: int) -> int:
+        """Env steps at which this many trained positions are due: where the run stands, as the
+        learner knows it.
+        """
+        owed = max(0, positions - self.limits.pretrain_positions)
+        return (
+            int(self.limits.prefill_agent_steps + owed / self.limits.train_ratio)
+            * self.env_spec.action_repeat
+        )
+
+    @property
+    def inference(self) -> str:
+        """``local`` or ``central``: where the policy runs."""
+        return (self.measured_inference or place_inference(self))[0]
+
+
+def resolve(
+    config: RunConfig, *, recorded: EnvSpec | None = None, stored: Collection[str] = ()
+) -> Plan:
+    """Resolve everything that follows from the config and the env.
+
+    Args:
+        config: What was asked for.
+        recorded: What the env gives and takes, where that is known and no env is played: none is
+            built then.
+        stored: Files of ``replay.load`` that a run has stored before: they need not be there any
+            more.
+
+    Raises:
+        ConfigurationError, MissingDependencyError, ModelNotFoundError: If the run cannot work;
+        nothing has been started.
+    """
+    config, agent = absolute_files(config), config.agent_config()
+    if config.env.is_none:
+        config = dataclasses.replace(config, eval_every=0, eval_episodes=0, inference="local")
+        env = config.env
+        observed = recorded or recorded_env(config)
+        size = None
+    elif recorded is not None:
+        env = config.env
+        observed = recorded
+        size = None
+    else:
+        env, observed, size = resolve_env(config.env, env_defaults(agent))
+    spec = resolve_windows(config, agent_spec(agent, observed))
+    # nothing is inserted, so nothing is owed: all updates are pretraining after a prefill of
+    # nothing
+    if config.env.is_none:
+        spec = dataclasses.replace(spec, prefill_agent_steps=0, pretrain_updates=0)
+    if config.train_ratio is not None:
+        spec = dataclasses.replace(spec, train_ratio=config.train_ratio)
+    least = spec.sampling.least_rows
+    if config.replay.capacity_steps < config.replay.shards * least:
+        raise ConfigurationError(
+            f"replay.capacity_steps must hold one window, so {least} rows, in each of "
+            f"{config.replay.shards} shards, "
+            f"got {config.replay.capacity_steps}"
+        )
+    if spec.sampling.batch_size % config.learners:
+        raise ConfigurationError(
+            f"learners must divide the agent's batch size {spec.sampling.batch_size}, "
+            "because each rank trains on an equal "
+            f"share of it, got {config.learners}; choose a divisor, or another --agent.batch-size"
+        )
+    columns = observed.columns(spec.extras)
+    budget = replay_budget(config, columns, _memory_bytes())
+    if size is not None and size != config.envs_per_worker:
+        raise ConfigurationError(
+            f"env {env.env!r} is a vector env of {size} envs, and envs_per_worker is "
+            f"{config.envs_per_worker}; "
+            f"say --envs-per-worker {size}, or give its callable a parameter num_envs"
+        )
+    check_files(config, columns, stored)
+    in_lockstep = config.runtime == "local" or config.barrier or config.env.is_none
+    limits = RateLimits(
+        train_ratio=spec.train_ratio,
+        prefill_agent_steps=spec.prefill_agent_steps,
+        batch_positions=spec.sampling.trained_positions,
+        pretrain_updates=config.train_steps if config.env.is_none else spec.pretrain_updates,
+        max_insert_steps=config.actors.chunk_rows,
+        band_agent_steps=config.replay.band_steps,
+        lead_share=0.0 if in_lockstep else 0.5,
+    )
+    return Plan(
+        config, env, observed, agent, spec, columns, limits, splits_envs=size is None, budget=budget
+    )
+
+
+def resolve_again(config: RunConfig, folder: RunFolder) -> Plan:
+    """:func:`resolve` for a run that was begun before: files that it has stored need not be there
+    any more.
+
+    Raises:
+        ConfigurationError, MissingDependencyError, ModelNotFoundError: As :func:`resolve`.
+    """
+    found = folder.read_json("config.json")
+    stored = split_sources(found.get("run", {}).get("replay", {}).get("load"))
+    return resolve(
+        config, recorded=folder.env_spec() if config.env.is_none else None, stored=stored
+    )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resolve_env(
+    own: EnvConfig, published: Mapping[str, Mapping[str, Any]]
+) -> tuple[EnvConfig, EnvSpec, int | None]:
+    """Every setting of the env: the user's, else what the agent was published with for the suite,
+    else the suite's own.
+
+    The agent's settings for images concern only envs that observe some. The env is built once, and
+    once more if the agent's settings change it.
+
+    Returns:
+        The settings, and what :func:`~worldloom.envs.factory.probe_env` says about the env with
+        them.
+    """
+    alone = own.resolved()
+    defaults = dict(published.get(own.suite, {}))
+    spec, size = probe_env(alone)
+    if not any(array.is_image for array in spec.obs.values()):
+        defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
+    resolved = own.with_defaults({own.suite: defaults}).resolved()
+    return (resolved, spec, size) if resolved == alone else (resolved, *probe_env(resolved))
+
+
+@dataclass(frozen=True, slots=True)
+class ActCosts:
+    """What decisions cost on one thread, measured.
+
+    Attributes:
+        local_s: One call of the policy for the envs of one worker, seconds of CPU (on a GPU of wall
+            time).
+        central_s: One call for ``central_rows`` envs of all workers.
+        central_rows: Rows of the largest batch that can come together.
+    """
+
+    local_s: float
+    central_s: float
+    central_rows: int
+
+
+def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str]:
+    """Where the policy runs, and why in one line; without costs the answer to ``auto`` is
+    a guess.
+    """
+    config = plan.config
+    if config.inference != "auto":
+        return config.inference, "asked for"
+    if plan.is_lockstep:
+        return "local", "lock-step keeps the policy with its envs"
+    if config.workers == 0 and config.gateways == 1:
+        return "local", "the gateway decides for its clients itself"
+    if config.workers == 0:
+        return "central", "several gateways share their decisions"
+    if config.num_envs == 1:
+        return "local", "one env: there is nothing to batch"
+    room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)
+    if config.address is None and config.workers > room:
+        return (
+            "central",
+            f"{config.workers} workers with torch in each do not fit into this machine's memory",
+        )
+    if costs is None:
+        is_central = config.workers > 4 or plan.spec.acting == "planner"
+        return (
+            ("central", "not measured; guessed for many workers or planning")
+            if is_central
+            else ("local", "not measured")
+        )
+    local_ms = 1e3 * costs.local_s / config.envs_per_worker
+    central_ms = 1e3 * (
+        costs.central_s / costs.central_rows + REQUEST_CPU_S / config.envs_per_worker
+    )
+    where = "central" if central_ms < local_ms else "local"
+    return where, (
+        f"measured: a decision costs {local_ms:.2f} ms in its worker, and "
+        f"{central_ms:.2f} ms in batches of {costs.central_rows} "
+        "with their requests"
+    )
+
+
+def needs_measuring(plan: Plan) -> bool:
+    """True when :func:`place_inference` would guess."""
+    return place_inference(plan)[1].startswith("not measured")
+
+
+def role_seed(plan: Plan, role: str, *index: int) -> int:
+    """Seed of one instance of a role, spawned from the run's root seed."""
+    sequence = np.random.SeedSequence(plan.config.seed, spawn_key=(ROLES.index(role), *index))
+    return seed_of(sequence)
+
+
+def group_sizes(plan: Plan) -> list[int]:
+    """Envs in each group of a worker. Two groups take turns where actions come from afar, so that
+    one steps meanwhile.
+    """
+    envs = plan.config.envs_per_worker
+    groups = (
+        min(plan.config.actors.groups, envs)
+        if plan.inference == "central" and plan.splits_envs
+        else 1
+    )
+    return [envs // groups + (index < envs % groups) for index in range(groups)]

@@ -1,0 +1,430 @@
+"""What a run says of itself: the console line, ``metrics.jsonl`` and ``summary.json``, from one set
+of numbers.
+
+Both runtimes fill a ``Counts`` and hand it over with the hub's snapshot; nothing is computed twice
+or named twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from worldloom.core.metrics import Last, MetricMap, Sum
+from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
+from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
+from worldloom_dist.metrics.totals import RunTotals
+from worldloom_dist.ports import RowCounters
+from worldloom_dist.run.bottleneck import Bottleneck, Use, diagnose
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.view import View, last_record
+
+__all__ = ["Counts", "Report"]
+
+logger = logging.getLogger(__name__)
+
+RATE_WINDOW_S = 10.0
+BINDING_WINDOW_S = 60.0
+RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The run's counters at one moment; all of them over the whole run, those before a resume
+    included.
+
+    Attributes:
+        counters: Summed over shards.
+        positions: Trained positions that the coordinator admitted.
+        train_steps: Updates made.
+        policy_version: Newest version, as text.
+        debt: Positions owed to training.
+        blocked_s: Seconds that a side has waited, by ``insert`` and ``sample``.
+        lost_open: Rows that no acknowledgement had covered when their worker died.
+        restarts: By kind.
+    """
+
+    counters: RowCounters = field(default_factory=RowCounters)
+    positions: int = 0
+    train_steps: int = 0
+    policy_version: str = "0.0"
+    debt: float = 0.0
+    blocked_s: Mapping[str, float] = field(default_factory=dict)
+    lost_open: int = 0
+    restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _by_label(values: Mapping[str, float], name: str) -> dict[str, float]:
+    """``NAME{label=x}`` -> value as x -> value."""
+    start = name + "{"
+    return {
+        key.rpartition("=")[2].rstrip("}"): value
+        for key, value in values.items()
+        if key.startswith(start)
+    }
+
+
+class Report:
+    """Keeps the numbers of one run and writes them.
+
+    Args:
+        plan: Of the run.
+        folder: Where it writes.
+        earlier: The summary of the run before a resume, ``{}`` for a new run.
+
+    Attributes:
+        quarantined: Envs and workers that are not started again, with the reason.
+        inference: ``where`` the policy runs, and ``why``.
+        gateway: What gateways have counted; empty without any.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._started = time.monotonic()
+        self._wall_before = float(earlier.get("wall_time_s", 0.0))
+        self._episodes_before = int(earlier.get("episodes", 0))
+        self._totals = RunTotals(last_record(folder.path / "metrics.jsonl"))
+        self._restarts_before = dict(earlier.get("restarts", {}))
+        self._lost_before = int(earlier.get("rows", {}).get("lost_open", 0))
+        evaluation = earlier.get("eval")
+        has_mean = evaluation is not None and evaluation.get("return_mean") is not None
+        self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
+        self._recent: deque[tuple[float, Counts]] = deque()
+        self._uses: deque[tuple[float, dict[str, float]]] = deque(
+            [(self._started, {"sample": 0.0})]
+        )
+        self._said_binding = self._started
+        self._first: tuple[float, Counts] | None = None
+        self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
+        rows = earlier.get("rows", {})
+        counters = RowCounters(
+            **{
+                name: int(rows.get(name, 0))
+                for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")
+            }
+        )
+        self.counts = Counts(
+            counters=replace(counters, agent_steps=int(earlier.get("agent_steps", 0))),
+            positions=int(earlier.get("replayed_steps", 0)),
+            train_steps=int(earlier.get("train_steps", 0)),
+            policy_version=str(earlier.get("policy_version", "0.0")),
+        )
+        self.snapshot: Mapping[str, float] = {}
+        self._nonfinite = set[str]()
+        self._sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
+        self._media = MediaWatch(folder.videos)
+        self.quarantined: Mapping[str, str] = {}
+        self.inference: Mapping[str, str] = {}
+        self.gateway: Mapping[str, int] = {}
+
+    def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
+        """Take the newest numbers."""
+        now = time.monotonic()
+        self._first = self._first or (now, counts)
+        self._recent.append((now, counts))
+        while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_WINDOW_S:
+            self._recent.popleft()
+        self._rates = self._rates_between(self._recent[0], self._recent[-1])
+        if snapshot is not self.snapshot:
+            self._totals.update(snapshot)
+        self.counts = counts
+        self.snapshot = snapshot
+        self._watch_use(now)
+
+    @property
+    def binding(self) -> Bottleneck:
+        """What binds the run, over the last minute or two (or the run, while it is younger)."""
+        (began, before), (now, after) = self._uses[0], self._uses[-1]
+        past = {key: max(0.0, value - before.get(key, 0.0)) for key, value in after.items()}
+        return diagnose(
+            Use(
+                seconds=now - began,
+                learner=_by_label(past, "learner_seconds_total"),
+                actors=_by_label(past, "actor_seconds_total"),
+                samples_refused=past["sample"],
+                workers=self._plan.config.workers,
+            )
+        )
+
+    def _watch_use(self, now: float) -> None:
+        """Remember the seconds spent so far, and say once a minute what binds."""
+        keys = ("learner_seconds_total", "actor_seconds_total")
+        spent = {key: value for key, value in self.snapshot.items() if key.startswith(keys)}
+        self._uses.append((now, {**spent, "sample": self.counts.blocked_s.get("sample", 0.0)}))
+        while len(self._uses) > 2 and now - self._uses[1][0] >= BINDING_WINDOW_S:
+            self._uses.popleft()
+        if now - self._said_binding >= BINDING_WINDOW_S:
+            self._said_binding = now
+            logger.info("%s", self.binding)
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of the whole run."""
+        return self._env_steps(self.counts)
+
+    @property
+    def progress(self) -> int:
+        """What checkpoints and records of a lock-step run are counted in: env steps, or updates
+        where there is no env.
+        """
+        return self.counts.train_steps if self._plan.is_offline else self.env_steps
+
+    def note_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Take the result of an evaluation that began at ``result["env_steps"]``."""
+        for warning in eval_warnings(result, self._plan.eval_max_steps):
+            logger.warning("eval at env_steps %d: %s", result["env_steps"], warning)
+        self.evaluation = {"time": time.time(), **result}
+        self._folder.append_metrics({"kind": "eval", **self.evaluation})
+        values = {key: float(metric.value) for key, metric in eval_metrics(self.evaluation).items()}
+        self._sinks.write(int(result["env_steps"]), values)
+
+    def gauges(self) -> MetricMap:
+        """What only the driver knows, for the hub."""
+        counters = self.counts.counters
+        limits = self._plan.limits
+        values: MetricMap = {
+            "replay_steps": Last(counters.stored),
+            "replay_capacity_steps": Last(self._plan.config.replay.capacity_steps),
+            "replay_ratio_target": Last(limits.train_ratio),
+            "replay_ratio_actual": Last(self.train_ratio_actual),
+            "workers_wanted": Last(self._plan.num_workers),
+            "checkpoint_interval_seconds": Last(self._plan.config.learner.checkpoint_every_s),
+            "envs_quarantined": Last(len(self.quarantined)),
+        }
+        if self.evaluation is not None:
+            values |= eval_metrics(self.evaluation)
+        return values
+
+    def increments(self, before: Counts) -> MetricMap:
+        """Counters of replay and coordinator as increments since ``before``, for the hub."""
+        now = self.counts.counters
+        old = before.counters
+        values: MetricMap = {
+            "replay_inserted_steps_total": Sum(now.inserted - old.inserted),
+            "replay_evicted_steps_total": Sum(now.evicted - old.evicted),
+            "replay_duplicate_steps_total": Sum(now.duplicate - old.duplicate),
+        }
+        for side, seconds in self.counts.blocked_s.items():
+            fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
+            values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
+        for kind, count in self.counts.restarts.items():
+            values[f"worker_restarts_total{{kind={kind}}}"] = Sum(
+                max(0, count - before.restarts.get(kind, 0))
+            )
+        return values
+
+    @property
+    def train_ratio_actual(self) -> float:
+        """Trained positions per agent step, over the run, without what is not owed: the prefill and
+        its pretraining.
+        """
+        limits = self._plan.limits
+        steps = self.counts.counters.agent_steps - limits.prefill_agent_steps
+        return (
+            max(0.0, (self.counts.positions - limits.pretrain_positions) / steps)
+            if steps > 0
+            else 0.0
+        )
+
+    def line(self) -> str:
+        """One line for people."""
+        target = self._plan.config.env_steps
+        counts = self.counts
+        value = self.snapshot
+        parts = [f"env_steps {self.env_steps:,}/{target:,}"]
+        if self._plan.is_offline:
+            return (
+                f"updates {counts.train_steps:,}/{self._plan.config.train_steps:,} | "
+                f"{self._rates['updates_per_s']:.0f} upd/s"
+            )
+        train = value.get("episode_return_mean{split=train}")
+        shown = f"return {train:.1f}" if train is not None else "return -"
+        parts.append(
+            f"{shown} (eval {self.evaluation['return_mean']:.1f})" if self.evaluation else shown
+        )
+        parts.append(
+            f"{self._rates['env_steps_per_s']:.0f} env/s {self._rates['updates_per_s']:.0f} upd/s"
+        )
+        if self.train_ratio_actual > 0:
+            per_step = self.train_ratio_actual / self._plan.limits.batch_positions
+            wanted = self._plan.limits.train_ratio / self._plan.limits.batch_positions
+            parts.append(f"updates/step {per_step:.3g} (target {wanted:.3g})")
+        parts.append(f"replay {counts.counters.stored:,}")
+        if "policy_lag_updates" in value:
+            parts.append(f"lag {value['policy_lag_updates']:.0f}")
+        restarts = sum(counts.restarts.values())
+        parts.append(f"restarts {restarts}" if restarts else "")
+        parts.append(self.phase())
+        return " | ".join(part for part in parts if part)
+
+    def phase(self) -> str:
+        """What the run is at, or what binds it, in a few words."""
+        limits = self._plan.limits
+        counts = self.counts
+        if counts.counters.agent_steps < limits.prefill_agent_steps:
+            return f"prefill {counts.counters.agent_steps}/{limits.prefill_agent_steps}"
+        if counts.train_steps < self._plan.spec.pretrain_updates:
+            return f"pretraining {counts.train_steps}/{self._plan.spec.pretrain_updates}"
+        return self.bottleneck()
+
+    def bottleneck(self) -> str:
+        """Which side waits for the other: by how long inserts and samples waited for permits."""
+        waited = self.counts.blocked_s
+        inserts = waited.get("insert", 0.0) / max(1, self._plan.config.num_envs)
+        samples = waited.get("sample", 0.0)
+        if inserts + samples < 0.05 * (time.monotonic() - self._started):
+            return "balanced"
+        return "learner-bound" if inserts > samples else "env-bound"
+
+    def record(self) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        base = {
+            "kind": "train",
+            "time": time.time(),
+            "env_steps": self.env_steps,
+            "train_steps": self.counts.train_steps,
+        }
+        known = {**self.snapshot, **self._totals.values, **self._exact()}
+        self._name_nonfinite(known)
+        values = {
+            **self._rates,
+            **{key: value for key, value in sorted(known.items()) if math.isfinite(value)},
+        }
+        self._folder.append_metrics({**base, **values})
+        self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
+        self._show(self._media.fresh())
+
+    def _name_nonfinite(self, values: Mapping[str, float]) -> None:
+        """Say, once for each, what records leave out because it is no number."""
+        bad = {key for key, value in values.items() if not math.isfinite(value)} - self._nonfinite
+        if bad:
+            self._nonfinite |= bad
+            shown = ", ".join(f"{key} is {values[key]}" for key in sorted(bad))
+            logger.warning(
+                "not finite at env_steps %d, and left out of the records: %s", self.env_steps, shown
+            )
+
+    def _exact(self) -> dict[str, float]:
+        """What this process knows better than the hub, which hears of it a little later: the whole
+        run's counts, and gauges.
+        """
+        counts = self.counts
+        counters = self.counts.counters
+        return {
+            **{key: float(metric.value) for key, metric in self.gauges().items()},
+            "agent_steps_total": counters.agent_steps,
+            "env_steps_total": self.env_steps,
+            "learner_updates_total": counts.train_steps,
+            "learner_replayed_steps_total": counts.positions,
+            "replay_inserted_steps_total": counters.inserted,
+            "replay_evicted_steps_total": counters.evicted,
+            "replay_duplicate_steps_total": counters.duplicate,
+        }
+
+    def _show(self, media: list[Medium]) -> None:
+        for medium in media:
+            steps = self.env_steps if medium.env_steps is None else medium.env_steps
+            self._sinks.show(steps, f"videos/{medium.name}", medium.path)
+
+    def close(self) -> None:
+        """Let the sinks write what they have, the pictures of the last seconds included; waits for
+        them a short time.
+        """
+        self._show(self._media.fresh(unchanged_s=0.0))
+        self._sinks.close()
+
+    def view(self) -> View:
+        """What a person wants to see now."""
+        plan = self._plan
+        counts = self.counts
+        value = self.snapshot
+        config = plan.config
+        return View(
+            run_id=plan.run_id,
+            folder=str(self._folder.path),
+            title=f"{plan.agent.name} on {plan.env.env}, seed {config.seed}",
+            env_steps=self.env_steps,
+            target=config.env_steps,
+            train_steps=counts.train_steps,
+            env_steps_per_s=self._rates["env_steps_per_s"],
+            updates_per_s=self._rates["updates_per_s"],
+            train_return=value.get("episode_return_mean{split=train}"),
+            evaluation=self.evaluation,
+            train_ratio=self.train_ratio_actual,
+            target_ratio=plan.limits.train_ratio,
+            lag=value.get("policy_lag_updates"),
+            lag_p99=value.get("policy_lag_updates:p99"),
+            stored=counts.counters.stored,
+            capacity=config.replay.capacity_steps,
+            restarts=self._restarts(),
+            phase=self.phase(),
+            wall_time_s=self._wall_before + time.monotonic() - self._started,
+        )
+
+    def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        counts = self.counts
+        value = self.snapshot
+        counters = counts.counters
+        seconds = time.monotonic() - self._started
+        rows = {
+            name: getattr(counters, name)
+            for name in ("inserted", "stored", "evicted", "lost_acked", "duplicate")
+        }
+        return {
+            "run_id": self._plan.run_id,
+            "status": status,
+            "error": error,
+            "env_steps": self.env_steps,
+            "agent_steps": counters.agent_steps,
+            "train_steps": counts.train_steps,
+            "replayed_steps": counts.positions,
+            "train_ratio_actual": self.train_ratio_actual,
+            "episodes": self._episodes_before + int(self._totals.grown("episodes_total")),
+            "train_return_mean": value.get("episode_return_mean{split=train}"),
+            "eval": self.evaluation,
+            "wall_time_s": self._wall_before + seconds,
+            "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
+            "restarts": self._restarts(),
+            "quarantined": dict(self.quarantined),
+            "inference": dict(self.inference),
+            **({"gateway": dict(self.gateway)} if self.gateway else {}),
+            "policy_version": counts.policy_version,
+            "staleness": {
+                "mean": value.get("policy_lag_updates"),
+                "p99": value.get("policy_lag_updates:p99"),
+            },
+            "bottleneck": self.bottleneck(),
+            "binding": asdict(self.binding),
+            "throughput": self._mean_rates(),
+        }
+
+    def _restarts(self) -> dict[str, int]:
+        kinds = [*RESTART_KINDS, *sorted(set(self.counts.restarts) - set(RESTART_KINDS))]
+        return {
+            kind: self._restarts_before.get(kind, 0) + self.counts.restarts.get(kind, 0)
+            for kind in kinds
+        }
+
+    def _env_steps(self, counts: Counts) -> int:
+        return counts.counters.agent_steps * self._plan.env_spec.action_repeat
+
+    def _mean_rates(self) -> dict[str, float]:
+        return (
+            self._rates_between(self._first, self._recent[-1]) if self._first else dict(self._rates)
+        )
+
+    def _rates_between(
+        self, start: tuple[float, Counts], end: tuple[float, Counts]
+    ) -> dict[str, float]:
+        seconds = max(end[0] - start[0], 1e-6)
+        steps = self._env_steps(end[1]) - self._env_steps(start[1])
+        updates = end[1].train_steps - start[1].train_steps
+        return {"env_steps_per_s": steps / seconds, "updates_per_s": updates / seconds}

@@ -1,0 +1,265 @@
+"""What a person wants to know of a run, in one small object: the live console, ``status`` and
+``plot`` read a run through it.
+
+A running process fills a :class:`View` from its own numbers, and :func:`read_view` fills it from a
+run folder. Imports little but the standard library, so that ``status`` answers at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import checked, normalize
+from worldloom.core.json_text import read_object
+
+__all__ = [
+    "View",
+    "duration",
+    "facts",
+    "is_locked",
+    "last_record",
+    "read_records",
+    "read_view",
+]
+
+SILENT_S = 15.0
+TAIL_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A run at one moment.
+
+    Attributes:
+        run_id, folder, title: Which run; ``title`` says agent, env and seed.
+        status: As in ``summary.json``, or ``died`` when it says running and no process runs it.
+        error: Why it failed.
+        env_steps, target: Env steps so far, and those asked for.
+        train_steps: Updates so far.
+        env_steps_per_s, updates_per_s: Over the last seconds while it runs, over the whole run
+            afterwards.
+        train_return: Mean of recent training episodes; None before the first.
+        evaluation: The last one, as in ``summary.json``.
+        train_ratio, target_ratio: Trained positions per agent step.
+        lag, lag_p99: Policy lag in updates; None before it was measured.
+        stored, capacity: Rows in replay, and rows that fit.
+        restarts: By kind.
+        phase: What it is at, or what binds it.
+        wall_time_s: Of the whole run.
+    """
+
+    run_id: str = ""
+    folder: str = ""
+    title: str = ""
+    status: str = "running"
+    error: str | None = None
+    env_steps: int = 0
+    target: int = 0
+    train_steps: int = 0
+    env_steps_per_s: float = 0.0
+    updates_per_s: float = 0.0
+    train_return: float | None = None
+    evaluation: Mapping[str, Any] | None = None
+    train_ratio: float = 0.0
+    target_ratio: float = 0.0
+    lag: float | None = None
+    lag_p99: float | None = None
+    stored: int = 0
+    capacity: int = 0
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    phase: str = ""
+    wall_time_s: float = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the env steps asked for, 0 to 1."""
+        return min(1.0, self.env_steps / self.target) if self.target else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go at the present rate; None when nothing moves or nothing is left."""
+        left = self.target - self.env_steps
+        return (
+            left / self.env_steps_per_s
+            if left > 0 and self.env_steps_per_s > 0 and self.status == "running"
+            else None
+        )
+
+
+def facts(view: View) -> list[tuple[str, str]]:
+    """The view as label and text, in the order in which people ask."""
+    train = "-" if view.train_return is None else f"{view.train_return:.1f}"
+    found = [("return", f"{train} (training)")]
+    if view.evaluation:
+        mean, spread = (view.evaluation.get(name) for name in ("return_mean", "return_std"))
+        shown = (
+            "not finite"
+            if mean is None
+            else f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+        )
+        found.append(("eval", f"{shown} at {view.evaluation.get('env_steps', 0):,}"))
+    else:
+        found.append(("eval", "-"))
+    found += [
+        ("env steps/s", f"{view.env_steps_per_s:,.0f}"),
+        ("updates/s", f"{view.updates_per_s:,.1f}"),
+    ]
+    ratio = f"{view.train_ratio:.4g}" if view.train_ratio > 0 else "-"
+    found.append(("train ratio", f"{ratio} (target {view.target_ratio:.4g})"))
+    lag = (
+        "-"
+        if view.lag is None
+        else f"{view.lag:.1f} updates"
+        + ("" if view.lag_p99 is None else f", p99 {view.lag_p99:.0f}")
+    )
+    found.append(("policy lag", lag))
+    share = f" ({view.stored / view.capacity:.0%})" if view.capacity else ""
+    found.append(("replay", f"{view.stored:,} rows{share}"))
+    failures = ", ".join(f"{kind} {count}" for kind, count in view.restarts.items() if count)
+    found.append(("restarts", failures or "none"))
+    found += [("updates", f"{view.train_steps:,}"), ("now", view.phase or "-")]
+    return found
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1:15``, ``3700`` -> ``1:01:40``, two days -> ``2d 0:00:00``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = f"{hours}:{minutes:02d}:{rest:02d}" if hours or days else f"{minutes}:{rest:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+def read_view(folder: Path) -> View:
+    """The newest view of a run, running or finished, from its folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If its files are damaged.
+    """
+    config = read_object(folder / "config.json")
+    summary = {}
+    if (folder / "summary.json").exists():
+        summary = read_object(folder / "summary.json")
+    run = config["run"]
+    last = last_record(folder / "metrics.jsonl")
+    status = summary.get("status", "starting")
+    if status in ("running", "starting") and not _is_running(folder):
+        status = "died"
+    is_running = status in ("running", "starting")
+    rates = last if is_running and last else summary.get("throughput", {})
+    lag = summary.get("staleness", {})
+    view = View(
+        run_id=config.get("run_id", ""),
+        folder=str(folder),
+        title=f"{run['agent']} on {run['env']['env']}, seed {run['seed']}",
+        status=status,
+        error=summary.get("error"),
+        env_steps=summary.get("env_steps", 0),
+        target=run["env_steps"],
+        train_steps=summary.get("train_steps", 0),
+        env_steps_per_s=rates.get("env_steps_per_s", 0.0),
+        updates_per_s=rates.get("updates_per_s", 0.0),
+        train_return=summary.get("train_return_mean"),
+        evaluation=summary.get("eval"),
+        train_ratio=summary.get("train_ratio_actual", 0.0),
+        target_ratio=last.get("replay_ratio_target", 0.0),
+        lag=lag.get("mean"),
+        lag_p99=lag.get("p99"),
+        stored=summary.get("rows", {}).get("stored", 0),
+        capacity=run["replay"]["capacity_steps"],
+        restarts=summary.get("restarts", {}),
+        phase=summary.get("bottleneck", "") if is_running else "",
+        wall_time_s=summary.get("wall_time_s", 0.0),
+    )
+    problems = normalize(view) or _evaluation_problems(view.evaluation or {})
+    if problems:
+        raise ValueError("; ".join(problems))
+    return view
+
+
+def _evaluation_problems(evaluation: Mapping[str, Any]) -> list[str]:
+    """What of an evaluation is not what :func:`facts` shows."""
+    kinds = {"return_mean": float | None, "return_std": float | None, "env_steps": int}
+    found = []
+    for name, kind in kinds.items():
+        try:
+            checked(f"evaluation.{name}", evaluation.get(name, 0), kind)
+        except ConfigurationError as error:
+            found.append(str(error))
+    return found
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; a line that is still being written, or was cut short, is
+    left out.
+    """
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The last whole training record, looked for near the end of the file only: it may be long."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            record: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("kind") == "train":
+            return record
+    return {}
+
+
+def _is_running(folder: Path) -> bool:
+    """True when a launcher holds the folder's lock, or (it may be on another machine) wrote a
+    moment ago.
+    """
+    if is_locked(folder / "lock"):
+        return True
+    newest = max(
+        (
+            p.stat().st_mtime
+            for name in ("summary.json", "console.log")
+            if (p := folder / name).exists()
+        ),
+        default=0.0,
+    )
+    return time.time() - newest < SILENT_S
+
+
+def is_locked(path: Path) -> bool:
+    """Ask whether a launcher on this machine holds a run's lock, without taking it (Linux;
+    elsewhere no one can be asked).
+    """
+    if sys.platform != "linux" or not path.exists():
+        return False
+    question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with path.open("rb") as file:
+        try:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+        except OSError:
+            return False
+    return int(struct.unpack("hhqqi4x", answer)[0]) != fcntl.F_UNLCK
