@@ -413,6 +413,11 @@ ZEROS: dict[str, tuple[str, ...]] = {
         "gateway_held_total",
         "gateway_skipped_rows_total",
         *(f"gateway_rows_total{{source={source}}}" for source in SOURCES),
+        *(f"gateway_sessions_opened_total{{kind={kind}}}" for kind in ("new", "resumed")),
+        *(
+            f"gateway_sessions_ended_total{{reason={reason}}}"
+            for reason in ("closed", "lease", "fenced")
+        ),
         *(
             f"gateway_refused_total{{code={code}}}"
             for code in ("INVALID_ARGUMENT", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "INTERNAL")
