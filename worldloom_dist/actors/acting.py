@@ -297,6 +297,7 @@ class ActRequest:
         envs: ``[n]`` int64 indices of its envs; with slot and incarnation they name the carries.
         obs: Per key ``[n, ...]``.
         is_first: ``[n]`` bool.
+        explore: False asks for actions as evaluations choose them.
 
     One without rows asks for nothing but the version that acts, and is answered at once.
     """
@@ -306,6 +307,7 @@ class ActRequest:
     envs: np.ndarray
     obs: Mapping[str, np.ndarray]
     is_first: np.ndarray
+    explore: bool = True
 
     @property
     def num_rows(self) -> int:

@@ -395,7 +395,7 @@ def measure_act_costs(plan: Plan, device: str) -> ActCosts:
     import torch
 
     torch.set_num_threads(1)
-    rows = min(plan.config.num_envs, plan.config.actors.max_batch)
+    rows = max(1, min(plan.config.num_envs, plan.config.actors.max_batch))
     return ActCosts(
         _act_seconds(plan, plan.config.envs_per_worker, "cpu"),
         _act_seconds(plan, rows, device),

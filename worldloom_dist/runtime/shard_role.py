@@ -176,6 +176,12 @@ class ShardRole:
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
 
+    async def fence(self, slot: int, incarnation: int) -> dict[int, int]:
+        """Let no one write the streams of a gateway's session any more, not even what waits for a
+        permit now; see :meth:`ReplayShard.fence`.
+        """
+        return await asyncio.to_thread(self._shard.fence, slot, incarnation)
+
     async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
         coordinator and the caller the final counters.
