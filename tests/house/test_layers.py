@@ -35,7 +35,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
     {"worldloom.distributed"},
-    {"worldloom.factory", "worldloom.agent"},
+    {"worldloom.factory", "worldloom.agent", "worldloom.completion"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {
@@ -78,7 +78,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.check_env",
         "worldloom_dist.replay.__main__",
     },
-    {"worldloom_dist.job"},
+    {"worldloom_dist.job", "worldloom_dist.enjoy"},
     {"worldloom_dist.submit"},
     {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
 ]
