@@ -78,7 +78,7 @@ def drive(
     Args:
         env: A Gymnasium env.
         session: An open session.
-        episodes, steps: When to stop: after so many episodes or decisions, whichever comes first;
+        episodes, steps: When to stop: after this many episodes or decisions, whichever comes first;
             without either never.
         seed: Of the first reset.
         index: Which of the session's envs it is.
