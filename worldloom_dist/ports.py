@@ -1,5 +1,5 @@
-"""The doors between the roles. A role knows these protocols and the library; it never knows another
-role, and never Ray.
+"""What roles are to each other inside a process. A role knows these protocols and the library; it
+never knows another role, and never Ray.
 
     RolloutWorker --Chunk--> ReplayWriter      (acknowledged before the stream's next one)
     Learner       --SampleRequest--> ReplayReader --SampledWindows-->

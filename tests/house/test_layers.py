@@ -35,7 +35,8 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     },
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
-    {"worldloom.factory"},
+    {"worldloom.distributed"},
+    {"worldloom.factory", "worldloom.agent"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {
@@ -60,7 +61,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.metrics",
     },
     {"worldloom_dist.run.plan"},
-    {"worldloom_dist.run.builders", "worldloom_dist.run.outcome"},
+    {"worldloom_dist.run.builders", "worldloom_dist.run.outcome", "worldloom_dist.run.pace"},
     {"worldloom_dist.gateway"},
     {
         "worldloom_dist.run.report",

@@ -29,11 +29,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, CheckpointError
+from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
 from worldloom.data.selector_spec import parse_selector
+from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.learner.prediction_videos import PredictionVideos
-from worldloom_dist.learner.step import prepare_torch
+from worldloom_dist.learner.step import CaptureFailedError, prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.lockstep.evaluator import LocalEvaluator
 from worldloom_dist.lockstep.gateway import LocalGateway
@@ -55,7 +56,7 @@ from worldloom_dist.run.builders import (
     check_live,
     check_none,
     check_trained_env,
-    env_facts,
+    trained_facts,
 )
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.plan import Plan, role_seed
@@ -119,7 +120,8 @@ class LocalRuntime:
         self._found = self._store.newest()
         if self._found is None:
             check_none(self._store)
-            # rows from before a kill belong to no cut: begin again
+            if folder.replay.exists():
+                logger.info("there is no checkpoint yet: the run begins again, without its rows")
             shutil.rmtree(folder.replay, ignore_errors=True)
         shards = [
             build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)
@@ -138,9 +140,9 @@ class LocalRuntime:
         self.prediction_videos = PredictionVideos(
             folder.videos, plan.config.learner.report_every_steps, report.env_steps
         )
-        self.workers = LocalWorkers(plan, self.weights, self.replay)
+        self.workers = LocalWorkers(plan, self.weights, self.replay, device)
         self.gateway: LocalGateway | None = None
-        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score)
+        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score, device)
         self._node = NodeMeter(folder.path)
         self._reported = report.counts
         self._checkpoint_at = 0
@@ -193,11 +195,21 @@ class LocalRuntime:
             )
             batch = self.replay.sample(request)
             self._is_whole = False
-            self.learner.train(batch)
+            self._train(batch)
             self._is_whole = True
         if self._has_trained() and self.weights.version().update < self.learner.train_steps:
-            self.learner.publish()
+            self.learner.publish(waits=True)
         return True
+
+    def _train(self, batch: SampledWindows) -> None:
+        try:
+            self.learner.train(batch)
+        except CaptureFailedError as error:
+            self._folder.note_eager(str(error))
+            raise TrainingError(
+                f"{error}, and this process cannot go on after that; go on without capturing: "
+                f"--resume {shlex.quote(str(self._folder.path))}"
+            ) from error
 
     def close(self) -> None:
         """Close envs and shards."""
@@ -258,7 +270,7 @@ class LocalRuntime:
             check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
             self.learner.load_state_dict(tree["learner"])
         if not self._plan.spec.random_prefill or self._has_trained():
-            self.learner.publish()
+            self.learner.publish(waits=True)
         self.workers.begin(tree.get("workers", ()))
         wanted = split_sources(self._plan.config.replay.load)
         # earlier versions stored all of them first
@@ -266,10 +278,16 @@ class LocalRuntime:
         self._imported = ImportList(self._folder.path, wanted).take_new()
         files = files_to_store(self._imported, stored, self._plan.columns)
         if found is not None:
+            held = self.replay.row_counters().inserted
             self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
+            left_out = held - self.replay.row_counters().inserted
             self._restore_limiter(tree)
             self.evaluator.asked_at = tree["evaluated_at"]
-            logger.info("goes on from %s", found[0].name)
+            logger.info(
+                "goes on from %s%s",
+                found[0].name,
+                f"; {left_out:,} rows that came after it are made again" if left_out else "",
+            )
         for source in files:
             logger.info("%s: %s", source, self.replay.load(source))
         if self._plan.is_offline and not self.replay.has_windows:
@@ -318,7 +336,7 @@ class LocalRuntime:
         facts = {
             "env_steps": self._report.env_steps,
             "train_steps": self.learner.train_steps,
-            **env_facts(self._plan),
+            **trained_facts(self._plan),
         }
         step = (
             self.learner.train_steps

@@ -23,8 +23,8 @@ import tyro
 
 from worldloom.algorithms.registry import architecture_changes, make_agent_config
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError, nearest
-from worldloom_dist.run.config import RunConfig
-from worldloom_dist.run.presets import PRESETS
+from worldloom_dist.run.config import NO_PRESET, RunConfig
+from worldloom_dist.run.presets import PRESETS, default_config, find_preset
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 
@@ -100,12 +100,15 @@ def flag_names(kind: Any = RunConfig, prefix: str = "--") -> Iterator[str]:
 
 def _print_help() -> None:
     presets = "; ".join(
-        f"{name}: {(make.__doc__ or '').partition(':')[0].rstrip('.')}"
-        for name, make in PRESETS.items()
+        f"{name}: {preset.summary.partition(':')[0].rstrip('.')}"
+        for name, preset in PRESETS.items()
+        if not name.endswith("-smoke")
     )
     text = (
-        "Train a world model agent with distributed actors, replay and learner. Presets: "
-        f"{presets}."
+        "Train a world model agent with distributed actors, replay and learner. Without any flag "
+        "it is the quick demo; a run that names --env or --agent and no --preset takes what its "
+        f"suite and agent were published with. Presets: {presets}. Each benchmark has a twin "
+        "NAME-smoke that ends in minutes, and A+B puts preset B upon A."
     )
     out = io.StringIO()
     try:
@@ -162,13 +165,7 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
         and Path(given.get("--run-dir", ""), "config.json").exists()
     ):
         folder = given["--run-dir"]
-    name = given.get("--preset", "quick")
-    if name not in PRESETS:
-        mistakes.append(
-            f"--preset: no preset named {name!r}{nearest(name, PRESETS)} (available: "
-            f"{', '.join(PRESETS)})"
-        )
-        name = "quick"
+    base = _preset(given, mistakes)
     if folder is not None:
         other = given.get("--run-dir", folder)
         if Path(other).absolute() != Path(folder).absolute():
@@ -182,7 +179,29 @@ def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
             ), True
         except ConfigurationError as error:
             mistakes.append(f"resume: {error}")
-    return PRESETS[name](), False
+    return base, False
+
+
+def _preset(given: dict[str, str], mistakes: list[str]) -> RunConfig:
+    """The named preset; without one what env and agent were published with, or without these too
+    the demo.
+    """
+    names_task = "--env" in given or "--agent" in given
+    name = given.get("--preset", NO_PRESET if names_task else "quick")
+    if name != NO_PRESET:
+        try:
+            return find_preset(name)
+        except ConfigurationError as error:
+            mistakes.append(f"--preset: {error}")
+            return PRESETS["quick"]()
+    base = RunConfig()
+    steps = given.get("--env-steps", "")
+    try:
+        env = dataclasses.replace(base.env, env=given.get("--env", base.env.env))
+        agent = given.get("--agent", base.agent)
+        return default_config(env, agent, int(steps) if steps.isdecimal() else None)
+    except ConfigurationError:
+        return dataclasses.replace(base, preset=NO_PRESET)  # reading the flags says what is wrong
 
 
 def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
@@ -197,7 +216,9 @@ def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
                 f"{getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
             )
     fixed: dict[str, tuple[object, object]] = {"runtime": (base.runtime, config.runtime)}
-    if config.preset in PRESETS:  # the run's has been applied; another one would not be
+    if (
+        config.preset in PRESETS or "+" in config.preset
+    ):  # the run's has been applied; another one would not be
         fixed["preset"] = (base.preset, config.preset)
     fixed["replay.shards"] = (base.replay.shards, config.replay.shards)
     fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)

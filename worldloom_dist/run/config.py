@@ -22,6 +22,7 @@ from worldloom.data.selector_spec import parse_selector
 from worldloom.envs.config import EnvConfig
 
 __all__ = [
+    "NO_PRESET",
     "ActorsConfig",
     "GatewayConfig",
     "LearnerConfig",
@@ -79,6 +80,8 @@ BOUNDS_OF: Mapping[str, Mapping[str, Bounds]] = {
 """Which numbers the fields of every section may hold."""
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 PATHS = ("run_dir", "resume", "metrics_auth_file")
+NO_PRESET = "default"
+"""Name in place of a preset's where settings follow from env and agent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +221,7 @@ class RunConfig:
     """One run: what to train, on what, with how much, and where it is written."""
 
     preset: str = "quick"
-    """A whole run by name; every other flag overrides it."""
+    """A whole run by name, or several (a+b); other flags override it."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """The environment: --env SPEC, and its settings as --env.FIELD VALUE."""
     agent: str = "tdmpc2:ci"

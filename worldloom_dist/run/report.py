@@ -22,6 +22,7 @@ from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.bottleneck import Bottleneck, Use, diagnose
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.pace import Pace
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.view import View, last_record
 
@@ -101,6 +102,7 @@ class Report:
             [(self._started, {"sample": 0.0})]
         )
         self._said_binding = self._started
+        self._pace = Pace(plan)
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
@@ -137,6 +139,8 @@ class Report:
         self.counts = counts
         self.snapshot = snapshot
         self._watch_use(now)
+        if said := self._pace.look(now, counts):
+            logger.info("%s", said)
 
     @property
     def binding(self) -> Bottleneck:
@@ -393,6 +397,7 @@ class Report:
             "wall_time_s": self._wall_before + seconds,
             "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
             "restarts": self._restarts(),
+            **({"eager": reason} if (reason := self._folder.eager_reason) else {}),
             "quarantined": dict(self.quarantined),
             "inference": dict(self.inference),
             **({"gateway": dict(self.gateway)} if self.gateway else {}),

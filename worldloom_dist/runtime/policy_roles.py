@@ -4,9 +4,9 @@ evaluator.
     workers --act--> pending requests --(full, or all clients wait, or max_wait)-->
             one policy call in a thread --> replies
 
-Requests come over lines of our own (``line``), or over Ray from a worker that cannot open one.
-The batch loop of an inference server *is* its run_forever: if it fails, the supervisor sees why and
-starts another server.
+Requests come over sockets of our own (``worldloom_dist.rpc``), or over Ray from a worker that
+cannot reach them. The batch loop of an inference server *is* its run_forever: if it fails, the
+supervisor sees why and starts another server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.devices import resolve_device
+from worldloom.core.devices import resolve_device, usable_device
 from worldloom.core.error_text import last_line
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
@@ -30,7 +30,12 @@ from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.interfaces import Coordinator, coordinator_client
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
-from worldloom_dist.run.builders import build_evaluator, build_policy, measure_act_costs
+from worldloom_dist.run.builders import (
+    build_evaluator,
+    build_policy,
+    capture_on_gpu,
+    measure_act_costs,
+)
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import ActCosts, Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
@@ -64,7 +69,7 @@ class InferenceRole:
         actors = plan.config.actors
         self._batcher = Batcher(actors.max_batch, actors.max_wait_ms / 1000)
         self._log_forwarder = LogForwarder().listen()
-        self._door = RpcServer(self._batcher.ask, is_private=plan.config.address is None)
+        self._server = RpcServer(self._batcher.ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Decide for the rows of one worker. A request that comes again, because its sender lost
@@ -74,7 +79,7 @@ class InferenceRole:
 
     async def address(self) -> Endpoint:
         """Where workers ask without Ray."""
-        return await self._door.address()
+        return await self._server.address()
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says that a batch is past its deadline, ``said`` what was logged as a
@@ -106,14 +111,11 @@ class InferenceRole:
     def _build(self) -> InferenceServer:
         import torch
 
-        from worldloom_dist.actors.act_graphs import capture_decisions
-
         torch.set_num_threads(1)
         device = resolve_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
-        actors = self._plan.config.actors
-        sizes = batch_sizes(actors.max_batch) if device != "cpu" else ()
-        capture_decisions(policy, device, sizes, wanted=actors.cuda_graphs)
+        sizes = batch_sizes(self._plan.config.actors.max_batch) if device != "cpu" else ()
+        capture_on_gpu(self._plan, policy, device, sizes)
         return InferenceServer(
             policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes
         )
@@ -148,7 +150,8 @@ class EvaluatorRole:
             import torch
 
             torch.set_num_threads(1)
-            self._evaluator = build_evaluator(self._plan)
+            device = usable_device(self._plan.config.learner.device)
+            self._evaluator = build_evaluator(self._plan, device=device)
         self._evaluator.load_weights(
             RemoteWeights(timeout_s=DEADLINES.weights_evaluation_s).fetch()
         )
