@@ -103,7 +103,8 @@ class _ConvPool(torch.autograd.Function):
         d_x = torch.empty_like(x) if wants_x else None
         d_weight = torch.zeros_like(weight)
         d_bias = torch.zeros_like(weight[:, 0, 0, 0])
-        corner = corners(*x.shape[2:], x.device) if x.device.type == "cpu" else None
+        height, width = x.shape[2:]
+        corner = corners(height, width, x.device) if x.device.type == "cpu" else None
         for part in chunks(x, len(weight)):
             d_large = (
                 place_gradient(grads[0][part], codes[part])

@@ -63,7 +63,7 @@ class Health:
         self._changed = asyncio.Event()
 
     def set(self, *, is_serving: bool) -> None:
-        """Tell everybody."""
+        """Tell everyone."""
         self._is_serving = is_serving
         self._changed.set()
         self._changed = asyncio.Event()

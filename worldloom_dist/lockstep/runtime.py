@@ -141,8 +141,8 @@ class LocalRuntime:
             folder.videos, plan.config.learner.report_every_steps, report.env_steps
         )
         self.workers = LocalWorkers(plan, self.weights, self.replay, device)
-        self.gateway: LocalGateway | None = None
         self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score, device)
+        self.gateway: LocalGateway | None = None
         self._node = NodeMeter(folder.path)
         self._reported = report.counts
         self._checkpoint_at = 0
