@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import threading
 import time
 
@@ -33,8 +34,8 @@ ANSWER_WITHIN_S = 30.0
 class Client:
     """Plays in a thread until it is told to end, or to die without a word."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, *ports: int) -> None:
+        self._address = ",".join(f"127.0.0.1:{port}" for port in ports)
         self._is_over = threading.Event()
         self._dies = False
         self.steps = 0
@@ -52,7 +53,7 @@ class Client:
             self.error = repr(error)
 
     def _play(self) -> None:
-        session = connect(f"127.0.0.1:{self._port}", timeout_s=120 * PATIENCE)
+        session = connect(self._address, timeout_s=120 * PATIENCE)
         env = CountingEnv()
         obs, reward, terminated, truncated = env.reset(seed=0)[0], 0.0, False, False
         while not self._is_over.is_set():
@@ -154,6 +155,44 @@ def play_rounds(folder, rounds: int, seed: int) -> None:
 @pytest.mark.timeout(300 * PATIENCE)
 def test_clients_survive_the_death_of_everything_between_them_and_replay(tmp_path) -> None:
     play_rounds(tmp_path / "run", 4, 0)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.long
+@pytest.mark.timeout(300 * PATIENCE)
+def test_a_client_goes_on_at_the_other_of_two_gateways_that_decide_themselves(tmp_path) -> None:
+    folder = tmp_path / "run"
+    port = next(port for port in iter(free_port, None) if _is_free(port + 1))
+    words = [word if word != "central" else "local" for word in WORDS]
+    words += ["--gateway-port", str(port), "--gateways", "2", "--run-dir", str(folder)]
+    with launched(folder, *words) as run:
+        client = Client(port, port + 1)
+        run.wait_until(lambda: client.steps > 100 or client.error, 90)
+        for _ in range(2):
+            before = len(client.streams)
+            for pid in run.pids("ray::GatewayRole")[:2]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                run.wait_until(lambda: client.error or client.steps, 90)
+            run.wait_until(lambda before=before: len(client.streams) > before or client.error, 90)
+        before = client.steps
+        run.wait_until(lambda: client.steps > before + 50 or client.error, 90)
+        client.end()
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.finish() == 0
+        summary = run.summary()
+    journals = read_journals(folder)
+    assert check(client, journals) == summary["rows"]["inserted"]
+    assert summary["gateway"]["rows"] > 0
+    assert summary["inference"]["where"] == "local"
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 @pytest.mark.ray
