@@ -129,9 +129,8 @@ def flags_page():
         lines += [f"## {flag(section)}", "", (kind.__doc__ or "").splitlines()[0], ""]
         lines += [*table(kind, help_lines(kind), "" if section == "env" else section), ""]
     lines += ["## Presets", "", "| Preset | What | Sets |", "|---|---|---|"]
-    for name, make in PRESETS.items():
-        what = " ".join((make.__doc__ or "").split())
-        lines.append(f"| `{name}` | {what} | {', '.join(preset_flags(make()))} |")
+    for name, preset in PRESETS.items():
+        lines.append(f"| `{name}` | {preset.summary} | {', '.join(preset_flags(preset()))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from worldloom.core.lazy import load_lazily
 
 if TYPE_CHECKING:
     from worldloom import training
+    from worldloom.agent import Agent, load_agent
     from worldloom.algorithms.configs import (
         DreamerV3Config,
         MLPConfig,
@@ -43,6 +44,7 @@ __version__ = "0.2.0"
 __all__ = [
     "MODEL_ALIASES",
     "MODEL_CATALOG",
+    "Agent",
     "AutoConfig",
     "AutoWorldModel",
     "CategoricalLatentSpace",
@@ -67,10 +69,12 @@ __all__ = [
     "get_config",
     "get_model_info",
     "list_models",
+    "load_agent",
     "training",
 ]
 
 _HOMES = {
+    "agent": ("Agent", "load_agent"),
     "algorithms.configs": ("DreamerV3Config", "MLPConfig", "TDMPC2Config", "WorldModelConfig"),
     "core.latent_space": (
         "CategoricalLatentSpace",
@@ -96,6 +100,7 @@ _HOMES = {
     "algorithms.tdmpc2.world_model": ("TDMPC2WorldModel",),
 }
 SUBPACKAGES = (
+    "agent",
     "algorithms",
     "core",
     "data",

@@ -55,23 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         config = parse(words)
-        from worldloom_dist.run.builders import check_checkpoints
-        from worldloom_dist.run.outcome import check_trains  # after --help, which answers at once
-        from worldloom_dist.run.plan import resolve, resolve_again
-
-        folder, is_resumed = choose_folder(config)
-        if is_resumed:
-            RunFolder(folder).check_readable()
-        plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
-        check_trains(plan)
-        if is_resumed:
-            check_checkpoints(plan, folder)
-        port = choose_port(config)
-        check_watching(config)
-        # a remote cluster may have what this machine lacks
-        if config.learner.device != "auto" and config.address is None:
-            check_device("learner.device", config.learner.device)
-        check_address(config)
+        plan, folder, is_resumed, port = prepare(config)
     except USAGE_ERRORS as error:
         if wants_traceback:
             raise
@@ -85,7 +69,10 @@ def main(words: Sequence[str] | None = None) -> int:
     with stop_on_signals() as stop:
         try:
             folder = claim_folder(config, folder)
-            return run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed)
+            if config.runtime == "local":
+                keep_freed_memory(is_training=True)
+            run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
+            return 0
         except EnvBuildError as error:  # no wrong input: it could be built a moment ago
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
             return 1
@@ -123,18 +110,100 @@ def main(words: Sequence[str] | None = None) -> int:
             return 1
 
 
-def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed: bool) -> int:
-    """Open the run folder and hand over to the runtime."""
+def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
+    """Check the whole input; nothing is written or started.
+
+    Returns:
+        What runs, in which folder, whether a run in it goes on, and the port of the metrics.
+
+    Raises:
+        ConfigurationError, MissingDependencyError, ModelNotFoundError: If the input is wrong.
+        CheckpointError: If the run that should go on has no checkpoint that fits.
+    """
+    from worldloom_dist.run.builders import check_checkpoints
+    from worldloom_dist.run.outcome import check_trains  # after --help, which answers at once
+    from worldloom_dist.run.plan import resolve, resolve_again
+
+    folder, is_resumed = choose_folder(config)
+    if is_resumed:
+        RunFolder(folder).check_readable()
+    plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
+    check_trains(plan)
+    if is_resumed:
+        check_checkpoints(plan, folder)
+    port = choose_port(config)
+    check_watching(config)
+    # a remote cluster may have what this machine lacks
+    if config.learner.device != "auto" and config.address is None:
+        check_device("learner.device", config.learner.device)
+    check_address(config)
+    check_gateways(plan)
+    return plan, folder, is_resumed, port
+
+
+def train(words: Sequence[str]) -> tuple[Path, str]:
+    """The run of a command line, in this process and for a caller that goes on afterwards; errors
+    are raised. Its lines appear as those of the command do.
+
+    Returns:
+        The run folder, and ``completed`` or ``stopped`` (by Ctrl-C, with a checkpoint).
+
+    Raises:
+        WorldLoomError: As the command would say it.
+    """
+    config = parse(words)
+    plan, folder, is_resumed, port = prepare(config)
+    is_new = not folder.exists()
+    root = logging.getLogger()
+    before = [*root.handlers]
+    with stop_on_signals() as stop:
+        folder = claim_folder(config, folder)
+        try:
+            status = run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
+        except USAGE_ERRORS:
+            if is_new and not is_resumed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            for handler in [*root.handlers]:
+                if handler not in before:
+                    root.removeHandler(handler)
+                    handler.close()
+            for handler in before:
+                if handler not in root.handlers:
+                    root.addHandler(handler)
+    return folder, status
+
+
+def run(
+    plan: Plan,
+    folder: RunFolder,
+    port: int,
+    stop: StopFlag,
+    *,
+    is_resumed: bool,
+    words: Sequence[str] = (),
+) -> str:
+    """Open the run folder and hand over to the runtime; returns how the run ended.
+
+    Args:
+        plan: What runs.
+        folder: Its folder.
+        port: Of the metrics endpoint; 0 for none.
+        stop: Asks the run to stop.
+        is_resumed: True when it goes on.
+        words: The command line, for ``command.txt``.
+    """
     shown = folder.path
     folder = RunFolder(shown.absolute())  # an env may change the working directory
     settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
-    run_id = folder.open(*settings)
+    run_id = folder.open(*settings, words)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:
         announce(plan, shown, port, is_resumed=is_resumed, changed=changed)
-        describe = partial(folder.describe, *settings) if is_resumed else None
+        describe = partial(folder.describe, *settings, words) if is_resumed else None
         status = run_plan(plan, folder, port, stop, screen, describe)
     finally:
         screen.close()
@@ -142,7 +211,7 @@ def run(plan: Plan, folder: RunFolder, port: int, stop: StopFlag, *, is_resumed:
     if status == "stopped":
         typed = shlex.quote(str(shown))
         logger.info("go on with: python -m worldloom_dist.launch --resume %s", typed)
-    return 0
+    return status
 
 
 def run_plan(
@@ -165,7 +234,6 @@ def run_plan(
     if config.runtime == "local":
         from worldloom_dist.lockstep.runtime import LocalRuntime
 
-        keep_freed_memory(is_training=True)
         local = LocalRuntime(plan, folder, report, port, stop)
         status = Run(plan, folder, report, local, stop, screen.show, on_restored).run()
     else:
@@ -215,6 +283,8 @@ def announce(
     plan: Plan, folder: Path, port: int, *, is_resumed: bool, changed: Sequence[str] = ()
 ) -> None:
     """Say what runs before it does, and what is otherwise than before a resume."""
+    from worldloom_dist.run.pace import prefill_share
+
     config = plan.config
     spec = plan.spec
     env = plan.env_spec
@@ -229,11 +299,12 @@ def announce(
     logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
     logger.info(
         "agent    %s: train ratio %g (%g updates per agent step), prefill %d agent "
-        "steps, then %d updates at once",
+        "steps (%s of the run), then %d updates at once",
         plan.agent.name,
         spec.train_ratio,
         spec.train_ratio / spec.sampling.trained_positions,
         spec.prefill_agent_steps,
+        f"{prefill_share(plan):.0%}",
         spec.pretrain_updates,
     )
     logger.info(
@@ -249,6 +320,12 @@ def announce(
         config.replay.shards,
         config.replay.durability,
     )
+    if config.gateway_port is not None:
+        ports = range(config.gateway_port, config.gateway_port + config.gateways)
+        where = ", ".join(f"{config.gateway.host}:{port}" for port in ports)
+        logger.info(
+            "gateway  %s (%s)", where, "TLS" if config.gateway.tls_cert else "this machine only"
+        )
     if port:
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
     for flag, why in without_effect(config):
@@ -267,6 +344,16 @@ def without_effect(config: RunConfig) -> list[tuple[str, str]]:
             "--inference-servers",
             "with --runtime local, where the policy lives beside its envs",
             config.runtime == "local" and config.inference_servers != RunConfig().inference_servers,
+        ),
+        (
+            "--gateways",
+            "without --gateway-port",
+            config.gateway_port is None and config.gateways != RunConfig().gateways,
+        ),
+        (
+            "--gateway.*",
+            "without --gateway-port",
+            config.gateway_port is None and config.gateway != RunConfig().gateway,
         ),
         (
             "--train-steps",
@@ -318,6 +405,28 @@ def check_watching(config: RunConfig) -> None:
 
     read_secret(config.metrics_auth_file)
     check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
+
+
+def check_gateways(plan: Plan) -> None:
+    """Refuse gateways that cannot be opened, or would not be safe, before anything is written.
+
+    Raises:
+        ConfigurationError: Says why, and what to do.
+    """
+    config = plan.config
+    if config.gateway_port is None:
+        return
+    from worldloom_dist.gateway.building import access_of
+    from worldloom_dist.gateway.contract import check_specs
+
+    access_of(config.gateway).check()
+    check_specs(plan.env_spec)
+    for port in range(config.gateway_port, config.gateway_port + config.gateways):
+        if config.address is None and not _is_free(config.gateway.host, port):
+            raise ConfigurationError(
+                f"gateway_port: nothing can listen at {config.gateway.host}:{port}; name another "
+                "port, and an address of this machine"
+            )
 
 
 def check_address(config: RunConfig) -> None:

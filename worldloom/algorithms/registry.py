@@ -30,6 +30,7 @@ __all__ = [
     "make_agent",
     "make_agent_config",
     "make_policy",
+    "own_field",
     "trained_config",
     "trained_weights",
 ]
@@ -41,6 +42,11 @@ ALGORITHMS = {
 """Algorithm name -> package. Each has a torch-free module ``spec`` with the names of SPEC_NAMES,
 and a module ``agent`` with those of AGENT_NAMES; a small agent may have all of them in one module.
 """
+SAME_SETTING: Mapping[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "learning_rate": ("lr",),
+}
+"""Other names of a setting, one of which an agent may have instead."""
 ENTRY_POINTS = "worldloom.agents"
 SPEC_NAMES = ("PRESETS", "DEFAULT_PRESET", "ENV_DEFAULTS", "ARCHITECTURE", "make_spec")
 AGENT_NAMES = ("make_agent", "make_policy")
@@ -70,20 +76,42 @@ def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> 
     """
     algorithm, preset = _split(name)
     if _home(algorithm) is None:
-        raise ModelNotFoundError(name, agent_names())
+        raise _unknown(name)
     module = _spec_module(algorithm)
     preset = preset or module.DEFAULT_PRESET
     if preset not in module.PRESETS:
         raise ModelNotFoundError(name, [f"{algorithm}:{known}" for known in module.PRESETS])
-    config = dataclasses.replace(module.PRESETS[preset](), name=f"{algorithm}:{preset}")
+    config: Any = module.PRESETS[preset]()
+    if "name" not in getattr(config, "__dataclass_fields__", ()):
+        raise ConfigurationError(
+            f"agent {name!r}: its settings must be a dataclass with a field name: str, got "
+            f"{type(config).__name__}"
+        )
+    config = dataclasses.replace(config, name=f"{algorithm}:{preset}")
     known = {f.name for f in dataclasses.fields(config)} - {"name"}
-    for field in overrides or {}:
-        if field not in known:
+    values: dict[str, Any] = {}
+    for field, value in (overrides or {}).items():
+        own = own_field(config, field)
+        if own not in known:
             raise ConfigurationError(
                 f"agent.{field}: {algorithm} has no such setting{nearest(field, known)}"
             )
-    replaced: AgentConfig = dataclasses.replace(config, **(overrides or {}))
+        if own in values and values[own] != value:
+            raise ConfigurationError(
+                f"agent.{field}: {values[own]} and {value} are given for one setting, which "
+                f"{algorithm} calls {own}; leave one out"
+            )
+        values[own] = value
+    replaced: AgentConfig = dataclasses.replace(config, **values)
     return replaced
+
+
+def own_field(config: AgentConfig, field: str) -> str:
+    """The name that an agent has for a setting: ``lr`` and ``learning_rate`` are one."""
+    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if field in names:
+        return field
+    return next((name for name in SAME_SETTING.get(field, ()) if name in names), field)
 
 
 def agent_spec(config: AgentConfig, env: EnvSpec) -> AgentSpec:
@@ -222,6 +250,18 @@ def _part(algorithm: str, part: str, names: tuple[str, ...]) -> ModuleType:
             "needs; see docs/extending/agent.md"
         )
     return module
+
+
+def _unknown(name: str) -> ModelNotFoundError | ConfigurationError:
+    """What to say of a name that leads nowhere: a nearest one, or that a module is not found."""
+    algorithm, _ = _split(name)
+    names = agent_names()
+    if "." in algorithm or not nearest(name, names):
+        return ConfigurationError(
+            f"agent {name!r}: no algorithm and no module {algorithm!r}, as seen from here; start "
+            f"in the folder that holds it or set PYTHONPATH (ours: {', '.join(names)})"
+        )
+    return ModelNotFoundError(name, names)
 
 
 def _home(algorithm: str) -> str | None:

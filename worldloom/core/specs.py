@@ -93,6 +93,9 @@ class EnvSpec:
         episode_limit: Time limit in agent steps, or None when the env has none that we know of.
         action_repeat: Simulator steps per decision; ``env_steps = agent_steps * action_repeat``.
         may_terminate: False when episodes are known to end by truncation only.
+        settings: Of the env, as it was made.
+        spaces: The env's own spaces as JSON (``obs``, ``action``: ``worldloom.envs.space_json``);
+            empty where they are not known.
     """
 
     name: str
@@ -102,6 +105,7 @@ class EnvSpec:
     action_repeat: int = 1
     may_terminate: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    spaces: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def columns(self, extras: Mapping[str, ArraySpec] | None = None) -> dict[str, ArraySpec]:
         """Every column of a stored row: observations, actions, reward, flags, and an agent's own
@@ -133,6 +137,7 @@ class EnvSpec:
             "action_repeat": self.action_repeat,
             "may_terminate": self.may_terminate,
             "settings": dict(self.settings),
+            **({"spaces": dict(self.spaces)} if self.spaces else {}),
         }
 
     @classmethod
@@ -146,7 +151,8 @@ class EnvSpec:
             k: data[k]
             for k in ("name", "episode_limit", "action_repeat", "may_terminate", "settings")
         }
-        return cls(obs=specs[OBS], action=specs[ACTION], **rest)
+        spaces = data.get("spaces", {})
+        return cls(obs=specs[OBS], action=specs[ACTION], spaces=spaces, **rest)
 
 
 def all_finite(array: np.ndarray) -> bool:

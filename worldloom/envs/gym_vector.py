@@ -26,6 +26,7 @@ from worldloom.core.specs import EnvSpec
 from worldloom.envs.config import NEUTRAL, EnvConfig
 from worldloom.envs.contract import call_step, may_terminate, own_limit, say_once
 from worldloom.envs.faults import EnvFault
+from worldloom.envs.space_json import spaces_to_json
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 from worldloom.envs.surroundings import Surroundings
 from worldloom.envs.vector import EnvStep
@@ -110,6 +111,7 @@ class GymVectorAdapter:
             action_repeat=config.action_repeat or 1,
             may_terminate=may_terminate(env),
             settings=config.settings(),
+            spaces=spaces_to_json(env.single_observation_space, env.single_action_space),
         )
 
     def reset(self, seed: int | None = None) -> EnvStep:

@@ -36,9 +36,10 @@ from worldloom.envs.contract import (
     to_flag,
     to_reward,
 )
+from worldloom.envs.space_json import spaces_to_json
 from worldloom.envs.spaces import ActionMapper, ObsMapper
 
-__all__ = ["EnvAdapter", "GymEnv", "RawEnv", "own_repeat", "repeat_remark"]
+__all__ = ["EnvAdapter", "GymEnv", "ObsReader", "RawEnv", "own_repeat", "repeat_remark"]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 OWN_REPEATS = {
@@ -114,30 +115,22 @@ class EnvAdapter:
         self._env = raw.env
         self._repeat = 1 if raw.handles_repeat else config.action_repeat or 1
         self._reset = Resetter(raw.env, config.env)
-        self._map_obs = ObsMapper(raw.env.observation_space)
+        self._reader = ObsReader(raw.env.observation_space, config)
         self._action_space = raw.env.action_space
         self.map_action = ActionMapper(self._action_space)
         self.check_finite = True
-        specs = self._map_obs.specs
-        frames = self._map_obs.frames
-        self._images = {key: _ImagePipeline(key, specs[key], config, frames[key]) for key in frames}
         self._say_remarks(raw, config)
-        if not self._images:
-            _refuse_image_settings(config)
         self._limit = config.time_limit
         self._elapsed = 0
-        obs = {
-            key: self._images[key].spec if key in self._images else spec
-            for key, spec in self._map_obs.specs.items()
-        }
         self.spec = EnvSpec(
             name=config.env,
-            obs=obs,
+            obs=self._reader.specs,
             action=self.map_action.specs,
             episode_limit=_episode_limit(raw, config),
             action_repeat=config.action_repeat or 1,
             may_terminate=raw.may_terminate,
             settings=config.settings(),
+            spaces=spaces_to_json(raw.env.observation_space, self._action_space),
         )
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
@@ -196,7 +189,7 @@ class EnvAdapter:
         """Everything that decides what happens next, or None when the env cannot tell."""
         if not self._is_resumable:
             return None
-        stacks = {key: pipeline.get_state() for key, pipeline in self._images.items()}
+        stacks = {key: pipeline.get_state() for key, pipeline in self._reader.images.items()}
         try:
             state = self._env.worldloom_get_state()  # type: ignore[attr-defined]
         except FOREIGN_ERRORS as error:
@@ -218,7 +211,7 @@ class EnvAdapter:
             )
         self._env.worldloom_set_state(state["env"])  # type: ignore[attr-defined]
         self._elapsed = int(state["elapsed"])
-        for key, pipeline in self._images.items():
+        for key, pipeline in self._reader.images.items():
             pipeline.set_state(state["stacks"][key])
 
     def render(self) -> Any:
@@ -239,15 +232,51 @@ class EnvAdapter:
         )
 
     def _say_remarks(self, raw: RawEnv, config: EnvConfig) -> None:
-        for remark in self._map_obs.remarks:
+        for remark in self._reader.remarks:
             say_once(f"env {config.env!r}: {remark}")
         own = own_repeat(raw.env)
         if own > 1 and self._repeat > 1:
             say_once(f"env {config.env!r}: {repeat_remark(own, self._repeat)}")
 
     def _observe(self, obs: Any, *, first: bool) -> dict[str, np.ndarray]:
-        flat = self._map_obs(obs, check_finite=self.check_finite)
-        for key, pipeline in self._images.items():
+        return self._reader(obs, first=first, check_finite=self.check_finite)
+
+
+class ObsReader:
+    """Observations of one env as an agent gets them: flat arrays, images resized, grey, stacked.
+
+    Args:
+        space: The env's own.
+        config: Resolved settings.
+
+    Attributes:
+        specs: Per key, what it becomes.
+        images: What is done to each image.
+        remarks: What a person should know of how the observations are read.
+
+    Raises:
+        ConfigurationError: If the space is not supported, or a setting for images would do nothing.
+    """
+
+    def __init__(self, space: Any, config: EnvConfig) -> None:
+        self._map = ObsMapper(space)
+        self.remarks = self._map.remarks
+        specs = self._map.specs
+        frames = self._map.frames
+        self.images = {key: _ImagePipeline(key, specs[key], config, frames[key]) for key in frames}
+        if not self.images:
+            _refuse_image_settings(config)
+        self.specs: dict[str, ArraySpec] = {
+            key: self.images[key].spec if key in self.images else spec
+            for key, spec in specs.items()
+        }
+
+    def __call__(
+        self, obs: Any, *, first: bool, check_finite: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Convert and check one observation; raises as :class:`ObsMapper`."""
+        flat = self._map(obs, check_finite=check_finite)
+        for key, pipeline in self.images.items():
             flat[key] = pipeline(flat[key], first=first)
         return flat
 

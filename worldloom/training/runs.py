@@ -23,7 +23,7 @@ from worldloom.core.specs import EnvSpec
 if TYPE_CHECKING:
     from worldloom.training.checkpoints import CheckpointStore
 
-__all__ = ["TrainedRun", "find_run"]
+__all__ = ["TrainedRun", "find_run", "run_facts"]
 
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "manifest.json"
@@ -109,6 +109,15 @@ class TrainedRun:
             )
         return found
 
+    def newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        """The checkpoint that is meant, what it holds, and what its manifest says.
+
+        Raises:
+            CheckpointError: If there is none that can be read.
+        """
+        path, tree = self._tree()
+        return path, tree, self._store().facts(path)
+
     def _store(self) -> CheckpointStore:
         from worldloom.training.remote_checkpoints import open_store
 
@@ -124,15 +133,15 @@ def find_run(path: Path) -> TrainedRun | None:
     Raises:
         ConfigurationError: If it is a checkpoint that does not lie in its run folder.
     """
-    facts = _run_facts(path)
+    facts = run_facts(path)
     if facts is not None:
         return TrainedRun(path, facts)
-    if path.name == CHECKPOINTS and (facts := _run_facts(path.parent)) is not None:
+    if path.name == CHECKPOINTS and (facts := run_facts(path.parent)) is not None:
         return TrainedRun(path.parent, facts)
     if not (path / MANIFEST_FILE).exists():
         return None
     place = path.absolute().parent
-    facts = _run_facts(place.parent) if place.name == CHECKPOINTS else None
+    facts = run_facts(place.parent) if place.name == CHECKPOINTS else None
     if facts is None:
         raise ConfigurationError(
             f"{path} is a checkpoint outside of its run, whose config.json says which networks it "
@@ -141,7 +150,7 @@ def find_run(path: Path) -> TrainedRun | None:
     return TrainedRun(place.parent, facts, path.name)
 
 
-def _run_facts(folder: Path) -> dict[str, Any] | None:
+def run_facts(folder: Path) -> dict[str, Any] | None:
     """What the ``config.json`` of a run says; None where there is no run."""
     try:
         found = json.loads((folder / CONFIG_FILE).read_text())

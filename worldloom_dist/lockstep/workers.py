@@ -71,9 +71,7 @@ class LocalWorkers:
 
     def _policy(self, slot: int, incarnation: int) -> Policy:
         num_envs = self._plan.config.envs_per_worker
-        policy = build_policy(
-            self._plan, slot, incarnation, num_envs=num_envs, device=self._device
-        )
+        policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs, device=self._device)
         capture_on_gpu(self._plan, policy, self._device, (num_envs,))
         return policy
 

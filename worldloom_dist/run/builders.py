@@ -6,6 +6,7 @@ torch import it inside.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +48,9 @@ __all__ = [
     "check_live",
     "check_none",
     "check_trained_env",
-    "env_facts",
     "measure_act_costs",
     "restore_agent",
+    "trained_facts",
 ]
 
 logger = logging.getLogger(__name__)
@@ -240,19 +241,20 @@ def check_none(store: CheckpointStore) -> None:
         )
 
 
-def env_facts(plan: Plan) -> dict[str, Any]:
-    """What the manifest of a checkpoint says of the env that it was trained in, every setting
-    included.
+def trained_facts(plan: Plan) -> dict[str, Any]:
+    """What the manifest of a checkpoint says of the agent, and of the env that it was trained in,
+    every setting included: all that ``worldloom.load_agent`` needs besides the weights.
 
     Without an env it is ``recorded_env``, which the rows came from; that binds no one who plays
     with the checkpoint.
     """
     spec = plan.env_spec.to_dict()
-    return (
+    env = (
         {"recorded_env": spec}
         if plan.is_offline
         else {"env": {**spec, "name": plan.env.env, "settings": plan.env.settings()}}
     )
+    return {"agent": dataclasses.asdict(plan.agent), **env}  # type: ignore[call-overload]
 
 
 def check_trained_env(plan: Plan, checkpoint: str, facts: Mapping[str, Any]) -> None:
@@ -393,7 +395,7 @@ def measure_act_costs(plan: Plan, device: str) -> ActCosts:
     import torch
 
     torch.set_num_threads(1)
-    rows = min(plan.config.num_envs, plan.config.actors.max_batch)
+    rows = max(1, min(plan.config.num_envs, plan.config.actors.max_batch))
     return ActCosts(
         _act_seconds(plan, plan.config.envs_per_worker, "cpu"),
         _act_seconds(plan, rows, device),

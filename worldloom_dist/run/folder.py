@@ -1,10 +1,10 @@
 """The run folder: what a run writes, where, and in which words.
 
     config.json  command.txt  versions.txt  metrics.jsonl  console.log  summary.json  checkpoints/
-    replay/  videos/
+    replay/  videos/  incarnations.json  lock
 
-``summary.json`` is replaced atomically at every checkpoint and at the end, so a reader always finds
-a whole one.
+``summary.json`` is replaced atomically every few seconds and at the end, so a reader always finds a
+whole one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import fcntl
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
-from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.config import NO_PRESET, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,21 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
                 "resume to go on with it, or name another folder"
             )
         return config.run_dir, exists
+    name = _name_of(config)
     taken = [
         int(p.name.rsplit("-", 1)[1])
-        for p in root.glob(f"{config.preset}-[0-9]*")
+        for p in root.glob(f"{name}-[0-9]*")
         if p.name.rsplit("-", 1)[1].isdigit()
     ]
-    return root / f"{config.preset}-{max(taken, default=0) + 1:04d}", False
+    return root / f"{name}-{max(taken, default=0) + 1:04d}", False
+
+
+def _name_of(config: RunConfig) -> str:
+    """The preset, or where there is none the env: ``cartpole-v1``, ``my_env-thermostat``."""
+    if config.preset != NO_PRESET:
+        return config.preset
+    name = "offline" if config.env.is_none else config.env.name
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "run"
 
 
 def claim_folder(config: RunConfig, folder: Path) -> Path:
@@ -129,7 +139,13 @@ class RunFolder:
         """``summary.json``."""
         return self.path / "summary.json"
 
-    def open(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+    def open(
+        self,
+        config: RunConfig,
+        env: Mapping[str, Any],
+        agent: Mapping[str, Any],
+        words: Sequence[str] = (),
+    ) -> str:
         """Make the folder and hold it; a new run is described in it, and one that goes on keeps its
         id.
 
@@ -149,13 +165,25 @@ class RunFolder:
                 f"run_dir: {self.path} cannot be written ({error}); name another folder"
             ) from error
         known = self.read_json("config.json").get("run_id")
-        return str(known) if known else self.describe(config, env, agent)
+        return str(known) if known else self.describe(config, env, agent, words)
 
-    def describe(self, config: RunConfig, env: Mapping[str, Any], agent: Mapping[str, Any]) -> str:
+    def describe(
+        self,
+        config: RunConfig,
+        env: Mapping[str, Any],
+        agent: Mapping[str, Any],
+        words: Sequence[str] = (),
+    ) -> str:
         """Write the settings, the command line and the versions; the run keeps its id if it has
         one.
 
         Of a run that goes on with other settings this is done when it is known to work with them.
+
+        Args:
+            config: Its settings.
+            env: What its env gives and takes.
+            agent: Settings of its agent.
+            words: The flags that it was started with.
 
         Returns:
             The run's id.
@@ -165,9 +193,7 @@ class RunFolder:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with (self.path / "command.txt").open("a") as file:
             python = Path(sys.executable).name
-            file.write(
-                f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *sys.argv[1:]])}\n"
-            )
+            file.write(f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *words])}\n")
         write_text(self.path / "versions.txt", versions())
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)

@@ -44,9 +44,8 @@ def check_trains(plan: Plan) -> None:
             "and an episode "
             f"of {plan.env.env} has at most {longest + 1}, so nothing could be trained; {WAY_OUT}"
         )
-    least = limits.prefill_agent_steps
-    if not limits.pretrain_positions:
-        least += math.ceil(limits.batch_positions / limits.ratio)
+    # pretraining on the prefill alone would be a run in which the agent never acts
+    least = limits.prefill_agent_steps + math.ceil(limits.batch_positions / limits.ratio)
     if plan.target_agent_steps < least:
         repeat = plan.env_spec.action_repeat
         raise ConfigurationError(

@@ -55,7 +55,16 @@ TORCH_WORKER_BYTES = 300e6
 """Memory of an env worker that imports torch, besides what processes share."""
 REQUEST_CPU_S = 0.001
 """CPU time of a request to an inference server, both sides together (a Ray call with arguments)."""
-ROLES = ("agent", "worker", "prefill", "policy", "sampling", "evaluation", "evaluation_policy")
+ROLES = (
+    "agent",
+    "worker",
+    "prefill",
+    "policy",
+    "sampling",
+    "evaluation",
+    "evaluation_policy",
+    "gateway",
+)
 
 
 @dataclass(frozen=True)
@@ -258,11 +267,11 @@ def resolve_env(
         them.
     """
     alone = own.resolved()
-    defaults = dict(published.get(own.suite, {}))
+    defaults = dict(published.get(own.family, {}))
     spec, size = probe_env(alone)
     if not any(array.is_image for array in spec.obs.values()):
         defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
-    resolved = own.with_defaults({own.suite: defaults}).resolved()
+    resolved = own.with_defaults({own.family: defaults}).resolved()
     return (resolved, spec, size) if resolved == alone else (resolved, *probe_env(resolved))
 
 
@@ -291,6 +300,10 @@ def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str
         return config.inference, "asked for"
     if plan.is_lockstep:
         return "local", "lock-step keeps the policy with its envs"
+    if config.workers == 0 and config.gateways == 1:
+        return "local", "the gateway decides for its clients itself"
+    if config.workers == 0:
+        return "central", "several gateways share their decisions"
     if config.num_envs == 1 and not may_use_gpu(config):
         return "local", "one env: there is nothing to batch, and no GPU to decide on"
     room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)

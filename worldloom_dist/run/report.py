@@ -22,6 +22,7 @@ from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.bottleneck import Bottleneck, Use, diagnose
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.pace import Pace
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.view import View, last_record
 
@@ -81,6 +82,7 @@ class Report:
     Attributes:
         quarantined: Envs and workers that are not started again, with the reason.
         inference: ``where`` the policy runs, and ``why``.
+        gateway: What gateways have counted; empty without any.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
@@ -100,6 +102,7 @@ class Report:
             [(self._started, {"sample": 0.0})]
         )
         self._said_binding = self._started
+        self._pace = Pace(plan)
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
@@ -121,6 +124,7 @@ class Report:
         self._media = MediaWatch(folder.videos)
         self.quarantined: Mapping[str, str] = {}
         self.inference: Mapping[str, str] = {}
+        self.gateway: Mapping[str, int] = {}
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
@@ -135,6 +139,8 @@ class Report:
         self.counts = counts
         self.snapshot = snapshot
         self._watch_use(now)
+        if said := self._pace.look(now, counts):
+            logger.info("%s", said)
 
     @property
     def binding(self) -> Bottleneck:
@@ -394,6 +400,7 @@ class Report:
             **({"eager": reason} if (reason := self._folder.eager_reason) else {}),
             "quarantined": dict(self.quarantined),
             "inference": dict(self.inference),
+            **({"gateway": dict(self.gateway)} if self.gateway else {}),
             "policy_version": counts.policy_version,
             "staleness": {
                 "mean": value.get("policy_lag_updates"),

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["StopFlag", "stop_on_signals"]
+__all__ = ["SIGNALS", "StopFlag", "stop_on_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,9 +50,13 @@ def stop_on_signals() -> Iterator[StopFlag]:
     """A flag that SIGINT and SIGTERM set; a second signal raises ``KeyboardInterrupt`` where the
     program is.
 
-    Call from the main thread. The former handlers come back at the end.
+    The former handlers come back at the end. In another thread than the main one, which gets no
+    signals, the flag is never set.
     """
     flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
     former = {number: signal.getsignal(number) for number in SIGNALS}
     flag.listen()
     try:

@@ -37,7 +37,7 @@ from worldloom_dist.run.builders import (
     build_store,
     check_none,
     check_trained_env,
-    env_facts,
+    trained_facts,
 )
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
@@ -300,7 +300,7 @@ class LearnerRole:
             "replayed_steps": self._learner.replayed_steps,
             **counts,
         }
-        facts |= env_facts(self._plan)
+        facts |= trained_facts(self._plan)
         score = self._score
         self._score = None
         self._writer.save(self._learner.train_steps, tree, facts, score)

@@ -61,8 +61,8 @@ def summary_of(folder) -> dict:
 @pytest.mark.parametrize(
     ("words", "least"),
     [
-        (["--env-steps", "99"], 100),
-        (["--env-steps", "1", "--env.action-repeat", "2"], 200),
+        (["--env-steps", "100"], 104),
+        (["--env-steps", "1", "--env.action-repeat", "2"], 208),
         (["--env-steps", "100", "--agent.pretrain-updates", "0"], 104),
     ],
 )
@@ -89,7 +89,7 @@ def test_the_launch_refuses_it_and_writes_nothing(tmp_path, capsys):
         str(tmp_path / "run"),
     ]
     assert main(words) == 2
-    assert capsys.readouterr().err.startswith("error: env_steps must be >= 100")
+    assert capsys.readouterr().err.startswith("error: env_steps must be >= 104")
     assert not (tmp_path / "run").exists()
 
 

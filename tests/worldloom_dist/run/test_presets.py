@@ -7,9 +7,11 @@ import logging
 
 import pytest
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.launch import announce
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.outcome import check_trains
 from worldloom_dist.run.plan import resolve
 from worldloom_dist.run.presets import PRESETS, preset_changes
 
@@ -150,3 +152,76 @@ def test_a_plan_knows_the_env_steps_that_pay_for_so_many_trained_positions():
     plan = resolve(parse(["--preset", "atari100k"]))
     assert plan.env_steps_at(0) == 1088 * 4
     assert plan.env_steps_at(256 * 100) == (1088 + 100) * 4
+
+
+def test_presets_stack_and_the_later_one_wins():
+    config = parse("--preset atari100k+debug".split())
+    assert config.preset == "atari100k+debug"
+    assert (config.agent, config.env.env) == ("tdmpc2:ci", "toy:point")
+    assert config.replay.capacity_steps == 10_000
+    other = parse("--preset quick+dmc-proprio --workers 3".split())
+    assert (other.agent, other.env_steps, other.workers) == ("dreamerv3:size1m", 1_100_000, 3)
+    assert other.eval_episodes == PRESETS["quick"]().eval_episodes, "dmc-proprio does not set it"
+    assert preset_changes(other) == ["workers 16 -> 3"]
+    with pytest.raises(ConfigurationError, match=r"no preset named 'quik'; did you mean quick\?"):
+        parse("--preset atari100k+quik".split())
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "every", "rows"),
+    [
+        ("--env gym:HalfCheetah-v5 --agent tdmpc2:5m", 1_000_000, 50_000, 1_000_000),
+        ("--env dmc:cartpole-swingup --agent tdmpc2:1m", 4_000_000, 50_000, 1_000_000),
+        ("--env dmc:cartpole-swingup --agent dreamerv3:size1m", 1_100_000, 50_000, 1_000_000),
+        ("--env atari:pong --agent dreamerv3:size12m", 204_000_000, 2_000_000, 1_000_000),
+        ("--env gym:CartPole-v1 --agent dreamerv3:ci", 100_000, 10_000, 110_000),
+        ("--env my_module:Env", 100_000, 10_000, 110_000),
+        ("--agent dreamerv3:ci", 100_000, 10_000, 110_000),
+        ("--env gym:CartPole-v1 --env-steps 5000", 5_000, 1_000, 100_000),
+    ],
+)
+def test_without_a_preset_a_run_takes_what_its_suite_and_agent_were_published_with(
+    words, steps, every, rows
+):
+    config = parse(words.split())
+    assert config.preset == "default"
+    assert (config.env_steps, config.eval_every) == (steps, every)
+    assert config.replay.capacity_steps == rows
+    assert config.learner.checkpoint_every_s == 60.0
+    changed = preset_changes(parse([*words.split(), "--workers", "7"]))
+    assert changed == ["workers 2 -> 7"]
+
+
+def test_an_offline_run_keeps_the_rows_of_its_files():
+    config = parse("--env none --replay.load x.npz".split())
+    assert config.replay.capacity_steps == 1_000_000
+
+
+@pytest.mark.parametrize("words", ["", "--seed 3", "--runtime local", "--env-steps 9000"])
+def test_a_run_that_names_no_task_is_the_demo(words):
+    config = parse(words.split())
+    assert config.preset == "quick"
+    assert config.env.env == "gym:Pendulum-v1"
+
+
+def test_wrong_flags_are_told_by_their_own_words_without_a_preset():
+    with pytest.raises(ConfigurationError) as caught:
+        parse("--env atari: --agent tdmpc2:cii --env-steps many".split())
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3, lines
+    assert any(line.startswith("--env-steps: cannot be 'many'") for line in lines)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-smoke")])
+def test_a_smoke_twin_trains_the_same_env_in_minutes(name):
+    small, whole = (resolve(parse(["--preset", n])) for n in (name, name.removesuffix("-smoke")))
+    check_trains(small)
+    assert small.env_spec == whole.env_spec
+    assert small.agent.name.partition(":")[0] == whole.agent.name.partition(":")[0]
+    assert small.target_agent_steps == 400
+
+
+def test_a_run_that_is_all_prefill_is_refused_with_the_number_to_give():
+    words = "--env gym:Pendulum-v1 --agent tdmpc2:ci --env-steps 1000"
+    with pytest.raises(ConfigurationError, match=r"env_steps must be >= (\d+).*; say --env-steps"):
+        check_trains(resolve(parse(words.split())))

@@ -145,6 +145,19 @@ def test_two_launchers_that_chose_the_same_number_get_two_folders(tmp_path):
     assert claim_folder(config, chosen) == tmp_path / "quick-0002"
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("--env gym:CartPole-v1 --agent dreamerv3:ci", "cartpole-v1-0001"),
+        ("--env my_env:Thermostat", "my_env-thermostat-0001"),
+        ("--env none --replay.load x.npz", "offline-0001"),
+        ("--preset quick+debug", "quick+debug-0001"),
+    ],
+)
+def test_a_run_without_a_preset_is_named_after_its_env(words, name, tmp_path):
+    assert choose_folder(parse(words.split()), tmp_path) == (tmp_path / name, False)
+
+
 def test_a_folder_that_was_named_is_used_as_it_is(tmp_path):
     config = parse(["--run-dir", str(tmp_path)])
     assert claim_folder(config, tmp_path) == tmp_path

@@ -44,6 +44,7 @@ def read_minari(name: str) -> EpisodeFile:
         ConfigurationError: If its spaces cannot be trained on.
         MissingDependencyError: If minari is not installed.
     """
+    from worldloom.envs.space_json import spaces_to_json
     from worldloom.envs.spaces import ActionMapper, ObsMapper
 
     dataset = _load(name)
@@ -55,6 +56,7 @@ def read_minari(name: str) -> EpisodeFile:
         obs=observe.specs,
         action=act.specs,
         episode_limit=getattr(dataset.env_spec, "max_episode_steps", None),
+        spaces=spaces_to_json(dataset.observation_space, dataset.action_space),
     )
     opened = EpisodeFile(env, iter(()), list(observe.remarks))
     opened.episodes = _episodes(name, dataset, observe, act, opened)

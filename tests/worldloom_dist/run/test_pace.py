@@ -1,0 +1,60 @@
+"""How long a run will take is measured, and said once."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from worldloom_dist.run.cli import parse
+from worldloom_dist.run.pace import Pace, prefill_share, total_updates
+from worldloom_dist.run.plan import resolve
+
+
+@dataclass
+class Made:
+    train_steps: int
+
+
+WORDS = "--env toy:point --agent tdmpc2:ci --agent.prefill-agent-steps 500 --agent.batch-size 16"
+
+
+def plan_of(words: str):
+    return resolve(parse([*WORDS.split(), *words.split()]))
+
+
+def test_all_updates_of_a_run_are_counted():
+    plan = plan_of("--env-steps 2000 --train-ratio 24")
+    owed = 1500 * 24 / plan.spec.sampling.trained_positions
+    assert total_updates(plan) == plan.spec.pretrain_updates + int(owed)
+    assert prefill_share(plan) == 0.25
+
+
+def test_the_time_to_go_is_said_once_and_once_more_after_pretraining():
+    plan = plan_of("--env-steps 2000")
+    pretraining = plan.spec.pretrain_updates
+    assert pretraining == 500
+    pace = Pace(plan)
+    said = {}
+    for second in range(300):
+        # two updates a second while pretraining, then four
+        made = 2 * second if second < 250 else pretraining + 4 * (second - 250)
+        if text := pace.look(float(second), Made(made)):
+            said[second] = text
+    assert sorted(said) == [11, 261]
+    left = total_updates(plan) - 22
+    assert f"{left:,} updates at 2 a second" in said[11]
+    assert "prefill is 25% of the env steps" in said[11]
+    assert "at 4 a second" in said[261]
+
+
+def test_a_slow_machine_is_measured_by_few_updates():
+    pace = Pace(plan_of("--env-steps 2000"))
+    texts = [pace.look(float(second), Made(second // 40)) for second in range(130)]
+    assert [index for index, text in enumerate(texts) if text] == [100]
+    assert "at 0.025 a second, measured over 1" in texts[100]
+
+
+@pytest.mark.parametrize("earlier", [0, 700])
+def test_a_resumed_run_measures_only_its_own_updates(earlier: int):
+    pace = Pace(plan_of("--env-steps 2000"))
+    assert pace.look(0.0, Made(earlier)) is None
+    assert pace.look(1000.0, Made(earlier)) is None, "nothing is trained yet"

@@ -1,0 +1,95 @@
+"""How long a run will take on this machine, from its first updates, and which share of it is
+prefill.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.view import duration
+
+__all__ = ["Pace", "prefill_share", "total_updates"]
+
+MEASURED_UPDATES = 20
+MEASURED_S = 10.0
+LONG_S = 60.0
+"""After this time fewer updates than MEASURED_UPDATES must do."""
+
+
+class Progress(Protocol):
+    """What is looked at."""
+
+    @property
+    def train_steps(self) -> int:
+        """Updates made."""
+
+
+def total_updates(plan: Plan) -> int:
+    """Updates that the whole run makes."""
+    if plan.is_offline:
+        return plan.config.train_steps
+    limits = plan.limits
+    owed = max(0, plan.target_agent_steps - limits.prefill_agent_steps) * limits.train_ratio
+    return plan.spec.pretrain_updates + int(owed / limits.batch_positions)
+
+
+def prefill_share(plan: Plan) -> float:
+    """Which part of the env steps is made before the first update, 0 to 1."""
+    if plan.is_offline:
+        return 0.0
+    return min(1.0, plan.limits.prefill_agent_steps / max(1, plan.target_agent_steps))
+
+
+class Pace:
+    """Says once how long the run will take, and once more when it has left its pretraining, whose
+    updates wait for no env.
+
+    Args:
+        plan: Of the run.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._began: tuple[float, int] | None = None
+        self._newest = (0.0, 0)
+        self._first_steps: int | None = None
+        self._is_done = False
+
+    def look(self, now_s: float, progress: Progress) -> str | None:
+        """The sentence, when it is time for it.
+
+        Args:
+            now_s: Monotonic time.
+            progress: The run's counters now.
+        """
+        made = progress.train_steps
+        if self._first_steps is None:
+            self._first_steps = made
+        if self._is_done or made <= self._first_steps:
+            return None
+        if self._began is None:
+            self._began = self._newest = (now_s, made)
+            return None
+        if made != self._newest[1]:
+            self._newest = (now_s, made)
+        updates = made - self._began[1]
+        patience_s = MEASURED_S if updates >= MEASURED_UPDATES else LONG_S
+        if updates < 1 or now_s - self._began[0] < patience_s:
+            return None
+        per_second = updates / (self._newest[0] - self._began[0])
+        is_pretraining = made <= self._plan.spec.pretrain_updates
+        self._is_done = not is_pretraining
+        self._began = None
+        if is_pretraining:
+            self._first_steps = self._plan.spec.pretrain_updates
+        return self._sentence(made, per_second, updates)
+
+    def _sentence(self, made: int, per_second: float, measured: int) -> str:
+        left = max(0, total_updates(self._plan) - made)
+        text = (
+            f"pace     about {duration(left / per_second)} to go on this machine: {left:,} updates "
+            f"at {per_second:.3g} a second, measured over {measured:,}"
+        )
+        share = prefill_share(self._plan)
+        return f"{text}; prefill is {share:.0%} of the env steps" if share else text
