@@ -63,3 +63,26 @@ def test_learner_that_dies_in_a_checkpoint_a_publish_and_a_sample_leaves_a_run_t
     assert not list(folder.glob("checkpoints/*.tmp")), "the half checkpoint was swept away"
     newest = CheckpointStore(folder / "checkpoints").newest()
     assert newest[1]["learner"]["train_steps"] == summary["train_steps"]
+
+
+def test_learner_whose_capture_fails_is_started_once_more_and_updates_eagerly(tmp_path):
+    folder = tmp_path / "run"
+    orders = tmp_path / "kill-at"
+    orders.mkdir()
+    (orders / "capture").touch()
+    path = os.pathsep.join([str(DEADLY), os.environ.get("PYTHONPATH", str(Path.cwd()))])
+    words = "--preset debug --env toy:counting --eval-episodes 0 --env-steps 400 --metrics-port 0"
+    with launched(
+        folder,
+        *words.split(),
+        "--run-dir",
+        str(folder),
+        env={"PYTHONPATH": path, "WORLDLOOM_KILL_AT": str(orders)},
+    ) as run:
+        assert run.finish() == 0, run.output.read_text()
+        summary = run.summary()
+        assert run.leftovers() == []
+    assert summary["restarts"]["learner"] == 1
+    assert summary["eager"] == "an update could not be captured (for a test)"
+    assert summary["policy_version"].startswith("2.")
+    assert summary["train_steps"] > 4

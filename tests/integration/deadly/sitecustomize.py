@@ -1,8 +1,9 @@
-"""Kill a learner in the middle of what it does. Python imports this module at its start when its
-folder is on ``PYTHONPATH``.
+"""Kill a learner in the middle of what it does, or let a capture fail. Python imports this module
+at its start when its folder is on ``PYTHONPATH``.
 
 ``WORLDLOOM_KILL_AT`` names a folder; a file ``checkpoint``, ``publish`` or ``sample`` in it kills
-the process that comes to that place next, and the file is gone then.
+the process that comes to that place next, and the file is gone then. With a file ``capture``,
+updates fail as one that could not be captured does, unless ``learner.compile`` is off.
 """
 
 import importlib.abc
@@ -54,7 +55,27 @@ def after_the_coordinator_has_agreed(module):
     module.BatchPrefetcher._collect = collect
 
 
+def in_a_capture(module):
+    """As on a GPU whose driver refuses; here the refusal comes with the fifth update."""
+    real = module.make_step
+
+    def make_step(agent, device, mode, **more):
+        step = real(agent, device, mode, **more)
+        made = []
+
+        def captured(batch):
+            made.append(batch)
+            if len(made) > 4 and (Path(os.environ["WORLDLOOM_KILL_AT"]) / "capture").exists():
+                raise module.CaptureFailedError("an update could not be captured (for a test)")
+            return step(batch)
+
+        return step if mode == "off" else captured
+
+    module.make_step = make_step
+
+
 PLACES = {
+    "worldloom_dist.learner.step": in_a_capture,
     "worldloom.training.checkpoints": after_the_tensors,
     "worldloom_dist.runtime.weight_roles": while_weights_are_sent,
     "worldloom_dist.runtime.prefetcher": after_the_coordinator_has_agreed,
