@@ -362,7 +362,10 @@ class LocalRuntime:
         self._report.quarantined = self.workers.quarantined
 
     def collect(self) -> None:
-        """Bring the metrics of all roles into the report."""
+        """Bring the counters, in the middle of a long round too, and the metrics of all roles into
+        the report.
+        """
+        self.look()
         for worker in self.workers.workers:
             self._collect_worker(worker)
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
