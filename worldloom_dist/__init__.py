@@ -1,1 +1,1 @@
-"""worldloom_dist."""
+"""The distributed system: command lines here, the roles of a run and their parts below."""

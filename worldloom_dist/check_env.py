@@ -40,6 +40,7 @@ DISCRETE_AGENT = "dreamerv3:ci"
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = vars(_parser().parse_args(words))
+    options["env"] = options.pop("env_flag") or options["env"]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -111,10 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m worldloom_dist.check_env", description=description
     )
-    parser.add_argument(
+    named = parser.add_mutually_exclusive_group(required=True)
+    named.add_argument(
         "env",
+        nargs="?",
         help="gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME or package.module:callable",
     )
+    named.add_argument("--env", dest="env_flag", help="the same, as a run takes it")
     parser.add_argument("--steps", type=int, default=1000, help="decisions to make (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of env and actions (default: 0)")
     parser.add_argument(

@@ -44,7 +44,15 @@ PLAYED_RAM_GB = 10**6
 DRAWING = {"pygame": "classic", "imageio": "video", "ffmpeg": "video", "mujoco": "mujoco"}
 """What an error of drawing may name -> the extra that installs it."""
 
-__all__ = ["evaluate", "find_checkpoint", "load_policy", "main"]
+__all__ = [
+    "as_published",
+    "evaluate",
+    "find_checkpoint",
+    "load_policy",
+    "main",
+    "recorded_env",
+    "without_replay",
+]
 
 
 def evaluate(
@@ -86,7 +94,7 @@ def evaluate(
     checked("timeout_s", timeout_s, float | None, POSITIVE)
     check_device("device", device)
     if config.env.is_none:
-        config = dataclasses.replace(config, env=_recorded_env(run_dir, env))
+        config = dataclasses.replace(config, env=recorded_env(run_dir, env))
     elif env is not None:
         raise ConfigurationError(
             f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; "
@@ -98,12 +106,12 @@ def evaluate(
         "eval_max_steps": max_steps or config.eval_max_steps,
         "eval_timeout_s": timeout_s or config.eval_timeout_s,
     }
-    plan = resolve(dataclasses.replace(_without_replay(config), **asked))
+    plan = resolve(dataclasses.replace(without_replay(config), **asked))
     folder = find_checkpoint(build_store(plan, run_dir), checkpoint)
     videos_folder = RunFolder(run_dir.absolute()).videos  # an env may change the working directory
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
-    evaluator.load_weights(_as_published(agent, config.learner.weights_dtype))
+    evaluator.load_weights(as_published(agent, config.learner.weights_dtype))
     result = {
         "checkpoint": folder.name,
         "train_steps": train_steps,
@@ -130,7 +138,7 @@ def _missing_videos(wanted: int, saved: VideoReport) -> str:
     return f"{made} of {wanted} videos could be made{why}; {remedy}"
 
 
-def _as_published(agent: Agent, dtype: str) -> WeightsSnapshot:
+def as_published(agent: Agent, dtype: str) -> WeightsSnapshot:
     """The policy's weights as the run's own evaluations got them."""
     from worldloom.nn.snapshot import to_bfloat16
 
@@ -149,14 +157,14 @@ def load_policy(
             such device.
     """
     check_device("device", device)
-    plan = resolve(_without_replay(read_config(run_dir)))
+    plan = resolve(without_replay(read_config(run_dir)))
     agent, _ = restore_agent(
         plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device
     )
     return plan.env, agent
 
 
-def _without_replay(config: RunConfig) -> RunConfig:
+def without_replay(config: RunConfig) -> RunConfig:
     """Only what acting needs: neither files to load nor this machine's memory decide who may play
     with a checkpoint.
     """
@@ -165,7 +173,7 @@ def _without_replay(config: RunConfig) -> RunConfig:
     )
 
 
-def _recorded_env(run_dir: Path, env: str | None) -> EnvConfig:
+def recorded_env(run_dir: Path, env: str | None) -> EnvConfig:
     """The env that an offline run's data came from, or the one that the user names."""
     spec = RunFolder(run_dir).read_json("config.json").get("env", {})
     if env is not None:

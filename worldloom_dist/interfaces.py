@@ -11,6 +11,7 @@ checker sees a wrong name or argument.
     LearnerRole    --sample, write_back, update_priorities--> ShardRole
     LearnerRole    --publish--> WeightStoreRole <--version, fetch-- the acting roles
     EvaluatorRole  --counts---> CoordinatorRole
+    GatewayRole    --act-----> InferenceRole;  --append, fence--> ShardRole
     every role     --emit-----> HubRole
     the driver     --ping, stop, drain, finalize, evaluate, ...--> every role
 
@@ -36,6 +37,7 @@ from worldloom_dist.rpc.connection import Listening
 __all__ = [
     "Coordinator",
     "Evaluator",
+    "Gateway",
     "Hub",
     "Inference",
     "InsertQuestion",
@@ -171,6 +173,11 @@ class Shard(Listening, Protocol):
     async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
         """New priorities of windows that are still there."""
 
+    async def fence(self, slot: int, incarnation: int) -> dict[int, int]:
+        """Let no one write the streams of a gateway's session any more, not even what waits for a
+        permit now; per env whose rows are known, the client's step after the newest one.
+        """
+
     async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and return the final
         counters.
@@ -235,6 +242,19 @@ class Inference(Listening, Protocol):
 
     async def run_forever(self) -> None:
         """The batch loop."""
+
+
+class Gateway(Protocol):
+    """Lets programs outside of the run act with its policy and feed its replay."""
+
+    async def stop(self) -> None:
+        """Ask to end; what clients have sent is stored first."""
+
+    async def ping(self) -> dict[str, Any]:
+        """See :class:`Process`."""
+
+    async def run_forever(self) -> dict[str, Any]:
+        """Serve until told to stop; returns what was counted."""
 
 
 class Evaluator(Protocol):

@@ -139,6 +139,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
     if config.learner.device != "auto" and config.address is None:
         check_device("learner.device", config.learner.device)
     check_address(config)
+    check_gateways(plan)
     return plan, folder, is_resumed, port
 
 
@@ -325,6 +326,12 @@ def announce(
         config.replay.shards,
         config.replay.durability,
     )
+    if config.gateway_port is not None:
+        ports = range(config.gateway_port, config.gateway_port + config.gateways)
+        where = ", ".join(f"{config.gateway.host}:{port}" for port in ports)
+        logger.info(
+            "gateway  %s (%s)", where, "TLS" if config.gateway.tls_cert else "this machine only"
+        )
     if port:
         logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
     for flag, why in without_effect(config):
@@ -343,6 +350,16 @@ def without_effect(config: RunConfig) -> list[tuple[str, str]]:
             "--inference-servers",
             "with --runtime local, where the policy lives beside its envs",
             config.runtime == "local" and config.inference_servers != RunConfig().inference_servers,
+        ),
+        (
+            "--gateways",
+            "without --gateway-port",
+            config.gateway_port is None and config.gateways != RunConfig().gateways,
+        ),
+        (
+            "--gateway.*",
+            "without --gateway-port",
+            config.gateway_port is None and config.gateway != RunConfig().gateway,
         ),
         (
             "--train-steps",
@@ -394,6 +411,28 @@ def check_watching(config: RunConfig) -> None:
 
     read_secret(config.metrics_auth_file)
     check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
+
+
+def check_gateways(plan: Plan) -> None:
+    """Refuse gateways that cannot be opened, or would not be safe, before anything is written.
+
+    Raises:
+        ConfigurationError: Says why, and what to do.
+    """
+    config = plan.config
+    if config.gateway_port is None:
+        return
+    from worldloom_dist.gateway.building import access_of
+    from worldloom_dist.gateway.contract import check_specs
+
+    access_of(config.gateway).check()
+    check_specs(plan.env_spec)
+    for port in range(config.gateway_port, config.gateway_port + config.gateways):
+        if config.address is None and not _is_free(config.gateway.host, port):
+            raise ConfigurationError(
+                f"gateway_port: nothing can listen at {config.gateway.host}:{port}; name another "
+                "port, and an address of this machine"
+            )
 
 
 def check_address(config: RunConfig) -> None:

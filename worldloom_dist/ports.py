@@ -1,5 +1,5 @@
-"""The doors between the roles. A role knows these protocols and the library; it never knows another
-role, and never Ray.
+"""What roles are to each other inside a process. A role knows these protocols and the library; it
+never knows another role, and never Ray.
 
     RolloutWorker --Chunk--> ReplayWriter      (acknowledged before the stream's next one)
     Learner       --SampleRequest--> ReplayReader --SampledWindows-->
@@ -27,6 +27,9 @@ from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.windows import SampledWindows
 
 __all__ = [
+    "FIRST_GATEWAY_SLOT",
+    "FIRST_STEP",
+    "FencedError",
     "MetricSink",
     "ReplayReader",
     "ReplayWriter",
@@ -36,6 +39,16 @@ __all__ = [
     "WeightSource",
     "WriteBack",
 ]
+
+
+FIRST_GATEWAY_SLOT = 1_000_000
+"""Slots of gateways' sessions are from here on, above those of all workers."""
+FIRST_STEP = "first_step"
+"""Note of a gateway's chunk: which step of the client its first row is."""
+
+
+class FencedError(StateError):
+    """A chunk came too late: its stream has a successor, which goes on with its env's rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,20 @@ ROWS: dict[str, list[Panel]] = {
             (gauge("node_memory_available_bytes"), "{{run_id}} left"), (gauge("object_store_used_bytes"), "{{run_id}} store")]),
         ("Open files", "none", "Of each role; a slope is a leak.", [(gauge("process_open_fds", "role"), "{{run_id}} {{role}}")]),
     ],
+    "Clients from outside": [
+        ("Sessions", "none", "Of clients, over all gateways.", [(gauge("gateway_sessions"), "{{run_id}}")]),
+        ("Questions/s", "none", "Of clients: answered, and answered with a plea to wait.", [
+            (rate("gateway_questions_total"), "{{run_id}} answered"), (rate("gateway_held_total"), "{{run_id}} held")]),
+        ("Answer", "s", "Question to answer in the gateway, p50 and p99.", [
+            (quantile(0.5, "gateway_question_seconds"), "{{run_id}} p50"),
+            (quantile(0.99, "gateway_question_seconds"), "{{run_id}} p99")]),
+        ("Rows/s", "none", "Stored, by who chose the action; and left out.", [
+            (rate("gateway_rows_total", "source"), "{{run_id}} {{source}}"),
+            (rate("gateway_skipped_rows_total"), "{{run_id}} left out")]),
+        ("Refused, lost", "none", "Calls refused and sessions lost, in the last ten minutes.", [
+            (f"sum by (run_id, code) (increase(worldloom_gateway_refused_total{RUN}[10m]))", "{{run_id}} {{code}}"),
+            (f"sum by (run_id, reason) (increase(worldloom_gateway_sessions_ended_total{RUN}[10m]))", "{{run_id}} {{reason}}")]),
+    ],
     "Faults": [
         ("Workers", "none", "By state, and as asked for.", [
             (gauge("workers", "state"), "{{run_id}} {{state}}"), (gauge("workers_wanted"), "{{run_id}} wanted")]),

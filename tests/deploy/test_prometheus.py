@@ -14,11 +14,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from tests.integration.running import launched
 from tests.ports import free_port
+from worldloom_client import connect
 from worldloom_dist.metrics.names import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,7 @@ QUESTIONS = [
     "Replay",
     "Model health",
     "Resources",
+    "Clients from outside",
     "Faults",
 ]
 
@@ -67,8 +70,8 @@ def expressions() -> list[tuple[str, str]]:
 
 @needs_promtool
 def test_prometheus_accepts_the_configuration_and_the_rules():
-    assert "16 rules found" in promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
-    assert len([rule for rule in RULES if "alert" in rule]) == 8
+    assert "18 rules found" in promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
+    assert len([rule for rule in RULES if "alert" in rule]) == 9
 
 
 @needs_promtool
@@ -80,7 +83,7 @@ def test_every_alert_fires_for_a_sick_run_and_is_silent_for_a_healthy_one():
     assert sorted(tested) == sorted(rule["alert"] for rule in RULES if "alert" in rule)
 
 
-def test_the_board_is_what_its_script_writes_and_answers_the_eight_questions():
+def test_the_board_is_what_its_script_writes_and_answers_the_nine_questions():
     assert (
         json.loads(json.dumps(runpy.run_path(str(GRAFANA / "make_board.py"))["board"]())) == BOARD
     )
@@ -196,12 +199,18 @@ def test_every_expression_of_the_board_and_of_the_rules_finds_data_of_a_live_run
         "300",
         "--eval-episodes",
         "1",
+        "--gateway-port",
+        str(gateway := free_port()),
     ]
     with (
         launched(folder, *words, "--run-dir", str(folder), "--metrics-port", str(port)) as run,
         prometheus(tmp_path / "prometheus", port) as url,
     ):
         run.wait_until(lambda: run.summary().get("eval"), 150)
+        with connect(f"127.0.0.1:{gateway}") as session:
+            obs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in session.obs_specs}
+            for _ in range(20):
+                session.act(obs)
         run_id = json.loads((folder / "config.json").read_text())["run_id"]
         questions = {
             f"panel {title} {i}": SCRIPT["substitute"](e, run_id)
@@ -222,7 +231,7 @@ def test_every_expression_of_the_board_and_of_the_rules_finds_data_of_a_live_run
             for r in g["rules"]
         }
         assert set(health.values()) == {("ok", None)}, health
-        assert len(health) == 16
+        assert len(health) == 18
         for rule in RULES:
             if "alert" in rule:
                 measured = re.findall(r"worldloom:[\w:]+", rule["expr"])

@@ -37,7 +37,8 @@ RETIRED = {
     "settle": "normalize, resolve or finalize",
     "settled": "resolved or finalized",
     "somebodys_code": "foreign_code",
-    "surprise": "td_error",
+    "_surprise": "td_error",
+    "surprises": "td_errors",
 }
 PROSE = {
     "anew": "again",

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 import worldloom
+import worldloom_client
 import worldloom_dist
 from worldloom.core import exceptions
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(
     info.name
-    for package in (worldloom, worldloom_dist)
+    for package in (worldloom, worldloom_dist, worldloom_client)
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
 )
 SAMPLES = {

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know each other
+    {"worldloom_client"},  # knows nothing of ours, and nothing but the gateway knows it
     {"worldloom.core"},
     {"worldloom.nn", "worldloom.data", "worldloom.envs"},
     {
@@ -61,9 +62,11 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     },
     {"worldloom_dist.run.plan", "worldloom_dist.run.closing"},
     {"worldloom_dist.run.builders", "worldloom_dist.run.outcome", "worldloom_dist.run.pace"},
+    {"worldloom_dist.gateway"},
     {
         "worldloom_dist.run.report",
         "worldloom_dist.lockstep.workers",
+        "worldloom_dist.lockstep.gateway",
         "worldloom_dist.run.rehearsal",
     },
     {"worldloom_dist.run.evaluations"},
@@ -79,6 +82,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.check_env",
         "worldloom_dist.replay.__main__",
     },
+    {"worldloom_dist.serve"},
     {"worldloom_dist.job", "worldloom_dist.enjoy"},
     {"worldloom_dist.submit"},
     {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
@@ -93,7 +97,7 @@ modules): above everything, and for users only.
 """
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("worldloom", "worldloom_dist")
+    for package in ("worldloom", "worldloom_dist", "worldloom_client")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 RAY_PACKAGES = {
@@ -187,6 +191,8 @@ def mistakes_of(module: str, tree: ast.Module, known: Mapping[str, Path]) -> lis
         elif target is not None and is_alias(target) and name not in ALIASES:
             if target != "worldloom":
                 wrong.append(f"{module} must not import {name}: {target} is an alias for users")
+        elif package == "worldloom_client" and module.startswith("worldloom."):
+            wrong.append(f"{module} must not import {name}: the library knows no clients")
         elif package is not None and package != home and RANK[package] >= RANK[home]:
             wrong.append(f"{module} must not import {name} ({package} is not below {home})")
     return wrong

@@ -96,3 +96,10 @@ def test_json_is_not_disturbed_by_an_env_that_prints(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["spec"]["name"] == "printing:Env"
     assert "from Python" in done.stderr
     assert "from below Python" in done.stderr
+
+
+def test_the_env_may_be_named_as_a_run_takes_it(capsys):
+    assert main(["--env", "toy:point", "--steps", "30"]) == 0
+    assert "toy:point" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([])

@@ -12,6 +12,7 @@ from mypy import api as mypy
 from worldloom_dist import interfaces
 from worldloom_dist.rpc import actor_client
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
+from worldloom_dist.runtime.gateway_role import GatewayRole
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_roles import LearnerRole
 from worldloom_dist.runtime.policy_roles import EvaluatorRole, InferenceRole
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 ROLES = {
     interfaces.Coordinator: CoordinatorRole,
     interfaces.Evaluator: EvaluatorRole,
+    interfaces.Gateway: GatewayRole,
     interfaces.Hub: HubRole,
     interfaces.Inference: InferenceRole,
     interfaces.Learner: LearnerRole,

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldloom.algorithms.configs import WorldModelConfig
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.files import (
     expanded,
@@ -221,7 +222,7 @@ def _read(path: Path, file: BufferedReader) -> dict[str, Tensor]:
             return load_file(path_of_open(file))
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = first_line(error)
         raise CheckpointError(
             f"{path}: cannot be read as weights, it is corrupt or foreign ({first})"
         ) from error

@@ -76,12 +76,18 @@ def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> 
     """
     algorithm, preset = _split(name)
     if _home(algorithm) is None:
-        raise ModelNotFoundError(name, agent_names())
+        raise _unknown(name)
     module = _spec_module(algorithm)
     preset = preset or module.DEFAULT_PRESET
     if preset not in module.PRESETS:
         raise ModelNotFoundError(name, [f"{algorithm}:{known}" for known in module.PRESETS])
-    config = dataclasses.replace(module.PRESETS[preset](), name=f"{algorithm}:{preset}")
+    config: Any = module.PRESETS[preset]()
+    if "name" not in getattr(config, "__dataclass_fields__", ()):
+        raise ConfigurationError(
+            f"agent {name!r}: its settings must be a dataclass with a field name: str, got "
+            f"{type(config).__name__}"
+        )
+    config = dataclasses.replace(config, name=f"{algorithm}:{preset}")
     known = {f.name for f in dataclasses.fields(config)} - {"name"}
     values: dict[str, Any] = {}
     for field, value in (overrides or {}).items():
@@ -244,6 +250,18 @@ def _part(algorithm: str, part: str, names: tuple[str, ...]) -> ModuleType:
             "needs; see docs/extending/agent.md"
         )
     return module
+
+
+def _unknown(name: str) -> ModelNotFoundError | ConfigurationError:
+    """What to say of a name that leads nowhere: a nearest one, or that a module is not found."""
+    algorithm, _ = _split(name)
+    names = agent_names()
+    if "." in algorithm or not nearest(name, names):
+        return ConfigurationError(
+            f"agent {name!r}: no algorithm and no module {algorithm!r}, as seen from here; start "
+            f"in the folder that holds it or set PYTHONPATH (ours: {', '.join(names)})"
+        )
+    return ModelNotFoundError(name, names)
 
 
 def _home(algorithm: str) -> str | None:

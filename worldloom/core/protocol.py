@@ -28,6 +28,7 @@ __all__ = [
     "Carry",
     "Decide",
     "Policy",
+    "Refreshable",
     "Reporting",
     "SamplingSpec",
     "SharesWeights",
@@ -267,6 +268,18 @@ class CapturableUpdate(Protocol):
         """The ``torch.Generator`` objects that ``train_step`` and ``act`` draw from; a replayed
         graph goes on in their sequences.
         """
+
+
+@runtime_checkable
+class Refreshable(Protocol):
+    """What an agent adds that keeps, for acting, something that it made from its weights.
+
+    ``train_step`` calls it itself; after a replay of a captured update, which runs no Python, the
+    learner does.
+    """
+
+    def refresh(self) -> None:
+        """Make it again before the next decision."""
 
 
 @runtime_checkable

@@ -1,5 +1,5 @@
 """Latent states as the public API shows them. Networks have their own small tuples inside; this is
-the door only.
+the public face only.
 
 Legend: B batch, T time, S categoricals, C classes, F features.
 """

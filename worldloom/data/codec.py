@@ -35,6 +35,7 @@ __all__ = [
     "decode_rows",
     "encode_rows",
     "make_chunk",
+    "notes_of",
     "split_rows",
 ]
 
@@ -127,7 +128,11 @@ class EncodedColumn(NamedTuple):
 
 
 def encode_rows(
-    rows: Mapping[str, np.ndarray], *, level: int = DEFAULT_LEVEL, carry_resets: Sequence[int] = ()
+    rows: Mapping[str, np.ndarray],
+    *,
+    level: int = DEFAULT_LEVEL,
+    carry_resets: Sequence[int] = (),
+    notes: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Encode columns that share a leading time axis.
 
@@ -135,6 +140,7 @@ def encode_rows(
         rows: Per column ``[rows, ...]``; all with the same number of rows.
         level: zstd level for the columns that are compressed.
         carry_resets: Rows to mark, see :func:`carry_resets_of`.
+        notes: What else the header says of the rows, JSON-ready, see :func:`notes_of`.
 
     Returns:
         The payload; equal rows give equal bytes.
@@ -154,6 +160,7 @@ def encode_rows(
         [name, c.dtype, list(c.shape), c.encoding, len(c.blob)] for name, c in encoded.items()
     ]
     entries += [{CARRY_RESETS: list(carry_resets)}] if carry_resets else []
+    entries += [dict(notes)] if notes else []
     head = json.dumps(entries, separators=(",", ":")).encode()
     body = (len(head).to_bytes(4, "little"), head, *(column.blob for column in encoded.values()))
     checksum = 0
@@ -222,17 +229,29 @@ def carry_resets_of(payload: bytes | memoryview) -> list[int]:
     ]
 
 
+def notes_of(payload: bytes | memoryview) -> dict[str, Any]:
+    """What the header of an intact payload says of its rows besides the columns."""
+    _, _, head_size = PREFIX.unpack_from(payload)
+    notes: dict[str, Any] = {}
+    for entry in _head(memoryview(payload), head_size):
+        if not _is_column(entry):
+            notes |= entry
+    return notes
+
+
 def make_chunk(
     stream: StreamId,
     seq: int,
     version: PolicyVersion,
     rows: Mapping[str, np.ndarray],
     carry_resets: Sequence[int] = (),
+    notes: Mapping[str, Any] | None = None,
 ) -> Chunk:
     """Encode consecutive rows of one stream, all acted by ``version``, as the chunk number ``seq``
     of that stream.
 
-    ``carry_resets`` are the rows that :func:`carry_resets_of` shall find.
+    ``carry_resets`` are the rows that :func:`carry_resets_of` shall find, ``notes`` what
+    :func:`notes_of` shall.
     """
     first = rows["is_first"]
     return Chunk(
@@ -241,7 +260,7 @@ def make_chunk(
         version,
         len(first),
         agent_steps(first),
-        encode_rows(rows, carry_resets=carry_resets),
+        encode_rows(rows, carry_resets=carry_resets, notes=notes),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError, nearest
 
-__all__ = ["NEUTRAL", "RENDERED", "SUITES", "EnvConfig", "EnvLimits"]
+__all__ = ["NEUTRAL", "RENDERED", "SUITES", "EnvConfig", "EnvLimits", "family_of"]
 
 SUITES: Mapping[str, Mapping[str, Any]] = {
     "gym": {},
@@ -39,6 +39,9 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
 """Suite -> settings it runs with unless told otherwise (Atari: the settings of DreamerV3, where
 27,000 decisions are 108,000 frames).
 """
+
+FAMILIES = {"mujoco": "gym"}
+"""Suites that are another spelling of the tasks of one."""
 
 NEUTRAL: Mapping[str, Any] = {
     "action_repeat": 1,
@@ -105,6 +108,13 @@ class EnvConfig:
         return _split(self.env)[0]
 
     @property
+    def family(self) -> str:
+        """The suite for an agent's published settings, however the task is spelled: Gymnasium's
+        MuJoCo tasks are ``gym``.
+        """
+        return family_of(self.env)
+
+    @property
     def name(self) -> str:
         """What the suite knows the environment by."""
         return _split(self.env)[1]
@@ -115,10 +125,10 @@ class EnvConfig:
         return self.suite == "none"
 
     def with_defaults(self, defaults: Mapping[str, Mapping[str, Any]]) -> EnvConfig:
-        """Fill what is still open from a table suite -> settings (an agent's published
+        """Fill what is still open from a table family -> settings (an agent's published
         settings).
         """
-        return self._filled(defaults.get(self.suite, {}))
+        return self._filled(defaults.get(self.family, {}))
 
     def resolved(self) -> EnvConfig:
         """Fill what is still open from the suite's defaults. What stays None has no effect for this
@@ -229,6 +239,16 @@ class EnvLimits:
         ]
         if problems:
             raise ConfigurationError("; ".join(problems))
+
+
+def family_of(env: str) -> str:
+    """See :attr:`EnvConfig.family`.
+
+    >>> family_of("HalfCheetah-v5"), family_of("gym:HalfCheetah-v5"), family_of("mujoco:Ant-v5")
+    ('gym', 'gym', 'gym')
+    """
+    suite = _split(env)[0]
+    return FAMILIES.get(suite, suite)
 
 
 def _split(env: str) -> tuple[str, str]:

@@ -15,7 +15,16 @@ from torch.nn import functional
 
 from worldloom.nn.dense import init_kernel
 
-__all__ = ["Conv5x5", "PooledConv5x5", "UpConv5x5", "cells_to_map", "chunks", "corners"]
+__all__ = [
+    "Conv5x5",
+    "PooledConv5x5",
+    "UpConv5x5",
+    "cells_to_map",
+    "chunks",
+    "corners",
+    "place_gradient",
+    "pool_gradient",
+]
 
 KERNEL = 5
 CHUNK_ELEMENTS = 2**20
@@ -95,21 +104,12 @@ class _ConvPool(torch.autograd.Function):
         d_weight = torch.zeros_like(weight)
         d_bias = torch.zeros_like(weight[:, 0, 0, 0])
         height, width = x.shape[2:]
-        corner = corners(height, width, x.device)
+        corner = corners(height, width, x.device) if x.device.type == "cpu" else None
         for part in chunks(x, len(weight)):
-            code = codes[part].long()
-            index = corner + (code >> 1) * width + (code & 1)
-            large = torch.empty(
-                len(code),
-                len(weight),
-                height,
-                width,
-                dtype=x.dtype,
-                device=x.device,
-                memory_format=torch.channels_last,
-            )
-            d_large = torch.ops.aten.max_pool2d_with_indices_backward(
-                grads[0][part], large, [2, 2], [2, 2], [0, 0], [1, 1], False, index
+            d_large = (
+                place_gradient(grads[0][part], codes[part])
+                if corner is None
+                else pool_gradient(grads[0][part], codes[part], corner)
             )
             parts = torch.ops.aten.convolution_backward(
                 d_large,
@@ -129,6 +129,41 @@ class _ConvPool(torch.autograd.Function):
             d_weight += parts[1]
             d_bias += parts[2]
         return d_x, d_weight, d_bias
+
+
+def pool_gradient(grad: Tensor, codes: Tensor, corner: Tensor) -> Tensor:
+    """Gradient [N, O, H, W] of a map from that of its 2x2 maxima: torch's kernel, the fast one on a
+    CPU.
+
+    Args:
+        grad: [N, O, H/2, W/2].
+        codes: The same shape, uint8: which pixel of its cell was the largest, x + 2 y.
+        corner: From :func:`corners`.
+    """
+    code = codes.long()
+    rows, outputs, height, width = grad.shape
+    index = corner + (code >> 1) * (2 * width) + (code & 1)
+    large = torch.empty(
+        rows,
+        outputs,
+        2 * height,
+        2 * width,
+        dtype=grad.dtype,
+        device=grad.device,
+        memory_format=torch.channels_last,
+    )
+    return torch.ops.aten.max_pool2d_with_indices_backward(  # type: ignore[no-any-return]
+        grad, large, [2, 2], [2, 2], [0, 0], [1, 1], False, index
+    )
+
+
+def place_gradient(grad: Tensor, codes: Tensor) -> Tensor:
+    """The same by choosing, in two kernels and without additions whose order could change."""
+    rows, outputs, height, width = grad.shape
+    pixel = torch.arange(4, device=grad.device, dtype=torch.uint8).view(2, 1, 2, 1)
+    code, cell = (t.permute(0, 2, 3, 1)[:, :, None, :, None] for t in (codes, grad))
+    d_large = torch.where(code == pixel, cell, 0.0)
+    return d_large.reshape(rows, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
 
 
 def corners(height: int, width: int, device: torch.device) -> Tensor:

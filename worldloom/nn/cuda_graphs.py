@@ -44,6 +44,7 @@ class CudaRecorder:
     def __init__(
         self, device: torch.device, generators: Sequence[torch.Generator] = (), pool: Any = None
     ) -> None:
+        self._device = device
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
@@ -52,18 +53,25 @@ class CudaRecorder:
 
     def warm(self, work: Callable[[], Any]) -> Any:
         """See :class:`Recorder`."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = work()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        current.wait_stream(self._stream)
         return result
 
     def capture(self, work: Callable[[], Any]) -> Any:
-        """See :class:`Recorder`."""
-        torch.cuda.synchronize()
-        with torch.cuda.graph(
+        """See :class:`Recorder`.
+
+        When it fails, the thread is back on the stream that it was on, and no more than that:
+        memory and generators of the graph stay as if it were still being recorded.
+        """
+        torch.cuda.synchronize(self._device)
+        recording = torch.cuda.graph(
             self._graph, self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
+        )
+        # the inner context stays on its own stream when the recording cannot be ended
+        with torch.cuda.stream(torch.cuda.current_stream(self._device)), recording:
             return work()
 
     def replay(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worldloom.nn.functional import symexp
+from worldloom.nn.functional import cumulative_sum, symexp
 
 __all__ = [
     "TwoHotTarget",
@@ -170,7 +170,7 @@ def sample_classes(probs: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         [...] int64. Rounding of the cumulative sum can never select a class beyond the last.
     """
-    below = torch.cumsum(probs, -1)[..., :-1] <= uniform.unsqueeze(-1)
+    below = cumulative_sum(probs)[..., :-1] <= uniform.unsqueeze(-1)
     return below.sum(-1)
 
 

@@ -1,11 +1,12 @@
-"""Pure functions that more than one model uses. Tensors in, tensors out; no state, no device."""
+"""Pure functions that more than one model uses. Tensors in, tensors out; no state."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["symexp", "symlog"]
+__all__ = ["cumulative_sum", "doubling_sum", "symexp", "symlog"]
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -18,3 +19,21 @@ def symlog(x: Tensor) -> Tensor:
 def symexp(x: Tensor) -> Tensor:
     """sign(x) (exp|x| - 1), the inverse of :func:`symlog`."""
     return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def cumulative_sum(x: Tensor) -> Tensor:
+    """Cumulative sum over the last axis; with torch's deterministic algorithms on every device."""
+    if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(-1)
+    return doubling_sum(x)  # torch has no deterministic sum of floats on CUDA
+
+
+def doubling_sum(x: Tensor) -> Tensor:
+    """The same in ceil(log2 n) additions of whole tensors, whose order is fixed (Hillis and
+    Steele).
+    """
+    shift = 1
+    while shift < x.shape[-1]:
+        x = x + functional.pad(x[..., :-shift], (shift, 0))
+        shift *= 2
+    return x

@@ -1,4 +1,4 @@
-"""Replay for offline training: the public door to ``worldloom.data.SequenceBuffer``.
+"""Replay for offline training: the public face of ``worldloom.data.SequenceBuffer``.
 
 A user hands over episodes as Gymnasium gives them: ``obs[t]``, the action taken in it, that
 action's reward and end. Inside they are rows whose reward is the one received on arrival

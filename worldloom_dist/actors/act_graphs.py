@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldloom.core.error_text import first_line
 from worldloom.core.protocol import Capturable, Decide, Policy
 from worldloom.nn.cuda_graphs import CudaRecorder, Recorder
 
@@ -76,12 +77,12 @@ class DecisionGraphs:
         self._sizes = frozenset(sizes)
         self._make_recorder = make_recorder
         self._graphs: dict[Any, _Graph] = {}
-        self._is_eager = False
+        self._broken: Recorder | None = None
 
     def __call__(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
         """One decision for all rows of ``inputs``."""
         rows = len(next(iter(inputs.values())))
-        if self._is_eager or rows not in self._sizes:
+        if self._broken is not None or rows not in self._sizes:
             return self._decide(inputs, explore=explore)
         key = (explore, *((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items()))
         if key not in self._graphs and not self._capture(key, inputs, explore):
@@ -89,12 +90,16 @@ class DecisionGraphs:
         return self._graphs[key].run(inputs)
 
     def _capture(self, key: Any, inputs: Mapping[str, Tensor], explore: bool) -> bool:
+        recorder = self._make_recorder()
         try:
-            graph = _Graph(self._decide, self._make_recorder(), inputs, explore=explore)
+            graph = _Graph(self._decide, recorder, inputs, explore=explore)
         except RuntimeError as error:
-            self._is_eager = True
+            # torch's allocator goes on asking a broken graph what it records, so it must live. A
+            # decision draws nothing and hands no memory to another stream, so all else is well.
+            self._broken = recorder
             self._graphs.clear()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            # ending a broken recording raises too, on top of what broke it
+            reason = first_line(error.__context__ or error)
             logger.warning("decisions run eagerly: capturing one failed (%s)", reason)
             return False
         if not self._graphs:

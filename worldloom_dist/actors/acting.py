@@ -16,9 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from worldloom.core.exceptions import TrainingError
 from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
 from worldloom.core.protocol import Carry, Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom.core.specs import ArraySpec
 from worldloom_dist.metrics.names import BATCH_BUCKETS, BUCKETS_S
 from worldloom_dist.ports import WeightSource
 
@@ -31,6 +33,7 @@ __all__ = [
     "LocalActing",
     "RemoteActing",
     "WeightPuller",
+    "check_actions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,38 @@ class Actions(NamedTuple):
     extras: Mapping[str, np.ndarray]
     version: PolicyVersion
     carry_resets: Collection[int] = ()
+
+
+def check_actions(choice: Actions, specs: Mapping[str, ArraySpec], num_envs: int) -> None:
+    """Look at a policy's first decision: an agent from outside may be made for other actions.
+
+    Args:
+        choice: The decision.
+        specs: Of the env's actions.
+        num_envs: N.
+
+    Raises:
+        TrainingError: Names the action, what came, and what the env takes.
+    """
+    for key, spec in specs.items():
+        want = f"{'int' if spec.is_discrete else 'float32'} of shape {(num_envs, *spec.shape)}"
+        if spec.is_discrete:
+            want += f", choices of {spec.num_classes} counted from 0"
+        value = choice.action.get(key)
+        if value is None:
+            raise TrainingError(f"the policy gives no action {key!r}; the env takes {want}")
+        is_kind = value.dtype.kind in ("iu" if spec.is_discrete else "f")
+        if not is_kind or value.shape != (num_envs, *spec.shape):
+            raise TrainingError(
+                f"the policy's action {key!r} is {value.dtype} of shape {value.shape}, and the env "
+                f"takes {want}; choose another agent, or mend its act()"
+            )
+        if spec.is_discrete:
+            classes = np.reshape(spec.num_classes, spec.shape)
+            if np.any(value < 0) or np.any(value >= classes):
+                raise TrainingError(
+                    f"the policy's action {key!r} is {value.tolist()}, and the env takes {want}"
+                )
 
 
 class ActClient(Protocol):
@@ -262,6 +297,7 @@ class ActRequest:
         envs: ``[n]`` int64 indices of its envs; with slot and incarnation they name the carries.
         obs: Per key ``[n, ...]``.
         is_first: ``[n]`` bool.
+        explore: False asks for actions as evaluations choose them.
 
     One without rows asks for nothing but the version that acts, and is answered at once.
     """
@@ -271,6 +307,7 @@ class ActRequest:
     envs: np.ndarray
     obs: Mapping[str, np.ndarray]
     is_first: np.ndarray
+    explore: bool = True
 
     @property
     def num_rows(self) -> int:

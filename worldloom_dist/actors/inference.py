@@ -106,7 +106,7 @@ class InferenceServer:
         pull_interval_s: Look for newer weights at most this often, between batches.
         batch_sizes: Static sizes that batches are padded to (a batch larger than the last is not
             padded); empty for none.
-        explore: False for evaluation.
+        explore: False for evaluation, whatever a request says.
         clock: Monotonic seconds.
 
     Raises:
@@ -145,7 +145,8 @@ class InferenceServer:
         self._puller.pull()
 
     def act_batch(self, requests: Sequence[ActRequest]) -> list[ActReply]:
-        """Answer requests of different workers, in order, with one call of the policy.
+        """Answer requests of different workers, in order, with one call of the policy (two when
+        some want to explore and some do not).
 
         Raises:
             ShapeMismatchError: If one env appears twice, because its two decisions would share a
@@ -154,6 +155,15 @@ class InferenceServer:
         if not any(request.num_rows for request in requests):
             return [ActReply({}, {}, self.version, np.zeros(0, bool)) for _ in requests]
         self._puller.pull()
+        plain = [request for request in requests if not request.explore]
+        if not plain or not self._explore:
+            return self._decide(requests, explore=self._explore)
+        replies = iter(self._decide(plain, explore=False))
+        noisy = [request for request in requests if request.explore]
+        others = iter(self._decide(noisy, explore=True) if noisy else ())
+        return [next(others if request.explore else replies) for request in requests]
+
+    def _decide(self, requests: Sequence[ActRequest], *, explore: bool) -> list[ActReply]:
         started = self._clock()
         found = [self._table.rows_of(request) for request in requests]
         rows, is_new = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -165,7 +175,7 @@ class InferenceServer:
             for key in requests[0].obs
         }
         padded, rows_obs, first = self._pad(rows, obs, is_first)
-        out = self._policy.act(rows_obs, self._table.gather(padded), first, explore=self._explore)
+        out = self._policy.act(rows_obs, self._table.gather(padded), first, explore=explore)
         self._table.scatter(padded, out.carry)
         self._meter.add(len(rows), self._clock() - started)
         return self._split(requests, out.action, out.extras, is_new & ~is_first)

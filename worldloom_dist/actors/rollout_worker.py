@@ -27,7 +27,7 @@ from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
-from worldloom_dist.actors.acting import ActClient, Actions
+from worldloom_dist.actors.acting import ActClient, Actions, check_actions
 from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.ports import ReplayWriter
@@ -128,6 +128,7 @@ class RolloutWorker:
         }
         self._may_use_policy = may_use_policy or self._has_weights
         self._is_random = random_prefill
+        self._is_checked = False
         self._row: EnvStep | None = None
         # of the row, as plain values
         self._ended = [False] * self.num_envs
@@ -387,7 +388,15 @@ class RolloutWorker:
             self._is_random = False
         if self._is_random:
             return self._random_actions
-        return partial(_finite, self._acting.begin(row.obs, row.is_first, row.live))
+        return partial(self._looked_at, self._acting.begin(row.obs, row.is_first, row.live))
+
+    def _looked_at(self, answer: Callable[[], Actions]) -> Actions:
+        """A policy's answer; the first one is looked at more closely."""
+        choice = _finite(answer)
+        if not self._is_checked:
+            check_actions(choice, self.spec.action, self.num_envs)
+            self._is_checked = True
+        return choice
 
     def _random_actions(self) -> Actions:
         return Actions(self._random(), {}, NO_POLICY)

@@ -23,10 +23,105 @@ from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import ReplayWriter
 
-__all__ = ["StreamWriter"]
+__all__ = ["ChunkBuilder", "Encoder", "StreamWriter"]
 
 T = TypeVar("T")
 Encoder = Callable[[StreamId, int, PolicyVersion, Mapping[str, np.ndarray], Sequence[int]], Chunk]
+
+
+class ChunkBuilder:
+    """The open chunk of one stream; used by one thread.
+
+    Args:
+        stream: Which stream.
+        columns: Columns of a row; their buffers are allocated once.
+        chunk_rows: Rows of a full chunk.
+        max_age_s: An open chunk is old when its first row is; infinite for never.
+        clock: Monotonic seconds.
+        encode: Makes a chunk of rows, some of them marked.
+
+    Attributes:
+        seq: Number of the next chunk.
+        num_rows: Rows of the open one.
+
+    Raises:
+        ConfigurationError: If ``chunk_rows`` is not positive.
+    """
+
+    def __init__(
+        self,
+        stream: StreamId,
+        columns: Mapping[str, ArraySpec],
+        *,
+        chunk_rows: int = 64,
+        max_age_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        encode: Encoder = make_chunk,
+    ) -> None:
+        if chunk_rows < 1:
+            raise ConfigurationError(f"actors.chunk_rows must be >= 1, got {chunk_rows}")
+        self.stream = stream
+        self.seq = 0
+        self.num_rows = 0
+        self._encode = encode
+        self._clock = clock
+        self._chunk_rows = chunk_rows
+        self._max_age_s = max_age_s
+        self._buffers = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
+        self._pairs = list(self._buffers.items())
+        self._opened_s = 0.0
+        self._carry_resets: list[int] = []
+        self._version: PolicyVersion = NO_POLICY
+
+    @property
+    def is_old(self) -> bool:
+        """True when the open chunk is to be closed for its age."""
+        return self.num_rows > 0 and self._clock() - self._opened_s >= self._max_age_s
+
+    def must_close(self, version: PolicyVersion, *, is_first: bool) -> bool:
+        """True when such a row cannot join the open chunk."""
+        return self.num_rows > 0 and (version != self._version or is_first)
+
+    def add(
+        self,
+        columns: Mapping[str, np.ndarray],
+        index: int,
+        version: PolicyVersion,
+        *,
+        is_last: bool,
+        carry_reset: bool = False,
+    ) -> bool:
+        """Add the row ``columns[name][index]`` of every column; the values are copied.
+
+        Returns:
+            True when the chunk is complete now: full, old, or at the end of an episode.
+        """
+        now = self._clock()
+        if self.num_rows == 0:
+            self._opened_s = now
+            self._version = version
+        row = self.num_rows
+        for name, buffer in self._pairs:
+            buffer[row] = columns[name][index]
+        if carry_reset:
+            self._carry_resets.append(row)
+        self.num_rows = row + 1
+        return (
+            self.num_rows == self._chunk_rows or is_last or now - self._opened_s >= self._max_age_s
+        )
+
+    def take(self) -> Chunk:
+        """The open chunk, which is closed now; there must be one."""
+        rows = {name: buffer[: self.num_rows] for name, buffer in self._buffers.items()}
+        chunk = self._encode(self.stream, self.seq, self._version, rows, self._carry_resets)
+        self.restart(self.seq + 1)
+        return chunk
+
+    def restart(self, seq: int) -> None:
+        """Forget what is open; the next chunk has the number ``seq``."""
+        self.seq = seq
+        self.num_rows = 0
+        self._carry_resets = []
 
 
 class StreamWriter:
@@ -56,24 +151,20 @@ class StreamWriter:
         clock: Callable[[], float] = time.monotonic,
         encode: Encoder = make_chunk,
     ) -> None:
-        if chunk_rows < 1:
-            raise ConfigurationError(f"actors.chunk_rows must be >= 1, got {chunk_rows}")
         self.stream = stream
         self._writer = writer
-        self._encode = encode
         self._clock = clock
-        self._chunk_rows = chunk_rows
-        self._max_age_s = max_age_s
-        self._buffers = {name: spec.zeros(chunk_rows) for name, spec in columns.items()}
-        self._pairs = list(self._buffers.items())
-        self._open = 0
-        self._opened_s = 0.0
-        self._carry_resets: list[int] = []
-        self._version: PolicyVersion = NO_POLICY
+        self._builder = ChunkBuilder(
+            stream,
+            columns,
+            chunk_rows=chunk_rows,
+            max_age_s=max_age_s,
+            clock=clock,
+            encode=encode,
+        )
         self._pending: Chunk | None = None
         # waits for the pending chunk; None when that has to be sent again
         self._answer: Callable[[], None] | None = None
-        self._seq = 0
         self.acked_rows = 0
         self.blocked_s = 0.0
 
@@ -81,7 +172,7 @@ class StreamWriter:
     def open_rows(self) -> int:
         """Rows that would be lost if this process died now."""
         pending = self._pending  # once, because another thread may ask
-        return self._open + (pending.num_rows if pending else 0)
+        return self._builder.num_rows + (pending.num_rows if pending else 0)
 
     def add(
         self,
@@ -105,39 +196,23 @@ class StreamWriter:
         """
         if self._pending is not None and self._answer is None:
             self._collect_acknowledged()
-        if self._open and (version != self._version or is_first):
+        if self._builder.must_close(version, is_first=is_first):
             self.send()
-        now = self._clock()
-        if self._open == 0:
-            self._opened_s = now
-            self._version = version
-        row = self._open
-        for name, buffer in self._pairs:
-            buffer[row] = columns[name][index]
-        if carry_reset:
-            self._carry_resets.append(row)
-        self._open = row + 1
-        if self._open == self._chunk_rows or is_last or now - self._opened_s >= self._max_age_s:
+        if self._builder.add(columns, index, version, is_last=is_last, carry_reset=carry_reset):
             self.send()
 
     def flush_if_old(self) -> None:
         """Send the open chunk if its time has come (an env may be waiting while its rows
         grow old).
         """
-        if self._open and self._clock() - self._opened_s >= self._max_age_s:
+        if self._builder.is_old:
             self.send()
 
     def send(self) -> None:
         """Send the open chunk, once the one before it is acknowledged."""
         self._collect_acknowledged()
-        if self._open:
-            rows = {name: buffer[: self._open] for name, buffer in self._buffers.items()}
-            self._pending = self._encode(
-                self.stream, self._seq, self._version, rows, self._carry_resets
-            )
-            self._seq = self._seq + 1
-            self._open = 0
-            self._carry_resets = []
+        if self._builder.num_rows:
+            self._pending = self._builder.take()
             self._append(self._pending)
 
     def flush(self) -> None:
@@ -147,14 +222,12 @@ class StreamWriter:
 
     def state(self) -> dict[str, int]:
         """What a checkpoint needs, taken when nothing is open."""
-        return {"seq": self._seq, "acked_rows": self.acked_rows}
+        return {"seq": self._builder.seq, "acked_rows": self.acked_rows}
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Inverse of :meth:`state`; what is open is forgotten."""
-        self._seq = int(state["seq"])
+        self._builder.restart(int(state["seq"]))
         self.acked_rows = int(state["acked_rows"])
-        self._open = 0
-        self._carry_resets = []
         self._pending = None
         self._answer = None
 

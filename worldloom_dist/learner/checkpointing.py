@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.nn.cuda_streams import recorded_event, use_device
 from worldloom.training.checkpoints import CheckpointStore
 
 __all__ = ["CheckpointWriter", "Written"]
@@ -54,10 +55,12 @@ class CheckpointWriter:
 
     Args:
         store: Where they go.
+        device: Where the tensors of a state are.
     """
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore, device: str = "cpu") -> None:
         self._store = store
+        self._device = torch.device(device)
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=1)
         self._written: queue.Queue[Written] = queue.Queue()
         self._idle = threading.Event()
@@ -89,10 +92,7 @@ class CheckpointWriter:
             facts: For its manifest.
             score: Of an evaluation: keep this checkpoint as ``best`` if no better one is there.
         """
-        copied = None
-        if torch.cuda.is_available():
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
+        copied = recorded_event(self._device) if self._device.type == "cuda" else None
         self._idle.wait()
         self._idle.clear()
         self._jobs.put(_Job(step, tree, facts, score, copied))
@@ -120,6 +120,7 @@ class CheckpointWriter:
             )
 
     def _run(self) -> None:
+        use_device(str(self._device))
         while (job := self._jobs.get()) is not None:
             started = time.monotonic()
             try:
@@ -141,7 +142,7 @@ class CheckpointWriter:
     def _write(self, job: _Job) -> int:
         tree = job.tree
         if job.copied is not None:
-            side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             with torch.cuda.stream(side):
                 side.wait_event(job.copied)
                 tree = _to_host(tree)

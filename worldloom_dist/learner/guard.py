@@ -17,6 +17,7 @@ import torch
 
 from worldloom.core.exceptions import TrainingError
 from worldloom.data.windows import SampledWindows
+from worldloom.nn.cuda_streams import recorded_event
 
 __all__ = ["NonfiniteGuard"]
 
@@ -52,8 +53,7 @@ class NonfiniteGuard:
         if isinstance(nonfinite, torch.Tensor) and nonfinite.device.type == "cuda":
             flag = torch.empty((), dtype=torch.float32, pin_memory=True)
             flag.copy_(nonfinite, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
+            arrived = recorded_event(nonfinite.device)
         self._pending.append((step, flag, arrived, windows))
         while self._pending and (self._pending[0][2] is None or self._pending[0][2].query()):
             self._judge(*self._pending.popleft())

@@ -21,6 +21,7 @@ from worldloom.core.metrics import Histogram, HistogramBuilder, Last, MetricMap,
 from worldloom.core.protocol import Agent, SharesWeights
 from worldloom.core.sequence import PolicyVersion, SequenceBatch
 from worldloom.data.windows import SampledWindows
+from worldloom.nn.cuda_streams import recorded_event
 from worldloom.nn.snapshot import to_bfloat16
 from worldloom_dist.learner.guard import NonfiniteGuard
 from worldloom_dist.learner.prediction_videos import PredictionVideos
@@ -89,7 +90,8 @@ class Learner:
         self._weights = weights
         self._halves = weights_dtype == "bfloat16"
         self.stager = Stager(device)
-        self._is_cuda = device.startswith("cuda")
+        self._device = torch.device(device)
+        self._is_cuda = self._device.type == "cuda"
         self._step = make_step(agent, device, compile, ranks=ranks)
         self._publisher = self._make_publisher(device)
         self._launched: deque[Any] = deque()
@@ -149,15 +151,20 @@ class Learner:
         self.update_priorities(windows, np.maximum(values, SMALLEST_PRIORITY))
         self._priorities_sent += len(values)
 
-    def publish(self) -> PolicyVersion:
-        """Hand the policy's weights to the store under the next version; from a GPU they arrive
-        there a little later.
+    def publish(self, *, waits: bool = False) -> PolicyVersion:
+        """Hand the policy's weights to the store under the next version.
+
+        Args:
+            waits: Return when the store has them, as lock-step needs it; otherwise those of a GPU
+                arrive there a little later.
         """
         started = time.monotonic()
         version = self.version
         if self._publisher is not None:
             assert isinstance(self.agent, SharesWeights)  # or there would be no publisher
             self._publisher.publish(self.agent.policy_tensors(), version)
+            if waits:
+                self._publisher.wait()
         else:
             snapshot = self.agent.policy_weights().with_version(version)
             if self._halves:
@@ -277,7 +284,7 @@ class Learner:
             }
             for name, value in refreshed.items():
                 host[name].copy_(value, non_blocking=True)
-            self._refreshed.append((windows, host, _recorded_event()))
+            self._refreshed.append((windows, host, recorded_event(self._device)))
         self._send_refreshed(wait=False)
 
     def _send_refreshed(self, *, wait: bool) -> None:
@@ -292,12 +299,6 @@ class Learner:
 
     def _limit_lead(self) -> None:
         if self._is_cuda:
-            self._launched.append(_recorded_event())
+            self._launched.append(recorded_event(self._device))
             if len(self._launched) > UPDATES_AHEAD:
                 self._launched.popleft().synchronize()
-
-
-def _recorded_event() -> Any:
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return event

@@ -76,6 +76,7 @@ class Publisher:
         self._done: queue.Queue[Published] = queue.Queue()
         self._idle = threading.Event()
         self._idle.set()
+        self._failed: Exception | None = None
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     def publish(self, tensors: Mapping[str, Tensor], version: PolicyVersion) -> None:
@@ -88,6 +89,16 @@ class Publisher:
         flat, entries = flat_bytes(tensors, self._dtype)
         self._jobs.put(_Job(version, entries, self._download.begin(flat), ordered))
 
+    def wait(self) -> None:
+        """Wait until the store has the version that was ordered last.
+
+        Raises:
+            Exception: What kept it from the store.
+        """
+        self._idle.wait()
+        if self._failed is not None:
+            raise self._failed
+
     def finished(self) -> list[Published]:
         """What was handed over since the last call."""
         return [self._done.get_nowait() for _ in range(self._done.qsize())]
@@ -95,6 +106,7 @@ class Publisher:
     def _run(self) -> None:
         while True:
             job = self._jobs.get()
+            self._failed = None
             try:
                 buffer = job.receive()
                 buffer.flags.writeable = False
@@ -102,6 +114,7 @@ class Publisher:
                 self._done.put(Published(time.monotonic() - job.ordered, buffer.nbytes))
             # the edge of the thread: actors go on with the weights they have
             except Exception as error:
+                self._failed = error
                 logger.warning("weights %s were not published: %s", job.version, error)
             finally:
                 self._idle.set()
@@ -121,7 +134,8 @@ class CudaDownload:
     def begin(self, flat: Tensor) -> Callable[[], np.ndarray]:
         """See :class:`Download`."""
         if self._pinned is None or self._pinned.shape != flat.shape:
-            self._pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            with torch.cuda.device(flat.device):
+                self._pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
         pinned = self._pinned
         self._stream.wait_stream(torch.cuda.current_stream(flat.device))
         with torch.cuda.stream(self._stream):

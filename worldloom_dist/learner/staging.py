@@ -117,7 +117,8 @@ class _CudaLane:
 
     def pin(self, like: Tensor) -> Tensor:
         """See :class:`Lane`."""
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        with torch.cuda.device(self._device):
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def upload(self, pinned: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         """See :class:`Lane`."""

@@ -3,8 +3,12 @@
 
 A captured update is one launch instead of thousands, so small models stop waiting for the host. It
 needs what our agents promise: static shapes, no value read back, all state updated in place,
-generators of their own. What cannot be captured runs eagerly, and one line in the log says which
-way was taken and why.
+generators of their own. What is known not to be capturable runs eagerly, and one line in the log
+says which way was taken and why.
+
+A capture that fails leaves the process unusable: torch keeps the graph's memory pool and generators
+as if it were still recording, so draws fail and freed memory is never used again. So it ends the
+learner (:class:`CaptureFailedError`), and the next one runs eagerly from the start.
 
 ``torch.compile`` is tried with agents whose ``AgentSpec.can_compile`` is true: those for which a
 test has held compiled updates against eager ones.
@@ -20,11 +24,20 @@ from typing import Literal
 import torch
 
 from worldloom.core.error_text import first_line
-from worldloom.core.protocol import Agent, CapturableUpdate, TrainOutput
+from worldloom.core.exceptions import WorldLoomError
+from worldloom.core.protocol import Agent, CapturableUpdate, Refreshable, TrainOutput
 from worldloom.core.sequence import SequenceBatch
 from worldloom.nn.cuda_graphs import CudaRecorder, Recorder
+from worldloom.nn.cuda_streams import use_device
 
-__all__ = ["CompileMode", "GraphStep", "Step", "make_step", "prepare_torch"]
+__all__ = [
+    "CaptureFailedError",
+    "CompileMode",
+    "GraphStep",
+    "Step",
+    "make_step",
+    "prepare_torch",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +46,14 @@ Step = Callable[[SequenceBatch], TrainOutput]
 WARM_UP_UPDATES = 4
 
 
+class CaptureFailedError(WorldLoomError, RuntimeError):
+    """An update could not be captured, and this process cannot train any more; see the module."""
+
+
 def prepare_torch(
     device: str, *, threads: int, tf32: bool = True, deterministic: bool = False
 ) -> None:
-    """Settings of this process, before anything is computed.
+    """Settings of this process and of the calling thread, before anything is computed.
 
     Args:
         device: Where the agent will be.
@@ -47,6 +64,7 @@ def prepare_torch(
             raises.
     """
     torch.set_num_threads(threads)
+    use_device(device)
     if device.startswith("cuda"):
         torch.set_float32_matmul_precision("high" if tf32 and not deterministic else "highest")
         torch.backends.cudnn.allow_tf32 = tf32 and not deterministic
@@ -90,8 +108,11 @@ def _obstacle(agent: Agent, device: str, mode: CompileMode, ranks: int) -> str |
         return f"torch.compile is not used with {ranks} learner ranks" if ranks > 1 else None
     if not device.startswith("cuda"):
         return f"a {device} has no graphs to capture"
-    if ranks > 1:
-        return f"graphs are not captured with {ranks} learner ranks"
+    if ranks > 1 and mode == "auto":
+        return (
+            f"auto captures no graphs with {ranks} learner ranks; "
+            "--learner.compile graph captures their all-reduce too"
+        )
     if not isinstance(agent, CapturableUpdate):
         return f"{agent.spec.name} does not say which generators its update draws from"
     return None
@@ -112,37 +133,44 @@ class GraphStep:
         self._updates = 0
         self._inputs: SequenceBatch | None = None
         self._output: TrainOutput | None = None
-        self._is_eager = False
+
+    @property
+    def is_captured(self) -> bool:
+        """True once updates are replayed."""
+        return self._output is not None
 
     def __call__(self, batch: SequenceBatch) -> TrainOutput:
-        """One update. The tensors of the result are overwritten by the next one."""
-        if self._is_eager:
-            return self._agent.train_step(batch)
+        """One update. The tensors of the result are overwritten by the next one.
+
+        Raises:
+            CaptureFailedError: If it cannot be captured.
+        """
         self._updates += 1
         if self._updates <= WARM_UP_UPDATES:
             output: TrainOutput = self._recorder.warm(lambda: self._agent.train_step(batch))
             return output
-        if self._output is None and not self._capture(batch):
-            return self._agent.train_step(batch)
+        if self._output is None:
+            self._output = self._capture(batch)
         assert self._inputs is not None
-        assert self._output is not None
         sources = batch.arrays()
         if [t.shape for t in sources] != [t.shape for t in self._inputs.arrays()]:
             return self._agent.train_step(batch)
         torch._foreach_copy_(self._inputs.arrays(), sources)
         self._recorder.replay()
+        if isinstance(self._agent, Refreshable):
+            self._agent.refresh()  # a replay runs no Python of the update
         return self._output
 
-    def _capture(self, batch: SequenceBatch) -> bool:
+    def _capture(self, batch: SequenceBatch) -> TrainOutput:
         self._inputs = inputs = batch.map(torch.clone)
         try:
-            self._output = self._recorder.capture(lambda: self._agent.train_step(inputs))
+            output: TrainOutput = self._recorder.capture(lambda: self._agent.train_step(inputs))
         except RuntimeError as error:
-            self._is_eager = True
-            logger.warning("updates run eagerly: capturing one failed (%s)", first_line(error))
-            return False
+            # ending a broken recording raises too, on top of what broke it
+            reason = first_line(error.__context__ or error)
+            raise CaptureFailedError(f"an update could not be captured ({reason})") from error
         logger.info("updates run as one captured CUDA graph")
-        return True
+        return output
 
 
 class _Compiled:

@@ -1,5 +1,5 @@
 """The newest weights, kept by a role that outlives the learner. In one process it serves both
-doors; on Ray an actor wraps it.
+protocols; on Ray an actor wraps it.
 """
 
 from __future__ import annotations

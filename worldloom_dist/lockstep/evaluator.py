@@ -31,6 +31,7 @@ class LocalEvaluator:
         weights: Of the policy.
         stop: Ends an evaluation.
         note_score: Takes the mean return.
+        device: Where the policy decides.
 
     Attributes:
         asked_at: Env steps at the last one; part of a checkpoint.
@@ -45,8 +46,10 @@ class LocalEvaluator:
         weights: WeightSource,
         stop: StopFlag,
         note_score: Callable[[float], None],
+        device: str = "cpu",
     ) -> None:
         self._plan = plan
+        self._device = device
         self._folder = folder
         self._weights = weights
         self._stop = stop
@@ -61,7 +64,7 @@ class LocalEvaluator:
             EnvFailureError, EvaluationStoppedError: If the env fails too often, or it takes too
                 long.
         """
-        evaluator = build_evaluator(self._plan)
+        evaluator = build_evaluator(self._plan, device=self._device)
         evaluator.load_weights(self._weights.fetch())
         try:
             found = evaluator.evaluate(is_stopped=lambda: self._stop.is_set)

@@ -29,13 +29,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, CheckpointError
+from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
 from worldloom.data.selector_spec import parse_selector
+from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.learner.prediction_videos import PredictionVideos
-from worldloom_dist.learner.step import prepare_torch
+from worldloom_dist.learner.step import CaptureFailedError, prepare_torch
 from worldloom_dist.learner.weight_store import WeightStore
 from worldloom_dist.lockstep.evaluator import LocalEvaluator
+from worldloom_dist.lockstep.gateway import LocalGateway
 from worldloom_dist.lockstep.workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
@@ -71,6 +73,8 @@ OFFLINE_UPDATES_PER_ROUND = 100
 """Without an env a round is this number of updates."""
 TRAIN_FOR_S = 5.0
 """A round that owes many updates returns to the run loop in between."""
+WAIT_FOR_CLIENTS_S = 0.02
+"""How long a round without workers waits for a question of a client."""
 
 
 class LocalRuntime:
@@ -116,7 +120,8 @@ class LocalRuntime:
         self._found = self._store.newest()
         if self._found is None:
             check_none(self._store)
-            # rows from before a kill belong to no cut: begin again
+            if folder.replay.exists():
+                logger.info("there is no checkpoint yet: the run begins again, without its rows")
             shutil.rmtree(folder.replay, ignore_errors=True)
         shards = [
             build_shard(plan, index, folder.replay) for index in range(plan.config.replay.shards)
@@ -135,8 +140,9 @@ class LocalRuntime:
         self.prediction_videos = PredictionVideos(
             folder.videos, plan.config.learner.report_every_steps, report.env_steps
         )
-        self.workers = LocalWorkers(plan, self.weights, self.replay)
-        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score)
+        self.workers = LocalWorkers(plan, self.weights, self.replay, device)
+        self.evaluator = LocalEvaluator(plan, folder, self.weights, stop, self._note_score, device)
+        self.gateway: LocalGateway | None = None
         self._node = NodeMeter(folder.path)
         self._reported = report.counts
         self._checkpoint_at = 0
@@ -155,6 +161,9 @@ class LocalRuntime:
         """
         if self._round_began_at is None:
             self._round_began_at = self.learner.train_steps
+            if self.gateway is not None:
+                self.gateway.answer(0.0 if self.workers.live else WAIT_FOR_CLIENTS_S)
+                self.gateway.store()
             if not self._has_steps() and self.workers.step():
                 self.look()
                 live, every = len(self.workers.live), len(self.workers.workers)
@@ -178,25 +187,48 @@ class LocalRuntime:
         while self.owes_update and not self._stop.is_set and self.learner.train_steps != stop_at:
             if time.monotonic() > until:
                 return False
+            if self.gateway is not None:
+                self.gateway.answer()
             request = SampleRequest(
                 sampling.batch_size,
                 (role_seed(self._plan, "sampling"), self.learner.train_steps, 0),
             )
             batch = self.replay.sample(request)
             self._is_whole = False
-            self.learner.train(batch)
+            self._train(batch)
             self._is_whole = True
         if self._has_trained() and self.weights.version().update < self.learner.train_steps:
-            self.learner.publish()
+            self.learner.publish(waits=True)
         return True
+
+    def _train(self, batch: SampledWindows) -> None:
+        try:
+            self.learner.train(batch)
+        except CaptureFailedError as error:
+            self._folder.note_eager(str(error))
+            raise TrainingError(
+                f"{error}, and this process cannot go on after that; go on without capturing: "
+                f"--resume {shlex.quote(str(self._folder.path))}"
+            ) from error
 
     def close(self) -> None:
         """Close envs and shards."""
+        self._close_gateway()
         self.workers.close()
         self.replay.close()
         if self._endpoint is not None:
             self._endpoint.shutdown()
             self._endpoint.server_close()
+
+    def _close_gateway(self) -> None:
+        """Store what clients have sent, and let them go."""
+        if self.gateway is not None:
+            gateway = self.gateway
+            self.gateway = None
+            self._report.gateway = gateway.counts
+            if left := gateway.close():
+                logger.warning("%d rows of clients could not be stored", left)
+            self._report.gateway = gateway.counts
 
     def rescue(self) -> None:
         """Keep what was trained before a failure; not what a failing update or a failing checkpoint
@@ -238,7 +270,7 @@ class LocalRuntime:
             check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
             self.learner.load_state_dict(tree["learner"])
         if not self._plan.spec.random_prefill or self._has_trained():
-            self.learner.publish()
+            self.learner.publish(waits=True)
         self.workers.begin(tree.get("workers", ()))
         wanted = split_sources(self._plan.config.replay.load)
         # earlier versions stored all of them first
@@ -246,10 +278,16 @@ class LocalRuntime:
         self._imported = ImportList(self._folder.path, wanted).take_new()
         files = files_to_store(self._imported, stored, self._plan.columns)
         if found is not None:
+            held = self.replay.row_counters().inserted
             self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
+            left_out = held - self.replay.row_counters().inserted
             self._restore_limiter(tree)
             self.evaluator.asked_at = tree["evaluated_at"]
-            logger.info("goes on from %s", found[0].name)
+            logger.info(
+                "goes on from %s%s",
+                found[0].name,
+                f"; {left_out:,} rows that came after it are made again" if left_out else "",
+            )
         for source in files:
             logger.info("%s: %s", source, self.replay.load(source))
         if self._plan.is_offline and not self.replay.has_windows:
@@ -264,6 +302,8 @@ class LocalRuntime:
             self._reported = self._report.counts
         self._checkpoint_at = self._report.progress
         self._is_whole = True
+        if self._plan.config.gateway_port is not None:
+            self.gateway = LocalGateway(self._plan, self._folder, self.weights, self.replay)
         self.is_restored = True
 
     def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
@@ -339,6 +379,7 @@ class LocalRuntime:
 
     def end(self) -> None:
         """The last checkpoint."""
+        self._close_gateway()
         self._checkpoint()
         self._is_whole = False  # nothing is left to rescue
         self.learner.report(self.prediction_videos, self._report.env_steps, wait_s=LAST_REPORT_S)
@@ -368,6 +409,9 @@ class LocalRuntime:
         self.look()
         for worker in self.workers.workers:
             self._collect_worker(worker)
+        if self.gateway is not None:
+            self.hub.emit("gateway", 0, *self.gateway.drain_metrics())
+            self._report.gateway = self.gateway.counts
         self.hub.emit("replay", 0, self.replay.drain_written_back().to_metrics())
         self.hub.emit("replay", 0, priority_metrics(self.replay.drain_prioritised()))
         self.hub.emit("learner", 0, self.learner.drain_metrics())

@@ -17,7 +17,7 @@ from worldloom.core.protocol import Policy
 from worldloom_dist.actors.acting import LocalActing
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.ports import ReplayWriter, WeightSource
-from worldloom_dist.run.builders import build_policy, build_worker
+from worldloom_dist.run.builders import build_policy, build_worker, capture_on_gpu
 from worldloom_dist.run.plan import Plan
 
 __all__ = ["LocalWorkers"]
@@ -32,14 +32,18 @@ class LocalWorkers:
         plan: Of the run.
         weights: What the policies load.
         replay: Where chunks go.
+        device: Where the policies decide.
 
     Attributes:
         workers: All of them, those that are given up included.
         given_up: Why a worker is left out, by slot.
     """
 
-    def __init__(self, plan: Plan, weights: WeightSource, replay: ReplayWriter) -> None:
+    def __init__(
+        self, plan: Plan, weights: WeightSource, replay: ReplayWriter, device: str = "cpu"
+    ) -> None:
         self._plan = plan
+        self._device = device
         self._weights = weights
         self._replay = replay
         self.workers: list[RolloutWorker] = []
@@ -54,16 +58,22 @@ class LocalWorkers:
         for slot in range(num_workers):
             state = states[slot] if slot < len(states) else None
             incarnation = 0 if state is None else int(state.get("incarnation", 0))
-            policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs)
+            policy = self._policy(slot, incarnation)
             if state is not None and (change := _change(state, policy, num_envs)):
                 logger.info("worker-%d begins new episodes: %s", slot, change)
                 incarnation = incarnation + 1
                 state = None
-                policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs)
+                policy = self._policy(slot, incarnation)
             acting = LocalActing(policy, num_envs, self._weights, pull_interval_s=0.0)
             self.workers.append(build_worker(self._plan, slot, incarnation, acting, self._replay))
             if state is not None:
                 self.workers[-1].restore(state)
+
+    def _policy(self, slot: int, incarnation: int) -> Policy:
+        num_envs = self._plan.config.envs_per_worker
+        policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs, device=self._device)
+        capture_on_gpu(self._plan, policy, self._device, (num_envs,))
+        return policy
 
     @property
     def live(self) -> list[RolloutWorker]:

@@ -29,6 +29,10 @@ __all__ = ["MetricsHub"]
 logger = logging.getLogger(__name__)
 
 RECENT_EPISODES = 50
+GONE_AFTER_S = 900.0
+"""An instance that is silent for this long, while others of its role are heard, is not coming back:
+longer than any deadline of the supervisor.
+"""
 SUMMED_FOR_S = 60.0
 """A gauge that is summed over instances leaves out those that were not heard of for so long: they
 died, or were given up.
@@ -109,9 +113,7 @@ class MetricsHub(Collector):
         """What Prometheus scrapes: one family per name, series labelled with run_id and role."""
         with self._lock:
             values = [((role, key), self._value(role, key)) for role, key in self._values]
-            heard: dict[str, float] = {}
-            for (role, _), stamp in self._heard.items():
-                heard[role] = min(heard.get(role, stamp), stamp)
+            heard = {role: self._oldest_heartbeat(role) for role, _ in self._heard}
         by_name: dict[str, list[tuple[dict[str, str], Metric]]] = {
             name: [(facts, Last(1.0))] for name, facts in self._infos.items()
         }
@@ -123,6 +125,14 @@ class MetricsHub(Collector):
             by_name.setdefault(name, []).append(({"role": role, **labels}, value))
         for name, series in by_name.items():
             yield from self._family(name, series)
+
+    def _oldest_heartbeat(self, role: str) -> float:
+        """Of the instances of a role: one that has been silent for long while others were heard is
+        gone (a worker that was given up, or that an elastic run let go).
+        """
+        stamps = [stamp for (name, _), stamp in self._heard.items() if name == role]
+        newest = max(stamps)
+        return min(stamp for stamp in stamps if newest - stamp < GONE_AFTER_S)
 
     def _merge(self, role: str, index: int, key: str, value: Metric) -> None:
         name, _ = split_key(key)

@@ -71,6 +71,8 @@ def _histogram(text: str, normal: str = "", bad: str = "") -> MetricInfo:
     return MetricInfo("histogram", text, normal, bad)
 
 
+SOURCES = ("policy", "human", "safety", "script")
+"""Who chooses the actions of a gateway's clients."""
 LEARNER_PHASES = ("wait_data", "to_device", "forward_backward", "publish", "checkpoint")
 """What a training thread does."""
 
@@ -341,6 +343,42 @@ METRICS: dict[str, MetricInfo] = {
         "near 0: journals stop the run",
     ),
     "disk_size_bytes": _gauge("Size of the disk where the run folder lies.", "constant"),
+    "gateway_sessions": _gauge(
+        "Sessions of clients that are open.", "one for each client", "0: no client is there", "sum"
+    ),
+    "gateway_sessions_opened_total": _counter(
+        "Sessions opened, by kind: new, resumed.",
+        "resumed stays",
+        "resumed grows: connections break",
+    ),
+    "gateway_sessions_ended_total": _counter(
+        "Sessions ended, by reason: closed, lease (its client was silent), fenced (it goes on at "
+        "another gateway).",
+        "closed",
+        "lease grows: clients die or cannot reach the gateway",
+    ),
+    "gateway_questions_total": _counter("Questions of clients answered.", "grows"),
+    "gateway_question_seconds": _histogram(
+        "Time from a client's question to its answer, in the gateway.",
+        "below the client's period",
+        "long: the policy is too slow, or cores are short",
+    ),
+    "gateway_held_total": _counter(
+        "Answers that asked the client to wait, because the train ratio wants no rows.",
+        "some",
+        "most: training is slower than the clients",
+    ),
+    "gateway_refused_total": _counter(
+        "Calls refused, by code as gRPC names it.", "0", "grows: a client does something wrong"
+    ),
+    "gateway_rows_total": _counter(
+        "Rows of clients stored, by source of the action: policy, human, safety, script.", "grows"
+    ),
+    "gateway_skipped_rows_total": _counter(
+        "Rows that clients left out of replay, while it wanted none.",
+        "few",
+        "grows: training is slower than the clients",
+    ),
     "transfer_bytes_total": _counter(
         "Bytes between roles, by path: actor_replay, replay_learner, weights.", "grows"
     ),
@@ -369,6 +407,21 @@ ZEROS: dict[str, tuple[str, ...]] = {
         "learner_skipped_updates_total{reason=nonfinite}",
         "weights_published_total",
         "checkpoint_failures_total",
+    ),
+    "gateway": (
+        "gateway_questions_total",
+        "gateway_held_total",
+        "gateway_skipped_rows_total",
+        *(f"gateway_rows_total{{source={source}}}" for source in SOURCES),
+        *(f"gateway_sessions_opened_total{{kind={kind}}}" for kind in ("new", "resumed")),
+        *(
+            f"gateway_sessions_ended_total{{reason={reason}}}"
+            for reason in ("closed", "lease", "fenced")
+        ),
+        *(
+            f"gateway_refused_total{{code={code}}}"
+            for code in ("INVALID_ARGUMENT", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "INTERNAL")
+        ),
     ),
     "replay": (
         "replay_sampled_steps_total",

@@ -1,8 +1,10 @@
-"""What a process and its machine use: memory, CPU, open files, disk."""
+"""What a process and its machine use: memory, CPU, open files, disk, GPU."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import shutil
 import time
@@ -10,9 +12,12 @@ from pathlib import Path
 
 import psutil
 
+from worldloom.core.error_text import first_line
 from worldloom.core.metrics import Last, MetricMap, Sum
 
-__all__ = ["NodeMeter", "ProcessMeter"]
+__all__ = ["NodeMeter", "ProcessMeter", "gpu_metrics"]
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessMeter:
@@ -79,6 +84,33 @@ class NodeMeter:
         busy = 1.0 - idled / passed if passed > 0 else 0.0
         values["node_cpu_busy_ratio"] = Last(min(1.0, max(0.0, busy)), time.time())
         return values
+
+
+def gpu_metrics(device: str) -> MetricMap:
+    """Memory and utilization of a CUDA device; empty for a CPU.
+
+    What the driver does not tell here (NVML is not installed, or a container or a part of a GPU may
+    not ask) is left out, and one line in the log says why.
+    """
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    gpu = f"gpu={torch.device(device).index or 0}"
+    values: MetricMap = {}
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        values[f"gpu_memory_used_bytes{{{gpu}}}"] = Last(float(total - free))
+        values[f"gpu_utilization_ratio{{{gpu}}}"] = Last(torch.cuda.utilization(device) / 100)
+    # NVML's errors inherit from Exception alone, and its bindings may not be there to name them
+    except Exception as error:
+        _say_once(f"{type(error).__name__}: {first_line(error)}")
+    return values
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.info("the GPU's utilization is not measured: %s", reason)
 
 
 def _family(pid: int) -> list[int]:

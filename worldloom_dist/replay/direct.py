@@ -1,4 +1,4 @@
-"""The replay of a run in one process: shards and coordinator behind the same doors that the
+"""The replay of a run in one process: shards and coordinator behind the same protocols that the
 distributed one has.
 
 A call that the coordinator refuses waits for the other side, at most ``wait_s``. In lock-step there

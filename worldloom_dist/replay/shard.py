@@ -36,6 +36,7 @@ from worldloom.data.selectors import Selector, Uniform
 from worldloom.data.sequence_buffer import SequenceBuffer
 from worldloom.data.windows import EncodedWindows, SampledWindows
 from worldloom_dist.ports import RowCounters, SampleRequest, WriteBack
+from worldloom_dist.replay.fences import Fences
 from worldloom_dist.replay.journal import DEFAULT_SEGMENT_BYTES, Journal, JournalPosition
 from worldloom_dist.replay.records import (
     CHUNK,
@@ -127,6 +128,7 @@ class ReplayShard:
         self._snapshot_lock = threading.Lock()
         self._pinned: list[int] = []
         self._has_new_weights = False
+        self._fences = Fences(directory if durability != "none" else None)
         self._rows = self._empty_rows()
         self._journal: Journal | None = None
         self.recovered = RecoveryReport()
@@ -156,12 +158,14 @@ class ReplayShard:
         Raises:
             CheckpointError: If the payload is damaged.
             ShapeMismatchError: If the rows have another layout or other counts than the chunk says.
+            FencedError: If the stream goes on elsewhere, see :meth:`fence`.
             StateError: If the journal cannot be written. Nothing has changed then, and the chunk
                 may be sent again; except after a failed fsync, when nothing is acknowledged until
                 the shard is opened again (see :attr:`failure`).
         """
         rows = self._rows.split(chunk)
         with self._lock:
+            self._fences.check(chunk.stream)
             is_new = self._rows.is_new(chunk)
             inserted_s = time.time()
             place = None
@@ -274,6 +278,23 @@ class ReplayShard:
         """Number of the chunk that would continue a stream."""
         with self._lock:
             return self._rows.buffer.next_seq(stream)
+
+    def fence(self, slot: int, incarnation: int) -> dict[int, int]:
+        """Let no one write the streams of a gateway's session any more.
+
+        Returns:
+            Per env whose rows are known: the client's step after the last one that is stored.
+
+        Raises:
+            OSError: If the disk takes no more; nothing is fenced then.
+        """
+        with self._lock:
+            self._fences.add(slot, incarnation)
+            return {
+                stream.env: step
+                for stream, step in self._rows.next_steps.items()
+                if stream[:2] == (slot, incarnation)
+            }
 
     def mark_lost(self, acknowledged: RowCounters) -> int:
         """Admit the loss of rows that the rest of the system saw acknowledged by this shard, and

@@ -8,6 +8,7 @@ both leave the same state.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 from worldloom.core.exceptions import ShapeMismatchError
 from worldloom.core.sequence import Chunk, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import EncodedColumn, split_rows
+from worldloom.data.codec import EncodedColumn, notes_of, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import RowCounters
+from worldloom_dist.ports import FIRST_GATEWAY_SLOT, FIRST_STEP, RowCounters
 from worldloom_dist.replay.records import StoredChunk
 
 __all__ = ["GapTable", "ShardCounters", "ShardRows"]
 
+GATEWAY_STREAMS = 65_536
+"""Of which it is known how far they got."""
 Place = tuple[int, int, int]
 """Segment, offset and size of a chunk's record in the journal."""
 
@@ -92,6 +95,7 @@ class ShardRows:
         counters: What the buffer cannot know.
         gaps: Chunks that never came.
         segment_rows: Rows inserted before each segment of the journal.
+        next_steps: Of the newest streams of gateways: the client's step after the newest row.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class ShardRows:
         self.counters = ShardCounters()
         self.gaps = GapTable()
         self.segment_rows: dict[int, int] = {}
+        self.next_steps: OrderedDict[StreamId, int] = OrderedDict()
 
     def split(self, chunk: Chunk) -> dict[str, EncodedColumn]:
         """The columns of a chunk, still encoded, after comparing them with what it says of
@@ -145,6 +150,17 @@ class ShardRows:
             chunk.stream, chunk.seq, rows, version=version, inserted_s=inserted_s, place=place
         )
         self.counters.agent_steps += chunk.num_agent_steps
+        if chunk.stream.slot >= FIRST_GATEWAY_SLOT and not chunk.stream.is_imported:
+            self._note_step(chunk)
+
+    def _note_step(self, chunk: Chunk) -> None:
+        step = notes_of(chunk.payload).get(FIRST_STEP)
+        if step is None:
+            return
+        known = self.next_steps.pop(chunk.stream, 0)
+        self.next_steps[chunk.stream] = max(known, int(step) + chunk.num_rows)
+        while len(self.next_steps) > GATEWAY_STREAMS:
+            self.next_steps.popitem(last=False)
 
     def row_counters(self) -> RowCounters:
         """Where every row went; each number is counted, none is a remainder."""

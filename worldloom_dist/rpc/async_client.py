@@ -71,7 +71,7 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
                 result: ResultT = value_of(await answer)
                 return result
             except OSError as error:
-                logger.info("the line to %s broke: %s", self._role.name, error)
+                logger.info("the connection to %s broke: %s", self._role.name, error)
             finally:
                 self._open.pop(number, None)
         return await self._role.within(timeout_s=None).acall(self._method, content)
@@ -83,11 +83,11 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
             self._writer = None
         for answer in self._open.values():
             if not answer.done():
-                answer.set_exception(ConnectionError("the line is closed"))
+                answer.set_exception(ConnectionError("the connection is closed"))
 
     async def _is_open(self) -> bool:
-        """Open a line if there is none; False when that failed a short time ago. A role that is
-        away is waited for.
+        """Open a connection if there is none; False when that failed a short time ago. A role that
+        is away is waited for.
         """
         async with self._connecting:
             if self._writer is not None or time.monotonic() < self._connect_at or uses_tls():

@@ -1,7 +1,7 @@
 """Calls to a busy role over a socket of our own; Ray finds the role, watches it, and stands in when
 nothing connects.
 
-    caller --Ray: address()--> role                    once, and again after the line broke
+    caller --Ray: address()--> role                    once, and again after the connection broke
     caller ==number, content==> RpcServer -> ask(content)     for every call
     caller <==number, result==
 
@@ -12,9 +12,9 @@ and tells over Ray, so who may not call the actor may not call here; both sides 
 it before anything is read. What travels afterwards is pickled and not encrypted, as between Ray's
 own processes; where Ray uses TLS, everything goes over Ray.
 
-Unblocked by: the answer; the end of the other process, which breaks the line at once; the death of
-its machine, by keep-alive; the deadline. A call that was under way is made again, so only what is
-safe to repeat goes through a line.
+Unblocked by: the answer; the end of the other process, which breaks the connection at once; the
+death of its machine, by keep-alive; the deadline. A call that was under way is made again, so only
+what is safe to repeat goes through a connection.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LOOK_EVERY_S = 1.0
 
 
 class Endpoint(NamedTuple):
-    """Where a role listens, and the key that opens a line."""
+    """Where a role listens, and the key that opens a connection."""
 
     host: str
     port: int
@@ -93,7 +93,7 @@ class RpcServer:
         self._opening: asyncio.Future[asyncio.Server] | None = None
 
     async def address(self) -> Endpoint:
-        """Open the door, if that has not been done, and say where it is."""
+        """Open the server, if that has not been done, and say where it is."""
         host = "127.0.0.1" if self._is_private else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         if self._opening is None:
             loop = asyncio.get_running_loop()
@@ -173,7 +173,7 @@ class _ServerConnection(asyncio.BufferedProtocol):
             return
         error = future.exception()
         if error is not None:
-            logger.error("a call over a line failed", exc_info=error)
+            logger.error("a call over a connection failed", exc_info=error)
         result = (
             (True, future.result())
             if error is None
@@ -246,7 +246,7 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
                     except OSError as error:
                         goes_on = "; what is open is sent again" if self.patience_s else ""
                         logger.warning(
-                            "the line to %s broke (%s)%s", self.role.name, error, goes_on
+                            "the connection to %s broke (%s)%s", self.role.name, error, goes_on
                         )
                         self.close()
                         give_up = give_up or time.monotonic() + self.patience_s
@@ -295,7 +295,7 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
                 raise TimeoutError(f"no answer for {silent_s:.0f} s")
 
     def _connect(self) -> bool:
-        """Open a line; False when that failed a short time ago. A role that is away is
+        """Open a connection; False when that failed a short time ago. A role that is away is
         waited for.
         """
         if time.monotonic() < self._connect_at or uses_tls():

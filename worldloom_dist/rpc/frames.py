@@ -1,5 +1,5 @@
-"""How a call and its answer travel over a line: pickled, with large buffers beside the pickle, so
-that no one copies them again.
+"""How a call and its answer travel over a connection: pickled, with large buffers beside the
+pickle, so that no one copies them again.
 
 Layout, little endian: size of the body and number of the call (8 bytes each); then the body: how
 many buffers, the size of the pickle and of every buffer (8 bytes each), the pickle, and the

@@ -7,8 +7,9 @@ torch import it inside.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.shard import ReplayShard
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ __all__ = [
     "build_shard",
     "build_store",
     "build_worker",
+    "capture_on_gpu",
     "check_checkpoints",
     "check_live",
     "check_none",
@@ -49,6 +52,8 @@ __all__ = [
     "restore_agent",
     "trained_facts",
 ]
+
+logger = logging.getLogger(__name__)
 
 MEASURE_S = 1.0
 
@@ -154,8 +159,8 @@ def check_live(
 def build_policy(
     plan: Plan, *index: int, num_envs: int | None = None, device: str = "cpu"
 ) -> Policy:
-    """A policy for acting; it acts with weights equal to the untrained agent's until it
-    loads some.
+    """A policy for acting on ``device``; it acts with weights equal to the untrained agent's until
+    it loads some.
     """
     return make_policy(
         plan.agent,
@@ -166,6 +171,19 @@ def build_policy(
     )
 
 
+def capture_on_gpu(plan: Plan, policy: Policy, device: str, sizes: Sequence[int]) -> None:
+    """Prepare the calling thread and a policy that decides on a GPU for batches of ``sizes``; does
+    nothing for a CPU.
+    """
+    if device == "cpu":
+        return
+    from worldloom.nn.cuda_streams import use_device
+    from worldloom_dist.actors.act_graphs import capture_decisions
+
+    use_device(device)
+    capture_decisions(policy, device, sizes, wanted=plan.config.actors.cuda_graphs)
+
+
 def build_learner(
     plan: Plan, weights: WeightSink, *, device: str, incarnation: int, folder: Path, **hooks: Any
 ) -> Learner:
@@ -174,8 +192,11 @@ def build_learner(
 
     agent = make_agent(plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "agent"))
     own = plan.config.learner
+    reason = RunFolder(folder).eager_reason
+    if reason:
+        logger.warning("learner.compile is off, because a learner of the run failed: %s", reason)
     how: dict[str, Any] = {
-        "compile": own.compile,
+        "compile": "off" if reason else own.compile,
         "ranks": plan.config.learners,
         "weights_dtype": own.weights_dtype,
     }
@@ -335,13 +356,14 @@ def _most_in_memory(plan: Plan) -> int | None:
 
 def build_evaluator(plan: Plan, *, device: str = "cpu") -> Evaluator:
     """The evaluator: own envs, own seeds, ``explore=False``; the same one in training and
-    afterwards.
+    afterwards. Its policy decides on ``device`` for all episodes at once.
     """
     episodes = plan.config.eval_episodes
     seed = role_seed(plan, "evaluation")
     policy = make_policy(
         plan.agent, plan.env_spec, device=device, seed=role_seed(plan, "evaluation_policy")
     )
+    capture_on_gpu(plan, policy, device, (episodes,))
     videos = plan.config.eval_videos
 
     def env() -> VectorEnv:
@@ -373,7 +395,7 @@ def measure_act_costs(plan: Plan, device: str) -> ActCosts:
     import torch
 
     torch.set_num_threads(1)
-    rows = min(plan.config.num_envs, plan.config.actors.max_batch)
+    rows = max(1, min(plan.config.num_envs, plan.config.actors.max_batch))
     return ActCosts(
         _act_seconds(plan, plan.config.envs_per_worker, "cpu"),
         _act_seconds(plan, rows, device),
@@ -384,10 +406,7 @@ def measure_act_costs(plan: Plan, device: str) -> ActCosts:
 def _act_seconds(plan: Plan, rows: int, device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
     policy = build_policy(plan, num_envs=rows, device=device)
-    if device != "cpu":
-        from worldloom_dist.actors.act_graphs import capture_decisions
-
-        capture_decisions(policy, device, (rows,), wanted=plan.config.actors.cuda_graphs)
+    capture_on_gpu(plan, policy, device, (rows,))
     carry = policy.initial_carry(rows)
     is_first = np.ones(rows, bool)
     obs = {key: spec.zeros(rows) for key, spec in plan.env_spec.obs.items()}

@@ -24,6 +24,7 @@ from worldloom.envs.config import EnvConfig
 __all__ = [
     "NO_PRESET",
     "ActorsConfig",
+    "GatewayConfig",
     "LearnerConfig",
     "PlacementConfig",
     "ReplayConfig",
@@ -37,7 +38,10 @@ SECONDS = Bounds(above=0, most=10**9)
 WAIT_S = Bounds(0, 10**9)
 """Times; the system's clocks and locks take no longer ones."""
 BOUNDS: Mapping[str, Bounds] = {
-    **dict.fromkeys(("workers", "envs_per_worker", "inference_servers", "learners"), MANY),
+    **dict.fromkeys(("envs_per_worker", "inference_servers", "learners"), MANY),
+    "workers": Bounds(0, 100_000),
+    "gateway_port": Bounds(1, 65535),
+    "gateways": Bounds(1, 100),
     **dict.fromkeys(("env_steps", "train_steps", "eval_max_steps"), Bounds(1)),
     **dict.fromkeys(("eval_every", "seed"), NOT_NEGATIVE),
     **dict.fromkeys(("eval_episodes", "eval_videos"), Bounds(0, 100_000)),
@@ -71,6 +75,7 @@ BOUNDS_OF: Mapping[str, Mapping[str, Bounds]] = {
         **dict.fromkeys(("worker_cpus", "learner_gpus", "inference_gpus"), Bounds(0, 10**6)),
         "wait_s": WAIT_S,
     },
+    "gateway": {"lease_s": Bounds(1, 86_400)},
 }
 """Which numbers the fields of every section may hold."""
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -194,6 +199,24 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Where programs outside of the run are let in."""
+
+    host: str = "127.0.0.1"
+    """Address that gateways listen on; another than the loopback needs TLS and a token."""
+    tls_cert: str | None = None
+    """File with the certificate chain of the gateways, PEM."""
+    tls_key: str | None = None
+    """File with its private key, PEM."""
+    token_file: str | None = None
+    """File with the bearer token that clients show, readable by its owner only."""
+    client_ca: str | None = None
+    """File with who signs clients' certificates, PEM: every client needs one then."""
+    lease_s: float = 10.0
+    """A client that is silent for so long loses its session; its episodes count as truncated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One run: what to train, on what, with how much, and where it is written."""
 
@@ -204,7 +227,7 @@ class RunConfig:
     agent: str = "tdmpc2:ci"
     """algorithm:preset; settings of the algorithm are --agent.FIELD VALUE."""
     workers: int = 2
-    """Env workers."""
+    """Env workers; 0 with a gateway, whose clients bring the envs."""
     envs_per_worker: int = 1
     """Envs in each worker."""
     inference: Literal["local", "central", "auto"] = "auto"
@@ -249,6 +272,10 @@ class RunConfig:
     """Address that the Prometheus endpoint listens on."""
     metrics_auth_file: Path | None = None
     """Token or USER:PASSWORD of the endpoint, in a file (or WORLDLOOM_METRICS_AUTH)."""
+    gateway_port: int | None = None
+    """Let programs outside act with the policy and feed replay: the port of the gRPC gateway."""
+    gateways: int = 1
+    """Gateways, on ports from --gateway-port on."""
     tensorboard: bool = False
     """Write TensorBoard events to RUN_DIR/tensorboard."""
     wandb: bool = False
@@ -261,6 +288,8 @@ class RunConfig:
     """The learner."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     """What roles ask for on a cluster."""
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    """The gateways, with --gateway-port."""
     agent_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the agent's own config that were set (not a flag: filled from --agent.FIELD)."""
 
@@ -308,6 +337,7 @@ class RunConfig:
             found.append(
                 f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}"
             )
+        found += self._gateway_problems()
         if self.runtime == "local" and self.address:
             found.append("address is for --runtime ray, and runtime is local: drop one of the two")
         if self.actors.elastic and self.runtime == "local":
@@ -316,6 +346,25 @@ class RunConfig:
             )
         if self.barrier and (self.workers > 1 or self.inference == "central"):
             found.append("barrier needs --workers 1 and a policy in the worker (--inference local)")
+        return found
+
+    def _gateway_problems(self) -> list[str]:
+        if self.gateway_port is None:
+            return []
+        found = []
+        if self.env.is_none:
+            found.append("gateway_port: env is none, so nothing acts; leave the flag out")
+        if self.barrier:
+            found.append("gateway_port: with --barrier time decides nothing; drop one of the two")
+        if self.runtime == "local" and self.gateways > 1:
+            found.append(
+                f"gateways must be 1 with --runtime local, got {self.gateways}; use --runtime ray"
+            )
+        if self.gateway_port + self.gateways - 1 > 65535:
+            found.append(
+                f"gateway_port: {self.gateways} gateways from port {self.gateway_port} on go "
+                "beyond 65535; name a lower port"
+            )
         return found
 
     def _rank_problems(self) -> list[str]:
@@ -335,8 +384,17 @@ class RunConfig:
 
     def _range_problems(self) -> list[str]:
         """What is no plain value of its field's type, inside its bounds."""
-        sections = ("actors", "replay", "learner", "placement")
+        sections = ("actors", "replay", "learner", "placement", "gateway")
+        no_workers = self.workers == 0 and self.gateway_port is None and not self.env.is_none
         return [
+            *(
+                [
+                    "workers must be an integer in [1, 100000], got 0; it may be 0 with "
+                    "--gateway-port, whose clients bring the envs"
+                ]
+                if no_workers
+                else []
+            ),
             *normalize(self, BOUNDS),
             *(
                 text
@@ -367,6 +425,7 @@ class RunConfig:
             "learner": LearnerConfig,
         }
         sections["placement"] = PlacementConfig
+        sections["gateway"] = GatewayConfig
         values = dict(data)
         try:
             for name, kind in sections.items():

@@ -1,10 +1,10 @@
 """The run folder: what a run writes, where, and in which words.
 
     config.json  command.txt  versions.txt  metrics.jsonl  console.log  summary.json  checkpoints/
-    replay/  videos/
+    replay/  videos/  incarnations.json  lock
 
-``summary.json`` is replaced atomically at every checkpoint and at the end, so a reader always finds
-a whole one.
+``summary.json`` is replaced atomically every few seconds and at the end, so a reader always finds a
+whole one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
 
 COUNTERS_FILE = "replay/books.json"
+EAGER_FILE = "eager.json"
 PACKAGES = (
     "worldloom-dist",
     "torch",
@@ -256,6 +257,7 @@ class RunFolder:
             "incarnations.json",
             "imports.json",
             COUNTERS_FILE,
+            EAGER_FILE,
         ):
             self.read_json(name)
 
@@ -288,6 +290,17 @@ class RunFolder:
         """
         self.replay.mkdir(exist_ok=True)
         write_json(self.path / COUNTERS_FILE, shards)
+
+    @property
+    def eager_reason(self) -> str:
+        """Why updates of the run are not captured any more; empty while they may be."""
+        return str(self.read_json(EAGER_FILE).get("updates", ""))
+
+    def note_eager(self, reason: str) -> None:
+        """Have every later learner of the run make its updates eagerly, until ``eager.json`` is
+        deleted.
+        """
+        write_json(self.path / EAGER_FILE, {"updates": reason})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""

@@ -166,13 +166,17 @@ class Run:
 
     def turn(self) -> None:
         """A part of the work, and whatever is due after it."""
-        if self.runtime.work():
+        is_whole = self.runtime.work()
+        if is_whole:
             self._look()
         has_moved = (
             self.runtime.say_every_steps is not None
             and self.report.progress - self._said_at >= self.runtime.say_every_steps
         )
         if self._say_due.is_due() or has_moved:
+            if not is_whole:  # a round that owes many updates is told of while it lasts
+                self.runtime.look()
+                self._show(self.report.view)
             self._say()
 
     def _look(self) -> None:

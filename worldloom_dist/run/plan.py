@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.algorithms.registry import AgentConfig, agent_spec, env_defaults
+from worldloom.core.devices import has_gpu_driver
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.seeds import seed_of
@@ -39,6 +40,7 @@ __all__ = [
     "ActCosts",
     "Plan",
     "group_sizes",
+    "may_use_gpu",
     "needs_measuring",
     "place_inference",
     "resolve",
@@ -53,7 +55,16 @@ TORCH_WORKER_BYTES = 300e6
 """Memory of an env worker that imports torch, besides what processes share."""
 REQUEST_CPU_S = 0.001
 """CPU time of a request to an inference server, both sides together (a Ray call with arguments)."""
-ROLES = ("agent", "worker", "prefill", "policy", "sampling", "evaluation", "evaluation_policy")
+ROLES = (
+    "agent",
+    "worker",
+    "prefill",
+    "policy",
+    "sampling",
+    "evaluation",
+    "evaluation_policy",
+    "gateway",
+)
 
 
 @dataclass(frozen=True)
@@ -256,11 +267,11 @@ def resolve_env(
         them.
     """
     alone = own.resolved()
-    defaults = dict(published.get(own.suite, {}))
+    defaults = dict(published.get(own.family, {}))
     spec, size = probe_env(alone)
     if not any(array.is_image for array in spec.obs.values()):
         defaults = {name: value for name, value in defaults.items() if name not in IMAGE_SETTINGS}
-    resolved = own.with_defaults({own.suite: defaults}).resolved()
+    resolved = own.with_defaults({own.family: defaults}).resolved()
     return (resolved, spec, size) if resolved == alone else (resolved, *probe_env(resolved))
 
 
@@ -289,8 +300,12 @@ def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str
         return config.inference, "asked for"
     if plan.is_lockstep:
         return "local", "lock-step keeps the policy with its envs"
-    if config.num_envs == 1:
-        return "local", "one env: there is nothing to batch"
+    if config.workers == 0 and config.gateways == 1:
+        return "local", "the gateway decides for its clients itself"
+    if config.workers == 0:
+        return "central", "several gateways share their decisions"
+    if config.num_envs == 1 and not may_use_gpu(config):
+        return "local", "one env: there is nothing to batch, and no GPU to decide on"
     room = int(_memory_bytes() / 2 / TORCH_WORKER_BYTES)
     if config.address is None and config.workers > room:
         return (
@@ -314,6 +329,13 @@ def place_inference(plan: Plan, costs: ActCosts | None = None) -> tuple[str, str
         f"{central_ms:.2f} ms in batches of {costs.central_rows} "
         "with their requests"
     )
+
+
+def may_use_gpu(config: RunConfig) -> bool:
+    """True when a policy that is not with its envs may run on a GPU."""
+    device = config.learner.device
+    is_likely = config.address is not None or has_gpu_driver()
+    return device.startswith("cuda") or (device == "auto" and is_likely)
 
 
 def needs_measuring(plan: Plan) -> bool:

@@ -83,6 +83,7 @@ class Report:
     Attributes:
         quarantined: Envs and workers that are not started again, with the reason.
         inference: ``where`` the policy runs, and ``why``.
+        gateway: What gateways have counted; empty without any.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
@@ -125,6 +126,7 @@ class Report:
         self._media = MediaWatch(folder.videos)
         self.quarantined: Mapping[str, str] = {}
         self.inference: Mapping[str, str] = {}
+        self.gateway: Mapping[str, int] = {}
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
@@ -411,8 +413,10 @@ class Report:
             "wall_time_s": self._wall_before + seconds,
             "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
             "restarts": self._restarts(),
+            **({"eager": reason} if (reason := self._folder.eager_reason) else {}),
             "quarantined": dict(self.quarantined),
             "inference": dict(self.inference),
+            **({"gateway": dict(self.gateway)} if self.gateway else {}),
             "policy_version": counts.policy_version,
             "staleness": {
                 "mean": value.get("policy_lag_updates"),

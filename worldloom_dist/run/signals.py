@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["StopFlag", "stop_on_signals"]
+__all__ = ["SIGNALS", "StopFlag", "stop_on_signals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

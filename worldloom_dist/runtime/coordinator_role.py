@@ -72,7 +72,7 @@ class CoordinatorRole:
         self._storing: Counter[int] = Counter()
         self._is_whole = self._is_draining = False
         self._changed = asyncio.Condition()
-        self._door = RpcServer(self.admit, is_private=plan.config.address is None)
+        self._server = RpcServer(self.admit, is_private=plan.config.address is None)
 
     async def join(
         self, shard: int, counters: RowCounters, live_windows: int, session_id: str | None = None
@@ -147,7 +147,7 @@ class CoordinatorRole:
 
     async def address(self) -> Endpoint:
         """Where shards ask without Ray."""
-        return await self._door.address()
+        return await self._server.address()
 
     async def stored(self, shard: int) -> None:
         """A chunk that was admitted is stored, or never will be. In lock-step samples wait for it:

@@ -24,9 +24,12 @@ from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
 from worldloom.core.metrics import Last, MetricMap
+from worldloom_dist.gateway.building import KEY_FILE
+from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.interfaces import (
     Coordinator,
     Evaluator,
+    Gateway,
     Hub,
     Inference,
     Learner,
@@ -45,6 +48,7 @@ from worldloom_dist.run.report import Counts, Report
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES
+from worldloom_dist.runtime.gateway_role import GatewayRole
 from worldloom_dist.runtime.hub_role import HubRole
 from worldloom_dist.runtime.learner_group import LearnerPlaces
 from worldloom_dist.runtime.learner_roles import LearnerRole
@@ -189,7 +193,18 @@ class RayRuntime:
             for index in range(plan.config.inference_servers):
                 make = partial(_start_inference, place, plan, index)
                 add("inference", index, Inference.run_forever, make)
+        self._add_gateways()
         self._worker_pool.look()
+
+    def _add_gateways(self) -> None:
+        config = self._plan.config
+        if config.gateway_port is None:
+            return
+        key = load_key(self._folder.path / KEY_FILE)
+        first = self._worker_pool.first_incarnation
+        for index in range(config.gateways):
+            make = partial(_start_gateway, self._placement, self._plan, index, first, key)
+            self._add("gateway", index, Gateway.run_forever, make, is_vital=config.workers == 0)
 
     def _place_inference(self) -> None:
         """Decide where the policy runs, by what it was measured to cost."""
@@ -306,9 +321,21 @@ class RayRuntime:
             snapshot,
         )
         self._report.quarantined = self._worker_pool.quarantined
+        self._report.gateway = self._gateway_counts(snapshot)
         self._reporter.emit(
             {**self._report.gauges(), **self._report.increments(before), **self._machine()}
         )
+
+    def _gateway_counts(self, snapshot: Mapping[str, float]) -> dict[str, int]:
+        """What gateways counted, those that died included, as the hub heard it."""
+        if self._plan.config.gateway_port is None:
+            return {}
+        rows = sum(v for key, v in snapshot.items() if key.startswith("gateway_rows_total"))
+        return {
+            "questions": int(snapshot.get("gateway_questions_total", 0)),
+            "rows": int(rows),
+            "skipped_rows": int(snapshot.get("gateway_skipped_rows_total", 0)),
+        }
 
     def _ask(self, name: str, method: Callable[[Any], Any], timeout_s: float) -> Any:
         """What a role says, or None when it is not there or does not answer."""
@@ -384,6 +411,12 @@ def _start(
 
 def _start_shard(place: Placement, plan: Plan, index: int, folder: RunFolder, _: int) -> Any:
     return _start(place, ShardRole, "shard", index, plan, index, folder.replay)
+
+
+def _start_gateway(
+    place: Placement, plan: Plan, index: int, first: int, key: bytes, incarnation: int
+) -> Any:
+    return _start(place, GatewayRole, "gateway", index, plan, index, first + incarnation, key)
 
 
 def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int) -> Any:

@@ -29,6 +29,7 @@ from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.interfaces import Coordinator, coordinator_client
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.metrics.names import BUCKETS_S
+from worldloom_dist.metrics.process import gpu_metrics
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.run.builders import (
@@ -49,7 +50,7 @@ from worldloom_dist.runtime.prefetcher import BatchPrefetcher
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
-__all__ = ["LearnerRole", "gpu_metrics", "of_another_rank"]
+__all__ = ["LearnerRole", "of_another_rank"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class LearnerRole:
 
     def run(self) -> dict[str, Any]:
         """Build or restore the agent, train, publish, checkpoint; returns the last status."""
+        from worldloom_dist.learner.step import CaptureFailedError
+
         self._build()
         self._restore()
         self._prediction_videos = PredictionVideos(
@@ -108,6 +111,9 @@ class LearnerRole:
         gc.freeze()
         try:
             self._loop()
+        except CaptureFailedError as error:  # the next incarnation goes on eagerly
+            self._folder.note_eager(str(error))
+            raise
         finally:
             self._prefetcher.stop()
         if self._rank == 0:
@@ -174,7 +180,7 @@ class LearnerRole:
             self._learner.agent.join(self._group)
         if self._rank == 0:
             self._store = build_store(self._plan, self._folder.path)
-            self._writer = CheckpointWriter(self._store)
+            self._writer = CheckpointWriter(self._store, device)
 
     def _announce(self, address: tuple[str, int]) -> None:
         self._meeting = address
@@ -260,7 +266,7 @@ class LearnerRole:
         )
 
     def _publish(self) -> None:
-        self._published = self._learner.publish()
+        self._published = self._learner.publish(waits=self._plan.is_lockstep)
 
     def _publish_last(self) -> None:
         """Publish what the last checkpoint will hold, and wait until the store, which reads from
@@ -358,19 +364,3 @@ def of_another_rank(metrics: MetricMap) -> MetricMap:
     share of every loss.
     """
     return {key: value for key, value in metrics.items() if not key.startswith(COUNTED_ONCE)}
-
-
-def gpu_metrics(device: str) -> MetricMap:
-    """Memory and utilization of a CUDA device; empty for a CPU, and without utilization where NVML
-    is missing.
-    """
-    if not device.startswith("cuda"):
-        return {}
-    import torch
-
-    free, total = torch.cuda.mem_get_info(device)
-    gpu = f"gpu={torch.device(device).index or 0}"
-    values: MetricMap = {f"gpu_memory_used_bytes{{{gpu}}}": Last(float(total - free))}
-    with contextlib.suppress(ImportError, RuntimeError):
-        values[f"gpu_utilization_ratio{{{gpu}}}"] = Last(torch.cuda.utilization(device) / 100)
-    return values

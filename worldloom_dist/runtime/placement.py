@@ -33,6 +33,7 @@ OWN_NODES = {"learner": LEARNER_NODES, "shard": REPLAY_NODES, "worker": WORKER_N
 TOKEN_SHARE = 0.001
 """How much of a custom resource a role takes: the resource labels a node, it does not count."""
 INFERENCE_GPUS = 0.25
+EVALUATOR_GPUS = 0.05
 SHARD_CPUS = 0.25
 
 
@@ -169,7 +170,7 @@ class Placement:
 def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]:
     labels = frozenset[str]().union(*(node.labels for node in nodes))
     servers = config.inference_servers if inference == "central" else 0
-    learner_gpus, inference_gpus = _gpus(config, servers, nodes)
+    learner_gpus, inference_gpus, evaluator_gpus = _gpus(config, servers, nodes)
     home = next(node for node in nodes if node.is_home)
     learner_label = LEARNER_NODES if LEARNER_NODES in labels else None
     at_home = learner_label is None and home.gpus >= learner_gpus
@@ -198,7 +199,12 @@ def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]
             gpus=inference_gpus,
             is_home=not inference_gpus,
         ),
-        Ask(kind="evaluator", count=int(config.eval_episodes > 0), cpus=0.0),
+        Ask(
+            kind="evaluator",
+            count=int(config.eval_episodes > 0),
+            cpus=0.0,
+            gpus=evaluator_gpus,
+        ),
         Ask(
             kind="worker",
             count=0 if config.env.is_none else config.workers,
@@ -209,19 +215,22 @@ def _asks(config: RunConfig, inference: str, nodes: Sequence[Node]) -> list[Ask]
     return [ask for ask in asks if ask.count]
 
 
-def _gpus(config: RunConfig, servers: int, nodes: Sequence[Node]) -> tuple[float, float]:
-    """GPUs of a learner and of an inference server; with a single one they share it."""
+def _gpus(config: RunConfig, servers: int, nodes: Sequence[Node]) -> tuple[float, float, float]:
+    """GPUs of a learner, of an inference server and of the evaluator; with a single one they share
+    it. An evaluator for which nothing is left uses its CPU.
+    """
     device = config.learner.device
     there = sum(node.gpus for node in nodes)
     own = config.placement
     if device == "cpu" or (device == "auto" and not there):
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     inference = INFERENCE_GPUS if own.inference_gpus is None else own.inference_gpus
-    if own.learner_gpus is not None:
-        return own.learner_gpus, inference
-    return (
-        1.0 if there != 1 or not servers else max(INFERENCE_GPUS, 1.0 - inference * servers)
-    ), inference
+    evaluator = EVALUATOR_GPUS if config.eval_episodes > 0 else 0.0
+    shared = inference * servers + evaluator
+    learner = 1.0 if there != 1 else max(INFERENCE_GPUS, 1.0 - shared)
+    learner = learner if own.learner_gpus is None else own.learner_gpus
+    is_room = there - learner * config.learners >= shared - 1e-9
+    return learner, inference, evaluator if is_room else 0.0
 
 
 def _too_small(asks: Sequence[Ask], nodes: Sequence[Node]) -> str:

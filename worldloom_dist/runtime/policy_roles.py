@@ -4,41 +4,38 @@ evaluator.
     workers --act--> pending requests --(full, or all clients wait, or max_wait)-->
             one policy call in a thread --> replies
 
-Requests come over lines of our own (``line``), or over Ray from a worker that cannot open one.
-The batch loop of an inference server *is* its run_forever: if it fails, the supervisor sees why and
-starts another server.
+Requests come over sockets of our own (``worldloom_dist.rpc``), or over Ray from a worker that
+cannot reach them. The batch loop of an inference server *is* its run_forever: if it fails, the
+supervisor sees why and starts another server.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
-import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from worldloom.core.devices import resolve_device
+from worldloom.core.devices import resolve_device, usable_device
 from worldloom.core.error_text import last_line
-from worldloom.core.metrics import HistogramBuilder, Last, MetricMap
-from worldloom.core.sequence import NO_POLICY
 from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.actors.videos import save_videos
 from worldloom_dist.interfaces import Coordinator, coordinator_client
-from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
-from worldloom_dist.run.builders import build_evaluator, build_policy, measure_act_costs
+from worldloom_dist.run.builders import (
+    build_evaluator,
+    build_policy,
+    capture_on_gpu,
+    measure_act_costs,
+)
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import ActCosts, Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
@@ -52,15 +49,7 @@ __all__ = ["EvaluatorRole", "InferenceRole", "batch_sizes", "begin_measuring", "
 
 logger = logging.getLogger(__name__)
 
-CLIENT_MEMORY_S = 5.0
 GPU_SHARE = 0.01
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Question:
-    request: ActRequest
-    answer: asyncio.Future[ActReply]
-    arrived_s: float
 
 
 class InferenceRole:
@@ -77,163 +66,56 @@ class InferenceRole:
         self._plan = plan
         self._index = index
         self._incarnation = incarnation
-        self._seen: dict[int, float] = {}
-        self._pending: list[_Question] = []
-        self._arrival: asyncio.Future[bool] | None = None
-        self._version = NO_POLICY
-        self._busy_since: float | None = None
-        self._free_since = -float("inf")
-        self._waits = HistogramBuilder(BUCKETS_S)
+        actors = plan.config.actors
+        self._batcher = Batcher(actors.max_batch, actors.max_wait_ms / 1000)
         self._log_forwarder = LogForwarder().listen()
-        self._door = RpcServer(self._ask, is_private=plan.config.address is None)
+        self._server = RpcServer(self._batcher.ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Decide for the rows of one worker. A request that comes again, because its sender lost
         patience, replaces the first.
         """
-        return await self._ask(request)
+        return await self._batcher.ask(request)
 
     async def address(self) -> Endpoint:
         """Where workers ask without Ray."""
-        return await self._door.address()
-
-    def _ask(self, request: ActRequest) -> asyncio.Future[ActReply]:
-        future: asyncio.Future[ActReply] = asyncio.get_running_loop().create_future()
-        if not request.num_rows:
-            future.set_result(ActReply({}, {}, self._version, request.is_first))
-            return future
-        self._seen[request.slot] = time.monotonic()
-        twin = next(
-            (question for question in self._pending if _is_same(question.request, request)), None
-        )
-        if twin is not None:
-            self._pending.remove(twin)
-            twin.answer.cancel()
-        self._pending.append(_Question(request, future, time.monotonic()))
-        if self._arrival is not None:
-            _resolve(self._arrival, True)
-        return future
+        return await self._server.address()
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says that a batch is past its deadline, ``said`` what was logged as a
         warning.
         """
-        busy = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        busy = self._batcher.busy_s
         is_stuck = busy > self._plan.config.actors.act_timeout_s
         stuck = f"its policy did not return from a batch for {busy:.0f} s" if is_stuck else ""
         return {
             "pid": os.getpid(),
-            "version": tuple(self._version),
+            "version": tuple(self._batcher.version),
             "stuck": stuck,
             "said": self._log_forwarder.drain(),
         }
 
     async def run_forever(self) -> None:
         """The batch loop."""
-        loop = asyncio.get_running_loop()
         flush = Interval(FLUSH_EVERY_S)
-        look = Interval(self._plan.pull_interval_s)
         reporter = Reporter("inference", self._index)
-        with ThreadPoolExecutor(1) as thread:
-            server = await loop.run_in_executor(thread, self._build)
-            while True:
-                batch = await self._next_batch()
-                if batch:
-                    await self._answer(
-                        batch,
-                        lambda requests: loop.run_in_executor(thread, server.act_batch, requests),
-                    )
-                elif look.is_due():
-                    await loop.run_in_executor(thread, server.refresh)
-                self._version = server.version
-                if flush.is_due():
-                    reporter.emit(
-                        {
-                            **with_planner(server.drain_metrics(), self._plan.spec.acting),
-                            **self._drain_metrics(),
-                        }
-                    )
 
-    async def _answer(
-        self, batch: list[_Question], act: Callable[[list[ActRequest]], Awaitable[list[ActReply]]]
-    ) -> None:
-        began = self._busy_since = time.monotonic()
-        replies = await act([question.request for question in batch])
-        was_free_since = self._free_since
-        self._free_since = time.monotonic()
-        self._busy_since = None
-        model_s = self._free_since - began
-        for question, reply in zip(batch, replies, strict=True):
-            busy_s = max(0.0, was_free_since - question.arrived_s)
-            waited_s = began - question.arrived_s - busy_s
-            self._waits.add(began - question.arrived_s)
-            if not question.answer.done():
-                question.answer.set_result(
-                    replace(reply, waited_s=waited_s, busy_s=busy_s, model_s=model_s)
-                )
+        def report(server: InferenceServer) -> None:
+            """Send metrics, when it is time."""
+            if flush.is_due():
+                own = with_planner(server.drain_metrics(), self._plan.spec.acting)
+                reporter.emit({**own, **self._batcher.drain_metrics()})
 
-    def _drain_metrics(self) -> MetricMap:
-        waits = self._waits.take()
-        waiting = Last(float(len(self._pending)))
-        room = Last(float(self._clients()))
-        values: MetricMap = {
-            "queue_items{queue=inference}": waiting,
-            "queue_capacity_items{queue=inference}": room,
-        }
-        return values | ({"inference_queue_seconds": waits} if waits.count else {})
-
-    async def _next_batch(self) -> list[_Question]:
-        """Wait for requests; close the batch when it is full, when every client is in it, or when
-        its first one has waited for ``max_wait_ms``, be it for others or for the batch before.
-        """
-        actors = self._plan.config.actors
-        if not await self._wait(0.1):
-            return []
-        close_at = self._pending[0].arrived_s + actors.max_wait_ms / 1000
-        while (
-            sum(q.request.num_rows for q in self._pending) < actors.max_batch
-            and len(self._pending) < self._clients()
-        ):
-            left = close_at - time.monotonic()
-            if left <= 0 or not await self._wait(left, for_more=True):
-                break
-        batch: list[_Question] = []
-        size = 0
-        while self._pending and (
-            not batch or size + self._pending[0].request.num_rows <= actors.max_batch
-        ):
-            batch.append(self._pending.pop(0))
-            size += batch[-1].request.num_rows
-        return batch
-
-    def _clients(self) -> int:
-        """Workers that have asked lately: no one waits for more of them."""
-        now = time.monotonic()
-        return sum(now - seen < CLIENT_MEMORY_S for seen in self._seen.values())
-
-    async def _wait(self, seconds: float, *, for_more: bool = False) -> bool:
-        if self._pending and not for_more:
-            return True
-        loop = asyncio.get_running_loop()
-        arrival: asyncio.Future[bool] = loop.create_future()
-        self._arrival = arrival
-        timer = loop.call_later(seconds, _resolve, arrival, False)
-        try:
-            return await arrival
-        finally:
-            timer.cancel()
+        await self._batcher.run_forever(self._build, self._plan.pull_interval_s, report)
 
     def _build(self) -> InferenceServer:
         import torch
 
-        from worldloom_dist.actors.act_graphs import capture_decisions
-
         torch.set_num_threads(1)
         device = resolve_device(self._plan.config.learner.device)
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
-        actors = self._plan.config.actors
-        sizes = batch_sizes(actors.max_batch) if device != "cpu" else ()
-        capture_decisions(policy, device, sizes, wanted=actors.cuda_graphs)
+        sizes = batch_sizes(self._plan.config.actors.max_batch) if device != "cpu" else ()
+        capture_on_gpu(self._plan, policy, device, sizes)
         return InferenceServer(
             policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes
         )
@@ -268,7 +150,8 @@ class EvaluatorRole:
             import torch
 
             torch.set_num_threads(1)
-            self._evaluator = build_evaluator(self._plan)
+            device = usable_device(self._plan.config.learner.device)
+            self._evaluator = build_evaluator(self._plan, device=device)
         self._evaluator.load_weights(
             RemoteWeights(timeout_s=DEADLINES.weights_evaluation_s).fetch()
         )
@@ -339,13 +222,3 @@ def end_measuring(reference: Any) -> ActCosts | None:
 
 def _measure(plan: Plan) -> ActCosts:
     return measure_act_costs(plan, resolve_device(plan.config.learner.device))
-
-
-def _resolve(future: asyncio.Future[bool], value: bool) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _is_same(one: ActRequest, other: ActRequest) -> bool:
-    """The same envs of the same worker ask; a worker has one question open for each env."""
-    return one.slot == other.slot and bool(np.intersect1d(one.envs, other.envs).size)

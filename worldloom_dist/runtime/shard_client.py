@@ -60,7 +60,7 @@ class ShardWriter:
 
     def __init__(self, plan: Plan, slot: int, stopping: threading.Event) -> None:
         self._shard = shard_client(slot % plan.config.replay.shards)
-        self._line = RpcClient(self._shard, Shard.append, None, DEADLINES.append_patience_s)
+        self._client = RpcClient(self._shard, Shard.append, None, DEADLINES.append_patience_s)
         self._coordinator = coordinator_client()
         self._weights = RemoteWeights()
         self._is_lockstep = plan.is_lockstep
@@ -86,10 +86,10 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close the connection; what was not acknowledged is lost."""
-        self._line.close()
+        self._client.close()
 
     def _submit(self, chunk: Chunk) -> Callable[[], Any] | None:
-        return self._unless_away(chunk, partial(self._line.submit, chunk))
+        return self._unless_away(chunk, partial(self._client.submit, chunk))
 
     def _wait(self, chunk: Chunk, answer: Callable[[], Any] | None) -> None:
         with self._waiting():
@@ -144,7 +144,7 @@ class ShardClient:
     ) -> None:
         self.shard = shard
         self._is_away = is_away
-        self._line = RpcClient(shard, Shard.sample, DEADLINES.sample_s, 0.0, is_away=is_away)
+        self._client = RpcClient(shard, Shard.sample, DEADLINES.sample_s, 0.0, is_away=is_away)
         self.answered_bytes = 0
 
     def submit(self, requests: Sequence[SampleRequest]) -> Callable[[], EncodedWindows | None]:
@@ -156,7 +156,7 @@ class ShardClient:
         """
         asked = list(requests)
         if self.answered_bytes <= LARGE_BYTES:
-            return partial(self._keep_size, self._line.submit(asked))
+            return partial(self._keep_size, self._client.submit(asked))
         try:
             reference = submit(self.shard.handle, Shard.sample, asked)
             return partial(self._keep_size, partial(self._get, reference))
@@ -165,7 +165,7 @@ class ShardClient:
 
     def close(self) -> None:
         """Hang up."""
-        self._line.close()
+        self._client.close()
 
     def _keep_size(self, wait: Callable[[], EncodedWindows | None]) -> EncodedWindows | None:
         given = wait()

@@ -129,14 +129,14 @@ class ShardRole:
         self._storing = 0
         self._is_idle = asyncio.Event()
         self._is_finalized = False
-        self._coordinator_line = AsyncRpcClient(self._coordinator, Coordinator.admit)
+        self._coordinator_client = AsyncRpcClient(self._coordinator, Coordinator.admit)
         self._admission = Admission(self._ask_to_insert)
-        self._door = RpcServer(self._answer, is_private=plan.config.address is None)
+        self._server = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
     async def address(self) -> Endpoint:
         """Where workers send chunks, and learners their questions, without Ray."""
-        return await self._door.address()
+        return await self._server.address()
 
     async def append(self, chunk: Chunk) -> bool:
         """Acknowledge a chunk once it is admitted and stored; False when it had been stored before.
@@ -175,6 +175,12 @@ class ShardRole:
         self._meter.prioritised(
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
+
+    async def fence(self, slot: int, incarnation: int) -> dict[int, int]:
+        """Let no one write the streams of a gateway's session any more, not even what waits for a
+        permit now; see :meth:`ReplayShard.fence`.
+        """
+        return await asyncio.to_thread(self._shard.fence, slot, incarnation)
 
     async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
@@ -319,12 +325,12 @@ class ShardRole:
                 self._is_idle.set()
 
     async def _answer(self, content: Chunk | list[SampleRequest]) -> bool | EncodedWindows | None:
-        """What came over a line."""
+        """What came over a connection."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
     async def _ask_to_insert(self, number: int, chunks: Sequence[int]) -> int:
         question = InsertQuestion(self._index, self._session_id, number, chunks)
-        return await self._coordinator_line.call(question)
+        return await self._coordinator_client.call(question)
 
     def _report(self) -> None:
         self._coordinator.notify(

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from worldloom_dist.interfaces import Coordinator, Shard, Worker
+from worldloom_dist.interfaces import Coordinator, Gateway, Shard, Worker
 from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.supervisor import Role, Supervisor
@@ -56,7 +56,11 @@ class Shutdown:
         for worker in self._supervisor.of_kind("worker"):
             if worker.handle is not None:
                 submit(worker.handle, Worker.stop)
+        for gateway in self._supervisor.of_kind("gateway"):
+            if gateway.handle is not None:
+                submit(gateway.handle, Gateway.stop)
         self._drain()
+        self._supervisor.stop(("gateway",), timeout_s=timeout_s)
         self._worker_pool.stop(timeout_s)
         self._await("shard")
         return self._final_counters()

@@ -1,4 +1,4 @@
-"""The weight store as a Ray actor, and the door to it."""
+"""The weight store as a Ray actor, and the way to it."""
 
 from __future__ import annotations
 

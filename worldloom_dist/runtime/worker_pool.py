@@ -134,7 +134,7 @@ class WorkerPool:
         )
 
     def _check(self) -> None:
-        if self.plan.is_offline:
+        if not self.plan.num_workers:
             return
         left = sum(not role.is_given_up for role in self.workers)
         missing = self.wanted - len(self.workers)
@@ -149,7 +149,7 @@ class WorkerPool:
                     role.name,
                 )
                 self._supervisor.move(role)
-        if self.plan.is_offline or not self.plan.config.actors.elastic:
+        if not self.plan.num_workers or not self.plan.config.actors.elastic:
             return
         config = self.plan.config
         wanted = wanted_workers(

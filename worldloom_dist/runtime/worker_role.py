@@ -68,7 +68,7 @@ class WorkerRole:
         self._since = time.monotonic()
         self._steps = self._waiting = self._thread = 0
         self._worker: RolloutWorker | GroupedWorker | None = None
-        self._line: RpcClient[Inference, ActRequest, ActReply] | None = None
+        self._client: RpcClient[Inference, ActRequest, ActReply] | None = None
         self._node = ray.get_runtime_context().get_node_id()
         if threading.current_thread() is threading.main_thread():  # where Ray constructs actors
             signal.signal(signal.SIGTERM, self._on_preemption)
@@ -145,22 +145,22 @@ class WorkerRole:
         config = self._plan.config
         slot = self._slot
         if self._plan.inference == "central":
-            if self._line is None:
+            if self._client is None:
                 server = inference_client(slot % config.inference_servers)
-                self._line = RpcClient(
+                self._client = RpcClient(
                     server,
                     Inference.act,
                     DEADLINES.act_s,
                     DEADLINES.act_patience_s,
                     on_wait=self._on_wait,
                 )
-            line = self._line
+            client = self._client
             every_s = max(ASK_VERSION_EVERY_S, config.workers / VERSIONS_PER_S)
             return RemoteActing(
                 slot,
                 self._incarnation,
-                call=line.call,
-                submit=line.submit,
+                call=client.call,
+                submit=client.submit,
                 first_env=first_env,
                 refresh_interval_s=every_s,
             )

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldloom.nn import conv
-from worldloom.nn.conv import PooledConv5x5, UpConv5x5, cells_to_map
+from worldloom.nn.conv import (
+    PooledConv5x5,
+    UpConv5x5,
+    cells_to_map,
+    corners,
+    place_gradient,
+    pool_gradient,
+)
 
 
 def plain_pooled(layer: PooledConv5x5, x: Tensor) -> Tensor:
@@ -53,3 +60,16 @@ def test_equal_pixels_send_their_gradient_to_the_first_one_only() -> None:
     x = torch.ones(1, 1, 4, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(layer(x).sum(), x)
     assert grad[0, 0].tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_pooling_is_placed_as_torch_places_it(dtype):
+    """On a GPU it is chosen rather than added, so it has the same bits each time."""
+    grad = torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    codes = torch.randint(0, 4, grad.shape, generator=torch.Generator().manual_seed(1))
+    codes = codes.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    expected = pool_gradient(grad, codes, corners(8, 12, grad.device))
+    placed = place_gradient(grad, codes)
+    assert torch.equal(placed, expected)
+    assert placed.is_contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,8 @@ from worldloom.core.protocol import ActOutput, AgentSpec, SamplingSpec, TrainOut
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.nn.snapshot import pack, unpack_into
 from worldloom.testing import ContractError, check_agent
+from worldloom.testing.no_waiting import no_waiting
+from worldloom.testing.noise import random_batch
 
 VECTOR = {"obs": ArraySpec((3,))}
 IMAGE = {"camera": ArraySpec((64, 64, 3), "uint8"), "joints": ArraySpec((2,))}
@@ -115,6 +117,35 @@ class Toy:
 
 def test_a_good_agent_of_ones_own_passes() -> None:
     check_agent(Toy)
+
+
+class WithAdam(Toy):
+    """torch's optimizers read a step counter that they keep on the host."""
+
+    def __init__(self, env: EnvSpec, seed: int) -> None:
+        super().__init__(env, seed)
+        self.weight.requires_grad_()
+        self.adam = torch.optim.Adam([self.weight], lr=1e-3)
+
+    def train_step(self, batch: Any) -> TrainOutput:
+        error = (batch.obs["obs"] @ self.weight).square().mean()
+        self.adam.zero_grad()
+        error.backward()
+        self.adam.step()
+        return TrainOutput({"error": error.detach()})
+
+
+def test_an_optimizer_of_torch_may_read_its_own_counter() -> None:
+    agent = WithAdam(EnvSpec(name="toy:x", obs=VECTOR, action=BOX), 1)
+    batch = random_batch(agent.spec, agent.env, 1, "cpu", {})
+    agent.train_step(batch)
+    with no_waiting():
+        agent.train_step(batch)
+
+
+def test_the_line_that_waits_is_named() -> None:
+    with pytest.raises(ContractError, match=r"asked for at test_check_agent.py:\d+"), no_waiting():
+        float(torch.ones(()))
 
 
 class WrongShape(Toy):

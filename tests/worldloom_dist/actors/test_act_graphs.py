@@ -2,7 +2,9 @@
 the real thing on a GPU.
 """
 
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -169,6 +171,19 @@ def test_what_cannot_be_captured_runs_eagerly_and_the_log_says_why_once(caplog):
     )
     assert [record.getMessage() for record in caplog.records] == [why]
     assert log == ["warm"] * WARM_UPS, "it is not tried again"
+
+
+def test_a_graph_whose_recording_broke_lives_on_because_the_allocator_asks_it():
+    made = []
+
+    def make():
+        made.append(weakref.ref(recorder := FakeCuda([], RuntimeError("broken"))))
+        return recorder
+
+    decide = DecisionGraphs(doubling([]), SIZES, make)
+    decide({"x": torch.ones(2, 1)}, explore=False)
+    gc.collect()
+    assert [one() is not None for one in made] == [True]
 
 
 @pytest.mark.parametrize(("name", "precision"), PRECISIONS)

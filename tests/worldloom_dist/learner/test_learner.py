@@ -180,7 +180,7 @@ def test_what_an_update_leaves_is_taken_before_the_next_replay_writes_over_it(
     monkeypatch.setattr(
         torch, "empty", lambda *args, pin_memory=False, **kwargs: real(*args, **kwargs)
     )
-    monkeypatch.setattr(learner_module, "_recorded_event", LateEvent)
+    monkeypatch.setattr(learner_module, "recorded_event", lambda device: LateEvent())
     learner = Learner(FakeAgent(), WeightStore(), bad_batches=tmp_path)
     learner._step = Replayed()
     learner._is_cuda = is_cuda

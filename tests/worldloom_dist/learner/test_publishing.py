@@ -83,3 +83,24 @@ def test_on_a_cpu_the_store_has_the_version_when_publish_returns():
     learner = Learner(rank_process.make("tdmpc2"), store := WeightStore())
     assert learner.publish() == store.version()
     assert learner.drain_metrics()["weights_published_total"].value == 1
+
+
+def test_lock_step_waits_until_the_store_has_a_version():
+    """Or the decisions of the next round, and an evaluation, would be made with older weights."""
+    store = WeightStore()
+    download = Late()
+    learner = Learner(rank_process.make("tdmpc2"), store)
+    learner._publisher = Publisher(store, download)
+    threading.Timer(0.05, download.may_deliver.set).start()
+    assert learner.publish(waits=True) == store.version()
+
+
+def test_a_version_that_lock_step_waits_for_and_the_store_refuses_ends_the_wait_with_why():
+    store = WeightStore()
+    download = Late()
+    download.may_deliver.set()
+    learner = Learner(rank_process.make("tdmpc2"), store)
+    learner._publisher = Publisher(store, download)
+    learner.publish(waits=True)
+    with pytest.raises(StateError, match="versions only rise"):
+        learner.publish(waits=True)

@@ -21,8 +21,9 @@ from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.windows import SampledWindows
 from worldloom.nn.cuda_graphs import CudaRecorder
+from worldloom_dist.learner import step as step_module
 from worldloom_dist.learner.staging import Stager
-from worldloom_dist.learner.step import GraphStep, make_step, prepare_torch
+from worldloom_dist.learner.step import CaptureFailedError, GraphStep, make_step, prepare_torch
 
 
 def windows(number: float) -> SampledWindows:
@@ -172,23 +173,53 @@ def test_every_batch_is_trained_on_once_before_and_after_the_capture():
 
 def test_what_cannot_be_captured_runs_eagerly_and_the_log_says_why(caplog):
     agent = Summing()
-    step = GraphStep(
-        agent, FakeRecorder(RuntimeError("operation not permitted when stream is capturing\nmore"))
-    )
     with caplog.at_level(logging.INFO):
-        for _ in range(7):
-            step(batch_of(1.0))
-        make_step(agent, "cpu", "graph")
-        make_step(agent, "cuda", "auto", ranks=2)
-    assert float(agent.total) == 7 * 6.0
+        assert make_step(agent, "cpu", "graph") == agent.train_step
+        assert make_step(agent, "cuda", "auto", ranks=2) == agent.train_step
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == (
-        "updates run eagerly: capturing one failed (operation not permitted when "
-        "stream is capturing)"
-    )
-    assert "a cpu has no graphs to capture" in said[1]
-    assert "2 learner ranks" in said[2]
-    assert len(said) == 3
+    assert "a cpu has no graphs to capture" in said[0]
+    assert "2 learner ranks" in said[1]
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_asked_for_graphs_are_captured_with_any_number_of_ranks(monkeypatch, ranks):
+    monkeypatch.setattr(step_module, "CudaRecorder", lambda device, generators: FakeRecorder())
+    agent = Summing()
+    agent.generators = list
+    step = make_step(agent, "cuda", "graph", ranks=ranks)
+    for _ in range(6):
+        step(batch_of(1.0))
+    assert step.is_captured
+    assert float(agent.total) == 6 * 6.0
+
+
+def test_a_failed_capture_ends_the_learner_and_names_what_broke_it():
+    """Draws and memory of the process are unusable after it, so no update may follow."""
+    broke = RuntimeError("operation not permitted when stream is capturing\nmore")
+    ended = RuntimeError("operation failed due to a previous error during capture")
+    ended.__context__ = broke
+    agent = Summing()
+    step = GraphStep(agent, FakeRecorder(ended))
+    for _ in range(4):
+        step(batch_of(1.0))
+    with pytest.raises(
+        CaptureFailedError, match=r"\(operation not permitted when stream is capturing\)"
+    ):
+        step(batch_of(1.0))
+    assert float(agent.total) == 4 * 6.0
+    assert not step.is_captured
+
+
+def test_a_replay_is_followed_by_what_the_agent_prepares_for_acting():
+    """A replayed update runs none of the agent's Python: it would act with old weights for ever."""
+    agent = Summing()
+    refreshed = []
+    agent.refresh = lambda: refreshed.append(float(agent.total))
+    step = GraphStep(agent, FakeRecorder())
+    for _ in range(6):
+        step(batch_of(1.0))
+    assert refreshed == [30.0, 36.0], "after each replay"
 
 
 def storages(tree: object) -> dict[str, int]:
@@ -250,7 +281,7 @@ def test_a_captured_update_equals_an_eager_one_on_cuda(name):
         batch = rank_process.batch(eager, number).map(lambda t: t.cuda())
         eager.train_step(batch)
         step(batch)
-    assert not step._is_eager
+    assert step.is_captured
     mine, theirs = (
         rank_process.flat(agent.policy_weights().arrays()) for agent in (captured, eager)
     )

@@ -14,6 +14,7 @@ from tests.worldloom_dist.small_runs import start
 from worldloom.core.exceptions import EnvFailureError, TrainingError
 from worldloom.core.specs import EnvSpec
 from worldloom.training.checkpoints import CheckpointStore
+from worldloom_dist.learner.step import CaptureFailedError
 
 WORDS = ["--env", "tests.worldloom_dist.mortal_envs:MortalEnv", "--actors.max-env-failures", "2"]
 BROKEN = "raised: RuntimeError: broken on purpose"
@@ -122,3 +123,27 @@ def test_run_that_fails_in_an_evaluation_has_saved_what_it_trained(tmp_path, mon
     MortalEnv.healthy = 1_000_000
     assert start(folder, *words, "--workers", "1", "--env-steps", "180").run() == "completed"
     assert len(CheckpointStore(folder / "checkpoints").folders()) == 2
+
+
+def test_after_a_capture_that_failed_the_run_goes_on_eagerly_and_its_summary_says_why(
+    tmp_path, caplog
+):
+    folder = tmp_path / "run"
+    words = ["--env", "toy:counting", "--env-steps", "180"]
+    run = start(folder, *words)
+    update = run.runtime.learner._step
+
+    def cannot_be_captured(batch):
+        if run.runtime.learner.train_steps == 3:
+            raise CaptureFailedError("an update could not be captured (for a test)")
+        return update(batch)
+
+    run.runtime.learner._step = cannot_be_captured
+    with pytest.raises(TrainingError, match=rf"\(for a test\).*--resume {folder}"):
+        run.run()
+    why = "an update could not be captured (for a test)"
+    assert summary_of(folder)["eager"] == why
+    with caplog.at_level(logging.WARNING):
+        assert start(folder, *words, "--learner.compile", "graph").run() == "completed"
+    assert summary_of(folder)["eager"] == why
+    assert f"learner.compile is off, because a learner of the run failed: {why}" in caplog.text

@@ -164,3 +164,22 @@ def test_the_page_of_metrics_is_current():
     assert page.read_text() == to_markdown(), (
         "run: python -m worldloom_dist.metrics.names > docs/metrics.md"
     )
+
+
+def test_a_worker_that_is_gone_for_good_does_not_hold_the_heartbeat_back(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(hub_module.time, "time", lambda: now[0])
+    hub = MetricsHub("r1", {})
+    for worker in (0, 1):
+        hub.emit("actor", worker, {})
+
+    def heartbeat():
+        (family,) = (f for f in hub.collect() if f.name == "worldloom_heartbeat_timestamp_seconds")
+        return family.samples[0].value
+
+    now[0] += 60.0
+    hub.emit("actor", 0, {})
+    assert heartbeat() == 1000.0, "worker 1 may be coming back"
+    now[0] += hub_module.GONE_AFTER_S
+    hub.emit("actor", 0, {})
+    assert heartbeat() == now[0], "worker 1 is not"

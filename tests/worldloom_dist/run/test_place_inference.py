@@ -4,7 +4,9 @@ import pytest
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
+from worldloom_dist.run import plan as plan_module
 from worldloom_dist.run.builders import measure_act_costs
+from worldloom_dist.run.config import LearnerConfig
 from worldloom_dist.run.plan import (
     ActCosts,
     Plan,
@@ -42,6 +44,26 @@ def test_what_needs_no_measurement_is_not_measured() -> None:
     ):
         assert not needs_measuring(plan)
         assert plan.inference == where
+
+
+@pytest.mark.parametrize(
+    ("device", "has_driver", "may"),
+    [("auto", True, True), ("auto", False, False), ("cuda", False, True), ("cpu", True, False)],
+)
+def test_one_env_decides_on_a_gpu_where_that_was_measured_to_be_cheaper(
+    monkeypatch: pytest.MonkeyPatch, device: str, has_driver: bool, may: bool
+) -> None:
+    """Nothing is batched then, but a planner of five million weights takes a CPU a tenth of a
+    second.
+    """
+    monkeypatch.setattr(plan_module, "has_gpu_driver", lambda: has_driver)
+    plan = plan_of(workers=1, envs_per_worker=1, learner=LearnerConfig(device=device))
+    assert needs_measuring(plan) == may
+    slow, fast = (
+        place_inference(plan, ActCosts(local_s=local_s, central_s=0.006, central_rows=1))[0]
+        for local_s in (0.1, 0.004)
+    )
+    assert (slow, fast) == (("central", "local") if may else ("local", "local"))
 
 
 def test_measured_choice_is_kept_by_the_plan() -> None:

@@ -75,8 +75,9 @@ def test_nodes_that_are_marked_for_a_role_get_it():
     assert placement.options("worker", 0)["resources"] == {"worldloom_worker": 0.001}
     learner = placement.options("learner", 0)
     assert learner["resources"] == {"worldloom_learner": 0.001}
-    assert learner["num_gpus"] == 0.75, "one GPU is shared with the inference server"
+    assert learner["num_gpus"] == 0.7, "one GPU is shared with inference server and evaluator"
     assert placement.options("inference", 0)["num_gpus"] == 0.25
+    assert placement.options("evaluator", 0)["num_gpus"] == 0.05
 
 
 def test_a_shard_returns_to_its_journal_while_that_node_lives():
@@ -146,3 +147,24 @@ def test_smaller_asks_fit():
 def test_ray_chooses_the_device_on_a_cluster():
     with pytest.raises(ConfigurationError, match="say cuda, auto or cpu"):
         place(replace(JOINED, learner=LearnerConfig(device="cuda:1")), HEAD)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "learners", "episodes", "expected"),
+    [
+        (1, 1, 10, (0.7, 0.05)),
+        (2, 1, 10, (1.0, 0.05)),
+        (2, 2, 10, (1.0, 0.0)),
+        (1, 1, 0, (0.75, None)),
+    ],
+)
+def test_the_evaluator_shares_a_gpu_where_one_has_room(gpus, learners, episodes, expected):
+    config = replace(JOINED, learners=learners, eval_episodes=episodes)
+    config = replace(config, learner=LearnerConfig(device="auto"))
+    config = replace(config, placement=replace(config.placement, inference_gpus=0.25))
+    node = Node(node_id=NAMES["gpu"], cpus=9, gpus=gpus)
+    if gpus == learners == 2:  # the inference server finds no room either
+        config = replace(config, placement=replace(config.placement, wait_s=60.0))
+    asks = place(config, HEAD, node).asks
+    evaluator = asks["evaluator"].gpus if "evaluator" in asks else None
+    assert (asks["learner"].gpus, evaluator) == expected

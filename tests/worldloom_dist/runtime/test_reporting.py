@@ -3,12 +3,10 @@
 from collections import Counter
 
 import pytest
-import torch
 
 from worldloom.core.metrics import Histogram, Last
 from worldloom_dist.interfaces import Hub
 from worldloom_dist.runtime import reporting
-from worldloom_dist.runtime.learner_roles import gpu_metrics
 from worldloom_dist.runtime.reporting import Reporter, flush_interval_s, with_planner
 
 
@@ -58,15 +56,3 @@ def test_the_times_of_a_planner_have_a_name_of_their_own():
     times = Histogram.of((1.0,), 0.5)
     assert with_planner({"inference_seconds": times}, "planner")["planner_seconds"] is times
     assert "planner_seconds" not in with_planner({"inference_seconds": times}, "policy")
-
-
-def test_a_gpu_without_nvml_still_reports_its_memory(monkeypatch):
-    def no_nvml(device):
-        raise ModuleNotFoundError("pynvml")
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
-    monkeypatch.setattr(torch.cuda, "utilization", no_nvml)
-    assert gpu_metrics("cuda:1") == {"gpu_memory_used_bytes{gpu=1}": Last(70.0)}
-    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 85)
-    assert gpu_metrics("cuda")["gpu_utilization_ratio{gpu=0}"] == Last(0.85)
-    assert gpu_metrics("cpu") == {}

@@ -116,13 +116,12 @@ class Actor(nn.Module):
             )
         return (entropy - low) / (high - low)
 
-    def to_env(self, action: Tensor) -> dict[str, np.ndarray]:
-        """Encoded actions [N, A] as the env takes them: ints of the space's dtype, floats clipped
-        to [-1, 1].
+    def to_env(self, host: np.ndarray) -> dict[str, np.ndarray]:
+        """Encoded actions [N, A] float32 as the env takes them: ints of the space's dtype, floats
+        clipped to [-1, 1].
 
         Clipping changes nothing for the world model, which limits actions to [-1, 1] itself.
         """
-        host = action.float().cpu().numpy()
         result = {}
         start = 0
         for key in self.layout.keys:

@@ -29,6 +29,7 @@ from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
+from worldloom.nn.transfer import HostTransfer
 
 __all__ = ["ActingNetworks", "DreamerV3Policy", "seeded_generator"]
 
@@ -95,6 +96,7 @@ class DreamerV3Policy:
         self._is_per_env = is_per_env
         self._cell: CellWeights | None = None
         self._is_stale = False
+        self._transfer = HostTransfer(device) if device.type == "cuda" else None
         self._decide: Decide = self._step
 
     def initial_carry(self, num_envs: int) -> Carry:
@@ -115,21 +117,17 @@ class DreamerV3Policy:
         changes nothing.
         """
         posterior, uniform, normal = self._draw(len(is_first))
-        inputs = {f"obs/{name}": self._tensor(obs[name]) for name in self.networks.enc.layout.names}
-        inputs |= {name: self._tensor(carry[name]) for name in ("deter", "stoch", "action")}
-        inputs |= {
-            "is_first": self._tensor(is_first),
-            "posterior": posterior,
-            "uniform": uniform,
-            "normal": normal,
-        }
+        given = {f"obs/{name}": obs[name] for name in self.networks.enc.layout.names}
+        given |= {name: carry[name] for name in ("deter", "stoch", "action")}
+        inputs = self._tensors(given | {"is_first": is_first})
+        inputs |= {"posterior": posterior, "uniform": uniform, "normal": normal}
         with autocast(self.device, self.config.precision):
             self._weights()  # made outside of the decision, because a captured one only reads them
         out = self._decide(inputs, explore=explore)
         latents = pack_latents(out["deter"], out["classes"]) if self.config.replay_context else {}
-        extras = {name: value.cpu().numpy() for name, value in latents.items()}
+        extras = self._arrays(latents | {"action": out["action"].float()})
         after = {name: self._out(out[name]) for name in ("deter", "stoch", "action")}
-        return ActOutput(self.networks.actor.to_env(out["action"]), after, extras)
+        return ActOutput(self.networks.actor.to_env(extras.pop("action")), after, extras)
 
     def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
         """See :class:`worldloom.core.protocol.Capturable`."""
@@ -228,6 +226,20 @@ class DreamerV3Policy:
         if not width:
             return torch.empty(rows, 0, device=self.device)
         return torch.randn(rows, width, generator=generator, device=self.device)
+
+    def _tensors(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+        if self._transfer is not None:
+            given = {
+                name: value.to(self.device) if isinstance(value, Tensor) else value
+                for name, value in arrays.items()
+            }
+            return self._transfer.to_device(given)
+        return {name: self._tensor(array) for name, array in arrays.items()}
+
+    def _arrays(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        if self._transfer is not None:
+            return self._transfer.to_host(tensors)
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
     def _tensor(self, array: Any) -> Tensor:
         """A tensor on this device, sharing memory with a host array where that is writable; nothing

@@ -28,6 +28,7 @@ from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.snapshot import pack, unpack_into
+from worldloom.nn.transfer import HostTransfer
 
 __all__ = ["TDMPC2Agent", "TDMPC2Policy", "make_agent", "make_architecture", "make_policy"]
 
@@ -91,6 +92,7 @@ class TDMPC2Policy:
             min_std=config.min_std, max_std=config.max_std, temperature=config.temperature
         )
         self._discount = config.discount or 1.0
+        self._transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
         self._decide: Decide = self._plan
 
     def initial_carry(self, num_envs: int) -> Carry:
@@ -107,14 +109,10 @@ class TDMPC2Policy:
         """Plan one action per env; see :meth:`worldloom.core.protocol.Policy.act`."""
         draws = self._draw(len(is_first))
         with torch.inference_mode():
-            inputs = {
-                "prev_mean": self._tensor(carry["prev_mean"]),
-                "goes_on": self._tensor(~np.asarray(is_first, bool)),
-            }
-            inputs |= {f"obs/{key}": self._tensor(obs[key]) for key in self.env.obs} | draws.named(
-                "draws/"
-            )
-            both = self._decide(inputs, explore=explore)["action_and_mean"].cpu().numpy()
+            given = {"prev_mean": carry["prev_mean"], "goes_on": ~np.asarray(is_first, bool)}
+            given |= {f"obs/{key}": obs[key] for key in self.env.obs}
+            inputs = self._tensors(given) | draws.named("draws/")
+            both = self._array(self._decide(inputs, explore=explore)["action_and_mean"])
         return ActOutput(
             self._split_action(both[:, 0]), {"prev_mean": np.ascontiguousarray(both[:, 1:])}
         )
@@ -196,6 +194,17 @@ class TDMPC2Policy:
             key: np.ascontiguousarray(part.reshape(len(flat), *spec.shape), np.float32)
             for (key, spec), part in zip(self.env.action.items(), parts, strict=True)
         }
+
+    def _tensors(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+        if self._transfer is not None:
+            return self._transfer.to_device(arrays)
+        return {name: self._tensor(array) for name, array in arrays.items()}
+
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        if self._transfer is not None:
+            return self._transfer.to_host({"": tensor})[""]
+        found: np.ndarray = tensor.cpu().numpy()
+        return found
 
     def _tensor(self, array: Any) -> Tensor:
         """A tensor on this device; host arrays are copied, because rows may be read-only."""

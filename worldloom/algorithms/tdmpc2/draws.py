@@ -199,8 +199,8 @@ def dropout_multiplier(shape: tuple[int, ...], rate: float, generator: torch.Gen
     size = math.prod(shape)
     count = math.ceil(size * rate + 8 * math.sqrt(size * rate) + 8)
     uniform = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
-    gaps = torch.log1p(-uniform).div_(math.log1p(-rate)).floor_().add_(1)
-    position = gaps.cumsum(0).sub_(1).clamp_max_(size).long()
+    gaps = torch.log1p(-uniform).div_(math.log1p(-rate)).floor_().add_(1).long()
+    position = gaps.cumsum(0).sub_(1).clamp_max_(size)  # of integers it is deterministic anywhere
     keep = torch.full((size + 1,), 1 / (1 - rate), device=generator.device)
     return keep.index_fill_(0, position, 0.0)[:size].view(shape)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from worldloom.algorithms.tdmpc2.config import Architecture
 from worldloom.algorithms.tdmpc2.encoder import IMAGE_SIZE
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks, make_critics
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.specs import OBS, ArraySpec
 from worldloom.nn.ensemble import EnsembleMLP
@@ -120,7 +121,7 @@ def load_official(
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"{path}: not a readable PyTorch file of tensors ({type(error).__name__}: {reason})"
         ) from error

@@ -15,6 +15,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.protocol import AgentSpec, SamplingSpec
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.config import family_of
 
 __all__ = [
     "ARCHITECTURE",
@@ -217,12 +218,15 @@ PRESETS: Mapping[str, Callable[[], TDMPC2AgentConfig]] = {name: _preset(name) fo
 
 
 def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
-    """Fill in every setting that follows the environment.
+    """Fill in every setting that follows the environment: the task, not how it was spelled.
+
+    Gymnasium's tasks have the settings that the authors give their Gymnasium tasks (``rho`` 0.7,
+    discount at most 0.99), all others those of the paper.
 
     The derived discount is ``clip((f - 1) / f, discount_min, discount_max)`` with ``f =
     episode_limit / discount_denom``, in agent steps; without a known limit it is ``discount_max``.
     """
-    is_gym = env.name.startswith("gym:")
+    is_gym = family_of(env.name) == "gym"
     discount_max = (
         config.discount_max if config.discount_max is not None else (0.99 if is_gym else 0.995)
     )

@@ -1,5 +1,5 @@
-"""Episodes in files that other programs read and write: one door for every format, chosen by the
-name of the file.
+"""Episodes in files that other programs read and write: one reader and one writer for every
+format, chosen by the name of the file.
 
     FILE.npz          the library's own (``ReplayBuffer.save``): one array of each kind
     FILE.parquet      every column of every row, as stored; needs pyarrow, which Ray brings

@@ -13,6 +13,7 @@ from worldloom.algorithms.registry import agent_spec, env_defaults, make_agent_c
 from worldloom.algorithms.tdmpc2.spec import PRESETS, TDMPC2AgentConfig, resolve
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import ArraySpec
+from worldloom.envs.config import EnvConfig
 
 
 def config_of(preset: str, **changes: Any) -> TDMPC2AgentConfig:
@@ -34,11 +35,31 @@ def test_official_settings_on_a_control_suite_task() -> None:
     assert env_defaults(config_of("5m"))["dmc"]["action_repeat"] == 2
 
 
-def test_gym_tasks_have_a_lower_discount_cap_and_a_slower_decay() -> None:
-    gym = resolve(config_of("5m"), make_env(name="gym:HalfCheetah-v5", episode_limit=1000))
-    dmc = resolve(config_of("5m"), make_env(episode_limit=1000))
-    assert (gym.discount, gym.rho) == (0.99, 0.7)
-    assert (dmc.discount, dmc.rho) == (0.995, 0.5)
+@pytest.mark.parametrize(
+    ("spelling", "settings"),
+    [
+        ("gym:HalfCheetah-v5", (0.99, 0.7)),
+        ("mujoco:HalfCheetah-v5", (0.99, 0.7)),
+        ("HalfCheetah-v5", (0.99, 0.7)),
+        (" gym:HalfCheetah-v5", (0.99, 0.7)),
+        ("dmc:cheetah-run", (0.995, 0.5)),
+        ("toy:point", (0.995, 0.5)),
+        ("rllib:cheetah", (0.995, 0.5)),
+        ("my_envs:Cheetah", (0.995, 0.5)),
+    ],
+)
+def test_settings_follow_the_task_and_not_its_spelling(
+    spelling: str, settings: tuple[float, float]
+) -> None:
+    resolved = resolve(config_of("5m"), make_env(name=spelling, episode_limit=1000))
+    assert (resolved.discount, resolved.rho) == settings
+
+
+def test_env_settings_follow_the_task_and_not_its_spelling() -> None:
+    published = env_defaults(config_of("5m"))
+    spellings = ("HalfCheetah-v5", "gym:HalfCheetah-v5", "mujoco:HalfCheetah-v5")
+    filled = [EnvConfig(env=env).with_defaults(published).settings() for env in spellings]
+    assert filled[0] == filled[1] == filled[2] == dict(published["gym"])
 
 
 def test_without_a_known_limit_the_discount_is_the_highest() -> None:

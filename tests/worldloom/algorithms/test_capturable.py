@@ -1,0 +1,160 @@
+"""Every preset's update and decision can be recorded as a CUDA graph, and how many launches it has.
+
+Traced on a device without values: see ``tests.tracing``.
+"""
+
+import pytest
+import torch
+
+from tests.tracing import Launches, blank_batch, valueless
+from worldloom.algorithms.registry import agent_names, make_agent, make_agent_config, make_policy
+from worldloom.core.protocol import CapturableUpdate
+from worldloom.core.specs import ArraySpec, EnvSpec
+
+VECTOR = EnvSpec(
+    name="vector",
+    obs={"obs": ArraySpec((24,))},
+    action={"action": ArraySpec((6,))},
+    episode_limit=500,
+    may_terminate=False,
+)
+EPISODIC = EnvSpec(
+    name="episodic", obs={"obs": ArraySpec((11,))}, action={"action": ArraySpec((3,))}
+)
+IMAGE = EnvSpec(
+    name="image",
+    obs={"obs": ArraySpec((64, 64, 3), "uint8")},
+    action={"action": ArraySpec((), "int64", (6,))},
+    episode_limit=1000,
+)
+STACK = EnvSpec(
+    name="stack",
+    obs={"obs": ArraySpec((64, 64, 9), "uint8")},
+    action={"action": ArraySpec((6,))},
+    episode_limit=500,
+)
+SHORT = {"batch_size": 3, "batch_length": 5, "imagine_length": 2}
+"""Fewer steps are fewer rounds of the same loop."""
+CASES = [
+    (name, env)
+    for name in agent_names()
+    for env in (
+        VECTOR,
+        *((EPISODIC, IMAGE if name == "dreamerv3:ci" else STACK) if name.endswith(":ci") else ()),
+    )
+]
+UPDATE_BUDGET = {
+    ("dreamerv3:size12m", "image"): 6_600,
+    ("dreamerv3:size12m", "vector"): 6_320,
+    ("tdmpc2:5m", "vector"): 800,
+}
+DECISION_BUDGET = {
+    ("dreamerv3:size12m", "image"): 160,
+    ("dreamerv3:size12m", "vector"): 160,
+    ("tdmpc2:5m", "vector"): 1_330,
+}
+
+
+def made(make, name, env, **settings):
+    with torch.device("meta"):
+        return make(
+            make_agent_config(name, {"precision": "float32", **settings}), env, device="meta"
+        )
+
+
+def launches_of_update(monkeypatch, name, env, **settings) -> Launches:
+    with valueless(monkeypatch):
+        agent = made(make_agent, name, env, **settings)
+        assert isinstance(agent, CapturableUpdate)
+        batch = blank_batch(agent, env)
+        if name.startswith("tdmpc2"):  # its optimizers make their moments in the first update
+            agent.train_step(batch)
+        with Launches() as launches:
+            agent.train_step(batch)
+    return launches
+
+
+def launches_of_decision(monkeypatch, name, env) -> Launches:
+    launches = Launches()
+
+    class Enough(Exception):
+        pass
+
+    def watched(decide):
+        def run(inputs, *, explore):
+            with launches:
+                decide(inputs, explore=explore)
+            raise Enough
+
+        return run
+
+    with valueless(monkeypatch):
+        policy = made(make_policy, name, env)
+        policy.decide_through(watched)
+        obs = {key: spec.zeros(4) for key, spec in env.obs.items()}
+        is_first = torch.zeros(4, dtype=torch.bool).numpy()
+        carry = policy.initial_carry(4)
+        carry = {
+            k: v if isinstance(v, torch.Tensor) else torch.from_numpy(v) for k, v in carry.items()
+        }
+        with pytest.raises(Enough):
+            policy.act(obs, carry, is_first, explore=True)
+    return launches
+
+
+@pytest.mark.parametrize(("name", "env"), CASES, ids=[f"{n}-{e.name}" for n, e in CASES])
+def test_every_presets_update_can_be_recorded(monkeypatch, name, env):
+    short = SHORT if name.startswith("dreamerv3") else {}
+    assert launches_of_update(monkeypatch, name, env, **short).total > 100
+
+
+@pytest.mark.parametrize(("name", "env"), CASES, ids=[f"{n}-{e.name}" for n, e in CASES])
+def test_every_presets_decision_can_be_recorded(monkeypatch, name, env):
+    launches = launches_of_decision(monkeypatch, name, env)
+    assert 20 < launches.total <= DECISION_BUDGET.get((name, env.name), 10_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "env"),
+    [(n, e) for n in ("dreamerv3:size12m",) for e in (VECTOR, IMAGE)] + [("tdmpc2:5m", VECTOR)],
+)
+def test_an_update_keeps_to_its_budget_of_launches(monkeypatch, name, env):
+    launches = launches_of_update(monkeypatch, name, env)
+    most = launches.count.most_common(8)
+    assert launches.total <= UPDATE_BUDGET[name, env.name], f"mostly {most}"
+
+
+@pytest.mark.parametrize(
+    ("name", "env"),
+    [
+        ("dreamerv3:ci", VECTOR),
+        ("dreamerv3:ci", IMAGE),
+        ("tdmpc2:ci", EPISODIC),
+        ("tdmpc2:ci", STACK),
+    ],
+)
+def test_deterministic_mode_meets_no_operator_that_torch_refuses(monkeypatch, name, env):
+    torch.use_deterministic_algorithms(True)
+    try:
+        launches_of_update(monkeypatch, name, env, **(SHORT if "dreamer" in name else {}))
+        launches_of_decision(monkeypatch, name, env)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda x: x * float(x.sum()), "item"),
+        (lambda x: x[x[:, 0] > 0], "nonzero"),
+        (lambda x: x + torch.zeros(1).to("meta"), "touches"),
+        (lambda x: x.cumsum(0), "deterministic"),
+    ],
+)
+def test_the_trace_can_fail(wrong, says):
+    torch.use_deterministic_algorithms(True)
+    try:
+        with Launches(), pytest.raises((AssertionError, RuntimeError), match=says):
+            wrong(torch.ones(2, 2, device="meta"))
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,38 @@
+"""A gateway that listens, with fakes behind it."""
+
+import contextlib
+
+from tests.worldloom_dist.gateway.parts import Rig
+from worldloom_dist.gateway.server import Access, GatewayServer
+from worldloom_dist.gateway.thread import GatewayThread
+
+
+class Live:
+    """A server in a thread of its own."""
+
+    def __init__(self, access=None, port=0, **rig) -> None:
+        def make():
+            self.rig = Rig(**rig)
+            return GatewayServer(self.rig.gateway, access or Access())
+
+        self.thread = GatewayThread(make, port)
+        self.address = f"127.0.0.1:{self.thread.port}"
+
+    def kill(self) -> None:
+        """End without a word, as a process that is killed does."""
+
+        async def end():
+            await self.thread.server._server.stop(None)
+
+        self.thread.call(end())
+        self.thread._end()
+
+
+@contextlib.contextmanager
+def live(access=None, **rig):
+    server = Live(access, **rig)
+    try:
+        yield server
+    finally:
+        if not server.thread.loop.is_closed():
+            server.thread.stop(1.0)

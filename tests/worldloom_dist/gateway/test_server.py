@@ -1,0 +1,176 @@
+"""Who is let in, and what a stranger is told."""
+
+import zlib
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.worldloom_client.live import live
+from tests.worldloom_dist.gateway.certificates import make_authority, make_signed
+from tests.worldloom_dist.gateway.parts import question
+from worldloom.core.exceptions import ConfigurationError
+from worldloom_client import RefusedError, UnavailableError, connect
+from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
+from worldloom_dist.gateway.health import Request, Response
+from worldloom_dist.gateway.server import Access
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    authority = make_authority(folder)
+    make_signed(folder, authority, "server")
+    make_signed(folder, authority, "robot")
+    make_signed(folder, make_authority(folder, "other"), "stranger")
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(TOKEN + "\n")
+    return folder
+
+
+def call(channel, name, request, secret=b"", **more):
+    unary = channel.unary_unary(
+        method("PolicyService", name),
+        request_serializer=lambda data: data,
+        response_deserializer=message(f"{name}Response").FromString,
+    )
+    data = request if isinstance(request, bytes) else request.SerializeToString()
+    metadata = ((SESSION_KEY, secret),) if secret else ()
+    return unary(data, metadata=metadata, timeout=10, **more)
+
+
+def test_tls_and_a_token_let_the_right_ones_in(files) -> None:
+    access = Access(
+        host="127.0.0.1",
+        certificate=files / "server.pem",
+        key=files / "server.key",
+        token_file=files / "token",
+    )
+    access.check()
+    obs = np.zeros(3, np.float32)
+    with live(access) as server:
+        with connect(server.address, ca=files / "ca.pem", token=files / "token") as session:
+            session.act(obs)
+        with connect(server.address, ca=files / "ca.pem", token=TOKEN) as session:
+            session.act(obs)
+        for token in (None, "cat", TOKEN[:-1]):
+            with pytest.raises(RefusedError, match="bearer token is missing or wrong") as caught:
+                connect(server.address, ca=files / "ca.pem", token=token, timeout_s=5)
+            assert caught.value.code == "UNAUTHENTICATED"
+        with pytest.raises(UnavailableError):
+            connect(server.address, timeout_s=0.5)  # plain text to TLS
+        with pytest.raises(UnavailableError):
+            connect(server.address, ca=files / "other.pem", token=TOKEN, timeout_s=0.5)
+        credentials = grpc.ssl_channel_credentials((files / "ca.pem").read_bytes())
+        with grpc.secure_channel(server.address, credentials) as channel:
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=Request.SerializeToString,
+                response_deserializer=Response.FromString,
+            )
+            assert check(Request(), timeout=10).status == 1  # probes have no token
+
+
+def test_clients_may_have_to_show_a_certificate(files) -> None:
+    access = Access(
+        certificate=files / "server.pem", key=files / "server.key", client_ca=files / "ca.pem"
+    )
+    obs = np.zeros(3, np.float32)
+    own = {"certificate": files / "robot.pem", "key": files / "robot.key"}
+    wrong = {"certificate": files / "stranger.pem", "key": files / "stranger.key"}
+    with live(access) as server:
+        with connect(server.address, ca=files / "ca.pem", **own) as session:
+            session.act(obs)
+        for more in ({}, wrong):
+            with pytest.raises(UnavailableError):
+                connect(server.address, ca=files / "ca.pem", timeout_s=0.5, **more)
+
+
+def test_what_is_not_safe_is_refused_before_anything_starts(files, tmp_path) -> None:
+    open_token = tmp_path / "token"
+    open_token.write_text(TOKEN)
+    open_token.chmod(0o644)
+    short = tmp_path / "short"
+    short.touch(mode=0o600)
+    short.write_text("abc")
+    tls = {"certificate": files / "server.pem", "key": files / "server.key"}
+    for more, says in (
+        ({"host": "0.0.0.0"}, "can be reached from other machines"),
+        ({"host": "192.168.1.1", **tls}, "token-file"),
+        ({"host": "gateway.example.com", "token_file": files / "token"}, "tls-cert"),
+        ({"host": "::", "token_file": files / "token"}, "tls-cert"),
+        ({"certificate": files / "server.pem"}, "go together"),
+        ({"client_ca": files / "ca.pem"}, "only over TLS"),
+        ({"token_file": tmp_path / "nothing"}, "cannot be read"),
+        ({"token_file": open_token}, "can be read by others"),
+        ({"token_file": short}, "at least 16"),
+        ({"certificate": open_token, "key": files / "server.key"}, "no certificate in PEM form"),
+        ({"certificate": files / "server.pem", "key": files / "server.pem"}, "private key"),
+    ):
+        with pytest.raises(ConfigurationError, match=says):
+            Access(**more).check()
+    for host in ("127.0.0.1", "::1", "localhost"):
+        Access(host=host).check()
+
+
+def test_strangers_are_told_a_code_and_a_sentence() -> None:
+    with live() as server, grpc.insecure_channel(server.address) as channel:
+        opened = call(
+            channel,
+            "Open",
+            message("OpenRequest")(client="test", num_envs=1, explore=True, store=True),
+        )
+        good = question([(0, 0, np.zeros(3), 0.0, True, False, False)])
+        nan = question([(0, 0, np.full(3, np.nan), 0.0, True, False, False)])
+        wrong_shape = question([(0, 0, np.zeros(4), 0.0, True, False, False)])
+        wrong_type = message("ActRequest")()
+        wrong_type.CopyFrom(good)
+        wrong_type.obs[0].CopyFrom(encode_tensor(np.zeros((1, 3), np.int64)))
+        two = message("ActRequest")()
+        two.CopyFrom(good)
+        two.obs.add().CopyFrom(good.obs[0])
+        bomb = message("ActRequest")()
+        bomb.CopyFrom(good)
+        bomb.obs[0].encoding = 1
+        bomb.obs[0].data = zlib.compress(bytes(10**7))
+        for name, request, secret, code, says in (
+            ("Act", good, b"", "UNAUTHENTICATED", "no secret came"),
+            ("Act", good, b"x" * 70, "UNAUTHENTICATED", "not given out by this run"),
+            ("Act", good, b"x" * 10_000, "UNAUTHENTICATED", "not given out"),
+            ("Act", b"\xff\xff\xff", opened.secret, "INVALID_ARGUMENT", "are no ActRequest"),
+            ("Act", nan, opened.secret, "INVALID_ARGUMENT", "obs 'obs': holds numbers that"),
+            ("Act", wrong_shape, opened.secret, "INVALID_ARGUMENT", "got float32 [1, 4], expected"),
+            ("Act", wrong_type, opened.secret, "INVALID_ARGUMENT", "got int64 [1, 3], expected"),
+            ("Act", two, opened.secret, "INVALID_ARGUMENT", "got 2 arrays, expected 1: obs"),
+            ("Act", bomb, opened.secret, "INVALID_ARGUMENT", "decompresses to another size"),
+            ("Open", b"\x08", b"", "INVALID_ARGUMENT", "are no OpenRequest"),
+            ("Close", b"", b"y" * 50, "UNAUTHENTICATED", "not given out"),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(channel, name, request, secret)
+            assert caught.value.code().name == code, (name, code)
+            details = caught.value.details()
+            assert says in details
+            assert "Traceback" not in details
+            assert len(details.splitlines()) == 1
+        assert len(call(channel, "Act", good, opened.secret).action) == 1
+        call(channel, "Close", b"", opened.secret)
+        with pytest.raises(grpc.RpcError, match="it was closed"):
+            call(channel, "Act", good, opened.secret)
+        large = bytes(40 * 2**20)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, "Act", large, opened.secret)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    from tests.worldloom_client.live import Live
+
+    with (
+        live() as server,
+        pytest.raises(ConfigurationError, match=r"nothing can listen at 127\.0\.0\.1"),
+    ):
+        Live(port=server.thread.port)

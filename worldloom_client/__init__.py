@@ -1,0 +1,20 @@
+"""Act with the policy of a worldloom run from any program, and feed its replay. Needs grpcio,
+protobuf and numpy; neither torch nor Ray.
+"""
+
+from worldloom_client.driving import Episode, drive
+from worldloom_client.errors import ClientError, RefusedError, UnavailableError, WireError
+from worldloom_client.session import Session, connect
+from worldloom_client.settings import Settings
+
+__all__ = [
+    "ClientError",
+    "Episode",
+    "RefusedError",
+    "Session",
+    "Settings",
+    "UnavailableError",
+    "WireError",
+    "connect",
+    "drive",
+]

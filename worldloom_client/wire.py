@@ -1,0 +1,233 @@
+"""Messages of ``proto/worldloom/gateway/v1/gateway.proto``, and arrays in them.
+
+The message classes are made from the compiled description beside this file (``gateway.binpb``)
+when it is imported. There is no generated Python code, which would bind this package to the one
+major version of protobuf that it was generated for.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from worldloom_client.errors import WireError
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "NUMBER_OF",
+    "PACKAGE",
+    "POOL",
+    "SESSION_KEY",
+    "SOURCES",
+    "Spec",
+    "decode_tensor",
+    "encode_tensor",
+    "fingerprint",
+    "message",
+    "method",
+    "named",
+    "specs_of",
+    "to_message",
+]
+
+PACKAGE = "worldloom.gateway.v1"
+SESSION_KEY = "worldloom-session-bin"
+"""Metadata key of a session's secret."""
+MAX_MESSAGE_BYTES = 32 * 2**20
+SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4}
+"""Names of ``Source`` for people."""
+ZLIB = 1
+COMPRESS_FROM_BYTES = 4096
+DTYPES = {1: "bool", 2: "uint8", 3: "int32", 4: "int64", 5: "float32", 6: "float64"}
+NUMBER_OF = {np.dtype(name): number for number, name in DTYPES.items()}
+
+
+def _pool() -> descriptor_pool.DescriptorPool:
+    data = resources.files(__package__).joinpath("gateway.binpb").read_bytes()
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+        pool.AddSerializedFile(file.SerializeToString())
+    return pool
+
+
+POOL = _pool()
+
+
+def message(name: str) -> Any:
+    """The class of a message of the package, for example ``ActRequest``."""
+    found = POOL.FindMessageTypeByName(f"{PACKAGE}.{name}")
+    return message_factory.GetMessageClass(found)
+
+
+def method(service: str, name: str) -> str:
+    """Path of a method, for example of ``PolicyService`` and ``Act``."""
+    return f"/{PACKAGE}.{service}/{name}"
+
+
+Tensor = message("Tensor")
+TensorSpec = message("TensorSpec")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One array of an observation or an action.
+
+    Args:
+        name: Its key.
+        shape: Of one env.
+        dtype: As numpy names it.
+        num_classes: Choices of each component of a discrete action; empty for a continuous one,
+            which lies in [-1, 1].
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    num_classes: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array of one env."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "num_classes": list(self.num_classes),
+        }
+
+
+def to_message(spec: Spec) -> Any:
+    """A spec as it travels."""
+    return TensorSpec(
+        name=spec.name,
+        dtype=NUMBER_OF[np.dtype(spec.dtype)],
+        shape=spec.shape,
+        num_classes=spec.num_classes,
+    )
+
+
+def specs_of(messages: Iterable[Any]) -> list[Spec]:
+    """Specs that came.
+
+    Raises:
+        WireError: If one has a dtype that this version does not know.
+    """
+    return [
+        Spec(m.name, tuple(m.shape), _dtype(m.dtype, m.name).name, tuple(m.num_classes))
+        for m in messages
+    ]
+
+
+def fingerprint(obs: Sequence[Spec], action: Sequence[Spec]) -> str:
+    """Names, dtypes, shapes and choices as text, one line for each array."""
+    lines = []
+    for group, specs in (("obs", obs), ("action", action)):
+        for spec in specs:
+            choices = f" of {list(spec.num_classes)}" if spec.num_classes else ""
+            lines.append(f"{group} {spec.name!r} = {spec.dtype}{list(spec.shape)}{choices}")
+    return "\n".join(lines)
+
+
+def encode_tensor(array: np.ndarray, *, compress: bool = False) -> Any:
+    """An array as it travels.
+
+    Args:
+        array: Any shape; one of the dtypes of the wire.
+        compress: Where that is worth it (from 4 KiB on).
+
+    Raises:
+        WireError: If the wire does not know the dtype.
+    """
+    number = NUMBER_OF.get(array.dtype)
+    if number is None:
+        raise WireError(
+            f"dtype {array.dtype} cannot be sent; allowed: {', '.join(DTYPES.values())}"
+        )
+    data = np.ascontiguousarray(array).tobytes()
+    encoding = 0
+    if compress and len(data) >= COMPRESS_FROM_BYTES:
+        data = zlib.compress(data, 1)
+        encoding = ZLIB
+    return Tensor(dtype=number, shape=array.shape, data=data, encoding=encoding)
+
+
+def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
+    """An array that came, if it is what the spec promises. Nothing is allocated before its size is
+    known to be right, however it was compressed.
+
+    Args:
+        tensor: The message.
+        spec: What it must be.
+        lead: Leading axes before ``spec.shape``.
+        what: Its name for error messages, for example ``obs 'camera'``.
+
+    Returns:
+        ``[*lead, *spec.shape]``, read-only.
+
+    Raises:
+        WireError: Names what came and what was expected.
+    """
+    shape = (*lead, *spec.shape)
+    expected = f"{spec.dtype} {list(shape)}"
+    dtype = _dtype(tensor.dtype, what)
+    if dtype != np.dtype(spec.dtype) or tuple(tensor.shape) != shape:
+        got = f"{dtype} {list(tensor.shape)[:8]}"
+        raise WireError(f"{what}: got {got}, expected {expected}")
+    size = math.prod(shape) * dtype.itemsize
+    data = tensor.data
+    if tensor.encoding == ZLIB:
+        data = _inflate(data, size, what)
+    elif tensor.encoding != 0:
+        raise WireError(f"{what}: encoding {tensor.encoding} is not known; use 0 (raw) or 1 (zlib)")
+    if len(data) != size:
+        raise WireError(f"{what}: got {len(data)} bytes, expected {size} for {expected}")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise WireError(f"{what}: holds numbers that are not finite, expected finite ones")
+    return array
+
+
+def _dtype(number: int, what: str) -> np.dtype[Any]:
+    name = DTYPES.get(number)
+    if name is None:
+        raise WireError(f"{what}: dtype number {number} is not known to this version")
+    return np.dtype(name)
+
+
+def _inflate(data: bytes, size: int, what: str) -> bytes:
+    worker = zlib.decompressobj()
+    try:
+        found = worker.decompress(data, size + 1)
+    except zlib.error as error:
+        raise WireError(f"{what}: does not decompress ({error})") from error
+    if len(found) != size or not worker.eof:
+        raise WireError(f"{what}: decompresses to another size than the {size} bytes expected")
+    return found
+
+
+def named(
+    specs: Sequence[Spec], tensors: Sequence[Any], lead: tuple[int, ...], what: str
+) -> Mapping[str, np.ndarray]:
+    """Arrays by key, of tensors in the order of the specs.
+
+    Raises:
+        WireError: If there are too many or too few, or one is not as promised.
+    """
+    if len(tensors) != len(specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise WireError(f"{what}: got {len(tensors)} arrays, expected {len(specs)}: {names}")
+    return {
+        spec.name: decode_tensor(tensor, spec, lead, f"{what} {spec.name!r}")
+        for spec, tensor in zip(specs, tensors, strict=True)
+    }

@@ -1,0 +1,357 @@
+"""The gateway without its transport: sessions and their leases.
+
+    client --Open--> session --Act--> answers, rows --> replay
+    silent for a lease: the session is closed, its episodes count as truncated
+    gateway dies: the client opens with `resume` here or elsewhere; the old streams are fenced
+        at their shard, which says how far they got, and the session goes on from there
+
+Lives on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from worldloom.core.exceptions import StateError
+from worldloom.core.metrics import MetricMap
+from worldloom.core.sequence import PolicyVersion, StreamId
+from worldloom_client.wire import message
+from worldloom_dist.gateway.contract import Contract
+from worldloom_dist.gateway.decisions import Decider
+from worldloom_dist.gateway.meter import GatewayMeter
+from worldloom_dist.gateway.questions import read_question
+from worldloom_dist.gateway.refusal import RefusalError
+from worldloom_dist.gateway.replies import act_response, open_response
+from worldloom_dist.gateway.secret import Claim
+from worldloom_dist.gateway.session import Session
+from worldloom_dist.gateway.stream import Append, StreamSender
+from worldloom_dist.ports import FIRST_GATEWAY_SLOT
+
+__all__ = ["Fence", "Gateway"]
+
+logger = logging.getLogger(__name__)
+
+TEND_EVERY_S = 0.25
+REMEMBERED = 4096
+"""Opens and sessions that are over, of which it is known what became of them."""
+KEY_BYTES = 16
+LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+DRAIN_S = 10.0
+
+Fence = Callable[[int, int], Awaitable[Mapping[int, int]]]
+"""Takes slot and incarnation of streams that no one may write any more; answers per env the step
+after the last one that is stored, where it knows of one.
+"""
+
+
+class Gateway:
+    """Sessions of one gateway.
+
+    Args:
+        contract: What clients are promised.
+        decide: Answers; see :class:`worldloom_dist.gateway.decisions.Decider`.
+        version: The weights that act, as far as is known.
+        key: Signs the secrets of sessions; the same for all gateways of a run.
+        append: Stores a chunk; None where nothing is stored.
+        fence: Closes the streams of a gateway that is gone.
+        forget: Told the slot of a session that is over.
+        index: Which gateway of the run.
+        incarnation: Of this process; no process of this gateway may have the same.
+        chunk_rows, max_chunk_age_s: When a chunk is closed.
+        may_explore: False where sessions act only as evaluations do.
+        clock: Monotonic seconds.
+
+    Attributes:
+        meter: What it counts.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        decide: Decider,
+        version: Callable[[], PolicyVersion],
+        *,
+        key: bytes,
+        append: Append | None = None,
+        fence: Fence | None = None,
+        forget: Callable[[int], object] = lambda _: None,
+        index: int = 0,
+        incarnation: int = 0,
+        chunk_rows: int = 64,
+        max_chunk_age_s: float = 1.0,
+        may_explore: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.contract = contract
+        self.meter = GatewayMeter(contract.env_spec.action_repeat)
+        self._decide = decide
+        self._version = version
+        self._key = key
+        self._append = append
+        self._fence = fence
+        self._forget = forget
+        self._chunk_rows = chunk_rows
+        self._max_age_s = max_chunk_age_s
+        self._may_explore = may_explore
+        self._clock = clock
+        self._sessions: dict[bytes, Session] = {}
+        self._over: OrderedDict[bytes, str] = OrderedDict()
+        self._opened: OrderedDict[bytes, asyncio.Task[Any]] = OrderedDict()
+        self._free_slots: list[int] = []
+        self._next_slot = FIRST_GATEWAY_SLOT * (1 + index)
+        self._next_incarnation = incarnation << 24
+        self._ending: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+        self._answer_s = 0.0
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that are open."""
+        return len(self._sessions)
+
+    def describe(self) -> Any:
+        """The ``DescribeResponse``."""
+        return self.contract.describe(self._version())
+
+    async def open(self, request: Any) -> Any:
+        """Open a session, or resume one; an Open that comes again is the same.
+
+        Raises:
+            RefusalError: Says why not.
+        """
+        self._check_open(request)
+        key = request.idempotency_key
+        if not key:
+            return await self._open(request)
+        task = self._opened.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._opened[key] = asyncio.ensure_future(self._open(request))
+            while len(self._opened) > REMEMBERED:
+                self._opened.popitem(last=False)
+        return await asyncio.shield(task)
+
+    def session(self, secret: bytes) -> Session:
+        """The session of a secret.
+
+        Raises:
+            RefusalError: If there is none, and why.
+        """
+        session = self._sessions.get(secret)
+        if session is not None:
+            return session
+        if not secret:
+            raise RefusalError("UNAUTHENTICATED", "session: no secret came with the call")
+        Claim.of(secret, self._key)
+        why = self._over.get(secret, "this gateway does not know it")
+        raise RefusalError("NOT_FOUND", f"session: {why}; open it again with `resume`")
+
+    async def act(self, secret: bytes, request: Any) -> Any:
+        """Answer an ``ActRequest``.
+
+        Raises:
+            RefusalError: Says why not.
+        """
+        started = self._clock()
+        session = self.session(secret)
+        question = read_question(request, self.contract, session.claim.num_envs)
+        answer = await session.ask(question)
+        seconds = self._clock() - started
+        self._answer_s += 0.1 * (seconds - self._answer_s)
+        self.meter.answered(seconds, is_held=answer.hold_s > 0)
+        return act_response(answer, self.contract)
+
+    async def close(self, secret: bytes) -> Any:
+        """End a session; returns the ``CloseResponse`` when its rows are stored, or after a time.
+
+        Raises:
+            RefusalError: If there is none.
+        """
+        session = self.session(secret)
+        ending = self._end(secret, session, "closed", "it was closed")
+        await asyncio.wait([ending], timeout=DRAIN_S)
+        return message("CloseResponse")(
+            position=[
+                message("EnvPosition")(env=env, stored=stored, next_step=step)
+                for env, (stored, step) in enumerate(session.positions)
+            ]
+        )
+
+    async def tend_for_ever(self) -> None:
+        """Send old chunks, and end sessions whose clients are silent."""
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            self.tend()
+
+    def tend(self) -> None:
+        """Once what :meth:`tend_for_ever` does again and again."""
+        now = self._clock()
+        lease_s = self.contract.limits.lease_s
+        for secret, session in list(self._sessions.items()):
+            if session.is_fenced:
+                session.cancel()
+                self._end(secret, session, "fenced", "it goes on at another gateway")
+            elif not session.is_busy and now - session.heard_s > lease_s:
+                logger.info("session of %s is silent and ends", session.label)
+                self._end(secret, session, "lease", f"its lease of {lease_s:g} s is over")
+            else:
+                session.tend()
+
+    async def drain(self, within_s: float = DRAIN_S) -> int:
+        """End every session and wait for its rows; returns the rows that could not be stored."""
+        self._is_draining = True
+        sessions = list(self._sessions.items())
+        for secret, session in sessions:
+            self._end(secret, session, "closed", "this gateway ends")
+        if self._ending:
+            await asyncio.wait(list(self._ending), timeout=within_s)
+        return sum(session.unstored for _, session in sessions)
+
+    def drain_metrics(self) -> tuple[MetricMap, dict[str, Any]]:
+        """Metrics and facts since the last call."""
+        return self.meter.drain(len(self._sessions))
+
+    @property
+    def unstored(self) -> int:
+        """Rows that would be lost if this process died now and their clients never came back."""
+        return sum(session.unstored for session in self._sessions.values())
+
+    # ---- opening and ending ----
+
+    def _check_open(self, request: Any) -> None:
+        limits = self.contract.limits
+        if self._is_draining:
+            raise RefusalError("UNAVAILABLE", "this gateway ends; open the session at another one")
+        if not LABEL.fullmatch(request.client):
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"client: got {request.client[:80]!r}, expected 1 to 64 letters, digits, _ . or -",
+            )
+        if not 1 <= request.num_envs <= limits.max_envs:
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"num_envs: got {request.num_envs}, expected 1 to {limits.max_envs}",
+            )
+        if len(request.idempotency_key) not in (0, KEY_BYTES):
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"idempotency_key: got {len(request.idempotency_key)} bytes, expected {KEY_BYTES}",
+            )
+        if request.store and self._append is None:
+            raise RefusalError(
+                "FAILED_PRECONDITION", "store: this server stores no rows; open with store = false"
+            )
+        if request.explore and not self._may_explore:
+            raise RefusalError(
+                "FAILED_PRECONDITION",
+                "explore: this server acts without noise; open with explore = false, or start it "
+                "with --explore",
+            )
+        self.contract.check_fingerprint(request.fingerprint)
+
+    async def _open(self, request: Any) -> Any:
+        known = self._sessions.get(request.resume)
+        if known is not None:
+            known.touch()
+            self.meter.opened(is_resumed=True)
+            return self._response(request.resume, known, request)
+        begin = await self._begin_of(request) if request.resume else None
+        limit = self.contract.limits.max_sessions
+        if len(self._sessions) >= limit:
+            raise RefusalError(
+                "RESOURCE_EXHAUSTED", f"sessions: all {limit} are open; close one, or come later"
+            )
+        slot = self._free_slots.pop() if self._free_slots else self._take_slot()
+        self._next_incarnation += 1
+        claim = Claim(
+            slot,
+            self._next_incarnation,
+            request.num_envs,
+            request.store,
+            request.explore,
+            begin if begin is not None and any(begin) else [],
+        )
+        session = Session(
+            claim,
+            self.contract,
+            self._decide,
+            sender=lambda env: self._sender(claim, env),
+            chunk_rows=self._chunk_rows,
+            meter=self.meter,
+            begin=begin,
+            label=request.client,
+            clock=self._clock,
+        )
+        secret = claim.sign(self._key)
+        self._sessions[secret] = session
+        self.meter.opened(is_resumed=begin is not None)
+        return self._response(secret, session, request)
+
+    async def _begin_of(self, request: Any) -> list[int]:
+        """The steps from which a session goes on that another process had."""
+        claim = Claim.of(request.resume, self._key)
+        if claim.num_envs != request.num_envs:
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"num_envs: got {request.num_envs}, and the session that is resumed has "
+                f"{claim.num_envs}",
+            )
+        known: Mapping[int, int] = {}
+        if claim.store and self._fence is not None:
+            try:
+                known = await self._fence(claim.slot, claim.incarnation)
+            except StateError as error:
+                raise RefusalError(
+                    "UNAVAILABLE", f"resume: replay does not answer just now ({error}); try again"
+                ) from error
+        return [known.get(env, claim.begin_of(env)) for env in range(claim.num_envs)]
+
+    def _take_slot(self) -> int:
+        slot = self._next_slot
+        self._next_slot += 1
+        return slot
+
+    def _sender(self, claim: Claim, env: int) -> StreamSender | None:
+        if not claim.store or self._append is None:
+            return None
+        return StreamSender(
+            StreamId(claim.slot, claim.incarnation, env),
+            self.contract.columns,
+            self._append,
+            first_step=claim.begin_of(env),
+            chunk_rows=self._chunk_rows,
+            max_age_s=self._max_age_s,
+            on_stored=self.meter.stored,
+            clock=self._clock,
+        )
+
+    def _response(self, secret: bytes, session: Session, request: Any) -> Any:
+        warning = ""
+        if request.control_hz > 0 and self._answer_s > 1.0 / request.control_hz:
+            warning = (
+                f"control_hz: a decision takes {self._answer_s * 1000:.1f} ms here, longer than "
+                f"{1000 / request.control_hz:.1f} ms"
+            )
+        return open_response(secret, session, self.contract, warning)
+
+    def _end(self, secret: bytes, session: Session, reason: str, why: str) -> asyncio.Task[None]:
+        self._sessions.pop(secret, None)
+        self._over[secret] = why
+        while len(self._over) > REMEMBERED:
+            self._over.popitem(last=False)
+        self.meter.ended(reason)
+        session.close()
+        task = asyncio.ensure_future(self._finish(session))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    async def _finish(self, session: Session) -> None:
+        await session.drained()
+        self._free_slots.append(session.claim.slot)
+        self._forget(session.claim.slot)

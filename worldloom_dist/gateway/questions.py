@@ -1,0 +1,147 @@
+"""Reads what clients send: every message is checked before anything is changed by it, and before
+anything of its size is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from worldloom_client.errors import WireError
+from worldloom_client.wire import SOURCES, Spec, named
+from worldloom_dist.gateway.contract import Contract
+from worldloom_dist.gateway.refusal import RefusalError
+
+__all__ = ["Executed", "Question", "read_question"]
+
+SOURCE_NUMBERS = frozenset(SOURCES.values())
+
+
+class Executed(NamedTuple):
+    """What ran in place of an answer, per key, and who chose it."""
+
+    action: Mapping[str, np.ndarray]
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One checked question of ``n`` envs.
+
+    Attributes:
+        envs, steps: ``n`` numbers each.
+        obs: Per key ``[n, ...]``.
+        reward: ``[n]`` float32.
+        is_first, terminated, truncated: ``[n]`` bool.
+        executed: By env.
+        skip_store: Its rows stay out of replay.
+    """
+
+    envs: list[int]
+    steps: list[int]
+    obs: Mapping[str, np.ndarray]
+    reward: np.ndarray
+    is_first: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    executed: Mapping[int, Executed]
+    skip_store: bool
+
+
+def read_question(request: Any, contract: Contract, num_envs: int) -> Question:
+    """Check an ``ActRequest``.
+
+    Args:
+        request: The message.
+        contract: What it must fit.
+        num_envs: Of the session.
+
+    Raises:
+        RefusalError: Says what is wrong with it.
+    """
+    try:
+        return _read(request, contract, num_envs)
+    except WireError as error:
+        raise RefusalError("INVALID_ARGUMENT", str(error)) from error
+
+
+def _read(request: Any, contract: Contract, num_envs: int) -> Question:
+    envs = list(request.env)
+    count = len(envs)
+    if count > num_envs or len(set(envs)) != count:
+        raise WireError(f"env: got {count} envs, expected each of at most {num_envs} once")
+    if count and max(envs) >= num_envs:
+        raise WireError(f"env: got {max(envs)}, expected 0 to {num_envs - 1}")
+    for name in ("step", "reward", "is_first", "terminated", "truncated"):
+        found = len(getattr(request, name))
+        if found != count:
+            raise WireError(f"{name}: got {found} values, expected {count}, one for each env")
+    first = _flags(request, "is_first")
+    terminated = _flags(request, "terminated")
+    truncated = _flags(request, "truncated")
+    reward = np.array(request.reward, np.float32)
+    if not np.isfinite(reward).all():
+        raise WireError("reward: holds numbers that are not finite, expected finite ones")
+    if (first & (terminated | truncated)).any():
+        raise WireError("is_first: a row that begins an episode cannot end it, too")
+    if reward[first].any():
+        raise WireError("reward: got another than 0 where is_first, expected 0")
+    return Question(
+        envs,
+        list(request.step),
+        named(contract.obs, request.obs, (count,), "obs") if count else {},
+        reward,
+        first,
+        terminated,
+        truncated,
+        _read_executed(request, contract, dict(zip(envs, first.tolist(), strict=True))),
+        bool(request.skip_store),
+    )
+
+
+def _flags(request: Any, name: str) -> np.ndarray:
+    values = np.frombuffer(getattr(request, name), np.uint8)
+    if values.size and values.max() > 1:
+        raise WireError(f"{name}: got a byte {values.max()}, expected 0 or 1")
+    return values.astype(bool)
+
+
+def _read_executed(
+    request: Any, contract: Contract, is_first: Mapping[int, bool]
+) -> dict[int, Executed]:
+    if len(request.executed) > len(is_first):
+        raise WireError(
+            f"executed: got {len(request.executed)} entries, expected at most {len(is_first)}"
+        )
+    found: dict[int, Executed] = {}
+    for entry in request.executed:
+        if entry.env not in is_first or entry.env in found:
+            raise WireError(f"executed: env {entry.env} is not asked for, or named twice")
+        if is_first[entry.env]:
+            raise WireError(f"executed: env {entry.env} begins an episode, so nothing ran before")
+        if entry.source not in SOURCE_NUMBERS:
+            names = ", ".join(f"{number} ({name})" for name, number in SOURCES.items())
+            raise WireError(f"executed: source: got {entry.source}, expected one of {names}")
+        action = named(contract.action, entry.action, (), "executed action")
+        for spec in contract.action:
+            _check_action(action[spec.name], spec)
+        found[entry.env] = Executed(action, entry.source)
+    return found
+
+
+def _check_action(action: np.ndarray, spec: Spec) -> None:
+    what = f"executed action {spec.name!r}"
+    if spec.num_classes:
+        most = np.array(spec.num_classes).reshape(spec.shape)
+        if not ((action >= 0) & (action < most)).all():
+            raise WireError(f"{what}: got {action.tolist()}, expected 0 to {(most - 1).tolist()}")
+    elif np.dtype(spec.dtype).kind == "f" and action.size and not _is_bounded(action):
+        raise WireError(f"{what}: got numbers outside of [-1, 1], where actions are")
+
+
+def _is_bounded(action: np.ndarray) -> bool:
+    return math.isfinite(float(action.sum())) and float(np.abs(action).max()) <= 1.0

@@ -1,0 +1,80 @@
+"""The secret of a session: what it names is readable, and signed with the key of the run, so that
+any gateway of the run knows it for one of ours after the one that gave it out is gone.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worldloom_dist.gateway.refusal import RefusalError
+
+__all__ = ["Claim", "load_key"]
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 32
+MAX_SECRET_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a secret says.
+
+    Attributes:
+        slot, incarnation: Of the session's streams.
+        num_envs: Its envs.
+        store, explore: What it was opened for.
+        begin: Per env the step of its first row, where that is not 0.
+    """
+
+    slot: int
+    incarnation: int
+    num_envs: int
+    store: bool
+    explore: bool
+    begin: list[int] = field(default_factory=list)
+
+    def begin_of(self, env: int) -> int:
+        """Step of the first row of ``env``."""
+        return self.begin[env] if self.begin else 0
+
+    def sign(self, key: bytes) -> bytes:
+        """The secret."""
+        fields = [self.slot, self.incarnation, self.num_envs, self.store, self.explore, self.begin]
+        body = json.dumps(fields, separators=(",", ":")).encode()
+        return hmac.digest(key, body, "sha256") + body
+
+    @classmethod
+    def of(cls, secret: bytes, key: bytes) -> Claim:
+        """Inverse of :meth:`sign`.
+
+        Raises:
+            RefusalError: If it was not signed with this key.
+        """
+        signature = secret[:SIGNATURE_BYTES]
+        body = secret[SIGNATURE_BYTES:]
+        if len(secret) > MAX_SECRET_BYTES or not hmac.compare_digest(
+            signature, hmac.digest(key, body, "sha256")
+        ):
+            raise RefusalError(
+                "UNAUTHENTICATED",
+                "session: this secret was not given out by this run; open a session first",
+            )
+        return cls(*json.loads(body))
+
+
+def load_key(path: Path) -> bytes:
+    """The key of a run, made when it is not there yet; readable by its owner only."""
+    if not path.is_file():
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(file, secrets.token_bytes(KEY_BYTES))
+        finally:
+            os.close(file)
+        os.replace(temporary, path)
+    return path.read_bytes()

@@ -1,0 +1,472 @@
+"""One session: which questions its client asked, what was answered, and the rows that follow.
+
+    question k of an env (obs, reward, flags)  --decide-->  answer k (action, latents)
+    question k + 1 (and what ran in place of answer k)      ->  row k is complete
+
+A row waits for the next question of its env, unless it is the last of its episode. Where an episode
+breaks off (the session ends, or the client begins another one), the row that waits becomes the last
+one and counts as truncated: what it observed is what was last seen. Nothing is invented.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from worldloom.core.exceptions import StateError
+from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom.core.specs import ACTION, OBS, all_finite, column_name
+from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.gateway.contract import Contract
+from worldloom_dist.gateway.decisions import Decider
+from worldloom_dist.gateway.meter import GatewayMeter
+from worldloom_dist.gateway.questions import Executed, Question
+from worldloom_dist.gateway.refusal import RefusalError
+from worldloom_dist.gateway.secret import Claim
+from worldloom_dist.gateway.stream import StreamSender
+
+__all__ = ["Answer", "Session"]
+
+logger = logging.getLogger(__name__)
+
+POLICY = 1
+HOLD_S = 0.1
+
+
+class _Decision:
+    """The rows of one question that were asked for the first time, and their answer."""
+
+    def __init__(
+        self, request: ActRequest, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+    ) -> None:
+        self.request = request
+        self.flags = {
+            "reward": reward,
+            "is_first": request.is_first,
+            "terminated": terminated,
+            "truncated": truncated,
+        }
+        self.reply: ActReply | None = None
+        self.columns: dict[str, np.ndarray] = {}
+        self.task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Row:
+    """The newest question of an env."""
+
+    step: int
+    decision: _Decision
+    place: int
+    is_first: bool
+    is_last: bool
+    is_stored: bool = False
+    """Handed on to replay, or none of its."""
+
+
+@dataclass(slots=True)
+class _Env:
+    sender: StreamSender | None
+    next_step: int = 0
+    row: _Row | None = None
+    is_ended: bool = True
+    """The next question begins an episode."""
+    is_skipping: bool = False
+    is_taken_over: bool = False
+    """No question came since another gateway had it."""
+    has_carry: bool = False
+    episode_return: float = 0.0
+    length: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of one question, row by row.
+
+    Attributes:
+        action: Per key ``[n, ...]``.
+        version: Weights that decided; of several the oldest.
+        carry_reset: ``[n]`` bool.
+        stored: ``n`` numbers: steps before them are stored, or left out.
+        hold_s: How long replay wants no more rows; 0 for not at all.
+        queue_s, model_s: Where the time went.
+    """
+
+    action: Mapping[str, np.ndarray]
+    version: PolicyVersion
+    carry_reset: np.ndarray
+    stored: list[int] = field(default_factory=list)
+    hold_s: float = 0.0
+    queue_s: float = 0.0
+    model_s: float = 0.0
+
+
+class Session:
+    """One client's envs; lives on an event loop.
+
+    Args:
+        claim: Who it is.
+        contract: What it was promised.
+        decide: Answers.
+        sender: Makes the writing end of an env; None where nothing is stored.
+        chunk_rows: Rows of a full chunk, the unit of the limits.
+        meter: Counts.
+        begin: Per env the step that it goes on from, when another gateway had it.
+        clock: Monotonic seconds.
+
+    Attributes:
+        heard_s: When its client was last heard of.
+        label: What its client calls itself.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        contract: Contract,
+        decide: Decider,
+        *,
+        sender: Callable[[int], StreamSender | None],
+        chunk_rows: int,
+        meter: GatewayMeter,
+        begin: Sequence[int] | None = None,
+        label: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.claim = claim
+        self.label = label
+        self._contract = contract
+        self._decide = decide
+        self._chunk_rows = chunk_rows
+        self._meter = meter
+        self._clock = clock
+        self._busy = 0
+        self.heard_s = clock()
+        self._envs = [_Env(sender(env)) for env in range(claim.num_envs)]
+        for env, step in zip(self._envs, begin or (), strict=False):
+            env.next_step = step
+            env.is_taken_over = True
+        self._names = {key: column_name(ACTION, key) for key in contract.env_spec.action}
+        self._obs_names = {key: column_name(OBS, key) for key in contract.env_spec.obs}
+
+    @property
+    def is_busy(self) -> bool:
+        """True while its client waits for an answer."""
+        return self._busy > 0
+
+    @property
+    def is_fenced(self) -> bool:
+        """True when another session has its envs."""
+        return any(env.sender is not None and env.sender.is_fenced for env in self._envs)
+
+    @property
+    def unstored(self) -> int:
+        """Rows that wait for replay."""
+        return sum(env.sender.unstored for env in self._envs if env.sender is not None)
+
+    @property
+    def positions(self) -> list[tuple[int, int]]:
+        """Per env: steps before the first number are stored or left out, the second comes next."""
+        return [(self._stored(env), env.next_step) for env in self._envs]
+
+    def touch(self) -> None:
+        """Its client was heard of."""
+        self.heard_s = self._clock()
+
+    async def ask(self, question: Question) -> Answer:
+        """Answer a question; one that comes again gets the same answer.
+
+        Raises:
+            RefusalError: If it does not fit what came before; nothing has changed then.
+        """
+        self.heard_s = self._clock()
+        self._check(question)
+        self._busy += 1
+        try:
+            rows = self._take(question)
+            await self._answer(rows)
+        finally:
+            self._busy -= 1
+            self.heard_s = self._clock()
+        return self._collect(question, rows)
+
+    def close(self) -> None:
+        """Break off every episode that is open, and send what there is."""
+        for env in self._envs:
+            self._break_off(env)
+            if env.sender is not None:
+                env.sender.close_chunk()
+
+    async def drained(self) -> None:
+        """Returns when every row is stored."""
+        for env in self._envs:
+            if env.sender is not None:
+                await env.sender.drained()
+
+    def cancel(self) -> None:
+        """Stop sending."""
+        for env in self._envs:
+            if env.sender is not None:
+                env.sender.cancel()
+
+    def tend(self) -> None:
+        """Send chunks that have grown old."""
+        for env in self._envs:
+            if env.sender is not None:
+                env.sender.close_if_old()
+
+    # ---- what a question must be ----
+
+    def _check(self, question: Question) -> None:
+        is_new = False
+        for place, number in enumerate(question.envs):
+            is_new |= self._check_step(number, question, place)
+        limit = self._contract.limits.refused_chunks * self._chunk_rows * len(self._envs)
+        if is_new and not question.skip_store and self.unstored > limit:
+            raise RefusalError(
+                "RESOURCE_EXHAUSTED",
+                f"replay: {self.unstored} rows of this session wait to be stored, and at most "
+                f"{limit} may; wait as long as `hold` says, or set skip_store",
+            )
+
+    def _check_step(self, number: int, question: Question, place: int) -> bool:
+        """True when the question is new for this env, and False when it comes again."""
+        env = self._envs[number]
+        step = question.steps[place]
+        row = env.row
+        if row is not None and step == row.step:
+            return False
+        is_first = bool(question.is_first[place])
+        if env.is_taken_over:
+            least = max(0, env.next_step - 1)
+            if step < least:
+                raise RefusalError(
+                    "INVALID_ARGUMENT",
+                    f"step: env {number} got {step}, expected {env.next_step} or a later one; "
+                    "the ones before are stored",
+                )
+            return True
+        if step != env.next_step:
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"step: env {number} got {step}, expected {env.next_step}"
+                + (f", or {row.step} again" if row is not None else ""),
+            )
+        if row is not None and row.decision.reply is None:
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"step: env {number} got {step} before step {row.step} was answered",
+            )
+        if env.is_ended and not is_first:
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"is_first: env {number} has no open episode at step {step}; set is_first",
+            )
+        return True
+
+    # ---- rows ----
+
+    def _take(self, question: Question) -> list[_Row]:
+        """The rows of the question: those that are new are entered."""
+        fresh = []
+        for place, number in enumerate(question.envs):
+            row = self._envs[number].row
+            if row is None or row.step != question.steps[place]:
+                fresh.append(place)
+        decision = self._begin(question, fresh) if fresh else None
+        rows = []
+        for place, number in enumerate(question.envs):
+            env = self._envs[number]
+            if decision is not None and place in fresh:
+                self._enter(number, question, place, decision, fresh.index(place))
+            assert env.row is not None
+            rows.append(env.row)
+        return rows
+
+    def _begin(self, question: Question, fresh: list[int]) -> _Decision:
+        is_whole = len(fresh) == len(question.envs)
+        part = slice(None) if is_whole else np.array(fresh)
+        request = ActRequest(
+            self.claim.slot,
+            self.claim.incarnation,
+            np.array(question.envs, np.int64)[part],
+            {key: value[part] for key, value in question.obs.items()},
+            question.is_first[part],
+            explore=self.claim.explore,
+        )
+        return _Decision(
+            request, question.reward[part], question.terminated[part], question.truncated[part]
+        )
+
+    def _enter(
+        self, number: int, question: Question, place: int, decision: _Decision, index: int
+    ) -> None:
+        env = self._envs[number]
+        step = question.steps[place]
+        is_first = bool(question.is_first[place])
+        is_last = bool(question.terminated[place] or question.truncated[place])
+        known = step < env.next_step
+        if is_first:
+            self._break_off(env)
+            env.is_skipping = False
+        else:
+            is_cut = question.skip_store and not env.is_skipping
+            self._commit(env, executed=question.executed.get(number), is_cut=is_cut)
+        if question.skip_store:
+            env.is_skipping = True
+        if env.is_taken_over and not is_first:
+            env.has_carry = True
+        env.is_taken_over = False
+        env.row = _Row(step, decision, index, is_first, is_last, is_stored=known)
+        env.next_step = step + 1
+        env.is_ended = is_last
+        self._count_episode(env, question, place)
+
+    def _count_episode(self, env: _Env, question: Question, place: int) -> None:
+        if question.is_first[place]:
+            env.episode_return = 0.0
+            env.length = 0
+        elif env.length >= 0:
+            env.episode_return += float(question.reward[place])
+            env.length += 1
+        if env.is_ended and env.length >= 0:
+            reason = "terminated" if question.terminated[place] else "truncated"
+            self._meter.episode(env.episode_return, env.length, reason)
+            env.length = -1
+
+    def _break_off(self, env: _Env) -> None:
+        """The open episode, if any, ends with the row that waits."""
+        if env.row is not None and not env.row.is_stored:
+            self._commit(env, is_cut=True)
+        env.is_ended = True
+        env.length = -1
+
+    def _commit(self, env: _Env, executed: Executed | None = None, *, is_cut: bool = False) -> None:
+        """Hand the row that waits on to replay, if it is not there yet."""
+        row = env.row
+        if row is None or row.is_stored or row.decision.reply is None:
+            return
+        row.is_stored = True
+        if env.sender is None:
+            return
+        if env.is_skipping:
+            env.sender.leave_out(row.step)
+            self._meter.left_out(1)
+            return
+        decision = row.decision
+        reply = decision.reply
+        assert reply is not None
+        columns: Mapping[str, np.ndarray] = decision.columns
+        index = row.place
+        if executed is not None or is_cut:
+            columns = {name: value[index : index + 1] for name, value in columns.items()}
+            index = 0
+        source = POLICY
+        if executed is not None:
+            source = executed.source
+            columns = {
+                **columns,
+                **{self._names[key]: value[None] for key, value in executed.action.items()},
+            }
+        if is_cut and not row.is_first:
+            columns = {**columns, "truncated": np.array([True])}
+        self._meter.committed(is_step=not row.is_first)
+        was_lost = bool(reply.carry_reset[row.place]) and env.has_carry
+        env.has_carry = reply.version != NO_POLICY
+        env.sender.add(
+            columns,
+            index,
+            row.step,
+            reply.version,
+            source,
+            is_first=row.is_first,
+            is_last=row.is_last or is_cut,
+            carry_reset=was_lost,
+        )
+
+    # ---- answers ----
+
+    async def _answer(self, rows: Sequence[_Row]) -> None:
+        """Wait until every row has an answer. What was begun goes on if the caller is cancelled."""
+        for decision in {id(row.decision): row.decision for row in rows}.values():
+            if decision.reply is not None:
+                continue
+            if decision.task is None:
+                decision.task = asyncio.ensure_future(self._ask_policy(decision))
+                decision.task.add_done_callback(_note_failure)
+            try:
+                await asyncio.shield(decision.task)
+            except StateError as error:
+                raise RefusalError(
+                    "UNAVAILABLE", f"the policy does not answer just now ({error}); ask again"
+                ) from error
+
+    async def _ask_policy(self, decision: _Decision) -> None:
+        try:
+            reply = await self._decide(decision.request)
+        finally:
+            decision.task = None
+        for key, value in reply.action.items():
+            if value.dtype.kind == "f" and not all_finite(value):
+                raise StateError(f"its action {key!r} is not finite")
+        decision.columns = self._columns(decision, reply)
+        decision.reply = reply
+        for number in decision.request.envs.tolist():
+            env = self._envs[number]
+            if env.row is not None and env.row.decision is decision and env.row.is_last:
+                self._commit(env)
+
+    def _columns(self, decision: _Decision, reply: ActReply) -> dict[str, np.ndarray]:
+        columns = {**reply.extras, **decision.flags}
+        for key, name in self._obs_names.items():
+            columns[name] = decision.request.obs[key]
+        for key, name in self._names.items():
+            columns[name] = reply.action[key]
+        return columns
+
+    def _collect(self, question: Question, rows: Sequence[_Row]) -> Answer:
+        stored = [self._stored(self._envs[number]) for number in question.envs]
+        hold_s = self._hold_s()
+        if not rows:
+            return Answer({}, NO_POLICY, np.zeros(0, bool), stored, hold_s)
+        first = rows[0].decision
+        assert first.reply is not None
+        if all(row.decision is first for row in rows) and len(rows) == first.request.num_rows:
+            reply = first.reply
+            return Answer(
+                reply.action,
+                reply.version,
+                reply.carry_reset,
+                stored,
+                hold_s,
+                reply.waited_s + reply.busy_s,
+                reply.model_s,
+            )
+        replies = [(row.decision.reply, row.place) for row in rows]
+        return Answer(
+            {
+                key: np.stack([reply.action[key][place] for reply, place in replies if reply])
+                for key in first.reply.action
+            },
+            min(reply.version for reply, _ in replies if reply),
+            np.array([reply.carry_reset[place] for reply, place in replies if reply], bool),
+            stored,
+            hold_s,
+        )
+
+    def _hold_s(self) -> float:
+        limit = self._contract.limits.held_chunks * self._chunk_rows * len(self._envs)
+        return HOLD_S if self.unstored > limit else 0.0
+
+    def _stored(self, env: _Env) -> int:
+        return env.sender.stored if env.sender is not None else env.next_step
+
+
+def _note_failure(task: asyncio.Task[None]) -> None:
+    """No one may be waiting any more; who asks again sees whether it fails again."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a decision failed: %s", error)

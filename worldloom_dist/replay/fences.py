@@ -1,0 +1,51 @@
+"""Streams that no one may write any more, because their envs' rows go on in other streams.
+
+Written down beside the journal, so that a shard which comes back refuses them, too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from worldloom.core.files import write_json
+from worldloom.core.sequence import StreamId
+from worldloom_dist.ports import FencedError
+
+__all__ = ["Fences"]
+
+FILE = "fences.json"
+MOST = 65_536
+
+
+class Fences:
+    """The fences of one shard.
+
+    Args:
+        directory: Where they are kept; None keeps them in memory.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._path = None if directory is None else directory / FILE
+        self._names: dict[tuple[int, int], None] = {}
+        if self._path is not None and self._path.is_file():
+            for slot, incarnation in json.loads(self._path.read_text()):
+                self._names[slot, incarnation] = None
+
+    def add(self, slot: int, incarnation: int) -> None:
+        """Fence all streams of an incarnation of a slot."""
+        if (slot, incarnation) in self._names:
+            return
+        names = {**self._names, (slot, incarnation): None}
+        while len(names) > MOST:
+            names.pop(next(iter(names)))
+        if self._path is not None:
+            write_json(self._path, [list(name) for name in names])
+        self._names = names
+
+    def check(self, stream: StreamId) -> None:
+        """Raises:
+        FencedError: If the stream is fenced.
+        """
+        if self._names and stream[:2] in self._names:
+            raise FencedError(f"stream {stream} goes on elsewhere, and takes no more rows")
