@@ -26,7 +26,7 @@ from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
-from worldloom_dist.actors.videos import save_videos
+from worldloom_dist.actors.videos import VideoReport, save_videos
 from worldloom_dist.run.builders import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.config import ReplayConfig, RunConfig
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PLAYED_ROWS = 100_000
 PLAYED_RAM_GB = 10**6
 """Of a replay that is never built."""
+DRAWING = {"pygame": "classic", "imageio": "video", "ffmpeg": "video", "mujoco": "mujoco"}
+"""What an error of drawing may name -> the extra that installs it."""
 
 __all__ = [
     "as_published",
@@ -83,7 +85,7 @@ def evaluate(
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no
             such device.
         EvaluationStoppedError: If it takes too long.
-        TrainingError: If videos were asked for and none could be made.
+        TrainingError: If a video that was asked for could not be made.
     """
     config = read_config(run_dir)
     checked("episodes", episodes, int | None, Bounds(1))
@@ -118,10 +120,22 @@ def evaluate(
     if videos:
         saved = save_videos(evaluator.videos, videos_folder, folder.name, evaluator.video_problems)
         result["videos"] = [str(path) for path in saved.paths]
-        if not saved.paths:
-            why = f" ({saved.problems[0]})" if saved.problems else ""
-            raise TrainingError(f"none of {videos} videos could be made{why}; leave --videos out")
+        if len(saved.paths) < videos:
+            raise TrainingError(_missing_videos(videos, saved))
     return result
+
+
+def _missing_videos(wanted: int, saved: VideoReport) -> str:
+    """Which videos were made, why others were not, and the line that installs what is missing."""
+    made = f"only {len(saved.paths)}" if saved.paths else "none"
+    why = f" ({saved.problems[0]})" if saved.problems else ""
+    extra = next((e for name, e in DRAWING.items() if name in why), None)
+    remedy = (
+        f"pip install 'worldloom-dist[{extra}]', or leave --videos out"
+        if extra
+        else "leave --videos out"
+    )
+    return f"{made} of {wanted} videos could be made{why}; {remedy}"
 
 
 def as_published(agent: Agent, dtype: str) -> WeightsSnapshot:

@@ -28,12 +28,14 @@ from worldloom.core.exceptions import (
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.thread_check import ThreadCheck
 from worldloom_dist.run.cli import parse, read_config
+from worldloom_dist.run.closing import closing_lines
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.console import LogFile, Screen
 from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.run.machine import check_device
 from worldloom_dist.run.presets import config_changes, preset_changes
 from worldloom_dist.run.signals import StopFlag, stop_on_signals
+from worldloom_dist.run.view import read_view
 from worldloom_dist.runtime.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -205,10 +207,14 @@ def run(
         announce(plan, shown, port, is_resumed=is_resumed, changed=changed)
         describe = partial(folder.describe, *settings, words) if is_resumed else None
         status = run_plan(plan, folder, port, stop, screen, describe)
+        screen.show_last(partial(read_view, folder.path))
     finally:
         screen.close()
     logger.info("%s; everything is in %s", status, shown)
-    if status == "stopped":
+    if status == "completed":
+        for line in closing_lines(plan.config, shown, folder):
+            logger.info("%s", line)
+    else:
         typed = shlex.quote(str(shown))
         logger.info("go on with: python -m worldloom_dist.launch --resume %s", typed)
     return status

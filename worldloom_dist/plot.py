@@ -26,12 +26,15 @@ __all__ = ["Curve", "Run", "combine", "iqm", "main", "plot_runs", "read_run"]
 
 MAX_LOSSES = 8
 GRID_POINTS = 200
+ENV_STEPS = "env steps"
+UPDATES = "updates"
+"""What curves are over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity over env steps; ``low`` and ``high`` are the band over seeds, None for a single
-    run. All ``[n]`` float64.
+    """A quantity over env steps or updates; ``low`` and ``high`` are the band over seeds, None for
+    a single run. All ``[n]`` float64.
     """
 
     steps: np.ndarray
@@ -42,11 +45,14 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: its experiment (agent and env), its folder's name, and curves by name."""
+    """One run: its experiment (agent and env), its folder's name, curves by name, and what they are
+    over: updates where there is no env.
+    """
 
     experiment: str
     name: str
     curves: Mapping[str, Curve]
+    axis: str = ENV_STEPS
 
 
 def read_run(folder: Path) -> Run:
@@ -57,14 +63,16 @@ def read_run(folder: Path) -> Run:
     """
     try:
         run = read_object(folder / "config.json")["run"]
-        experiment = f"{run['agent']} on {run['env']['env']}"
+        is_offline = run["env"]["env"] == "none"
+        where = f"{run['replay']['load']}, offline" if is_offline else run["env"]["env"]
+        experiment = f"{run['agent']} on {where}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
         ) from error
     points: dict[str, dict[float, float]] = {}
     for record in read_records(folder / "metrics.jsonl"):
-        steps = record.get("env_steps")
+        steps = record.get("train_steps" if is_offline else "env_steps")
         for name, value in _numbers(record).items():
             # null: it was not finite
             if isinstance(steps, int | float) and isinstance(value, int | float):
@@ -77,7 +85,7 @@ def read_run(folder: Path) -> Run:
         name: Curve(*(np.array(axis) for axis in zip(*sorted(found.items()), strict=True)))
         for name, found in points.items()
     }
-    return Run(experiment, folder.name, curves)
+    return Run(experiment, folder.name, curves, UPDATES if is_offline else ENV_STEPS)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,13 +159,14 @@ def plot_runs(runs: Sequence[Run], path: Path, title: str = "") -> None:
         _draw(speed, members, "env steps/s", colour, label)
         _draw(updates, members, "updates/s", colour, label)
     _draw_losses(losses, experiments)
+    axis = ", or ".join(sorted({run.axis for run in runs}))
     for axes, what in (
         (returns, "return"),
         (losses, "losses"),
         (speed, "env steps/s"),
         (updates, "updates/s"),
     ):
-        axes.set(xlabel="env steps", title=what)
+        axes.set(xlabel=axis, title=what)
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)

@@ -60,7 +60,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.learner",
         "worldloom_dist.metrics",
     },
-    {"worldloom_dist.run.plan"},
+    {"worldloom_dist.run.plan", "worldloom_dist.run.closing"},
     {"worldloom_dist.run.builders", "worldloom_dist.run.outcome", "worldloom_dist.run.pace"},
     {"worldloom_dist.gateway"},
     {

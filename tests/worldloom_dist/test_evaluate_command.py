@@ -104,3 +104,22 @@ def test_films_that_cannot_be_made_are_an_error(
     assert (
         "error: none of 2 videos could be made (the env draws nothing)" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("problem", "remedy"),
+    [
+        ("pygame is not installed", "pip install 'worldloom-dist[classic]', or leave --videos out"),
+        ("it renders nothing", "leave --videos out"),
+    ],
+)
+def test_a_video_that_is_missing_is_no_success_and_names_what_to_install(
+    run, capsys, monkeypatch, tmp_path, problem, remedy
+):
+    for made, says in (((), "none of 2"), ((tmp_path / "a.gif",), "only 1 of 2")):
+        monkeypatch.setattr(
+            module, "save_videos", lambda *_, made=made: VideoReport(made, (problem,))
+        )
+        assert main([str(run), "--videos", "2"]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error == f"error: {says} videos could be made ({problem}); {remedy}"

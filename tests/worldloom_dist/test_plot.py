@@ -88,3 +88,20 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
         "cannot be written",
         "no metrics yet",
     ]
+
+
+def test_a_run_without_an_env_is_drawn_over_its_updates(tmp_path):
+    folder = make_run(tmp_path / "a")
+    run = {"agent": "tdmpc2:ci", "env": {"env": "none"}, "replay": {"load": "data.npz"}}
+    (folder / "config.json").write_text(json.dumps({"run": run}))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for updates in (10, 20, 30):
+            record = {"env_steps": 0, "train_steps": updates, "loss{name=total}": 1.0 / updates}
+            file.write(json.dumps({"kind": "train", **record}) + "\n")
+    found = read_run(folder)
+    assert (found.axis, found.experiment) == ("updates", "tdmpc2:ci on data.npz, offline")
+    assert found.curves["loss{name=total}"].steps.tolist() == [10.0, 20.0, 30.0]
+    other = read_run(make_run(tmp_path / "b"))
+    assert other.axis == "env steps"
+    plot.plot_runs([found, other], tmp_path / "both.png")
+    assert (tmp_path / "both.png").stat().st_size > 10_000

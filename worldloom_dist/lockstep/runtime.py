@@ -403,7 +403,10 @@ class LocalRuntime:
         self._report.quarantined = self.workers.quarantined
 
     def collect(self) -> None:
-        """Bring the metrics of all roles into the report."""
+        """Bring the counters, in the middle of a long round too, and the metrics of all roles into
+        the report.
+        """
+        self.look()
         for worker in self.workers.workers:
             self._collect_worker(worker)
         if self.gateway is not None:

@@ -14,8 +14,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Bottleneck", "Use", "diagnose"]
+__all__ = ["UNKNOWN", "Bottleneck", "Use", "diagnose"]
 
+UNKNOWN = "unknown"
 BUSY = 0.9
 SLIGHT = 0.1
 
@@ -31,6 +32,7 @@ class Use:
         actors: Seconds of the env workers by state (``actor_seconds_total``).
         samples_refused: Seconds for which nothing was owed to training.
         workers: Env workers.
+        has_gpu: True when the learner trains on a GPU, as far as is known.
     """
 
     seconds: float
@@ -38,6 +40,7 @@ class Use:
     actors: Mapping[str, float]
     samples_refused: float
     workers: int
+    has_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,12 @@ def diagnose(use: Use) -> Bottleneck:
     total = sum(use.learner.values())
     acting = sum(use.actors.values())
     if not total or use.seconds <= 0:
-        return Bottleneck("unknown", 0.0, "nothing was trained yet")
+        return Bottleneck(UNKNOWN, 0.0, "not measured yet")
     waiting = use.learner.get("wait_data", 0.0) / total
     busy = 1.0 - waiting
     blocked = use.actors.get("blocked", 0.0) / acting if acting else 0.0
     if busy >= BUSY:
-        return Bottleneck("learner", busy, _for_learner(use.workers, blocked))
+        return Bottleneck("learner", busy, _for_learner(use, blocked))
     refused = min(1.0, use.samples_refused / use.seconds)
     if refused < waiting / 2:
         return Bottleneck(
@@ -98,7 +101,8 @@ def diagnose(use: Use) -> Bottleneck:
     )
 
 
-def _for_learner(workers: int, blocked: float) -> str:
-    enough = max(1, math.ceil(workers * (1.0 - blocked)))
-    spare = f"{enough} of {workers} workers would suffice; " if enough < workers else ""
-    return f"{spare}raise --train-ratio or add --learners"
+def _for_learner(use: Use, blocked: float) -> str:
+    enough = max(1, math.ceil(use.workers * (1.0 - blocked)))
+    spare = f"{enough} of {use.workers} workers would suffice; " if enough < use.workers else ""
+    more = "more --learners" if use.has_gpu else "a GPU"
+    return f"{spare}a smaller --agent, a lower --train-ratio or {more} makes it faster"

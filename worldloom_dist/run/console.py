@@ -103,6 +103,12 @@ class Screen(_Fragile):
             self.is_live = False
             self.close()
 
+    def show_last(self, make: Callable[[], View]) -> None:
+        """Draw the view once more, for how the run ended; nothing where there is no view."""
+        if self._live is not None:
+            self._next_s = 0.0
+            self.show(make)
+
     def close(self) -> None:
         """Leave the last view on the screen and give the cursor back."""
         live = self._live
@@ -180,10 +186,7 @@ def plain(view: View) -> str:
 
 def _progress(view: View) -> str:
     eta = f", {duration(view.eta_s)} to go" if view.eta_s is not None else ""
-    return (
-        f"{view.env_steps:,} of {view.target:,} env steps, {view.progress:.0%}, "
-        f"{duration(view.wall_time_s)}{eta}"
-    )
+    return f"{view.counted}, {view.progress:.0%}, {duration(view.wall_time_s)}{eta}"
 
 
 @contextlib.contextmanager

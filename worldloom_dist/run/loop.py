@@ -239,6 +239,7 @@ class Run:
         self.runtime.collect()
         logging.getLogger(PROGRESS).info("%s", self.report.line())
         self.report.record()
+        self._show(self.report.view)
 
     def _fail(self, error: BaseException) -> None:
         """Save what can be saved, unless the user cannot wait, and say why the run ends. A run that

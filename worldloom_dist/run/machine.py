@@ -22,7 +22,7 @@ from typing import Literal
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["Finding", "check_device", "check_machine"]
+__all__ = ["Finding", "check_device", "check_machine", "learner_has_gpu"]
 
 MIN_FILES = 4096
 MIN_SHM_BYTES = 512 * 2**20
@@ -104,6 +104,15 @@ def check_device(field: str, device: str) -> None:
             f"{field}: {device!r} is not available on this machine, where torch can "
             f"use {gpus} GPUs; use cpu"
         )
+
+
+def learner_has_gpu(device: str, *, is_local: bool) -> bool:
+    """Whether a learner trains on a GPU, without asking torch: as ``learner.device`` says, and
+    ``auto`` takes one on Ray where this machine has one.
+    """
+    if device != "auto":
+        return device.startswith("cuda")
+    return not is_local and Path("/dev/nvidia0").exists()
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

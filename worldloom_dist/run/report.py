@@ -20,11 +20,12 @@ from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.run.bottleneck import Bottleneck, Use, diagnose
+from worldloom_dist.run.bottleneck import UNKNOWN, Bottleneck, Use, diagnose
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.machine import learner_has_gpu
 from worldloom_dist.run.pace import Pace
 from worldloom_dist.run.plan import Plan
-from worldloom_dist.run.view import View, last_record
+from worldloom_dist.run.view import View, last_record, shown_losses
 
 __all__ = ["Counts", "Report"]
 
@@ -102,6 +103,7 @@ class Report:
             [(self._started, {"sample": 0.0})]
         )
         self._said_binding = self._started
+        self._said_resource = ""
         self._pace = Pace(plan)
         self._first: tuple[float, Counts] | None = None
         self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
@@ -146,6 +148,7 @@ class Report:
     def binding(self) -> Bottleneck:
         """What binds the run, over the last minute or two (or the run, while it is younger)."""
         (began, before), (now, after) = self._uses[0], self._uses[-1]
+        config = self._plan.config
         past = {key: max(0.0, value - before.get(key, 0.0)) for key, value in after.items()}
         return diagnose(
             Use(
@@ -153,12 +156,13 @@ class Report:
                 learner=_by_label(past, "learner_seconds_total"),
                 actors=_by_label(past, "actor_seconds_total"),
                 samples_refused=past["sample"],
-                workers=self._plan.config.workers,
+                workers=config.workers,
+                has_gpu=learner_has_gpu(config.learner.device, is_local=config.runtime == "local"),
             )
         )
 
     def _watch_use(self, now: float) -> None:
-        """Remember the seconds spent so far, and say once a minute what binds."""
+        """Remember the seconds spent so far, and say what binds, once and when it changes."""
         keys = ("learner_seconds_total", "actor_seconds_total")
         spent = {key: value for key, value in self.snapshot.items() if key.startswith(keys)}
         self._uses.append((now, {**spent, "sample": self.counts.blocked_s.get("sample", 0.0)}))
@@ -166,7 +170,10 @@ class Report:
             self._uses.popleft()
         if now - self._said_binding >= BINDING_WINDOW_S:
             self._said_binding = now
-            logger.info("%s", self.binding)
+            binding = self.binding
+            if binding.resource not in (UNKNOWN, self._said_resource):
+                self._said_resource = binding.resource
+                logger.info("%s", binding)
 
     @property
     def env_steps(self) -> int:
@@ -244,9 +251,13 @@ class Report:
         value = self.snapshot
         parts = [f"env_steps {self.env_steps:,}/{target:,}"]
         if self._plan.is_offline:
-            return (
-                f"updates {counts.train_steps:,}/{self._plan.config.train_steps:,} | "
-                f"{self._rates['updates_per_s']:.0f} upd/s"
+            losses = [f"{name} {loss:.3g}" for name, loss in shown_losses(value).items()]
+            return " | ".join(
+                [
+                    f"updates {counts.train_steps:,}/{self._plan.config.train_steps:,}",
+                    f"{self._rates['updates_per_s']:.3g} upd/s",
+                    *(["losses " + ", ".join(losses)] if losses else []),
+                ]
             )
         train = value.get("episode_return_mean{split=train}")
         shown = f"return {train:.1f}" if train is not None else "return -"
@@ -272,6 +283,8 @@ class Report:
         """What the run is at, or what binds it, in a few words."""
         limits = self._plan.limits
         counts = self.counts
+        if self._plan.is_offline:
+            return "training"
         if counts.counters.agent_steps < limits.prefill_agent_steps:
             return f"prefill {counts.counters.agent_steps}/{limits.prefill_agent_steps}"
         if counts.train_steps < self._plan.spec.pretrain_updates:
@@ -302,7 +315,7 @@ class Report:
             **{key: value for key, value in sorted(known.items()) if math.isfinite(value)},
         }
         self._folder.append_metrics({**base, **values})
-        self._sinks.write(self.env_steps, {**values, "train_steps": self.counts.train_steps})
+        self._sinks.write(self.progress, {**values, "train_steps": self.counts.train_steps})
         self._show(self._media.fresh())
 
     def _name_nonfinite(self, values: Mapping[str, float]) -> None:
@@ -334,7 +347,8 @@ class Report:
 
     def _show(self, media: list[Medium]) -> None:
         for medium in media:
-            steps = self.env_steps if medium.env_steps is None else medium.env_steps
+            known = None if self._plan.is_offline else medium.env_steps
+            steps = self.progress if known is None else known
             self._sinks.show(steps, f"videos/{medium.name}", medium.path)
 
     def close(self) -> None:
@@ -357,6 +371,8 @@ class Report:
             env_steps=self.env_steps,
             target=config.env_steps,
             train_steps=counts.train_steps,
+            target_updates=config.train_steps if plan.is_offline else 0,
+            losses=shown_losses(value),
             env_steps_per_s=self._rates["env_steps_per_s"],
             updates_per_s=self._rates["updates_per_s"],
             train_return=value.get("episode_return_mean{split=train}"),

@@ -30,10 +30,12 @@ __all__ = [
     "last_record",
     "read_records",
     "read_view",
+    "shown_losses",
 ]
 
 SILENT_S = 15.0
 TAIL_BYTES = 256 * 1024
+MOST_LOSSES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,8 @@ class View:
         status: As in ``summary.json``, or ``died`` when it says running and no process runs it.
         error: Why it failed.
         env_steps, target: Env steps so far, and those asked for.
-        train_steps: Updates so far.
+        train_steps, target_updates: Updates so far; those asked for where there is no env, else 0.
+        losses: Newest ones by name.
         env_steps_per_s, updates_per_s: Over the last seconds while it runs, over the whole run
             afterwards.
         train_return: Mean of recent training episodes; None before the first.
@@ -66,6 +69,8 @@ class View:
     env_steps: int = 0
     target: int = 0
     train_steps: int = 0
+    target_updates: int = 0
+    losses: Mapping[str, float] = field(default_factory=dict)
     env_steps_per_s: float = 0.0
     updates_per_s: float = 0.0
     train_return: float | None = None
@@ -82,23 +87,44 @@ class View:
 
     @property
     def progress(self) -> float:
-        """Share of the env steps asked for, 0 to 1."""
+        """Share of the env steps (without an env: updates) asked for, 0 to 1."""
+        if self.is_offline:
+            return min(1.0, self.train_steps / self.target_updates)
         return min(1.0, self.env_steps / self.target) if self.target else 0.0
+
+    @property
+    def is_offline(self) -> bool:
+        """True when there is no env, so that updates are what is counted."""
+        return self.target_updates > 0
+
+    @property
+    def counted(self) -> str:
+        """How far it is, in words."""
+        if self.is_offline:
+            return f"{self.train_steps:,} of {self.target_updates:,} updates"
+        return f"{self.env_steps:,} of {self.target:,} env steps"
 
     @property
     def eta_s(self) -> float | None:
         """Seconds to go at the present rate; None when nothing moves or nothing is left."""
-        left = self.target - self.env_steps
-        return (
-            left / self.env_steps_per_s
-            if left > 0 and self.env_steps_per_s > 0 and self.status == "running"
-            else None
-        )
+        if self.is_offline:
+            left, rate = self.target_updates - self.train_steps, self.updates_per_s
+        else:
+            left, rate = self.target - self.env_steps, self.env_steps_per_s
+        return left / rate if left > 0 and rate > 0 and self.status == "running" else None
 
 
 def facts(view: View) -> list[tuple[str, str]]:
     """The view as label and text, in the order in which people ask."""
     train = "-" if view.train_return is None else f"{view.train_return:.1f}"
+    if view.is_offline:
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in view.losses.items())
+        return [
+            ("losses", shown or "-"),
+            ("updates/s", f"{view.updates_per_s:,.1f}"),
+            ("replay", f"{view.stored:,} rows"),
+            ("now", view.phase or "-"),
+        ]
     found = [("return", f"{train} (training)")]
     if view.evaluation:
         mean, spread = (view.evaluation.get(name) for name in ("return_mean", "return_std"))
@@ -129,6 +155,17 @@ def facts(view: View) -> list[tuple[str, str]]:
     found.append(("restarts", failures or "none"))
     found += [("updates", f"{view.train_steps:,}"), ("now", view.phase or "-")]
     return found
+
+
+def shown_losses(values: Mapping[str, Any]) -> dict[str, float]:
+    """The losses that fit on a line, of a record: the total first, else the first ones by name."""
+    found = {
+        key.removeprefix("loss{name=").rstrip("}"): value
+        for key, value in sorted(values.items())
+        if key.startswith("loss{name=") and isinstance(value, int | float)
+    }
+    first = {name: found[name] for name in ("total",) if name in found}
+    return dict(list({**first, **found}.items())[:MOST_LOSSES])
 
 
 def duration(seconds: float) -> str:
@@ -168,6 +205,8 @@ def read_view(folder: Path) -> View:
         env_steps=summary.get("env_steps", 0),
         target=run["env_steps"],
         train_steps=summary.get("train_steps", 0),
+        target_updates=run.get("train_steps", 0) if run["env"]["env"] == "none" else 0,
+        losses=shown_losses(last),
         env_steps_per_s=rates.get("env_steps_per_s", 0.0),
         updates_per_s=rates.get("updates_per_s", 0.0),
         train_return=summary.get("train_return_mean"),

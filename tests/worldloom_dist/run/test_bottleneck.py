@@ -2,6 +2,8 @@
 numbers.
 """
 
+import dataclasses
+
 import pytest
 
 from worldloom_dist.run.bottleneck import Use, diagnose
@@ -21,8 +23,11 @@ def test_a_busy_learner_binds_and_idle_workers_are_counted():
     found = diagnose(use(BUSY, {"env": 100.0, "blocked": 1900.0}))
     assert (found.resource, round(found.share, 2)) == ("learner", 0.97)
     assert str(found) == (
-        "learner-bound at 97%: 4 of 64 workers would suffice; raise --train-ratio or add --learners"
+        "learner-bound at 97%: 4 of 64 workers would suffice; a smaller --agent, a lower "
+        "--train-ratio or a GPU makes it faster"
     )
+    on_gpu = dataclasses.replace(use(BUSY, {"env": 100.0}), has_gpu=True)
+    assert "or more --learners makes" in diagnose(on_gpu).advice
     assert "suffice" not in diagnose(use(BUSY, {"env": 100.0})).advice
 
 

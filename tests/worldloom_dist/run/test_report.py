@@ -1,10 +1,14 @@
 """What a run says of itself: the numbers of the summary, of the line, and of the folder."""
 
+import dataclasses
 import json
+import logging
+import types
 
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.config import EnvConfig
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
@@ -255,3 +259,38 @@ def test_evaluation_that_is_not_finite_is_named_and_read_again(plan, tmp_path, c
     again = Report(plan, RunFolder(tmp_path), found)
     again.update(counts(), {})
     assert "eval" not in again.line()
+
+
+def test_an_offline_run_is_written_over_its_updates(plan, tmp_path):
+    config = dataclasses.replace(plan.config, env=EnvConfig(env="none"), train_steps=500)
+    report = Report(dataclasses.replace(plan, config=config), RunFolder(tmp_path), {})
+    written = []
+    report._sinks = types.SimpleNamespace(
+        write=lambda step, values: written.append(step), close=lambda: None
+    )
+    losses = {"loss{name=total}": 0.5, "loss{name=reward}": 0.25}
+    report.update(counts(0, train_steps=120), losses)
+    report.record()
+    assert written == [120]
+    assert report.line() == "updates 120/500 | 0 upd/s | losses total 0.5, reward 0.25"
+    assert (report.view().progress, report.view().phase) == (0.24, "training")
+
+
+def test_what_binds_is_said_once_and_when_it_changes(plan, tmp_path, caplog, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("worldloom_dist.run.report.time.monotonic", lambda: now[0])
+    report = Report(plan, RunFolder(tmp_path), {})
+    spent = {"learner_seconds_total{phase=forward_backward}": 0.0}
+    waited = "learner_seconds_total{phase=wait_data}"
+    with caplog.at_level(logging.INFO):
+        for minute in range(12):
+            now[0] += 61.0
+            if minute > 1:  # nothing is known before, and nothing is said
+                spent = {**spent, waited: spent.get(waited, 0.0) + (60.0 if minute > 7 else 0.0)}
+                spent["learner_seconds_total{phase=forward_backward}"] += 60.0
+            refused = {"sample": 60.0 * minute}
+            report.update(counts(blocked_s=refused), {**spent, "actor_seconds_total{state=env}": 9})
+    said = [text for text in caplog.messages if "-bound at" in text]
+    assert len(said) == 2, said
+    assert said[0].startswith("learner-bound")
+    assert said[1].startswith("envs-bound")

@@ -1,5 +1,6 @@
 """The view of a run from its folder, on a terminal and as lines, and the ``status`` command."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -217,3 +218,47 @@ def test_nothing_is_raised_where_stderr_is_closed_too(monkeypatch):
 def test_line_that_cannot_be_formatted_is_told_as_the_library_does(capsys):
     Screen(io.StringIO()).handle(logging.makeLogRecord({"msg": "%d", "args": ("x",)}))
     assert "Logging error" in capsys.readouterr().err
+
+
+OFFLINE = View(
+    run_id="offline-0001",
+    title="tdmpc2:ci on none, seed 1",
+    train_steps=150,
+    target_updates=600,
+    updates_per_s=5.0,
+    losses={"total": 0.5, "reward": 1.25},
+    stored=612,
+    phase="training",
+)
+
+
+def test_a_run_without_an_env_is_seen_by_its_updates():
+    assert (OFFLINE.progress, OFFLINE.eta_s) == (0.25, 90.0)
+    text = plain(OFFLINE)
+    assert "150 of 600 updates, 25%" in text
+    assert "total 0.5, reward 1.25" in text
+    assert "return" not in text
+    assert "env steps" not in text
+
+
+def test_a_run_folder_without_an_env_is_read_by_its_updates(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["run"] |= {"env": {"env": "none"}, "train_steps": 50}
+    (folder / "config.json").write_text(json.dumps(config))
+    record = {"kind": "train", "env_steps": 0, "loss{name=total}": 0.25, "loss{name=bad}": None}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    view = read_view(folder)
+    assert (view.target_updates, view.train_steps) == (50, 9)
+    assert view.losses == {"total": 0.25}
+
+
+def test_the_last_view_is_drawn_as_the_run_ended():
+    stream = io.StringIO()
+    screen = Screen(stream, is_live=True)
+    screen.show_last(lambda: VIEW)
+    assert not stream.getvalue(), "where nothing was shown"
+    screen.show(lambda: VIEW)
+    screen.show_last(lambda: dataclasses.replace(VIEW, status="completed", env_steps=5000))
+    screen.close()
+    assert "completed" in stream.getvalue()
+    assert "5,000 of 5,000 env steps" in stream.getvalue()

@@ -1,0 +1,64 @@
+"""The last lines of a run: what came out, and the commands that go on with this very run."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.json_text import read_object
+from worldloom_dist.run.config import RunConfig
+from worldloom_dist.run.folder import RunFolder
+
+__all__ = ["closing_lines", "program"]
+
+
+def program() -> str:
+    """How the command is typed here."""
+    return "worldloom" if shutil.which("worldloom") else "python -m worldloom"
+
+
+def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str]:
+    """Result and commands of a run that is complete.
+
+    Args:
+        config: Of the run.
+        shown: The folder as the user knows it.
+        folder: The same, absolute.
+    """
+    summary = folder.read_json("summary.json")
+    run = shlex.quote(str(shown))
+    lines = [line for line in (_result(summary), _best(shown, folder)) if line]
+    commands = (
+        [] if config.env.is_none else [("evaluate", f"evaluate {run}"), ("watch", f"enjoy {run}")]
+    )
+    commands.append(("plot", f"plot {run}"))
+    more = (
+        f"--train-steps {2 * config.train_steps}"
+        if config.env.is_none
+        else f"--env-steps {2 * config.env_steps}"
+    )
+    commands.append(("go on", f"train --resume {run} {more}"))
+    return [*lines, *(f"{label:<9}{program()} {command}" for label, command in commands)]
+
+
+def _result(summary: Mapping[str, Any]) -> str:
+    evaluation = summary.get("eval") or {}
+    mean, spread = evaluation.get("return_mean"), evaluation.get("return_std")
+    if mean is None:
+        return ""
+    deviation = "" if spread is None else f" +- {spread:.1f}"
+    return f"return   {mean:.1f}{deviation} over {evaluation.get('episodes', 0)} episodes"
+
+
+def _best(shown: Path, folder: RunFolder) -> str:
+    """Where the best checkpoint is, and how good."""
+    manifest = folder.checkpoints / "best" / "manifest.json"
+    try:
+        facts = read_object(manifest)["facts"]
+        score = float(facts["score"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or kept elsewhere
+        return ""
+    return f"best     {shown / 'checkpoints' / 'best'}: return {score:.1f}"
