@@ -1,7 +1,7 @@
 # Every target makes .venv first if it is missing or older than the files that define it.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev,viz,atari,mujoco,dmc
+EXTRAS ?= dev,viz,video,classic,atari,mujoco,dmc
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo lint test test-long check bench clean

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import EnvSpec
+from worldloom.nn import rmsnorm
 
 aten = torch.ops.aten
 NO_KERNEL = {
@@ -114,11 +115,19 @@ def _is_view(func: Any) -> bool:
     return any(info is not None and not info.is_write for info in returned)
 
 
+def _one_kernel(
+    x: torch.Tensor, scale: torch.Tensor, eps: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As a GPU has the fused norm; elsewhere torch composes it."""
+    return torch.mul(x, scale), x.new_empty(*x.shape[:-1], 1)
+
+
 @contextlib.contextmanager
 def valueless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Agents may be made on ``meta`` in here."""
     monkeypatch.setattr(torch, "Generator", FakeGenerator)
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)
+    monkeypatch.setattr(rmsnorm, "fused_norm", _one_kernel)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     adam = sys.modules[torch.optim.Adam.__module__]

@@ -1,8 +1,8 @@
-"""The ``worldloom`` command: look at presets and saved models, measure them, draw what they
-imagine.
+"""The ``worldloom`` command: train, evaluate and watch agents; look at presets and saved models,
+measure them, draw what they imagine.
 
-``worldloom imagine --model FOLDER --data FILE.npz``; ``worldloom --help`` lists the rest. Training
-has a Python API (``worldloom.training``) and, with actors, ``python -m worldloom_dist.launch``.
+What trains and watches is ``worldloom_dist``: ``worldloom train`` is ``python -m
+worldloom_dist.launch``, and so on, with the same flags. ``worldloom --help`` lists all of it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,48 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
+from worldloom import __version__
+from worldloom.completion import SHELLS, completions
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    WorldLoomError,
+)
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import to_json
+from worldloom.distributed import distributed
 
 __all__ = ["main"]
 
 TEST_HORIZON = 4
+RUN_COMMANDS = {
+    "train": ("launch", "train an agent; without any flag the quick demo"),
+    "evaluate": ("evaluate", "play episodes with a run's checkpoint: evaluate RUN"),
+    "enjoy": ("enjoy", "watch a run's agent play, in a window or as a video"),
+    "plot": ("plot", "curves of runs, as a picture"),
+    "status": ("status", "what a run does, or how it ended"),
+    "doctor": ("doctor", "is this machine, or a cluster, ready?"),
+    "check-env": ("check_env", "look an environment over before training in it"),
+    "data": ("replay.__main__", "rows into and out of a run: data import|export|verify"),
+    "submit": ("submit", "train on a cluster, as a job of Ray"),
+}
+"""Command -> its module below ``worldloom_dist``, and its help."""
+MODEL_FLAGS = ("--model", "--data", "--horizon", "--seed", "--test")
+"""Flags of ``evaluate`` that measure a world model instead of playing."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 wrong input (also unreadable files),
     1 anything else.
     """
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["__complete"]:
+        sys.stdout.writelines(f"{name}\n" for name in completions(words[1:], _names()))
+        return 0
+    if words and words[0] in RUN_COMMANDS and not _is_about_a_model(words):
+        return _of_run(words[0], words[1:])
     options = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
@@ -45,17 +73,47 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _is_about_a_model(words: Sequence[str]) -> bool:
+    """``evaluate --model M`` measures a world model, as it did before there were runs."""
+    given = {word.partition("=")[0] for word in words[1:]}
+    return words[0] == "evaluate" and (len(words) == 1 or bool(given & set(MODEL_FLAGS)))
+
+
+def _of_run(command: str, words: Sequence[str]) -> int:
+    try:
+        module = distributed(RUN_COMMANDS[command][0], f"worldloom {command}")
+    except MissingDependencyError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    status: int = module.main(words)
+    return status
+
+
+def _names() -> list[str]:
+    return [*RUN_COMMANDS, "models", "info", "imagine", "completion"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="worldloom", description="Latent world models behind one interface."
+        prog="worldloom", description="World models and agents: train, watch, measure, use."
     )
+    parser.add_argument("--version", action="version", version=f"worldloom {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    models = commands.add_parser("models", help="list the presets")
+    for name, (_, text) in RUN_COMMANDS.items():
+        if name != "evaluate":
+            commands.add_parser(name, help=text)
+    completion = commands.add_parser("completion", help="lines that a shell completes words with")
+    completion.add_argument("shell", choices=list(SHELLS), help="source <(worldloom completion X)")
+    completion.set_defaults(run=lambda options: sys.stdout.write(SHELLS[options.shell]))
+    models = commands.add_parser("models", help="list the presets of world models and agents")
     models.set_defaults(run=_models)
     info = commands.add_parser("info", help="settings of a preset or a saved model, as JSON")
     info.add_argument("model", help="a preset, an alias, or the folder of a saved model")
     info.set_defaults(run=_info)
-    evaluate = commands.add_parser("evaluate", help="errors of a model on sequences, as JSON")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help=f"{RUN_COMMANDS['evaluate'][1]}; or errors of a world model: evaluate --model M",
+    )
     evaluate.set_defaults(run=_evaluate)
     imagine = commands.add_parser("imagine", help="draw what a model imagines beside what came")
     imagine.add_argument(
@@ -95,11 +153,18 @@ def _say(text: str) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
+    from worldloom.algorithms.registry import agent_names
     from worldloom.factory import MODEL_CATALOG
 
-    width = max(map(len, MODEL_CATALOG))
+    agents = agent_names()
+    width = max(map(len, (*MODEL_CATALOG, *agents)))
     for name, entry in MODEL_CATALOG.items():
-        _say(f"{name:<{width}}  {entry['params'] / 1e6:7.1f} M  {entry['description']}")
+        text = f"{entry['description']}{'; also --agent' if name in agents else ''}"
+        _say(f"{name:<{width}}  {entry['params'] / 1e6:7.1f} M  {text}")
+    for name in agents:
+        if name not in MODEL_CATALOG:
+            size = "a small one for laptops and tests" if name.endswith(":ci") else "an agent"
+            _say(f"{name:<{width}}  {'':9}  {size}: --agent")
 
 
 def _info(options: argparse.Namespace) -> None:

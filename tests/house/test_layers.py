@@ -36,7 +36,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
     {"worldloom.distributed"},
-    {"worldloom.factory", "worldloom.agent"},
+    {"worldloom.factory", "worldloom.agent", "worldloom.completion"},
     {"worldloom.commands"},
     {"worldloom.__main__"},
     {
@@ -74,6 +74,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.rpc"},
     {"worldloom_dist.interfaces"},
     {"worldloom_dist.lockstep.runtime", "worldloom_dist.runtime"},
+    {"worldloom_dist.run.agent_help", "worldloom_dist.run.flag_hints"},
     {"worldloom_dist.run.cli"},
     {
         "worldloom_dist.launch",
@@ -82,7 +83,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.replay.__main__",
     },
     {"worldloom_dist.serve"},
-    {"worldloom_dist.job"},
+    {"worldloom_dist.job", "worldloom_dist.enjoy"},
     {"worldloom_dist.submit"},
     {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
 ]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from worldloom import MODEL_CATALOG, create_world_model
-from worldloom.commands import main
+from worldloom import MODEL_CATALOG, __version__, create_world_model
+from worldloom.algorithms.registry import agent_names
+from worldloom.commands import RUN_COMMANDS, main
 from worldloom.training.data import create_random_buffer
 
 
@@ -17,7 +18,10 @@ def test_the_console_script_is_this_function() -> None:
 def test_presets_and_settings_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(MODEL_CATALOG)
+    names = [line.split()[0] for line in lines]
+    assert names[: len(MODEL_CATALOG)] == list(MODEL_CATALOG)
+    assert set(agent_names()) <= set(names)
+    assert len(names) == len(set(names))
     create_world_model("mlp:ci", latent_dim=8).save_pretrained(tmp_path)
     for name in ("mlp:ci", str(tmp_path)):
         assert main(["info", name]) == 0
@@ -76,3 +80,62 @@ def test_mistakes_are_one_sentence(
     assert error.startswith("error: ")
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"worldloom {__version__}\n"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    listed = {line.split()[0] for line in text.splitlines() if line.startswith("    ")}
+    assert listed >= {*RUN_COMMANDS, "models", "imagine", "completion"}
+
+
+@pytest.mark.parametrize("command", RUN_COMMANDS)
+def test_a_command_is_the_module_s_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    module = RUN_COMMANDS[command][0].removesuffix(".__main__")
+    assert f"python -m worldloom_dist.{module}" in shown
+
+
+def test_a_run_command_refuses_as_its_module_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--wrokers", "3"]) == 2
+    assert "did you mean --workers?" in capsys.readouterr().err
+    assert main(["status", "nowhere"]) == 2
+    assert main(["evaluate", "nowhere"]) == 2
+    assert "nowhere holds no run" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_words_are_completed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mine-0001").mkdir(parents=True)
+    (tmp_path / "runs/mine-0001/config.json").touch()
+
+    def completed(*words: str) -> list[str]:
+        assert main(["__complete", *words]) == 0
+        return capsys.readouterr().out.split()
+
+    assert completed("ev") == ["evaluate"]
+    assert completed("train", "--replay.sh") == ["--replay.shards"]
+    assert completed("train", "--agent", "tdmpc2:c") == ["tdmpc2:ci"]
+    assert completed("train", "--preset", "atari100k-") == ["atari100k-smoke"]
+    assert completed("status", "") == ["runs/mine-0001"]
+    for shell in ("bash", "zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        assert "worldloom __complete" in capsys.readouterr().out

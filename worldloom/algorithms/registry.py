@@ -30,6 +30,7 @@ __all__ = [
     "make_agent",
     "make_agent_config",
     "make_policy",
+    "own_field",
     "trained_config",
     "trained_weights",
 ]
@@ -41,6 +42,11 @@ ALGORITHMS = {
 """Algorithm name -> package. Each has a torch-free module ``spec`` with the names of SPEC_NAMES,
 and a module ``agent`` with those of AGENT_NAMES; a small agent may have all of them in one module.
 """
+SAME_SETTING: Mapping[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "learning_rate": ("lr",),
+}
+"""Other names of a setting, one of which an agent may have instead."""
 ENTRY_POINTS = "worldloom.agents"
 SPEC_NAMES = ("PRESETS", "DEFAULT_PRESET", "ENV_DEFAULTS", "ARCHITECTURE", "make_spec")
 AGENT_NAMES = ("make_agent", "make_policy")
@@ -83,13 +89,29 @@ def make_agent_config(name: str, overrides: Mapping[str, Any] | None = None) -> 
         )
     config = dataclasses.replace(config, name=f"{algorithm}:{preset}")
     known = {f.name for f in dataclasses.fields(config)} - {"name"}
-    for field in overrides or {}:
-        if field not in known:
+    values: dict[str, Any] = {}
+    for field, value in (overrides or {}).items():
+        own = own_field(config, field)
+        if own not in known:
             raise ConfigurationError(
                 f"agent.{field}: {algorithm} has no such setting{nearest(field, known)}"
             )
-    replaced: AgentConfig = dataclasses.replace(config, **(overrides or {}))
+        if own in values and values[own] != value:
+            raise ConfigurationError(
+                f"agent.{field}: {values[own]} and {value} are given for one setting, which "
+                f"{algorithm} calls {own}; leave one out"
+            )
+        values[own] = value
+    replaced: AgentConfig = dataclasses.replace(config, **values)
     return replaced
+
+
+def own_field(config: AgentConfig, field: str) -> str:
+    """The name that an agent has for a setting: ``lr`` and ``learning_rate`` are one."""
+    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if field in names:
+        return field
+    return next((name for name in SAME_SETTING.get(field, ()) if name in names), field)
 
 
 def agent_spec(config: AgentConfig, env: EnvSpec) -> AgentSpec:

@@ -78,8 +78,9 @@ class LaProp:
         on = accept.to(torch.float32)
         if c.agc:
             self._clip(grads)
+        refuse = ~accept
         for g in grads:
-            g.masked_fill_(~accept, 0.0)
+            g.masked_fill_(refuse, 0.0)
         t = self.count + 1
         square_fix = (1 - c.beta2**t).rsqrt().float()
         mean_fix = (1 - c.beta1**t).reciprocal().float()

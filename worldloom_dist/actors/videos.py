@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.images import find_image_layout
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.building import error_text
 from worldloom.envs.vector import EnvStep, VectorEnv
 
-__all__ = ["Recorder", "VideoReport", "save_videos"]
+__all__ = ["Recorder", "VideoReport", "picture_of", "save_videos"]
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,22 @@ class Recorder:
     def _miss(self, problem: str) -> None:
         logger.warning("%s", problem)
         self.problems.append(problem)
+
+
+def picture_of(env: VectorEnv, row: EnvStep, index: int = 0) -> np.ndarray:
+    """One env's picture now, ``[Y, X, 3]`` uint8: the image that it observes, else what it renders.
+
+    Raises:
+        ConfigurationError: If it draws none; says why.
+    """
+    key = _image_key(env.spec)
+    try:
+        frame = _observed(row.obs[key][index]) if key else _rendered(env, index)
+        return _to_bytes(frame)
+    except Exception as error:  # the edge of foreign renderer
+        raise ConfigurationError(
+            f"env {env.spec.name} cannot be drawn ({error_text(error)})"
+        ) from error
 
 
 def save_videos(

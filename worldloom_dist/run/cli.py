@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import sys
 import typing
@@ -21,9 +22,11 @@ from typing import Any
 
 import tyro
 
-from worldloom.algorithms.registry import architecture_changes, make_agent_config
-from worldloom.core.exceptions import ConfigurationError, WorldLoomError, nearest
+from worldloom.algorithms.registry import architecture_changes, make_agent_config, own_field
+from worldloom.core.exceptions import ConfigurationError, WorldLoomError
+from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
+from worldloom_dist.run.flag_hints import hint
 from worldloom_dist.run.presets import PRESETS, default_config, find_preset
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
@@ -35,6 +38,7 @@ SWITCHES = ("--tensorboard", "--wandb")
 """Flags that mean True when no value follows."""
 ENV_FLAG = "--env.env"
 """What tyro calls the flag that people type as ``--env``."""
+AGENT_HINT = "\n--agent NAME --help lists the settings of that agent, for example dreamerv3:ci.\n"
 Pairs = list[tuple[str, str]]
 
 
@@ -50,7 +54,7 @@ def parse(words: Sequence[str]) -> RunConfig:
         SystemExit: With status 0 after ``--help``.
     """
     if any(word in ("-h", "--help") for word in words):
-        _print_help()
+        _print_help(_given_agent(words))
     pairs, mistakes = _split(words)
     base, is_resumed = _base(dict(pairs), mistakes)
     config = _read([pair for pair in pairs if not pair[0].startswith("--agent.")], base, mistakes)
@@ -98,7 +102,23 @@ def flag_names(kind: Any = RunConfig, prefix: str = "--") -> Iterator[str]:
             yield "--env" if name == ENV_FLAG else name
 
 
-def _print_help() -> None:
+def _given_agent(words: Sequence[str]) -> str | None:
+    """What follows ``--agent``; None when it is not given."""
+    for word, after in itertools.pairwise([*words, ""]):
+        if word == "--agent" and after and not after.startswith("-"):
+            return after
+        if word.startswith("--agent="):
+            return word.partition("=")[2]
+    return None
+
+
+def _print_help(agent: str | None) -> None:
+    """The flags of a run, and those of an agent that is named; leaves the program."""
+    if agent is not None:
+        try:
+            own = agent_help(agent)
+        except WorldLoomError as error:
+            raise UsageError(f"--agent: {error}") from error
     presets = "; ".join(
         f"{name}: {preset.summary.partition(':')[0].rstrip('.')}"
         for name, preset in PRESETS.items()
@@ -123,6 +143,7 @@ def _print_help() -> None:
             )
     finally:
         sys.stdout.write(out.getvalue().replace(ENV_FLAG + " ", "--env ".ljust(len(ENV_FLAG) + 1)))
+        sys.stdout.write("\n" + own if agent is not None else AGENT_HINT)
 
 
 def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
@@ -138,7 +159,7 @@ def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
         if not word.startswith("--"):
             mistakes.append(f"{word}: expected a flag like --env before it")
         elif flag not in known and not flag.startswith("--agent."):
-            mistakes.append(_unknown(flag, known))
+            mistakes.append(_unknown(flag, known | _agent_flags(_given_agent(words))))
             if not equals and rest and not rest[0].startswith("--"):
                 rest.pop(0)
         elif equals:
@@ -153,7 +174,17 @@ def _split(words: Sequence[str]) -> tuple[Pairs, list[str]]:
 
 
 def _unknown(flag: str, known: set[str]) -> str:
-    return f"{flag}: no such option{nearest(flag, known)}"
+    return f"{flag}: no such option{hint(flag, sorted(known))}"
+
+
+def _agent_flags(agent: str | None) -> set[str]:
+    """Flags of the agent that is given, or of the demo's; none when there is no such agent."""
+    try:
+        config = make_agent_config(agent or PRESETS["quick"]().agent)
+    except WorldLoomError:
+        return set()
+    names = {"--agent." + name.removeprefix("--") for name in flag_names(type(config))}
+    return names - {"--agent.name"}
 
 
 def _base(given: dict[str, str], mistakes: list[str]) -> tuple[RunConfig, bool]:
@@ -305,9 +336,8 @@ def _agent_overrides(
         config = make_agent_config(agent, kept)
     except WorldLoomError:
         return dict(kept)  # RunConfig.problems says what is wrong
-    known = {"--agent." + name.removeprefix("--") for name in flag_names(type(config))} - {
-        "--agent.name"
-    }
+    known = _agent_flags(agent)
+    pairs = [(_own_flag(config, flag), value) for flag, value in pairs]
     mistakes += [_unknown(flag, known) for flag, _ in pairs if flag not in known]
     inner = [
         ("--" + flag.removeprefix("--agent."), value) for flag, value in pairs if flag in known
@@ -322,6 +352,12 @@ def _agent_overrides(
             if _is_bad(flag, value, config)
         ]
     return {**kept, **{name: getattr(config, name) for name in names}}
+
+
+def _own_flag(config: Any, flag: str) -> str:
+    """A flag by the name that the agent has for the setting."""
+    field = flag.removeprefix("--agent.").replace("-", "_")
+    return f"--agent.{own_field(config, field).replace('_', '-')}"
 
 
 def _is_bad(flag: str, value: str, config: Any) -> bool:

@@ -247,7 +247,13 @@ SMOKE: Mapping[str, Settings] = {
         "learner.checkpoint_every_s": 20.0,
         "learner.checkpoint_every_steps": 1_000,
     },
-    "dreamerv3": {"agent": "dreamerv3:ci", "train_ratio": 16.0},
+    "dreamerv3": {
+        "agent": "dreamerv3:ci",
+        "agent.batch_size": 4,
+        "agent.batch_length": 16,
+        "agent.report_length": 16,
+        "train_ratio": 4.0,
+    },
     "tdmpc2": {"agent": "tdmpc2:ci", "agent.prefill_agent_steps": 300},
 }
 """What makes minutes of a benchmark: for every agent, then by algorithm."""

@@ -44,9 +44,9 @@ CASES = [
     )
 ]
 UPDATE_BUDGET = {
-    ("dreamerv3:size12m", "image"): 11_458,
-    ("dreamerv3:size12m", "vector"): 11_129,
-    ("tdmpc2:5m", "vector"): 794,
+    ("dreamerv3:size12m", "image"): 6_600,
+    ("dreamerv3:size12m", "vector"): 6_320,
+    ("tdmpc2:5m", "vector"): 800,
 }
 DECISION_BUDGET = {
     ("dreamerv3:size12m", "image"): 160,

@@ -11,17 +11,24 @@ Legend: T time, B batch, D deter, h hidden, S categoricals, C classes, Z = S C, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from worldloom.algorithms.dreamerv3.config import DreamerSizes
 from worldloom.nn.distributions import sample_classes
-from worldloom.nn.rmsnorm import inverse_rms
+from worldloom.nn.rmsnorm import (
+    fused_norm_gradient,
+    has_fused_norm,
+    inverse_rms,
+    norm_silu,
+)
 
 __all__ = ["CellWeights", "observe_scan"]
+
+aten = torch.ops.aten
 
 
 class CellWeights(NamedTuple):
@@ -85,15 +92,6 @@ def _blocks(x: Tensor, blocks: int) -> Tensor:
     return x.reshape(-1, blocks, x.shape[-1] // blocks).transpose(0, 1)
 
 
-def _unblock(x: Tensor) -> Tensor:
-    """[G, rows, P] -> [rows, G P]."""
-    return x.transpose(0, 1).reshape(x.shape[1], -1)
-
-
-def _norm_silu(x: Tensor, scale: Tensor) -> Tensor:
-    return functional.silu((x.float() * inverse_rms(x)).mul_(scale), inplace=True).to(x.dtype)
-
-
 class _NormTape:
     """RMSNorm + SiLU of all steps, prepared for the backward loop: everything but the incoming
     gradient is known.
@@ -103,29 +101,41 @@ class _NormTape:
         self.inverse = inverse_rms(x)
         self.scale = scale
         self.dtype = x.dtype
-        self.normed = x.float() * self.inverse
+        self.inputs = x.float()
+        self.is_fused = has_fused_norm(x.device)
+        self.normed = self.inputs * self.inverse
         z = self.normed * scale
         sigmoid = torch.sigmoid(z)
         self.output = (z * sigmoid).to(x.dtype)
         self.slope = sigmoid * (1 + z * (1 - sigmoid))
         self.grads = torch.empty_like(self.normed)
+        self._inputs_fused: list[Tensor] = []
+        self._input_grads = x.new_empty(0) if self.is_fused else torch.empty_like(x)
 
     def step(self, t: int, grad: Tensor) -> Tensor:
-        """Gradient of step t's input from that of its output; remembers what the scale's gradient
-        needs.
+        """Gradient of step t's input [rows, D] from that of its output, in any layout of these;
+        remembers it, and what the scale's gradient needs. Steps come from the last to the first.
         """
-        dz = (
-            torch.mul(grad, self.slope[t], out=self.grads[t])
-            if grad.dtype == torch.float32
-            else self._cast(t, grad)
-        )
+        dz = self.grads[t]
+        by_blocks = dz.view(grad.shape)
+        if grad.dtype == torch.float32:
+            torch.mul(grad, self.slope[t].view(grad.shape), out=by_blocks)
+        else:
+            by_blocks.copy_(grad).mul_(self.slope[t].view(grad.shape))
+        if self.is_fused:
+            inverse = self.inverse[t]
+            d_x, _ = fused_norm_gradient(dz, self.inputs[t], inverse, self.scale, (True, False))
+            self._inputs_fused.append(d_x.to(self.dtype))
+            return self._inputs_fused[-1]
         weighted = dz * self.scale
         normed = self.normed[t]
         shared = (weighted * normed).mean(-1, keepdim=True)
-        return weighted.addcmul_(normed, shared, value=-1.0).mul_(self.inverse[t]).to(self.dtype)
+        weighted.addcmul_(normed, shared, value=-1.0).mul_(self.inverse[t])
+        return self._input_grads[t].copy_(weighted)
 
-    def _cast(self, t: int, grad: Tensor) -> Tensor:
-        return self.grads[t].copy_(grad).mul_(self.slope[t])
+    def input_grads(self) -> Tensor:
+        """What :meth:`step` returned for every step."""
+        return torch.stack(self._inputs_fused[::-1]) if self.is_fused else self._input_grads
 
     def scale_grad(self) -> Tensor:
         """Gradient of the scale, over all steps."""
@@ -146,6 +156,37 @@ class _Gates(NamedTuple):
         reset, cand, update = pre.chunk(3, -1)
         reset = torch.sigmoid(reset)
         return cls(reset, cand, torch.tanh(reset * cand), torch.sigmoid(update - 1))
+
+    def step(self, t: int, g_deter: Tensor, old: Tensor, out: Sequence[Tensor]) -> Tensor:
+        """Gradients of step t's pre-activations into ``out`` (reset, candidate, update: each of
+        every step), from that of the new state; returns the share of the candidate.
+        """
+        reset, cand, mixed, update = (gate[t] for gate in self)
+        kept = g_deter * update
+        if has_fused_norm(kept.device):  # where a launch costs something
+            g_mixed = aten.tanh_backward(kept, mixed)
+            aten.sigmoid_backward(g_mixed * cand, reset, grad_input=out[0][t])
+            torch.mul(g_mixed, reset, out=out[1][t])
+            aten.sigmoid_backward(g_deter * (mixed - old), update, grad_input=out[2][t])
+            return kept
+        g_mixed = kept * (1 - mixed * mixed)
+        torch.mul(g_mixed * cand, reset * (1 - reset), out=out[0][t])
+        torch.mul(g_mixed, reset, out=out[1][t])
+        torch.mul(kept * (mixed - old), 1 - update, out=out[2][t])
+        return kept
+
+
+def _through_softmax(grad: Tensor, soft: Tensor, share: float, direct: Tensor, out: Tensor) -> None:
+    """``out`` [rows, Z] = ``direct`` + the gradient of the logits whose softmax, of which ``share``
+    is mixed in, has gradient ``grad`` (like ``soft``: [rows, S, C], float32).
+    """
+    if has_fused_norm(grad.device):
+        inner = aten._softmax_backward_data(grad, soft, -1, soft.dtype)
+        torch.add(direct, inner.view_as(direct).to(direct.dtype), alpha=share, out=out)
+        return
+    grad = grad * share
+    inner = (grad * soft).sum(-1, keepdim=True)
+    torch.add(direct, grad.sub_(inner).mul_(soft).view_as(direct).to(direct.dtype), out=out)
 
 
 class _ObserveScan(torch.autograd.Function):
@@ -178,7 +219,7 @@ class _ObserveScan(torch.autograd.Function):
         pre_gates = buffer(sizes.blocks, 3 * size // sizes.blocks)
         pre_obs = buffer(hidden)
         after = buffer(size)
-        hard = buffer(sizes.latent)
+        hard = buffer(sizes.latent).zero_()
         logits = buffer(sizes.latent)
         classes = torch.empty(*draws.shape, dtype=torch.int64, device=deter.device)
         mix = (1.0 - sizes.unimix, sizes.unimix / sizes.classes)
@@ -189,11 +230,12 @@ class _ObserveScan(torch.autograd.Function):
             torch.addmm(w.b_deter, before[t], w.w_deter.t(), out=pre_deter[t])
             torch.addmm(w.b_stoch, before_stoch[t], w.w_stoch.t(), out=pre_stoch[t])
             x = torch.cat(
-                [_norm_silu(pre_deter[t], w.s_deter), _norm_silu(pre_stoch[t], w.s_stoch)], -1
+                [norm_silu(pre_deter[t], w.s_deter), norm_silu(pre_stoch[t], w.s_stoch)], -1
             )
             torch.addmm(action_input[t], x, w.w_inputs, out=pre_hid[t])
-            pre_hid[t].add_(_unblock(torch.bmm(_blocks(before[t], sizes.blocks), w.w_hid)))
-            hid = _norm_silu(pre_hid[t], w.s_hid)
+            by_block = torch.bmm(_blocks(before[t], sizes.blocks), w.w_hid).transpose(0, 1)
+            pre_hid[t].view(by_block.shape).add_(by_block)
+            hid = norm_silu(pre_hid[t], w.s_hid)
             pre_gates[t].copy_(
                 torch.baddbmm(bias_gru, _blocks(hid, sizes.blocks), w.w_gru).transpose(0, 1)
             )
@@ -206,14 +248,14 @@ class _ObserveScan(torch.autograd.Function):
             )
             deter = after[t]
             torch.addmm(token_input[t], deter, w.w_obs.t(), out=pre_obs[t])
-            torch.addmm(w.b_logit, _norm_silu(pre_obs[t], w.s_obs), w.w_logit.t(), out=logits[t])
+            torch.addmm(w.b_logit, norm_silu(pre_obs[t], w.s_obs), w.w_logit.t(), out=logits[t])
             if draws.is_floating_point():
                 soft = logits[t].float().view(rows, sizes.stoch, sizes.classes).softmax(-1)
                 classes[t] = sample_classes(soft.mul_(mix[0]).add_(mix[1]), draws[t])
             else:
                 classes[t] = draws[t]
             grid = hard[t].view(rows, sizes.stoch, sizes.classes)
-            grid.zero_().scatter_(-1, classes[t].unsqueeze(-1), 1.0)
+            grid.scatter_(-1, classes[t].unsqueeze(-1), 1.0)
             stoch = hard[t]
         ctx.sizes = sizes
         ctx.save_for_backward(
@@ -261,11 +303,7 @@ class _ObserveScan(torch.autograd.Function):
         gates = _Gates.of(pre_gates)
         soft = logits.float().view(steps, rows, sizes.stoch, sizes.classes).softmax(-1)
         g_logits = torch.empty_like(logits)
-        g_obs = torch.empty_like(pre_obs)
-        g_hid = torch.empty_like(pre_hid)
         g_gates = torch.empty_like(pre_gates)
-        g_deter_in = torch.empty_like(pre_deter)
-        g_stoch_in = torch.empty_like(pre_stoch)
         gate_out = g_gates.chunk(3, -1)
         hidden = w.w_deter.shape[0]
         next_deter: Tensor = torch.zeros_like(after[0])
@@ -273,35 +311,27 @@ class _ObserveScan(torch.autograd.Function):
         for t in reversed(range(steps)):
             # straight-through: the value's gradient reaches the mixed probabilities, then the
             # softmax
-            g_probs = (grads[1][t] + next_stoch).float().view_as(soft[t]) * (1.0 - sizes.unimix)
-            inner = (g_probs * soft[t]).sum(-1, keepdim=True)
-            torch.add(
-                grads[2][t],
-                g_probs.sub_(inner).mul_(soft[t]).view(rows, -1).to(logits.dtype),
-                out=g_logits[t],
-            )
-            g_obs[t] = obs.step(t, g_logits[t] @ w.w_logit)
-            g_deter = torch.addmm(grads[0][t] + next_deter, g_obs[t], w.w_obs).view_as(
+            g_hard = (grads[1][t] + next_stoch).float().view_as(soft[t])
+            _through_softmax(g_hard, soft[t], 1.0 - sizes.unimix, grads[2][t], g_logits[t])
+            g_obs_t = obs.step(t, g_logits[t] @ w.w_logit)
+            g_deter = torch.addmm(grads[0][t] + next_deter, g_obs_t, w.w_obs).view_as(
                 gates.mixed[t]
             )
-            update = gates.update[t]
-            mixed = gates.mixed[t]
-            reset = gates.reset[t]
-            old = before[t].view_as(mixed)
-            kept = g_deter * update
-            g_mixed = kept * (1 - mixed * mixed)
-            torch.mul(g_mixed * gates.cand[t], reset * (1 - reset), out=gate_out[0][t])
-            torch.mul(g_mixed, reset, out=gate_out[1][t])
-            torch.mul(kept * (mixed - old), 1 - update, out=gate_out[2][t])
-            g_y = _unblock(torch.bmm(g_gates[t].transpose(0, 1), w.w_gru.transpose(1, 2)))
-            g_hid[t] = hid.step(t, g_y)
-            g_inputs = g_hid[t] @ w.w_inputs.t()
-            g_deter_in[t] = x_deter.step(t, g_inputs[:, :hidden])
-            g_stoch_in[t] = x_stoch.step(t, g_inputs[:, hidden:])
-            g_old = (g_deter - kept).reshape(rows, -1)
-            g_old += _unblock(torch.bmm(_blocks(g_hid[t], sizes.blocks), w.w_hid.transpose(1, 2)))
-            next_deter = g_old.addmm_(g_deter_in[t], w.w_deter).mul_(keep[t])
-            next_stoch = (g_stoch_in[t] @ w.w_stoch).mul_(keep[t])
+            old = before[t].view_as(g_deter)
+            kept = gates.step(t, g_deter, old, gate_out)
+            g_blocks = torch.bmm(g_gates[t].transpose(0, 1), w.w_gru.transpose(1, 2))
+            g_hid_t = hid.step(t, g_blocks.transpose(0, 1))
+            g_inputs = g_hid_t @ w.w_inputs.t()
+            g_deter_t = x_deter.step(t, g_inputs[:, :hidden])
+            g_stoch_t = x_stoch.step(t, g_inputs[:, hidden:])
+            g_old = g_deter - kept
+            g_blocks = torch.bmm(_blocks(g_hid_t, sizes.blocks), w.w_hid.transpose(1, 2))
+            g_old += g_blocks.transpose(0, 1)
+            next_deter = g_old.view(rows, -1).addmm_(g_deter_t, w.w_deter).mul_(keep[t])
+            next_stoch = (g_stoch_t @ w.w_stoch).mul_(keep[t])
+        g_deter_in, g_stoch_in, g_hid, g_obs = (
+            tape.input_grads() for tape in (x_deter, x_stoch, hid, obs)
+        )
         g_flat = [
             g.flatten(0, 1)
             for g in (g_deter_in, g_stoch_in, g_hid, g_gates.flatten(2), g_obs, g_logits)

@@ -1,0 +1,82 @@
+"""Watching a run's agent: in a window where there is one, else as videos."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from worldloom_dist import enjoy
+from worldloom_dist.launch import main as launch
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "pixels"
+    words = (
+        "--preset debug --runtime local --metrics-port 0 --env toy:pixel --env.time-limit 6 "
+        "--agent dreamerv3:ci --agent.batch-size 2 --agent.batch-length 4 --train-ratio 1 "
+        "--agent.report-length 4 --env-steps 60 --eval-episodes 0 --run-dir"
+    )
+    assert launch([*words.split(), str(folder)]) == 0
+    return folder
+
+
+def test_without_a_screen_it_writes_videos(run, capsys, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert enjoy.main([str(run), "--episodes", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "there is no screen: writing 2 videos" in shown.err
+    lines = shown.out.splitlines()
+    assert len(lines) == 3
+    assert all((run / "videos").samefile(line.rpartition("/")[0]) for line in lines[:2])
+    assert lines[2].startswith("returns: ")
+
+
+def test_every_picture_of_every_episode_is_shown_until_the_window_is_closed(run):
+    pictures = []
+
+    def show(picture):
+        pictures.append(picture)
+        return len(pictures) < 12
+
+    assert len(enjoy.play(run, show, episodes=1)) == 1
+    assert len(pictures) == 6, "the picture after the last action is the next episode's"
+    assert all(p.dtype == np.uint8 and p.shape == (64, 64, 3) for p in pictures)
+    enjoy.play(run, show, episodes=99)
+    assert len(pictures) == 12
+
+
+def test_a_window_shows_pictures_and_is_closed(run, capsys, monkeypatch):
+    drawn = []
+    surface = types.SimpleNamespace(blit=lambda *a: drawn.append(a), get_size=lambda: (512, 512))
+    display = types.SimpleNamespace(
+        init=lambda: None,
+        set_mode=lambda size: surface,
+        set_caption=lambda text: None,
+        flip=lambda: None,
+        quit=lambda: drawn.append("closed"),
+    )
+    window = types.ModuleType("pygame")
+    window.__spec__ = types.SimpleNamespace()
+    window.display = display
+    window.time = types.SimpleNamespace(Clock=lambda: types.SimpleNamespace(tick=lambda fps: None))
+    window.event = types.SimpleNamespace(get=list)
+    window.surfarray = types.SimpleNamespace(make_surface=lambda array: array)
+    window.transform = types.SimpleNamespace(scale=lambda array, size: array)
+    monkeypatch.setitem(sys.modules, "pygame", window)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert enjoy.main([str(run), "--episodes", "1"]) == 0
+    assert drawn[-1] == "closed"
+    assert len(drawn) == 7
+    assert capsys.readouterr().out.startswith("returns: ")
+
+
+def test_mistakes_are_one_sentence(run, capsys, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert enjoy.main([str(run), "--episodes", "0"]) == 2
+    assert enjoy.main([str(run), "--checkpoint", "bst"]) == 2
+    assert enjoy.main([str(run / "no"), "--video"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 3

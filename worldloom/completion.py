@@ -1,0 +1,56 @@
+"""Shell completion of the ``worldloom`` command: a few lines for the shell, which ask the command
+itself what may come next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from worldloom.algorithms.registry import agent_names
+from worldloom.distributed import distributed
+
+__all__ = ["SHELLS", "completions"]
+
+BASH = """_worldloom() {
+    local IFS=$'\\n'
+    COMPREPLY=($(worldloom __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+}
+complete -o default -F _worldloom worldloom
+"""
+SHELLS = {
+    "bash": BASH,
+    "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + BASH,
+    "fish": "complete -c worldloom -f -a "
+    "'(worldloom __complete (commandline -opc)[2..] (commandline -ct))'\n",
+}
+"""Shell -> what it reads at its start: ``source <(worldloom completion bash)``."""
+RUN_COMMANDS = ("evaluate", "enjoy", "plot", "status")
+
+
+def completions(words: Sequence[str], commands: Sequence[str]) -> list[str]:
+    """What the last word may become.
+
+    Args:
+        words: After ``worldloom``; the last one is being typed, and may be empty.
+        commands: Names of the commands.
+    """
+    typed = words[-1] if words else ""
+    if len(words) < 2:
+        found = list(commands)
+    elif words[0] == "train":
+        found = _of_train(words[-2])
+    elif words[0] in RUN_COMMANDS and not typed.startswith("-"):
+        found = [str(path.parent) for path in sorted(Path().glob("runs/*/config.json"))]
+    else:
+        found = []
+    return [name for name in found if name.startswith(typed)]
+
+
+def _of_train(before: str) -> list[str]:
+    if before == "--agent":
+        return agent_names()
+    if before == "--preset":
+        return list(distributed("run.presets", "training").PRESETS)
+    names = distributed("run.cli", "training").flag_names()
+    return [] if before.startswith("--") else sorted(names)

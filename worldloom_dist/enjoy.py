@@ -1,0 +1,161 @@
+"""``python -m worldloom_dist.enjoy RUN``: watch the agent of a run play, in a window; without a
+screen, or with ``--video``, as videos in the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import (
+    ConfigurationError,
+    MissingDependencyError,
+    WorldLoomError,
+)
+from worldloom.core.fields import Bounds, checked
+from worldloom.envs.factory import make_env
+from worldloom_dist.actors.videos import picture_of
+from worldloom_dist.evaluate import evaluate, load_policy
+from worldloom_dist.run.console import stdout_to_stderr
+
+__all__ = ["main", "play"]
+
+WINDOW_FRAMES_PER_S = 30
+WINDOW_SIDE = 512
+Show = Callable[[np.ndarray], bool]
+
+
+def play(
+    run_dir: Path, show: Show, *, checkpoint: str = "newest", episodes: int = 3
+) -> list[float]:
+    """Play episodes and show every picture.
+
+    Args:
+        run_dir: A run folder.
+        show: Gets ``[Y, X, 3]`` uint8; returns False when it was closed.
+        checkpoint: ``newest``, ``best``, or a folder's name.
+        episodes: How many.
+
+    Returns:
+        The returns of the whole episodes.
+
+    Raises:
+        ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
+    """
+    config, policy = load_policy(run_dir, checkpoint=checkpoint)
+    env = make_env(config, seed=0, renders=True)
+    returns: list[float] = []
+    try:
+        row = env.reset()
+        carry = policy.initial_carry(1)
+        total = 0.0
+        while len(returns) < episodes and show(picture_of(env, row)):
+            out = policy.act(row.obs, carry, row.is_first, explore=False)
+            carry = out.carry
+            row = env.step(out.action)
+            total += float(row.reward[0])
+            if row.is_last[0]:
+                returns.append(total)
+                total = 0.0
+                row = env.step(out.action)  # which begins the next episode
+    finally:
+        env.close()
+    return returns
+
+
+def _window() -> contextlib.AbstractContextManager[Show]:
+    """A window; closing it, or Escape, ends the show."""
+    import pygame
+
+    @contextlib.contextmanager
+    def opened() -> Any:
+        """Frames on a surface of their own, scaled to the window."""
+        pygame.display.init()
+        clock = pygame.time.Clock()
+        screen = pygame.display.set_mode((WINDOW_SIDE, WINDOW_SIDE))
+        pygame.display.set_caption("worldloom")
+
+        def show(frame: np.ndarray) -> bool:
+            """Draw one picture."""
+            events = pygame.event.get()
+            if any(
+                event.type == pygame.QUIT
+                or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE)
+                for event in events
+            ):
+                return False
+            surface = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
+            screen.blit(pygame.transform.scale(surface, screen.get_size()), (0, 0))
+            pygame.display.flip()
+            clock.tick(WINDOW_FRAMES_PER_S)
+            return True
+
+        try:
+            yield show
+        finally:
+            pygame.display.quit()
+
+    return opened()
+
+
+def _why_no_window() -> str:
+    """Empty when a window can be opened."""
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and not has_screen:
+        return "there is no screen"
+    if importlib.util.find_spec("pygame") is None:
+        return "a window needs pygame (pip install 'worldloom-dist[classic]')"
+    return ""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.enjoy",
+        description="Watch the agent of a run play: in a window, or without a screen as videos.",
+    )
+    parser.add_argument("run_dir", type=Path, help="a run folder")
+    parser.add_argument(
+        "--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)"
+    )
+    parser.add_argument("--episodes", type=int, default=3, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--video", action="store_true", help="write videos to the run folder, screen or not"
+    )
+    options = parser.parse_args(words)
+    logging.basicConfig(level=logging.WARNING)
+    reason = "--video asks for videos" if options.video else _why_no_window()
+    chosen: dict[str, Any] = {"checkpoint": options.checkpoint, "episodes": options.episodes}
+    try:
+        checked("episodes", options.episodes, int, Bounds(1))
+        if reason:
+            sys.stderr.write(f"{reason}: writing {options.episodes} videos\n")
+            with stdout_to_stderr():
+                result = evaluate(options.run_dir, videos=options.episodes, **chosen)
+            lines = [*result["videos"], *result.get("video_problems", [])]
+            returns = result["returns"]
+        else:
+            with stdout_to_stderr(), _window() as show:
+                returns = play(options.run_dir, show, **chosen)
+            lines = []
+    except KeyboardInterrupt:
+        return 130
+    except WorldLoomError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
+    shown = ", ".join(f"{value:.1f}" for value in returns if value is not None)
+    sys.stdout.write("".join(f"{line}\n" for line in [*lines, f"returns: {shown or 'none'}"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
