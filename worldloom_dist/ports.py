@@ -27,6 +27,7 @@ from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.windows import SampledWindows
 
 __all__ = [
+    "CHUNK_SOURCES",
     "FIRST_GATEWAY_SLOT",
     "FIRST_STEP",
     "FencedError",
@@ -43,6 +44,8 @@ __all__ = [
 
 FIRST_GATEWAY_SLOT = 1_000_000
 """Slots of gateways' sessions are from here on, above those of all workers."""
+CHUNK_SOURCES = "sources"
+"""Note of a chunk: who chose the action of every row, where that is not the policy for all."""
 FIRST_STEP = "first_step"
 """Note of a gateway's chunk: which step of the client its first row is."""
 

@@ -1,5 +1,6 @@
 """Selectors as people write them: ``uniform``, ``prioritised:0.6``, ``recency:1.0``, and mixtures
-``0.5*uniform+0.5*recency``.
+``0.5*uniform+0.5*recency``; ``source:human`` draws windows that begin where a person chose the
+action, as long as there are any.
 
 ``online`` in front (``online+uniform``) serves each new window once, in order, before anything is
 drawn. ``agent`` stands for what the agent was published with.
@@ -12,7 +13,15 @@ from dataclasses import dataclass
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import FRACTION, Bounds
-from worldloom.data.selectors import Mixture, Prioritised, Recency, Selector, Uniform
+from worldloom.data.selectors import (
+    SOURCES,
+    Mixture,
+    Prioritised,
+    Recency,
+    Selector,
+    Source,
+    Uniform,
+)
 
 __all__ = ["AGENTS_OWN", "SelectorSpec", "parse_selector"]
 
@@ -21,10 +30,16 @@ KINDS: dict[str, Callable[[int, float], Selector]] = {
     "uniform": lambda size, _: Uniform(size),
     "prioritised": lambda size, exponent: Prioritised(size, exponent),
     "recency": lambda size, power: Recency(size, power),
+    "source": lambda size, number: Source(size, int(number)),
 }
-DEFAULTS = {"uniform": 0.0, "prioritised": 0.6, "recency": 1.0}
+DEFAULTS = {"source": 0.0, "uniform": 0.0, "prioritised": 0.6, "recency": 1.0}
 """Parameter of each kind: none, the exponent of arXiv:1511.05952v4, and 1 / age."""
-ALLOWED = {"uniform": Bounds(0, 0), "prioritised": Bounds(0, 4), "recency": Bounds(0, 100)}
+ALLOWED = {
+    "source": Bounds(1, 4),
+    "uniform": Bounds(0, 0),
+    "prioritised": Bounds(0, 4),
+    "recency": Bounds(0, 100),
+}
 """Parameters: a priority is a float32 number, and its power must fit into double precision; a
 higher power of the age draws nothing but the newest window.
 """
@@ -83,11 +98,18 @@ def parse_selector(text: str) -> SelectorSpec:
 def _part(term: str, text: str) -> tuple[str, float, float]:
     share, star, rest = term.rpartition("*")
     kind, colon, parameter = rest.partition(":")
+    if kind == "source":
+        if parameter not in SOURCES:
+            raise ConfigurationError(
+                f"replay.selector: {term!r} in {text!r} names no source; say source: and one of "
+                f"{', '.join(SOURCES)}, as in 0.5*source:human+0.5*uniform"
+            )
+        parameter = str(SOURCES[parameter])
     if kind not in KINDS or (colon and kind == "uniform"):
         raise ConfigurationError(
             f"replay.selector: cannot read {term!r} in {text!r}; use agent, online, "
             "uniform, prioritised[:EXPONENT], "
-            "recency[:POWER], or a mixture like 0.5*uniform+0.5*prioritised"
+            "recency[:POWER], source:NAME, or a mixture like 0.5*uniform+0.5*prioritised"
         )
     try:
         result = (

@@ -20,12 +20,15 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 
 __all__ = [
+    "POLICY",
+    "SOURCES",
     "Draws",
     "Mixture",
     "OnlineQueue",
     "Prioritised",
     "Recency",
     "Selector",
+    "Source",
     "SumTree",
     "Uniform",
 ]
@@ -35,6 +38,10 @@ Weights = npt.NDArray[np.float64]
 Draws = Sequence[tuple[int, np.random.Generator]]
 """How many, and with which generator, one or several times; all of them are looked up together."""
 FANOUT = 64
+SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4}
+"""Who chose the action of a row."""
+POLICY = 1
+""":data:`SOURCES` of rows of which nothing else is said."""
 
 
 class SumTree:
@@ -123,6 +130,9 @@ class Selector(Protocol):
     def remove(self, slots: Slots) -> None:
         """The rows at these slots were evicted."""
 
+    def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
+        """Who chose the actions of the rows that are at these slots now; told before ``add``."""
+
     def sample(self, draws: Draws, origin: int) -> Slots:
         """Draw slots with replacement, one draw after the other; at least one slot is present."""
 
@@ -156,6 +166,9 @@ class Uniform:
         """See :class:`Selector`."""
         self._tree.set(slots, 0)
 
+    def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
+        """See :class:`Selector`; all rows are alike here."""
+
     def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
         return self._at_rank(
@@ -176,6 +189,42 @@ class Uniform:
     def _at_rank(self, ranks: Slots, origin: int) -> Slots:
         """Slots by rank in order of age, the oldest first."""
         return self._tree.select((ranks + self._tree.prefix(origin)) % self._tree.total)
+
+
+class Source(Uniform):
+    """Every valid start whose action one source chose is equally likely; while there is none, every
+    valid start is.
+
+    Args:
+        size: Number of slots.
+        source: Whose, see :data:`SOURCES`.
+    """
+
+    def __init__(self, size: int, source: int) -> None:
+        super().__init__(size)
+        self._all = Uniform(size)
+        self._source = source
+        self._is_own = np.zeros(size, bool)
+
+    def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
+        """See :class:`Selector`."""
+        self._is_own[slots] = sources == self._source
+
+    def add(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        self._all.add(slots)
+        super().add(slots[self._is_own[slots]])
+
+    def remove(self, slots: Slots) -> None:
+        """See :class:`Selector`."""
+        self._all.remove(slots)
+        super().remove(slots)
+
+    def sample(self, draws: Draws, origin: int) -> Slots:
+        """See :class:`Selector`."""
+        return (
+            super().sample(draws, origin) if self._tree.total else self._all.sample(draws, origin)
+        )
 
 
 class Recency(Uniform):
@@ -230,6 +279,9 @@ class Prioritised:
         """See :class:`Selector`."""
         self._tree.set(slots, 0.0)
 
+    def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
+        """See :class:`Selector`; all rows are alike here."""
+
     def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""
         total = self._tree.total
@@ -281,6 +333,11 @@ class Mixture:
         """See :class:`Selector`."""
         for selector in self._selectors:
             selector.remove(slots)
+
+    def note_sources(self, slots: Slots, sources: npt.NDArray[np.uint8]) -> None:
+        """See :class:`Selector`."""
+        for selector in self._selectors:
+            selector.note_sources(slots, sources)
 
     def sample(self, draws: Draws, origin: int) -> Slots:
         """See :class:`Selector`."""

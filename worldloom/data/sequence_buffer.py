@@ -22,7 +22,7 @@ buffer. n windows, T rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from worldloom.core.specs import ArraySpec
 from worldloom.data.chunk_table import ChunkTable, ColdStore
 from worldloom.data.codec import EncodedColumn
 from worldloom.data.rings import encoded_columns, make_rings
-from worldloom.data.selectors import Draws, Selector
+from worldloom.data.selectors import POLICY, Draws, Selector
 from worldloom.data.stream_tails import NO_ROW, StreamPosition, StreamTails, Tail
 from worldloom.data.window_starts import WindowStarts
 from worldloom.data.windows import EncodedWindows, SampledWindows
@@ -189,6 +189,7 @@ class SequenceBuffer:
         version: int = 0,
         inserted_s: float = 0.0,
         place: Any = None,
+        sources: Sequence[int] | None = None,
     ) -> int:
         """Store consecutive rows of one stream.
 
@@ -203,6 +204,7 @@ class SequenceBuffer:
             version: Policy update number that acted them.
             inserted_s: ``time.time()`` of the insertion.
             place: Where ``cold`` finds the chunk; one without a place stays in memory.
+            sources: Who chose the actions (``selectors.SOURCES``); None for the policy.
 
         Returns:
             Rows evicted to make room.
@@ -226,6 +228,9 @@ class SequenceBuffer:
             ring[slots] = plain[name]
         tail, cut_off = self._tails.open(stream, seq)
         self._close_episode(cut_off)
+        self._starts.note_sources(
+            slots, np.asarray(POLICY if sources is None else sources, np.uint8)
+        )
         self._link(tail, ids, slots, first_flags)
         self._record(ids, slots, version, inserted_s, encoded, place)
         self._next_row += len(ids)

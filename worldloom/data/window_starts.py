@@ -37,6 +37,10 @@ class WindowStarts:
         self.count = 0
         self.online = OnlineQueue()
 
+    def note_sources(self, slots: Ids, sources: npt.NDArray[np.uint8]) -> None:
+        """Who chose the actions of the rows that are stored at these slots now."""
+        self._selector.note_sources(slots, sources)
+
     def add(self, starts: Ids) -> None:
         """Windows that begin at these stored rows are complete."""
         slots = starts % self._capacity

@@ -21,16 +21,14 @@ from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import make_chunk
 from worldloom_dist.actors.stream_writer import ChunkBuilder
-from worldloom_dist.ports import FIRST_STEP, FencedError
+from worldloom_dist.ports import CHUNK_SOURCES, FIRST_STEP, FencedError
 
-__all__ = ["SOURCES", "Append", "StreamSender"]
+__all__ = ["Append", "StreamSender"]
 
 logger = logging.getLogger(__name__)
 
 Append = Callable[[Chunk], Awaitable[Any]]
 
-SOURCES = "sources"
-"""Note of a chunk: who chose the action of every row, where that is not the policy for all."""
 AGAIN_S = 0.2
 
 
@@ -162,7 +160,7 @@ class StreamSender:
     ) -> Chunk:
         notes: dict[str, Any] = {FIRST_STEP: self._first_step}
         if set(self._sources) != {1}:
-            notes[SOURCES] = self._sources
+            notes[CHUNK_SOURCES] = self._sources
         return make_chunk(stream, seq, version, rows, carry_resets, notes)
 
     async def _send(self) -> None:

@@ -18,7 +18,7 @@ from worldloom.core.sequence import Chunk, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import EncodedColumn, notes_of, split_rows
 from worldloom.data.sequence_buffer import SequenceBuffer
-from worldloom_dist.ports import FIRST_GATEWAY_SLOT, FIRST_STEP, RowCounters
+from worldloom_dist.ports import CHUNK_SOURCES, FIRST_GATEWAY_SLOT, FIRST_STEP, RowCounters
 from worldloom_dist.replay.records import StoredChunk
 
 __all__ = ["GapTable", "ShardCounters", "ShardRows"]
@@ -145,20 +145,24 @@ class ShardRows:
     ) -> None:
         """Take a new chunk; ``place`` is where the journal has it."""
         self.gaps.stored(chunk.stream, chunk.seq, self.buffer.next_seq(chunk.stream))
-        version = chunk.version.update
+        is_of_client = chunk.stream.slot >= FIRST_GATEWAY_SLOT and not chunk.stream.is_imported
+        notes = notes_of(chunk.payload) if is_of_client else {}
         self.counters.evicted += self.buffer.append(
-            chunk.stream, chunk.seq, rows, version=version, inserted_s=inserted_s, place=place
+            chunk.stream,
+            chunk.seq,
+            rows,
+            version=chunk.version.update,
+            inserted_s=inserted_s,
+            place=place,
+            sources=notes.get(CHUNK_SOURCES),
         )
         self.counters.agent_steps += chunk.num_agent_steps
-        if chunk.stream.slot >= FIRST_GATEWAY_SLOT and not chunk.stream.is_imported:
-            self._note_step(chunk)
+        if FIRST_STEP in notes:
+            self._note_step(chunk, int(notes[FIRST_STEP]))
 
-    def _note_step(self, chunk: Chunk) -> None:
-        step = notes_of(chunk.payload).get(FIRST_STEP)
-        if step is None:
-            return
+    def _note_step(self, chunk: Chunk, step: int) -> None:
         known = self.next_steps.pop(chunk.stream, 0)
-        self.next_steps[chunk.stream] = max(known, int(step) + chunk.num_rows)
+        self.next_steps[chunk.stream] = max(known, step + chunk.num_rows)
         while len(self.next_steps) > GATEWAY_STREAMS:
             self.next_steps.popitem(last=False)
 

@@ -139,7 +139,7 @@ class ReplayConfig:
     ram_gb: float | None = None
     """GB of memory for all shards (default: half of this machine's); the journal holds the rest."""
     selector: str = "agent"
-    """Draws: agent, uniform, online, prioritised[:EXP], recency[:POW], or 0.5*uniform+0.5*..."""
+    """Draws: agent, uniform, online, prioritised[:EXP], recency[:POW], source:NAME, 0.5*A+0.5*B."""
     stride: int = 1
     """Windows begin at every Nth row of a stream; the window's length: they never overlap."""
     durability: Literal["none", "journal", "fsync"] = "journal"
