@@ -44,11 +44,19 @@ def methods_of(kind: type) -> dict[str, typing.Any]:
 
 
 def shape_of(method: typing.Any) -> tuple[object, ...]:
-    """What a caller depends on: event loop or thread, and the whole signature."""
+    """What a caller depends on: event loop or thread, and the whole signature, but for what Ray
+    adds to the methods of a class that was made an actor in this process.
+    """
     parameters = [
-        (p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()
+        (p.name, p.kind, p.default)
+        for p in inspect.signature(method).parameters.values()
+        if p.name != "_ray_trace_ctx"
     ]
-    hints = typing.get_type_hints(method)
+    hints = {
+        name: hint
+        for name, hint in typing.get_type_hints(method).items()
+        if name != "_ray_trace_ctx"
+    }
     return inspect.iscoroutinefunction(method), parameters, hints
 
 

@@ -171,6 +171,8 @@ def save_videos(
         path = folder / f"{label}-{number}.{ending}"
         half = path.with_name(f"{path.stem}.half.{ending}")
         try:
+            if video.ndim != 4 or video.shape[-1] != 3:  # ffmpeg would make something of it
+                raise ValueError(f"frames must be [T, Y, X, 3], got {video.shape}")
             save_frames(video, half, fps=FRAMES_PER_S).replace(path)
             written.append(path)
         except Exception as error:  # the edge of foreign encoder
