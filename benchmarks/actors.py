@@ -85,7 +85,7 @@ def bare_stepper(config: EnvConfig, num_envs: int) -> Callable[[int], None]:
     adapters = [build_env(config.resolved()) for _ in range(num_envs)]
     envs = [adapter._env for adapter in adapters]
     is_atari = config.suite == "atari"
-    resize = next(iter(adapters[0]._images.values()))._resize if is_atari else None
+    resize = next(iter(adapters[0]._reader.images.values()))._resize if is_atari else None
     actions = [envs[0].action_space.sample() for _ in range(1000)]
     for seed, env in enumerate(envs):
         env.reset(seed=seed)
