@@ -39,7 +39,7 @@ def test_clients_feed_a_run_beside_its_workers_or_alone(tmp_path, workers) -> No
 
     def client() -> None:
         try:
-            with connect(f"127.0.0.1:{port}", timeout_s=3, client="robot") as session:
+            with connect(f"127.0.0.1:{port}", timeout_s=10, client="robot") as session:
                 play(session, 100_000)
         except UnavailableError as error:
             ended.append(str(error))
