@@ -195,8 +195,7 @@ def _of_torch(torch: Any) -> list[_Part]:
     return [
         _Part("whether torch computes gradients", torch.is_grad_enabled, torch.set_grad_enabled),
         _Part("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        _autocast(torch, "cpu"),
-        _autocast(torch, "cuda"),
+        _autocast(torch),
         _Part("torch's default device", torch.get_default_device, set_device),
         _Part("how many threads torch uses", torch.get_num_threads, torch.set_num_threads),
         _Part(
@@ -220,15 +219,46 @@ def _of_torch(torch: Any) -> list[_Part]:
     ]
 
 
-def _autocast(torch: Any, device: str) -> _Part:
-    return _Part(
-        f"torch's autocast on {device}",
-        lambda: torch.is_autocast_enabled(device),
-        lambda former: torch.set_autocast_enabled(device, former),
-    )
+def _autocast(torch: Any) -> _Part:
+    """Autocast has a depth beside its switches: left too deep, it never again forgets the weights
+    that it has cast, and training under autocast computes with old ones.
+    """
+    deeper = torch.autocast_increment_nesting
+    shallower = torch.autocast_decrement_nesting
+    is_enabled = torch.is_autocast_enabled
+    dtype_of = torch.get_autocast_dtype
+    is_remembering = torch.is_autocast_cache_enabled
+
+    def read() -> tuple[Any, ...]:
+        """Depth, whether casts are remembered, and switch and dtype on CPU and CUDA."""
+        deeper()
+        return (
+            shallower(),
+            is_remembering(),
+            is_enabled("cpu"),
+            dtype_of("cpu"),
+            is_enabled("cuda"),
+            dtype_of("cuda"),
+        )
+
+    def write(former: tuple[Any, ...]) -> None:
+        """Put all of it back."""
+        depth, remembers, *switches = former
+        now = read()[0]
+        for _ in range(now - depth):
+            shallower()
+        for _ in range(depth - now):
+            deeper()
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(remembers)
+        for device, is_on, dtype in (("cpu", *switches[:2]), ("cuda", *switches[2:])):
+            torch.set_autocast_enabled(device, is_on)
+            torch.set_autocast_dtype(device, dtype)
+
+    return _Part("torch's autocast", read, write)
 
 
-QUICK_OF_TORCH = 4
+QUICK_OF_TORCH = 3
 """How many of these parts cost nearly nothing."""
 LOGGERS = [logging.root, *(logging.getLogger(name) for name in OURS)]
 HANDLERS = [_handler(number) for number in (signal.SIGINT, signal.SIGTERM)]

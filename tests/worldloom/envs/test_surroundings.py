@@ -86,7 +86,7 @@ DISTURBANCES = {
     "levels": quiet_loggers,
     "warnings": lambda: warnings.simplefilter("error", ResourceWarning),
     "depth": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 1),
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16).__enter__(),
+    "autocast": lambda: torch.autocast("cpu", torch.float16).__enter__(),
     "device": lambda: torch.set_default_device("meta"),
     "precision": lambda: torch.set_float32_matmul_precision("medium"),
     "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
@@ -107,6 +107,8 @@ def state():
     ]
     torchs = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()]
     torchs += [torch.is_autocast_enabled("cpu"), torch.get_default_device()]
+    torchs += [torch.get_autocast_dtype("cpu"), torch.autocast_increment_nesting()]
+    torch.autocast_decrement_nesting()
     torchs += [torch.get_float32_matmul_precision(), torch.is_anomaly_enabled()]
     torchs += [torch.are_deterministic_algorithms_enabled()]
     levels = [logging.getLogger(name).level for name in ("", "worldloom", "worldloom_dist")]
@@ -127,6 +129,21 @@ def env_of(monkeypatch):
         return EnvConfig(env="disturbing_env:Disturber")
 
     return make
+
+
+def test_half_precision_uses_the_weights_of_now_after_an_env_that_stays_in_autocast(env_of):
+    """A depth that stays above 0 would keep every weight that autocast has cast."""
+    env = make_env(env_of("reset", DISTURBANCES["autocast"]), num_envs=1, seed=0)
+    env.reset()
+    layer = torch.nn.Linear(1, 1, bias=False)
+    seen = []
+    for value in (1.0, 2.0):
+        with torch.no_grad():
+            layer.weight.fill_(value)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen.append(float(layer(torch.ones(1, 1)).detach()))
+    assert seen == [1.0, 2.0]
+    env.close()
 
 
 @pytest.mark.parametrize(
