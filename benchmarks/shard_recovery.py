@@ -12,6 +12,7 @@ on, and a shard is back when a batch has windows of it after one that had none.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -170,6 +171,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write the report."""
+    argparse.ArgumentParser(description=__doc__).parse_args()  # --help measures nothing
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with tempfile.TemporaryDirectory() as folder:
         report = context() | measure(Path(folder))
