@@ -2,9 +2,8 @@
 never knows another role, and never Ray.
 
     RolloutWorker --Chunk--> ReplayWriter      (acknowledged before the stream's next one)
-    Learner       --SampleRequest--> ReplayReader --SampledWindows-->
+    Learner       --SampleRequest--> replay --SampledWindows-->
     Learner       --WeightsSnapshot--> WeightSink .. WeightSource --> acting roles (pull)
-    every role    --MetricMap--> MetricSink
 
 Who waits for whom: a worker waits for an acknowledgement, which waits for the coordinator's insert
 permits; a learner waits for a sample, which waits for the coordinator's sample permits. The
@@ -14,25 +13,20 @@ for each other. Fakes that check what they are given live in ``tests/fakes.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import NamedTuple, Protocol
 
 from worldloom.core.exceptions import StateError
 from worldloom.core.metrics import MetricMap, Sum
 from worldloom.core.sequence import Chunk, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
-from worldloom.data.windows import SampledWindows
 
 __all__ = [
     "CHUNK_SOURCES",
     "FIRST_GATEWAY_SLOT",
     "FIRST_STEP",
     "FencedError",
-    "MetricSink",
-    "ReplayReader",
     "ReplayWriter",
     "RowCounters",
     "SampleRequest",
@@ -152,25 +146,6 @@ class ReplayWriter(Protocol):
         """
 
 
-class ReplayReader(Protocol):
-    """Where a learner's batches come from."""
-
-    def sample(self, request: SampleRequest) -> SampledWindows:
-        """Draw windows over all live shards.
-
-        Raises:
-            BufferError: If fewer rows are stored than one window needs.
-        """
-
-    def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
-        """Overwrite extras of sampled rows, per column ``[n, T, ...]`` for the last T rows of each
-        window; may be late.
-        """
-
-    def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
-        """Give sampled windows new priorities ``[n]`` > 0; may be late."""
-
-
 class WeightSource(Protocol):
     """Where acting roles find weights."""
 
@@ -194,12 +169,3 @@ class WeightSink(Protocol):
         Raises:
             StateError: If the version is not above the newest one.
         """
-
-
-class MetricSink(Protocol):
-    """Where metrics go."""
-
-    def emit(
-        self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None
-    ) -> None:
-        """Hand over what happened since the last call; never blocks for long, never raises."""

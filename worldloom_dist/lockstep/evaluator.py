@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 class LocalEvaluator:
     """Evaluates the newest weights of one run. Implements
-    :class:`worldloom_dist.run.evaluations.Evaluator`.
+    :class:`worldloom_dist.run.evaluations.EvaluationRunner`.
 
     Args:
         plan: Of the run.

@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 
 class DirectReplay:
-    """Implements ``ports.ReplayWriter`` and ``ports.ReplayReader`` over shards in this process.
-    Safe for several threads.
+    """Shards in this process: implements ``ports.ReplayWriter``, and answers a learner. Safe for
+    several threads.
 
     Args:
         shards: All shards of the run, by index; they join the coordinator here, with what they
@@ -106,7 +106,7 @@ class DirectReplay:
                 self._changed.notify_all()
 
     def sample(self, request: SampleRequest) -> SampledWindows:
-        """See ``ports.ReplayReader``.
+        """Draw windows over all live shards.
 
         Raises:
             BufferError: If no window is complete in any shard.
@@ -128,8 +128,8 @@ class DirectReplay:
         return EncodedWindows.concatenate(drawn).decode()
 
     def write_back(self, windows: SampledWindows, refreshed: Mapping[str, np.ndarray]) -> None:
-        """See ``ports.ReplayReader``; rows evicted meanwhile are counted in
-        :attr:`written_back`.
+        """Overwrite extras of sampled rows, per column ``[n, T, ...]`` for the last T rows of each
+        window; rows evicted meanwhile are counted in :attr:`written_back`.
         """
         length = next(iter(refreshed.values())).shape[1]
         for index in np.unique(windows.shard).tolist():
@@ -141,8 +141,8 @@ class DirectReplay:
             self._written_back = self._written_back.plus(done)
 
     def update_priorities(self, windows: SampledWindows, priorities: np.ndarray) -> None:
-        """See ``ports.ReplayReader``; windows evicted meanwhile are counted, see
-        :meth:`drain_prioritised`.
+        """Give sampled windows new priorities ``[n]`` > 0; windows evicted meanwhile are counted,
+        see :meth:`drain_prioritised`.
         """
         for index in np.unique(windows.shard).tolist():
             mine = windows.shard == index

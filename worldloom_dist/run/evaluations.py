@@ -1,7 +1,7 @@
 """When a run evaluates: now and then while it trains, and at its end just the weights it leaves.
 
-One evaluation at a time. Where it happens is the runtime's: an :class:`Evaluator` of the lock-step
-runtime evaluates in the run's own thread, the one on Ray in a process beside it.
+One evaluation at a time. Where it happens is the runtime's: the :class:`EvaluationRunner` of the
+lock-step runtime evaluates in the run's own thread, the one on Ray in a process beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worldloom_dist.run.plan import Plan
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
 
-__all__ = ["EvaluationFailedError", "Evaluations", "Evaluator"]
+__all__ = ["EvaluationFailedError", "EvaluationRunner", "Evaluations"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class EvaluationFailedError(WorldLoomError):
     """One evaluation gave no result; the run goes on, and a later one may succeed."""
 
 
-class Evaluator(Protocol):
+class EvaluationRunner(Protocol):
     """Evaluates the newest weights.
 
     Attributes:
@@ -85,7 +85,7 @@ class Evaluations:
         failure: Why the newest evaluation failed; empty when it did not.
     """
 
-    def __init__(self, plan: Plan, report: Report, evaluator: Evaluator) -> None:
+    def __init__(self, plan: Plan, report: Report, evaluator: EvaluationRunner) -> None:
         self._plan = plan
         self._report = report
         self._evaluator = evaluator

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from worldloom.core.exceptions import TrainingError
 from worldloom_dist.run.console import PROGRESS, show_nothing
-from worldloom_dist.run.evaluations import Evaluations, Evaluator
+from worldloom_dist.run.evaluations import EvaluationRunner, Evaluations
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.outcome import check_windows, shortfall
@@ -45,7 +45,7 @@ class Runtime(Protocol):
     say_every_steps: int | None
 
     @property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> EvaluationRunner:
         """Evaluates the newest weights."""
 
     @property

@@ -29,7 +29,7 @@ POLL_S = 0.25
 
 class RemoteEvaluator:
     """The evaluator role of one run. Implements
-    :class:`worldloom_dist.run.evaluations.Evaluator`.
+    :class:`worldloom_dist.run.evaluations.EvaluationRunner`.
 
     Args:
         plan: Of the run.
