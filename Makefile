@@ -4,8 +4,8 @@ BIN := .venv/bin
 EXTRAS ?= dev,docs,viz,video,classic,atari,mujoco,dmc
 export OMP_NUM_THREADS ?= 1
 # Ray starts a process for every core, so its tests are run alone; the others a file at a time side by side.
-ALONE := ray or chaos or learn
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+QUICK := not long and not gpu and not ray and not chaos
 
 .PHONY: demo lint test test-long check docs bench dist clean
 
@@ -25,14 +25,14 @@ lint: .venv  ## style, format and types
 	$(BIN)/mypy
 
 test: .venv  ## everything that guards a change, within twelve minutes on two cores
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long and not gpu and not ($(ALONE))"
-	$(BIN)/python -m pytest -m "($(ALONE)) and not long and not gpu"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK)"
+	$(BIN)/python -m pytest -m "(ray or chaos) and not long and not gpu"
 
 test-long: .venv  ## chaos rounds, learning curves, soak
 	$(BIN)/python -m pytest -m "long" --timeout 5400
 
 check: lint docs  ## what a commit must pass: style, format, types, the site, quick tests
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long and not gpu and not ($(ALONE))"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK) and not learn"
 
 bench: .venv  ## run every benchmark; results go to benchmarks/results
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
