@@ -53,7 +53,9 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.run.folder",
         "worldloom_dist.run.signals",
         "worldloom_dist.run.intervals",
+        "worldloom_dist.run.curves",
     },
+    {"worldloom_dist.page"},
     {
         "worldloom_dist.actors",
         "worldloom_dist.replay",
@@ -85,7 +87,12 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.serve"},
     {"worldloom_dist.job", "worldloom_dist.enjoy"},
     {"worldloom_dist.submit"},
-    {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
+    {
+        "worldloom_dist.status",
+        "worldloom_dist.plot",
+        "worldloom_dist.report",
+        "worldloom_dist.doctor",
+    },
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 ALIASES = {

@@ -25,7 +25,7 @@ from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.machine import learner_has_gpu
 from worldloom_dist.run.pace import Pace
 from worldloom_dist.run.plan import Plan
-from worldloom_dist.run.view import View, last_record, shown_losses
+from worldloom_dist.run.view import View, last_record, shown_losses, title_of
 
 __all__ = ["Counts", "Report"]
 
@@ -307,6 +307,7 @@ class Report:
             "time": time.time(),
             "env_steps": self.env_steps,
             "train_steps": self.counts.train_steps,
+            "wall_time_s": self._wall_before + time.monotonic() - self._started,
         }
         known = {**self.snapshot, **self._totals.values, **self._exact()}
         self._name_nonfinite(known)
@@ -367,7 +368,7 @@ class Report:
         return View(
             run_id=plan.run_id,
             folder=str(self._folder.path),
-            title=f"{plan.agent.name} on {plan.env.env}, seed {config.seed}",
+            title=title_of(plan.agent.name, plan.env.env, config.replay.load, config.seed),
             env_steps=self.env_steps,
             target=config.env_steps,
             train_steps=counts.train_steps,

@@ -140,7 +140,8 @@ class RayRuntime:
             "seed": str(config.seed),
         }
         secret = read_secret(config.metrics_auth_file)
-        hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
+        where = (config.metrics_host, self._port, secret, self._folder.path)
+        hub = (plan.run_id, facts, build_facts(), *where)
         add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
             "coordinator",
