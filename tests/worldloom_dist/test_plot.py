@@ -251,6 +251,9 @@ def test_a_run_without_an_env_is_drawn_over_its_updates(tmp_path):
     assert other.axis == "env_steps"
     plot.plot_runs([found, other], tmp_path / "both.png")
     plot.plot_runs([found], tmp_path / "one.png")
+    (folder / "config.json").write_text(json.dumps({"run": run}).replace("data.npz", "b.npz"))
+    plot.plot_runs([found, read_run(folder)], tmp_path / "two.svg")
+    assert "b.npz, offline" in (tmp_path / "two.svg").read_text()
     assert (tmp_path / "one.png").stat().st_size > 10_000
 
 

@@ -6,15 +6,15 @@ A colour is an experiment, everywhere on the picture; a published curve is grey 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.plot.panels import axis_of, draw_quantity, draw_returns
 from worldloom_dist.plot.reference import Published, task_key
-from worldloom_dist.plot.runs import Experiment, Run, combine, experiments_of
+from worldloom_dist.plot.runs import Experiment, Run, experiments_of
 from worldloom_dist.plot.style import STYLES, Style, check_drawing, dress, rules
 from worldloom_dist.run.curves import EVALUATION, RATES, TRAINING
 
@@ -24,14 +24,9 @@ COLUMNS = 3
 LOSS_COLUMNS = 4
 LEGEND_CHARS = 150
 """That fit in a line of a legend."""
-LOG_SPAN = 50.0
-"""A positive quantity that spans more than this factor is drawn on a logarithmic axis."""
 DPI = 150
 LOSS_TITLE_CHARS = 104
 """That fit above a row of losses."""
-MOST_SEED_LINES = 20
-MOST_MARKERS = 40
-DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 3)))
 
 
 def plot_runs(
@@ -83,47 +78,94 @@ def _figure(
     from matplotlib.figure import Figure
 
     colours = _colours(envs, look)
-    acting = {env: found for env, found in envs.items() if not found[0].runs[0].is_offline}
     alone = next(iter(envs.values())) if len(envs) == 1 else []
+    is_offline = bool(alone) and alone[0].runs[0].is_offline
     losses = _losses_of(alone)
-    columns = min(COLUMNS, max(1, len(acting)))
-    return_rows = math.ceil(len(acting) / columns)
-    loss_rows = math.ceil(len(losses) / LOSS_COLUMNS)
-    loss_columns = math.ceil(len(losses) / loss_rows) if losses else 0
-    heights = [3.0 * return_rows + 0.5] if acting else []
-    heights += [1.9 * loss_rows + 0.3] if losses else []
+    heights = [] if is_offline else [3.0 * math.ceil(len(envs) / COLUMNS) + 0.5]
+    heights += [1.9 * math.ceil(len(losses) / LOSS_COLUMNS) + 0.3] if losses else []
     heights += [2.3] if alone else []
     figure = Figure(figsize=(11, sum(heights) + 0.7), layout="constrained")
     parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel())
-    if acting:
-        part = next(parts)
-        grid = _grid(part, return_rows, columns, len(acting))
-        for axes, (env, experiments) in zip(grid, acting.items(), strict=True):
-            drawn = _fitting(references, env, experiments)
-            _draw_returns(axes, env, experiments, axis, colours, drawn, look)
-        _add_legend(part, grid)
+    if not is_offline:
+        _add_facets(next(parts), envs, axis, colours, references, look)
     if losses:
-        grid = _grid(next(parts), loss_rows, loss_columns, len(losses))
-        for place, name in enumerate(losses):
-            is_lowest = place + loss_columns >= len(losses)
-            _draw_quantity(grid[place], alone, name, axis, colours, has_label=is_lowest)
-            short = name.removeprefix("loss{name=").rstrip("}")
-            room = LOSS_TITLE_CHARS // loss_columns
-            shown = short if len(short) <= room else short[: room - 3] + "..."
-            grid[place].set_title(f"loss: {shown}" if len(shown) < room - 6 else shown)
+        _add_losses(next(parts), alone, losses, axis, colours)
     if alone:
-        rates = [n for n in RATES.values() if acting or n != RATES["env_steps_per_s"]]
-        grid = _grid(next(parts), 1, len(rates), len(rates))
-        for axes, name in zip(grid, rates, strict=True):
-            _draw_quantity(axes, alone, name, axis, colours, may_be_log=False)
-            axes.set_ylim(bottom=0)
-            axes.set_title(name)
+        _add_rates(next(parts), alone, axis, colours)
+    if is_offline and not title:
+        title = f"{alone[0].label} on {alone[0].env}" if len(alone) == 1 else alone[0].env
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    _note(
-        figure, envs, [r for env, es in envs.items() for r in _fitting(references, env, es)], look
-    )
+    drawn = [r for env, found in envs.items() for r in _fitting(references, env, found)]
+    _note(figure, envs, drawn, look)
     return figure
+
+
+def _add_facets(
+    part: Any,
+    envs: Mapping[str, Sequence[Experiment]],
+    axis: str | None,
+    colours: Mapping[str, str],
+    references: Sequence[Published],
+    look: Style,
+) -> None:
+    """The return in every env; of data without an env the first loss."""
+    columns = min(COLUMNS, len(envs))
+    grid = _grid(part, math.ceil(len(envs) / columns), columns, len(envs))
+    for axes, (env, experiments) in zip(grid, envs.items(), strict=True):
+        if experiments[0].runs[0].is_offline:
+            for name in _losses_of(experiments)[:1]:
+                draw_quantity(axes, experiments, name, axis, colours, has_key=True)
+                axes.set_ylabel(_loss_title(name))
+            dress(axes, axis_of(experiments, axis))
+            axes.set_title(env)
+        else:
+            drawn = _fitting(references, env, experiments)
+            draw_returns(axes, env, experiments, axis, colours, drawn, look)
+    _add_legend(part, grid)
+
+
+def _add_losses(
+    part: Any,
+    experiments: Sequence[Experiment],
+    losses: Sequence[str],
+    axis: str | None,
+    colours: Mapping[str, str],
+) -> None:
+    """Every loss on its own scale."""
+    rows = math.ceil(len(losses) / LOSS_COLUMNS)
+    columns = math.ceil(len(losses) / rows)
+    grid = _grid(part, rows, columns, len(losses))
+    needs_key = experiments[0].runs[0].is_offline and len(experiments) > 1
+    for place, name in enumerate(losses):
+        has_key = needs_key and place == 0
+        draw_quantity(grid[place], experiments, name, axis, colours, has_key=has_key)
+        dress(
+            grid[place],
+            axis_of(experiments, axis),
+            has_label=place + columns >= len(losses),
+            most_ticks=4 if columns == LOSS_COLUMNS else 6,
+        )
+        title = textwrap.fill(_loss_title(name), LOSS_TITLE_CHARS // columns, max_lines=3)
+        grid[place].set_title(title)
+    _add_legend(part, grid)
+
+
+def _loss_title(name: str) -> str:
+    short = name.removeprefix("loss{name=").rstrip("}")
+    return short if short.startswith("loss") else f"loss: {short}"
+
+
+def _add_rates(
+    part: Any, experiments: Sequence[Experiment], axis: str | None, colours: Mapping[str, str]
+) -> None:
+    is_offline = experiments[0].runs[0].is_offline
+    rates = [name for key, name in RATES.items() if not (is_offline and key == "env_steps_per_s")]
+    for axes, name in zip(_grid(part, 1, len(rates), len(rates)), rates, strict=True):
+        draw_quantity(axes, experiments, name, axis, colours, may_be_log=False)
+        axes.set_ylim(bottom=0)
+        dress(axes, axis_of(experiments, axis))
+        axes.set_title(name)
 
 
 def _grid(part: Any, rows: int, columns: int, wanted: int) -> Sequence[Any]:
@@ -148,109 +190,6 @@ def _add_legend(part: Any, grid: Sequence[Any]) -> None:
         )
 
 
-def _draw_returns(
-    axes: Any,
-    env: str,
-    experiments: Sequence[Experiment],
-    axis: str | None,
-    colours: Mapping[str, str],
-    references: Sequence[Published],
-    look: Style,
-) -> None:
-    for number, reference in enumerate(references):
-        _draw_reference(axes, reference, number, look)
-    ends = [0.0]
-    for experiment in experiments:
-        ends.append(_draw_experiment(axes, experiment, axis, colours[experiment.label]))
-    axes.set_title(env)
-    axes.set_ylabel("return")
-    if references and max(ends) > 0:  # a published curve may be ten times as long
-        axes.set_xlim(-0.02 * max(ends), 1.03 * max(ends))
-    dress(axes, _axis_of(experiments, axis))
-    if not axes.get_legend_handles_labels()[0]:
-        says = "no episode has ended yet"
-        axes.text(0.5, 0.5, says, transform=axes.transAxes, ha="center", color=look.soft)
-
-
-def _draw_reference(axes: Any, reference: Published, number: int, look: Style) -> None:
-    curve = reference.curve
-    axes.plot(
-        curve.steps,
-        curve.values,
-        color=look.soft,
-        linestyle=DASHES[number % len(DASHES)],
-        marker="os^D"[number % 4],
-        markersize=3,
-        linewidth=1.3,
-        label=reference.label,
-        zorder=1,
-    )
-    if curve.low is not None and curve.high is not None:
-        known = np.isfinite(curve.low)
-        band = (curve.steps[known], curve.low[known], curve.high[known])
-        axes.fill_between(*band, color=look.soft, alpha=0.12, linewidth=0)
-
-
-def _draw_experiment(axes: Any, experiment: Experiment, axis: str | None, colour: str) -> float:
-    """Evaluations, and what says how sure they are; returns where the curves end."""
-    seeds = len(experiment.runs)
-    evaluations = experiment.curves(EVALUATION, axis)
-    training = experiment.curves(TRAINING, axis)
-    label = f"{experiment.label} ({seeds} seeds)" if seeds > 1 else experiment.label
-    if training and not (seeds > 1 and evaluations):
-        curve = combine(training)
-        axes.plot(curve.steps, curve.values, color=colour, linewidth=0.9, alpha=0.6)
-        if not evaluations:
-            _band(axes, curve, colour)
-            axes.plot([], [], color=colour, linewidth=0.9, label=f"{label}, training")
-    if 1 < len(evaluations) <= MOST_SEED_LINES:
-        for curve in evaluations:
-            axes.plot(curve.steps, curve.values, color=colour, linewidth=0.6, alpha=0.45)
-    if evaluations:
-        curve = combine(evaluations)
-        _band(axes, curve, colour)
-        axes.plot(
-            curve.steps,
-            curve.values,
-            color=colour,
-            linewidth=2,
-            marker="o" if len(curve.steps) <= MOST_MARKERS else None,
-            markersize=3.5,
-            label=label,
-            zorder=3,
-        )
-    return float(max((c.steps[-1] for c in [*evaluations, *training]), default=0.0))
-
-
-def _draw_quantity(
-    axes: Any,
-    experiments: Sequence[Experiment],
-    name: str,
-    axis: str | None,
-    colours: Mapping[str, str],
-    *,
-    may_be_log: bool = True,
-    has_label: bool = True,
-) -> None:
-    drawn = []
-    for experiment in experiments:
-        curves = experiment.curves(name, axis)
-        if curves:
-            curve = combine(curves)
-            drawn.append(curve.values)
-            _band(axes, curve, colours[experiment.label])
-            axes.plot(curve.steps, curve.values, color=colours[experiment.label], linewidth=1.4)
-    values = np.concatenate(drawn) if drawn else np.zeros(1)
-    if may_be_log and values.min() > 0 and values.max() / values.min() > LOG_SPAN:
-        axes.set_yscale("log")
-    dress(axes, _axis_of(experiments, axis), has_label=has_label)
-
-
-def _band(axes: Any, curve: Any, colour: str) -> None:
-    if curve.low is not None:
-        axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
-
-
 def _fitting(
     references: Sequence[Published], env: str, experiments: Sequence[Experiment]
 ) -> list[Published]:
@@ -258,10 +197,6 @@ def _fitting(
     found = [r for r in references if task_key(r.task) == task_key(env)]
     sees_pixels = {bool(run.settings.get("env.pixels")) for e in experiments for run in e.runs}
     return [r for r in found if r.has_pixels in sees_pixels] or found
-
-
-def _axis_of(experiments: Sequence[Experiment], axis: str | None) -> str:
-    return axis or experiments[0].runs[0].axis
 
 
 def _losses_of(experiments: Sequence[Experiment]) -> list[str]:
@@ -320,6 +255,4 @@ def _note(
 
 
 def _wrapped(text: str, width: int = 170) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, width))

@@ -6,7 +6,6 @@ lighter ones.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ def check_drawing(path: Path, *, needs_folder: bool = True) -> None:
         )
 
 
-def dress(axes: Any, axis: str, *, has_label: bool = True) -> None:
+def dress(axes: Any, axis: str, *, has_label: bool = True, most_ticks: int = 6) -> None:
     """Few ticks at round numbers, as people read them: 100k, 1,500, 2e-6; time in minutes, hours or
     days.
 
@@ -84,6 +83,7 @@ def dress(axes: Any, axis: str, *, has_label: bool = True) -> None:
         axes: Of matplotlib, with everything drawn.
         axis: What its curves are over.
         has_label: Whether that is said below.
+        most_ticks: Below, at most about so many: a narrow panel has room for few.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -92,32 +92,38 @@ def dress(axes: Any, axis: str, *, has_label: bool = True) -> None:
     low, high = axes.get_xlim()
     if axis == "time":
         unit, label = _time_unit(high)
-    ticks = [t * unit for t in MaxNLocator(6, steps=NICE).tick_values(low / unit, high / unit)]
+    locator = MaxNLocator(most_ticks, steps=NICE)
+    ticks = [tick * unit for tick in locator.tick_values(low / unit, high / unit)]
     axes.set_xticks([tick for tick in ticks if low <= tick <= high])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value / unit)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v / unit, high / unit)))
     if has_label:
         axes.set_xlabel(label)
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        largest = max(map(abs, axes.get_ylim()))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, largest)))
 
 
 def _time_unit(hours: float) -> tuple[float, str]:
     return (1 / 60, "minutes") if hours < 2 else (1.0, "hours") if hours < 72 else (24.0, "days")
 
 
-def number(value: float) -> str:
-    """A tick's number, short: ``1.25M``, ``40k``, ``1,500``, ``0.25``, ``2e-6``."""
-    size = abs(value)
+def number(value: float, largest: float = 0.0) -> str:
+    """A tick's number, short: ``1.25M``, ``40k``, ``1,500``, ``0.25``, ``2e-6``; in the unit that
+    the largest number of its axis takes.
+    """
+    if value == 0:
+        return "0"
+    size = max(abs(value), abs(largest))
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if size >= factor * (10 if unit == "k" else 1):
             return f"{value / factor:.4g}{unit}".replace("-", "\u2212")
-    if 0 < size < 1e-3:
+    if size < 1e-3:
         digits, power = f"{value:.2e}".split("e")
         text = f"{float(digits):g}e{int(power)}"
     else:
-        text = f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
-    return ("0" if math.isclose(value, 0, abs_tol=1e-300) else text).replace("-", "\u2212")
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "\u2212")
 
 
 def rules(look: Style) -> dict[str, Any]:
