@@ -59,9 +59,10 @@ from worldloom_dist.run.builders import (
     check_trained_env,
     trained_facts,
 )
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.plan import Plan, role_seed
-from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
 
 __all__ = ["LocalRuntime"]
