@@ -36,6 +36,7 @@ from worldloom_dist.run.presets import config_changes
 from worldloom_dist.run.signals import StopFlag, stop_on_signals
 from worldloom_dist.run.view import read_view
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.seeds import run_seeds, split_words
 
 if TYPE_CHECKING:
     from worldloom_dist.run.console import Screen
@@ -54,6 +55,9 @@ def main(words: Sequence[str] | None = None) -> int:
     wants_traceback = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
+        words, sweep = split_words(words)
+        if "seeds" in sweep:
+            return run_seeds(words, sweep)
         config = parse(words)
         plan, folder, is_resumed, port = prepare(config)
     except USAGE_ERRORS as error:

@@ -89,6 +89,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.lockstep.runtime", "worldloom_dist.runtime"},
     {"worldloom_dist.run.agent_help", "worldloom_dist.run.flag_hints"},
     {"worldloom_dist.run.cli"},
+    {"worldloom_dist.seeds"},
     {
         "worldloom_dist.launch",
         "worldloom_dist.evaluate",

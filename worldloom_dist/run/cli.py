@@ -129,7 +129,8 @@ def _print_help(agent: str | None) -> None:
         "Train a world model agent with distributed actors, replay and learner. Without any flag "
         "it is the quick demo; a run that names --env or --agent and no --preset takes what its "
         f"suite and agent were published with. Presets: {presets}. Each benchmark has a twin "
-        "NAME-smoke that ends in minutes, and A+B puts preset B upon A."
+        "NAME-smoke that ends in minutes, and A+B puts preset B upon A. --seeds 1-5 makes a run "
+        "for each seed, --parallel 2 two at a time."
     )
     out = io.StringIO()
     try:
@@ -286,9 +287,10 @@ def _explain(flag: str, path: str, value: str, config: Any) -> str:
         Path: "a path",
         str: "text",
     }
+    several = "; several seeds are --seeds 1-5" if flag == "--seed" else ""
     return (
         f"{flag}: cannot be {value!r}; it takes "
-        f"{' or '.join(names.get(option, str(option)) for option in options)}"
+        f"{' or '.join(names.get(option, str(option)) for option in options)}{several}"
     )
 
 
