@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from worldloom.envs.toy import PointEnv
-from worldloom_dist.launch import main, open_log, without_effect
+from worldloom_dist.launch import main
+from worldloom_dist.run.announcing import open_log
+from worldloom_dist.run.checks import without_effect
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
 

@@ -12,12 +12,17 @@ from worldloom.core.json_text import read_object
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder
 
-__all__ = ["closing_lines", "program"]
+__all__ = ["closing_lines", "program", "resume_command"]
 
 
 def program() -> str:
     """How the command is typed here."""
     return "worldloom" if shutil.which("worldloom") else "python -m worldloom"
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run, as it is typed here."""
+    return f"{program()} train --resume {shlex.quote(str(folder))}"
 
 
 def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str]:
@@ -34,14 +39,14 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
     commands = (
         [] if config.env.is_none else [("evaluate", f"evaluate {run}"), ("watch", f"enjoy {run}")]
     )
-    commands.append(("plot", f"plot {run}"))
+    commands += [("plot", f"plot {run}"), ("report", f"report {run}")]
     more = (
         f"--train-steps {2 * config.train_steps}"
         if config.env.is_none
         else f"--env-steps {2 * config.env_steps}"
     )
-    commands.append(("go on", f"train --resume {run} {more}"))
-    return [*lines, *(f"{label:<9}{program()} {command}" for label, command in commands)]
+    shown_commands = [f"{label:<9}{program()} {command}" for label, command in commands]
+    return [*lines, *shown_commands, f"{'go on':<9}{resume_command(shown)} {more}"]
 
 
 def _result(summary: Mapping[str, Any]) -> str:

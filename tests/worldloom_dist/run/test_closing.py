@@ -30,7 +30,7 @@ def test_result_best_checkpoint_and_commands_are_named(folder, monkeypatch):
     assert lines[1] == f"best     {folder}/checkpoints/best: return -150.2"
     words = [shlex.split(line[9:]) for line in lines[2:]]
     assert [typed[:2] for typed in words] == [
-        ["worldloom", name] for name in ("evaluate", "enjoy", "plot", "train")
+        ["worldloom", name] for name in ("evaluate", "enjoy", "plot", "report", "train")
     ]
     assert all(typed[1] in RUN_COMMANDS and str(folder) in typed for typed in words)
     assert words[-1][2:] == ["--resume", str(folder), "--env-steps", "6000"]

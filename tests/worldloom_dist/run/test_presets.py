@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_dist.launch import announce
+from worldloom_dist.run.announcing import announce
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.outcome import check_trains
