@@ -290,6 +290,8 @@ class Session:
     def _begin(self, question: Question, fresh: list[int]) -> _Decision:
         is_whole = len(fresh) == len(question.envs)
         part = slice(None) if is_whole else np.array(fresh)
+        told = [row for row, place in enumerate(fresh) if question.envs[place] in question.executed]
+        ran = [question.executed[question.envs[fresh[row]]].action for row in told]
         request = ActRequest(
             self.claim.slot,
             self.claim.incarnation,
@@ -297,6 +299,8 @@ class Session:
             {key: value[part] for key, value in question.obs.items()},
             question.is_first[part],
             explore=self.claim.explore,
+            executed={key: np.stack([one[key] for one in ran]) for key in self._names if ran},
+            executed_rows=np.array(told, np.int64),
         )
         return _Decision(
             request, question.reward[part], question.terminated[part], question.truncated[part]

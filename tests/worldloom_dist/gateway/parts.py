@@ -47,10 +47,10 @@ class FakeShard:
 
 
 class Decider:
-    """Decides at once with a :class:`FakePolicy`."""
+    """Decides at once with a :class:`FakePolicy`, or another policy."""
 
-    def __init__(self, spec, extras) -> None:
-        self.policy = FakePolicy(spec, extras)
+    def __init__(self, spec, extras, policy=None) -> None:
+        self.policy = policy or FakePolicy(spec, extras)
         self.server = InferenceServer(self.policy)
         self.failures = []
         self.gate = asyncio.Event()
@@ -87,12 +87,22 @@ def contract_of(env="toy:counting", extras=None, **limits) -> Contract:
 class Rig:
     """A gateway, its shard and its policy; made on a loop."""
 
-    def __init__(self, contract=None, *, shard=None, index=0, incarnation=1, clock=None, **more):
+    def __init__(
+        self,
+        contract=None,
+        *,
+        shard=None,
+        index=0,
+        incarnation=1,
+        clock=None,
+        policy=None,
+        **more,
+    ):
         self.contract = contract or contract_of()
         own = self.contract.env_spec.columns()
         extras = {k: v for k, v in self.contract.columns.items() if k not in own}
         self.shard = shard or FakeShard(self.contract.columns)
-        self.decider = Decider(self.contract.env_spec, extras)
+        self.decider = Decider(self.contract.env_spec, extras, policy)
         more = {"chunk_rows": 4, "max_chunk_age_s": 1e9, **more}
         if clock is not None:
             more["clock"] = clock
