@@ -4,12 +4,14 @@ protobuf and numpy; neither torch nor Ray.
 
 from worldloom_client.driving import Episode, drive
 from worldloom_client.errors import ClientError, RefusedError, UnavailableError, WireError
+from worldloom_client.feed import Feed, feed
 from worldloom_client.session import Session, connect
 from worldloom_client.settings import Settings
 
 __all__ = [
     "ClientError",
     "Episode",
+    "Feed",
     "RefusedError",
     "Session",
     "Settings",
@@ -17,4 +19,5 @@ __all__ = [
     "WireError",
     "connect",
     "drive",
+    "feed",
 ]
