@@ -24,7 +24,7 @@ __all__ = ["Line", "Returner"]
 
 WATCH_STREAM_EVERY_S = 0.2
 TRY_FOR_S = 30.0
-STOP_S = 1.0
+RETURNER_ENDS_WITHIN_S = 1.0
 
 
 class Line:
@@ -220,7 +220,7 @@ class Returner:
         does.
         """
         self._is_over = True
-        self._thread.join(STOP_S)
+        self._thread.join(RETURNER_ENDS_WITHIN_S)
         return self.is_done
 
     def _run(self) -> None:

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 AHEAD = 4
 """Chunks that are sent before the first of them is acknowledged."""
-LOOK_EVERY_S = 0.2
-STOP_S = 5.0
+LOOK_INTO_SPOOL_EVERY_S = 0.2
+PUSHER_ENDS_WITHIN_S = 5.0
 
 PushResponse = message("PushResponse")
 
@@ -73,14 +73,14 @@ class Pusher:
         call = self._call
         if call is not None:
             call.cancel()
-        self._thread.join(STOP_S)
+        self._thread.join(PUSHER_ENDS_WITHIN_S)
 
     def _run(self) -> None:
         tries = 0
         for address in itertools.cycle(self._addresses):
             if self._is_over.is_set():
                 return
-            folder = self._spool.next_folder(LOOK_EVERY_S)
+            folder = self._spool.next_folder(LOOK_INTO_SPOOL_EVERY_S)
             if folder is None:
                 continue
             before = self._spool.waiting_bytes
@@ -129,7 +129,9 @@ class Pusher:
                 if answer is None:
                     raise _EndedError
                 self._take(answer, folder, sent)
-            elif folder is not self._own or not self._spool.wait_ahead(folder, LOOK_EVERY_S):
+            elif folder is not self._own or not self._spool.wait_ahead(
+                folder, LOOK_INTO_SPOOL_EVERY_S
+            ):
                 return
 
     def _take(self, answer: Any, folder: SpoolFolder, sent: deque[SpooledChunk]) -> None:

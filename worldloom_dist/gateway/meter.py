@@ -57,7 +57,7 @@ class GatewayMeter:
             self._counts[f"gateway_rows_total{{source={NAME_OF[number]}}}"] += 1
 
     def committed(self, agent_steps: int) -> None:
-        """Rows are complete that are the results of so many decisions."""
+        """Rows are complete that are the results of this many decisions."""
         self._counts["agent_steps_total"] += agent_steps
         self._counts["env_steps_total"] += agent_steps * self._action_repeat
 
