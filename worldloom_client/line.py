@@ -94,7 +94,6 @@ class Line:
             RefusedError, UnavailableError: If that does not succeed before ``deadline``.
         """
         last: grpc.RpcError | None = None
-        began = time.monotonic()
         for tries in itertools.count():
             for address in self.addresses:
                 try:
@@ -110,7 +109,7 @@ class Line:
         where = ", ".join(self.addresses)
         why = last.details() if isinstance(last, grpc.Call) else "no answer"
         raise UnavailableError(
-            f"no gateway answered at {where} within {deadline - began:.3g} s ({why})"
+            f"no gateway answered at {where} within {self._timeout_s:g} s ({why})"
         )
 
     def close_session(self) -> None:

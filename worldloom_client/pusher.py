@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 AHEAD = 4
 """Chunks that are sent before the first of them is acknowledged."""
 LOOK_INTO_SPOOL_EVERY_S = 0.2
+IDLE_PUSH_S = 2.0
 PUSHER_ENDS_WITHIN_S = 5.0
 
 PushResponse = message("PushResponse")
