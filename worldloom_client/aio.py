@@ -17,9 +17,10 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from worldloom_client.channel import backoff_s, channel_options, credentials
 from worldloom_client.dialogue import Action
 from worldloom_client.errors import ClientError, UnavailableError
-from worldloom_client.settings import Settings, backoff_s, channel_options, credentials
+from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.state import (
     ASK_HOLD,
     CONNECT_S,
@@ -51,9 +52,11 @@ class AsyncSession:
     """
 
     def __init__(self, address: str, settings: Settings) -> None:
-        self._addresses = [part.strip() for part in address.split(",") if part.strip()]
-        if not self._addresses:
-            raise ClientError("address: name at least one HOST:PORT")
+        if settings.on_hold == "spool" or settings.fallback is not None:
+            raise ClientError(
+                "on_hold 'spool' and fallback are for the blocking client, worldloom_client.connect"
+            )
+        self._addresses = addresses_of(address)
         self._settings = settings
         self._credentials, self._metadata = credentials(settings)
         self._state = SessionState(settings)

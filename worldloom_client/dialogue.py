@@ -12,7 +12,7 @@ actions that ran are told again with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from worldloom_client.errors import ClientError, WireError
 from worldloom_client.wire import SOURCES, Spec, encode_tensor, message, named
 
-__all__ = ["Dialogue"]
+__all__ = ["Action", "Dialogue", "Row", "checked_array"]
 
 ActRequest = message("ActRequest")
 Executed = message("Executed")
@@ -29,29 +29,52 @@ Action = dict[str, np.ndarray]
 
 
 @dataclass(slots=True)
-class _Row:
-    """One question of one env, and what became of it."""
+class Row:
+    """What one env arrived at, what was done there, and what became of it.
 
-    step: int
+    Attributes:
+        number: Of the row among all of its env.
+        obs, reward, is_first, terminated, truncated: As in replay.
+        step: Of the question; -1 where no server was asked.
+        is_skipped: It stays out of the rows that the server makes of the questions.
+        ran: The action; None until there is one.
+        source: Who chose it.
+        version: Incarnation and update of the weights, where the policy did.
+        is_known: The server that is asked now knows what ran: its own answer, or what it was told.
+    """
+
+    number: int
     obs: Action
     reward: float
     is_first: bool
     terminated: bool
     truncated: bool
+    step: int = -1
     is_skipped: bool = False
     ran: Action | None = None
     source: str = "policy"
+    version: tuple[int, int] = (0, 0)
     is_known: bool = False
-    """The server that is asked now knows what ran: its own answer, or what it was told."""
+
+    @property
+    def is_last(self) -> bool:
+        """True for the last row of its episode."""
+        return self.terminated or self.truncated
 
 
 @dataclass(slots=True)
 class _Env:
-    rows: deque[_Row] = field(default_factory=deque)
+    rows: deque[Row] = field(default_factory=deque)
     next_step: int = 0
     stored: int = 0
     is_ended: bool = True
-    """The next question begins an episode."""
+    """The next row begins an episode."""
+    is_apart: bool = False
+    """Rows are skipped until the next episode begins."""
+    newest: Row | None = None
+    waiting: Row | None = None
+    """A skipped row of which it may still be told what ran."""
+    made: int = 0
 
 
 class Dialogue:
@@ -61,6 +84,11 @@ class Dialogue:
         obs, action: What the server described.
         num_envs: Envs of the session.
         compress: Send large arrays compressed.
+
+    Attributes:
+        rows_skipped: Rows that were left out of replay.
+        on_skipped: Takes a skipped row of an env once it is complete, to store it in another way;
+            None leaves it out.
     """
 
     def __init__(
@@ -70,6 +98,7 @@ class Dialogue:
         self.action = list(action)
         self.num_envs = num_envs
         self.rows_skipped = 0
+        self.on_skipped: Callable[[int, Row], object] | None = None
         self._compress = compress
         self._envs = [_Env() for _ in range(num_envs)]
 
@@ -109,31 +138,70 @@ class Dialogue:
         Raises:
             WireError: If an array is not what the policy sees.
         """
-        rows = []
-        checked = self._checked(obs, len(envs))
-        for place, number in enumerate(envs):
-            if not 0 <= number < self.num_envs:
-                raise WireError(f"env {number}: this session has envs 0 to {self.num_envs - 1}")
+        made = self._rows(envs, obs, reward, terminated, truncated)
+        is_apart = skip_store or any(
+            self._envs[number].is_apart and not row.is_first for number, row in made
+        )
+        for number, row in made:
             env = self._envs[number]
-            is_first = env.is_ended
-            row = _Row(
-                env.next_step,
-                {key: value[place] for key, value in checked.items()},
-                0.0 if is_first else float(reward[place]),
-                is_first,
-                bool(terminated[place]) and not is_first,
-                bool(truncated[place]) and not is_first,
-                skip_store,
-            )
-            rows.append((number, row))
-        request = self._request(rows)
-        for number, row in rows:
+            row.step = env.next_step
+            row.is_skipped = is_apart
+        request = self._request(made)
+        for number, row in made:
             env = self._envs[number]
             env.rows.append(row)
             env.next_step += 1
-            env.is_ended = row.terminated or row.truncated
-            self.rows_skipped += row.is_skipped
+            self._enter(number, row)
         return request
+
+    def own(
+        self,
+        envs: Sequence[int],
+        obs: Mapping[str, np.ndarray],
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        ran: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Rows of which no server is asked, because none can be: they are skipped, and so is what
+        follows in their episodes.
+
+        Args:
+            envs, obs, reward, terminated, truncated: As for :meth:`question`.
+            ran: Per env the action that runs.
+
+        Raises:
+            WireError: If an array is not what the policy sees, or an action none of its.
+        """
+        actions = [self._action(action) for action in ran]
+        for (number, row), action in zip(
+            self._rows(envs, obs, reward, terminated, truncated), actions, strict=True
+        ):
+            row.ran = action
+            row.source = "script"
+            row.is_skipped = True
+            self._enter(number, row)
+            if row.is_last:
+                self._complete(self._envs[number], number)
+
+    def instead(self, request: Any, ran: Sequence[Mapping[str, Any]]) -> None:
+        """No answer came for ``request``: this ran, and what follows in these episodes is skipped.
+
+        Raises:
+            WireError: If an action is none of the policy's.
+        """
+        actions = [self._action(action) for action in ran]
+        names = zip(request.env, request.step, strict=True)
+        for (number, step), action in zip(names, actions, strict=True):
+            row = self._row(number, step)
+            env = self._envs[number]
+            env.is_apart = True
+            if row is None or row.ran is not None:
+                continue
+            row.ran = action
+            row.source = "script"
+            if row.is_skipped and row.is_last:
+                self._complete(env, number)
 
     def answer(self, request: Any, response: Any) -> None:
         """Take the answer of a question.
@@ -149,7 +217,10 @@ class Dialogue:
                 is_new = row.ran is None
                 if is_new:
                     row.ran = {key: value[place] for key, value in actions.items()}
+                    row.version = (response.version.incarnation, response.version.update)
                 row.is_known = is_new
+                if is_new and row.is_skipped and row.is_last:
+                    self._complete(self._envs[number], number)
             if place < len(response.stored):
                 self._forget(number, response.stored[place])
 
@@ -170,21 +241,26 @@ class Dialogue:
         """
         if source not in SOURCES:
             raise WireError(f"source: got {source!r}, expected one of {', '.join(SOURCES)}")
-        rows = self._envs[env].rows
-        if not rows or rows[-1].ran is None:
+        newest = self._envs[env].newest
+        if newest is None or newest.ran is None:
             raise ClientError(f"env {env} has no action that could be replaced: act first")
-        wanted = {spec.name: spec for spec in self.action}
-        if set(action) != set(wanted):
-            raise WireError(f"action: got keys {sorted(action)}, expected {sorted(wanted)}")
-        rows[-1].ran = {
-            key: _array(action[key], spec, (), f"action {key!r}") for key, spec in wanted.items()
-        }
-        rows[-1].source = source
-        rows[-1].is_known = False
+        newest.ran = self._action(action)
+        newest.source = source
+        newest.is_known = False
 
     def abandon(self, env: int) -> None:
         """The episode of ``env`` ends here without a last observation; it counts as truncated."""
-        self._envs[env].is_ended = True
+        state = self._envs[env]
+        state.is_ended = True
+        if state.waiting is not None:
+            state.waiting.truncated = not state.waiting.is_first
+            self._complete(state, env)
+
+    def complete(self) -> None:
+        """Nothing more comes: what was left out so far is complete."""
+        for env in range(self.num_envs):
+            if self._envs[env].waiting is not None:
+                self.abandon(env)
 
     def stored_until(self, env: int, stored: int) -> None:
         """Steps of ``env`` before ``stored`` are stored, or were left out."""
@@ -192,7 +268,7 @@ class Dialogue:
 
     def after_break(self, positions: Iterable[Any]) -> list[Any]:
         """Questions to ask again, in order, after another server took the session over."""
-        todo: dict[int, deque[_Row]] = {}
+        todo: dict[int, deque[Row]] = {}
         for position in positions:
             self._forget(position.env, position.stored)
             env = self._envs[position.env]
@@ -207,12 +283,71 @@ class Dialogue:
             todo[position.env] = again
         requests = []
         while any(todo.values()):
-            requests.append(
-                self._request([(env, rows.popleft()) for env, rows in todo.items() if rows])
-            )
+            is_skipped = next(rows[0].is_skipped for rows in todo.values() if rows)
+            together = [
+                (env, rows.popleft())
+                for env, rows in todo.items()
+                if rows and rows[0].is_skipped == is_skipped
+            ]
+            requests.append(self._request(together))
         return requests
 
-    def _request(self, rows: Sequence[tuple[int, _Row]]) -> Any:
+    def _rows(
+        self,
+        envs: Sequence[int],
+        obs: Mapping[str, np.ndarray],
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+    ) -> list[tuple[int, Row]]:
+        """The rows that envs have arrived at; nothing is changed yet."""
+        made = []
+        checked = self._checked(obs, len(envs))
+        for place, number in enumerate(envs):
+            if not 0 <= number < self.num_envs:
+                raise WireError(f"env {number}: this session has envs 0 to {self.num_envs - 1}")
+            env = self._envs[number]
+            is_first = env.is_ended
+            row = Row(
+                env.made,
+                {key: value[place] for key, value in checked.items()},
+                0.0 if is_first else float(reward[place]),
+                is_first,
+                bool(terminated[place]) and not is_first,
+                bool(truncated[place]) and not is_first,
+            )
+            made.append((number, row))
+        return made
+
+    def _enter(self, number: int, row: Row) -> None:
+        """The env is at ``row`` now."""
+        env = self._envs[number]
+        self._complete(env, number)
+        env.made += 1
+        env.is_ended = row.is_last
+        env.is_apart = row.is_skipped
+        env.newest = row
+        if row.is_skipped and self.on_skipped is not None:
+            env.waiting = row
+        self.rows_skipped += row.is_skipped and self.on_skipped is None
+
+    def _complete(self, env: _Env, number: int) -> None:
+        """Hand the skipped row that waits on, if there is one."""
+        row = env.waiting
+        env.waiting = None
+        if row is not None and self.on_skipped is not None:
+            self.on_skipped(number, row)
+
+    def _action(self, given: Mapping[str, Any]) -> Action:
+        wanted = {spec.name: spec for spec in self.action}
+        if set(given) != set(wanted):
+            raise WireError(f"action: got keys {sorted(given)}, expected {sorted(wanted)}")
+        return {
+            key: checked_array(given[key], spec, (), f"action {key!r}")
+            for key, spec in wanted.items()
+        }
+
+    def _request(self, rows: Sequence[tuple[int, Row]]) -> Any:
         stack = {spec.name: np.stack([row.obs[spec.name] for _, row in rows]) for spec in self.obs}
         executed = []
         for number, row in rows:
@@ -234,7 +369,7 @@ class Dialogue:
             skip_store=any(row.is_skipped for _, row in rows),
         )
 
-    def _row(self, env: int, step: int) -> _Row | None:
+    def _row(self, env: int, step: int) -> Row | None:
         rows = self._envs[env].rows
         place = step - rows[0].step if rows else -1
         return rows[place] if 0 <= place < len(rows) else None
@@ -253,12 +388,12 @@ class Dialogue:
         if set(obs) != wanted:
             raise WireError(f"obs: got keys {sorted(obs)}, expected {sorted(wanted)}")
         return {
-            spec.name: _array(obs[spec.name], spec, (count,), f"obs {spec.name!r}")
+            spec.name: checked_array(obs[spec.name], spec, (count,), f"obs {spec.name!r}")
             for spec in self.obs
         }
 
 
-def _array(value: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
+def checked_array(value: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
     """A copy in the dtype of the spec.
 
     Raises:

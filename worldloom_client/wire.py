@@ -192,6 +192,8 @@ def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> 
         raise WireError(f"{what}: encoding {tensor.encoding} is not known; use 0 (raw) or 1 (zlib)")
     if len(data) != size:
         raise WireError(f"{what}: got {len(data)} bytes, expected {size} for {expected}")
+    if dtype.kind == "b" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+        raise WireError(f"{what}: holds bytes other than 0 and 1, expected bool")
     array = np.frombuffer(data, dtype).reshape(shape)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise WireError(f"{what}: holds numbers that are not finite, expected finite ones")

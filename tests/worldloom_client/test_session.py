@@ -72,7 +72,7 @@ def test_a_client_goes_on_at_another_gateway_and_no_row_is_lost_or_doubled() -> 
     session = connect(first.address)
     env, now = play(session, 14)
     second = Live(shard=first.rig.shard, index=1)
-    session._addresses.append(second.address)
+    session._line.addresses.append(second.address)
     first.kill()
     play(session, 20, env, now)
     session.close()

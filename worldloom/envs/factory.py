@@ -33,6 +33,7 @@ SUITE_MODULES = {
     "toy": "toy",
     "module": "module",
     "rllib": "rllib",
+    "rpc": "rpc",
 }
 
 

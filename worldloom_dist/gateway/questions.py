@@ -16,9 +16,11 @@ from worldloom_client.wire import SOURCES, Spec, named
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.refusal import RefusalError
 
-__all__ = ["Executed", "Question", "read_question"]
+__all__ = ["Executed", "Question", "check_action", "check_source", "read_question"]
 
 SOURCE_NUMBERS = frozenset(SOURCES.values())
+MOST_TOLD = 16
+"""Numbers of an action that a message repeats."""
 
 
 class Executed(NamedTuple):
@@ -123,22 +125,34 @@ def _read_executed(
             raise WireError(f"executed: env {entry.env} is not asked for, or named twice")
         if is_first[entry.env]:
             raise WireError(f"executed: env {entry.env} begins an episode, so nothing ran before")
-        if entry.source not in SOURCE_NUMBERS:
-            names = ", ".join(f"{number} ({name})" for name, number in SOURCES.items())
-            raise WireError(f"executed: source: got {entry.source}, expected one of {names}")
+        check_source(entry.source, "executed: source")
         action = named(contract.action, entry.action, (), "executed action")
         for spec in contract.action:
-            _check_action(action[spec.name], spec)
+            check_action(action[spec.name], spec, f"executed action {spec.name!r}")
         found[entry.env] = Executed(action, entry.source)
     return found
 
 
-def _check_action(action: np.ndarray, spec: Spec) -> None:
-    what = f"executed action {spec.name!r}"
+def check_source(source: int, what: str) -> None:
+    """Raises:
+    WireError: If no one is named by it.
+    """
+    if source not in SOURCE_NUMBERS:
+        names = ", ".join(f"{number} ({name})" for name, number in SOURCES.items())
+        raise WireError(f"{what}: got {source}, expected one of {names}")
+
+
+def check_action(action: np.ndarray, spec: Spec, what: str) -> None:
+    """Look at actions ``[..., *spec.shape]`` of the right dtype.
+
+    Raises:
+        WireError: If one is none of the policy's.
+    """
     if spec.num_classes:
         most = np.array(spec.num_classes).reshape(spec.shape)
         if not ((action >= 0) & (action < most)).all():
-            raise WireError(f"{what}: got {action.tolist()}, expected 0 to {(most - 1).tolist()}")
+            got = action.tolist() if action.size < MOST_TOLD else "others"
+            raise WireError(f"{what}: got {got}, expected 0 to {(most - 1).tolist()}")
     elif np.dtype(spec.dtype).kind == "f" and action.size and not _is_bounded(action):
         raise WireError(f"{what}: got numbers outside of [-1, 1], where actions are")
 

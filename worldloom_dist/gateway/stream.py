@@ -20,16 +20,20 @@ from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import make_chunk
+from worldloom_client.wire import SOURCES
 from worldloom_dist.actors.stream_writer import ChunkBuilder
 from worldloom_dist.ports import CHUNK_SOURCES, FIRST_STEP, FencedError
 
-__all__ = ["Append", "StreamSender"]
+__all__ = ["AGAIN_S", "POLICY", "Append", "StreamSender"]
 
 logger = logging.getLogger(__name__)
 
 Append = Callable[[Chunk], Awaitable[Any]]
+"""Stores a chunk; answers False when it had been stored before."""
 
 AGAIN_S = 0.2
+"""Pause before a chunk is sent again whose shard is away."""
+POLICY = SOURCES["policy"]
 
 
 class _Sent(NamedTuple):
@@ -159,7 +163,7 @@ class StreamSender:
         carry_resets: Sequence[int],
     ) -> Chunk:
         notes: dict[str, Any] = {FIRST_STEP: self._first_step}
-        if set(self._sources) != {1}:
+        if set(self._sources) != {POLICY}:
             notes[CHUNK_SOURCES] = self._sources
         return make_chunk(stream, seq, version, rows, carry_resets, notes)
 

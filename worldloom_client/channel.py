@@ -1,0 +1,86 @@
+"""Channels to a gateway: what they show, their limits, and how long to wait between two tries. The
+only modules that bring gRPC along are this one and those that import it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from worldloom_client.errors import ClientError
+from worldloom_client.settings import Settings
+from worldloom_client.wire import MAX_MESSAGE_BYTES
+
+__all__ = [
+    "BACKOFF_S",
+    "MAX_BACKOFF_S",
+    "backoff_s",
+    "channel_options",
+    "credentials",
+    "open_channel",
+]
+
+BACKOFF_S = 0.1
+MAX_BACKOFF_S = 2.0
+
+
+def credentials(settings: Settings) -> tuple[grpc.ChannelCredentials | None, tuple[Any, ...]]:
+    """Credentials of the channel (None for plain text) and metadata of every call.
+
+    Raises:
+        ClientError: If a file cannot be read.
+    """
+    metadata: tuple[Any, ...] = ()
+    if settings.token is not None:
+        metadata = (("authorization", f"Bearer {_token(settings.token)}"),)
+    if settings.ca is None and settings.certificate is None:
+        return None, metadata
+    own: tuple[bytes | None, bytes | None] = (None, None)
+    if settings.certificate is not None and settings.key is not None:
+        own = (_read(settings.key, "key"), _read(settings.certificate, "certificate"))
+    root = None if settings.ca is None else _read(settings.ca, "ca")
+    return grpc.ssl_channel_credentials(root, *own), metadata
+
+
+def open_channel(address: str, secured_by: grpc.ChannelCredentials | None) -> grpc.Channel:
+    """A channel of blocking calls."""
+    if secured_by is None:
+        return grpc.insecure_channel(address, channel_options())
+    return grpc.secure_channel(address, secured_by, channel_options())
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """Limits and keep-alive of a channel."""
+    return [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+    ]
+
+
+def backoff_s(tries: int) -> float:
+    """Seconds before the next try: 0.1 doubling up to 2, half of it by chance."""
+    longest = min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(tries, 16))
+    return longest * (0.5 + random.random() / 2)
+
+
+def _token(given: str | Path) -> str:
+    path = Path(given)
+    if isinstance(given, Path) or os.sep in given:
+        return _read(path, "token").decode().strip()
+    return given
+
+
+def _read(path: str | Path, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ClientError(f"{what}: {path} cannot be read ({error.strerror})") from error
