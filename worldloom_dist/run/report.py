@@ -47,6 +47,9 @@ class Counts:
         train_steps: Updates made.
         policy_version: Newest version, as text.
         debt: Positions owed to training.
+        forgiven: Positions that are not owed any more, as a fraction in text; None until that is
+            known of a run that goes on with other settings of the train ratio.
+        updates_lost: Updates that died with the learners that made them, and were owed again.
         blocked_s: Seconds that a side has waited, by ``insert`` and ``sample``.
         lost_open: Rows that no acknowledgement had covered when their worker died.
         restarts: By kind.
@@ -57,9 +60,32 @@ class Counts:
     train_steps: int = 0
     policy_version: str = "0.0"
     debt: float = 0.0
+    forgiven: str | None = "0"
+    updates_lost: int = 0
     blocked_s: Mapping[str, float] = field(default_factory=dict)
     lost_open: int = 0
     restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _ratio_settings(plan: Plan) -> dict[str, float]:
+    """What the debts of a run follow from."""
+    limits = plan.limits
+    return {
+        "asked": limits.train_ratio,
+        "prefill_agent_steps": limits.prefill_agent_steps,
+        "pretrain_positions": limits.pretrain_positions,
+    }
+
+
+def _forgiven(plan: Plan, earlier: Mapping[str, Any]) -> str | None:
+    """What the run was forgiven before a resume; None where its settings were others, or are not
+    known.
+    """
+    known = dict(earlier.get("train_ratio") or {})
+    forgiven = known.pop("forgiven", None)
+    if not earlier.get("agent_steps"):
+        return "0"
+    return str(forgiven) if forgiven is not None and known == _ratio_settings(plan) else None
 
 
 def _by_label(values: Mapping[str, float], name: str) -> dict[str, float]:
@@ -119,6 +145,8 @@ class Report:
             positions=int(earlier.get("replayed_steps", 0)),
             train_steps=int(earlier.get("train_steps", 0)),
             policy_version=str(earlier.get("policy_version", "0.0")),
+            forgiven=_forgiven(plan, earlier),
+            updates_lost=int(earlier.get("updates_lost", 0)),
         )
         self.snapshot: Mapping[str, float] = {}
         self._nonfinite = set[str]()
@@ -225,6 +253,8 @@ class Report:
         for side, seconds in self.counts.blocked_s.items():
             fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
             values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
+        lost = self.counts.updates_lost - before.updates_lost
+        values["learner_updates_lost_total"] = Sum(max(0, lost))
         for kind, count in self.counts.restarts.items():
             values[f"worker_restarts_total{{kind={kind}}}"] = Sum(
                 max(0, count - before.restarts.get(kind, 0))
@@ -405,8 +435,10 @@ class Report:
             "env_steps": self.env_steps,
             "agent_steps": counters.agent_steps,
             "train_steps": counts.train_steps,
+            "updates_lost": counts.updates_lost,
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
+            "train_ratio": {**_ratio_settings(self._plan), "forgiven": counts.forgiven},
             "episodes": self._episodes_before + int(self._totals.grown("episodes_total")),
             "train_return_mean": value.get("episode_return_mean{split=train}"),
             "eval": self.evaluation,

@@ -116,7 +116,13 @@ class RayRuntime:
         self._measure = Interval(MACHINE_EVERY_S)
         self.num_windows: int | None = None
         self.is_restored = False
-        self._worker_pool = WorkerPool(plan, self._supervisor, 0, self._lost_open)
+        self._worker_pool = WorkerPool(
+            plan,
+            self._supervisor,
+            0,
+            self._lost_open,
+            on_down=self._worker_down,
+        )
         self._shutdown = Shutdown(self._supervisor, self._worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
@@ -154,6 +160,8 @@ class RayRuntime:
                 plan,
                 self._report.counts.positions,
                 self._counters,
+                self._report.counts.forgiven,
+                self._report.counts.updates_lost,
             ),
         )
         add(
@@ -282,6 +290,8 @@ class RayRuntime:
         """A role that does not answer leaves what it said last."""
         before = self._report.counts
         told = self._ask("coordinator-0", Coordinator.counts, timeout_s)
+        if before.counters.agent_steps >= self._plan.target_agent_steps:
+            self._supervisor.hear(("learner",))  # how much of what is owed is made by now
         status = self._learner_status()
         snapshot = self._ask("hub-0", Hub.snapshot, timeout_s) or self._report.snapshot
         if told is not None and not told["is_whole"]:
@@ -305,16 +315,20 @@ class RayRuntime:
                 "them on its disk",
                 gone,
             )
+        positions = status.get("replayed_steps", before.positions)
         self._report.update(
             Counts(
                 counters=counters,
-                positions=status.get("replayed_steps", before.positions),
+                positions=positions,
                 train_steps=status.get("train_steps", before.train_steps),
                 policy_version=".".join(map(str, status["version"]))
                 if "version" in status
                 else before.policy_version,
-                debt=told["debt"] if told is not None else before.debt,
-                blocked_s=told["blocked_s"] if told is not None else before.blocked_s,
+                # one that is permitted and not made is still owed
+                debt=told["debt"] + told["positions"] - positions if told else before.debt,
+                forgiven=told["forgiven"] if told else before.forgiven,
+                updates_lost=told["updates_lost"] if told else before.updates_lost,
+                blocked_s=told["blocked_s"] if told else before.blocked_s,
                 lost_open=before.lost_open,
                 restarts=self._restarts(snapshot),
             ),
@@ -395,6 +409,9 @@ class RayRuntime:
             self._supervisor.roles["learner-0"].status = last
         self._look(DEADLINES.look_s)
         return last is not None
+
+    def _worker_down(self, slot: int, incarnation: int) -> None:
+        self._coordinator.notify(Coordinator.worker_down, slot, incarnation)
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(
