@@ -26,6 +26,7 @@ __all__ = [
     "CHUNK_SOURCES",
     "FIRST_GATEWAY_SLOT",
     "FIRST_STEP",
+    "SESSION_BITS",
     "FencedError",
     "ReplayWriter",
     "RowCounters",
@@ -40,6 +41,9 @@ __all__ = [
 
 FIRST_GATEWAY_SLOT = 1_000_000
 """Slots of gateways' sessions are from here on, above those of all workers."""
+SESSION_BITS = 24
+"""Sessions of one gateway process count in the lower bits of their incarnation; that of the process
+stands above them."""
 CHUNK_SOURCES = "sources"
 """Note of a chunk: who chose the action of every row, where that is not the policy for all."""
 FIRST_STEP = "first_step"

@@ -40,6 +40,7 @@ from worldloom_dist.interfaces import (
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowCounters
+from worldloom_dist.replay.identity import known_incarnations
 from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.intervals import Interval
@@ -135,6 +136,14 @@ class RayRuntime:
         plan = self._plan
         add = self._add
         place = self._placement
+        known = known_incarnations(self._folder.replay)
+        newest_life = max(known.worker, known.gateway)
+        self._folder.count_on_from(
+            {
+                "driver": newest_life // INCARNATIONS_PER_RUN + 1,
+                "learner": max(known.learner, _incarnation_of(self._report.counts)),
+            }
+        )
         self._worker_pool.first_incarnation = (
             self._folder.next_incarnation("driver") - 1
         ) * INCARNATIONS_PER_RUN
@@ -417,6 +426,11 @@ class RayRuntime:
         self._report.counts = replace(
             self._report.counts, lost_open=self._report.counts.lost_open + rows
         )
+
+
+def _incarnation_of(counts: Counts) -> int:
+    """Of the learner that made the newest weights the run knows of."""
+    return int(counts.policy_version.partition(".")[0])
 
 
 def _start(
