@@ -255,8 +255,9 @@ class Feed:
         return request
 
     def _most_rows(self, limits: Any) -> int:
-        row_bytes = sum(spec.nbytes for spec in (*self.obs_specs, *self.action_specs)) + FLAG_BYTES
-        room = min(limits.max_message_bytes, MAX_MESSAGE_BYTES) * 9 // 10
+        specs = (*self.obs_specs, *self.action_specs)
+        row_bytes = sum(int(spec.nbytes) for spec in specs) + FLAG_BYTES
+        room = min(int(limits.max_message_bytes), MAX_MESSAGE_BYTES) * 9 // 10
         return max(1, min(int(limits.max_rows_per_chunk), room // row_bytes))
 
 

@@ -217,7 +217,7 @@ class ImportList:
             return []
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{self._path} cannot be read ({error}); repair or delete it"
+                f"{self._path} cannot be read ({error}); restore it from a copy"
             ) from error
         return [str(source) for source in found]
 

@@ -41,6 +41,7 @@ __all__ = [
     "JournalPosition",
     "Record",
     "read_journal",
+    "read_newest_segments",
     "segment_path",
 ]
 
@@ -322,6 +323,12 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
         except FileNotFoundError:
             damage.evicted_segments += 1
             logger.info("segment %d of %s was evicted while it was read", number, directory)
+
+
+def read_newest_segments(directory: Path) -> Iterator[Iterator[Record]]:
+    """The intact records of every segment, the newest segment first; without a lock."""
+    for number in reversed(_segments(directory)):
+        yield _scan(segment_path(directory, number), number, JournalDamage(), is_last=True)
 
 
 def _segments(directory: Path) -> list[int]:

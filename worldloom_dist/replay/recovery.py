@@ -8,7 +8,6 @@ were still stored, so which are missing on the disk.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,9 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
+    Repeated,
     StoredChunk,
-    unpack_count,
+    unpack_head,
 )
 from worldloom_dist.replay.shard_rows import ShardCounters, ShardRows
 
@@ -100,7 +100,7 @@ class Recovery:
         if record.kind == LOST:
             self._take_loss(record)
         elif record.kind == DUPLICATE:
-            rows.counters.duplicate += unpack_count(record.payload)
+            rows.counters.duplicate += Repeated.unpack(record.payload).rows
         elif record.kind == CHUNK:
             self._take_chunk(record)
 
@@ -145,7 +145,7 @@ class Recovery:
         self.chunks += 1
 
     def _take_loss(self, record: Record) -> None:
-        counters = json.loads(record.payload)
+        counters = unpack_head(record)
         rows = self._rows
         rows.skip_to(counters["next_row"], counters["agent_steps"])
         self._compare(counters, record.segment)
@@ -164,7 +164,7 @@ class Recovery:
             next_row = stored.first_row
             agent_steps = stored.agent_steps_before
         else:
-            head = json.loads(record.payload)
+            head = unpack_head(record)
             next_row = head["next_row"]
             agent_steps = head["agent_steps"]
         if not rows.segment_rows and self._oldest > 0:

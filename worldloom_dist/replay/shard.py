@@ -42,8 +42,8 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
+    Repeated,
     SpilledChunks,
-    pack_count,
     shard_identity,
 )
 from worldloom_dist.replay.recovery import Recovery, RecoveryReport
@@ -398,7 +398,7 @@ class ReplayShard:
         """Journal a chunk, or that it came again; returns where."""
         if is_new:
             return self._append_record(journal, CHUNK, self._rows.to_record(chunk, inserted_s))
-        return self._append_record(journal, DUPLICATE, pack_count(chunk.num_rows))
+        return self._append_record(journal, DUPLICATE, Repeated.of(chunk).pack())
 
     def _append_record(
         self, journal: Journal, kind: int, parts: Sequence[bytes | memoryview]

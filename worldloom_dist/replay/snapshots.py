@@ -75,7 +75,7 @@ class SnapshotStore:
             )
         except TypeError as error:
             raise CheckpointError(
-                f"replay: {path} is damaged ({error}); delete it to go on without marks"
+                f"replay: {path} is damaged ({error}); restore it from a copy"
             ) from error
 
     def claim(self, identity: Mapping[str, Any]) -> None:
@@ -201,7 +201,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(
-            f"replay: {path} is damaged ({error}); restore it from a copy, or delete it"
+            f"replay: {path} is damaged ({error}); restore it from a copy"
         ) from error
 
 

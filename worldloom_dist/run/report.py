@@ -34,6 +34,27 @@ logger = logging.getLogger(__name__)
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
 
 
+def _ratio_settings(plan: Plan) -> dict[str, float]:
+    """What the debts of a run follow from."""
+    limits = plan.limits
+    return {
+        "asked": limits.train_ratio,
+        "prefill_agent_steps": limits.prefill_agent_steps,
+        "pretrain_positions": limits.pretrain_positions,
+    }
+
+
+def _forgiven(plan: Plan, earlier: Mapping[str, Any]) -> str | None:
+    """What the run was forgiven before a resume; None where its settings were others, or are not
+    known.
+    """
+    known = dict(earlier.get("train_ratio") or {})
+    forgiven = known.pop("forgiven", None)
+    if not earlier.get("agent_steps"):
+        return "0"
+    return str(forgiven) if forgiven is not None and known == _ratio_settings(plan) else None
+
+
 class Report:
     """Keeps the numbers of one run and writes them.
 
@@ -75,6 +96,8 @@ class Report:
             positions=int(earlier.get("replayed_steps", 0)),
             train_steps=int(earlier.get("train_steps", 0)),
             policy_version=str(earlier.get("policy_version", "0.0")),
+            forgiven=_forgiven(plan, earlier),
+            updates_lost=int(earlier.get("updates_lost", 0)),
         )
         self.snapshot: Mapping[str, float] = {}
         self._nonfinite = set[str]()
@@ -146,6 +169,8 @@ class Report:
         for side, seconds in self.counts.blocked_s.items():
             fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
             values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
+        lost = self.counts.updates_lost - before.updates_lost
+        values["learner_updates_lost_total"] = Sum(max(0, lost))
         for kind, count in self.counts.restarts.items():
             values[f"worker_restarts_total{{kind={kind}}}"] = Sum(
                 max(0, count - before.restarts.get(kind, 0))
@@ -296,8 +321,10 @@ class Report:
             "env_steps": self.env_steps,
             "agent_steps": counters.agent_steps,
             "train_steps": counts.train_steps,
+            "updates_lost": counts.updates_lost,
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
+            "train_ratio": {**_ratio_settings(self._plan), "forgiven": counts.forgiven},
             "episodes": self._episodes_before + int(self._totals.grown("episodes_total")),
             "train_return_mean": value.get("episode_return_mean{split=train}"),
             "eval": self.evaluation,

@@ -25,7 +25,7 @@ from worldloom.core.exceptions import BufferError, StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom.data.windows import EncodedWindows
 from worldloom_dist.interfaces import Coordinator, InsertQuestion, coordinator_client
-from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.ports import FIRST_GATEWAY_SLOT, RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
@@ -131,6 +131,7 @@ class ShardRole:
         self._is_finalized = False
         self._coordinator_client = AsyncRpcClient(self._coordinator, Coordinator.admit)
         self._admission = Admission(self._ask_to_insert)
+        self._admission_of_workers = Admission(self._announce)
         self._server = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
@@ -288,7 +289,7 @@ class ShardRole:
 
     async def _append(self, chunk: Chunk) -> bool:
         await self._joined.wait()
-        if not await self._admission.admit(chunk.num_agent_steps):
+        if not await self._admit(chunk):
             raise StateError(
                 f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there"
             )
@@ -328,8 +329,24 @@ class ShardRole:
         """What came over a connection."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
+    async def _admit(self, chunk: Chunk) -> bool:
+        """False when a successor of this shard has shown up. What a worker made was permitted
+        before, so it waits behind nothing that has to be.
+        """
+        slot, incarnation, _ = chunk.stream
+        if slot >= FIRST_GATEWAY_SLOT:
+            return await self._admission.admit(chunk.num_agent_steps)
+        made = (chunk.num_agent_steps, (slot, incarnation))
+        return await self._admission_of_workers.admit(made)
+
     async def _ask_to_insert(self, number: int, chunks: Sequence[int]) -> int:
         question = InsertQuestion(self._index, self._session_id, number, chunks)
+        return await self._coordinator_client.call(question)
+
+    async def _announce(self, number: int, made: Sequence[tuple[int, tuple[int, int]]]) -> int:
+        chunks = [steps for steps, _ in made]
+        makers = [maker for _, maker in made]
+        question = InsertQuestion(self._index, self._session_id, number, chunks, makers)
         return await self._coordinator_client.call(question)
 
     def _report(self) -> None:

@@ -243,7 +243,9 @@ class Supervisor:
             role._start_at = time.monotonic()
 
     def hear(self, kinds: tuple[str, ...]) -> None:
-        """Pass on what roles have said since their last ping: there may be no next one."""
+        """Ask roles for their status now, and pass on what they have said since their last ping:
+        there may be no next one.
+        """
         asked = {
             submit(role.handle, Process.ping): role
             for kind in kinds
@@ -254,7 +256,8 @@ class Supervisor:
             return
         for ping in ray.wait(list(asked), num_returns=len(asked), timeout=DEADLINES.hear_s)[0]:
             with contextlib.suppress(RayError):
-                self._pass_on(asked[ping], ray.get(ping) or {})
+                asked[ping].status = ray.get(ping) or {}
+                self._pass_on(asked[ping], asked[ping].status)
 
     def _start(self, role: Role) -> None:
         try:

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
-from worldloom_dist.replay.formats.rllib import (
-    pack,
-    read_rllib,
-    space_from_rllib,
-    unpack,
-    write_rllib,
-)
+from worldloom_dist.replay.formats.rllib import pack, read_rllib, unpack, write_rllib
+from worldloom_dist.replay.formats.rllib_spaces import space_from_rllib, space_to_rllib
 
 msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed: pip install ray")
 msgpack_numpy = pytest.importorskip(
@@ -132,17 +127,18 @@ def test_no_object_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_spaces_are_read_as_rllib_describes_them() -> None:
-    from ray.rllib.utils.serialization import gym_space_to_dict
+    from ray.rllib.utils.serialization import gym_space_from_dict, gym_space_to_dict
 
     spaces = gymnasium.spaces
     for space in (
         spaces.Box(-1, np.array([2, np.inf], "float32")),
-        spaces.Discrete(3),
+        spaces.Discrete(3, start=-1),
         spaces.MultiDiscrete([2, 5]),
-        spaces.MultiBinary(4),
         spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(0, 255, (2, 2, 3), np.uint8)}),
-        spaces.Tuple([spaces.Discrete(2)]),
     ):
+        assert space_from_rllib(gym_space_to_dict(space)) == space
+        assert gym_space_from_dict(space_to_rllib(space)) == space
+    for space in (spaces.MultiBinary(4), spaces.Tuple([spaces.Discrete(2)])):
         assert space_from_rllib(gym_space_to_dict(space)) == space
     with pytest.raises(ValueError, match="kind 'text'"):
         space_from_rllib(gym_space_to_dict(spaces.Text(3)))

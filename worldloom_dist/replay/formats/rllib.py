@@ -9,8 +9,6 @@ goes out is in [-1, 1], as its space says.
 
 from __future__ import annotations
 
-import base64
-import io
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,15 +24,14 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.files import replacing
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
-from worldloom.core.specs import EnvSpec
+from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.replay.formats.episode_rows import EpisodeFile, bare, check_whole, gym_space
+from worldloom_dist.replay.formats.rllib_spaces import space_from_rllib, space_to_rllib
 
 __all__ = ["read_rllib", "rllib_files", "write_rllib"]
 
 ITEM = "item"
 FOR_ENV = "actions_for_env"
-MOST_BYTES = 1 << 28
-"""Of the bounds of a space, unpacked: a file that claims more is refused by what is missing."""
 EPISODES_PER_FILE = 256
 
 
@@ -87,16 +84,11 @@ def write_rllib(folder: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     Raises:
         ConfigurationError: If the folder exists and is not empty.
     """
-    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-
     arrow, parquet = _pyarrow()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"rllib:{folder} is there already; name a new folder")
-    spaces = (
-        bare({key: gym_space(spec, low=-np.inf) for key, spec in env.obs.items()}),
-        bare({key: gym_space(spec, low=-1.0) for key, spec in env.action.items()}),
-    )
-    observed, acted = (_as_space(space) for space in spaces)
+    observed = space_to_rllib(_space_of(env.obs, low=-np.inf))
+    acted = space_to_rllib(_space_of(env.action, low=-1.0))
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[bytes] = []
     number = 0
@@ -113,24 +105,42 @@ def write_rllib(folder: Path, env: EnvSpec, episodes: Iterable[Rows]) -> None:
         gym = rows_to_gym(rows)
         if not len(gym["reward"]):
             continue
-        steps = len(gym["reward"])
-        episode = SingleAgentEpisode(
-            id_=f"{env.name}-{count}",
-            observation_space=observed,
-            action_space=acted,
-            observations=_items(gym["obs"], steps + 1),
-            actions=_items(gym["action"], steps),
-            rewards=[float(reward) for reward in gym["reward"]],
-            infos=[{}] * (steps + 1),
-            terminated=bool(gym["terminated"][-1]),
-            truncated=bool(gym["truncated"][-1]),
-            len_lookback_buffer=0,
-        )
-        lines.append(pack(episode.get_state()))
+        lines.append(pack(_state(f"{env.name}-{count}", gym, observed, acted)))
         if len(lines) == EPISODES_PER_FILE:
             flush()
     if lines or not number:
         flush()
+
+
+def _state(
+    name: str, gym: Mapping[str, Any], observed: Mapping[str, Any], acted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``SingleAgentEpisode.get_state`` gives for a whole episode."""
+    steps = len(gym["reward"])
+
+    def buffer(data: list[Any], space: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {"data": data, "lookback": 0, "finalized": False, "space": space}
+
+    return {
+        "id_": name,
+        "agent_id": None,
+        "module_id": None,
+        "multi_agent_episode_id": None,
+        "observations": buffer(_items(gym["obs"], steps + 1), observed),
+        "actions": buffer(_items(gym["action"], steps), acted),
+        "rewards": buffer([float(reward) for reward in gym["reward"]]),
+        "infos": buffer([{} for _ in range(steps + 1)]),
+        "extra_model_outputs": None,
+        "is_terminated": bool(gym["terminated"][-1]),
+        "is_truncated": bool(gym["truncated"][-1]),
+        "t_started": 0,
+        "t": steps,
+        "_observation_space": observed,
+        "_action_space": acted,
+        "_start_time": None,
+        "_last_step_time": None,
+        "custom_data": {},
+    }
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
@@ -237,7 +247,9 @@ def _rows(folder: Path, pieces: list[dict[str, Any]], observe: Any, act: Any) ->
                 f"{int(state['t_started']) - 1} are missing; give the folder with all its files"
             )
         done = int(state["t"])
-    observations, actions, rewards = [], [], []
+    observations: list[Any] = []
+    actions: list[Any] = []
+    rewards: list[Any] = []
     for state in pieces:
         seen = _buffer(state["observations"])
         # the last observation of a piece is the first one of the next
@@ -281,6 +293,13 @@ def _stacked(values: list[Any]) -> Any:
     return np.stack([np.asarray(value) for value in values])
 
 
+def _space_of(specs: Mapping[str, ArraySpec], *, low: float) -> Any:
+    from gymnasium import spaces
+
+    group = bare({key: gym_space(spec, low=low) for key, spec in specs.items()})
+    return spaces.Dict(group) if isinstance(group, dict) else group
+
+
 def _items(group: Mapping[str, np.ndarray], count: int) -> list[Any]:
     return [bare({key: value[i] for key, value in group.items()}) for i in range(count)]
 
@@ -295,43 +314,6 @@ def _spaces(path: Path, state: Mapping[str, Any]) -> tuple[Any, Any]:
         return space_from_rllib(found[0]), space_from_rllib(found[1])
     except (KeyError, ValueError, TypeError, zlib.error) as error:
         raise CheckpointError(f"{path}: its spaces cannot be read ({error})") from error
-
-
-def space_from_rllib(found: Mapping[str, Any]) -> Any:
-    """A space as ``gym_space_to_dict`` of RLlib describes it.
-
-    Raises:
-        ValueError: If it is of another kind, or damaged.
-    """
-    from gymnasium import spaces
-
-    kind = found["space"]
-    if kind == "box":
-        low, high = _numbers(found["low"]), _numbers(found["high"])
-        return spaces.Box(low, high, tuple(found["shape"]), np.dtype(found["dtype"]).type)
-    if kind == "discrete":
-        return spaces.Discrete(int(found["n"]))
-    if kind == "multi-discrete":
-        return spaces.MultiDiscrete(_numbers(found["nvec"]).astype(np.int64))
-    if kind == "multi-binary":
-        return spaces.MultiBinary(found["n"])
-    if kind == "dict":
-        return spaces.Dict({key: space_from_rllib(part) for key, part in found["spaces"].items()})
-    if kind == "tuple":
-        return spaces.Tuple([space_from_rllib(part) for part in found["spaces"]])
-    raise ValueError(f"a space of kind {kind!r}")
-
-
-def _numbers(text: str) -> np.ndarray:
-    packed = zlib.decompressobj().decompress(base64.b64decode(text), MOST_BYTES)
-    numbers: np.ndarray = np.load(io.BytesIO(packed), allow_pickle=False)
-    return numbers
-
-
-def _as_space(group: Any) -> Any:
-    from gymnasium import spaces
-
-    return spaces.Dict(group) if isinstance(group, dict) else group
 
 
 def _pyarrow() -> tuple[Any, Any]:
