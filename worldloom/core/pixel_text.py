@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-__all__ = ["draw_text", "text_size"]
+__all__ = ["draw_text", "text_size", "with_margin"]
 
 WIDTH, HEIGHT = 6, 8
 """Pixels of a letter, one empty column included."""
@@ -15,6 +17,7 @@ GLYPHS = dict(
         ") 0041221C00|* 2A1C7F1C2A|+ 08083E0808|, 0080703000|- 0808080808|. 0000606000|"
         "/ 2010080402|0 3E5149453E|1 00427F4000|2 7249494946|3 2141494D33|4 1814127F10|"
         "5 2745454539|6 3C4A494931|7 4121110907|8 3649494936|9 464949291E|: 0000140000|"
+        "; 0056360000|? 0201510906|"
         "= 1414141414|A 7C1211127C|B 7F49494936|C 3E41414122|D 7F4141413E|E 7F49494941|"
         "F 7F09090901|G 3E41415173|H 7F0808087F|I 00417F4100|J 2040413F01|K 7F08142241|"
         "L 7F40404040|M 7F021C027F|N 7F0408107F|O 3E4141413E|P 7F09090906|Q 3E4151215E|"
@@ -29,6 +32,8 @@ GLYPHS = dict(
 )
 """Letter -> its five columns, the lowest bit above."""
 UNKNOWN = "7F4141417F"
+GAP = 3
+"""Pixels between a text and what is beside it."""
 
 
 def text_size(text: str, scale: int = 1) -> tuple[int, int]:
@@ -64,3 +69,30 @@ def draw_text(
     room = picture[max(down, 0) : down + lit.shape[0], max(right, 0) : right + lit.shape[1]]
     shown = lit[max(-down, 0) :, max(-right, 0) :][: room.shape[0], : room.shape[1]]
     room[shown] = colour
+
+
+def with_margin(
+    frames: np.ndarray, labels: Sequence[tuple[int, str]], above: Sequence[str] = ()
+) -> np.ndarray:
+    """Frames with names beside their rows, and a line above; wide enough for both.
+
+    Args:
+        frames: ``[T, Y, X, 3]`` uint8.
+        labels: Row of pixels at which a name begins, and the name.
+        above: A line for each frame, or one for all; none leaves no room for it.
+
+    Returns:
+        ``[T, top + Y, left + X + right, 3]`` on black; the frames as they are.
+    """
+    count, height, width, channels = frames.shape
+    left = max((text_size(text)[1] for _, text in labels), default=-2 * GAP) + 2 * GAP
+    top = HEIGHT + 2 * GAP if above else 0
+    wanted = max((text_size(text)[1] for text in above), default=0)
+    made = np.zeros((count, top + height, left + max(width, wanted + GAP), channels), np.uint8)
+    made[:, top:, left : left + width] = frames
+    for index, frame in enumerate(made):
+        if above:
+            draw_text(frame, above[index] if len(above) > 1 else above[0], GAP, left)
+        for down, text in labels:
+            draw_text(frame, text, top + down, GAP)
+    return made
