@@ -132,12 +132,10 @@ def imagination_strip(
     top, gap, foot = 2 * (HEIGHT + GAP) + GAP, HEIGHT + GAP, HEIGHT + 2 * GAP
     block = len(ROWS) * side[0] + gap
     line = LINE if start else 0
-    scale = _scale_text(predicted.ndim == 5, low, high)
+    scale = _scale_text(predicted, steps.obs is not None, low, high)
     width = max(left + len(shown) * side[1] + line, text_size(scale)[1] + 2 * GAP)
     made = np.full((top + block * rows[0].shape[1] + foot, width, 3), PAPER, np.uint8)
-    places = [
-        left + column * side[1] + (line if column >= start else 0) for column in range(len(shown))
-    ]
+    places = [left + c * side[1] + (line if c >= start else 0) for c in range(len(shown))]
     for sequence in range(rows[0].shape[1]):
         for place, (name, part) in enumerate(zip(ROWS, rows, strict=True)):
             down = top + sequence * block + place * side[0]
@@ -180,13 +178,18 @@ def _spread(first: int, last: int, most: int) -> list[int]:
 
 def _larger(pictures: np.ndarray) -> int:
     """By how much small pictures are enlarged."""
-    return max(1, BAR_SIDE // pictures.shape[2])
+    height: int = pictures.shape[2]
+    return max(1, BAR_SIDE // height)
 
 
-def _scale_text(is_image: bool, low: float, high: float) -> str:
-    if is_image:
+def _scale_text(values: np.ndarray, is_obs: bool, low: float, high: float) -> str:
+    """What brightness or the height of a bar means."""
+    if values.ndim == 5:
         return "error: black none, white all"
-    return f"bars: {low:.4g} (empty) to {high:.4g} (full)"
+    count = int(np.prod(values.shape[2:]))
+    what = "numbers of the observation" if is_obs else "latent features"
+    part = f"the first {MAX_BARS} of {count} {what}" if count > MAX_BARS else f"{count} {what}"
+    return f"bars: {part}, {low:.4g} (empty) to {high:.4g} (full)"
 
 
 def check_picture(path: str | PathLike[str]) -> None:
