@@ -31,6 +31,7 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
         "full_actions": True,
     },
     "dmc": {"image_size": 64},
+    "crafter": {"image_size": 64},
     "toy": {},
     "rllib": {},
     "module": {},
@@ -197,7 +198,7 @@ class EnvConfig:
                 f"env.{field} is for atari only, and the env is {self.env!r}; leave it out"
                 for field in used
             ]
-        if self.pixels and self.suite in ("toy", "rllib", "module"):
+        if self.pixels and self.suite in ("toy", "rllib", "module", "crafter"):
             problems.append(
                 f"env.pixels is for {', '.join(RENDERED)} only, and the env is "
                 f"{self.env!r}; leave it out"

@@ -157,6 +157,21 @@ BENCHMARKS = (
         },
     ),
     Preset(
+        "crafter",
+        "DreamerV3 in the survival game Crafter from images, with the published settings.",
+        {
+            "env": "crafter:reward",
+            "env.action_repeat": 1,
+            "env.image_size": 64,
+            "agent": "dreamerv3:size200m",
+            "workers": 1,
+            "train_ratio": 512.0,
+            "env_steps": 1_100_000,
+            "eval_every": 50_000,
+            "replay.capacity_steps": 1_200_000,  # likewise
+        },
+    ),
+    Preset(
         "atari200m",
         "DreamerV3 with 51 million decisions of an Atari game, with the published settings but a "
         "replay of 1 million rows instead of 5; name the game with --env.",
