@@ -62,7 +62,10 @@ def started(settings: dict[str, Any], folders: list[Path]) -> Iterator[list[subp
     words += ["--train-ratio", str(settings["train_ratio"]), "--if-exists", "resume"]
     command = [sys.executable, "-m", "worldloom_dist.launch", *words]
     processes = [
-        subprocess.Popen([*command, "--seed", str(seed), "--run-dir", str(folder)])
+        subprocess.Popen(
+            [*command, "--seed", str(seed), "--run-dir", str(folder)],
+            start_new_session=True,  # so that it gets one signal, ours
+        )
         for seed, folder in zip(SEEDS, folders, strict=True)
     ]
     try:
@@ -77,7 +80,9 @@ def started(settings: dict[str, Any], folders: list[Path]) -> Iterator[list[subp
 if __name__ == "__main__":
     space = {
         "train_ratio": tune.grid_search([6.0, 24.0]),
-        **{"env_steps": ENV_STEPS, "every": EVAL_EVERY, "runs": RUNS},
+        "env_steps": ENV_STEPS,
+        "every": EVAL_EVERY,
+        "runs": RUNS,
     }
     prunes = ASHAScheduler(
         time_attr="env_steps", max_t=ENV_STEPS, grace_period=EVAL_EVERY, reduction_factor=2

@@ -24,6 +24,7 @@ QUICK = Preset(
         "env_steps": 5_000,
         "eval_every": 2_000,
         "eval_episodes": 20,
+        "eval_videos": 1,
         "actors.chunk_rows": 32,
         "actors.max_chunk_age_s": 0.5,
         "actors.pull_interval_s": 0.5,
