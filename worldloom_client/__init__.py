@@ -7,6 +7,8 @@ from worldloom_client.errors import ClientError, RefusedError, UnavailableError,
 from worldloom_client.session import Session, connect
 from worldloom_client.settings import Settings
 
+__version__ = "0.2.0"
+
 __all__ = [
     "ClientError",
     "Episode",
@@ -15,6 +17,7 @@ __all__ = [
     "Settings",
     "UnavailableError",
     "WireError",
+    "__version__",
     "connect",
     "drive",
 ]
