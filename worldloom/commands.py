@@ -182,7 +182,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _imagine(options: argparse.Namespace) -> None:
     from worldloom.evaluation import plot_open_loop, plot_predictions, visualize_imagination
+    from worldloom.evaluation.plots import check_plots
+    from worldloom.evaluation.visualize import check_picture
 
+    check_picture("imagination.png")
+    if options.all or options.test:
+        check_plots()
     (model, buffer), folder = _model_and_data(options), expanded(options.output_dir, "--output-dir")
     view = {"horizon": _horizon(options), "seed": options.seed}
     made = [visualize_imagination(model, buffer, folder / "imagination.png", **view)]

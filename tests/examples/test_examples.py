@@ -27,7 +27,7 @@ SYSTEM_CASES: dict[str, tuple[list[str], str]] = {
         ["--preset", "debug", "--env-steps", "250", "--metrics-port", "0", "--run-dir", "run"],
         "completed",
     ),
-    "tune_sweep.py": (["200"], "best {'train_ratio'"),
+    "tune_sweep.py": (["400"], "best {'train_ratio'"),
 }
 """They start Ray: arguments, and a word of what they say at the end."""
 MAKES = {

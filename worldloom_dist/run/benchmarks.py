@@ -24,6 +24,7 @@ QUICK = Preset(
         "env_steps": 5_000,
         "eval_every": 2_000,
         "eval_episodes": 20,
+        "eval_videos": 1,
         "actors.chunk_rows": 32,
         "actors.max_chunk_age_s": 0.5,
         "actors.pull_interval_s": 0.5,
@@ -154,6 +155,21 @@ BENCHMARKS = (
             "env_steps": 440_000,
             "eval_every": 40_000,
             "replay.capacity_steps": 120_000,  # likewise
+        },
+    ),
+    Preset(
+        "crafter",
+        "DreamerV3 in the survival game Crafter from images, with the published settings.",
+        {
+            "env": "crafter:reward",
+            "env.action_repeat": 1,
+            "env.image_size": 64,
+            "agent": "dreamerv3:size200m",
+            "workers": 1,
+            "train_ratio": 512.0,
+            "env_steps": 1_100_000,
+            "eval_every": 50_000,
+            "replay.capacity_steps": 1_200_000,  # likewise
         },
     ),
     Preset(

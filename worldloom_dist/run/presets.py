@@ -71,6 +71,7 @@ MUJOCO_TASKS = (
 """Gymnasium ids, without their version, that are MuJoCo's."""
 DEFAULTS: Mapping[tuple[str, str], Settings] = {
     ("dreamerv3", "atari"): {"env_steps": 204_000_000, "eval_every": 2_000_000},
+    ("", "crafter"): {"env_steps": 1_100_000, "eval_every": 50_000},
     ("dreamerv3", "dmc"): {"env_steps": 1_100_000, "eval_every": 50_000},
     ("tdmpc2", "dmc"): {"env_steps": 4_000_000, "eval_every": 50_000},
     ("", "mujoco"): {"env_steps": 1_000_000, "eval_every": 50_000},
