@@ -121,7 +121,7 @@ def spec_of(env="toy:counting"):
 
 def contract_of(env="toy:counting", extras=None, **limits) -> Contract:
     spec = spec_of(env)
-    features = ("store", "push", "explore", "zlib")
+    features = ("store", "push", "explore", "zlib", "zstd")
     return Contract(
         env_spec=spec,
         env=env,
