@@ -194,7 +194,7 @@ def serve_ray(pipe: Any) -> None:
     options = gRPCOptions(
         port=SERVE_PORT, grpc_servicer_functions=["gateway_parts.add_policy_service"]
     )
-    serve.start(grpc_options=options, http_options={"location": "NoServer"})
+    serve.start(grpc_options=options, http_options={"port": SERVE_PORT + 1})
 
     @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
     class Policy:

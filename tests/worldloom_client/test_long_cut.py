@@ -18,7 +18,7 @@ from worldloom_dist.gateway.server import Access
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 CUT_S = 60.0
-STEPS = {"wait": 150, "spool": 1500}
+STEPS = {"wait": 150, "spool": 1350}
 CLIENT = """
 import json, sys, time
 import numpy as np
