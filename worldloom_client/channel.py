@@ -18,6 +18,8 @@ from worldloom_client.wire import MAX_MESSAGE_BYTES
 __all__ = [
     "BACKOFF_S",
     "MAX_BACKOFF_S",
+    "SHORT_BACKOFF_S",
+    "SHORT_TRIES",
     "backoff_s",
     "channel_options",
     "credentials",
@@ -25,6 +27,9 @@ __all__ = [
 ]
 
 BACKOFF_S = 0.1
+SHORT_BACKOFF_S = 0.4
+SHORT_TRIES = 12
+"""A server that is started again is back within seconds: this many tries come soon."""
 MAX_BACKOFF_S = 2.0
 
 
@@ -61,14 +66,17 @@ def channel_options() -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # how long one attempt may take, handshakes over a slow line included
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
 
 
 def backoff_s(tries: int) -> float:
-    """Seconds before the next try: 0.1 doubling up to 2, half of it by chance."""
-    longest = min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(tries, 16))
+    """Seconds before the next try: 0.1 doubling up to 0.4, later up to 2, half of it by chance."""
+    longest = min(SHORT_BACKOFF_S, BACKOFF_S * 2.0 ** min(tries, SHORT_TRIES))
+    if tries > SHORT_TRIES:
+        longest = min(MAX_BACKOFF_S, SHORT_BACKOFF_S * 2.0 ** min(tries - SHORT_TRIES, SHORT_TRIES))
     return longest * (0.5 + random.random() / 2)
 
 

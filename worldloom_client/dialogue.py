@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from worldloom_client.errors import ClientError, WireError
 from worldloom_client.wire import SOURCES, Spec, encode_tensor, message, named
 
-__all__ = ["Action", "Dialogue", "Row", "checked_array"]
+__all__ = ["Action", "Dialogue", "Row", "checked", "checked_array"]
 
 ActRequest = message("ActRequest")
 Executed = message("Executed")
@@ -99,7 +99,7 @@ class Dialogue:
         self.num_envs = num_envs
         self.rows_skipped = 0
         self.on_skipped: Callable[[int, Row], object] | None = None
-        self._compress = compress
+        self._compress: Literal["", "zlib"] = "zlib" if compress else ""
         self._envs = [_Env() for _ in range(num_envs)]
 
     @property
@@ -394,18 +394,22 @@ class Dialogue:
 
 
 def checked_array(value: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
-    """A copy in the dtype of the spec.
+    """As :func:`checked`, and a copy in the dtype of the spec."""
+    return np.array(checked(value, spec, what, lead), spec.dtype)
+
+
+def checked(value: Any, spec: Spec, what: str, lead: tuple[int, ...] = ()) -> np.ndarray:
+    """The array, if its shape is that of the spec and its numbers can be told in the dtype of it.
 
     Raises:
         WireError: If the shape is another one, or numbers would be changed by the dtype.
     """
     given = np.asarray(value)
-    shape = (*lead, *spec.shape)
+    shape = (*lead, *spec.shape) if lead else spec.shape
     if given.shape != shape:
         raise WireError(f"{what}: got shape {given.shape}, expected {shape}")
-    if not np.can_cast(given.dtype, spec.dtype, "same_kind"):
+    if given.dtype != spec.dtype and not np.can_cast(given.dtype, spec.dtype, "same_kind"):
         raise WireError(f"{what}: got {given.dtype}, expected {spec.dtype}")
-    array = np.array(given, spec.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
         raise WireError(f"{what}: holds numbers that are not finite")
-    return array
+    return given

@@ -12,13 +12,13 @@ takes them, later where it is away or its train ratio wants no more. Each is sto
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from worldloom_client.dialogue import Action, Row, checked_array
+from worldloom_client.dialogue import Row, checked
 from worldloom_client.errors import ClientError, RefusedError, UnavailableError, WireError
 from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.spool import Spool, SpoolFolder
@@ -27,6 +27,7 @@ from worldloom_client.wire import (
     SOURCES,
     Spec,
     encode_tensor,
+    has_zstd,
     message,
     method,
     specs_of,
@@ -36,6 +37,7 @@ __all__ = ["Feed", "feed"]
 
 PushRequest = message("PushRequest")
 FLAG_BYTES = 8
+SCALARS = ("reward", "is_first", "terminated", "truncated")
 CALL_S = 10.0
 
 
@@ -56,12 +58,19 @@ def feed(address: str, *, spool: Any, **settings: Any) -> Feed:
 
 
 class _Open:
-    """The open chunk of one env."""
+    """The open chunk of one env.
 
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
+    Args:
+        buffers: Per column ``[rows, ...]``.
+    """
+
+    def __init__(self, buffers: dict[str, np.ndarray]) -> None:
+        self.buffers = buffers
+        self.rows = 0
         self.seq = 0
         self.next_number = 0
+        self.source = ""
+        self.version = (0, 0)
 
 
 class Feed:
@@ -94,7 +103,12 @@ class Feed:
         self.obs_specs: list[Spec] = specs_of(described.obs)
         self.action_specs: list[Spec] = specs_of(described.action)
         self._max_rows = self._most_rows(described.limits)
-        self._envs = [_Open() for _ in range(settings.num_envs)]
+        self._compress: Literal["", "zlib", "zstd"] = "zlib" if settings.compress else ""
+        if "zstd" in described.features and has_zstd():
+            self._compress = "zstd"  # pictures shrink in less time than it takes to send them
+        self._obs = [(_column("obs", spec), spec) for spec in self.obs_specs]
+        self._action = [(_column("action", spec), spec) for spec in self.action_specs]
+        self._envs = [_Open(self._buffers()) for _ in range(settings.num_envs)]
         self._is_ended = [True] * settings.num_envs
         self._is_closed = False
         self._pusher = Pusher(addresses, secured_by, metadata, self._spool, self._folder)
@@ -148,30 +162,59 @@ class Feed:
         is_last = bool(terminated or truncated) and not is_first
         if action is None and not is_last:
             raise WireError("action: got none; it may be left out in the last row of an episode")
-        row = Row(
-            self._envs[env].next_number,
-            _arrays(obs, self.obs_specs, "obs"),
-            0.0 if is_first else float(reward),
-            is_first,
-            bool(terminated) and not is_first,
-            bool(truncated) and not is_first,
-            ran=None if action is None else _arrays(action, self.action_specs, "action"),
-            source=source,
-        )
+        arrays = _checked(obs, self._obs, "obs")
+        ran = {} if action is None else _checked(action, self._action, "action")
         self._is_ended[env] = is_last
-        self.take(env, row)
+        self._put(
+            env,
+            self._envs[env].next_number,
+            arrays | ran,
+            0.0 if is_first else float(reward),
+            (is_first, bool(terminated) and not is_first, bool(truncated) and not is_first),
+            source,
+            (0, 0),
+        )
 
     def take(self, env: int, row: Row) -> None:
-        """One complete row, of a session or of :meth:`add`."""
+        """One complete row of a session."""
+        arrays = {name: row.obs[spec.name] for name, spec in self._obs}
+        if row.ran is not None:
+            arrays |= {name: row.ran[spec.name] for name, spec in self._action}
+        flags = (row.is_first, row.terminated, row.truncated)
+        self._put(env, row.number, arrays, row.reward, flags, row.source, row.version)
+
+    def _put(
+        self,
+        env: int,
+        number: int,
+        arrays: Mapping[str, np.ndarray],
+        reward: float,
+        flags: tuple[bool, bool, bool],
+        source: str,
+        version: tuple[int, int],
+    ) -> None:
+        """Copy a row into the open chunk, after closing it where the row does not belong to it."""
         chunk = self._envs[env]
-        follows = row.number == chunk.next_number
-        if chunk.rows and (row.is_first or not follows or not _are_alike(chunk.rows[-1], row)):
+        is_first, terminated, truncated = flags
+        follows = number == chunk.next_number
+        is_alike = (chunk.source, chunk.version) == (source, version)
+        if chunk.rows and (is_first or not follows or not is_alike):
             self._close_chunk(env)
-        if not follows and not row.is_first:
+        if not follows and not is_first:
             chunk.seq += 1  # rows are missing here
-        chunk.next_number = row.number + 1
-        chunk.rows.append(row)
-        if row.is_last or len(chunk.rows) == self._max_rows:
+        chunk.next_number = number + 1
+        chunk.source = source
+        chunk.version = version
+        place = chunk.rows
+        for name, array in arrays.items():
+            chunk.buffers[name][place] = array
+        if len(arrays) < len(self._obs) + len(self._action):  # the last row, where nothing is done
+            for name, _ in self._action:
+                chunk.buffers[name][place] = 0
+        for name, value in zip(SCALARS, (reward, *flags), strict=True):
+            chunk.buffers[name][place] = value
+        chunk.rows = place + 1
+        if terminated or truncated or chunk.rows == self._max_rows:
             self._close_chunk(env)
 
     def flush(self) -> None:
@@ -228,31 +271,26 @@ class Feed:
             return
         data = self._request(env, chunk).SerializeToString()
         if not self._spool.put(self._folder, env, chunk.seq, data):
-            self.rows_skipped += len(chunk.rows)
+            self.rows_skipped += chunk.rows
         chunk.seq += 1
-        chunk.rows = []
+        chunk.rows = 0
 
     def _request(self, env: int, chunk: _Open) -> Any:
-        rows = chunk.rows
-        columns: dict[str, np.ndarray] = {
-            "reward": np.array([row.reward for row in rows], np.float32),
-            "is_first": np.array([row.is_first for row in rows]),
-            "terminated": np.array([row.terminated for row in rows]),
-            "truncated": np.array([row.truncated for row in rows]),
-        }
-        for spec in self.obs_specs:
-            columns[_column("obs", spec)] = np.stack([row.obs[spec.name] for row in rows])
-        for spec in self.action_specs:
-            nothing = np.zeros(spec.shape, spec.dtype)
-            columns[_column("action", spec)] = np.stack(
-                [nothing if row.ran is None else row.ran[spec.name] for row in rows]
-            )
-        request = PushRequest(env=env, seq=chunk.seq, source=SOURCES[rows[0].source])
-        request.version.incarnation, request.version.update = rows[0].version
-        for name, array in columns.items():
-            tensor = encode_tensor(array, compress=self._settings.compress)
+        request = PushRequest(env=env, seq=chunk.seq, source=SOURCES[chunk.source])
+        request.version.incarnation, request.version.update = chunk.version
+        for name, buffer in chunk.buffers.items():
+            tensor = encode_tensor(buffer[: chunk.rows], compress=self._compress)
             request.column[name].CopyFrom(tensor)
         return request
+
+    def _buffers(self) -> dict[str, np.ndarray]:
+        size = self._max_rows
+        named = {
+            name: np.zeros((size, *spec.shape), spec.dtype)
+            for name, spec in (*self._obs, *self._action)
+        }
+        flags = {name: np.zeros(size, bool) for name in SCALARS[1:]}
+        return {**named, "reward": np.zeros(size, np.float32), **flags}
 
     def _most_rows(self, limits: Any) -> int:
         specs = (*self.obs_specs, *self.action_specs)
@@ -316,24 +354,25 @@ def _open(
         tries += 1
 
 
-def _are_alike(one: Row, other: Row) -> bool:
-    """Chosen by the same weights and the same source: they may share a chunk."""
-    return one.version == other.version and one.source == other.source
-
-
 def _column(group: str, spec: Spec) -> str:
     return group if spec.name == group else f"{group}/{spec.name}"
 
 
-def _arrays(value: Any, specs: list[Spec], group: str) -> Action:
-    from worldloom_client.state import single
+def _checked(value: Any, specs: Sequence[tuple[str, Spec]], group: str) -> dict[str, np.ndarray]:
+    """Arrays by column, if they are what the run stores; nothing is copied.
 
-    given: Mapping[str, Any] = single(value, group, specs)
-    if set(given) != {spec.name for spec in specs}:
-        raise WireError(
-            f"{group}: got keys {sorted(given)}, expected {sorted(spec.name for spec in specs)}"
-        )
-    return {
-        spec.name: checked_array(given[spec.name], spec, (), f"{group} {spec.name!r}")
-        for spec in specs
-    }
+    Raises:
+        WireError: Says what is not.
+    """
+    if isinstance(value, Mapping) or len(specs) != 1:
+        from worldloom_client.state import single
+
+        given = single(value, group, [spec for _, spec in specs])
+        names = {spec.name for _, spec in specs}
+        if set(given) != names:
+            raise WireError(f"{group}: got keys {sorted(given)}, expected {sorted(names)}")
+        return {
+            name: checked(given[spec.name], spec, f"{group} {spec.name!r}") for name, spec in specs
+        }
+    name, spec = specs[0]
+    return {name: checked(value, spec, f"{group} {spec.name!r}")}

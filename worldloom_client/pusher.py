@@ -71,6 +71,7 @@ class Pusher:
     def stop(self) -> None:
         """End; what is not acknowledged stays in the spool."""
         self._is_over.set()
+        self._spool.wake()
         call = self._call
         if call is not None:
             call.cancel()

@@ -66,6 +66,7 @@ class Spool:
         self._changed = threading.Condition()
         self._folders: list[SpoolFolder] = []
         self._bytes = 0
+        self._is_over = False
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self._path / "lock")
@@ -110,10 +111,16 @@ class Spool:
             self._changed.notify_all()
         return True
 
+    def wake(self) -> None:
+        """Nothing more comes: waiting ends."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
     def next_folder(self, within_s: float) -> SpoolFolder | None:
         """The oldest folder with chunks in it; waits a while for one."""
         with self._changed:
-            self._changed.wait_for(self._first, within_s)
+            self._changed.wait_for(lambda: self._first() or self._is_over, within_s)
             return self._first()
 
     def ahead(self, folder: SpoolFolder, number: int) -> SpooledChunk | None:
@@ -124,7 +131,8 @@ class Spool:
     def wait_ahead(self, folder: SpoolFolder, within_s: float) -> bool:
         """Wait a while for a chunk in a folder; False when none came."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(folder.chunks), within_s)
+            self._changed.wait_for(lambda: folder.chunks or self._is_over, within_s)
+            return bool(folder.chunks)
 
     def stored(self, folder: SpoolFolder) -> None:
         """The oldest chunk of a folder is stored."""

@@ -60,7 +60,7 @@ def build_gateway(
     *,
     index: int = 0,
     incarnation: int = 0,
-    features: Sequence[str] = ("store", "push", "explore", "zlib"),
+    features: Sequence[str] = ("store", "push", "explore", "zlib", "zstd"),
     version: Callable[[], PolicyVersion] | None = None,
     **more: Any,
 ) -> Gateway:

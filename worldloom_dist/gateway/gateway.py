@@ -34,7 +34,7 @@ from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.replies import act_response, open_response
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.session import Session
-from worldloom_dist.gateway.stream import Append, StreamSender
+from worldloom_dist.gateway.stream import Append, Backlog, StreamSender
 from worldloom_dist.ports import FIRST_GATEWAY_SLOT, SESSION_BITS
 
 __all__ = ["Fence", "Gateway"]
@@ -313,7 +313,7 @@ class Gateway:
             claim,
             self.contract,
             self._decide,
-            sender=lambda env: self._sender(claim, env),
+            sender=lambda env, backlog: self._sender(claim, env, backlog),
             chunk_rows=self._chunk_rows,
             meter=self.meter,
             begin=begin,
@@ -378,7 +378,7 @@ class Gateway:
         self._next_slot += 1
         return slot
 
-    def _sender(self, claim: Claim, env: int) -> StreamSender | None:
+    def _sender(self, claim: Claim, env: int, backlog: Backlog) -> StreamSender | None:
         if not claim.store or self._append is None:
             return None
         return StreamSender(
@@ -389,6 +389,7 @@ class Gateway:
             chunk_rows=self._chunk_rows,
             max_age_s=self._max_age_s,
             on_stored=self.meter.stored,
+            backlog=backlog,
             clock=self._clock,
         )
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from worldloom.core.specs import all_finite
 from worldloom_client.errors import WireError
 from worldloom_client.wire import SOURCES, Spec, named
 from worldloom_dist.gateway.contract import Contract
@@ -86,12 +87,13 @@ def _read(request: Any, contract: Contract, num_envs: int) -> Question:
     terminated = _flags(request, "terminated")
     truncated = _flags(request, "truncated")
     reward = np.array(request.reward, np.float32)
-    if not np.isfinite(reward).all():
+    if count and not all_finite(reward):
         raise WireError("reward: holds numbers that are not finite, expected finite ones")
-    if (first & (terminated | truncated)).any():
-        raise WireError("is_first: a row that begins an episode cannot end it, too")
-    if reward[first].any():
-        raise WireError("reward: got another than 0 where is_first, expected 0")
+    if b"\x01" in request.is_first:
+        if (first & (terminated | truncated)).any():
+            raise WireError("is_first: a row that begins an episode cannot end it, too")
+        if reward[first].any():
+            raise WireError("reward: got another than 0 where is_first, expected 0")
     return Question(
         envs,
         list(request.step),
@@ -100,16 +102,20 @@ def _read(request: Any, contract: Contract, num_envs: int) -> Question:
         first,
         terminated,
         truncated,
-        _read_executed(request, contract, dict(zip(envs, first.tolist(), strict=True))),
+        _read_executed(request, contract, dict(zip(envs, first.tolist(), strict=True)))
+        if request.executed
+        else {},
         bool(request.skip_store),
     )
 
 
 def _flags(request: Any, name: str) -> np.ndarray:
-    values = np.frombuffer(getattr(request, name), np.uint8)
-    if values.size and values.max() > 1:
-        raise WireError(f"{name}: got a byte {values.max()}, expected 0 or 1")
-    return values.astype(bool)
+    """[n] bool, read-only."""
+    data: bytes = getattr(request, name)
+    odd = data.strip(b"\x00\x01")
+    if odd:
+        raise WireError(f"{name}: got a byte {max(odd)}, expected 0 or 1")
+    return np.frombuffer(data, bool)
 
 
 def _read_executed(

@@ -28,7 +28,7 @@ from worldloom_dist.gateway.meter import GatewayMeter
 from worldloom_dist.gateway.questions import Executed, Question
 from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.secret import Claim
-from worldloom_dist.gateway.stream import POLICY, StreamSender
+from worldloom_dist.gateway.stream import POLICY, Backlog, StreamSender
 
 __all__ = ["Answer", "Session"]
 
@@ -134,7 +134,7 @@ class Session:
         contract: Contract,
         decide: Decider,
         *,
-        sender: Callable[[int], StreamSender | None],
+        sender: Callable[[int, Backlog], StreamSender | None],
         chunk_rows: int,
         meter: GatewayMeter,
         begin: Sequence[int] | None = None,
@@ -150,7 +150,8 @@ class Session:
         self._clock = clock
         self._busy = 0
         self.heard_s = clock()
-        self._envs = [_Env(sender(env)) for env in range(claim.num_envs)]
+        self._backlog = Backlog()
+        self._envs = [_Env(sender(env, self._backlog)) for env in range(claim.num_envs)]
         for env, step in zip(self._envs, begin or (), strict=False):
             env.next_step = step
             env.is_taken_over = True
@@ -170,7 +171,7 @@ class Session:
     @property
     def unstored(self) -> int:
         """Rows that wait for replay."""
-        return sum(env.sender.unstored for env in self._envs if env.sender is not None)
+        return self._backlog.rows
 
     @property
     def positions(self) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from worldloom_client.wire import SOURCES
 from worldloom_dist.actors.stream_writer import ChunkBuilder
 from worldloom_dist.ports import CHUNK_SOURCES, FIRST_STEP, FencedError
 
-__all__ = ["AGAIN_S", "POLICY", "Append", "StreamSender"]
+__all__ = ["AGAIN_S", "POLICY", "Append", "Backlog", "StreamSender"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,13 @@ class _Sent(NamedTuple):
     sources: list[int]
 
 
+class Backlog:
+    """Rows of one session that wait, open ones included, over all of its envs."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+
 class StreamSender:
     """The writing end of one env; lives on an event loop.
 
@@ -52,6 +59,7 @@ class StreamSender:
         first_step: The client's step that the stream begins at.
         chunk_rows, max_age_s: When a chunk is closed.
         on_stored: Told the sources of rows that were stored.
+        backlog: Counts the rows that wait.
         clock: Monotonic seconds.
 
     Attributes:
@@ -69,6 +77,7 @@ class StreamSender:
         chunk_rows: int = 64,
         max_age_s: float = 1.0,
         on_stored: Callable[[Sequence[int]], object] = lambda _: None,
+        backlog: Backlog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stream = stream
@@ -76,6 +85,7 @@ class StreamSender:
         self.is_fenced = False
         self._append = append
         self._on_stored = on_stored
+        self._backlog = backlog or Backlog()
         self._builder = ChunkBuilder(
             stream,
             columns,
@@ -90,11 +100,6 @@ class StreamSender:
         self._queue: deque[_Sent] = deque()
         self._stored_after: deque[int] = deque()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def unstored(self) -> int:
-        """Rows that wait, open ones included."""
-        return self._builder.num_rows + sum(sent.chunk.num_rows for sent in self._queue)
 
     def add(
         self,
@@ -115,6 +120,7 @@ class StreamSender:
             self._first_step = step
         self._step = step + 1
         self._sources.append(source)
+        self._backlog.rows += 1
         if self._builder.add(columns, index, version, is_last=is_last, carry_reset=carry_reset):
             self.close_chunk()
 
@@ -174,6 +180,7 @@ class StreamSender:
                     await self._append(self._queue[0].chunk)
                 except FencedError:
                     self.is_fenced = True
+                    self._backlog.rows -= sum(sent.chunk.num_rows for sent in self._queue)
                     self._queue.clear()
                     self._stored_after.clear()
                     return
@@ -183,6 +190,7 @@ class StreamSender:
                     continue
                 sent = self._queue.popleft()
                 self.stored = self._stored_after.popleft()
+                self._backlog.rows -= sent.chunk.num_rows
                 self._on_stored(sent.sources)
         finally:
             self._task = None

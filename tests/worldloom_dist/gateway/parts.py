@@ -83,13 +83,22 @@ class KeptShard:
 
     def rows(self, only=lambda chunk: True):
         """All rows of ``toy:counting``, by episode and step, with the flags that the env gave."""
-        parts = [decode_rows(c.payload, self.columns) for c in self.chunks if only(c)]
+        chunks = [chunk for chunk in self.chunks if only(chunk)]
+        parts = [decode_rows(chunk.payload, self.columns) for chunk in chunks]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in self.columns}
         order = np.lexsort((rows["obs"][:, 1], rows["obs"][:, 0]))
         rows = {name: value[order] for name, value in rows.items()}
+        slots = np.repeat([c.stream.incarnation for c in chunks], [c.num_rows for c in chunks])
+        is_left = np.diff(slots[order], append=slots[-1]) != 0
         length = np.array(CountingEnv.LENGTHS)[rows["obs"][:, 0].astype(int) % 5]
         odd = rows["obs"][:, 0].astype(int) % 2 == 1
-        rows["truncated"] = (rows["obs"][:, 1] == length) & odd  # some count as broken off
+        ends = rows["obs"][:, 1] == length
+        # a row where an episode was broken off is a last one, and what it says of its action is of
+        # no meaning: the answer may have been lost on the way
+        is_broken = (rows["truncated"] & ~ends) | (rows["is_first"] & is_left)
+        for place in np.flatnonzero(is_broken[:-1]):
+            rows["action"][place, 0] = rows["obs"][place + 1, 2]
+        rows["truncated"] = ends & odd
         return rows
 
 
@@ -121,7 +130,7 @@ def spec_of(env="toy:counting"):
 
 def contract_of(env="toy:counting", extras=None, **limits) -> Contract:
     spec = spec_of(env)
-    features = ("store", "push", "explore", "zlib")
+    features = ("store", "push", "explore", "zlib", "zstd")
     return Contract(
         env_spec=spec,
         env=env,
