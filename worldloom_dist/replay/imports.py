@@ -206,7 +206,7 @@ class ImportList:
     def __init__(self, run_folder: Path, sources: Iterable[str] = ()) -> None:
         self._path = run_folder / "imports.json"
         self._waiting = list(sources)
-        self._seen_ns = -1
+        self._seen: tuple[int, int, int] | None = None
         self._later: dict[str, float] = {}
 
     def read(self) -> list[str]:
@@ -227,18 +227,19 @@ class ImportList:
 
     def take_new(self) -> list[str]:
         """Files that this reader was not told of before, or gave back a while ago; costs one look
-        at the file's time.
+        at whether the list is another file.
 
         Raises:
             CheckpointError: If the list is damaged (once, until it is written again); the next call
                 has the files that wait.
         """
         try:
-            changed_ns = self._path.stat().st_mtime_ns
+            status = self._path.stat()
+            found = (status.st_ino, status.st_size, status.st_mtime_ns)
         except FileNotFoundError:
-            changed_ns = -1
-        if changed_ns != self._seen_ns:
-            self._seen_ns = changed_ns
+            found = None
+        if found != self._seen:
+            self._seen = found
             self._waiting += self.read()
         due = [source for source, when in self._later.items() if when <= time.monotonic()]
         sources = list(dict.fromkeys([*self._waiting, *due]))
