@@ -29,7 +29,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
+from worldloom.core.exceptions import (
+    BufferError,
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    TrainingError,
+)
 from worldloom.data.selector_spec import parse_selector
 from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -297,7 +303,7 @@ class LocalRuntime:
         # earlier versions stored all of them first
         stored = tree.get("imported", wanted if found else ())
         self._imported = ImportList(self._folder.path, wanted).take_new()
-        files = files_to_store(self._imported, stored, self._plan.columns)
+        files = files_to_store(self._imported, stored)
         if found is not None:
             held = self.replay.row_counters().inserted
             self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
@@ -309,7 +315,7 @@ class LocalRuntime:
             what = f"; {left_out:,} rows and {lost:,} updates that came after it are made again"
             logger.info("goes on from %s%s", found[0].name, what if left_out or lost else "")
         for source in files:
-            logger.info("%s: %s", source, self.replay.load(source))
+            self._load(source)
         if self._plan.is_offline and not self.replay.has_windows:
             raise BufferError(
                 "replay.load: the files hold no "
@@ -325,6 +331,15 @@ class LocalRuntime:
         if self._plan.config.gateway_port is not None:
             self.gateway = LocalGateway(self._plan, self._folder, self.weights, self.replay)
         self.is_restored = True
+
+    def _load(self, source: str) -> None:
+        """Store a file; a bad one costs only itself."""
+        try:
+            logger.info("%s: %s", source, self.replay.load(source))
+        except (CheckpointError, ConfigurationError, MissingDependencyError) as error:
+            logger.error("%s was not imported: %s", source, error)
+            self._imported.remove(source)
+            self._report.left_out = {**self._report.left_out, source: str(error)}
 
     def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
         """Go on exactly; where the settings that debts follow from have changed, what lies outside

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,11 @@ WEIGHTS = {
     "part": ArraySpec((), "uint8"),
     "weight": ArraySpec((), "float64"),
 }
+
+
+NUMBERED = re.compile(r"(mutable|weights)-(\d+)\.rows")
+"""Files are numbered: a clock may be set back. Versions before 0.5 took nanoseconds for the
+number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class SnapshotStore:
         self._directory = directory
         self._kept = kept_snapshots
         self._fsync = fsync
+        self._newest = 0
         path = directory / "marks.json"
         try:
             self.snapshots = (
@@ -119,7 +125,7 @@ class SnapshotStore:
         self, row_ids: npt.NDArray[np.int64], columns: Mapping[str, np.ndarray]
     ) -> str:
         """Write mutable columns of all stored rows; returns the name of the file."""
-        name = f"mutable-{time.time_ns()}.rows"
+        name = self._next_name("mutable")
         self._write(self._directory / name, encode_rows({"row_id": row_ids, **columns}))
         return name
 
@@ -141,7 +147,7 @@ class SnapshotStore:
         A restart takes the newest such file; those that no snapshot names go when a newer one is
         there.
         """
-        name = f"weights-{time.time_ns()}.rows"
+        name = self._next_name("weights")
         parts = len(weights)
         columns = {
             "row_id": np.tile(np.append(starts, -1), parts),
@@ -165,12 +171,28 @@ class SnapshotStore:
     @property
     def newest_weights(self) -> str:
         """Name of the newest file of weights; empty without any."""
-        return max((path.name for path in self._directory.glob("weights-*.rows")), default="")
+        return max(self._names("weights"), key=_number, default="")
 
     def drop_weights(self, *, keep: str) -> None:
         """Delete the files of weights but ``keep`` and those of snapshots."""
         used = {keep, *(snapshot.weights_file for snapshot in self.snapshots)}
         _delete(path for path in self._directory.glob("weights-*.rows") if path.name not in used)
+
+    def _names(self, kind: str) -> list[str]:
+        found = (path.name for path in self._directory.glob(f"{kind}-*.rows"))
+        return [name for name in found if NUMBERED.fullmatch(name)]
+
+    def _next_name(self, kind: str) -> str:
+        """A name that no file has, nor any that a snapshot has named."""
+        named = [
+            name
+            for snapshot in self.snapshots
+            for name in (snapshot.mutable_file, snapshot.weights_file)
+            if NUMBERED.fullmatch(name)
+        ]
+        numbers = map(_number, [*self._names("mutable"), *self._names("weights"), *named])
+        self._newest = max([self._newest, *numbers]) + 1
+        return f"{kind}-{self._newest:08d}.rows"
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file at once."""
@@ -194,6 +216,11 @@ class SnapshotStore:
             raise CheckpointError(
                 f"replay: {self._directory / name} is damaged ({error})"
             ) from error
+
+
+def _number(name: str) -> int:
+    match = NUMBERED.fullmatch(name)
+    return int(match[2]) if match else 0
 
 
 def _read_json(path: Path) -> Any:

@@ -67,6 +67,7 @@ class Report:
         quarantined: Envs and workers that are not started again, with the reason.
         inference: ``where`` the policy runs, and ``why``.
         gateway: What gateways have counted; empty without any.
+        left_out: Files that could not be imported, with the reason.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
@@ -106,6 +107,7 @@ class Report:
         self.quarantined: Mapping[str, str] = {}
         self.inference: Mapping[str, str] = {}
         self.gateway: Mapping[str, int] = {}
+        self.left_out: Mapping[str, str] = {}
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
@@ -333,6 +335,7 @@ class Report:
             "restarts": self._restarts(),
             **({"eager": reason} if (reason := self._folder.eager_reason) else {}),
             "quarantined": dict(self.quarantined),
+            **({"imports_left_out": dict(self.left_out)} if self.left_out else {}),
             "inference": dict(self.inference),
             **({"gateway": dict(self.gateway)} if self.gateway else {}),
             "policy_version": counts.policy_version,

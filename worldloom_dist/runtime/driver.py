@@ -346,6 +346,8 @@ class RayRuntime:
             snapshot,
         )
         self._report.quarantined = self._worker_pool.quarantined
+        for role in self._supervisor.of_kind("shard"):
+            self._report.left_out = {**self._report.left_out, **role.status.get("left_out", {})}
         self._report.gateway = self._gateway_counts(snapshot)
         self._reporter.emit(
             {**self._report.gauges(), **self._report.increments(before), **self._machine()}

@@ -129,6 +129,7 @@ class ShardRole:
         self._storing = 0
         self._is_idle = asyncio.Event()
         self._is_finalized = False
+        self._left_out: dict[str, str] = {}
         self._coordinator_client = AsyncRpcClient(self._coordinator, Coordinator.admit)
         self._admission = Admission(self._ask_to_insert)
         self._admission_of_workers = Admission(self._announce)
@@ -207,6 +208,7 @@ class ShardRole:
             "pid": os.getpid(),
             "stored": self._shard.row_counters().stored,
             "stuck": self._shard.failure,
+            "left_out": dict(self._left_out),
             "said": self._log_forwarder.drain(),
         }
 
@@ -274,11 +276,13 @@ class ShardRole:
                         load_share, self._shard, source, self._num_shards
                     )
                 logger.info("shard-%d: %s: %s", self._index, source, report.of_share(self._index))
+                self._left_out.pop(source, None)
             except (StateError, OSError) as error:
                 self._imports.put_back(source)
                 logger.error("%s is not stored yet, and is tried again: %s", source, error)
             except WorldLoomError as error:
                 kept = "; what was stored of it before is kept" if is_gone(source) else ""
+                self._left_out[source] = f"{error}{kept}"
                 logger.error("%s was not imported: %s%s", source, error, kept)
 
     async def _save_weights(self) -> None:

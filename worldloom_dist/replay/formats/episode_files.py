@@ -13,9 +13,10 @@ row to its last one. numpy only.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import EnvSpec
@@ -52,6 +53,13 @@ def open_episodes(source: str) -> EpisodeFile:
         MissingDependencyError: If the format needs a package that is not installed.
     """
     kind = _kind(source)
+    with reading(source):
+        opened = _open(kind, source)
+    opened.episodes = _guarded(source, opened.episodes)
+    return opened
+
+
+def _open(kind: str, source: str) -> EpisodeFile:
     if kind == "npz":
         from worldloom_dist.replay.formats.npz import read_npz
 
@@ -67,6 +75,12 @@ def open_episodes(source: str) -> EpisodeFile:
     from worldloom_dist.replay.formats.minari import read_minari
 
     return read_minari(source.removeprefix(MINARI))
+
+
+def _guarded(source: str, episodes: Iterator[Rows]) -> Iterator[Rows]:
+    """The episodes, with one kind of error for whatever a file makes its reader raise."""
+    with reading(source, "is damaged in the middle, or of another space than it says"):
+        yield from episodes
 
 
 def whole_name(source: str) -> str:

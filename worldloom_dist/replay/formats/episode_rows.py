@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
@@ -48,6 +49,11 @@ def fit_rows(rows: Rows, columns: Mapping[str, ArraySpec], source: str) -> Rows:
         CheckpointError: If a column is missing or unknown, has another shape, holds what the run
             cannot, or an action lies outside its space; if the rows are no episode.
     """
+    with reading(source, "holds rows that do not fit into the run"):
+        return _fitted(rows, columns, source)
+
+
+def _fitted(rows: Rows, columns: Mapping[str, ArraySpec], source: str) -> Rows:
     count = len(rows["is_first"])
     unknown = set(rows) - set(columns)
     if unknown:
