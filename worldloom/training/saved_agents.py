@@ -18,12 +18,18 @@ from typing import Any
 import numpy as np
 
 from worldloom.algorithms.registry import make_agent, make_agent_config, make_policy
-from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError, nearest
+from worldloom.core.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    ShapeMismatchError,
+    WorldLoomError,
+    nearest,
+)
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import EnvConfig
 from worldloom.training.runs import CONFIG_FILE, MANIFEST_FILE, find_run, run_facts
 
-__all__ = ["SavedAgent", "TrainedPolicy"]
+__all__ = ["EnvBatch", "SavedAgent", "TrainedPolicy"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,14 @@ class SavedAgent:
         agent: Name and settings of the agent.
         env: What its env gives and takes.
         state: Of the agent.
+        weights_dtype: What the run makes of weights before its own workers and evaluations act.
     """
 
     path: Path
     agent: Mapping[str, Any]
     env: EnvSpec
     state: Mapping[str, Any]
+    weights_dtype: str = "float32"
 
     @classmethod
     def read(cls, path: Path) -> SavedAgent:
@@ -85,7 +93,9 @@ class SavedAgent:
             seen = facts.get("env") or facts.get("recorded_env") or known["env"]
             spaces = seen.get("spaces") or (run or {}).get("env", {}).get("spaces", {})
             env = EnvSpec.from_dict({**seen, "spaces": spaces})
-            return cls(path, dict(known["agent"]), env, tree["learner"]["agent"])
+            learner = (run or {}).get("run", {}).get("learner", {})
+            dtype = facts.get("weights_dtype") or learner.get("weights_dtype") or "float32"
+            return cls(path, dict(known["agent"]), env, tree["learner"]["agent"], str(dtype))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, WorldLoomError):
                 raise
@@ -106,7 +116,12 @@ class SavedAgent:
         agent = make_agent(config, self.env, device=device, seed=seed)
         agent.load_state_dict(dict(self.state))
         policy = make_policy(config, self.env, device=device, seed=seed)
-        policy.load_weights(agent.policy_weights())
+        weights = agent.policy_weights()
+        if self.weights_dtype == "bfloat16":
+            from worldloom.nn.snapshot import to_bfloat16
+
+            weights = to_bfloat16(weights)
+        policy.load_weights(weights)
         return policy
 
     def spaces(self) -> tuple[Any, Any]:
@@ -157,10 +172,12 @@ class SavedAgent:
 
 
 class TrainedPolicy:
-    """Acts in one env: takes its observations and gives its actions, and remembers in between.
+    """Acts in an env: takes its observations and gives its actions, and remembers in between.
 
     Args:
         saved: What to act with.
+        num_envs: None for one env; a number for that many side by side, whose observations and
+            actions have a batch axis as those of ``gymnasium.vector`` envs have.
         device: cpu, cuda, cuda:N, or auto.
         seed: Of the draws that acting makes.
         threads: Torch threads while it acts; a network this small is fastest with one, and the
@@ -168,31 +185,41 @@ class TrainedPolicy:
     """
 
     def __init__(
-        self, saved: SavedAgent, *, device: str = "cpu", seed: int = 0, threads: int = 1
+        self,
+        saved: SavedAgent,
+        *,
+        num_envs: int | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+        threads: int = 1,
     ) -> None:
         from worldloom.algorithms.base import place_of
         from worldloom.envs.spaces import ActionMapper
 
         self.saved = dataclasses.replace(saved, state={})  # it holds what training needs besides
         self.observation_space, self.action_space = saved.spaces()
-        self._read = _reader(saved, self.observation_space)
+        count = num_envs or 1
+        # one for each env: stacked frames are an env's own
+        self._readers = [_reader(saved, self.observation_space) for _ in range(count)]
         self._map_action = ActionMapper(self.action_space)
         self._threads = threads
         with _threads(threads):
             self._policy = saved.build(device=str(place_of(device)), seed=seed)
-        self._carry = self._policy.initial_carry(1)
-        self._is_first = True
+        self._batch = None if num_envs is None else EnvBatch(self, num_envs)
+        self._carry = self._policy.initial_carry(count)
+        self._is_first = np.ones(count, bool)
 
     def reset(self) -> None:
-        """The next observation is the first one of an episode."""
-        self._is_first = True
+        """The next observation is the first one of an episode, in every env."""
+        self._is_first[:] = True
 
-    def act(self, obs: Any, is_first: bool | None = None, *, explore: bool = False) -> Any:
-        """Choose an action.
+    def act(self, obs: Any, is_first: Any = None, *, explore: bool = False) -> Any:
+        """Choose an action, of several envs one for each.
 
         Args:
-            obs: As the env returns it, with neither a batch nor a time axis.
-            is_first: True for the first observation of an episode, as :meth:`reset` before it.
+            obs: As the env returns it, without a time axis; of several envs with their axis first.
+            is_first: True for the first observation of an episode, as :meth:`reset` before it; of
+                several envs one truth value for each, or one for all.
             explore: Act as in training instead of as well as it can.
 
         Returns:
@@ -201,7 +228,34 @@ class TrainedPolicy:
         Raises:
             ShapeMismatchError, EnvFailureError: If the observation is not one of the env's.
         """
-        first = self._is_first or bool(is_first)
+        if is_first is not None:
+            self._is_first |= self._truths(is_first)
+        first = self._is_first
+        flat = (
+            {key: value[None] for key, value in self._one(obs, bool(first[0])).items()}
+            if self._batch is None
+            else self._batch.read(obs, first)
+        )
+        with _threads(self._threads):
+            out = self._policy.act(flat, self._carry, first, explore=explore)
+        self._carry = out.carry
+        self._is_first = np.zeros(len(first), bool)
+        if self._batch is not None:
+            return self._batch.actions(out.action)
+        return self._map_action({key: value[0] for key, value in out.action.items()})
+
+    def _truths(self, is_first: Any) -> np.ndarray:
+        found = np.asarray(is_first)
+        if found.dtype != bool or found.shape not in ((), self._is_first.shape):
+            raise ShapeMismatchError(
+                "is_first",
+                f"bool {self._is_first.shape} or one bool",
+                f"{found.dtype} {found.shape}",
+            )
+        return np.broadcast_to(found, self._is_first.shape)
+
+    def _one(self, obs: Any, first: bool, index: int = 0) -> dict[str, np.ndarray]:
+        """One env's observation as the agent takes it."""
         if isinstance(obs, tuple) and len(obs) == 2 and not isinstance(obs[0], dict):
             from gymnasium.spaces import Tuple
 
@@ -210,12 +264,8 @@ class TrainedPolicy:
                     "obs must be an observation alone, got a pair; write obs, info = env.reset(), "
                     "then agent.act(obs)"
                 )
-        flat = {key: value[None] for key, value in self._read(obs, first=first).items()}
-        with _threads(self._threads):
-            out = self._policy.act(flat, self._carry, np.array([first]), explore=explore)
-        self._carry = out.carry
-        self._is_first = False
-        return self._map_action({key: value[0] for key, value in out.action.items()})
+        found: dict[str, np.ndarray] = self._readers[index](obs, first=first)
+        return found
 
     def save(self, folder: Path) -> Path:
         """Copy the agent to a folder of its own; returns the folder.
@@ -237,12 +287,66 @@ class TrainedPolicy:
             )
         saved = SavedAgent.read(self.saved.path)
         spaces = spaces_to_json(self.observation_space, self.action_space)
-        facts = {"agent": dict(saved.agent), "env": {**saved.env.to_dict(), "spaces": spaces}}
+        facts: dict[str, Any] = {
+            "agent": dict(saved.agent),
+            "env": {**saved.env.to_dict(), "spaces": spaces},
+            "weights_dtype": saved.weights_dtype,
+        }
         try:
             save_tree(folder, {"learner": {"agent": saved.state}}, facts)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from error
         return folder
+
+
+class EnvBatch:
+    """Between the batched observations and actions of a vector env and those of its envs.
+
+    Args:
+        policy: Whose spaces these are.
+        num_envs: How many.
+    """
+
+    def __init__(self, policy: TrainedPolicy, num_envs: int) -> None:
+        from gymnasium.vector.utils import batch_space
+
+        self._policy = policy
+        self._num_envs = num_envs
+        self.observation_space = batch_space(policy.observation_space, num_envs)
+        self.action_space = batch_space(policy.action_space, num_envs)
+
+    def read(self, obs: Any, first: np.ndarray) -> dict[str, np.ndarray]:
+        """Observations of all envs, as the agent takes them.
+
+        Raises:
+            ShapeMismatchError: If they are not of so many envs.
+        """
+        from gymnasium.vector.utils import iterate
+
+        try:
+            single = list(iterate(self.observation_space, obs))
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise ShapeMismatchError("obs", self.observation_space, f"{type(obs)}") from error
+        if len(single) != self._num_envs:
+            raise ShapeMismatchError(
+                "obs", f"{self._num_envs} envs", f"{len(single)} along the first axis"
+            )
+        rows = [
+            self._policy._one(one, bool(is_first), index)
+            for index, (one, is_first) in enumerate(zip(single, first, strict=True))
+        ]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def actions(self, action: Mapping[str, np.ndarray]) -> Any:
+        """Actions of all envs, as a vector env takes them."""
+        from gymnasium.vector.utils import concatenate, create_empty_array
+
+        single = [
+            self._policy._map_action({key: value[index] for key, value in action.items()})
+            for index in range(self._num_envs)
+        ]
+        space = self._policy.action_space
+        return concatenate(space, single, create_empty_array(space, self._num_envs))
 
 
 def _check_place(path: Path) -> None:
