@@ -22,7 +22,8 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, State
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.distributed import distributed
-from worldloom.training.saved_agents import SavedAgent, TrainedPolicy
+from worldloom.training.saved_agents import SavedAgent
+from worldloom.training.trained_policy import TrainedPolicy
 
 __all__ = ["Agent", "TrainingResult", "load_agent"]
 
