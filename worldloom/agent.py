@@ -238,7 +238,7 @@ def load_agent(
     Args:
         path_or_run: A run folder (its newest checkpoint), ``RUN/checkpoints/NAME`` (``best``, or a
             folder's name), a copy of one, or what :meth:`Agent.save` wrote.
-        num_envs: Act in so many envs side by side, whose observations and actions are batched as
+        num_envs: Act in this many envs side by side, whose observations and actions are batched as
             in ``gymnasium.vector``; None for one env, without a batch axis.
         device: cpu, cuda, cuda:N, or auto.
         seed: Of the draws that acting makes.

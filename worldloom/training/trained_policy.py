@@ -166,7 +166,7 @@ class EnvBatch:
         """Observations of all envs, as the agent takes them.
 
         Raises:
-            ShapeMismatchError: If they are not of so many envs.
+            ShapeMismatchError: If they are not of this many envs.
         """
         from gymnasium.vector.utils import iterate
 

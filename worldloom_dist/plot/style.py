@@ -83,7 +83,7 @@ def dress(axes: Any, axis: str, *, has_label: bool = True, most_ticks: int = 6) 
         axes: Of matplotlib, with everything drawn.
         axis: What its curves are over.
         has_label: Whether that is said below.
-        most_ticks: Below, at most about so many: a narrow panel has room for few.
+        most_ticks: Below, at most about this many: a narrow panel has room for few.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
