@@ -149,6 +149,12 @@ class SeedRuns:
                 "resume goes on with one run; a sweep goes on with its own command and "
                 "--if-exists resume"
             )
+        for name in ("metrics_port", "gateway_port"):
+            if parallel > 1 and getattr(config, name):
+                raise ConfigurationError(
+                    f"{name}: {parallel} runs at once cannot share port {getattr(config, name)}; "
+                    "leave the flag out, or run one after the other"
+                )
         self._root = config.run_dir or Path("runs") / run_name(config)
         self._runs = [_SeedRun(seed, self._folder_of(seed)) for seed in seeds]
         taken = [run.folder for run in self._runs if (run.folder / "config.json").exists()]

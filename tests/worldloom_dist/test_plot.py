@@ -198,7 +198,8 @@ def test_the_table_compares_runs_and_seeds(tmp_path, capsys):
         )
         for seed in (1, 2, 3)
     ]
-    assert plot.main([*map(str, folders), "--table"]) == 0
+    words = [*map(str, folders), f"{tmp_path}/./run-1", "--table"]
+    assert plot.main(words) == 0, "a folder that is named twice is one run"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "gym:Pendulum-v1"
     assert lines[1].split()[:3] == ["run", "agent", "seed"]

@@ -2,17 +2,12 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 
+from tests.worldloom_dist.browser import drawn, needs_browser
 from tests.worldloom_dist.written_runs import write_run
 from worldloom_dist.report import main, report_html
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 def state_of(html):
@@ -61,10 +56,9 @@ def test_what_cannot_be_reported_is_one_sentence(tmp_path, capsys, words, messag
     assert error.count("\n") == 1
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt-get install chromium")
+@needs_browser
 @pytest.mark.parametrize("case", ["completed", "failed", "empty", "offline"])
 def test_a_browser_draws_the_page(tmp_path, case):
-    """The page as the browser has it after its script has run."""
     made = {
         "completed": {"summary": {"status": "completed"}},
         "failed": {
@@ -78,13 +72,7 @@ def test_a_browser_draws_the_page(tmp_path, case):
     }
     page = tmp_path / "page.html"
     page.write_text(report_html(write_run(tmp_path / "a-run", **made[case])))
-    command = [
-        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu"),
-        *(f"--user-data-dir={tmp_path}/browser", "--virtual-time-budget=2000", "--dump-dom"),
-        page.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    text = done.stdout.partition("</main>")[0]
+    text = drawn(page.as_uri(), tmp_path)
     assert ">a-run</h1>" in text
     assert text.count("<svg") >= {"completed": 9, "failed": 9, "empty": 0, "offline": 6}[case]
     expected = {
@@ -95,3 +83,25 @@ def test_a_browser_draws_the_page(tmp_path, case):
     }
     for words in expected[case]:
         assert words in text, words
+
+
+@needs_browser
+def test_a_pointer_over_a_curve_reads_all_of_them(tmp_path):
+    """Every chart has the same place marked; the one below the pointer says its values."""
+    html = report_html(write_run(tmp_path / "run", records=100))
+    points = """<script>setTimeout(() => {
+        const curve = document.querySelector(".chart svg"), box = curve.getBoundingClientRect();
+        const place = { clientX: box.left + box.width / 2, clientY: box.top + 40, bubbles: true };
+        curve.dispatchEvent(new MouseEvent("mousemove", place));
+    }, 300)</script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("</body>", points))
+    tips = re.findall(
+        r'<div class="tip number"([^>]*)>(.*?)</div></div></div>', drawn(page.as_uri(), tmp_path)
+    )
+    shown = [text for attributes, text in tips if "hidden" not in attributes]
+    assert len(shown) == 1
+    assert len(tips) > 5
+    assert "env steps" in shown[0]
+    assert "training" in shown[0]
+    assert "evaluation, mean" in shown[0]

@@ -47,6 +47,7 @@ def test_flags_of_the_sweep_are_taken_from_the_line():
         ("--seeds 1-2 --parallel many", "takes an integer"),
         ("--seeds 1-2 --parallel 0", "parallel must be"),
         ("--seeds 1-2 --wokers 3", "did you mean --workers"),
+        ("--seeds 1-2 --parallel 2 --metrics-port 9000", "cannot share port 9000"),
         ("--seed 1-2", "several seeds are --seeds 1-5"),
         ("--seeds 1-2 --resume runs/x", "runs/x holds no run"),
     ],

@@ -26,7 +26,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if not options.table or options.output:
             check_drawing(path, needs_folder=options.output is not None)
         references = [found for task in options.reference for found in find_published(task)]
-        runs: list[Run] = [read_run(folder) for folder in options.run_dir]
+        folders = {folder.resolve(): folder for folder in options.run_dir}  # each counts once
+        runs: list[Run] = [read_run(folder) for folder in folders.values()]
         if options.table:
             sys.stdout.write(table_of(runs) + "\n")
         if not options.table or options.output:

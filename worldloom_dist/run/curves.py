@@ -141,7 +141,7 @@ class History:
         return Curve(np.array(steps, float), np.array([points[step] for step in steps], float))
 
     def place(self, env_steps: float, axis: str) -> float:
-        """Where on an axis the run had made a number of env steps; linear between records."""
+        """Where on an axis the run had made this many env steps; linear between records."""
         if axis == "env_steps" or not self.rows:
             return env_steps
         known = [row.env_steps for row in self.rows]

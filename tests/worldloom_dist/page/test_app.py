@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.request
 
+from tests.worldloom_dist.browser import drawn, needs_browser
 from tests.worldloom_dist.written_runs import write_run
 from worldloom_dist.metrics.endpoint import serve
 from worldloom_dist.metrics.hub import MetricsHub
@@ -106,3 +107,13 @@ def test_the_page_is_one_file_that_asks_no_one_else():
     assert not outside
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"'](?!data:)", html)
     assert "innerHTML" not in html, "texts of a run are never read as HTML"
+
+
+@needs_browser
+def test_a_browser_shows_the_run_that_it_asks_for(tmp_path):
+    folder = write_run(tmp_path / "a-live-run", share=0.5)
+    with served(folder) as url:
+        text = drawn(url + "/", tmp_path)
+    assert ">a-live-run</h1>" in text
+    assert ">running</span>" in text
+    assert "2,500 of 5,000 env steps" in text
