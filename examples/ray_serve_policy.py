@@ -50,7 +50,7 @@ def make_deployment(replicas: int) -> Any:
     try:
         from ray import serve
     except ImportError as error:
-        raise MissingDependencyError("this example", "ray[serve]", "serve") from error
+        raise MissingDependencyError("this example", "'ray[serve]'") from error
 
     @serve.deployment(num_replicas=replicas, max_ongoing_requests=4 * MAX_BATCH)
     class ServedPolicy:

@@ -8,6 +8,8 @@ from worldloom_client.feed import Feed, feed
 from worldloom_client.session import Session, connect
 from worldloom_client.settings import Settings
 
+__version__ = "0.2.0"
+
 __all__ = [
     "ClientError",
     "Episode",
@@ -17,6 +19,7 @@ __all__ = [
     "Settings",
     "UnavailableError",
     "WireError",
+    "__version__",
     "connect",
     "drive",
     "feed",

@@ -21,6 +21,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     WorldLoomError,
 )
+from worldloom.core.extras import install_line
 from worldloom.core.fields import Bounds, checked
 from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import picture_of
@@ -113,7 +114,7 @@ def _why_no_window() -> str:
     if sys.platform.startswith("linux") and not has_screen:
         return "there is no screen"
     if importlib.util.find_spec("pygame") is None:
-        return "a window needs pygame (pip install 'worldloom-dist[classic]')"
+        return f"a window needs pygame ({install_line('classic')})"
     return ""
 
 

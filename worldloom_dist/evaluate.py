@@ -21,6 +21,7 @@ from worldloom.core.exceptions import (
     TrainingError,
     WorldLoomError,
 )
+from worldloom.core.extras import install_line
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Agent, Policy
@@ -130,11 +131,7 @@ def _missing_videos(wanted: int, saved: VideoReport) -> str:
     made = f"only {len(saved.paths)}" if saved.paths else "none"
     why = f" ({saved.problems[0]})" if saved.problems else ""
     extra = next((e for name, e in DRAWING.items() if name in why), None)
-    remedy = (
-        f"pip install 'worldloom-dist[{extra}]', or leave --videos out"
-        if extra
-        else "leave --videos out"
-    )
+    remedy = f"{install_line(extra)}, or leave --videos out" if extra else "leave --videos out"
     return f"{made} of {wanted} videos could be made{why}; {remedy}"
 
 

@@ -11,7 +11,9 @@ from worldloom.training.data import create_random_buffer
 
 
 def test_the_console_script_is_this_function() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "worldloom/pyproject.toml").read_text())[
+        "project"
+    ]
     assert project["scripts"]["worldloom"] == f"{main.__module__}:{main.__name__}"
 
 
