@@ -295,7 +295,8 @@ class Feed:
     def _most_rows(self, limits: Any) -> int:
         row_bytes = sum(spec.nbytes for spec in (*self.obs_specs, *self.action_specs)) + FLAG_BYTES
         room = min(limits.max_message_bytes, MAX_MESSAGE_BYTES) * 9 // 10
-        return max(1, min(int(limits.max_rows_per_chunk), room // row_bytes))
+        rows: int = max(1, min(limits.max_rows_per_chunk, room // row_bytes))
+        return rows
 
 
 def _open(

@@ -160,7 +160,8 @@ def encode_tensor(array: np.ndarray, *, compress: Literal["", "zlib", "zstd"] = 
         raise WireError(
             f"dtype {array.dtype} cannot be sent; allowed: {', '.join(DTYPES.values())}"
         )
-    array = np.ascontiguousarray(array)
+    shape = array.shape
+    array = np.ascontiguousarray(array)  # of no axis it makes one
     encoding = 0
     if compress and array.nbytes >= COMPRESS_FROM_BYTES:
         raw = array.reshape(-1).view(np.uint8).data
@@ -168,7 +169,7 @@ def encode_tensor(array: np.ndarray, *, compress: Literal["", "zlib", "zstd"] = 
         encoding = ZLIB if compress == "zlib" else ZSTD
     else:
         data = array.tobytes()
-    return Tensor(dtype=number, shape=array.shape, data=data, encoding=encoding)
+    return Tensor(dtype=number, shape=shape, data=data, encoding=encoding)
 
 
 def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
