@@ -19,13 +19,14 @@ from typing import Any, Literal
 import numpy as np
 
 from worldloom_client.errors import ClientError, WireError
-from worldloom_client.wire import SOURCES, Spec, encode_tensor, message, named
+from worldloom_client.wire import SOURCES, Spec, check_action, encode_tensor, message, named
 
-__all__ = ["Action", "Dialogue", "Row", "checked", "checked_array"]
+__all__ = ["LARGEST", "Action", "Dialogue", "Row", "as_array", "checked", "checked_array"]
 
 ActRequest = message("ActRequest")
 Executed = message("Executed")
 Action = dict[str, np.ndarray]
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
@@ -224,6 +225,26 @@ class Dialogue:
             if place < len(response.stored):
                 self._forget(number, response.stored[place])
 
+    def take_back(self, request: Any) -> None:
+        """The server refused a question, and knows nothing of it: so it was not asked."""
+        for number, step in zip(request.env, request.step, strict=True):
+            env = self._envs[number]
+            row = env.newest
+            if row is None or row.step != step or row.ran is not None:
+                continue
+            env.rows.pop()
+            env.next_step -= 1
+            env.made -= 1
+            env.waiting = None
+            env.is_ended = row.is_first
+            env.newest = env.rows[-1] if env.rows else None
+            env.is_apart = env.newest is not None and env.newest.is_skipped
+            self.rows_skipped -= row.is_skipped and self.on_skipped is None
+        for executed in request.executed:
+            newest = self._envs[executed.env].newest
+            if newest is not None:
+                newest.is_known = False
+
     def actions(self, request: Any) -> Action:
         """What is to run after a question that was answered, per key ``[n, *shape]``."""
         rows = [self._row(*name) for name in zip(request.env, request.step, strict=True)]
@@ -308,6 +329,8 @@ class Dialogue:
                 raise WireError(f"env {number}: this session has envs 0 to {self.num_envs - 1}")
             env = self._envs[number]
             is_first = env.is_ended
+            if not is_first and not abs(float(reward[place])) <= LARGEST:
+                raise WireError(f"reward: got {reward[place]}, expected a number of float32")
             row = Row(
                 env.made,
                 {key: value[place] for key, value in checked.items()},
@@ -342,10 +365,11 @@ class Dialogue:
         wanted = {spec.name: spec for spec in self.action}
         if set(given) != set(wanted):
             raise WireError(f"action: got keys {sorted(given)}, expected {sorted(wanted)}")
-        return {
-            key: checked_array(given[key], spec, (), f"action {key!r}")
-            for key, spec in wanted.items()
-        }
+        found = {}
+        for key, spec in wanted.items():
+            found[key] = checked_array(given[key], spec, (), f"action {key!r}")
+            check_action(found[key], spec, f"action {key!r}")
+        return found
 
     def _request(self, rows: Sequence[tuple[int, Row]]) -> Any:
         stack = {spec.name: np.stack([row.obs[spec.name] for _, row in rows]) for spec in self.obs}
@@ -393,6 +417,20 @@ class Dialogue:
         }
 
 
+def as_array(value: Any, what: str) -> np.ndarray:
+    """Anything that numpy takes for an array.
+
+    Raises:
+        WireError: If it does not.
+    """
+    if type(value) is np.ndarray:
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise WireError(f"{what}: is no array ({error})") from error
+
+
 def checked_array(value: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
     """As :func:`checked`, and a copy in the dtype of the spec."""
     return np.array(checked(value, spec, what, lead), spec.dtype)
@@ -404,7 +442,7 @@ def checked(value: Any, spec: Spec, what: str, lead: tuple[int, ...] = ()) -> np
     Raises:
         WireError: If the shape is another one, or numbers would be changed by the dtype.
     """
-    given = np.asarray(value)
+    given = as_array(value, what)
     shape = (*lead, *spec.shape) if lead else spec.shape
     if given.shape != shape:
         raise WireError(f"{what}: got shape {given.shape}, expected {shape}")

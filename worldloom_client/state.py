@@ -126,6 +126,7 @@ class SessionState:
             RefusedError: If the question was refused.
         """
         if answer.HasField("refusal"):
+            self.dialogue.take_back(request)
             raise RefusedError(answer.refusal.code, answer.refusal.message)
         response = answer.response
         hold_s = response.hold.seconds + response.hold.nanos / 1e9
