@@ -18,8 +18,8 @@ import grpc.aio
 import numpy as np
 
 from worldloom_client.channel import backoff_s, channel_options, credentials, unavailable
-from worldloom_client.dialogue import Action, as_array
 from worldloom_client.errors import ClientError
+from worldloom_client.rows import Action, as_array
 from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.state import (
     ASK_HOLD,

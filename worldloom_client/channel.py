@@ -68,7 +68,7 @@ def unavailable(
     addresses: Sequence[str], within_s: float, error: grpc.RpcError | None, settings: Settings
 ) -> UnavailableError:
     """What to say when no gateway answered: the last thing that went wrong, and what helps."""
-    details = error.details() if hasattr(error, "details") else None
+    details = error.details() if error is not None and hasattr(error, "details") else None
     why = " ".join((details or "no answer").split())
     for sign, told in HINTS.items():
         if sign in why and (settings.ca is None) == (sign == CLOSED):

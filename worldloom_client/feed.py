@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldloom_client.dialogue import LARGEST, Row, checked
 from worldloom_client.errors import ClientError, RefusedError, WireError
+from worldloom_client.rows import LARGEST, Row, checked
 from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.spool import Spool, SpoolFolder
 from worldloom_client.wire import (

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldloom_client.dialogue import Action, as_array
 from worldloom_client.errors import ClientError
 from worldloom_client.feed import Feed
+from worldloom_client.rows import Action, as_array
 from worldloom_client.settings import Settings
 from worldloom_client.state import ASK_HOLD, SessionState, plain, single
 from worldloom_client.wire import Spec
