@@ -206,6 +206,6 @@ def serve_ray(pipe: Any) -> None:
             action = encode_tensor(np.zeros((rows, ACTION), np.float32))
             return message("ActResponse")(action=[action])
 
-    serve.run(Policy.bind(), name="policy", route_prefix=None)
+    serve.run(Policy.bind(), name="policy", route_prefix="/policy")
     pipe.send(SERVE_PORT)
     time.sleep(3600)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from worldloom_client.errors import ClientError
+from worldloom_client.errors import ClientError, UnavailableError
 from worldloom_client.settings import Settings
 from worldloom_client.wire import MAX_MESSAGE_BYTES
 
@@ -24,6 +25,7 @@ __all__ = [
     "channel_options",
     "credentials",
     "open_channel",
+    "unavailable",
 ]
 
 BACKOFF_S = 0.1
@@ -33,11 +35,20 @@ SHORT_TRIES = 12
 MAX_BACKOFF_S = 2.0
 
 
+CLOSED = "Socket closed"
+HINTS = {
+    CLOSED: "it closes the connection: one with TLS needs the setting ca",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS: leave ca out",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate was not signed by ca, or is for another host",
+}
+"""What gRPC says, and what that means."""
+
+
 def credentials(settings: Settings) -> tuple[grpc.ChannelCredentials | None, tuple[Any, ...]]:
     """Credentials of the channel (None for plain text) and metadata of every call.
 
     Raises:
-        ClientError: If a file cannot be read.
+        ClientError: If a file cannot be read, or holds no certificate.
     """
     metadata: tuple[Any, ...] = ()
     if settings.token is not None:
@@ -48,7 +59,22 @@ def credentials(settings: Settings) -> tuple[grpc.ChannelCredentials | None, tup
     if settings.certificate is not None and settings.key is not None:
         own = (_read(settings.key, "key"), _read(settings.certificate, "certificate"))
     root = None if settings.ca is None else _read(settings.ca, "ca")
+    if root is not None and b"-----BEGIN CERTIFICATE" not in root:
+        raise ClientError(f"ca: {settings.ca} holds no certificate in PEM form")
     return grpc.ssl_channel_credentials(root, *own), metadata
+
+
+def unavailable(
+    addresses: Sequence[str], within_s: float, error: grpc.RpcError | None, settings: Settings
+) -> UnavailableError:
+    """What to say when no gateway answered: the last thing that went wrong, and what helps."""
+    details = error.details() if error is not None and hasattr(error, "details") else None
+    why = " ".join((details or "no answer").split())
+    for sign, told in HINTS.items():
+        if sign in why and (settings.ca is None) == (sign == CLOSED):
+            why = told
+    where = ", ".join(addresses)
+    return UnavailableError(f"no gateway answered at {where} within {within_s:g} s ({why})")
 
 
 def open_channel(address: str, secured_by: grpc.ChannelCredentials | None) -> grpc.Channel:

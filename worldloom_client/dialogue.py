@@ -19,47 +19,13 @@ from typing import Any, Literal
 import numpy as np
 
 from worldloom_client.errors import ClientError, WireError
-from worldloom_client.wire import SOURCES, Spec, encode_tensor, message, named
+from worldloom_client.rows import LARGEST, Action, Row, checked_array
+from worldloom_client.wire import SOURCES, Spec, check_action, encode_tensor, message, named
 
-__all__ = ["Action", "Dialogue", "Row", "checked", "checked_array"]
+__all__ = ["Dialogue"]
 
 ActRequest = message("ActRequest")
 Executed = message("Executed")
-Action = dict[str, np.ndarray]
-
-
-@dataclass(slots=True)
-class Row:
-    """What one env arrived at, what was done there, and what became of it.
-
-    Attributes:
-        number: Of the row among all of its env.
-        obs, reward, is_first, terminated, truncated: As in replay.
-        step: Of the question; -1 where no server was asked.
-        is_skipped: It stays out of the rows that the server makes of the questions.
-        ran: The action; None until there is one.
-        source: Who chose it.
-        version: Incarnation and update of the weights, where the policy did.
-        is_known: The server that is asked now knows what ran: its own answer, or what it was told.
-    """
-
-    number: int
-    obs: Action
-    reward: float
-    is_first: bool
-    terminated: bool
-    truncated: bool
-    step: int = -1
-    is_skipped: bool = False
-    ran: Action | None = None
-    source: str = "policy"
-    version: tuple[int, int] = (0, 0)
-    is_known: bool = False
-
-    @property
-    def is_last(self) -> bool:
-        """True for the last row of its episode."""
-        return self.terminated or self.truncated
 
 
 @dataclass(slots=True)
@@ -224,6 +190,26 @@ class Dialogue:
             if place < len(response.stored):
                 self._forget(number, response.stored[place])
 
+    def take_back(self, request: Any) -> None:
+        """The server refused a question, and knows nothing of it: so it was not asked."""
+        for number, step in zip(request.env, request.step, strict=True):
+            env = self._envs[number]
+            row = env.newest
+            if row is None or row.step != step or row.ran is not None:
+                continue
+            env.rows.pop()
+            env.next_step -= 1
+            env.made -= 1
+            env.waiting = None
+            env.is_ended = row.is_first
+            env.newest = env.rows[-1] if env.rows else None
+            env.is_apart = env.newest is not None and env.newest.is_skipped
+            self.rows_skipped -= row.is_skipped and self.on_skipped is None
+        for executed in request.executed:
+            newest = self._envs[executed.env].newest
+            if newest is not None:
+                newest.is_known = False
+
     def actions(self, request: Any) -> Action:
         """What is to run after a question that was answered, per key ``[n, *shape]``."""
         rows = [self._row(*name) for name in zip(request.env, request.step, strict=True)]
@@ -308,6 +294,8 @@ class Dialogue:
                 raise WireError(f"env {number}: this session has envs 0 to {self.num_envs - 1}")
             env = self._envs[number]
             is_first = env.is_ended
+            if not is_first and not abs(float(reward[place])) <= LARGEST:
+                raise WireError(f"reward: got {reward[place]}, expected a number of float32")
             row = Row(
                 env.made,
                 {key: value[place] for key, value in checked.items()},
@@ -342,10 +330,11 @@ class Dialogue:
         wanted = {spec.name: spec for spec in self.action}
         if set(given) != set(wanted):
             raise WireError(f"action: got keys {sorted(given)}, expected {sorted(wanted)}")
-        return {
-            key: checked_array(given[key], spec, (), f"action {key!r}")
-            for key, spec in wanted.items()
-        }
+        found = {}
+        for key, spec in wanted.items():
+            found[key] = checked_array(given[key], spec, (), f"action {key!r}")
+            check_action(found[key], spec, f"action {key!r}")
+        return found
 
     def _request(self, rows: Sequence[tuple[int, Row]]) -> Any:
         stack = {spec.name: np.stack([row.obs[spec.name] for _, row in rows]) for spec in self.obs}
@@ -391,25 +380,3 @@ class Dialogue:
             spec.name: checked_array(obs[spec.name], spec, (count,), f"obs {spec.name!r}")
             for spec in self.obs
         }
-
-
-def checked_array(value: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
-    """As :func:`checked`, and a copy in the dtype of the spec."""
-    return np.array(checked(value, spec, what, lead), spec.dtype)
-
-
-def checked(value: Any, spec: Spec, what: str, lead: tuple[int, ...] = ()) -> np.ndarray:
-    """The array, if its shape is that of the spec and its numbers can be told in the dtype of it.
-
-    Raises:
-        WireError: If the shape is another one, or numbers would be changed by the dtype.
-    """
-    given = np.asarray(value)
-    shape = (*lead, *spec.shape) if lead else spec.shape
-    if given.shape != shape:
-        raise WireError(f"{what}: got shape {given.shape}, expected {shape}")
-    if given.dtype != spec.dtype and not np.can_cast(given.dtype, spec.dtype, "same_kind"):
-        raise WireError(f"{what}: got {given.dtype}, expected {spec.dtype}")
-    if given.dtype.kind == "f" and not np.isfinite(given).all():
-        raise WireError(f"{what}: holds numbers that are not finite")
-    return given

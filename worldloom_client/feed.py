@@ -18,14 +18,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldloom_client.dialogue import Row, checked
-from worldloom_client.errors import ClientError, RefusedError, UnavailableError, WireError
+from worldloom_client.errors import ClientError, RefusedError, WireError
+from worldloom_client.rows import LARGEST, Row, checked
 from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.spool import Spool, SpoolFolder
 from worldloom_client.wire import (
     MAX_MESSAGE_BYTES,
     SOURCES,
     Spec,
+    check_action,
     encode_tensor,
     has_zstd,
     message,
@@ -156,14 +157,16 @@ class Feed:
             raise WireError(f"env: got {env}, expected 0 to {len(self._envs) - 1}")
         if source not in SOURCES:
             raise WireError(f"source: got {source!r}, expected one of {', '.join(SOURCES)}")
-        if not np.isfinite(reward):
-            raise WireError(f"reward: got {reward}, expected a finite number")
+        if not abs(float(reward)) <= LARGEST:
+            raise WireError(f"reward: got {reward}, expected a number of float32")
         is_first = self._is_ended[env]
         is_last = bool(terminated or truncated) and not is_first
         if action is None and not is_last:
             raise WireError("action: got none; it may be left out in the last row of an episode")
         arrays = _checked(obs, self._obs, "obs")
         ran = {} if action is None else _checked(action, self._action, "action")
+        for name, spec in self._action if ran else ():
+            check_action(ran[name], spec, f"action {spec.name!r}")
         self._is_ended[env] = is_last
         self._put(
             env,
@@ -293,10 +296,10 @@ class Feed:
         return {**named, "reward": np.zeros(size, np.float32), **flags}
 
     def _most_rows(self, limits: Any) -> int:
-        specs = (*self.obs_specs, *self.action_specs)
-        row_bytes = sum(int(spec.nbytes) for spec in specs) + FLAG_BYTES
-        room = min(int(limits.max_message_bytes), MAX_MESSAGE_BYTES) * 9 // 10
-        return max(1, min(int(limits.max_rows_per_chunk), room // row_bytes))
+        row_bytes = sum(spec.nbytes for spec in (*self.obs_specs, *self.action_specs)) + FLAG_BYTES
+        room = min(limits.max_message_bytes, MAX_MESSAGE_BYTES) * 9 // 10
+        rows: int = max(1, min(limits.max_rows_per_chunk, room // row_bytes))
+        return rows
 
 
 def _open(
@@ -307,14 +310,14 @@ def _open(
 
     import grpc
 
-    from worldloom_client.channel import backoff_s, open_channel
+    from worldloom_client.channel import backoff_s, open_channel, unavailable
     from worldloom_client.state import KEY_BYTES, SERVICE, check_retried
 
     open_message = message("OpenRequest")
     key = os.urandom(KEY_BYTES)
     deadline = time.monotonic() + settings.timeout_s
     tries = 0
-    why = "no answer"
+    last = None
     while True:
         address = addresses[tries % len(addresses)]
         try:
@@ -344,12 +347,9 @@ def _open(
                 return described, call("Open", request).secret
         except grpc.RpcError as error:
             check_retried(error)
-            why = error.details() or why
+            last = error
         if time.monotonic() >= deadline:
-            where = ", ".join(addresses)
-            raise UnavailableError(
-                f"no gateway answered at {where} within {settings.timeout_s:g} s ({why})"
-            )
+            raise unavailable(addresses, settings.timeout_s, last, settings)
         time.sleep(min(backoff_s(tries), max(0.0, deadline - time.monotonic())))
         tries += 1
 

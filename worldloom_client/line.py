@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from worldloom_client.channel import backoff_s, credentials, open_channel
+from worldloom_client.channel import backoff_s, credentials, open_channel, unavailable
 from worldloom_client.errors import ClientError, UnavailableError
 from worldloom_client.settings import addresses_of
 from worldloom_client.state import CONNECT_S, SERVICE, SessionState, check_retried
@@ -106,11 +106,7 @@ class Line:
                 break
             time.sleep(min(backoff_s(tries), max(0.0, deadline - time.monotonic())))
         self.drop()
-        where = ", ".join(self.addresses)
-        why = last.details() if isinstance(last, grpc.Call) else "no answer"
-        raise UnavailableError(
-            f"no gateway answered at {where} within {self._timeout_s:g} s ({why})"
-        )
+        raise unavailable(self.addresses, self._timeout_s, last, self._state.settings)
 
     def close_session(self) -> None:
         """End the session: what is open is stored."""

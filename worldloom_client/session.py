@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldloom_client.dialogue import Action
 from worldloom_client.errors import ClientError
 from worldloom_client.feed import Feed
+from worldloom_client.rows import Action, as_array
 from worldloom_client.settings import Settings
 from worldloom_client.state import ASK_HOLD, SessionState, plain, single
 from worldloom_client.wire import Spec
@@ -153,9 +153,9 @@ class Session:
             UnavailableError: If no server answers within ``timeout_s``.
         """
         named = single(obs, "obs", self.obs_specs)
-        rows = {key: np.asarray(value)[None] for key, value in named.items()}
+        rows = {key: as_array(value, f"obs {key!r}")[None] for key, value in named.items()}
         flags = (np.array([terminated]), np.array([truncated]))
-        return plain(self.act_many(rows, np.array([reward], np.float32), *flags, envs=[env]))
+        return plain(self.act_many(rows, np.array([reward], np.float64), *flags, envs=[env]))
 
     def act_many(
         self,

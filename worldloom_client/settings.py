@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from worldloom_client.errors import ClientError
 
-__all__ = ["Settings", "addresses_of"]
+__all__ = ["HOLDS", "Settings", "addresses_of"]
 
 LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 HOLDS = ("wait", "act", "spool")

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from worldloom_client.dialogue import Action, Dialogue
+from worldloom_client.dialogue import Dialogue
 from worldloom_client.errors import ClientError, RefusedError
+from worldloom_client.rows import Action
 from worldloom_client.settings import Settings
 from worldloom_client.wire import Spec, message, specs_of
 
@@ -126,6 +127,7 @@ class SessionState:
             RefusedError: If the question was refused.
         """
         if answer.HasField("refusal"):
+            self.dialogue.take_back(request)
             raise RefusedError(answer.refusal.code, answer.refusal.message)
         response = answer.response
         hold_s = response.hold.seconds + response.hold.nanos / 1e9

@@ -29,6 +29,7 @@ __all__ = [
     "SESSION_KEY",
     "SOURCES",
     "Spec",
+    "check_action",
     "decode_tensor",
     "encode_tensor",
     "fingerprint",
@@ -49,6 +50,8 @@ SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4}
 ZLIB = 1
 ZSTD = 2
 COMPRESS_FROM_BYTES = 4096
+MOST_TOLD = 16
+"""Numbers of an action that a message repeats."""
 DTYPES = {1: "bool", 2: "uint8", 3: "int32", 4: "int64", 5: "float32", 6: "float64"}
 NUMBER_OF = {np.dtype(name): number for number, name in DTYPES.items()}
 
@@ -160,7 +163,8 @@ def encode_tensor(array: np.ndarray, *, compress: Literal["", "zlib", "zstd"] = 
         raise WireError(
             f"dtype {array.dtype} cannot be sent; allowed: {', '.join(DTYPES.values())}"
         )
-    array = np.ascontiguousarray(array)
+    shape = array.shape
+    array = np.ascontiguousarray(array)  # of no axis it makes one
     encoding = 0
     if compress and array.nbytes >= COMPRESS_FROM_BYTES:
         raw = array.reshape(-1).view(np.uint8).data
@@ -168,7 +172,7 @@ def encode_tensor(array: np.ndarray, *, compress: Literal["", "zlib", "zstd"] = 
         encoding = ZLIB if compress == "zlib" else ZSTD
     else:
         data = array.tobytes()
-    return Tensor(dtype=number, shape=array.shape, data=data, encoding=encoding)
+    return Tensor(dtype=number, shape=shape, data=data, encoding=encoding)
 
 
 def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
@@ -256,6 +260,25 @@ def _inflate(data: bytes, size: int, what: str) -> bytes:
     if len(found) != size or not worker.eof:
         raise WireError(f"{what}: decompresses to another size than the {size} bytes expected")
     return found
+
+
+def check_action(action: np.ndarray, spec: Spec, what: str) -> None:
+    """Look at actions ``[..., *spec.shape]`` of the right dtype.
+
+    Raises:
+        WireError: If one is none of the policy's.
+    """
+    if spec.num_classes:
+        most = np.array(spec.num_classes).reshape(spec.shape)
+        if not ((action >= 0) & (action < most)).all():
+            got = action.tolist() if action.size < MOST_TOLD else "others"
+            raise WireError(f"{what}: got {got}, expected 0 to {(most - 1).tolist()}")
+    elif np.dtype(spec.dtype).kind == "f" and action.size and not _is_bounded(action):
+        raise WireError(f"{what}: got numbers outside of [-1, 1], where actions are")
+
+
+def _is_bounded(action: np.ndarray) -> bool:
+    return math.isfinite(float(action.sum())) and float(np.abs(action).max()) <= 1.0
 
 
 def named(

@@ -41,7 +41,7 @@ def relayed(shard, **line):
 
 
 def check_all(shard, rows):
-    """Every row is there once, and is what the env counted, no matter who chose its action."""
+    """Every row is there once, and is what the env counted, however its action was chosen."""
     found = shard.rows()
     assert len(found["reward"]) == rows
     check_counting_rows({name: value[: rows - 1] for name, value in found.items()})

@@ -25,6 +25,7 @@ from worldloom.core.metrics import MetricMap
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom_client.wire import message
 from worldloom_dist.actors.acting import ActRequest
+from worldloom_dist.actors.stream_writer import ChunkBuilder
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.decisions import Decider
 from worldloom_dist.gateway.meter import GatewayMeter
@@ -381,16 +382,19 @@ class Gateway:
     def _sender(self, claim: Claim, env: int, backlog: Backlog) -> StreamSender | None:
         if not claim.store or self._append is None:
             return None
-        return StreamSender(
+        builder = ChunkBuilder(
             StreamId(claim.slot, claim.incarnation, env),
             self.contract.columns,
-            self._append,
-            first_step=claim.begin_of(env),
             chunk_rows=self._chunk_rows,
             max_age_s=self._max_age_s,
+            clock=self._clock,
+        )
+        return StreamSender(
+            builder,
+            self._append,
+            first_step=claim.begin_of(env),
             on_stored=self.meter.stored,
             backlog=backlog,
-            clock=self._clock,
         )
 
     def _response(self, secret: bytes, session: Session, request: Any) -> Any:

@@ -19,10 +19,10 @@ from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ACTION, column_name
 from worldloom.data.codec import make_chunk
 from worldloom_client.errors import WireError
-from worldloom_client.wire import decode_tensor, message
+from worldloom_client.wire import check_action, decode_tensor, message
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.meter import GatewayMeter
-from worldloom_dist.gateway.questions import check_action, check_source
+from worldloom_dist.gateway.questions import check_source
 from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.stream import AGAIN_S, POLICY, Append

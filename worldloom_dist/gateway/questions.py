@@ -4,7 +4,6 @@ anything of its size is allocated.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,15 +12,13 @@ import numpy as np
 
 from worldloom.core.specs import all_finite
 from worldloom_client.errors import WireError
-from worldloom_client.wire import SOURCES, Spec, named
+from worldloom_client.wire import SOURCES, check_action, named
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.refusal import RefusalError
 
-__all__ = ["Executed", "Question", "check_action", "check_source", "read_question"]
+__all__ = ["Executed", "Question", "check_source", "read_question"]
 
 SOURCE_NUMBERS = frozenset(SOURCES.values())
-MOST_TOLD = 16
-"""Numbers of an action that a message repeats."""
 
 
 class Executed(NamedTuple):
@@ -146,22 +143,3 @@ def check_source(source: int, what: str) -> None:
     if source not in SOURCE_NUMBERS:
         names = ", ".join(f"{number} ({name})" for name, number in SOURCES.items())
         raise WireError(f"{what}: got {source}, expected one of {names}")
-
-
-def check_action(action: np.ndarray, spec: Spec, what: str) -> None:
-    """Look at actions ``[..., *spec.shape]`` of the right dtype.
-
-    Raises:
-        WireError: If one is none of the policy's.
-    """
-    if spec.num_classes:
-        most = np.array(spec.num_classes).reshape(spec.shape)
-        if not ((action >= 0) & (action < most)).all():
-            got = action.tolist() if action.size < MOST_TOLD else "others"
-            raise WireError(f"{what}: got {got}, expected 0 to {(most - 1).tolist()}")
-    elif np.dtype(spec.dtype).kind == "f" and action.size and not _is_bounded(action):
-        raise WireError(f"{what}: got numbers outside of [-1, 1], where actions are")
-
-
-def _is_bounded(action: np.ndarray) -> bool:
-    return math.isfinite(float(action.sum())) and float(np.abs(action).max()) <= 1.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldloom.core.exceptions import StateError
-from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
-from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import make_chunk
+from worldloom.core.sequence import Chunk, PolicyVersion
 from worldloom_client.wire import SOURCES
 from worldloom_dist.actors.stream_writer import ChunkBuilder
 from worldloom_dist.ports import CHUNK_SOURCES, FIRST_STEP, FencedError
@@ -52,15 +49,12 @@ class StreamSender:
     """The writing end of one env; lives on an event loop.
 
     Args:
-        stream: Which stream.
-        columns: Columns of a row.
+        builder: Packs its rows.
         append: Sends a chunk and waits until it is stored. A ``StateError`` means that it is to be
             sent again, ``FencedError`` that another session has the stream's env now.
         first_step: The client's step that the stream begins at.
-        chunk_rows, max_age_s: When a chunk is closed.
         on_stored: Told the sources of rows that were stored.
         backlog: Counts the rows that wait.
-        clock: Monotonic seconds.
 
     Attributes:
         stored: Steps before this one are done with: stored, or left out at the client's wish.
@@ -69,31 +63,19 @@ class StreamSender:
 
     def __init__(
         self,
-        stream: StreamId,
-        columns: Mapping[str, ArraySpec],
+        builder: ChunkBuilder,
         append: Append,
         *,
         first_step: int = 0,
-        chunk_rows: int = 64,
-        max_age_s: float = 1.0,
         on_stored: Callable[[Sequence[int]], object] = lambda _: None,
         backlog: Backlog | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.stream = stream
         self.stored = first_step
         self.is_fenced = False
+        self._builder = builder
         self._append = append
         self._on_stored = on_stored
         self._backlog = backlog or Backlog()
-        self._builder = ChunkBuilder(
-            stream,
-            columns,
-            chunk_rows=chunk_rows,
-            max_age_s=max_age_s,
-            clock=clock,
-            encode=self._encode,
-        )
         self._step = first_step
         self._first_step = first_step
         self._sources: list[int] = []
@@ -142,9 +124,11 @@ class StreamSender:
         """Send what is open."""
         if not self._builder.num_rows:
             return
-        sources = self._sources
+        notes: dict[str, Any] = {FIRST_STEP: self._first_step}
+        if set(self._sources) != {POLICY}:
+            notes[CHUNK_SOURCES] = self._sources
         self._stored_after.append(self._step)
-        self._queue.append(_Sent(self._builder.take(), sources))
+        self._queue.append(_Sent(self._builder.take(notes), self._sources))
         self._sources = []
         if self._task is None:
             self._task = asyncio.ensure_future(self._send())
@@ -160,19 +144,6 @@ class StreamSender:
         if self._task is not None:
             self._task.cancel()
 
-    def _encode(
-        self,
-        stream: StreamId,
-        seq: int,
-        version: PolicyVersion,
-        rows: Mapping[str, np.ndarray],
-        carry_resets: Sequence[int],
-    ) -> Chunk:
-        notes: dict[str, Any] = {FIRST_STEP: self._first_step}
-        if set(self._sources) != {POLICY}:
-            notes[CHUNK_SOURCES] = self._sources
-        return make_chunk(stream, seq, version, rows, carry_resets, notes)
-
     async def _send(self) -> None:
         try:
             while self._queue:
@@ -185,7 +156,7 @@ class StreamSender:
                     self._stored_after.clear()
                     return
                 except StateError as error:
-                    logger.warning("%s; chunk of %s is sent again", error, self.stream)
+                    logger.warning("%s; chunk of %s is sent again", error, self._builder.stream)
                     await asyncio.sleep(AGAIN_S)
                     continue
                 sent = self._queue.popleft()
