@@ -5,10 +5,10 @@ Written down beside the journal, so that a shard which comes back refuses them, 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from worldloom.core.files import write_json
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import StreamId
 from worldloom_dist.ports import FencedError
 
@@ -29,7 +29,7 @@ class Fences:
         self._path = None if directory is None else directory / FILE
         self._names: dict[tuple[int, int], None] = {}
         if self._path is not None and self._path.is_file():
-            for slot, incarnation in json.loads(self._path.read_text()):
+            for slot, incarnation in parse_json(self._path.read_text()):
                 self._names[slot, incarnation] = None
 
     def add(self, slot: int, incarnation: int) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import replacing, sync
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows, encode_rows
@@ -225,7 +226,7 @@ def _number(name: str) -> int:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except ValueError as error:
         raise CheckpointError(
             f"replay: {path} is damaged ({error}); restore it from a copy"
