@@ -311,10 +311,6 @@ def _check_columns(encoded: Mapping[str, EncodedColumn], columns: Mapping[str, A
             raise ShapeMismatchError(
                 f"column {name!r}", ((length, *spec.shape), spec.dtype), (got.shape, got.dtype)
             )
-        if got.encoding == "raw" and len(got.blob) != length * spec.nbytes:
-            raise CheckpointError(
-                f"rows: column {name!r} has {len(got.blob)} bytes for {length} rows"
-            )
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

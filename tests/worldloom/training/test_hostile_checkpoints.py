@@ -53,6 +53,8 @@ def mutated(data: bytes, mutation: tuple[str, float, int]) -> bytes:
     if op == "repeat":
         return data[:at] + data[at : at + 40] + data[at:]
     found = list(re.finditer(rb"\d+", data))
+    if not found:
+        return data
     one = found[int(place * len(found))]
     return data[: one.start()] + NUMBERS[seed % len(NUMBERS)].encode() + data[one.end() :]
 
