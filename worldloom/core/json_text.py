@@ -31,7 +31,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: If it is none, whatever is wrong with it.
     """
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        return DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -54,6 +54,9 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"it holds {text}, which is no finite number")
     return value
+
+
+DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def finite_json(node: Any) -> Any:

@@ -160,7 +160,11 @@ def unpack_head(record: Record) -> dict[str, Any]:
     """
     try:
         head = parse_json(record.payload)
-        wrong = [name for name, is_right in HEAD_FIELDS.items() if not is_right(head.get(name))]
+        wrong = [
+            name
+            for name, is_right in HEAD_FIELDS.items()
+            if not (is_right(head[name]) if name in head else name in LATER_FIELDS)
+        ]
         counts = [head.get(name) for name in ("lost", "agent_steps", "first_row")]
         if not wrong and any(count is not None and count > head["next_row"] for count in counts):
             wrong = ["next_row"]
@@ -208,18 +212,16 @@ def _is_list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(is_right, value))
 
 
-def _or_absent(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or is_right(value)
-
-
 HEAD_FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("next_row", "agent_steps", "lost", "duplicate"), _is_count),
-    **dict.fromkeys(("first_row", "online_queued"), _or_absent(_is_count)),
-    "holes": _or_absent(_is_list_of(_is_range)),
+    **dict.fromkeys(("first_row", "online_queued"), _is_count),
+    "holes": _is_list_of(_is_range),
     "streams": _is_list_of(_is_position),
     "gaps": _is_list_of(_is_gap),
 }
-"""What a head says, and what that may be; heads of version 0.1 lack some."""
+"""What a head says, and what that may be."""
+LATER_FIELDS = ("first_row", "online_queued", "holes")
+"""Heads of version 0.1 lack them."""
 
 
 class _Segment:

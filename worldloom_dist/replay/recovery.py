@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import StreamId
 from worldloom.data.stream_tails import StreamPosition
 from worldloom_dist.replay.journal import Record
@@ -25,7 +26,7 @@ from worldloom_dist.replay.records import (
 )
 from worldloom_dist.replay.shard_rows import ShardCounters, ShardRows
 
-__all__ = ["Recovery", "RecoveryReport", "missing_before"]
+__all__ = ["Recovery", "RecoveryProgress", "RecoveryReport", "missing_before"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,24 @@ class RecoveryReport:
         return "; ".join(parts)
 
 
+@dataclass(slots=True)
+class RecoveryProgress:
+    """How far the reading of a journal has come; written by the thread that reads, read by others.
+
+    Attributes:
+        rows: Found so far.
+        read_bytes, total_bytes: Of the journal.
+    """
+
+    rows: int = 0
+    read_bytes: int = 0
+    total_bytes: int = 0
+
+    def __str__(self) -> str:
+        read, total = self.read_bytes / 1e6, self.total_bytes / 1e6
+        return f"{self.rows:,} rows so far, {read:,.0f} of {total:,.0f} MB"
+
+
 class Recovery:
     """Takes the records of a journal, one after the other, into the empty rows of a shard.
 
@@ -77,6 +96,7 @@ class Recovery:
 
     Attributes:
         chunks: Taken so far.
+        repeated: Records of chunks that had been taken, and were passed over.
         is_news: True if the next restart needs a record of the loss (``LOST``) to come to the same
             counters.
     """
@@ -89,6 +109,7 @@ class Recovery:
         # the head of the oldest segment was damaged, and no other has come yet
         self._is_blind = False
         self.chunks = 0
+        self.repeated = 0
         self.is_news = False
 
     def take(self, record: Record) -> None:
@@ -129,16 +150,23 @@ class Recovery:
     def _take_chunk(self, record: Record) -> None:
         stored = StoredChunk.unpack(record.payload)
         rows = self._rows
-        if stored.first_row > rows.buffer.next_row:
-            self._lose(stored.first_row, stored.agent_steps_before)
         stream = stored.chunk.stream
         seq = stored.chunk.seq
+        if stored.first_row < rows.buffer.next_row or not rows.is_new(stored.chunk):
+            self.repeated += 1  # a disk, or who copied it, has a part of the journal twice
+            return
+        if stored.first_row > rows.buffer.next_row:
+            self._lose(stored.first_row, stored.agent_steps_before)
         if self._is_blind and seq and not rows.buffer.next_seq(stream):
             # what came before was stored, as far as anybody can tell
             rows.buffer.know_streams({stream: StreamPosition(seq, 0)})
+        try:
+            split = rows.split(stored.chunk)
+        except ShapeMismatchError as error:
+            raise CheckpointError(f"replay: a chunk in the journal is damaged ({error})") from error
         rows.store(
             stored.chunk,
-            rows.split(stored.chunk),
+            split,
             stored.inserted_s,
             (record.segment, record.offset, len(record.payload)),
         )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import replacing, sync
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows, encode_rows
@@ -27,6 +29,7 @@ WEIGHTS = {
 }
 
 
+LARGEST = 2**62
 NUMBERED = re.compile(r"(mutable|weights)-(\d+)\.rows")
 """Files are numbered: a clock may be set back. Versions before 0.5 took nanoseconds for the
 number."""
@@ -73,16 +76,12 @@ class SnapshotStore:
         self._fsync = fsync
         self._newest = 0
         path = directory / "marks.json"
-        try:
-            self.snapshots = (
-                [ShardSnapshot(**snapshot) for snapshot in _read_json(path)]
-                if path.exists()
-                else []
-            )
-        except TypeError as error:
-            raise CheckpointError(
-                f"replay: {path} is damaged ({error}); restore it from a copy"
-            ) from error
+        self.snapshots: list[ShardSnapshot] = []
+        with reading(f"replay: {path}", "is damaged; restore it from a copy"):
+            if path.exists():
+                self.snapshots = [ShardSnapshot(**snapshot) for snapshot in _read_json(path)]
+            for snapshot in self.snapshots:
+                _check_snapshot(snapshot)
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make an empty directory ours.
@@ -165,8 +164,10 @@ class SnapshotStore:
             CheckpointError: If the file is missing or damaged.
         """
         columns = self._load(name, WEIGHTS)
-        parts = int(columns["part"][-1]) + 1
-        return columns["row_id"].reshape(parts, -1)[0, :-1], columns["weight"].reshape(parts, -1)
+        with reading(f"replay: {self._directory / name}", "is damaged"):
+            parts = int(columns["part"][-1]) + 1
+            starts = columns["row_id"].reshape(parts, -1)[0, :-1]
+            return starts, columns["weight"].reshape(parts, -1)
 
     @property
     def newest_weights(self) -> str:
@@ -218,6 +219,16 @@ class SnapshotStore:
             ) from error
 
 
+def _check_snapshot(snapshot: ShardSnapshot) -> None:
+    """Refuse, with any error, what no version writes."""
+    *places, mutable_file, weights_file = astuple(snapshot)
+    if not all(type(place) is int and -1 <= place < LARGEST for place in places):
+        raise ValueError(f"a snapshot cannot stand at {places}")
+    for name in (mutable_file, weights_file):
+        if name and not NUMBERED.fullmatch(name):
+            raise ValueError(f"a snapshot cannot need a file {name!r}")
+
+
 def _number(name: str) -> int:
     match = NUMBERED.fullmatch(name)
     return int(match[2]) if match else 0
@@ -225,7 +236,7 @@ def _number(name: str) -> int:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except ValueError as error:
         raise CheckpointError(
             f"replay: {path} is damaged ({error}); restore it from a copy"

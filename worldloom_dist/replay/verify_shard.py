@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import FLAGS, SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
@@ -101,7 +102,8 @@ def verify_shard(folder: Path) -> ShardFindings:
             reader.begin_anew()
         evicted = damage.evicted_segments
         try:
-            reader.take(record)
+            with reading(f"segment {record.segment}", "a record is none that a shard writes"):
+                reader.take(record)
         except CheckpointError as error:
             reader.found.problems.append(f"{folder}: {error}")
     if not evicted:

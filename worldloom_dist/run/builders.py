@@ -28,6 +28,7 @@ from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
 from worldloom_dist.actors.step_budget import StepBudget
 from worldloom_dist.ports import ReplayWriter, WeightSink
+from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
@@ -332,8 +333,10 @@ def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple
     return agent, int(saved["train_steps"])
 
 
-def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
-    """Replay shard ``index``; finds what an earlier process journalled."""
+def build_shard(
+    plan: Plan, index: int, folder: Path, progress: RecoveryProgress | None = None
+) -> ReplayShard:
+    """Replay shard ``index``; finds what an earlier process journalled, and says how far it is."""
     replay = plan.config.replay
     return ReplayShard(
         index,
@@ -351,6 +354,7 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         else None,
         is_mapped=plan.budget is not None and plan.budget.is_mapped,
         make_selector=parse_selector(replay.selector).build,
+        progress=progress,
     )
 
 

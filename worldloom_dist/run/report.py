@@ -68,6 +68,7 @@ class Report:
         inference: ``where`` the policy runs, and ``why``.
         gateway: What gateways have counted; empty without any.
         left_out: Files that could not be imported, with the reason.
+        reading: How far shards have come with reading their journals; empty when they have.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
@@ -108,6 +109,7 @@ class Report:
         self.inference: Mapping[str, str] = {}
         self.gateway: Mapping[str, int] = {}
         self.left_out: Mapping[str, str] = {}
+        self.reading = ""
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
@@ -200,6 +202,8 @@ class Report:
         """What the run is at, or what binds it, in a few words."""
         limits = self._plan.limits
         counts = self.counts
+        if self.reading:
+            return f"reading journals ({self.reading})"
         if self._plan.is_offline:
             return "training"
         if counts.counters.agent_steps < limits.prefill_agent_steps:

@@ -76,6 +76,8 @@ class Deadlines:
     are on their way."""
 
     # a shard
+    read_s: float = 600.0
+    """Without a byte of its journal read, after which it counts as hanging."""
     final_report_s: float = 5.0
     """For the coordinator to take its final counters."""
     predecessor_s: float = 15.0

@@ -305,6 +305,7 @@ class RayRuntime:
             self._supervisor.hear(("learner",))  # how much of what is owed is made by now
         status = self._learner_status()
         snapshot = self._ask("hub-0", Hub.snapshot, timeout_s) or self._report.snapshot
+        self._note_reading()
         if told is not None and not told["is_whole"]:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
@@ -422,6 +423,15 @@ class RayRuntime:
             self._supervisor.roles["learner-0"].status = last
         self._look(DEADLINES.look_s)
         return last is not None
+
+    def _note_reading(self) -> None:
+        """Name the shards that still read their journals."""
+        reading = {
+            role.name: role.status["reading"]
+            for role in self._supervisor.of_kind("shard")
+            if role.handle is not None and "reading" in role.status
+        }
+        self._report.reading = "; ".join(f"{name}: {text}" for name, text in reading.items())
 
     def _worker_down(self, slot: int, incarnation: int) -> None:
         self._coordinator.notify(Coordinator.worker_down, slot, incarnation)

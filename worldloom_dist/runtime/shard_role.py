@@ -16,6 +16,8 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +31,7 @@ from worldloom_dist.ports import FIRST_GATEWAY_SLOT, RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
+from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
@@ -50,6 +53,7 @@ T = TypeVar("T")
 
 REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
+SAY_READING_EVERY_S = 10.0
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
 SMALL_CHUNK = 256 * 2**10
@@ -112,9 +116,14 @@ class ShardRole:
         keep_freed_memory()
         self._index = index
         self._log_forwarder = LogForwarder("worldloom_dist.replay", __name__).listen()
-        self._shard = _open_shard(plan, index, folder)
+        self._progress = RecoveryProgress()
+        self._read_bytes = -1
+        self._read_at = time.monotonic()
+        # in a thread of its own: a journal of many gigabytes takes minutes, and pings are answered
+        self._opening = ThreadPoolExecutor(1, "journal").submit(
+            _open_shard, plan, index, folder, self._progress
+        )
         self._num_shards = plan.config.replay.shards
-        self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._coordinator = coordinator_client()
         self._session_id = uuid.uuid4().hex
@@ -135,6 +144,15 @@ class ShardRole:
         self._admission_of_workers = Admission(self._announce)
         self._server = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
+
+    @property
+    def _shard(self) -> ReplayShard:
+        """The shard, once it is open."""
+        return self._opening.result()
+
+    @cached_property
+    def _inline_shard(self) -> InlineShard:
+        return InlineShard(self._shard)
 
     async def address(self) -> Endpoint:
         """Where workers send chunks, and learners their questions, without Ray."""
@@ -158,6 +176,8 @@ class ShardRole:
         """The windows of all requests, for the reader to decode; None if there is too little to
         draw from.
         """
+        if not self._opening.done():
+            return None
         started = time.monotonic()
         windows = await self._inline_shard.sample(requests)
         if windows is not None:
@@ -167,6 +187,8 @@ class ShardRole:
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
+        if not self._opening.done():
+            return
         with self._meter.timed("update_latents"):
             self._meter.refreshed(
                 await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
@@ -174,6 +196,8 @@ class ShardRole:
 
     async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
         """New priorities of windows that are still there."""
+        if not self._opening.done():
+            return
         self._meter.prioritised(
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
@@ -182,7 +206,8 @@ class ShardRole:
         """Let no one write the streams of a gateway's session any more, not even what waits for a
         permit now; see :meth:`ReplayShard.fence`.
         """
-        return await asyncio.to_thread(self._shard.fence, slot, incarnation)
+        shard = await asyncio.wrap_future(self._opening)
+        return await asyncio.to_thread(shard.fence, slot, incarnation)
 
     async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
@@ -203,19 +228,29 @@ class ShardRole:
         return counters
 
     async def ping(self) -> dict[str, Any]:
-        """Alive; ``stuck`` says why it needs to be started again."""
-        return {
+        """Alive; ``stuck`` says why it needs to be started again, ``reading`` how far it has come
+        with its journal before it serves.
+        """
+        status = {
             "pid": os.getpid(),
-            "stored": self._shard.row_counters().stored,
-            "stuck": self._shard.failure,
             "left_out": dict(self._left_out),
             "said": self._log_forwarder.drain(),
         }
+        if not self._opening.done():
+            return {**status, "reading": str(self._progress), "stuck": self._stuck_reading()}
+        if self._opening.exception() is not None:
+            return status  # run_forever says so, with the reason
+        stored = self._shard.row_counters().stored
+        return {**status, "stored": stored, "stuck": self._shard.failure}
 
     async def run_forever(self) -> None:
-        """Count what the disk lost, then report to the coordinator for as long as the
-        process lives.
+        """Read the journal, count what the disk lost, then report to the coordinator for as long as
+        the process lives.
         """
+        opening = asyncio.wrap_future(self._opening)
+        while not (await asyncio.wait([opening], timeout=SAY_READING_EVERY_S))[0]:
+            logger.info("shard-%d reads its journal: %s", self._index, self._progress)
+        opening.result()
         coordinator = self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s)
         known = await coordinator.acall(Coordinator.last_counters, self._index)
         # before files are stored again, or their rows would stand for those that are lost
@@ -227,6 +262,16 @@ class ShardRole:
         await coordinator.acall(Coordinator.join, self._index, counters, windows, self._session_id)
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
+
+    def _stuck_reading(self) -> str:
+        """Progress counts as life, however long all of it takes."""
+        now = time.monotonic()
+        if self._progress.read_bytes != self._read_bytes:
+            self._read_bytes = self._progress.read_bytes
+            self._read_at = now
+        if now - self._read_at <= DEADLINES.read_s:
+            return ""
+        return f"it has read nothing of its journal for {DEADLINES.read_s:.0f} s"
 
     async def _report_for_ever(self) -> None:
         """Apart from everything that may wait for a disk or for another role: a silent role counts
@@ -359,12 +404,12 @@ class ShardRole:
         )
 
 
-def _open_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
+def _open_shard(plan: Plan, index: int, folder: Path, progress: RecoveryProgress) -> ReplayShard:
     """The shard, once the process that had it before is gone."""
     give_up = time.monotonic() + DEADLINES.predecessor_s
     while True:
         try:
-            return build_shard(plan, index, folder)
+            return build_shard(plan, index, folder, progress)
         except JournalHeldError:
             if time.monotonic() > give_up:
                 raise
