@@ -1,4 +1,4 @@
-"""What the site does beyond mkdocs: docstrings mark names as Sphinx does, which Markdown shows raw."""
+"""What the site does beyond mkdocs: docstrings mark names as Sphinx does, which would show raw."""
 
 import re
 from typing import Any
