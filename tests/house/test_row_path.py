@@ -33,6 +33,7 @@ READERS = {
     "worldloom_dist/actors/videos.py": "stores no rows",
     "worldloom_dist/gateway/": "rows of clients, which enter as those of workers do",
     "worldloom_dist/learner/guard.py": "keeps a batch that was not finite",
+    "worldloom_dist/learner/held_out.py": "measures on windows of files",
     "worldloom_dist/learner/prediction_videos.py": "draws a batch",
     "worldloom_dist/learner/step.py": "runs the agent",
     "worldloom_dist/runtime/gateway_role.py": "hands chunks of clients on",

@@ -31,15 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 def absolute_files(config: RunConfig) -> RunConfig:
-    """The config with whole paths in ``replay.load``: shards and resumed runs may begin in another
-    folder.
+    """The config with whole paths in ``replay.load`` and ``replay.held_out``: shards and resumed
+    runs may begin in another folder.
     """
-    sources = [
-        name if name.startswith(MINARI) else str(Path(name).absolute())
-        for name in split_sources(config.replay.load)
-    ]
-    load = ",".join(sources) or None
-    return dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=load))
+    load, held_out = (
+        ",".join(
+            name if name.startswith(MINARI) else str(Path(name).absolute())
+            for name in split_sources(text)
+        )
+        or None
+        for text in (config.replay.load, config.replay.held_out)
+    )
+    replay = dataclasses.replace(config.replay, load=load, held_out=held_out)
+    return dataclasses.replace(config, replay=replay)
 
 
 def recorded_env(config: RunConfig) -> EnvSpec:
@@ -74,6 +78,11 @@ def check_files(
             check_file(source, columns)
         except CheckpointError as error:
             raise ConfigurationError(f"replay.load: {error}") from error
+    for source in split_sources(config.replay.held_out):
+        try:
+            check_file(source, columns)
+        except CheckpointError as error:
+            raise ConfigurationError(f"replay.held_out: {error}") from error
 
 
 def files_to_store(
