@@ -60,7 +60,10 @@ def test_what_cannot_be_reported_is_one_sentence(tmp_path, capsys, words, messag
 @pytest.mark.parametrize("case", ["completed", "failed", "empty", "offline"])
 def test_a_browser_draws_the_page(tmp_path, case):
     made = {
-        "completed": {"summary": {"status": "completed"}},
+        "completed": {
+            "summary": {"status": "completed"},
+            "last": {"workers{state=alive}": 0, "workers{state=starting}": 2},
+        },
         "failed": {
             "share": 0.5,
             "summary": {"status": "failed", "error": "TrainingError: it broke"},
@@ -83,6 +86,7 @@ def test_a_browser_draws_the_page(tmp_path, case):
     }
     for words in expected[case]:
         assert words in text, words
+    assert "2 starting" not in text, "a run that is over has no workers"
 
 
 @needs_browser

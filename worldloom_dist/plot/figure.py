@@ -251,7 +251,8 @@ def _note(
         parts.append("One seed: evaluation mean, band = standard deviation over its episodes.")
     if any(e.curves(TRAINING) and len(e.runs) == 1 for e in experiments):
         parts.append("Thin line: mean of recent training episodes.")
-    if any(held_out_name(name) in e.curve_names for e in experiments for name in e.curve_names):
+    losses = [(e, name) for e in experiments for name in _losses_of([e])]
+    if any(held_out_name(name) in e.curve_names for e, name in losses):
         parts.append("Dotted loss: on data that is never trained on.")
     parts += [f"{r.label}: {r.source}." for r in {r.source: r for r in references}.values()]
     if parts:
