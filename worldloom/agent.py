@@ -11,7 +11,6 @@ Acting needs neither ray nor the env that the agent was trained in. Training is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -21,6 +20,7 @@ from typing import Any
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, StateError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded
+from worldloom.core.json_text import parse_json
 from worldloom.distributed import distributed
 from worldloom.training.saved_agents import SavedAgent
 from worldloom.training.trained_policy import TrainedPolicy
@@ -259,7 +259,7 @@ def load_agent(
 
 def _summary(run_dir: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+        found: dict[str, Any] = parse_json((run_dir / "summary.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run_dir / 'summary.json'} cannot be read ({error})") from error
     return found

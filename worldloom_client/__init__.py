@@ -4,6 +4,7 @@ protobuf and numpy; neither torch nor Ray.
 
 from worldloom_client.driving import Episode, drive
 from worldloom_client.errors import ClientError, RefusedError, UnavailableError, WireError
+from worldloom_client.feed import Feed, feed
 from worldloom_client.session import Session, connect
 from worldloom_client.settings import Settings
 
@@ -12,6 +13,7 @@ __version__ = "0.2.0"
 __all__ = [
     "ClientError",
     "Episode",
+    "Feed",
     "RefusedError",
     "Session",
     "Settings",
@@ -20,4 +22,5 @@ __all__ = [
     "__version__",
     "connect",
     "drive",
+    "feed",
 ]

@@ -25,7 +25,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.thread_check import ThreadCheck
-from worldloom_dist.run.announcing import announce, open_log
+from worldloom_dist.run.announcing import announce, log_handlers_of_one_run, open_log
 from worldloom_dist.run.checks import check_address, check_gateways, check_watching, choose_port
 from worldloom_dist.run.cli import parse, read_config
 from worldloom_dist.run.closing import closing_lines, resume_command
@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     is_new = not folder.exists()
-    with stop_on_signals() as stop:
+    with log_handlers_of_one_run(), stop_on_signals() as stop:
         try:
             folder = claim_folder(config, folder)
             if config.runtime == "local":
@@ -158,9 +158,7 @@ def train(words: Sequence[str]) -> tuple[Path, str]:
     config = parse(words)
     plan, folder, is_resumed, port = prepare(config)
     is_new = not folder.exists()
-    root = logging.getLogger()
-    before = [*root.handlers]
-    with stop_on_signals() as stop:
+    with log_handlers_of_one_run(), stop_on_signals() as stop:
         folder = claim_folder(config, folder)
         try:
             status = run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
@@ -168,14 +166,6 @@ def train(words: Sequence[str]) -> tuple[Path, str]:
             if is_new and not is_resumed:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        finally:
-            for handler in [*root.handlers]:
-                if handler not in before:
-                    root.removeHandler(handler)
-                    handler.close()
-            for handler in before:
-                if handler not in root.handlers:
-                    root.addHandler(handler)
     return folder, status
 
 

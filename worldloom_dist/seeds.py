@@ -32,7 +32,7 @@ from worldloom_dist.run.view import duration, read_view
 
 __all__ = ["SeedRuns", "parse_seeds", "run_seeds", "split_words"]
 
-POLL_EVERY_S = 0.2
+CHILDREN_EVERY_S = 0.2
 SAY_EVERY_S = 10.0
 MOST_SEEDS = 1000
 PARALLEL = "--parallel"
@@ -200,7 +200,7 @@ class SeedRuns:
             if self._parallel > 1 and time.monotonic() - said_at >= SAY_EVERY_S:
                 said_at = time.monotonic()
                 self._say_progress()
-            time.sleep(POLL_EVERY_S)
+            time.sleep(CHILDREN_EVERY_S)
 
     def _start(self, run: _SeedRun) -> None:
         command = [

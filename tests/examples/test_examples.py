@@ -77,7 +77,13 @@ def test_the_demo_pictures_can_be_made_without_videos(
 
 def test_every_example_is_tried() -> None:
     scripts = {p.name for p in EXAMPLES.glob("*.py")} - {"offline.py"}
-    assert scripts == {*CASES, *SYSTEM_CASES, "custom_env.py"}
+    assert scripts == {
+        *CASES,
+        *SYSTEM_CASES,
+        "custom_env.py",
+        "ray_serve_policy.py",
+        "rllib_evaluate.py",
+    }
 
 
 def in_a_process(folder: Path, *words: str) -> str:

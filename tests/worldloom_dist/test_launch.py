@@ -89,3 +89,13 @@ def test_an_endpoint_that_others_can_read_is_told(tmp_path, monkeypatch):
     assert not is_open(parse(["--metrics-host", "127.0.0.2"]))
     assert is_open(parse(["--metrics-host", "0.0.0.0"]))
     assert not is_open(parse(["--metrics-host", "0.0.0.0", "--metrics-auth-file", str(secret)]))
+
+
+def test_a_program_that_starts_several_runs_keeps_its_own_log_handlers(tmp_path):
+    root = logging.getLogger()
+    before = [*root.handlers]
+    for name in ("a", "b"):
+        words = ["--preset", "debug", "--runtime", "local", "--env-steps", "110"]
+        assert main([*words, "--eval-episodes", "0", "--run-dir", str(tmp_path / name)]) == 0
+        assert root.handlers == before
+    assert str(tmp_path / "b") not in (tmp_path / "a/console.log").read_text()

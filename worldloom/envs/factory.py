@@ -34,6 +34,7 @@ SUITE_MODULES = {
     "toy": "toy",
     "module": "module",
     "rllib": "rllib",
+    "rpc": "rpc",
 }
 
 

@@ -7,7 +7,6 @@ says which agent, and the env is built once to see its spaces.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,8 @@ from typing import Any
 import numpy as np
 
 from worldloom.algorithms.registry import make_agent, make_agent_config, make_policy
-from worldloom.core.exceptions import (
-    CheckpointError,
-    ConfigurationError,
-    WorldLoomError,
-    nearest,
-)
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError, nearest
+from worldloom.core.json_text import parse_json
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import EnvConfig
 from worldloom.training.runs import CONFIG_FILE, MANIFEST_FILE, find_run, run_facts
@@ -184,7 +179,7 @@ def _check_place(path: Path) -> None:
 
 def _nothing_to_load(path: Path) -> ConfigurationError:
     try:
-        is_model = "model_type" in json.loads((path / CONFIG_FILE).read_text())
+        is_model = "model_type" in parse_json((path / CONFIG_FILE).read_text())
     except (OSError, ValueError, TypeError):
         is_model = False
     if is_model:

@@ -182,7 +182,7 @@ class WeightPuller:
     def drain_metrics(self) -> MetricMap:
         """Pulls, failures and seconds since the last call, and the version in use."""
         values: MetricMap = {
-            "policy_version": Last(float(self.version.update), time.time()),
+            "policy_version": Last(float(self.version.update)),
             "weights_pulled_total": Sum(self._pulled),
             "weights_pull_failures_total": Sum(self._failed),
             "actor_seconds_total{state=pull_weights}": Sum(self._seconds),
@@ -298,6 +298,9 @@ class ActRequest:
         obs: Per key ``[n, ...]``.
         is_first: ``[n]`` bool.
         explore: False asks for actions as evaluations choose them.
+        executed: Where another action ran than the last one that was chosen: per action key
+            ``[m, ...]``.
+        executed_rows: ``[m]`` which of the ``n`` rows those are.
 
     One without rows asks for nothing but the version that acts, and is answered at once.
     """
@@ -308,6 +311,8 @@ class ActRequest:
     obs: Mapping[str, np.ndarray]
     is_first: np.ndarray
     explore: bool = True
+    executed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    executed_rows: np.ndarray = field(default_factory=lambda: NO_ENVS)
 
     @property
     def num_rows(self) -> int:
@@ -429,7 +434,7 @@ class RemoteActing:
         """What happened since the last call."""
         resets = self._carry_resets
         self._carry_resets = 0
-        values: MetricMap = {"policy_version": Last(float(self.version.update), time.time())}
+        values: MetricMap = {"policy_version": Last(float(self.version.update))}
         return values | ({"carry_resets_total": Sum(resets)} if resets else {})
 
     def state(self) -> dict[str, Any] | None:

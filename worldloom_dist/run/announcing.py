@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,28 @@ from worldloom_dist.run.presets import preset_changes
 if TYPE_CHECKING:
     from worldloom_dist.run.plan import Plan
 
-__all__ = ["announce", "open_log"]
+__all__ = ["announce", "log_handlers_of_one_run", "open_log"]
 
 logger = logging.getLogger("worldloom_dist")
+
+
+@contextlib.contextmanager
+def log_handlers_of_one_run() -> Iterator[None]:
+    """Handlers that a run adds or takes off are as before when it is over: a program may start
+    several.
+    """
+    root = logging.getLogger()
+    before = [*root.handlers]
+    try:
+        yield
+    finally:
+        for handler in [*root.handlers]:
+            if handler not in before:
+                root.removeHandler(handler)
+                handler.close()
+        for handler in before:
+            if handler not in root.handlers:
+                root.addHandler(handler)
 
 
 def open_log(folder: RunFolder) -> Screen:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import tyro
 
 from worldloom.algorithms.registry import make_agent_config, own_field
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
+from worldloom.core.json_text import parse_json
 from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.flag_hints import hint
@@ -82,7 +82,7 @@ def read_config(folder: Path) -> RunConfig:
             f"{folder} holds no run (no config.json); give the folder of an earlier run"
         )
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
             raise ConfigurationError(f"{path} is not a worldloom config (no object 'run' in it)")
         return RunConfig.from_dict(found["run"])

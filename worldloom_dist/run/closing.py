@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,24 @@ __all__ = ["closing_lines", "program", "resume_command"]
 
 
 def program() -> str:
-    """How the command is typed here."""
-    return "worldloom" if shutil.which("worldloom") else "python -m worldloom"
+    """What to type for the command of this very installation: its environment need not be active
+    (``make demo`` activates none).
+    """
+    python = Path(sys.executable)
+    script = python.with_name("worldloom")
+    if not script.exists():
+        return f"{_typed(python, 'python')} -m worldloom"
+    return _typed(script, "worldloom")
+
+
+def _typed(file: Path, name: str) -> str:
+    """Its name alone where the shell would find that very file, else its path from here."""
+    found = shutil.which(name)
+    if found is not None and Path(found).absolute() == file.absolute():
+        return name
+    here = Path.cwd()
+    is_near = file.is_relative_to(here) and here != Path(here.anchor)
+    return shlex.quote(str(file.relative_to(here) if is_near else file))
 
 
 def resume_command(folder: Path) -> str:

@@ -148,7 +148,7 @@ class ReplayConfig:
     held_out: str | None = None
     """Files (A,B) that are never trained on; a run measures its losses on them, too."""
     load: str | None = None
-    """Episodes to store first: FILE.npz, FILE.parquet or minari:NAME, several with commas."""
+    """Episodes to store first: FILE.npz or .parquet, minari:NAME, rllib:FOLDER; commas between."""
     band_steps: int | None = None
     """Width of the train ratio's band in agent steps (default: what the run needs)."""
 

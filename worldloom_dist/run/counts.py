@@ -24,6 +24,9 @@ class Counts:
         train_steps: Updates made.
         policy_version: Newest version, as text.
         debt: Positions owed to training.
+        forgiven: Positions that are not owed any more, as a fraction in text; None until that is
+            known of a run that goes on with other settings of the train ratio.
+        updates_lost: Updates that died with the learners that made them, and were owed again.
         blocked_s: Seconds that a side has waited, by ``insert`` and ``sample``.
         lost_open: Rows that no acknowledgement had covered when their worker died.
         restarts: By kind.
@@ -34,6 +37,8 @@ class Counts:
     train_steps: int = 0
     policy_version: str = "0.0"
     debt: float = 0.0
+    forgiven: str | None = "0"
+    updates_lost: int = 0
     blocked_s: Mapping[str, float] = field(default_factory=dict)
     lost_open: int = 0
     restarts: Mapping[str, int] = field(default_factory=dict)

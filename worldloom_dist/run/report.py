@@ -34,6 +34,27 @@ logger = logging.getLogger(__name__)
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
 
 
+def _ratio_settings(plan: Plan) -> dict[str, float]:
+    """What the debts of a run follow from."""
+    limits = plan.limits
+    return {
+        "asked": limits.train_ratio,
+        "prefill_agent_steps": limits.prefill_agent_steps,
+        "pretrain_positions": limits.pretrain_positions,
+    }
+
+
+def _forgiven(plan: Plan, earlier: Mapping[str, Any]) -> str | None:
+    """What the run was forgiven before a resume; None where its settings were others, or are not
+    known.
+    """
+    known = dict(earlier.get("train_ratio") or {})
+    forgiven = known.pop("forgiven", None)
+    if not earlier.get("agent_steps"):
+        return "0"
+    return str(forgiven) if forgiven is not None and known == _ratio_settings(plan) else None
+
+
 class Report:
     """Keeps the numbers of one run and writes them.
 
@@ -46,6 +67,8 @@ class Report:
         quarantined: Envs and workers that are not started again, with the reason.
         inference: ``where`` the policy runs, and ``why``.
         gateway: What gateways have counted; empty without any.
+        left_out: Files that could not be imported, with the reason.
+        reading: How far shards have come with reading their journals; empty when they have.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
@@ -75,6 +98,8 @@ class Report:
             positions=int(earlier.get("replayed_steps", 0)),
             train_steps=int(earlier.get("train_steps", 0)),
             policy_version=str(earlier.get("policy_version", "0.0")),
+            forgiven=_forgiven(plan, earlier),
+            updates_lost=int(earlier.get("updates_lost", 0)),
         )
         self.snapshot: Mapping[str, float] = {}
         self._nonfinite = set[str]()
@@ -83,6 +108,8 @@ class Report:
         self.quarantined: Mapping[str, str] = {}
         self.inference: Mapping[str, str] = {}
         self.gateway: Mapping[str, int] = {}
+        self.left_out: Mapping[str, str] = {}
+        self.reading = ""
 
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
@@ -146,6 +173,8 @@ class Report:
         for side, seconds in self.counts.blocked_s.items():
             fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
             values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
+        lost = self.counts.updates_lost - before.updates_lost
+        values["learner_updates_lost_total"] = Sum(max(0, lost))
         for kind, count in self.counts.restarts.items():
             values[f"worker_restarts_total{{kind={kind}}}"] = Sum(
                 max(0, count - before.restarts.get(kind, 0))
@@ -173,6 +202,8 @@ class Report:
         """What the run is at, or what binds it, in a few words."""
         limits = self._plan.limits
         counts = self.counts
+        if self.reading:
+            return f"reading journals ({self.reading})"
         if self._plan.is_offline:
             return "training"
         if counts.counters.agent_steps < limits.prefill_agent_steps:
@@ -296,8 +327,10 @@ class Report:
             "env_steps": self.env_steps,
             "agent_steps": counters.agent_steps,
             "train_steps": counts.train_steps,
+            "updates_lost": counts.updates_lost,
             "replayed_steps": counts.positions,
             "train_ratio_actual": self.train_ratio_actual,
+            "train_ratio": {**_ratio_settings(self._plan), "forgiven": counts.forgiven},
             "episodes": self._episodes_before + int(self._totals.grown("episodes_total")),
             "train_return_mean": value.get("episode_return_mean{split=train}"),
             "eval": self.evaluation,
@@ -306,6 +339,7 @@ class Report:
             "restarts": self._restarts(),
             **({"eager": reason} if (reason := self._folder.eager_reason) else {}),
             "quarantined": dict(self.quarantined),
+            **({"imports_left_out": dict(self.left_out)} if self.left_out else {}),
             "inference": dict(self.inference),
             **({"gateway": dict(self.gateway)} if self.gateway else {}),
             "policy_version": counts.policy_version,

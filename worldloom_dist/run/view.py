@@ -8,7 +8,6 @@ run folder. Imports little but the standard library, so that ``status`` answers 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import struct
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked, normalize
-from worldloom.core.json_text import read_object
+from worldloom.core.json_text import parse_json, read_object
 
 __all__ = [
     "View",
@@ -262,7 +261,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for line in file:
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 continue
             if isinstance(record, dict):
@@ -278,7 +277,7 @@ def last_record(path: Path) -> dict[str, Any]:
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            record: Any = json.loads(line)
+            record: Any = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and record.get("kind") == "train":

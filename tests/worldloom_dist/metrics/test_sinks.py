@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 from worldloom.core.exceptions import MissingDependencyError
+from worldloom_dist.metrics import sinks as sinks_module
 from worldloom_dist.metrics.sinks import (
     MediaWatch,
     SinkThread,
@@ -136,19 +137,21 @@ def test_a_sink_that_hangs_holds_nobody_up(caplog):
     assert caplog.text.count("records are dropped") == 1
 
 
-def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path):
+def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(sinks_module.time, "monotonic", lambda: now[0])
     folder = tmp_path / "videos"
     watch = MediaWatch(folder)
     assert watch.fresh() == []
     folder.mkdir()
-    for name, age in (
-        ("old.gif", 10),
-        ("open_loop-image-0000012000.mp4", 20),
-        ("growing.png", 0),
-        ("notes.txt", 10),
+    for number, name in enumerate(
+        ("old.gif", "open_loop-image-0000012000.mp4", "growing.png", "notes.txt")
     ):
         (folder / name).write_bytes(b"x")
-        os.utime(folder / name, (time.time() - age,) * 2)
+        os.utime(folder / name, (number * 1e9,) * 2)  # whatever a clock says
+    assert watch.fresh() == []
+    now[0] += 3.0
+    (folder / "growing.png").write_bytes(b"xx")
     assert [(m.name, m.path.suffix, m.env_steps) for m in watch.fresh()] == [
         ("old", ".gif", None),
         ("open_loop-image", ".mp4", 12000),
