@@ -1,5 +1,5 @@
 """``python -m worldloom_dist.report RUN_DIR -o report.html``: the page of a run as one file, with
-its numbers and films inside, to be kept, mailed or opened without a network.
+its numbers and videos inside, to be kept, mailed or opened without a network.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.files import write_text
 from worldloom.core.json_text import to_json
 from worldloom_dist.page.app import page_html
-from worldloom_dist.page.films import TYPES
 from worldloom_dist.page.state import RunState
+from worldloom_dist.page.videos import TYPES
 
 __all__ = ["main", "report_html"]
 
 PLACE = '<script id="state" type="application/json">'
-MOST_FILMS = 4
-MOST_FILM_BYTES = 32 * 1024 * 1024
-"""Of all films in one file together."""
+MOST_VIDEOS = 4
+MOST_VIDEO_BYTES = 32 * 1024 * 1024
+"""Of all videos in one file together."""
 
 
-def report_html(run_dir: Path, *, films: int = MOST_FILMS) -> str:
+def report_html(run_dir: Path, *, videos: int = MOST_VIDEOS) -> str:
     """The page of a run with everything that it shows inside.
 
     Args:
         run_dir: A run folder, of a run in any state.
-        films: How many films at most, the newest of every kind first; those beyond 32 MiB in all
+        videos: How many videos at most, the newest of every kind first; those beyond 32 MiB in all
             are left out, and counted on the page.
 
     Raises:
         ConfigurationError: If the folder holds no run, or one that cannot be read.
     """
-    checked("films", films, int, NOT_NEGATIVE)
+    checked("videos", videos, int, NOT_NEGATIVE)
     try:
         state = RunState(run_dir).read()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -50,21 +50,21 @@ def report_html(run_dir: Path, *, films: int = MOST_FILMS) -> str:
             f"{run_dir} cannot be read ({error}); repair its files, or give another folder"
         ) from error
     inside = []
-    left = MOST_FILM_BYTES
-    for film in state["films"][:films]:
-        if film["size_bytes"] <= left:
-            left -= film["size_bytes"]
-            inside.append(_inlined(film, run_dir / "videos"))
-    state |= {"films": inside, "films_left_out": len(state["films"]) - len(inside)}
+    left = MOST_VIDEO_BYTES
+    for video in state["videos"][:videos]:
+        if video["size_bytes"] <= left:
+            left -= video["size_bytes"]
+            inside.append(_inlined(video, run_dir / "videos"))
+    state |= {"videos": inside, "videos_left_out": len(state["videos"]) - len(inside)}
     text = to_json(state).replace("<", "\\u003c")  # nothing in it may end the script
     head, place, tail = page_html().partition(PLACE)
     return head + place + text + tail
 
 
-def _inlined(film: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    path = folder / film["file"]
+def _inlined(video: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    path = folder / video["file"]
     data = base64.b64encode(path.read_bytes()).decode()
-    return {**film, "url": f"data:{TYPES[path.suffix.lower()]};base64,{data}"}
+    return {**video, "url": f"data:{TYPES[path.suffix.lower()]};base64,{data}"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -78,15 +78,15 @@ def main(words: Sequence[str] | None = None) -> int:
         "-o", "--output", type=Path, default=None, help="(default: report.html in the run folder)"
     )
     parser.add_argument(
-        "--films",
+        "--videos",
         type=int,
-        default=MOST_FILMS,
-        help="films and pictures in it at most (default: %(default)s)",
+        default=MOST_VIDEOS,
+        help="videos and pictures in it at most (default: %(default)s)",
     )
     options = parser.parse_args(words)
     path = options.output or options.run_dir / "report.html"
     try:
-        text = report_html(options.run_dir, films=options.films)
+        text = report_html(options.run_dir, videos=options.videos)
         write_text(path, text)
     except ConfigurationError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -12,7 +12,7 @@ LABELS = {
     "worldloom_dist.learner.prediction_videos": "when a picture was drawn, in its record",
     "worldloom_dist.metrics.hub": "when a role was heard, for a metric",
     "worldloom_client.spool": "the order in which spools of earlier sessions are sent",
-    "worldloom_dist.page.films": "whether a film is still being written, for people",
+    "worldloom_dist.page.videos": "whether a video is still being written, for people",
     "worldloom_dist.page.state": "when a state was told, for people",
     "worldloom_dist.metrics.sinks": "whether a file has changed between two looks",
     "worldloom_dist.replay.imports": "whether a file has changed between two looks",

@@ -35,6 +35,7 @@ READERS = {
     "worldloom_dist/replay/identity.py": "reads streams of journals, at a start",
     "worldloom_dist/replay/seams.py": "compares chunks on disk, for verify",
     "worldloom_dist/learner/guard.py": "keeps a batch that was not finite",
+    "worldloom_dist/learner/held_out.py": "measures on windows of files",
     "worldloom_dist/learner/prediction_videos.py": "draws a batch",
     "worldloom_dist/learner/step.py": "runs the agent",
     "worldloom_dist/runtime/gateway_role.py": "hands chunks of clients on",

@@ -9,7 +9,7 @@ import torch
 from worldloom.envs.toy import PointEnv
 from worldloom_dist.launch import main
 from worldloom_dist.run.announcing import open_log
-from worldloom_dist.run.checks import without_effect
+from worldloom_dist.run.checks import is_open, without_effect
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
 
@@ -79,6 +79,16 @@ def test_env_that_cannot_be_built_any_more_fails_the_run_and_is_no_wrong_input(t
 )
 def test_flags_that_a_run_does_not_use_are_said(words, flags):
     assert [flag for flag, _ in without_effect(parse(words))] == flags
+
+
+def test_an_endpoint_that_others_can_read_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("WORLDLOOM_METRICS_AUTH", raising=False)
+    secret = tmp_path / "secret"
+    secret.write_text("user:a-long-word")
+    assert not is_open(parse([]))
+    assert not is_open(parse(["--metrics-host", "127.0.0.2"]))
+    assert is_open(parse(["--metrics-host", "0.0.0.0"]))
+    assert not is_open(parse(["--metrics-host", "0.0.0.0", "--metrics-auth-file", str(secret)]))
 
 
 def test_a_program_that_starts_several_runs_keeps_its_own_log_handlers(tmp_path):

@@ -167,6 +167,15 @@ def test_a_picture_has_a_panel_per_env_and_says_what_it_shows(tmp_path):
     ):
         assert words in text, words
     assert "from pixels" not in text, "the runs see no images"
+    assert "never trained on" not in text
+
+
+def test_a_loss_on_held_out_data_is_dotted_in_the_panel_of_its_own(tmp_path):
+    last = {"loss{name=held_out/total}": 2.5}
+    plot.plot_runs([read_run(write_run(tmp_path / "a", last=last))], tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "Dotted loss: on data that is never trained on." in text
+    assert "held_out" not in text
 
 
 def test_published_curves_are_found_by_every_spelling_of_a_task():

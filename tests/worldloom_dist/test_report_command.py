@@ -22,12 +22,12 @@ def test_the_report_has_everything_inside(tmp_path, capsys):
     (folder / "videos").mkdir()
     for number in range(3):
         (folder / "videos" / f"eval-00000{number}000-0.gif").write_bytes(b"GIF89a")
-    assert main([str(folder), "-o", str(tmp_path / "r.html"), "--films", "2"]) == 0
+    assert main([str(folder), "-o", str(tmp_path / "r.html"), "--videos", "2"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/r.html\n"
     state = state_of((tmp_path / "r.html").read_text())
     assert state["view"]["status"] == "stopped"
-    assert [film["url"] for film in state["films"]] == ["data:image/gif;base64,R0lGODlh"] * 2
-    assert state["films_left_out"] == 1
+    assert [video["url"] for video in state["videos"]] == ["data:image/gif;base64,R0lGODlh"] * 2
+    assert state["videos_left_out"] == 1
 
 
 def test_no_text_of_a_run_becomes_code(tmp_path):
@@ -43,7 +43,7 @@ def test_no_text_of_a_run_becomes_code(tmp_path):
     [
         (["{tmp}/nothing"], "holds no run"),
         (["{tmp}/run", "-o", "{tmp}/no/r.html"], "cannot be written"),
-        (["{tmp}/run", "--films", "-1"], "films must be"),
+        (["{tmp}/run", "--videos", "-1"], "videos must be"),
         (["{tmp}/damaged"], "cannot be read"),
     ],
 )
@@ -60,7 +60,10 @@ def test_what_cannot_be_reported_is_one_sentence(tmp_path, capsys, words, messag
 @pytest.mark.parametrize("case", ["completed", "failed", "empty", "offline"])
 def test_a_browser_draws_the_page(tmp_path, case):
     made = {
-        "completed": {"summary": {"status": "completed"}},
+        "completed": {
+            "summary": {"status": "completed"},
+            "last": {"workers{state=alive}": 0, "workers{state=starting}": 2},
+        },
         "failed": {
             "share": 0.5,
             "summary": {"status": "failed", "error": "TrainingError: it broke"},
@@ -83,6 +86,7 @@ def test_a_browser_draws_the_page(tmp_path, case):
     }
     for words in expected[case]:
         assert words in text, words
+    assert "2 starting" not in text, "a run that is over has no workers"
 
 
 @needs_browser

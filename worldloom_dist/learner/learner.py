@@ -24,6 +24,7 @@ from worldloom.data.windows import SampledWindows
 from worldloom.nn.cuda_streams import recorded_event
 from worldloom.nn.snapshot import to_bfloat16
 from worldloom_dist.learner.guard import NonfiniteGuard
+from worldloom_dist.learner.held_out import HeldOutLosses
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.learner.publishing import CudaDownload, Published, Publisher
 from worldloom_dist.learner.staging import Stager
@@ -67,6 +68,7 @@ class Learner:
         stager: Puts windows on the agent's device; a prefetcher may do so ahead of time.
         update_priorities: Called with (windows, priorities ``[n]``) when the agent gave some; None
             drops them.
+        held_out: Measures losses on data that is never trained on; None measures none.
         write_back: Called with (windows, refreshed extras) when the agent refreshed some; None
             drops them.
     """
@@ -98,6 +100,8 @@ class Learner:
         self._refreshed: deque[tuple[SampledWindows, dict[str, torch.Tensor], Any]] = deque()
         self.write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None
         self.update_priorities: Callable[[SampledWindows, np.ndarray], None] | None = None
+        self.held_out: HeldOutLosses | None = None
+        self._held_out_losses: dict[str, float] = {}
         self._priorities_sent = 0
         self._guard = NonfiniteGuard(bad_batches)
         self._skipped_reported = 0
@@ -141,6 +145,8 @@ class Learner:
         self._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
         self._lags.add(max(0.0, self.train_steps - float(windows.versions.mean())))
         self._fresh_steps += 1
+        if self.held_out is not None and self.held_out.is_due(self.train_steps):
+            self._held_out_losses = self.held_out.measure(self.agent)
 
     def _send_priorities(self, windows: SampledWindows, priorities: torch.Tensor) -> None:
         """Hand over how surprising the windows were; this waits for the device, so it is done for
@@ -250,6 +256,7 @@ class Learner:
             number = float(value)
             keys = scalar_keys(name, self.agent.spec.metric_keys)
             metrics |= {key: Last(number) for key in keys}
+        metrics |= {key: Last(loss) for key, loss in self._held_out_losses.items()}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.json_text import to_json
-from worldloom_dist.page.films import TYPES, film_path
 from worldloom_dist.page.state import RunState
+from worldloom_dist.page.videos import TYPES, video_path
 
 __all__ = ["PageApp", "page_html"]
 
@@ -35,7 +35,7 @@ Start = Callable[..., Any]
 
 
 class PageApp:
-    """Answers ``/`` (the page), ``/run.json`` (what it shows) and ``/films/NAME``.
+    """Answers ``/`` (the page), ``/run.json`` (what it shows) and ``/videos/NAME``.
 
     Args:
         folder: Of the run, which is running.
@@ -47,7 +47,7 @@ class PageApp:
 
     def answers(self, path: str) -> bool:
         """True for a path of the page."""
-        return path in ("/", "/run.json") or path.startswith("/films/")
+        return path in ("/", "/run.json") or path.startswith("/videos/")
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         """Answer a request for one of its paths."""
@@ -56,10 +56,10 @@ class PageApp:
             return _whole(environ, start, "text/html; charset=utf-8", page_html().encode())
         if path == "/run.json":
             return self._json(environ, start)
-        film = film_path(self._folder / "videos", path.removeprefix("/films/"))
-        if film is None:
-            return _refuse(start, "404 Not Found", "there is no such film")
-        return _file(environ, start, film)
+        video = video_path(self._folder / "videos", path.removeprefix("/videos/"))
+        if video is None:
+            return _refuse(start, "404 Not Found", "there is no such video")
+        return _file(environ, start, video)
 
     def _json(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         tag = f'"{self._state.version()}"'
@@ -97,7 +97,7 @@ def _whole(
 
 
 def _file(environ: dict[str, Any], start: Start, path: Path) -> Iterable[bytes]:
-    """A film, or the part of it that a player asks for (``Range: bytes=A-B``)."""
+    """A video, or the part of it that a player asks for (``Range: bytes=A-B``)."""
     size = path.stat().st_size
     first, last, status = 0, size - 1, "200 OK"
     headers = [*HEADERS, ("Content-Type", TYPES[path.suffix.lower()]), ("Accept-Ranges", "bytes")]
@@ -106,7 +106,7 @@ def _file(environ: dict[str, Any], start: Start, path: Path) -> Iterable[bytes]:
         first = int(match[1]) if match[1] else max(0, size - int(match[2]))
         last = min(last, int(match[2])) if match[1] and match[2] else last
         if first > last:
-            return _refuse(start, "416 Range Not Satisfiable", f"the film has {size} bytes")
+            return _refuse(start, "416 Range Not Satisfiable", f"the video has {size} bytes")
         status = "206 Partial Content"
         headers.append(("Content-Range", f"bytes {first}-{last}/{size}"))
     start(status, [*headers, ("Content-Length", str(last - first + 1))])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.json_text import read_object
-from worldloom_dist.page.films import films_of
+from worldloom_dist.page.videos import videos_of
 from worldloom_dist.run.curves import EVALUATION, TRAINING, History
 from worldloom_dist.run.view import View, read_view
 
@@ -79,7 +79,7 @@ class RunState:
                 "spent": self._spent_lately(),
                 "workers": self._workers(),
                 "faults": self._faults(),
-                "films": films_of(self._folder / "videos", is_live=self._is_live),
+                "videos": videos_of(self._folder / "videos", is_live=self._is_live),
                 "log": self._log(),
             }
 

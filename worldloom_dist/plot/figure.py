@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_dist.plot.panels import axis_of, draw_quantity, draw_returns
+from worldloom_dist.plot.panels import (
+    axis_of,
+    draw_held_out,
+    draw_quantity,
+    draw_returns,
+    held_out_name,
+)
 from worldloom_dist.plot.reference import Published, task_key
 from worldloom_dist.plot.runs import Experiment, Run, experiments_of
 from worldloom_dist.plot.style import STYLES, Style, check_drawing, dress, rules
@@ -140,6 +146,7 @@ def _add_losses(
     for place, name in enumerate(losses):
         has_key = needs_key and place == 0
         draw_quantity(grid[place], experiments, name, axis, colours, has_key=has_key)
+        draw_held_out(grid[place], experiments, name, axis, colours)
         dress(
             grid[place],
             axis_of(experiments, axis),
@@ -202,6 +209,7 @@ def _fitting(
 def _losses_of(experiments: Sequence[Experiment]) -> list[str]:
     """Every loss, the total first."""
     names = {name for e in experiments for name in e.curve_names if name.startswith("loss{")}
+    names = {name for name in names if name not in {held_out_name(other) for other in names}}
     return sorted(names, key=lambda name: (name != "loss{name=total}", name))
 
 
@@ -243,6 +251,9 @@ def _note(
         parts.append("One seed: evaluation mean, band = standard deviation over its episodes.")
     if any(e.curves(TRAINING) and len(e.runs) == 1 for e in experiments):
         parts.append("Thin line: mean of recent training episodes.")
+    losses = [(e, name) for e in experiments for name in _losses_of([e])]
+    if any(held_out_name(name) in e.curve_names for e, name in losses):
+        parts.append("Dotted loss: on data that is never trained on.")
     parts += [f"{r.label}: {r.source}." for r in {r.source: r for r in references}.values()]
     if parts:
         figure.supxlabel(

@@ -12,7 +12,7 @@ from worldloom_dist.plot.runs import Experiment, combine
 from worldloom_dist.plot.style import Style, dress
 from worldloom_dist.run.curves import EVALUATION, TRAINING
 
-__all__ = ["axis_of", "draw_quantity", "draw_returns"]
+__all__ = ["axis_of", "draw_held_out", "draw_quantity", "draw_returns", "held_out_name"]
 
 LOG_SPAN = 50.0
 """A positive quantity that spans more than this factor is drawn on a logarithmic axis."""
@@ -120,6 +120,27 @@ def draw_quantity(
     values = np.concatenate(drawn) if drawn else np.zeros(1)
     if may_be_log and values.min() > 0 and values.max() / values.min() > LOG_SPAN:
         axes.set_yscale("log")
+
+
+def held_out_name(loss: str) -> str:
+    """Of the same loss on data that is never trained on."""
+    return loss.replace("loss{name=", "loss{name=held_out/", 1)
+
+
+def draw_held_out(
+    axes: Any,
+    experiments: Sequence[Experiment],
+    loss: str,
+    axis: str | None,
+    colours: Mapping[str, str],
+) -> None:
+    """A loss on held-out data, dotted, in the panel of the same loss of training."""
+    for experiment in experiments:
+        curves = experiment.curves(held_out_name(loss), axis)
+        if curves:
+            curve = combine(curves)
+            colour = colours[experiment.label]
+            axes.plot(curve.steps, curve.values, color=colour, linewidth=1.4, linestyle=":")
 
 
 def _band(axes: Any, curve: Any, colour: str) -> None:

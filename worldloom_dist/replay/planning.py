@@ -30,12 +30,15 @@ logger = logging.getLogger(__name__)
 
 
 def absolute_files(config: RunConfig) -> RunConfig:
-    """The config with whole paths in ``replay.load``: shards and resumed runs may begin in another
-    folder.
+    """The config with whole paths in ``replay.load`` and ``replay.held_out``: shards and resumed
+    runs may begin in another folder.
     """
-    sources = [whole_name(name) for name in split_sources(config.replay.load)]
-    load = ",".join(sources) or None
-    return dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=load))
+    load, held_out = (
+        ",".join(whole_name(name) for name in split_sources(text)) or None
+        for text in (config.replay.load, config.replay.held_out)
+    )
+    replay = dataclasses.replace(config.replay, load=load, held_out=held_out)
+    return dataclasses.replace(config, replay=replay)
 
 
 def recorded_env(config: RunConfig) -> EnvSpec:
@@ -71,6 +74,11 @@ def check_files(
             check_beginning(source, columns)
         except CheckpointError as error:
             raise ConfigurationError(f"replay.load: {error}") from error
+    for source in split_sources(config.replay.held_out):
+        try:
+            check_beginning(source, columns)
+        except CheckpointError as error:
+            raise ConfigurationError(f"replay.held_out: {error}") from error
 
 
 def files_to_store(sources: Iterable[str], stored: Collection[str]) -> list[str]:

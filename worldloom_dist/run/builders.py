@@ -31,6 +31,7 @@ from worldloom_dist.ports import ReplayWriter, WeightSink
 from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.held_out import build_held_out
 from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def build_learner(
         "ranks": plan.config.learners,
         "weights_dtype": own.weights_dtype,
     }
-    return Learner(
+    learner = Learner(
         agent,
         weights,
         device=device,
@@ -221,6 +222,9 @@ def build_learner(
         **how,
         **hooks,
     )
+    if plan.config.replay.held_out:
+        learner.held_out = build_held_out(plan, device)
+    return learner
 
 
 def build_store(plan: Plan, folder: Path) -> CheckpointStore:

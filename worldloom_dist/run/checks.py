@@ -18,6 +18,7 @@ __all__ = [
     "check_gateways",
     "check_watching",
     "choose_port",
+    "is_open",
     "without_effect",
 ]
 
@@ -98,6 +99,14 @@ def check_watching(config: RunConfig) -> None:
 
     read_secret(config.metrics_auth_file)
     check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
+
+
+def is_open(config: RunConfig) -> bool:
+    """True when machines beside this one can read the endpoint without a password."""
+    from worldloom_dist.metrics.endpoint import read_secret
+
+    is_local = config.metrics_host in ("localhost", "::1") or config.metrics_host.startswith("127.")
+    return not is_local and not read_secret(config.metrics_auth_file)
 
 
 def check_gateways(plan: Plan) -> None:

@@ -53,7 +53,7 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
     summary = folder.read_json("summary.json")
     run = shlex.quote(str(shown))
     lines = [
-        line for line in (_result(summary), _best(shown, folder), _film(shown, summary)) if line
+        line for line in (_result(summary), _best(shown, folder), _video(shown, summary)) if line
     ]
     commands = (
         [] if config.env.is_none else [("evaluate", f"evaluate {run}"), ("watch", f"enjoy {run}")]
@@ -77,10 +77,10 @@ def _result(summary: Mapping[str, Any]) -> str:
     return f"return   {mean:.1f}{deviation} over {evaluation.get('episodes', 0)} episodes"
 
 
-def _film(shown: Path, summary: Mapping[str, Any]) -> str:
-    """The film of the last evaluation."""
-    films = (summary.get("eval") or {}).get("videos") or []
-    return f"film     {shown / 'videos' / films[0]}" if films else ""
+def _video(shown: Path, summary: Mapping[str, Any]) -> str:
+    """The video of the last evaluation."""
+    videos = (summary.get("eval") or {}).get("videos") or []
+    return f"video    {shown / 'videos' / videos[0]}" if videos else ""
 
 
 def _best(shown: Path, folder: RunFolder) -> str:

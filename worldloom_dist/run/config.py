@@ -70,6 +70,7 @@ BOUNDS_OF: Mapping[str, Mapping[str, Bounds]] = {
         **dict.fromkeys(("keep_checkpoints", "checkpoint_every_steps"), Bounds(1)),
         **dict.fromkeys(("publish_every_s", "checkpoint_every_s"), SECONDS),
         "report_every_steps": NOT_NEGATIVE,
+        "held_out_every": Bounds(1),
     },
     "placement": {
         **dict.fromkeys(("worker_cpus", "learner_gpus", "inference_gpus"), Bounds(0, 10**6)),
@@ -144,6 +145,8 @@ class ReplayConfig:
     """Windows begin at every Nth row of a stream; the window's length: they never overlap."""
     durability: Literal["none", "journal", "fsync"] = "journal"
     """An acknowledged row is: none, in memory; journal, safe from kill -9; fsync, on disk."""
+    held_out: str | None = None
+    """Files (A,B) that are never trained on; a run measures its losses on them, too."""
     load: str | None = None
     """Episodes to store first: FILE.npz or .parquet, minari:NAME, rllib:FOLDER; commas between."""
     band_steps: int | None = None
@@ -170,6 +173,8 @@ class LearnerConfig:
     """Newest checkpoints kept, besides the best one."""
     report_every_steps: int = 20_000
     """Env steps between pictures of open-loop predictions in RUN/videos; 0 draws none."""
+    held_out_every: int = 1_000
+    """Updates between measurements on replay.held_out."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
     """What weights become on their way to the workers."""
     compile: Literal["off", "auto", "graph", "inductor"] = "auto"
@@ -372,6 +377,11 @@ class RunConfig:
         if self.runtime == "local":
             found.append(
                 f"learners must be 1 with --runtime local, got {self.learners}; use --runtime ray"
+            )
+        if self.replay.held_out:
+            found.append(
+                f"learners must be 1 with --replay.held-out, got {self.learners}; drop one of the "
+                "two"
             )
         if self.barrier:
             found.append(f"learners must be 1 with --barrier, got {self.learners}")

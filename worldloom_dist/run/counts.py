@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from worldloom.core.metrics import MetricMap, Sum
 from worldloom_dist.ports import RowCounters
 
-__all__ = ["Counts", "Rates"]
+__all__ = ["Counts", "Rates", "increments"]
 
 RATE_WINDOW_S = 10.0
 
@@ -77,3 +78,24 @@ class Rates:
         updates = end[1].train_steps - start[1].train_steps
         env_steps = agent_steps * self._action_repeat
         return {"env_steps_per_s": env_steps / seconds, "updates_per_s": updates / seconds}
+
+
+def increments(before: Counts, now: Counts) -> MetricMap:
+    """What counters of replay and coordinator have grown by, for the hub."""
+    counters = now.counters
+    old = before.counters
+    values: MetricMap = {
+        "replay_inserted_steps_total": Sum(counters.inserted - old.inserted),
+        "replay_evicted_steps_total": Sum(counters.evicted - old.evicted),
+        "replay_duplicate_steps_total": Sum(counters.duplicate - old.duplicate),
+    }
+    for side, seconds in now.blocked_s.items():
+        fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
+        values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
+    lost = now.updates_lost - before.updates_lost
+    values["learner_updates_lost_total"] = Sum(max(0, lost))
+    for kind, count in now.restarts.items():
+        values[f"worker_restarts_total{{kind={kind}}}"] = Sum(
+            max(0, count - before.restarts.get(kind, 0))
+        )
+    return values

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from worldloom.core.metrics import Last, MetricMap, Sum
+from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.binding_watch import BindingWatch
-from worldloom_dist.run.counts import Counts, Rates
+from worldloom_dist.run.counts import Counts, Rates, increments
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.line import progress_line
 from worldloom_dist.run.pace import Pace
@@ -163,23 +163,7 @@ class Report:
 
     def increments(self, before: Counts) -> MetricMap:
         """Counters of replay and coordinator as increments since ``before``, for the hub."""
-        now = self.counts.counters
-        old = before.counters
-        values: MetricMap = {
-            "replay_inserted_steps_total": Sum(now.inserted - old.inserted),
-            "replay_evicted_steps_total": Sum(now.evicted - old.evicted),
-            "replay_duplicate_steps_total": Sum(now.duplicate - old.duplicate),
-        }
-        for side, seconds in self.counts.blocked_s.items():
-            fresh = max(0.0, seconds - before.blocked_s.get(side, 0.0))
-            values[f"rate_limiter_blocked_seconds_total{{side={side}}}"] = Sum(fresh)
-        lost = self.counts.updates_lost - before.updates_lost
-        values["learner_updates_lost_total"] = Sum(max(0, lost))
-        for kind, count in self.counts.restarts.items():
-            values[f"worker_restarts_total{{kind={kind}}}"] = Sum(
-                max(0, count - before.restarts.get(kind, 0))
-            )
-        return values
+        return increments(before, self.counts)
 
     @property
     def train_ratio_actual(self) -> float:

@@ -163,13 +163,17 @@ def facts(view: View) -> list[tuple[str, str]]:
 
 
 def shown_losses(values: Mapping[str, Any]) -> dict[str, float]:
-    """The losses that fit on a line, of a record: the total first, else the first ones by name."""
-    found = {
+    """The losses that fit on a line, of a record: the total first and beside it the held-out one,
+    then the first ones by name.
+    """
+    found: dict[str, float] = {
         key.removeprefix("loss{name=").rstrip("}"): value
         for key, value in sorted(values.items())
         if key.startswith("loss{name=") and isinstance(value, int | float)
     }
-    first = {name: found[name] for name in ("total",) if name in found}
+    first: dict[str, float] = {
+        name: found[name] for name in ("total", "held_out/total") if name in found
+    }
     return dict(list({**first, **found}.items())[:MOST_LOSSES])
 
 

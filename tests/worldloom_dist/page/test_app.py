@@ -35,7 +35,7 @@ def ask(url, method="GET", **headers):
             return error.code, dict(error.headers), error.read()
 
 
-def test_page_numbers_and_films_are_served_beside_the_metrics(tmp_path):
+def test_page_numbers_and_videos_are_served_beside_the_metrics(tmp_path):
     folder = write_run(tmp_path / "run")
     (folder / "videos").mkdir()
     (folder / "videos" / "best-0.gif").write_bytes(bytes(range(100)))
@@ -49,16 +49,16 @@ def test_page_numbers_and_films_are_served_beside_the_metrics(tmp_path):
         assert ask(url + "/run.json", If_None_Match=headers["ETag"])[0] == 304
         squeezed = ask(url + "/run.json", Accept_Encoding="gzip")[2]
         assert json.loads(gzip.decompress(squeezed))["run"]["name"] == "run"
-        code, headers, body = ask(url + "/films/best-0.gif")
+        code, headers, body = ask(url + "/videos/best-0.gif")
         assert (code, headers["Content-Type"], body) == (200, "image/gif", bytes(range(100)))
-        code, headers, body = ask(url + "/films/best-0.gif", Range="bytes=90-")
+        code, headers, body = ask(url + "/videos/best-0.gif", Range="bytes=90-")
         assert (code, headers["Content-Range"], body) == (
             206,
             "bytes 90-99/100",
             bytes(range(90, 100)),
         )
-        assert ask(url + "/films/best-0.gif", Range="bytes=-5")[2] == bytes(range(95, 100))
-        assert ask(url + "/films/best-0.gif", Range="bytes=100-")[0] == 416
+        assert ask(url + "/videos/best-0.gif", Range="bytes=-5")[2] == bytes(range(95, 100))
+        assert ask(url + "/videos/best-0.gif", Range="bytes=100-")[0] == 416
         assert b"worldloom_run_info" in ask(url + "/metrics")[2]
         assert ask(url + "/", "HEAD")[2] == b""
 
@@ -71,11 +71,11 @@ def test_nothing_else_of_the_folder_is_served_and_nothing_is_taken(tmp_path):
     with served(folder) as url:
         for path in (
             "config.json",
-            "films/",
-            "films/../config.json",
-            "films/%2e%2e%2fconfig.json",
-            "films/index.jsonl",
-            "films/link.gif",
+            "videos/",
+            "videos/../config.json",
+            "videos/%2e%2e%2fconfig.json",
+            "videos/index.jsonl",
+            "videos/link.gif",
             "run.json/",
         ):
             assert ask(f"{url}/{path}")[0] == 404, path
@@ -86,7 +86,7 @@ def test_nothing_else_of_the_folder_is_served_and_nothing_is_taken(tmp_path):
 def test_the_password_of_the_metrics_guards_the_page(tmp_path):
     folder = write_run(tmp_path / "run")
     with served(folder, "user:s3cret-word") as url:
-        for path in ("/", "/run.json", "/films/x.gif"):
+        for path in ("/", "/run.json", "/videos/x.gif"):
             code, headers, body = ask(url + path)
             assert code == 401
             assert headers["WWW-Authenticate"].startswith("Basic")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.worldloom_dist.written_runs import write_run
-from worldloom_dist.page.films import film_path, films_of
 from worldloom_dist.page.state import MOST_ROWS, RunState
+from worldloom_dist.page.videos import video_path, videos_of
 
 
 def curve_of(state, name):
@@ -91,7 +91,7 @@ def test_what_went_wrong_is_listed(tmp_path):
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     state = RunState(write_run(tmp_path / "run", records=0), is_live=True).read()
-    assert state["curves"] == state["evaluations"] == state["films"] == []
+    assert state["curves"] == state["evaluations"] == state["videos"] == []
     assert state["view"]["status"] == "running"
 
 
@@ -104,7 +104,7 @@ def test_an_offline_run_is_over_its_updates(tmp_path):
     assert state["axes"]["updates"][-1] == 10_000
 
 
-def test_the_newest_film_of_each_kind_comes_first(tmp_path):
+def test_the_newest_video_of_each_kind_comes_first(tmp_path):
     import os
 
     names = ["eval-000001000-0.mp4", "eval-000002000-0.mp4", "open_loop-image-0000000500.gif"]
@@ -113,13 +113,13 @@ def test_the_newest_film_of_each_kind_comes_first(tmp_path):
     ):
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    films = films_of(tmp_path)
-    assert [film["caption"] for film in films] == [
+    videos = videos_of(tmp_path)
+    assert [video["caption"] for video in videos] == [
         "best-0",
         "imagined image at 500 env steps",
         "evaluation at 2,000 env steps",
         "evaluation at 1,000 env steps",
     ]
-    assert film_path(tmp_path, "best-0.gif") == tmp_path / "best-0.gif"
+    assert video_path(tmp_path, "best-0.gif") == tmp_path / "best-0.gif"
     for name in ("../best-0.gif", "index.jsonl", "nothing.gif", "", "/etc/passwd"):
-        assert film_path(tmp_path, name) is None
+        assert video_path(tmp_path, name) is None

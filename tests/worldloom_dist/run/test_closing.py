@@ -79,8 +79,8 @@ def test_an_offline_run_goes_on_by_updates_and_has_no_env_to_play_in(folder):
     assert not any(word in line for line in lines for word in ("evaluate", "enjoy", "+-"))
 
 
-def test_the_film_of_the_last_evaluation_is_named(folder):
+def test_the_video_of_the_last_evaluation_is_named(folder):
     evaluation = {**EVAL, "videos": ["eval-000005000-0.mp4", "eval-000005000-1.mp4"]}
     (folder / "summary.json").write_text(json.dumps({"eval": evaluation}))
     lines = closing_lines(parse([]), folder, RunFolder(folder))
-    assert lines[2] == f"film     {folder}/videos/eval-000005000-0.mp4"
+    assert lines[2] == f"video    {folder}/videos/eval-000005000-0.mp4"

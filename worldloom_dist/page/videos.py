@@ -1,4 +1,4 @@
-"""The films and pictures in a run's ``videos`` folder, the newest first."""
+"""The videos and pictures in a run's ``videos`` folder, the newest first."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TYPES", "film_path", "films_of"]
+__all__ = ["TYPES", "video_path", "videos_of"]
 
 TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg"}
-MOST_FILMS = 8
+MOST_VIDEOS = 8
 COMPLETE_AFTER_S = 1.0
 EVALUATION = re.compile(r"eval-(\d+)-(\d+)")
 IMAGINED = re.compile(r"open_loop-(.+)-(\d+)")
 
 
-def films_of(folder: Path, most: int = MOST_FILMS, *, is_live: bool = True) -> list[dict[str, Any]]:
-    """The newest of every kind of film first, then others by age.
+def videos_of(
+    folder: Path, most: int = MOST_VIDEOS, *, is_live: bool = True
+) -> list[dict[str, Any]]:
+    """The newest of every kind of video first, then others by age.
 
     Args:
         folder: ``videos`` of a run.
         most: How many.
-        is_live: True where a film may still be being written: one of this second is left out.
+        is_live: True where a video may still be being written: one of this second is left out.
 
     Returns:
         ``file``, ``url`` below the page, ``caption`` and ``size_bytes`` of each.
@@ -37,7 +39,7 @@ def films_of(folder: Path, most: int = MOST_FILMS, *, is_live: bool = True) -> l
             continue
         if not is_live or time.time() - stat.st_mtime >= COMPLETE_AFTER_S:
             found.append((stat.st_mtime, path, stat.st_size))
-    found.sort(key=lambda film: (-film[0], film[1].name))
+    found.sort(key=lambda video: (-video[0], video[1].name))
     kinds = set[str]()
     first: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
@@ -45,7 +47,7 @@ def films_of(folder: Path, most: int = MOST_FILMS, *, is_live: bool = True) -> l
         kind, caption = _kind_and_caption(path.stem)
         facts = {
             "file": path.name,
-            "url": f"films/{path.name}",
+            "url": f"videos/{path.name}",
             "caption": caption,
             "size_bytes": size,
         }
@@ -54,15 +56,15 @@ def films_of(folder: Path, most: int = MOST_FILMS, *, is_live: bool = True) -> l
     return [*first, *others][:most]
 
 
-def film_path(folder: Path, name: str) -> Path | None:
-    """The film of a name; None for what is none, or lies elsewhere."""
+def video_path(folder: Path, name: str) -> Path | None:
+    """The video of a name; None for what is none, or lies elsewhere."""
     path = folder / name
     is_plain = name == path.name and path.suffix.lower() in TYPES
     return path if is_plain and path.is_file() and not path.is_symlink() else None
 
 
 def _kind_and_caption(stem: str) -> tuple[str, str]:
-    """What a film shows, and in words: ``eval-000002000-0`` is of an evaluation,
+    """What a video shows, and in words: ``eval-000002000-0`` is of an evaluation,
     ``open_loop-image-0000012000`` of what the agent imagines; others were made by ``evaluate``, and
     have the checkpoint's name.
     """
