@@ -283,15 +283,12 @@ class Session:
             row = self._envs[number].row
             if row is None or row.step != question.steps[place]:
                 fresh.append(place)
-        decision = self._begin(question, fresh) if fresh else None
-        rows = []
-        for place, number in enumerate(question.envs):
-            env = self._envs[number]
-            if decision is not None and place in fresh:
-                self._enter(number, question, place, decision, fresh.index(place))
-            assert env.row is not None
-            rows.append(env.row)
-        return rows
+        if fresh:
+            decision = self._begin(question, fresh)
+            for index, place in enumerate(fresh):
+                self._enter(question.envs[place], question, place, decision, index)
+        rows = [self._envs[number].row for number in question.envs]
+        return [row for row in rows if row is not None]
 
     def _begin(self, question: Question, fresh: list[int]) -> _Decision:
         is_whole = len(fresh) == len(question.envs)
