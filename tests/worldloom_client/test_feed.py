@@ -14,7 +14,6 @@ from worldloom.data.codec import notes_of
 from worldloom.envs.toy import CountingEnv
 from worldloom_client import ClientError, RefusedError, UnavailableError, WireError, feed
 
-
 KILLED = """
 import os, sys
 from worldloom.envs.toy import CountingEnv
