@@ -6,6 +6,7 @@ and what no other process calls is not here. Callers name the method by its Prot
 checker sees a wrong name or argument.
 
     WorkerRole     --append--> ShardRole --admit, report--> CoordinatorRole
+    WorkerRole     --permit_steps--> CoordinatorRole
     WorkerRole     --act-----> InferenceRole
     LearnerRole    --admit_samples, split--> CoordinatorRole        (its prefetcher)
     LearnerRole    --sample, write_back, update_priorities--> ShardRole
@@ -30,7 +31,7 @@ from worldloom.core.sequence import Chunk, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.windows import EncodedWindows
 from worldloom_dist.actors.acting import ActReply, ActRequest
-from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.ports import RowCounters, SampleRequest, StepPermit, StepQuestion
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import Listening
 
@@ -81,12 +82,15 @@ class InsertQuestion(NamedTuple):
         number: Of the question, from 1; one that is asked again, because no answer came, is
             permitted once.
         chunks: Agent steps of every chunk that waits, oldest first.
+        makers: Slot and incarnation of the workers that made them, whose steps were permitted
+            before; empty where the steps of all of them are asked for here.
     """
 
     shard: int
     session_id: str
     number: int
     chunks: Sequence[int]
+    makers: Sequence[tuple[int, int]] = ()
 
 
 class Coordinator(Listening, Protocol):
@@ -110,6 +114,12 @@ class Coordinator(Listening, Protocol):
         0 when a successor of the shard has shown up.
         """
 
+    async def permit_steps(self, question: StepQuestion) -> StepPermit:
+        """Say how many agent steps a worker may make next; waits a moment until there are some."""
+
+    async def worker_down(self, slot: int, incarnation: int) -> None:
+        """A worker has ended: what it had in hand will not come."""
+
     async def stored(self, shard: int) -> None:
         """A chunk that was admitted is stored, or never will be."""
 
@@ -123,10 +133,23 @@ class Coordinator(Listening, Protocol):
         """False while a shard is not sampled from, because it is dead or silent."""
 
     async def admit_samples(
-        self, asker: str, session_id: str, windows: int, seeds: Sequence[tuple[int, ...]]
+        self,
+        asker: str,
+        session_id: str,
+        windows: int,
+        seeds: Sequence[tuple[int, ...]],
+        began_at: int | None = None,
+        taken: int = 0,
     ) -> list[dict[int, SampleRequest]] | None:
         """Return requests per shard for the first batch, when it may be sampled, and for later ones
         that may be sampled then too. None when a successor of the asker has shown up.
+
+        Args:
+            asker, session_id: Which learner rank, and which process of it.
+            windows: Of a batch.
+            seeds: One for each batch that is wanted.
+            began_at: Trained positions with which the learner began.
+            taken: Positions that this rank was permitted since then.
         """
 
     async def dismiss(self, asker: str, session_id: str) -> None:
@@ -136,7 +159,9 @@ class Coordinator(Listening, Protocol):
         """Requests for windows of an admitted batch that a shard could not give."""
 
     async def rebase_positions(self, positions: int) -> None:
-        """A learner begins with this number of trained positions."""
+        """A learner begins with this number of trained positions; what its predecessor did beyond
+        them is counted as lost, and owed.
+        """
 
     async def updates_due(self) -> int:
         """Updates that should have been made by now (lock-step)."""

@@ -26,10 +26,13 @@ __all__ = [
     "CHUNK_SOURCES",
     "FIRST_GATEWAY_SLOT",
     "FIRST_STEP",
+    "SESSION_BITS",
     "FencedError",
     "ReplayWriter",
     "RowCounters",
     "SampleRequest",
+    "StepPermit",
+    "StepQuestion",
     "WeightSink",
     "WeightSource",
     "WriteBack",
@@ -38,6 +41,9 @@ __all__ = [
 
 FIRST_GATEWAY_SLOT = 1_000_000
 """Slots of gateways' sessions are from here on, above those of all workers."""
+SESSION_BITS = 24
+"""Sessions of one gateway process count in the lower bits of their incarnation; that of the process
+stands above them."""
 CHUNK_SOURCES = "sources"
 """Note of a chunk: who chose the action of every row, where that is not the policy for all."""
 FIRST_STEP = "first_step"
@@ -106,6 +112,41 @@ class SampleRequest:
 
     windows: int
     seed: tuple[int, ...]
+
+
+class StepQuestion(NamedTuple):
+    """A worker asks how many more agent steps it may make. What it had left of an earlier permit is
+    returned by asking.
+
+    Attributes:
+        slot, incarnation: Which worker.
+        number: Of the question, from 1; one that is asked again, because no answer came, is
+            permitted once.
+        made: Agent steps that this incarnation has made.
+        in_chunks: Those of them whose chunk is not acknowledged yet.
+        least, most: Steps of one decision of its envs, below which a permit is of no use; and the
+            most that it wants now.
+    """
+
+    slot: int
+    incarnation: int
+    number: int
+    made: int
+    in_chunks: int
+    least: int
+    most: int
+
+
+class StepPermit(NamedTuple):
+    """The answer to a :class:`StepQuestion`.
+
+    Attributes:
+        steps: Agent steps that may be made: at least ``least``, or 0: ask again.
+        must_send: True when others wait for what the worker has in its chunks: send it first.
+    """
+
+    steps: int
+    must_send: bool = False
 
 
 class WriteBack(NamedTuple):

@@ -133,3 +133,11 @@ def test_the_reference_pages_are_current() -> None:
     for name, write in script["PAGES"].items():
         found = (DOCS / "reference" / name).read_text()
         assert found == write(), f"{name} is old: run python docs/write_config.py"
+
+
+def test_the_site_shows_names_without_the_marks_of_sphinx() -> None:
+    hook = runpy.run_path(str(DOCS / "site_hooks.py"))["on_page_content"]
+    shown = hook(
+        "as :meth:<code>~a.B.c</code> and :class:<code>D</code>, not :note: or <code>e</code>"
+    )
+    assert shown == "as <code>a.B.c</code> and <code>D</code>, not :note: or <code>e</code>"

@@ -32,6 +32,8 @@ READERS = {
     "worldloom_dist/actors/evaluation.py": "stores no rows",
     "worldloom_dist/actors/videos.py": "stores no rows",
     "worldloom_dist/gateway/": "rows of clients, which enter as those of workers do",
+    "worldloom_dist/replay/identity.py": "reads streams of journals, at a start",
+    "worldloom_dist/replay/seams.py": "compares chunks on disk, for verify",
     "worldloom_dist/learner/guard.py": "keeps a batch that was not finite",
     "worldloom_dist/learner/prediction_videos.py": "draws a batch",
     "worldloom_dist/learner/step.py": "runs the agent",

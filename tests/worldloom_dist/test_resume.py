@@ -7,8 +7,10 @@ import shlex
 import shutil
 import urllib.request
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from tests.worldloom_dist.local_runs import run_of
 from tests.worldloom_dist.small_runs import SMALL, start
@@ -146,7 +148,7 @@ def test_advice_of_a_stopped_run_works_when_it_is_typed(made, tmp_path, monkeypa
     folder = shutil.copytree(made, tmp_path / "my run")
     monkeypatch.setattr(module, "run_plan", lambda *_: "stopped")
     assert launch(["--resume", str(folder), "--metrics-port", "0"]) == 0
-    advice = capsys.readouterr().out.splitlines()[-1].partition("worldloom_dist.launch ")[2]
+    advice = capsys.readouterr().out.splitlines()[-1].partition(" train ")[2]
     assert shlex.split(advice) == ["--resume", str(folder)]
 
 
@@ -215,15 +217,30 @@ def test_file_that_is_stored_is_not_needed_again(folder, tmp_path, capsys, caplo
     check_rows(run)
 
 
-def test_file_that_is_not_stored_yet_is_needed(folder, tmp_path, capsys):
-    data = tmp_path / "data.npz"
-    assert replay(["export", str(folder), str(data)]) == 0
-    assert replay(["import", str(folder), str(data)]) == 0
-    data.unlink()
-    before = contents(folder)
-    with pytest.raises(CheckpointError, match=r"data.npz"):
-        start(folder, *TWO, "--env-steps", "90").run()
-    assert contents(folder) == before
+def test_a_file_that_is_gone_or_turned_bad_costs_only_itself_and_is_named(
+    folder, tmp_path, capsys, caplog
+):
+    good = tmp_path / "good.npz"
+    assert replay(["export", str(folder), str(good)]) == 0
+    gone = tmp_path / "gone.npz"
+    bad = tmp_path / "bad.parquet"
+    shutil.copy(good, gone)
+    assert replay(["export", str(folder), str(bad)]) == 0
+    for file in (gone, bad, good):
+        assert replay(["import", str(folder), str(file)]) == 0
+    gone.unlink()
+    rewritten = parquet.read_table(bad)  # by a person, with another tool
+    columns = {name: rewritten.column(name) for name in rewritten.column_names}
+    columns["obs"] = pyarrow.array([1.0] * len(rewritten))
+    table = pyarrow.table(columns).replace_schema_metadata(rewritten.schema.metadata)
+    parquet.write_table(table, bad)
+    assert replay(["import", str(folder), str(bad)]) == 2, "it is looked at as a whole"
+    for steps in ("90", "110"):
+        assert launch(["--resume", str(folder), "--env-steps", steps, "--metrics-port", "0"]) == 0
+        left_out = summary_of(folder)["imports_left_out"]
+        assert set(left_out) == {str(gone), str(bad)}
+        assert "AttributeError" in left_out[str(bad)]
+    check_rows(folder)
 
 
 def test_metrics_are_served_without_ray_too(tmp_path):

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from worldloom.algorithms.inputs import InputChecks
 from worldloom.algorithms.pretrained import (
     SavedModel,
+    allowance_of,
     check_conflicts,
     load_weights,
     open_model,
@@ -282,7 +283,8 @@ class BaseWorldModel(InputChecks, ABC):
         with open_model(path) as saved:
             cls._check_kind(saved)
             check_conflicts(saved.folder, saved.config, kwargs)
-            model = cls(saved.config.replaced(device=device) if device else saved.config)
+            with allowance_of(saved):
+                model = cls(saved.config.replaced(device=device) if device else saved.config)
             model.load_state_dict(load_weights(saved, model.state_dict()))
         return model
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -28,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldloom.algorithms.configs import WorldModelConfig
-from worldloom.core.error_text import first_line
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.files import (
     expanded,
@@ -37,29 +34,27 @@ from worldloom.core.files import (
     replacing_together,
     write_json,
 )
+from worldloom.core.json_text import parse_json
+from worldloom.nn.tensor_files import Allowance, read_tensors
 
-__all__ = ["SavedModel", "check_conflicts", "load_weights", "open_model", "save_model"]
+__all__ = [
+    "SavedModel",
+    "allowance_of",
+    "check_conflicts",
+    "load_weights",
+    "open_model",
+    "save_model",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model.pt")
 SLACK_BYTES = 1 << 20
+BUILDING_COPIES = 8
+BUILDING_BYTES = 64 << 20
+"""What building a network takes beside its weights: initial values, and copies of them."""
 FORMAT = "worldloom-0.2"
 OLD_PREFIXES = ("rssm.", "_encoder.", "_decoder.", "_dynamics.", "reward_head.", "q_ensemble.")
 """How parameters of the public 0.1 begin."""
-UNREADABLE = (
-    *(
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        AssertionError,
-    ),
-    *(pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError),
-)
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,7 @@ def open_model(folder: str | PathLike[str]) -> Iterator[SavedModel]:
 
 def _stated_facts(text: bytes, source: Path) -> Mapping[str, Mapping[str, Any]]:
     try:
-        files = json.loads(text).get("files", {})
+        files = parse_json(text).get("files", {})
         return {
             name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
             for name, entry in files.items()
@@ -171,6 +166,24 @@ def check_conflicts(folder: Path, config: WorldModelConfig, wanted: Mapping[str,
             )
 
 
+def allowance_of(saved: SavedModel) -> Allowance:
+    """What the network of a saved model may take while it is built, by the size of its weights.
+
+    Raises:
+        CheckpointError: If there are no weights.
+    """
+    if not saved.weights:
+        raise CheckpointError(
+            f"{saved.folder}: has neither {' nor '.join(WEIGHT_FILES)}; save the model again"
+        )
+    size = max(os.fstat(file.fileno()).st_size for file in saved.weights.values())
+    return Allowance(
+        BUILDING_COPIES * size + BUILDING_BYTES,
+        f"{saved.folder / CONFIG_FILE}: describes a network that is far larger than its weights, "
+        f"which have {size} bytes; it was changed, or is foreign",
+    )
+
+
 def load_weights(saved: SavedModel, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The saved tensors, after checking that they are those of a model with the tensors
     ``expected``.
@@ -179,10 +192,6 @@ def load_weights(saved: SavedModel, expected: Mapping[str, Tensor]) -> dict[str,
         CheckpointError: If no weight file is there, or one is cut, changed, oversized, foreign, or
             of another architecture.
     """
-    if not saved.weights:
-        raise CheckpointError(
-            f"{saved.folder}: has neither {' nor '.join(WEIGHT_FILES)}; save the model again"
-        )
     limit = sum(t.numel() * t.element_size() for t in expected.values())
     for name, file in saved.weights.items():
         _check_file(saved.folder / name, file, saved.facts.get(name), 2 * limit + SLACK_BYTES)
@@ -217,15 +226,10 @@ def _check_file(
 
 
 def _read(path: Path, file: BufferedReader) -> dict[str, Tensor]:
-    try:
+    with reading(path, "cannot be read as weights, it is corrupt or foreign"):
         if path.suffix == ".safetensors":
             return load_file(path_of_open(file))
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        first = first_line(error)
-        raise CheckpointError(
-            f"{path}: cannot be read as weights, it is corrupt or foreign ({first})"
-        ) from error
+        tensors = read_tensors(path, file)
     if not isinstance(tensors, dict) or not all(
         isinstance(value, Tensor) for value in tensors.values()
     ):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import numbers
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, open_together, write_json
+from worldloom.core.json_text import parse_json
 from worldloom.core.state_kinds import DynamicsType, LatentType
 
 __all__ = [
@@ -252,7 +252,7 @@ class WorldModelConfig:
             CheckpointError: If it is not such a text.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             if not isinstance(data, dict):
                 raise CheckpointError(
                     f"{source}: expected a JSON object, got {type(data).__name__}"

@@ -268,15 +268,21 @@ def _remove_abandoned(place: Path, stem: str) -> None:
                 os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old content or the new one, never half of one."""
+def write_text(path: Path, text: str, *, is_synced: bool = False) -> None:
+    """Replace a file so that a reader sees the old content or the new one, never half of one; with
+    ``is_synced`` the new one is on the disk when this returns.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text)
+        if is_synced:
+            sync(temporary)
+    if is_synced:
+        sync(path.parent)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, *, is_synced: bool = False) -> None:
     """Replace a JSON file as :func:`write_text` does; NaN and infinity become null."""
-    write_text(path, to_json(data, indent=2) + "\n")
+    write_text(path, to_json(data, indent=2) + "\n", is_synced=is_synced)
 
 
 def sync(path: Path) -> None:

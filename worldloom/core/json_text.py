@@ -1,5 +1,6 @@
-"""JSON that every reader understands: Python would write NaN and Infinity, which JSON does not
-have.
+"""JSON that every reader understands, and a reader that fails in one way: Python would write NaN
+and Infinity, which JSON does not have, and a text that is nested deeply ends its parser otherwise
+than a wrong one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["finite_json", "read_object", "to_json"]
+__all__ = ["finite_json", "parse_json", "read_object", "to_json"]
 
 
 def to_json(data: Any, *, indent: int | None = None) -> str:
@@ -23,6 +24,18 @@ def to_json(data: Any, *, indent: int | None = None) -> str:
     return json.dumps(finite_json(data), indent=indent, allow_nan=False)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; its numbers are finite.
+
+    Raises:
+        ValueError: If it is none, whatever is wrong with it.
+    """
+    try:
+        return DECODER.decode(text if isinstance(text, str) else text.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -30,10 +43,20 @@ def read_object(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds something else.
     """
-    found = json.loads(path.read_text())
+    found = parse_json(path.read_bytes())
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds a {type(found).__name__}, not a JSON object")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {text}, which is no finite number")
+    return value
+
+
+DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def finite_json(node: Any) -> Any:

@@ -75,11 +75,17 @@ class ArraySpec:
         """Inverse of :meth:`to_dict`.
 
         Raises:
-            KeyError, TypeError: If it is no description, or names no dtype.
+            KeyError, TypeError, ValueError: If it is no description, or names no dtype of plain
+                values.
         """
-        return cls(
-            tuple(data["shape"]), np.dtype(data["dtype"]).name, tuple(data.get("num_classes", ()))
-        )
+        shape = tuple(data["shape"])
+        classes = tuple(data.get("num_classes", ()))
+        dtype = np.dtype(data["dtype"])
+        if not all(type(number) is int and number >= 0 for number in (*shape, *classes)):
+            raise ValueError(f"a shape and numbers of classes cannot be {shape} and {classes}")
+        if dtype.hasobject or not dtype.itemsize:
+            raise TypeError(f"arrays of {dtype} cannot be stored")
+        return cls(shape, dtype.name, classes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

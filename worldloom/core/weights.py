@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 
 __all__ = ["TensorEntry", "WeightsSnapshot"]
@@ -126,7 +127,7 @@ class WeightsSnapshot:
         """
         try:
             size = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + size])
+            header = parse_json(data[8 : 8 + size])
             incarnation, update = header.pop("__metadata__")["version"].split(".")
             buffer = np.frombuffer(data, np.uint8, offset=8 + size)
             entries = tuple(

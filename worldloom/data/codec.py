@@ -27,6 +27,7 @@ import zstandard
 from zlib_ng import zlib_ng as zlib
 
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Chunk, PolicyVersion, Rows, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 
@@ -95,7 +96,7 @@ class EncodedColumn(NamedTuple):
         if self.encoding == "zstd":
             try:
                 data = _decompressor().decompress(self.blob, max_output_size=self.decoded_bytes)
-            except zstandard.ZstdError as error:
+            except (zstandard.ZstdError, MemoryError) as error:
                 raise CheckpointError(
                     f"rows: a compressed column does not decode ({error})"
                 ) from error
@@ -196,12 +197,17 @@ def split_rows(
         )
     offset = PREFIX.size + head_size
     encoded = {}
-    for name, dtype, shape, encoding, size in filter(_is_column, _head(payload, head_size)):
-        encoded[name] = EncodedColumn(
-            payload[offset : offset + size], encoding, dtype, tuple(shape)
-        )
-        offset += size
-    _check_columns(encoded, columns)
+    try:
+        for name, dtype, shape, encoding, size in filter(_is_column, _head(payload, head_size)):
+            encoded[name] = EncodedColumn(
+                payload[offset : offset + size], encoding, dtype, tuple(shape)
+            )
+            offset += size
+        _check_columns(encoded, columns)
+    except (CheckpointError, ShapeMismatchError):
+        raise
+    except Exception as error:  # a header that is none, under a checksum that is right
+        raise CheckpointError(f"rows: the header of a payload is damaged ({error!r})") from error
     return encoded
 
 
@@ -221,13 +227,10 @@ def carry_resets_of(payload: bytes | memoryview) -> list[int]:
     ``is_first`` of such a row is False, because the env went on; only the carry of the policy began
     again.
     """
-    _, _, head_size = PREFIX.unpack_from(payload)
-    return [
-        row
-        for entry in _head(memoryview(payload), head_size)
-        if not _is_column(entry)
-        for row in entry.get(CARRY_RESETS, ())
-    ]
+    marked = notes_of(payload).get(CARRY_RESETS, [])
+    if not isinstance(marked, list) or not all(type(row) is int for row in marked):
+        raise CheckpointError(f"rows: marks {str(marked)[:80]} of rows are damaged")
+    return marked
 
 
 def notes_of(payload: bytes | memoryview) -> dict[str, Any]:
@@ -266,8 +269,17 @@ def make_chunk(
 
 
 def _head(payload: memoryview, size: int) -> list[Any]:
-    """One entry per column, and one for the marked rows if there are any."""
-    entries: list[Any] = json.loads(bytes(payload[PREFIX.size : PREFIX.size + size]))
+    """One entry per column, and one for the marked rows if there are any.
+
+    Raises:
+        CheckpointError: If it is none that :func:`encode_rows` writes.
+    """
+    try:
+        entries: list[Any] = parse_json(bytes(payload[PREFIX.size : PREFIX.size + size]))
+    except ValueError as error:
+        raise CheckpointError(f"rows: the header of a payload is damaged ({error})") from error
+    if not isinstance(entries, list) or not all(isinstance(e, list | dict) for e in entries):
+        raise CheckpointError("rows: the header of a payload is damaged: it lists no columns")
     return entries
 
 
@@ -296,8 +308,12 @@ def _check_columns(encoded: Mapping[str, EncodedColumn], columns: Mapping[str, A
     if set(encoded) != set(columns):
         raise ShapeMismatchError("columns of encoded rows", sorted(columns), sorted(encoded))
     length = next(iter(encoded.values())).shape[0]
+    if type(length) is not int or length < 0:
+        raise CheckpointError(f"rows: a payload of {length!r} rows is damaged")
     for name, spec in columns.items():
         got = encoded[name]
+        if not (got.encoding == "raw" or (got.encoding == "zstd" and got.dtype == "uint8")):
+            raise CheckpointError(f"rows: column {name!r} cannot be encoded as {got.encoding!r}")
         if got.shape != (length, *spec.shape) or got.dtype != spec.dtype:
             raise ShapeMismatchError(
                 f"column {name!r}", ((length, *spec.shape), spec.dtype), (got.shape, got.dtype)

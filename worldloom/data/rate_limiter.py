@@ -1,22 +1,29 @@
 """The train ratio as a two-sided limit, in the only units that count: agent steps inserted and
 positions trained.
 
-    debt = train_ratio * max(0, I - prefill) + pretraining * (I >= prefill) - S - forgiven
+    debt(I) = train_ratio * max(0, I - prefill) + pretraining * (I >= prefill) - S - forgiven
 
-I: agent steps inserted. S: positions sampled for training. debt: positions owed to training,
-negative when training is ahead.
+I: agent steps inserted. M: steps made, those inserted and those that workers have in hand
+(permitted to them, or in a chunk that is not stored yet). S: positions sampled for training. debt:
+positions owed to training, negative when training is ahead.
 
-    may insert c steps     when I < prefill, or the debt afterwards is at most ``slack_insert``
-    may sample P positions when I >= prefill, and the debt afterwards is at least ``-slack_sample``
+    may make c more steps  when M < prefill, or debt(M + c) is at most ``slack_insert``
+    may sample P positions when I >= prefill, and debt(I) - P is at least ``-slack_sample``
 
-Invariants, for inserts of at most c steps and samples of at most P positions:
+So a step counts for its worker when it is permitted, before it is made, and for training when it is
+stored: neither side runs ahead of what there is. Invariants, for permits of at most c steps and
+samples of at most P positions, while no learner falls back:
 
-* once the prefill is complete, ``-slack_sample <= debt <= max(slack_insert, pretraining +
-  train_ratio * c)``; the second bound is the pretraining, which blocks inserts until it is paid, as
-  in the published schedules that pretrain when the prefill is complete;
-* at least one side may always proceed. Before the prefill it is the insert. After it, both sides
-  would wait only if ``slack_insert - train_ratio * c < debt < P - slack_sample``, and the
-  constructor refuses settings that leave such a gap.
+* once the prefill is complete, ``-slack_sample <= debt(I) <= debt(M) <= max(slack_insert,
+  pretraining + train_ratio * c)``; the second bound is the pretraining, which blocks inserts until
+  it is paid, as in the published schedules that pretrain when the prefill is complete;
+* at least one side may always proceed once what is in hand is stored (I = M). Before the prefill it
+  is the insert. After it, both sides would wait only if ``slack_insert - train_ratio * c < debt <
+  P - slack_sample``, and the constructor refuses settings that leave such a gap.
+
+A learner that dies takes updates with it: S falls back to its checkpoint's, and the debt rises by
+as much. It is owed like any other: nothing is made until training has caught up.
+:meth:`RateLimiter.clamp_debt` alone forgives, for a run that goes on with other settings.
 
 Counts are exact: the ratio is kept as the fraction of its decimal text, and sums are integers.
 """
@@ -129,19 +136,26 @@ class RateLimiter:
 
     Example::
 
-        limiter = RateLimiter(RateLimits(train_ratio=768, prefill_agent_steps=500,
-        batch_positions=768)) if limiter.may_insert(64):
+        limits = RateLimits(train_ratio=768, prefill_agent_steps=500, batch_positions=768)
+        limiter = RateLimiter(limits)
+        if limiter.may_insert(64):
             limiter.inserted(64)
 
     Args:
         limits: The settings.
+
+    Attributes:
+        agent_steps, positions: Inserted, and sampled for training, so far.
+        steps_in_hand: Agent steps that workers may make, or have made, and that are not inserted.
+        forgiven: Positions that are not owed any more.
     """
 
     def __init__(self, limits: RateLimits) -> None:
         self.limits = limits
         self.agent_steps = 0
+        self.steps_in_hand = 0
         self.positions = 0
-        self._forgiven = Fraction(0)
+        self.forgiven = Fraction(0)
         self._ratio = limits.ratio
         self._slack_insert = limits.slack_insert
         self._slack_sample = limits.slack_sample
@@ -156,12 +170,25 @@ class RateLimiter:
         """True when sampling may begin."""
         return self.agent_steps >= self.limits.prefill_agent_steps
 
+    @property
+    def steps_made(self) -> int:
+        """Agent steps inserted, and those that workers have in hand."""
+        return self.agent_steps + self.steps_in_hand
+
     def may_insert(self, agent_steps: int) -> bool:
-        """True when ``agent_steps`` more may be inserted now."""
+        """True when ``agent_steps`` more may be made, or inserted, now."""
+        made = self.steps_made
         return (
-            not self.is_prefilled
-            or self._debt(self.agent_steps + agent_steps) <= self._slack_insert
+            made < self.limits.prefill_agent_steps
+            or self._debt(made + agent_steps) <= self._slack_insert
         )
+
+    def room(self) -> int:
+        """The most agent steps that may be made now; 0 when none may."""
+        missing = self.limits.prefill_agent_steps - self.steps_made
+        allowed = self._slack_insert + self.positions + self.forgiven
+        allowed -= self.limits.pretrain_positions
+        return max(0, missing, missing + math.floor(allowed / self._ratio))
 
     def may_sample(self, positions: int) -> bool:
         """True when ``positions`` positions may be sampled now."""
@@ -173,7 +200,7 @@ class RateLimiter:
         """
         if self.may_insert(agent_steps):
             return 0
-        return math.ceil(self._debt(self.agent_steps + agent_steps) - self._slack_insert)
+        return math.ceil(self._debt(self.steps_made + agent_steps) - self._slack_insert)
 
     def sample_waits_for(self, positions: int) -> int:
         """Agent steps that must be inserted before ``positions`` positions may be sampled; 0 when
@@ -211,33 +238,29 @@ class RateLimiter:
         """Updates that should have happened, over the whole run, by the time ``agent_steps`` steps
         are inserted.
         """
-        return max(
-            0, int((self._owed(agent_steps) - self._forgiven) // self.limits.batch_positions)
-        )
+        return max(0, int((self._owed(agent_steps) - self.forgiven) // self.limits.batch_positions))
 
     def rebase(self, agent_steps: int, positions: int) -> None:
-        """Take over the counts of a resumed run and forgive what lies outside the band: no surge of
-        updates after a resume.
-
-        For a resume that must equal the uninterrupted run use :meth:`load`.
+        """Take over the counts of a run that goes on. What was forgiven before stays so, and
+        nothing else is.
         """
         self.agent_steps = agent_steps
         self.positions = positions
-        self._forgiven = Fraction(0)
-        self.clamp_debt()
 
     def clamp_debt(self) -> None:
-        """Forgive the part of the debt (or lead) that lies outside the band."""
+        """Forgive the part of the debt (or lead) that lies outside the band: a run that goes on
+        with another ratio, prefill or batch owes what these ask for from now on.
+        """
         debt = self._debt(self.agent_steps)
         highest = self._slack_insert
         unpaid = self.limits.pretrain_positions - self.positions
         if self.is_prefilled and unpaid > 0:
             highest = max(highest, unpaid + self._ratio * self.limits.max_insert_steps)
-        self._forgiven += debt - min(max(debt, -self._slack_sample), highest)
+        self.forgiven += debt - min(max(debt, -self._slack_sample), highest)
 
     def state(self) -> dict[str, int]:
         """Counts as JSON integers, for a checkpoint."""
-        top, bottom = self._forgiven.as_integer_ratio()
+        top, bottom = self.forgiven.as_integer_ratio()
         return {
             "agent_steps": self.agent_steps,
             "positions": self.positions,
@@ -249,11 +272,11 @@ class RateLimiter:
         """Inverse of :meth:`state`."""
         self.agent_steps = state["agent_steps"]
         self.positions = state["positions"]
-        self._forgiven = Fraction(state["forgiven_numerator"], state["forgiven_denominator"])
+        self.forgiven = Fraction(state["forgiven_numerator"], state["forgiven_denominator"])
 
     def _owed(self, agent_steps: int) -> Fraction:
         beyond = agent_steps - self.limits.prefill_agent_steps
         return Fraction(0) if beyond < 0 else self._ratio * beyond + self.limits.pretrain_positions
 
     def _debt(self, agent_steps: int) -> Fraction:
-        return self._owed(agent_steps) - self.positions - self._forgiven
+        return self._owed(agent_steps) - self.positions - self.forgiven

@@ -32,6 +32,7 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
         "full_actions": True,
     },
     "dmc": {"image_size": 64},
+    "crafter": {"image_size": 64},
     "toy": {},
     "rllib": {},
     "module": {},
@@ -201,7 +202,7 @@ class EnvConfig:
                 f"env.{field} is for atari only, and the env is {self.env!r}; leave it out"
                 for field in used
             ]
-        if self.pixels and self.suite in ("toy", "rllib", "rpc", "module"):
+        if self.pixels and self.suite in ("toy", "rllib", "rpc", "module", "crafter"):
             problems.append(
                 f"env.pixels is for {', '.join(RENDERED)} only, and the env is "
                 f"{self.env!r}; leave it out"

@@ -30,6 +30,7 @@ SUITE_MODULES = {
     "mujoco": "gymnasium",
     "atari": "atari",
     "dmc": "dmc",
+    "crafter": "crafter",
     "toy": "toy",
     "module": "module",
     "rllib": "rllib",

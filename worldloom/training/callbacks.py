@@ -306,6 +306,7 @@ class CheckpointCallback(Callback):
         )
         self.identity = self.monitor
         self.best = float("inf")
+        self._written: list[Path] = []
 
     def _folder(self, trainer: Any) -> Path:
         return expanded(self.output_dir or trainer.config.output_dir, "output_dir")
@@ -321,12 +322,23 @@ class CheckpointCallback(Callback):
             return
         folder = self._folder(trainer)
         trainer.save_checkpoint(folder / f"checkpoint_{step}.pt")
-        written = [path for path in folder.iterdir() if NUMBERED.fullmatch(path.name)]
-        by_age = sorted(
-            written, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1]))
-        )
-        for old in by_age[: -self.max_checkpoints]:
+        path = folder / f"checkpoint_{step}.pt"
+        self._written = [*(known for known in self._written if known != path), path]
+        for old in self._by_age(folder)[: -self.max_checkpoints]:
             old.unlink(missing_ok=True)
+
+    def _by_age(self, folder: Path) -> list[Path]:
+        """Numbered checkpoints, the oldest first: those of an earlier run, which may have higher
+        numbers, and then our own in the order in which they were written.
+        """
+        found = [path for path in folder.iterdir() if NUMBERED.fullmatch(path.name)]
+        return sorted(
+            found,
+            key=lambda path: (
+                self._written.index(path) if path in self._written else -1,
+                int(path.stem.split("_")[1]),
+            ),
+        )
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Save when the held-out loss is the lowest so far."""

@@ -35,6 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import (
     current,
@@ -46,7 +47,7 @@ from worldloom.core.files import (
     sync,
     write_json,
 )
-from worldloom.core.json_text import finite_json
+from worldloom.core.json_text import finite_json, parse_json
 
 __all__ = [
     "CheckpointStore",
@@ -115,16 +116,15 @@ def load_tree(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If a file is missing, truncated, corrupt, or of another format.
     """
-    try:
-        with open_together(folder, (MANIFEST, *FILES)) as files:
-            manifest = _parsed_manifest(folder, files.get(MANIFEST))
-            for name, expected in manifest["files"].items():
-                _check_contents(folder / name, files.get(name), expected)
-            tensors = load_file(path_of_open(files[FILES[0]]))
-            tree: dict[str, Any] = _restore(json.load(files[FILES[1]]), tensors)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
-    return tree
+    with (
+        reading(folder, "cannot be read"),
+        open_together(folder, (MANIFEST, *FILES)) as files,
+    ):
+        manifest = _parsed_manifest(folder, files.get(MANIFEST))
+        for name, expected in manifest["files"].items():
+            _check_contents(folder / name, files.get(name), expected)
+        tensors = load_file(path_of_open(files[FILES[0]]))
+        return _restored(folder, parse_json(files[FILES[1]].read()), tensors)
 
 
 def _check_contents(path: Path, file: BufferedReader | None, expected: Mapping[str, Any]) -> None:
@@ -146,18 +146,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or of another format.
     """
-    try:
-        with open_together(folder, [MANIFEST]) as files:
-            return _parsed_manifest(folder, files.get(MANIFEST))
-    except OSError as error:
-        raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
+    with (
+        reading(folder, "is not a checkpoint"),
+        open_together(folder, [MANIFEST]) as files,
+    ):
+        return _parsed_manifest(folder, files.get(MANIFEST))
 
 
 def _parsed_manifest(folder: Path, file: BufferedReader | None) -> dict[str, Any]:
     if file is None:
         raise CheckpointError(f"{folder}: is not a checkpoint (it has no {MANIFEST})")
-    try:
-        manifest: dict[str, Any] = json.load(file)
+    with reading(folder, "is not a checkpoint"):
+        manifest: dict[str, Any] = parse_json(file.read())
         if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
             raise CheckpointError(
                 f"{folder}: format {manifest['format']!r}, this version reads {FORMAT}"
@@ -166,8 +166,8 @@ def _parsed_manifest(folder: Path, file: BufferedReader | None) -> dict[str, Any
             raise CheckpointError(
                 f"{folder}: its manifest has no sha256 or size of a file; use an earlier checkpoint"
             )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: is not a checkpoint ({error})") from error
+        if not isinstance(manifest["facts"], dict):
+            raise CheckpointError(f"{folder}: its manifest has no facts; use an earlier checkpoint")
     return manifest
 
 
@@ -201,7 +201,7 @@ def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; name a file in it, e.g. checkpoint_final.pt")
-    try:
+    with reading(path, "is not a readable checkpoint, it is missing, truncated or foreign"):
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if "worldloom" not in metadata:
@@ -219,11 +219,10 @@ def load_tree_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise CheckpointError(
                 f"{path}: changed since it was written; use an earlier checkpoint"
             )
-        return _restore(json.loads(texts["tree"]), tensors), json.loads(texts["facts"])
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: is not a readable checkpoint, it is missing, truncated or foreign ({error})"
-        ) from error
+        facts = parse_json(texts["facts"])
+        if not isinstance(facts, dict):
+            raise CheckpointError(f"{path}: has no facts; use an earlier checkpoint")
+        return _restored(path, parse_json(texts["tree"]), tensors), facts
 
 
 def _contents_sha256(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -266,6 +265,13 @@ def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise CheckpointError(
         f"checkpoint: {path} is a {type(node).__name__}, which cannot be stored without pickle"
     )
+
+
+def _restored(source: Path, node: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    tree = _restore(node, tensors)
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{source}: holds no tree of tensors; use an earlier checkpoint")
+    return tree
 
 
 def _restore(node: Any, tensors: Mapping[str, Tensor]) -> Any:

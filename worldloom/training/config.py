@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from worldloom.core.devices import resolve_device
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, normalize
 from worldloom.core.files import expanded, write_json
+from worldloom.core.json_text import parse_json
 
 __all__ = ["TrainingConfig"]
 
@@ -165,7 +165,7 @@ class TrainingConfig:
             CheckpointError: If the file is missing or damaged.
         """
         try:
-            data = json.loads(expanded(path).read_text())
+            data = parse_json(expanded(path).read_text())
             if not isinstance(data, dict):
                 raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
         except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import (
     BufferError,
     CheckpointError,
@@ -341,12 +342,20 @@ class ReplayBuffer:
         """
         facts, episodes = read_episodes(path)
         room = max(facts.capacity, facts.steps, 1) if capacity is None else capacity
-        buffer = cls(room, facts.obs_shape or (1,), facts.action_dim, facts.obs_dtype, seed=seed)
-        for number, episode in enumerate(episodes):
+        with reading(path):
             try:
-                buffer.add_episode(**(episode if facts.obs_shape else _with_axis(episode)))
-            except (BufferError, ShapeMismatchError) as error:
-                raise CheckpointError(f"{path}: episode {number}: {error}") from error
+                buffer = cls(
+                    room, facts.obs_shape or (1,), facts.action_dim, facts.obs_dtype, seed=seed
+                )
+            except ConfigurationError as error:
+                if capacity is not None:
+                    raise
+                raise CheckpointError(f"{path}: {error}") from error
+            for number, episode in enumerate(episodes):
+                try:
+                    buffer.add_episode(**(episode if facts.obs_shape else _with_axis(episode)))
+                except (BufferError, ShapeMismatchError) as error:
+                    raise CheckpointError(f"{path}: episode {number}: {error}") from error
         for note in facts.notes:
             logger.warning("%s: %s", path, note)
         buffer._tell_of(str(path), facts.obs_shape, facts.steps)

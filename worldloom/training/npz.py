@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.files import expanded, replacing
 from worldloom.training.array_names import (
@@ -53,6 +54,11 @@ ALWAYS = ("actions", "rewards", "dones", "obs_shape", "action_dim", "capacity")
 SINCE_0_2 = ("truncated", "episode_lengths", "final_obs_mask", "final_obs")
 ONE_HOT = "actions_onehot"
 """Where 0.1's Atari collector kept codes beside integer actions."""
+MOST_EXPANSION = 500
+ALWAYS_ALLOWED = 256 * 2**20
+"""How much larger than a file what it holds may be; frames of a game compress a few
+hundredfold.
+"""
 LARGE = ("obs", "next_obs")
 """Arrays of one observation per transition: read an episode at a time."""
 OWN = frozenset({*ALWAYS, *SINCE_0_2, ONE_HOT, "obs", "env_spec"})
@@ -160,11 +166,59 @@ def read_episodes(path: str | PathLike[str]) -> tuple[FileFacts, Iterator[dict[s
     """
     named = expanded(path)
     source = named if named.exists() or not named.name else _with_suffix(named)
-    try:
+    with reading(source, "is not a readable .npz of episodes"):
+        check_members(source)
         file = _open(source)
-    except DAMAGE as error:
-        raise CheckpointError(f"{source}: is not a readable .npz of episodes ({error})") from error
     return file.facts, _episodes(file)
+
+
+def check_members(source: Path) -> None:
+    """Compare what the arrays of an ``.npz`` say of their sizes with the file, before anything of
+    them is allocated.
+
+    Raises:
+        CheckpointError: If an array claims another size than it has, is no plain array, or if the
+            file expands beyond all reason.
+        OSError, ValueError, zipfile.BadZipFile: If it is no archive of arrays.
+    """
+    expanded_bytes = 0
+    with zipfile.ZipFile(source) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as file:
+                shape, dtype = _plain_header(file)
+                claimed = file.tell() + math.prod(shape) * dtype.itemsize
+            if min((0, *shape)) < 0 or claimed != member.file_size:
+                raise CheckpointError(
+                    f"{source}: array {member.filename.removesuffix('.npy')!r} says that it has "
+                    f"{claimed} bytes, and has {member.file_size}; the file is damaged"
+                )
+            expanded_bytes += member.file_size
+    check_expansion(source, expanded_bytes)
+
+
+def check_expansion(source: Path, expanded_bytes: int) -> None:
+    """Refuse a file that would take much more memory than its size lets anybody expect.
+
+    Raises:
+        CheckpointError: If it expands more than five hundredfold, to more than 256 MiB.
+    """
+    size = source.stat().st_size
+    if expanded_bytes > max(ALWAYS_ALLOWED, MOST_EXPANSION * size):
+        raise CheckpointError(
+            f"{source}: has {size} bytes and would expand to {expanded_bytes}, more than "
+            f"{MOST_EXPANSION} times as much; write it again without compression if it is yours"
+        )
+
+
+def _plain_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("an array holds objects, which are never read")
+    return shape, dtype
 
 
 def is_choice(actions: np.ndarray) -> bool:
@@ -282,28 +336,23 @@ def _described(
 
 
 def _episodes(file: _File) -> Iterator[dict[str, Any]]:
-    try:
-        with contextlib.ExitStack() as stack:
-            archive = stack.enter_context(zipfile.ZipFile(file.source))
-            obs = _Rows(stack.enter_context(archive.open(f"{file.names['obs']}.npy")))
-            following = None
-            if "next_obs" in file.names and not file.extra:
-                following = _Rows(
-                    stack.enter_context(archive.open(f"{file.names['next_obs']}.npy"))
-                )
-            yield from cut_episodes(
-                file.ends,
-                file.small["actions"],
-                file.small["rewards"].reshape(-1),
-                obs,
-                following,
-                file.extra,
-                _finals(archive, file),
-                file.names.get("next_obs", ""),
-                file.facts.notes,
-            )
-    except DAMAGE as error:
-        raise CheckpointError(f"{file.source}: damaged in the middle ({error})") from error
+    with reading(file.source, "is damaged in the middle"), contextlib.ExitStack() as stack:
+        archive = stack.enter_context(zipfile.ZipFile(file.source))
+        obs = _Rows(stack.enter_context(archive.open(f"{file.names['obs']}.npy")))
+        following = None
+        if "next_obs" in file.names and not file.extra:
+            following = _Rows(stack.enter_context(archive.open(f"{file.names['next_obs']}.npy")))
+        yield from cut_episodes(
+            file.ends,
+            file.small["actions"],
+            file.small["rewards"].reshape(-1),
+            obs,
+            following,
+            file.extra,
+            _finals(archive, file),
+            file.names.get("next_obs", ""),
+            file.facts.notes,
+        )
 
 
 def _finals(archive: zipfile.ZipFile, file: _File) -> dict[int, np.ndarray]:

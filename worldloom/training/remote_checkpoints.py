@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import expanded
+from worldloom.core.json_text import parse_json
 from worldloom.training.checkpoints import FILES, MANIFEST, CheckpointStore, load_tree, save_tree
 
 __all__ = ["RemoteCheckpointStore", "open_store"]
@@ -84,7 +85,7 @@ class RemoteCheckpointStore(CheckpointStore):
         with tempfile.TemporaryDirectory(prefix="wl-checkpoint-") as temporary:
             folder = Path(temporary) / name
             save_tree(folder, tree, {"step": step, **(facts or {})})
-            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+            manifest: dict[str, Any] = parse_json((folder / MANIFEST).read_bytes())
             for file, entry in manifest["files"].items():
                 entry["at"] = _stored_name(file, entry["sha256"])
                 self._files.pipe_file(
@@ -197,7 +198,7 @@ class RemoteCheckpointStore(CheckpointStore):
 
     def _manifest(self, name: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(
+            found: dict[str, Any] = parse_json(
                 self._files.cat_file(f"{self._root}/{name}/{MANIFEST}")
             )
         except (FileNotFoundError, ValueError):

@@ -9,7 +9,6 @@ Needs torch only when a model is loaded, and never ray.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from worldloom.algorithms.registry import make_agent_config, trained_config, trained_weights
 from worldloom.core.config_base import WorldModelConfig
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.json_text import parse_json
 from worldloom.core.specs import EnvSpec
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def find_run(path: Path) -> TrainedRun | None:
 def run_facts(folder: Path) -> dict[str, Any] | None:
     """What the ``config.json`` of a run says; None where there is no run."""
     try:
-        found = json.loads((folder / CONFIG_FILE).read_text())
+        found = parse_json((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("run"), dict) else None

@@ -182,7 +182,7 @@ class WeightPuller:
     def drain_metrics(self) -> MetricMap:
         """Pulls, failures and seconds since the last call, and the version in use."""
         values: MetricMap = {
-            "policy_version": Last(float(self.version.update), time.time()),
+            "policy_version": Last(float(self.version.update)),
             "weights_pulled_total": Sum(self._pulled),
             "weights_pull_failures_total": Sum(self._failed),
             "actor_seconds_total{state=pull_weights}": Sum(self._seconds),
@@ -434,7 +434,7 @@ class RemoteActing:
         """What happened since the last call."""
         resets = self._carry_resets
         self._carry_resets = 0
-        values: MetricMap = {"policy_version": Last(float(self.version.update), time.time())}
+        values: MetricMap = {"policy_version": Last(float(self.version.update))}
         return values | ({"carry_resets_total": Sum(resets)} if resets else {})
 
     def state(self) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from worldloom.core.specs import ACTION, OBS, ArraySpec, all_finite, column_name
 from worldloom.envs.building import FOREIGN_ERRORS, error_text
 from worldloom.envs.vector import EnvStep, RandomActions, VectorEnv
 from worldloom_dist.actors.acting import ActClient, Actions, check_actions
+from worldloom_dist.actors.step_budget import StepBudget
 from worldloom_dist.actors.stream_writer import StreamWriter
 from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.ports import ReplayWriter
@@ -74,6 +75,8 @@ class RolloutWorker:
             arrived.
         first_env: Number of the first env in the names of the streams, for a group of a worker's
             envs.
+        budget: Asked before every decision whether its steps may be made; None where the caller
+            knows.
         clock: Monotonic seconds.
 
     Attributes:
@@ -96,6 +99,7 @@ class RolloutWorker:
         random_prefill: bool = True,
         may_use_policy: Callable[[], bool] | None = None,
         first_env: int = 0,
+        budget: StepBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slot = slot
@@ -126,6 +130,9 @@ class RolloutWorker:
         self._no_extras = {
             name: spec.zeros(self.num_envs) for name, spec in columns.items() if name not in own
         }
+        self._budget = budget
+        if budget is not None:
+            budget.join(lambda: self.steps_in_chunks, self.flush)
         self._may_use_policy = may_use_policy or self._has_weights
         self._is_random = random_prefill
         self._is_checked = False
@@ -140,7 +147,7 @@ class RolloutWorker:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._faults: Counter[str] = Counter()
         self._env_times = HistogramBuilder(BUCKETS_S)
-        self._reported_agent_steps = 0
+        self._reported_agent_steps = self._restored_steps = 0
         self._reported_blocked_s = 0.0
         self.agent_steps = self.rows = 0
         self.quarantined: dict[int, str] = {}
@@ -166,6 +173,12 @@ class RolloutWorker:
         return sum(writer.open_rows for writer in self._writers)
 
     @property
+    def steps_in_chunks(self) -> int:
+        """Agent steps that are written and not acknowledged."""
+        acked = sum(writer.acked_steps for writer in self._writers)
+        return self.agent_steps - self._restored_steps - acked
+
+    @property
     def is_stalled(self) -> bool:
         """True while no env has a row: all are late or being rebuilt."""
         return self._row is not None and not self._has_rows
@@ -187,12 +200,14 @@ class RolloutWorker:
                 deadlines, as long as it takes.
 
         Returns:
-            Rows written: one per live env.
+            Rows written: one per live env; 0 when none could be, or may be any more.
 
         Raises:
             EnvFailureError: If every env is in quarantine; what is open has been sent.
             TrainingError: If the policy gives an action that is not finite.
         """
+        if self._budget is not None and not self._budget.take(self.num_envs):
+            return 0
         started = self._clock()
         self.begin(patience_s)
         if self._question is None:
@@ -203,8 +218,11 @@ class RolloutWorker:
         choice = self._question()
         self._question = None
         chosen = self._clock()
+        made = self.agent_steps
         written = self._store(row, choice)
         stored = self._clock()
+        if self._budget is not None:
+            self._budget.spent(self.agent_steps - made)
         self._move(partial(self._env.step, choice.action))
         stepped = self._clock()
         self._env_times.add(stepped - stored)
@@ -245,6 +263,8 @@ class RolloutWorker:
         self._seconds["blocked"] = blocked - self._reported_blocked_s
         self._seconds["encode"] = max(0.0, self._seconds["encode"] - self._seconds["blocked"])
         self._reported_blocked_s = blocked
+        if self._budget is not None:
+            self._seconds["blocked"] += self._budget.drain_waited_s()
         values |= {
             f"actor_seconds_total{{state={state}}}": Sum(seconds)
             for state, seconds in self._seconds.items()
@@ -303,7 +323,7 @@ class RolloutWorker:
         self._lengths = np.asarray(state["lengths"]).tolist()
         self.agent_steps = int(state["agent_steps"])
         self.rows = int(state["rows"])
-        self._reported_agent_steps = self.agent_steps
+        self._reported_agent_steps = self._restored_steps = self.agent_steps
         self._row = self._question = None
         if state["env"] is not None and self._takes_back(state["env"]):
             saved_row = {name: np.array(value) for name, value in state["row"].items()}

@@ -171,6 +171,7 @@ class StreamWriter:
         # waits for the pending chunk; None when that has to be sent again
         self._answer: Callable[[], None] | None = None
         self.acked_rows = 0
+        self.acked_steps = 0
         self.blocked_s = 0.0
 
     @property
@@ -233,6 +234,7 @@ class StreamWriter:
         """Inverse of :meth:`state`; what is open is forgotten."""
         self._builder.restart(int(state["seq"]))
         self.acked_rows = int(state["acked_rows"])
+        self.acked_steps = 0
         self._pending = None
         self._answer = None
 
@@ -254,6 +256,7 @@ class StreamWriter:
     def _acknowledged(self) -> None:
         assert self._pending is not None
         self.acked_rows += self._pending.num_rows
+        self.acked_steps += self._pending.num_agent_steps
         self._pending = None
 
     def _timed(self, wait: Callable[[], T]) -> T:

@@ -36,7 +36,7 @@ from worldloom_dist.gateway.replies import act_response, open_response
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.session import Session
 from worldloom_dist.gateway.stream import Append, Backlog, StreamSender
-from worldloom_dist.ports import FIRST_GATEWAY_SLOT
+from worldloom_dist.ports import FIRST_GATEWAY_SLOT, SESSION_BITS
 
 __all__ = ["Fence", "Gateway"]
 
@@ -113,7 +113,7 @@ class Gateway:
         self._free_slots: list[int] = []
         self._first_slot = FIRST_GATEWAY_SLOT * (1 + index)
         self._next_slot = self._first_slot
-        self._next_incarnation = incarnation << 24
+        self._next_incarnation = incarnation << SESSION_BITS
         self._ending: set[asyncio.Task[None]] = set()
         self._is_draining = False
         self._answer_s = 0.0

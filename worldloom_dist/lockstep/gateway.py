@@ -26,6 +26,7 @@ from worldloom_dist.gateway.server import GatewayServer
 from worldloom_dist.gateway.thread import GatewayThread
 from worldloom_dist.ports import WeightSource
 from worldloom_dist.replay.direct import DirectReplay
+from worldloom_dist.replay.identity import known_incarnations
 from worldloom_dist.run.builders import build_policy
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import Plan
@@ -61,6 +62,8 @@ class LocalGateway:
         self._replay = replay
         self._questions: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
         self._chunks: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
+        known = known_incarnations(folder.replay)
+        folder.count_on_from({"gateway": known.gateway})
         incarnation = folder.next_incarnation("gateway")
         policy = build_policy(plan, POLICY_INDEX, incarnation)
         self._server = InferenceServer(policy, weights, pull_interval_s=0.0)

@@ -29,7 +29,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from worldloom.core.exceptions import BufferError, CheckpointError, TrainingError
+from worldloom.core.exceptions import (
+    BufferError,
+    CheckpointError,
+    ConfigurationError,
+    MissingDependencyError,
+    TrainingError,
+)
 from worldloom.data.selector_spec import parse_selector
 from worldloom.data.windows import SampledWindows
 from worldloom_dist.actors.rollout_worker import RolloutWorker
@@ -42,6 +48,7 @@ from worldloom_dist.lockstep.workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.page.app import PageApp
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
@@ -58,9 +65,10 @@ from worldloom_dist.run.builders import (
     check_trained_env,
     trained_facts,
 )
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.plan import Plan, role_seed
-from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
 
 __all__ = ["LocalRuntime"]
@@ -114,7 +122,9 @@ class LocalRuntime:
             plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts()
         )
         secret = read_secret(plan.config.metrics_auth_file)
-        self._endpoint, _ = serve_near(self.hub, plan.config.metrics_host, port, secret)
+        self._endpoint, _ = serve_near(
+            self.hub, plan.config.metrics_host, port, secret, PageApp(folder.path)
+        )
         self.weights = WeightStore()
         self._store = build_store(plan, folder.path)
         self._found = self._store.newest()
@@ -150,6 +160,7 @@ class LocalRuntime:
         self._round_began_at: int | None = None
         self._is_whole = False
         self._imported: list[str] = []
+        self._updates_lost = report.counts.updates_lost
         self.is_restored = False
 
     def work(self) -> bool:
@@ -164,10 +175,7 @@ class LocalRuntime:
             if self.gateway is not None:
                 self.gateway.answer(0.0 if self.workers.live else WAIT_FOR_CLIENTS_S)
                 self.gateway.store()
-            if not self._has_steps() and self.workers.step():
-                self.look()
-                live, every = len(self.workers.live), len(self.workers.workers)
-                check_live(self._plan, live, every, self._report.quarantined)
+            self._act()
         most = None
         if self._plan.is_offline:
             most = self._round_began_at + OFFLINE_UPDATES_PER_ROUND - self.learner.train_steps
@@ -175,6 +183,28 @@ class LocalRuntime:
             return False
         self._round_began_at = None
         return True
+
+    def _act(self) -> None:
+        """One decision of every env, if the run needs more steps. What is open is stored first when
+        these are its last, or when the train ratio allows no more of them.
+        """
+        if not self._needs_steps():
+            return
+        if not self.replay.coordinator.may_make(
+            self.workers.num_envs, in_hand=self.workers.steps_in_chunks
+        ):
+            self.workers.flush()
+            return
+        if self.workers.step():
+            self.look()
+            live, every = len(self.workers.live), len(self.workers.workers)
+            check_live(self._plan, live, every, self._report.quarantined)
+        if not self._needs_steps():
+            self.workers.flush()
+
+    def _needs_steps(self) -> bool:
+        made = self.replay.coordinator.limiter.agent_steps + self.workers.steps_in_chunks
+        return made < self._plan.target_agent_steps
 
     def train_due(self, most: int | None = None, until: float = float("inf")) -> bool:
         """Make every update that is due (at most ``most``), then publish.
@@ -244,9 +274,6 @@ class LocalRuntime:
     def _has_trained(self) -> bool:
         return self._plan.is_pretrained(self.learner.train_steps)
 
-    def _has_steps(self) -> bool:
-        return self._report.counts.counters.agent_steps >= self._plan.target_agent_steps
-
     @property
     def num_windows(self) -> int | None:
         """Windows that replay has to sample from: here whether there are any."""
@@ -276,20 +303,19 @@ class LocalRuntime:
         # earlier versions stored all of them first
         stored = tree.get("imported", wanted if found else ())
         self._imported = ImportList(self._folder.path, wanted).take_new()
-        files = files_to_store(self._imported, stored, self._plan.columns)
+        files = files_to_store(self._imported, stored)
         if found is not None:
             held = self.replay.row_counters().inserted
             self.replay.rollback([ShardSnapshot(**snapshot) for snapshot in tree["marks"]])
             left_out = held - self.replay.row_counters().inserted
             self._restore_limiter(tree)
             self.evaluator.asked_at = tree["evaluated_at"]
-            logger.info(
-                "goes on from %s%s",
-                found[0].name,
-                f"; {left_out:,} rows that came after it are made again" if left_out else "",
-            )
+            lost = max(0, self._report.counts.train_steps - self.learner.train_steps)
+            self._updates_lost += lost
+            what = f"; {left_out:,} rows and {lost:,} updates that came after it are made again"
+            logger.info("goes on from %s%s", found[0].name, what if left_out or lost else "")
         for source in files:
-            logger.info("%s: %s", source, self.replay.load(source))
+            self._load(source)
         if self._plan.is_offline and not self.replay.has_windows:
             raise BufferError(
                 "replay.load: the files hold no "
@@ -306,6 +332,15 @@ class LocalRuntime:
             self.gateway = LocalGateway(self._plan, self._folder, self.weights, self.replay)
         self.is_restored = True
 
+    def _load(self, source: str) -> None:
+        """Store a file; a bad one costs only itself."""
+        try:
+            logger.info("%s: %s", source, self.replay.load(source))
+        except (CheckpointError, ConfigurationError, MissingDependencyError) as error:
+            logger.error("%s was not imported: %s", source, error)
+            self._imported.remove(source)
+            self._report.left_out = {**self._report.left_out, source: str(error)}
+
     def _restore_limiter(self, tree: Mapping[str, Any]) -> None:
         """Go on exactly; where the settings that debts follow from have changed, what lies outside
         the band is forgiven.
@@ -313,7 +348,7 @@ class LocalRuntime:
         limiter = self.replay.coordinator.limiter
         limiter.load(tree["limiter"])
         if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
-            limiter.rebase(limiter.agent_steps, limiter.positions)
+            limiter.clamp_debt()
 
     def _checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of pretraining leaves the
@@ -398,6 +433,8 @@ class LocalRuntime:
             train_steps=self.learner.train_steps,
             policy_version=str(self.weights.version()),
             debt=float(coordinator.limiter.debt),
+            forgiven=str(coordinator.limiter.forgiven),
+            updates_lost=self._updates_lost,
         )
         self._report.update(counts, self._report.snapshot)
         self._report.quarantined = self.workers.quarantined

@@ -92,6 +92,21 @@ class LocalWorkers:
                 lost.append(worker)
         return lost
 
+    @property
+    def num_envs(self) -> int:
+        """Envs of all live workers: the most steps that a decision of all of them makes."""
+        return sum(worker.num_envs for worker in self.live)
+
+    @property
+    def steps_in_chunks(self) -> int:
+        """Agent steps that are made and not stored."""
+        return sum(worker.steps_in_chunks for worker in self.workers)
+
+    def flush(self) -> None:
+        """Store what is open."""
+        for worker in self.workers:
+            worker.flush()
+
     def states(self) -> list[Mapping[str, Any]]:
         """Send what is open, and return what a checkpoint keeps of every worker, absent ones
         included.

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -48,6 +48,7 @@ class MetricsHub(Collector):
         run_id: Label of every series.
         constants: Facts for the ``run_info`` series.
         build: Versions for the ``build_info`` series.
+        clock: Monotonic seconds.
 
     Example:
         >>> hub = MetricsHub("demo", {"env": "toy:point"})
@@ -62,8 +63,11 @@ class MetricsHub(Collector):
         run_id: str,
         constants: Mapping[str, str] | None = None,
         build: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_id = run_id
+        self._clock = clock
+        self._arrived = 0
         self._infos = {"run_info": dict(constants or {}), "build_info": dict(build or {})}
         self._values: dict[tuple[str, str], dict[int, Metric]] = {
             (role, key): {ALL: Sum(0.0)} for role, keys in ZEROS.items() for key in keys
@@ -81,7 +85,7 @@ class MetricsHub(Collector):
         """
         episodes = (facts or {}).get("episodes", ())
         with self._lock:
-            self._heard[role, index] = time.time()
+            self._heard[role, index] = self._clock()
             for key, value in values.items():
                 self._merge(role, index, key, value)
             for episode in episodes:
@@ -113,7 +117,10 @@ class MetricsHub(Collector):
         """What Prometheus scrapes: one family per name, series labelled with run_id and role."""
         with self._lock:
             values = [((role, key), self._value(role, key)) for role, key in self._values]
-            heard = {role: self._oldest_heartbeat(role) for role, _ in self._heard}
+            now = self._clock()
+            heard = {
+                role: time.time() - (now - self._oldest_heartbeat(role)) for role, _ in self._heard
+            }
         by_name: dict[str, list[tuple[dict[str, str], Metric]]] = {
             name: [(facts, Last(1.0))] for name, facts in self._infos.items()
         }
@@ -143,7 +150,8 @@ class MetricsHub(Collector):
             return
         instances = self._values.setdefault((role, key), {})
         if METRICS[name].kind == "gauge":
-            instances[index] = value
+            self._arrived += 1  # the clocks of several machines say nothing of an order
+            instances[index] = Last(float(value.value), self._arrived)
         else:
             old = instances.get(ALL)
             instances[ALL] = value if old is None else old.merge(value)  # type: ignore[arg-type]
@@ -155,13 +163,15 @@ class MetricsHub(Collector):
             return instances[ALL]
         across = METRICS[split_key(key)[0]].across
         if across == "sum":
-            now = time.time()
+            now = self._clock()
             living = [
                 value
                 for index, value in instances.items()
-                if now - self._heard.get((role, index), 0.0) < SUMMED_FOR_S
+                if now - self._heard.get((role, index), -SUMMED_FOR_S) < SUMMED_FOR_S
             ]
-            return Last(sum(float(value.value) for value in living), now)
+            return Last(
+                sum(float(value.value) for value in living), _newest_stamp(instances.values())
+            )
         return _combine(across, list(instances.values()))
 
     def _family(self, name: str, series: list[tuple[dict[str, str], Metric]]) -> Iterator[Family]:
@@ -191,12 +201,17 @@ class MetricsHub(Collector):
         yield family
 
 
+def _newest_stamp(values: Iterable[Metric]) -> float:
+    return max((getattr(value, "stamp", 0.0) for value in values), default=0.0)
+
+
 def _combine(across: Across, values: list[Metric]) -> Metric:
     """One value of a gauge for several instances, the latest report last."""
     if len(values) == 1 or across == "last":
         return max(values, key=lambda value: getattr(value, "stamp", 0.0))
     numbers = [float(value.value) for value in values]
-    return Last(min(numbers) if across == "min" else sum(numbers) / len(numbers), time.time())
+    combined = min(numbers) if across == "min" else sum(numbers) / len(numbers)
+    return Last(combined, _newest_stamp(values))
 
 
 def _of_episodes(episodes: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -120,6 +120,11 @@ METRICS: dict[str, MetricInfo] = {
     "learner_updates_total": _counter(
         "Updates made.", "grows", "flat: see where the learner waits"
     ),
+    "learner_updates_lost_total": _counter(
+        "Updates that died with a learner after its last checkpoint, and are made again.",
+        "0",
+        "grows: the learner dies; checkpoint more often",
+    ),
     "learner_replayed_steps_total": _counter("Trained positions.", "grows"),
     "learner_update_seconds": _histogram(
         "Time of the training thread, by phase: wait_data, to_device, "
@@ -428,6 +433,7 @@ ZEROS: dict[str, tuple[str, ...]] = {
         *(f"transfer_bytes_total{{path={path}}}" for path in ("actor_replay", "replay_learner")),
     ),
     "driver": (
+        "learner_updates_lost_total",
         *(f"replay_{what}_steps_total" for what in ("inserted", "evicted", "duplicate")),
         *(f"rate_limiter_blocked_seconds_total{{side={side}}}" for side in ("insert", "sample")),
         *(

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import shutil
-import time
 from pathlib import Path
 
 import psutil
@@ -82,7 +81,7 @@ class NodeMeter:
         self._total_s = total
         self._idle_s = idle
         busy = 1.0 - idled / passed if passed > 0 else 0.0
-        values["node_cpu_busy_ratio"] = Last(min(1.0, max(0.0, busy)), time.time())
+        values["node_cpu_busy_ratio"] = Last(min(1.0, max(0.0, busy)))
         return values
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from worldloom.core.exceptions import MissingDependencyError
 from worldloom_dist.metrics.names import path_of
+from worldloom_dist.metrics.tags import tag_of
 
 __all__ = [
     "MediaWatch",
@@ -72,9 +73,9 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def write(self, env_steps: int, values: Mapping[str, float]) -> None:
-        """One point per number."""
+        """One point per number, in the sections of :mod:`worldloom_dist.metrics.tags`."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, env_steps)
+            self._writer.add_scalar(tag_of(name), value, env_steps)
 
     def show(self, env_steps: int, name: str, path: Path) -> None:
         """PNG, JPEG and animated GIF go in as they are; TensorBoard plays no mp4."""
@@ -249,6 +250,7 @@ class MediaWatch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen = set(self._files())
+        self._looks: dict[Path, tuple[tuple[int, int], float]] = {}
 
     def fresh(self, unchanged_s: float = UNCHANGED_S) -> list[Medium]:
         """What came since the last call, in the order of names; 0 for a run's end, when no one
@@ -257,8 +259,9 @@ class MediaWatch:
         found = []
         for path in sorted(self._files()):
             with contextlib.suppress(OSError):  # old ones are deleted
-                if path not in self._seen and time.time() - path.stat().st_mtime >= unchanged_s:
+                if path not in self._seen and self._unchanged_for(path) >= unchanged_s:
                     self._seen.add(path)
+                    self._looks.pop(path, None)
                     name, _, steps = path.stem.rpartition("-")
                     is_numbered = bool(name) and steps.isdigit()
                     found.append(
@@ -269,6 +272,16 @@ class MediaWatch:
                         )
                     )
         return found
+
+    def _unchanged_for(self, path: Path) -> float:
+        """Seconds since a look first found the file as it is; its own time is another clock's."""
+        status = path.stat()
+        state = (status.st_size, status.st_mtime_ns)
+        known, since = self._looks.get(path, (None, 0.0))
+        if known != state:
+            since = time.monotonic()
+            self._looks[path] = state, since
+        return time.monotonic() - since
 
     def _files(self) -> list[Path]:
         known = {*PICTURES, *VIDEOS}

@@ -1,6 +1,7 @@
 """One coordinator over all shards: it keeps the train ratio exact and says from which shard to
 sample.
 
+    worker --try_make(question)-> coordinator    steps: make them. 0: wait for training
     shard  --try_insert(steps)--> coordinator    True: insert them. False: wait for training
     reader --try_sample(n)------> coordinator    windows per shard. None: wait for inserts
 
@@ -9,10 +10,13 @@ asks again; the band guarantees that one of the sides may (``worldloom.data.rate
 waits and how (a condition variable, an asyncio event) is the wrapper's choice; this class holds no
 lock.
 
-Steps are counted when they are permitted. A shard asks for all chunks that wait at once, so that a
-busy one asks less often, and gives back what it did not use. When a shard dies its open permits are
+What a worker makes is permitted before it is made, and its chunks are admitted as they come; who
+makes rows outside of the run (a client of a gateway) asks when they are there. Steps count as
+inserted when their chunk is admitted. A shard asks for all chunks that wait at once, so that a busy
+one asks less often, and gives back what it did not use. When a shard dies its open permits are
 void; when it returns, its counters say what was really inserted. So nothing here needs to survive:
-a new coordinator is rebuilt from the shards' counters and the learner's count.
+a new coordinator is rebuilt from the shards' counters, the learner's count and the workers'
+questions.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ import numpy as np
 
 from worldloom.core.sequence import StreamId
 from worldloom.data.rate_limiter import RateLimiter, RateLimits
-from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.ports import RowCounters, SampleRequest, StepQuestion
+from worldloom_dist.replay.step_permits import StepPermits
 
 __all__ = ["ReplayCoordinator", "shard_of"]
 
@@ -79,6 +84,7 @@ class ReplayCoordinator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limiter = RateLimiter(limits)
+        self.permits = StepPermits(self.limiter)
         self.window_positions = window_positions
         self._clock = clock
         self._shards: dict[int, _Account] = {}
@@ -110,6 +116,7 @@ class ReplayCoordinator:
         account = self._shards.setdefault(shard, _Account())
         self.limiter.inserted(counters.agent_steps - account.agent_steps)
         self._shards[shard] = _Account(counters.agent_steps, live_windows)
+        self.permits.doubt(lambda slot: slot % len(self._shards) == shard)
 
     def leave(self, shard: int) -> None:
         """A shard is gone: nothing is sampled from it until it joins or reports again. Its steps
@@ -126,14 +133,36 @@ class ReplayCoordinator:
         account.is_live = True
 
     def rebuild(self, shards: Mapping[int, tuple[RowCounters, int]], positions: int) -> None:
-        """Start over from the shards (counters and live windows) and the learner's count; debt
-        outside the band is forgiven.
-        """
+        """Start over from the shards (counters and live windows) and the learner's count."""
         self._shards = {}
-        self.limiter.rebase(0, 0)
+        self.limiter.rebase(0, positions)
         for shard, (counters, live_windows) in shards.items():
             self.join(shard, counters, live_windows)
-        self.limiter.rebase(self.limiter.agent_steps, positions)
+
+    def try_make(self, question: StepQuestion, target: int) -> int:
+        """Agent steps that a worker may make next, 0 when it has to wait; see
+        :meth:`StepPermits.ask`. The train ratio does not bind while nothing can be sampled.
+        """
+        is_bound = self._live_windows() > 0
+        steps = self.permits.ask(question, target=target, is_bound=is_bound)
+        if steps:
+            self._insert_blocked.permitted(self._clock())
+        elif self.limiter.steps_made < target:
+            self._insert_blocked.refused(self._clock())
+        return steps
+
+    def may_make(self, agent_steps: int, *, in_hand: int) -> bool:
+        """True when the train ratio allows a decision that makes this number of steps, besides
+        those that are made and not stored (lock-step in one process).
+        """
+        self.limiter.steps_in_hand = in_hand
+        at_most = min(agent_steps, self.limiter.limits.max_insert_steps)
+        return not (in_hand and self._live_windows()) or self.limiter.may_insert(at_most)
+
+    def arrived(self, shard: int, slot: int, incarnation: int, agent_steps: int) -> None:
+        """A chunk of a worker comes in: its steps were permitted before they were made."""
+        self.permits.arrived(slot, incarnation, agent_steps)
+        self._count(shard, agent_steps)
 
     def try_insert(self, shard: int, agent_steps: int) -> bool:
         """Grant a shard ``agent_steps`` steps, or refuse.

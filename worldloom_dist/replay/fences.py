@@ -5,10 +5,11 @@ Written down beside the journal, so that a shard which comes back refuses them, 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from worldloom.core.damage import reading
 from worldloom.core.files import write_json
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import StreamId
 from worldloom_dist.ports import FencedError
 
@@ -29,8 +30,9 @@ class Fences:
         self._path = None if directory is None else directory / FILE
         self._names: dict[tuple[int, int], None] = {}
         if self._path is not None and self._path.is_file():
-            for slot, incarnation in json.loads(self._path.read_text()):
-                self._names[slot, incarnation] = None
+            with reading(self._path, "is damaged; restore it from a copy"):
+                for slot, incarnation in parse_json(self._path.read_text()):
+                    self._names[int(slot), int(incarnation)] = None
 
     def add(self, slot: int, incarnation: int) -> None:
         """Fence all streams of an incarnation of a slot."""

@@ -7,7 +7,6 @@ The journals keep a little more than replay can sample, because space is freed i
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import FLAGS, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows
@@ -74,7 +74,7 @@ def stored_identity(folder: Path) -> dict[str, Any]:
     """
     path = folder / "shard.json"
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(parse_json(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); the folder is no replay shard"

@@ -16,7 +16,7 @@ update has written back what it found there.
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,14 +26,23 @@ import numpy as np
 
 from worldloom.core.exceptions import CheckpointError, MissingDependencyError
 from worldloom.core.files import write_json
+from worldloom.core.json_text import read_object
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import encode_rows
-from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
+from worldloom_dist.replay.formats.episode_files import open_episodes, source_files
 from worldloom_dist.replay.formats.episode_rows import fit_rows
 from worldloom_dist.replay.shard import ReplayShard
 
-__all__ = ["ImportList", "ImportReport", "check_file", "is_gone", "load_share", "split_sources"]
+__all__ = [
+    "ImportList",
+    "ImportReport",
+    "check_beginning",
+    "check_file",
+    "is_gone",
+    "load_share",
+    "split_sources",
+]
 
 CHUNK_ROWS = 64
 RETRY_AFTER_S = 30.0
@@ -103,7 +112,8 @@ def split_sources(text: str | None) -> list[str]:
 
 
 def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport:
-    """Store a shard's share of a file: every ``num_shards``-th episode. Safe to repeat.
+    """Store a shard's share of a file: every ``num_shards``-th episode. Safe to repeat; the whole
+    file is looked at before its first row is stored.
 
     Raises:
         CheckpointError: If the file is missing or damaged, or its rows are not those of the run.
@@ -111,6 +121,8 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
             call is repeated.
     """
     stream = StreamId(shard.index, -fingerprint(source), 0)
+    if not shard.next_seq(stream):
+        check_file(source, shard.columns)
     opened = open_episodes(source)
     episodes = 0
     rows = 0
@@ -136,6 +148,16 @@ def load_share(shard: ReplayShard, source: str, num_shards: int) -> ImportReport
 
 
 def check_file(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
+    """Look at all episodes of a file before it is written down that a run has it.
+
+    Raises:
+        CheckpointError: As :func:`check_beginning`, wherever in the file.
+    """
+    for episode in _checked(source, shard_columns):
+        fit_rows(episode, shard_columns, source)
+
+
+def check_beginning(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
     """Look at a file before anything is started.
 
     Raises:
@@ -143,6 +165,11 @@ def check_file(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
             actions that the run lacks, or its first episode does not fit into the columns of the
             run.
     """
+    fit_rows(next(_checked(source, shard_columns)), shard_columns, source)
+
+
+def _checked(source: str, shard_columns: Mapping[str, ArraySpec]) -> Iterator[Rows]:
+    """The episodes of a file that has some, and the observations and actions of the run."""
     wanted = {
         name for name in shard_columns if name == "obs" or name.startswith(("obs/", "action"))
     }
@@ -160,28 +187,20 @@ def check_file(source: str, shard_columns: Mapping[str, ArraySpec]) -> None:
     first = next(opened.episodes, None)
     if first is None:
         raise CheckpointError(f"{source}: holds no transition; name a file with at least one")
-    fit_rows(first, shard_columns, source)
+    return itertools.chain([first], opened.episodes)
 
 
 def is_gone(source: str) -> bool:
     """True when there is no file of this name any more."""
-    from worldloom_dist.replay.formats.minari import minari_files
-
-    if not source.startswith(MINARI):
-        return not Path(source).exists()
     try:
-        return not minari_files(source.removeprefix(MINARI))
+        return not all(path.exists() for path in source_files(source))
     except (CheckpointError, MissingDependencyError):
         return True
 
 
 def fingerprint(source: str) -> int:
     """A positive number made of a file's bytes."""
-    from worldloom_dist.replay.formats.minari import minari_files
-
-    paths = (
-        minari_files(source.removeprefix(MINARI)) if source.startswith(MINARI) else [Path(source)]
-    )
+    paths = source_files(source)
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -206,20 +225,24 @@ class ImportList:
     def __init__(self, run_folder: Path, sources: Iterable[str] = ()) -> None:
         self._path = run_folder / "imports.json"
         self._waiting = list(sources)
-        self._seen_ns = -1
+        self._seen: tuple[int, int, int] | None = None
         self._later: dict[str, float] = {}
 
     def read(self) -> list[str]:
         """The files that were added later."""
         try:
-            found = json.loads(self._path.read_text())["files"]
+            found = read_object(self._path)["files"]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{self._path} cannot be read ({error}); repair or delete it"
+                f"{self._path} cannot be read ({error}); restore it from a copy"
             ) from error
-        return [str(source) for source in found]
+        if not isinstance(found, list) or not all(isinstance(source, str) for source in found):
+            raise CheckpointError(
+                f"{self._path} cannot be read (it lists no names of files); restore it from a copy"
+            )
+        return found
 
     def add(self, sources: Iterable[str]) -> None:
         """Add files for good."""
@@ -227,18 +250,19 @@ class ImportList:
 
     def take_new(self) -> list[str]:
         """Files that this reader was not told of before, or gave back a while ago; costs one look
-        at the file's time.
+        at whether the list is another file.
 
         Raises:
             CheckpointError: If the list is damaged (once, until it is written again); the next call
                 has the files that wait.
         """
         try:
-            changed_ns = self._path.stat().st_mtime_ns
+            status = self._path.stat()
+            found = (status.st_ino, status.st_size, status.st_mtime_ns)
         except FileNotFoundError:
-            changed_ns = -1
-        if changed_ns != self._seen_ns:
-            self._seen_ns = changed_ns
+            found = None
+        if found != self._seen:
+            self._seen = found
             self._waiting += self.read()
         due = [source for source, when in self._later.items() if when <= time.monotonic()]
         sources = list(dict.fromkeys([*self._waiting, *due]))

@@ -41,6 +41,7 @@ __all__ = [
     "JournalPosition",
     "Record",
     "read_journal",
+    "read_newest_segments",
     "segment_path",
 ]
 
@@ -51,6 +52,10 @@ FRAME = struct.Struct("<4sIII")
 HEAD = 1
 Buffer = bytes | memoryview
 DEFAULT_SEGMENT_BYTES = 32 << 20
+MOST_IN_VAIN = 16
+"""A segment in which this multiple of its size has been looked at for frames that are none is given
+up: it would take time that grows with the square of its size.
+"""
 SEGMENT_NAME = re.compile(r"segment-(\d{8,})\.wal")
 
 
@@ -154,6 +159,10 @@ class Journal:
     def segments(self) -> list[int]:
         """Numbers of the segments on disk, the oldest first."""
         return _segments(self.directory)
+
+    def size_bytes(self) -> int:
+        """Bytes of all segments on disk."""
+        return sum(self._path(number).stat().st_size for number in self.segments)
 
     @property
     def position(self) -> JournalPosition:
@@ -324,6 +333,12 @@ def read_journal(directory: Path, damage: JournalDamage) -> Iterator[Record]:
             logger.info("segment %d of %s was evicted while it was read", number, directory)
 
 
+def read_newest_segments(directory: Path) -> Iterator[Iterator[Record]]:
+    """The intact records of every segment, the newest segment first; without a lock."""
+    for number in reversed(_segments(directory)):
+        yield _scan(segment_path(directory, number), number, JournalDamage(), is_last=True)
+
+
 def _segments(directory: Path) -> list[int]:
     """Numbers of the segments of a folder; files of other names, a copy someone made for example,
     are none.
@@ -343,11 +358,13 @@ def _scan(
     """Yield a segment's intact records; returns where the last one ends."""
     data = path.read_bytes()
     offset = end = 0
+    in_vain = 0
     while offset < len(data):
         found = _parse(data, offset)
-        if found is None:
+        if isinstance(found, int):
+            in_vain += found
             offset = data.find(MAGIC, offset + 1)
-            if offset < 0:
+            if offset < 0 or in_vain > MOST_IN_VAIN * len(data):
                 break
             continue
         if offset > end:
@@ -374,19 +391,22 @@ def _frame(kind: int, parts: Sequence[Buffer]) -> list[Buffer]:
     return [FRAME.pack(MAGIC, kind, size, checksum), *parts]
 
 
-def _parse(data: bytes, offset: int) -> tuple[int, bytes] | None:
-    """The kind and payload of the frame at ``offset``, or None if there is no intact one."""
-    if offset + FRAME.size > len(data):
-        return None
+def _parse(data: bytes, offset: int) -> tuple[int, bytes] | int:
+    """The kind and payload of the frame at ``offset``; the bytes that were looked at in vain, if
+    there is no intact one.
+    """
+    start = offset + FRAME.size
+    if start > len(data):
+        return 0
+    kind: int
+    size: int
     magic, kind, size, checksum = FRAME.unpack_from(data, offset)
-    payload = data[offset + FRAME.size : offset + FRAME.size + size]
-    if (
-        magic != MAGIC
-        or len(payload) != size
-        or zlib.crc32(payload, zlib.crc32(struct.pack("<II", kind, size))) != checksum
-    ):
-        return None
-    return kind, payload
+    if magic != MAGIC or start + size > len(data):
+        return 0
+    payload = memoryview(data)[start : start + size]
+    if zlib.crc32(payload, zlib.crc32(struct.pack("<II", kind, size))) != checksum:
+        return size
+    return kind, bytes(payload)
 
 
 def _write_all(file: int, parts: list[Buffer], size: int) -> None:

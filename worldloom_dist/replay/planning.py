@@ -7,15 +7,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
-from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
-from worldloom_dist.replay.imports import check_file, is_gone, split_sources
+from worldloom_dist.replay.formats.episode_files import open_episodes, whole_name
+from worldloom_dist.replay.imports import check_beginning, is_gone, split_sources
 from worldloom_dist.run.config import RunConfig
 
 __all__ = [
@@ -34,10 +33,7 @@ def absolute_files(config: RunConfig) -> RunConfig:
     """The config with whole paths in ``replay.load``: shards and resumed runs may begin in another
     folder.
     """
-    sources = [
-        name if name.startswith(MINARI) else str(Path(name).absolute())
-        for name in split_sources(config.replay.load)
-    ]
+    sources = [whole_name(name) for name in split_sources(config.replay.load)]
     load = ",".join(sources) or None
     return dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=load))
 
@@ -62,40 +58,34 @@ def check_files(
     Args:
         config: Names them.
         columns: Of the run.
-        stored: Files whose rows the run has: one of them that is gone is not missed.
+        stored: Files whose rows the run has: one of them that is gone is not missed, and one that
+            turned bad is left out when the run has begun.
 
     Raises:
-        ConfigurationError: If one cannot be used.
+        ConfigurationError: If another one cannot be used.
     """
     for source in split_sources(config.replay.load):
-        if source in stored and is_gone(source):
+        if source in stored:
             continue
         try:
-            check_file(source, columns)
+            check_beginning(source, columns)
         except CheckpointError as error:
             raise ConfigurationError(f"replay.load: {error}") from error
 
 
-def files_to_store(
-    sources: Iterable[str], stored: Collection[str], columns: Mapping[str, ArraySpec]
-) -> list[str]:
-    """Those of a run's files that can be read; one that was stored before is read again where it is
-    still there.
+def files_to_store(sources: Iterable[str], stored: Collection[str]) -> list[str]:
+    """A run's files without those that are gone and not needed; one that was stored before is read
+    again where it is still there.
 
     Args:
         sources: All files of the run.
         stored: Those whose rows it has.
-        columns: Of the run.
-
-    Raises:
-        CheckpointError: If one that is not stored yet cannot be used.
     """
     files = []
     for source in sources:
         if source in stored and is_gone(source):
             logger.info("%s is gone, and is not needed: its rows were stored before", source)
             continue
-        check_file(source, columns)
         files.append(source)
     return files
 

@@ -1,5 +1,6 @@
 """What a shard writes into its journal, byte by byte (chunks as fixed fields and payload, the rest
-as JSON), and finds again.
+as JSON), and finds again. A record whose checksum is right may still hold what no shard has
+written; reading it raises ``CheckpointError``, and nothing else.
 
 Chunks that do not fit into memory are read back from the journal: it has them anyway, so nothing is
 written twice.
@@ -15,21 +16,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zlib_ng import zlib_ng as zlib
+
 from worldloom.core.exceptions import CheckpointError
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import EncodedColumn, split_rows
-from worldloom_dist.replay.journal import segment_path
+from worldloom_dist.replay.journal import Record, segment_path
 
 __all__ = [
     "CHUNK",
     "DUPLICATE",
     "LOST",
+    "Repeated",
     "SpilledChunks",
     "StoredChunk",
-    "pack_count",
     "shard_identity",
-    "unpack_count",
+    "unpack_head",
 ]
 
 FORMAT = 1
@@ -37,12 +41,15 @@ FORMAT = 1
 CHUNK = 2
 DUPLICATE = 3
 LOST = 4
-"""Kinds of records beside the journal's own head: a stored chunk, rows that came twice, and a
+"""Kinds of records beside the journal's own head: a stored chunk, a chunk that came again, and a
 head's content after a loss.
 """
+LARGEST = 2**62
+"""Counts of rows, and numbers in the names of streams and chunks, are below this."""
 
 FIELDS = struct.Struct("<10qd")
 COUNT = struct.Struct("<q")
+REPEATED = struct.Struct("<5qI")
 OPEN_FILES = 32
 """Segments that are held open to read spilled chunks."""
 
@@ -68,9 +75,18 @@ class StoredChunk(NamedTuple):
 
     @classmethod
     def unpack(cls, record: bytes) -> StoredChunk:
-        """Inverse of :meth:`pack`."""
+        """Inverse of :meth:`pack`.
+
+        Raises:
+            CheckpointError: If no shard has written it.
+        """
+        if len(record) < FIELDS.size:
+            raise CheckpointError(f"replay: a record of {len(record)} bytes is no chunk")
         fields = FIELDS.unpack_from(record)
         version = PolicyVersion(*fields[4:6])
+        numbers = (fields[0], *fields[2:10])
+        if not (all(0 <= number < LARGEST for number in numbers) and abs(fields[1]) < LARGEST):
+            raise CheckpointError(f"replay: a chunk that says {fields} of itself is damaged")
         return cls(
             Chunk(
                 StreamId(*fields[:3]),
@@ -93,15 +109,119 @@ def shard_identity(index: int | None, columns: Mapping[str, ArraySpec]) -> dict[
     }
 
 
-def pack_count(count: int) -> list[bytes]:
-    """The parts of a record that holds one number."""
-    return [COUNT.pack(count)]
+class Repeated(NamedTuple):
+    """A chunk that came again, and was not stored twice.
+
+    Attributes:
+        rows: How many it has.
+        stream, seq: Its name; None and -1 in journals of version 0.1, which count rows only.
+        checksum: Of its rows: that of the stored chunk of this name, or they are not the same.
+    """
+
+    rows: int
+    stream: StreamId | None = None
+    seq: int = -1
+    checksum: int = 0
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> Repeated:
+        """What is to be known of a chunk."""
+        return cls(chunk.num_rows, chunk.stream, chunk.seq, zlib.crc32(chunk.payload))
+
+    def pack(self) -> list[bytes]:
+        """The record's parts."""
+        assert self.stream is not None
+        return [REPEATED.pack(self.rows, *self.stream, self.seq, self.checksum)]
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Repeated:
+        """Inverse of :meth:`pack`.
+
+        Raises:
+            CheckpointError: If no shard has written it.
+        """
+        if len(record) == COUNT.size:
+            found = cls(COUNT.unpack(record)[0])
+        elif len(record) == REPEATED.size:
+            rows, slot, incarnation, env, seq, checksum = REPEATED.unpack(record)
+            found = cls(rows, StreamId(slot, incarnation, env), seq, checksum)
+        else:
+            raise CheckpointError(f"replay: a record of {len(record)} bytes is no repeated chunk")
+        if not 0 <= found.rows < LARGEST:
+            raise CheckpointError(f"replay: a repeated chunk of {found.rows} rows is damaged")
+        return found
 
 
-def unpack_count(record: bytes) -> int:
-    """Inverse of :func:`pack_count`."""
-    count: int = COUNT.unpack(record)[0]
-    return count
+def unpack_head(record: Record) -> dict[str, Any]:
+    """What a head, or a record of a loss, says; every number in it can be counted with.
+
+    Raises:
+        CheckpointError: If no shard has written it.
+    """
+    try:
+        head = parse_json(record.payload)
+        wrong = [
+            name
+            for name, is_right in HEAD_FIELDS.items()
+            if not (is_right(head[name]) if name in head else name in LATER_FIELDS)
+        ]
+        counts = [head.get(name) for name in ("lost", "agent_steps", "first_row")]
+        if not wrong and any(count is not None and count > head["next_row"] for count in counts):
+            wrong = ["next_row"]
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"replay: the head of segment {record.segment} is damaged ({error})"
+        ) from error
+    if wrong:
+        raise CheckpointError(
+            f"replay: the head of segment {record.segment} is damaged: {wrong[0]} cannot be "
+            f"{str(head.get(wrong[0]))[:80]}"
+        )
+    found: dict[str, Any] = head
+    return found
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _is_position(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 5 and _is_stream(value[:3], value[3:])
+
+
+def _is_stream(name: list[Any], counts: list[Any]) -> bool:
+    slot, incarnation, env = name
+    is_named = type(incarnation) is int and abs(incarnation) < LARGEST
+    return is_named and all(map(_is_count, (slot, env, *counts)))
+
+
+def _is_gap(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and _is_stream(value[:3], [])
+        and _is_list_of(_is_range)(value[3])
+    )
+
+
+def _is_list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+HEAD_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("next_row", "agent_steps", "lost", "duplicate"), _is_count),
+    **dict.fromkeys(("first_row", "online_queued"), _is_count),
+    "holes": _is_list_of(_is_range),
+    "streams": _is_list_of(_is_position),
+    "gaps": _is_list_of(_is_gap),
+}
+"""What a head says, and what that may be."""
+LATER_FIELDS = ("first_row", "online_queued", "holes")
+"""Heads of version 0.1 lack them."""
 
 
 class _Segment:

@@ -8,11 +8,11 @@ were still stored, so which are missing on the disk.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import StreamId
 from worldloom.data.stream_tails import StreamPosition
 from worldloom_dist.replay.journal import Record
@@ -20,12 +20,13 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
+    Repeated,
     StoredChunk,
-    unpack_count,
+    unpack_head,
 )
 from worldloom_dist.replay.shard_rows import ShardCounters, ShardRows
 
-__all__ = ["Recovery", "RecoveryReport", "missing_before"]
+__all__ = ["Recovery", "RecoveryProgress", "RecoveryReport", "missing_before"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,24 @@ class RecoveryReport:
         return "; ".join(parts)
 
 
+@dataclass(slots=True)
+class RecoveryProgress:
+    """How far the reading of a journal has come; written by the thread that reads, read by others.
+
+    Attributes:
+        rows: Found so far.
+        read_bytes, total_bytes: Of the journal.
+    """
+
+    rows: int = 0
+    read_bytes: int = 0
+    total_bytes: int = 0
+
+    def __str__(self) -> str:
+        read, total = self.read_bytes / 1e6, self.total_bytes / 1e6
+        return f"{self.rows:,} rows so far, {read:,.0f} of {total:,.0f} MB"
+
+
 class Recovery:
     """Takes the records of a journal, one after the other, into the empty rows of a shard.
 
@@ -77,6 +96,7 @@ class Recovery:
 
     Attributes:
         chunks: Taken so far.
+        repeated: Records of chunks that had been taken, and were passed over.
         is_news: True if the next restart needs a record of the loss (``LOST``) to come to the same
             counters.
     """
@@ -89,6 +109,7 @@ class Recovery:
         # the head of the oldest segment was damaged, and no other has come yet
         self._is_blind = False
         self.chunks = 0
+        self.repeated = 0
         self.is_news = False
 
     def take(self, record: Record) -> None:
@@ -100,7 +121,7 @@ class Recovery:
         if record.kind == LOST:
             self._take_loss(record)
         elif record.kind == DUPLICATE:
-            rows.counters.duplicate += unpack_count(record.payload)
+            rows.counters.duplicate += Repeated.unpack(record.payload).rows
         elif record.kind == CHUNK:
             self._take_chunk(record)
 
@@ -129,23 +150,30 @@ class Recovery:
     def _take_chunk(self, record: Record) -> None:
         stored = StoredChunk.unpack(record.payload)
         rows = self._rows
-        if stored.first_row > rows.buffer.next_row:
-            self._lose(stored.first_row, stored.agent_steps_before)
         stream = stored.chunk.stream
         seq = stored.chunk.seq
+        if stored.first_row < rows.buffer.next_row or not rows.is_new(stored.chunk):
+            self.repeated += 1  # a disk, or who copied it, has a part of the journal twice
+            return
+        if stored.first_row > rows.buffer.next_row:
+            self._lose(stored.first_row, stored.agent_steps_before)
         if self._is_blind and seq and not rows.buffer.next_seq(stream):
             # what came before was stored, as far as anybody can tell
             rows.buffer.know_streams({stream: StreamPosition(seq, 0)})
+        try:
+            split = rows.split(stored.chunk)
+        except ShapeMismatchError as error:
+            raise CheckpointError(f"replay: a chunk in the journal is damaged ({error})") from error
         rows.store(
             stored.chunk,
-            rows.split(stored.chunk),
+            split,
             stored.inserted_s,
             (record.segment, record.offset, len(record.payload)),
         )
         self.chunks += 1
 
     def _take_loss(self, record: Record) -> None:
-        counters = json.loads(record.payload)
+        counters = unpack_head(record)
         rows = self._rows
         rows.skip_to(counters["next_row"], counters["agent_steps"])
         self._compare(counters, record.segment)
@@ -164,7 +192,7 @@ class Recovery:
             next_row = stored.first_row
             agent_steps = stored.agent_steps_before
         else:
-            head = json.loads(record.payload)
+            head = unpack_head(record)
             next_row = head["next_row"]
             agent_steps = head["agent_steps"]
         if not rows.segment_rows and self._oldest > 0:

@@ -17,6 +17,7 @@ snapshots need are kept, so that ``rollback`` can drop everything after one of t
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -28,7 +29,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.damage import reading
+from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
 from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import Chunk, SequenceBatch, StreamId
 from worldloom.core.specs import ArraySpec
@@ -42,11 +44,11 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
+    Repeated,
     SpilledChunks,
-    pack_count,
     shard_identity,
 )
-from worldloom_dist.replay.recovery import Recovery, RecoveryReport
+from worldloom_dist.replay.recovery import Recovery, RecoveryProgress, RecoveryReport
 from worldloom_dist.replay.shard_rows import ShardRows
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
 
@@ -75,6 +77,7 @@ class ReplayShard:
             they are sampled.
         make_selector: Makes the selector for this many slots.
         is_mapped: Keep large plain columns (latents) in a memory-mapped file instead of in memory.
+        progress: Told how far the reading of the journal has come.
 
     Raises:
         CheckpointError: If the directory belongs to another shard or to rows of another layout.
@@ -98,8 +101,10 @@ class ReplayShard:
         ram_bytes: int | None = None,
         is_mapped: bool = False,
         make_selector: Callable[[int], Selector] = Uniform,
+        progress: RecoveryProgress | None = None,
     ) -> None:
         self.index = index
+        self._progress = progress or RecoveryProgress()
         self.columns = dict(columns)
         self.sampling = sampling
         self.capacity_rows = capacity_rows
@@ -398,7 +403,7 @@ class ReplayShard:
         """Journal a chunk, or that it came again; returns where."""
         if is_new:
             return self._append_record(journal, CHUNK, self._rows.to_record(chunk, inserted_s))
-        return self._append_record(journal, DUPLICATE, pack_count(chunk.num_rows))
+        return self._append_record(journal, DUPLICATE, Repeated.of(chunk).pack())
 
     def _append_record(
         self, journal: Journal, kind: int, parts: Sequence[bytes | memoryview]
@@ -443,10 +448,27 @@ class ReplayShard:
         oldest_segment = min(journal.segments, default=0)
         rows = self._rows
         recovery = Recovery(rows, oldest_segment)
-        for record in journal.read():
-            recovery.take(record)
-        current = journal.position.segment if journal.segments else None
-        recovery.finish(current, is_rollback=online_served is not None)
+        with reading(journal.directory, "its journal holds what no shard has written"):
+            progress = self._progress
+            progress.total_bytes = journal.size_bytes()
+            for record in journal.read():
+                recovery.take(record)
+                progress.read_bytes += len(record.payload)
+                progress.rows = rows.buffer.next_row
+            current = journal.position.segment if journal.segments else None
+            recovery.finish(current, is_rollback=online_served is not None)
+        if recovery.repeated:
+            logger.warning(
+                "shard-%d: %d chunks stand twice in its journal, and were taken once",
+                self.index,
+                recovery.repeated,
+            )
+        counters = rows.row_counters()
+        if not counters.is_balanced or min(dataclasses.astuple(counters)) < 0:
+            raise CheckpointError(
+                f"{journal.directory}: its journal gives counters that do not add up ({counters}); "
+                "restore it from a copy"
+            )
         rows.buffer.mark_served(
             rows.buffer.online_queued if online_served is None else online_served
         )
@@ -477,10 +499,14 @@ class ReplayShard:
     def _restore_mutable(self, snapshot: ShardSnapshot) -> None:
         if snapshot.mutable_file:
             specs = {column: self.columns[column] for column in self._mutable}
-            self._rows.buffer.write_back(*self._files.load_mutable(snapshot.mutable_file, specs))
+            with reading(snapshot.mutable_file, "holds columns of other rows"):
+                found = self._files.load_mutable(snapshot.mutable_file, specs)
+                self._rows.buffer.write_back(*found)
 
     def _restore_weights(self, name: str) -> None:
-        if not self._rows.buffer.restore_weights(*self._files.load_weights(name)):
+        with reading(name, "holds priorities of other rows"):
+            is_restored = self._rows.buffer.restore_weights(*self._files.load_weights(name))
+        if not is_restored:
             logger.warning(
                 "shard-%d: the priorities on disk are another selector's; they start over",
                 self.index,
@@ -496,13 +522,13 @@ class ReplayShard:
         try:
             if self._files.snapshots:
                 self._restore_mutable(self._files.snapshots[-1])
-        except CheckpointError as error:
+        except (CheckpointError, ShapeMismatchError) as error:
             logger.warning("shard-%d: extras are as they were stored: %s", self.index, error)
         name = self._files.newest_weights
         try:
             if name:
                 self._restore_weights(name)
-        except CheckpointError as error:
+        except (CheckpointError, ShapeMismatchError) as error:
             logger.warning("shard-%d: priorities start over: %s", self.index, error)
 
 

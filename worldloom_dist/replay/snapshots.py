@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import replacing, sync
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import decode_rows, encode_rows
@@ -25,6 +27,12 @@ WEIGHTS = {
     "part": ArraySpec((), "uint8"),
     "weight": ArraySpec((), "float64"),
 }
+
+
+LARGEST = 2**62
+NUMBERED = re.compile(r"(mutable|weights)-(\d+)\.rows")
+"""Files are numbered: a clock may be set back. Versions before 0.5 took nanoseconds for the
+number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +74,14 @@ class SnapshotStore:
         self._directory = directory
         self._kept = kept_snapshots
         self._fsync = fsync
+        self._newest = 0
         path = directory / "marks.json"
-        try:
-            self.snapshots = (
-                [ShardSnapshot(**snapshot) for snapshot in _read_json(path)]
-                if path.exists()
-                else []
-            )
-        except TypeError as error:
-            raise CheckpointError(
-                f"replay: {path} is damaged ({error}); delete it to go on without marks"
-            ) from error
+        self.snapshots: list[ShardSnapshot] = []
+        with reading(f"replay: {path}", "is damaged; restore it from a copy"):
+            if path.exists():
+                self.snapshots = [ShardSnapshot(**snapshot) for snapshot in _read_json(path)]
+            for snapshot in self.snapshots:
+                _check_snapshot(snapshot)
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make an empty directory ours.
@@ -119,7 +124,7 @@ class SnapshotStore:
         self, row_ids: npt.NDArray[np.int64], columns: Mapping[str, np.ndarray]
     ) -> str:
         """Write mutable columns of all stored rows; returns the name of the file."""
-        name = f"mutable-{time.time_ns()}.rows"
+        name = self._next_name("mutable")
         self._write(self._directory / name, encode_rows({"row_id": row_ids, **columns}))
         return name
 
@@ -141,7 +146,7 @@ class SnapshotStore:
         A restart takes the newest such file; those that no snapshot names go when a newer one is
         there.
         """
-        name = f"weights-{time.time_ns()}.rows"
+        name = self._next_name("weights")
         parts = len(weights)
         columns = {
             "row_id": np.tile(np.append(starts, -1), parts),
@@ -159,18 +164,36 @@ class SnapshotStore:
             CheckpointError: If the file is missing or damaged.
         """
         columns = self._load(name, WEIGHTS)
-        parts = int(columns["part"][-1]) + 1
-        return columns["row_id"].reshape(parts, -1)[0, :-1], columns["weight"].reshape(parts, -1)
+        with reading(f"replay: {self._directory / name}", "is damaged"):
+            parts = int(columns["part"][-1]) + 1
+            starts = columns["row_id"].reshape(parts, -1)[0, :-1]
+            return starts, columns["weight"].reshape(parts, -1)
 
     @property
     def newest_weights(self) -> str:
         """Name of the newest file of weights; empty without any."""
-        return max((path.name for path in self._directory.glob("weights-*.rows")), default="")
+        return max(self._names("weights"), key=_number, default="")
 
     def drop_weights(self, *, keep: str) -> None:
         """Delete the files of weights but ``keep`` and those of snapshots."""
         used = {keep, *(snapshot.weights_file for snapshot in self.snapshots)}
         _delete(path for path in self._directory.glob("weights-*.rows") if path.name not in used)
+
+    def _names(self, kind: str) -> list[str]:
+        found = (path.name for path in self._directory.glob(f"{kind}-*.rows"))
+        return [name for name in found if NUMBERED.fullmatch(name)]
+
+    def _next_name(self, kind: str) -> str:
+        """A name that no file has, nor any that a snapshot has named."""
+        named = [
+            name
+            for snapshot in self.snapshots
+            for name in (snapshot.mutable_file, snapshot.weights_file)
+            if NUMBERED.fullmatch(name)
+        ]
+        numbers = map(_number, [*self._names("mutable"), *self._names("weights"), *named])
+        self._newest = max([self._newest, *numbers]) + 1
+        return f"{kind}-{self._newest:08d}.rows"
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file at once."""
@@ -196,12 +219,27 @@ class SnapshotStore:
             ) from error
 
 
+def _check_snapshot(snapshot: ShardSnapshot) -> None:
+    """Refuse, with any error, what no version writes."""
+    *places, mutable_file, weights_file = astuple(snapshot)
+    if not all(type(place) is int and -1 <= place < LARGEST for place in places):
+        raise ValueError(f"a snapshot cannot stand at {places}")
+    for name in (mutable_file, weights_file):
+        if name and not NUMBERED.fullmatch(name):
+            raise ValueError(f"a snapshot cannot need a file {name!r}")
+
+
+def _number(name: str) -> int:
+    match = NUMBERED.fullmatch(name)
+    return int(match[2]) if match else 0
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except ValueError as error:
         raise CheckpointError(
-            f"replay: {path} is damaged ({error}); restore it from a copy, or delete it"
+            f"replay: {path} is damaged ({error}); restore it from a copy"
         ) from error
 
 

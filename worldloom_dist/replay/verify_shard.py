@@ -8,14 +8,14 @@ snapshot is still there afterwards.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
-from worldloom.core.sequence import SequenceBatch, StreamId, agent_steps
+from worldloom.core.sequence import FLAGS, SequenceBatch, StreamId, agent_steps
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import carry_resets_of, split_rows
 from worldloom_dist.replay.history import stored_columns, stored_identity
@@ -24,11 +24,13 @@ from worldloom_dist.replay.records import (
     CHUNK,
     DUPLICATE,
     LOST,
+    Repeated,
     StoredChunk,
     shard_identity,
-    unpack_count,
+    unpack_head,
 )
 from worldloom_dist.replay.recovery import missing_before
+from worldloom_dist.replay.seams import StreamLives
 from worldloom_dist.replay.shard_rows import GapTable
 from worldloom_dist.replay.snapshots import ShardSnapshot, SnapshotStore
 
@@ -99,7 +101,11 @@ def verify_shard(folder: Path) -> ShardFindings:
         if damage.evicted_segments > evicted:
             reader.begin_anew()
         evicted = damage.evicted_segments
-        reader.take(record)
+        try:
+            with reading(f"segment {record.segment}", "a record is none that a shard writes"):
+                reader.take(record)
+        except CheckpointError as error:
+            reader.found.problems.append(f"{folder}: {error}")
     if not evicted:
         reader.compare_ends()
     found = reader.found
@@ -143,22 +149,25 @@ class _Reader:
         self._has_begun = False
         self._first_row: int | None = None
         self._newest: dict[str, Any] = {}
+        self._lives = StreamLives()
 
     def take(self, record: Record) -> None:
         """Check one record."""
         if self._first_segment < 0:
             self._first_segment = record.segment
         if record.kind == HEAD:
-            self._head(json.loads(record.payload))
+            self._head(unpack_head(record))
         elif record.kind == LOST:
-            counters = json.loads(record.payload)
+            counters = unpack_head(record)
             self.found.inserted = counters["next_row"]
             self.found.agent_steps = counters["agent_steps"]
             self.found.lost = counters["lost"]
             self.found.run_rows = self.found.inserted
             self._newest = counters
         elif record.kind == DUPLICATE:
-            self.found.duplicate += unpack_count(record.payload)
+            repeated = Repeated.unpack(record.payload)
+            self.found.duplicate += repeated.rows
+            self._note(self._lives.repeated(repeated))
         elif record.kind == CHUNK:
             self._chunk(StoredChunk.unpack(record.payload))
         else:
@@ -258,10 +267,13 @@ class _Reader:
         """The rows themselves: their checksum, and whether they are as many as the chunk says."""
         chunk = stored.chunk
         try:
-            first = split_rows(chunk.payload, self._columns)["is_first"].decode()
+            rows = split_rows(chunk.payload, self._columns)
+            flags = {flag: rows[flag].decode() for flag in FLAGS}
         except (CheckpointError, ShapeMismatchError) as error:
             self._problem(f"{name}: {error}")
             return
+        first = flags["is_first"]
+        self._note(self._lives.stored(chunk, flags))
         self.found.carry_resets += len(carry_resets_of(chunk.payload))
         counts = (len(first), 0 if chunk.stream.is_imported else agent_steps(first))
         if counts != (chunk.num_rows, chunk.num_agent_steps):
@@ -269,6 +281,10 @@ class _Reader:
                 f"{name} holds {counts} rows and agent steps, and says "
                 f"{(chunk.num_rows, chunk.num_agent_steps)}"
             )
+
+    def _note(self, problem: str) -> None:
+        if problem:
+            self._problem(problem)
 
     def _problem(self, sentence: str) -> None:
         self.found.problems.append(f"{self._folder}: {sentence}")

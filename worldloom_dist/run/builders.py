@@ -26,7 +26,9 @@ from worldloom_dist.actors.acting import ActClient
 from worldloom_dist.actors.evaluation import Evaluator
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
+from worldloom_dist.actors.step_budget import StepBudget
 from worldloom_dist.ports import ReplayWriter, WeightSink
+from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import ActCosts, Plan, group_sizes, role_seed
@@ -91,6 +93,7 @@ def build_worker(
     *,
     first_env: int = 0,
     num_envs: int | None = None,
+    budget: StepBudget | None = None,
 ) -> RolloutWorker:
     """An env worker, or one group (``num_envs`` envs from ``first_env`` on) of its envs."""
     count = plan.config.envs_per_worker if num_envs is None else num_envs
@@ -106,6 +109,7 @@ def build_worker(
         max_chunk_age_s=plan.chunk_age_s,
         random_prefill=plan.spec.random_prefill,
         first_env=first_env,
+        budget=budget,
     )
 
 
@@ -115,9 +119,10 @@ def build_grouped_worker(
     incarnation: int,
     acting: Callable[[int, int], ActClient],
     writer: ReplayWriter,
+    budget: StepBudget | None = None,
 ) -> RolloutWorker | GroupedWorker:
     """An env worker whose envs are in as many groups as pays; ``acting`` gets the first env and the
-    size of a group.
+    size of a group, and all groups share the budget.
     """
     groups = []
     first_env = 0
@@ -125,7 +130,14 @@ def build_grouped_worker(
         client = acting(first_env, size)
         groups.append(
             build_worker(
-                plan, slot, incarnation, client, writer, first_env=first_env, num_envs=size
+                plan,
+                slot,
+                incarnation,
+                client,
+                writer,
+                first_env=first_env,
+                num_envs=size,
+                budget=budget,
             )
         )
         first_env += size
@@ -321,8 +333,10 @@ def restore_agent(plan: Plan, checkpoint: Path, *, device: str = "cpu") -> tuple
     return agent, int(saved["train_steps"])
 
 
-def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
-    """Replay shard ``index``; finds what an earlier process journalled."""
+def build_shard(
+    plan: Plan, index: int, folder: Path, progress: RecoveryProgress | None = None
+) -> ReplayShard:
+    """Replay shard ``index``; finds what an earlier process journalled, and says how far it is."""
     replay = plan.config.replay
     return ReplayShard(
         index,
@@ -340,6 +354,7 @@ def build_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
         else None,
         is_mapped=plan.budget is not None and plan.budget.is_mapped,
         make_selector=parse_selector(replay.selector).build,
+        progress=progress,
     )
 
 

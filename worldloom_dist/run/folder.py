@@ -32,10 +32,12 @@ from worldloom_dist.run.config import NO_PRESET, RunConfig
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
+__all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder", "run_name"]
 
 COUNTERS_FILE = "replay/books.json"
 EAGER_FILE = "eager.json"
+LARGEST = 2**24
+"""Starts of one role that no run reaches."""
 PACKAGES = (
     "worldloom-dist",
     "torch",
@@ -65,7 +67,7 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
                 "resume to go on with it, or name another folder"
             )
         return config.run_dir, exists
-    name = _name_of(config)
+    name = run_name(config)
     taken = [
         int(p.name.rsplit("-", 1)[1])
         for p in root.glob(f"{name}-[0-9]*")
@@ -74,7 +76,7 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
     return root / f"{name}-{max(taken, default=0) + 1:04d}", False
 
 
-def _name_of(config: RunConfig) -> str:
+def run_name(config: RunConfig) -> str:
     """The preset, or where there is none the env: ``cartpole-v1``, ``my_env-thermostat``."""
     if config.preset != NO_PRESET:
         return config.preset
@@ -213,13 +215,46 @@ class RunFolder:
             ) from error
 
     def next_incarnation(self, role: str) -> int:
-        """How often ``role`` was started in the run (1, 2, ...); persisted before it is
-        used, so it never repeats.
+        """How often ``role`` was started in the run (1, 2, ...); on the disk before it is used, so
+        it never repeats.
         """
-        known = self.read_json("incarnations.json")
-        value = int(known.get(role, 0)) + 1
-        write_json(self.path / "incarnations.json", {**known, role: value})
+        known = self._incarnations()
+        value = known.get(role, 0) + 1
+        self._write_incarnations({**known, role: value})
         return value
+
+    def count_on_from(self, found: Mapping[str, int]) -> None:
+        """Let :meth:`next_incarnation` go on above what the run's rows say, where
+        ``incarnations.json`` was lost or is an old copy.
+
+        Args:
+            found: Per role how often it was started at least.
+        """
+        known = self._incarnations()
+        behind = {role: number for role, number in found.items() if number > known.get(role, 0)}
+        if behind:
+            logger.warning(
+                "%s was lost or is an old copy: it says %s, and the run's rows say %s; counting "
+                "on from there",
+                self.path / "incarnations.json",
+                {role: known.get(role, 0) for role in behind},
+                behind,
+            )
+            self._write_incarnations({**known, **behind})
+
+    def _incarnations(self) -> dict[str, int]:
+        path = self.path / "incarnations.json"
+        known = self.read_json(path.name)
+        if all(type(count) is int and 0 <= count < LARGEST for count in known.values()):
+            return known
+        raise ConfigurationError(
+            f"{path} cannot be read (a count of starts cannot be among {list(known.values())}); "
+            "restore it from a copy"
+        )
+
+    def _write_incarnations(self, counts: Mapping[str, int]) -> None:
+        """On the disk before it is used: a name that comes twice cannot be told from itself."""
+        write_json(self.path / "incarnations.json", counts, is_synced=True)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, ``{}`` when it does not exist."""
@@ -228,7 +263,7 @@ class RunFolder:
             return read_object(path) if path.exists() else {}
         except (ValueError, OSError) as error:
             raise ConfigurationError(
-                f"{path} cannot be read ({error}); repair or delete it"
+                f"{path} cannot be read ({error}); restore it from a copy"
             ) from error
 
     def env_spec(self) -> EnvSpec | None:
@@ -260,6 +295,7 @@ class RunFolder:
             EAGER_FILE,
         ):
             self.read_json(name)
+        self._incarnations()
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; a disk that takes no more costs the line, and a

@@ -36,6 +36,7 @@ GL_PROBE = (
 GL_TIMEOUT_S = 60.0
 EXTRAS = {
     "ale_py": "atari",
+    "crafter": "crafter",
     "dm_control": "dmc",
     "mujoco": "mujoco",
     "matplotlib": "viz",

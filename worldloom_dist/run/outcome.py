@@ -62,7 +62,8 @@ def check_trains(plan: Plan) -> None:
 
 def _earlier(plan: Plan) -> str:
     """The agent's own flags that decide when training begins."""
-    names = {field.name for field in dataclasses.fields(plan.agent)}
+    settings: Any = plan.agent
+    names = {field.name for field in dataclasses.fields(settings)}
     wanted = ("prefill_agent_steps",) if "prefill_agent_steps" in names else BATCH_FIELDS
     return ", ".join(f"--agent.{name.replace('_', '-')}" for name in wanted if name in names)
 

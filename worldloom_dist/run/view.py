@@ -8,7 +8,6 @@ run folder. Imports little but the standard library, so that ``status`` answers 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import struct
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import checked, normalize
-from worldloom.core.json_text import read_object
+from worldloom.core.json_text import parse_json, read_object
 
 __all__ = [
     "View",
@@ -31,6 +30,7 @@ __all__ = [
     "read_records",
     "read_view",
     "shown_losses",
+    "title_of",
 ]
 
 SILENT_S = 15.0
@@ -114,6 +114,11 @@ class View:
         return left / rate if left > 0 and rate > 0 and self.status == "running" else None
 
 
+def title_of(agent: str, env: str, load: str | None, seed: int) -> str:
+    """Agent, env and seed of a run in words; where there is no env, the data it trains on."""
+    return f"{agent} on {env if env != 'none' else f'{load}, offline'}, seed {seed}"
+
+
 def facts(view: View) -> list[tuple[str, str]]:
     """The view as label and text, in the order in which people ask."""
     train = "-" if view.train_return is None else f"{view.train_return:.1f}"
@@ -177,8 +182,12 @@ def duration(seconds: float) -> str:
     return f"{days}d {clock}" if days else clock
 
 
-def read_view(folder: Path) -> View:
+def read_view(folder: Path, *, is_live: bool = False) -> View:
     """The newest view of a run, running or finished, from its folder.
+
+    Args:
+        folder: Of the run.
+        is_live: True where the caller knows that the run's process lives.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -191,7 +200,7 @@ def read_view(folder: Path) -> View:
     run = config["run"]
     last = last_record(folder / "metrics.jsonl")
     status = summary.get("status", "starting")
-    if status in ("running", "starting") and not _is_running(folder):
+    if status in ("running", "starting") and not (is_live or _is_running(folder)):
         status = "died"
     is_running = status in ("running", "starting")
     rates = last if is_running and last else summary.get("throughput", {})
@@ -199,7 +208,7 @@ def read_view(folder: Path) -> View:
     view = View(
         run_id=config.get("run_id", ""),
         folder=str(folder),
-        title=f"{run['agent']} on {run['env']['env']}, seed {run['seed']}",
+        title=title_of(run["agent"], run["env"]["env"], run["replay"].get("load"), run["seed"]),
         status=status,
         error=summary.get("error"),
         env_steps=summary.get("env_steps", 0),
@@ -248,7 +257,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for line in file:
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 continue
             if isinstance(record, dict):
@@ -264,7 +273,7 @@ def last_record(path: Path) -> dict[str, Any]:
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            record: Any = json.loads(line)
+            record: Any = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and record.get("kind") == "train":

@@ -12,33 +12,35 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 __all__ = ["Admission"]
 
+ItemT = TypeVar("ItemT")
 
-class Admission:
+
+class Admission(Generic[ItemT]):
     """One shard's queue of chunks that are not admitted yet; lives on an event loop.
 
     Args:
-        ask: Takes the question's number and the agent steps of chunks; answers how many of these,
-            from the first, are admitted: none when a successor of the shard has shown up.
+        ask: Takes the question's number and what is to be known of the chunks; answers how many of
+            these, from the first, are admitted: none when a successor of the shard has shown up.
     """
 
-    def __init__(self, ask: Callable[[int, list[int]], Awaitable[int]]) -> None:
+    def __init__(self, ask: Callable[[int, list[ItemT]], Awaitable[int]]) -> None:
         self._ask = ask
         self._asked = 0
-        self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
+        self._waiting: deque[tuple[ItemT, asyncio.Future[bool]]] = deque()
         self._asking: asyncio.Task[None] | None = None
 
-    async def admit(self, agent_steps: int) -> bool:
-        """True when a chunk with this many agent steps may be stored; False when a successor of the
-        shard has shown up.
+    async def admit(self, chunk: ItemT) -> bool:
+        """True when a chunk may be stored; False when a successor of the shard has shown up.
 
         Raises:
             RoleGoneError: If the coordinator stayed away.
         """
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((agent_steps, answer))
+        self._waiting.append((chunk, answer))
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._go_on())
         return await answer
@@ -48,7 +50,7 @@ class Admission:
         try:
             while self._waiting:
                 self._asked += 1
-                permitted = await self._ask(self._asked, [steps for steps, _ in self._waiting])
+                permitted = await self._ask(self._asked, [chunk for chunk, _ in self._waiting])
                 for _ in range(permitted or len(self._waiting)):
                     _, answer = self._waiting.popleft()
                     if not answer.done():

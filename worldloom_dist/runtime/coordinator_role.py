@@ -1,15 +1,17 @@
 """The coordinator as a Ray actor: a thin asynchronous shell around
 ``worldloom_dist.replay.coordinator``, which knows who waits.
 
-    worker --append(chunk)--> ShardRole --admit--------> CoordinatorRole  waits for the ratio
-    prefetcher   --admit_samples-------------------------------> CoordinatorRole  likewise
+    worker --permit_steps------------------------> CoordinatorRole  waits for the ratio
+    worker --append(chunk)--> ShardRole --admit--> CoordinatorRole  at once; a gateway's waits
+    prefetcher --admit_samples-------------------> CoordinatorRole  waits for the ratio
 
-Every permit wakes those who wait for the other side. A coordinator that is started again knows
-nothing: shards report to it about once a second, and the driver tells it what was trained, so it is
-whole again within a second or two, and admits nothing until then. A request names the session of
-the process that asks: when its successor shows up, what the dead one still waits for is void. A
-shard that says nothing for a while hangs, or its machine does: no request is sent there until it is
-heard again.
+Every permit wakes those who wait for the other side. A learner that waits for rows which workers
+have in open chunks gets them: workers that wait are told to send what they have. A coordinator that
+is started again knows nothing: shards report to it about once a second, and every question of a
+worker or of the learner says what was permitted to it, so it is whole again within a second or two,
+and permits nothing until then. A request names the session of the process that asks: when its
+successor shows up, what the dead one still waits for is void. A shard that says nothing for a while
+hangs, or its machine does: no request is sent there until it is heard again.
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
 
 from worldloom_dist.interfaces import InsertQuestion
-from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.ports import RowCounters, SampleRequest, StepPermit, StepQuestion
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.reporting import Reporter
+from worldloom_dist.runtime.step_queue import StepQueue
 
 __all__ = ["CoordinatorRole"]
 
@@ -48,10 +52,19 @@ class CoordinatorRole:
         positions: Trained positions so far (a resumed run, or a coordinator that died).
         known: The counters of shards, by index and field, as the driver knows them: what they must
             have, or declare lost.
+        forgiven: Positions that are not owed any more, as :meth:`counts` says them; None where the
+            run was begun with other settings of the train ratio: what lies outside the band when
+            the learner begins is forgiven then.
+        updates_lost: Updates that died with learners before.
     """
 
     def __init__(
-        self, plan: Plan, positions: int, known: Mapping[str, Mapping[str, int]] | None = None
+        self,
+        plan: Plan,
+        positions: int,
+        known: Mapping[str, Mapping[str, int]] | None = None,
+        forgiven: str | None = "0",
+        updates_lost: int = 0,
     ) -> None:
         self._plan = plan
         self._positions = positions
@@ -67,12 +80,19 @@ class CoordinatorRole:
         self._sessions: dict[str, str] = {}
         self._heard: dict[int, float] = {}
         # session, number and permit of every shard's last question
-        self._answered: dict[int, tuple[str, int, int]] = {}
+        self._answered: dict[tuple[int, bool], tuple[str, int, int]] = {}
+        self._is_clamped = forgiven is not None
+        self._coordinator.limiter.forgiven = Fraction(forgiven or 0)
+        self._updates_lost = updates_lost
+        # trained positions that the learner began with, and those permitted to each rank since
+        self._began_at: int | None = None
+        self._taken: dict[str, int] = {}
+        self._steps = StepQueue(self._coordinator, plan.target_agent_steps)
         # admitted chunks that are not stored yet, per shard; in lock-step only
         self._storing: Counter[int] = Counter()
         self._is_whole = self._is_draining = False
         self._changed = asyncio.Condition()
-        self._server = RpcServer(self.admit, is_private=plan.config.address is None)
+        self._server = RpcServer(self._answer_line, is_private=plan.config.address is None)
 
     async def join(
         self, shard: int, counters: RowCounters, live_windows: int, session_id: str | None = None
@@ -94,8 +114,10 @@ class CoordinatorRole:
                 index: (counters, self._live[index])
                 for index, counters in sorted(self._counters.items())
             }
-            self._coordinator.rebuild(found, self._positions)
+            began_at = self._positions if self._began_at is None else self._began_at
+            self._coordinator.rebuild(found, began_at + sum(self._taken.values()))
             self._is_whole = True
+            self._clamp_once()
         await self._notify()
 
     async def last_counters(self, shard: int) -> RowCounters | None:
@@ -116,16 +138,29 @@ class CoordinatorRole:
             await self._notify()
 
     async def rebase_positions(self, positions: int) -> None:
-        """A learner begins with this many trained positions; what its predecessor did beyond them
-        is owed within the band.
+        """A learner begins with this number of trained positions; what its predecessor did beyond
+        them is counted as lost, and owed.
 
         What its predecessor, or the ranks of that, still wait for is void.
         """
+        limiter = self._coordinator.limiter
+        known = limiter.positions if self._is_whole else self._positions
+        lost = (known - positions) // self._plan.limits.batch_positions
+        if lost > 0:
+            self._updates_lost += lost
+            logger.warning(
+                "%d updates were lost with the learner that made them; they are made again from "
+                "its last checkpoint, and workers wait while they are owed",
+                lost,
+            )
         self._positions = positions
+        self._began_at = positions
+        self._taken = {}
         for rank in range(self._plan.config.learners):
             self._sessions[f"learner-{rank}"] = ""
         if self._is_whole:
-            self._coordinator.limiter.rebase(self._coordinator.limiter.agent_steps, positions)
+            limiter.rebase(limiter.agent_steps, positions)
+            self._clamp_once()
             await self._notify()
 
     async def shard_down(self, shard: int) -> None:
@@ -149,6 +184,15 @@ class CoordinatorRole:
         """Where shards ask without Ray."""
         return await self._server.address()
 
+    async def permit_steps(self, question: StepQuestion) -> StepPermit:
+        """Say how many agent steps a worker may make next; waits a moment until there are some."""
+        return await self._steps.ask(question)
+
+    async def worker_down(self, slot: int, incarnation: int) -> None:
+        """A worker has ended: what it had in hand will not come."""
+        self._coordinator.permits.gone(slot, incarnation)
+        await self._notify()
+
     async def stored(self, shard: int) -> None:
         """A chunk that was admitted is stored, or never will be. In lock-step samples wait for it:
         what they draw depends on it.
@@ -162,21 +206,35 @@ class CoordinatorRole:
         await self._notify()
 
     async def admit_samples(
-        self, asker: str, session_id: str, windows: int, seeds: Sequence[tuple[int, ...]]
+        self,
+        asker: str,
+        session_id: str,
+        windows: int,
+        seeds: Sequence[tuple[int, ...]],
+        began_at: int | None = None,
+        taken: int = 0,
     ) -> list[dict[int, SampleRequest]] | None:
         """Return requests per shard for the first batch, when it may be sampled, and for later ones
-        that may be sampled then too.
+        that may be sampled then too. None when a successor of the asker has shown up.
 
-        A batch is this many windows with one of the seeds. Only the windows of all ranks together
-        make a joint batch, so several ranks share one train ratio. None when a successor of the
-        asker (a learner rank) has shown up.
+        Only the windows of all ranks together make a joint batch, so several ranks share one train
+        ratio.
+
+        Args:
+            asker, session_id: Which learner rank, and which process of it.
+            windows: Of a batch.
+            seeds: One for each batch that is wanted.
+            began_at: Trained positions with which the learner began.
+            taken: Positions that this rank was permitted since then: a coordinator that was started
+                again, or whose answer was lost, counts on from there.
         """
         requests = [SampleRequest(windows, seed) for seed in seeds]
-        return await self._wait(
-            asker,
-            session_id,
-            lambda: (self._coordinator.try_samples(requests) if self._may_sample() else []) or None,
-        )
+        if began_at is not None and not self._learn(asker, began_at, taken):
+            return None
+        try:
+            return await self._wait(asker, session_id, lambda: self._try_samples(asker, requests))
+        finally:
+            self._steps.fed(asker)
 
     async def dismiss(self, asker: str, session_id: str) -> None:
         """A learner rank ends: what this session of it waits for is void."""
@@ -217,6 +275,9 @@ class CoordinatorRole:
             "agent_steps": limiter.agent_steps,
             "positions": limiter.positions if self._is_whole else self._positions,
             "debt": float(limiter.debt),
+            "steps_in_hand": limiter.steps_in_hand,
+            "forgiven": str(limiter.forgiven) if self._is_clamped else None,
+            "updates_lost": self._updates_lost,
             "blocked_s": {
                 "insert": self._coordinator.insert_blocked_s,
                 "sample": self._coordinator.sample_blocked_s,
@@ -228,6 +289,7 @@ class CoordinatorRole:
     async def drain(self) -> None:
         """The run ends: let through what workers still hold."""
         self._is_draining = True
+        self._steps.close()
         await self._notify()
 
     async def ping(self) -> dict[str, Any]:
@@ -262,21 +324,75 @@ class CoordinatorRole:
         if late:
             await self._notify()
 
+    async def _answer_line(self, question: InsertQuestion | StepQuestion) -> int | StepPermit:
+        """What came over a connection."""
+        if isinstance(question, StepQuestion):
+            return await self.permit_steps(question)
+        return await self.admit(question)
+
     def _may_sample(self) -> bool:
         return self._is_whole and not any(self._storing.values())
+
+    def _learn(self, asker: str, began_at: int, taken: int) -> bool:
+        """Take a learner's word for what was permitted to it, which changes nothing where this
+        process has permitted all of it. False for a learner that has a successor.
+        """
+        if self._began_at is None:
+            self._began_at = began_at
+        if self._began_at != began_at:
+            return False
+        self._taken[asker] = taken
+        if self._is_whole:
+            limiter = self._coordinator.limiter
+            limiter.rebase(limiter.agent_steps, began_at + sum(self._taken.values()))
+            self._clamp_once()
+        return True
+
+    def _try_samples(
+        self, asker: str, requests: Sequence[SampleRequest]
+    ) -> list[dict[int, SampleRequest]] | None:
+        """Requests for as many batches as may be sampled; None when there is none."""
+        if not self._may_sample():
+            return None
+        permitted = self._coordinator.try_samples(requests)
+        if not permitted:
+            self._steps.hungry(asker)
+            return None
+        positions = len(permitted) * requests[0].windows * self._coordinator.window_positions
+        self._taken[asker] = self._taken.get(asker, 0) + positions
+        return permitted
+
+    def _clamp_once(self) -> None:
+        """A run that goes on with another train ratio owes what that asks for from now on."""
+        if not self._is_clamped and self._began_at is not None:
+            self._coordinator.limiter.clamp_debt()
+            self._is_clamped = True
 
     def _answer(self, question: InsertQuestion) -> int | None:
         """The permit of a question, the same if it was asked before; None when it has to wait, 0
         when no one waits for it.
         """
-        shard, session_id, number, chunks = question
-        known_session, last, permitted = self._answered.get(shard, ("", 0, 0))
+        shard, session_id, number, chunks, makers = question
+        kind = (shard, bool(makers))
+        known_session, last, permitted = self._answered.get(kind, ("", 0, 0))
         if session_id == known_session and number <= last:
             return permitted if number == last else 0
-        permitted = self._try_inserts(shard, chunks)
+        if makers:
+            permitted = self._take_in(shard, chunks, makers)
+        else:
+            permitted = self._try_inserts(shard, chunks)
         if permitted:
-            self._answered[shard] = session_id, number, permitted
+            self._answered[kind] = session_id, number, permitted
         return permitted or None
+
+    def _take_in(self, shard: int, chunks: Sequence[int], makers: Sequence[tuple[int, int]]) -> int:
+        """Count chunks of workers, all of them: their steps were permitted."""
+        if not self._is_whole:
+            return 0
+        for steps, maker in zip(chunks, makers, strict=True):
+            self._coordinator.arrived(shard, *maker, steps)
+        self._storing[shard] += len(chunks) * self._plan.is_lockstep
+        return len(chunks)
 
     def _try_inserts(self, shard: int, chunks: Sequence[int]) -> int:
         return next(
@@ -290,7 +406,7 @@ class CoordinatorRole:
         """
         if not self._is_whole:
             return False
-        is_open = self._coordinator.limiter.agent_steps < self._plan.target_agent_steps
+        is_open = self._coordinator.limiter.steps_made < self._plan.target_agent_steps
         if self._is_draining:
             self._coordinator.force_insert(shard, agent_steps)
         elif not is_open or not self._coordinator.try_insert(shard, agent_steps):
@@ -309,11 +425,13 @@ class CoordinatorRole:
             while self._sessions.get(asker) == session_id:
                 permitted = attempt()
                 if permitted is not None:
+                    self._steps.serve(is_open=self._is_whole)
                     self._changed.notify_all()
                     return permitted
                 await self._changed.wait()
         return None
 
     async def _notify(self) -> None:
+        self._steps.serve(is_open=self._is_whole)
         async with self._changed:
             self._changed.notify_all()

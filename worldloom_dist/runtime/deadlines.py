@@ -76,12 +76,17 @@ class Deadlines:
     are on their way."""
 
     # a shard
+    read_s: float = 600.0
+    """Without a byte of its journal read, after which it counts as hanging."""
     final_report_s: float = 5.0
     """For the coordinator to take its final counters."""
     predecessor_s: float = 15.0
     """A process that hung is killed, and may hold its journal for a few seconds more."""
 
     # a worker
+    permit_s: float = 30.0
+    """Silence of the coordinator, which answers within a second, after which a question for steps
+    is asked again."""
     append_patience_s: float = 5.0
     """For a shard's successor, before it looks whether the run is stopped meanwhile."""
     act_s: float = 120.0

@@ -40,11 +40,13 @@ from worldloom_dist.interfaces import (
 from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowCounters
+from worldloom_dist.replay.identity import known_incarnations
 from worldloom_dist.rpc.actor_client import GONE, submit
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan, needs_measuring, place_inference
-from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.report import Report
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES
@@ -116,7 +118,13 @@ class RayRuntime:
         self._measure = Interval(MACHINE_EVERY_S)
         self.num_windows: int | None = None
         self.is_restored = False
-        self._worker_pool = WorkerPool(plan, self._supervisor, 0, self._lost_open)
+        self._worker_pool = WorkerPool(
+            plan,
+            self._supervisor,
+            0,
+            self._lost_open,
+            on_down=self._worker_down,
+        )
         self._shutdown = Shutdown(self._supervisor, self._worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
@@ -129,6 +137,14 @@ class RayRuntime:
         plan = self._plan
         add = self._add
         place = self._placement
+        known = known_incarnations(self._folder.replay)
+        newest_life = max(known.worker, known.gateway)
+        self._folder.count_on_from(
+            {
+                "driver": newest_life // INCARNATIONS_PER_RUN + 1,
+                "learner": max(known.learner, _incarnation_of(self._report.counts)),
+            }
+        )
         self._worker_pool.first_incarnation = (
             self._folder.next_incarnation("driver") - 1
         ) * INCARNATIONS_PER_RUN
@@ -140,7 +156,8 @@ class RayRuntime:
             "seed": str(config.seed),
         }
         secret = read_secret(config.metrics_auth_file)
-        hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
+        where = (config.metrics_host, self._port, secret, self._folder.path)
+        hub = (plan.run_id, facts, build_facts(), *where)
         add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
             "coordinator",
@@ -154,6 +171,8 @@ class RayRuntime:
                 plan,
                 self._report.counts.positions,
                 self._counters,
+                self._report.counts.forgiven,
+                self._report.counts.updates_lost,
             ),
         )
         add(
@@ -282,8 +301,11 @@ class RayRuntime:
         """A role that does not answer leaves what it said last."""
         before = self._report.counts
         told = self._ask("coordinator-0", Coordinator.counts, timeout_s)
+        if before.counters.agent_steps >= self._plan.target_agent_steps:
+            self._supervisor.hear(("learner",))  # how much of what is owed is made by now
         status = self._learner_status()
         snapshot = self._ask("hub-0", Hub.snapshot, timeout_s) or self._report.snapshot
+        self._note_reading()
         if told is not None and not told["is_whole"]:
             told = None  # one that was just started does not know the shards' counts yet
         if told is not None:
@@ -305,22 +327,28 @@ class RayRuntime:
                 "them on its disk",
                 gone,
             )
+        positions = status.get("replayed_steps", before.positions)
         self._report.update(
             Counts(
                 counters=counters,
-                positions=status.get("replayed_steps", before.positions),
+                positions=positions,
                 train_steps=status.get("train_steps", before.train_steps),
                 policy_version=".".join(map(str, status["version"]))
                 if "version" in status
                 else before.policy_version,
-                debt=told["debt"] if told is not None else before.debt,
-                blocked_s=told["blocked_s"] if told is not None else before.blocked_s,
+                # one that is permitted and not made is still owed
+                debt=told["debt"] + told["positions"] - positions if told else before.debt,
+                forgiven=told["forgiven"] if told else before.forgiven,
+                updates_lost=told["updates_lost"] if told else before.updates_lost,
+                blocked_s=told["blocked_s"] if told else before.blocked_s,
                 lost_open=before.lost_open,
                 restarts=self._restarts(snapshot),
             ),
             snapshot,
         )
         self._report.quarantined = self._worker_pool.quarantined
+        for role in self._supervisor.of_kind("shard"):
+            self._report.left_out = {**self._report.left_out, **role.status.get("left_out", {})}
         self._report.gateway = self._gateway_counts(snapshot)
         self._reporter.emit(
             {**self._report.gauges(), **self._report.increments(before), **self._machine()}
@@ -396,10 +424,27 @@ class RayRuntime:
         self._look(DEADLINES.look_s)
         return last is not None
 
+    def _note_reading(self) -> None:
+        """Name the shards that still read their journals."""
+        reading = {
+            role.name: role.status["reading"]
+            for role in self._supervisor.of_kind("shard")
+            if role.handle is not None and "reading" in role.status
+        }
+        self._report.reading = "; ".join(f"{name}: {text}" for name, text in reading.items())
+
+    def _worker_down(self, slot: int, incarnation: int) -> None:
+        self._coordinator.notify(Coordinator.worker_down, slot, incarnation)
+
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(
             self._report.counts, lost_open=self._report.counts.lost_open + rows
         )
+
+
+def _incarnation_of(counts: Counts) -> int:
+    """Of the learner that made the newest weights the run knows of."""
+    return int(counts.policy_version.partition(".")[0])
 
 
 def _start(

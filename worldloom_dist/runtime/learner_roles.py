@@ -101,7 +101,11 @@ class LearnerRole:
             self._folder.videos, self._plan.config.learner.report_every_steps, self._env_steps()
         )
         self._prefetcher = BatchPrefetcher(
-            self._plan, self._learner.train_steps, self._learner.stager.stage, rank=self._rank
+            self._plan,
+            self._learner.train_steps,
+            self._learner.stager.stage,
+            rank=self._rank,
+            began_at=self._learner.replayed_steps,
         )
         if self._plan.spec.writes_back:
             self._learner.write_back = self._prefetcher.write_back

@@ -61,10 +61,17 @@ class BatchPrefetcher(Generic[T]):
             rank.
         stage: From windows to what :meth:`get` returns.
         rank: Which share of each joint batch this prefetcher draws.
+        began_at: Trained positions with which the learner begins.
     """
 
     def __init__(
-        self, plan: Plan, first_batch: int, stage: Callable[[SampledWindows], T], *, rank: int = 0
+        self,
+        plan: Plan,
+        first_batch: int,
+        stage: Callable[[SampledWindows], T],
+        *,
+        rank: int = 0,
+        began_at: int = 0,
     ) -> None:
         self._ranks = plan.config.learners
         self._windows = plan.spec.sampling.batch_size // self._ranks
@@ -72,6 +79,9 @@ class BatchPrefetcher(Generic[T]):
         # ranks that ran ahead of others would take their permits
         self._asks_ahead = self._ranks == 1 and not plan.is_lockstep
         self._batch = first_batch * self._ranks + rank
+        self._positions = self._windows * plan.spec.sampling.length  # of its share of a batch
+        self._began_at = began_at
+        self._taken = 0
         self._session_id = uuid.uuid4().hex
         self._asker = f"learner-{rank}"
         self._stage = stage
@@ -142,6 +152,7 @@ class BatchPrefetcher(Generic[T]):
                 ).call(Coordinator.admit_samples, *self._question(batches))
                 if permits is None:
                     return
+                self._taken += len(permits) * self._positions
                 started = time.monotonic()
                 # work for the time that the next round takes to arrive
                 waiting = min(len(permits), MOST_AT_ONCE)
@@ -167,12 +178,16 @@ class BatchPrefetcher(Generic[T]):
             min(MOST_AT_ONCE * len(asked), max(MOST_AT_ONCE, ROUND_BYTES / max(batch_bytes, 1.0)))
         )
 
-    def _question(self, batches: Sequence[int]) -> tuple[str, str, int, list[tuple[int, int, int]]]:
+    def _question(
+        self, batches: Sequence[int]
+    ) -> tuple[str, str, int, list[tuple[int, int, int]], int, int]:
         return (
             self._asker,
             self._session_id,
             self._windows,
             [(self._seed, batch, 0) for batch in batches],
+            self._began_at,
+            self._taken,
         )
 
     def _put(self, item: T | Exception) -> None:

@@ -16,6 +16,8 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +27,11 @@ from worldloom.core.exceptions import BufferError, StateError, WorldLoomError
 from worldloom.core.sequence import NO_POLICY, Chunk
 from worldloom.data.windows import EncodedWindows
 from worldloom_dist.interfaces import Coordinator, InsertQuestion, coordinator_client
-from worldloom_dist.ports import RowCounters, SampleRequest
+from worldloom_dist.ports import FIRST_GATEWAY_SLOT, RowCounters, SampleRequest
 from worldloom_dist.replay.imports import ImportList, is_gone, load_share, split_sources
 from worldloom_dist.replay.journal import JournalHeldError
 from worldloom_dist.replay.meter import ShardMeter
+from worldloom_dist.replay.recovery import RecoveryProgress
 from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
@@ -50,6 +53,7 @@ T = TypeVar("T")
 
 REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
+SAY_READING_EVERY_S = 10.0
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
 SMALL_CHUNK = 256 * 2**10
@@ -112,9 +116,14 @@ class ShardRole:
         keep_freed_memory()
         self._index = index
         self._log_forwarder = LogForwarder("worldloom_dist.replay", __name__).listen()
-        self._shard = _open_shard(plan, index, folder)
+        self._progress = RecoveryProgress()
+        self._read_bytes = -1
+        self._read_at = time.monotonic()
+        # in a thread of its own: a journal of many gigabytes takes minutes, and pings are answered
+        self._opening = ThreadPoolExecutor(1, "journal").submit(
+            _open_shard, plan, index, folder, self._progress
+        )
         self._num_shards = plan.config.replay.shards
-        self._inline_shard = InlineShard(self._shard)
         self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._coordinator = coordinator_client()
         self._session_id = uuid.uuid4().hex
@@ -129,10 +138,21 @@ class ShardRole:
         self._storing = 0
         self._is_idle = asyncio.Event()
         self._is_finalized = False
+        self._left_out: dict[str, str] = {}
         self._coordinator_client = AsyncRpcClient(self._coordinator, Coordinator.admit)
         self._admission = Admission(self._ask_to_insert)
+        self._admission_of_workers = Admission(self._announce)
         self._server = RpcServer(self._answer, is_private=plan.config.address is None)
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
+
+    @property
+    def _shard(self) -> ReplayShard:
+        """The shard, once it is open."""
+        return self._opening.result()
+
+    @cached_property
+    def _inline_shard(self) -> InlineShard:
+        return InlineShard(self._shard)
 
     async def address(self) -> Endpoint:
         """Where workers send chunks, and learners their questions, without Ray."""
@@ -156,6 +176,8 @@ class ShardRole:
         """The windows of all requests, for the reader to decode; None if there is too little to
         draw from.
         """
+        if not self._opening.done():
+            return None
         started = time.monotonic()
         windows = await self._inline_shard.sample(requests)
         if windows is not None:
@@ -165,6 +187,8 @@ class ShardRole:
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
+        if not self._opening.done():
+            return
         with self._meter.timed("update_latents"):
             self._meter.refreshed(
                 await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
@@ -172,6 +196,8 @@ class ShardRole:
 
     async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
         """New priorities of windows that are still there."""
+        if not self._opening.done():
+            return
         self._meter.prioritised(
             await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
         )
@@ -180,7 +206,8 @@ class ShardRole:
         """Let no one write the streams of a gateway's session any more, not even what waits for a
         permit now; see :meth:`ReplayShard.fence`.
         """
-        return await asyncio.to_thread(self._shard.fence, slot, incarnation)
+        shard = await asyncio.wrap_future(self._opening)
+        return await asyncio.to_thread(shard.fence, slot, incarnation)
 
     async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
@@ -201,18 +228,29 @@ class ShardRole:
         return counters
 
     async def ping(self) -> dict[str, Any]:
-        """Alive; ``stuck`` says why it needs to be started again."""
-        return {
+        """Alive; ``stuck`` says why it needs to be started again, ``reading`` how far it has come
+        with its journal before it serves.
+        """
+        status = {
             "pid": os.getpid(),
-            "stored": self._shard.row_counters().stored,
-            "stuck": self._shard.failure,
+            "left_out": dict(self._left_out),
             "said": self._log_forwarder.drain(),
         }
+        if not self._opening.done():
+            return {**status, "reading": str(self._progress), "stuck": self._stuck_reading()}
+        if self._opening.exception() is not None:
+            return status  # run_forever says so, with the reason
+        stored = self._shard.row_counters().stored
+        return {**status, "stored": stored, "stuck": self._shard.failure}
 
     async def run_forever(self) -> None:
-        """Count what the disk lost, then report to the coordinator for as long as the
-        process lives.
+        """Read the journal, count what the disk lost, then report to the coordinator for as long as
+        the process lives.
         """
+        opening = asyncio.wrap_future(self._opening)
+        while not (await asyncio.wait([opening], timeout=SAY_READING_EVERY_S))[0]:
+            logger.info("shard-%d reads its journal: %s", self._index, self._progress)
+        opening.result()
         coordinator = self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s)
         known = await coordinator.acall(Coordinator.last_counters, self._index)
         # before files are stored again, or their rows would stand for those that are lost
@@ -224,6 +262,16 @@ class ShardRole:
         await coordinator.acall(Coordinator.join, self._index, counters, windows, self._session_id)
         self._joined.set()
         await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
+
+    def _stuck_reading(self) -> str:
+        """Progress counts as life, however long all of it takes."""
+        now = time.monotonic()
+        if self._progress.read_bytes != self._read_bytes:
+            self._read_bytes = self._progress.read_bytes
+            self._read_at = now
+        if now - self._read_at <= DEADLINES.read_s:
+            return ""
+        return f"it has read nothing of its journal for {DEADLINES.read_s:.0f} s"
 
     async def _report_for_ever(self) -> None:
         """Apart from everything that may wait for a disk or for another role: a silent role counts
@@ -273,11 +321,13 @@ class ShardRole:
                         load_share, self._shard, source, self._num_shards
                     )
                 logger.info("shard-%d: %s: %s", self._index, source, report.of_share(self._index))
+                self._left_out.pop(source, None)
             except (StateError, OSError) as error:
                 self._imports.put_back(source)
                 logger.error("%s is not stored yet, and is tried again: %s", source, error)
             except WorldLoomError as error:
                 kept = "; what was stored of it before is kept" if is_gone(source) else ""
+                self._left_out[source] = f"{error}{kept}"
                 logger.error("%s was not imported: %s%s", source, error, kept)
 
     async def _save_weights(self) -> None:
@@ -288,7 +338,7 @@ class ShardRole:
 
     async def _append(self, chunk: Chunk) -> bool:
         await self._joined.wait()
-        if not await self._admission.admit(chunk.num_agent_steps):
+        if not await self._admit(chunk):
             raise StateError(
                 f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there"
             )
@@ -328,8 +378,24 @@ class ShardRole:
         """What came over a connection."""
         return await (self.append(content) if isinstance(content, Chunk) else self.sample(content))
 
+    async def _admit(self, chunk: Chunk) -> bool:
+        """False when a successor of this shard has shown up. What a worker made was permitted
+        before, so it waits behind nothing that has to be.
+        """
+        slot, incarnation, _ = chunk.stream
+        if slot >= FIRST_GATEWAY_SLOT:
+            return await self._admission.admit(chunk.num_agent_steps)
+        made = (chunk.num_agent_steps, (slot, incarnation))
+        return await self._admission_of_workers.admit(made)
+
     async def _ask_to_insert(self, number: int, chunks: Sequence[int]) -> int:
         question = InsertQuestion(self._index, self._session_id, number, chunks)
+        return await self._coordinator_client.call(question)
+
+    async def _announce(self, number: int, made: Sequence[tuple[int, tuple[int, int]]]) -> int:
+        chunks = [steps for steps, _ in made]
+        makers = [maker for _, maker in made]
+        question = InsertQuestion(self._index, self._session_id, number, chunks, makers)
         return await self._coordinator_client.call(question)
 
     def _report(self) -> None:
@@ -338,12 +404,12 @@ class ShardRole:
         )
 
 
-def _open_shard(plan: Plan, index: int, folder: Path) -> ReplayShard:
+def _open_shard(plan: Plan, index: int, folder: Path, progress: RecoveryProgress) -> ReplayShard:
     """The shard, once the process that had it before is gone."""
     give_up = time.monotonic() + DEADLINES.predecessor_s
     while True:
         try:
-            return build_shard(plan, index, folder)
+            return build_shard(plan, index, folder, progress)
         except JournalHeldError:
             if time.monotonic() > give_up:
                 raise

@@ -37,6 +37,11 @@ PING_EVERY_S = 2.0
 PAUSES = Backoff(first_s=0.5, longest_s=30.0)
 """Before a role that dies again and again is started again."""
 STEADY_S = 5.0
+SLOW_START_S = 30.0
+MAX_VAIN_STARTS = 3
+"""How often in a row a process may take longer than that, or a deadline, and not have worked for
+``STEADY_S`` then: twenty such starts would take an hour.
+"""
 MAX_QUICK_ENV_LOSSES = 3
 """How often in a row a role may lose all its envs within ``STEADY_S``: each of them has been
 rebuilt in the process that ended, so a new process does not help."""
@@ -87,7 +92,11 @@ class Role:
     _leave_by: float | None = None
     _asked_at: float = 0.0
     _start_at: float = 0.0
+    _started_at: float = 0.0
+    _heard_at: float = 0.0
+    _worked_s: float = 0.0
     _quick_deaths: int = 0
+    _vain_starts: int = 0
     _deaths: deque[float] = field(default_factory=deque)
 
     @property
@@ -134,7 +143,8 @@ class Supervisor:
 
     Args:
         max_restarts: Of one role within ``window_s``; one more and it is given up.
-        window_s: Seconds after which a restart is forgotten.
+        window_s: Seconds of work after which a restart is forgotten; time in which a role starts
+            or hangs is none.
 
     Attributes:
         restarts: Restarts so far, by kind.
@@ -243,7 +253,9 @@ class Supervisor:
             role._start_at = time.monotonic()
 
     def hear(self, kinds: tuple[str, ...]) -> None:
-        """Pass on what roles have said since their last ping: there may be no next one."""
+        """Ask roles for their status now, and pass on what they have said since their last ping:
+        there may be no next one.
+        """
         asked = {
             submit(role.handle, Process.ping): role
             for kind in kinds
@@ -254,7 +266,8 @@ class Supervisor:
             return
         for ping in ray.wait(list(asked), num_returns=len(asked), timeout=DEADLINES.hear_s)[0]:
             with contextlib.suppress(RayError):
-                self._pass_on(asked[ping], ray.get(ping) or {})
+                asked[ping].status = ray.get(ping) or {}
+                self._pass_on(asked[ping], asked[ping].status)
 
     def _start(self, role: Role) -> None:
         try:
@@ -264,7 +277,7 @@ class Supervisor:
             return
         role.line = submit(role.handle, role.run_forever)
         role._ping = submit(role.handle, Process.ping)
-        role._asked_at = time.monotonic()
+        role._asked_at = role._started_at = time.monotonic()
         role.ready_at = None
 
     def _ended(self, role: Role) -> None:
@@ -304,12 +317,16 @@ class Supervisor:
         deadline = role.ping_timeout_s if role.ready_at is not None else role.start_timeout_s
         if not answered:
             if now - role._asked_at > deadline:
-                self._died(role, f"it did not answer for {deadline:.0f} s")
+                self._died(role, f"it did not answer for {deadline:.0f} s", by_deadline=True)
             return
         try:
             role.status = ray.get(role._ping) or {}
-            role.ready_at = role.ready_at or now
-            role.has_been_up = True
+            if role.ready_at is not None:
+                role._worked_s += max(0.0, now - role._heard_at)
+            role._heard_at = now
+            if not role.status.get("reading"):  # which counts as life, and as no work
+                role.ready_at = role.ready_at or now
+                role.has_been_up = True
         except RayActorError:
             return  # the run_forever says so too, with the reason
         except RayError as error:
@@ -322,7 +339,8 @@ class Supervisor:
         if stuck:
             if role.status.get("stack"):
                 logger.warning("%s hangs; its stack:\n%s", role.name, role.status["stack"])
-            self._died(role, stuck)
+            role._worked_s -= min(role._worked_s, float(role.status.get("seconds", 0.0)))
+            self._died(role, stuck, by_deadline=True)
 
     def _pass_on(self, role: Role, status: dict[str, Any]) -> None:
         for level, line in status.pop("said", ()):
@@ -341,7 +359,10 @@ class Supervisor:
             role.incarnation += 1
             role._start_at = time.monotonic()
 
-    def _died(self, role: Role, reason: str, *, has_lost_envs: bool = False) -> None:
+    def _died(
+        self, role: Role, reason: str, *, has_lost_envs: bool = False, by_deadline: bool = False
+    ) -> None:
+        """Start it again, or give it up."""
         was_steady = role.ready_at is not None and time.monotonic() - role.ready_at >= STEADY_S
         self._kill(role)
         if role.is_done:
@@ -351,14 +372,17 @@ class Supervisor:
             self._left(role)
             return
         now = time.monotonic()
-        role._deaths.append(now)
-        while now - role._deaths[0] > self._window_s:
+        role._deaths.append(role._worked_s)
+        while role._worked_s - role._deaths[0] > self._window_s:
             role._deaths.popleft()
+        is_slow = by_deadline or now - role._started_at > SLOW_START_S
+        role._vain_starts = 0 if was_steady else role._vain_starts + is_slow
         role.on_down()
         # one that had worked for a while does not wait
         role._quick_deaths = 1 if was_steady else role._quick_deaths + 1
         is_hopeless = has_lost_envs and role._quick_deaths > MAX_QUICK_ENV_LOSSES
-        if is_hopeless or len(role._deaths) > self._max_restarts:
+        is_vain = role._vain_starts > MAX_VAIN_STARTS
+        if is_hopeless or is_vain or len(role._deaths) > self._max_restarts:
             role.is_given_up = True
             text = (
                 f"{role.name} is given up after {len(role._deaths) - 1} restarts in "

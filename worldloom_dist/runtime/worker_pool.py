@@ -54,6 +54,7 @@ class WorkerPool:
         supervisor: Keeps the workers up.
         first_incarnation: Incarnations of this driver's workers begin here.
         on_lost: Told how many open rows died with a worker.
+        on_down: Told the slot and the incarnation of a worker that has ended.
         cluster_cpus: CPUs of the cluster now.
         draining: Ids of the nodes that are about to go.
 
@@ -70,6 +71,7 @@ class WorkerPool:
         first_incarnation: int,
         on_lost: Callable[[int], None],
         *,
+        on_down: Callable[[int, int], None] = lambda *_: None,
         cluster_cpus: Callable[[], float] | None = None,
         draining: Callable[[], set[str]] | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class WorkerPool:
         self._supervisor = supervisor
         self.first_incarnation = first_incarnation
         self._on_lost = on_lost
+        self._on_down = on_down
         self._cluster_cpus = cluster_cpus or _cluster_cpus
         self._draining = draining or draining_nodes
         self._cpus_at_start = self._cluster_cpus()
@@ -202,6 +205,7 @@ class WorkerPool:
         """
         role = self._supervisor.roles[f"worker-{slot}"]
         self._next_life[slot] = role.incarnation + 1
+        self._on_down(slot, self.first_incarnation + role.incarnation)
         self._on_lost(role.status.pop("open_rows", 0))
 
 

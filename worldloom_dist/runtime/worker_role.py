@@ -12,6 +12,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -19,10 +21,14 @@ import ray
 from worldloom_dist.actors.acting import ActClient, ActReply, ActRequest, LocalActing, RemoteActing
 from worldloom_dist.actors.groups import GroupedWorker
 from worldloom_dist.actors.rollout_worker import RolloutWorker
+from worldloom_dist.actors.step_budget import StepBudget
 from worldloom_dist.interfaces import (
+    Coordinator,
     Inference,
+    coordinator_client,
     inference_client,
 )
+from worldloom_dist.ports import StepPermit, StepQuestion
 from worldloom_dist.rpc.connection import RpcClient
 from worldloom_dist.run.builders import build_grouped_worker, build_policy
 from worldloom_dist.run.plan import Plan
@@ -77,8 +83,21 @@ class WorkerRole:
     def run(self) -> dict[str, Any]:
         """Step until told to stop; what is open has been sent then."""
         self._thread = threading.get_ident()
+        permits = RpcClient(
+            coordinator_client(),
+            Coordinator.permit_steps,
+            DEADLINES.permit_s,
+            DEADLINES.coordinator_patience_s,
+            on_wait=self._on_wait,
+        )
+        budget = StepBudget(
+            self._slot,
+            self._incarnation,
+            partial(self._ask_for_steps, permits),
+            self._stopping.is_set,
+        )
         worker = build_grouped_worker(
-            self._plan, self._slot, self._incarnation, self._acting, self._writer
+            self._plan, self._slot, self._incarnation, self._acting, self._writer, budget
         )
         self._worker = worker
         flushed = time.monotonic()
@@ -98,6 +117,7 @@ class WorkerRole:
             self._since = time.monotonic()
             worker.close()
             self._writer.close()
+            permits.close()
             self._emit(worker)
         return {
             "agent_steps": worker.agent_steps,
@@ -171,6 +191,16 @@ class WorkerRole:
         return LocalActing(
             policy, num_envs, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s
         )
+
+    def _ask_for_steps(
+        self, permits: RpcClient[Coordinator, StepQuestion, StepPermit], question: StepQuestion
+    ) -> Callable[[], StepPermit]:
+        """Send the question; a coordinator that is away is waited for."""
+        self._on_wait(True)
+        try:
+            return permits.submit(question)
+        finally:
+            self._on_wait(False)
 
     def _on_wait(self, is_waiting: bool) -> None:
         self._waiting += 1 if is_waiting else -1

@@ -134,11 +134,12 @@ def test_a_setting_of_zero_is_refused(field):
 
 @given(limits=LIMITS, steps=st.integers(0, 10**6), positions=st.integers(0, 10**9))
 @settings(max_examples=50, derandomize=True, deadline=None)
-def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_pretraining(
+def test_a_run_that_goes_on_with_another_ratio_owes_what_that_asks_for_from_now_on(
     limits, steps, positions
 ):
     limiter = RateLimiter(limits)
     limiter.rebase(limits.prefill_agent_steps + steps, positions)
+    limiter.clamp_debt()
     unpaid = limits.pretrain_positions - positions
     most = (
         limits.slack_insert
@@ -148,6 +149,71 @@ def test_a_resumed_run_owes_no_more_than_the_band_and_what_is_left_of_its_pretra
     assert -limits.slack_sample <= limiter.debt <= most
     due_now = limiter.updates_due(limiter.agent_steps) * limits.batch_positions - positions
     assert due_now <= most
+
+
+ACTS = st.sampled_from(("make", "store", "sample", "checkpoint", "kill learner", "restart limiter"))
+
+
+@given(limits=LIMITS, acts=st.lists(st.tuples(ACTS, st.integers(1, 64)), max_size=300))
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_the_ratio_holds_over_any_number_of_lost_learners_and_restarts(limits, acts):
+    limiter = RateLimiter(limits)
+    saved = 0
+    bound = max(
+        limits.slack_insert, limits.pretrain_positions + limits.ratio * limits.max_insert_steps
+    )
+    for act, steps in acts:
+        steps = min(steps, limits.max_insert_steps)
+        if act == "make" and limiter.may_insert(steps):
+            before = limiter.steps_made
+            limiter.steps_in_hand += steps
+            made = limiter.limits.ratio * (limiter.steps_made - limits.prefill_agent_steps)
+            owed = made + limits.pretrain_positions - limiter.positions
+            assert before < limits.prefill_agent_steps or owed <= limits.slack_insert
+        elif act == "store":
+            steps = min(steps, limiter.steps_in_hand)
+            limiter.steps_in_hand -= steps
+            limiter.inserted(steps)
+        elif act == "sample" and limiter.may_sample(limits.batch_positions):
+            limiter.sampled(limits.batch_positions)
+        elif act == "checkpoint":
+            saved = limiter.positions
+        elif act == "kill learner":
+            limiter.rebase(limiter.agent_steps, saved)
+        elif act == "restart limiter":
+            successor = RateLimiter(limits)
+            successor.rebase(limiter.agent_steps, limiter.positions)
+            successor.steps_in_hand = limiter.steps_in_hand
+            limiter = successor
+        assert (
+            limiter.room() >= steps
+            or not limiter.may_insert(steps)
+            or (limiter.steps_made < limits.prefill_agent_steps)
+        )
+    # the run ends: what is in hand comes in, and what is owed is trained
+    limiter.inserted(limiter.steps_in_hand)
+    limiter.steps_in_hand = 0
+    while limiter.may_sample(limits.batch_positions):
+        assert limiter.debt <= bound + limits.ratio * 64 or not limiter.may_insert(1)
+        limiter.sampled(limits.batch_positions)
+    if limiter.is_prefilled:
+        assert -limits.slack_sample <= limiter.debt < limits.batch_positions
+    assert limiter.forgiven == 0
+
+
+def test_what_workers_have_in_hand_counts_for_them_and_not_for_training():
+    limits = RateLimits(
+        train_ratio=1, prefill_agent_steps=0, batch_positions=4, max_insert_steps=4, lead_share=0
+    )
+    limiter = RateLimiter(limits)
+    limiter.steps_in_hand = limiter.room()
+    assert limiter.room() == 0
+    assert limiter.steps_in_hand == limits.slack_insert
+    assert not limiter.may_insert(1)
+    assert not limiter.may_sample(4), "none of it is stored"
+    limiter.steps_in_hand -= 4
+    limiter.inserted(4)
+    assert limiter.may_sample(4)
 
 
 def test_a_run_that_is_stopped_in_its_pretraining_still_owes_the_rest():

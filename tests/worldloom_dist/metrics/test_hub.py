@@ -79,8 +79,9 @@ def test_the_number_of_series_does_not_depend_on_the_number_of_workers():
     assert series(2) == series(64)
 
 
-def test_gauges_of_instances_are_combined_as_the_table_says(monkeypatch):
-    hub = MetricsHub("r1")
+def test_gauges_of_instances_are_combined_as_the_table_says():
+    now = [1000.0]
+    hub = MetricsHub("r1", clock=lambda: now[0])
     for worker, version in ((0, 9.0), (1, 4.0)):
         hub.emit(
             "actor",
@@ -89,8 +90,7 @@ def test_gauges_of_instances_are_combined_as_the_table_says(monkeypatch):
         )
     assert hub.snapshot()["process_resident_memory_bytes"] == 200.0
     assert hub.snapshot()["policy_version"] == 4.0, "the oldest weights in use"
-    now = hub_module.time.time()
-    monkeypatch.setattr(hub_module.time, "time", lambda: now + 2 * hub_module.SUMMED_FOR_S)
+    now[0] += 2 * hub_module.SUMMED_FOR_S
     hub.emit("actor", 0, {})
     assert hub.snapshot()["process_resident_memory_bytes"] == 100.0, (
         "a worker that is gone holds no memory"
@@ -166,10 +166,18 @@ def test_the_page_of_metrics_is_current():
     )
 
 
+def test_of_two_reports_the_later_one_counts_whatever_the_clocks_of_their_machines_say():
+    hub = MetricsHub("r1")
+    hub.emit("learner", 0, {"replay_ratio_actual": Last(1.0, 9e9)})
+    hub.emit("learner", 0, {"replay_ratio_actual": Last(2.0, 5.0)})
+    hub.emit("learner", 1, {"replay_ratio_actual": Last(3.0, 1.0)})
+    assert hub.snapshot()["replay_ratio_actual"] == 3.0
+
+
 def test_a_worker_that_is_gone_for_good_does_not_hold_the_heartbeat_back(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(hub_module.time, "time", lambda: now[0])
-    hub = MetricsHub("r1", {})
+    monkeypatch.setattr(hub_module.time, "time", lambda: 5_000.0 + now[0])
+    hub = MetricsHub("r1", {}, clock=lambda: now[0])
     for worker in (0, 1):
         hub.emit("actor", worker, {})
 
@@ -179,7 +187,7 @@ def test_a_worker_that_is_gone_for_good_does_not_hold_the_heartbeat_back(monkeyp
 
     now[0] += 60.0
     hub.emit("actor", 0, {})
-    assert heartbeat() == 1000.0, "worker 1 may be coming back"
+    assert heartbeat() == 6000.0, "worker 1 may be coming back"
     now[0] += hub_module.GONE_AFTER_S
     hub.emit("actor", 0, {})
-    assert heartbeat() == now[0], "worker 1 is not"
+    assert heartbeat() == 5000.0 + now[0], "worker 1 is not"

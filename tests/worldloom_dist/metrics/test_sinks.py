@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 from worldloom.core.exceptions import MissingDependencyError
+from worldloom_dist.metrics import sinks as sinks_module
 from worldloom_dist.metrics.sinks import (
     MediaWatch,
     SinkThread,
@@ -68,7 +69,7 @@ def test_tensorboard_holds_numbers_by_path_and_animated_pictures_as_they_are(tmp
     values = {v.tag: (e.step, v) for e in read_events(tmp_path / "events") for v in e.summary.value}
     assert values["loss/total"][0] == 100
     assert values["loss/total"][1].simple_value == 1.5
-    assert values["replay_op_seconds/insert/p99"][1].simple_value == 0.25
+    assert values["replay/replay_op_seconds/insert/p99"][1].simple_value == 0.25
     assert values["videos/report"][1].image.encoded_image_string == picture.read_bytes()
     assert "videos/clip" not in values
 
@@ -136,19 +137,21 @@ def test_a_sink_that_hangs_holds_nobody_up(caplog):
     assert caplog.text.count("records are dropped") == 1
 
 
-def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path):
+def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(sinks_module.time, "monotonic", lambda: now[0])
     folder = tmp_path / "videos"
     watch = MediaWatch(folder)
     assert watch.fresh() == []
     folder.mkdir()
-    for name, age in (
-        ("old.gif", 10),
-        ("open_loop-image-0000012000.mp4", 20),
-        ("growing.png", 0),
-        ("notes.txt", 10),
+    for number, name in enumerate(
+        ("old.gif", "open_loop-image-0000012000.mp4", "growing.png", "notes.txt")
     ):
         (folder / name).write_bytes(b"x")
-        os.utime(folder / name, (time.time() - age,) * 2)
+        os.utime(folder / name, (number * 1e9,) * 2)  # whatever a clock says
+    assert watch.fresh() == []
+    now[0] += 3.0
+    (folder / "growing.png").write_bytes(b"xx")
     assert [(m.name, m.path.suffix, m.env_steps) for m in watch.fresh()] == [
         ("old", ".gif", None),
         ("open_loop-image", ".mp4", 12000),

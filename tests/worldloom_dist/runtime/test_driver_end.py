@@ -150,6 +150,9 @@ def run(tmp_path, monkeypatch):
         "is_whole": True,
         "shards": {"0": asdict(row_counters(100)), "1": asdict(row_counters(90))},
         "debt": 0.0,
+        "positions": 0,
+        "forgiven": "0",
+        "updates_lost": 0,
         "blocked_s": {"insert": 0.0, "sample": 0.0},
     }
     runtime._supervisor.put("coordinator", 0, Actor(counts=counts))

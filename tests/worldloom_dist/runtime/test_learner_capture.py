@@ -23,7 +23,9 @@ def test_it_leaves_word_for_the_next_incarnation(monkeypatch, tmp_path):
 
     class Failing(LearnerRole):
         def _build(self):
-            self._learner = SimpleNamespace(train_steps=0, stager=SimpleNamespace(stage=None))
+            self._learner = SimpleNamespace(
+                train_steps=0, replayed_steps=0, stager=SimpleNamespace(stage=None)
+            )
 
         def _restore(self):
             pass

@@ -32,6 +32,9 @@ def windows_of(shard: int, request: SampleRequest) -> SampledWindows:
     )
 
 
+BEGAN_AT = 1234
+
+
 class Roles:
     """A coordinator and two shards; ``broken`` says what a shard raises instead of an answer, or
     when it has enough to draw from.
@@ -43,6 +46,7 @@ class Roles:
         self.rounds: list[list[tuple[int, ...]]] = []
         self.down: list[int] = []
         self.asked = threading.Semaphore(0)
+        self.length = 0
         monkeypatch.setattr(feed_module, "shard_client", self._shard)
         monkeypatch.setattr(feed_module, "coordinator_client", self._coordinator)
         monkeypatch.setattr(feed_module, "ShardClient", self._reader)
@@ -72,7 +76,9 @@ class Roles:
             return self.split(*args)
         if method is not Coordinator.admit_samples:
             return None
-        _, _, windows, seeds = args
+        _, _, windows, seeds, began_at, taken = args
+        permitted = sum(len(seeds) for seeds in self.rounds) * windows * self.length
+        assert (began_at, taken) == (BEGAN_AT, permitted), "what this rank was permitted so far"
         self.rounds.append(seeds)
         self.asked.release()
         return [{i: SampleRequest(windows // 2, (*seed, i + 1)) for i in (0, 1)} for seed in seeds]
@@ -95,7 +101,9 @@ def batches(monkeypatch, count, broken=None, more=(), answered_bytes=1000):
     roles.broken = broken or {}
     roles.answered_bytes = answered_bytes
     words = ["--preset", "debug", "--env", "toy:counting", "--replay.shards", "2", *more]
-    prefetcher = BatchPrefetcher(resolve(parse(words)), 5, lambda windows: windows)
+    plan = resolve(parse(words))
+    roles.length = plan.spec.sampling.length
+    prefetcher = BatchPrefetcher(plan, 5, lambda windows: windows, began_at=BEGAN_AT)
     try:
         return roles, prefetcher, [prefetcher.get(timeout_s=10.0) for _ in range(count)]
     finally:

@@ -16,6 +16,7 @@ from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import rows_from_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.replay import imports
+from worldloom_dist.replay.formats import episode_files
 from worldloom_dist.replay.formats.episode_files import write_episode_file
 from worldloom_dist.replay.imports import ImportList
 from worldloom_dist.replay.shard import ReplayShard
@@ -54,6 +55,7 @@ def role(tmp_path):
         "_index": 0,
         "_num_shards": 1,
         "_is_finalized": False,
+        "_left_out": {},
     }
     return SimpleNamespace(**own, _at_work=contextlib.nullcontext)
 
@@ -72,7 +74,34 @@ def test_a_bad_file_costs_only_itself(tmp_path, role, caplog):
     assert look(role) == STEPS + 1
     for source in sources:
         assert f"{source} was not imported" in caplog.text
+    assert set(role._left_out) == set(map(str, sources)), "the driver hears of them"
     assert look(role) == STEPS + 1, "and that was all"
+
+
+def test_of_a_file_that_is_bad_in_its_middle_nothing_is_stored(tmp_path, role):
+    data = tmp_path / "data.npz"
+    write_good(data)
+    arrays = dict(np.load(data))
+    arrays["rewards"][STEPS // 2] = np.nan
+    np.savez(data, **arrays)
+    role._imports.add([str(data)])
+    assert look(role) == 0
+    assert "finite" in role._left_out[str(data)]
+
+
+def test_whatever_a_reader_raises_costs_only_its_file(tmp_path, role, monkeypatch):
+    good = write_good(tmp_path / "good.npz")
+    role._imports.add([write_good(tmp_path / "bad.npz"), good])
+    real = episode_files._open
+
+    def fail(kind, source):
+        if source != good:
+            raise AttributeError("'DoubleArray' object has no attribute 'flatten'")
+        return real(kind, source)
+
+    monkeypatch.setattr(episode_files, "_open", fail)
+    assert look(role) == STEPS + 1
+    assert "AttributeError" in role._left_out[str(tmp_path / "bad.npz")]
 
 
 def test_a_file_for_which_the_disk_had_no_room_is_stored_later(tmp_path, role, caplog, monkeypatch):

@@ -6,8 +6,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from worldloom.core.exceptions import EnvFailureError
+from worldloom_dist.runtime import supervisor as module
 from worldloom_dist.runtime.supervisor import (
     MAX_QUICK_ENV_LOSSES,
+    MAX_VAIN_STARTS,
     PAUSES,
     STEADY_S,
     Role,
@@ -21,6 +23,7 @@ def role_of() -> Role:
 
 def pause_after_death(supervisor: Supervisor, role: Role, lived_s: float | None) -> float:
     role.ready_at = None if lived_s is None else time.monotonic() - lived_s
+    role._started_at = time.monotonic() - (lived_s or 0.0)
     supervisor._died(role, "it was killed")
     return role._start_at - time.monotonic()
 
@@ -47,6 +50,7 @@ def test_role_that_loses_its_envs_again_and_again_is_given_up_soon_without_trace
     monkeypatch.setattr(ray, "get", get)
     supervisor = Supervisor(max_restarts=20, window_s=600.0)
     role = role_of()
+    role._started_at = time.monotonic()
     with caplog.at_level(logging.WARNING):
         for _ in range(MAX_QUICK_ENV_LOSSES + 1):
             assert not role.is_given_up
@@ -70,3 +74,82 @@ def test_an_error_of_ray_without_a_text_is_a_death_like_any_other(monkeypatch) -
     role = role_of()
     supervisor._ended(role)
     assert role.last_failure == "it was lost (RayError)"
+
+
+class Clock:
+    """Time as the supervisor sees it; a role whose pings are answered with a status."""
+
+    def __init__(self, monkeypatch, status=None) -> None:
+        self.now = 1000.0
+        self.status = status or {}
+        self.is_silent = False
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module, "submit", lambda *_: "ping")
+        monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
+        monkeypatch.setattr(ray, "get", lambda _: dict(self.status))
+        monkeypatch.setattr(
+            ray, "wait", lambda asked, **_: ([], asked) if self.is_silent else (asked, [])
+        )
+
+    def pass_for(self, supervisor: Supervisor, role: Role, seconds: float) -> None:
+        """Poll once a second, and start it again when that is due."""
+        for _ in range(int(seconds)):
+            if role.is_given_up:
+                return
+            self.now += 1.0
+            if role.handle is None and self.now >= role._start_at:
+                supervisor._start(role)
+            elif role.handle is not None:
+                supervisor._check_ping(role, self.now)
+
+
+def watched() -> Role:
+    return Role("shard", 0, start=lambda _: object(), run_forever=lambda _: None, is_vital=False)
+
+
+def test_a_role_that_uses_up_its_start_deadline_again_and_again_is_given_up(monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    clock.is_silent = True
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = watched()
+    clock.pass_for(supervisor, role, 4 * (role.start_timeout_s + 40))
+    assert role.is_given_up
+    assert "did not answer for 180 s" in role.last_failure
+    assert len(role._deaths) == MAX_VAIN_STARTS + 1
+
+
+def test_a_role_that_works_and_hangs_by_turns_is_given_up_after_its_restarts(monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    supervisor = Supervisor(max_restarts=5, window_s=600.0)
+    role = watched()
+    for _ in range(6):
+        clock.is_silent = False
+        clock.pass_for(supervisor, role, 60)
+        assert not role.is_given_up
+        clock.is_silent = True
+        clock.pass_for(supervisor, role, 150)  # in all longer than the window
+    assert role.is_given_up
+    other = watched()
+    for _ in range(20):
+        clock.is_silent = False
+        clock.pass_for(supervisor, other, 300)
+        clock.is_silent = True
+        clock.pass_for(supervisor, other, 40)
+    assert not other.is_given_up, "restarts that lie far behind are forgotten"
+
+
+def test_a_role_that_reads_its_journal_for_long_lives_and_one_that_fails_after_it_is_given_up(
+    monkeypatch,
+) -> None:
+    clock = Clock(monkeypatch, {"reading": "1,000 rows so far, 7 of 10,000 MB"})
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = watched()
+    clock.pass_for(supervisor, role, 2000)
+    assert role.incarnation == 0
+    assert role.handle is not None
+    assert not role.is_up, "it does not serve yet"
+    for failures in range(1, MAX_VAIN_STARTS + 2):
+        assert not role.is_given_up
+        supervisor._died(role, "it raised CheckpointError: its journal is damaged")
+        assert role.is_given_up == (failures > MAX_VAIN_STARTS)
+        clock.pass_for(supervisor, role, 200)

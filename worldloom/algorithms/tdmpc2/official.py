@@ -15,10 +15,7 @@ Multi-task files of the older layouts have no action masks; they follow from the
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -29,10 +26,11 @@ from torch import Tensor
 from worldloom.algorithms.tdmpc2.config import Architecture
 from worldloom.algorithms.tdmpc2.encoder import IMAGE_SIZE
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks, make_critics
-from worldloom.core.error_text import first_line
+from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.specs import OBS, ArraySpec
 from worldloom.nn.ensemble import EnsembleMLP
+from worldloom.nn.tensor_files import read_tensors
 
 __all__ = [
     "MT30_ACTION_DIMS",
@@ -69,20 +67,6 @@ PRE_RELEASE = {
     "_reward": PRE_RELEASE_LAYERS,
     "_pi": PRE_RELEASE_LAYERS,
 }
-UNREADABLE = (
-    *(
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        AssertionError,
-    ),
-    *(pickle.UnpicklingError, zipfile.BadZipFile),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +99,19 @@ def load_official(
     Raises:
         CheckpointError: If the file is missing, truncated, hostile, or not a TD-MPC2 model.
     """
-    try:
-        with warnings.catch_warnings():
-            # torch warns of foreign pickle protocols before it refuses them
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = first_line(error)
-        raise CheckpointError(
-            f"{path}: not a readable PyTorch file of tensors ({type(error).__name__}: {reason})"
-        ) from error
+    content = read_tensors(path)
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a TD-MPC2 state dict")
     try:
-        return from_official_state(
-            state,
-            action_dims=action_dims,
-            simnorm_dim=simnorm_dim,
-            bin_low=bin_low,
-            bin_high=bin_high,
-        )
+        with reading("not a TD-MPC2 model", "its tensors do not fit together"):
+            return from_official_state(
+                state,
+                action_dims=action_dims,
+                simnorm_dim=simnorm_dim,
+                bin_low=bin_low,
+                bin_high=bin_high,
+            )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -26,6 +26,7 @@ from worldloom.core.exceptions import (
     EnvFailureError,
     ShapeMismatchError,
 )
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.spaces import ObsMapper
@@ -122,7 +123,7 @@ def _noted_env(path: Path) -> EnvSpec | None:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         if NOTE not in archive.files:
             return None
-        return EnvSpec.from_dict(json.loads(archive[NOTE].tobytes()))
+        return EnvSpec.from_dict(parse_json(archive[NOTE].tobytes()))
 
 
 def _obs_space(facts: FileFacts) -> spaces.Box:

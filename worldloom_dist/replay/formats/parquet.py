@@ -16,8 +16,10 @@ import numpy as np
 
 from worldloom.core.exceptions import CheckpointError, MissingDependencyError, ShapeMismatchError
 from worldloom.core.files import replacing
+from worldloom.core.json_text import parse_json
 from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.training.npz import check_expansion
 from worldloom_dist.replay.formats.episode_rows import EpisodeFile, check_whole
 
 __all__ = ["read_parquet", "write_parquet"]
@@ -46,9 +48,10 @@ def read_parquet(path: Path) -> EpisodeFile:
             f"program; it has {file.schema_arrow.names}"
         )
     try:
-        env = EnvSpec.from_dict(json.loads(note))
+        env = EnvSpec.from_dict(parse_json(note))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its note of the spaces is damaged ({error})") from error
+    check_expansion(path, file.metadata.num_rows * sum(c.nbytes for c in env.columns().values()))
     needed = {EPISODE, *env.columns()}
     present = set(file.schema_arrow.names)
     if lost := sorted(needed - present):
