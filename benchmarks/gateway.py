@@ -73,8 +73,7 @@ IMPORT = (
 )
 CAMERA = (
     "--env toy:pixel --agent dreamerv3:ci --preset debug --workers 0 --env-steps 100000000 "
-    "--eval-episodes 0 --eval-every 0 --train-ratio 4 --metrics-port 0 "
-    "--agent.prefill-agent-steps 600"
+    "--eval-episodes 0 --eval-every 0 --train-ratio 512 --metrics-port 0"
 ).split()
 
 Row = dict[str, Any]
@@ -397,7 +396,7 @@ def _drive_camera(port: int, seconds: float) -> list[Row]:
     times: list[float] = []
     begun_at = (0, 0)
     end = float("inf")
-    with connect(f"127.0.0.1:{port}", on_hold="act", timeout_s=180, control_hz=50) as session:
+    with connect(f"127.0.0.1:{port}", on_hold="act", timeout_s=90, control_hz=50) as session:
         due = time.perf_counter()
         while due < end:
             began = time.perf_counter()
@@ -405,7 +404,7 @@ def _drive_camera(port: int, seconds: float) -> list[Row]:
             took = time.perf_counter() - began
             if end < float("inf"):
                 times.append(took)
-            elif session.version[1] >= 20:  # it trains, and its weights act
+            elif session.version[1] >= 5:  # it trains, and its weights act
                 end = time.perf_counter() + seconds
                 begun_at = session.version
             if terminated or truncated:

@@ -222,9 +222,12 @@ class Session:
         if self._is_back():
             self._line.ask_until(ASK_HOLD)
 
-    def close(self) -> None:
-        """End the session: what is open is stored. Rows in a spool are pushed for at most
-        ``timeout_s``; the rest stays there for the next process.
+    def close(self, within_s: float | None = None) -> None:
+        """End the session: what is open is stored.
+
+        Args:
+            within_s: How long rows in a spool may take to be pushed; by default ``timeout_s``. The
+                rest stays there for the next process.
 
         Raises:
             RefusedError: If the run refused rows that were pushed.
@@ -237,7 +240,7 @@ class Session:
         if is_back:
             self._line.close_session()
         if self._feed is not None:
-            self._feed.close()
+            self._feed.close(within_s)
 
     def __enter__(self) -> Session:
         return self
@@ -248,7 +251,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(0.0 if kind is not None else None)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -14,6 +14,24 @@ from worldloom.data.codec import notes_of
 from worldloom.envs.toy import CountingEnv
 from worldloom_client import ClientError, RefusedError, UnavailableError, WireError, feed
 
+KILLED = """
+import os, sys
+from worldloom.envs.toy import CountingEnv
+from worldloom_client import feed
+replay = feed(sys.argv[1], spool=sys.argv[2])
+replay._pusher.stop()
+env = CountingEnv()
+obs, reward, terminated, truncated = env.reset(seed=0)[0], 0.0, False, False
+for _ in range(33):
+    action = env.action_space.low
+    replay.add(obs, action, reward, terminated=terminated, truncated=truncated)
+    if terminated or truncated:
+        obs, reward, terminated, truncated = env.reset()[0], 0.0, False, False
+    else:
+        obs, reward, terminated, truncated, _ = env.step(action)
+os._exit(9)
+"""
+
 
 def kept_shard(folder):
     return KeptShard(contract_of().columns, folder / "shard")
@@ -142,17 +160,9 @@ def test_what_is_left_in_a_spool_is_pushed_by_the_next_process(tmp_path) -> None
 def test_a_process_that_is_killed_leaves_whole_chunks(tmp_path) -> None:
     shard = kept_shard(tmp_path)
     server = Live(shard=shard)
-    code = (
-        "import os, sys\n"
-        "from tests.worldloom_client.test_feed import add_rows\n"
-        "from worldloom_client import feed\n"
-        "replay = feed(sys.argv[1], spool=sys.argv[2])\n"
-        "replay._pusher.stop()\n"
-        "add_rows(replay, 33)\n"
-        "os._exit(9)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, server.address, str(tmp_path / "spool")], check=False
     )
-    words = [server.address, str(tmp_path / "spool")]
-    done = subprocess.run([sys.executable, "-c", code, *words], check=False)
     assert done.returncode == 9
     (folder,) = [p for p in (tmp_path / "spool").iterdir() if p.is_dir()]
     (folder / "000000000099-0000.tmp").write_bytes(b"half")

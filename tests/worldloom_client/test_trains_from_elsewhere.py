@@ -59,14 +59,15 @@ def test_a_client_without_torch_in_another_namespace_trains_pendulum(python, tmp
         command += ["--ca", str(tmp_path / "ca.pem"), "--token-file", str(token)]
         with (tmp_path / "client.out").open("w") as out:
             client = subprocess.Popen(
-                [*command, "--timeout", "20"],
+                [*command, "--timeout", "120"],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=tmp_path,
                 env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
             )
             try:
-                run.wait_until(lambda: run.has_ended, 1500)
+                run.wait_until(lambda: run.has_ended or client.poll() is not None, 1500)
+                run.wait_until(lambda: run.has_ended, 180)  # its last evaluation
             finally:
                 client.terminate()
                 client.wait(30)

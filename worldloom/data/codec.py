@@ -14,6 +14,7 @@ leaves images three to six times larger and decodes them no faster (``docs/adr/0
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
@@ -294,7 +295,13 @@ def _encode(array: np.ndarray, level: int) -> EncodedColumn:
         if len(compressed) < WORTHWHILE * len(blob):
             blob = compressed
             encoding = "zstd"
-    return EncodedColumn(blob, encoding, array.dtype.name, array.shape)
+    return EncodedColumn(blob, encoding, _name_of(array.dtype), array.shape)
+
+
+@functools.cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Numpy makes the name again each time, and slowly."""
+    return dtype.name
 
 
 def _check_columns(encoded: Mapping[str, EncodedColumn], columns: Mapping[str, ArraySpec]) -> None:

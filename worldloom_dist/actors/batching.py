@@ -55,6 +55,7 @@ class Batcher:
         self._busy_since: float | None = None
         self._free_since = -float("inf")
         self._waits = HistogramBuilder(BUCKETS_S)
+        self._is_built = asyncio.Event()
 
     @property
     def busy_s(self) -> float:
@@ -81,6 +82,13 @@ class Batcher:
             _resolve(self._arrival, True)
         return future
 
+    async def ask_when_built(self, request: ActRequest) -> ActReply:
+        """As :meth:`ask`, once there is a server that has looked for weights: before that it is not
+        known whether any act.
+        """
+        await self._is_built.wait()
+        return await self.ask(request)
+
     def forget(self, slot: int) -> None:
         """A client is gone for good: no one waits for it."""
         self._seen.pop(slot, None)
@@ -102,6 +110,9 @@ class Batcher:
         look = Interval(look_every_s)
         with ThreadPoolExecutor(1) as thread:
             server = await loop.run_in_executor(thread, build)
+            await loop.run_in_executor(thread, server.refresh)
+            self.version = server.version
+            self._is_built.set()
             while True:
                 batch = await self._next_batch()
                 if batch:

@@ -30,6 +30,7 @@ class GatewayMeter:
         self.questions = 0
         self.rows = 0
         self.skipped = 0
+        self._agent_steps = 0
         self._counts: Counter[str] = Counter()
         self._times = HistogramBuilder(BUCKETS_S)
         self._episodes: list[dict[str, Any]] = []
@@ -58,8 +59,7 @@ class GatewayMeter:
 
     def committed(self, agent_steps: int) -> None:
         """Rows are complete that are the results of this many decisions."""
-        self._counts["agent_steps_total"] += agent_steps
-        self._counts["env_steps_total"] += agent_steps * self._action_repeat
+        self._agent_steps += agent_steps
 
     def left_out(self, rows: int) -> None:
         """Rows stay out of replay because their client wants it."""
@@ -81,6 +81,10 @@ class GatewayMeter:
 
     def drain(self, sessions: int) -> tuple[MetricMap, dict[str, Any]]:
         """Metrics and facts since the last call."""
+        if self._agent_steps:
+            self._counts["agent_steps_total"] = self._agent_steps
+            self._counts["env_steps_total"] = self._agent_steps * self._action_repeat
+            self._agent_steps = 0
         values: MetricMap = {key: Sum(count) for key, count in self._counts.items()}
         values["gateway_sessions"] = Last(float(sessions))
         values["gateway_question_seconds"] = self._times.take()

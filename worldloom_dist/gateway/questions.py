@@ -4,7 +4,7 @@ anything of its size is allocated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ class Question:
         is_first, terminated, truncated: ``[n]`` bool.
         executed: By env.
         skip_store: Its rows stay out of replay.
+        begins, ends: ``n`` plain values: the row begins, or ends, its episode.
+        rewards: ``n`` plain values.
     """
 
     envs: list[int]
@@ -50,6 +52,9 @@ class Question:
     truncated: np.ndarray
     executed: Mapping[int, Executed]
     skip_store: bool
+    begins: Sequence[bool]
+    ends: Sequence[bool]
+    rewards: Sequence[float]
 
 
 def read_question(request: Any, contract: Contract, num_envs: int) -> Question:
@@ -83,7 +88,9 @@ def _read(request: Any, contract: Contract, num_envs: int) -> Question:
     first = _flags(request, "is_first")
     terminated = _flags(request, "terminated")
     truncated = _flags(request, "truncated")
-    reward = np.array(request.reward, np.float32)
+    begins = first.tolist()
+    rewards = list(request.reward)
+    reward = np.array(rewards, np.float32)
     if count and not all_finite(reward):
         raise WireError("reward: holds numbers that are not finite, expected finite ones")
     if b"\x01" in request.is_first:
@@ -99,10 +106,13 @@ def _read(request: Any, contract: Contract, num_envs: int) -> Question:
         first,
         terminated,
         truncated,
-        _read_executed(request, contract, dict(zip(envs, first.tolist(), strict=True)))
+        _read_executed(request, contract, dict(zip(envs, begins, strict=True)))
         if request.executed
         else {},
         bool(request.skip_store),
+        begins,
+        (terminated | truncated).tolist(),
+        rewards,
     )
 
 

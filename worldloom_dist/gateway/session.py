@@ -53,6 +53,7 @@ class _Decision:
         self.reply: ActReply | None = None
         self.columns: dict[str, np.ndarray] = {}
         self.task: asyncio.Task[None] | None = None
+        self.waiting: list[asyncio.Future[None]] = []
 
 
 @dataclass(slots=True)
@@ -245,7 +246,7 @@ class Session:
         row = env.row
         if row is not None and step == row.step:
             return False
-        is_first = bool(question.is_first[place])
+        is_first = question.begins[place]
         if env.is_taken_over:
             least = max(0, env.next_step - 1)
             if step < least:
@@ -282,15 +283,12 @@ class Session:
             row = self._envs[number].row
             if row is None or row.step != question.steps[place]:
                 fresh.append(place)
-        decision = self._begin(question, fresh) if fresh else None
-        rows = []
-        for place, number in enumerate(question.envs):
-            env = self._envs[number]
-            if decision is not None and place in fresh:
-                self._enter(number, question, place, decision, fresh.index(place))
-            assert env.row is not None
-            rows.append(env.row)
-        return rows
+        if fresh:
+            decision = self._begin(question, fresh)
+            for index, place in enumerate(fresh):
+                self._enter(question.envs[place], question, place, decision, index)
+        rows = [self._envs[number].row for number in question.envs]
+        return [row for row in rows if row is not None]
 
     def _begin(self, question: Question, fresh: list[int]) -> _Decision:
         is_whole = len(fresh) == len(question.envs)
@@ -319,8 +317,8 @@ class Session:
     ) -> None:
         env = self._envs[number]
         step = question.steps[place]
-        is_first = bool(question.is_first[place])
-        is_last = bool(question.terminated[place] or question.truncated[place])
+        is_first = question.begins[place]
+        is_last = question.ends[place]
         known = step < env.next_step
         if is_first:
             self._break_off(env)
@@ -339,11 +337,11 @@ class Session:
         self._count_episode(env, question, place)
 
     def _count_episode(self, env: _Env, question: Question, place: int) -> None:
-        if question.is_first[place]:
+        if question.begins[place]:
             env.episode_return = 0.0
             env.length = 0
         elif env.length >= 0:
-            env.episode_return += float(question.reward[place])
+            env.episode_return += question.rewards[place]
             env.length += 1
         if env.is_ended and env.length >= 0:
             reason = "terminated" if question.terminated[place] else "truncated"
@@ -407,21 +405,38 @@ class Session:
         for decision in {id(row.decision): row.decision for row in rows}.values():
             if decision.reply is not None:
                 continue
+            answered = asyncio.get_running_loop().create_future()
+            decision.waiting.append(answered)
             if decision.task is None:
                 decision.task = asyncio.ensure_future(self._ask_policy(decision))
-                decision.task.add_done_callback(_note_failure)
             try:
-                await asyncio.shield(decision.task)
+                await answered
             except StateError as error:
                 raise RefusalError(
                     "UNAVAILABLE", f"the policy does not answer just now ({error}); ask again"
                 ) from error
 
     async def _ask_policy(self, decision: _Decision) -> None:
+        """Let the policy decide, and tell those that wait for it, whatever comes of it."""
+        failure: Exception | None = None
         try:
-            reply = await self._decide(decision.request)
-        finally:
-            decision.task = None
+            await self._decide_rows(decision)
+        except Exception as error:
+            failure = error
+        decision.task = None
+        waiting = [answered for answered in decision.waiting if not answered.done()]
+        decision.waiting = []
+        for answered in waiting:
+            if failure is None:
+                answered.set_result(None)
+            else:
+                answered.set_exception(failure)
+        if failure is not None and not waiting:
+            # no one waits any more; who asks again sees whether it fails again
+            logger.warning("a decision failed: %s", failure)
+
+    async def _decide_rows(self, decision: _Decision) -> None:
+        reply = await self._decide(decision.request)
         for key, value in reply.action.items():
             if value.dtype.kind == "f" and not all_finite(value):
                 raise StateError(f"its action {key!r} is not finite")
@@ -476,9 +491,3 @@ class Session:
 
     def _stored(self, env: _Env) -> int:
         return env.sender.stored if env.sender is not None else env.next_step
-
-
-def _note_failure(task: asyncio.Task[None]) -> None:
-    """No one may be waiting any more; who asks again sees whether it fails again."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("a decision failed: %s", error)

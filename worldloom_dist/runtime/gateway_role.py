@@ -73,7 +73,8 @@ class GatewayRole:
 
     async def run_forever(self) -> dict[str, Any]:
         """Serve until told to stop; what clients sent has been stored then."""
-        ask = self._ask_central() if self._plan.inference == "central" else self._batcher.ask
+        is_central = self._plan.inference == "central"
+        ask = self._ask_central() if is_central else self._batcher.ask_when_built
         server = self._server = self._build(ask)
         tasks = [asyncio.ensure_future(work) for work in self._work(server)]
         try:

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worldloom_client.live import live
-from tests.worldloom_dist.gateway.parts import contract_of, question
+from tests.worldloom_dist.gateway.parts import KeptShard, contract_of, question
+from tests.worldloom_dist.gateway.test_pushing import chunk
+from worldloom.core.sequence import check_sequence
+from worldloom.data.codec import decode_rows
 from worldloom_client.errors import WireError
 from worldloom_client.wire import SESSION_KEY, Spec, decode_tensor, encode_tensor, message, method
 from worldloom_dist.gateway.questions import read_question
@@ -150,11 +153,58 @@ def bombard(count: int, seed: int) -> None:
         assert send("Describe", b"", b"")
 
 
+def bombard_with_chunks(count: int, seed: int, folder) -> None:
+    rng = random.Random(seed)
+    shard = KeptShard(contract_of().columns, folder)
+    refused = taken = 0
+    codes = set()
+    with live(shard=shard) as server, grpc.insecure_channel(server.address) as channel:
+        opening = message("OpenRequest")(client="fuzz", num_envs=2, push=True)
+        unary = channel.unary_unary(
+            method("PolicyService", "Open"),
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=message("OpenResponse").FromString,
+        )
+        secret = unary(opening, timeout=30).secret
+        call = channel.stream_stream(
+            method("ReplayService", "Push"),
+            response_deserializer=message("PushResponse").FromString,
+        )
+        whole = [chunk(seq=seq, env=seq % 2).SerializeToString() for seq in range(4)]
+        while refused + taken < count:
+            data = [mutated(rng, rng.choice(whole)) for _ in range(50)]
+            try:
+                for answer in call(iter(data), metadata=((SESSION_KEY, secret),), timeout=60):
+                    refused += answer.HasField("refusal")
+                    taken += not answer.HasField("refusal")
+                    assert answer.refusal.code in ("", "INVALID_ARGUMENT")
+                    assert len(answer.refusal.message) < 2000
+            except grpc.RpcError as error:  # one that cannot be parsed ends its call
+                codes.add(error.code().name)
+                refused += 1
+        good = list(call(iter(whole), metadata=((SESSION_KEY, secret),), timeout=60))
+    assert codes <= {"INVALID_ARGUMENT"}
+    assert refused > count / 4
+    assert not any(answer.HasField("refusal") for answer in good)
+    for stored in shard.chunks:
+        assert check_sequence(decode_rows(stored.payload, shard.columns), shard.columns)
+
+
 def test_a_live_server_survives_strange_messages() -> None:
     bombard(1500, 0)
+
+
+def test_a_live_server_survives_strange_chunks(tmp_path) -> None:
+    bombard_with_chunks(1000, 0, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_live_server_survives_a_hundred_thousand_strange_messages() -> None:
     bombard(100_000, 1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_live_server_survives_fifty_thousand_strange_chunks(tmp_path) -> None:
+    bombard_with_chunks(50_000, 1, tmp_path)
