@@ -147,7 +147,7 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
             "_temp_dir": str(folder / "ray"),
         }
         # Ray's servers inherit the mask: a signal to the
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
         # process group (timeout, Slurm, systemd) must reach us only, or they would be gone before
         # the checkpoint
         try:
