@@ -45,6 +45,7 @@ READERS = {
     "worldloom_dist/replay/history.py": "export",
     "worldloom_dist/replay/imports.py": "rows of files",
     "worldloom_dist/replay/recovery.py": "rows of a journal",
+    "worldloom_dist/replay/seams.py": "reads a journal",
     "worldloom_dist/replay/verify_shard.py": "reads a journal",
 }
 """Files that have rows in hand, or name their types, and are not on the path, with the reason."""

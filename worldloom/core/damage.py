@@ -20,7 +20,7 @@ def reading(source: object, what: str = "is damaged or foreign") -> Iterator[Non
     """Read ``source`` in this block; an error of ours passes, every other becomes a
     ``CheckpointError``.
 
-    A parser of somebody else's file may raise anything, a ``MemoryError`` for a size that the file
+    A parser of a foreign file may raise anything, a ``MemoryError`` for a size that the file
     only claims among them.
 
     Raises:

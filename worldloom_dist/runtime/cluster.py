@@ -23,6 +23,7 @@ import psutil
 
 from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.runtime.server_watch import ServerWatch, lives
 
 __all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
 
@@ -40,10 +41,17 @@ number of them schedulable.
 """
 
 
+MARK = "WORLDLOOM_CLUSTER"
+"""Variable in the environment of every process of a private cluster: its folder."""
+
+
 @contextlib.contextmanager
-def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
+def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None]:
     """Connect to ``address``, or start a local cluster; leave (and stop what we started) at the
     end.
+
+    Yields:
+        What watches over the servers of a local cluster.
 
     Raises:
         ConfigurationError: If nothing answers at ``address``.
@@ -55,16 +63,22 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
         import ray
 
         _connect(address, folder, run_id)
+        watch = None if folder is None else _watch(folder)
         try:
-            yield
+            yield watch
         finally:
             from worldloom_dist.runtime.ray_internals import own_servers
 
             family = own_servers() if address is None else []
+            if folder is not None and watch is not None and watch.sentence:
+                family += _marked(folder)  # the raylet cannot end them any more
+                _end(family)
             try:
                 ray.shutdown()
             finally:
                 _end(family)
+                if watch is not None:
+                    watch.close()
     finally:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
@@ -73,25 +87,37 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _watch(folder: Path) -> ServerWatch:
+    from worldloom_dist.runtime.ray_internals import core_servers
+
+    def clean_up() -> None:
+        _end(_marked(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return ServerWatch(core_servers(), clean_up)
+
+
+def _marked(folder: Path) -> list[psutil.Process]:
+    """Every process of a cluster, and what those have started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(folder) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
 def _end(family: Sequence[psutil.Process]) -> None:
     """Kill those that still live, and wait until they are gone."""
     for process in family:
         with contextlib.suppress(psutil.Error):
             process.kill()
     give_up = time.monotonic() + GONE_WITHIN_S
-    while left := [str(process.pid) for process in family if _lives(process)]:
+    while left := [str(process.pid) for process in family if lives(process)]:
         if time.monotonic() > give_up:
             logger.warning("processes of Ray are left: %s", ", ".join(left))
             return
         time.sleep(0.02)
-
-
-def _lives(process: psutil.Process) -> bool:
-    """False also when no one has taken note of its end."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def store_used() -> float:
@@ -113,6 +139,7 @@ def _prepare_environment(folder: Path | None) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", choose_auth_mode())
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ[MARK] = str(folder)
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", STARTS_AT_ONCE)
     os.environ.pop("RAY_ADDRESS", None)
     if os.environ.get("RAY_AUTH_MODE") != "disabled":
