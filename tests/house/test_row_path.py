@@ -43,6 +43,7 @@ READERS = {
     "worldloom_dist/run/rehearsal.py": "tries a run out",
     "worldloom_dist/replay/budget.py": "counts the bytes of columns",
     "worldloom_dist/replay/history.py": "export",
+    "worldloom_dist/replay/identity.py": "reads a journal",
     "worldloom_dist/replay/imports.py": "rows of files",
     "worldloom_dist/replay/recovery.py": "rows of a journal",
     "worldloom_dist/replay/seams.py": "reads a journal",
