@@ -1,15 +1,15 @@
 # Every target makes .venv first if it is missing or older than the files that define it.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev,viz,video,classic,atari,mujoco,dmc
+EXTRAS ?= dev,docs,viz,video,classic,atari,mujoco,dmc,crafter,rpc
 export OMP_NUM_THREADS ?= 1
 # Ray starts a process for every core, so its tests are run alone; the others a file at a time side by side.
-ALONE := ray or chaos or learn
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+QUICK := not long and not gpu and not ray and not chaos
 
-.PHONY: demo lint test test-long check bench clean
+.PHONY: demo lint test test-long check docs bench dist clean
 
-.venv: pyproject.toml constraints.txt
+.venv: pyproject.toml worldloom/pyproject.toml worldloom_client/pyproject.toml hatch_build.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("worldloom needs Python 3.11 or newer, this is %d.%d; run make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
@@ -25,17 +25,23 @@ lint: .venv  ## style, format and types
 	$(BIN)/mypy
 
 test: .venv  ## everything that guards a change, within twelve minutes on two cores
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long and not gpu and not ($(ALONE))"
-	$(BIN)/python -m pytest -m "($(ALONE)) and not long and not gpu"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK)"
+	$(BIN)/python -m pytest -m "(ray or chaos) and not long and not gpu"
 
 test-long: .venv  ## chaos rounds, learning curves, soak
 	$(BIN)/python -m pytest -m "long" --timeout 5400
 
-check: lint  ## what a commit must pass: style, format, types, quick tests
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long and not gpu and not ($(ALONE))"
+check: lint docs  ## what a commit must pass: style, format, types, the site, quick tests
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(QUICK) and not learn"
 
 bench: .venv  ## run every benchmark; results go to benchmarks/results
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: .venv  ## build the site strictly into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+dist: .venv  ## wheels and sdists of the three distributions into dist/
+	for part in worldloom worldloom_client .; do $(BIN)/python -m build --outdir dist $$part || exit 1; done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

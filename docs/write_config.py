@@ -111,7 +111,8 @@ def flags_page():
         "Written by `docs/write_config.py` from `worldloom_dist/run/config.py`. Every flag of",
         "`python -m worldloom_dist.launch`, with its default; `--help` prints the same. Defaults",
         "that a preset sets stand in the second table. An agent's own settings, `--agent.FIELD`,",
-        "are in [Agents](agents.md).",
+        "are in [Agents](agents.md). `--seeds 1-5` makes a run for each seed, `--parallel 2` two",
+        "at a time: [Sweeps and seeds](../guide/sweeps.md).",
         "",
     ]
     texts = help_lines(RunConfig)

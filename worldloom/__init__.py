@@ -99,22 +99,10 @@ _HOMES = {
     "algorithms.dreamerv3.world_model": ("DreamerV3WorldModel",),
     "algorithms.tdmpc2.world_model": ("TDMPC2WorldModel",),
 }
-SUBPACKAGES = (
-    "agent",
-    "algorithms",
-    "core",
-    "data",
-    "envs",
-    "evaluation",
-    "factory",
-    "models",
-    "nn",
-    "training",
-)
 
 
 def __getattr__(name: str) -> Any:
-    return load_lazily(__name__, name, _HOMES, SUBPACKAGES)
+    return load_lazily(__name__, name, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -22,11 +22,13 @@ from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.core.json_text import parse_json
 from worldloom.distributed import distributed
-from worldloom.training.saved_agents import SavedAgent, TrainedPolicy
+from worldloom.training.saved_agents import SavedAgent
+from worldloom.training.trained_policy import TrainedPolicy
 
 __all__ = ["Agent", "TrainingResult", "load_agent"]
 
 MOST_SEED = 2**63 - 1
+MOST_ENVS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +105,20 @@ class Agent:
         cls,
         path_or_run: str | PathLike[str],
         *,
+        num_envs: int | None = None,
         device: str = "cpu",
         seed: int = 0,
         threads: int = 1,
     ) -> Agent:
         """As :func:`load_agent`."""
         path = expanded(path_or_run, "path_or_run")
+        checked("num_envs", num_envs, int | None, Bounds(1, MOST_ENVS))
         checked("seed", seed, int, Bounds(0, MOST_SEED))
         checked("threads", threads, int, Bounds(1, 1024))
         made = cls.__new__(cls)
         made._words = []
         made._policy = TrainedPolicy(
-            SavedAgent.read(path), device=device, seed=seed, threads=threads
+            SavedAgent.read(path), num_envs=num_envs, device=device, seed=seed, threads=threads
         )
         made.run_dir = None
         return made
@@ -144,12 +148,14 @@ class Agent:
         """Env steps that one action was repeated for in training; repeat it as often."""
         return self._trained().saved.env.action_repeat
 
-    def act(self, obs: Any, is_first: bool | None = None, *, explore: bool = False) -> Any:
+    def act(self, obs: Any, is_first: Any = None, *, explore: bool = False) -> Any:
         """Choose an action; what the agent remembers of the episode is kept in between.
 
         Args:
-            obs: As the env returns it, with its own shape, dtype and units; one env's.
-            is_first: True for the first observation of an episode, as :meth:`reset` before it.
+            obs: As the env returns it, with its own shape, dtype and units; of an agent that was
+                loaded for several envs as a ``gymnasium.vector`` env returns it.
+            is_first: True for the first observation of an episode, as :meth:`reset` before it; of
+                several envs one truth value for each.
             explore: Act as in training, with noise, instead of as well as it can.
 
         Returns:
@@ -220,13 +226,20 @@ class Agent:
 
 
 def load_agent(
-    path_or_run: str | PathLike[str], *, device: str = "cpu", seed: int = 0, threads: int = 1
+    path_or_run: str | PathLike[str],
+    *,
+    num_envs: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    threads: int = 1,
 ) -> Agent:
-    """A trained agent that acts.
+    """A trained agent that acts, with the weights as the run's own evaluations had them.
 
     Args:
         path_or_run: A run folder (its newest checkpoint), ``RUN/checkpoints/NAME`` (``best``, or a
             folder's name), a copy of one, or what :meth:`Agent.save` wrote.
+        num_envs: Act in this many envs side by side, whose observations and actions are batched as
+            in ``gymnasium.vector``; None for one env, without a batch axis.
         device: cpu, cuda, cuda:N, or auto.
         seed: Of the draws that acting makes.
         threads: Torch threads while it acts.
@@ -241,7 +254,7 @@ def load_agent(
         Traceback (most recent call last):
         worldloom.core.exceptions.ConfigurationError: there is nothing at runs/none; give a run ...
     """
-    return Agent.load(path_or_run, device=device, seed=seed, threads=threads)
+    return Agent.load(path_or_run, num_envs=num_envs, device=device, seed=seed, threads=threads)
 
 
 def _summary(run_dir: Path) -> dict[str, Any]:

@@ -33,7 +33,8 @@ RUN_COMMANDS = {
     "train": ("launch", "train an agent; without any flag the quick demo"),
     "evaluate": ("evaluate", "play episodes with a run's checkpoint: evaluate RUN"),
     "enjoy": ("enjoy", "watch a run's agent play, in a window or as a video"),
-    "plot": ("plot", "curves of runs, as a picture"),
+    "plot": ("plot", "curves of runs, as a picture or a table"),
+    "report": ("report", "a run's page as one HTML file, with its numbers and films inside"),
     "status": ("status", "what a run does, or how it ended"),
     "doctor": ("doctor", "is this machine, or a cluster, ready?"),
     "check-env": ("check_env", "look an environment over before training in it"),
@@ -181,7 +182,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _imagine(options: argparse.Namespace) -> None:
     from worldloom.evaluation import plot_open_loop, plot_predictions, visualize_imagination
+    from worldloom.evaluation.plots import check_plots
+    from worldloom.evaluation.visualize import check_picture
 
+    check_picture("imagination.png")
+    if options.all or options.test:
+        check_plots()
     (model, buffer), folder = _model_and_data(options), expanded(options.output_dir, "--output-dir")
     view = {"horizon": _horizon(options), "seed": options.seed}
     made = [visualize_imagination(model, buffer, folder / "imagination.png", **view)]

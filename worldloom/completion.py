@@ -12,7 +12,8 @@ from worldloom.distributed import distributed
 
 __all__ = ["SHELLS", "completions"]
 
-BASH = """_worldloom() {
+BASH = """COMP_WORDBREAKS=${COMP_WORDBREAKS//:}
+_worldloom() {
     local IFS=$'\\n'
     COMPREPLY=($(worldloom __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
 }
@@ -20,12 +21,13 @@ complete -o default -F _worldloom worldloom
 """
 SHELLS = {
     "bash": BASH,
-    "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + BASH,
+    "zsh": "(( $+functions[compdef] )) || { autoload -U +X compinit && compinit -u }\n"
+    "autoload -U +X bashcompinit && bashcompinit\n" + BASH,
     "fish": "complete -c worldloom -f -a "
     "'(worldloom __complete (commandline -opc)[2..] (commandline -ct))'\n",
 }
 """Shell -> what it reads at its start: ``source <(worldloom completion bash)``."""
-RUN_COMMANDS = ("evaluate", "enjoy", "plot", "status")
+RUN_COMMANDS = ("evaluate", "enjoy", "plot", "report", "serve", "status")
 
 
 def completions(words: Sequence[str], commands: Sequence[str]) -> list[str]:

@@ -29,4 +29,4 @@ def distributed(module: str, purpose: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != PACKAGE:
             raise
-        raise MissingDependencyError(purpose, "worldloom-dist", "all") from error
+        raise MissingDependencyError(purpose, "worldloom-dist") from error

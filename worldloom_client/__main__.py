@@ -15,6 +15,7 @@ from typing import Any
 from worldloom_client.driving import Episode, drive
 from worldloom_client.errors import ClientError, RefusedError, UnavailableError
 from worldloom_client.session import connect
+from worldloom_client.settings import HOLDS
 
 __all__ = ["main"]
 
@@ -34,6 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
         "certificate": options.certificate,
         "key": options.key,
         "on_hold": options.on_hold,
+        "spool": options.spool,
+        "spool_bytes": options.spool_mb * 2**20,
         "timeout_s": options.timeout,
         "store": None if not options.no_store else False,
     }
@@ -107,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=None, help="stop after this many decisions (default: never)")
     add("--seed", type=int, default=None, help="of the first reset")
     add("--no-store", action="store_true", help="only act; nothing enters replay")
-    add("--on-hold", choices=("wait", "act"), default="wait", help="when replay wants no rows")
+    add("--on-hold", choices=HOLDS, default="wait", help="when replay wants no rows (wait)")
+    add("--spool", default=None, help="folder for rows that are pushed later (--on-hold spool)")
+    add("--spool-mb", type=int, default=256, help="most megabytes in it (256)")
     add("--timeout", type=float, default=60.0, help="seconds to wait for a gateway (60)")
     add("--token-file", default=None, help="file with the bearer token")
     add("--ca", default=None, help="file with who signed the gateway's certificate, PEM")

@@ -17,9 +17,10 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from worldloom_client.dialogue import Action
-from worldloom_client.errors import ClientError, UnavailableError
-from worldloom_client.settings import Settings, backoff_s, channel_options, credentials
+from worldloom_client.channel import backoff_s, channel_options, credentials, unavailable
+from worldloom_client.errors import ClientError
+from worldloom_client.rows import Action, as_array
+from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.state import (
     ASK_HOLD,
     CONNECT_S,
@@ -51,9 +52,11 @@ class AsyncSession:
     """
 
     def __init__(self, address: str, settings: Settings) -> None:
-        self._addresses = [part.strip() for part in address.split(",") if part.strip()]
-        if not self._addresses:
-            raise ClientError("address: name at least one HOST:PORT")
+        if settings.on_hold == "spool" or settings.fallback is not None:
+            raise ClientError(
+                "on_hold 'spool' and fallback are for the blocking client, worldloom_client.connect"
+            )
+        self._addresses = addresses_of(address)
         self._settings = settings
         self._credentials, self._metadata = credentials(settings)
         self._state = SessionState(settings)
@@ -98,9 +101,9 @@ class AsyncSession:
     ) -> Any:
         """The action for one env."""
         named = single(obs, "obs", self.obs_specs)
-        rows = {key: np.asarray(value)[None] for key, value in named.items()}
+        rows = {key: as_array(value, f"obs {key!r}")[None] for key, value in named.items()}
         flags = (np.array([terminated]), np.array([truncated]))
-        return plain(await self.act_many(rows, np.array([reward], np.float32), *flags, envs=[env]))
+        return plain(await self.act_many(rows, np.array([reward], np.float64), *flags, envs=[env]))
 
     async def act_many(
         self,
@@ -194,7 +197,7 @@ class AsyncSession:
         self._state.take(request, answer)
 
     async def _reconnect(self, deadline: float) -> None:
-        why = "no answer"
+        last: grpc.aio.AioRpcError | None = None
         for tries in itertools.count():
             for address in self._addresses:
                 try:
@@ -202,17 +205,14 @@ class AsyncSession:
                     return
                 except grpc.aio.AioRpcError as error:
                     check_retried(error)
-                    why = error.details() or why
+                    last = error
                 except (TimeoutError, _StreamEndedError):
                     pass
             if time.monotonic() >= deadline:
                 break
             await asyncio.sleep(min(backoff_s(tries), max(0.0, deadline - time.monotonic())))
         await self._drop_channel()
-        where = ", ".join(self._addresses)
-        raise UnavailableError(
-            f"no gateway answered at {where} within {self._settings.timeout_s:g} s ({why})"
-        )
+        raise unavailable(self._addresses, self._settings.timeout_s, last, self._settings)
 
     async def _open(self, address: str, deadline: float) -> None:
         await self._drop_channel()

@@ -12,46 +12,35 @@ actions that ran are told again with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from worldloom_client.errors import ClientError, WireError
-from worldloom_client.wire import SOURCES, Spec, encode_tensor, message, named
+from worldloom_client.rows import LARGEST, Action, Row, checked_array
+from worldloom_client.wire import SOURCES, Spec, check_action, encode_tensor, message, named
 
 __all__ = ["Dialogue"]
 
 ActRequest = message("ActRequest")
 Executed = message("Executed")
-Action = dict[str, np.ndarray]
-
-
-@dataclass(slots=True)
-class _Row:
-    """One question of one env, and what became of it."""
-
-    step: int
-    obs: Action
-    reward: float
-    is_first: bool
-    terminated: bool
-    truncated: bool
-    is_skipped: bool = False
-    ran: Action | None = None
-    source: str = "policy"
-    is_known: bool = False
-    """The server that is asked now knows what ran: its own answer, or what it was told."""
 
 
 @dataclass(slots=True)
 class _Env:
-    rows: deque[_Row] = field(default_factory=deque)
+    rows: deque[Row] = field(default_factory=deque)
     next_step: int = 0
     stored: int = 0
     is_ended: bool = True
-    """The next question begins an episode."""
+    """The next row begins an episode."""
+    is_apart: bool = False
+    """Rows are skipped until the next episode begins."""
+    newest: Row | None = None
+    waiting: Row | None = None
+    """A skipped row of which it may still be told what ran."""
+    made: int = 0
 
 
 class Dialogue:
@@ -61,6 +50,11 @@ class Dialogue:
         obs, action: What the server described.
         num_envs: Envs of the session.
         compress: Send large arrays compressed.
+
+    Attributes:
+        rows_skipped: Rows that were left out of replay.
+        on_skipped: Takes a skipped row of an env once it is complete, to store it in another way;
+            None leaves it out.
     """
 
     def __init__(
@@ -70,7 +64,8 @@ class Dialogue:
         self.action = list(action)
         self.num_envs = num_envs
         self.rows_skipped = 0
-        self._compress = compress
+        self.on_skipped: Callable[[int, Row], object] | None = None
+        self._compress: Literal["", "zlib"] = "zlib" if compress else ""
         self._envs = [_Env() for _ in range(num_envs)]
 
     @property
@@ -109,31 +104,70 @@ class Dialogue:
         Raises:
             WireError: If an array is not what the policy sees.
         """
-        rows = []
-        checked = self._checked(obs, len(envs))
-        for place, number in enumerate(envs):
-            if not 0 <= number < self.num_envs:
-                raise WireError(f"env {number}: this session has envs 0 to {self.num_envs - 1}")
+        made = self._rows(envs, obs, reward, terminated, truncated)
+        is_apart = skip_store or any(
+            self._envs[number].is_apart and not row.is_first for number, row in made
+        )
+        for number, row in made:
             env = self._envs[number]
-            is_first = env.is_ended
-            row = _Row(
-                env.next_step,
-                {key: value[place] for key, value in checked.items()},
-                0.0 if is_first else float(reward[place]),
-                is_first,
-                bool(terminated[place]) and not is_first,
-                bool(truncated[place]) and not is_first,
-                skip_store,
-            )
-            rows.append((number, row))
-        request = self._request(rows)
-        for number, row in rows:
+            row.step = env.next_step
+            row.is_skipped = is_apart
+        request = self._request(made)
+        for number, row in made:
             env = self._envs[number]
             env.rows.append(row)
             env.next_step += 1
-            env.is_ended = row.terminated or row.truncated
-            self.rows_skipped += row.is_skipped
+            self._enter(number, row)
         return request
+
+    def own(
+        self,
+        envs: Sequence[int],
+        obs: Mapping[str, np.ndarray],
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        ran: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Rows of which no server is asked, because none can be: they are skipped, and so is what
+        follows in their episodes.
+
+        Args:
+            envs, obs, reward, terminated, truncated: As for :meth:`question`.
+            ran: Per env the action that runs.
+
+        Raises:
+            WireError: If an array is not what the policy sees, or an action none of its.
+        """
+        actions = [self._action(action) for action in ran]
+        for (number, row), action in zip(
+            self._rows(envs, obs, reward, terminated, truncated), actions, strict=True
+        ):
+            row.ran = action
+            row.source = "script"
+            row.is_skipped = True
+            self._enter(number, row)
+            if row.is_last:
+                self._complete(self._envs[number], number)
+
+    def instead(self, request: Any, ran: Sequence[Mapping[str, Any]]) -> None:
+        """No answer came for ``request``: this ran, and what follows in these episodes is skipped.
+
+        Raises:
+            WireError: If an action is none of the policy's.
+        """
+        actions = [self._action(action) for action in ran]
+        names = zip(request.env, request.step, strict=True)
+        for (number, step), action in zip(names, actions, strict=True):
+            row = self._row(number, step)
+            env = self._envs[number]
+            env.is_apart = True
+            if row is None or row.ran is not None:
+                continue
+            row.ran = action
+            row.source = "script"
+            if row.is_skipped and row.is_last:
+                self._complete(env, number)
 
     def answer(self, request: Any, response: Any) -> None:
         """Take the answer of a question.
@@ -149,9 +183,32 @@ class Dialogue:
                 is_new = row.ran is None
                 if is_new:
                     row.ran = {key: value[place] for key, value in actions.items()}
+                    row.version = (response.version.incarnation, response.version.update)
                 row.is_known = is_new
+                if is_new and row.is_skipped and row.is_last:
+                    self._complete(self._envs[number], number)
             if place < len(response.stored):
                 self._forget(number, response.stored[place])
+
+    def take_back(self, request: Any) -> None:
+        """The server refused a question, and knows nothing of it: so it was not asked."""
+        for number, step in zip(request.env, request.step, strict=True):
+            env = self._envs[number]
+            row = env.newest
+            if row is None or row.step != step or row.ran is not None:
+                continue
+            env.rows.pop()
+            env.next_step -= 1
+            env.made -= 1
+            env.waiting = None
+            env.is_ended = row.is_first
+            env.newest = env.rows[-1] if env.rows else None
+            env.is_apart = env.newest is not None and env.newest.is_skipped
+            self.rows_skipped -= row.is_skipped and self.on_skipped is None
+        for executed in request.executed:
+            newest = self._envs[executed.env].newest
+            if newest is not None:
+                newest.is_known = False
 
     def actions(self, request: Any) -> Action:
         """What is to run after a question that was answered, per key ``[n, *shape]``."""
@@ -170,21 +227,26 @@ class Dialogue:
         """
         if source not in SOURCES:
             raise WireError(f"source: got {source!r}, expected one of {', '.join(SOURCES)}")
-        rows = self._envs[env].rows
-        if not rows or rows[-1].ran is None:
+        newest = self._envs[env].newest
+        if newest is None or newest.ran is None:
             raise ClientError(f"env {env} has no action that could be replaced: act first")
-        wanted = {spec.name: spec for spec in self.action}
-        if set(action) != set(wanted):
-            raise WireError(f"action: got keys {sorted(action)}, expected {sorted(wanted)}")
-        rows[-1].ran = {
-            key: _array(action[key], spec, (), f"action {key!r}") for key, spec in wanted.items()
-        }
-        rows[-1].source = source
-        rows[-1].is_known = False
+        newest.ran = self._action(action)
+        newest.source = source
+        newest.is_known = False
 
     def abandon(self, env: int) -> None:
         """The episode of ``env`` ends here without a last observation; it counts as truncated."""
-        self._envs[env].is_ended = True
+        state = self._envs[env]
+        state.is_ended = True
+        if state.waiting is not None:
+            state.waiting.truncated = not state.waiting.is_first
+            self._complete(state, env)
+
+    def complete(self) -> None:
+        """Nothing more comes: what was left out so far is complete."""
+        for env in range(self.num_envs):
+            if self._envs[env].waiting is not None:
+                self.abandon(env)
 
     def stored_until(self, env: int, stored: int) -> None:
         """Steps of ``env`` before ``stored`` are stored, or were left out."""
@@ -192,7 +254,7 @@ class Dialogue:
 
     def after_break(self, positions: Iterable[Any]) -> list[Any]:
         """Questions to ask again, in order, after another server took the session over."""
-        todo: dict[int, deque[_Row]] = {}
+        todo: dict[int, deque[Row]] = {}
         for position in positions:
             self._forget(position.env, position.stored)
             env = self._envs[position.env]
@@ -207,12 +269,74 @@ class Dialogue:
             todo[position.env] = again
         requests = []
         while any(todo.values()):
-            requests.append(
-                self._request([(env, rows.popleft()) for env, rows in todo.items() if rows])
-            )
+            is_skipped = next(rows[0].is_skipped for rows in todo.values() if rows)
+            together = [
+                (env, rows.popleft())
+                for env, rows in todo.items()
+                if rows and rows[0].is_skipped == is_skipped
+            ]
+            requests.append(self._request(together))
         return requests
 
-    def _request(self, rows: Sequence[tuple[int, _Row]]) -> Any:
+    def _rows(
+        self,
+        envs: Sequence[int],
+        obs: Mapping[str, np.ndarray],
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+    ) -> list[tuple[int, Row]]:
+        """The rows that envs have arrived at; nothing is changed yet."""
+        made = []
+        checked = self._checked(obs, len(envs))
+        for place, number in enumerate(envs):
+            if not 0 <= number < self.num_envs:
+                raise WireError(f"env {number}: this session has envs 0 to {self.num_envs - 1}")
+            env = self._envs[number]
+            is_first = env.is_ended
+            if not is_first and not abs(float(reward[place])) <= LARGEST:
+                raise WireError(f"reward: got {reward[place]}, expected a number of float32")
+            row = Row(
+                env.made,
+                {key: value[place] for key, value in checked.items()},
+                0.0 if is_first else float(reward[place]),
+                is_first,
+                bool(terminated[place]) and not is_first,
+                bool(truncated[place]) and not is_first,
+            )
+            made.append((number, row))
+        return made
+
+    def _enter(self, number: int, row: Row) -> None:
+        """The env is at ``row`` now."""
+        env = self._envs[number]
+        self._complete(env, number)
+        env.made += 1
+        env.is_ended = row.is_last
+        env.is_apart = row.is_skipped
+        env.newest = row
+        if row.is_skipped and self.on_skipped is not None:
+            env.waiting = row
+        self.rows_skipped += row.is_skipped and self.on_skipped is None
+
+    def _complete(self, env: _Env, number: int) -> None:
+        """Hand the skipped row that waits on, if there is one."""
+        row = env.waiting
+        env.waiting = None
+        if row is not None and self.on_skipped is not None:
+            self.on_skipped(number, row)
+
+    def _action(self, given: Mapping[str, Any]) -> Action:
+        wanted = {spec.name: spec for spec in self.action}
+        if set(given) != set(wanted):
+            raise WireError(f"action: got keys {sorted(given)}, expected {sorted(wanted)}")
+        found = {}
+        for key, spec in wanted.items():
+            found[key] = checked_array(given[key], spec, (), f"action {key!r}")
+            check_action(found[key], spec, f"action {key!r}")
+        return found
+
+    def _request(self, rows: Sequence[tuple[int, Row]]) -> Any:
         stack = {spec.name: np.stack([row.obs[spec.name] for _, row in rows]) for spec in self.obs}
         executed = []
         for number, row in rows:
@@ -234,7 +358,7 @@ class Dialogue:
             skip_store=any(row.is_skipped for _, row in rows),
         )
 
-    def _row(self, env: int, step: int) -> _Row | None:
+    def _row(self, env: int, step: int) -> Row | None:
         rows = self._envs[env].rows
         place = step - rows[0].step if rows else -1
         return rows[place] if 0 <= place < len(rows) else None
@@ -253,24 +377,6 @@ class Dialogue:
         if set(obs) != wanted:
             raise WireError(f"obs: got keys {sorted(obs)}, expected {sorted(wanted)}")
         return {
-            spec.name: _array(obs[spec.name], spec, (count,), f"obs {spec.name!r}")
+            spec.name: checked_array(obs[spec.name], spec, (count,), f"obs {spec.name!r}")
             for spec in self.obs
         }
-
-
-def _array(value: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
-    """A copy in the dtype of the spec.
-
-    Raises:
-        WireError: If the shape is another one, or numbers would be changed by the dtype.
-    """
-    given = np.asarray(value)
-    shape = (*lead, *spec.shape)
-    if given.shape != shape:
-        raise WireError(f"{what}: got shape {given.shape}, expected {shape}")
-    if not np.can_cast(given.dtype, spec.dtype, "same_kind"):
-        raise WireError(f"{what}: got {given.dtype}, expected {spec.dtype}")
-    array = np.array(given, spec.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise WireError(f"{what}: holds numbers that are not finite")
-    return array

@@ -7,40 +7,29 @@
 
 A session asks over one stream. When it breaks, the session comes back by itself within
 ``timeout_s``: it resumes at the same server or at another one, asks again what is not stored, and
-goes on.
+goes on. A session with a ``fallback`` does not wait for that.
 """
 
 from __future__ import annotations
 
-import itertools
-import queue
-import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
 import numpy as np
 
-from worldloom_client.dialogue import Action
-from worldloom_client.errors import ClientError, UnavailableError
-from worldloom_client.settings import Settings, backoff_s, channel_options, credentials
-from worldloom_client.state import (
-    ASK_HOLD,
-    CONNECT_S,
-    SERVICE,
-    SessionState,
-    check_retried,
-    plain,
-    single,
-)
-from worldloom_client.wire import SESSION_KEY, Spec, message, method
+from worldloom_client.errors import ClientError
+from worldloom_client.feed import Feed
+from worldloom_client.rows import Action, as_array
+from worldloom_client.settings import Settings
+from worldloom_client.state import ASK_HOLD, SessionState, plain, single
+from worldloom_client.wire import Spec
+
+if TYPE_CHECKING:
+    from worldloom_client.line import Returner
 
 __all__ = ["Session", "connect"]
-
-WATCH_STREAM_EVERY_S = 0.2
 
 
 def connect(address: str, **settings: Any) -> Session:
@@ -67,22 +56,21 @@ class Session:
     """
 
     def __init__(self, address: str, settings: Settings) -> None:
-        self._addresses = [part.strip() for part in address.split(",") if part.strip()]
-        if not self._addresses:
-            raise ClientError("address: name at least one HOST:PORT")
+        from worldloom_client.line import Line
+
         self._settings = settings
-        self._credentials, self._metadata = credentials(settings)
         self._state = SessionState(settings)
-        self._channel: Any = None
-        self._questions: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._answers: Any = None
-        self._number = 0
+        self._line = Line(address, self._state)
         self._is_closed = False
-        self._watch: _Watch | None = None
+        self._returner: Returner | None = None
+        self._feed: Feed | None = None
         try:
-            self._reconnect(time.monotonic() + settings.timeout_s)
+            self._line.reconnect(time.monotonic() + settings.timeout_s)
+            if settings.on_hold == "spool" and self._state.is_storing:
+                self._feed = Feed(address, settings)
+                self._state.dialogue.on_skipped = self._feed.take
         except BaseException:
-            self._drop_channel()
+            self._line.drop()
             raise
 
     @property
@@ -117,8 +105,21 @@ class Session:
 
     @property
     def rows_skipped(self) -> int:
-        """Rows that were left out of replay while it wanted none."""
-        return self._state.dialogue.rows_skipped
+        """Rows that were left out of replay: with ``act`` while it wanted none or the line was
+        cut, with ``spool`` those for which there was no room.
+        """
+        spooled = 0 if self._feed is None else self._feed.rows_skipped
+        return self._state.dialogue.rows_skipped + spooled
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Bytes of rows that are to be pushed yet."""
+        return 0 if self._feed is None else self._feed.waiting_bytes
+
+    @property
+    def is_cut_off(self) -> bool:
+        """True while the fallback acts, because no answer came."""
+        return self._returner is not None
 
     @property
     def stored(self) -> list[int]:
@@ -152,9 +153,9 @@ class Session:
             UnavailableError: If no server answers within ``timeout_s``.
         """
         named = single(obs, "obs", self.obs_specs)
-        rows = {key: np.asarray(value)[None] for key, value in named.items()}
+        rows = {key: as_array(value, f"obs {key!r}")[None] for key, value in named.items()}
         flags = (np.array([terminated]), np.array([truncated]))
-        return plain(self.act_many(rows, np.array([reward], np.float32), *flags, envs=[env]))
+        return plain(self.act_many(rows, np.array([reward], np.float64), *flags, envs=[env]))
 
     def act_many(
         self,
@@ -181,9 +182,19 @@ class Session:
         self._check_open()
         talk = self._state.dialogue
         asked = list(range(self._settings.num_envs)) if envs is None else list(envs)
+        if not self._is_back():
+            ran = self._fallback(obs, asked)
+            talk.own(asked, obs, reward, terminated, truncated, ran)
+            return _stacked(ran)
         is_held = self._wait_while_held()
         request = talk.question(asked, obs, reward, terminated, truncated, skip_store=is_held)
-        self._ask_until(request)
+        if self._settings.fallback is None:
+            self._line.ask_until(request)
+        elif not self._line.ask_once(request, self._settings.answer_within_s):
+            ran = self._fallback(obs, asked)
+            talk.instead(request, ran)
+            self._come_back()
+            return _stacked(ran)
         return talk.actions(request)
 
     def executed(self, action: Any, *, source: str = "human", env: int = 0) -> None:
@@ -208,23 +219,25 @@ class Session:
     def keep_alive(self) -> None:
         """Renew the lease while there is nothing to ask."""
         self._check_open()
-        self._ask_until(ASK_HOLD)
+        if self._is_back():
+            self._line.ask_until(ASK_HOLD)
 
     def close(self) -> None:
-        """End the session: what is open is stored."""
+        """End the session: what is open is stored. Rows in a spool are pushed for at most
+        ``timeout_s``; the rest stays there for the next process.
+
+        Raises:
+            RefusedError: If the run refused rows that were pushed.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        try:
-            if self._channel is not None and self._state.secret:
-                self._questions.put(None)
-                closed = self._unary("Close", message("CloseRequest")(), CONNECT_S)
-                for position in closed.position:
-                    self._state.dialogue.stored_until(position.env, position.stored)
-        except grpc.RpcError:
-            pass  # its lease ends it
-        finally:
-            self._drop_channel()
+        is_back = self._returner is None or self._returner.stop()
+        self._state.dialogue.complete()
+        if is_back:
+            self._line.close_session()
+        if self._feed is not None:
+            self._feed.close()
 
     def __enter__(self) -> Session:
         return self
@@ -242,145 +255,41 @@ class Session:
             raise ClientError("the session is closed; open another one")
 
     def _wait_while_held(self) -> bool:
-        """True when this row is to stay out of replay."""
+        """True when this row is to stay out of the session's rows."""
         while (hold_s := self._state.hold_s) > 0:
-            if self._settings.on_hold == "act":
+            if self._settings.on_hold != "wait":
                 return True
             time.sleep(hold_s)
-            self._ask_until(ASK_HOLD)
+            self._line.ask_until(ASK_HOLD)
         return False
 
-    def _ask_until(self, request: Any) -> None:
-        """Ask, through as many breaks as there is time for."""
-        deadline = time.monotonic() + self._settings.timeout_s
-        while True:
-            try:
-                if self._answers is None:
-                    self._reconnect(deadline)  # asks again what is not stored, this question too
-                    if len(request.env):
-                        return
-                self._ask(request, deadline)
-                return
-            except grpc.RpcError as error:
-                check_retried(error)
-                self._drop_channel()
-
-    def _ask(self, request: Any, deadline: float) -> None:
-        """Ask, and take the answer.
+    def _is_back(self) -> bool:
+        """False while the line is cut.
 
         Raises:
-            grpc.RpcError: If the stream breaks.
-            RefusedError: If the server says no.
+            ClientError: If it never comes back.
         """
-        self._number += 1
-        assert self._watch is not None
-        self._watch.deadline = deadline
-        self._questions.put(message("ActStreamRequest")(number=self._number, request=request))
-        answer = next(self._answers, None)
-        self._watch.deadline = None
-        if answer is None:
-            raise _StreamEndedError
-        self._state.take(request, answer)
+        if self._returner is not None and self._returner.is_done:
+            self._returner.check()
+            self._returner = None
+        return self._returner is None
 
-    def _reconnect(self, deadline: float) -> None:
-        """Open the session, or resume it, and ask again what is not stored.
+    def _come_back(self) -> None:
+        from worldloom_client.line import Returner
 
-        Raises:
-            RefusedError, UnavailableError: If that does not succeed before ``deadline``.
-        """
-        last: grpc.RpcError | None = None
-        for tries in itertools.count():
-            for address in self._addresses:
-                try:
-                    self._open(address, deadline)
-                    return
-                except grpc.RpcError as error:
-                    check_retried(error)
-                    last = error
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(min(backoff_s(tries), max(0.0, deadline - time.monotonic())))
-        self._drop_channel()
-        where = ", ".join(self._addresses)
-        why = last.details() if isinstance(last, grpc.Call) else "no answer"
-        raise UnavailableError(
-            f"no gateway answered at {where} within {self._settings.timeout_s:g} s ({why})"
-        )
+        self._returner = Returner(self._line)
 
-    def _open(self, address: str, deadline: float) -> None:
-        self._drop_channel()
-        if self._credentials is None:
-            self._channel = grpc.insecure_channel(address, channel_options())
-        else:
-            self._channel = grpc.secure_channel(address, self._credentials, channel_options())
-        within_s = min(CONNECT_S, max(0.1, deadline - time.monotonic()))
-        described = self._unary("Describe", message("DescribeRequest")(), within_s)
-        request = self._state.open_request(described)
-        response = self._unary("Open", request, within_s)
-        again = self._state.opened(request, described, response, address)
-        self._questions = queue.SimpleQueue()
-        stream = self._channel.stream_stream(
-            method(SERVICE, "ActStream"),
-            request_serializer=message("ActStreamRequest").SerializeToString,
-            response_deserializer=message("ActStreamResponse").FromString,
-        )
-        self._answers = stream(iter(self._questions.get, None), metadata=self._with_secret())
-        self._watch = _Watch(self._answers)
-        for question in again:
-            self._ask(question, deadline)
-
-    def _unary(self, name: str, request: Any, within_s: float) -> Any:
-        call = self._channel.unary_unary(
-            method(SERVICE, name),
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=message(f"{name}Response").FromString,
-        )
-        return call(request, timeout=within_s, metadata=self._with_secret())
-
-    def _with_secret(self) -> tuple[Any, ...]:
-        secret = self._state.secret
-        return (*self._metadata, *(((SESSION_KEY, secret),) if secret else ()))
-
-    def _drop_channel(self) -> None:
-        self._questions.put(None)
-        if self._watch is not None:
-            self._watch.end()
-        if self._answers is not None:
-            self._answers.cancel()
-        if self._channel is not None:
-            self._channel.close()
-        self._watch = None
-        self._answers = None
-        self._channel = None
+    def _fallback(self, obs: Mapping[str, np.ndarray], envs: Sequence[int]) -> list[Action]:
+        """What the program does by itself, per env."""
+        assert self._settings.fallback is not None
+        chosen = []
+        for place, env in enumerate(envs):
+            row = {key: value[place] for key, value in obs.items()}
+            own = row["obs"] if set(row) == {"obs"} else row
+            action = single(self._settings.fallback(own, env), "action", self.action_specs)
+            chosen.append({key: np.asarray(value) for key, value in action.items()})
+        return chosen
 
 
-class _Watch:
-    """Cancels a stream whose answer is late; one thread for each stream, so that no question pays
-    for a timer.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self.deadline: float | None = None
-        self._is_over = threading.Event()
-        thread = threading.Thread(
-            target=_watch, args=(weakref.ref(self), stream, self._is_over), daemon=True
-        )
-        thread.start()
-
-    def end(self) -> None:
-        """The stream is over."""
-        self._is_over.set()
-
-
-def _watch(owner: weakref.ref[_Watch], stream: Any, is_over: threading.Event) -> None:
-    while not is_over.wait(WATCH_STREAM_EVERY_S):
-        watch = owner()
-        if watch is None:
-            return
-        if watch.deadline is not None and time.monotonic() > watch.deadline:
-            stream.cancel()
-            return
-
-
-class _StreamEndedError(grpc.RpcError):  # type: ignore[misc]
-    """The server ended the stream."""
+def _stacked(actions: Sequence[Action]) -> Action:
+    return {key: np.stack([action[key] for action in actions]) for key in actions[0]}

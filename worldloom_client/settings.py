@@ -1,32 +1,21 @@
-"""How a client reaches a gateway, and what it does when replay wants no more rows."""
+"""How a client reaches a gateway, and what it does when replay wants no more rows or the line is
+cut.
+"""
 
 from __future__ import annotations
 
-import os
-import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import grpc
-
 from worldloom_client.errors import ClientError
-from worldloom_client.wire import MAX_MESSAGE_BYTES
 
-__all__ = [
-    "BACKOFF_S",
-    "MAX_BACKOFF_S",
-    "Settings",
-    "backoff_s",
-    "channel_options",
-    "credentials",
-]
+__all__ = ["HOLDS", "Settings", "addresses_of"]
 
-BACKOFF_S = 0.1
-MAX_BACKOFF_S = 2.0
 LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-HOLDS = ("wait", "act")
+HOLDS = ("wait", "act", "spool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +33,15 @@ class Settings:
         certificate, key: Files of the client's own, where the server asks for one.
         timeout_s: How long a call may take, reconnecting included.
         on_hold: When the train ratio wants no more rows: ``wait``, or ``act`` on and leave rows
-            out of replay until the next episode.
+            out of replay until the next episode, or act on and ``spool`` them to disk, from where
+            they are pushed when replay wants them.
+        spool: Folder of ``spool``; belongs to one process at a time. What is left in it is pushed
+            by the next one.
+        spool_bytes: Most bytes in it. Rows for which there is no room are left out, and counted.
+        fallback: ``fallback(obs, env)`` chooses the action, as ``act`` returns it, when no answer
+            came within ``answer_within_s`` or the line is cut: the client goes on at once, and
+            comes back by itself. Without it, calls wait for ``timeout_s``.
+        answer_within_s: See there.
         compress: Send large arrays compressed; for slow networks.
         control_hz: Decisions per second that are needed; the server warns when it is too slow.
 
@@ -62,7 +59,11 @@ class Settings:
     certificate: str | Path | None = None
     key: str | Path | None = None
     timeout_s: float = 60.0
-    on_hold: Literal["wait", "act"] = "wait"
+    on_hold: Literal["wait", "act", "spool"] = "wait"
+    spool: str | Path | None = None
+    spool_bytes: int = 256 * 2**20
+    fallback: Callable[[Any, int], Any] | None = None
+    answer_within_s: float = 1.0
     compress: bool = False
     control_hz: float = 0.0
 
@@ -73,58 +74,27 @@ class Settings:
             raise ClientError(f"client must be letters, digits, _ . or -, got {self.client!r}")
         if self.on_hold not in HOLDS:
             raise ClientError(f"on_hold must be one of {', '.join(HOLDS)}, got {self.on_hold!r}")
-        if not self.timeout_s > 0:
-            raise ClientError(f"timeout_s must be > 0, got {self.timeout_s}")
+        for name in ("timeout_s", "spool_bytes", "answer_within_s"):
+            if not getattr(self, name) > 0:
+                raise ClientError(f"{name} must be > 0, got {getattr(self, name)}")
         if (self.certificate is None) != (self.key is None):
             raise ClientError("certificate and key go together: name both, or none")
+        if self.on_hold == "spool" and self.spool is None:
+            raise ClientError("spool: on_hold is 'spool', so name a folder for the rows")
+        if self.fallback is not None and self.on_hold == "wait":
+            raise ClientError(
+                "fallback: with on_hold 'wait' the client waits for its answers; say 'act' to "
+                "leave out the rows that the fallback makes, or 'spool' to push them later"
+            )
 
 
-def credentials(settings: Settings) -> tuple[grpc.ChannelCredentials | None, tuple[Any, ...]]:
-    """Credentials of the channel (None for plain text) and metadata of every call.
+def addresses_of(text: str) -> list[str]:
+    """``HOST:PORT``, several with commas.
 
     Raises:
-        ClientError: If a file cannot be read, or a token would travel in plain text.
+        ClientError: If there is none.
     """
-    metadata: tuple[Any, ...] = ()
-    if settings.token is not None:
-        metadata = (("authorization", f"Bearer {_token(settings.token)}"),)
-    if settings.ca is None and settings.certificate is None:
-        return None, metadata
-    own: tuple[bytes | None, bytes | None] = (None, None)
-    if settings.certificate is not None and settings.key is not None:
-        own = (_read(settings.key, "key"), _read(settings.certificate, "certificate"))
-    root = None if settings.ca is None else _read(settings.ca, "ca")
-    return grpc.ssl_channel_credentials(root, *own), metadata
-
-
-def channel_options() -> list[tuple[str, int]]:
-    """Limits and keep-alive of a channel."""
-    return [
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-    ]
-
-
-def backoff_s(tries: int) -> float:
-    """Seconds before the next try: 0.1 doubling up to 2, half of it by chance."""
-    longest = min(MAX_BACKOFF_S, BACKOFF_S * 2.0**tries)
-    return longest * (0.5 + random.random() / 2)
-
-
-def _token(given: str | Path) -> str:
-    path = Path(given)
-    if isinstance(given, Path) or os.sep in given:
-        return _read(path, "token").decode().strip()
-    return given
-
-
-def _read(path: str | Path, what: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ClientError(f"{what}: {path} cannot be read ({error.strerror})") from error
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise ClientError("address: name at least one HOST:PORT")
+    return found

@@ -9,26 +9,36 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grpc
 import numpy as np
 
-from worldloom_client.dialogue import Action, Dialogue
+from worldloom_client.dialogue import Dialogue
 from worldloom_client.errors import ClientError, RefusedError
+from worldloom_client.rows import Action
 from worldloom_client.settings import Settings
 from worldloom_client.wire import Spec, message, specs_of
 
-__all__ = ["ASK_HOLD", "CONNECT_S", "SERVICE", "SessionState", "check_retried", "plain", "single"]
+__all__ = [
+    "ASK_HOLD",
+    "CONNECT_S",
+    "KEY_BYTES",
+    "SERVICE",
+    "SessionState",
+    "check_retried",
+    "plain",
+    "single",
+]
 
 SERVICE = "PolicyService"
 CONNECT_S = 10.0
 RETRIED = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.NOT_FOUND,  # the server forgot the session: resume it
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "CANCELLED",
+    "NOT_FOUND",  # the server forgot the session: resume it
+    "UNKNOWN",
+    "INTERNAL",
 )
+"""Names of ``grpc.StatusCode``, which this module does not import: that takes time."""
 KEY_BYTES = 16
 ASK_HOLD = message("ActRequest")()
 """A question of no env, which asks only whether replay wants rows."""
@@ -117,6 +127,7 @@ class SessionState:
             RefusedError: If the question was refused.
         """
         if answer.HasField("refusal"):
+            self.dialogue.take_back(request)
             raise RefusedError(answer.refusal.code, answer.refusal.message)
         response = answer.response
         hold_s = response.hold.seconds + response.hold.nanos / 1e9
@@ -126,13 +137,15 @@ class SessionState:
             self.dialogue.answer(request, response)
 
 
-def check_retried(error: grpc.RpcError) -> None:
-    """Raises:
-    RefusedError: If asking again will not help.
+def check_retried(error: Any) -> None:
+    """Look at a ``grpc.RpcError``.
+
+    Raises:
+        RefusedError: If asking again will not help.
     """
-    code = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else None
+    code = error.code().name if hasattr(error, "code") and error.code() is not None else None
     if code is not None and code not in RETRIED:
-        raise RefusedError(code.name, error.details() or code.name) from error
+        raise RefusedError(code, error.details() or code) from error
 
 
 def single(value: Any, group: str, specs: Sequence[Spec]) -> Mapping[str, Any]:

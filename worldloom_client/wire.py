@@ -7,12 +7,14 @@ major version of protobuf that it was generated for.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
+import pkgutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -27,9 +29,11 @@ __all__ = [
     "SESSION_KEY",
     "SOURCES",
     "Spec",
+    "check_action",
     "decode_tensor",
     "encode_tensor",
     "fingerprint",
+    "has_zstd",
     "message",
     "method",
     "named",
@@ -44,13 +48,17 @@ MAX_MESSAGE_BYTES = 32 * 2**20
 SOURCES = {"policy": 1, "human": 2, "safety": 3, "script": 4}
 """Names of ``Source`` for people."""
 ZLIB = 1
+ZSTD = 2
 COMPRESS_FROM_BYTES = 4096
+MOST_TOLD = 16
+"""Numbers of an action that a message repeats."""
 DTYPES = {1: "bool", 2: "uint8", 3: "int32", 4: "int64", 5: "float32", 6: "float64"}
 NUMBER_OF = {np.dtype(name): number for number, name in DTYPES.items()}
 
 
 def _pool() -> descriptor_pool.DescriptorPool:
-    data = resources.files(__package__).joinpath("gateway.binpb").read_bytes()
+    data = pkgutil.get_data(__package__, "gateway.binpb")
+    assert data is not None
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
         pool.AddSerializedFile(file.SerializeToString())
@@ -139,12 +147,13 @@ def fingerprint(obs: Sequence[Spec], action: Sequence[Spec]) -> str:
     return "\n".join(lines)
 
 
-def encode_tensor(array: np.ndarray, *, compress: bool = False) -> Any:
+def encode_tensor(array: np.ndarray, *, compress: Literal["", "zlib", "zstd"] = "") -> Any:
     """An array as it travels.
 
     Args:
         array: Any shape; one of the dtypes of the wire.
-        compress: Where that is worth it (from 4 KiB on).
+        compress: How, where that is worth it (from 4 KiB on). ``zstd`` needs the package
+            ``zstandard``.
 
     Raises:
         WireError: If the wire does not know the dtype.
@@ -154,12 +163,16 @@ def encode_tensor(array: np.ndarray, *, compress: bool = False) -> Any:
         raise WireError(
             f"dtype {array.dtype} cannot be sent; allowed: {', '.join(DTYPES.values())}"
         )
-    data = np.ascontiguousarray(array).tobytes()
+    shape = array.shape
+    array = np.ascontiguousarray(array)  # of no axis it makes one
     encoding = 0
-    if compress and len(data) >= COMPRESS_FROM_BYTES:
-        data = zlib.compress(data, 1)
-        encoding = ZLIB
-    return Tensor(dtype=number, shape=array.shape, data=data, encoding=encoding)
+    if compress and array.nbytes >= COMPRESS_FROM_BYTES:
+        raw = array.reshape(-1).view(np.uint8).data
+        data = zlib.compress(raw, 1) if compress == "zlib" else _zstd().compress(raw)
+        encoding = ZLIB if compress == "zlib" else ZSTD
+    else:
+        data = array.tobytes()
+    return Tensor(dtype=number, shape=shape, data=data, encoding=encoding)
 
 
 def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> np.ndarray:
@@ -188,10 +201,16 @@ def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> 
     data = tensor.data
     if tensor.encoding == ZLIB:
         data = _inflate(data, size, what)
+    elif tensor.encoding == ZSTD:
+        data = _unpack_zstd(data, size, what)
     elif tensor.encoding != 0:
-        raise WireError(f"{what}: encoding {tensor.encoding} is not known; use 0 (raw) or 1 (zlib)")
+        raise WireError(
+            f"{what}: encoding {tensor.encoding} is not known; use 0 (raw), 1 (zlib) or 2 (zstd)"
+        )
     if len(data) != size:
         raise WireError(f"{what}: got {len(data)} bytes, expected {size} for {expected}")
+    if dtype.kind == "b" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+        raise WireError(f"{what}: holds bytes other than 0 and 1, expected bool")
     array = np.frombuffer(data, dtype).reshape(shape)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise WireError(f"{what}: holds numbers that are not finite, expected finite ones")
@@ -205,6 +224,33 @@ def _dtype(number: int, what: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def has_zstd() -> bool:
+    """True where ``zstandard`` is installed."""
+    return importlib.util.find_spec("zstandard") is not None
+
+
+@functools.cache
+def _zstd() -> Any:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=1)
+
+
+def _unpack_zstd(data: bytes, size: int, what: str) -> bytes:
+    if not has_zstd():
+        raise WireError(f"{what}: zstd cannot be read without the package zstandard; use 1 (zlib)")
+    import zstandard
+
+    try:
+        promised = zstandard.frame_content_size(data)
+        if promised != size:
+            raise WireError(f"{what}: the zstd frame says {promised} bytes, expected {size}")
+        found: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise WireError(f"{what}: does not decompress ({error})") from error
+    return found
+
+
 def _inflate(data: bytes, size: int, what: str) -> bytes:
     worker = zlib.decompressobj()
     try:
@@ -214,6 +260,25 @@ def _inflate(data: bytes, size: int, what: str) -> bytes:
     if len(found) != size or not worker.eof:
         raise WireError(f"{what}: decompresses to another size than the {size} bytes expected")
     return found
+
+
+def check_action(action: np.ndarray, spec: Spec, what: str) -> None:
+    """Look at actions ``[..., *spec.shape]`` of the right dtype.
+
+    Raises:
+        WireError: If one is none of the policy's.
+    """
+    if spec.num_classes:
+        most = np.array(spec.num_classes).reshape(spec.shape)
+        if not ((action >= 0) & (action < most)).all():
+            got = action.tolist() if action.size < MOST_TOLD else "others"
+            raise WireError(f"{what}: got {got}, expected 0 to {(most - 1).tolist()}")
+    elif np.dtype(spec.dtype).kind == "f" and action.size and not _is_bounded(action):
+        raise WireError(f"{what}: got numbers outside of [-1, 1], where actions are")
+
+
+def _is_bounded(action: np.ndarray) -> bool:
+    return math.isfinite(float(action.sum())) and float(np.abs(action).max()) <= 1.0
 
 
 def named(

@@ -116,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     named.add_argument(
         "env",
         nargs="?",
-        help="gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME or package.module:callable",
+        help="gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME, rpc:HOST:PORT or "
+        "package.module:callable",
     )
     named.add_argument("--env", dest="env_flag", help="the same, as a run takes it")
     parser.add_argument("--steps", type=int, default=1000, help="decisions to make (default: 1000)")

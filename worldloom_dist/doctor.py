@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     found = {"this machine": check_machine(options.run_dir)}
     if options.address is not None:
-        from worldloom_dist.launch import check_address
+        from worldloom_dist.run.checks import check_address
         from worldloom_dist.run.config import RunConfig
         from worldloom_dist.runtime.nodes import inspect_nodes
 

@@ -21,6 +21,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     WorldLoomError,
 )
+from worldloom.core.extras import install_line
 from worldloom.core.fields import Bounds, checked
 from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import picture_of
@@ -31,7 +32,7 @@ __all__ = ["main", "play"]
 
 WINDOW_FRAMES_PER_S = 30
 WINDOW_SIDE = 512
-Show = Callable[[np.ndarray], bool]
+Show = Callable[[np.ndarray, str], bool]
 
 
 def play(
@@ -41,7 +42,8 @@ def play(
 
     Args:
         run_dir: A run folder.
-        show: Gets ``[Y, X, 3]`` uint8; returns False when it was closed.
+        show: Gets ``[Y, X, 3]`` uint8 and what to write above it; returns False when it was
+            closed.
         checkpoint: ``newest``, ``best``, or a folder's name.
         episodes: How many.
 
@@ -58,14 +60,20 @@ def play(
         row = env.reset()
         carry = policy.initial_carry(1)
         total = 0.0
-        while len(returns) < episodes and show(picture_of(env, row)):
+        step = 0
+        while len(returns) < episodes:
+            title = f"episode {len(returns) + 1}, step {step}, return {total:.1f}"
+            if not show(picture_of(env, row), title):
+                break
             out = policy.act(row.obs, carry, row.is_first, explore=False)
             carry = out.carry
             row = env.step(out.action)
             total += float(row.reward[0])
+            step += 1
             if row.is_last[0]:
                 returns.append(total)
                 total = 0.0
+                step = 0
                 row = env.step(out.action)  # which begins the next episode
     finally:
         env.close()
@@ -78,14 +86,19 @@ def _window() -> contextlib.AbstractContextManager[Show]:
 
     @contextlib.contextmanager
     def opened() -> Any:
-        """Frames on a surface of their own, scaled to the window."""
+        """Frames on a surface of their own, scaled to a window of their shape."""
         pygame.display.init()
         clock = pygame.time.Clock()
-        screen = pygame.display.set_mode((WINDOW_SIDE, WINDOW_SIDE))
-        pygame.display.set_caption("worldloom")
+        screen: Any = None
 
-        def show(frame: np.ndarray) -> bool:
+        def show(frame: np.ndarray, title: str) -> bool:
             """Draw one picture."""
+            nonlocal screen
+            if screen is None:
+                larger = WINDOW_SIDE / max(frame.shape[:2])
+                size = (round(frame.shape[1] * larger), round(frame.shape[0] * larger))
+                screen = pygame.display.set_mode(size)
+            pygame.display.set_caption(f"worldloom: {title}")
             events = pygame.event.get()
             if any(
                 event.type == pygame.QUIT
@@ -109,11 +122,11 @@ def _window() -> contextlib.AbstractContextManager[Show]:
 
 def _why_no_window() -> str:
     """Empty when a window can be opened."""
-    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    has_screen = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")))
     if sys.platform.startswith("linux") and not has_screen:
         return "there is no screen"
     if importlib.util.find_spec("pygame") is None:
-        return "a window needs pygame (pip install 'worldloom-dist[classic]')"
+        return f"a window needs pygame ({install_line('classic')})"
     return ""
 
 
@@ -133,12 +146,13 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
-    reason = "--video asks for videos" if options.video else _why_no_window()
+    reason = "as asked with --video" if options.video else _why_no_window()
     chosen: dict[str, Any] = {"checkpoint": options.checkpoint, "episodes": options.episodes}
     try:
         checked("episodes", options.episodes, int, Bounds(1))
         if reason:
-            sys.stderr.write(f"{reason}: writing {options.episodes} videos\n")
+            word = "video" if options.episodes == 1 else f"{options.episodes} videos"
+            sys.stderr.write(f"{reason}: writing {word} to {options.run_dir / 'videos'}\n")
             with stdout_to_stderr():
                 result = evaluate(options.run_dir, videos=options.episodes, **chosen)
             lines = [*result["videos"], *result.get("video_problems", [])]

@@ -21,12 +21,14 @@ from worldloom.core.exceptions import (
     TrainingError,
     WorldLoomError,
 )
+from worldloom.core.extras import install_line
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
-from worldloom_dist.actors.videos import VideoReport, save_videos
+from worldloom.envs.factory import make_env
+from worldloom_dist.actors.videos import VideoReport, picture_of, save_videos
 from worldloom_dist.run.builders import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.config import ReplayConfig, RunConfig
@@ -46,6 +48,7 @@ DRAWING = {"pygame": "classic", "imageio": "video", "ffmpeg": "video", "mujoco":
 
 __all__ = [
     "as_published",
+    "check_draws",
     "evaluate",
     "find_checkpoint",
     "load_policy",
@@ -111,6 +114,8 @@ def evaluate(
     videos_folder = RunFolder(run_dir.absolute()).videos  # an env may change the working directory
     agent, train_steps = restore_agent(plan, folder, device=device)
     evaluator = build_evaluator(plan, device=device)
+    if videos:
+        check_draws(plan.env, videos)
     evaluator.load_weights(as_published(agent, config.learner.weights_dtype))
     result = {
         "checkpoint": folder.name,
@@ -125,16 +130,28 @@ def evaluate(
     return result
 
 
+def check_draws(env: EnvConfig, videos: int) -> None:
+    """Draw one picture of an env, so that a package that is missing is told before episodes are
+    played for nothing.
+
+    Raises:
+        TrainingError: Why it cannot be drawn, and what to install.
+    """
+    made = make_env(env, seed=0, renders=True)
+    try:
+        picture_of(made, made.reset())
+    except ConfigurationError as error:
+        raise TrainingError(_missing_videos(videos, VideoReport((), (str(error),)))) from error
+    finally:
+        made.close()
+
+
 def _missing_videos(wanted: int, saved: VideoReport) -> str:
     """Which videos were made, why others were not, and the line that installs what is missing."""
     made = f"only {len(saved.paths)}" if saved.paths else "none"
     why = f" ({saved.problems[0]})" if saved.problems else ""
     extra = next((e for name, e in DRAWING.items() if name in why), None)
-    remedy = (
-        f"pip install 'worldloom-dist[{extra}]', or leave --videos out"
-        if extra
-        else "leave --videos out"
-    )
+    remedy = f"{install_line(extra)}, or leave --videos out" if extra else "leave --videos out"
     return f"{made} of {wanted} videos could be made{why}; {remedy}"
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -27,26 +25,27 @@ from worldloom.core.exceptions import (
 )
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.thread_check import ThreadCheck
+from worldloom_dist.run.announcing import announce, log_handlers_of_one_run, open_log
+from worldloom_dist.run.checks import check_address, check_gateways, check_watching, choose_port
 from worldloom_dist.run.cli import parse, read_config
-from worldloom_dist.run.closing import closing_lines
+from worldloom_dist.run.closing import closing_lines, resume_command
 from worldloom_dist.run.config import RunConfig
-from worldloom_dist.run.console import LogFile, Screen
 from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.run.machine import check_device
-from worldloom_dist.run.presets import config_changes, preset_changes
+from worldloom_dist.run.presets import config_changes
 from worldloom_dist.run.signals import StopFlag, stop_on_signals
 from worldloom_dist.run.view import read_view
 from worldloom_dist.runtime.allocator import keep_freed_memory
+from worldloom_dist.seeds import run_seeds, split_words
 
 if TYPE_CHECKING:
+    from worldloom_dist.run.console import Screen
     from worldloom_dist.run.plan import Plan
 
 __all__ = ["main"]
 
 logger = logging.getLogger("worldloom_dist")
 
-DEFAULT_PORT = 9464
-PORTS_TRIED = 50
 USAGE_ERRORS = (ConfigurationError, MissingDependencyError, ModelNotFoundError)
 
 
@@ -56,6 +55,9 @@ def main(words: Sequence[str] | None = None) -> int:
     wants_traceback = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
+        words, sweep = split_words(words)
+        if "seeds" in sweep:
+            return run_seeds(words, sweep)
         config = parse(words)
         plan, folder, is_resumed, port = prepare(config)
     except USAGE_ERRORS as error:
@@ -68,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     is_new = not folder.exists()
-    with stop_on_signals() as stop:
+    with log_handlers_of_one_run(), stop_on_signals() as stop:
         try:
             folder = claim_folder(config, folder)
             if config.runtime == "local":
@@ -97,17 +99,17 @@ def main(words: Sequence[str] | None = None) -> int:
                 )
                 return 1
             logger.error(
-                "the run failed: %s; see that %s can be written, then go on with --resume %s",
+                "the run failed: %s; see that %s can be written, then go on with: %s",
                 error,
                 folder,
-                shlex.quote(str(folder)),
+                resume_command(folder),
                 exc_info=wants_traceback,
             )
             return 1
         except KeyboardInterrupt:
             logger.error(
-                "left at once; the last checkpoint is kept: go on with --resume %s",
-                shlex.quote(str(folder)),
+                "left at once; the last checkpoint is kept; go on with: %s",
+                resume_command(folder),
             )
             return 1
 
@@ -156,9 +158,7 @@ def train(words: Sequence[str]) -> tuple[Path, str]:
     config = parse(words)
     plan, folder, is_resumed, port = prepare(config)
     is_new = not folder.exists()
-    root = logging.getLogger()
-    before = [*root.handlers]
-    with stop_on_signals() as stop:
+    with log_handlers_of_one_run(), stop_on_signals() as stop:
         folder = claim_folder(config, folder)
         try:
             status = run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
@@ -166,14 +166,6 @@ def train(words: Sequence[str]) -> tuple[Path, str]:
             if is_new and not is_resumed:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        finally:
-            for handler in [*root.handlers]:
-                if handler not in before:
-                    root.removeHandler(handler)
-                    handler.close()
-            for handler in before:
-                if handler not in root.handlers:
-                    root.addHandler(handler)
     return folder, status
 
 
@@ -215,8 +207,7 @@ def run(
         for line in closing_lines(plan.config, shown, folder):
             logger.info("%s", line)
     else:
-        typed = shlex.quote(str(shown))
-        logger.info("go on with: python -m worldloom_dist.launch --resume %s", typed)
+        logger.info("go on    %s", resume_command(shown))
     return status
 
 
@@ -263,210 +254,6 @@ def run_plan(
             on_ray = RayRuntime(plan, folder, report, port, watch)
             status = Run(plan, folder, report, on_ray, stop, screen.show, on_restored).run()
     return status
-
-
-def open_log(folder: RunFolder) -> Screen:
-    """Life events to the terminal and to ``console.log``.
-
-    A handler that an environment's package left on the terminal (dm_control does, through absl) is
-    taken off, or each line would come twice.
-    """
-    root = logging.getLogger()
-    for handler in [*root.handlers]:
-        if isinstance(handler, logging.StreamHandler) and handler.stream in (
-            sys.stdout,
-            sys.stderr,
-        ):
-            root.removeHandler(handler)
-    form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    screen = Screen(sys.stdout)
-    for handler in (screen, LogFile(folder.path / "console.log")):
-        handler.setFormatter(form)
-        root.addHandler(handler)
-    logging.getLogger("worldloom").setLevel(logging.INFO)
-    logging.getLogger("worldloom_dist").setLevel(logging.INFO)
-    return screen
-
-
-def announce(
-    plan: Plan, folder: Path, port: int, *, is_resumed: bool, changed: Sequence[str] = ()
-) -> None:
-    """Say what runs before it does, and what is otherwise than before a resume."""
-    from worldloom_dist.run.pace import prefill_share
-
-    config = plan.config
-    spec = plan.spec
-    env = plan.env_spec
-    logger.info("run      %s%s", folder, " (resumed)" if is_resumed else "")
-    if changed:
-        logger.info("changed  %s", "; ".join(changed))
-    logger.info(
-        "preset   %s%s",
-        config.preset,
-        ", changed: " + "; ".join(changes) if (changes := preset_changes(config)) else "",
-    )
-    logger.info("env      %s: obs %s, action %s", env.name, _shapes(env.obs), _shapes(env.action))
-    logger.info(
-        "agent    %s: train ratio %g (%g updates per agent step), prefill %d agent "
-        "steps (%s of the run), then %d updates at once",
-        plan.agent.name,
-        spec.train_ratio,
-        spec.train_ratio / spec.sampling.trained_positions,
-        spec.prefill_agent_steps,
-        f"{prefill_share(plan):.0%}",
-        spec.pretrain_updates,
-    )
-    logger.info(
-        "workers  %d x %d envs, seed %d, runtime %s",
-        plan.num_workers,
-        config.envs_per_worker,
-        config.seed,
-        config.runtime,
-    )
-    logger.info(
-        "replay   %s; %d shards, durability %s",
-        plan.budget.describe() if plan.budget else "",
-        config.replay.shards,
-        config.replay.durability,
-    )
-    if config.gateway_port is not None:
-        ports = range(config.gateway_port, config.gateway_port + config.gateways)
-        where = ", ".join(f"{config.gateway.host}:{port}" for port in ports)
-        logger.info(
-            "gateway  %s (%s)", where, "TLS" if config.gateway.tls_cert else "this machine only"
-        )
-    if port:
-        logger.info("metrics  http://%s:%d/metrics", config.metrics_host, port)
-    for flag, why in without_effect(config):
-        logger.warning("%s has no effect %s", flag, why)
-
-
-def without_effect(config: RunConfig) -> list[tuple[str, str]]:
-    """Flags that were given and that this run does not use, with the reason."""
-    given = [
-        (
-            "--inference central",
-            "with --runtime local, where the policy lives beside its envs",
-            config.runtime == "local" and config.inference == "central",
-        ),
-        (
-            "--inference-servers",
-            "with --runtime local, where the policy lives beside its envs",
-            config.runtime == "local" and config.inference_servers != RunConfig().inference_servers,
-        ),
-        (
-            "--gateways",
-            "without --gateway-port",
-            config.gateway_port is None and config.gateways != RunConfig().gateways,
-        ),
-        (
-            "--gateway.*",
-            "without --gateway-port",
-            config.gateway_port is None and config.gateway != RunConfig().gateway,
-        ),
-        (
-            "--train-steps",
-            "with an env: the run ends after --env-steps",
-            not config.env.is_none and config.train_steps != RunConfig().train_steps,
-        ),
-    ]
-    return [(flag, why) for flag, why, is_idle in given if is_idle]
-
-
-def choose_port(config: RunConfig) -> int:
-    """The port of the metrics endpoint; 0 for none.
-
-    Raises:
-        ConfigurationError: If the user named a port that is taken.
-    """
-    if config.metrics_port == 0:
-        return 0
-    try:
-        socket.getaddrinfo(config.metrics_host, None)
-    except OSError as error:
-        raise ConfigurationError(
-            f"metrics_host: {config.metrics_host!r} is no address of this machine ({error})"
-        ) from error
-    if config.metrics_port is not None:
-        if not _is_free(config.metrics_host, config.metrics_port):
-            raise ConfigurationError(
-                f"metrics_port: {config.metrics_port} on {config.metrics_host} is in "
-                "use; name another one, or leave the flag out "
-                "to take the next free one, or 0 to serve no metrics"
-            )
-        return config.metrics_port
-    free = (
-        port
-        for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
-        if _is_free(config.metrics_host, port)
-    )
-    return next(free, 0)
-
-
-def check_watching(config: RunConfig) -> None:
-    """Refuse a secret of the endpoint that is none, and a sink whose package is missing.
-
-    Raises:
-        ConfigurationError, MissingDependencyError: With what to do.
-    """
-    from worldloom_dist.metrics.endpoint import read_secret
-    from worldloom_dist.metrics.sinks import check_sinks
-
-    read_secret(config.metrics_auth_file)
-    check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
-
-
-def check_gateways(plan: Plan) -> None:
-    """Refuse gateways that cannot be opened, or would not be safe, before anything is written.
-
-    Raises:
-        ConfigurationError: Says why, and what to do.
-    """
-    config = plan.config
-    if config.gateway_port is None:
-        return
-    from worldloom_dist.gateway.building import access_of
-    from worldloom_dist.gateway.contract import check_specs
-
-    access_of(config.gateway).check()
-    check_specs(plan.env_spec)
-    for port in range(config.gateway_port, config.gateway_port + config.gateways):
-        if config.address is None and not _is_free(config.gateway.host, port):
-            raise ConfigurationError(
-                f"gateway_port: nothing can listen at {config.gateway.host}:{port}; name another "
-                "port, and an address of this machine"
-            )
-
-
-def check_address(config: RunConfig) -> None:
-    """Refuse an address where nothing listens, before anything is written.
-
-    Raises:
-        ConfigurationError: If HOST:PORT does not accept a connection.
-    """
-    host, colon, port = (config.address or "").removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return  # none, or a word like auto, which Ray resolves
-    try:
-        socket.create_connection((host, int(port)), timeout=3.0).close()
-    except OSError as error:
-        raise ConfigurationError(
-            f"address: nothing answers at {config.address} ({error}); start a cluster there first"
-        ) from error
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _shapes(specs: object) -> str:
-    return ", ".join(f"{key} {list(spec.shape)} {spec.dtype}" for key, spec in specs.items())  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     gateway = build_gateway(
         plan,
         batcher.ask,
-        features=("explore", "zlib") if served.explore else ("zlib",),
+        features=("explore", "zlib", "zstd") if served.explore else ("zlib", "zstd"),
         key=_key(served.run_dir),
         forget=lambda slot: forget(slot),
         version=lambda: batcher.version,

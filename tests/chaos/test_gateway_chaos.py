@@ -68,7 +68,7 @@ class Client:
             else:
                 obs, reward, terminated, truncated, _ = env.step(action)
         if self._dies:
-            session._drop_channel()
+            session._line.drop()
         else:
             session.close()
             self.stored = session.stored[0]

@@ -48,12 +48,18 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.run.view", "worldloom_dist.run.machine", "worldloom.nn.cuda_graphs"},
     {
         "worldloom_dist.run.bottleneck",
-        "worldloom_dist.run.presets",
+        "worldloom_dist.run.counts",
         "worldloom_dist.run.console",
         "worldloom_dist.run.folder",
         "worldloom_dist.run.signals",
         "worldloom_dist.run.intervals",
+        "worldloom_dist.run.curves",
+        "worldloom_dist.run.line",
+        "worldloom_dist.run.settings",
     },
+    {"worldloom_dist.run.benchmarks"},
+    {"worldloom_dist.run.presets"},
+    {"worldloom_dist.page"},
     {
         "worldloom_dist.actors",
         "worldloom_dist.replay",
@@ -61,7 +67,13 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.metrics",
     },
     {"worldloom_dist.run.plan", "worldloom_dist.run.closing"},
-    {"worldloom_dist.run.builders", "worldloom_dist.run.outcome", "worldloom_dist.run.pace"},
+    {
+        "worldloom_dist.run.binding_watch",
+        "worldloom_dist.run.builders",
+        "worldloom_dist.run.outcome",
+        "worldloom_dist.run.pace",
+        "worldloom_dist.run.resuming",
+    },
     {"worldloom_dist.gateway"},
     {
         "worldloom_dist.run.report",
@@ -69,13 +81,15 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.lockstep.gateway",
         "worldloom_dist.run.rehearsal",
     },
-    {"worldloom_dist.run.evaluations"},
+    {"worldloom_dist.run.evaluations", "worldloom_dist.run.checks"},
+    {"worldloom_dist.run.announcing"},
     {"worldloom_dist.run.loop", "worldloom_dist.lockstep.evaluator"},
     {"worldloom_dist.rpc"},
     {"worldloom_dist.interfaces"},
     {"worldloom_dist.lockstep.runtime", "worldloom_dist.runtime"},
     {"worldloom_dist.run.agent_help", "worldloom_dist.run.flag_hints"},
     {"worldloom_dist.run.cli"},
+    {"worldloom_dist.seeds"},
     {
         "worldloom_dist.launch",
         "worldloom_dist.evaluate",
@@ -85,7 +99,12 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.serve"},
     {"worldloom_dist.job", "worldloom_dist.enjoy"},
     {"worldloom_dist.submit"},
-    {"worldloom_dist.status", "worldloom_dist.plot", "worldloom_dist.doctor"},
+    {
+        "worldloom_dist.status",
+        "worldloom_dist.plot",
+        "worldloom_dist.report",
+        "worldloom_dist.doctor",
+    },
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 ALIASES = {

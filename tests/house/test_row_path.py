@@ -32,6 +32,8 @@ READERS = {
     "worldloom_dist/actors/evaluation.py": "stores no rows",
     "worldloom_dist/actors/videos.py": "stores no rows",
     "worldloom_dist/gateway/": "rows of clients, which enter as those of workers do",
+    "worldloom_dist/replay/identity.py": "reads streams of journals, at a start",
+    "worldloom_dist/replay/seams.py": "compares chunks on disk, for verify",
     "worldloom_dist/learner/guard.py": "keeps a batch that was not finite",
     "worldloom_dist/learner/prediction_videos.py": "draws a batch",
     "worldloom_dist/learner/step.py": "runs the agent",
@@ -43,10 +45,8 @@ READERS = {
     "worldloom_dist/run/rehearsal.py": "tries a run out",
     "worldloom_dist/replay/budget.py": "counts the bytes of columns",
     "worldloom_dist/replay/history.py": "export",
-    "worldloom_dist/replay/identity.py": "reads a journal",
     "worldloom_dist/replay/imports.py": "rows of files",
     "worldloom_dist/replay/recovery.py": "rows of a journal",
-    "worldloom_dist/replay/seams.py": "reads a journal",
     "worldloom_dist/replay/verify_shard.py": "reads a journal",
 }
 """Files that have rows in hand, or name their types, and are not on the path, with the reason."""

@@ -314,3 +314,84 @@ def test_the_readme_s_lines_act(old_runs: Path, tmp_path: Path, monkeypatch: Any
     exec(compile(code, "README.md", "exec"), names)
     assert names["truncated"]
     names["env"].close()
+
+
+@pytest.mark.parametrize(
+    ("env", "agent"),
+    [
+        (OffsetEnv, "dreamerv3:ci"),
+        (UnitsEnv, "dreamerv3:ci"),
+        (PictureEnv, "dreamerv3:ci"),
+        (UnitsEnv, "tdmpc2:ci"),
+    ],
+)
+def test_several_envs_are_acted_in_side_by_side(tmp_path: Path, env: Any, agent: str) -> None:
+    settings = {"image_size": 64, "frame_stack": 2} if env is PictureEnv else {}
+    config = EnvConfig(env=f"{__name__}:{env.__name__}", **settings)
+    path = checkpoint(tmp_path / "c", agent, config)
+    envs = gymnasium.vector.SyncVectorEnv([env] * 3)
+    envs.action_space.seed(0)
+    loaded = worldloom.load_agent(path, num_envs=3)
+    obs, _ = envs.reset(seed=[1, 2, 3])
+    is_first = np.ones(3, bool)
+    for _ in range(6):
+        action = loaded.act(obs, is_first)
+        assert envs.action_space.contains(action)
+        obs, _, terminated, truncated, _ = envs.step(action)
+        is_first = terminated | truncated
+    envs.close()
+
+
+def test_each_env_of_a_batch_is_acted_in_as_if_it_were_alone(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "c", "dreamerv3:ci", EnvConfig(env=f"{__name__}:OffsetEnv"))
+    draw = np.random.default_rng(0)
+    obs = draw.normal(size=(5, 3, 2))
+    batch = worldloom.load_agent(path, num_envs=3)
+    firsts = np.zeros((5, 3), bool)
+    firsts[0] = True
+    firsts[3, 1] = True
+    together = [batch.act(obs[t], firsts[t]) for t in range(5)]
+    assert np.shape(together) == (5, 3)
+    twin = worldloom.load_agent(path, num_envs=3)
+    for t in range(5):
+        twin.act(obs[t], firsts[t])
+    batch.reset()
+    assert np.array_equal(batch.act(obs[0]), twin.act(obs[0], True)), "all episodes begin"
+    again = worldloom.load_agent(path, num_envs=3)
+    other = obs.copy()
+    other[:, 2] = 0.0
+    apart = [again.act(other[t], firsts[t]) for t in range(5)]
+    assert np.array_equal(np.array(apart)[:, :2], np.array(together)[:, :2])
+
+
+def test_wrong_batches_are_one_sentence(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "c", "dreamerv3:ci", EnvConfig(env=f"{__name__}:OffsetEnv"))
+    agent = worldloom.load_agent(path, num_envs=3)
+    with pytest.raises(ShapeMismatchError, match="3 envs, got 2"):
+        agent.act(np.zeros((2, 2)))
+    with pytest.raises(ShapeMismatchError, match="is_first"):
+        agent.act(np.zeros((3, 2)), [True, False])
+    with pytest.raises(ConfigurationError, match="num_envs must be"):
+        worldloom.load_agent(path, num_envs=0)
+
+
+def weights_of(agent: worldloom.Agent) -> dict[str, torch.Tensor]:
+    return dict(agent._trained()._policy.networks.tensors())
+
+
+def test_weights_are_rounded_as_the_run_rounds_them(tmp_path: Path) -> None:
+    path = checkpoint(
+        tmp_path / "run/checkpoints/c", "dreamerv3:ci", EnvConfig(env=f"{__name__}:OffsetEnv")
+    )
+    run = {"learner": {"weights_dtype": "bfloat16"}}
+    (tmp_path / "run/config.json").write_text(json.dumps({"run": run}))
+    agent = worldloom.load_agent(path)
+    halves = {key: value for key, value in weights_of(agent).items() if value.is_floating_point()}
+    assert halves
+    assert all(torch.equal(v, v.bfloat16().to(v.dtype)) for v in halves.values())
+    copy = worldloom.load_agent(agent.save(tmp_path / "copy"))
+    assert all(torch.equal(weights_of(copy)[key], value) for key, value in halves.items())
+    run["learner"]["weights_dtype"] = "float32"
+    (tmp_path / "run/config.json").write_text(json.dumps({"run": run}))
+    whole = weights_of(worldloom.load_agent(path))
+    assert any(not torch.equal(whole[key], value) for key, value in halves.items())

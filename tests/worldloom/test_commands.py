@@ -1,4 +1,8 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +15,9 @@ from worldloom.training.data import create_random_buffer
 
 
 def test_the_console_script_is_this_function() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "worldloom/pyproject.toml").read_text())[
+        "project"
+    ]
     assert project["scripts"]["worldloom"] == f"{main.__module__}:{main.__name__}"
 
 
@@ -139,3 +145,31 @@ def test_words_are_completed(
     for shell in ("bash", "zsh", "fish"):
         assert main(["completion", shell]) == 0
         assert "worldloom __complete" in capsys.readouterr().out
+
+    typed = "source <(worldloom completion {shell}); "
+    asks = {
+        "bash": "COMP_WORDS=(worldloom train --agent tdmpc2:c); COMP_CWORD=3; _worldloom; "
+        "echo ${COMPREPLY[@]}",
+        "zsh": "words=(worldloom train --agent tdmpc2:c); COMP_WORDS=($words); COMP_CWORD=4; "
+        "echo ${_comps[worldloom]}",
+        "fish": "complete -C 'worldloom train --agent tdmpc2:c'",
+    }
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "worldloom").write_text(f'#!/bin/sh\nexec {sys.executable} -m worldloom "$@"\n')
+    (binaries / "worldloom").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    for shell, ask in asks.items():
+        if shutil.which(shell) is None:
+            continue
+        source = "worldloom completion fish | source; " if shell == "fish" else typed
+        options = ["-f"] if shell == "zsh" else []
+        done = subprocess.run(
+            [shell, *options, "-c", source.format(shell=shell) + ask],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        expected = "_worldloom" if shell == "zsh" else "tdmpc2:ci"
+        assert expected in done.stdout.split(), (shell, done.stderr)

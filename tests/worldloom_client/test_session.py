@@ -72,7 +72,7 @@ def test_a_client_goes_on_at_another_gateway_and_no_row_is_lost_or_doubled() -> 
     session = connect(first.address)
     env, now = play(session, 14)
     second = Live(shard=first.rig.shard, index=1)
-    session._addresses.append(second.address)
+    session._line.addresses.append(second.address)
     first.kill()
     play(session, 20, env, now)
     session.close()
@@ -201,6 +201,29 @@ def test_a_wrong_observation_is_refused_here(obs, says) -> None:
         session.act(np.zeros(3, np.float32))
 
 
+def test_what_is_refused_was_not_asked() -> None:
+    with live() as server:
+        session = connect(server.address)
+        env, now = play(session, 3)
+        for reward in (float("nan"), float("inf"), 1e300):
+            with pytest.raises(WireError, match=r"reward: got .*, expected a number of float32"):
+                session.act(now[0], reward)
+        with pytest.raises(WireError, match="obs 'obs': is no array"):
+            session.act([[1], [1, 2], [3]])
+        with pytest.raises(WireError, match=r"action 'action': got numbers outside of \[-1, 1\]"):
+            session.executed(np.array([3.0, 0.0], np.float32))
+        session.executed(np.array([0.25, 0.25], np.float32))
+        request = session._state.dialogue.question([0], {"obs": now[0][None]}, [1.0], [0], [0])
+        request.obs[0].shape[1] = 4  # what this package would not send
+        with pytest.raises(RefusedError, match="expected float32"):
+            session._line.ask_until(request)
+        play(session, 20, env, now)
+        session.close()
+        rows = joined(server.rig.shard)
+        assert rows["action"][2].tolist() == [0.25, 0.25]  # told again with the next question
+        assert len(rows["reward"]) == 23
+
+
 def test_a_session_of_many_envs_checks_their_numbers() -> None:
     with (
         live() as server,
@@ -249,6 +272,9 @@ def test_importing_the_client_imports_nothing_of_ours_and_nothing_heavy() -> Non
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = {name.partition(".")[0] for name in out.stdout.split()}
     assert not names & {"torch", "ray", "gymnasium", "worldloom", "worldloom_dist"}
+    # gRPC brings asyncio, and half of the time and a third of the memory of all the rest: it comes
+    # with the first connection
+    assert not names & {"grpc", "asyncio", "ssl", "concurrent", "multiprocessing"}
 
 
 def test_streams_are_named_after_the_session() -> None:

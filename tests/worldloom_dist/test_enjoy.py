@@ -25,9 +25,10 @@ def run(tmp_path_factory):
 def test_without_a_screen_it_writes_videos(run, capsys, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     assert enjoy.main([str(run), "--episodes", "2"]) == 0
     shown = capsys.readouterr()
-    assert "there is no screen: writing 2 videos" in shown.err
+    assert f"there is no screen: writing 2 videos to {run}/videos" in shown.err
     lines = shown.out.splitlines()
     assert len(lines) == 3
     assert all((run / "videos").samefile(line.rpartition("/")[0]) for line in lines[:2])
@@ -37,11 +38,17 @@ def test_without_a_screen_it_writes_videos(run, capsys, monkeypatch):
 def test_every_picture_of_every_episode_is_shown_until_the_window_is_closed(run):
     pictures = []
 
-    def show(picture):
+    titles = []
+
+    def show(picture, title):
         pictures.append(picture)
+        titles.append(title)
         return len(pictures) < 12
 
     assert len(enjoy.play(run, show, episodes=1)) == 1
+    assert [title.partition(", return")[0] for title in titles] == [
+        f"episode 1, step {step}" for step in range(6)
+    ]
     assert len(pictures) == 6, "the picture after the last action is the next episode's"
     assert all(p.dtype == np.uint8 and p.shape == (64, 64, 3) for p in pictures)
     enjoy.play(run, show, episodes=99)
@@ -80,3 +87,13 @@ def test_mistakes_are_one_sentence(run, capsys, monkeypatch):
     assert enjoy.main([str(run / "no"), "--video"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 3
+
+
+def test_a_real_window_is_opened_and_closed(run, capsys, monkeypatch):
+    pytest.importorskip("pygame", reason="needs pygame: pip install 'worldloom-dist[classic]'")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setattr(enjoy, "WINDOW_FRAMES_PER_S", 1000)
+    assert enjoy.main([str(run), "--episodes", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("returns: ")
+    assert "writing" not in shown.err

@@ -97,6 +97,7 @@ def test_evaluation_that_takes_too_long_ends_with_status_1(
 def test_films_that_cannot_be_made_are_an_error(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(module, "check_draws", lambda *_: None)
     monkeypatch.setattr(
         module, "save_videos", lambda *_: VideoReport((), ("the env draws nothing",))
     )
@@ -116,6 +117,7 @@ def test_films_that_cannot_be_made_are_an_error(
 def test_a_video_that_is_missing_is_no_success_and_names_what_to_install(
     run, capsys, monkeypatch, tmp_path, problem, remedy
 ):
+    monkeypatch.setattr(module, "check_draws", lambda *_: None)
     for made, says in (((), "none of 2"), ((tmp_path / "a.gif",), "only 1 of 2")):
         monkeypatch.setattr(
             module, "save_videos", lambda *_, made=made: VideoReport(made, (problem,))
@@ -123,3 +125,13 @@ def test_a_video_that_is_missing_is_no_success_and_names_what_to_install(
         assert main([str(run), "--videos", "2"]) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert error == f"error: {says} videos could be made ({problem}); {remedy}"
+
+
+def test_an_env_that_cannot_be_drawn_is_refused_before_an_episode_is_played(
+    run, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "build_evaluator", lambda *_, **__: None)
+    assert main([str(run), "--videos", "1"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: none of 1 videos could be made (env ")
+    assert error.endswith("leave --videos out")

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from worldloom.envs.toy import PointEnv
-from worldloom_dist.launch import main, open_log, without_effect
+from worldloom_dist.launch import main
+from worldloom_dist.run.announcing import open_log
+from worldloom_dist.run.checks import without_effect
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
 
@@ -77,3 +79,13 @@ def test_env_that_cannot_be_built_any_more_fails_the_run_and_is_no_wrong_input(t
 )
 def test_flags_that_a_run_does_not_use_are_said(words, flags):
     assert [flag for flag, _ in without_effect(parse(words))] == flags
+
+
+def test_a_program_that_starts_several_runs_keeps_its_own_log_handlers(tmp_path):
+    root = logging.getLogger()
+    before = [*root.handlers]
+    for name in ("a", "b"):
+        words = ["--preset", "debug", "--runtime", "local", "--env-steps", "110"]
+        assert main([*words, "--eval-episodes", "0", "--run-dir", str(tmp_path / name)]) == 0
+        assert root.handlers == before
+    assert str(tmp_path / "b") not in (tmp_path / "a/console.log").read_text()

@@ -5,8 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from tests.worldloom_dist.written_runs import write_run
+from worldloom.evaluation.seeds import bootstrap_interval
 from worldloom_dist import plot
-from worldloom_dist.plot import Curve, combine, iqm, read_run
+from worldloom_dist.plot import Curve, combine, find_published, iqm, read_run
+from worldloom_dist.plot.reference import published_tasks
+from worldloom_dist.plot.runs import experiments_of
+from worldloom_dist.plot.style import STYLES, number
+from worldloom_dist.run.curves import EVALUATION, TRAINING
 
 
 def make_run(folder, seed=1, agent="tdmpc2:ci"):
@@ -54,40 +60,181 @@ def test_seeds_are_combined_over_the_steps_that_all_have_reached():
 def test_a_run_gives_its_curves_and_a_line_that_is_cut_is_left_out(tmp_path):
     run = read_run(make_run(tmp_path / "a", seed=2))
     assert run.experiment == "tdmpc2:ci on toy:point"
-    assert run.curves["train"].values.tolist() == [0, 200, 400, 600]
-    assert run.curves["eval"].steps.tolist() == [150]
-    assert set(run.curves) == {"train", "eval", "loss{name=total}", "env steps/s", "updates/s"}
+    assert run.curve(TRAINING).values.tolist() == [0, 200, 400, 600]
+    assert run.curve(EVALUATION).steps.tolist() == [150]
+    names = {TRAINING, EVALUATION, "loss{name=total}", "env steps/s", "updates/s"}
+    assert set(run.history.names) == names
+
+
+def test_every_axis_tells_the_same_run(tmp_path):
+    run = read_run(write_run(tmp_path / "a", records=100))
+    by_steps, by_updates, by_time = (
+        run.curve(EVALUATION, axis) for axis in ("env_steps", "updates", "time")
+    )
+    assert by_steps.values.tolist() == by_updates.values.tolist() == by_time.values.tolist()
+    assert by_steps.steps.tolist() == [1000, 2000, 3000, 4000, 5000]
+    assert by_updates.steps.tolist() == [500, 1500, 2500, 3500, 4500]
+    assert by_time.steps.tolist() == pytest.approx([200 * k / 3600 for k in range(1, 6)])
+    assert (by_steps.high - by_steps.values).tolist() == pytest.approx([1250 / 12] * 5)
+
+
+def test_what_a_run_did_again_is_drawn_once(tmp_path):
+    folder = write_run(tmp_path / "a", records=10)
+    with (folder / "metrics.jsonl").open("a") as file:  # killed, and back at its checkpoint
+        for step in (3100, 3300):
+            record = {"kind": "train", "env_steps": step, "train_steps": step, "updates_per_s": 7.0}
+            file.write(json.dumps(record) + "\n")
+    run = read_run(folder)
+    assert run.curve("updates/s").steps.tolist() == [500, 1000, 1500, 2000, 2500, 3000, 3100, 3300]
+    assert run.curve(EVALUATION).steps.tolist() == [1000, 2000, 3000]
+
+
+def naive_interval(tasks, resamples, seed):
+    """The stratified bootstrap of the interquartile mean, run by run."""
+    draw = np.random.default_rng(seed)
+    picks = [draw.integers(len(task), size=(resamples, len(task))) for task in tasks]
+    found = []
+    for k in range(resamples):
+        scores = [task[i] for task, pick in zip(tasks, picks, strict=True) for i in pick[k]]
+        middle = np.sort(scores)[len(scores) // 4 : len(scores) - len(scores) // 4]
+        found.append(middle.mean())
+    return np.percentile(found, [2.5, 97.5])
+
+
+def test_the_interval_is_that_of_a_stratified_bootstrap():
+    draw = np.random.default_rng(3)
+    tasks = [draw.normal(size=8), 100 + draw.normal(size=4)]
+    low, high = bootstrap_interval(tasks, resamples=500, seed=1)
+    assert [low, high] == pytest.approx(naive_interval(tasks, 500, 1))
+    curves = [np.stack([task, task + 1], axis=1) for task in tasks]
+    both = bootstrap_interval(curves, resamples=500, seed=1)
+    assert np.allclose(both[0], [low, low + 1]), "a run that is drawn is drawn whole"
+    one = bootstrap_interval([np.array([5.0])])
+    assert (float(one[0]), float(one[1])) == (5.0, 5.0)
+    covered = 0
+    for trial in range(200):
+        scores = np.random.default_rng(trial).normal(size=20)
+        low, high = bootstrap_interval([scores], lambda v: v.mean(axis=0), resamples=300)
+        covered += low <= 0 <= high
+    assert 0.86 <= covered / 200 <= 0.99
+
+
+def test_runs_with_other_settings_are_other_experiments(tmp_path):
+    changes = [{"seed": 1}, {"seed": 2}, {"seed": 3, "train_ratio": 24.0}, {"workers": 7}]
+    changes.append({"agent_overrides": {"lr": 0.1}})
+    runs = [
+        read_run(write_run(tmp_path / str(place), records=4, config=change))
+        for place, change in enumerate(changes)
+    ]
+    (found,) = experiments_of(runs).values()
+    assert [(e.label, [run.name for run in e.runs]) for e in found] == [
+        ("tdmpc2:ci (agent.lr default, train_ratio default)", ["0", "1", "3"]),
+        ("tdmpc2:ci (agent.lr default, train_ratio 24.0)", ["2"]),
+        ("tdmpc2:ci (agent.lr 0.1, train_ratio default)", ["4"]),
+    ]
 
 
 def test_the_picture_of_several_seeds_and_experiments_is_written(tmp_path, capsys):
-    folders = [make_run(tmp_path / str(seed), seed) for seed in (1, 2, 3)] + [
-        make_run(tmp_path / "d", 1, "dreamerv3:ci")
-    ]
-    assert plot.main([*map(str, folders), "-o", str(tmp_path / "all.png")]) == 0
+    folders = [make_run(tmp_path / str(seed), seed) for seed in (1, 2, 3)]
+    folders.append(make_run(tmp_path / "d", 1, "dreamerv3:ci"))
+    words = [*map(str, folders), "-o", str(tmp_path / "all.png"), "--style", "dark", "--x", "time"]
+    assert plot.main(words) == 0
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     assert plot.main([str(folders[0])]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(folders[0] / "plot.png")
 
 
+def test_a_picture_has_a_panel_per_env_and_says_what_it_shows(tmp_path):
+    runs = [
+        read_run(write_run(tmp_path / f"{env}{seed}", records=30, config=config, seed=seed))
+        for env in ("walker-walk", "cup-catch")
+        for seed in (1, 2, 3)
+        for config in [{"env": {"env": f"dmc:{env}"}, "seed": seed}]
+    ]
+    picture = tmp_path / "a.svg"
+    plot.plot_runs(runs, picture, "Two tasks", references=find_published("dmc/walker-walk"))
+    text = picture.read_text()
+    for words in (
+        "Two tasks",
+        "dmc:walker-walk",
+        "dmc:cup-catch",
+        "tdmpc2:ci (3 seeds)",
+        "TD-MPC2, published",
+        "95 % interval by the",
+        "github.com/nicklashansen/tdmpc2",
+        ">return<",
+        ">env steps<",
+    ):
+        assert words in text, words
+    assert "from pixels" not in text, "the runs see no images"
+
+
+def test_published_curves_are_found_by_every_spelling_of_a_task():
+    found = find_published("dmc:walker-walk")
+    assert [(p.label, p.has_pixels) for p in found] == [
+        ("TD-MPC2, published", False),
+        ("TD-MPC2 from pixels, published", True),
+        ("DreamerV3, published", False),
+        ("DreamerV3 from pixels, published", True),
+    ]
+    assert found[0].curve.steps[:2].tolist() == [100_000, 200_000]
+    assert found[0].curve.values[:2].tolist() == [961.9, 973.4]
+    for name in ("dmc/cup-catch", "dmc:ball_in_cup-catch", "dmc:ball-in-cup-catch"):
+        assert find_published(name)[0].task == "dmc/cup-catch"
+    assert find_published("atari:bank_heist")[0].curve.values[-1] == 320
+    for task in published_tasks():
+        for published in find_published(task):
+            assert np.all(np.diff(published.curve.steps) > 0)
+            assert "github.com/" in published.source
+
+
+def test_the_table_compares_runs_and_seeds(tmp_path, capsys):
+    folders = [
+        write_run(
+            tmp_path / f"run-{seed}",
+            config={"seed": seed},
+            level=-100.0 * seed,
+            summary={"status": "completed"},
+        )
+        for seed in (1, 2, 3)
+    ]
+    words = [*map(str, folders), f"{tmp_path}/./run-1", "--table"]
+    assert plot.main(words) == 0, "a folder that is named twice is one run"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "gym:Pendulum-v1"
+    assert lines[1].split()[:3] == ["run", "agent", "seed"]
+    assert lines[2].split()[:6] == ["run-1", "tdmpc2:ci", "1", "completed", "5,000", "4,500"]
+    assert "over 3 seeds (interquartile mean, 95 % interval)" in lines[5]
+    assert len({line.index("completed") for line in lines[2:5]}) == 1
+    assert not (folders[0] / "plot.png").exists()
+
+
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path, capsys):
     folder = make_run(tmp_path / "a")
-    assert plot.main([str(tmp_path / "nothing")]) == 2
-    assert plot.main([str(folder), "-o", str(tmp_path / "x" / "y.png")]) == 2
-    assert plot.main([str(folder), "-o", str(tmp_path / "y.xyz")]) == 2
+    cases = {
+        str(tmp_path / "nothing"): "holds no run",
+        f"{folder} -o {tmp_path / 'x' / 'y.png'}": "there is no folder",
+        f"{folder} -o {tmp_path / 'y.xyz'}": "its ending must be one of",
+        f"{folder} --reference dmc/walker-wal": "did you mean dmc/walker-walk?",
+        f"{folder} --reference dmc/walker-walk": "no run plays dmc/walker-walk",
+        f"{folder} --reference dmc/walker-walk --x time": "leave --x out",
+    }
+    for words, message in cases.items():
+        assert plot.main(words.split()) == 2, words
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
     (folder / "metrics.jsonl").unlink()
     assert plot.main([str(folder)]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert [
-        next(
-            text for text in ("holds no run", "cannot be written", "no metrics yet") if text in line
-        )
-        for line in errors
-    ] == [
-        "holds no run",
-        "cannot be written",
-        "cannot be written",
-        "no metrics yet",
-    ]
+    assert "no metrics yet" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    assert plot.main([str(tmp_path / "nothing")]) == 2
+    assert "pip install 'worldloom-dist[viz]'" in capsys.readouterr().err
 
 
 def test_a_run_without_an_env_is_drawn_over_its_updates(tmp_path):
@@ -100,8 +247,43 @@ def test_a_run_without_an_env_is_drawn_over_its_updates(tmp_path):
             file.write(json.dumps({"kind": "train", **record}) + "\n")
     found = read_run(folder)
     assert (found.axis, found.experiment) == ("updates", "tdmpc2:ci on data.npz, offline")
-    assert found.curves["loss{name=total}"].steps.tolist() == [10.0, 20.0, 30.0]
+    assert found.curve("loss{name=total}").steps.tolist() == [10.0, 20.0, 30.0]
     other = read_run(make_run(tmp_path / "b"))
-    assert other.axis == "env steps"
+    assert other.axis == "env_steps"
     plot.plot_runs([found, other], tmp_path / "both.png")
-    assert (tmp_path / "both.png").stat().st_size > 10_000
+    plot.plot_runs([found], tmp_path / "one.png")
+    (folder / "config.json").write_text(json.dumps({"run": run}).replace("data.npz", "b.npz"))
+    plot.plot_runs([found, read_run(folder)], tmp_path / "two.svg")
+    assert "b.npz, offline" in (tmp_path / "two.svg").read_text()
+    assert (tmp_path / "one.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (1500, "1,500"),
+        (40_000, "40k"),
+        (1_250_000, "1.25M"),
+        (-0.25, "\u22120.25"),
+        (2e-6, "2e\u22126"),
+        (2.5e-4, "2.5e\u22124"),
+    ],
+)
+def test_ticks_are_short_numbers(value, text):
+    assert number(value) == text
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+@pytest.mark.parametrize("style", list(STYLES))
+def test_colours_stand_out_from_their_paper(style):
+    paper = luminance(STYLES[style].paper)
+    for colour in STYLES[style].series[:4]:
+        light, dark = sorted((luminance(colour), paper), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) > 2.5, colour
+    assert len(set(STYLES[style].series)) == len(STYLES[style].series)

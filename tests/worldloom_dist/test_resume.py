@@ -148,7 +148,7 @@ def test_advice_of_a_stopped_run_works_when_it_is_typed(made, tmp_path, monkeypa
     folder = shutil.copytree(made, tmp_path / "my run")
     monkeypatch.setattr(module, "run_plan", lambda *_: "stopped")
     assert launch(["--resume", str(folder), "--metrics-port", "0"]) == 0
-    advice = capsys.readouterr().out.splitlines()[-1].partition("worldloom_dist.launch ")[2]
+    advice = capsys.readouterr().out.splitlines()[-1].partition(" train ")[2]
     assert shlex.split(advice) == ["--resume", str(folder)]
 
 

@@ -20,8 +20,8 @@ def reading(source: object, what: str = "is damaged or foreign") -> Iterator[Non
     """Read ``source`` in this block; an error of ours passes, every other becomes a
     ``CheckpointError``.
 
-    A parser of a foreign file may raise anything, a ``MemoryError`` for a size that the file
-    only claims among them.
+    A parser of another program's file may raise anything, a ``MemoryError`` for a size that the
+    file only claims among them.
 
     Raises:
         CheckpointError: If it cannot be read; names the source and the cause.

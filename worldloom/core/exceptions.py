@@ -21,6 +21,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from worldloom.core.extras import install_line
+
 __all__ = [
     "BufferError",
     "CheckpointError",
@@ -106,14 +108,15 @@ class BufferError(WorldLoomError, ValueError):
 class MissingDependencyError(WorldLoomError, ImportError):
     """An optional package is not installed; the message holds the line that installs it."""
 
-    def __init__(self, purpose: str, package: str, extra: str) -> None:
+    def __init__(self, purpose: str, package: str, extra: str = "") -> None:
         super().__init__(purpose, package, extra)
         self.purpose = purpose
         self.package = package
         self.extra = extra
 
     def __str__(self) -> str:
-        return f"{self.purpose} needs {self.package}: pip install 'worldloom-dist[{self.extra}]'"
+        line = install_line(self.extra) if self.extra else f"pip install {self.package}"
+        return f"{self.purpose} needs {self.package}: {line}"
 
 
 class EnvFailureError(WorldLoomError, RuntimeError):

@@ -29,6 +29,7 @@ __all__ = [
     "Decide",
     "Policy",
     "Refreshable",
+    "RemembersActions",
     "Reporting",
     "SamplingSpec",
     "SharesWeights",
@@ -280,6 +281,21 @@ class Refreshable(Protocol):
 
     def refresh(self) -> None:
         """Make it again before the next decision."""
+
+
+@runtime_checkable
+class RemembersActions(Protocol):
+    """What a policy adds whose carry holds the action that it chose last: an env may have executed
+    another one, because a person or a safety layer stepped in.
+    """
+
+    def after_executed(self, carry: Carry, action: Mapping[str, np.ndarray]) -> Carry:
+        """The carry as it would be had ``action`` been chosen.
+
+        Args:
+            carry: As the previous call of ``act`` returned it; not modified.
+            action: What ran, per action key ``[N, ...]``, as ``act`` gives it.
+        """
 
 
 @runtime_checkable

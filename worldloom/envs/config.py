@@ -10,6 +10,7 @@ the agent's published settings for the suite (``EnvConfig.with_defaults``), the 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +32,11 @@ SUITES: Mapping[str, Mapping[str, Any]] = {
         "full_actions": True,
     },
     "dmc": {"image_size": 64},
+    "crafter": {"image_size": 64},
     "toy": {},
     "rllib": {},
     "module": {},
+    "rpc": {},
     "none": {},
 }
 """Suite -> settings it runs with unless told otherwise (Atari: the settings of DreamerV3, where
@@ -53,6 +56,8 @@ NEUTRAL: Mapping[str, Any] = {
 RENDERED = ("gym", "mujoco", "dmc")
 """Suites whose envs can be observed as they are rendered."""
 ATARI_ONLY = ("sticky", "noops", "full_actions", "ale_vector")
+ADDRESS = re.compile(r"[^:/\s]+:\d{1,5}(/.+)?|\[[0-9a-fA-F:.]+\]:\d{1,5}(/.+)?")
+"""``HOST:PORT`` and perhaps a world."""
 POSITIVE = ("action_repeat", "time_limit", "image_size", "frame_stack")
 
 
@@ -71,7 +76,7 @@ class EnvConfig:
     """
 
     env: str = "gym:Pendulum-v1"
-    """gym:ID, atari:GAME, dmc:DOMAIN-TASK, mujoco:ID, toy:NAME, rllib:NAME, module:callable."""
+    """gym:ID, atari:GAME, dmc:TASK, mujoco:ID, toy:NAME, rllib:NAME, rpc:ADDR, module:callable."""
     action_repeat: int | None = None
     """Simulator steps per decision; rewards are summed; it ends with the episode."""
     time_limit: int | None = None
@@ -175,11 +180,11 @@ class EnvConfig:
                     f"(suites: {_suite_names()})"
                 ]
             return []
-        return (
-            []
-            if name
-            else [f"env {self.env!r}: a name must follow the colon, for example gym:Pendulum-v1"]
-        )
+        if not name:
+            return [f"env {self.env!r}: a name must follow the colon, for example gym:Pendulum-v1"]
+        if suite == "rpc" and not ADDRESS.fullmatch(name):
+            return [f"env {self.env!r}: expected rpc:HOST:PORT, or rpc:HOST:PORT/WORLD"]
+        return []
 
     def _number_problems(self) -> list[str]:
         problems = []
@@ -197,7 +202,7 @@ class EnvConfig:
                 f"env.{field} is for atari only, and the env is {self.env!r}; leave it out"
                 for field in used
             ]
-        if self.pixels and self.suite in ("toy", "rllib", "module"):
+        if self.pixels and self.suite in ("toy", "rllib", "rpc", "module", "crafter"):
             problems.append(
                 f"env.pixels is for {', '.join(RENDERED)} only, and the env is "
                 f"{self.env!r}; leave it out"

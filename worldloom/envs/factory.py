@@ -30,9 +30,11 @@ SUITE_MODULES = {
     "mujoco": "gymnasium",
     "atari": "atari",
     "dmc": "dmc",
+    "crafter": "crafter",
     "toy": "toy",
     "module": "module",
     "rllib": "rllib",
+    "rpc": "rpc",
 }
 
 

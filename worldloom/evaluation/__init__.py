@@ -11,6 +11,7 @@ from worldloom.core.lazy import load_lazily
 if TYPE_CHECKING:
     from worldloom.evaluation.metrics import EvaluationReport, evaluate_world_model
     from worldloom.evaluation.plots import plot_open_loop, plot_predictions
+    from worldloom.evaluation.seeds import bootstrap_interval, iqm
     from worldloom.evaluation.visualize import (
         imagination_frames,
         save_frames,
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvaluationReport",
+    "bootstrap_interval",
     "evaluate_world_model",
     "imagination_frames",
+    "iqm",
     "plot_open_loop",
     "plot_predictions",
     "save_frames",
@@ -30,6 +33,7 @@ __all__ = [
 _HOMES = {
     "evaluation.metrics": ("EvaluationReport", "evaluate_world_model"),
     "evaluation.plots": ("plot_open_loop", "plot_predictions"),
+    "evaluation.seeds": ("bootstrap_interval", "iqm"),
     "evaluation.visualize": ("imagination_frames", "save_frames", "visualize_imagination"),
 }
 

@@ -12,7 +12,7 @@ from worldloom.core.exceptions import MissingDependencyError
 from worldloom.core.files import expanded, replacing
 from worldloom.evaluation.metrics import EvaluationReport
 
-__all__ = ["plot_open_loop", "plot_predictions"]
+__all__ = ["check_plots", "plot_open_loop", "plot_predictions"]
 
 MAX_POINTS = 5000
 
@@ -23,6 +23,7 @@ def plot_predictions(report: EvaluationReport, path: str | PathLike[str]) -> Pat
 
     Points on the diagonal are exact. A model without reconstruction has two panels.
     """
+    check_plots()
     steps = report.steps
     state = steps.obs or steps.latent
     panels = [
@@ -45,6 +46,7 @@ def plot_predictions(report: EvaluationReport, path: str | PathLike[str]) -> Pat
 
 def plot_open_loop(report: EvaluationReport, path: str | PathLike[str]) -> Path:
     """Error of latents, and of observations where there are some, over the steps imagined."""
+    check_plots()
     curves = {"latent": report.latent_error, "observation": report.obs_error}
     shown = {name: values for name, values in curves.items() if values}
     figure, axes = _figure(len(shown))
@@ -58,12 +60,22 @@ def plot_open_loop(report: EvaluationReport, path: str | PathLike[str]) -> Path:
     return _saved(figure, path)
 
 
-def _figure(panels: int) -> tuple[Any, Any]:
+def check_plots() -> None:
+    """Refuse plots where matplotlib is missing, before anything is computed.
+
+    Raises:
+        MissingDependencyError: With the line that installs it.
+    """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("plots", "matplotlib", "viz") from error
+
+
+def _figure(panels: int) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4 * panels, 4), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, panels, squeeze=False)[0]

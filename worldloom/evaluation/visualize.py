@@ -19,13 +19,27 @@ from torch import Tensor
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, replacing
-from worldloom.evaluation.metrics import open_loop
+from worldloom.core.pixel_text import GAP, HEIGHT, draw_text, text_size, with_margin
+from worldloom.evaluation.metrics import OpenLoop, open_loop
 
-__all__ = ["imagination_frames", "save_frames", "visualize_imagination"]
+__all__ = [
+    "check_picture",
+    "imagination_frames",
+    "imagination_strip",
+    "save_frames",
+    "visualize_imagination",
+]
 
 BAR_SIDE = 64
 BORDER = 2
 MAX_BARS = 32
+MOST_COLUMNS = 12
+ROWS = ("reality", "imagined", "error")
+PAPER = (255, 255, 255)
+INK = (40, 44, 50)
+ACCENT = (213, 94, 0)
+LINE = 8
+"""Pixels between what was seen and what is imagined."""
 
 
 def visualize_imagination(
@@ -51,6 +65,7 @@ def visualize_imagination(
         fps: Frames per second of a video.
         seed: Of the draw.
     """
+    check_picture(path)
     counts = {"horizon": horizon, "warm_up": warm_up, "sequences": sequences, "fps": fps}
     horizon, warm_up, sequences, fps = (
         checked(name, value, int, Bounds(1)) for name, value in counts.items()
@@ -59,9 +74,14 @@ def visualize_imagination(
     if hasattr(data, "sample"):
         data = data.sample(sequences, warm_up + horizon, rng=np.random.default_rng(seed))
     cut = {name: value[:sequences] for name, value in data.items()}
-    return save_frames(
-        imagination_frames(model, cut, horizon=horizon, warm_up=warm_up), path, fps=fps
-    )
+    if expanded(path).suffix.lower() == ".png":
+        strip = imagination_strip(model, cut, horizon=horizon, warm_up=warm_up)
+        return save_frames(strip[None], path)
+    frames = imagination_frames(model, cut, horizon=horizon, warm_up=warm_up)
+    height = frames.shape[1] // len(ROWS)
+    names = [(row * height + (height - HEIGHT) // 2, name) for row, name in enumerate(ROWS)]
+    steps = [f"{step + 1} of {horizon} ahead" for step in range(horizon)]
+    return save_frames(with_margin(frames, names, steps), path, fps=fps)
 
 
 def imagination_frames(
@@ -73,17 +93,117 @@ def imagination_frames(
     Returns:
         ``[T, Y, X, 3]`` uint8; one frame per imagined step, sequences side by side.
     """
+    steps = _steps(model, batch, horizon, warm_up)
+    predicted, actual = steps.obs or steps.latent
+    rows = [_side_by_side(part) for part in _three_rows(predicted, actual)]
+    return np.concatenate(rows, axis=1)
+
+
+def imagination_strip(
+    model: Any, batch: Mapping[str, Tensor], *, horizon: int = 15, warm_up: int = 5
+) -> np.ndarray:
+    """Imagination beside reality on one picture: time from left to right, for every sequence a row
+    of reality, one of imagination and one of their difference, a line where imagination begins,
+    steps above and the scale below.
+
+    Left of the line is the last observation that the model saw, and what it makes of it. At most
+    twelve of the imagined steps are shown, evenly apart.
+
+    Returns:
+        ``[Y, X, 3]`` uint8.
+    """
+    steps = _steps(model, batch, horizon, warm_up)
+    predicted, actual = steps.obs or steps.latent
+    if steps.reconstruction is not None:
+        seen = [
+            np.concatenate([own[None], values])
+            for own, values in zip(steps.reconstruction, (predicted, actual), strict=True)
+        ]
+        predicted, actual = seen
+    start = len(predicted) - horizon  # columns before the line
+    shown = [*range(start), *_spread(start, len(predicted), MOST_COLUMNS)]
+    low, high = float(actual.min()), float(actual.max())
+    rows = [
+        np.repeat(np.repeat(part, _larger(part), 2), _larger(part), 3)[shown]
+        for part in _three_rows(predicted, actual)
+    ]  # [columns, B, Y, X, 3]
+    side = rows[0].shape[2] + BORDER, rows[0].shape[3] + BORDER
+    left = text_size(max(ROWS, key=len))[1] + 2 * GAP
+    top, gap, foot = 2 * (HEIGHT + GAP) + GAP, HEIGHT + GAP, HEIGHT + 2 * GAP
+    block = len(ROWS) * side[0] + gap
+    line = LINE if start else 0
+    scale = _scale_text(predicted, steps.obs is not None, low, high)
+    width = max(left + len(shown) * side[1] + line, text_size(scale)[1] + 2 * GAP)
+    made = np.full((top + block * rows[0].shape[1] + foot, width, 3), PAPER, np.uint8)
+    places = [left + c * side[1] + (line if c >= start else 0) for c in range(len(shown))]
+    for sequence in range(rows[0].shape[1]):
+        for place, (name, part) in enumerate(zip(ROWS, rows, strict=True)):
+            down = top + sequence * block + place * side[0]
+            draw_text(made, name, down + (side[0] - HEIGHT) // 2, GAP, INK)
+            for column, right in enumerate(places):
+                picture = part[column, sequence]
+                made[down : down + picture.shape[0], right : right + picture.shape[1]] = picture
+    for column, (step, right) in enumerate(zip(shown, places, strict=True)):
+        text = "seen" if column < start else f"+{step - start + 1}"
+        draw_text(made, text, HEIGHT + 2 * GAP, right, INK)
+    draw_text(made, "imagined steps", GAP, places[start], INK)
+    if start:
+        made[GAP:-foot, places[start] - line + 2 : places[start] - 2] = ACCENT
+    draw_text(made, scale, made.shape[0] - HEIGHT - GAP, GAP, INK)
+    return made
+
+
+def _steps(model: Any, batch: Mapping[str, Tensor], horizon: int, warm_up: int) -> OpenLoop:
+    """The same draws for equal calls."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        steps = open_loop(model, batch, horizon=horizon, warm_up=warm_up)
-    predicted, actual = steps.obs or steps.latent
+        return open_loop(model, batch, horizon=horizon, warm_up=warm_up)
+
+
+def _three_rows(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Reality, imagination, and how far they are apart, ``[T, B, Y, X, 3]`` uint8 each."""
     pictures = _images if predicted.ndim == 5 else _bars
     low = float(actual.min())
     high = float(actual.max())
-    top, middle = (pictures(values, low, high) for values in (actual, predicted))  # [T, B, Y, X, 3]
+    top, middle = (pictures(values, low, high) for values in (actual, predicted))
     bottom = np.abs(top.astype(int) - middle.astype(int)).clip(0, 255).astype(np.uint8)
-    rows = [_side_by_side(part) for part in (top, middle, bottom)]
-    return np.concatenate(rows, axis=1)
+    return top, middle, bottom
+
+
+def _spread(first: int, last: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers from ``first`` up to ``last``, evenly apart."""
+    count = min(most, last - first)
+    return [int(number) for number in np.linspace(first, last - 1, count).round()]
+
+
+def _larger(pictures: np.ndarray) -> int:
+    """By how much small pictures are enlarged."""
+    height: int = pictures.shape[2]
+    return max(1, BAR_SIDE // height)
+
+
+def _scale_text(values: np.ndarray, is_obs: bool, low: float, high: float) -> str:
+    """What brightness or the height of a bar means."""
+    if values.ndim == 5:
+        return "error: black none, white all"
+    count = int(np.prod(values.shape[2:]))
+    what = "numbers of the observation" if is_obs else "latent features"
+    part = f"the first {MAX_BARS} of {count} {what}" if count > MAX_BARS else f"{count} {what}"
+    return f"bars: {part}, {low:.4g} (empty) to {high:.4g} (full)"
+
+
+def check_picture(path: str | PathLike[str]) -> None:
+    """Refuse a picture that cannot be written, before anything is computed.
+
+    Raises:
+        ConfigurationError: If its ending is none of .png, .gif and .mp4.
+        MissingDependencyError: If the package that writes it is not installed.
+    """
+    target = expanded(path)
+    kind = target.suffix.lower()
+    if kind not in (".png", ".gif", ".mp4"):
+        raise ConfigurationError(f"path must end in .png, .gif or .mp4, got {target.name!r}")
+    _video_package() if kind == ".mp4" else _picture_package()
 
 
 def save_frames(frames: np.ndarray, path: str | PathLike[str], *, fps: int = 8) -> Path:
@@ -93,10 +213,9 @@ def save_frames(frames: np.ndarray, path: str | PathLike[str], *, fps: int = 8) 
         ConfigurationError: If the ending is another one.
         MissingDependencyError: If the package that writes it is not installed.
     """
+    check_picture(path)
     target = expanded(path)
     kind = target.suffix.lower()
-    if kind not in (".png", ".gif", ".mp4"):
-        raise ConfigurationError(f"path must end in .png, .gif or .mp4, got {target.name!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         (_write_mp4 if kind == ".mp4" else _write_picture)(
@@ -105,11 +224,26 @@ def save_frames(frames: np.ndarray, path: str | PathLike[str], *, fps: int = 8) 
     return target
 
 
-def _write_picture(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
+def _picture_package() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingDependencyError("pictures", "pillow", "viz") from error
+    return Image
+
+
+def _video_package() -> Any:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise MissingDependencyError(
+            "mp4 videos (a .gif needs only pillow)", "imageio-ffmpeg", "video"
+        ) from error
+    return imageio_ffmpeg
+
+
+def _write_picture(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
+    Image = _picture_package()
     if kind == "png":
         Image.fromarray(np.concatenate(list(frames), axis=1)).save(target, "png")
         return
@@ -118,12 +252,7 @@ def _write_picture(frames: np.ndarray, target: Path, fps: int, kind: str) -> Non
 
 
 def _write_mp4(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise MissingDependencyError(
-            "mp4 videos (a .gif needs only pillow)", "imageio-ffmpeg", "video"
-        ) from error
+    imageio_ffmpeg = _video_package()
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)))
     size = (even.shape[2], even.shape[1])
     writer = imageio_ffmpeg.write_frames(

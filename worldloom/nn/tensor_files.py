@@ -1,4 +1,4 @@
-"""Tensors in files of PyTorch (``.pt``) that others may have written: nothing in them is
+"""Tensors in files of PyTorch (``.pt``) that another program may have written: nothing in them is
 executed, and they take no more memory than their size lets anybody expect.
 """
 

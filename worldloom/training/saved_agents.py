@@ -1,4 +1,4 @@
-"""From files to a trained agent that acts: a run, a checkpoint, or what ``Agent.save`` wrote.
+"""From files to a trained agent: a run, a checkpoint, or what ``Agent.save`` wrote.
 
 A checkpoint says in its manifest which agent it holds and which spaces its env has, so neither the
 run nor the env is needed. One of an earlier version does not: the run's ``config.json`` beside it
@@ -7,9 +7,7 @@ says which agent, and the env is built once to see its spaces.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.envs.config import EnvConfig
 from worldloom.training.runs import CONFIG_FILE, MANIFEST_FILE, find_run, run_facts
 
-__all__ = ["SavedAgent", "TrainedPolicy"]
+__all__ = ["SavedAgent"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,14 @@ class SavedAgent:
         agent: Name and settings of the agent.
         env: What its env gives and takes.
         state: Of the agent.
+        weights_dtype: What the run makes of weights before its own workers and evaluations act.
     """
 
     path: Path
     agent: Mapping[str, Any]
     env: EnvSpec
     state: Mapping[str, Any]
+    weights_dtype: str = "float32"
 
     @classmethod
     def read(cls, path: Path) -> SavedAgent:
@@ -85,7 +85,9 @@ class SavedAgent:
             seen = facts.get("env") or facts.get("recorded_env") or known["env"]
             spaces = seen.get("spaces") or (run or {}).get("env", {}).get("spaces", {})
             env = EnvSpec.from_dict({**seen, "spaces": spaces})
-            return cls(path, dict(known["agent"]), env, tree["learner"]["agent"])
+            learner = (run or {}).get("run", {}).get("learner", {})
+            dtype = facts.get("weights_dtype") or learner.get("weights_dtype") or "float32"
+            return cls(path, dict(known["agent"]), env, tree["learner"]["agent"], str(dtype))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, WorldLoomError):
                 raise
@@ -106,7 +108,12 @@ class SavedAgent:
         agent = make_agent(config, self.env, device=device, seed=seed)
         agent.load_state_dict(dict(self.state))
         policy = make_policy(config, self.env, device=device, seed=seed)
-        policy.load_weights(agent.policy_weights())
+        weights = agent.policy_weights()
+        if self.weights_dtype == "bfloat16":
+            from worldloom.nn.snapshot import to_bfloat16
+
+            weights = to_bfloat16(weights)
+        policy.load_weights(weights)
         return policy
 
     def spaces(self) -> tuple[Any, Any]:
@@ -156,95 +163,6 @@ class SavedAgent:
         return EnvConfig.from_settings(self.env.name, self.env.settings).resolved()
 
 
-class TrainedPolicy:
-    """Acts in one env: takes its observations and gives its actions, and remembers in between.
-
-    Args:
-        saved: What to act with.
-        device: cpu, cuda, cuda:N, or auto.
-        seed: Of the draws that acting makes.
-        threads: Torch threads while it acts; a network this small is fastest with one, and the
-            evaluations of a run have one.
-    """
-
-    def __init__(
-        self, saved: SavedAgent, *, device: str = "cpu", seed: int = 0, threads: int = 1
-    ) -> None:
-        from worldloom.algorithms.base import place_of
-        from worldloom.envs.spaces import ActionMapper
-
-        self.saved = dataclasses.replace(saved, state={})  # it holds what training needs besides
-        self.observation_space, self.action_space = saved.spaces()
-        self._read = _reader(saved, self.observation_space)
-        self._map_action = ActionMapper(self.action_space)
-        self._threads = threads
-        with _threads(threads):
-            self._policy = saved.build(device=str(place_of(device)), seed=seed)
-        self._carry = self._policy.initial_carry(1)
-        self._is_first = True
-
-    def reset(self) -> None:
-        """The next observation is the first one of an episode."""
-        self._is_first = True
-
-    def act(self, obs: Any, is_first: bool | None = None, *, explore: bool = False) -> Any:
-        """Choose an action.
-
-        Args:
-            obs: As the env returns it, with neither a batch nor a time axis.
-            is_first: True for the first observation of an episode, as :meth:`reset` before it.
-            explore: Act as in training instead of as well as it can.
-
-        Returns:
-            What the env's ``step`` takes.
-
-        Raises:
-            ShapeMismatchError, EnvFailureError: If the observation is not one of the env's.
-        """
-        first = self._is_first or bool(is_first)
-        if isinstance(obs, tuple) and len(obs) == 2 and not isinstance(obs[0], dict):
-            from gymnasium.spaces import Tuple
-
-            if isinstance(obs[1], dict) and not isinstance(self.observation_space, Tuple):
-                raise ConfigurationError(
-                    "obs must be an observation alone, got a pair; write obs, info = env.reset(), "
-                    "then agent.act(obs)"
-                )
-        flat = {key: value[None] for key, value in self._read(obs, first=first).items()}
-        with _threads(self._threads):
-            out = self._policy.act(flat, self._carry, np.array([first]), explore=explore)
-        self._carry = out.carry
-        self._is_first = False
-        return self._map_action({key: value[0] for key, value in out.action.items()})
-
-    def save(self, folder: Path) -> Path:
-        """Copy the agent to a folder of its own; returns the folder.
-
-        Raises:
-            ConfigurationError: If the folder holds something else than an agent.
-            CheckpointError: If it cannot be written, or the checkpoint is gone.
-        """
-        from worldloom.envs.space_json import spaces_to_json
-        from worldloom.training.checkpoints import save_tree
-
-        if folder.exists() and not (folder / MANIFEST_FILE).is_file():
-            raise ConfigurationError(
-                f"{folder} exists and holds no agent; name a folder that does not exist"
-            )
-        if folder.exists() and run_facts(folder.absolute().parents[1]) is not None:
-            raise ConfigurationError(
-                f"{folder} is a checkpoint of a run, which goes on from it; name another folder"
-            )
-        saved = SavedAgent.read(self.saved.path)
-        spaces = spaces_to_json(self.observation_space, self.action_space)
-        facts = {"agent": dict(saved.agent), "env": {**saved.env.to_dict(), "spaces": spaces}}
-        try:
-            save_tree(folder, {"learner": {"agent": saved.state}}, facts)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from error
-        return folder
-
-
 def _check_place(path: Path) -> None:
     if path.is_dir():
         return
@@ -274,29 +192,6 @@ def _nothing_to_load(path: Path) -> ConfigurationError:
     )
 
 
-def _reader(saved: SavedAgent, space: Any) -> Any:
-    """From the env's observations to the agent's; those of a vector env of the ALE's come resized
-    already.
-    """
-    from worldloom.envs.spaces import ObsMapper
-    from worldloom.envs.wrappers import ObsReader
-
-    plain = ObsMapper(space)
-    if plain.specs == dict(saved.env.obs):
-        return lambda obs, *, first: plain(obs)
-    reader = ObsReader(space, saved.env_config())
-    if reader.specs != dict(saved.env.obs):
-        raise CheckpointError(
-            f"{saved.path}: the agent observes {_shapes(saved.env.obs)}, and the env's space "
-            f"{space} becomes {_shapes(reader.specs)}; the two are of different runs"
-        )
-    return reader
-
-
-def _shapes(specs: Mapping[str, ArraySpec]) -> str:
-    return ", ".join(f"{key} {list(spec.shape)} {spec.dtype}" for key, spec in specs.items())
-
-
 def _recorded(specs: Mapping[str, ArraySpec], *, is_action: bool = True) -> Any:
     """The space of arrays that came from files which name no env: as they are recorded there."""
     from gymnasium import spaces
@@ -314,18 +209,3 @@ def _recorded(specs: Mapping[str, ArraySpec], *, is_action: bool = True) -> Any:
     if len(specs) == 1:
         return one(next(iter(specs.values())))
     return spaces.Dict({key: one(spec) for key, spec in specs.items()})
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

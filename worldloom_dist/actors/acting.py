@@ -298,6 +298,9 @@ class ActRequest:
         obs: Per key ``[n, ...]``.
         is_first: ``[n]`` bool.
         explore: False asks for actions as evaluations choose them.
+        executed: Where another action ran than the last one that was chosen: per action key
+            ``[m, ...]``.
+        executed_rows: ``[m]`` which of the ``n`` rows those are.
 
     One without rows asks for nothing but the version that acts, and is answered at once.
     """
@@ -308,6 +311,8 @@ class ActRequest:
     obs: Mapping[str, np.ndarray]
     is_first: np.ndarray
     explore: bool = True
+    executed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    executed_rows: np.ndarray = field(default_factory=lambda: NO_ENVS)
 
     @property
     def num_rows(self) -> int:

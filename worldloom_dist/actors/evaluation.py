@@ -101,7 +101,8 @@ class Evaluator:
         timeout_s: Seconds that one evaluation may take.
 
     Attributes:
-        videos: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation.
+        videos: ``[T, Y, X, 3]`` uint8 of episodes of the last evaluation, with step and return
+            below each picture.
         video_problems: Why videos of it are missing, one sentence each.
     """
 
@@ -185,7 +186,7 @@ class Evaluator:
                     counters[fault.env].lost = f"{fault.kind}: {fault.detail}"
                     _hand_on(counters[fault.env], counters)
             if not any(book.owed for book in counters):
-                self.videos = recorder.videos
+                self.videos = recorder.captioned_videos
                 self.video_problems = recorder.problems
                 return counters
             watch.look()

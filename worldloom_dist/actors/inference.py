@@ -19,7 +19,7 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError, ShapeMismatchError
 from worldloom.core.metrics import MetricMap, merge_into
-from worldloom.core.protocol import Carry, Policy
+from worldloom.core.protocol import Carry, Policy, RemembersActions
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActMeter, ActReply, ActRequest, WeightPuller
 from worldloom_dist.ports import WeightSource
@@ -128,6 +128,7 @@ class InferenceServer:
                 f"inference batch_sizes must be positive and rising, got {tuple(batch_sizes)}"
             )
         self._policy = policy
+        self._remembering = policy if isinstance(policy, RemembersActions) else None
         self._explore = explore
         self._sizes = list(batch_sizes)
         self._clock = clock
@@ -175,7 +176,9 @@ class InferenceServer:
             for key in requests[0].obs
         }
         padded, rows_obs, first = self._pad(rows, obs, is_first)
-        out = self._policy.act(rows_obs, self._table.gather(padded), first, explore=explore)
+        carry = self._table.gather(padded)
+        self._note_executed(requests, carry, is_new)
+        out = self._policy.act(rows_obs, carry, first, explore=explore)
         self._table.scatter(padded, out.carry)
         self._meter.add(len(rows), self._clock() - started)
         return self._split(requests, out.action, out.extras, is_new & ~is_first)
@@ -185,6 +188,27 @@ class InferenceServer:
         values = self._meter.drain()
         merge_into(values, self._puller.drain_metrics())
         return values
+
+    def _note_executed(
+        self, requests: Sequence[ActRequest], carry: Carry, is_new: np.ndarray
+    ) -> None:
+        """Write to ``carry`` which actions ran in place of those that it remembers. A carry that
+        was lost remembers none.
+        """
+        if self._remembering is None:
+            return
+        start = 0
+        for request in requests:
+            rows = start + request.executed_rows
+            start += request.num_rows
+            known = ~is_new[rows]
+            if not known.any():
+                continue
+            rows = rows[known]
+            ran = {key: value[known] for key, value in request.executed.items()}
+            before = {key: value[rows] for key, value in carry.items()}
+            for key, value in self._remembering.after_executed(before, ran).items():
+                carry[key][rows] = value
 
     def _pad(
         self, rows: np.ndarray, obs: Mapping[str, np.ndarray], is_first: np.ndarray

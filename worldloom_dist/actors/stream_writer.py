@@ -11,9 +11,9 @@ sent again, before anything newer, by the next call.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from worldloom_dist.ports import ReplayWriter
 __all__ = ["ChunkBuilder", "Encoder", "StreamWriter"]
 
 T = TypeVar("T")
-Encoder = Callable[[StreamId, int, PolicyVersion, Mapping[str, np.ndarray], Sequence[int]], Chunk]
+Encoder = Callable[..., Chunk]
+"""Makes a chunk of what :func:`worldloom.data.codec.make_chunk` takes."""
 
 
 class ChunkBuilder:
@@ -110,10 +111,14 @@ class ChunkBuilder:
             self.num_rows == self._chunk_rows or is_last or now - self._opened_s >= self._max_age_s
         )
 
-    def take(self) -> Chunk:
-        """The open chunk, which is closed now; there must be one."""
+    def take(self, *notes: Mapping[str, Any]) -> Chunk:
+        """The open chunk, which is closed now; there must be one.
+
+        Args:
+            notes: At most one: what its header says of the rows, see ``codec.notes_of``.
+        """
         rows = {name: buffer[: self.num_rows] for name, buffer in self._buffers.items()}
-        chunk = self._encode(self.stream, self.seq, self._version, rows, self._carry_resets)
+        chunk = self._encode(self.stream, self.seq, self._version, rows, self._carry_resets, *notes)
         self.restart(self.seq + 1)
         return chunk
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,20 @@ import numpy as np
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.images import find_image_layout
+from worldloom.core.pixel_text import draw_text, text_size
 from worldloom.core.specs import EnvSpec
 from worldloom.envs.building import error_text
 from worldloom.envs.vector import EnvStep, VectorEnv
 
-__all__ = ["Recorder", "VideoReport", "picture_of", "save_videos"]
+__all__ = ["Recorder", "VideoReport", "captioned", "picture_of", "save_videos"]
 
 logger = logging.getLogger(__name__)
 
 LARGEST_SIDE = 256
 MOST_FRAMES = 1000
+CAPTION_HEIGHT = 12
+CAPTION_WIDTH = 160
+"""Pixels that the line below a picture takes at most."""
 FRAMES_PER_S = 20
 COLOURS = (3, 4)
 """Channels of a picture in colour, without and with opacity, which a video does not show."""
@@ -70,6 +74,7 @@ class Recorder:
     def __init__(self, env: VectorEnv, count: int) -> None:
         self._env = env
         self._frames: list[list[np.ndarray]] = [[] for _ in range(min(count, env.num_envs))]
+        self._returns: list[list[float]] = [[] for _ in self._frames]
         self._is_over = [False] * len(self._frames)
         self._image = _image_key(env.spec)
         self.problems: list[str] = []
@@ -86,6 +91,7 @@ class Recorder:
                 continue
             if row.is_first[index]:
                 frames.clear()
+                self._returns[index].clear()
             if len(frames) < MOST_FRAMES:
                 self._take(row, index)
             elif len(frames) == MOST_FRAMES:
@@ -101,14 +107,22 @@ class Recorder:
     @property
     def videos(self) -> list[np.ndarray]:
         """``[T, Y, X, 3]`` uint8 for each episode of which there are pictures."""
-        videos = []
+        return [video for _, video in self._made()]
+
+    @property
+    def captioned_videos(self) -> list[np.ndarray]:
+        """:attr:`videos` with step and return so far below every picture."""
+        return [captioned(video, self._returns[index]) for index, video in self._made()]
+
+    def _made(self) -> Iterator[tuple[int, np.ndarray]]:
         for index, frames in enumerate(self._frames):
+            if not frames:
+                continue
             try:
-                videos += [_to_bytes(np.stack(frames))] if frames else []
+                yield index, _to_bytes(np.stack(frames))
             except ValueError as error:
                 self._frames[index] = []
                 self._miss(f"no video of env {self._env.spec.name}: {error}")
-        return videos
 
     def _take(self, row: EnvStep, index: int) -> None:
         frames = self._frames[index]
@@ -119,6 +133,8 @@ class Recorder:
                 else _rendered(self._env, index)
             )
             frames.append(_resized(frame, frames[0].shape) if frames else frame)
+            before = self._returns[index][-1] if self._returns[index] else 0.0
+            self._returns[index].append(before + float(row.reward[index]))
         except Exception as error:  # the edge of foreign renderer
             frames.clear()
             self._is_over[index] = True
@@ -129,6 +145,27 @@ class Recorder:
     def _miss(self, problem: str) -> None:
         logger.warning("%s", problem)
         self.problems.append(problem)
+
+
+def captioned(video: np.ndarray, returns: Sequence[float]) -> np.ndarray:
+    """A video with a line below every picture: its step, and the return so far. Small pictures are
+    made larger by whole numbers, so that they can be seen and the line fits.
+
+    Args:
+        video: ``[T, Y, X, 3]`` uint8.
+        returns: One per frame.
+    """
+    larger = max(1, int(CAPTION_WIDTH / video.shape[2] + 0.5))
+    if larger > 1:
+        video = video.repeat(larger, axis=1).repeat(larger, axis=2)
+    count, height, width, channels = video.shape
+    made = np.zeros((count, height + CAPTION_HEIGHT, width, channels), np.uint8)
+    made[:, :height] = video
+    for step, (picture, value) in enumerate(zip(made, returns, strict=True)):
+        texts = (f"step {step}  return {value:.1f}", f"{step}  {value:.1f}", f"{value:.0f}")
+        text = next((text for text in texts if text_size(text)[1] <= width), texts[-1])
+        draw_text(picture, text, height + 2, (width - text_size(text)[1]) // 2)
+    return made
 
 
 def picture_of(env: VectorEnv, row: EnvStep, index: int = 0) -> np.ndarray:

@@ -45,7 +45,7 @@ def contract_of(plan: Plan, features: Sequence[str], index: int = 0) -> Contract
         agent=plan.agent.name,
         software=_software(),
         features=features,
-        limits=Limits(lease_s=config.gateway.lease_s),
+        limits=Limits(lease_s=config.gateway.lease_s, max_rows_per_chunk=config.actors.chunk_rows),
         others=[
             f"{config.gateway.host}:{first + other}"
             for other in range(config.gateways)
@@ -60,7 +60,7 @@ def build_gateway(
     *,
     index: int = 0,
     incarnation: int = 0,
-    features: Sequence[str] = ("store", "explore", "zlib"),
+    features: Sequence[str] = ("store", "push", "explore", "zlib", "zstd"),
     version: Callable[[], PolicyVersion] | None = None,
     **more: Any,
 ) -> Gateway:

@@ -34,6 +34,7 @@ class Limits:
     Attributes:
         max_envs, max_sessions: Envs of a session, and sessions.
         max_message_bytes: Of a message.
+        max_rows_per_chunk: Of a chunk that is pushed: the train ratio admits no more at once.
         lease_s: Silence after which a session ends.
         held_chunks, refused_chunks: Unstored rows of an env, in chunks: from the first on clients
             are asked to wait, from the second on their rows are refused.
@@ -42,6 +43,7 @@ class Limits:
     max_envs: int = 256
     max_sessions: int = 1024
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_rows_per_chunk: int = 64
     lease_s: float = 10.0
     held_chunks: int = 2
     refused_chunks: int = 16
@@ -74,17 +76,19 @@ class Contract:
         object.__setattr__(self, "obs", _specs(self.env_spec.obs))
         object.__setattr__(self, "action", _specs(self.env_spec.action))
         object.__setattr__(self, "fingerprint", fingerprint(self.obs, self.action))
+        object.__setattr__(self, "row", _specs(self.env_spec.columns()))
 
     obs: list[Spec] = field(init=False)
     action: list[Spec] = field(init=False)
     fingerprint: str = field(init=False)
+    row: list[Spec] = field(init=False)
 
     def describe(self, version: PolicyVersion) -> Any:
         """The ``DescribeResponse``."""
         limits = message("Limits")(
             max_message_bytes=self.limits.max_message_bytes,
             max_envs=self.limits.max_envs,
-            max_rows_per_chunk=0,
+            max_rows_per_chunk=self.limits.max_rows_per_chunk if "push" in self.features else 0,
         )
         limits.lease.FromMilliseconds(int(self.limits.lease_s * 1000))
         return message("DescribeResponse")(

@@ -18,19 +18,24 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from worldloom.core.exceptions import StateError
 from worldloom.core.metrics import MetricMap
 from worldloom.core.sequence import PolicyVersion, StreamId
 from worldloom_client.wire import message
+from worldloom_dist.actors.acting import ActRequest
+from worldloom_dist.actors.stream_writer import ChunkBuilder
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.decisions import Decider
 from worldloom_dist.gateway.meter import GatewayMeter
+from worldloom_dist.gateway.pushing import Pushing, pushing_claim
 from worldloom_dist.gateway.questions import read_question
 from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.replies import act_response, open_response
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.session import Session
-from worldloom_dist.gateway.stream import Append, StreamSender
+from worldloom_dist.gateway.stream import Append, Backlog, StreamSender
 from worldloom_dist.ports import FIRST_GATEWAY_SLOT, SESSION_BITS
 
 __all__ = ["Fence", "Gateway"]
@@ -43,6 +48,8 @@ REMEMBERED = 4096
 KEY_BYTES = 16
 LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DRAIN_S = 10.0
+PUSH_SLOTS = 1024
+"""Streams of clients that push are spread over this many slots, and so over all shards."""
 
 Fence = Callable[[int, int], Awaitable[Mapping[int, int]]]
 """Takes slot and incarnation of streams that no one may write any more; answers per env the step
@@ -104,7 +111,8 @@ class Gateway:
         self._over: OrderedDict[bytes, str] = OrderedDict()
         self._opened: OrderedDict[bytes, asyncio.Task[Any]] = OrderedDict()
         self._free_slots: list[int] = []
-        self._next_slot = FIRST_GATEWAY_SLOT * (1 + index)
+        self._first_slot = FIRST_GATEWAY_SLOT * (1 + index)
+        self._next_slot = self._first_slot
         self._next_incarnation = incarnation << SESSION_BITS
         self._ending: set[asyncio.Task[None]] = set()
         self._is_draining = False
@@ -147,7 +155,11 @@ class Gateway:
             return session
         if not secret:
             raise RefusalError("UNAUTHENTICATED", "session: no secret came with the call")
-        Claim.of(secret, self._key)
+        if Claim.of(secret, self._key).push:
+            raise RefusalError(
+                "FAILED_PRECONDITION",
+                "session: this one was opened to push; open another one with push = false",
+            )
         why = self._over.get(secret, "this gateway does not know it")
         raise RefusalError("NOT_FOUND", f"session: {why}; open it again with `resume`")
 
@@ -165,6 +177,19 @@ class Gateway:
         self._answer_s += 0.1 * (seconds - self._answer_s)
         self.meter.answered(seconds, is_held=answer.hold_s > 0)
         return act_response(answer, self.contract)
+
+    def pushing(self, secret: bytes) -> Pushing:
+        """Where the chunks of one call of ``Push`` go.
+
+        Raises:
+            RefusalError: If the secret is none for that, or this server takes no rows.
+        """
+        if self._append is None:
+            raise RefusalError("FAILED_PRECONDITION", "push: this server stores no rows")
+        claim = pushing_claim(secret, self._key)
+        if self._is_draining:
+            raise RefusalError("UNAVAILABLE", "this gateway ends; push to another one")
+        return Pushing(claim, self.contract, self._append, self._newest, self.meter)
 
     async def close(self, secret: bytes) -> Any:
         """End a session; returns the ``CloseResponse`` when its rows are stored, or after a time.
@@ -242,6 +267,13 @@ class Gateway:
                 "INVALID_ARGUMENT",
                 f"idempotency_key: got {len(request.idempotency_key)} bytes, expected {KEY_BYTES}",
             )
+        if request.push and self._append is None:
+            raise RefusalError("FAILED_PRECONDITION", "push: this server stores no rows")
+        if request.push and request.resume:
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                "resume: a session that pushes needs none; its secret is good for the whole run",
+            )
         if request.store and self._append is None:
             raise RefusalError(
                 "FAILED_PRECONDITION", "store: this server stores no rows; open with store = false"
@@ -255,6 +287,8 @@ class Gateway:
         self.contract.check_fingerprint(request.fingerprint)
 
     async def _open(self, request: Any) -> Any:
+        if request.push:
+            return self._open_to_push(request)
         known = self._sessions.get(request.resume)
         if known is not None:
             known.touch()
@@ -280,7 +314,7 @@ class Gateway:
             claim,
             self.contract,
             self._decide,
-            sender=lambda env: self._sender(claim, env),
+            sender=lambda env, backlog: self._sender(claim, env, backlog),
             chunk_rows=self._chunk_rows,
             meter=self.meter,
             begin=begin,
@@ -292,9 +326,38 @@ class Gateway:
         self.meter.opened(is_resumed=begin is not None)
         return self._response(secret, session, request)
 
+    def _open_to_push(self, request: Any) -> Any:
+        """Such a session is a name, and nothing of it is kept here."""
+        self._next_incarnation += 1
+        slot = self._first_slot + self._next_incarnation % PUSH_SLOTS
+        claim = Claim(slot, self._next_incarnation, request.num_envs, True, False, push=True)
+        self.meter.opened(is_resumed=False)
+        return message("OpenResponse")(
+            secret=claim.sign(self._key), slot=slot, incarnation=claim.incarnation
+        )
+
+    async def _newest(self, given: PolicyVersion) -> PolicyVersion:
+        """The weights that act; looks closer where ``given`` is newer than what is known."""
+        known = self._version()
+        if given <= known:
+            return known
+        none = np.zeros(0, np.int64)
+        try:
+            reply = await self._decide(ActRequest(self._first_slot, 0, none, {}, none.astype(bool)))
+        except StateError as error:
+            raise RefusalError(
+                "UNAVAILABLE", f"the policy does not answer just now ({error}); push again"
+            ) from error
+        return max(known, self._version(), reply.version)
+
     async def _begin_of(self, request: Any) -> list[int]:
         """The steps from which a session goes on that another process had."""
         claim = Claim.of(request.resume, self._key)
+        if claim.push:
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                "resume: this session was opened to push, which needs no resume",
+            )
         if claim.num_envs != request.num_envs:
             raise RefusalError(
                 "INVALID_ARGUMENT",
@@ -316,18 +379,22 @@ class Gateway:
         self._next_slot += 1
         return slot
 
-    def _sender(self, claim: Claim, env: int) -> StreamSender | None:
+    def _sender(self, claim: Claim, env: int, backlog: Backlog) -> StreamSender | None:
         if not claim.store or self._append is None:
             return None
-        return StreamSender(
+        builder = ChunkBuilder(
             StreamId(claim.slot, claim.incarnation, env),
             self.contract.columns,
-            self._append,
-            first_step=claim.begin_of(env),
             chunk_rows=self._chunk_rows,
             max_age_s=self._max_age_s,
-            on_stored=self.meter.stored,
             clock=self._clock,
+        )
+        return StreamSender(
+            builder,
+            self._append,
+            first_step=claim.begin_of(env),
+            on_stored=self.meter.stored,
+            backlog=backlog,
         )
 
     def _response(self, secret: bytes, session: Session, request: Any) -> Any:

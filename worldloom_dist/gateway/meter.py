@@ -56,10 +56,10 @@ class GatewayMeter:
         for number in sources:
             self._counts[f"gateway_rows_total{{source={NAME_OF[number]}}}"] += 1
 
-    def committed(self, *, is_step: bool) -> None:
-        """A row is complete; ``is_step`` when it is the result of a decision."""
-        self._counts["agent_steps_total"] += is_step
-        self._counts["env_steps_total"] += is_step * self._action_repeat
+    def committed(self, agent_steps: int) -> None:
+        """Rows are complete that are the results of this many decisions."""
+        self._counts["agent_steps_total"] += agent_steps
+        self._counts["env_steps_total"] += agent_steps * self._action_repeat
 
     def left_out(self, rows: int) -> None:
         """Rows stay out of replay because their client wants it."""

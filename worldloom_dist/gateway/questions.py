@@ -4,19 +4,19 @@ anything of its size is allocated.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from worldloom.core.specs import all_finite
 from worldloom_client.errors import WireError
-from worldloom_client.wire import SOURCES, Spec, named
+from worldloom_client.wire import SOURCES, check_action, named
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.refusal import RefusalError
 
-__all__ = ["Executed", "Question", "read_question"]
+__all__ = ["Executed", "Question", "check_source", "read_question"]
 
 SOURCE_NUMBERS = frozenset(SOURCES.values())
 
@@ -84,12 +84,13 @@ def _read(request: Any, contract: Contract, num_envs: int) -> Question:
     terminated = _flags(request, "terminated")
     truncated = _flags(request, "truncated")
     reward = np.array(request.reward, np.float32)
-    if not np.isfinite(reward).all():
+    if count and not all_finite(reward):
         raise WireError("reward: holds numbers that are not finite, expected finite ones")
-    if (first & (terminated | truncated)).any():
-        raise WireError("is_first: a row that begins an episode cannot end it, too")
-    if reward[first].any():
-        raise WireError("reward: got another than 0 where is_first, expected 0")
+    if b"\x01" in request.is_first:
+        if (first & (terminated | truncated)).any():
+            raise WireError("is_first: a row that begins an episode cannot end it, too")
+        if reward[first].any():
+            raise WireError("reward: got another than 0 where is_first, expected 0")
     return Question(
         envs,
         list(request.step),
@@ -98,16 +99,20 @@ def _read(request: Any, contract: Contract, num_envs: int) -> Question:
         first,
         terminated,
         truncated,
-        _read_executed(request, contract, dict(zip(envs, first.tolist(), strict=True))),
+        _read_executed(request, contract, dict(zip(envs, first.tolist(), strict=True)))
+        if request.executed
+        else {},
         bool(request.skip_store),
     )
 
 
 def _flags(request: Any, name: str) -> np.ndarray:
-    values = np.frombuffer(getattr(request, name), np.uint8)
-    if values.size and values.max() > 1:
-        raise WireError(f"{name}: got a byte {values.max()}, expected 0 or 1")
-    return values.astype(bool)
+    """[n] bool, read-only."""
+    data: bytes = getattr(request, name)
+    odd = data.strip(b"\x00\x01")
+    if odd:
+        raise WireError(f"{name}: got a byte {max(odd)}, expected 0 or 1")
+    return np.frombuffer(data, bool)
 
 
 def _read_executed(
@@ -123,25 +128,18 @@ def _read_executed(
             raise WireError(f"executed: env {entry.env} is not asked for, or named twice")
         if is_first[entry.env]:
             raise WireError(f"executed: env {entry.env} begins an episode, so nothing ran before")
-        if entry.source not in SOURCE_NUMBERS:
-            names = ", ".join(f"{number} ({name})" for name, number in SOURCES.items())
-            raise WireError(f"executed: source: got {entry.source}, expected one of {names}")
+        check_source(entry.source, "executed: source")
         action = named(contract.action, entry.action, (), "executed action")
         for spec in contract.action:
-            _check_action(action[spec.name], spec)
+            check_action(action[spec.name], spec, f"executed action {spec.name!r}")
         found[entry.env] = Executed(action, entry.source)
     return found
 
 
-def _check_action(action: np.ndarray, spec: Spec) -> None:
-    what = f"executed action {spec.name!r}"
-    if spec.num_classes:
-        most = np.array(spec.num_classes).reshape(spec.shape)
-        if not ((action >= 0) & (action < most)).all():
-            raise WireError(f"{what}: got {action.tolist()}, expected 0 to {(most - 1).tolist()}")
-    elif np.dtype(spec.dtype).kind == "f" and action.size and not _is_bounded(action):
-        raise WireError(f"{what}: got numbers outside of [-1, 1], where actions are")
-
-
-def _is_bounded(action: np.ndarray) -> bool:
-    return math.isfinite(float(action.sum())) and float(np.abs(action).max()) <= 1.0
+def check_source(source: int, what: str) -> None:
+    """Raises:
+    WireError: If no one is named by it.
+    """
+    if source not in SOURCE_NUMBERS:
+        names = ", ".join(f"{number} ({name})" for name, number in SOURCES.items())
+        raise WireError(f"{what}: got {source}, expected one of {names}")

@@ -4,6 +4,7 @@ any gateway of the run knows it for one of ours after the one that gave it out i
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import json
 import os
@@ -29,6 +30,7 @@ class Claim:
         num_envs: Its envs.
         store, explore: What it was opened for.
         begin: Per env the step of its first row, where that is not 0.
+        push: It was opened to push chunks, and for nothing else.
     """
 
     slot: int
@@ -37,6 +39,7 @@ class Claim:
     store: bool
     explore: bool
     begin: list[int] = field(default_factory=list)
+    push: bool = False
 
     def begin_of(self, env: int) -> int:
         """Step of the first row of ``env``."""
@@ -44,8 +47,7 @@ class Claim:
 
     def sign(self, key: bytes) -> bytes:
         """The secret."""
-        fields = [self.slot, self.incarnation, self.num_envs, self.store, self.explore, self.begin]
-        body = json.dumps(fields, separators=(",", ":")).encode()
+        body = json.dumps(dataclasses.astuple(self), separators=(",", ":")).encode()
         return hmac.digest(key, body, "sha256") + body
 
     @classmethod

@@ -15,7 +15,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom_client.wire import PACKAGE, POOL
 from worldloom_dist.gateway.gateway import Gateway
 from worldloom_dist.gateway.health import Health
-from worldloom_dist.gateway.service import Authenticator, policy_service
+from worldloom_dist.gateway.service import Authenticator, policy_service, replay_service
 
 __all__ = ["Access", "GatewayServer"]
 
@@ -147,9 +147,12 @@ class GatewayServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
         )
-        names = [f"{PACKAGE}.PolicyService", *(name for name, _ in services)]
+        own = [(f"{PACKAGE}.PolicyService", policy_service(gateway))]
+        if "push" in gateway.contract.features:
+            own.append((f"{PACKAGE}.ReplayService", replay_service(gateway)))
+        names = [name for name, _ in (*own, *services)]
         self.health = Health(names)
-        handlers = [policy_service(gateway), self.health.handler(), *(h for _, h in services)]
+        handlers = [self.health.handler(), *(handler for _, handler in (*own, *services))]
         self._server.add_generic_rpc_handlers(handlers)
         if access.is_loopback:
             self._reflect(names)

@@ -16,7 +16,7 @@ from worldloom_client.wire import PACKAGE, SESSION_KEY, message
 from worldloom_dist.gateway.gateway import Gateway
 from worldloom_dist.gateway.refusal import RefusalError
 
-__all__ = ["Authenticator", "policy_service"]
+__all__ = ["Authenticator", "policy_service", "replay_service"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,6 +68,33 @@ def policy_service(gateway: Gateway) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(f"{PACKAGE}.PolicyService", handlers)
 
 
+def replay_service(gateway: Gateway) -> grpc.GenericRpcHandler:
+    """The method of ``ReplayService``."""
+    handler = grpc.stream_stream_rpc_method_handler(
+        _ReplayService(gateway).push, response_serializer=_to_bytes
+    )
+    return grpc.method_handlers_generic_handler(f"{PACKAGE}.ReplayService", {"Push": handler})
+
+
+class _ReplayService:
+    """See ``_PolicyService``."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def push(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        try:
+            pushing = self._gateway.pushing(_secret(context))
+            async for data in requests:
+                async for answer in pushing.take(_parse("PushRequest", data)):
+                    yield answer
+        except RefusalError as error:
+            await _abort(self._gateway, context, error)
+        except Exception:  # the edge of this process: the client shall not see a traceback
+            logger.exception("a chunk could not be taken")
+            await _abort(self._gateway, context, RefusalError("INTERNAL", INTERNAL))
+
+
 class _PolicyService:
     """Requests arrive as bytes, so that what cannot be parsed is refused in our words."""
 
@@ -100,7 +127,7 @@ class _PolicyService:
         try:
             self._gateway.session(secret)
         except RefusalError as error:
-            await self._abort(context, error)
+            await _abort(self._gateway, context, error)
         response_class = message("ActStreamResponse")
         async for data in requests:
             number = 0
@@ -111,27 +138,28 @@ class _PolicyService:
                 yield response_class(number=number, response=answer)
             except RefusalError as error:
                 if error.code in ("NOT_FOUND", "UNAVAILABLE"):
-                    await self._abort(context, error)
+                    await _abort(self._gateway, context, error)
                 self._gateway.meter.refused(error.code)
                 refusal = message("Refusal")(code=error.code, message=error.message)
                 yield response_class(number=number, refusal=refusal)
             except Exception:  # the edge of this process: the client shall not see a traceback
                 logger.exception("a question could not be answered")
-                await self._abort(context, RefusalError("INTERNAL", INTERNAL))
+                await _abort(self._gateway, context, RefusalError("INTERNAL", INTERNAL))
 
     async def _answer(self, context: Any, work: Awaitable[T]) -> T:
         try:
             return await work
         except RefusalError as error:
-            await self._abort(context, error)
+            await _abort(self._gateway, context, error)
         except Exception:  # the edge of this process: the client shall not see a traceback
             logger.exception("a call could not be answered")
-            await self._abort(context, RefusalError("INTERNAL", INTERNAL))
+            await _abort(self._gateway, context, RefusalError("INTERNAL", INTERNAL))
         raise AssertionError("abort raises")
 
-    async def _abort(self, context: Any, error: RefusalError) -> None:
-        self._gateway.meter.refused(error.code)
-        await context.abort(grpc.StatusCode[error.code], error.message)
+
+async def _abort(gateway: Gateway, context: Any, error: RefusalError) -> None:
+    gateway.meter.refused(error.code)
+    await context.abort(grpc.StatusCode[error.code], error.message)
 
 
 INTERNAL = "the gateway failed at this call; its log says why"

@@ -28,13 +28,12 @@ from worldloom_dist.gateway.meter import GatewayMeter
 from worldloom_dist.gateway.questions import Executed, Question
 from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.secret import Claim
-from worldloom_dist.gateway.stream import StreamSender
+from worldloom_dist.gateway.stream import POLICY, Backlog, StreamSender
 
 __all__ = ["Answer", "Session"]
 
 logger = logging.getLogger(__name__)
 
-POLICY = 1
 HOLD_S = 0.1
 
 
@@ -83,6 +82,11 @@ class _Env:
     episode_return: float = 0.0
     length: int = -1
 
+    @property
+    def is_unknown(self) -> bool:
+        """A row in mid-episode would be of an episode that was not seen to begin."""
+        return self.is_ended and not self.is_taken_over
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -130,7 +134,7 @@ class Session:
         contract: Contract,
         decide: Decider,
         *,
-        sender: Callable[[int], StreamSender | None],
+        sender: Callable[[int, Backlog], StreamSender | None],
         chunk_rows: int,
         meter: GatewayMeter,
         begin: Sequence[int] | None = None,
@@ -146,7 +150,8 @@ class Session:
         self._clock = clock
         self._busy = 0
         self.heard_s = clock()
-        self._envs = [_Env(sender(env)) for env in range(claim.num_envs)]
+        self._backlog = Backlog()
+        self._envs = [_Env(sender(env, self._backlog)) for env in range(claim.num_envs)]
         for env, step in zip(self._envs, begin or (), strict=False):
             env.next_step = step
             env.is_taken_over = True
@@ -166,7 +171,7 @@ class Session:
     @property
     def unstored(self) -> int:
         """Rows that wait for replay."""
-        return sum(env.sender.unstored for env in self._envs if env.sender is not None)
+        return self._backlog.rows
 
     @property
     def positions(self) -> list[tuple[int, int]]:
@@ -261,7 +266,7 @@ class Session:
                 "INVALID_ARGUMENT",
                 f"step: env {number} got {step} before step {row.step} was answered",
             )
-        if env.is_ended and not is_first:
+        if env.is_ended and not is_first and not question.skip_store:
             raise RefusalError(
                 "INVALID_ARGUMENT",
                 f"is_first: env {number} has no open episode at step {step}; set is_first",
@@ -290,13 +295,20 @@ class Session:
     def _begin(self, question: Question, fresh: list[int]) -> _Decision:
         is_whole = len(fresh) == len(question.envs)
         part = slice(None) if is_whole else np.array(fresh)
+        begins = question.is_first
+        if question.skip_store:  # an episode that was not seen to begin: nothing is remembered
+            begins = begins | [self._envs[number].is_unknown for number in question.envs]
+        told = [row for row, place in enumerate(fresh) if question.envs[place] in question.executed]
+        ran = [question.executed[question.envs[fresh[row]]].action for row in told]
         request = ActRequest(
             self.claim.slot,
             self.claim.incarnation,
             np.array(question.envs, np.int64)[part],
             {key: value[part] for key, value in question.obs.items()},
-            question.is_first[part],
+            begins[part],
             explore=self.claim.explore,
+            executed={key: np.stack([one[key] for one in ran]) for key in self._names if ran},
+            executed_rows=np.array(told, np.int64),
         )
         return _Decision(
             request, question.reward[part], question.terminated[part], question.truncated[part]
@@ -374,7 +386,7 @@ class Session:
             }
         if is_cut and not row.is_first:
             columns = {**columns, "truncated": np.array([True])}
-        self._meter.committed(is_step=not row.is_first)
+        self._meter.committed(int(not row.is_first))
         was_lost = bool(reply.carry_reset[row.place]) and env.has_carry
         env.has_carry = reply.version != NO_POLICY
         env.sender.add(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,19 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldloom.core.exceptions import StateError
-from worldloom.core.sequence import Chunk, PolicyVersion, StreamId
-from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import make_chunk
+from worldloom.core.sequence import Chunk, PolicyVersion
+from worldloom_client.wire import SOURCES
 from worldloom_dist.actors.stream_writer import ChunkBuilder
 from worldloom_dist.ports import CHUNK_SOURCES, FIRST_STEP, FencedError
 
-__all__ = ["Append", "StreamSender"]
+__all__ = ["AGAIN_S", "POLICY", "Append", "Backlog", "StreamSender"]
 
 logger = logging.getLogger(__name__)
 
 Append = Callable[[Chunk], Awaitable[Any]]
+"""Stores a chunk; answers False when it had been stored before."""
 
 AGAIN_S = 0.2
+"""Pause before a chunk is sent again whose shard is away."""
+POLICY = SOURCES["policy"]
 
 
 class _Sent(NamedTuple):
@@ -37,18 +38,23 @@ class _Sent(NamedTuple):
     sources: list[int]
 
 
+class Backlog:
+    """Rows of one session that wait, open ones included, over all of its envs."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+
 class StreamSender:
     """The writing end of one env; lives on an event loop.
 
     Args:
-        stream: Which stream.
-        columns: Columns of a row.
+        builder: Packs its rows.
         append: Sends a chunk and waits until it is stored. A ``StateError`` means that it is to be
             sent again, ``FencedError`` that another session has the stream's env now.
         first_step: The client's step that the stream begins at.
-        chunk_rows, max_age_s: When a chunk is closed.
         on_stored: Told the sources of rows that were stored.
-        clock: Monotonic seconds.
+        backlog: Counts the rows that wait.
 
     Attributes:
         stored: Steps before this one are done with: stored, or left out at the client's wish.
@@ -57,40 +63,25 @@ class StreamSender:
 
     def __init__(
         self,
-        stream: StreamId,
-        columns: Mapping[str, ArraySpec],
+        builder: ChunkBuilder,
         append: Append,
         *,
         first_step: int = 0,
-        chunk_rows: int = 64,
-        max_age_s: float = 1.0,
         on_stored: Callable[[Sequence[int]], object] = lambda _: None,
-        clock: Callable[[], float] = time.monotonic,
+        backlog: Backlog | None = None,
     ) -> None:
-        self.stream = stream
         self.stored = first_step
         self.is_fenced = False
+        self._builder = builder
         self._append = append
         self._on_stored = on_stored
-        self._builder = ChunkBuilder(
-            stream,
-            columns,
-            chunk_rows=chunk_rows,
-            max_age_s=max_age_s,
-            clock=clock,
-            encode=self._encode,
-        )
+        self._backlog = backlog or Backlog()
         self._step = first_step
         self._first_step = first_step
         self._sources: list[int] = []
         self._queue: deque[_Sent] = deque()
         self._stored_after: deque[int] = deque()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def unstored(self) -> int:
-        """Rows that wait, open ones included."""
-        return self._builder.num_rows + sum(sent.chunk.num_rows for sent in self._queue)
 
     def add(
         self,
@@ -111,6 +102,7 @@ class StreamSender:
             self._first_step = step
         self._step = step + 1
         self._sources.append(source)
+        self._backlog.rows += 1
         if self._builder.add(columns, index, version, is_last=is_last, carry_reset=carry_reset):
             self.close_chunk()
 
@@ -132,9 +124,11 @@ class StreamSender:
         """Send what is open."""
         if not self._builder.num_rows:
             return
-        sources = self._sources
+        notes: dict[str, Any] = {FIRST_STEP: self._first_step}
+        if set(self._sources) != {POLICY}:
+            notes[CHUNK_SOURCES] = self._sources
         self._stored_after.append(self._step)
-        self._queue.append(_Sent(self._builder.take(), sources))
+        self._queue.append(_Sent(self._builder.take(notes), self._sources))
         self._sources = []
         if self._task is None:
             self._task = asyncio.ensure_future(self._send())
@@ -150,19 +144,6 @@ class StreamSender:
         if self._task is not None:
             self._task.cancel()
 
-    def _encode(
-        self,
-        stream: StreamId,
-        seq: int,
-        version: PolicyVersion,
-        rows: Mapping[str, np.ndarray],
-        carry_resets: Sequence[int],
-    ) -> Chunk:
-        notes: dict[str, Any] = {FIRST_STEP: self._first_step}
-        if set(self._sources) != {1}:
-            notes[CHUNK_SOURCES] = self._sources
-        return make_chunk(stream, seq, version, rows, carry_resets, notes)
-
     async def _send(self) -> None:
         try:
             while self._queue:
@@ -170,15 +151,17 @@ class StreamSender:
                     await self._append(self._queue[0].chunk)
                 except FencedError:
                     self.is_fenced = True
+                    self._backlog.rows -= sum(sent.chunk.num_rows for sent in self._queue)
                     self._queue.clear()
                     self._stored_after.clear()
                     return
                 except StateError as error:
-                    logger.warning("%s; chunk of %s is sent again", error, self.stream)
+                    logger.warning("%s; chunk of %s is sent again", error, self._builder.stream)
                     await asyncio.sleep(AGAIN_S)
                     continue
                 sent = self._queue.popleft()
                 self.stored = self._stored_after.popleft()
+                self._backlog.rows -= sent.chunk.num_rows
                 self._on_stored(sent.sources)
         finally:
             self._task = None

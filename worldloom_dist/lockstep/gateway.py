@@ -142,10 +142,13 @@ class LocalGateway:
         return self._thread.stop(DRAIN_LOCKSTEP_S, meanwhile)
 
     def _do(self, content: Chunk | tuple[int, int]) -> Any:
-        if isinstance(content, Chunk):
-            return self._replay.append(content)
-        shard = self._replay.shards[content[0] % len(self._replay.shards)]
-        return shard.fence(*content)
+        slot = content.stream.slot if isinstance(content, Chunk) else content[0]
+        shard = self._replay.shards[slot % len(self._replay.shards)]
+        if not isinstance(content, Chunk):
+            return shard.fence(*content)
+        is_new = content.seq >= shard.next_seq(content.stream)
+        self._replay.append(content)
+        return is_new
 
     def _resolve(self, waiting: _Waiting, result: Any) -> None:
         self._thread.loop.call_soon_threadsafe(_set, waiting.answer.set_result, waiting, result)

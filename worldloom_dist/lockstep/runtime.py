@@ -48,6 +48,7 @@ from worldloom_dist.lockstep.workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import NodeMeter
+from worldloom_dist.page.app import PageApp
 from worldloom_dist.ports import SampleRequest
 from worldloom_dist.replay.coordinator import ReplayCoordinator
 from worldloom_dist.replay.direct import DirectReplay
@@ -64,9 +65,10 @@ from worldloom_dist.run.builders import (
     check_trained_env,
     trained_facts,
 )
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.plan import Plan, role_seed
-from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
 
 __all__ = ["LocalRuntime"]
@@ -120,7 +122,9 @@ class LocalRuntime:
             plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts()
         )
         secret = read_secret(plan.config.metrics_auth_file)
-        self._endpoint, _ = serve_near(self.hub, plan.config.metrics_host, port, secret)
+        self._endpoint, _ = serve_near(
+            self.hub, plan.config.metrics_host, port, secret, PageApp(folder.path)
+        )
         self.weights = WeightStore()
         self._store = build_store(plan, folder.path)
         self._found = self._store.newest()

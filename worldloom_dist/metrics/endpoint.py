@@ -1,4 +1,5 @@
-"""The Prometheus endpoint: ``/metrics`` over HTTP from a thread, with a password if there is one.
+"""The Prometheus endpoint: ``/metrics`` over HTTP from a thread, and the page of the run beside it,
+with a password if there is one.
 
 ``/healthz`` answers without one, for probes; it says nothing of the run. The secret comes from a
 file or from the environment and lives in memory only: it is never an argument of a process, and
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client.exposition import make_wsgi_app
@@ -24,12 +25,26 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["AUTH_VARIABLE", "read_secret", "serve", "serve_near"]
+__all__ = ["AUTH_VARIABLE", "Page", "read_secret", "serve", "serve_near"]
 
 AUTH_VARIABLE = "WORLDLOOM_METRICS_AUTH"
 MIN_SECRET_CHARS = 8
 PORTS_TRIED = 50
+UNAUTHORIZED = (
+    b"401: send the token or password of this endpoint; a browser asks for it where the secret is "
+    b"USER:PASSWORD\n"
+)
 Answer = Iterable[bytes]
+
+
+class Page(Protocol):
+    """A WSGI application for some paths beside ``/metrics``."""
+
+    def answers(self, path: str) -> bool:
+        """True for a path of its own."""
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Answer:
+        """Answer a request for such a path."""
 
 
 def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) -> str:
@@ -70,13 +85,16 @@ def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) 
     return secret
 
 
-def serve(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, int]:
+def serve(
+    hub: Collector, host: str, port: int, secret: str = "", page: Page | None = None
+) -> tuple[Any, int]:
     """Serve ``/metrics`` from a thread.
 
     Args:
         hub: What is scraped.
         host, port: Where it listens; port 0 takes a free one.
-        secret: As :func:`read_secret` gives it.
+        secret: As :func:`read_secret` gives it; it guards the page too.
+        page: Answers at ``/`` and below; without one ``/`` answers as ``/metrics``.
 
     Returns:
         The server (call ``shutdown()`` and ``server_close()``) and the port it got.
@@ -86,13 +104,15 @@ def serve(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, 
     """
     registry = CollectorRegistry()
     registry.register(hub)
-    app = _guarded(make_wsgi_app(registry), secret)
+    app = _guarded(make_wsgi_app(registry), secret, page)
     server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server, int(server.server_port)
 
 
-def serve_near(hub: Collector, host: str, port: int, secret: str = "") -> tuple[Any, int]:
+def serve_near(
+    hub: Collector, host: str, port: int, secret: str = "", page: Page | None = None
+) -> tuple[Any, int]:
     """:func:`serve` at a port or, when that was taken meanwhile, at the next free one: metrics
     never end a run.
 
@@ -101,7 +121,7 @@ def serve_near(hub: Collector, host: str, port: int, secret: str = "") -> tuple[
     """
     for candidate in range(port, port + PORTS_TRIED) if port else ():
         try:
-            return serve(hub, host, candidate, secret)
+            return serve(hub, host, candidate, secret, page)
         except OSError:
             continue
     return None, 0
@@ -126,9 +146,9 @@ class _Quiet(WSGIRequestHandler):
         return str(self.client_address[0])
 
 
-def _guarded(app: Any, secret: str) -> Callable[[dict[str, Any], Any], Answer]:
+def _guarded(app: Any, secret: str, page: Page | None) -> Callable[[dict[str, Any], Any], Answer]:
     def answer(environ: dict[str, Any], start: Any) -> Answer:
-        """Answer as a WSGI application: health to anyone, metrics to who may see them."""
+        """Answer as a WSGI application: health to anyone, the rest to who may see it."""
         path = environ.get("PATH_INFO", "/")
         if path == "/healthz":
             start("200 OK", [("Content-Type", "text/plain")])
@@ -138,10 +158,13 @@ def _guarded(app: Any, secret: str) -> Callable[[dict[str, Any], Any], Answer]:
             start(
                 "401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", scheme)]
             )
-            return [b"401: send the token or password of this endpoint\n"]
-        if path not in ("/", "/metrics") or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            return [UNAUTHORIZED]
+        is_read = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
+        if is_read and page is not None and page.answers(path):
+            return page(environ, start)
+        if path not in ("/", "/metrics") or not is_read:
             start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"404: metrics are at /metrics\n"]
+            return [b"404: the page of the run is at /, its metrics are at /metrics\n"]
         result: Answer = app(environ, start)
         return result
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from worldloom.core.exceptions import MissingDependencyError
 from worldloom_dist.metrics.names import path_of
+from worldloom_dist.metrics.tags import tag_of
 
 __all__ = [
     "MediaWatch",
@@ -72,9 +73,9 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def write(self, env_steps: int, values: Mapping[str, float]) -> None:
-        """One point per number."""
+        """One point per number, in the sections of :mod:`worldloom_dist.metrics.tags`."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, env_steps)
+            self._writer.add_scalar(tag_of(name), value, env_steps)
 
     def show(self, env_steps: int, name: str, path: Path) -> None:
         """PNG, JPEG and animated GIF go in as they are; TensorBoard plays no mp4."""

@@ -25,7 +25,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.json_text import to_json
 from worldloom.core.sequence import Rows
-from worldloom_dist.replay.formats.episode_files import MINARI, write_episode_file
+from worldloom_dist.replay.formats.episode_files import SOURCES, whole_name, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
 from worldloom_dist.replay.imports import ImportList, ImportReport, check_file, load_share
 from worldloom_dist.replay.journal import JournalHeldError
@@ -38,7 +38,6 @@ from worldloom_dist.run.plan import Plan, resolve
 __all__ = ["main"]
 
 USAGE_ERRORS = (ConfigurationError, MissingDependencyError)
-FILE_HELP = "FILE.npz, FILE.parquet or minari:NAME-v0"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("run_dir", type=Path, help="a run folder, also of a run that goes on")
-        action.add_argument("file", help=FILE_HELP)
+        action.add_argument("file", help=SOURCES)
     text = "check every checksum and counter of a run folder"
     actions.add_parser("verify", help=text, description=text).add_argument(
         "run_dir", type=Path, help="a run folder"
@@ -88,7 +87,7 @@ def import_file(run_dir: Path, source: str) -> int:
         check_file(source, plan.columns)
     except CheckpointError as error:
         raise ConfigurationError(str(error)) from error
-    source = source if source.startswith(MINARI) else str(Path(source).absolute())
+    source = whole_name(source)
     if plan.config.replay.durability == "none":
         raise ConfigurationError(
             f"{run_dir} keeps its rows in memory only; start it with --replay.load {source} instead"

@@ -30,7 +30,7 @@ from worldloom.core.json_text import read_object
 from worldloom.core.sequence import NO_POLICY, Chunk, Rows, StreamId
 from worldloom.core.specs import ArraySpec
 from worldloom.data.codec import encode_rows
-from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
+from worldloom_dist.replay.formats.episode_files import open_episodes, source_files
 from worldloom_dist.replay.formats.episode_rows import fit_rows
 from worldloom_dist.replay.shard import ReplayShard
 
@@ -192,23 +192,15 @@ def _checked(source: str, shard_columns: Mapping[str, ArraySpec]) -> Iterator[Ro
 
 def is_gone(source: str) -> bool:
     """True when there is no file of this name any more."""
-    from worldloom_dist.replay.formats.minari import minari_files
-
-    if not source.startswith(MINARI):
-        return not Path(source).exists()
     try:
-        return not minari_files(source.removeprefix(MINARI))
+        return not all(path.exists() for path in source_files(source))
     except (CheckpointError, MissingDependencyError):
         return True
 
 
 def fingerprint(source: str) -> int:
     """A positive number made of a file's bytes."""
-    from worldloom_dist.replay.formats.minari import minari_files
-
-    paths = (
-        minari_files(source.removeprefix(MINARI)) if source.startswith(MINARI) else [Path(source)]
-    )
+    paths = source_files(source)
     digest = hashlib.sha256()
     for path in paths:
         try:

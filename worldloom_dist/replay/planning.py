@@ -7,14 +7,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.protocol import AgentSpec
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.selector_spec import parse_selector
 from worldloom_dist.replay.budget import ReplayBudget, plan_budget
-from worldloom_dist.replay.formats.episode_files import MINARI, open_episodes
+from worldloom_dist.replay.formats.episode_files import open_episodes, whole_name
 from worldloom_dist.replay.imports import check_beginning, is_gone, split_sources
 from worldloom_dist.run.config import RunConfig
 
@@ -34,10 +33,7 @@ def absolute_files(config: RunConfig) -> RunConfig:
     """The config with whole paths in ``replay.load``: shards and resumed runs may begin in another
     folder.
     """
-    sources = [
-        name if name.startswith(MINARI) else str(Path(name).absolute())
-        for name in split_sources(config.replay.load)
-    ]
+    sources = [whole_name(name) for name in split_sources(config.replay.load)]
     load = ",".join(sources) or None
     return dataclasses.replace(config, replay=dataclasses.replace(config.replay, load=load))
 

@@ -21,13 +21,14 @@ from typing import Any
 
 import tyro
 
-from worldloom.algorithms.registry import architecture_changes, make_agent_config, own_field
+from worldloom.algorithms.registry import make_agent_config, own_field
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.json_text import parse_json
 from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.flag_hints import hint
 from worldloom_dist.run.presets import PRESETS, default_config, find_preset
+from worldloom_dist.run.resuming import resume_problems
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 
@@ -63,7 +64,7 @@ def parse(words: Sequence[str]) -> RunConfig:
         config.agent, kept, [pair for pair in pairs if pair[0].startswith("--agent.")], mistakes
     )
     config = dataclasses.replace(config, agent_overrides=overrides)
-    mistakes += config.problems() or (_resume_problems(base, config) if is_resumed else [])
+    mistakes += config.problems() or (resume_problems(base, config) if is_resumed else [])
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     return config
@@ -128,7 +129,8 @@ def _print_help(agent: str | None) -> None:
         "Train a world model agent with distributed actors, replay and learner. Without any flag "
         "it is the quick demo; a run that names --env or --agent and no --preset takes what its "
         f"suite and agent were published with. Presets: {presets}. Each benchmark has a twin "
-        "NAME-smoke that ends in minutes, and A+B puts preset B upon A."
+        "NAME-smoke that ends in minutes, and A+B puts preset B upon A. --seeds 1-5 makes a run "
+        "for each seed, --parallel 2 two at a time."
     )
     out = io.StringIO()
     try:
@@ -235,43 +237,6 @@ def _preset(given: dict[str, str], mistakes: list[str]) -> RunConfig:
         return dataclasses.replace(base, preset=NO_PRESET)  # reading the flags says what is wrong
 
 
-def _resume_problems(base: RunConfig, config: RunConfig) -> list[str]:
-    """What a resumed run cannot change: its rows and its weights must fit."""
-    changes = architecture_changes(base.agent_config(), config.agent_config())
-    old = base.env.resolved()
-    new = config.env.resolved()
-    for field in dataclasses.fields(old):
-        if getattr(old, field.name) != getattr(new, field.name):
-            changes.append(
-                f"env.{field.name}: the run was made with "
-                f"{getattr(old, field.name)!r}, not {getattr(new, field.name)!r}"
-            )
-    fixed: dict[str, tuple[object, object]] = {"runtime": (base.runtime, config.runtime)}
-    if (
-        config.preset in PRESETS or "+" in config.preset
-    ):  # the run's has been applied; another one would not be
-        fixed["preset"] = (base.preset, config.preset)
-    fixed["replay.shards"] = (base.replay.shards, config.replay.shards)
-    fixed["learner.checkpoints"] = (base.learner.checkpoints, config.learner.checkpoints)
-    fixed["replay.durability"] = (
-        base.replay.durability == "none",
-        config.replay.durability == "none",
-    )
-    changes += [
-        f"{name}: the run was made with {was!r}, not {now!r}"
-        for name, (was, now) in fixed.items()
-        if was != now
-    ]
-    if base.replay.durability == "none":
-        changes.append(
-            "replay.durability: the run was made with 'none', so its rows are gone "
-            "and it cannot go on"
-        )
-    return [
-        f"{change}; leave the flag out, or start a new run with --run-dir" for change in changes
-    ]
-
-
 def _read(pairs: Pairs, base: RunConfig, mistakes: list[str]) -> RunConfig:
     """The whole line at once, or flag by flag when something in it is wrong."""
     try:
@@ -322,9 +287,10 @@ def _explain(flag: str, path: str, value: str, config: Any) -> str:
         Path: "a path",
         str: "text",
     }
+    several = "; several seeds are --seeds 1-5" if flag == "--seed" else ""
     return (
         f"{flag}: cannot be {value!r}; it takes "
-        f"{' or '.join(names.get(option, str(option)) for option in options)}"
+        f"{' or '.join(names.get(option, str(option)) for option in options)}{several}"
     )
 
 

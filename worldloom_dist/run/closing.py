@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,33 @@ from worldloom.core.json_text import read_object
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder
 
-__all__ = ["closing_lines", "program"]
+__all__ = ["closing_lines", "program", "resume_command"]
 
 
 def program() -> str:
-    """How the command is typed here."""
-    return "worldloom" if shutil.which("worldloom") else "python -m worldloom"
+    """What to type for the command of this very installation: its environment need not be active
+    (``make demo`` activates none).
+    """
+    python = Path(sys.executable)
+    script = python.with_name("worldloom")
+    if not script.exists():
+        return f"{_typed(python, 'python')} -m worldloom"
+    return _typed(script, "worldloom")
+
+
+def _typed(file: Path, name: str) -> str:
+    """Its name alone where the shell would find that very file, else its path from here."""
+    found = shutil.which(name)
+    if found is not None and Path(found).absolute() == file.absolute():
+        return name
+    here = Path.cwd()
+    is_near = file.is_relative_to(here) and here != Path(here.anchor)
+    return shlex.quote(str(file.relative_to(here) if is_near else file))
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run, as it is typed here."""
+    return f"{program()} train --resume {shlex.quote(str(folder))}"
 
 
 def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str]:
@@ -30,18 +52,20 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
     """
     summary = folder.read_json("summary.json")
     run = shlex.quote(str(shown))
-    lines = [line for line in (_result(summary), _best(shown, folder)) if line]
+    lines = [
+        line for line in (_result(summary), _best(shown, folder), _film(shown, summary)) if line
+    ]
     commands = (
         [] if config.env.is_none else [("evaluate", f"evaluate {run}"), ("watch", f"enjoy {run}")]
     )
-    commands.append(("plot", f"plot {run}"))
+    commands += [("plot", f"plot {run}"), ("report", f"report {run}")]
     more = (
         f"--train-steps {2 * config.train_steps}"
         if config.env.is_none
         else f"--env-steps {2 * config.env_steps}"
     )
-    commands.append(("go on", f"train --resume {run} {more}"))
-    return [*lines, *(f"{label:<9}{program()} {command}" for label, command in commands)]
+    shown_commands = [f"{label:<9}{program()} {command}" for label, command in commands]
+    return [*lines, *shown_commands, f"{'go on':<9}{resume_command(shown)} {more}"]
 
 
 def _result(summary: Mapping[str, Any]) -> str:
@@ -51,6 +75,12 @@ def _result(summary: Mapping[str, Any]) -> str:
         return ""
     deviation = "" if spread is None else f" +- {spread:.1f}"
     return f"return   {mean:.1f}{deviation} over {evaluation.get('episodes', 0)} episodes"
+
+
+def _film(shown: Path, summary: Mapping[str, Any]) -> str:
+    """The film of the last evaluation."""
+    films = (summary.get("eval") or {}).get("videos") or []
+    return f"film     {shown / 'videos' / films[0]}" if films else ""
 
 
 def _best(shown: Path, folder: RunFolder) -> str:

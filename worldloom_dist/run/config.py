@@ -145,7 +145,7 @@ class ReplayConfig:
     durability: Literal["none", "journal", "fsync"] = "journal"
     """An acknowledged row is: none, in memory; journal, safe from kill -9; fsync, on disk."""
     load: str | None = None
-    """Episodes to store first: FILE.npz, FILE.parquet or minari:NAME, several with commas."""
+    """Episodes to store first: FILE.npz or .parquet, minari:NAME, rllib:FOLDER; commas between."""
     band_steps: int | None = None
     """Width of the train ratio's band in agent steps (default: what the run needs)."""
 

@@ -32,7 +32,7 @@ from worldloom_dist.run.config import NO_PRESET, RunConfig
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder"]
+__all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder", "run_name"]
 
 COUNTERS_FILE = "replay/books.json"
 EAGER_FILE = "eager.json"
@@ -67,7 +67,7 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
                 "resume to go on with it, or name another folder"
             )
         return config.run_dir, exists
-    name = _name_of(config)
+    name = run_name(config)
     taken = [
         int(p.name.rsplit("-", 1)[1])
         for p in root.glob(f"{name}-[0-9]*")
@@ -76,7 +76,7 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
     return root / f"{name}-{max(taken, default=0) + 1:04d}", False
 
 
-def _name_of(config: RunConfig) -> str:
+def run_name(config: RunConfig) -> str:
     """The preset, or where there is none the env: ``cartpole-v1``, ``my_env-thermostat``."""
     if config.preset != NO_PRESET:
         return config.preset

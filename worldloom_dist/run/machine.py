@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.extras import install_line
 
 __all__ = ["Finding", "check_device", "check_machine", "learner_has_gpu"]
 
@@ -35,6 +36,7 @@ GL_PROBE = (
 GL_TIMEOUT_S = 60.0
 EXTRAS = {
     "ale_py": "atari",
+    "crafter": "crafter",
     "dm_control": "dmc",
     "mujoco": "mujoco",
     "matplotlib": "viz",
@@ -205,7 +207,7 @@ def _gl() -> Iterator[Finding]:
             "GL",
             "note",
             "mujoco is not installed, so nothing renders",
-            "pip install 'worldloom-dist[mujoco]'",
+            install_line("mujoco"),
         )
         return
     for backend in dict.fromkeys((os.environ.get("MUJOCO_GL", "egl"), "egl", "osmesa")):
@@ -242,9 +244,7 @@ def _ffmpeg() -> Iterator[Finding]:
     if found:
         yield Finding("ffmpeg", "ok", found)
     else:
-        yield Finding(
-            "ffmpeg", "note", "missing: videos are GIFs", "pip install 'worldloom-dist[video]'"
-        )
+        yield Finding("ffmpeg", "note", "missing: videos are GIFs", install_line("video"))
 
 
 def _extras() -> Iterator[Finding]:
@@ -256,7 +256,7 @@ def _extras() -> Iterator[Finding]:
             "extras",
             "note",
             f"not installed: {', '.join(missing)}",
-            f"pip install 'worldloom-dist[{','.join(missing)}]'",
+            install_line(*missing),
         )
     else:
         yield Finding("extras", "ok", "all installed")

@@ -7,6 +7,7 @@ recorded nothing although it was asked to, has failed, and its summary says what
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ LEAST_PATIENCE_STEPS = 1000
 PATIENCE_WINDOWS = 4
 """Behind the prefill a run waits for an episode that is long enough: for at least this many agent
 steps, and for this many windows per env."""
+BATCH_FIELDS = ("batch_size", "batch_length")
+"""They decide when an agent trains first that has no prefill of its own."""
 WAY_OUT = (
     "sample shorter windows (--agent.horizon of tdmpc2), choose an agent whose windows may cross "
     "episodes (dreamerv3), or let episodes be longer"
@@ -53,8 +56,16 @@ def check_trains(plan: Plan) -> None:
             f"{plan.config.env_steps}: {plan.agent.name} collects "
             f"{limits.prefill_agent_steps * repeat} env steps before it trains; "
             f"say --env-steps {least * repeat} or more, or train earlier "
-            "(--agent.prefill-agent-steps)"
+            f"({_earlier(plan)})"
         )
+
+
+def _earlier(plan: Plan) -> str:
+    """The agent's own flags that decide when training begins."""
+    settings: Any = plan.agent
+    names = {field.name for field in dataclasses.fields(settings)}
+    wanted = ("prefill_agent_steps",) if "prefill_agent_steps" in names else BATCH_FIELDS
+    return ", ".join(f"--agent.{name.replace('_', '-')}" for name in wanted if name in names)
 
 
 def check_windows(plan: Plan, agent_steps: int, windows: int) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap, Sum
@@ -20,51 +19,19 @@ from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
 from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
-from worldloom_dist.run.bottleneck import UNKNOWN, Bottleneck, Use, diagnose
+from worldloom_dist.run.binding_watch import BindingWatch
+from worldloom_dist.run.counts import Counts, Rates
 from worldloom_dist.run.folder import RunFolder
-from worldloom_dist.run.machine import learner_has_gpu
+from worldloom_dist.run.line import progress_line
 from worldloom_dist.run.pace import Pace
 from worldloom_dist.run.plan import Plan
-from worldloom_dist.run.view import View, last_record, shown_losses
+from worldloom_dist.run.view import View, last_record, shown_losses, title_of
 
-__all__ = ["Counts", "Report"]
+__all__ = ["Report"]
 
 logger = logging.getLogger(__name__)
 
-RATE_WINDOW_S = 10.0
-BINDING_WINDOW_S = 60.0
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The run's counters at one moment; all of them over the whole run, those before a resume
-    included.
-
-    Attributes:
-        counters: Summed over shards.
-        positions: Trained positions that the coordinator admitted.
-        train_steps: Updates made.
-        policy_version: Newest version, as text.
-        debt: Positions owed to training.
-        forgiven: Positions that are not owed any more, as a fraction in text; None until that is
-            known of a run that goes on with other settings of the train ratio.
-        updates_lost: Updates that died with the learners that made them, and were owed again.
-        blocked_s: Seconds that a side has waited, by ``insert`` and ``sample``.
-        lost_open: Rows that no acknowledgement had covered when their worker died.
-        restarts: By kind.
-    """
-
-    counters: RowCounters = field(default_factory=RowCounters)
-    positions: int = 0
-    train_steps: int = 0
-    policy_version: str = "0.0"
-    debt: float = 0.0
-    forgiven: str | None = "0"
-    updates_lost: int = 0
-    blocked_s: Mapping[str, float] = field(default_factory=dict)
-    lost_open: int = 0
-    restarts: Mapping[str, int] = field(default_factory=dict)
 
 
 def _ratio_settings(plan: Plan) -> dict[str, float]:
@@ -86,16 +53,6 @@ def _forgiven(plan: Plan, earlier: Mapping[str, Any]) -> str | None:
     if not earlier.get("agent_steps"):
         return "0"
     return str(forgiven) if forgiven is not None and known == _ratio_settings(plan) else None
-
-
-def _by_label(values: Mapping[str, float], name: str) -> dict[str, float]:
-    """``NAME{label=x}`` -> value as x -> value."""
-    start = name + "{"
-    return {
-        key.rpartition("=")[2].rstrip("}"): value
-        for key, value in values.items()
-        if key.startswith(start)
-    }
 
 
 class Report:
@@ -126,15 +83,9 @@ class Report:
         evaluation = earlier.get("eval")
         has_mean = evaluation is not None and evaluation.get("return_mean") is not None
         self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
-        self._recent: deque[tuple[float, Counts]] = deque()
-        self._uses: deque[tuple[float, dict[str, float]]] = deque(
-            [(self._started, {"sample": 0.0})]
-        )
-        self._said_binding = self._started
-        self._said_resource = ""
+        self._rates = Rates(plan.env_spec.action_repeat)
+        self._watch = BindingWatch(plan, self._started)
         self._pace = Pace(plan)
-        self._first: tuple[float, Counts] | None = None
-        self._rates = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
         rows = earlier.get("rows", {})
         counters = RowCounters(
             **{
@@ -163,49 +114,14 @@ class Report:
     def update(self, counts: Counts, snapshot: Mapping[str, float]) -> None:
         """Take the newest numbers."""
         now = time.monotonic()
-        self._first = self._first or (now, counts)
-        self._recent.append((now, counts))
-        while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_WINDOW_S:
-            self._recent.popleft()
-        self._rates = self._rates_between(self._recent[0], self._recent[-1])
+        self._rates.update(now, counts)
         if snapshot is not self.snapshot:
             self._totals.update(snapshot)
         self.counts = counts
         self.snapshot = snapshot
-        self._watch_use(now)
+        self._watch.update(now, snapshot, counts.blocked_s.get("sample", 0.0))
         if said := self._pace.look(now, counts):
             logger.info("%s", said)
-
-    @property
-    def binding(self) -> Bottleneck:
-        """What binds the run, over the last minute or two (or the run, while it is younger)."""
-        (began, before), (now, after) = self._uses[0], self._uses[-1]
-        config = self._plan.config
-        past = {key: max(0.0, value - before.get(key, 0.0)) for key, value in after.items()}
-        return diagnose(
-            Use(
-                seconds=now - began,
-                learner=_by_label(past, "learner_seconds_total"),
-                actors=_by_label(past, "actor_seconds_total"),
-                samples_refused=past["sample"],
-                workers=config.workers,
-                has_gpu=learner_has_gpu(config.learner.device, is_local=config.runtime == "local"),
-            )
-        )
-
-    def _watch_use(self, now: float) -> None:
-        """Remember the seconds spent so far, and say what binds, once and when it changes."""
-        keys = ("learner_seconds_total", "actor_seconds_total")
-        spent = {key: value for key, value in self.snapshot.items() if key.startswith(keys)}
-        self._uses.append((now, {**spent, "sample": self.counts.blocked_s.get("sample", 0.0)}))
-        while len(self._uses) > 2 and now - self._uses[1][0] >= BINDING_WINDOW_S:
-            self._uses.popleft()
-        if now - self._said_binding >= BINDING_WINDOW_S:
-            self._said_binding = now
-            binding = self.binding
-            if binding.resource not in (UNKNOWN, self._said_resource):
-                self._said_resource = binding.resource
-                logger.info("%s", binding)
 
     @property
     def env_steps(self) -> int:
@@ -280,38 +196,7 @@ class Report:
 
     def line(self) -> str:
         """One line for people."""
-        target = self._plan.config.env_steps
-        counts = self.counts
-        value = self.snapshot
-        parts = [f"env_steps {self.env_steps:,}/{target:,}"]
-        if self._plan.is_offline:
-            losses = [f"{name} {loss:.3g}" for name, loss in shown_losses(value).items()]
-            return " | ".join(
-                [
-                    f"updates {counts.train_steps:,}/{self._plan.config.train_steps:,}",
-                    f"{self._rates['updates_per_s']:.3g} upd/s",
-                    *(["losses " + ", ".join(losses)] if losses else []),
-                ]
-            )
-        train = value.get("episode_return_mean{split=train}")
-        shown = f"return {train:.1f}" if train is not None else "return -"
-        parts.append(
-            f"{shown} (eval {self.evaluation['return_mean']:.1f})" if self.evaluation else shown
-        )
-        parts.append(
-            f"{self._rates['env_steps_per_s']:.0f} env/s {self._rates['updates_per_s']:.0f} upd/s"
-        )
-        if self.train_ratio_actual > 0:
-            per_step = self.train_ratio_actual / self._plan.limits.batch_positions
-            wanted = self._plan.limits.train_ratio / self._plan.limits.batch_positions
-            parts.append(f"updates/step {per_step:.3g} (target {wanted:.3g})")
-        parts.append(f"replay {counts.counters.stored:,}")
-        if "policy_lag_updates" in value:
-            parts.append(f"lag {value['policy_lag_updates']:.0f}")
-        restarts = sum(counts.restarts.values())
-        parts.append(f"restarts {restarts}" if restarts else "")
-        parts.append(self.phase())
-        return " | ".join(part for part in parts if part)
+        return progress_line(self.view(), self._plan.limits.batch_positions)
 
     def phase(self) -> str:
         """What the run is at, or what binds it, in a few words."""
@@ -343,11 +228,12 @@ class Report:
             "time": time.time(),
             "env_steps": self.env_steps,
             "train_steps": self.counts.train_steps,
+            "wall_time_s": self._wall_before + time.monotonic() - self._started,
         }
         known = {**self.snapshot, **self._totals.values, **self._exact()}
         self._name_nonfinite(known)
         values = {
-            **self._rates,
+            **self._rates.now,
             **{key: value for key, value in sorted(known.items()) if math.isfinite(value)},
         }
         self._folder.append_metrics({**base, **values})
@@ -403,14 +289,14 @@ class Report:
         return View(
             run_id=plan.run_id,
             folder=str(self._folder.path),
-            title=f"{plan.agent.name} on {plan.env.env}, seed {config.seed}",
+            title=title_of(plan.agent.name, plan.env.env, config.replay.load, config.seed),
             env_steps=self.env_steps,
             target=config.env_steps,
             train_steps=counts.train_steps,
             target_updates=config.train_steps if plan.is_offline else 0,
             losses=shown_losses(value),
-            env_steps_per_s=self._rates["env_steps_per_s"],
-            updates_per_s=self._rates["updates_per_s"],
+            env_steps_per_s=self._rates.now["env_steps_per_s"],
+            updates_per_s=self._rates.now["updates_per_s"],
             train_return=value.get("episode_return_mean{split=train}"),
             evaluation=self.evaluation,
             train_ratio=self.train_ratio_actual,
@@ -462,8 +348,8 @@ class Report:
                 "p99": value.get("policy_lag_updates:p99"),
             },
             "bottleneck": self.bottleneck(),
-            "binding": asdict(self.binding),
-            "throughput": self._mean_rates(),
+            "binding": asdict(self._watch.binding),
+            "throughput": self._rates.mean,
         }
 
     def _restarts(self) -> dict[str, int]:
@@ -475,16 +361,3 @@ class Report:
 
     def _env_steps(self, counts: Counts) -> int:
         return counts.counters.agent_steps * self._plan.env_spec.action_repeat
-
-    def _mean_rates(self) -> dict[str, float]:
-        return (
-            self._rates_between(self._first, self._recent[-1]) if self._first else dict(self._rates)
-        )
-
-    def _rates_between(
-        self, start: tuple[float, Counts], end: tuple[float, Counts]
-    ) -> dict[str, float]:
-        seconds = max(end[0] - start[0], 1e-6)
-        steps = self._env_steps(end[1]) - self._env_steps(start[1])
-        updates = end[1].train_steps - start[1].train_steps
-        return {"env_steps_per_s": steps / seconds, "updates_per_s": updates / seconds}

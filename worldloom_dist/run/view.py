@@ -30,6 +30,7 @@ __all__ = [
     "read_records",
     "read_view",
     "shown_losses",
+    "title_of",
 ]
 
 SILENT_S = 15.0
@@ -113,6 +114,11 @@ class View:
         return left / rate if left > 0 and rate > 0 and self.status == "running" else None
 
 
+def title_of(agent: str, env: str, load: str | None, seed: int) -> str:
+    """Agent, env and seed of a run in words; where there is no env, the data it trains on."""
+    return f"{agent} on {env if env != 'none' else f'{load}, offline'}, seed {seed}"
+
+
 def facts(view: View) -> list[tuple[str, str]]:
     """The view as label and text, in the order in which people ask."""
     train = "-" if view.train_return is None else f"{view.train_return:.1f}"
@@ -176,8 +182,12 @@ def duration(seconds: float) -> str:
     return f"{days}d {clock}" if days else clock
 
 
-def read_view(folder: Path) -> View:
+def read_view(folder: Path, *, is_live: bool = False) -> View:
     """The newest view of a run, running or finished, from its folder.
+
+    Args:
+        folder: Of the run.
+        is_live: True where the caller knows that the run's process lives.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -190,7 +200,7 @@ def read_view(folder: Path) -> View:
     run = config["run"]
     last = last_record(folder / "metrics.jsonl")
     status = summary.get("status", "starting")
-    if status in ("running", "starting") and not _is_running(folder):
+    if status in ("running", "starting") and not (is_live or _is_running(folder)):
         status = "died"
     is_running = status in ("running", "starting")
     rates = last if is_running and last else summary.get("throughput", {})
@@ -198,7 +208,7 @@ def read_view(folder: Path) -> View:
     view = View(
         run_id=config.get("run_id", ""),
         folder=str(folder),
-        title=f"{run['agent']} on {run['env']['env']}, seed {run['seed']}",
+        title=title_of(run["agent"], run["env"]["env"], run["replay"].get("load"), run["seed"]),
         status=status,
         error=summary.get("error"),
         env_steps=summary.get("env_steps", 0),

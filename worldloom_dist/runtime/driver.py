@@ -43,10 +43,11 @@ from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.identity import known_incarnations
 from worldloom_dist.rpc.actor_client import GONE, submit
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder, build_facts
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan, needs_measuring, place_inference
-from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.report import Report
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES
@@ -168,7 +169,8 @@ class RayRuntime:
             "seed": str(config.seed),
         }
         secret = read_secret(config.metrics_auth_file)
-        hub = (plan.run_id, facts, build_facts(), config.metrics_host, self._port, secret)
+        where = (config.metrics_host, self._port, secret, self._folder.path)
+        hub = (plan.run_id, facts, build_facts(), *where)
         add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
             "coordinator",

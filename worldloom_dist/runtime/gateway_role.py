@@ -151,14 +151,15 @@ class GatewayRole:
         """A slot is used again under another incarnation, and its carries are forgotten then."""
         self._batcher.forget(slot)
 
-    async def _append(self, chunk: Chunk) -> None:
+    async def _append(self, chunk: Chunk) -> bool:
         line = self._shards[chunk.stream.slot % len(self._shards)]
         try:
-            await line.call(chunk)
+            is_new: bool = await line.call(chunk)
         except StateError as error:
             if str(error).startswith(FENCED):
                 raise FencedError(str(error)) from error
             raise
+        return is_new
 
     async def _fence(self, slot: int, incarnation: int) -> Mapping[int, int]:
         shard = shard_client(slot % len(self._shards))

@@ -1,16 +1,20 @@
-"""The metrics hub as a Ray actor: one process that merges, and serves Prometheus."""
+"""The metrics hub as a Ray actor: one process that merges, and serves Prometheus and the page of
+the run.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from worldloom.core.metrics import MetricMap
 from worldloom_dist.metrics.endpoint import serve_near
 from worldloom_dist.metrics.hub import MetricsHub
 from worldloom_dist.metrics.process import ProcessMeter
+from worldloom_dist.page.app import PageApp
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 
 __all__ = ["HubRole"]
@@ -27,6 +31,7 @@ class HubRole:
         host, port: Of the endpoint; port 0 serves nothing. When the port was taken meanwhile, the
             next free one serves: metrics never end a run.
         secret: Token or password of the endpoint, empty for none.
+        folder: Of the run, whose page is served.
     """
 
     def __init__(
@@ -37,11 +42,12 @@ class HubRole:
         host: str,
         port: int,
         secret: str,
+        folder: Path,
     ) -> None:
         self._log_forwarder = LogForwarder().listen()
         self._hub = MetricsHub(run_id, constants, build)
         self._gone = threading.Event()
-        _, self._port = serve_near(self._hub, host, port, secret)
+        _, self._port = serve_near(self._hub, host, port, secret, PageApp(folder))
 
     def emit(
         self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None

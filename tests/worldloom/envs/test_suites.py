@@ -1,16 +1,20 @@
 import itertools
 import logging
 import os
+import sys
+import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
-from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import env_spec, make_env
+from worldloom.envs.suites.crafter import CrafterEnv
 from worldloom.envs.suites.rendering import set_up_headless
 from worldloom.envs.toy import TOYS, CountingEnv, PixelToyEnv, PointEnv
 from worldloom.envs.vector import EnvStep, sample_actions
@@ -321,3 +325,61 @@ def test_atari_is_reproducible_and_ends_with_the_game() -> None:
     assert first == play(0)
     assert first != play(1)
     assert -21 <= sum(reward for reward, *_ in first) <= -2
+
+
+def test_crafter_plays_the_same_for_the_same_seed() -> None:
+    pytest.importorskip("crafter", reason="needs crafter: pip install 'worldloom-dist[crafter]'")
+    config = EnvConfig(env="crafter:reward")
+    spec = env_spec(config)
+    assert spec.obs["obs"].shape == (64, 64, 3)
+    assert spec.action["action"].num_classes == (17,)
+    env = make_env(config, num_envs=1, seed=3, renders=True)
+    again = make_env(config, num_envs=1, seed=3)
+    try:
+        rows = [env.reset(), again.reset()]
+        for step in range(30):
+            action = {"action": np.full(1, step % 17, np.int32)}
+            assert np.array_equal(rows[0].obs["obs"], rows[1].obs["obs"]), step
+            rows = [env.step(action), again.step(action)]
+    finally:
+        env.close()
+        again.close()
+
+
+def test_crafter_says_what_is_missing_and_which_tasks_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigurationError, match="did you mean reward"):
+        make_env(EnvConfig(env="crafter:rewards"), num_envs=1, seed=0)
+    with pytest.raises(ConfigurationError, match=r"env\.pixels is for"):
+        EnvConfig(env="crafter:reward", pixels=True)
+    monkeypatch.setitem(sys.modules, "crafter", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'worldloom-dist\[crafter\]'"):
+        make_env(EnvConfig(env="crafter:reward"), num_envs=1, seed=0)
+
+
+class Dying:
+    """Crafter's own interface: four values, and a discount of 0 at death."""
+
+    def __init__(self, size: tuple[int, int], reward: bool, seed: int) -> None:
+        self.action_space = types.SimpleNamespace(n=17)
+        self._image = np.zeros((*size, 3), np.uint8)
+        self.seed = seed
+
+    def reset(self) -> np.ndarray:
+        return self._image
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, dict[str, Any]]:
+        facts = {"achievements": {}, "inventory": {}, "discount": float(action != 1)}
+        return self._image, 0.5, action > 0, facts
+
+
+def test_death_terminates_and_the_time_limit_truncates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "crafter", types.SimpleNamespace(Env=Dying))
+    game = CrafterEnv(64, has_reward=True)
+    game.reset(seed=2**40 + 7)
+    assert [game.step(action)[1:4] for action in (0, 1, 2)] == [
+        (0.5, False, False),
+        (0.5, True, False),
+        (0.5, False, True),
+    ]

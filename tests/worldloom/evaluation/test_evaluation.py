@@ -8,6 +8,7 @@ import torch
 
 from worldloom import LatentState, Trajectory, create_world_model
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
+from worldloom.core.pixel_text import GAP, HEIGHT, text_size
 from worldloom.evaluation import (
     evaluate_world_model,
     imagination_frames,
@@ -16,6 +17,13 @@ from worldloom.evaluation import (
     visualize_imagination,
 )
 from worldloom.evaluation.metrics import calibration
+from worldloom.evaluation.visualize import (
+    ACCENT,
+    BAR_SIDE,
+    BORDER,
+    INK,
+    imagination_strip,
+)
 from worldloom.training.data import create_random_buffer
 
 
@@ -125,3 +133,34 @@ def test_frames_show_reality_imagination_and_their_difference(
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingDependencyError, match=r"gif needs only pillow.*pip install"):
         visualize_imagination(model, batch, tmp_path / "dream.mp4", horizon=3, warm_up=2)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("dreamerv3:ci", (3, 32, 32)), ("tdmpc2:ci", (4,))])
+def test_a_strip_names_its_rows_and_shows_where_imagination_begins(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    model = create_world_model(name, obs_shape=shape, action_dim=2)
+    batch = create_random_buffer(60, shape, 2, 3, 30, seed=0).sample(2, 22)
+    strip = imagination_strip(model, batch, horizon=20, warm_up=2)
+    left = text_size("imagined")[1] + 2 * GAP
+    names = strip[:, :left]
+    assert (names == INK).all(-1).any()
+    cells = strip.shape[1] // (BAR_SIDE + BORDER)
+    has_line = (strip == ACCENT).all(-1).any()
+    assert (cells, has_line) == ((13, True) if name == "dreamerv3:ci" else (12, False))
+    if name == "dreamerv3:ci":
+        seen = batch["obs"][0, 1].permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
+        top = 2 * (HEIGHT + GAP) + GAP
+        assert np.array_equal(strip[top : top + 64, left : left + 64], seen)
+
+
+def test_packages_are_checked_before_anything_is_imagined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingDependencyError, match="pillow"):
+        visualize_imagination(None, None, tmp_path / "dream.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report: Any = None
+    with pytest.raises(MissingDependencyError, match="matplotlib"):
+        plot_predictions(report, tmp_path / "p.png")

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from tests.fakes import FakePolicy
+from worldloom.core.pixel_text import draw_text, text_size
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import build_env, env_spec, make_env
 from worldloom.envs.local import LocalVectorEnv
 from worldloom_dist.actors.evaluation import Evaluation, Evaluator
-from worldloom_dist.actors.videos import Recorder, save_videos
+from worldloom_dist.actors.videos import Recorder, captioned, save_videos
 
 
 def evaluate(env: str, videos: int) -> tuple[Evaluation, list[np.ndarray]]:
@@ -25,7 +26,7 @@ def evaluate(env: str, videos: int) -> tuple[Evaluation, list[np.ndarray]]:
 
 def test_films_show_whole_episodes_and_change_no_number() -> None:
     result, videos = evaluate("toy:pixel", videos=2)
-    assert [video.shape for video in videos] == [(9, 64, 64, 3)] * 2, (
+    assert [video.shape for video in videos] == [(9, 192 + 12, 192, 3)] * 2, (
         "the first row, then one frame per decision"
     )
     assert (videos[0] != videos[1]).any(), "each env has its own video"
@@ -240,3 +241,39 @@ def test_film_that_cannot_be_written_is_left_out(
     assert [path.stem for path in tmp_path.glob("*late*")] == ["late-1"], (
         "nothing is left half written"
     )
+
+
+def test_step_and_return_stand_below_every_picture() -> None:
+    small = np.full((3, 40, 50, 3), 9, np.uint8)
+    made = captioned(small, [0.0, 1.5, -2.25])
+    assert made.shape == (3, 3 * 40 + 12, 3 * 50, 3), "small pictures are made larger"
+    assert (made[:, : 3 * 40] == 9).all()
+    wide = np.zeros((2, 20, 300, 3), np.uint8)
+    shown = captioned(wide, [0.0, 1.5])
+    assert shown.shape == (2, 20 + 12, 300, 3)
+    expected = np.zeros((12, 300, 3), np.uint8)
+    text = "step 1  return 1.5"
+    draw_text(expected, text, 2, (300 - text_size(text)[1]) // 2)
+    assert np.array_equal(shown[1, 20:], expected)
+
+
+def test_the_return_of_a_film_is_that_of_its_episode() -> None:
+    class Drawing(LocalVectorEnv):
+        def render(self, index: int) -> np.ndarray:
+            return np.full((40, 160, 3), index, np.uint8)
+
+    config = EnvConfig(env="toy:point", time_limit=5).resolved()
+    env = Drawing(lambda: build_env(config), 2, 0)
+    recorder = Recorder(env, 2)
+    row = env.reset()
+    total = np.zeros(2)
+    for _ in range(6):
+        recorder.see(row)
+        total += row.reward
+        row = env.step({"action": np.full((2, 2), 0.3, np.float32)})
+    env.close()
+    assert total.all()
+    for index, video in enumerate(recorder.captioned_videos):
+        whole = recorder.videos[index]
+        assert np.array_equal(video[-1], captioned(whole, [total[index]] * 6)[-1])
+        assert not np.array_equal(video[-1], captioned(whole, [0.0] * 6)[-1])

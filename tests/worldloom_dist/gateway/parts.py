@@ -5,13 +5,18 @@ import asyncio
 import numpy as np
 
 from tests.fakes import FakePolicy, FakeReplayWriter
+from worldloom.core.exceptions import StateError
+from worldloom.core.protocol import SamplingSpec
 from worldloom.core.sequence import PolicyVersion
+from worldloom.data.codec import decode_rows
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import probe_env
+from worldloom.envs.toy import CountingEnv
 from worldloom_client.wire import encode_tensor, message
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.gateway.contract import Contract, Limits
 from worldloom_dist.gateway.gateway import Gateway
+from worldloom_dist.replay.shard import ReplayShard
 
 KEY = b"k" * 32
 VERSION = PolicyVersion(1, 7)
@@ -46,11 +51,62 @@ class FakeShard:
         return found
 
 
-class Decider:
-    """Decides at once with a :class:`FakePolicy`."""
+class KeptShard:
+    """A real shard; keeps what was new, and may wait, or lose acknowledgements, when it is told.
 
-    def __init__(self, spec, extras) -> None:
-        self.policy = FakePolicy(spec, extras)
+    ``lose_acks``: how often yet a chunk is stored and its sender hears of an error.
+    """
+
+    def __init__(self, columns, folder) -> None:
+        sampling = SamplingSpec(batch_size=1, length=2)
+        self.shard = ReplayShard(
+            0, columns, sampling, capacity_rows=10_000, directory=folder, durability="journal"
+        )
+        self.columns = columns
+        self.chunks = []
+        self.permits = asyncio.Event()
+        self.permits.set()
+        self.lose_acks = 0
+
+    async def append(self, chunk) -> bool:
+        await self.permits.wait()
+        is_new = self.shard.append(chunk)
+        if is_new:
+            self.chunks.append(chunk)
+        if self.lose_acks:
+            self.lose_acks -= 1
+            raise StateError("acknowledgement lost on purpose")
+        return is_new
+
+    async def fence(self, slot, incarnation):
+        return self.shard.fence(slot, incarnation)
+
+    def rows(self, only=lambda chunk: True):
+        """All rows of ``toy:counting``, by episode and step, with the flags that the env gave."""
+        chunks = [chunk for chunk in self.chunks if only(chunk)]
+        parts = [decode_rows(chunk.payload, self.columns) for chunk in chunks]
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in self.columns}
+        order = np.lexsort((rows["obs"][:, 1], rows["obs"][:, 0]))
+        rows = {name: value[order] for name, value in rows.items()}
+        slots = np.repeat([c.stream.incarnation for c in chunks], [c.num_rows for c in chunks])
+        is_left = np.diff(slots[order], append=slots[-1]) != 0
+        length = np.array(CountingEnv.LENGTHS)[rows["obs"][:, 0].astype(int) % 5]
+        odd = rows["obs"][:, 0].astype(int) % 2 == 1
+        ends = rows["obs"][:, 1] == length
+        # a row where an episode was broken off is a last one, and what it says of its action is of
+        # no meaning: the answer may have been lost on the way
+        is_broken = (rows["truncated"] & ~ends) | (rows["is_first"] & is_left)
+        for place in np.flatnonzero(is_broken[:-1]):
+            rows["action"][place, 0] = rows["obs"][place + 1, 2]
+        rows["truncated"] = ends & odd
+        return rows
+
+
+class Decider:
+    """Decides at once with a :class:`FakePolicy`, or another policy."""
+
+    def __init__(self, spec, extras, policy=None) -> None:
+        self.policy = policy or FakePolicy(spec, extras)
         self.server = InferenceServer(self.policy)
         self.failures = []
         self.gate = asyncio.Event()
@@ -74,7 +130,7 @@ def spec_of(env="toy:counting"):
 
 def contract_of(env="toy:counting", extras=None, **limits) -> Contract:
     spec = spec_of(env)
-    features = ("store", "explore", "zlib")
+    features = ("store", "push", "explore", "zlib", "zstd")
     return Contract(
         env_spec=spec,
         env=env,
@@ -87,12 +143,22 @@ def contract_of(env="toy:counting", extras=None, **limits) -> Contract:
 class Rig:
     """A gateway, its shard and its policy; made on a loop."""
 
-    def __init__(self, contract=None, *, shard=None, index=0, incarnation=1, clock=None, **more):
+    def __init__(
+        self,
+        contract=None,
+        *,
+        shard=None,
+        index=0,
+        incarnation=1,
+        clock=None,
+        policy=None,
+        **more,
+    ):
         self.contract = contract or contract_of()
         own = self.contract.env_spec.columns()
         extras = {k: v for k, v in self.contract.columns.items() if k not in own}
         self.shard = shard or FakeShard(self.contract.columns)
-        self.decider = Decider(self.contract.env_spec, extras)
+        self.decider = Decider(self.contract.env_spec, extras, policy)
         more = {"chunk_rows": 4, "max_chunk_age_s": 1e9, **more}
         if clock is not None:
             more["clock"] = clock

@@ -5,12 +5,13 @@ import zlib
 import grpc
 import numpy as np
 import pytest
+import zstandard
 
 from tests.worldloom_client.live import live
 from tests.worldloom_dist.gateway.certificates import make_authority, make_signed
 from tests.worldloom_dist.gateway.parts import question
 from worldloom.core.exceptions import ConfigurationError
-from worldloom_client import RefusedError, UnavailableError, connect
+from worldloom_client import ClientError, RefusedError, UnavailableError, connect
 from worldloom_client.wire import SESSION_KEY, encode_tensor, message, method
 from worldloom_dist.gateway.health import Request, Response
 from worldloom_dist.gateway.server import Access
@@ -60,10 +61,12 @@ def test_tls_and_a_token_let_the_right_ones_in(files) -> None:
             with pytest.raises(RefusedError, match="bearer token is missing or wrong") as caught:
                 connect(server.address, ca=files / "ca.pem", token=token, timeout_s=5)
             assert caught.value.code == "UNAUTHENTICATED"
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="one with TLS needs the setting ca"):
             connect(server.address, timeout_s=0.5)  # plain text to TLS
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="its certificate was not signed by ca"):
             connect(server.address, ca=files / "other.pem", token=TOKEN, timeout_s=0.5)
+        with pytest.raises(ClientError, match=r"ca: .*token holds no certificate in PEM form"):
+            connect(server.address, ca=files / "token", token=TOKEN, timeout_s=0.5)
         credentials = grpc.ssl_channel_credentials((files / "ca.pem").read_bytes())
         with grpc.secure_channel(server.address, credentials) as channel:
             check = channel.unary_unary(
@@ -72,6 +75,11 @@ def test_tls_and_a_token_let_the_right_ones_in(files) -> None:
                 response_deserializer=Response.FromString,
             )
             assert check(Request(), timeout=10).status == 1  # probes have no token
+
+
+def test_a_client_with_tls_is_told_of_a_gateway_without(files) -> None:
+    with live() as server, pytest.raises(UnavailableError, match="it speaks no TLS: leave ca out"):
+        connect(server.address, ca=files / "ca.pem", timeout_s=0.5)
 
 
 def test_clients_may_have_to_show_a_certificate(files) -> None:
@@ -136,6 +144,13 @@ def test_strangers_are_told_a_code_and_a_sentence() -> None:
         bomb.CopyFrom(good)
         bomb.obs[0].encoding = 1
         bomb.obs[0].data = zlib.compress(bytes(10**7))
+        other_bomb = message("ActRequest")()
+        other_bomb.CopyFrom(good)
+        other_bomb.obs[0].encoding = 2
+        other_bomb.obs[0].data = zstandard.ZstdCompressor().compress(bytes(10**7))
+        no_frame = message("ActRequest")()
+        no_frame.CopyFrom(other_bomb)
+        no_frame.obs[0].data = b"no frame"
         for name, request, secret, code, says in (
             ("Act", good, b"", "UNAUTHENTICATED", "no secret came"),
             ("Act", good, b"x" * 70, "UNAUTHENTICATED", "not given out by this run"),
@@ -145,6 +160,8 @@ def test_strangers_are_told_a_code_and_a_sentence() -> None:
             ("Act", wrong_shape, opened.secret, "INVALID_ARGUMENT", "got float32 [1, 4], expected"),
             ("Act", wrong_type, opened.secret, "INVALID_ARGUMENT", "got int64 [1, 3], expected"),
             ("Act", two, opened.secret, "INVALID_ARGUMENT", "got 2 arrays, expected 1: obs"),
+            ("Act", other_bomb, opened.secret, "INVALID_ARGUMENT", "says 10000000 bytes, expected"),
+            ("Act", no_frame, opened.secret, "INVALID_ARGUMENT", "does not decompress"),
             ("Act", bomb, opened.secret, "INVALID_ARGUMENT", "decompresses to another size"),
             ("Open", b"\x08", b"", "INVALID_ARGUMENT", "are no OpenRequest"),
             ("Close", b"", b"y" * 50, "UNAUTHENTICATED", "not given out"),

@@ -10,7 +10,7 @@ from tests.ports import free_port
 from tests.worldloom_client.test_session import play
 from tests.worldloom_dist.small_runs import SMALL, start
 from worldloom_client import UnavailableError, connect
-from worldloom_dist.launch import without_effect
+from worldloom_dist.run.checks import without_effect
 from worldloom_dist.run.cli import UsageError, parse
 from worldloom_dist.run.folder import RunFolder
 

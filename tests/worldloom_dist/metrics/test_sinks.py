@@ -69,7 +69,7 @@ def test_tensorboard_holds_numbers_by_path_and_animated_pictures_as_they_are(tmp
     values = {v.tag: (e.step, v) for e in read_events(tmp_path / "events") for v in e.summary.value}
     assert values["loss/total"][0] == 100
     assert values["loss/total"][1].simple_value == 1.5
-    assert values["replay_op_seconds/insert/p99"][1].simple_value == 0.25
+    assert values["replay/replay_op_seconds/insert/p99"][1].simple_value == 0.25
     assert values["videos/report"][1].image.encoded_image_string == picture.read_bytes()
     assert "videos/clip" not in values
 

@@ -9,10 +9,11 @@ from worldloom.core.exceptions import TrainingError
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run import loop as module
 from worldloom_dist.run.cli import parse
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.loop import Run
 from worldloom_dist.run.plan import resolve
-from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
 
 PLAN = resolve(parse([*SMALL, "--env", "toy:point", "--env-steps", "60"]))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import threading
 
@@ -239,3 +240,20 @@ def test_run_without_the_film_that_was_asked_for_has_failed(tmp_path, monkeypatc
     assert summary["error"].startswith("TrainingError: no video")
     assert summary["eval"]["videos"] == []
     assert summary["eval"]["video_problems"] == ["the env draws nothing"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "flags"),
+    [
+        ("tdmpc2:ci", ["--agent.prefill-agent-steps"]),
+        ("dreamerv3:ci", ["--agent.batch-size", "--agent.batch-length"]),
+    ],
+)
+def test_a_run_that_would_end_before_its_first_update_names_flags_of_its_agent(agent, flags):
+    config = parse(["--agent", agent, "--env", "toy:point", "--env-steps", "20"])
+    with pytest.raises(ConfigurationError, match="before its first update") as raised:
+        check_trains(resolve(config))
+    named = re.findall(r"--agent\.[a-z-]+", str(raised.value))
+    assert named == flags
+    for flag in named:
+        parse(["--agent", agent, flag, "8"])

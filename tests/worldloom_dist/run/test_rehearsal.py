@@ -167,7 +167,7 @@ def test_evaluation_that_does_not_end_and_its_film_are_facts(
 ) -> None:
     assert "as the evaluator     an episode of 20 decisions" in outcome_of_check("plain", capsys)[1]
     _, report = outcome_of_check("obs-image", capsys)
-    assert "video                21 frames of 48 x 40" in report
+    assert "video                21 frames of 204 x 160" in report, "enlarged, with a caption"
     _, report = outcome_of_check("endless", capsys)
     assert "as the evaluator" not in report
     assert "no episode ended in 48 decisions" in report

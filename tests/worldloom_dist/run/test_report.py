@@ -11,10 +11,11 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.config import EnvConfig
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.cli import parse
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.run.plan import resolve
 from worldloom_dist.run.presets import PRESETS
-from worldloom_dist.run.report import Counts, Report
+from worldloom_dist.run.report import Report
 
 
 @pytest.fixture

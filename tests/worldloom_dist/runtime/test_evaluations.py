@@ -14,9 +14,9 @@ from worldloom_dist.actors.videos import VideoReport
 from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.run.cli import parse
+from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.evaluations import Evaluations
 from worldloom_dist.run.plan import resolve
-from worldloom_dist.run.report import Counts
 from worldloom_dist.run.signals import StopFlag
 from worldloom_dist.runtime import policy_roles
 from worldloom_dist.runtime import remote_evaluator as module

@@ -129,6 +129,12 @@ class DreamerV3Policy:
         after = {name: self._out(out[name]) for name in ("deter", "stoch", "action")}
         return ActOutput(self.networks.actor.to_env(extras.pop("action")), after, extras)
 
+    @torch.no_grad()
+    def after_executed(self, carry: Carry, action: Mapping[str, np.ndarray]) -> Carry:
+        """See :class:`worldloom.core.protocol.RemembersActions`."""
+        given = {name: self._tensor(value) for name, value in action.items()}
+        return {**carry, "action": self._out(self.networks.actor.layout.encode(given))}
+
     def decide_through(self, wrap: Callable[[Decide], Decide]) -> None:
         """See :class:`worldloom.core.protocol.Capturable`."""
         self._decide = wrap(self._decide)

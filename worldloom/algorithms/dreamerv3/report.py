@@ -14,6 +14,7 @@ from torch import Tensor
 from worldloom.algorithms.dreamerv3.layout import ImageKey
 from worldloom.algorithms.dreamerv3.model import ModelBatch, WorldModel
 from worldloom.algorithms.dreamerv3.rssm import Posterior, State
+from worldloom.core.pixel_text import HEIGHT, with_margin
 from worldloom.nn.functional import symexp
 
 __all__ = ["curves", "open_loop", "open_loop_videos"]
@@ -26,6 +27,8 @@ RED = (255, 0, 0)
 GREY = (70, 70, 70)
 WHITE = (255, 255, 255)
 ORANGE = (255, 150, 0)
+ROWS = ("truth", "model", "error")
+CURVES_KEY = "white truth, orange model; green border: seen, red: imagined"
 PANEL = 48
 STRIDE = 6
 """Height of a panel of curves and width of a step in it, pixels."""
@@ -67,9 +70,10 @@ def open_loop_videos(
         generator: Of the latent samples.
 
     Returns:
-        Image key -> uint8 frames [length, 3 H, B W, 3]: truth, model, error from top to bottom,
-        sequences side by side. Frames of the filtered half have a green border around model and
-        error, predicted ones a red border. Key of numbers -> [1, Y, X, 3], see :func:`curves`.
+        Image key -> uint8 frames of [3 H, B W, 3] with a margin: truth, model, error from top to
+        bottom by name, sequences side by side, above them the step. Frames of the filtered half
+        have a green border around model and error, imagined ones a red border. Key of numbers ->
+        [1, Y, X, 3], see :func:`curves`, with the scale of every number.
     """
     rows = min(len(batch.reward), MAX_SEQUENCES)
     short = batch._replace(
@@ -82,14 +86,17 @@ def open_loop_videos(
     deter, stoch = open_loop(model, short, length // 2, generator)
     raw = model.dec.raw(deter.flatten(0, 1), stoch.flatten(0, 1))
     videos = {
-        key.name: _frames(key, short.obs[key.name], raw[key.name], length)
+        key.name: _labelled(
+            _frames(key, short.obs[key.name], raw[key.name], length), key.height, length
+        )
         for key in model.obs_layout.images
     }
     for key in model.obs_layout.vectors:
         if not key.classes:
             truth = short.obs[key.name].reshape(rows, length, -1).float()
             predicted = symexp(raw[key.name].float()).reshape(rows, length, -1)
-            videos[key.name] = curves(truth.cpu().numpy(), predicted.cpu().numpy(), length // 2)
+            picture = curves(truth.cpu().numpy(), predicted.cpu().numpy(), length // 2)
+            videos[key.name] = with_margin(picture, _scales(truth.cpu().numpy()), [CURVES_KEY])
     return videos
 
 
@@ -109,23 +116,54 @@ def curves(truth: np.ndarray, predicted: np.ndarray, context: int) -> np.ndarray
     Returns:
         uint8 [1, Y, X, 3].
     """
+    low, high = _ends(truth)
     truth, predicted = (np.where(np.isfinite(values), values, 0.0) for values in (truth, predicted))
-    low = truth.min((0, 1))
-    high = truth.max((0, 1))
-    margin = np.maximum((high - low) / 2, 1e-6)
     rows = []
     for v in range(min(truth.shape[2], MAX_NUMBERS)):
-        scale = (low[v] - margin[v], high[v] + margin[v])
         rows.append(
             np.concatenate(
                 [
-                    _panel(t[:, v], p[:, v], scale, context)
+                    _panel(t[:, v], p[:, v], (low[v], high[v]), context)
                     for t, p in zip(truth, predicted, strict=True)
                 ],
                 1,
             )
         )
     return np.concatenate(rows)[None]
+
+
+def _ends(truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of the scale of every number, [V] each."""
+    truth = np.where(np.isfinite(truth), truth, 0.0)
+    low = truth.min((0, 1))
+    high = truth.max((0, 1))
+    margin = np.maximum((high - low) / 2, 1e-6)
+    return low - margin, high + margin
+
+
+def _scales(truth: np.ndarray) -> list[tuple[int, str]]:
+    """Beside every panel: the number's index, and between what its scale goes."""
+    labels = []
+    for v, (low, high) in enumerate(list(zip(*_ends(truth), strict=True))[:MAX_NUMBERS]):
+        down = v * PANEL
+        labels += [
+            (down + BORDER, f"{high:.4g}"),
+            (down + (PANEL - HEIGHT) // 2, f"[{v}]"),
+            (down + PANEL - HEIGHT - BORDER, f"{low:.4g}"),
+        ]
+    return labels
+
+
+def _labelled(frames: np.ndarray, height: int, length: int) -> np.ndarray:
+    """Frames of one image key with the names of their rows and the step."""
+    middle = (height - HEIGHT) // 2
+    names = [(place * height + middle, name) for place, name in enumerate(ROWS)]
+    context = length // 2
+    steps = [
+        f"step {t + 1}: seen" if t < context else f"step {t + 1}: imagined, {t + 1 - context} ahead"
+        for t in range(length)
+    ]
+    return with_margin(frames, names, steps)
 
 
 def _panel(

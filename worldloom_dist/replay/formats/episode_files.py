@@ -4,6 +4,7 @@ format, chosen by the name of the file.
     FILE.npz          the library's own (``ReplayBuffer.save``): one array of each kind
     FILE.parquet      every column of every row, as stored; needs pyarrow, which Ray brings
     minari:NAME-v0    a Minari dataset on this machine; needs the extra ``minari``
+    rllib:FOLDER      episodes that RLlib recorded, or reads (``SingleAgentEpisode``)
 
 Inside there is one shape only: an episode is the rows of ``core.sequence``, from its ``is_first``
 row to its last one. numpy only.
@@ -21,9 +22,12 @@ from worldloom.core.sequence import Rows
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.replay.formats.episode_rows import EpisodeFile
 
-__all__ = ["MINARI", "open_episodes", "write_episode_file"]
+__all__ = ["SOURCES", "open_episodes", "source_files", "whole_name", "write_episode_file"]
 
 MINARI = "minari:"
+RLLIB = "rllib:"
+SUFFIXES = ("npz", "parquet")
+SOURCES = "FILE.npz, FILE.parquet, minari:NAME-v0 or rllib:FOLDER"
 WRONG_NAMES = {
     errno.EACCES,
     errno.EEXIST,
@@ -64,6 +68,10 @@ def _open(kind: str, source: str) -> EpisodeFile:
         from worldloom_dist.replay.formats.parquet import read_parquet
 
         return read_parquet(Path(source))
+    if kind == "rllib":
+        from worldloom_dist.replay.formats.rllib import read_rllib
+
+        return read_rllib(Path(source.removeprefix(RLLIB)))
     from worldloom_dist.replay.formats.minari import read_minari
 
     return read_minari(source.removeprefix(MINARI))
@@ -73,6 +81,32 @@ def _guarded(source: str, episodes: Iterator[Rows]) -> Iterator[Rows]:
     """The episodes, with one kind of error for whatever a file makes its reader raise."""
     with reading(source, "is damaged in the middle, or of another space than it says"):
         yield from episodes
+
+
+def whole_name(source: str) -> str:
+    """The same source, as a process that runs in another folder names it."""
+    if source.startswith(MINARI):
+        return source
+    scheme = RLLIB if source.startswith(RLLIB) else ""
+    return f"{scheme}{Path(source.removeprefix(scheme)).absolute()}"
+
+
+def source_files(source: str) -> list[Path]:
+    """The files that hold its numbers.
+
+    Raises:
+        CheckpointError: If a dataset or folder has none.
+        MissingDependencyError: If finding them needs a package that is not installed.
+    """
+    if source.startswith(MINARI):
+        from worldloom_dist.replay.formats.minari import minari_files
+
+        return minari_files(source.removeprefix(MINARI))
+    if source.startswith(RLLIB):
+        from worldloom_dist.replay.formats.rllib import rllib_files
+
+        return rllib_files(Path(source.removeprefix(RLLIB)))
+    return [Path(source)]
 
 
 def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
@@ -90,7 +124,7 @@ def write_episode_file(target: str, env: EnvSpec, episodes: Iterable[Rows]) -> N
         MissingDependencyError: If the format needs a package that is not installed.
     """
     kind = _kind(target)
-    if kind != "minari" and Path(target).is_dir():
+    if kind in SUFFIXES and Path(target).is_dir():
         raise ConfigurationError(
             f"{target}: is a folder; name a file, for example {Path(target) / f'data.{kind}'}"
         )
@@ -116,6 +150,10 @@ def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> No
         from worldloom_dist.replay.formats.parquet import write_parquet
 
         write_parquet(Path(target), env, episodes)
+    elif kind == "rllib":
+        from worldloom_dist.replay.formats.rllib import write_rllib
+
+        write_rllib(Path(target.removeprefix(RLLIB)), env, episodes)
     else:
         from worldloom_dist.replay.formats.minari import write_minari
 
@@ -125,9 +163,9 @@ def _write(kind: str, target: str, env: EnvSpec, episodes: Iterable[Rows]) -> No
 def _kind(name: str) -> str:
     if name.startswith(MINARI) and len(name) > len(MINARI):
         return "minari"
+    if name.startswith(RLLIB) and len(name) > len(RLLIB):
+        return "rllib"
     suffix = Path(name).suffix.lower().removeprefix(".")
-    if suffix in ("npz", "parquet"):
+    if suffix in SUFFIXES:
         return suffix
-    raise ConfigurationError(
-        f"{name!r} is no known kind of file; use FILE.npz, FILE.parquet or minari:NAME-v0"
-    )
+    raise ConfigurationError(f"{name!r} is no known kind of file; use {SOURCES}")

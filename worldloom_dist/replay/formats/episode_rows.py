@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from worldloom.core.sequence import Rows
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.training.casting import convert
 
-__all__ = ["EpisodeFile", "check_whole", "fit_rows", "single_key"]
+__all__ = ["EpisodeFile", "bare", "check_whole", "fit_rows", "gym_space", "single_key"]
 
 UNIT = 1.0 + 1e-5
 """Continuous actions lie in [-1, 1], up to rounding."""
@@ -171,3 +172,21 @@ def check_whole(rows: Rows, source: str) -> None:
             0.0,
             float(rows["reward"][0]),
         )
+
+
+def bare(group: Any) -> Any:
+    """The only entry of a group, or the group."""
+    return next(iter(group.values())) if len(group) == 1 else dict(group)
+
+
+def gym_space(spec: ArraySpec, *, low: float) -> Any:
+    """The Gymnasium space of a column's values; continuous ones reach from ``low`` to ``-low``."""
+    from gymnasium import spaces
+
+    if spec.is_discrete and not spec.shape:
+        return spaces.Discrete(spec.num_classes[0])
+    if spec.is_discrete:
+        return spaces.MultiDiscrete(np.array(spec.num_classes).reshape(spec.shape))
+    if spec.dtype == "uint8":
+        return spaces.Box(0, 255, spec.shape, np.uint8)
+    return spaces.Box(low, -low, spec.shape, np.dtype(spec.dtype).type)

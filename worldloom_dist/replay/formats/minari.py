@@ -27,8 +27,8 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
 )
 from worldloom.core.sequence import Rows, rows_from_gym, rows_to_gym
-from worldloom.core.specs import ArraySpec, EnvSpec
-from worldloom_dist.replay.formats.episode_rows import EpisodeFile, check_whole
+from worldloom.core.specs import EnvSpec
+from worldloom_dist.replay.formats.episode_rows import EpisodeFile, bare, check_whole, gym_space
 
 __all__ = ["minari_files", "read_minari", "write_minari"]
 
@@ -74,8 +74,8 @@ def write_minari(name: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
     from gymnasium import spaces
     from minari.data_collector import EpisodeBuffer
 
-    observations = {key: _space(spec, low=-np.inf) for key, spec in env.obs.items()}
-    actions = {key: _space(spec, low=-1.0) for key, spec in env.action.items()}
+    observations = {key: gym_space(spec, low=-np.inf) for key, spec in env.obs.items()}
+    actions = {key: gym_space(spec, low=-1.0) for key, spec in env.action.items()}
     buffers: list[Any] = []
     for rows in episodes:
         check_whole(rows, name)
@@ -98,10 +98,10 @@ def write_minari(name: str, env: EnvSpec, episodes: Iterable[Rows]) -> None:
         minari.create_dataset_from_buffers(
             name,
             buffer=buffers,
-            observation_space=_bare(observations)
+            observation_space=bare(observations)
             if len(observations) == 1
             else spaces.Dict(observations),
-            action_space=_bare(actions) if len(actions) == 1 else spaces.Dict(actions),
+            action_space=bare(actions) if len(actions) == 1 else spaces.Dict(actions),
             description=(
                 f"rows of {env.name} as worldloom stores them; continuous actions lie in [-1, 1]"
             ),
@@ -199,26 +199,9 @@ def _episodes(
         opened.notes.append(f"{unmarked} episodes have no end in the file; they count as truncated")
 
 
-def _bare(group: Any) -> Any:
-    """The only entry of a group, or the group."""
-    return next(iter(group.values())) if len(group) == 1 else dict(group)
-
-
 def _in_dtypes_of(spaces: Any, values: Any) -> Any:
     """Arrays in the dtypes that their spaces have, which Arrow insists on."""
-    return _bare({key: np.asarray(value, spaces[key].dtype) for key, value in values.items()})
-
-
-def _space(spec: ArraySpec, *, low: float) -> Any:
-    from gymnasium import spaces
-
-    if spec.is_discrete and not spec.shape:
-        return spaces.Discrete(spec.num_classes[0])
-    if spec.is_discrete:
-        return spaces.MultiDiscrete(np.array(spec.num_classes).reshape(spec.shape))
-    if spec.dtype == "uint8":
-        return spaces.Box(0, 255, spec.shape, np.uint8)
-    return spaces.Box(low, -low, spec.shape, np.dtype(spec.dtype).type)
+    return bare({key: np.asarray(value, spaces[key].dtype) for key, value in values.items()})
 
 
 def _minari() -> Any:

@@ -20,6 +20,7 @@ from worldloom.algorithms.dreamerv3.report import PANEL, STRIDE, curves
 from worldloom.algorithms.dreamerv3.spec import LATENT_DETER, LATENT_STOCH
 from worldloom.algorithms.registry import make_agent, make_agent_config, make_policy
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
+from worldloom.core.pixel_text import GAP, HEIGHT, text_size
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.training.checkpoints import load_tree, save_tree
@@ -256,13 +257,17 @@ def test_report_shows_truth_model_and_error_with_context_marked() -> None:
     batch = random_batch(agent, env)
     state = agent.state_dict()
     videos = agent.report(batch)
-    assert {name: video.shape for name, video in videos.items()} == {
-        "camera": (4, 96, 96, 3),
-        "depth": (4, 120, 64, 3),
-        "joints": (1, 5 * PANEL, 2 * 4 * STRIDE, 3),
-    }
-    camera = videos["camera"]
-    assert camera.dtype == np.uint8
+    top, left = HEIGHT + 2 * GAP, text_size("truth")[1] + 2 * GAP
+    assert [len(videos[name]) for name in ("camera", "depth", "joints")] == [4, 4, 1]
+    assert videos["depth"].shape[1] == top + 120
+    assert videos["joints"].shape[1] == top + 5 * PANEL
+    assert videos["camera"].dtype == np.uint8
+    labelled = videos["camera"]
+    assert labelled[0, :top].any()
+    assert not np.array_equal(labelled[0, :top], labelled[3, :top]), "it says the step"
+    assert labelled[0, top:, :left].any(), "rows have names"
+    camera = labelled[:, top:, left : left + 96]
+    assert camera.shape == (4, 96, 96, 3)
     np.testing.assert_array_equal(camera[:, :32, :48], batch.obs["camera"][0, 1:5])
     assert [tuple(frame[32, 0]) for frame in camera] == [(0, 255, 0)] * 2 + [(255, 0, 0)] * 2
     assert all(np.array_equal(frames, videos[name]) for name, frames in agent.report(batch).items())

@@ -1,0 +1,319 @@
+"""Write the tables of ``docs/results.md`` from the files in ``benchmarks/results``.
+
+    python docs/write_results.py            # rewrites the page between its markers
+    python docs/write_results.py --print    # prints the tables
+
+A number that a page quotes comes from a file here; a test holds the page, and the sentence of the
+README, equal to what this prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/results.md"
+CURVES = ROOT / "docs/curves"
+MARK = "<!-- {name} -->"
+Row = tuple[str, str, str]
+"""What was measured, what came out, and the file."""
+
+
+def load(name: str) -> Any:
+    """A result."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def curve(name: str) -> list[dict[str, Any]]:
+    """Records of a curve."""
+    lines = (RESULTS / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def updates_of_tdmpc2() -> Row:
+    """Beside the authors' code."""
+    (entry,) = (e for e in load("tdmpc2_2threads")["entries"] if e["preset"] == "5m")
+    update = entry["speedup_update"]["wall_ms_median"]
+    plan = entry["speedup_plan_1"]["wall_ms_median"]
+    said = f"{update:.2f}x its updates/s, {plan:.2f}x its plans/s"
+    return "TD-MPC2 5m beside the authors' code, two threads, eager", said, "tdmpc2_2threads.json"
+
+
+def shares_of_dreamerv3(size: str) -> tuple[float, float]:
+    """Time of an update over the fastest peer's, from vectors and from pixels."""
+    found = load("dreamerv3")
+    shares = []
+    for kind in ("vec", "img"):
+        ours = found["results"][f"update {kind} {size}"]["wall_ms"]["median"]
+        shares.append(ours / min(found["peers_median_ms"][f"update {kind} {size}"].values()))
+    return shares[0], shares[1]
+
+
+def updates_of_dreamerv3() -> Row:
+    """Beside three other implementations."""
+    small, large = shares_of_dreamerv3("size1m"), shares_of_dreamerv3("size12m")
+    said = (
+        f"{small[0]:.2f}x / {small[1]:.2f}x the time at size1m (vectors / pixels), "
+        f"{large[0]:.2f}x / {large[1]:.2f}x at size12m"
+    )
+    what = "DreamerV3 update beside the fastest of three other implementations, one thread"
+    return what, said, "dreamerv3.json"
+
+
+def acting() -> Row:
+    """Beside the bare env."""
+    found = load("actors")["rollout"]
+    parts = []
+    for name, label in (
+        ("atari", "Atari"),
+        ("half_cheetah", "HalfCheetah"),
+        ("pendulum", "Pendulum"),
+    ):
+        turns = found[name]["share_of_bare_rate_in_turns"]
+        parts.append(f"{label} {found[name]['share_of_bare_rate']:.2f} ({median(turns):.2f})")
+    said = ", ".join(parts)
+    what = "Env rows through the whole path into replay, share of the bare env's rate: best turn of each side (median of nine turns)"
+    return what, said, "actors.json"
+
+
+def sampling() -> Row:
+    """Beside Sample Factory."""
+    found = load("sampling")
+    pong = found["pong"]
+    said = (
+        f"Pong {pong['over_sample_factory_pong']:.2f}x ({pong['over_sample_factory_pong_area']:.2f}x when its "
+        f"images are shrunk in a cheaper way), HalfCheetah "
+        f"{found['half_cheetah']['over_sample_factory_half_cheetah']:.1f}x"
+    )
+    what = "Rows per second beside Sample Factory's sampler, 16 envs, random actions, median of three turns"
+    return what, said, "sampling.json"
+
+
+def replay(windows: str, what: str) -> Row:
+    """Beside dm-reverb."""
+    found = load("replay_ray")["mixed"]
+    parts = []
+    for data, label in (("atari", "Atari frames"), ("noise", "noise")):
+        few, many = (
+            found[f"{data}_{pair}"][windows]["ours_over_reverb"]["both"]
+            for pair in ("1_writers_1_samplers", "8_writers_2_samplers")
+        )
+        parts.append(f"{label} {few:.1f}x and {many:.1f}x")
+    return what, "; ".join(parts), "replay_ray.json"
+
+
+def shards() -> Row:
+    """Four shards instead of one."""
+    found = load("replay_shards")["shards"]
+    writers = found["4_writers"]["4_over_1"]["insert_mb_per_s"]
+    sampler = found["1_sampler"]["4_over_1"]["sample_mb_per_s"]
+    beside = found["1_sampler_beside_20000_rows_per_s"]["4_over_1"]["sample_mb_per_s"]
+    said = (
+        f"writers {writers:.2f}x, a sampler {sampler:.2f}x, one beside writers of 20,000 rows/s "
+        f"{beside:.2f}x"
+    )
+    return "Four shards on two cores instead of one, Atari frames", said, "replay_shards.json"
+
+
+def central() -> Row:
+    """What a request adds."""
+    found = load("central")["overhead"]
+    said = f"{found['added_ms_p50_without_model_and_max_wait']:.1f} ms at the median"
+    what = (
+        "What a central inference server adds to a decision, "
+        f"{found['workers']} workers with {found['envs_per_worker']} envs each"
+    )
+    return what, said, "central.json"
+
+
+def learner() -> Row:
+    """Live beside staged."""
+    found = load("learner")
+    live = found["live"]
+    turns = live["live_over_staged_in_turns"]
+    said = (
+        f"{live['live_over_staged']:.2f} ({min(turns):.2f} to {max(turns):.2f} in {len(turns)} turns); "
+        f"waits for data {live['share_wait_data']:.1%} of its time, publishes "
+        f"{live['share_publish']:.1%}; a checkpoint stops it for "
+        f"{found['staged']['checkpoint_stall_ms_median']:.1f} ms"
+    )
+    what = "A learner beside live actors, share of the updates it makes on a batch that is ready"
+    return what, said, "learner.json"
+
+
+def shard_kills() -> Row:
+    """A killed shard."""
+    found = load("shard_recovery")
+    pause, back = found["longest_pause_s"], found["back_after_s"]
+    said = (
+        f"a sampler waits {1000 * pause['median']:.0f} ms for its next batch (longest "
+        f"{1000 * pause['longest']:.0f} ms), and draws from the shard again after "
+        f"{back['median']:.1f} s (longest {back['longest']:.1f} s)"
+    )
+    what = f"A killed shard of two, {found['rows_per_shard']:,} rows each, {found['kills']} kills"
+    return what, said, "shard_recovery.json"
+
+
+def recovery() -> Row:
+    """Killed workers and hung envs."""
+    found = load("recovery")
+    worker = found["worker_killed_to_rows_of_its_successor"]
+    hung = found["env_hung_to_rows_of_the_next"]
+    said = (
+        f"rows of a killed worker's successor after {worker['median_s']:.1f} s (longest "
+        f"{worker['longest_s']:.1f} s), of a hung env's after its deadline of {hung['deadline_s']:.0f} s "
+        f"and {hung['median_s'] - hung['deadline_s']:.1f} s more "
+        f"({hung['longest_s'] - hung['deadline_s']:.1f} s)"
+    )
+    return "Two minutes of misbehaving envs and killed processes", said, "recovery.json"
+
+
+def scale() -> Row:
+    """64 workers."""
+    found = load("scale")
+    said = (
+        f"all have stored rows after {found['all_workers_have_stored_rows_after_s']:.0f} s; "
+        f"{found['worker_pss_mb']['median']:.0f} MB each (PSS)"
+    )
+    return f"{found['workers']} workers on {found['machine']['cores']} cores", said, "scale.json"
+
+
+def soak() -> Row:
+    """Half an hour with a full replay."""
+    found = load("soak")
+    grown = max(role["memory_mb_grown"] for role in found["growth"].values())
+    said = f"no process grew by more than {grown:.1f} MB; {found['summary']['rows']['evicted']:,} rows evicted"
+    return f"{found['minutes']:.0f} minutes with a full replay", said, "soak.json"
+
+
+def swingup() -> Row:
+    """One seed of a DMC task."""
+    records = curve("tdmpc2_cartpole_swingup")
+    at = {r["env_steps"] // 2: r["return"] for r in records if r["kind"] == "episode"}
+    (evaluated,) = (record for record in records if record["kind"] == "eval")
+    early = [at[decisions] for decisions in (3000, 3500, 4000, 4500)]
+    said = (
+        f"training episodes of {early[0]:.1f}, {early[1]:.1f}, {early[2]:.1f} and {early[3]:.1f} at 3,000 to "
+        f"4,500 decisions, {at[7500]:.1f} and {at[8000]:.1f} at 7,500 and 8,000; one evaluation, at "
+        f"{evaluated['env_steps'] // 2:,}: {mean(evaluated['returns']):.1f}"
+    )
+    what = "`tdmpc2:1m` on `dmc:cartpole-swingup`, one seed"
+    return what, said, "tdmpc2_cartpole_swingup.jsonl"
+
+
+def last_evaluation(name: str, what: str) -> Row:
+    """The last evaluation of a curve."""
+    evaluated = [record for record in curve(name) if record["kind"] == "eval"][-1]
+    returns = evaluated["returns"]
+    said = (
+        f"{mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f}) over {len(returns)} episodes "
+        f"at {evaluated['env_steps']:,} env steps"
+    )
+    return what, said, f"{name}.jsonl"
+
+
+SPEED: list[Callable[[], Row]] = [
+    updates_of_tdmpc2,
+    updates_of_dreamerv3,
+    acting,
+    sampling,
+    lambda: replay(
+        "never_overlapping",
+        "Replay through Ray beside dm-reverb, MB/s in and out, windows that never overlap, journal "
+        "on: 1 writer and 1 sampler, 8 and 2",
+    ),
+    lambda: replay("any_start", "the same, a window may begin at any row"),
+    shards,
+    central,
+    learner,
+    shard_kills,
+    recovery,
+    scale,
+    soak,
+]
+RETURNS: list[Callable[[], Row]] = [
+    lambda: last_evaluation("quick_pendulum_ray", "`--preset quick` (`tdmpc2:ci` on Pendulum-v1)"),
+    lambda: last_evaluation("dreamerv3_cartpole", "`dreamerv3:ci` on CartPole-v1"),
+    lambda: last_evaluation("dreamerv3_pixel_toy", "`dreamerv3:ci` on the pixel toy"),
+    swingup,
+]
+TABLES = {"speed": SPEED, "returns": RETURNS}
+
+
+def machine(name: str) -> str:
+    """CPU and load of a result, where its file has them."""
+    if not name.endswith(".json"):
+        return ""
+    found = load(name.removesuffix(".json"))
+    facts = found.get("machine") or found.get("context", {}).get("machine", {})
+    load_at_start = facts.get("load", facts.get("load_average", [None])[0])
+    cpu = re.sub(r"\(R\)| Processor", "", facts.get("cpu", ""))
+    return f"{cpu}, load {float(load_at_start):.1f}" if load_at_start is not None else cpu
+
+
+def table(rows: Iterable[Callable[[], Row]]) -> str:
+    """As Markdown."""
+    lines = ["| What | Result | File |", "|---|---|---|"]
+    for row in rows:
+        what, said, name = row()
+        where = machine(name)
+        lines.append(f"| {what} | {said} | `{name}`{f' ({where})' if where else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme_sentence() -> str:
+    """What the README says of speed."""
+    (entry,) = (e for e in load("tdmpc2_2threads")["entries"] if e["preset"] == "5m")
+    vectors, pixels = shares_of_dreamerv3("size12m")
+    return (
+        f"TD-MPC2 5m makes {entry['speedup_update']['wall_ms_median']:.2f}x the updates/s and "
+        f"{entry['speedup_plan_1']['wall_ms_median']:.2f}x the plans/s of its authors' code, and a DreamerV3 "
+        f"update takes {vectors:.2f}x (vectors) and {pixels:.2f}x (pixels) of the time of the fastest of "
+        "three other implementations, at size12m."
+    )
+
+
+def written(page: str) -> str:
+    """The page with its tables as the files say."""
+    for name, rows in TABLES.items():
+        mark = re.escape(MARK.format(name=name))
+        end = re.escape(MARK.format(name=f"/{name}"))
+        page, count = re.subn(
+            rf"({mark}\n).*?({end})",
+            lambda found, rows=rows: found[1] + table(rows) + found[2],
+            page,
+            flags=re.DOTALL,
+        )
+        assert count == 1, name
+    return page
+
+
+def pictures(page: str) -> list[str]:
+    """Curves that the page shows: copies, because a site holds only what lies below ``docs``."""
+    return re.findall(r"\(curves/([\w.]+)\)", page)
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write docs/results.md from benchmarks/results.")
+    parser.add_argument("--print", action="store_true", help="print the tables only")
+    if parser.parse_args().print:
+        print("\n".join([*(table(rows) for rows in TABLES.values()), readme_sentence()]))
+    else:
+        PAGE.write_text(written(PAGE.read_text()))
+        for name in pictures(PAGE.read_text()):
+            shutil.copyfile(RESULTS / name, CURVES / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The page over HTTP: beside the metrics, behind their password, read-only."""
+
+import contextlib
+import gzip
+import json
+import re
+import urllib.error
+import urllib.request
+
+from tests.worldloom_dist.browser import drawn, needs_browser
+from tests.worldloom_dist.written_runs import write_run
+from worldloom_dist.metrics.endpoint import serve
+from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.page.app import PageApp, page_html
+
+
+@contextlib.contextmanager
+def served(folder, secret=""):
+    server, port = serve(MetricsHub("r1"), "127.0.0.1", 0, secret, PageApp(folder))
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(url, method="GET", **headers):
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, headers=names, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def test_page_numbers_and_films_are_served_beside_the_metrics(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    (folder / "videos" / "best-0.gif").write_bytes(bytes(range(100)))
+    with served(folder) as url:
+        code, headers, body = ask(url + "/")
+        assert (code, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert body.decode() == page_html()
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        code, headers, body = ask(url + "/run.json")
+        assert json.loads(body)["run"]["name"] == "run"
+        assert ask(url + "/run.json", If_None_Match=headers["ETag"])[0] == 304
+        squeezed = ask(url + "/run.json", Accept_Encoding="gzip")[2]
+        assert json.loads(gzip.decompress(squeezed))["run"]["name"] == "run"
+        code, headers, body = ask(url + "/films/best-0.gif")
+        assert (code, headers["Content-Type"], body) == (200, "image/gif", bytes(range(100)))
+        code, headers, body = ask(url + "/films/best-0.gif", Range="bytes=90-")
+        assert (code, headers["Content-Range"], body) == (
+            206,
+            "bytes 90-99/100",
+            bytes(range(90, 100)),
+        )
+        assert ask(url + "/films/best-0.gif", Range="bytes=-5")[2] == bytes(range(95, 100))
+        assert ask(url + "/films/best-0.gif", Range="bytes=100-")[0] == 416
+        assert b"worldloom_run_info" in ask(url + "/metrics")[2]
+        assert ask(url + "/", "HEAD")[2] == b""
+
+
+def test_nothing_else_of_the_folder_is_served_and_nothing_is_taken(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    (folder / "videos" / "index.jsonl").write_text("{}")
+    (folder / "videos" / "link.gif").symlink_to(folder / "config.json")
+    with served(folder) as url:
+        for path in (
+            "config.json",
+            "films/",
+            "films/../config.json",
+            "films/%2e%2e%2fconfig.json",
+            "films/index.jsonl",
+            "films/link.gif",
+            "run.json/",
+        ):
+            assert ask(f"{url}/{path}")[0] == 404, path
+        for method in ("POST", "PUT", "DELETE"):
+            assert ask(url + "/run.json", method)[0] == 404
+
+
+def test_the_password_of_the_metrics_guards_the_page(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with served(folder, "user:s3cret-word") as url:
+        for path in ("/", "/run.json", "/films/x.gif"):
+            code, headers, body = ask(url + path)
+            assert code == 401
+            assert headers["WWW-Authenticate"].startswith("Basic")
+            assert b"run" not in body.split(b":", 1)[0]
+        assert ask(url + "/run.json", Authorization="Basic dXNlcjpzM2NyZXQtd29yZA==")[0] == 200
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path):
+    with served(tmp_path / "nothing") as url:
+        code, _, body = ask(url + "/run.json")
+        assert code == 503
+        assert b"cannot be read here" in body
+
+
+def test_the_page_is_one_file_that_asks_no_one_else():
+    html = page_html()
+    outside = re.findall(r"https?://(?!www\.w3\.org/2000/svg)[^\s'\"]+", html)
+    assert not outside
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"'](?!data:)", html)
+    assert "innerHTML" not in html, "texts of a run are never read as HTML"
+
+
+@needs_browser
+def test_a_browser_shows_the_run_that_it_asks_for(tmp_path):
+    folder = write_run(tmp_path / "a-live-run", share=0.5)
+    with served(folder) as url:
+        text = drawn(url + "/", tmp_path)
+    assert ">a-live-run</h1>" in text
+    assert ">running</span>" in text
+    assert "2,500 of 5,000 env steps" in text

@@ -1,0 +1,107 @@
+"""``worldloom report``: the page of a run as one file."""
+
+import json
+import re
+
+import pytest
+
+from tests.worldloom_dist.browser import drawn, needs_browser
+from tests.worldloom_dist.written_runs import write_run
+from worldloom_dist.report import main, report_html
+
+
+def state_of(html):
+    text = re.search(r'<script id="state" type="application/json">(.*?)</script>', html, re.DOTALL)[
+        1
+    ]
+    return json.loads(text)
+
+
+def test_the_report_has_everything_inside(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", summary={"status": "stopped"})
+    (folder / "videos").mkdir()
+    for number in range(3):
+        (folder / "videos" / f"eval-00000{number}000-0.gif").write_bytes(b"GIF89a")
+    assert main([str(folder), "-o", str(tmp_path / "r.html"), "--films", "2"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/r.html\n"
+    state = state_of((tmp_path / "r.html").read_text())
+    assert state["view"]["status"] == "stopped"
+    assert [film["url"] for film in state["films"]] == ["data:image/gif;base64,R0lGODlh"] * 2
+    assert state["films_left_out"] == 1
+
+
+def test_no_text_of_a_run_becomes_code(tmp_path):
+    bad = "</script><script>alert(1)</script>"
+    folder = write_run(tmp_path / "run", summary={"status": "failed", "error": bad})
+    html = report_html(folder)
+    assert bad not in html
+    assert state_of(html)["view"]["error"] == bad
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{tmp}/nothing"], "holds no run"),
+        (["{tmp}/run", "-o", "{tmp}/no/r.html"], "cannot be written"),
+        (["{tmp}/run", "--films", "-1"], "films must be"),
+        (["{tmp}/damaged"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_sentence(tmp_path, capsys, words, message):
+    write_run(tmp_path / "run")
+    (write_run(tmp_path / "damaged") / "summary.json").write_text("{")
+    assert main([word.format(tmp=tmp_path) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@needs_browser
+@pytest.mark.parametrize("case", ["completed", "failed", "empty", "offline"])
+def test_a_browser_draws_the_page(tmp_path, case):
+    made = {
+        "completed": {"summary": {"status": "completed"}},
+        "failed": {
+            "share": 0.5,
+            "summary": {"status": "failed", "error": "TrainingError: it broke"},
+        },
+        "empty": {"records": 0},
+        "offline": {
+            "config": {"env": {"env": "none"}, "replay": {"capacity_steps": 9, "load": "data.npz"}}
+        },
+    }
+    page = tmp_path / "page.html"
+    page.write_text(report_html(write_run(tmp_path / "a-run", **made[case])))
+    text = drawn(page.as_uri(), tmp_path)
+    assert ">a-run</h1>" in text
+    assert text.count("<svg") >= {"completed": 9, "failed": 9, "empty": 0, "offline": 6}[case]
+    expected = {
+        "completed": ["evaluation, mean", "learner-bound at 96 %", "None: nothing failed"],
+        "failed": ["TrainingError: it broke", "took"],
+        "empty": ["No episode has ended yet", "due at 1,000 env steps", "No update yet"],
+        "offline": ["10,000 of 10,000 updates", "data.npz, offline"],
+    }
+    for words in expected[case]:
+        assert words in text, words
+
+
+@needs_browser
+def test_a_pointer_over_a_curve_reads_all_of_them(tmp_path):
+    """Every chart has the same place marked; the one below the pointer says its values."""
+    html = report_html(write_run(tmp_path / "run", records=100))
+    points = """<script>setTimeout(() => {
+        const curve = document.querySelector(".chart svg"), box = curve.getBoundingClientRect();
+        const place = { clientX: box.left + box.width / 2, clientY: box.top + 40, bubbles: true };
+        curve.dispatchEvent(new MouseEvent("mousemove", place));
+    }, 300)</script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("</body>", points))
+    tips = re.findall(
+        r'<div class="tip number"([^>]*)>(.*?)</div></div></div>', drawn(page.as_uri(), tmp_path)
+    )
+    shown = [text for attributes, text in tips if "hidden" not in attributes]
+    assert len(shown) == 1
+    assert len(tips) > 5
+    assert "env steps" in shown[0]
+    assert "training" in shown[0]
+    assert "evaluation, mean" in shown[0]

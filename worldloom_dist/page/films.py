@@ -1,0 +1,74 @@
+"""The films and pictures in a run's ``videos`` folder, the newest first."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["TYPES", "film_path", "films_of"]
+
+TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg"}
+MOST_FILMS = 8
+COMPLETE_AFTER_S = 1.0
+EVALUATION = re.compile(r"eval-(\d+)-(\d+)")
+IMAGINED = re.compile(r"open_loop-(.+)-(\d+)")
+
+
+def films_of(folder: Path, most: int = MOST_FILMS, *, is_live: bool = True) -> list[dict[str, Any]]:
+    """The newest of every kind of film first, then others by age.
+
+    Args:
+        folder: ``videos`` of a run.
+        most: How many.
+        is_live: True where a film may still be being written: one of this second is left out.
+
+    Returns:
+        ``file``, ``url`` below the page, ``caption`` and ``size_bytes`` of each.
+    """
+    found = []
+    for path in folder.glob("*") if folder.is_dir() else ():
+        if path.suffix.lower() not in TYPES or ".half." in path.name:
+            continue
+        try:
+            stat = path.stat()
+        except OSError:  # old ones are deleted
+            continue
+        if not is_live or time.time() - stat.st_mtime >= COMPLETE_AFTER_S:
+            found.append((stat.st_mtime, path, stat.st_size))
+    found.sort(key=lambda film: (-film[0], film[1].name))
+    kinds = set[str]()
+    first: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for _, path, size in found:
+        kind, caption = _kind_and_caption(path.stem)
+        facts = {
+            "file": path.name,
+            "url": f"films/{path.name}",
+            "caption": caption,
+            "size_bytes": size,
+        }
+        (others if kind in kinds else first).append(facts)
+        kinds.add(kind)
+    return [*first, *others][:most]
+
+
+def film_path(folder: Path, name: str) -> Path | None:
+    """The film of a name; None for what is none, or lies elsewhere."""
+    path = folder / name
+    is_plain = name == path.name and path.suffix.lower() in TYPES
+    return path if is_plain and path.is_file() and not path.is_symlink() else None
+
+
+def _kind_and_caption(stem: str) -> tuple[str, str]:
+    """What a film shows, and in words: ``eval-000002000-0`` is of an evaluation,
+    ``open_loop-image-0000012000`` of what the agent imagines; others were made by ``evaluate``, and
+    have the checkpoint's name.
+    """
+    if match := EVALUATION.fullmatch(stem):
+        episode = f", episode {int(match[2]) + 1}" if int(match[2]) else ""
+        return f"evaluation {match[2]}", f"evaluation at {int(match[1]):,} env steps{episode}"
+    if match := IMAGINED.fullmatch(stem):
+        return f"imagined {match[1]}", f"imagined {match[1]} at {int(match[2]):,} env steps"
+    return "other", stem

@@ -1,0 +1,255 @@
+"""What the page of a run shows, as one JSON object made from the files of the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.json_text import read_object
+from worldloom_dist.page.films import films_of
+from worldloom_dist.run.curves import EVALUATION, TRAINING, History
+from worldloom_dist.run.view import View, read_view
+
+__all__ = ["RunState"]
+
+MOST_ROWS = 300
+"""Points of a curve at least, once a run has that many; neighbours are averaged from twice that."""
+DIGITS = 5
+LOG_BYTES = 6_000
+USE_WINDOW_S = 120.0
+"""Where time goes is told of so long a stretch."""
+SPENT = {"learner": "learner_seconds_total{phase=", "workers": "actor_seconds_total{state="}
+FAULTS = {
+    "env_errors_total{reason=raised}": "envs raised an error",
+    "env_errors_total{reason=hung}": "envs hung and were ended",
+    "env_errors_total{reason=died}": "processes of envs died",
+    "learner_skipped_updates_total{reason=nonfinite}": "updates skipped: they were not finite",
+    "checkpoint_failures_total": "checkpoints could not be written",
+    "rpc_errors_total{reason=gone}": "calls failed, because the other role was gone",
+    "rpc_errors_total{reason=timeout}": "calls between roles were late",
+    "weights_pull_failures_total": "fetches of weights failed",
+}
+LOST = {
+    "lost_acked": "acknowledged rows are lost",
+    "lost_open": "rows that no acknowledgement had covered are lost",
+}
+SETTINGS = ("preset", "agent", "seed", "runtime", "workers", "envs_per_worker", "train_ratio")
+
+
+class RunState:
+    """Reads a run folder again and again, each time only what is new of its records. Thread-safe.
+
+    Args:
+        folder: Of the run.
+        is_live: True where the run itself asks, which knows that it runs.
+    """
+
+    def __init__(self, folder: Path, *, is_live: bool = False) -> None:
+        self._folder = folder
+        self._is_live = is_live
+        self._lock = threading.Lock()
+        self._begin_again()
+
+    def read(self) -> dict[str, Any]:
+        """Everything, JSON-ready.
+
+        Raises:
+            FileNotFoundError: If the folder holds no run.
+            ValueError: If its files are damaged.
+        """
+        with self._lock:
+            config = read_object(self._folder / "config.json")
+            for record in self._fresh_records():
+                self._take(record)
+            view = read_view(self._folder, is_live=self._is_live)
+            return {
+                "time": time.time(),
+                "is_live": self._is_live,
+                "view": dataclasses.asdict(view)
+                | {name: getattr(view, name) for name in ("progress", "eta_s", "is_offline")},
+                **self._curves(view),
+                "run": self._run(config),
+                "summary": self._summary,
+                "spent": self._spent_lately(),
+                "workers": self._workers(),
+                "faults": self._faults(),
+                "films": films_of(self._folder / "videos", is_live=self._is_live),
+                "log": self._log(),
+            }
+
+    def version(self) -> str:
+        """Changes when :meth:`read` would tell something new."""
+        paths = [self._folder / name for name in ("metrics.jsonl", "summary.json", "console.log")]
+        stats = [path.stat() for path in [*paths, self._folder / "videos"] if path.exists()]
+        return "-".join(f"{stat.st_mtime_ns:x}.{stat.st_size:x}" for stat in stats)
+
+    def _begin_again(self) -> None:
+        self._offset = 0
+        self._history: History | None = None
+        self._spent: deque[tuple[float, Mapping[str, Any]]] = deque()
+
+    def _fresh_records(self) -> Iterator[dict[str, Any]]:
+        """Whole lines that came since the last call."""
+        path = self._folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        if path.stat().st_size < self._offset:
+            self._begin_again()
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if self._history is None:
+            self._history = self._new_history()
+        self._history.add(record)
+        stamp = record.get("time")
+        if record.get("kind") == "train" and isinstance(stamp, int | float):
+            self._spent.append((stamp, record))
+            while len(self._spent) > 2 and stamp - self._spent[1][0] >= USE_WINDOW_S:
+                self._spent.popleft()
+
+    def _new_history(self) -> History:
+        env = read_object(self._folder / "config.json")["run"]["env"]["env"]
+        return History(is_offline=env == "none", most=MOST_ROWS)
+
+    @property
+    def _summary(self) -> dict[str, Any]:
+        path = self._folder / "summary.json"
+        return read_object(path) if path.exists() else {}
+
+    def _curves(self, view: View) -> dict[str, Any]:
+        """Columns: where the rows are on every axis, then a value per row and curve."""
+        history = self._history or self._new_history()
+        rows = history.rows
+        names = [name for name in history.names if name != EVALUATION]
+        groups = {TRAINING: "return"}
+        curves = []
+        for name in names:
+            is_loss = name.startswith("loss{")
+            curve: dict[str, Any] = {
+                "name": name.removeprefix("loss{name=").rstrip("}") if is_loss else name,
+                "group": "loss" if is_loss else groups.get(name, "rate"),
+                "values": [_short(row.values.get(name)) for row in rows],
+            }
+            if any(row.count > 1 for row in rows):
+                for side in ("low", "high"):
+                    bounds = [getattr(row, side).get(name, row.values.get(name)) for row in rows]
+                    curve[side] = [_short(bound) for bound in bounds]
+            curves.append(curve)
+        evaluations = [
+            {
+                "env_steps": record["env_steps"],
+                "updates": history.place(record["env_steps"], "updates"),
+                "hours": history.place(record["env_steps"], "time"),
+                **{key: record.get(key) for key in ("return_mean", "return_std", "episodes")},
+            }
+            for record in history.evaluations
+        ]
+        return {
+            "axis": "updates" if view.is_offline else "env_steps",
+            "axes": {
+                place: [_short(getattr(row, place), 8) for row in rows]
+                for place in ("env_steps", "updates", "hours")
+            },
+            "curves": curves,
+            "evaluations": evaluations,
+        }
+
+    def _run(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What was asked for."""
+        run = config["run"]
+        command = self._folder / "command.txt"
+        versions = self._folder / "versions.txt"
+        return {
+            "name": self._folder.name,
+            "env": run["env"]["env"],
+            "eval_every": run.get("eval_every", 0),
+            "eval_episodes": run.get("eval_episodes", 0),
+            "eval_videos": run.get("eval_videos", 0),
+            "settings": {name: run[name] for name in SETTINGS if run.get(name) is not None},
+            "changed": dict(run.get("agent_overrides", {})),
+            "command": command.read_text().strip().splitlines()[-1:] if command.exists() else [],
+            "versions": versions.read_text().strip().splitlines() if versions.exists() else [],
+        }
+
+    def _spent_lately(self) -> dict[str, dict[str, float]]:
+        """Seconds by what learner and workers did, over the last minutes."""
+        if not self._spent:
+            return {}
+        first, last = (self._spent[place][1] for place in (0, -1))
+        before = first if len(self._spent) > 1 else {}
+        found = {}
+        for side, start in SPENT.items():
+            seconds = {
+                key.removeprefix(start).rstrip("}"): _difference(value, before.get(key))
+                for key, value in last.items()
+                if key.startswith(start)
+            }
+            if sum(seconds.values()) > 0:
+                found[side] = seconds
+        return found
+
+    def _workers(self) -> dict[str, int]:
+        last = self._history.last if self._history else {}
+        states = ("alive", "starting", "dead")
+        found = {state: last.get(f"workers{{state={state}}}") for state in states}
+        known = {state: int(count) for state, count in found.items() if count is not None}
+        return known | ({"wanted": int(last["workers_wanted"])} if "workers_wanted" in last else {})
+
+    def _faults(self) -> list[dict[str, Any]]:
+        """What went wrong, each with how often; empty where nothing did."""
+        summary = self._summary
+        last = self._history.last if self._history else {}
+        found: list[dict[str, Any]] = []
+        for kind, count in summary.get("restarts", {}).items():
+            if count:
+                found.append({"count": count, "what": f"restarts of {kind}s"})
+        for key, what in FAULTS.items():
+            if last.get(key):
+                found.append({"count": int(last[key]), "what": what})
+        for who, why in summary.get("quarantined", {}).items():
+            found.append({"count": 1, "what": f"{who} is not started again: {why}"})
+        if summary.get("eager"):
+            found.append({"count": 1, "what": f"updates are made eagerly: {summary['eager']}"})
+        rows = summary.get("rows", {})
+        for name, what in LOST.items():
+            if rows.get(name):
+                found.append({"count": rows[name], "what": what})
+        return found
+
+    def _log(self) -> list[str]:
+        """The last lines of ``console.log``."""
+        path = self._folder / "console.log"
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            file.seek(max(0, size - LOG_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        return lines[1:] if size > LOG_BYTES else lines
+
+
+def _difference(now: Any, before: Any) -> float:
+    is_both = isinstance(now, int | float) and isinstance(before, int | float)
+    return max(0.0, now - before) if is_both else float(now or 0.0)
+
+
+def _short(value: float | None, digits: int = DIGITS) -> float | None:
+    """A number as exact as a picture can show."""
+    return None if value is None else float(f"{value:.{digits}g}")

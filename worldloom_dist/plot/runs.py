@@ -1,0 +1,209 @@
+"""Runs as experiments: those that differ in their seed alone are seeds of one experiment, and their
+curves become one with an interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.json_text import read_object
+from worldloom.evaluation.seeds import bootstrap_interval, iqm
+from worldloom_dist.run.curves import AXES, Curve, History
+from worldloom_dist.run.view import read_records
+
+__all__ = ["Experiment", "Run", "combine", "experiments_of", "read_run"]
+
+GRID_POINTS = 200
+MAKES_AN_EXPERIMENT = (
+    "env",
+    "agent_overrides",
+    "train_ratio",
+    "envs_per_worker",
+    "replay.selector",
+)
+"""Settings that make two runs of one agent two experiments; others, as where a run is written or
+how many workers it has, do not.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, read from its folder.
+
+    Attributes:
+        folder: Its folder.
+        agent, env, seed: What it trains, where, and with which seed; of an offline run ``env`` is
+            its data.
+        settings: Of :data:`MAKES_AN_EXPERIMENT`, flat.
+        is_offline: True where there is no env.
+        history: What it has recorded.
+        summary: ``summary.json``, empty before the first.
+    """
+
+    folder: Path
+    agent: str
+    env: str
+    seed: int
+    settings: Mapping[str, Any]
+    is_offline: bool
+    history: History
+    summary: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.absolute().name
+
+    @property
+    def experiment(self) -> str:
+        """Agent and env."""
+        return f"{self.agent} on {self.env}"
+
+    @property
+    def axis(self) -> str:
+        """What its curves are over unless told otherwise."""
+        return "updates" if self.is_offline else "env_steps"
+
+    def curve(self, name: str, axis: str | None = None) -> Curve | None:
+        """A curve by its name in the history; None where there is no point of it."""
+        if name not in self.history.names:
+            return None
+        found = self.history.curve(name, axis or self.axis)
+        return found if len(found.steps) else None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        label: The agent, and of its settings those in which it differs from other experiments of
+            that agent.
+        runs: Its seeds.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def env(self) -> str:
+        """Where it plays."""
+        return self.runs[0].env
+
+    @cached_property
+    def curve_names(self) -> list[str]:
+        """Of all of its runs."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.history.names))
+
+    def curves(self, name: str, axis: str | None = None) -> list[Curve]:
+        """One per run that has such a curve."""
+        found = (run.curve(name, axis) for run in self.runs)
+        return [curve for curve in found if curve is not None]
+
+
+def read_run(folder: Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+        ConfigurationError: If the folder holds no run, or one that has written no metrics yet.
+    """
+    try:
+        run = read_object(folder / "config.json")["run"]
+        is_offline = run["env"]["env"] == "none"
+        env = f"{run['replay']['load']}, offline" if is_offline else run["env"]["env"]
+        flat = {key: run[key] for key in MAKES_AN_EXPERIMENT if key in run}
+        flat["replay.selector"] = run.get("replay", {}).get("selector")
+        facts = {
+            "agent": run["agent"],
+            "env": env,
+            "seed": run.get("seed", 0),
+            "settings": _flat(flat),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{folder} holds no run ({type(error).__name__}); give a folder that a run writes to"
+        ) from error
+    history = History(is_offline=is_offline).add_all(read_records(folder / "metrics.jsonl"))
+    if not history.names:
+        raise ConfigurationError(
+            f"{folder} has no metrics yet; a run writes the first ones after about ten seconds"
+        )
+    try:
+        path = folder / "summary.json"
+        summary = read_object(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{folder}/summary.json cannot be read ({error})") from error
+    return Run(folder, is_offline=is_offline, history=history, summary=summary, **facts)
+
+
+def experiments_of(runs: Sequence[Run]) -> dict[str, list[Experiment]]:
+    """Env -> its experiments, both in the order in which they first come."""
+    grouped: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        settings = json.dumps(run.settings, sort_keys=True, default=str)
+        grouped.setdefault((run.env, run.agent, settings), []).append(run)
+    found: dict[str, list[Experiment]] = {}
+    for (env, agent, _), members in grouped.items():
+        others = [ms[0] for (e, a, _), ms in grouped.items() if (e, a) == (env, agent)]
+        label = agent + _differences(members[0], others)
+        found.setdefault(env, []).append(Experiment(label, tuple(members)))
+    return found
+
+
+def combine(curves: Sequence[Curve]) -> Curve:
+    """Several seeds as one curve, over the steps that all of them have reached: the interquartile
+    mean with its 95 % interval (:mod:`worldloom.evaluation.seeds`); linear between points. A single
+    curve stays as it is.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    first = max(curve.steps[0] for curve in curves)
+    last = min(curve.steps[-1] for curve in curves)
+    if last < first:  # they share no step: a seed has only just begun
+        return max(curves, key=lambda curve: len(curve.steps))
+    own = np.unique(np.concatenate([curve.steps for curve in curves]))
+    grid = own[(own >= first) & (own <= last)]
+    grid = grid if len(grid) <= GRID_POINTS else np.linspace(first, last, GRID_POINTS)
+    values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
+    low, high = bootstrap_interval([values])
+    return Curve(grid, iqm(values), low, high)
+
+
+def check_axis(axis: str | None) -> None:
+    """Refuse what curves cannot be over.
+
+    Raises:
+        ConfigurationError: Names the axes.
+    """
+    if axis is not None and axis not in AXES:
+        raise ConfigurationError(f"x must be one of {', '.join(AXES)}, got {axis!r}")
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{path}{'agent' if name == 'agent_overrides' else name}.")
+        else:
+            found[path + name] = value
+    return found
+
+
+def _differences(run: Run, others: Sequence[Run]) -> str:
+    """Settings in which experiments differ, as they are in one of them, in brackets."""
+    names = sorted({name for other in others for name in other.settings})
+    parts = []
+    for name in names:
+        values = [other.settings.get(name) for other in others]
+        if any(value != values[0] for value in values):
+            own = run.settings.get(name)
+            parts.append(f"{name} {'default' if own is None else own}")
+    return f" ({', '.join(parts)})" if parts else ""

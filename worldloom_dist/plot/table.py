@@ -1,0 +1,75 @@
+"""A comparison of runs as text: one line per run, one per experiment with several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from worldloom.evaluation.seeds import bootstrap_interval, iqm
+from worldloom_dist.plot.runs import Run, experiments_of
+from worldloom_dist.run.curves import EVALUATION
+from worldloom_dist.run.view import duration
+
+__all__ = ["table_of"]
+
+HEADS = ("run", "agent", "seed", "status", "env steps", "updates", "time", "eval return", "best")
+RIGHT = ("seed", "env steps", "updates", "time", "eval return", "best")
+
+
+def table_of(runs: Sequence[Run]) -> str:
+    """The runs by env and experiment: how far each is, its last evaluation with the deviation over
+    episodes, and its best one; of several seeds the interquartile mean with its 95 % interval.
+    """
+    blocks = []
+    for env, experiments in experiments_of(runs).items():
+        lines: list[tuple[str, ...]] = [HEADS]
+        notes = []
+        for experiment in experiments:
+            lines += [_line(run, experiment.label) for run in experiment.runs]
+            last = [c.values[-1] for c in experiment.curves(EVALUATION)]
+            if len(last) > 1:
+                values = np.array(last)
+                low, high = bootstrap_interval([values])
+                notes.append(
+                    f"{experiment.label}: last evaluation {float(iqm(values)):.1f} "
+                    f"[{float(low):.1f}, {float(high):.1f}] over {len(last)} seeds "
+                    "(interquartile mean, 95 % interval)"
+                )
+        blocks.append("\n".join([env, *_aligned(lines), *notes]))
+    return "\n\n".join(blocks)
+
+
+def _line(run: Run, label: str) -> tuple[str, ...]:
+    summary = run.summary
+    curve = run.curve(EVALUATION)
+    last, best = "-", "-"
+    if curve is not None and curve.high is not None:
+        last = f"{curve.values[-1]:.1f} ± {curve.high[-1] - curve.values[-1]:.1f}"
+        best = f"{curve.values.max():.1f}"
+    newest = run.history.rows[-1] if run.history.rows else None
+    env_steps = newest.env_steps if newest else summary.get("env_steps", 0)
+    updates = newest.updates if newest else summary.get("train_steps", 0)
+    seconds = summary.get("wall_time_s") or (3600 * newest.hours if newest else 0.0)
+    return (
+        run.name,
+        label,
+        str(run.seed),
+        str(summary.get("status", "-")),
+        "-" if run.is_offline else f"{env_steps:,.0f}",
+        f"{updates:,.0f}",
+        duration(seconds),
+        last,
+        best,
+    )
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(line[place]) for line in lines) for place in range(len(HEADS))]
+    return [
+        "  ".join(
+            text.rjust(width) if head in RIGHT else text.ljust(width)
+            for head, text, width in zip(HEADS, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    ]

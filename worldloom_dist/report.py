@@ -1,0 +1,102 @@
+"""``python -m worldloom_dist.report RUN_DIR -o report.html``: the page of a run as one file, with
+its numbers and films inside, to be kept, mailed or opened without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import NOT_NEGATIVE, checked
+from worldloom.core.files import write_text
+from worldloom.core.json_text import to_json
+from worldloom_dist.page.app import page_html
+from worldloom_dist.page.films import TYPES
+from worldloom_dist.page.state import RunState
+
+__all__ = ["main", "report_html"]
+
+PLACE = '<script id="state" type="application/json">'
+MOST_FILMS = 4
+MOST_FILM_BYTES = 32 * 1024 * 1024
+"""Of all films in one file together."""
+
+
+def report_html(run_dir: Path, *, films: int = MOST_FILMS) -> str:
+    """The page of a run with everything that it shows inside.
+
+    Args:
+        run_dir: A run folder, of a run in any state.
+        films: How many films at most, the newest of every kind first; those beyond 32 MiB in all
+            are left out, and counted on the page.
+
+    Raises:
+        ConfigurationError: If the folder holds no run, or one that cannot be read.
+    """
+    checked("films", films, int, NOT_NEGATIVE)
+    try:
+        state = RunState(run_dir).read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"{run_dir} holds no run (no config.json); give a folder that a run writes to"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{run_dir} cannot be read ({error}); repair its files, or give another folder"
+        ) from error
+    inside = []
+    left = MOST_FILM_BYTES
+    for film in state["films"][:films]:
+        if film["size_bytes"] <= left:
+            left -= film["size_bytes"]
+            inside.append(_inlined(film, run_dir / "videos"))
+    state |= {"films": inside, "films_left_out": len(state["films"]) - len(inside)}
+    text = to_json(state).replace("<", "\\u003c")  # nothing in it may end the script
+    head, place, tail = page_html().partition(PLACE)
+    return head + place + text + tail
+
+
+def _inlined(film: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    path = folder / film["file"]
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {**film, "url": f"data:{TYPES[path.suffix.lower()]};base64,{data}"}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worldloom_dist.report",
+        description="The page of a run as one HTML file that needs nothing else.",
+    )
+    parser.add_argument("run_dir", type=Path, help="a run folder, finished or not")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=None, help="(default: report.html in the run folder)"
+    )
+    parser.add_argument(
+        "--films",
+        type=int,
+        default=MOST_FILMS,
+        help="films and pictures in it at most (default: %(default)s)",
+    )
+    options = parser.parse_args(words)
+    path = options.output or options.run_dir / "report.html"
+    try:
+        text = report_html(options.run_dir, films=options.films)
+        write_text(path, text)
+    except ConfigurationError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"error: output: {path} cannot be written ({error.strerror or error})\n")
+        return 2
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

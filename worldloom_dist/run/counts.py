@@ -1,0 +1,79 @@
+"""The counters of a run, and the rates that follow from them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from worldloom_dist.ports import RowCounters
+
+__all__ = ["Counts", "Rates"]
+
+RATE_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The run's counters at one moment; all of them over the whole run, those before a resume
+    included.
+
+    Attributes:
+        counters: Summed over shards.
+        positions: Trained positions that the coordinator admitted.
+        train_steps: Updates made.
+        policy_version: Newest version, as text.
+        debt: Positions owed to training.
+        forgiven: Positions that are not owed any more, as a fraction in text; None until that is
+            known of a run that goes on with other settings of the train ratio.
+        updates_lost: Updates that died with the learners that made them, and were owed again.
+        blocked_s: Seconds that a side has waited, by ``insert`` and ``sample``.
+        lost_open: Rows that no acknowledgement had covered when their worker died.
+        restarts: By kind.
+    """
+
+    counters: RowCounters = field(default_factory=RowCounters)
+    positions: int = 0
+    train_steps: int = 0
+    policy_version: str = "0.0"
+    debt: float = 0.0
+    forgiven: str | None = "0"
+    updates_lost: int = 0
+    blocked_s: Mapping[str, float] = field(default_factory=dict)
+    lost_open: int = 0
+    restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Rates:
+    """Env steps and updates per second: over the last seconds, and over the run since it was
+    started.
+
+    Args:
+        action_repeat: Env steps of one decision.
+    """
+
+    def __init__(self, action_repeat: int) -> None:
+        self._action_repeat = action_repeat
+        self._first: tuple[float, Counts] | None = None
+        self._recent: deque[tuple[float, Counts]] = deque()
+        self.now = {"env_steps_per_s": 0.0, "updates_per_s": 0.0}
+
+    def update(self, now: float, counts: Counts) -> None:
+        """Take the counters of a moment (monotonic time)."""
+        self._first = self._first or (now, counts)
+        self._recent.append((now, counts))
+        while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_WINDOW_S:
+            self._recent.popleft()
+        self.now = self._between(self._recent[0], self._recent[-1])
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Since the start."""
+        return self._between(self._first, self._recent[-1]) if self._first else dict(self.now)
+
+    def _between(self, start: tuple[float, Counts], end: tuple[float, Counts]) -> dict[str, float]:
+        seconds = max(end[0] - start[0], 1e-6)
+        agent_steps = end[1].counters.agent_steps - start[1].counters.agent_steps
+        updates = end[1].train_steps - start[1].train_steps
+        env_steps = agent_steps * self._action_repeat
+        return {"env_steps_per_s": env_steps / seconds, "updates_per_s": updates / seconds}
