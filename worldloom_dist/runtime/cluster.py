@@ -41,6 +41,11 @@ number of them schedulable.
 """
 
 
+OTHER_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+LONGEST_SOCKET = 107
+"""Bytes of a socket's path, by the system."""
+SOCKET = "/ray/session_2026-11-30_02-24-50_328123_4194304/sockets/plasma_store"
+"""The longest path that Ray makes in its folder."""
 MARK = "WORLDLOOM_CLUSTER"
 """Variable in the environment of every process of a private cluster: its folder."""
 
@@ -56,7 +61,7 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
     Raises:
         ConfigurationError: If nothing answers at ``address``.
     """
-    folder = Path(tempfile.mkdtemp(prefix="wl-")) if address is None else None
+    folder = _private_folder() if address is None else None
     environment = dict(os.environ)
     try:
         _prepare_environment(folder)
@@ -85,6 +90,27 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
         os.environ.update(environment)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private_folder() -> Path:
+    """A folder that no one else can read, with a path that is short enough for Ray's sockets.
+
+    Raises:
+        ConfigurationError: If there is no place for one.
+    """
+    asked = tempfile.gettempdir()
+    name = "/wl-12345678"
+    for place in (asked, *OTHER_PLACES):
+        is_short = len(os.fsencode(place)) + len(name + SOCKET) <= LONGEST_SOCKET
+        if is_short and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+            if place != asked:
+                logger.info("files of Ray are in %s: %s is too long for a socket", place, asked)
+            return Path(tempfile.mkdtemp(prefix="wl-", dir=place))
+    raise ConfigurationError(
+        f"TMPDIR: {asked} is too long for the sockets of Ray, and none of "
+        f"{', '.join(OTHER_PLACES)} can be written to; set TMPDIR to a folder of at most "
+        f"{LONGEST_SOCKET - len(name + SOCKET)} characters"
+    )
 
 
 def _watch(folder: Path) -> ServerWatch:
