@@ -237,7 +237,10 @@ def run_plan(
         from worldloom_dist.runtime.cluster import ray_cluster
 
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with closing(ThreadCheck(plan.env)) as check, ray_cluster(config.address, plan.run_id):
+        with (
+            closing(ThreadCheck(plan.env)) as check,
+            ray_cluster(config.address, plan.run_id) as watch,
+        ):
             stop.listen()
             plan = dataclasses.replace(plan, needs_main_thread=check.result())
             if plan.needs_main_thread:
@@ -248,7 +251,7 @@ def run_plan(
                 )
             from worldloom_dist.runtime.driver import RayRuntime
 
-            on_ray = RayRuntime(plan, folder, report, port)
+            on_ray = RayRuntime(plan, folder, report, port, watch)
             status = Run(plan, folder, report, on_ray, stop, screen.show, on_restored).run()
     return status
 

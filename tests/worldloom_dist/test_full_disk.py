@@ -16,6 +16,7 @@ from tests.worldloom_dist.small_runs import SMALL, start
 from worldloom.training.checkpoints import CheckpointStore
 from worldloom_dist.launch import main
 from worldloom_dist.replay.verify import verify_run
+from worldloom_dist.run import loop
 from worldloom_dist.run.console import LogFile
 from worldloom_dist.run.folder import RunFolder
 
@@ -81,17 +82,37 @@ def test_summary_that_cannot_be_written_ends_the_run_with_one_sentence(
 
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "write_summary", full)
+        patched.setattr(loop, "PAUSES_OF_LAST_WRITE_S", (0.0, 0.0))
         assert (
             main([*SMALL, "--metrics-port", "0", "--env-steps", "60", "--run-dir", str(folder)])
             == 1
         )
     shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("free space: it is tried again") == 2
     assert (
         "the run failed: [Errno 28] No space left on device"
         in (shown.out + shown.err).strip().splitlines()[-1]
     )
     assert "Traceback" not in shown.out + shown.err
     assert main(["--resume", str(folder)]) == 0
+
+
+def test_a_disk_that_gets_room_in_time_ends_the_run_as_it_was(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    real = RunFolder.write_summary
+    failures = iter([FULL, FULL])
+
+    def full_at_the_end(self, summary):
+        if summary["status"] == "completed" and (failure := next(failures, None)):
+            raise failure
+        real(self, summary)
+
+    monkeypatch.setattr(RunFolder, "write_summary", full_at_the_end)
+    monkeypatch.setattr(loop, "PAUSES_OF_LAST_WRITE_S", (0.0, 0.0))
+    words = [*SMALL, "--metrics-port", "0", "--env-steps", "60", "--run-dir", str(folder)]
+    assert main(words) == 0
+    assert summary_of(folder)["status"] == "completed"
+    assert capsys.readouterr().out.count("free space: it is tried again") == 2
 
 
 def test_record_that_cannot_be_written_costs_a_warning_and_no_other_record(tmp_path, caplog):

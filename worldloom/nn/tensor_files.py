@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from worldloom.core.damage import reading
 from worldloom.core.exceptions import CheckpointError
 
-__all__ = ["Allowance", "read_tensors"]
+__all__ = ["Allowance", "read_tensors", "tensors_in"]
 
 MOST_COPIES = 8
 """Tensors may be views of one storage, so that they take more memory as copies than in the file."""
@@ -57,7 +57,7 @@ def read_tensors(path: str | os.PathLike[str], file: IO[bytes] | None = None) ->
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(f"{path}: {_what_else(str(error))}") from None
-        _check_tensors(path, list(_tensors_in(content)), size)
+        _check_tensors(path, list(tensors_in(content)), size)
         return content
 
 
@@ -114,7 +114,7 @@ def _check_archive(path: str | os.PathLike[str], file: IO[bytes], size: int) -> 
     file.seek(0)
 
 
-def _tensors_in(content: Any) -> Iterator[Tensor]:
+def tensors_in(content: Any) -> Iterator[Tensor]:
     """Every tensor, each container visited once."""
     seen = set[int]()
     waiting = [content]

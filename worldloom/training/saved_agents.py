@@ -22,6 +22,9 @@ from worldloom.envs.config import EnvConfig
 from worldloom.training.runs import CONFIG_FILE, MANIFEST_FILE, find_run, run_facts
 
 __all__ = ["SavedAgent"]
+BUILDING_COPIES = 8
+BUILDING_BYTES = 1 << 30
+"""What building an agent may take beside its weights, those of other packages included."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,19 @@ class SavedAgent:
             CheckpointError: If the weights are of another architecture.
             ConfigurationError: If the agent is not known here.
         """
+        from worldloom.nn.tensor_files import Allowance, tensors_in
+
         settings = dict(self.agent)
         config = make_agent_config(settings.pop("name"), settings)
-        agent = make_agent(config, self.env, device=device, seed=seed)
-        agent.load_state_dict(dict(self.state))
-        policy = make_policy(config, self.env, device=device, seed=seed)
+        size = sum(tensor.nbytes for tensor in tensors_in(self.state))
+        complaint = (
+            f"{self.path}: describes an agent that is far larger than its weights, which have "
+            f"{size} bytes; it was changed, or is foreign"
+        )
+        with Allowance(BUILDING_COPIES * size + BUILDING_BYTES, complaint):
+            agent = make_agent(config, self.env, device=device, seed=seed)
+            agent.load_state_dict(dict(self.state))
+            policy = make_policy(config, self.env, device=device, seed=seed)
         weights = agent.policy_weights()
         if self.weights_dtype == "bfloat16":
             from worldloom.nn.snapshot import to_bfloat16

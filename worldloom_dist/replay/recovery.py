@@ -84,7 +84,7 @@ class RecoveryProgress:
 
     def __str__(self) -> str:
         read, total = self.read_bytes / 1e6, self.total_bytes / 1e6
-        return f"{self.rows:,} rows so far, {read:,.0f} of {total:,.0f} MB"
+        return f"{self.rows:,} rows so far, {read:,.1f} of {total:,.1f} MB"
 
 
 class Recovery:

@@ -11,8 +11,9 @@ that do.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from worldloom.core.exceptions import TrainingError
 from worldloom_dist.run.console import PROGRESS, show_nothing
@@ -32,6 +33,7 @@ Show = Callable[[Callable[[], View]], None]
 
 SAY_EVERY_S = 10.0
 SUMMARY_EVERY_S = 2.0
+PAUSES_OF_LAST_WRITE_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 class Runtime(Protocol):
@@ -258,22 +260,42 @@ class Run:
 
     def _write(self, status: str, error: str | None = None) -> None:
         """What the run is known to have, for people and for the next driver. A disk that is full
-        ends the run only where it ends anyway.
+        ends the run only where it ends anyway, and not before it was given time to be emptied.
         """
         summary = self.report.summary(status, error)
-        is_last = status in ("completed", "stopped")
+        if status in ("completed", "stopped"):
+            self._write_last(summary)
+            return
         try:
-            if counters := self.runtime.shard_counters:
-                self._folder.write_counters(counters)
+            self._write_counters()
         except OSError as problem:
-            if is_last:
-                raise
             logger.warning(
                 "the counters of the replay are old, because they cannot be written (%s); free "
                 "space",
                 problem.strerror,
             )
-        if is_last:
-            self._folder.write_summary(summary)
-        else:
-            self._folder.try_write_summary(summary)
+        self._folder.try_write_summary(summary)
+
+    def _write_last(self, summary: Mapping[str, Any]) -> None:
+        """What a run ends with is worth waiting for; tried again for a while, with a warning."""
+        pauses = iter(PAUSES_OF_LAST_WRITE_S)
+        while True:
+            try:
+                self._write_counters()
+                self._folder.write_summary(summary)
+                return
+            except OSError as problem:
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    raise
+                logger.warning(
+                    "%s cannot be written (%s); free space: it is tried again in %.0f s",
+                    self._folder.summary_path,
+                    problem.strerror,
+                    pause_s,
+                )
+            time.sleep(pause_s)
+
+    def _write_counters(self) -> None:
+        if counters := self.runtime.shard_counters:
+            self._folder.write_counters(counters)

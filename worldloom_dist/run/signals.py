@@ -1,5 +1,6 @@
-"""Signals: the first Ctrl-C or SIGTERM asks a run to checkpoint and leave, the second one leaves at
-once.
+"""Signals: the first Ctrl-C, SIGTERM, or end of the terminal (SIGHUP) asks a run to checkpoint and
+leave, a second Ctrl-C or SIGTERM leaves at once. What ``nohup`` has told to ignore the end of its
+terminal does so.
 """
 
 from __future__ import annotations
@@ -38,17 +39,21 @@ class StopFlag:
         """
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.is_set:
+            if number == signal.SIGHUP:  # a terminal that ends says so more than once
+                return
             raise KeyboardInterrupt
         self.set("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """A flag that SIGINT and SIGTERM set; a second signal raises ``KeyboardInterrupt`` where the
-    program is.
+    """A flag that SIGINT, SIGTERM and SIGHUP set; a second one of the first two raises
+    ``KeyboardInterrupt`` where the program is.
 
     The former handlers come back at the end. In another thread than the main one, which gets no
     signals, the flag is never set.
@@ -57,7 +62,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    former = {number: signal.getsignal(number) for number in SIGNALS}
+    former = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP)}
     flag.listen()
     try:
         yield flag

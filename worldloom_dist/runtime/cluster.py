@@ -23,6 +23,7 @@ import psutil
 
 from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.runtime.server_watch import ServerWatch, lives
 
 __all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
 
@@ -40,31 +41,49 @@ number of them schedulable.
 """
 
 
+OTHER_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+LONGEST_SOCKET = 107
+"""Bytes of a socket's path, by the system."""
+SOCKET = "/ray/session_2026-11-30_02-24-50_328123_4194304/sockets/plasma_store"
+"""The longest path that Ray makes in its folder."""
+MARK = "WORLDLOOM_CLUSTER"
+"""Variable in the environment of every process of a private cluster: its folder."""
+
+
 @contextlib.contextmanager
-def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
+def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None]:
     """Connect to ``address``, or start a local cluster; leave (and stop what we started) at the
     end.
+
+    Yields:
+        What watches over the servers of a local cluster.
 
     Raises:
         ConfigurationError: If nothing answers at ``address``.
     """
-    folder = Path(tempfile.mkdtemp(prefix="wl-")) if address is None else None
+    folder = _private_folder() if address is None else None
     environment = dict(os.environ)
     try:
         _prepare_environment(folder)
         import ray
 
         _connect(address, folder, run_id)
+        watch = None if folder is None else _watch(folder)
         try:
-            yield
+            yield watch
         finally:
             from worldloom_dist.runtime.ray_internals import own_servers
 
             family = own_servers() if address is None else []
+            if folder is not None and watch is not None and watch.sentence:
+                family += _marked(folder)  # the raylet cannot end them any more
+                _end(family)
             try:
                 ray.shutdown()
             finally:
                 _end(family)
+                if watch is not None:
+                    watch.close()
     finally:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
@@ -73,25 +92,58 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _private_folder() -> Path:
+    """A folder that no one else can read, with a path that is short enough for Ray's sockets.
+
+    Raises:
+        ConfigurationError: If there is no place for one.
+    """
+    asked = tempfile.gettempdir()
+    name = "/wl-12345678"
+    for place in (asked, *OTHER_PLACES):
+        is_short = len(os.fsencode(place)) + len(name + SOCKET) <= LONGEST_SOCKET
+        if is_short and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+            if place != asked:
+                logger.info("files of Ray are in %s: %s is too long for a socket", place, asked)
+            return Path(tempfile.mkdtemp(prefix="wl-", dir=place))
+    raise ConfigurationError(
+        f"TMPDIR: {asked} is too long for the sockets of Ray, and none of "
+        f"{', '.join(OTHER_PLACES)} can be written to; set TMPDIR to a folder of at most "
+        f"{LONGEST_SOCKET - len(name + SOCKET)} characters"
+    )
+
+
+def _watch(folder: Path) -> ServerWatch:
+    from worldloom_dist.runtime.ray_internals import core_servers
+
+    def clean_up() -> None:
+        _end(_marked(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return ServerWatch(core_servers(), clean_up)
+
+
+def _marked(folder: Path) -> list[psutil.Process]:
+    """Every process of a cluster, and what those have started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(folder) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
 def _end(family: Sequence[psutil.Process]) -> None:
     """Kill those that still live, and wait until they are gone."""
     for process in family:
         with contextlib.suppress(psutil.Error):
             process.kill()
     give_up = time.monotonic() + GONE_WITHIN_S
-    while left := [str(process.pid) for process in family if _lives(process)]:
+    while left := [str(process.pid) for process in family if lives(process)]:
         if time.monotonic() > give_up:
             logger.warning("processes of Ray are left: %s", ", ".join(left))
             return
         time.sleep(0.02)
-
-
-def _lives(process: psutil.Process) -> bool:
-    """False also when no one has taken note of its end."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def store_used() -> float:
@@ -113,6 +165,7 @@ def _prepare_environment(folder: Path | None) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", choose_auth_mode())
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ[MARK] = str(folder)
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", STARTS_AT_ONCE)
     os.environ.pop("RAY_ADDRESS", None)
     if os.environ.get("RAY_AUTH_MODE") != "disabled":
@@ -147,7 +200,7 @@ def _connect(address: str | None, folder: Path | None, run_id: str) -> None:
             "_temp_dir": str(folder / "ray"),
         }
         # Ray's servers inherit the mask: a signal to the
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
         # process group (timeout, Slurm, systemd) must reach us only, or they would be gone before
         # the checkpoint
         try:

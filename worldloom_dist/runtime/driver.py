@@ -13,6 +13,7 @@ what to write and whether the run is complete is decided by :class:`worldloom_di
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -63,6 +64,7 @@ from worldloom_dist.runtime.policy_roles import (
 )
 from worldloom_dist.runtime.remote_evaluator import RemoteEvaluator
 from worldloom_dist.runtime.reporting import Reporter
+from worldloom_dist.runtime.server_watch import ServerWatch
 from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.shutdown import Shutdown
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
@@ -91,6 +93,7 @@ class RayRuntime:
         folder: Where it writes.
         report: Its numbers.
         port: Of the Prometheus endpoint; 0 for none.
+        watch: Over the servers of a cluster of our own.
 
     Raises:
         ConfigurationError: If the cluster is too small.
@@ -98,7 +101,17 @@ class RayRuntime:
 
     say_every_steps: int | None = None
 
-    def __init__(self, plan: Plan, folder: RunFolder, report: Report, port: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        report: Report,
+        port: int,
+        watch: ServerWatch | None = None,
+    ) -> None:
+        self._watch = watch
+        if watch is not None:
+            watch.on_hang = self._tell_of_servers
         self._plan = plan
         self._folder = folder
         self._port = port
@@ -245,7 +258,13 @@ class RayRuntime:
         self._supervisor.add(Role(kind, index, start, run_forever=run_forever, **more))
 
     def work(self) -> bool:
-        """Look after the roles for a moment; True when counters are due to be read."""
+        """Look after the roles for a moment; True when counters are due to be read.
+
+        Raises:
+            TrainingError: If a role that the run needs is given up, or Ray's own servers have died.
+        """
+        if self._watch is not None and self._watch.sentence:
+            raise TrainingError(self._why_servers(self._watch.sentence))
         self._supervisor.poll(POLL_S)
         self._worker_pool.look()
         return self._look_due.is_due()
@@ -284,7 +303,11 @@ class RayRuntime:
             )
 
     def rescue(self) -> None:
-        """As :meth:`end`, in a shorter time, and each step whatever became of the one before."""
+        """As :meth:`end`, in a shorter time, and each step whatever became of the one before;
+        nothing where Ray's servers are dead, because no one would answer.
+        """
+        if self._watch is not None and self._watch.sentence:
+            return
         for step in (
             partial(self._end_inserts, DEADLINES.stop_workers_failed_s),
             partial(self._end_training, DEADLINES.stop_learner_failed_s),
@@ -296,6 +319,14 @@ class RayRuntime:
 
     def close(self) -> None:
         """Nothing: the roles end with their Ray job."""
+
+    def _why_servers(self, sentence: str) -> str:
+        return f"{sentence}; go on with --resume {shlex.quote(str(self._folder.path))}"
+
+    def _tell_of_servers(self, sentence: str) -> None:
+        """The run's thread hangs in a call of Ray: write in its place how the run ends."""
+        error = f"TrainingError: {self._why_servers(sentence)}"
+        self._folder.try_write_summary(self._report.summary("failed", error))
 
     def _look(self, timeout_s: float) -> None:
         """A role that does not answer leaves what it said last."""

@@ -1,6 +1,7 @@
-"""The only two places where we use what Ray does not document, each with what happens without it.
+"""The only places where we use what Ray does not document, each with what happens without it.
 
-``own_servers``: without it a private cluster ends five seconds later. ``draining_nodes``: without
+``own_servers``: without it a private cluster ends five seconds later. ``core_servers``: without it
+the death of a raylet is not told from that of the roles. ``draining_nodes``: without
 it only the signal to a worker's process announces that its machine will go. Neither is used with a
 Ray outside the versions that ``pyproject.toml`` allows, and neither ever raises.
 """
@@ -16,12 +17,14 @@ from typing import Any
 import psutil
 import ray
 
-__all__ = ["draining_nodes", "is_known", "own_servers"]
+__all__ = ["core_servers", "draining_nodes", "is_known", "own_servers"]
 
 logger = logging.getLogger(__name__)
 
 FIRST_KNOWN = (2, 55)
 FIRST_UNKNOWN = (3, 0)
+CORE = ("raylet", "gcs_server")
+"""Servers without which nothing works."""
 
 
 def is_known(version: str) -> bool:
@@ -77,6 +80,23 @@ def own_servers() -> list[psutil.Process]:
             process = psutil.Process(server)
             family += [process, *process.children(recursive=True)]
     return family
+
+
+def core_servers() -> dict[str, psutil.Process]:
+    """The servers of a cluster that we started without which nothing works, by name; empty where
+    Ray does not say.
+    """
+    if not _may_use():
+        return {}
+    try:
+        from ray._private import worker
+
+        node: Any = worker._global_node
+        kinds = {} if node is None else node.all_processes
+        return {name: psutil.Process(kinds[name][0].process.pid) for name in CORE if name in kinds}
+    except Exception as error:  # as above
+        _say(f"{type(error).__name__}: {error}")
+        return {}
 
 
 def _may_use() -> bool:

@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 
 from tests.worldloom_dist.replay.test_hostile_episode_files import mutated
 from worldloom import create_world_model
+from worldloom.algorithms.registry import make_agent, make_agent_config
 from worldloom.core.exceptions import CheckpointError
+from worldloom.envs.config import EnvConfig
+from worldloom.envs.factory import env_spec
 from worldloom.models.tdmpc2.official import load_official
 from worldloom.nn.tensor_files import Allowance, read_tensors
+from worldloom.training.saved_agents import SavedAgent
 
 
 def saved(content, path):
@@ -171,3 +175,17 @@ def test_an_official_file_of_stride_zero_is_refused(tmp_path):
     assert path.stat().st_size < 10_000
     with pytest.raises(CheckpointError, match="it is damaged or hostile"):
         load_official(path)
+
+
+def test_a_saved_agent_of_another_size_than_its_weights_is_refused(tmp_path):
+    env = env_spec(EnvConfig(env="toy:point"))
+    agent = make_agent(make_agent_config("tdmpc2:ci", {}), env, device="cpu", seed=0)
+
+    def build(**settings):
+        settings = {"name": "tdmpc2:ci", **settings}
+        saved = SavedAgent(tmp_path, settings, env, agent.state_dict(), "float32")
+        return saved.build(device="cpu", seed=0)
+
+    assert build() is not None
+    with pytest.raises(CheckpointError, match="far larger than its weights"):
+        build(mlp_dim=100_000)

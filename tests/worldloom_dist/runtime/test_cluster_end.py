@@ -1,13 +1,17 @@
 """How a private cluster is stopped: at once, and whole."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 from ray._private import worker
 
+from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.runtime import cluster, ray_internals
 
 SERVER = """
@@ -65,3 +69,24 @@ def test_a_ray_without_that_node_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(worker, "_global_node", None)
     assert ray_internals.own_servers() == []
     cluster._end([])
+
+
+def test_a_temporary_folder_that_is_too_long_for_a_socket_is_passed_over(tmp_path, monkeypatch):
+    long = tmp_path / ("scratch-of-a-job-" + "x" * 30)
+    long.mkdir()
+    monkeypatch.setattr(cluster.tempfile, "tempdir", str(long))
+    short = Path(tempfile.mkdtemp(dir="/tmp"))  # tmp_path is too long itself
+    try:
+        monkeypatch.setattr(cluster, "OTHER_PLACES", (str(tmp_path / "gone"), str(short)))
+        folder = cluster._private_folder()
+        assert folder.parent == short
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(f"{folder}{cluster.SOCKET}") <= cluster.LONGEST_SOCKET
+        monkeypatch.setattr(cluster.tempfile, "tempdir", str(short))
+        assert cluster._private_folder().parent == short
+        monkeypatch.setattr(cluster.tempfile, "tempdir", str(long))
+        monkeypatch.setattr(cluster, "OTHER_PLACES", ())
+        with pytest.raises(ConfigurationError, match="set TMPDIR to a folder of at most 27"):
+            cluster._private_folder()
+    finally:
+        shutil.rmtree(short)

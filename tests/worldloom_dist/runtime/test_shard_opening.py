@@ -54,7 +54,7 @@ def test_a_shard_that_reads_answers_and_says_how_far_it_is(tmp_path, slow, monke
             slow.progress.rows = 1000 * read
             slow.progress.read_bytes = 1_000_000 * read
             status = await role.ping()
-            assert status["reading"] == f"{1000 * read:,} rows so far, {read} of 10 MB"
+            assert status["reading"] == f"{1000 * read:,} rows so far, {read}.0 of 10.0 MB"
             assert status["stuck"] == ""
             now[0] += DEADLINES.start_s * 2
         assert await role.sample([SampleRequest(1, (0,))]) is None, "others are asked"

@@ -1,0 +1,32 @@
+"""How a run is asked to stop: once to checkpoint and leave, twice to leave at once."""
+
+import os
+import signal
+
+import pytest
+
+from worldloom_dist.run.signals import stop_on_signals
+
+
+def test_a_terminal_that_ends_asks_as_sigterm_does_and_may_say_so_twice():
+    former = signal.getsignal(signal.SIGHUP)
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.is_set
+        assert stop.reason == "SIGHUP"
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGHUP) is former
+
+
+def test_a_run_that_ignores_its_terminal_goes_on():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_on_signals() as stop:
+            stop.listen()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
