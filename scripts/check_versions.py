@@ -95,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
         subprocess.run([*pip, "--constraint", str(folder / "constraints.txt"), what], check=True)
         subprocess.run([str(python), "-m", "pip", "list"], check=True)
         code = SMOKE.replace("{runs}", str(folder / "runs"))
-        done = subprocess.run([str(python), "-c", code], cwd=folder, timeout=1200)
+        done = subprocess.run([str(python), "-c", code], cwd=folder, timeout=3600)
         print("works" if done.returncode == 0 else "does not work", flush=True)
         return done.returncode
 
