@@ -1,7 +1,7 @@
 # Every target makes .venv first if it is missing or older than the files that define it.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev,docs,viz,video,classic,atari,mujoco,dmc,crafter,rpc
+EXTRAS ?= dev,docs,viz,video,classic,atari,mujoco,dmc,rpc
 export OMP_NUM_THREADS ?= 1
 # Ray starts a process for every core, so its tests are run alone; the others a file at a time side by side.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

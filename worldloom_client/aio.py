@@ -18,7 +18,8 @@ import grpc.aio
 import numpy as np
 
 from worldloom_client.channel import backoff_s, channel_options, credentials, unavailable
-from worldloom_client.errors import ClientError
+from worldloom_client.errors import ClientError, UnavailableError
+from worldloom_client.feed import Feed
 from worldloom_client.rows import Action, as_array
 from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.state import (
@@ -27,12 +28,16 @@ from worldloom_client.state import (
     SERVICE,
     SessionState,
     check_retried,
+    fallback_actions,
     plain,
     single,
+    stacked,
 )
 from worldloom_client.wire import SESSION_KEY, Spec, message, method
 
 __all__ = ["AsyncSession", "connect"]
+
+TRY_FOR_S = 30.0
 
 
 async def connect(address: str, **settings: Any) -> AsyncSession:
@@ -52,10 +57,7 @@ class AsyncSession:
     """
 
     def __init__(self, address: str, settings: Settings) -> None:
-        if settings.on_hold == "spool" or settings.fallback is not None:
-            raise ClientError(
-                "on_hold 'spool' and fallback are for the blocking client, worldloom_client.connect"
-            )
+        self._address = address
         self._addresses = addresses_of(address)
         self._settings = settings
         self._credentials, self._metadata = credentials(settings)
@@ -65,6 +67,8 @@ class AsyncSession:
         self._number = 0
         self._is_closed = False
         self._asking = asyncio.Lock()
+        self._feed: Feed | None = None
+        self._returner: asyncio.Task[None] | None = None
 
     @property
     def version(self) -> tuple[int, int]:
@@ -86,9 +90,32 @@ class AsyncSession:
         """Per env the rows that are stored or were left out, as far as is known here."""
         return self._state.dialogue.stored
 
+    @property
+    def rows_skipped(self) -> int:
+        """Rows that were left out of replay; see the blocking session."""
+        spooled = 0 if self._feed is None else self._feed.rows_skipped
+        return self._state.dialogue.rows_skipped + spooled
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Bytes of rows that are to be pushed yet."""
+        return 0 if self._feed is None else self._feed.waiting_bytes
+
+    @property
+    def is_cut_off(self) -> bool:
+        """True while the fallback acts, because no answer came."""
+        return self._returner is not None
+
     async def open(self) -> None:
         """Open the session."""
         await self._reconnect(time.monotonic() + self._settings.timeout_s)
+        if self._settings.on_hold == "spool" and self._state.is_storing:
+            try:
+                self._feed = await asyncio.to_thread(Feed, self._address, self._settings)
+            except BaseException:
+                await self._drop_channel()
+                raise
+            self._state.dialogue.on_skipped = self._feed.take
 
     async def act(
         self,
@@ -120,9 +147,19 @@ class AsyncSession:
         asked = list(range(self._settings.num_envs)) if envs is None else list(envs)
         async with self._asking:
             talk = self._state.dialogue
+            if not self._is_back():
+                ran = self._fallback(obs, asked)
+                talk.own(asked, obs, reward, terminated, truncated, ran)
+                return stacked(ran)
             is_held = await self._wait_while_held()
             request = talk.question(asked, obs, reward, terminated, truncated, skip_store=is_held)
-            await self._ask_until(request)
+            if self._settings.fallback is None:
+                await self._ask_until(request)
+            elif not await self._ask_once(request):
+                ran = self._fallback(obs, asked)
+                talk.instead(request, ran)
+                self._returner = asyncio.create_task(self._come_back())
+                return stacked(ran)
             return talk.actions(request)
 
     def executed(self, action: Any, *, source: str = "human", env: int = 0) -> None:
@@ -134,11 +171,31 @@ class AsyncSession:
         """The episode of ``env`` ends without a last observation and counts as truncated."""
         self._state.dialogue.abandon(env)
 
-    async def close(self) -> None:
-        """End the session: what is open is stored."""
+    async def keep_alive(self) -> None:
+        """Renew the lease while there is nothing to ask."""
+        if self._is_closed:
+            raise ClientError("the session is closed; open another one")
+        async with self._asking:
+            if self._is_back():
+                await self._ask_until(ASK_HOLD)
+
+    async def close(self, within_s: float | None = None) -> None:
+        """End the session: what is open is stored.
+
+        Args:
+            within_s: How long rows in a spool may take to be pushed; by default ``timeout_s``. The
+                rest stays there for the next process.
+
+        Raises:
+            RefusedError: If the run refused rows that were pushed.
+        """
         if self._is_closed:
             return
         self._is_closed = True
+        if self._returner is not None:
+            self._returner.cancel()
+            await asyncio.wait([self._returner])
+        self._state.dialogue.complete()
         try:
             if self._channel is not None and self._state.secret:
                 closed = await self._unary("Close", message("CloseRequest")(), CONNECT_S)
@@ -148,6 +205,8 @@ class AsyncSession:
             pass  # its lease ends it
         finally:
             await self._drop_channel()
+        if self._feed is not None:
+            await asyncio.to_thread(self._feed.close, within_s)
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -158,15 +217,49 @@ class AsyncSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        await self.close(0.0 if kind is not None else None)
+
+    def _is_back(self) -> bool:
+        """False while the line is cut.
+
+        Raises:
+            ClientError: If it never comes back.
+        """
+        if self._returner is not None and self._returner.done():
+            returner, self._returner = self._returner, None
+            returner.result()
+        return self._returner is None
+
+    async def _come_back(self) -> None:
+        while True:
+            try:
+                await self._reconnect(time.monotonic() + TRY_FOR_S)
+                return
+            except UnavailableError:
+                continue
+
+    def _fallback(self, obs: Mapping[str, np.ndarray], envs: Sequence[int]) -> list[Action]:
+        return fallback_actions(self._settings, obs, envs, self.action_specs)
 
     async def _wait_while_held(self) -> bool:
+        """True when this row is to stay out of the session's rows."""
         while (hold_s := self._state.hold_s) > 0:
-            if self._settings.on_hold == "act":
+            if self._settings.on_hold != "wait":
                 return True
             await asyncio.sleep(hold_s)
             await self._ask_until(ASK_HOLD)
         return False
+
+    async def _ask_once(self, request: Any) -> bool:
+        """False when no answer came within ``answer_within_s``, and the line is down then."""
+        try:
+            await self._ask(request, time.monotonic() + self._settings.answer_within_s)
+        except (grpc.aio.AioRpcError, TimeoutError, _StreamEndedError) as error:
+            if isinstance(error, grpc.aio.AioRpcError):
+                check_retried(error)
+            await self._drop_channel()
+            return False
+        return True
 
     async def _ask_until(self, request: Any) -> None:
         deadline = time.monotonic() + self._settings.timeout_s

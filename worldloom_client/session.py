@@ -23,7 +23,14 @@ from worldloom_client.errors import ClientError
 from worldloom_client.feed import Feed
 from worldloom_client.rows import Action, as_array
 from worldloom_client.settings import Settings
-from worldloom_client.state import ASK_HOLD, SessionState, plain, single
+from worldloom_client.state import (
+    ASK_HOLD,
+    SessionState,
+    fallback_actions,
+    plain,
+    single,
+    stacked,
+)
 from worldloom_client.wire import Spec
 
 if TYPE_CHECKING:
@@ -185,7 +192,7 @@ class Session:
         if not self._is_back():
             ran = self._fallback(obs, asked)
             talk.own(asked, obs, reward, terminated, truncated, ran)
-            return _stacked(ran)
+            return stacked(ran)
         is_held = self._wait_while_held()
         request = talk.question(asked, obs, reward, terminated, truncated, skip_store=is_held)
         if self._settings.fallback is None:
@@ -194,7 +201,7 @@ class Session:
             ran = self._fallback(obs, asked)
             talk.instead(request, ran)
             self._come_back()
-            return _stacked(ran)
+            return stacked(ran)
         return talk.actions(request)
 
     def executed(self, action: Any, *, source: str = "human", env: int = 0) -> None:
@@ -283,16 +290,4 @@ class Session:
         self._returner = Returner(self._line)
 
     def _fallback(self, obs: Mapping[str, np.ndarray], envs: Sequence[int]) -> list[Action]:
-        """What the program does by itself, per env."""
-        assert self._settings.fallback is not None
-        chosen = []
-        for place, env in enumerate(envs):
-            row = {key: value[place] for key, value in obs.items()}
-            own = row["obs"] if set(row) == {"obs"} else row
-            action = single(self._settings.fallback(own, env), "action", self.action_specs)
-            chosen.append({key: np.asarray(value) for key, value in action.items()})
-        return chosen
-
-
-def _stacked(actions: Sequence[Action]) -> Action:
-    return {key: np.stack([action[key] for action in actions]) for key in actions[0]}
+        return fallback_actions(self._settings, obs, envs, self.action_specs)

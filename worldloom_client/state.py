@@ -24,8 +24,10 @@ __all__ = [
     "SERVICE",
     "SessionState",
     "check_retried",
+    "fallback_actions",
     "plain",
     "single",
+    "stacked",
 ]
 
 SERVICE = "PolicyService"
@@ -166,3 +168,29 @@ def plain(action: Action) -> Any:
     """The first row of an action: a bare array where its space is no dictionary."""
     row: dict[str, np.ndarray] = {key: value[0] for key, value in action.items()}
     return row["action"] if set(row) == {"action"} else row
+
+
+def fallback_actions(
+    settings: Settings, obs: Mapping[str, np.ndarray], envs: Sequence[int], specs: Sequence[Spec]
+) -> list[Action]:
+    """What the program does by itself, per env.
+
+    Args:
+        settings: With a ``fallback``.
+        obs: Per key ``[n, *shape]``.
+        envs: Which.
+        specs: Of an action.
+    """
+    assert settings.fallback is not None
+    chosen = []
+    for place, env in enumerate(envs):
+        row = {key: value[place] for key, value in obs.items()}
+        own = row["obs"] if set(row) == {"obs"} else row
+        action = single(settings.fallback(own, env), "action", specs)
+        chosen.append({key: np.asarray(value) for key, value in action.items()})
+    return chosen
+
+
+def stacked(actions: Sequence[Action]) -> Action:
+    """Per key ``[n, *shape]``."""
+    return {key: np.stack([action[key] for action in actions]) for key in actions[0]}

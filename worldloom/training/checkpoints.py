@@ -166,7 +166,7 @@ def _parsed_manifest(folder: Path, file: BufferedReader | None) -> dict[str, Any
             raise CheckpointError(
                 f"{folder}: its manifest has no sha256 or size of a file; use an earlier checkpoint"
             )
-        if not isinstance(manifest["facts"], dict):
+        if not isinstance(manifest.get("facts"), dict):
             raise CheckpointError(f"{folder}: its manifest has no facts; use an earlier checkpoint")
     return manifest
 

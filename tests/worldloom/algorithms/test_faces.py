@@ -162,7 +162,7 @@ def _old(folder: Path) -> None:
         *(
             (_truncate, "truncated"),
             (_flip, "corrupt"),
-            (_pickle_bomb, "corrupt or foreign"),
+            (_pickle_bomb, "holds more than tensors"),
             (_oversize, "oversized"),
         ),
         *((_swap, "another model"), (_old, "train again")),

@@ -115,7 +115,7 @@ def test_a_manifest_with_another_word_in_it_is_no_traceback(copied, word):
     path = min(copied.glob("checkpoints/step-*/manifest.json"))
     path.write_text(path.read_text().replace(f'"{word}"', '"other"'))
     problems = verify_run(copied).problems
-    assert (word == "facts") == (not problems)
+    assert problems
     assert all(str(path.parent) in problem for problem in problems)
 
 

@@ -8,6 +8,14 @@ import pytest
 from worldloom_dist.run.signals import stop_on_signals
 
 
+@pytest.fixture(autouse=True)
+def _hears_its_terminal():
+    """The program that started the tests may have told them to ignore it."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
 def test_a_terminal_that_ends_asks_as_sigterm_does_and_may_say_so_twice():
     former = signal.getsignal(signal.SIGHUP)
     with stop_on_signals() as stop:
