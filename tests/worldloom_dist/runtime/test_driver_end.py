@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from worldloom.core.exceptions import TrainingError
 from worldloom_dist.ports import RowCounters
+from worldloom_dist.run import loop
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.loop import Run
@@ -360,6 +361,7 @@ def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(loop, "PAUSES_OF_LAST_WRITE_S", (0.0, 0.0))
     monkeypatch.setattr(RunFolder, "write_summary", full)
     monkeypatch.setattr(RunFolder, "write_counters", full)
     run.runtime.look()
