@@ -53,6 +53,7 @@ T = TypeVar("T")
 
 REPORT_EVERY_S = 1.0
 REPORT_AT_MOST_EVERY_S = 0.1
+REPORT_WITHIN_S = 5.0
 SAY_READING_EVERY_S = 10.0
 WEIGHTS_EVERY_S = 30.0
 """How old the priorities may be with which a shard comes back."""
@@ -276,10 +277,16 @@ class ShardRole:
     async def _report_for_ever(self) -> None:
         """Apart from everything that may wait for a disk or for another role: a silent role counts
         as hanging.
+
+        The coordinator answers: a shard to which no chunk comes has no other question by which it
+        would learn that there is a new one, and that one waits for it.
         """
+        coordinator = self._coordinator.within(timeout_s=REPORT_WITHIN_S, patience_s=0.0)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            self._report()
+            counters, windows = self._shard.row_counters(), self._shard.live_windows()
+            with contextlib.suppress(RoleGoneError):
+                await coordinator.acall(Coordinator.report, self._index, counters, windows)
 
     async def _tend_for_ever(self) -> None:
         flush = Interval(FLUSH_EVERY_S)
