@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(240)]
 RATIO = 12.0
 
 
+@pytest.mark.long
 def test_one_of_two_ranks_dies_and_the_group_goes_on_from_the_last_checkpoint(tmp_path):
     folder = tmp_path / "run"
     words = (
