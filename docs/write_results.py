@@ -221,6 +221,22 @@ def last_evaluation(name: str, what: str) -> Row:
     return what, said, f"{name}.jsonl"
 
 
+def gateway() -> Row:
+    """Programs outside; targets that are missed are said."""
+    rows = {
+        row["name"]: row for stage in load("gateway")["stages"].values() for row in stage["rows"]
+    }
+    added = rows["added to a bare echo, p50, 4 envs per question"]["value"]
+    late = rows["added to a bare echo, p99, 4 envs per question"]["value"]
+    many = rows["rows per core-second, 16 envs per question"]["value"]
+    push = rows["client / worker"]["value"]
+    said = (
+        f"{added:.1f} ms added to a decision at the median, {late:.1f} ms at p99; {many:,.0f} rows per core-second "
+        f"with 16 envs in a question (wanted: 40,000); pushed chunks at {push:.2f} of a worker's rate (wanted: 0.6)"
+    )
+    return "A client of the gateway, 4 envs in a question", said, "gateway.json"
+
+
 SPEED: list[Callable[[], Row]] = [
     updates_of_tdmpc2,
     updates_of_dreamerv3,
@@ -234,6 +250,7 @@ SPEED: list[Callable[[], Row]] = [
     lambda: replay("any_start", "the same, a window may begin at any row"),
     shards,
     central,
+    gateway,
     learner,
     shard_kills,
     recovery,
