@@ -23,6 +23,7 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
@@ -43,6 +44,8 @@ GONE = (RayActorError, GetTimeoutError)
 TIMEOUT_S = 30.0
 PATIENCE_S = 60.0
 """Of a call that is not said to be ``within`` others: of one attempt, and for successors."""
+NOTICE = "an earlier notice"
+"""Beside the handle: what became of it tells whether that is stale."""
 PAUSES = Backoff(first_s=0.05, longest_s=1.0)
 _errors: Counter[str] = Counter()
 
@@ -125,17 +128,28 @@ class ActorClient(Generic[RoleT]):
 
     def forget(self) -> None:
         """Look the handle up again next time."""
-        self._found.pop(self.name, None)
+        self._found.clear()
 
     def notify(
         self, method: Callable[Concatenate[RoleT, P], Any], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """Send and do not wait; a role that is away misses it."""
+        """Send and do not wait; a role that is away misses it, and its successor gets the next one:
+        Ray says nothing when it sends to a process that died, so what became of an earlier notice
+        is looked at.
+        """
+        earlier: Future[Any] | None = self._found.get(NOTICE)
+        is_known = earlier is not None and earlier.done()
         try:
-            submit(self.handle, method, *args, **kwargs)
+            if is_known and earlier is not None and isinstance(earlier.exception(), GONE):
+                _errors["gone"] += 1
+                self.forget()
+            notice = submit(self.handle, method, *args, **kwargs)
         except (ValueError, *GONE):
             _errors["gone"] += 1
             self.forget()
+            return
+        if earlier is None or is_known:
+            self._found[NOTICE] = notice.future()
 
     @overload
     def call(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,3 +124,28 @@ def test_one_process_is_called_without_its_successor(ray) -> None:
     handle = fake.get_actor("hub-0")
     assert submit(handle, Hub.snapshot) == "numbers"
     assert fake.asked == [("snapshot", (), {})]
+
+
+def test_a_notice_after_one_that_reached_no_one_goes_to_the_successor(monkeypatch) -> None:
+    sent = []
+
+    class Actor:
+        """One process; what is sent to it after its death fails without a word."""
+
+        def __init__(self, name, error=None):
+            self.name = name
+            self.error = error
+            self.emit = SimpleNamespace(remote=self._send)
+
+        def _send(self, *_):
+            sent.append(self.name)
+            outcome = Future()
+            outcome.set_exception(self.error) if self.error else outcome.set_result(None)
+            return SimpleNamespace(future=lambda: outcome)
+
+    actors = iter([Actor("dead", RayActorError()), Actor("successor")])
+    monkeypatch.setattr(module.ray, "get_actor", lambda name: next(actors))
+    client = module.ActorClient("metrics-0")
+    for _ in range(4):
+        client.notify(Hub.emit, "actor", 0, {}, None)
+    assert sent == ["dead", "successor", "successor", "successor"]
