@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +53,11 @@ def main(words: Sequence[str] | None = None) -> int:
     1 anything else.
     """
     words = list(sys.argv[1:] if words is None else words)
+    find_modules_here()
+    if not words:
+        _parser().print_help()
+        return 0
+    find_modules_here()
     if words[:1] == ["__complete"]:
         sys.stdout.writelines(f"{name}\n" for name in completions(words[1:], _names()))
         return 0
@@ -73,6 +79,14 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write("stopped\n")
         return 130
     return 0
+
+
+def find_modules_here() -> None:
+    """Let ``--env my_env:Room`` be found in the folder where the command is typed: ``python -m``
+    looks there, a console script does not.
+    """
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
 
 
 def _is_about_a_model(words: Sequence[str]) -> bool:

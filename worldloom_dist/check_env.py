@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom_dist.run.console import stdout_to_stderr
 
@@ -42,8 +42,6 @@ def main(words: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(words))
     options["env"] = options.pop("env_flag") or options["env"]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     settings = {
         f.name: options[f.name]
         for f in dataclasses.fields(EnvConfig)
@@ -110,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "and what to change."
     )
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.check_env", description=description
+        prog=called("check-env", "worldloom_dist.check_env"), description=description
     )
     named = parser.add_mutually_exclusive_group(required=True)
     named.add_argument(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom_dist.run.machine import Finding, check_machine
 
 __all__ = ["lines", "main"]
@@ -22,7 +23,7 @@ __all__ = ["lines", "main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.doctor",
+        prog=called("doctor", "worldloom_dist.doctor"),
         description="Is this machine, or a whole cluster, ready to train?",
     )
     parser.add_argument(

@@ -23,6 +23,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.extras import install_line
 from worldloom.core.fields import Bounds, checked
+from worldloom.core.program import called
 from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import picture_of
 from worldloom_dist.evaluate import evaluate, load_policy
@@ -133,7 +134,7 @@ def _why_no_window() -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.enjoy",
+        prog=called("enjoy", "worldloom_dist.enjoy"),
         description="Watch the agent of a run play: in a window, or without a screen as videos.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder")

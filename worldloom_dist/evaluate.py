@@ -24,6 +24,7 @@ from worldloom.core.exceptions import (
 from worldloom.core.extras import install_line
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
@@ -31,6 +32,7 @@ from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import VideoReport, picture_of, save_videos
 from worldloom_dist.run.builders import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.run.cli import read_config
+from worldloom_dist.run.closing import result_line
 from worldloom_dist.run.config import ReplayConfig, RunConfig
 from worldloom_dist.run.console import stdout_to_stderr
 from worldloom_dist.run.folder import RunFolder
@@ -226,7 +228,7 @@ def find_checkpoint(store: CheckpointStore, name: str) -> Path:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.evaluate",
+        prog=called("evaluate", "worldloom_dist.evaluate"),
         description="Play episodes with a checkpoint of a run.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder")
@@ -276,6 +278,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1
     sys.stdout.write(to_json(result, indent=2) + "\n")
+    sys.stderr.write(f"{result_line(result)}\n")
     return 0
 
 

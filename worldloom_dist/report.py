@@ -15,6 +15,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.files import write_text
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom_dist.page.app import page_html
 from worldloom_dist.page.state import RunState
 from worldloom_dist.page.videos import TYPES
@@ -70,7 +71,7 @@ def _inlined(video: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.report",
+        prog=called("report", "worldloom_dist.report"),
         description="The page of a run as one HTML file that needs nothing else.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder, finished or not")

@@ -26,6 +26,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     WorldLoomError,
 )
+from worldloom.core.program import called
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
@@ -317,7 +318,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.serve",
+        prog=called("serve", "worldloom_dist.serve"),
         description="Answer programs anywhere with the policy of a checkpoint, over gRPC.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder, or one of its checkpoints")

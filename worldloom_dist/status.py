@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom_dist.run.console import plain, render
 from worldloom_dist.run.view import View, read_view
 
@@ -25,7 +26,8 @@ WATCH_EVERY_S = 2.0
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.status", description="What a run does, or how it ended."
+        prog=called("status", "worldloom_dist.status"),
+        description="What a run does, or how it ended.",
     )
     parser.add_argument("run_dir", type=Path, nargs="+", help="run folders")
     parser.add_argument(

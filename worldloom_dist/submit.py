@@ -22,6 +22,7 @@ from typing import Any
 from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom_dist.run.cli import parse
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
@@ -177,10 +178,8 @@ def _attempt(
     command = f"{shlex.quote(python)} -m worldloom_dist.job --job-id {shlex.quote(job_id)}"
     entrypoint = f"exec {command} -- {shlex.join(flags)}"
     send_job(client, entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
-    note(
-        write,
-        f"job      {job_id} (stop it with: python -m worldloom_dist.submit --stop {job_id})\n",
-    )
+    submit = called("submit", "worldloom_dist.submit")
+    note(write, f"job      {job_id} (stop it with: {submit} --stop {job_id})\n")
     return (
         follow_job(client, job_id, start_timeout_s, write) if wait else job_result(client, job_id)
     )
@@ -284,7 +283,7 @@ def _to_terminal(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.submit",
+        prog=called("submit", "worldloom_dist.submit"),
         description="Train as a job of a Ray cluster: the log goes to stderr, "
         "the run's summary to stdout.",
         epilog="After --, the flags of worldloom_dist.launch. With token authentication, the token "

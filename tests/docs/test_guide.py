@@ -5,9 +5,11 @@ block that is not run says why in the page.
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -118,10 +120,12 @@ def run_line(line: str, folder: Path) -> None:
     assert program == "worldloom", f"{line!r} is not run: say why above its block"
     newest = max((folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
     words = [str(newest) if word == "RUN" else word for word in small(words)]
-    try:
-        status = main(words)
-    except SystemExit as ended:  # --help
-        status = int(ended.code or 0)
+    elsewhere = [entry for entry in sys.path if entry and Path(entry) != folder]
+    with mock.patch.object(sys, "path", elsewhere):  # as a console script begins
+        try:
+            status = main(words)
+        except SystemExit as ended:  # --help
+            status = int(ended.code or 0)
     assert status == 0, line
 
 

@@ -173,3 +173,64 @@ def test_words_are_completed(
         )
         expected = "_worldloom" if shell == "zsh" else "tdmpc2:ci"
         assert expected in done.stdout.split(), (shell, done.stderr)
+
+
+ROOM = """
+import gymnasium, numpy as np
+
+
+class Room(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(1, np.float32), 0.0, False, self.t == 9, {}
+"""
+
+
+def test_an_env_is_found_in_the_folder_where_the_command_is_typed(tmp_path: Path) -> None:
+    (tmp_path / "room_env.py").write_text(ROOM)
+    script = "import sys; from worldloom.commands import main; sys.exit(main())"
+    small = "--preset debug --runtime local --env-steps 110 --eval-episodes 1".split()
+    for words in (
+        ["train", "--env", "room_env:Room", *small, "--run-dir", "run"],
+        ["train", "--resume", "run", "--env-steps", "120"],
+        ["evaluate", "run"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", script, *words],  # -P: a console script's path
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "return   0.0 +- 0.0 over 1 episodes"
+
+
+def test_alone_it_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "check-env" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "typed"),
+    [
+        ("/venv/bin/worldloom", "worldloom status"),
+        ("/venv/lib/worldloom/__main__.py", "worldloom status"),
+        ("/venv/lib/worldloom_dist/status.py", "python -m worldloom_dist.status"),
+    ],
+)
+def test_usage_shows_the_words_that_were_typed(
+    program: str, typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(SystemExit):
+        main(["status"])
+    assert f"usage: {typed} " in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_a_full_spool_leaves_rows_out_counts_them_and_joins_nothing(tmp_path) ->
     assert len(rows["reward"]) == 90 - skipped
     names = rows["obs"][:, 0] * 100 + rows["obs"][:, 1]
     assert len(np.unique(names)) == len(names)
-    windows = shard.shard._rows.buffer
+    windows = shard.shard.rows.buffer
     for start in range(windows.first_row, windows.next_row):
         found = windows._follow(np.array([start]), 2)[0].tolist()
         if -1 not in found and found[1] == found[0] + 1:

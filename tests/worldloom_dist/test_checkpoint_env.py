@@ -69,14 +69,14 @@ def test_copied_checkpoint_is_refused_where_the_env_differs(
 
 def test_learner_on_ray_ends_the_run_instead_of_starting_again(trained: Path) -> None:
     role = LearnerRole(resolve(parse([*SMALL, *WORDS, "--env.time-limit", "31"])), trained, 1)
-    role._store = CheckpointStore(trained / "checkpoints")
+    role.store = CheckpointStore(trained / "checkpoints")
     with pytest.raises(TrainingError, match=r"env.time_limit 15, and this run has 31"):
-        role._newest()
+        role.newest()
     role = LearnerRole(resolve(parse([*SMALL, *WORDS])), trained, 1)
-    role._store = CheckpointStore(trained / "checkpoints")
-    found = role._newest()
+    role.store = CheckpointStore(trained / "checkpoints")
+    found = role.newest()
     assert found is not None
-    assert found[0] == role._store.folders()[0]
+    assert found[0] == role.store.folders()[0]
 
 
 def test_checkpoint_that_says_nothing_of_its_env_is_loaded(trained: Path, tmp_path: Path) -> None:

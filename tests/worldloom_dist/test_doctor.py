@@ -15,7 +15,7 @@ from worldloom_dist.run.machine import Finding, check_machine
 @pytest.fixture(autouse=True)
 def no_rendering(monkeypatch):
     """The GL probe starts a process; only one test looks at it."""
-    monkeypatch.setattr(machine, "_gl", lambda: iter([Finding("GL", "ok", "")]))
+    monkeypatch.setattr(machine, "gl", lambda: iter([Finding("GL", "ok", "")]))
 
 
 def by_name(findings):
@@ -71,7 +71,7 @@ def test_a_check_that_fails_is_a_finding_and_the_others_go_on(tmp_path, monkeypa
     def broken():
         raise RuntimeError("no such counter")
 
-    monkeypatch.setattr(machine, "_ffmpeg", broken)
+    monkeypatch.setattr(machine, "ffmpeg", broken)
     found = by_name(check_machine(tmp_path))
     assert "no such counter" in found["broken"].detail
     assert "memory" in found
@@ -88,7 +88,7 @@ def test_rendering_is_tried_with_each_backend_in_a_process_of_its_own(monkeypatc
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(subprocess, "run", run)
-    (finding,) = machine._gl()
+    (finding,) = machine.gl()
     assert tried == ["egl", "osmesa"]
     assert finding.fix == "export MUJOCO_GL=osmesa"
 

@@ -35,7 +35,7 @@ def run(folder: Path, agent: str, env: str, *words: str, steps: int = 64) -> tup
     assert done.runtime.learner.train_steps > 0
     streams = []
     for chunks in read_journals(folder).values():
-        parts = [decode_rows(stored.chunk.payload, done._plan.columns) for stored in chunks]
+        parts = [decode_rows(stored.chunk.payload, done.plan.columns) for stored in chunks]
         streams.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     return done, streams
 

@@ -245,11 +245,11 @@ def test_a_file_that_is_gone_or_turned_bad_costs_only_itself_and_is_named(
 
 def test_metrics_are_served_without_ray_too(tmp_path):
     run = start(tmp_path / "run", "--env-steps", "60")
-    server = run_of(run._plan, RunFolder(tmp_path / "other"), 19464)
+    server = run_of(run.plan, RunFolder(tmp_path / "other"), 19464)
     run.runtime.close()
     try:
         server.runtime.collect()
-        port = server.runtime._endpoint.server_port
+        port = server.runtime.endpoint.server_port
         text = (
             urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         )

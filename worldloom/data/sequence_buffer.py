@@ -118,7 +118,7 @@ class SequenceBuffer:
         self._row_bytes = sum(spec.nbytes for spec in plain.values())
         self._next_row_of = self._records["#next_row"]
         self._chunk_of = self._records["#chunk"]
-        self._starts = WindowStarts(capacity_rows, selector)
+        self.starts = WindowStarts(capacity_rows, selector)
         self._tails = StreamTails(sampling)
         self._shard = shard
         self._chunks = ChunkTable(hot_bytes, cold)
@@ -133,7 +133,7 @@ class SequenceBuffer:
     @property
     def num_windows(self) -> int:
         """Valid window starts."""
-        return self._starts.count
+        return self.starts.count
 
     @property
     def next_row(self) -> int:
@@ -173,12 +173,12 @@ class SequenceBuffer:
     @property
     def online_queued(self) -> int:
         """Windows ever put into the online queue."""
-        return self._starts.online.queued
+        return self.starts.online.queued
 
     @property
     def online_served(self) -> int:
         """Windows ever taken from the online queue, stale ones included."""
-        return self._starts.online.served
+        return self.starts.online.served
 
     def append(
         self,
@@ -228,7 +228,7 @@ class SequenceBuffer:
             ring[slots] = plain[name]
         tail, cut_off = self._tails.open(stream, seq)
         self._close_episode(cut_off)
-        self._starts.note_sources(
+        self.starts.note_sources(
             slots, np.asarray(POLICY if sources is None else sources, np.uint8)
         )
         self._link(tail, ids, slots, first_flags)
@@ -270,14 +270,14 @@ class SequenceBuffer:
 
         A lock that guards the buffer need not be held for the decoding.
         """
-        if not self._starts.count:
+        if not self.starts.count:
             kind = "across episodes" if self.sampling.cross_episodes else "inside one episode"
             raise BufferError(
                 f"replay holds {len(self)} rows but no {self.sampling.window_rows} "
                 f"consecutive ones of one stream {kind}; "
                 "insert more rows or sample shorter windows"
             )
-        starts = self._starts.draw(draws, self._first_row, online=self.sampling.online)
+        starts = self.starts.draw(draws, self._first_row, online=self.sampling.online)
         return self._gather(starts, self.sampling.window_rows)
 
     def windows_at(self, starts: Ids, rows: int) -> EncodedWindows:
@@ -327,19 +327,19 @@ class SequenceBuffer:
         """Give windows, named by their first row's id, new priorities; returns how many were
         applied and how many are gone.
         """
-        return self._starts.update_priorities(start_ids, priorities, self._stored)
+        return self.starts.update_priorities(start_ids, priorities, self._stored)
 
     def export_weights(self) -> tuple[Ids, npt.NDArray[np.float64]]:
         """What was learnt of windows, see :meth:`WindowStarts.export_weights`; no weights if the
         selector has no priorities.
         """
-        return self._starts.export_weights(self._stored)
+        return self.starts.export_weights(self._stored)
 
     def restore_weights(self, start_ids: Ids, weights: npt.NDArray[np.float64]) -> bool:
         """Inverse of :meth:`export_weights`; False, and nothing has changed, if the weights are
         another selector's.
         """
-        return self._starts.restore_weights(start_ids, weights, self._stored)
+        return self.starts.restore_weights(start_ids, weights, self._stored)
 
     def export_mutable(self) -> tuple[Ids, Rows]:
         """Ids and values of the mutable columns of all stored rows: what :meth:`write_back` needs
@@ -364,7 +364,7 @@ class SequenceBuffer:
     ) -> None:
         """Continue, in a new buffer, from a point whose earlier rows were all evicted."""
         self._first_row = self._next_row = next_row
-        self._starts.online.queued = self._starts.online.served = online_queued
+        self.starts.online.queued = self.starts.online.served = online_queued
         self._tails.restore(streams)
 
     def know_streams(self, streams: Mapping[StreamId, StreamPosition]) -> None:
@@ -373,7 +373,7 @@ class SequenceBuffer:
 
     def mark_served(self, served: int) -> None:
         """Drop windows from the online queue until ``served`` have ever left it."""
-        self._starts.online.discard_until(served)
+        self.starts.online.discard_until(served)
 
     def _split(
         self, rows: Mapping[str, np.ndarray | EncodedColumn]
@@ -429,9 +429,9 @@ class SequenceBuffer:
 
     def _mark_starts(self, starts: Ids, places: Ids) -> None:
         """Let windows that are complete now be drawn."""
-        self._starts.add(starts[(starts >= self._first_row) & (places % self.sampling.stride == 0)])
+        self.starts.add(starts[(starts >= self._first_row) & (places % self.sampling.stride == 0)])
         if self.sampling.online:
-            self._starts.online.put(starts[places % self.sampling.window_rows == 0])
+            self.starts.online.put(starts[places % self.sampling.window_rows == 0])
 
     def _evict_to(self, first_row: int) -> None:
         """Forget every row below ``first_row``."""
@@ -441,7 +441,7 @@ class SequenceBuffer:
             np.arange(self._first_row, min(first_row, self._next_row), dtype=np.int64)
             % self.capacity_rows
         )
-        self._starts.evict(gone)
+        self.starts.evict(gone)
         self._first_row = first_row
         self._chunks.drop_before(first_row)
         self._holes = [hole for hole in self._holes if hole[1] > first_row]

@@ -32,21 +32,21 @@ class WindowStarts:
 
     def __init__(self, capacity_rows: int, selector: Selector | None) -> None:
         self._capacity = capacity_rows
-        self._selector = selector or Uniform(capacity_rows)
+        self.selector = selector or Uniform(capacity_rows)
         self._is_start = np.zeros(capacity_rows, bool)
         self.count = 0
         self.online = OnlineQueue()
 
     def note_sources(self, slots: Ids, sources: npt.NDArray[np.uint8]) -> None:
         """Who chose the actions of the rows that are stored at these slots now."""
-        self._selector.note_sources(slots, sources)
+        self.selector.note_sources(slots, sources)
 
     def add(self, starts: Ids) -> None:
         """Windows that begin at these stored rows are complete."""
         slots = starts % self._capacity
         if len(slots):
             self._is_start[slots] = True
-            self._selector.add(slots)
+            self.selector.add(slots)
             self.count += len(slots)
 
     def evict(self, slots: Ids) -> None:
@@ -54,7 +54,7 @@ class WindowStarts:
         starts = slots[self._is_start[slots]]
         if len(starts):
             self._is_start[starts] = False
-            self._selector.remove(starts)
+            self.selector.remove(starts)
             self.count -= len(starts)
 
     def draw(self, draws: Draws, first_row: int, *, online: bool) -> Ids:
@@ -78,7 +78,7 @@ class WindowStarts:
         """
         alive = self._alive(starts, stored)
         if alive.any():
-            self._selector.update(starts[alive] % self._capacity, priorities[alive])
+            self.selector.update(starts[alive] % self._capacity, priorities[alive])
         return int(np.count_nonzero(alive)), int(len(alive) - np.count_nonzero(alive))
 
     def export_weights(self, stored: range) -> tuple[Ids, npt.NDArray[np.float64]]:
@@ -86,9 +86,9 @@ class WindowStarts:
         is what a new one gets.
         """
         slots = np.flatnonzero(self._is_start) if self._parts else np.empty(0, np.int64)
-        return stored.start + (
-            slots - stored.start
-        ) % self._capacity, self._selector.export_weights(slots)
+        return stored.start + (slots - stored.start) % self._capacity, self.selector.export_weights(
+            slots
+        )
 
     def restore_weights(self, starts: Ids, weights: npt.NDArray[np.float64], stored: range) -> bool:
         """Inverse of :meth:`export_weights`; starts that are gone are passed over, and those that
@@ -101,20 +101,20 @@ class WindowStarts:
             return False
         present = np.flatnonzero(self._is_start)
         new = weights[:, -1:]
-        self._selector.restore_weights(present, np.repeat(new, len(present) + 1, axis=1))
+        self.selector.restore_weights(present, np.repeat(new, len(present) + 1, axis=1))
         alive = self._alive(starts, stored)
-        self._selector.restore_weights(
+        self.selector.restore_weights(
             starts[alive] % self._capacity, np.concatenate([weights[:, :-1][:, alive], new], axis=1)
         )
         return True
 
     @property
     def _parts(self) -> int:
-        return len(self._selector.export_weights(np.empty(0, np.int64)))
+        return len(self.selector.export_weights(np.empty(0, np.int64)))
 
     def _select(self, draws: Draws, first_row: int) -> Ids:
         origin = first_row % self._capacity
-        starts: Ids = first_row + (self._selector.sample(draws, origin) - origin) % self._capacity
+        starts: Ids = first_row + (self.selector.sample(draws, origin) - origin) % self._capacity
         return starts
 
     def _alive(self, starts: Ids, stored: range) -> npt.NDArray[np.bool_]:

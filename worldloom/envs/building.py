@@ -53,7 +53,7 @@ def foreign_code(config: EnvConfig, what: str) -> Iterator[None]:
     except FOREIGN_ERRORS as error:
         raise EnvBuildError(
             f"env {config.env!r} cannot be {what}: {_cause(error)}; for the whole traceback: "
-            f"python -m worldloom_dist.check_env {config.env} --debug"
+            f"worldloom check-env {config.env} --debug"
         ) from error
 
 

@@ -241,7 +241,7 @@ def _ignoring_overflow() -> contextvars.Context | None:
     return context
 
 
-_IGNORING_OVERFLOW = _ignoring_overflow()
+IGNORING_OVERFLOW = _ignoring_overflow()
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:
@@ -250,8 +250,8 @@ def _as_float32(value: np.ndarray) -> np.ndarray:
     This runs for every row: a context of its own costs a tenth of entering ``np.errstate``. A
     context can be entered once at a time, hence the copy, which copies nothing but a reference.
     """
-    if _IGNORING_OVERFLOW is not None:
-        return _IGNORING_OVERFLOW.copy().run(value.astype, FLOAT32)
+    if IGNORING_OVERFLOW is not None:
+        return IGNORING_OVERFLOW.copy().run(value.astype, FLOAT32)
     with np.errstate(over="ignore"):
         return value.astype(FLOAT32)
 

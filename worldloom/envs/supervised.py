@@ -94,7 +94,7 @@ class SupervisedVectorEnv:
         self._step_times = deque[float](maxlen=STEPS_REMEMBERED)
         self.patience_s = float("inf")
         self._book = FailureTracker(limits, num_envs, clock)
-        self._slots = [_Slot() for _ in range(num_envs)]
+        self.slots = [_Slot() for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, bool)
         self._started = False
         self._spec: EnvSpec | None = None
@@ -113,7 +113,7 @@ class SupervisedVectorEnv:
     @property
     def pids(self) -> list[int | None]:
         """Process of each env, None where there is none now."""
-        return [slot.process.pid if slot.process else None for slot in self._slots]
+        return [slot.process.pid if slot.process else None for slot in self.slots]
 
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start a new episode everywhere (see :class:`worldloom.envs.vector.VectorEnv`).
@@ -123,12 +123,12 @@ class SupervisedVectorEnv:
         """
         if seed is not None:
             self._seed = seed
-        while any(slot.phase is _Phase.BUSY for slot in self._slots):
+        while any(slot.phase is _Phase.BUSY for slot in self.slots):
             self._wait_once(self._blank.copy(), [])  # late answers, of episodes that end here
         reseed = seed is not None or not self._started
-        for index, slot in enumerate(self._slots):
+        for index, slot in enumerate(self.slots):
             if slot.phase is _Phase.READY or not self._started:
-                self._ask(index, "reset", env_seed(self._seed, index) if reseed else None)
+                self.ask(index, "reset", env_seed(self._seed, index) if reseed else None)
         self._started = True
         return self._collect(float("inf") if self.patience_s == float("inf") else self._grace_s())
 
@@ -136,11 +136,11 @@ class SupervisedVectorEnv:
         """Act (see :class:`worldloom.envs.vector.VectorEnv`)."""
         if not self._started:
             raise StateError("step was called before reset")
-        for index, slot in enumerate(self._slots):
+        for index, slot in enumerate(self.slots):
             if slot.phase is _Phase.READY and self._ended[index]:
-                self._ask(index, "reset", None)
+                self.ask(index, "reset", None)
             elif slot.phase is _Phase.READY:
-                self._ask(index, "step", {key: value[index] for key, value in action.items()})
+                self.ask(index, "step", {key: value[index] for key, value in action.items()})
         return self._collect(self._grace_s())
 
     def state(self) -> list[Any] | None:
@@ -163,7 +163,7 @@ class SupervisedVectorEnv:
 
     def close(self) -> None:
         """End every process."""
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.process is not None:
                 slot.process.kill()
             slot.process = None
@@ -181,7 +181,7 @@ class SupervisedVectorEnv:
         ):
             self._wait_once(row, patience or [give_up - self._clock()])
         self._receive_ready(row, 0.0)
-        self._end_hung()
+        self.end_hung()
         self._ended = row.is_last
         return row
 
@@ -192,7 +192,7 @@ class SupervisedVectorEnv:
     def _patience(self, grace_s: float) -> list[float]:
         """Seconds until each env that is asked and not yet late will be."""
         now = self._clock()
-        left = [slot.asked_s + grace_s - now for slot in self._slots if slot.phase is _Phase.BUSY]
+        left = [slot.asked_s + grace_s - now for slot in self.slots if slot.phase is _Phase.BUSY]
         return [seconds for seconds in left if seconds > 0]
 
     def _wait_once(self, row: EnvStep | None, patience: list[float]) -> None:
@@ -200,21 +200,22 @@ class SupervisedVectorEnv:
         now = self._clock()
         times = [
             slot.deadline_s - now
-            for slot in self._slots
+            for slot in self.slots
             if slot.phase in (_Phase.BUSY, _Phase.STARTING)
         ] + patience
         times += [
             self._book.wait_s(index)
-            for index, slot in enumerate(self._slots)
+            for index, slot in enumerate(self.slots)
             if slot.phase is _Phase.DOWN
         ]
         self._receive_ready(row, max(0.0, min(times)))
-        self._end_hung()
+        self.end_hung()
         self._relaunch_due()
 
-    def _end_hung(self) -> None:
+    def end_hung(self) -> None:
+        """End the processes that have not answered in time."""
         now = self._clock()
-        for index, slot in enumerate(self._slots):
+        for index, slot in enumerate(self.slots):
             if slot.phase in (_Phase.BUSY, _Phase.STARTING) and now >= slot.deadline_s:
                 assert slot.process is not None
                 # else it has answered, and no one had time to look
@@ -224,7 +225,7 @@ class SupervisedVectorEnv:
     def _receive_ready(self, row: EnvStep | None, timeout_s: float) -> None:
         waiting = {
             slot.process.connection: index
-            for index, slot in enumerate(self._slots)
+            for index, slot in enumerate(self.slots)
             if slot.process is not None and slot.phase in (_Phase.BUSY, _Phase.STARTING)
         }
         if not waiting:
@@ -234,7 +235,7 @@ class SupervisedVectorEnv:
             self._receive(waiting[ready], row)  # type: ignore[index]
 
     def _receive(self, index: int, row: EnvStep | None) -> None:
-        slot = self._slots[index]
+        slot = self.slots[index]
         assert slot.process is not None
         try:
             kind, *content = slot.process.answer()
@@ -258,13 +259,13 @@ class SupervisedVectorEnv:
             slot.phase = _Phase.READY
 
     def _on_hang(self, index: int) -> None:
-        slot = self._slots[index]
+        slot = self.slots[index]
         assert slot.process is not None
         slot.process.kill_hung()
         self._fail(index, "hung", f"{slot.doing} took longer than {self._timeouts[slot.doing]:g} s")
 
     def _fail(self, index: int, kind: FaultKind, detail: str) -> None:
-        slot = self._slots[index]
+        slot = self.slots[index]
         if slot.process is not None:
             slot.process.kill()
         slot.process = None
@@ -272,7 +273,7 @@ class SupervisedVectorEnv:
         self._book.record(index, kind, detail)
 
     def _relaunch_due(self) -> None:
-        for index, slot in enumerate(self._slots):
+        for index, slot in enumerate(self.slots):
             if slot.phase is _Phase.DOWN and self._book.wait_s(index) == 0:
                 slot.rebuilds += 1
                 self._launch(index)
@@ -280,13 +281,14 @@ class SupervisedVectorEnv:
                     slot.process.ask(("reset", env_seed(self._seed, index, slot.rebuilds)))
 
     def _launch(self, index: int) -> None:
-        slot = self._slots[index]
+        slot = self.slots[index]
         slot.process = EnvProcess(self._config)
         slot.phase = _Phase.STARTING
         self._set_deadline(slot, "start")
 
-    def _ask(self, index: int, request: str, argument: Any) -> None:
-        slot = self._slots[index]
+    def ask(self, index: int, request: str, argument: Any) -> None:
+        """Hand an env's process a request; one that has no process is left alone."""
+        slot = self.slots[index]
         if slot.process is None:
             return
         slot.process.ask((request, argument))

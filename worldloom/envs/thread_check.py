@@ -104,7 +104,7 @@ def needs_main_thread(config: EnvConfig) -> str:
     if failure:
         raise ConfigurationError(
             f"env {config.env!r} fails in its first steps: {failure}; mend it, and look at it with "
-            f"python -m worldloom_dist.check_env {config.env}"
+            f"worldloom check-env {config.env}"
         )
     return reason
 

@@ -69,7 +69,7 @@ def check_plots() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError("plots", "matplotlib", "viz") from error
+        raise MissingDependencyError("a plot", "matplotlib", "viz") from error
 
 
 def _figure(panels: int) -> tuple[Any, Any]:

@@ -228,7 +228,7 @@ def _picture_package() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingDependencyError("pictures", "pillow", "viz") from error
+        raise MissingDependencyError("a picture", "pillow", "viz") from error
     return Image
 
 

@@ -45,7 +45,7 @@ class CudaRecorder:
         self, device: torch.device, generators: Sequence[torch.Generator] = (), pool: Any = None
     ) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
         for generator in generators:
@@ -54,10 +54,10 @@ class CudaRecorder:
     def warm(self, work: Callable[[], Any]) -> Any:
         """See :class:`Recorder`."""
         current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
             result = work()
-        current.wait_stream(self._stream)
+        current.wait_stream(self.stream)
         return result
 
     def capture(self, work: Callable[[], Any]) -> Any:
@@ -68,7 +68,7 @@ class CudaRecorder:
         """
         torch.cuda.synchronize(self._device)
         recording = torch.cuda.graph(
-            self._graph, self._pool, stream=self._stream, capture_error_mode="thread_local"
+            self._graph, self._pool, stream=self.stream, capture_error_mode="thread_local"
         )
         # the inner context stays on its own stream when the recording cannot be ended
         with torch.cuda.stream(torch.cuda.current_stream(self._device)), recording:

@@ -58,12 +58,12 @@ def fused_norm_gradient(
 
 def has_fused_norm(device: torch.device) -> bool:
     """True where the kernels are there and do what is expected of them, which is tried once."""
-    return device.type == "meta" or (device.type != "cpu" and _try_fused_norm(device))
+    return device.type == "meta" or (device.type != "cpu" and try_fused_norm(device))
 
 
 @functools.cache
 @torch.no_grad()
-def _try_fused_norm(device: torch.device) -> bool:
+def try_fused_norm(device: torch.device) -> bool:
     """Waits for the device; the first update and the first decision are never being recorded."""
     x = torch.linspace(-2, 3, 24, device=device).view(3, 8)
     grad = torch.linspace(1, -1, 24, device=device).view(3, 8)

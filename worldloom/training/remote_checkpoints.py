@@ -72,7 +72,7 @@ class RemoteCheckpointStore(CheckpointStore):
     def __init__(self, url: str, *, keep: int = 3) -> None:
         files, root = _file_system(url)
         super().__init__(Path(root), keep)
-        self._files = files
+        self.files = files
         self._root = root.rstrip("/")
         self._copies = Path(tempfile.mkdtemp(prefix="wl-checkpoint-"))
         weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
@@ -88,7 +88,7 @@ class RemoteCheckpointStore(CheckpointStore):
             manifest: dict[str, Any] = parse_json((folder / MANIFEST).read_bytes())
             for file, entry in manifest["files"].items():
                 entry["at"] = _stored_name(file, entry["sha256"])
-                self._files.pipe_file(
+                self.files.pipe_file(
                     f"{self._root}/{name}/{entry['at']}", (folder / file).read_bytes()
                 )
         self._publish(name, manifest)
@@ -109,7 +109,7 @@ class RemoteCheckpointStore(CheckpointStore):
         for file, entry in manifest["files"].items():
             source = Path(entry.get("at", file)).name
             entry["at"] = _stored_name(file, entry["sha256"])
-            self._files.copy(
+            self.files.copy(
                 f"{self._root}/{folder.name}/{source}", f"{self._root}/best/{entry['at']}"
             )
         manifest["facts"]["score"] = score
@@ -122,21 +122,21 @@ class RemoteCheckpointStore(CheckpointStore):
 
     def _publish(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Let a manifest count from now on, and remove what it does not name."""
-        self._files.pipe_file(
+        self.files.pipe_file(
             f"{self._root}/{name}/{MANIFEST}", json.dumps(manifest, allow_nan=False).encode()
         )
         named = {MANIFEST, *(entry["at"] for entry in manifest["files"].values())}
-        self._files.invalidate_cache()
-        for path in self._files.ls(f"{self._root}/{name}", detail=False):
+        self.files.invalidate_cache()
+        for path in self.files.ls(f"{self._root}/{name}", detail=False):
             if path.rstrip("/").rpartition("/")[2] not in named:
-                self._files.rm_file(path)
+                self.files.rm_file(path)
 
     def folders(self) -> list[Path]:
         """Names of complete checkpoints inside the URL, newest first."""
-        if not self._files.exists(self._root):
+        if not self.files.exists(self._root):
             return []
-        self._files.invalidate_cache()
-        found = (Path(path) for path in self._files.ls(self._root, detail=False))
+        self.files.invalidate_cache()
+        found = (Path(path) for path in self.files.ls(self._root, detail=False))
         return sorted(
             (p for p in found if p.name.startswith("step-") and self._manifest(p.name) is not None),
             reverse=True,
@@ -181,7 +181,7 @@ class RemoteCheckpointStore(CheckpointStore):
                 for file in FILES:
                     stored = Path(_entry(manifest, file).get("at", file)).name
                     (target / file).write_bytes(
-                        self._files.cat_file(f"{self._root}/{name}/{stored}")
+                        self.files.cat_file(f"{self._root}/{name}/{stored}")
                     )
                 (target / MANIFEST).write_text(json.dumps(manifest))
                 return target
@@ -199,7 +199,7 @@ class RemoteCheckpointStore(CheckpointStore):
     def _manifest(self, name: str) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = parse_json(
-                self._files.cat_file(f"{self._root}/{name}/{MANIFEST}")
+                self.files.cat_file(f"{self._root}/{name}/{MANIFEST}")
             )
         except (FileNotFoundError, ValueError):
             return None
@@ -207,10 +207,10 @@ class RemoteCheckpointStore(CheckpointStore):
 
     def _remove(self, name: str) -> None:
         folder = f"{self._root}/{name}"
-        if self._files.exists(f"{folder}/{MANIFEST}"):
-            self._files.rm_file(f"{folder}/{MANIFEST}")
-        if self._files.exists(folder):
-            self._files.rm(folder, recursive=True)
+        if self.files.exists(f"{folder}/{MANIFEST}"):
+            self.files.rm_file(f"{folder}/{MANIFEST}")
+        if self.files.exists(folder):
+            self.files.rm(folder, recursive=True)
 
 
 def _entry(manifest: Mapping[str, Any], file: str) -> Mapping[str, Any]:

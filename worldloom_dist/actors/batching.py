@@ -49,10 +49,10 @@ class Batcher:
         self.version: PolicyVersion = NO_POLICY
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
-        self._seen: dict[int, float] = {}
-        self._pending: list[_Question] = []
+        self.seen: dict[int, float] = {}
+        self.pending: list[_Question] = []
         self._arrival: asyncio.Future[bool] | None = None
-        self._busy_since: float | None = None
+        self.busy_since: float | None = None
         self._free_since = -float("inf")
         self._waits = HistogramBuilder(BUCKETS_S)
         self._is_built = asyncio.Event()
@@ -60,7 +60,7 @@ class Batcher:
     @property
     def busy_s(self) -> float:
         """Seconds since the batch that is being decided was begun; 0 for none."""
-        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        return 0.0 if self.busy_since is None else time.monotonic() - self.busy_since
 
     def ask(self, request: ActRequest) -> asyncio.Future[ActReply]:
         """Decide for the rows of one client. A request that comes again, because its sender lost
@@ -70,14 +70,14 @@ class Batcher:
         if not request.num_rows:
             future.set_result(ActReply({}, {}, self.version, request.is_first))
             return future
-        self._seen[request.slot] = time.monotonic()
+        self.seen[request.slot] = time.monotonic()
         twin = next(
-            (question for question in self._pending if _is_same(question.request, request)), None
+            (question for question in self.pending if _is_same(question.request, request)), None
         )
         if twin is not None:
-            self._pending.remove(twin)
+            self.pending.remove(twin)
             twin.answer.cancel()
-        self._pending.append(_Question(request, future, time.monotonic()))
+        self.pending.append(_Question(request, future, time.monotonic()))
         if self._arrival is not None:
             _resolve(self._arrival, True)
         return future
@@ -91,7 +91,7 @@ class Batcher:
 
     def forget(self, slot: int) -> None:
         """A client is gone for good: no one waits for it."""
-        self._seen.pop(slot, None)
+        self.seen.pop(slot, None)
 
     async def run_forever(
         self,
@@ -114,9 +114,9 @@ class Batcher:
             self.version = server.version
             self._is_built.set()
             while True:
-                batch = await self._next_batch()
+                batch = await self.next_batch()
                 if batch:
-                    await self._answer(
+                    await self.answer_batch(
                         batch,
                         lambda requests: loop.run_in_executor(thread, server.act_batch, requests),
                     )
@@ -128,22 +128,23 @@ class Batcher:
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
         waits = self._waits.take()
-        waiting = Last(float(len(self._pending)))
-        room = Last(float(self._clients()))
+        waiting = Last(float(len(self.pending)))
+        room = Last(float(self.clients()))
         values: MetricMap = {
             "queue_items{queue=inference}": waiting,
             "queue_capacity_items{queue=inference}": room,
         }
         return values | ({"inference_queue_seconds": waits} if waits.count else {})
 
-    async def _answer(
+    async def answer_batch(
         self, batch: list[_Question], act: Callable[[list[ActRequest]], Awaitable[list[ActReply]]]
     ) -> None:
-        began = self._busy_since = time.monotonic()
+        """Decide on a batch and give each question its answer, or the error it meets."""
+        began = self.busy_since = time.monotonic()
         replies = await act([question.request for question in batch])
         was_free_since = self._free_since
         self._free_since = time.monotonic()
-        self._busy_since = None
+        self.busy_since = None
         model_s = self._free_since - began
         for question, reply in zip(batch, replies, strict=True):
             busy_s = max(0.0, was_free_since - question.arrived_s)
@@ -154,36 +155,36 @@ class Batcher:
                     replace(reply, waited_s=waited_s, busy_s=busy_s, model_s=model_s)
                 )
 
-    async def _next_batch(self) -> list[_Question]:
+    async def next_batch(self) -> list[_Question]:
         """Wait for requests; close the batch when it is full, when every client is in it, or when
         its first one has waited for ``max_wait_s``, be it for others or for the batch before.
         """
         if not await self._wait(IDLE_S):
             return []
-        close_at = self._pending[0].arrived_s + self._max_wait_s
+        close_at = self.pending[0].arrived_s + self._max_wait_s
         while (
-            sum(q.request.num_rows for q in self._pending) < self._max_batch
-            and len(self._pending) < self._clients()
+            sum(q.request.num_rows for q in self.pending) < self._max_batch
+            and len(self.pending) < self.clients()
         ):
             left = close_at - time.monotonic()
             if left <= 0 or not await self._wait(left, for_more=True):
                 break
         batch: list[_Question] = []
         size = 0
-        while self._pending and (
-            not batch or size + self._pending[0].request.num_rows <= self._max_batch
+        while self.pending and (
+            not batch or size + self.pending[0].request.num_rows <= self._max_batch
         ):
-            batch.append(self._pending.pop(0))
+            batch.append(self.pending.pop(0))
             size += batch[-1].request.num_rows
         return batch
 
-    def _clients(self) -> int:
+    def clients(self) -> int:
         """Clients that have asked lately: no one waits for more of them."""
         now = time.monotonic()
-        return sum(now - seen < CLIENT_MEMORY_S for seen in self._seen.values())
+        return sum(now - seen < CLIENT_MEMORY_S for seen in self.seen.values())
 
     async def _wait(self, seconds: float, *, for_more: bool = False) -> bool:
-        if self._pending and not for_more:
+        if self.pending and not for_more:
             return True
         loop = asyncio.get_running_loop()
         arrival: asyncio.Future[bool] = loop.create_future()

@@ -43,7 +43,7 @@ class GroupedWorker:
     def __init__(self, groups: Sequence[RolloutWorker]) -> None:
         if not groups:
             raise ConfigurationError("a grouped worker needs at least one group")
-        self._groups = list(groups)
+        self.groups = list(groups)
         self._turns = deque(groups)
         self.slot = groups[0].slot
         self.incarnation = groups[0].incarnation
@@ -52,36 +52,36 @@ class GroupedWorker:
     @property
     def num_envs(self) -> int:
         """Envs of all groups."""
-        return sum(group.num_envs for group in self._groups)
+        return sum(group.num_envs for group in self.groups)
 
     @property
     def agent_steps(self) -> int:
         """Decisions whose result was written."""
-        return sum(group.agent_steps for group in self._groups)
+        return sum(group.agent_steps for group in self.groups)
 
     @property
     def env_steps(self) -> int:
         """Simulator steps."""
-        return sum(group.env_steps for group in self._groups)
+        return sum(group.env_steps for group in self.groups)
 
     @property
     def open_rows(self) -> int:
         """Rows that would be lost if this process died now."""
-        return sum(group.open_rows for group in self._groups)
+        return sum(group.open_rows for group in self.groups)
 
     @property
     def quarantined(self) -> dict[int, str]:
         """Envs that are not built again, numbered over all groups."""
         return {
             group.first_env + env: why
-            for group in self._groups
+            for group in self.groups
             for env, why in group.quarantined.items()
         }
 
     @property
     def has_deadlines(self) -> bool:
         """True when the envs end those of them that hang."""
-        return all(group.has_deadlines for group in self._groups)
+        return all(group.has_deadlines for group in self.groups)
 
     @property
     def begins_episode(self) -> bool:
@@ -140,13 +140,13 @@ class GroupedWorker:
 
     def flush(self) -> None:
         """Send every open chunk; returns when all are acknowledged."""
-        for group in self._groups:
+        for group in self.groups:
             group.flush()
 
     def close(self) -> None:
         """Send what is open and close every env, also when one group cannot."""
         failures = []
-        for group in self._groups:
+        for group in self.groups:
             try:
                 group.close()
             except Exception as error:  # the other groups are closed first; then it is raised
@@ -156,11 +156,11 @@ class GroupedWorker:
 
     def drain_episodes(self) -> list[EpisodeResult]:
         """Episodes that ended since the last call."""
-        return [episode for group in self._groups for episode in group.drain_episodes()]
+        return [episode for group in self.groups for episode in group.drain_episodes()]
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call."""
         values: MetricMap = {}
-        for group in self._groups:
+        for group in self.groups:
             merge_into(values, group.drain_metrics())
         return values

@@ -107,9 +107,9 @@ class RolloutWorker:
         self.first_env = first_env
         self._acting = acting
         self._clock = clock
-        self._env = env()
-        self.spec = self._env.spec
-        self.num_envs = self._env.num_envs
+        self.env = env()
+        self.spec = self.env.spec
+        self.num_envs = self.env.num_envs
         self._writers = [
             StreamWriter(
                 StreamId(slot, incarnation, first_env + index),
@@ -160,7 +160,7 @@ class RolloutWorker:
     @property
     def has_deadlines(self) -> bool:
         """True when the envs end those of them that hang."""
-        return self._env.has_deadlines
+        return self.env.has_deadlines
 
     @property
     def begins_episode(self) -> bool:
@@ -187,7 +187,7 @@ class RolloutWorker:
         """Ask for the next actions without waiting for them; :meth:`step`, which takes the same
         patience, goes on from there.
         """
-        self._env.patience_s = patience_s
+        self.env.patience_s = patience_s
         row = self._start() if self._row is None else self._row
         if self._question is None and not self.is_stalled:
             self._question = self._ask(row)
@@ -223,7 +223,7 @@ class RolloutWorker:
         stored = self._clock()
         if self._budget is not None:
             self._budget.spent(self.agent_steps - made)
-        self._move(partial(self._env.step, choice.action))
+        self._move(partial(self.env.step, choice.action))
         stepped = self._clock()
         self._env_times.add(stepped - stored)
         self._seconds["inference"] += chosen - started
@@ -243,7 +243,7 @@ class RolloutWorker:
         try:
             self.flush()
         finally:
-            self._env.close()
+            self.env.close()
 
     def drain_episodes(self) -> list[EpisodeResult]:
         """Episodes that ended since the last call."""
@@ -290,7 +290,7 @@ class RolloutWorker:
         if self._question is not None:
             raise StateError("a worker that waits for actions cannot be saved; step it first")
         self.flush()
-        envs = None if self._row is None else self._env.state()
+        envs = None if self._row is None else self.env.state()
         if envs is None:
             self._abandon_episodes()
         row = self._row
@@ -335,7 +335,7 @@ class RolloutWorker:
         of their own.
         """
         try:
-            self._env.set_state(state)
+            self.env.set_state(state)
         except FOREIGN_ERRORS as error:
             logger.warning(
                 "worker-%d begins new episodes, because its envs do not go on: %s",
@@ -357,7 +357,7 @@ class RolloutWorker:
         return int(sequence.generate_state(1)[0])
 
     def _start(self) -> EnvStep:
-        row = self._move(partial(self._env.reset, self._reset_seed))
+        row = self._move(partial(self.env.reset, self._reset_seed))
         self._reset_seed = None
         return row
 
@@ -366,7 +366,7 @@ class RolloutWorker:
         for writer in self._writers:
             writer.flush_if_old()
         started = self._clock()
-        self._move(partial(self._env.step, {}))
+        self._move(partial(self.env.step, {}))
         self._seconds["env"] += self._clock() - started
 
     def _move(self, ask: Callable[[], EnvStep]) -> EnvStep:
@@ -393,7 +393,7 @@ class RolloutWorker:
         self._note_faults()
 
     def _note_faults(self) -> None:
-        for fault in self._env.drain_faults():
+        for fault in self.env.drain_faults():
             self._faults[fault.kind] += 1
             self._end_episode(fault.env, "error")
             if fault.is_quarantined:

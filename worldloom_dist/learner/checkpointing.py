@@ -75,6 +75,10 @@ class CheckpointWriter:
         """True when a checkpoint would be written at once."""
         return self._idle.is_set()
 
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until a checkpoint would be written at once; False when that took too long."""
+        return self._idle.wait(timeout_s)
+
     def save(
         self,
         step: int,
@@ -93,7 +97,7 @@ class CheckpointWriter:
             score: Of an evaluation: keep this checkpoint as ``best`` if no better one is there.
         """
         copied = recorded_event(self._device) if self._device.type == "cuda" else None
-        self._idle.wait()
+        self.wait()
         self._idle.clear()
         self._jobs.put(_Job(step, tree, facts, score, copied))
 
@@ -145,7 +149,7 @@ class CheckpointWriter:
             side: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             with torch.cuda.stream(side):
                 side.wait_event(job.copied)
-                tree = _to_host(tree)
+                tree = to_host(tree)
                 side.synchronize()
         folder = self._store.save(job.step, tree, job.facts)
         if job.score is not None:
@@ -153,13 +157,13 @@ class CheckpointWriter:
         return self._store.size(folder)
 
 
-def _to_host(node: Any) -> Any:
+def to_host(node: Any) -> Any:
     if isinstance(node, torch.Tensor) and node.device.type == "cuda":
         return torch.empty(node.shape, dtype=node.dtype, pin_memory=True).copy_(
             node, non_blocking=True
         )
     if isinstance(node, Mapping):
-        return {key: _to_host(value) for key, value in node.items()}
+        return {key: to_host(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return type(node)(_to_host(value) for value in node)
+        return type(node)(to_host(value) for value in node)
     return node

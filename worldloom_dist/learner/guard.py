@@ -56,7 +56,7 @@ class NonfiniteGuard:
             arrived = recorded_event(nonfinite.device)
         self._pending.append((step, flag, arrived, windows))
         while self._pending and (self._pending[0][2] is None or self._pending[0][2].query()):
-            self._judge(*self._pending.popleft())
+            self.judge(*self._pending.popleft())
 
     def flush(self) -> None:
         """Wait for the flags that are still on their way and diagnose them."""
@@ -64,9 +64,10 @@ class NonfiniteGuard:
             arrived = self._pending[0][2]
             if arrived is not None:
                 arrived.synchronize()
-            self._judge(*self._pending.popleft())
+            self.judge(*self._pending.popleft())
 
-    def _judge(self, step: int, flag: Any, _: Any, windows: SampledWindows) -> None:
+    def judge(self, step: int, flag: Any, _: Any, windows: SampledWindows) -> None:
+        """Look at the flag of an update that has been made."""
         if not bool(flag):
             self._in_a_row = 0
             return

@@ -40,7 +40,7 @@ class HeldOutLosses:
         device: str,
     ) -> None:
         self._make_twin = make_twin
-        self._draw = draw
+        self.draw = draw
         self._every = every
         self._device = device
         self._twin: Agent | None = None
@@ -58,7 +58,7 @@ class HeldOutLosses:
                 self._twin = self._make_twin()
             self._twin.load_state_dict(agent.state_dict())
             stager = Stager(self._device)
-            output = self._twin.train_step(stager.take(stager.stage(self._draw())))
+            output = self._twin.train_step(stager.take(stager.stage(self.draw())))
         found: dict[str, Any] = {
             key.replace(LOSS, f"{LOSS}held_out/", 1): value
             for name, value in output.metrics.items()

@@ -92,12 +92,12 @@ class Learner:
         self._weights = weights
         self._halves = weights_dtype == "bfloat16"
         self.stager = Stager(device)
-        self._device = torch.device(device)
-        self._is_cuda = self._device.type == "cuda"
-        self._step = make_step(agent, device, compile, ranks=ranks)
-        self._publisher = self._make_publisher(device)
-        self._launched: deque[Any] = deque()
-        self._refreshed: deque[tuple[SampledWindows, dict[str, torch.Tensor], Any]] = deque()
+        self.device = torch.device(device)
+        self.is_cuda = self.device.type == "cuda"
+        self.step = make_step(agent, device, compile, ranks=ranks)
+        self.publisher = self._make_publisher(device)
+        self.launched: deque[Any] = deque()
+        self.refreshed: deque[tuple[SampledWindows, dict[str, torch.Tensor], Any]] = deque()
         self.write_back: Callable[[SampledWindows, Mapping[str, np.ndarray]], None] | None = None
         self.update_priorities: Callable[[SampledWindows, np.ndarray], None] | None = None
         self.held_out: HeldOutLosses | None = None
@@ -130,16 +130,16 @@ class Learner:
         windows: SampledWindows = staged.windows
         batch = self._batch = self.stager.take(staged)
         copied = time.monotonic()
-        output = self._step(batch)
+        output = self.step(batch)
         self.train_steps += 1
         self.replayed_steps += self.agent.spec.sampling.trained_positions
         self._guard.watch(self.train_steps, output.nonfinite, windows)
         if output.refreshed is not None and self.write_back is not None:
-            self._keep_refreshed(windows, output.refreshed)
+            self.keep_refreshed(windows, output.refreshed)
         if output.priorities is not None and self.update_priorities is not None:
             self._send_priorities(windows, output.priorities)
         self._scalars = output.metrics
-        self._limit_lead()
+        self.limit_lead()
         self._phases["to_device"].add(copied - started)
         self._phases["forward_backward"].add(time.monotonic() - copied)
         self._ages.add(max(0.0, time.time() - float(windows.inserted_s.mean())))
@@ -166,11 +166,11 @@ class Learner:
         """
         started = time.monotonic()
         version = self.version
-        if self._publisher is not None:
+        if self.publisher is not None:
             assert isinstance(self.agent, SharesWeights)  # or there would be no publisher
-            self._publisher.publish(self.agent.policy_tensors(), version)
+            self.publisher.publish(self.agent.policy_tensors(), version)
             if waits:
-                self._publisher.wait()
+                self.publisher.wait()
         else:
             snapshot = self.agent.policy_weights().with_version(version)
             if self._halves:
@@ -185,7 +185,7 @@ class Learner:
         """On CUDA, and for agents that can name the tensors that acting needs, a thread of its own
         sends them.
         """
-        if not self._is_cuda or not isinstance(self.agent, SharesWeights):
+        if not self.is_cuda or not isinstance(self.agent, SharesWeights):
             return None
         return Publisher(
             self._weights, CudaDownload(device), torch.bfloat16 if self._halves else torch.float32
@@ -216,7 +216,7 @@ class Learner:
 
     def drain_metrics(self) -> MetricMap:
         """What happened since the last call; the only place where scalars leave the device."""
-        for one in self._publisher.finished() if self._publisher is not None else ():
+        for one in self.publisher.finished() if self.publisher is not None else ():
             self._note_published(one)
         metrics = self._metrics
         self._metrics = {}
@@ -262,7 +262,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on: the agent and the counters."""
         self._guard.flush()
-        self._send_refreshed(wait=True)
+        self.send_refreshed(wait=True)
         return {
             "agent": self.agent.state_dict(),
             "train_steps": self.train_steps,
@@ -280,10 +280,10 @@ class Learner:
         self.train_steps = int(state["train_steps"])
         self.replayed_steps = int(state["replayed_steps"])
 
-    def _keep_refreshed(self, windows: SampledWindows, refreshed: Mapping[str, Any]) -> None:
+    def keep_refreshed(self, windows: SampledWindows, refreshed: Mapping[str, Any]) -> None:
         """Start bringing refreshed extras to the host; send those that are there."""
-        if not self._is_cuda:
-            self._refreshed.append((windows, dict(refreshed), None))
+        if not self.is_cuda:
+            self.refreshed.append((windows, dict(refreshed), None))
         else:
             host = {
                 name: torch.empty(v.shape, dtype=v.dtype, pin_memory=True)
@@ -291,21 +291,23 @@ class Learner:
             }
             for name, value in refreshed.items():
                 host[name].copy_(value, non_blocking=True)
-            self._refreshed.append((windows, host, recorded_event(self._device)))
-        self._send_refreshed(wait=False)
+            self.refreshed.append((windows, host, recorded_event(self.device)))
+        self.send_refreshed(wait=False)
 
-    def _send_refreshed(self, *, wait: bool) -> None:
-        while self._refreshed and self.write_back is not None:
-            windows, host, arrived = self._refreshed[0]
+    def send_refreshed(self, *, wait: bool) -> None:
+        """Write back the latents that have arrived on the host; with ``wait``, all of them."""
+        while self.refreshed and self.write_back is not None:
+            windows, host, arrived = self.refreshed[0]
             if arrived is not None and not arrived.query():
                 if not wait:
                     return
                 arrived.synchronize()
-            self._refreshed.popleft()
+            self.refreshed.popleft()
             self.write_back(windows, {name: value.numpy() for name, value in host.items()})
 
-    def _limit_lead(self) -> None:
-        if self._is_cuda:
-            self._launched.append(recorded_event(self._device))
-            if len(self._launched) > UPDATES_AHEAD:
-                self._launched.popleft().synchronize()
+    def limit_lead(self) -> None:
+        """Wait until the device is at most a few updates behind."""
+        if self.is_cuda:
+            self.launched.append(recorded_event(self.device))
+            if len(self.launched) > UPDATES_AHEAD:
+                self.launched.popleft().synchronize()

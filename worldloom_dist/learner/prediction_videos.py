@@ -47,7 +47,7 @@ class PredictionVideos:
         self._every = every
         self._last = done
         self._writer = ThreadPoolExecutor(1, "report")
-        self._pending: Future[None] | None = None
+        self.pending: Future[None] | None = None
 
     def is_due(self, env_steps: int) -> bool:
         """True when this many env steps have gone by since the last report."""
@@ -73,8 +73,8 @@ class PredictionVideos:
         self._last = env_steps
         if not self._every or not isinstance(agent, Reporting):
             return
-        self._collect(wait_s)
-        if self._pending is not None:
+        self.collect(wait_s)
+        if self.pending is not None:
             logger.info(
                 "report at env_steps %s left out: the last one is still being written",
                 f"{env_steps:,}",
@@ -91,17 +91,17 @@ class PredictionVideos:
             )
             return
         if videos:
-            self._pending = self._writer.submit(self._write, dict(videos), env_steps, train_steps)
+            self.pending = self._writer.submit(self._write, dict(videos), env_steps, train_steps)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Wait for the writer, for a while."""
-        if self._pending is not None:
-            self._collect(timeout_s)
+        if self.pending is not None:
+            self.collect(timeout_s)
         self._writer.shutdown(wait=False, cancel_futures=True)
 
-    def _collect(self, timeout_s: float = 0.0) -> None:
+    def collect(self, timeout_s: float = 0.0) -> None:
         """Let go of what the writer has finished; say why it failed."""
-        pending = self._pending
+        pending = self.pending
         if pending is None or (not pending.done() and not timeout_s):
             return
         try:
@@ -111,7 +111,7 @@ class PredictionVideos:
             logger.warning("no more reports: %s", error)
         except Exception as error:  # the disk is full, a picture is odd: training goes on
             logger.warning("report could not be written: %s: %s", type(error).__name__, error)
-        self._pending = None
+        self.pending = None
 
     def _write(self, videos: Mapping[str, np.ndarray], env_steps: int, train_steps: int) -> None:
         from worldloom.evaluation.visualize import save_frames

@@ -73,7 +73,7 @@ class Publisher:
         self._download = download
         self._dtype = dtype
         self._jobs: queue.Queue[_Job] = queue.Queue()
-        self._done: queue.Queue[Published] = queue.Queue()
+        self.done: queue.Queue[Published] = queue.Queue()
         self._idle = threading.Event()
         self._idle.set()
         self._failed: Exception | None = None
@@ -101,7 +101,7 @@ class Publisher:
 
     def finished(self) -> list[Published]:
         """What was handed over since the last call."""
-        return [self._done.get_nowait() for _ in range(self._done.qsize())]
+        return [self.done.get_nowait() for _ in range(self.done.qsize())]
 
     def _run(self) -> None:
         while True:
@@ -111,7 +111,7 @@ class Publisher:
                 buffer = job.receive()
                 buffer.flags.writeable = False
                 self._weights.publish(WeightsSnapshot(job.version, job.entries, buffer))
-                self._done.put(Published(time.monotonic() - job.ordered, buffer.nbytes))
+                self.done.put(Published(time.monotonic() - job.ordered, buffer.nbytes))
             # the edge of the thread: actors go on with the weights they have
             except Exception as error:
                 self._failed = error

@@ -113,7 +113,7 @@ class _CudaLane:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def pin(self, like: Tensor) -> Tensor:
         """See :class:`Lane`."""
@@ -123,9 +123,9 @@ class _CudaLane:
     def upload(self, pinned: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         """See :class:`Lane`."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             tensors = [tensor.to(self._device, non_blocking=True) for tensor in pinned]
-            event.record(self._stream)
+            event.record(self.stream)
         return tensors, event
 
     def await_on_stream(self, event: Any, tensors: Sequence[Tensor]) -> None:

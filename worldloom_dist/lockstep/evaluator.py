@@ -49,7 +49,7 @@ class LocalEvaluator:
         device: str = "cpu",
     ) -> None:
         self._plan = plan
-        self._device = device
+        self.device = device
         self._folder = folder
         self._weights = weights
         self._stop = stop
@@ -64,7 +64,7 @@ class LocalEvaluator:
             EnvFailureError, EvaluationStoppedError: If the env fails too often, or it takes too
                 long.
         """
-        evaluator = build_evaluator(self._plan, device=self._device)
+        evaluator = build_evaluator(self._plan, device=self.device)
         evaluator.load_weights(self._weights.fetch())
         try:
             found = evaluator.evaluate(is_stopped=lambda: self._stop.is_set)

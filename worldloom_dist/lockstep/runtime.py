@@ -122,7 +122,7 @@ class LocalRuntime:
             plan.run_id, {"env": plan.env.env, "agent": plan.agent.name}, build_facts()
         )
         secret = read_secret(plan.config.metrics_auth_file)
-        self._endpoint, _ = serve_near(
+        self.endpoint, _ = serve_near(
             self.hub, plan.config.metrics_host, port, secret, PageApp(folder.path)
         )
         self.weights = WeightStore()
@@ -246,9 +246,9 @@ class LocalRuntime:
         self._close_gateway()
         self.workers.close()
         self.replay.close()
-        if self._endpoint is not None:
-            self._endpoint.shutdown()
-            self._endpoint.server_close()
+        if self.endpoint is not None:
+            self.endpoint.shutdown()
+            self.endpoint.server_close()
 
     def _close_gateway(self) -> None:
         """Store what clients have sent, and let them go."""
@@ -267,7 +267,7 @@ class LocalRuntime:
         if not self._is_whole:
             return
         try:
-            logger.info("failed; what was trained so far is in %s", self._checkpoint())
+            logger.info("failed; what was trained so far is in %s", self.checkpoint())
         except Exception as error:  # the failure before it is the one to tell
             logger.warning("no checkpoint could be written: %s: %s", type(error).__name__, error)
 
@@ -350,7 +350,7 @@ class LocalRuntime:
         if tree.get("limits", asdict(self._plan.limits)) != asdict(self._plan.limits):
             limiter.clamp_debt()
 
-    def _checkpoint(self) -> Path:
+    def checkpoint(self) -> Path:
         """One cut through all roles; see the module. A stop in the middle of pretraining leaves the
         rest of it to the resumed run.
         """
@@ -410,12 +410,12 @@ class LocalRuntime:
         if self.prediction_videos.is_due(steps):
             self.learner.report(self.prediction_videos, steps)
         if steps - self._checkpoint_at >= self._plan.config.learner.checkpoint_every_steps:
-            self._checkpoint()
+            self.checkpoint()
 
     def end(self) -> None:
         """The last checkpoint."""
         self._close_gateway()
-        self._checkpoint()
+        self.checkpoint()
         self._is_whole = False  # nothing is left to rescue
         self.learner.report(self.prediction_videos, self._report.env_steps, wait_s=LAST_REPORT_S)
         self.prediction_videos.close()

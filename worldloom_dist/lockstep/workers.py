@@ -43,7 +43,7 @@ class LocalWorkers:
         self, plan: Plan, weights: WeightSource, replay: ReplayWriter, device: str = "cpu"
     ) -> None:
         self._plan = plan
-        self._device = device
+        self.device = device
         self._weights = weights
         self._replay = replay
         self.workers: list[RolloutWorker] = []
@@ -71,8 +71,8 @@ class LocalWorkers:
 
     def _policy(self, slot: int, incarnation: int) -> Policy:
         num_envs = self._plan.config.envs_per_worker
-        policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs, device=self._device)
-        capture_on_gpu(self._plan, policy, self._device, (num_envs,))
+        policy = build_policy(self._plan, slot, incarnation, num_envs=num_envs, device=self.device)
+        capture_on_gpu(self._plan, policy, self.device, (num_envs,))
         return policy
 
     @property

@@ -28,7 +28,7 @@ __all__ = ["MetricsHub"]
 
 logger = logging.getLogger(__name__)
 
-RECENT_EPISODES = 50
+RECENT_EPISODES = 20
 GONE_AFTER_S = 900.0
 """An instance that is silent for this long, while others of its role are heard, is not coming back:
 longer than any deadline of the supervisor.

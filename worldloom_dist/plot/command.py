@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
+from worldloom.core.program import called
 from worldloom_dist.plot.figure import plot_runs
 from worldloom_dist.plot.reference import find_published
 from worldloom_dist.plot.runs import Run, read_run
@@ -48,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.plot",
+        prog=called("plot", "worldloom_dist.plot"),
         description="Return, losses and throughput of runs: one panel per env, one colour per "
         "experiment; runs that differ in their seed alone are one experiment.",
     )

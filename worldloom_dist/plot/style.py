@@ -63,7 +63,7 @@ def check_drawing(path: Path, *, needs_folder: bool = True) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
-        raise MissingDependencyError("plots", "matplotlib", "viz") from error
+        raise MissingDependencyError("a plot", "matplotlib", "viz") from error
     kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
     if path.suffix.lower().lstrip(".") not in kinds:
         raise ConfigurationError(

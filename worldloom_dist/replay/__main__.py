@@ -24,6 +24,7 @@ from worldloom.core.exceptions import (
     WorldLoomError,
 )
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom.core.sequence import Rows
 from worldloom_dist.replay.formats.episode_files import SOURCES, whole_name, write_episode_file
 from worldloom_dist.replay.history import EpisodeHistory
@@ -43,7 +44,8 @@ USAGE_ERRORS = (ConfigurationError, MissingDependencyError)
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.replay", description="Rows into and out of a run folder."
+        prog=called("data", "worldloom_dist.replay"),
+        description="Rows into and out of a run folder.",
     )
     actions = parser.add_subparsers(dest="action", required=True)
     for name, text in (

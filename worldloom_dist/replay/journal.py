@@ -162,7 +162,7 @@ class Journal:
 
     def size_bytes(self) -> int:
         """Bytes of all segments on disk."""
-        return sum(self._path(number).stat().st_size for number in self.segments)
+        return sum(self.path(number).stat().st_size for number in self.segments)
 
     @property
     def position(self) -> JournalPosition:
@@ -182,7 +182,7 @@ class Journal:
         segments = self.segments
         for number in segments:
             is_last = number == segments[-1]
-            end = yield from _scan(self._path(number), number, self.damage, is_last=is_last)
+            end = yield from _scan(self.path(number), number, self.damage, is_last=is_last)
             if is_last:
                 self._open_segment(number, end)
 
@@ -239,7 +239,7 @@ class Journal:
             StateError: If the disk takes no more; the log is then as before the call.
         """
         number = max([self._segment, *self.segments], default=-1) + 1
-        path = self._path(number)
+        path = self.path(number)
         temporary = path.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
@@ -263,7 +263,7 @@ class Journal:
         Raises:
             CheckpointError: If the log does not reach that far.
         """
-        path = self._path(position.segment)
+        path = self.path(position.segment)
         if not path.exists() or path.stat().st_size < position.offset:
             raise CheckpointError(
                 f"replay journal {self.directory} does not reach {position}; it was "
@@ -271,7 +271,7 @@ class Journal:
             )
         for number in self.segments:
             if number > position.segment:
-                self._path(number).unlink()
+                self.path(number).unlink()
         self._open_segment(position.segment, position.offset)
         self._sync_directory()
 
@@ -279,7 +279,7 @@ class Journal:
         """Delete the segments before ``segment``; never the current one."""
         for number in self.segments:
             if number < min(segment, self._segment):
-                self._path(number).unlink()
+                self.path(number).unlink()
 
     def close(self) -> None:
         """Flush if ``fsync`` is on, and let go of the directory."""
@@ -291,14 +291,15 @@ class Journal:
             os.close(self._lock_file)
             self._lock_file = -1
 
-    def _path(self, segment: int) -> Path:
+    def path(self, segment: int) -> Path:
+        """Of a segment's file."""
         return segment_path(self.directory, segment)
 
     def _open_segment(self, number: int, offset: int) -> None:
         with self._sync_lock:
             if self._file >= 0:
                 os.close(self._file)
-            self._file = os.open(self._path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            self._file = os.open(self.path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             os.ftruncate(self._file, offset)
             self._segment = number
             self._offset = offset

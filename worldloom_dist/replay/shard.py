@@ -129,13 +129,13 @@ class ReplayShard:
             shard=index,
         )
         self._make_selector = make_selector
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._snapshot_lock = threading.Lock()
         self._pinned: list[int] = []
         self._has_new_weights = False
         self._fences = Fences(directory if durability != "none" else None)
-        self._rows = self._empty_rows()
-        self._journal: Journal | None = None
+        self.rows = self._empty_rows()
+        self.journal: Journal | None = None
         self.recovered = RecoveryReport()
         if durability == "none":
             return
@@ -144,14 +144,14 @@ class ReplayShard:
                 f"replay shard {index}: durability {durability!r} needs a directory; "
                 "name one or say none"
             )
-        self._journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
+        self.journal = Journal(directory, fsync=durability == "fsync", segment_bytes=segment_bytes)
         try:
             self._files = SnapshotStore(directory, kept_snapshots, fsync=durability == "fsync")
             self._files.claim(shard_identity(index, columns))
-            self._recover(self._journal)
+            self._recover(self.journal)
             self._restore_newest()
         except BaseException:
-            self._journal.close()
+            self.journal.close()
             raise
 
     def append(self, chunk: Chunk) -> bool:
@@ -168,20 +168,20 @@ class ReplayShard:
                 may be sent again; except after a failed fsync, when nothing is acknowledged until
                 the shard is opened again (see :attr:`failure`).
         """
-        rows = self._rows.split(chunk)
-        with self._lock:
+        rows = self.rows.split(chunk)
+        with self.lock:
             self._fences.check(chunk.stream)
-            is_new = self._rows.is_new(chunk)
+            is_new = self.rows.is_new(chunk)
             inserted_s = time.time()
             place = None
-            if self._journal is not None:
-                place = self._write(self._journal, chunk, inserted_s, is_new=is_new)
+            if self.journal is not None:
+                place = self._write(self.journal, chunk, inserted_s, is_new=is_new)
             if is_new:
-                self._rows.store(chunk, rows, inserted_s, place)
+                self.rows.store(chunk, rows, inserted_s, place)
             else:
-                self._rows.counters.duplicate += chunk.num_rows
-        if self._journal is not None:
-            self._journal.sync()
+                self.rows.counters.duplicate += chunk.num_rows
+        if self.journal is not None:
+            self.journal.sync()
         return is_new
 
     def sample(self, request: SampleRequest) -> SampledWindows:
@@ -202,8 +202,8 @@ class ReplayShard:
         draws = [
             (request.windows, np.random.default_rng(list(request.seed))) for request in requests
         ]
-        with self._lock:
-            return self._rows.buffer.draw(draws)
+        with self.lock:
+            return self.rows.buffer.draw(draws)
 
     def write_back(
         self, row_ids: npt.NDArray[np.int64], refreshed: Mapping[str, np.ndarray]
@@ -211,8 +211,8 @@ class ReplayShard:
         """Overwrite extras of rows ``[n, T]`` with columns ``[n, T, ...]``; rows that were evicted
         meanwhile are rejected.
         """
-        with self._lock:
-            return WriteBack(*self._rows.buffer.write_back(row_ids, refreshed))
+        with self.lock:
+            return WriteBack(*self.rows.buffer.write_back(row_ids, refreshed))
 
     def update_priorities(
         self, start_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
@@ -220,9 +220,9 @@ class ReplayShard:
         """Give windows, named by their first rows, new priorities; those that were evicted
         meanwhile are rejected.
         """
-        with self._lock:
+        with self.lock:
             self._has_new_weights = True
-            return WriteBack(*self._rows.buffer.update_priorities(start_ids, priorities))
+            return WriteBack(*self.rows.buffer.update_priorities(start_ids, priorities))
 
     def save_weights(self) -> bool:
         """Write down what priorities came to, for a restart; inserts do not wait for it.
@@ -234,10 +234,10 @@ class ReplayShard:
             OSError: If the disk takes no more.
         """
         with self._snapshot_lock:
-            with self._lock:
-                if self._journal is None or not self._has_new_weights:
+            with self.lock:
+                if self.journal is None or not self._has_new_weights:
                     return False
-                copied = self._rows.buffer.export_weights()
+                copied = self.rows.buffer.export_weights()
                 self._has_new_weights = False
             if len(copied[1]):
                 self._files.save_weights(*copied)
@@ -255,34 +255,34 @@ class ReplayShard:
         """True while a thread is inside that may take a while: a snapshot that copies, a journal
         whose disk is slow.
         """
-        return self._lock.locked()
+        return self.lock.locked()
 
     @property
     def failure(self) -> str:
         """Why it must be opened again before it takes another chunk, in a sentence; empty while it
         takes them.
         """
-        return "" if self._journal is None else self._journal.failure
+        return "" if self.journal is None else self.journal.failure
 
     def row_counters(self) -> RowCounters:
         """Where every row went."""
-        with self._lock:
-            return self._rows.row_counters()
+        with self.lock:
+            return self.rows.row_counters()
 
     def memory_bytes(self) -> int:
         """What stored rows take of memory; the rest of ``row_counters().payload_bytes`` is read
         from disk.
         """
-        return self._rows.buffer.nbytes - self._rows.buffer.cold_bytes
+        return self.rows.buffer.nbytes - self.rows.buffer.cold_bytes
 
     def live_windows(self) -> int:
         """Windows that can be drawn now: this shard's weight when samples are split over shards."""
-        return self._rows.buffer.num_windows
+        return self.rows.buffer.num_windows
 
     def next_seq(self, stream: StreamId) -> int:
         """Number of the chunk that would continue a stream."""
-        with self._lock:
-            return self._rows.buffer.next_seq(stream)
+        with self.lock:
+            return self.rows.buffer.next_seq(stream)
 
     def fence(self, slot: int, incarnation: int) -> dict[int, int]:
         """Let no one write the streams of a gateway's session any more.
@@ -293,11 +293,11 @@ class ReplayShard:
         Raises:
             OSError: If the disk takes no more; nothing is fenced then.
         """
-        with self._lock:
+        with self.lock:
             self._fences.add(slot, incarnation)
             return {
                 stream.env: step
-                for stream, step in self._rows.next_steps.items()
+                for stream, step in self.rows.next_steps.items()
                 if stream[:2] == (slot, incarnation)
             }
 
@@ -311,11 +311,11 @@ class ReplayShard:
         Returns:
             Rows newly counted as lost; row ids go on after those that were given out.
         """
-        with self._lock:
-            known = self._rows.buffer.next_row
-            newly = self._rows.mark_lost(acknowledged)
-            if self._rows.buffer.next_row > known and self._journal is not None:
-                self._record_loss(self._journal)
+        with self.lock:
+            known = self.rows.buffer.next_row
+            newly = self.rows.mark_lost(acknowledged)
+            if self.rows.buffer.next_row > known and self.journal is not None:
+                self._record_loss(self.journal)
         if newly:
             logger.warning("shard-%d: %d acknowledged rows are lost", self.index, newly)
         return newly
@@ -328,25 +328,25 @@ class ReplayShard:
         memory; writing them blocks no caller.
         """
         with self._snapshot_lock:
-            with self._lock:
-                next_row = self._rows.buffer.next_row
-                served = self._rows.buffer.online_served
-                if self._journal is None:
+            with self.lock:
+                next_row = self.rows.buffer.next_row
+                served = self.rows.buffer.online_served
+                if self.journal is None:
                     return ShardSnapshot(-1, 0, -1, next_row, served)
-                if self._journal.needs_rotation:
-                    self._rotate(self._journal)
-                place = self._journal.position
-                oldest = self._rows.oldest_needed()
+                if self.journal.needs_rotation:
+                    self._rotate(self.journal)
+                place = self.journal.position
+                oldest = self.rows.oldest_needed()
                 self._pinned = [oldest]
-                copied = self._rows.buffer.export_mutable()
-                learnt = self._rows.buffer.export_weights()
+                copied = self.rows.buffer.export_mutable()
+                learnt = self.rows.buffer.export_weights()
             mutable_file = self._files.save_mutable(*copied) if self._mutable else ""
             weights_file = self._files.save_weights(*learnt) if len(learnt[1]) else ""
             snapshot = ShardSnapshot(*place, oldest, next_row, served, mutable_file, weights_file)
-            with self._lock:
+            with self.lock:
                 self._files.set_snapshots([*self._files.snapshots, snapshot])
                 self._pinned = []
-            self._journal.sync()
+            self.journal.sync()
             return snapshot
 
     def rollback(self, snapshot: ShardSnapshot) -> None:
@@ -355,9 +355,9 @@ class ReplayShard:
         Raises:
             CheckpointError: If the journal no longer holds what the snapshot needs.
         """
-        with self._lock:
-            if self._journal is None:
-                held = self._rows.buffer.next_row
+        with self.lock:
+            if self.journal is None:
+                held = self.rows.buffer.next_row
                 if held != snapshot.next_row:
                     raise CheckpointError(
                         f"replay shard {self.index} holds {held} rows instead of the "
@@ -366,22 +366,22 @@ class ReplayShard:
                     )
                 return
             if (
-                min(self._journal.segments, default=snapshot.oldest_segment + 1)
+                min(self.journal.segments, default=snapshot.oldest_segment + 1)
                 > snapshot.oldest_segment
             ):
                 raise CheckpointError(
                     f"replay shard {self.index}: what {snapshot} needs of the journal is "
                     "gone; only the newest snapshots are kept"
                 )
-            self._journal.truncate(JournalPosition(snapshot.segment, snapshot.offset))
-            self._rows = self._empty_rows()
-            self._recover(self._journal, online_served=snapshot.online_served)
+            self.journal.truncate(JournalPosition(snapshot.segment, snapshot.offset))
+            self.rows = self._empty_rows()
+            self._recover(self.journal, online_served=snapshot.online_served)
             self._restore_mutable(snapshot)
             if snapshot.weights_file:
                 self._restore_weights(snapshot.weights_file)
-            if self._rows.buffer.next_row != snapshot.next_row:
+            if self.rows.buffer.next_row != snapshot.next_row:
                 raise CheckpointError(
-                    f"replay shard {self.index}: {self._rows.buffer.next_row} rows "
+                    f"replay shard {self.index}: {self.rows.buffer.next_row} rows "
                     f"found instead of {snapshot.next_row}"
                 )
             self._files.set_snapshots(
@@ -393,16 +393,16 @@ class ReplayShard:
 
     def close(self) -> None:
         """Let go of the directory; rows stay in memory."""
-        with self._lock:
-            if self._journal is not None:
-                self._journal.close()
+        with self.lock:
+            if self.journal is not None:
+                self.journal.close()
 
     def _write(
         self, journal: Journal, chunk: Chunk, inserted_s: float, *, is_new: bool
     ) -> tuple[int, int, int]:
         """Journal a chunk, or that it came again; returns where."""
         if is_new:
-            return self._append_record(journal, CHUNK, self._rows.to_record(chunk, inserted_s))
+            return self._append_record(journal, CHUNK, self.rows.to_record(chunk, inserted_s))
         return self._append_record(journal, DUPLICATE, Repeated.of(chunk).pack())
 
     def _append_record(
@@ -416,7 +416,7 @@ class ReplayShard:
         """Begin a segment, and delete those whose rows were all evicted and that no
         snapshot needs.
         """
-        rows = self._rows
+        rows = self.rows
         journal.rotate(rows.head())
         rows.segment_rows[journal.position.segment] = rows.buffer.next_row
         keep = min(
@@ -446,7 +446,7 @@ class ReplayShard:
         """
         started = time.monotonic()
         oldest_segment = min(journal.segments, default=0)
-        rows = self._rows
+        rows = self.rows
         recovery = Recovery(rows, oldest_segment)
         with reading(journal.directory, "its journal holds what no shard has written"):
             progress = self._progress
@@ -494,18 +494,18 @@ class ReplayShard:
         if journal.position.segment < 0:
             self._rotate(journal)
         # in the segment whose records lead up to it, even if that is full
-        journal.append(LOST, [self._rows.head()])
+        journal.append(LOST, [self.rows.head()])
 
     def _restore_mutable(self, snapshot: ShardSnapshot) -> None:
         if snapshot.mutable_file:
             specs = {column: self.columns[column] for column in self._mutable}
             with reading(snapshot.mutable_file, "holds columns of other rows"):
                 found = self._files.load_mutable(snapshot.mutable_file, specs)
-                self._rows.buffer.write_back(*found)
+                self.rows.buffer.write_back(*found)
 
     def _restore_weights(self, name: str) -> None:
         with reading(name, "holds priorities of other rows"):
-            is_restored = self._rows.buffer.restore_weights(*self._files.load_weights(name))
+            is_restored = self.rows.buffer.restore_weights(*self._files.load_weights(name))
         if not is_restored:
             logger.warning(
                 "shard-%d: the priorities on disk are another selector's; they start over",

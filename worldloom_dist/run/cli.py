@@ -24,6 +24,7 @@ import tyro
 from worldloom.algorithms.registry import make_agent_config, own_field
 from worldloom.core.exceptions import ConfigurationError, WorldLoomError
 from worldloom.core.json_text import parse_json
+from worldloom.core.program import called
 from worldloom_dist.run.agent_help import agent_help
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.flag_hints import hint
@@ -32,7 +33,6 @@ from worldloom_dist.run.resuming import resume_problems
 
 __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 
-PROGRAM = "python -m worldloom_dist.launch"
 HIDDEN = ("agent_overrides",)
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 SWITCHES = ("--tensorboard", "--wandb")
@@ -137,7 +137,7 @@ def _print_help(agent: str | None) -> None:
         with contextlib.redirect_stdout(out):
             tyro.cli(
                 RunConfig,
-                prog=PROGRAM,
+                prog=called("train", "worldloom_dist.launch"),
                 description=text,
                 args=["--help"],
                 default=PRESETS["quick"](),

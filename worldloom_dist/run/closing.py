@@ -13,7 +13,7 @@ from worldloom.core.json_text import read_object
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder
 
-__all__ = ["closing_lines", "program", "resume_command"]
+__all__ = ["closing_lines", "program", "result_line", "resume_command"]
 
 
 def program() -> str:
@@ -53,7 +53,13 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
     summary = folder.read_json("summary.json")
     run = shlex.quote(str(shown))
     lines = [
-        line for line in (_result(summary), _best(shown, folder), _video(shown, summary)) if line
+        line
+        for line in (
+            result_line(summary.get("eval") or {}),
+            _best(shown, folder),
+            _video(shown, summary),
+        )
+        if line
     ]
     commands = (
         [] if config.env.is_none else [("evaluate", f"evaluate {run}"), ("watch", f"enjoy {run}")]
@@ -68,8 +74,8 @@ def closing_lines(config: RunConfig, shown: Path, folder: RunFolder) -> list[str
     return [*lines, *shown_commands, f"{'go on':<9}{resume_command(shown)} {more}"]
 
 
-def _result(summary: Mapping[str, Any]) -> str:
-    evaluation = summary.get("eval") or {}
+def result_line(evaluation: Mapping[str, Any]) -> str:
+    """What an evaluation came to, for people; empty where there was none."""
     mean, spread = evaluation.get("return_mean"), evaluation.get("return_std")
     if mean is None:
         return ""

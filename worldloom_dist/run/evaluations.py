@@ -88,7 +88,7 @@ class Evaluations:
     def __init__(self, plan: Plan, report: Report, evaluator: EvaluationRunner) -> None:
         self._plan = plan
         self._report = report
-        self._evaluator = evaluator
+        self.evaluator = evaluator
         self._is_open = False
         self.failure = ""
 
@@ -96,7 +96,7 @@ class Evaluations:
         """Take a result that is there, and begin what is due."""
         self._collect()
         config = self._plan.config
-        due_at = self._evaluator.asked_at + config.eval_every
+        due_at = self.evaluator.asked_at + config.eval_every
         is_due = config.eval_every and self._report.env_steps >= due_at and config.eval_episodes
         if (
             is_due
@@ -123,17 +123,17 @@ class Evaluations:
         deadline = time.monotonic() + LAST_TRIES * (config.eval_timeout_s + GRACE_S) + START_S
         while config.eval_episodes and time.monotonic() < deadline and not stop.is_set:
             if not self._is_open:
-                if self._of(version) or tries == LAST_TRIES or not self._evaluator.is_available:
+                if self._of(version) or tries == LAST_TRIES or not self.evaluator.is_available:
                     break
                 tries += self._begin(is_last=True)
-            self._evaluator.wait()
+            self.evaluator.wait()
             self._collect()
             if self._is_open and say.is_due():
                 logger.info(
                     "the last evaluation goes on, for at most %.0f s; Ctrl-C leaves it out",
                     config.eval_timeout_s,
                 )
-        self._evaluator.close()
+        self.evaluator.close()
         return self._of(version)
 
     def _of(self, version: str) -> Mapping[str, Any] | None:
@@ -144,19 +144,19 @@ class Evaluations:
         return newest if is_as_asked(self._plan, newest) else None
 
     def _begin(self, *, is_last: bool = False) -> bool:
-        self._is_open = self._evaluator.begin(self._report.env_steps, is_last=is_last)
+        self._is_open = self.evaluator.begin(self._report.env_steps, is_last=is_last)
         return self._is_open
 
     def _collect(self) -> None:
         if not self._is_open:
             return
         try:
-            result = self._evaluator.take()
+            result = self.evaluator.take()
         except EvaluationFailedError as error:
             self._is_open = False
             self.failure = str(error)
             logger.warning(
-                "evaluation at %d env steps failed: %s", self._evaluator.asked_at, self.failure
+                "evaluation at %d env steps failed: %s", self.evaluator.asked_at, self.failure
             )
             return
         if result is None:
@@ -172,4 +172,4 @@ class Evaluations:
             result["episodes"],
         )
         if math.isfinite(result["return_mean"]):
-            self._evaluator.note_score(result["return_mean"])
+            self.evaluator.note_score(result["return_mean"])

@@ -220,7 +220,7 @@ class RunFolder:
         """
         known = self._incarnations()
         value = known.get(role, 0) + 1
-        self._write_incarnations({**known, role: value})
+        self.write_incarnations({**known, role: value})
         return value
 
     def count_on_from(self, found: Mapping[str, int]) -> None:
@@ -240,7 +240,7 @@ class RunFolder:
                 {role: known.get(role, 0) for role in behind},
                 behind,
             )
-            self._write_incarnations({**known, **behind})
+            self.write_incarnations({**known, **behind})
 
     def _incarnations(self) -> dict[str, int]:
         path = self.path / "incarnations.json"
@@ -252,7 +252,7 @@ class RunFolder:
             "restore it from a copy"
         )
 
-    def _write_incarnations(self, counts: Mapping[str, int]) -> None:
+    def write_incarnations(self, counts: Mapping[str, int]) -> None:
         """On the disk before it is used: a name that comes twice cannot be told from itself."""
         write_json(self.path / "incarnations.json", counts, is_synced=True)
 

@@ -119,9 +119,9 @@ class Run:
         show: Show = show_nothing,
         on_restored: Callable[[], object] = lambda: None,
     ) -> None:
-        self._plan = plan
-        self._folder = folder
-        self._stop = stop
+        self.plan = plan
+        self.folder = folder
+        self.stop = stop
         self._show = show
         self._on_restored = on_restored
         self._is_restored = False
@@ -143,16 +143,16 @@ class Run:
             TrainingError: If the run cannot go on, or did not do what it was asked for;
                 ``summary.json`` says so too.
         """
-        self._write("running")
+        self.write("running")
         try:
             self.begin()
-            while not self._is_complete() and not self._stop.is_set:
+            while not self.is_complete() and not self.stop.is_set:
                 self.turn()
-            if self._stop.is_set:
-                logger.info("stopping: %s; checkpointing first", self._stop.reason)
-            status, missing = self._finish()
+            if self.stop.is_set:
+                logger.info("stopping: %s; checkpointing first", self.stop.reason)
+            status, missing = self.finish()
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
             raise
         finally:
             self.runtime.close()
@@ -187,52 +187,52 @@ class Run:
         self._notice_restored()
         if not self.report.counts.train_steps and self.runtime.num_windows is not None:
             agent_steps = self.report.counts.counters.agent_steps
-            check_windows(self._plan, agent_steps, self.runtime.num_windows)
+            check_windows(self.plan, agent_steps, self.runtime.num_windows)
         self._show(self.report.view)
         self.evaluations.look()
         self.runtime.save_when_due()
         if self._summary_due.is_due():
-            self._write("running")
+            self.write("running")
 
     def _notice_restored(self) -> None:
         if not self._is_restored and self.runtime.is_restored:
             self._is_restored = True
             self._on_restored()
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Enough steps are stored, and what they owe to training has been paid; without an env,
         enough updates are made.
         """
         if not self._is_restored:
             return False
         counts = self.report.counts
-        if self._plan.is_offline:
-            return counts.train_steps >= self._plan.config.train_steps
-        has_steps = counts.counters.agent_steps >= self._plan.target_agent_steps
+        if self.plan.is_offline:
+            return counts.train_steps >= self.plan.config.train_steps
+        has_steps = counts.counters.agent_steps >= self.plan.target_agent_steps
         return has_steps and not self.runtime.owes_update
 
-    def _finish(self) -> tuple[str, str | None]:
+    def finish(self) -> tuple[str, str | None]:
         """Leave in order; returns how the run ended, and what it did not do of what it was asked
         for.
         """
-        is_complete = self._is_complete()
+        is_complete = self.is_complete()
         self.runtime.end()
-        is_complete = is_complete or self._is_complete()
+        is_complete = is_complete or self.is_complete()
         status = "completed" if is_complete else "stopped"
         missing = None
         if is_complete:
             counts = self.report.counts
-            evaluation = self.evaluations.last(counts.policy_version, self._stop)
-            if evaluation is None and self._plan.config.eval_episodes and self._stop.is_set:
+            evaluation = self.evaluations.last(counts.policy_version, self.stop)
+            if evaluation is None and self.plan.config.eval_episodes and self.stop.is_set:
                 status = "stopped"
             else:
                 failure = self.evaluations.failure
-                missing = shortfall(self._plan, counts.train_steps, evaluation, failure)
+                missing = shortfall(self.plan, counts.train_steps, evaluation, failure)
         self._say()
         if missing is not None:
-            self._write("failed", f"TrainingError: {missing}")
+            self.write("failed", f"TrainingError: {missing}")
         else:
-            self._write(status)
+            self.write(status)
         return status, missing
 
     def _say(self) -> None:
@@ -243,7 +243,7 @@ class Run:
         self.report.record()
         self._show(self.report.view)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Save what can be saved, unless the user cannot wait, and say why the run ends. A run that
         could not go on stays as it was.
         """
@@ -253,12 +253,12 @@ class Run:
                 self.runtime.rescue()
         finally:
             if self._earlier and not self._is_restored:
-                self._folder.try_write_summary(self._earlier)
+                self.folder.try_write_summary(self._earlier)
             else:
                 why = "left at once" if is_at_once else f"{type(error).__name__}: {error}"
-                self._write("failed", why)
+                self.write("failed", why)
 
-    def _write(self, status: str, error: str | None = None) -> None:
+    def write(self, status: str, error: str | None = None) -> None:
         """What the run is known to have, for people and for the next driver. A disk that is full
         ends the run only where it ends anyway, and not before it was given time to be emptied.
         """
@@ -274,7 +274,7 @@ class Run:
                 "space",
                 problem.strerror,
             )
-        self._folder.try_write_summary(summary)
+        self.folder.try_write_summary(summary)
 
     def _write_last(self, summary: Mapping[str, Any]) -> None:
         """What a run ends with is worth waiting for; tried again for a while, with a warning."""
@@ -282,7 +282,7 @@ class Run:
         while True:
             try:
                 self._write_counters()
-                self._folder.write_summary(summary)
+                self.folder.write_summary(summary)
                 return
             except OSError as problem:
                 pause_s = next(pauses, None)
@@ -290,7 +290,7 @@ class Run:
                     raise
                 logger.warning(
                     "%s cannot be written (%s); free space: it is tried again in %.0f s",
-                    self._folder.summary_path,
+                    self.folder.summary_path,
                     problem.strerror,
                     pause_s,
                 )
@@ -298,4 +298,4 @@ class Run:
 
     def _write_counters(self) -> None:
         if counters := self.runtime.shard_counters:
-            self._folder.write_counters(counters)
+            self.folder.write_counters(counters)

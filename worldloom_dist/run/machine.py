@@ -73,8 +73,8 @@ def check_machine(folder: Path) -> list[Finding]:
         _python,
         _torch,
         _ray,
-        _gl,
-        _ffmpeg,
+        gl,
+        ffmpeg,
         _extras,
         lambda: _disk(folder),
         _limits,
@@ -198,7 +198,7 @@ def _ray() -> Iterator[Finding]:
         yield Finding("ray", "ok", version)
 
 
-def _gl() -> Iterator[Finding]:
+def gl() -> Iterator[Finding]:
     """Off-screen rendering in a process of its own, because a broken GL library can end a
     process.
     """
@@ -237,7 +237,7 @@ def _gl() -> Iterator[Finding]:
     )
 
 
-def _ffmpeg() -> Iterator[Finding]:
+def ffmpeg() -> Iterator[Finding]:
     found = shutil.which("ffmpeg")
     if found is None and importlib.util.find_spec("imageio_ffmpeg") is not None:
         found = "imageio-ffmpeg"

@@ -103,7 +103,7 @@ class Report:
         )
         self.snapshot: Mapping[str, float] = {}
         self._nonfinite = set[str]()
-        self._sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
+        self.sinks = open_sinks(folder.path, plan.run_id, plan.config.to_dict())
         self._media = MediaWatch(folder.videos)
         self.quarantined: Mapping[str, str] = {}
         self.inference: Mapping[str, str] = {}
@@ -142,7 +142,7 @@ class Report:
         self.evaluation = {"time": time.time(), **result}
         self._folder.append_metrics({"kind": "eval", **self.evaluation})
         values = {key: float(metric.value) for key, metric in eval_metrics(self.evaluation).items()}
-        self._sinks.write(int(result["env_steps"]), values)
+        self.sinks.write(int(result["env_steps"]), values)
 
     def gauges(self) -> MetricMap:
         """What only the driver knows, for the hub."""
@@ -221,7 +221,7 @@ class Report:
             **{key: value for key, value in sorted(known.items()) if math.isfinite(value)},
         }
         self._folder.append_metrics({**base, **values})
-        self._sinks.write(self.progress, {**values, "train_steps": self.counts.train_steps})
+        self.sinks.write(self.progress, {**values, "train_steps": self.counts.train_steps})
         self._show(self._media.fresh())
 
     def _name_nonfinite(self, values: Mapping[str, float]) -> None:
@@ -255,14 +255,14 @@ class Report:
         for medium in media:
             known = None if self._plan.is_offline else medium.env_steps
             steps = self.progress if known is None else known
-            self._sinks.show(steps, f"videos/{medium.name}", medium.path)
+            self.sinks.show(steps, f"videos/{medium.name}", medium.path)
 
     def close(self) -> None:
         """Let the sinks write what they have, the pictures of the last seconds included; waits for
         them a short time.
         """
         self._show(self._media.fresh(unchanged_s=0.0))
-        self._sinks.close()
+        self.sinks.close()
 
     def view(self) -> View:
         """What a person wants to see now."""

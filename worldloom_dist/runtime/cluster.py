@@ -61,7 +61,7 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
     Raises:
         ConfigurationError: If nothing answers at ``address``.
     """
-    folder = _private_folder() if address is None else None
+    folder = private_folder() if address is None else None
     environment = dict(os.environ)
     try:
         _prepare_environment(folder)
@@ -76,12 +76,12 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
 
             family = own_servers() if address is None else []
             if folder is not None and watch is not None and watch.sentence:
-                family += _marked(folder)  # the raylet cannot end them any more
-                _end(family)
+                family += marked(folder)  # the raylet cannot end them any more
+                end_processes(family)
             try:
                 ray.shutdown()
             finally:
-                _end(family)
+                end_processes(family)
                 if watch is not None:
                     watch.close()
     finally:
@@ -92,7 +92,7 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _private_folder() -> Path:
+def private_folder() -> Path:
     """A folder that no one else can read, with a path that is short enough for Ray's sockets.
 
     Raises:
@@ -117,13 +117,13 @@ def _watch(folder: Path) -> ServerWatch:
     from worldloom_dist.runtime.ray_internals import core_servers
 
     def clean_up() -> None:
-        _end(_marked(folder))
+        end_processes(marked(folder))
         shutil.rmtree(folder, ignore_errors=True)
 
     return ServerWatch(core_servers(), clean_up)
 
 
-def _marked(folder: Path) -> list[psutil.Process]:
+def marked(folder: Path) -> list[psutil.Process]:
     """Every process of a cluster, and what those have started."""
     found = []
     for process in psutil.process_iter():
@@ -133,7 +133,7 @@ def _marked(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def _end(family: Sequence[psutil.Process]) -> None:
+def end_processes(family: Sequence[psutil.Process]) -> None:
     """Kill those that still live, and wait until they are gone."""
     for process in family:
         with contextlib.suppress(psutil.Error):

@@ -72,7 +72,7 @@ class CoordinatorRole:
         self._known = {
             int(shard): RowCounters(**counters) for shard, counters in (known or {}).items()
         }
-        self._coordinator = ReplayCoordinator(
+        self.coordinator = ReplayCoordinator(
             plan.limits, window_positions=plan.spec.sampling.length
         )
         self._counters: dict[int, RowCounters] = {}
@@ -82,12 +82,12 @@ class CoordinatorRole:
         # session, number and permit of every shard's last question
         self._answered: dict[tuple[int, bool], tuple[str, int, int]] = {}
         self._is_clamped = forgiven is not None
-        self._coordinator.limiter.forgiven = Fraction(forgiven or 0)
+        self.coordinator.limiter.forgiven = Fraction(forgiven or 0)
         self._updates_lost = updates_lost
         # trained positions that the learner began with, and those permitted to each rank since
         self._began_at: int | None = None
         self._taken: dict[str, int] = {}
-        self._steps = StepQueue(self._coordinator, plan.target_agent_steps)
+        self._steps = StepQueue(self.coordinator, plan.target_agent_steps)
         # admitted chunks that are not stored yet, per shard; in lock-step only
         self._storing: Counter[int] = Counter()
         self._is_whole = self._is_draining = False
@@ -108,14 +108,14 @@ class CoordinatorRole:
         self._counters[shard] = counters
         self._live[shard] = live_windows
         if self._is_whole:
-            self._coordinator.join(shard, counters, live_windows)
+            self.coordinator.join(shard, counters, live_windows)
         elif len(self._counters) == self._plan.config.replay.shards:
             found = {
                 index: (counters, self._live[index])
                 for index, counters in sorted(self._counters.items())
             }
             began_at = self._positions if self._began_at is None else self._began_at
-            self._coordinator.rebuild(found, began_at + sum(self._taken.values()))
+            self.coordinator.rebuild(found, began_at + sum(self._taken.values()))
             self._is_whole = True
             self._clamp_once()
         await self._notify()
@@ -132,9 +132,9 @@ class CoordinatorRole:
             await self.join(shard, counters, live_windows)
             return
         self._counters[shard] = counters
-        if live_windows != self._live[shard] or shard not in self._coordinator.live_shards:
+        if live_windows != self._live[shard] or shard not in self.coordinator.live_shards:
             self._live[shard] = live_windows
-            self._coordinator.report(shard, live_windows)
+            self.coordinator.report(shard, live_windows)
             await self._notify()
 
     async def rebase_positions(self, positions: int) -> None:
@@ -143,7 +143,7 @@ class CoordinatorRole:
 
         What its predecessor, or the ranks of that, still wait for is void.
         """
-        limiter = self._coordinator.limiter
+        limiter = self.coordinator.limiter
         known = limiter.positions if self._is_whole else self._positions
         lost = (known - positions) // self._plan.limits.batch_positions
         if lost > 0:
@@ -165,13 +165,13 @@ class CoordinatorRole:
 
     async def shard_down(self, shard: int) -> None:
         """A shard died: sample from the others until it reports again."""
-        if self._is_whole and shard in self._coordinator.live_shards:
-            self._coordinator.leave(shard)
+        if self._is_whole and shard in self.coordinator.live_shards:
+            self.coordinator.leave(shard)
             await self._notify()
 
     async def is_live(self, shard: int) -> bool:
         """False while no request is sent to a shard, because it is dead or silent."""
-        return not self._is_whole or shard in self._coordinator.live_shards
+        return not self._is_whole or shard in self.coordinator.live_shards
 
     async def admit(self, question: InsertQuestion) -> int:
         """Return how many of the chunks, from the first, may be stored; waits until that is one.
@@ -190,7 +190,7 @@ class CoordinatorRole:
 
     async def worker_down(self, slot: int, incarnation: int) -> None:
         """A worker has ended: what it had in hand will not come."""
-        self._coordinator.permits.gone(slot, incarnation)
+        self.coordinator.permits.gone(slot, incarnation)
         await self._notify()
 
     async def stored(self, shard: int) -> None:
@@ -202,7 +202,7 @@ class CoordinatorRole:
 
     async def give_back(self, shard: int, agent_steps: int) -> None:
         """Steps that were admitted and not inserted."""
-        self._coordinator.give_back(shard, agent_steps)
+        self.coordinator.give_back(shard, agent_steps)
         await self._notify()
 
     async def admit_samples(
@@ -248,7 +248,7 @@ class CoordinatorRole:
             while not (
                 live := {
                     index: self._live[index]
-                    for index in self._coordinator.live_shards
+                    for index in self.coordinator.live_shards
                     if self._live[index]
                 }
             ):
@@ -263,12 +263,12 @@ class CoordinatorRole:
 
     async def updates_due(self) -> int:
         """Updates that should have been made by now (lock-step)."""
-        limiter = self._coordinator.limiter
+        limiter = self.coordinator.limiter
         return limiter.updates_due(limiter.agent_steps)
 
     async def counts(self) -> dict[str, Any]:
         """Counters for the driver and for checkpoints; plain values."""
-        limiter = self._coordinator.limiter
+        limiter = self.coordinator.limiter
         return {
             "counters": asdict(sum(self._counters.values(), RowCounters())),
             "shards": {str(index): asdict(counters) for index, counters in self._counters.items()},
@@ -279,8 +279,8 @@ class CoordinatorRole:
             "forgiven": str(limiter.forgiven) if self._is_clamped else None,
             "updates_lost": self._updates_lost,
             "blocked_s": {
-                "insert": self._coordinator.insert_blocked_s,
-                "sample": self._coordinator.sample_blocked_s,
+                "insert": self.coordinator.insert_blocked_s,
+                "sample": self.coordinator.sample_blocked_s,
             },
             "is_whole": self._is_whole,
             "windows": sum(self._live.values()),
@@ -311,7 +311,7 @@ class CoordinatorRole:
             return
         late = [
             shard
-            for shard in self._coordinator.live_shards
+            for shard in self.coordinator.live_shards
             if now - self._heard[shard] > DEADLINES.shard_silent_s
         ]
         for shard in late:
@@ -320,7 +320,7 @@ class CoordinatorRole:
                 shard,
                 DEADLINES.shard_silent_s,
             )
-            self._coordinator.leave(shard)
+            self.coordinator.leave(shard)
         if late:
             await self._notify()
 
@@ -343,7 +343,7 @@ class CoordinatorRole:
             return False
         self._taken[asker] = taken
         if self._is_whole:
-            limiter = self._coordinator.limiter
+            limiter = self.coordinator.limiter
             limiter.rebase(limiter.agent_steps, began_at + sum(self._taken.values()))
             self._clamp_once()
         return True
@@ -354,18 +354,18 @@ class CoordinatorRole:
         """Requests for as many batches as may be sampled; None when there is none."""
         if not self._may_sample():
             return None
-        permitted = self._coordinator.try_samples(requests)
+        permitted = self.coordinator.try_samples(requests)
         if not permitted:
             self._steps.hungry(asker)
             return None
-        positions = len(permitted) * requests[0].windows * self._coordinator.window_positions
+        positions = len(permitted) * requests[0].windows * self.coordinator.window_positions
         self._taken[asker] = self._taken.get(asker, 0) + positions
         return permitted
 
     def _clamp_once(self) -> None:
         """A run that goes on with another train ratio owes what that asks for from now on."""
         if not self._is_clamped and self._began_at is not None:
-            self._coordinator.limiter.clamp_debt()
+            self.coordinator.limiter.clamp_debt()
             self._is_clamped = True
 
     def _answer(self, question: InsertQuestion) -> int | None:
@@ -390,7 +390,7 @@ class CoordinatorRole:
         if not self._is_whole:
             return 0
         for steps, maker in zip(chunks, makers, strict=True):
-            self._coordinator.arrived(shard, *maker, steps)
+            self.coordinator.arrived(shard, *maker, steps)
         self._storing[shard] += len(chunks) * self._plan.is_lockstep
         return len(chunks)
 
@@ -406,10 +406,10 @@ class CoordinatorRole:
         """
         if not self._is_whole:
             return False
-        is_open = self._coordinator.limiter.steps_made < self._plan.target_agent_steps
+        is_open = self.coordinator.limiter.steps_made < self._plan.target_agent_steps
         if self._is_draining:
-            self._coordinator.force_insert(shard, agent_steps)
-        elif not is_open or not self._coordinator.try_insert(shard, agent_steps):
+            self.coordinator.force_insert(shard, agent_steps)
+        elif not is_open or not self.coordinator.try_insert(shard, agent_steps):
             return False
         self._storing[shard] += self._plan.is_lockstep
         return True

@@ -119,11 +119,11 @@ class RayRuntime:
         self._counters = folder.read_counters()
         self._final_counters = dict[str, dict[str, int]]()
         actors = plan.config.actors
-        self._supervisor = Supervisor(
+        self.supervisor = Supervisor(
             max_restarts=actors.max_restarts, window_s=actors.restart_window_s
         )
         evaluated_at = int((report.evaluation or {}).get("env_steps", 0))
-        self.evaluator = RemoteEvaluator(plan, self._supervisor, evaluated_at)
+        self.evaluator = RemoteEvaluator(plan, self.supervisor, evaluated_at)
         self._coordinator = coordinator_client()
         self._reporter = Reporter("driver")
         self._node = NodeMeter(folder.path)
@@ -131,19 +131,19 @@ class RayRuntime:
         self._measure = Interval(MACHINE_EVERY_S)
         self.num_windows: int | None = None
         self.is_restored = False
-        self._worker_pool = WorkerPool(
+        self.worker_pool = WorkerPool(
             plan,
-            self._supervisor,
+            self.supervisor,
             0,
             self._lost_open,
             on_down=self._worker_down,
         )
-        self._shutdown = Shutdown(self._supervisor, self._worker_pool)
+        self.shutdown = Shutdown(self.supervisor, self.worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
             self._place_inference()  # on a cluster the other roles' places depend on it
         self._placement = Placement(plan.config, self._plan.inference)
-        self._worker_pool.options = partial(self._placement.options, "worker")
+        self.worker_pool.options = partial(self._placement.options, "worker")
 
     def start(self) -> None:
         """Start the roles; they come up while the run loop looks after them."""
@@ -158,7 +158,7 @@ class RayRuntime:
                 "learner": max(known.learner, _incarnation_of(self._report.counts)),
             }
         )
-        self._worker_pool.first_incarnation = (
+        self.worker_pool.first_incarnation = (
             self._folder.next_incarnation("driver") - 1
         ) * INCARNATIONS_PER_RUN
         config = plan.config
@@ -226,14 +226,14 @@ class RayRuntime:
                 make = partial(_start_inference, place, plan, index)
                 add("inference", index, Inference.run_forever, make)
         self._add_gateways()
-        self._worker_pool.look()
+        self.worker_pool.look()
 
     def _add_gateways(self) -> None:
         config = self._plan.config
         if config.gateway_port is None:
             return
         key = load_key(self._folder.path / KEY_FILE)
-        first = self._worker_pool.first_incarnation
+        first = self.worker_pool.first_incarnation
         for index in range(config.gateways):
             make = partial(_start_gateway, self._placement, self._plan, index, first, key)
             self._add("gateway", index, Gateway.run_forever, make, is_vital=config.workers == 0)
@@ -244,7 +244,7 @@ class RayRuntime:
         where, why = self._plan.measured_inference or place_inference(self._plan, costs)
         logger.info("inference: %s (%s)", where, why)
         self._report.inference = {"where": where, "why": why}
-        self._plan = self._worker_pool.plan = replace(self._plan, measured_inference=(where, why))
+        self._plan = self.worker_pool.plan = replace(self._plan, measured_inference=(where, why))
 
     def _add(
         self,
@@ -255,7 +255,7 @@ class RayRuntime:
         **more: Any,
     ) -> None:
         more["start_timeout_s"] = max(DEADLINES.start_s, self._plan.config.placement.wait_s)
-        self._supervisor.add(Role(kind, index, start, run_forever=run_forever, **more))
+        self.supervisor.add(Role(kind, index, start, run_forever=run_forever, **more))
 
     def work(self) -> bool:
         """Look after the roles for a moment; True when counters are due to be read.
@@ -265,8 +265,8 @@ class RayRuntime:
         """
         if self._watch is not None and self._watch.sentence:
             raise TrainingError(self._why_servers(self._watch.sentence))
-        self._supervisor.poll(POLL_S)
-        self._worker_pool.look()
+        self.supervisor.poll(POLL_S)
+        self.worker_pool.look()
         return self._look_due.is_due()
 
     @property
@@ -296,7 +296,7 @@ class RayRuntime:
         Raises:
             TrainingError: If the learner wrote no last checkpoint.
         """
-        self._end_inserts(DEADLINES.stop_workers_s)
+        self.end_inserts(DEADLINES.stop_workers_s)
         if not self._end_training(DEADLINES.stop_learner_s):
             raise TrainingError(
                 "the learner did not write a last checkpoint; earlier ones are kept"
@@ -309,7 +309,7 @@ class RayRuntime:
         if self._watch is not None and self._watch.sentence:
             return
         for step in (
-            partial(self._end_inserts, DEADLINES.stop_workers_failed_s),
+            partial(self.end_inserts, DEADLINES.stop_workers_failed_s),
             partial(self._end_training, DEADLINES.stop_learner_failed_s),
         ):
             try:
@@ -333,7 +333,7 @@ class RayRuntime:
         before = self._report.counts
         told = self._ask("coordinator-0", Coordinator.counts, timeout_s)
         if before.counters.agent_steps >= self._plan.target_agent_steps:
-            self._supervisor.hear(("learner",))  # how much of what is owed is made by now
+            self.supervisor.hear(("learner",))  # how much of what is owed is made by now
         status = self._learner_status()
         snapshot = self._ask("hub-0", Hub.snapshot, timeout_s) or self._report.snapshot
         self._note_reading()
@@ -377,8 +377,8 @@ class RayRuntime:
             ),
             snapshot,
         )
-        self._report.quarantined = self._worker_pool.quarantined
-        for role in self._supervisor.of_kind("shard"):
+        self._report.quarantined = self.worker_pool.quarantined
+        for role in self.supervisor.of_kind("shard"):
             self._report.left_out = {**self._report.left_out, **role.status.get("left_out", {})}
         self._report.gateway = self._gateway_counts(snapshot)
         self._reporter.emit(
@@ -398,7 +398,7 @@ class RayRuntime:
 
     def _ask(self, name: str, method: Callable[[Any], Any], timeout_s: float) -> Any:
         """What a role says, or None when it is not there or does not answer."""
-        role = self._supervisor.roles.get(name)
+        role = self.supervisor.roles.get(name)
         if role is None or not role.is_up:
             return None
         try:
@@ -414,14 +414,14 @@ class RayRuntime:
 
     def _machine(self) -> MetricMap:
         """Workers by state, and what is left of the machine."""
-        alive = self._worker_pool.live
-        dead = sum(role.is_given_up for role in self._worker_pool.workers)
-        starting = self._worker_pool.wanted - alive - dead
+        alive = self.worker_pool.live
+        dead = sum(role.is_given_up for role in self.worker_pool.workers)
+        starting = self.worker_pool.wanted - alive - dead
         states = {"alive": alive, "starting": starting, "dead": dead}
         values: MetricMap = {
             f"workers{{state={state}}}": Last(count) for state, count in states.items()
         }
-        values["workers_wanted"] = Last(self._worker_pool.wanted)
+        values["workers_wanted"] = Last(self.worker_pool.wanted)
         return values | (
             self._node.drain() | {"object_store_used_bytes": Last(store_used())}
             if self._measure.is_due()
@@ -429,7 +429,7 @@ class RayRuntime:
         )
 
     def _restarts(self, snapshot: Mapping[str, float]) -> Counter[str]:
-        restarts = Counter(self._supervisor.restarts)
+        restarts = Counter(self.supervisor.restarts)
         errors = int(
             sum(value for key, value in snapshot.items() if key.startswith("env_errors_total"))
         )
@@ -438,20 +438,20 @@ class RayRuntime:
         return restarts
 
     def _learner_status(self) -> dict[str, Any]:
-        return next((role.status for role in self._supervisor.of_kind("learner")), {})
+        return next((role.status for role in self.supervisor.of_kind("learner")), {})
 
-    def _end_inserts(self, timeout_s: float) -> None:
+    def end_inserts(self, timeout_s: float) -> None:
         """From now on the counters are what the shards themselves said last."""
-        self._final_counters |= self._shutdown.end_inserts(timeout_s)
+        self._final_counters |= self.shutdown.end_inserts(timeout_s)
         self._look(timeout_s=DEADLINES.last_look_s)
 
     def _end_training(self, timeout_s: float) -> bool:
         """From now on the summary speaks of the learner's last checkpoint; False when there is
         none.
         """
-        last = self._shutdown.end_training(timeout_s)
+        last = self.shutdown.end_training(timeout_s)
         if last is not None:
-            self._supervisor.roles["learner-0"].status = last
+            self.supervisor.roles["learner-0"].status = last
         self._look(DEADLINES.look_s)
         return last is not None
 
@@ -459,7 +459,7 @@ class RayRuntime:
         """Name the shards that still read their journals."""
         reading = {
             role.name: role.status["reading"]
-            for role in self._supervisor.of_kind("shard")
+            for role in self.supervisor.of_kind("shard")
             if role.handle is not None and "reading" in role.status
         }
         self._report.reading = "; ".join(f"{name}: {text}" for name, text in reading.items())

@@ -63,7 +63,7 @@ class GatewayRole:
         self._reporter = Reporter("gateway", index)
         self._stopping = asyncio.Event()
         actors = plan.config.actors
-        self._batcher = Batcher(actors.max_batch, actors.max_wait_ms / 1000)
+        self.batcher = Batcher(actors.max_batch, actors.max_wait_ms / 1000)
         self._inference: InferenceServer | None = None
         self._server: GatewayServer | None = None
         self._shards = [
@@ -74,7 +74,7 @@ class GatewayRole:
     async def run_forever(self) -> dict[str, Any]:
         """Serve until told to stop; what clients sent has been stored then."""
         is_central = self._plan.inference == "central"
-        ask = self._ask_central() if is_central else self._batcher.ask_when_built
+        ask = self._ask_central() if is_central else self.batcher.ask_when_built
         server = self._server = self._build(ask)
         tasks = [asyncio.ensure_future(work) for work in self._work(server)]
         try:
@@ -93,7 +93,7 @@ class GatewayRole:
 
     async def ping(self) -> dict[str, Any]:
         """Alive; ``stuck`` says that a batch of its own policy is past its deadline."""
-        busy = self._batcher.busy_s
+        busy = self.batcher.busy_s
         is_stuck = busy > self._plan.config.actors.act_timeout_s
         gateway = self._server.gateway if self._server is not None else None
         return {
@@ -124,7 +124,7 @@ class GatewayRole:
         work: list[Any] = [server.gateway.tend_for_ever(), self._report_for_ever(server)]
         if self._plan.inference != "central":
             every_s = self._plan.pull_interval_s
-            work.append(self._batcher.run_forever(self._build_policy, every_s, self._note_policy))
+            work.append(self.batcher.run_forever(self._build_policy, every_s, self._note_policy))
         return work
 
     def _ask_central(self) -> Callable[[ActRequest], Awaitable[ActReply]]:
@@ -150,7 +150,7 @@ class GatewayRole:
 
     def _forget(self, slot: int) -> None:
         """A slot is used again under another incarnation, and its carries are forgotten then."""
-        self._batcher.forget(slot)
+        self.batcher.forget(slot)
 
     async def _append(self, chunk: Chunk) -> bool:
         line = self._shards[chunk.stream.slot % len(self._shards)]
@@ -179,7 +179,7 @@ class GatewayRole:
         if self._inference is not None:
             own = with_planner(self._inference.drain_metrics(), self._plan.spec.acting)
             merge_into(values, own)
-            merge_into(values, self._batcher.drain_metrics())
+            merge_into(values, self.batcher.drain_metrics())
         self._reporter.emit(values, facts)
 
 

@@ -148,7 +148,7 @@ class LearnerRole:
         Once :meth:`run` has returned, it is the last checkpoint that the score belongs to.
         """
         if self._status["state"] == "stopped":
-            self._store.mark_best(self._store.folders()[0], score)
+            self.store.mark_best(self.store.folders()[0], score)
             return
         self._score = score
         self._save_wanted.set()
@@ -183,14 +183,14 @@ class LearnerRole:
             )
             self._learner.agent.join(self._group)
         if self._rank == 0:
-            self._store = build_store(self._plan, self._folder.path)
-            self._writer = CheckpointWriter(self._store, device)
+            self.store = build_store(self._plan, self._folder.path)
+            self._writer = CheckpointWriter(self.store, device)
 
     def _announce(self, address: tuple[str, int]) -> None:
         self._meeting = address
 
     def _restore(self) -> None:
-        found = self._newest() if self._rank == 0 else None
+        found = self.newest() if self._rank == 0 else None
         saved = found[1]["learner"] if found is not None else None
         if found is not None:
             logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
@@ -207,19 +207,19 @@ class LearnerRole:
             self._publish()
         self._note("training")
 
-    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint; a foreign one ends the run, because starting the learner again
         would not help.
         """
-        found = self._store.newest()
+        found = self.store.newest()
         if found is None:
             try:
-                check_none(self._store)
+                check_none(self.store)
             except CheckpointError as error:
                 raise TrainingError(str(error)) from error
         else:
             try:
-                check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
+                check_trained_env(self._plan, found[0].name, self.store.facts(found[0]))
             except CheckpointError as error:
                 raise TrainingError(str(error)) from error
         return found

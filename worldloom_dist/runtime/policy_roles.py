@@ -67,15 +67,15 @@ class InferenceRole:
         self._index = index
         self._incarnation = incarnation
         actors = plan.config.actors
-        self._batcher = Batcher(actors.max_batch, actors.max_wait_ms / 1000)
+        self.batcher = Batcher(actors.max_batch, actors.max_wait_ms / 1000)
         self._log_forwarder = LogForwarder().listen()
-        self._server = RpcServer(self._batcher.ask, is_private=plan.config.address is None)
+        self._server = RpcServer(self.batcher.ask, is_private=plan.config.address is None)
 
     async def act(self, request: ActRequest) -> ActReply:
         """Decide for the rows of one worker. A request that comes again, because its sender lost
         patience, replaces the first.
         """
-        return await self._batcher.ask(request)
+        return await self.batcher.ask(request)
 
     async def address(self) -> Endpoint:
         """Where workers ask without Ray."""
@@ -85,12 +85,12 @@ class InferenceRole:
         """Alive; ``stuck`` says that a batch is past its deadline, ``said`` what was logged as a
         warning.
         """
-        busy = self._batcher.busy_s
+        busy = self.batcher.busy_s
         is_stuck = busy > self._plan.config.actors.act_timeout_s
         stuck = f"its policy did not return from a batch for {busy:.0f} s" if is_stuck else ""
         return {
             "pid": os.getpid(),
-            "version": tuple(self._batcher.version),
+            "version": tuple(self.batcher.version),
             "stuck": stuck,
             "said": self._log_forwarder.drain(),
         }
@@ -104,9 +104,9 @@ class InferenceRole:
             """Send metrics, when it is time."""
             if flush.is_due():
                 own = with_planner(server.drain_metrics(), self._plan.spec.acting)
-                reporter.emit({**own, **self._batcher.drain_metrics()})
+                reporter.emit({**own, **self.batcher.drain_metrics()})
 
-        await self._batcher.run_forever(self._build, self._plan.pull_interval_s, report)
+        await self.batcher.run_forever(self._build, self._plan.pull_interval_s, report)
 
     def _build(self) -> InferenceServer:
         import torch
@@ -132,7 +132,7 @@ class EvaluatorRole:
     def __init__(self, plan: Plan, videos: Path) -> None:
         self._plan = plan
         self._videos = videos
-        self._evaluator: Evaluator | None = None
+        self.evaluator: Evaluator | None = None
         self._log_forwarder = LogForwarder().listen()
         self._gone = threading.Event()
 
@@ -146,23 +146,21 @@ class EvaluatorRole:
                 act when they are fetched, be it a minute later, are of the env steps that the run
                 has then, and the result and the videos say so.
         """
-        if self._evaluator is None:
+        if self.evaluator is None:
             import torch
 
             torch.set_num_threads(1)
             device = usable_device(self._plan.config.learner.device)
-            self._evaluator = build_evaluator(self._plan, device=device)
-        self._evaluator.load_weights(
-            RemoteWeights(timeout_s=DEADLINES.weights_evaluation_s).fetch()
-        )
+            self.evaluator = build_evaluator(self._plan, device=device)
+        self.evaluator.load_weights(RemoteWeights(timeout_s=DEADLINES.weights_evaluation_s).fetch())
         env_steps = env_steps if is_last else max(env_steps, self._env_steps_now())
-        result = self._evaluator.evaluate()
+        result = self.evaluator.evaluate()
         found = {"env_steps": env_steps, **result.to_dict(), "version": tuple(result.version)}
         if not self._plan.config.eval_videos:
             return found
         label = f"eval-{env_steps:09d}"
         saved = save_videos(
-            self._evaluator.videos, self._videos, label, self._evaluator.video_problems
+            self.evaluator.videos, self._videos, label, self.evaluator.video_problems
         )
         return {**found, **saved.to_dict()}
 

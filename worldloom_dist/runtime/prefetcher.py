@@ -74,12 +74,12 @@ class BatchPrefetcher(Generic[T]):
         began_at: int = 0,
     ) -> None:
         self._ranks = plan.config.learners
-        self._windows = plan.spec.sampling.batch_size // self._ranks
+        self.num_windows = plan.spec.sampling.batch_size // self._ranks
         self._seed = role_seed(plan, "sampling")
         # ranks that ran ahead of others would take their permits
         self._asks_ahead = self._ranks == 1 and not plan.is_lockstep
         self._batch = first_batch * self._ranks + rank
-        self._positions = self._windows * plan.spec.sampling.length  # of its share of a batch
+        self._positions = self.num_windows * plan.spec.sampling.length  # of its share of a batch
         self._began_at = began_at
         self._taken = 0
         self._session_id = uuid.uuid4().hex
@@ -157,7 +157,7 @@ class BatchPrefetcher(Generic[T]):
                 # work for the time that the next round takes to arrive
                 waiting = min(len(permits), MOST_AT_ONCE)
                 self._ready.maxsize = max(self._prefetch, waiting)
-                for windows in self._collect(batches, permits):
+                for windows in self.collect(batches, permits):
                     self._put(self._stage(windows))
                     self._batch += self._ranks
                 at_once = (
@@ -184,7 +184,7 @@ class BatchPrefetcher(Generic[T]):
         return (
             self._asker,
             self._session_id,
-            self._windows,
+            self.num_windows,
             [(self._seed, batch, 0) for batch in batches],
             self._began_at,
             self._taken,
@@ -198,7 +198,7 @@ class BatchPrefetcher(Generic[T]):
                 continue
             return
 
-    def _collect(
+    def collect(
         self, batches: Sequence[int], permits: Sequence[Mapping[int, SampleRequest]]
     ) -> Iterator[SampledWindows]:
         """Draw what was permitted, one batch after the other, and from other shards what some could

@@ -44,7 +44,7 @@ def draining_nodes() -> set[str]:
 
         return set(state.get_draining_nodes())
     except Exception as error:  # of a private call nothing is promised, its errors included
-        _say(f"{type(error).__name__}: {error}")
+        say_once(f"{type(error).__name__}: {error}")
         return set()
 
 
@@ -67,7 +67,7 @@ def own_servers() -> list[psutil.Process]:
         servers = [server.process.pid for kind in node.all_processes.values() for server in kind]
         kill = node.kill_all_processes
     except Exception as error:  # as above
-        _say(f"{type(error).__name__}: {error}")
+        say_once(f"{type(error).__name__}: {error}")
         return []
 
     def kill_at_once(check_alive: bool = True, **_: Any) -> None:
@@ -95,18 +95,18 @@ def core_servers() -> dict[str, psutil.Process]:
         kinds = {} if node is None else node.all_processes
         return {name: psutil.Process(kinds[name][0].process.pid) for name in CORE if name in kinds}
     except Exception as error:  # as above
-        _say(f"{type(error).__name__}: {error}")
+        say_once(f"{type(error).__name__}: {error}")
         return {}
 
 
 def _may_use() -> bool:
     if is_known(ray.__version__):
         return True
-    _say(f"version {ray.__version__}")
+    say_once(f"version {ray.__version__}")
     return False
 
 
 @cache
-def _say(what: str) -> None:
+def say_once(what: str) -> None:
     """Once for each reason."""
     logger.info("Ray's internals are not used (%s)", what)

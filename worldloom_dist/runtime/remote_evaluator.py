@@ -39,7 +39,7 @@ class RemoteEvaluator:
 
     def __init__(self, plan: Plan, supervisor: Supervisor, asked_at: int = 0) -> None:
         self._supervisor = supervisor
-        self._most_s = plan.config.eval_timeout_s + GRACE_S
+        self.most_s = plan.config.eval_timeout_s + GRACE_S
         self._open: Any = None
         self._began = 0.0
         self._noted: Any = None
@@ -70,13 +70,13 @@ class RemoteEvaluator:
         """
         reference = self._open
         ready, _ = ray.wait([reference], timeout=0.0)
-        if not ready and time.monotonic() - self._began < self._most_s:
+        if not ready and time.monotonic() - self._began < self.most_s:
             return None
         self._open = None
         if not ready:
             ray.kill(self._supervisor.roles["evaluator-0"].handle)
             raise EvaluationFailedError(
-                f"its evaluator did not answer for {self._most_s:.0f} s and is replaced"
+                f"its evaluator did not answer for {self.most_s:.0f} s and is replaced"
             )
         try:
             return {"env_steps": self.asked_at, **ray.get(reference)}

@@ -67,6 +67,11 @@ class ServerWatch:
         """The cluster is stopped: its servers may end."""
         self._is_over.set()
 
+    def join(self, timeout_s: float) -> bool:
+        """Wait until it watches no more; False when that took too long."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
     def _watch(self) -> None:
         while not self._is_over.wait(LOOK_EVERY_S):
             dead = [name for name, process in self._servers.items() if not lives(process)]

@@ -78,28 +78,28 @@ class InlineShard:
     """
 
     def __init__(self, shard: ReplayShard) -> None:
-        self._shard = shard
+        self.shard = shard
         self._window_bytes = shard.plain_row_bytes * shard.sampling.window_rows
 
     async def append(self, chunk: Chunk) -> bool:
         """As :meth:`ReplayShard.append`."""
-        is_quick = self._shard.durability != "fsync" and len(chunk.payload) <= SMALL_CHUNK
-        return await self._do(is_quick, self._shard.append, chunk)
+        is_quick = self.shard.durability != "fsync" and len(chunk.payload) <= SMALL_CHUNK
+        return await self._do(is_quick, self.shard.append, chunk)
 
     async def sample(self, requests: Sequence[SampleRequest]) -> EncodedWindows | None:
         """The windows of all requests, for the reader to decode; None if there is too little to
         draw from.
         """
         windows = sum(request.windows for request in requests)
-        is_quick = not self._shard.is_mapped and windows * self._window_bytes <= SMALL_DRAW
+        is_quick = not self.shard.is_mapped and windows * self._window_bytes <= SMALL_DRAW
         try:
-            drawn = await self._do(is_quick, self._shard.draw, requests)
+            drawn = await self._do(is_quick, self.shard.draw, requests)
         except BufferError:
             return None
         return drawn.ready() or await asyncio.to_thread(drawn.prepared)
 
     async def _do(self, is_quick: bool, work: Callable[..., T], *arguments: Any) -> T:
-        if is_quick and not self._shard.is_busy:
+        if is_quick and not self.shard.is_busy:
             return work(*arguments)
         return await asyncio.to_thread(work, *arguments)
 
@@ -121,14 +121,14 @@ class ShardRole:
         self._read_bytes = -1
         self._read_at = time.monotonic()
         # in a thread of its own: a journal of many gigabytes takes minutes, and pings are answered
-        self._opening = ThreadPoolExecutor(1, "journal").submit(
+        self.opening = ThreadPoolExecutor(1, "journal").submit(
             _open_shard, plan, index, folder, self._progress
         )
         self._num_shards = plan.config.replay.shards
-        self._imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
+        self.imports = ImportList(folder.parent, split_sources(plan.config.replay.load))
         self._coordinator = coordinator_client()
         self._session_id = uuid.uuid4().hex
-        self._joined = asyncio.Event()
+        self.joined = asyncio.Event()
         self._is_lockstep = plan.is_lockstep
         self._weights = RemoteWeights()
         self._newest = NO_POLICY
@@ -138,8 +138,8 @@ class ShardRole:
         self._flushing = asyncio.Lock()
         self._storing = 0
         self._is_idle = asyncio.Event()
-        self._is_finalized = False
-        self._left_out: dict[str, str] = {}
+        self.is_finalized = False
+        self.left_out: dict[str, str] = {}
         self._coordinator_client = AsyncRpcClient(self._coordinator, Coordinator.admit)
         self._admission = Admission(self._ask_to_insert)
         self._admission_of_workers = Admission(self._announce)
@@ -147,13 +147,14 @@ class ShardRole:
         self._reports = Throttle(self._report, 0.0 if plan.is_lockstep else REPORT_AT_MOST_EVERY_S)
 
     @property
-    def _shard(self) -> ReplayShard:
+    def shard(self) -> ReplayShard:
         """The shard, once it is open."""
-        return self._opening.result()
+        return self.opening.result()
 
     @cached_property
-    def _inline_shard(self) -> InlineShard:
-        return InlineShard(self._shard)
+    def inline_shard(self) -> InlineShard:
+        """The shard, with each call made where it stands."""
+        return InlineShard(self.shard)
 
     async def address(self) -> Endpoint:
         """Where workers send chunks, and learners their questions, without Ray."""
@@ -177,10 +178,10 @@ class ShardRole:
         """The windows of all requests, for the reader to decode; None if there is too little to
         draw from.
         """
-        if not self._opening.done():
+        if not self.opening.done():
             return None
         started = time.monotonic()
-        windows = await self._inline_shard.sample(requests)
+        windows = await self.inline_shard.sample(requests)
         if windows is not None:
             self._meter.took("sample", time.monotonic() - started)
             self._meter.sampled(sum(request.windows for request in requests), windows.nbytes)
@@ -188,38 +189,38 @@ class ShardRole:
 
     async def write_back(self, row_ids: np.ndarray, refreshed: Mapping[str, np.ndarray]) -> None:
         """Refresh extras of rows that are still there."""
-        if not self._opening.done():
+        if not self.opening.done():
             return
         with self._meter.timed("update_latents"):
             self._meter.refreshed(
-                await asyncio.to_thread(self._shard.write_back, row_ids, refreshed)
+                await asyncio.to_thread(self.shard.write_back, row_ids, refreshed)
             )
 
     async def update_priorities(self, start_ids: np.ndarray, priorities: np.ndarray) -> None:
         """New priorities of windows that are still there."""
-        if not self._opening.done():
+        if not self.opening.done():
             return
         self._meter.prioritised(
-            await asyncio.to_thread(self._shard.update_priorities, start_ids, priorities)
+            await asyncio.to_thread(self.shard.update_priorities, start_ids, priorities)
         )
 
     async def fence(self, slot: int, incarnation: int) -> dict[int, int]:
         """Let no one write the streams of a gateway's session any more, not even what waits for a
         permit now; see :meth:`ReplayShard.fence`.
         """
-        shard = await asyncio.wrap_future(self._opening)
+        shard = await asyncio.wrap_future(self.opening)
         return await asyncio.to_thread(shard.fence, slot, incarnation)
 
     async def finalize(self) -> RowCounters:
         """The run ends: store what is being stored, refuse what comes later, and tell the
         coordinator and the caller the final counters.
         """
-        await self._joined.wait()
-        self._is_finalized = True
+        await self.joined.wait()
+        self.is_finalized = True
         while self._storing:
             await self._is_idle.wait()
-        counters = self._shard.row_counters()
-        windows = self._shard.live_windows()
+        counters = self.shard.row_counters()
+        windows = self.shard.live_windows()
         with contextlib.suppress(RoleGoneError):
             coordinator = self._coordinator.within(
                 timeout_s=DEADLINES.final_report_s, patience_s=0.0
@@ -234,21 +235,21 @@ class ShardRole:
         """
         status = {
             "pid": os.getpid(),
-            "left_out": dict(self._left_out),
+            "left_out": dict(self.left_out),
             "said": self._log_forwarder.drain(),
         }
-        if not self._opening.done():
+        if not self.opening.done():
             return {**status, "reading": str(self._progress), "stuck": self._stuck_reading()}
-        if self._opening.exception() is not None:
+        if self.opening.exception() is not None:
             return status  # run_forever says so, with the reason
-        stored = self._shard.row_counters().stored
-        return {**status, "stored": stored, "stuck": self._shard.failure}
+        stored = self.shard.row_counters().stored
+        return {**status, "stored": stored, "stuck": self.shard.failure}
 
     async def run_forever(self) -> None:
         """Read the journal, count what the disk lost, then report to the coordinator for as long as
         the process lives.
         """
-        opening = asyncio.wrap_future(self._opening)
+        opening = asyncio.wrap_future(self.opening)
         while not (await asyncio.wait([opening], timeout=SAY_READING_EVERY_S))[0]:
             logger.info("shard-%d reads its journal: %s", self._index, self._progress)
         opening.result()
@@ -256,13 +257,13 @@ class ShardRole:
         known = await coordinator.acall(Coordinator.last_counters, self._index)
         # before files are stored again, or their rows would stand for those that are lost
         if known is not None:
-            await asyncio.to_thread(self._shard.mark_lost, known)
-        await self._import_new()
-        counters = self._shard.row_counters()
-        windows = self._shard.live_windows()
+            await asyncio.to_thread(self.shard.mark_lost, known)
+        await self.import_new()
+        counters = self.shard.row_counters()
+        windows = self.shard.live_windows()
         await coordinator.acall(Coordinator.join, self._index, counters, windows, self._session_id)
-        self._joined.set()
-        await asyncio.gather(self._report_for_ever(), self._tend_for_ever())
+        self.joined.set()
+        await asyncio.gather(self.report_for_ever(), self._tend_for_ever())
 
     def _stuck_reading(self) -> str:
         """Progress counts as life, however long all of it takes."""
@@ -274,7 +275,7 @@ class ShardRole:
             return ""
         return f"it has read nothing of its journal for {DEADLINES.read_s:.0f} s"
 
-    async def _report_for_ever(self) -> None:
+    async def report_for_ever(self) -> None:
         """Apart from everything that may wait for a disk or for another role: a silent role counts
         as hanging.
 
@@ -284,7 +285,7 @@ class ShardRole:
         coordinator = self._coordinator.within(timeout_s=REPORT_WITHIN_S, patience_s=0.0)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            counters, windows = self._shard.row_counters(), self._shard.live_windows()
+            counters, windows = self.shard.row_counters(), self.shard.live_windows()
             with contextlib.suppress(RoleGoneError):
                 await coordinator.acall(Coordinator.report, self._index, counters, windows)
 
@@ -293,7 +294,7 @@ class ShardRole:
         save = Interval(WEIGHTS_EVERY_S)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            await self._import_new()
+            await self.import_new()
             if save.is_due():
                 await self._save_weights()
             if flush.is_due():
@@ -303,61 +304,61 @@ class ShardRole:
     async def _flush(self) -> None:
         async with self._flushing:
             values = await asyncio.to_thread(
-                self._meter.drain, self._shard.memory_bytes(), len(self._arriving)
+                self._meter.drain, self.shard.memory_bytes(), len(self._arriving)
             )
             self._reporter.emit(values)
 
-    async def _import_new(self) -> None:
+    async def import_new(self) -> None:
         """Store this shard's share of files that the run was told of, at its start or later; a bad
         file costs only itself.
         """
-        if self._is_finalized:
+        if self.is_finalized:
             return
         try:
-            sources = self._imports.take_new()
+            sources = self.imports.take_new()
         except WorldLoomError as error:
             logger.error("no file was imported: %s", error)
             return
         for source in sources:
-            if self._is_finalized:
-                self._imports.put_back(source)
+            if self.is_finalized:
+                self.imports.put_back(source)
                 continue
             try:
                 with self._at_work():
                     report = await asyncio.to_thread(
-                        load_share, self._shard, source, self._num_shards
+                        load_share, self.shard, source, self._num_shards
                     )
                 logger.info("shard-%d: %s: %s", self._index, source, report.of_share(self._index))
-                self._left_out.pop(source, None)
+                self.left_out.pop(source, None)
             except (StateError, OSError) as error:
-                self._imports.put_back(source)
+                self.imports.put_back(source)
                 logger.error("%s is not stored yet, and is tried again: %s", source, error)
             except WorldLoomError as error:
                 kept = "; what was stored of it before is kept" if is_gone(source) else ""
-                self._left_out[source] = f"{error}{kept}"
+                self.left_out[source] = f"{error}{kept}"
                 logger.error("%s was not imported: %s%s", source, error, kept)
 
     async def _save_weights(self) -> None:
         try:
-            await asyncio.to_thread(self._shard.save_weights)
+            await asyncio.to_thread(self.shard.save_weights)
         except OSError as error:
             logger.warning("the priorities were not written (%s); free space", error)
 
     async def _append(self, chunk: Chunk) -> bool:
-        await self._joined.wait()
+        await self.joined.wait()
         if not await self._admit(chunk):
             raise StateError(
                 f"shard {self._index} has a successor; chunk {chunk.stream}/{chunk.seq} goes there"
             )
         is_new = False
         try:
-            if self._is_finalized:
+            if self.is_finalized:
                 raise StateError(
                     f"shard {self._index} takes no more: the run has ended; "
                     f"{chunk.stream}/{chunk.seq} is lost"
                 )
             with self._at_work(), self._meter.timed("insert"):
-                is_new = await self._inline_shard.append(chunk)
+                is_new = await self.inline_shard.append(chunk)
         finally:
             if not is_new:
                 self._coordinator.notify(Coordinator.give_back, self._index, chunk.num_agent_steps)
@@ -407,7 +408,7 @@ class ShardRole:
 
     def _report(self) -> None:
         self._coordinator.notify(
-            Coordinator.report, self._index, self._shard.row_counters(), self._shard.live_windows()
+            Coordinator.report, self._index, self.shard.row_counters(), self.shard.live_windows()
         )
 
 

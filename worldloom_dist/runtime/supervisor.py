@@ -91,13 +91,13 @@ class Role:
     _ping: Any = None
     _leave_by: float | None = None
     _asked_at: float = 0.0
-    _start_at: float = 0.0
-    _started_at: float = 0.0
+    start_at: float = 0.0
+    started_at: float = 0.0
     _heard_at: float = 0.0
     _worked_s: float = 0.0
     _quick_deaths: int = 0
     _vain_starts: int = 0
-    _deaths: deque[float] = field(default_factory=deque)
+    deaths: deque[float] = field(default_factory=deque)
 
     @property
     def name(self) -> str:
@@ -159,7 +159,7 @@ class Supervisor:
     def add(self, role: Role) -> None:
         """Start a role and keep it up from now on."""
         self.roles[role.name] = role
-        self._start(role)
+        self.start_role(role)
 
     def of_kind(self, kind: str) -> list[Role]:
         """The roles of one kind."""
@@ -176,19 +176,19 @@ class Supervisor:
         ended, _ = ray.wait(list(by_line), timeout=timeout_s) if by_line else ([], [])
         for line in ended:
             if by_line[line].line is line:  # else its group was restarted a moment ago
-                self._ended(by_line[line])
+                self.ended(by_line[line])
         now = time.monotonic()
         for role in list(self.roles.values()):
             if (
                 role.handle is None
                 and not (role.is_given_up or role.is_done)
-                and now >= role._start_at
+                and now >= role.start_at
             ):
-                self._start(role)
+                self.start_role(role)
             elif role.handle is not None and role._leave_by is not None and now > role._leave_by:
                 self._left(role)
             elif role.handle is not None:
-                self._check_ping(role, now)
+                self.check_ping(role, now)
 
     def retire(self, role: Role) -> None:
         """Ask a role to end for good; it is forgotten when it has."""
@@ -250,7 +250,7 @@ class Supervisor:
             self.restarts[kind] += 1
             role.incarnation += 1
             role.is_done = False
-            role._start_at = time.monotonic()
+            role.start_at = time.monotonic()
 
     def hear(self, kinds: tuple[str, ...]) -> None:
         """Ask roles for their status now, and pass on what they have said since their last ping:
@@ -269,18 +269,20 @@ class Supervisor:
                 asked[ping].status = ray.get(ping) or {}
                 self._pass_on(asked[ping], asked[ping].status)
 
-    def _start(self, role: Role) -> None:
+    def start_role(self, role: Role) -> None:
+        """Start its process, or try again soon while the name of the dead one is taken."""
         try:
             role.handle = role.start(role.incarnation)
         except ValueError:  # the name of the dead actor is not free yet
-            role._start_at = time.monotonic() + 0.1
+            role.start_at = time.monotonic() + 0.1
             return
         role.line = submit(role.handle, role.run_forever)
         role._ping = submit(role.handle, Process.ping)
-        role._asked_at = role._started_at = time.monotonic()
+        role._asked_at = role.started_at = time.monotonic()
         role.ready_at = None
 
-    def _ended(self, role: Role) -> None:
+    def ended(self, role: Role) -> None:
+        """Its main call is over: it is done, or it has died."""
         try:
             result = ray.get(role.line)
             if role._leave_by is not None or (
@@ -292,7 +294,7 @@ class Supervisor:
                 role.is_done = True
                 role.line = None
         except RayActorError as error:
-            self._died(role, f"its process died ({last_line(error)[:200]})")
+            self.died(role, f"its process died ({last_line(error)[:200]})")
         except RayTaskError as error:
             if isinstance(error, TrainingError):
                 # starting it again would not help, and once is enough to say so
@@ -300,14 +302,15 @@ class Supervisor:
                 role.is_done = True
                 raise TrainingError(str(error.cause)) from error
             if isinstance(error, EnvFailureError):  # says itself what the env did
-                self._died(role, str(error.cause), has_lost_envs=True)
+                self.died(role, str(error.cause), has_lost_envs=True)
                 return
             logger.error("%s failed:\n%s", role.name, error)
-            self._died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
+            self.died(role, f"it raised {type(error.cause).__name__}: {error.cause}")
         except RayError as error:
-            self._died(role, f"it was lost ({last_line(error)[:200]})")
+            self.died(role, f"it was lost ({last_line(error)[:200]})")
 
-    def _check_ping(self, role: Role, now: float) -> None:
+    def check_ping(self, role: Role, now: float) -> None:
+        """Ask how it is when that is due, and end it when it has been silent for too long."""
         if role._ping is None:
             if now - role._asked_at >= max(PING_EVERY_S, len(self.roles) / PINGS_PER_S):
                 role._ping = submit(role.handle, Process.ping)
@@ -317,7 +320,7 @@ class Supervisor:
         deadline = role.ping_timeout_s if role.ready_at is not None else role.start_timeout_s
         if not answered:
             if now - role._asked_at > deadline:
-                self._died(role, f"it did not answer for {deadline:.0f} s", by_deadline=True)
+                self.died(role, f"it did not answer for {deadline:.0f} s", by_deadline=True)
             return
         try:
             role.status = ray.get(role._ping) or {}
@@ -330,7 +333,7 @@ class Supervisor:
         except RayActorError:
             return  # the run_forever says so too, with the reason
         except RayError as error:
-            self._died(role, f"its ping failed ({last_line(error)[:200]})")
+            self.died(role, f"its ping failed ({last_line(error)[:200]})")
             return
         finally:
             role._ping = None
@@ -340,7 +343,7 @@ class Supervisor:
             if role.status.get("stack"):
                 logger.warning("%s hangs; its stack:\n%s", role.name, role.status["stack"])
             role._worked_s -= min(role._worked_s, float(role.status.get("seconds", 0.0)))
-            self._died(role, stuck, by_deadline=True)
+            self.died(role, stuck, by_deadline=True)
 
     def _pass_on(self, role: Role, status: dict[str, Any]) -> None:
         for level, line in status.pop("said", ()):
@@ -357,9 +360,9 @@ class Supervisor:
             logger.warning("%s has left its machine; starting it again", role.name)
             self.restarts[role.kind] += 1
             role.incarnation += 1
-            role._start_at = time.monotonic()
+            role.start_at = time.monotonic()
 
-    def _died(
+    def died(
         self, role: Role, reason: str, *, has_lost_envs: bool = False, by_deadline: bool = False
     ) -> None:
         """Start it again, or give it up."""
@@ -372,20 +375,20 @@ class Supervisor:
             self._left(role)
             return
         now = time.monotonic()
-        role._deaths.append(role._worked_s)
-        while role._worked_s - role._deaths[0] > self._window_s:
-            role._deaths.popleft()
-        is_slow = by_deadline or now - role._started_at > SLOW_START_S
+        role.deaths.append(role._worked_s)
+        while role._worked_s - role.deaths[0] > self._window_s:
+            role.deaths.popleft()
+        is_slow = by_deadline or now - role.started_at > SLOW_START_S
         role._vain_starts = 0 if was_steady else role._vain_starts + is_slow
         role.on_down()
         # one that had worked for a while does not wait
         role._quick_deaths = 1 if was_steady else role._quick_deaths + 1
         is_hopeless = has_lost_envs and role._quick_deaths > MAX_QUICK_ENV_LOSSES
         is_vain = role._vain_starts > MAX_VAIN_STARTS
-        if is_hopeless or is_vain or len(role._deaths) > self._max_restarts:
+        if is_hopeless or is_vain or len(role.deaths) > self._max_restarts:
             role.is_given_up = True
             text = (
-                f"{role.name} is given up after {len(role._deaths) - 1} restarts in "
+                f"{role.name} is given up after {len(role.deaths) - 1} restarts in "
                 f"{self._window_s:.0f} s; the last time {reason}"
             )
             if role.is_vital:
@@ -400,7 +403,7 @@ class Supervisor:
         for member in [role, *self._companions(role)]:
             self._kill(member)
             member.incarnation += 1
-            member._start_at = now + pause
+            member.start_at = now + pause
 
     def _companions(self, role: Role) -> list[Role]:
         return [

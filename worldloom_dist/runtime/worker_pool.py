@@ -80,7 +80,7 @@ class WorkerPool:
         self.first_incarnation = first_incarnation
         self._on_lost = on_lost
         self._on_down = on_down
-        self._cluster_cpus = cluster_cpus or _cluster_cpus
+        self._cluster_cpus = cluster_cpus or count_cluster_cpus
         self._draining = draining or draining_nodes
         self._cpus_at_start = self._cluster_cpus()
         self._look = Interval(CLUSTER_EVERY_S)
@@ -209,6 +209,7 @@ class WorkerPool:
         self._on_lost(role.status.pop("open_rows", 0))
 
 
-def _cluster_cpus() -> float:
+def count_cluster_cpus() -> float:
+    """Cores of all nodes."""
     resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return float(resources.get("CPU", 0.0))

@@ -46,13 +46,13 @@ def while_weights_are_sent(module):
 
 def after_the_coordinator_has_agreed(module):
     """Windows are booked as trained; no shard has been asked for them."""
-    real = module.BatchPrefetcher._collect
+    real = module.BatchPrefetcher.collect
 
     def collect(self, *permitted):
         die_if_asked("sample")
         return real(self, *permitted)
 
-    module.BatchPrefetcher._collect = collect
+    module.BatchPrefetcher.collect = collect
 
 
 def in_a_capture(module):

@@ -99,10 +99,9 @@ def test_states_and_counts_that_do_not_fit_are_described(model: Any) -> None:
         with pytest.raises(ConfigurationError, match="batch_size must be an integer >= 1"):
             model.initial_state(wrong)
     double = LatentState(
-        **{name: getattr(state, name) for name in ("deterministic", "stochastic")},
+        **{name: getattr(state, name).double() for name in ("deterministic", "stochastic")},
         latent_type=state.latent_type,
     )
-    double = double._map(torch.Tensor.double)
     assert model.predict(double, action).features.dtype == torch.float32
 
 

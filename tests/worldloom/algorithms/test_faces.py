@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.worldloom.algorithms.dreamer_rows import rows_learned_from
 from worldloom import WorldModel, create_world_model
 from worldloom.algorithms.base import imagined_returns
 from worldloom.core.exceptions import (
@@ -235,10 +236,10 @@ def test_images_are_uint8_or_floats_and_their_axes_are_checked() -> None:
 
 def test_dreamer_aligns_rewards_with_the_row_they_arrive_in() -> None:
     model = build("dreamerv3:ci")
-    data = model._batch(
-        batch(continues=torch.tensor([[1, 1, 0, 1, 1, 0]] * B).float(), last_obs=torch.zeros(B, O))
+    data = batch(
+        continues=torch.tensor([[1, 1, 0, 1, 1, 0]] * B).float(), last_obs=torch.zeros(B, O)
     )
-    rows = model._rows(data)
+    rows = rows_learned_from(model, data)
     assert torch.equal(rows.reward[:, 1:], data["rewards"])
     assert torch.equal(rows.action[:, 1:], data["actions"])
     assert rows.is_first[0].tolist() == [True, False, False, True, False, False, False]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.worldloom.algorithms.dreamer_rows import rows_learned_from
 from worldloom import create_world_model
 from worldloom.algorithms.dreamerv3.context import window_batch
 from worldloom.algorithms.dreamerv3.networks import Networks
@@ -56,7 +57,7 @@ def test_an_agent_s_dreamer_is_the_public_one_and_reads_an_episode_alike() -> No
         "rewards": e["reward"][None],
     }
     public |= {"continues": 1.0 - end[None].astype(np.float32), "last_obs": e["obs"][None, -1]}
-    ours = model._rows(model._batch(public))
+    ours = rows_learned_from(model, public)
     assert torch.equal(ours.reward, theirs.reward)
     assert torch.equal(ours.terminated, theirs.terminated)
     assert torch.equal(ours.is_first, theirs.is_first)
@@ -80,7 +81,7 @@ def test_the_public_dreamer_loss_is_the_sum_of_the_agent_s() -> None:
     torch.manual_seed(5)
     found = model.compute_loss(public)
     torch.manual_seed(5)
-    rows = model._rows(model._batch(public))
+    rows = rows_learned_from(model, public)
     raw = model.net.losses(
         rows, torch.rand(1, STEPS + 1, model.config.stoch_discrete), free_nats=1.0, cont_scale=1.0
     ).losses

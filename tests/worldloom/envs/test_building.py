@@ -86,9 +86,7 @@ def test_failing_code_of_the_users_is_answered_in_one_sentence_with_the_place(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         env_spec(EnvConfig(env=env))
-    assert str(caught.value).endswith(
-        f"for the whole traceback: python -m worldloom_dist.check_env {env} --debug"
-    )
+    assert str(caught.value).endswith(f"for the whole traceback: worldloom check-env {env} --debug")
     assert "\n" not in str(caught.value)
 
 

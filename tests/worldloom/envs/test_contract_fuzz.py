@@ -98,7 +98,7 @@ class FuzzEnv(gymnasium.Env):
         self._fault = fault
         self._at = at
         self._length = length
-        self._count = 0
+        self.count = 0
         self.given: list[tuple[Any, Any, Any, Any]] = []
         self.got: list[Any] = []
 
@@ -112,15 +112,15 @@ class FuzzEnv(gymnasium.Env):
 
     def step(self, action: Any) -> Any:
         self.got.append(copy.deepcopy(action))
-        self._count += 1
+        self.count += 1
         self._in_episode += 1
         parts: dict[str, Any] = {
             "obs": self.observation_space.sample(),
-            "reward": 0.25 * self._count,
+            "reward": 0.25 * self.count,
             "terminated": self._in_episode >= self._length,
             "truncated": False,
         }
-        if self._fault is not None and self._count == self._at:
+        if self._fault is not None and self.count == self._at:
             part, number = self._fault
             value = FAULTS[part][number]
             if part == "raise":
@@ -266,7 +266,7 @@ def test_every_env_gives_its_very_rows_or_one_sentence(
         row = outcome_of(lambda: env.step(choose()))
         if isinstance(row, str):
             assert fault is not None, row
-            assert inner._count == at
+            assert inner.count == at
             assert fault[0] in ("raise", "answer") or right_row(inner) is None, row
             return
         assert_equal(row, right_row(inner))

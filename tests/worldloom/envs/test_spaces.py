@@ -109,12 +109,12 @@ def test_bounds_are_reached_exactly_and_never_passed() -> None:
     )
 
 
-@pytest.mark.parametrize("context", [leaves._IGNORING_OVERFLOW, None], ids=["numpy 2", "numpy 1"])
+@pytest.mark.parametrize("context", [leaves.IGNORING_OVERFLOW, None], ids=["numpy 2", "numpy 1"])
 @pytest.mark.parametrize("error_state", ["warn", "raise"])
 def test_numbers_too_large_for_float32_are_refused_whatever_numpy_says_of_overflow(
     context: Any, error_state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaves, "_IGNORING_OVERFLOW", context)
+    monkeypatch.setattr(leaves, "IGNORING_OVERFLOW", context)
     mapper = ObsMapper(spaces.Box(-np.inf, np.inf, (2,), np.float64))
     with np.errstate(all=error_state):
         before = np.geterr()

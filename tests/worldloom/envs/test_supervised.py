@@ -173,12 +173,12 @@ def test_an_env_that_has_answered_is_not_taken_for_hung_though_nobody_looked_in_
     env = supervised(opened, "toy:counting")
     env.reset()
     pids = env.pids
-    slot = env._slots[0]
+    slot = env.slots[0]
     assert slot.process is not None
-    env._ask(0, "step", {"action": np.zeros(2, np.float32)})
+    env.ask(0, "step", {"action": np.zeros(2, np.float32)})
     assert slot.process.connection.poll(30)
     slot.deadline_s = 0.0
-    env._end_hung()
+    env.end_hung()
     assert env.step(ZERO).obs["obs"][:, 1].tolist() == [1, 1]
     assert env.pids == pids
     assert env.drain_faults() == []

@@ -33,9 +33,9 @@ def test_work_is_warmed_up_between_streams_of_its_own_device(monkeypatch):
     recorder = CudaRecorder(torch.device("cuda:1"))
     seen = []
     recorder.warm(lambda: seen.append(runtime.stream()))
-    assert seen == [recorder._stream]
-    assert [one.device.index for one in recorder._stream.waits] == [1]
-    assert runtime.stream("cuda:1").waits == [recorder._stream]
+    assert seen == [recorder.stream]
+    assert [one.device.index for one in recorder.stream.waits] == [1]
+    assert runtime.stream("cuda:1").waits == [recorder.stream]
 
 
 def test_a_capture_that_fails_leaves_the_thread_on_its_own_stream(monkeypatch):

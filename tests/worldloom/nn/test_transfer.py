@@ -63,7 +63,7 @@ def test_arrays_of_all_types_arrive_and_return_and_are_the_callers_own():
 def test_a_decision_takes_one_copy_each_way_and_is_the_same(name, env):
     plain, moved = policy_of(name, env), policy_of(name, env)
     lane = Counting()
-    moved._transfer = HostTransfer(torch.device("cpu"), lane)
+    moved.transfer = HostTransfer(torch.device("cpu"), lane)
     carries = [plain.initial_carry(2), moved.initial_carry(2)]
     for step in range(3):
         asked = request([0, 1], step, env)

@@ -232,14 +232,14 @@ def test_behind_a_url_a_writer_that_dies_at_any_moment_leaves_the_old_or_the_new
         )
         assert float(load_tree(store.find("step-000000000002"))["w"][0]) in (2.0, 2.5)
         store.mark_best(store.save(3, {"step": 3}), 3.0)
-        assert len(files.ls(f"{store._root}/best", detail=False)) == 3
+        assert len(files.ls(f"{store.root}/best", detail=False)) == 3
 
 
 def test_remote_checkpoints_of_earlier_versions_are_read_and_may_be_the_best(tmp_path):
     store = RemoteCheckpointStore("memory://of-an-earlier-version")
     save_tree(tmp_path / "c", {"step": 1}, {"step": 1})
     for path in (tmp_path / "c").iterdir():
-        store._files.pipe_file(f"{store._root}/step-000000000001/{path.name}", path.read_bytes())
+        store.files.pipe_file(f"{store.root}/step-000000000001/{path.name}", path.read_bytes())
     (folder,) = store.folders()
     assert load_tree(store.find(folder.name))["step"] == 1
     assert store.mark_best(folder, 1.0)

@@ -187,7 +187,7 @@ def test_checkpointing_computes_activations_twice(buffer: ReplayBuffer, tmp_path
             eval_batches=1,
         )
         trainer = Trainer(model, config)
-        trainer._update(buffer.sample(2, 5))
+        trainer.train(buffer)
         counts.append(len(calls))
     assert counts == [1, 2]
 

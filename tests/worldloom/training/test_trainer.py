@@ -3,6 +3,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -396,5 +397,6 @@ def test_a_callback_that_raises_costs_neither_the_end_nor_the_files_of_the_other
     with pytest.raises(ValueError, match="mine"):
         trainer.train(buffer)
     assert (tmp_path / "checkpoint_final.pt").exists()
-    assert logs._file is None
+    open_files = [file.path for file in psutil.Process().open_files()]
+    assert not [path for path in open_files if path.startswith(str(tmp_path))]
     assert not trainer.is_running

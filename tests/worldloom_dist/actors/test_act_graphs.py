@@ -311,7 +311,7 @@ def test_decision_reads_no_value_draws_nothing_and_stays_on_its_device(name, env
     for module in policy.networks if name == "dreamerv3" else [policy.model]:
         module.to("meta")
     if name == "dreamerv3":
-        policy._cell = type(policy._cell)(*(tensor.to("meta") for tensor in policy._cell))
+        policy.cell = type(policy.cell)(*(tensor.to("meta") for tensor in policy.cell))
     check_pure(decisions[0], seen)
 
 
@@ -332,12 +332,19 @@ def test_the_check_of_purity_can_fail(impure, says):
 
 def test_only_a_policy_on_cuda_is_touched_and_what_stays_eager_is_said(monkeypatch, caplog):
     policy = policy_of("tdmpc2")
-    before = policy._decide
+    held = []
+
+    def look(decide):
+        held.append(decide)
+        return decide
+
+    policy.decide_through(look)
     with caplog.at_level(logging.INFO):
         capture_decisions(policy, "cpu", SIZES)
         capture_decisions(policy, "cuda", SIZES, wanted=False)
         capture_decisions(object(), "cuda", SIZES)
-    assert policy._decide == before
+    policy.decide_through(look)
+    assert held[0] == held[1]
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "decisions run eagerly: actors.cuda_graphs is off",

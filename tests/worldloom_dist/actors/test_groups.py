@@ -136,7 +136,7 @@ def test_group_whose_envs_are_dead_is_retired_and_the_others_go_on(
         written = sum(worker.step() for _ in range(300))
     assert worker.quarantined == {1: "raised: RuntimeError: broken on purpose"}
     assert "envs 1 to 1 are given up, the others go on: no env is left of 1" in caplog.text
-    assert worker._groups[1].open_rows == 0, "what it had open was sent"
+    assert worker.groups[1].open_rows == 0, "what it had open was sent"
     worker.close()
     rows = {stream.env: sink.rows(stream) for stream in sink.chunks}
     for stored in rows.values():
@@ -159,7 +159,7 @@ def test_worker_whose_groups_are_all_dead_fails(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_worker_that_waits_for_actions_cannot_be_saved() -> None:
-    worker = make(FakeReplayWriter(env_spec(CONFIG).columns()), SlowLine())._groups[0]
+    worker = make(FakeReplayWriter(env_spec(CONFIG).columns()), SlowLine()).groups[0]
     worker.begin()
     with pytest.raises(StateError, match="step it first"):
         worker.checkpoint()

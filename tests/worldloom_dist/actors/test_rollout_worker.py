@@ -208,8 +208,8 @@ def test_failing_env_leaves_no_last_row_and_its_episode_ends_in_error() -> None:
     sink = counting_sink()
     config = EnvConfig(env="toy:counting").resolved()
     worker = make_worker(sink, num_envs=1)
-    worker._env.close()
-    worker._env = LocalVectorEnv(lambda: EnvAdapter(RawEnv(FragileEnv()), config), 1, 0)
+    worker.env.close()
+    worker.env = LocalVectorEnv(lambda: EnvAdapter(RawEnv(FragileEnv()), config), 1, 0)
     for _ in range(6):
         worker.step()
     worker.close()
@@ -252,7 +252,7 @@ def test_env_in_quarantine_is_listed_and_the_others_go_on() -> None:
     config = EnvConfig(env="toy:counting").resolved()
     worker = make_worker(sink, num_envs=2)
     limits = EnvLimits(max_failures=2, backoff_s=0.001)
-    worker._env = LocalVectorEnv(lambda: EnvAdapter(RawEnv(SickEnv()), config), 2, 0, limits=limits)
+    worker.env = LocalVectorEnv(lambda: EnvAdapter(RawEnv(SickEnv()), config), 2, 0, limits=limits)
     for _ in range(20):
         worker.step()
     worker.close()
@@ -269,7 +269,7 @@ def test_killed_env_process_costs_no_stored_row() -> None:
     worker = make_worker(sink, num_envs=3)
     supervised = make_env(config, num_envs=3, seed=0, processes=True)
     assert isinstance(supervised, SupervisedVectorEnv)
-    worker._env = supervised
+    worker.env = supervised
     written = sum(worker.step() for _ in range(9))
     os.kill(supervised.pids[1] or 0, signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -304,7 +304,7 @@ def test_rows_are_sent_before_the_worker_gives_up() -> None:
     config = EnvConfig(env="toy:counting").resolved()
     worker = make_worker(sink, num_envs=1)
     limits = EnvLimits(max_failures=2, backoff_s=0.001)
-    worker._env = LocalVectorEnv(lambda: EnvAdapter(RawEnv(DeadEnv()), config), 1, 0, limits=limits)
+    worker.env = LocalVectorEnv(lambda: EnvAdapter(RawEnv(DeadEnv()), config), 1, 0, limits=limits)
     worker.step()
     with pytest.raises(EnvFailureError, match="no env is left"):
         worker.step()

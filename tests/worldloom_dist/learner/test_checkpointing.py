@@ -48,9 +48,9 @@ def test_behind_a_url_a_half_written_checkpoint_does_not_count_and_a_corrupt_one
     store.save(2, tree(2))
     store.save(3, tree(3))
     # killed before the last file
-    store._files.rm_file(f"{store._root}/step-000000000003/manifest.json")
-    (stored,) = store._files.glob(f"{store._root}/step-000000000002/tensors*.safetensors")
-    store._files.pipe_file(stored, b"garbage")
+    store.files.rm_file(f"{store.root}/step-000000000003/manifest.json")
+    (stored,) = store.files.glob(f"{store.root}/step-000000000002/tensors*.safetensors")
+    store.files.pipe_file(stored, b"garbage")
     with caplog.at_level(logging.WARNING):
         folder, found = store.newest()
     assert (folder.name, found["n"]) == ("step-000000000001", 1)
@@ -99,7 +99,7 @@ def test_a_full_disk_costs_a_warning_and_only_the_last_checkpoint_must_succeed(t
     writer = CheckpointWriter(store)
     writer.save(1, tree(1), {})
     writer.save(2, tree(2), {})  # waits for the first
-    assert writer._idle.wait(20)
+    assert writer.wait(20)
     store.error = OSError("No space left on device")
     with caplog.at_level(logging.WARNING):
         writer.save(3, tree(3), {})

@@ -182,8 +182,8 @@ def test_what_an_update_leaves_is_taken_before_the_next_replay_writes_over_it(
     )
     monkeypatch.setattr(learner_module, "recorded_event", lambda device: LateEvent())
     learner = Learner(FakeAgent(), WeightStore(), bad_batches=tmp_path)
-    learner._step = Replayed()
-    learner._is_cuda = is_cuda
+    learner.step = Replayed()
+    learner.is_cuda = is_cuda
     written = []
     priorities = []
     learner.write_back = lambda sampled, refreshed: written.append(

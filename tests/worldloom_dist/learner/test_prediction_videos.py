@@ -92,8 +92,8 @@ def test_a_report_that_fails_is_logged_and_the_next_one_is_drawn(tmp_path, caplo
     prediction_videos = PredictionVideos(tmp_path, every=1)
     with caplog.at_level(logging.WARNING):
         prediction_videos.report(Painter(videos), None, 1, 1)
-        if prediction_videos._pending is not None:
-            prediction_videos._collect(10.0)
+        if prediction_videos.pending is not None:
+            prediction_videos.collect(10.0)
     assert message in caplog.text
     prediction_videos.report(Painter({"x": STILL}), None, 2, 2)
     prediction_videos.close()
@@ -109,7 +109,7 @@ def test_without_the_package_that_draws_it_says_so_once(tmp_path, caplog, monkey
     agent = Painter({"x": STILL})
     for steps in (1, 2, 3):
         prediction_videos.report(agent, None, steps, steps)
-        prediction_videos.close() if steps == 3 else prediction_videos._collect(10.0)
+        prediction_videos.close() if steps == 3 else prediction_videos.collect(10.0)
     assert len(agent.batches) == 1
     assert caplog.text.count("pip install") == 1
 
@@ -134,7 +134,7 @@ def test_only_the_newest_pictures_of_a_key_are_kept(tmp_path, monkeypatch):
     prediction_videos = PredictionVideos(tmp_path, every=1)
     for steps in (1, 2, 3):
         prediction_videos.report(Painter({"x": STILL, "x-0": STILL}), None, steps, steps)
-        prediction_videos._collect(10.0)
+        prediction_videos.collect(10.0)
     prediction_videos.close()
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         f"open_loop-{key}-000000000{steps}.png" for key in ("x-0", "x") for steps in (2, 3)

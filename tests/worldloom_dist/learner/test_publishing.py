@@ -46,7 +46,7 @@ def test_a_late_version_is_what_it_was_when_it_was_ordered(name, dtype):
     store = WeightStore()
     download = Late()
     learner = Learner(agent, store, weights_dtype=dtype)
-    learner._publisher = Publisher(
+    learner.publisher = Publisher(
         store, download, torch.bfloat16 if dtype == "bfloat16" else torch.float32
     )
     expected = agent.policy_weights() if dtype == "float32" else to_bfloat16(agent.policy_weights())
@@ -73,7 +73,7 @@ def test_versions_arrive_in_order_and_one_that_the_store_refuses_costs_only_itse
     for update in (1, 3, 4):
         publisher.publish(agent.policy_tensors(), PolicyVersion(1, update))
     wait_for(lambda: store.version() == PolicyVersion(1, 4))
-    wait_for(lambda: publisher._done.qsize() == 2)
+    wait_for(lambda: publisher.done.qsize() == 2)
     assert "weights 1.1 were not published" in caplog.text
     with pytest.raises(StateError):
         store.publish(agent.policy_weights().with_version(PolicyVersion(1, 4)))
@@ -90,7 +90,7 @@ def test_lock_step_waits_until_the_store_has_a_version():
     store = WeightStore()
     download = Late()
     learner = Learner(rank_process.make("tdmpc2"), store)
-    learner._publisher = Publisher(store, download)
+    learner.publisher = Publisher(store, download)
     threading.Timer(0.05, download.may_deliver.set).start()
     assert learner.publish(waits=True) == store.version()
 
@@ -100,7 +100,7 @@ def test_a_version_that_lock_step_waits_for_and_the_store_refuses_ends_the_wait_
     download = Late()
     download.may_deliver.set()
     learner = Learner(rank_process.make("tdmpc2"), store)
-    learner._publisher = Publisher(store, download)
+    learner.publisher = Publisher(store, download)
     learner.publish(waits=True)
     with pytest.raises(StateError, match="versions only rise"):
         learner.publish(waits=True)

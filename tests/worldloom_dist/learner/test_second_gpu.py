@@ -50,7 +50,7 @@ def test_preparing_torch_makes_the_device_the_threads_current_one(runtime):
 def test_flags_are_read_after_the_work_of_their_own_device(runtime):
     watching = NonfiniteGuard(None)
     taken = []
-    watching._judge = lambda *pending: taken.append(pending[2].stream.device)
+    watching.judge = lambda *pending: taken.append(pending[2].stream.device)
     watching.watch(1, on_second(0.0), windows(1.0))
     assert taken == [torch.device(SECOND)]
 
@@ -59,13 +59,13 @@ def test_latents_and_the_lead_are_watched_on_the_learners_device(runtime):
     from tests.worldloom_dist.learner.test_learner import FakeAgent
 
     learner = Learner(FakeAgent(), WeightStore())
-    learner._device = torch.device(SECOND)
-    learner._is_cuda = True
-    learner._limit_lead()
+    learner.device = torch.device(SECOND)
+    learner.is_cuda = True
+    learner.limit_lead()
     learner.write_back = lambda *_: None
-    learner._send_refreshed = lambda *, wait: None
-    learner._keep_refreshed(windows(1.0), {"latent/x": torch.zeros(2, 3)})
-    events = [learner._launched[0], learner._refreshed[0][2]]
+    learner.send_refreshed = lambda *, wait: None
+    learner.keep_refreshed(windows(1.0), {"latent/x": torch.zeros(2, 3)})
+    events = [learner.launched[0], learner.refreshed[0][2]]
     assert [str(event.stream.device) for event in events] == [SECOND, SECOND]
 
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_is_copied_after_the_work_of_its_own_device_and_by_that_dev
         used.append((runtime.device, runtime.stream()))
         return tree
 
-    monkeypatch.setattr(checkpointing, "_to_host", to_host)
+    monkeypatch.setattr(checkpointing, "to_host", to_host)
     writer = CheckpointWriter(CheckpointStore(tmp_path), SECOND)
     writer.save(1, {"w": torch.zeros(2)}, {})
     writer.close()
@@ -95,5 +95,5 @@ def test_batches_and_weights_use_page_locked_memory_of_their_own_device(runtime)
     receive = download.begin(on_second(np.arange(4, dtype=np.uint8)))
     assert runtime.pinned == [1, 1]
     assert list(receive()) == [0, 1, 2, 3]
-    assert download._stream.device == lane._stream.device == torch.device(SECOND)
-    assert [one.device.index for one in download._stream.waits] == [1]
+    assert download.stream.device == lane.stream.device == torch.device(SECOND)
+    assert [one.device.index for one in download.stream.waits] == [1]

@@ -75,7 +75,7 @@ def test_a_client_acts_at_random_first_and_with_the_policy_then(tmp_path) -> Non
     assert found["stored"] == [120]
     assert found["version"][1] > 0
     shard = run.runtime.replay.shards[0]
-    rows = shard._rows.buffer.windows_at(np.arange(1), 120).decode().columns
+    rows = shard.rows.buffer.windows_at(np.arange(1), 120).decode().columns
     flat = {name: value[0] for name, value in rows.items()}
     flat["truncated"][-1] = flat["terminated"][-1] = False
     check_counting_rows({name: value[:119] for name, value in flat.items()})

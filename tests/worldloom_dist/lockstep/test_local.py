@@ -122,7 +122,7 @@ def test_counting_rows_arrive_whole_and_the_ratio_is_exact(tmp_path):
         == summary["rows"]["stored"]
         == sum(len(rows_of(c, env)["reward"]) for c in streams.values())
     )
-    limits = run._plan.limits
+    limits = run.plan.limits
     owed = (
         limits.train_ratio * (summary["agent_steps"] - limits.prefill_agent_steps)
         + limits.pretrain_positions

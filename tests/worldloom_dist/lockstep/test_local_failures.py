@@ -131,14 +131,14 @@ def test_after_a_capture_that_failed_the_run_goes_on_eagerly_and_its_summary_say
     folder = tmp_path / "run"
     words = ["--env", "toy:counting", "--env-steps", "180"]
     run = start(folder, *words)
-    update = run.runtime.learner._step
+    update = run.runtime.learner.step
 
     def cannot_be_captured(batch):
         if run.runtime.learner.train_steps == 3:
             raise CaptureFailedError("an update could not be captured (for a test)")
         return update(batch)
 
-    run.runtime.learner._step = cannot_be_captured
+    run.runtime.learner.step = cannot_be_captured
     with pytest.raises(TrainingError, match=rf"\(for a test\).*--resume {folder}"):
         run.run()
     why = "an update could not be captured (for a test)"

@@ -20,8 +20,8 @@ def test_acting_and_evaluation_are_where_the_learner_is(monkeypatch, tmp_path):
     run = small_runs.start(tmp_path / "run", "--env", "toy:counting", "--env-steps", "90")
     runtime = run.runtime
     for part in (runtime.workers, runtime.evaluator):
-        assert part._device == "cpu"
-        part._device = "cuda:1"  # as the runtime gives them a learner's
+        assert part.device == "cpu"
+        part.device = "cuda:1"  # as the runtime gives them a learner's
     made = []
 
     def remember(plan, *_, device, **__):

@@ -135,7 +135,7 @@ def test_windows_drawn_before_an_eviction_can_be_decoded_after_it(tmp_path):
     shard = open_shard(tmp_path, ram_bytes=50_000)
     for seq in range(20):
         shard.append(noise_chunk(seq)[1])
-    pending = shard._rows.buffer.draw([(40, np.random.default_rng(0))])
+    pending = shard.rows.buffer.draw([(40, np.random.default_rng(0))])
     for seq in range(20, 60):
         shard.append(noise_chunk(seq)[1])
     assert not (tmp_path / "segment-00000000.wal").exists()

@@ -61,7 +61,7 @@ def test_incarnations_go_on_above_what_the_rows_say_when_their_file_is_lost_or_o
         folder.next_incarnation("driver")
     (tmp_path / "incarnations.json").unlink()
     if file is not None:
-        folder._write_incarnations(file)
+        folder.write_incarnations(file)
     with caplog.at_level(logging.WARNING):
         folder.count_on_from({"driver": 4, "learner": 9})
     assert "was lost or is an old copy" in caplog.text
@@ -86,7 +86,7 @@ def test_incarnations_are_on_the_disk_before_they_are_used(tmp_path, monkeypatch
 @pytest.mark.parametrize("count", ["three", None, -1, 2**70, 1.5, True])
 def test_a_count_that_is_none_is_refused_and_not_to_be_deleted(tmp_path, count):
     folder = RunFolder(tmp_path)
-    folder._write_incarnations({"driver": count})
+    folder.write_incarnations({"driver": count})
     with pytest.raises(ConfigurationError, match=r"incarnations.json .* restore it") as caught:
         folder.check_readable()
     assert "delete" not in str(caught.value)

@@ -150,7 +150,7 @@ def test_dreamerv3_finds_the_latents_of_imported_rows_by_training(run_dir, tmp_p
     )
     assert run.run() == "completed"
     assert not windows[0].columns["latent/deter"].any(), "a file has none"
-    stored = run.runtime.replay.shards[0]._rows.buffer.export_mutable()[1]["latent/deter"]
+    stored = run.runtime.replay.shards[0].rows.buffer.export_mutable()[1]["latent/deter"]
     assert (stored.any(axis=1)).mean() > 0.5, "each update writes those of the rows that it trained"
     lines = [
         json.loads(line)
@@ -208,7 +208,7 @@ def test_files_to_load_are_found_from_another_folder_when_a_run_goes_on(
     monkeypatch.chdir(tmp_path)
     words = ["--env", "none", "--replay.load", "data.npz", "--train-steps"]
     run = start(tmp_path / "run", *words, "3")
-    assert run._plan.config.replay.load == str(tmp_path / "data.npz")
+    assert run.plan.config.replay.load == str(tmp_path / "data.npz")
     run.runtime.close()
     with pytest.raises(ConfigurationError, match=r"replay\.load: .*missing\.npz"):
         start(tmp_path / "other", "--env", "none", "--replay.load", "missing.npz")
@@ -364,5 +364,6 @@ def test_priorities_of_training_change_what_is_drawn_and_are_counted(tmp_path):
         if k.startswith("replay_priority_updates_total")
     ]
     assert counts, "applied and sent are metrics"
-    leaves = run.runtime.replay.shards[0]._rows.buffer._starts._selector._tree._levels[0]
-    assert len(np.unique(leaves[leaves > 0])) > 20, "windows have priorities of their own"
+    buffer = run.runtime.replay.shards[0].rows.buffer
+    weights = buffer.starts.selector.export_weights(np.arange(buffer.capacity_rows))[0, :-1]
+    assert len(np.unique(weights[weights > 0])) > 20, "windows have priorities of their own"

@@ -142,8 +142,8 @@ def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):
     run.begin()
     while run.report.env_steps < 30:
         run.turn()
-    run.runtime._checkpoint()
-    run.runtime.replay.shards[0]._rows.counters.evicted += 1
+    run.runtime.checkpoint()
+    run.runtime.replay.shards[0].rows.counters.evicted += 1
     with pytest.raises(StateError, match="counters of replay do not add up"):
-        run.runtime._checkpoint()
+        run.runtime.checkpoint()
     run.runtime.close()

@@ -230,7 +230,7 @@ def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_pa
     for _ in range(60):
         append(shard, next(seqs))
     shard.snapshot()
-    journal = shard._journal
+    journal = shard.journal
     first = journal.segments[0]
     last = journal.segments[-1]
 
@@ -246,7 +246,7 @@ def test_a_segment_that_is_evicted_while_the_journal_is_read_is_no_damage(tmp_pa
     found = verify_shard(tmp_path)
     assert not found.problems
     monkeypatch.setattr(module, "read_journal", real)
-    journal._path(journal.segments[1]).unlink()
+    journal.path(journal.segments[1]).unlink()
     assert any("a segment begins with" in problem for problem in verify_shard(tmp_path).problems), (
         "no one evicts from the middle"
     )

@@ -65,7 +65,7 @@ def test_the_same_windows_are_measured_every_time_and_no_other(files, tmp_path):
     words = [*TINY["tdmpc2:ci"], *OFFLINE, "--replay.load", str(files / "1.npz")]
     run = start(tmp_path / "run", *words, "--replay.held-out", str(files / "2.npz"))
     learner = run.runtime.learner
-    first, again = (learner.held_out._draw() for _ in range(2))
+    first, again = (learner.held_out.draw() for _ in range(2))
     assert all(np.array_equal(first.columns[key], again.columns[key]) for key in first.columns)
     with np.load(files / "2.npz") as file:
         held = {row.tobytes() for row in np.asarray(file["obs"], np.float32)}

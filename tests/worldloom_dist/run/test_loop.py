@@ -51,11 +51,11 @@ class Counting:
         return lambda: self.called.append(name)
 
     def start(self) -> None:
-        self._fail("start")
+        self.fail("start")
         self.is_restored = True
 
     def work(self) -> bool:
-        self._fail("work")
+        self.fail("work")
         self.updates += 1
         self.done += 1
         if self.done % self.parts:
@@ -72,7 +72,7 @@ class Counting:
         self.called.append("end")
         self.look()
 
-    def _fail(self, where: str) -> None:
+    def fail(self, where: str) -> None:
         if self.fails_in == where:
             raise TrainingError(f"{where} fails")
 
@@ -90,7 +90,7 @@ def made(tmp_path):
 
 
 def summary(run: Run) -> dict:
-    return json.loads(run._folder.summary_path.read_text())
+    return json.loads(run.folder.summary_path.read_text())
 
 
 def test_a_run_works_until_it_is_complete_then_ends_once(made):
@@ -115,7 +115,7 @@ def test_a_line_in_the_middle_of_a_round_tells_of_now(made, monkeypatch):
 def test_a_stop_ends_it_between_two_parts(made):
     run = made()
     run.begin()
-    run._stop.set("Ctrl-C")
+    run.stop.set("Ctrl-C")
     assert run.run() == "stopped"
     assert summary(run)["status"] == "stopped"
 

@@ -185,7 +185,7 @@ def test_first_ctrl_c_leaves_an_evaluation_out_and_the_run_says_stopped(tmp_path
     words = ["--env", f"{__name__}:EndlessEnv", *EVALUATED]
     run = start(tmp_path / "run", *words)
     before = signal.getsignal(signal.SIGINT)
-    run._stop.listen()
+    run.stop.listen()
     evaluate = run.runtime.evaluator.begin
 
     def interrupted(env_steps, *, is_last):
@@ -210,7 +210,7 @@ def test_run_that_is_stopped_while_it_owes_updates_is_not_completed(tmp_path):
 
     def train_and_stop(batch):
         train(batch)
-        run._stop.set("Ctrl-C")
+        run.stop.set("Ctrl-C")
 
     run.runtime.learner.train = train_and_stop
     assert run.run() == "stopped"

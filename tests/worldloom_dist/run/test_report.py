@@ -272,7 +272,7 @@ def test_an_offline_run_is_written_over_its_updates(plan, tmp_path):
     config = dataclasses.replace(plan.config, env=EnvConfig(env="none"), train_steps=500)
     report = Report(dataclasses.replace(plan, config=config), RunFolder(tmp_path), {})
     written = []
-    report._sinks = types.SimpleNamespace(
+    report.sinks = types.SimpleNamespace(
         write=lambda step, values: written.append(step), close=lambda: None
     )
     losses = {"loss{name=total}": 0.5, "loss{name=reward}": 0.25}

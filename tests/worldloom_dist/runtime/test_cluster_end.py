@@ -49,7 +49,7 @@ def test_servers_that_block_sigterm_are_killed_without_grace_and_what_they_start
         assert node.kills == [(False, False)]
         agent = psutil.Process(family[1].pid)
         assert agent.is_running()
-        cluster._end(family)
+        cluster.end_processes(family)
     assert len(family) == 2
     assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
 
@@ -60,7 +60,7 @@ def test_what_does_not_die_is_named_and_not_waited_for_long(
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as stubborn:
         monkeypatch.setattr(cluster, "GONE_WITHIN_S", 0.1)
         monkeypatch.setattr(psutil.Process, "kill", lambda _: None)
-        cluster._end([psutil.Process(stubborn.pid)])
+        cluster.end_processes([psutil.Process(stubborn.pid)])
         assert f"processes of Ray are left: {stubborn.pid}" in caplog.text
         stubborn.kill()
 
@@ -68,7 +68,7 @@ def test_what_does_not_die_is_named_and_not_waited_for_long(
 def test_a_ray_without_that_node_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_global_node", None)
     assert ray_internals.own_servers() == []
-    cluster._end([])
+    cluster.end_processes([])
 
 
 def test_a_temporary_folder_that_is_too_long_for_a_socket_is_passed_over(tmp_path, monkeypatch):
@@ -78,15 +78,15 @@ def test_a_temporary_folder_that_is_too_long_for_a_socket_is_passed_over(tmp_pat
     short = Path(tempfile.mkdtemp(dir="/tmp"))  # tmp_path is too long itself
     try:
         monkeypatch.setattr(cluster, "OTHER_PLACES", (str(tmp_path / "gone"), str(short)))
-        folder = cluster._private_folder()
+        folder = cluster.private_folder()
         assert folder.parent == short
         assert folder.stat().st_mode & 0o777 == 0o700
         assert len(f"{folder}{cluster.SOCKET}") <= cluster.LONGEST_SOCKET
         monkeypatch.setattr(cluster.tempfile, "tempdir", str(short))
-        assert cluster._private_folder().parent == short
+        assert cluster.private_folder().parent == short
         monkeypatch.setattr(cluster.tempfile, "tempdir", str(long))
         monkeypatch.setattr(cluster, "OTHER_PLACES", ())
         with pytest.raises(ConfigurationError, match="set TMPDIR to a folder of at most 27"):
-            cluster._private_folder()
+            cluster.private_folder()
     finally:
         shutil.rmtree(short)

@@ -123,7 +123,12 @@ class FakeSupervisor:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def plan():
+    return PLAN
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, plan):
     """A run whose coordinator is a moment behind its shards."""
     fake_ray = SimpleNamespace(
         get=get, wait=lambda replies, **_: (replies, []), kill=lambda *_, **__: None
@@ -139,14 +144,14 @@ def run(tmp_path, monkeypatch):
         "coordinator_client",
         lambda: SimpleNamespace(call=lambda *_, **__: None, notify=lambda *_: None),
     )
-    monkeypatch.setattr(fleet_module, "_cluster_cpus", lambda: 2.0)
+    monkeypatch.setattr(fleet_module, "count_cluster_cpus", lambda: 2.0)
     folder = RunFolder(tmp_path / "run")
-    folder.open(PLAN.config, PLAN.env_spec.to_dict(), {})
-    report = Report(PLAN, folder, {})
-    runtime = RayRuntime(PLAN, folder, report, 0)
-    made = Run(PLAN, folder, report, runtime, StopFlag())
-    runtime._supervisor = FakeSupervisor()
-    runtime._worker_pool._supervisor = runtime._shutdown._supervisor = runtime._supervisor
+    folder.open(plan.config, plan.env_spec.to_dict(), {})
+    report = Report(plan, folder, {})
+    supervisor = FakeSupervisor()
+    monkeypatch.setattr(module, "Supervisor", lambda *_, **__: supervisor)
+    runtime = RayRuntime(plan, folder, report, 0)
+    made = Run(plan, folder, report, runtime, StopFlag())
     counts = {
         "is_whole": True,
         "shards": {"0": asdict(row_counters(100)), "1": asdict(row_counters(90))},
@@ -156,50 +161,50 @@ def run(tmp_path, monkeypatch):
         "updates_lost": 0,
         "blocked_s": {"insert": 0.0, "sample": 0.0},
     }
-    runtime._supervisor.put("coordinator", 0, Actor(counts=counts))
-    runtime._supervisor.put("hub", 0, Actor(snapshot={}))
+    supervisor.put("coordinator", 0, Actor(counts=counts))
+    supervisor.put("hub", 0, Actor(snapshot={}))
     for shard, steps in enumerate((100, 106)):
-        runtime._supervisor.put("shard", shard, Actor(finalize=row_counters(steps)))
-    runtime._supervisor.put("learner", 0, Actor())
-    runtime._supervisor.roles["learner-0"].status = {"train_steps": 700}
+        supervisor.put("shard", shard, Actor(finalize=row_counters(steps)))
+    supervisor.put("learner", 0, Actor())
+    supervisor.roles["learner-0"].status = {"train_steps": 700}
     yield made
     report.close()
 
 
 def summary(run) -> dict[str, Any]:
-    return json.loads(run._folder.summary_path.read_text())
+    return json.loads(run.folder.summary_path.read_text())
 
 
 def check_end(run, *, steps: int = 206, train_steps: int = 777) -> None:
     found = summary(run)
     assert (found["agent_steps"], found["train_steps"]) == (steps, train_steps)
     assert found["rows"]["inserted"] == steps + 4
-    assert sum(shard["agent_steps"] for shard in run._folder.read_counters().values()) == steps
+    assert sum(shard["agent_steps"] for shard in run.folder.read_counters().values()) == steps
 
 
 def test_the_books_are_what_the_shards_said_last(run):
-    run._finish()
+    run.finish()
     check_end(run)
-    assert run.runtime._supervisor.heard == [("shard",)]
+    assert run.runtime.supervisor.heard == [("shard",)]
 
 
 @pytest.mark.parametrize("gone", ["hub-0", "coordinator-0"])
 @pytest.mark.parametrize("how", ["silent", "missing"])
 def test_a_hub_or_coordinator_that_is_gone_does_not_make_the_summary_old(run, gone, how):
     run.runtime.look()
-    role = run.runtime._supervisor.roles[gone]
+    role = run.runtime.supervisor.roles[gone]
     if how == "silent":
         role.handle = Actor(counts=GetTimeoutError("late"), snapshot=RayActorError())
     else:
         role.ready_at = None
-        run.runtime._supervisor.comes_back = False
-    run._finish()
+        run.runtime.supervisor.comes_back = False
+    run.finish()
     check_end(run)
 
 
 def test_a_shard_without_a_last_word_is_named_and_counts_as_the_coordinator_knows_it(run, caplog):
-    run.runtime._supervisor.roles["shard-1"].handle = Actor(finalize=RayActorError())
-    run._finish()
+    run.runtime.supervisor.roles["shard-1"].handle = Actor(finalize=RayActorError())
+    run.finish()
     check_end(run, steps=190)
     assert "shard-1 has no final counters (RayActorError)" in caplog.text
 
@@ -211,24 +216,24 @@ def test_what_dies_unnoticed_comes_back_before_the_run_goes_on_to_end(
 ):
     caplog.set_level(logging.INFO)
     if when == "before":
-        run.runtime._supervisor.dying = [dying]
+        run.runtime.supervisor.dying = [dying]
     else:
         monkeypatch.setattr(
-            run.runtime._worker_pool, "stop", lambda _: run.runtime._supervisor.dying.append(dying)
+            run.runtime.worker_pool, "stop", lambda _: run.runtime.supervisor.dying.append(dying)
         )
-    run._finish()
+    run.finish()
     check_end(run)
     assert f"waiting for {dying} before the run ends" in caplog.text
 
 
 def test_a_learner_that_dies_while_it_is_stopped_is_started_and_stopped_again(run):
-    run.runtime._supervisor.ends.insert(0, {})
-    run._finish()
+    run.runtime.supervisor.ends.insert(0, {})
+    run.finish()
     check_end(run)
 
 
 def test_a_coordinator_that_hangs_is_replaced(run, monkeypatch, caplog):
-    coordinator = run.runtime._supervisor.roles["coordinator-0"]
+    coordinator = run.runtime.supervisor.roles["coordinator-0"]
     healthy = coordinator.handle
     coordinator.handle = Actor(drain=GetTimeoutError("late"))
     replaced = []
@@ -238,7 +243,7 @@ def test_a_coordinator_that_hangs_is_replaced(run, monkeypatch, caplog):
         coordinator.handle = healthy
 
     monkeypatch.setattr(ending_module.ray, "kill", replace)
-    run._finish()
+    run.finish()
     check_end(run)
     assert len(replaced) == 1
     assert "the coordinator does not answer (GetTimeoutError); it is replaced" in caplog.text
@@ -247,25 +252,25 @@ def test_a_coordinator_that_hangs_is_replaced(run, monkeypatch, caplog):
 def test_what_never_was_up_is_not_waited_for(run, caplog):
     caplog.set_level(logging.INFO)
     for name in ("learner-0", "shard-0"):
-        run.runtime._supervisor.roles[name].ready_at = None
-        run.runtime._supervisor.roles[name].has_been_up = False
-    run.runtime._shutdown.end_inserts(1.0)
+        run.runtime.supervisor.roles[name].ready_at = None
+        run.runtime.supervisor.roles[name].has_been_up = False
+    run.runtime.shutdown.end_inserts(1.0)
     assert "waiting for" not in caplog.text
 
 
 def test_a_learner_that_does_not_come_back_ends_the_run_with_its_books(run, caplog):
-    run.runtime._supervisor.roles["learner-0"].ready_at = None
-    run.runtime._supervisor.comes_back = False
+    run.runtime.supervisor.roles["learner-0"].ready_at = None
+    run.runtime.supervisor.comes_back = False
     with pytest.raises(TrainingError, match="did not write a last checkpoint"):
-        run._finish()
+        run.finish()
     assert "learner-0 did not come back in time" in caplog.text
-    run._fail(TrainingError("the learner did not write a last checkpoint"))
+    run.fail(TrainingError("the learner did not write a last checkpoint"))
     check_end(run, train_steps=700)
     assert summary(run)["status"] == "failed"
 
 
 def test_a_run_that_fails_says_what_its_last_checkpoint_says(run):
-    run._fail(ValueError("something else"))
+    run.fail(ValueError("something else"))
     check_end(run)
     assert (summary(run)["status"], summary(run)["error"]) == (
         "failed",
@@ -277,56 +282,47 @@ def test_a_failure_while_a_run_fails_does_not_cost_the_last_checkpoint(run, monk
     def fail(_):
         raise TrainingError("a shard is given up")
 
-    monkeypatch.setattr(run.runtime, "_end_inserts", fail)
-    run._fail(ValueError("something else"))
+    monkeypatch.setattr(run.runtime, "end_inserts", fail)
+    run.fail(ValueError("something else"))
     assert summary(run)["train_steps"] == 777
 
 
 def test_a_run_that_fails_before_anything_was_started_says_so(run):
-    run.runtime._supervisor.roles.clear()
-    run._fail(ValueError("too early"))
+    run.runtime.supervisor.roles.clear()
+    run.fail(ValueError("too early"))
     assert summary(run)["error"] == "ValueError: too early"
 
 
 def test_who_cannot_wait_need_not(run, monkeypatch):
-    monkeypatch.setattr(run.runtime, "_end_inserts", pytest.fail)
-    run._fail(KeyboardInterrupt())
+    monkeypatch.setattr(run.runtime, "end_inserts", pytest.fail)
+    run.fail(KeyboardInterrupt())
     assert summary(run)["error"] == "left at once"
 
 
-def evaluating(run, monkeypatch, evaluation, failure=""):
-    plan = resolve(
-        parse(
-            [
-                "--preset",
-                "debug",
-                "--env",
-                "toy:counting",
-                "--runtime",
-                "ray",
-                "--replay.shards",
-                "2",
-            ]
-        )
-    )
-    run._plan = run.report._plan = run.runtime._plan = plan
+WORDS = "--preset debug --env toy:counting --runtime ray --replay.shards 2"
+evaluated = pytest.mark.parametrize("plan", [resolve(parse(WORDS.split()))], ids=["evaluated"])
+
+
+def evaluating(run, evaluation, failure=""):
     run.evaluations = SimpleNamespace(last=lambda *_: evaluation, failure=failure)
 
 
-def completed(run):
-    run._is_complete = lambda: True
-    return run._finish()
+def completed(run, monkeypatch):
+    monkeypatch.setattr(run, "is_complete", lambda: True)
+    return run.finish()
 
 
+@evaluated
 def test_run_that_evaluated_its_last_weights_is_completed(run, monkeypatch):
-    evaluating(run, monkeypatch, {"return_mean": 1.0})
-    assert completed(run) == ("completed", None)
+    evaluating(run, {"return_mean": 1.0})
+    assert completed(run, monkeypatch) == ("completed", None)
     assert summary(run)["status"] == "completed"
 
 
+@evaluated
 def test_run_whose_last_evaluation_fails_has_failed_and_says_why(run, monkeypatch):
-    evaluating(run, monkeypatch, None, "EnvFailureError: no env is left")
-    _, missing = completed(run)
+    evaluating(run, None, "EnvFailureError: no env is left")
+    _, missing = completed(run, monkeypatch)
     assert missing == (
         "the last weights could not be evaluated (EnvFailureError: no env is left); "
         "--eval-episodes 0 asks for none"
@@ -337,17 +333,18 @@ def test_run_whose_last_evaluation_fails_has_failed_and_says_why(run, monkeypatc
     )
 
 
+@evaluated
 def test_run_whose_last_evaluation_is_left_out_by_ctrl_c_is_stopped(run, monkeypatch):
-    evaluating(run, monkeypatch, None)
-    run._stop.set("Ctrl-C")
-    assert completed(run) == ("stopped", None)
+    evaluating(run, None)
+    run.stop.set("Ctrl-C")
+    assert completed(run, monkeypatch) == ("stopped", None)
     assert summary(run)["status"] == "stopped"
 
 
 def test_last_record_is_the_summary(run):
-    run._finish()
+    run.finish()
     records = [
-        json.loads(line) for line in (run._folder.path / "metrics.jsonl").read_text().splitlines()
+        json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()
     ]
     found = summary(run)
     assert records[-1]["env_steps_total"] == records[-1]["env_steps"] == found["env_steps"]
@@ -365,8 +362,8 @@ def test_disk_that_takes_no_more_costs_the_running_summary_and_not_the_run(
     monkeypatch.setattr(RunFolder, "write_summary", full)
     monkeypatch.setattr(RunFolder, "write_counters", full)
     run.runtime.look()
-    run._write("running")
-    run._write("failed", "because")
+    run.write("running")
+    run.write("failed", "because")
     assert "No space left on device" in caplog.text
     with pytest.raises(OSError, match="No space left"):
-        run._write("completed")
+        run.write("completed")

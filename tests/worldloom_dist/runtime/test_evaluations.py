@@ -112,7 +112,7 @@ def test_last_weights_are_evaluated_unless_they_have_been(play):
 
 def test_last_weights_are_evaluated_again_where_other_episodes_are_asked_for(play):
     run = play({**RESULT})
-    run.all._report.evaluation = {**RESULT, "env_steps": 221, "episodes": 1}
+    run.report.evaluation = {**RESULT, "env_steps": 221, "episodes": 1}
     assert run.all.last(VERSION, StopFlag())["episodes"] == 2
     assert run.evaluator.asked == [(221, True)]
 
@@ -142,7 +142,7 @@ def test_stop_leaves_the_last_evaluation_out_at_once(play, caplog):
 
 def test_evaluator_that_does_not_answer_is_replaced(play, monkeypatch):
     run = play(RESULT)
-    run.all._evaluator._most_s = 0.0
+    run.all.evaluator.most_s = 0.0
     run.ready["is"] = False
     run.all.look()
     assert len(run.killed) == 1
@@ -189,7 +189,7 @@ def test_evaluator_asks_what_its_weights_stand_for_when_it_fetches_them(
 
     monkeypatch.setattr(policy_roles, "save_videos", save)
     role = EvaluatorRole(PLAN, tmp_path)
-    role._evaluator = shown
+    role.evaluator = shown
     result = role.evaluate(221, is_last)
     assert result == {
         "env_steps": label,

@@ -79,7 +79,7 @@ def coordinator(monkeypatch):
 def role(tmp_path, coordinator):
     """A shard that has joined the coordinator."""
     role = ShardRole(PLAN, 0, tmp_path)
-    role._joined.set()
+    role.joined.set()
     return role
 
 
@@ -106,14 +106,14 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
 ):
     may_store = threading.Event()
     begun = asyncio.Event()
-    real = role._inline_shard.append
+    real = role.inline_shard.append
 
     async def slow(one):
         begun.set()
         await asyncio.to_thread(may_store.wait)
         return await real(one)
 
-    monkeypatch.setattr(role._inline_shard, "append", slow)
+    monkeypatch.setattr(role.inline_shard, "append", slow)
 
     async def story():
         storing = asyncio.ensure_future(role.append(chunk(0)))
@@ -132,17 +132,17 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
         )
 
     asyncio.run(story())
-    assert role._shard.row_counters().inserted == 8
+    assert role.shard.row_counters().inserted == 8
 
 
 def test_a_shard_that_has_not_joined_yet_has_no_last_word(role, coordinator):
-    role._joined.clear()
+    role.joined.clear()
 
     async def story():
         finalizing = asyncio.ensure_future(role.finalize())
         await asyncio.sleep(0.05)
         assert not finalizing.done(), "what its disk lost may not be declared yet"
-        role._joined.set()
+        role.joined.set()
         assert (await finalizing).inserted == 0
 
     asyncio.run(story())

@@ -43,13 +43,13 @@ def test_batch_closes_when_every_worker_that_asks_lately_is_in_it() -> None:
         for slots in ((0, 1), (0, 1)):
             asked = [asyncio.create_task(role.act(request_of(slot, 0, 1))) for slot in slots]
             await asyncio.sleep(0)
-            batch = await asyncio.wait_for(role._batcher._next_batch(), 20)
+            batch = await asyncio.wait_for(role.batcher.next_batch(), 20)
             assert [question.request.slot for question in batch] == [0, 1]
-            await role._batcher._answer(batch, answer)
+            await role.batcher.answer_batch(batch, answer)
             replies = await asyncio.gather(*asked)
             assert all(reply.waited_s >= 0 and reply.model_s >= 0 for reply in replies)
-        assert role._batcher.drain_metrics()["inference_queue_seconds"].count == 4
-        assert "inference_queue_seconds" not in role._batcher.drain_metrics()
+        assert role.batcher.drain_metrics()["inference_queue_seconds"].count == 4
+        assert "inference_queue_seconds" not in role.batcher.drain_metrics()
 
     asyncio.run(play())
 
@@ -61,9 +61,9 @@ def test_request_that_comes_again_replaces_the_first_and_groups_of_a_worker_do_n
             asyncio.create_task(role.act(request_of(0, env))) for env in (0, 0, 1)
         )
         await asyncio.sleep(0)
-        batch = await role._batcher._next_batch()
+        batch = await role.batcher.next_batch()
         assert [question.request.envs.tolist() for question in batch] == [[0], [1]]
-        await role._batcher._answer(batch, answer)
+        await role.batcher.answer_batch(batch, answer)
         await asyncio.gather(again, other)
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -75,7 +75,7 @@ def test_batch_that_does_not_return_is_told_with_the_next_ping() -> None:
     async def play() -> None:
         role = role_with(act_timeout_s=0.01)
         assert (await role.ping())["stuck"] == ""
-        role._batcher._busy_since = time.monotonic() - 1.0
+        role.batcher.busy_since = time.monotonic() - 1.0
         assert "its policy did not return from a batch" in (await role.ping())["stuck"]
 
     asyncio.run(play())
@@ -91,10 +91,10 @@ def test_padded_sizes_double_up_to_the_largest_batch(largest: int, sizes: tuple[
 def test_question_without_rows_is_answered_at_once_with_the_version_that_acts() -> None:
     async def play() -> None:
         role = role_with(max_wait_ms=60_000)
-        role._batcher.version = PolicyVersion(1, 7)
+        role.batcher.version = PolicyVersion(1, 7)
         assert (await asyncio.wait_for(role.act(request_of(0)), 20)).version == PolicyVersion(1, 7)
-        assert not role._batcher._pending
-        assert not role._batcher._clients()
+        assert not role.batcher.pending
+        assert not role.batcher.clients()
 
     asyncio.run(play())
 
@@ -121,16 +121,16 @@ def test_time_behind_another_batch_is_told_apart_and_counts_as_waiting_for_more(
     async def play() -> None:
         first = asyncio.create_task(role.act(request_of(0, 0)))
         # another one that asks lately, so that batches stay open for it
-        role._batcher._seen[2] = clock.now_s
+        role.batcher.seen[2] = clock.now_s
         await asyncio.sleep(0)
-        await role._batcher._answer(await role._batcher._next_batch(), slowly)
+        await role.batcher.answer_batch(await role.batcher.next_batch(), slowly)
         reply = await first
         assert (reply.busy_s, reply.waited_s, reply.model_s) == (0.0, 0.0, pytest.approx(0.3))
         batch = (
-            await role._batcher._next_batch()
+            await role.batcher.next_batch()
         )  # at once: its request has waited for longer than 250 ms
         clock.now_s += 0.1
-        await role._batcher._answer(batch, answer)
+        await role.batcher.answer_batch(batch, answer)
         reply = await late[0]
         assert (reply.busy_s, reply.waited_s) == (pytest.approx(0.3), pytest.approx(0.1))
 

@@ -88,7 +88,7 @@ def test_the_loop_goes_on_while_somebody_is_inside_the_shard(memory_shard):
 
     async def scenario():
         await inline_shard.append(chunk(0))
-        with memory_shard._lock:
+        with memory_shard.lock:
             calls = [
                 asyncio.ensure_future(inline_shard.append(chunk(1))),
                 asyncio.ensure_future(inline_shard.sample([SampleRequest(2, (1,))])),

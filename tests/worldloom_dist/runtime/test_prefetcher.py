@@ -123,7 +123,7 @@ def test_a_fast_learner_gets_several_batches_for_one_round_of_questions_each_wit
         "the queue holds a round while the next one is asked for"
     )
     for seed, windows in zip(asked, given, strict=False):
-        half = prefetcher._windows // 2
+        half = prefetcher.num_windows // 2
         expected = SampledWindows.concatenate(
             [windows_of(i, SampleRequest(half, (*seed, i + 1))) for i in (0, 1)]
         )
@@ -147,7 +147,7 @@ def test_lock_step_and_several_ranks_ask_for_one_batch_at_a_time(monkeypatch, mo
 def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, fault):
     roles, prefetcher, given = batches(monkeypatch, 12, {1: fault})
     for windows in given:
-        assert len(windows.row_ids) == prefetcher._windows
+        assert len(windows.row_ids) == prefetcher.num_windows
         assert set(windows.shard) == {0}
     assert (1 in roles.down) == isinstance(fault, RoleGoneError)
 
@@ -155,7 +155,7 @@ def test_what_one_shard_cannot_give_comes_from_the_other(monkeypatch, fault):
 def test_what_a_shard_cannot_give_for_a_round_comes_from_the_other_for_all_its_batches(monkeypatch):
     roles, prefetcher, given = batches(monkeypatch, 40, {1: itertools.cycle([True, False])})
     assert max(map(len, roles.rounds)) > 1
-    assert all(len(windows.row_ids) == prefetcher._windows for windows in given)
+    assert all(len(windows.row_ids) == prefetcher.num_windows for windows in given)
     assert {tuple(np.unique(windows.shard)) for windows in given} == {(0, 1), (0,)}
     assert not roles.down
 

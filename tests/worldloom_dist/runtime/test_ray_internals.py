@@ -56,7 +56,7 @@ def test_an_unknown_ray_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_internals_that_changed_cost_nothing_but_their_use(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ray_internals._say.cache_clear()
+    ray_internals.say_once.cache_clear()
     monkeypatch.setattr(worker, "_global_node", object())
     monkeypatch.delattr(state.GlobalState, "get_draining_nodes")
     with caplog.at_level("INFO", ray_internals.__name__):

@@ -37,8 +37,7 @@ def watch_over(server, left, **settings):
 
 
 def wait_for(watch):
-    watch._thread.join(10)
-    assert not watch._thread.is_alive()
+    assert watch.join(10)
 
 
 def test_a_server_that_dies_is_named_and_a_driver_that_hangs_is_ended(server, monkeypatch):
@@ -105,6 +104,6 @@ def test_processes_of_a_cluster_are_known_by_their_mark(tmp_path, monkeypatch):
     with subprocess.Popen(SLEEP) as mine:
         monkeypatch.setenv(cluster.MARK, "another")
         with subprocess.Popen(SLEEP) as other:
-            assert [process.pid for process in cluster._marked(tmp_path)] == [mine.pid]
+            assert [process.pid for process in cluster.marked(tmp_path)] == [mine.pid]
             other.kill()
         mine.kill()

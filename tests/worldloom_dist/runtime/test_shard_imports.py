@@ -50,31 +50,31 @@ def role(tmp_path):
     )
     imports = ImportList(tmp_path)
     own = {
-        "_imports": imports,
-        "_shard": shard,
+        "imports": imports,
+        "shard": shard,
         "_index": 0,
         "_num_shards": 1,
-        "_is_finalized": False,
-        "_left_out": {},
+        "is_finalized": False,
+        "left_out": {},
     }
     return SimpleNamespace(**own, _at_work=contextlib.nullcontext)
 
 
 def look(role):
     """What the role does once a second; returns the rows stored by then."""
-    asyncio.run(ShardRole._import_new(role))
-    return role._shard.row_counters().inserted
+    asyncio.run(ShardRole.import_new(role))
+    return role.shard.row_counters().inserted
 
 
 def test_a_bad_file_costs_only_itself(tmp_path, role, caplog):
     (tmp_path / "bad.npz").write_bytes(b"no file of episodes")
     unknown = tmp_path / "f.csv"  # of an unknown kind
     sources = [tmp_path / "gone.npz", tmp_path / "bad.npz", unknown]
-    role._imports.add([*map(str, sources), write_good(tmp_path / "good.npz")])
+    role.imports.add([*map(str, sources), write_good(tmp_path / "good.npz")])
     assert look(role) == STEPS + 1
     for source in sources:
         assert f"{source} was not imported" in caplog.text
-    assert set(role._left_out) == set(map(str, sources)), "the driver hears of them"
+    assert set(role.left_out) == set(map(str, sources)), "the driver hears of them"
     assert look(role) == STEPS + 1, "and that was all"
 
 
@@ -84,47 +84,47 @@ def test_of_a_file_that_is_bad_in_its_middle_nothing_is_stored(tmp_path, role):
     arrays = dict(np.load(data))
     arrays["rewards"][STEPS // 2] = np.nan
     np.savez(data, **arrays)
-    role._imports.add([str(data)])
+    role.imports.add([str(data)])
     assert look(role) == 0
-    assert "finite" in role._left_out[str(data)]
+    assert "finite" in role.left_out[str(data)]
 
 
 def test_whatever_a_reader_raises_costs_only_its_file(tmp_path, role, monkeypatch):
     good = write_good(tmp_path / "good.npz")
-    role._imports.add([write_good(tmp_path / "bad.npz"), good])
-    real = episode_files._open
+    role.imports.add([write_good(tmp_path / "bad.npz"), good])
+    real = episode_files.open_as
 
     def fail(kind, source):
         if source != good:
             raise AttributeError("'DoubleArray' object has no attribute 'flatten'")
         return real(kind, source)
 
-    monkeypatch.setattr(episode_files, "_open", fail)
+    monkeypatch.setattr(episode_files, "open_as", fail)
     assert look(role) == STEPS + 1
-    assert "AttributeError" in role._left_out[str(tmp_path / "bad.npz")]
+    assert "AttributeError" in role.left_out[str(tmp_path / "bad.npz")]
 
 
 def test_a_file_for_which_the_disk_had_no_room_is_stored_later(tmp_path, role, caplog, monkeypatch):
-    role._imports.add([write_good(tmp_path / "good.npz")])
-    real = role._shard.append
+    role.imports.add([write_good(tmp_path / "good.npz")])
+    real = role.shard.append
 
     def refuse(chunk):
         raise StateError("no space left")
 
-    monkeypatch.setattr(role._shard, "append", refuse)
+    monkeypatch.setattr(role.shard, "append", refuse)
     assert look(role) == 0
     assert "is not stored yet" in caplog.text
-    monkeypatch.setattr(role._shard, "append", real)
+    monkeypatch.setattr(role.shard, "append", real)
     assert look(role) == 0, "not at once again"
     later = time.monotonic() + imports.RETRY_AFTER_S
     monkeypatch.setattr(imports, "time", SimpleNamespace(monotonic=lambda: later))
     assert look(role) == STEPS + 1
-    assert role._imports.take_new() == []
+    assert role.imports.take_new() == []
 
 
 def test_nothing_is_imported_after_a_shards_last_word(tmp_path, role):
-    role._imports.add([write_good(tmp_path / "good.npz")])
-    role._is_finalized = True
+    role.imports.add([write_good(tmp_path / "good.npz")])
+    role.is_finalized = True
     assert look(role) == 0
 
 

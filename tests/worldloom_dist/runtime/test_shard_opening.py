@@ -61,7 +61,7 @@ def test_a_shard_that_reads_answers_and_says_how_far_it_is(tmp_path, slow, monke
         now[0] += DEADLINES.read_s
         assert "has read nothing of its journal" in (await role.ping())["stuck"]
         slow.go.set()
-        while not role._opening.done():
+        while not role.opening.done():
             await asyncio.sleep(0.01)
         status = await role.ping()
         assert "reading" not in status

@@ -30,12 +30,12 @@ def test_a_report_that_no_one_answers_is_made_again(monkeypatch: pytest.MonkeyPa
     role = types.SimpleNamespace(
         _coordinator=Client(),
         _index=2,
-        _shard=types.SimpleNamespace(row_counters=lambda: "counters", live_windows=lambda: 7),
+        shard=types.SimpleNamespace(row_counters=lambda: "counters", live_windows=lambda: 7),
     )
 
     async def work() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await ShardRole._report_for_ever(role)
+            await ShardRole.report_for_ever(role)
 
     asyncio.run(work())
     assert reports == [(2, "counters", 7)] * 3

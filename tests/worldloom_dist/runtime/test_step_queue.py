@@ -39,7 +39,7 @@ def test_what_waits_gets_steps_when_training_makes_room_in_the_order_of_asking()
 
     async def story() -> None:
         coordinator = await prefilled(plan)
-        room = coordinator._coordinator.limiter.room()
+        room = coordinator.coordinator.limiter.room()
         taken = await coordinator.permit_steps(question(0, 1, least=room))
         assert taken == StepPermit(room)
         waiting = [
@@ -65,7 +65,7 @@ def test_a_learner_that_waits_for_rows_gets_what_blocked_workers_hold_in_open_ch
 
     async def story() -> None:
         coordinator = await prefilled(plan)
-        room = coordinator._coordinator.limiter.room()
+        room = coordinator.coordinator.limiter.room()
         assert (await coordinator.permit_steps(question(0, 1, least=room))).steps == room
         asked = question(0, 2, made=room, in_chunks=room, least=room)
         blocked = asyncio.ensure_future(coordinator.permit_steps(asked))

@@ -23,9 +23,9 @@ def role_of() -> Role:
 
 def pause_after_death(supervisor: Supervisor, role: Role, lived_s: float | None) -> float:
     role.ready_at = None if lived_s is None else time.monotonic() - lived_s
-    role._started_at = time.monotonic() - (lived_s or 0.0)
-    supervisor._died(role, "it was killed")
-    return role._start_at - time.monotonic()
+    role.started_at = time.monotonic() - (lived_s or 0.0)
+    supervisor.died(role, "it was killed")
+    return role.start_at - time.monotonic()
 
 
 def test_role_that_worked_comes_back_at_once_and_one_that_dies_at_once_waits_longer() -> None:
@@ -50,18 +50,18 @@ def test_role_that_loses_its_envs_again_and_again_is_given_up_soon_without_trace
     monkeypatch.setattr(ray, "get", get)
     supervisor = Supervisor(max_restarts=20, window_s=600.0)
     role = role_of()
-    role._started_at = time.monotonic()
+    role.started_at = time.monotonic()
     with caplog.at_level(logging.WARNING):
         for _ in range(MAX_QUICK_ENV_LOSSES + 1):
             assert not role.is_given_up
-            supervisor._ended(role)
+            supervisor.ended(role)
     assert role.is_given_up
     assert "Traceback" not in caplog.text
     assert "given up after 3 restarts in 600 s; the last time no env is left of 1" in caplog.text
     other = role_of()
     for _ in range(MAX_QUICK_ENV_LOSSES + 1):
         other.ready_at = time.monotonic() - 2 * STEADY_S
-        supervisor._ended(other)
+        supervisor.ended(other)
     assert not other.is_given_up, "it works for a while, so max_restarts counts alone"
 
 
@@ -72,7 +72,7 @@ def test_an_error_of_ray_without_a_text_is_a_death_like_any_other(monkeypatch) -
     monkeypatch.setattr(ray, "get", get)
     supervisor = Supervisor(max_restarts=20, window_s=600.0)
     role = role_of()
-    supervisor._ended(role)
+    supervisor.ended(role)
     assert role.last_failure == "it was lost (RayError)"
 
 
@@ -97,10 +97,10 @@ class Clock:
             if role.is_given_up:
                 return
             self.now += 1.0
-            if role.handle is None and self.now >= role._start_at:
-                supervisor._start(role)
+            if role.handle is None and self.now >= role.start_at:
+                supervisor.start_role(role)
             elif role.handle is not None:
-                supervisor._check_ping(role, self.now)
+                supervisor.check_ping(role, self.now)
 
 
 def watched() -> Role:
@@ -115,7 +115,7 @@ def test_a_role_that_uses_up_its_start_deadline_again_and_again_is_given_up(monk
     clock.pass_for(supervisor, role, 4 * (role.start_timeout_s + 40))
     assert role.is_given_up
     assert "did not answer for 180 s" in role.last_failure
-    assert len(role._deaths) == MAX_VAIN_STARTS + 1
+    assert len(role.deaths) == MAX_VAIN_STARTS + 1
 
 
 def test_a_role_that_works_and_hangs_by_turns_is_given_up_after_its_restarts(monkeypatch) -> None:
@@ -150,6 +150,6 @@ def test_a_role_that_reads_its_journal_for_long_lives_and_one_that_fails_after_i
     assert not role.is_up, "it does not serve yet"
     for failures in range(1, MAX_VAIN_STARTS + 2):
         assert not role.is_given_up
-        supervisor._died(role, "it raised CheckpointError: its journal is damaged")
+        supervisor.died(role, "it raised CheckpointError: its journal is damaged")
         assert role.is_given_up == (failures > MAX_VAIN_STARTS)
         clock.pass_for(supervisor, role, 200)

@@ -94,9 +94,9 @@ class DreamerV3Policy:
         self.networks = networks
         self._generators = generators
         self._is_per_env = is_per_env
-        self._cell: CellWeights | None = None
+        self.cell: CellWeights | None = None
         self._is_stale = False
-        self._transfer = HostTransfer(device) if device.type == "cuda" else None
+        self.transfer = HostTransfer(device) if device.type == "cuda" else None
         self._decide: Decide = self._step
 
     def initial_carry(self, num_envs: int) -> Carry:
@@ -196,17 +196,17 @@ class DreamerV3Policy:
 
     def _weights(self) -> CellWeights:
         """The cell's weights, at the same addresses for ever."""
-        if self._cell is None:
-            self._cell = self.networks.dyn.cell_weights(compute_dtype(self.device))
+        if self.cell is None:
+            self.cell = self.networks.dyn.cell_weights(compute_dtype(self.device))
         elif self._is_stale:
             for held, fresh in zip(
-                self._cell, self.networks.dyn.cell_weights(compute_dtype(self.device)), strict=True
+                self.cell, self.networks.dyn.cell_weights(compute_dtype(self.device)), strict=True
             ):
                 # else it is a part of the weights themselves
                 if held.data_ptr() != fresh.data_ptr():
                     held.copy_(fresh)
         self._is_stale = False
-        return self._cell
+        return self.cell
 
     def _draw(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draws of one step: posterior [N, S], uniform and normal draws of the actions."""
@@ -234,17 +234,17 @@ class DreamerV3Policy:
         return torch.randn(rows, width, generator=generator, device=self.device)
 
     def _tensors(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-        if self._transfer is not None:
+        if self.transfer is not None:
             given = {
                 name: value.to(self.device) if isinstance(value, Tensor) else value
                 for name, value in arrays.items()
             }
-            return self._transfer.to_device(given)
+            return self.transfer.to_device(given)
         return {name: self._tensor(array) for name, array in arrays.items()}
 
     def _arrays(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        if self._transfer is not None:
-            return self._transfer.to_host(tensors)
+        if self.transfer is not None:
+            return self.transfer.to_host(tensors)
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
     def _tensor(self, array: Any) -> Tensor:

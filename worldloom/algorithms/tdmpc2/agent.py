@@ -91,8 +91,8 @@ class TDMPC2Policy:
         self._planner = PlannerSettings(
             min_std=config.min_std, max_std=config.max_std, temperature=config.temperature
         )
-        self._discount = config.discount or 1.0
-        self._transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
+        self.discount = config.discount or 1.0
+        self.transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
         self._decide: Decide = self._plan
 
     def initial_carry(self, num_envs: int) -> Carry:
@@ -138,7 +138,7 @@ class TDMPC2Policy:
                 mean[i:j],
                 draws.rows(i, j),
                 self._planner,
-                self._discount,
+                self.discount,
                 explore=explore,
             )
             for i, j in self._chunks(len(previous))
@@ -196,13 +196,13 @@ class TDMPC2Policy:
         }
 
     def _tensors(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-        if self._transfer is not None:
-            return self._transfer.to_device(arrays)
+        if self.transfer is not None:
+            return self.transfer.to_device(arrays)
         return {name: self._tensor(array) for name, array in arrays.items()}
 
     def _array(self, tensor: Tensor) -> np.ndarray:
-        if self._transfer is not None:
-            return self._transfer.to_host({"": tensor})[""]
+        if self.transfer is not None:
+            return self.transfer.to_host({"": tensor})[""]
         found: np.ndarray = tensor.cpu().numpy()
         return found
 
@@ -228,7 +228,7 @@ class TDMPC2Agent(TDMPC2Policy):
         self.target = make_critics(self.model.architecture).to(self.device)
         self.target.load_state_dict(self.model.critics.state_dict())
         losses = LossSettings(
-            discount=self._discount,
+            discount=self.discount,
             rho=config.rho or 1.0,
             consistency_coef=config.consistency_coef,
             reward_coef=config.reward_coef,

@@ -54,12 +54,13 @@ def open_episodes(source: str) -> EpisodeFile:
     """
     kind = _kind(source)
     with reading(source):
-        opened = _open(kind, source)
+        opened = open_as(kind, source)
     opened.episodes = _guarded(source, opened.episodes)
     return opened
 
 
-def _open(kind: str, source: str) -> EpisodeFile:
+def open_as(kind: str, source: str) -> EpisodeFile:
+    """Open a file as one of a format."""
     if kind == "npz":
         from worldloom_dist.replay.formats.npz import read_npz
 

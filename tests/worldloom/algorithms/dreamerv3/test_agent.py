@@ -34,12 +34,13 @@ SPACES = [(obs, "Discrete") for obs in OBS_SPACES] + [
 def test_it_trains_and_acts_in_every_space(obs: str, action: str) -> None:
     env = env_of(obs, action)
     agent = make_agent(tiny(), env)
-    before = {n: p.clone() for n, p in agent._params.items()}
+    before = {n: p.clone() for n, p in agent.all_networks.trained().items()}
     for seed in range(2):
         out = agent.train_step(random_batch(agent, env, seed))
         assert float(out.nonfinite) == 0
         assert all(np.isfinite(float(value)) for value in out.metrics.values())
-    still = [name for name, p in agent._params.items() if torch.equal(p, before[name])]
+    after = agent.all_networks.trained()
+    still = [name for name, p in after.items() if torch.equal(p, before[name])]
     assert not still
     out = act_once(agent, env)
     for name, spec in env.action.items():
@@ -217,7 +218,7 @@ def test_half_precision_trains_close_to_single() -> None:
     for precision in ("float32", "bfloat16"):
         agent = make_agent(tiny(precision=precision), env)
         out = agent.train_step(random_batch(agent, env))
-        assert all(p.dtype == torch.float32 for p in agent._params.values())
+        assert all(p.dtype == torch.float32 for p in agent.all_networks.trained().values())
         losses[precision] = float(out.metrics["loss/total"])
         act_once(agent, env)
     assert losses["bfloat16"] != losses["float32"]

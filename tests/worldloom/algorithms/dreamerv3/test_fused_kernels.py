@@ -65,10 +65,12 @@ def gradients(name: str, precision: str) -> dict[str, Tensor]:
     agent.config = dataclasses.replace(agent.config, precision=precision)
     found = {}
 
-    def keep(out, grads, accept):
-        found.update(zip(agent._params, [g.clone() for g in grads], strict=True))
+    names = list(agent.all_networks.trained())
 
-    agent._update = keep
+    def keep(grads, accept):
+        found.update(zip(names, [g.clone() for g in grads], strict=True))
+
+    agent.optimizer.step = keep
     agent.train_step(rank_process.batch(agent, 0))
     return found
 
@@ -91,7 +93,7 @@ def test_every_gradient_of_an_update_is_that_of_a_cpu(monkeypatch, precision):
 def test_kernels_are_used_where_they_are_right_and_nowhere_else(monkeypatch):
     cpu = torch.device("cpu")
     assert not has_fused_norm(cpu)
-    tries = rmsnorm._try_fused_norm.__wrapped__
+    tries = rmsnorm.try_fused_norm.__wrapped__
     assert not tries(cpu), "torch has no such kernel here"
     monkeypatch.setattr(rmsnorm, "fused_norm_gradient", defined)
     assert tries(cpu)
