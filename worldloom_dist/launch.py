@@ -192,12 +192,13 @@ def run(
     folder = RunFolder(shown.absolute())  # an env may change the working directory
     settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
-    run_id = folder.open(*settings, words)
+    started_in = Path.cwd()
+    run_id = folder.open(*settings, words, started_in)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:
         announce(plan, shown, port, is_resumed=is_resumed, changed=changed)
-        describe = partial(folder.describe, *settings, words) if is_resumed else None
+        describe = partial(folder.describe, *settings, words, started_in) if is_resumed else None
         status = run_plan(plan, folder, port, stop, screen, describe)
         screen.show_last(partial(read_view, folder.path))
     finally:

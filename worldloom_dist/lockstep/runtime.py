@@ -66,10 +66,11 @@ from worldloom_dist.run.builders import (
     trained_facts,
 )
 from worldloom_dist.run.counts import Counts
-from worldloom_dist.run.folder import RunFolder, build_facts
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import Plan, role_seed
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
+from worldloom_dist.run.versions import build_facts
 
 __all__ = ["LocalRuntime"]
 

@@ -44,10 +44,11 @@ from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.identity import known_incarnations
 from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.run.counts import Counts
-from worldloom_dist.run.folder import RunFolder, build_facts
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.run.report import Report
+from worldloom_dist.run.versions import build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES
