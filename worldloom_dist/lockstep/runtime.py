@@ -47,6 +47,7 @@ from worldloom_dist.lockstep.gateway import LocalGateway
 from worldloom_dist.lockstep.workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.otlp import OtlpExport
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.page.app import PageApp
 from worldloom_dist.ports import SampleRequest
@@ -126,6 +127,7 @@ class LocalRuntime:
         self._endpoint, _ = serve_near(
             self.hub, plan.config.metrics_host, port, secret, PageApp(folder.path)
         )
+        self._otlp = OtlpExport(self.hub, plan.run_id) if plan.config.otel else None
         self.weights = WeightStore()
         self._store = build_store(plan, folder.path)
         self._found = self._store.newest()
@@ -247,6 +249,8 @@ class LocalRuntime:
         self._close_gateway()
         self.workers.close()
         self.replay.close()
+        if self._otlp is not None:
+            self._otlp.close()
         if self._endpoint is not None:
             self._endpoint.shutdown()
             self._endpoint.server_close()

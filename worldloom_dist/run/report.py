@@ -16,7 +16,8 @@ from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
-from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
+from worldloom_dist.metrics.media import MediaWatch, Medium
+from worldloom_dist.metrics.sinks import open_sinks
 from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.binding_watch import BindingWatch

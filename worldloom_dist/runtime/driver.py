@@ -39,6 +39,7 @@ from worldloom_dist.interfaces import (
     coordinator_client,
 )
 from worldloom_dist.metrics.endpoint import read_secret
+from worldloom_dist.metrics.otlp import otlp_variables
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.identity import known_incarnations
@@ -171,7 +172,8 @@ class RayRuntime:
         }
         secret = read_secret(config.metrics_auth_file)
         where = (config.metrics_host, self._port, secret, self._folder.path)
-        hub = (plan.run_id, facts, build_facts(), *where)
+        otlp = otlp_variables() if config.otel else None
+        hub = (plan.run_id, facts, build_facts(), *where, otlp)
         add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
             "coordinator",
@@ -319,7 +321,10 @@ class RayRuntime:
                 logger.warning("while stopping: %s", error)
 
     def close(self) -> None:
-        """Nothing: the roles end with their Ray job."""
+        """Let the hub export what it heard last; the roles end with their Ray job."""
+        is_ray_up = self._watch is None or not self._watch.sentence
+        if self._plan.config.otel and is_ray_up:
+            self._ask("hub-0", Hub.flush, DEADLINES.last_look_s)
 
     def _why_servers(self, sentence: str) -> str:
         return f"{sentence}; go on with --resume {shlex.quote(str(self._folder.path))}"
