@@ -33,7 +33,7 @@ from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.run.machine import check_device
 from worldloom_dist.run.presets import config_changes
-from worldloom_dist.run.signals import StopFlag, stop_on_signals
+from worldloom_dist.run.signals import EXIT_AGAIN, StopFlag, stop_on_signals
 from worldloom_dist.run.view import read_view
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.seeds import run_seeds, split_words
@@ -75,8 +75,8 @@ def main(words: Sequence[str] | None = None) -> int:
             folder = claim_folder(config, folder)
             if config.runtime == "local":
                 keep_freed_memory(is_training=True)
-            run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
-            return 0
+            end = run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
+            return EXIT_AGAIN if end == "stopped" and stop.asks_again else 0
         except EnvBuildError as error:  # no wrong input: it could be built a moment ago
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
             return 1

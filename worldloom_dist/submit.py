@@ -5,6 +5,9 @@ The working directory is uploaded (``.gitignore`` is honoured), or ``--working-d
 the cluster's image holds. The log comes here as it is written; at the end the run's
 ``summary.json`` and its exit status come back. What goes to the cluster is the flags and the files,
 nothing of this machine's environment.
+
+``--slurm`` writes an sbatch script and hands it to Slurm instead
+(:mod:`worldloom_dist.run.slurm_command`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from worldloom.core.exceptions import ConfigurationError, StateError
 from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.json_text import to_json
 from worldloom_dist.run.cli import parse
+from worldloom_dist.run.slurm_command import add_options, check_kind, submit_to_slurm
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
     OVER,
@@ -193,6 +197,9 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words[:cut])
     flags = words[cut + 1 :]
     try:
+        check_kind(options, words[:cut])
+        if options.slurm:
+            return submit_to_slurm(options, flags, _to_terminal)
         result = _act_in_foreground(options, flags) if options.foreground else _act(options, flags)
     except ConfigurationError as error:
         for line in str(error).splitlines():
@@ -286,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m worldloom_dist.submit",
         description="Train as a job of a Ray cluster: the log goes to stderr, "
-        "the run's summary to stdout.",
+        "the run's summary to stdout. With --slurm, as a job of Slurm: its id goes to stdout.",
         epilog="After --, the flags of worldloom_dist.launch. With token authentication, the token "
         "comes from the file that RAY_AUTH_TOKEN_PATH names; never from the command line.",
     )
@@ -331,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--summary", type=Path, help="write the run's summary here, too")
     parser.add_argument("--follow", metavar="JOB", help="follow a job that was submitted earlier")
     parser.add_argument("--stop", metavar="JOB", help="ask a job to checkpoint and leave")
+    add_options(parser)
     return parser
 
 

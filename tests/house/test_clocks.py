@@ -22,6 +22,7 @@ LABELS = {
     "worldloom_dist.run.folder": "when the run was started, in command.txt",
     "worldloom_dist.run.listing": "when runs began and last wrote, for people",
     "worldloom_dist.run.report": "when a record was written",
+    "worldloom_dist.run.slurm_command": "part of a script's name, which is random besides",
     "worldloom_dist.run.view": "how old the files of a run on another machine are, for people",
     "worldloom_dist.runs": "runs that wrote since a time that people name",
     "worldloom_dist.submit": "part of a job's name, which is random besides",

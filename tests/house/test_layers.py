@@ -50,6 +50,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.run.machine",
         "worldloom_dist.run.versions",
         "worldloom_dist.run.text_table",
+        "worldloom_dist.run.slurm",
         "worldloom.nn.cuda_graphs",
     },
     {
@@ -98,6 +99,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.run.cli"},
     {"worldloom_dist.seeds"},
     {
+        "worldloom_dist.run.slurm_command",
         "worldloom_dist.launch",
         "worldloom_dist.evaluate",
         "worldloom_dist.check_env",
