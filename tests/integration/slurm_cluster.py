@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "unshare")
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc")
 START_S = 30.0
 CONF = """
 ClusterName=test
@@ -59,9 +60,7 @@ def why_not() -> str:
         return f"no {', '.join(missing)} here: apt-get install slurm-wlm munge"
     if os.getuid():
         return "slurmctld and slurmd want root"
-    trial = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, timeout=30
-    )
+    trial = subprocess.run([*NAMESPACE, "true"], capture_output=True, timeout=30)
     return "" if not trial.returncode else "no process namespace can be made here"
 
 
@@ -88,8 +87,7 @@ def slurm(folder: Path) -> Iterator[Mapping[str, str]]:
     }
     with (folder / "daemons.log").open("wb") as log:
         daemons = subprocess.Popen(
-            ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-            + ["bash", "-c", START.format(folder=folder)],
+            [*NAMESPACE, "--kill-child", "bash", "-c", START.format(folder=folder)],
             env=environment,
             stdout=log,
             stderr=log,
