@@ -101,6 +101,7 @@ def test_workers_follow_the_cluster_and_a_preempted_one_loses_nothing(
         )
         run.wait_until(lambda: run.summary()["restarts"]["worker"] == 1)
         assert run.summary()["rows"]["lost_open"] == 0, "it sent what was open before it left"
+        assert run.summary()["drained"]["workers"] == 1
         node = cluster.add_node(num_cpus=4)
         run.wait_until(lambda: len(workers()) == 4, 90)
         enough = 100  # some chunks of each have been acknowledged then, or it would wait

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
-from worldloom.core.metrics import Last, MetricMap
+from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.gateway.building import KEY_FILE
 from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.interfaces import (
@@ -139,6 +139,7 @@ class RayRuntime:
             0,
             self._lost_open,
             on_down=self._worker_down,
+            on_drained=self._note_drained,
         )
         self._shutdown = Shutdown(self._supervisor, self._worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
@@ -379,6 +380,8 @@ class RayRuntime:
                 updates_lost=told["updates_lost"] if told else before.updates_lost,
                 blocked_s=told["blocked_s"] if told else before.blocked_s,
                 lost_open=before.lost_open,
+                drained_workers=before.drained_workers,
+                drained_rows=before.drained_rows,
                 restarts=self._restarts(snapshot),
             ),
             snapshot,
@@ -472,6 +475,17 @@ class RayRuntime:
 
     def _worker_down(self, slot: int, incarnation: int) -> None:
         self._coordinator.notify(Coordinator.worker_down, slot, incarnation)
+
+    def _note_drained(self, rows: int) -> None:
+        counts = self._report.counts
+        self._report.counts = replace(
+            counts,
+            drained_workers=counts.drained_workers + 1,
+            drained_rows=counts.drained_rows + rows,
+        )
+        self._reporter.emit(
+            {"workers_drained_total": Sum(1), "workers_drained_rows_total": Sum(rows)}
+        )
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(
