@@ -69,7 +69,7 @@ class SlurmJob:
         time: Limit of one start, as Slurm writes it; None takes the partition's.
         partition, account: As Slurm knows them; None takes its defaults.
         warn_s: Seconds before the limit at which the run checkpoints and is requeued.
-        max_requeues: After so many the job ends, where it would be requeued again.
+        max_requeues: After this many the job ends, where it would be requeued again.
         sbatch_args: Further options of sbatch, as ``--qos=high``.
         setup: Lines that the script runs first (``module load ...``).
         name: Of the job, and of its run folder.
