@@ -4,7 +4,7 @@ cluster as one of its jobs.
 The working directory is uploaded (``.gitignore`` is honoured), or ``--working-dir none`` uses what
 the cluster's image holds. The log comes here as it is written; at the end the run's
 ``summary.json`` and its exit status come back. What goes to the cluster is the flags and the files,
-nothing of this machine's environment.
+and the git commit that they are at; nothing of this machine's environment.
 
 ``--slurm`` writes an sbatch script and hands it to Slurm instead
 (:mod:`worldloom_dist.run.slurm_command`).
@@ -27,6 +27,7 @@ from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.json_text import to_json
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.slurm_command import add_options, check_kind, submit_to_slurm
+from worldloom_dist.run.versions import COMMIT_VARIABLE, git_commit
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
     OVER,
@@ -178,6 +179,8 @@ def _attempt(
     environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
     if working_dir is not None:
         environment |= {"working_dir": str(working_dir), "excludes": list(EXCLUDES)}
+        if commit := git_commit(working_dir):  # the repository itself stays here
+            environment["env_vars"][COMMIT_VARIABLE] = commit
     command = f"{shlex.quote(python)} -m worldloom_dist.job --job-id {shlex.quote(job_id)}"
     entrypoint = f"exec {command} -- {shlex.join(flags)}"
     send_job(client, entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)

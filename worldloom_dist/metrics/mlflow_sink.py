@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+CONNECT_WITHIN_S = 5.0
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 """What MLflow takes in one call."""
@@ -77,6 +79,7 @@ class MlflowSink:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._metric = Metric
         uri = os.environ.get(VARIABLE) or _database_in(folder)
+        _warn_if_away(uri)
         self._client: Any = MlflowClient(tracking_uri=uri)
         known = _known_run(folder, uri)
         settings = dict(_flat(config))
@@ -149,6 +152,22 @@ class MlflowSink:
             if before.get(key) != value:
                 self._client.set_tag(known, f"resumed/{key}", value)
         return True
+
+
+def _warn_if_away(uri: str) -> None:
+    """Say at once that no server answers: MLflow itself tries for minutes before it does."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), CONNECT_WITHIN_S).close()
+    except OSError as error:
+        logger.warning(
+            "mlflow: nothing answers at %s (%s); it is tried for some minutes, and the run goes on",
+            _without_password(uri),
+            error,
+        )
 
 
 def _database_in(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """MLflow holds every number under its own name, and a resumed run goes on in the same run there."""
 
 import json
+import socket
 
 import pytest
 
@@ -65,6 +66,18 @@ def test_a_run_and_its_resumption_are_one_run_in_the_run_folder(tmp_path):
         known["run_id"],
         "f" * 32,
     )
+
+
+def test_a_server_that_does_not_answer_is_told_of_at_once(tmp_path, monkeypatch, caplog):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        uri = f"http://me:secret@127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(Exception, match="127.0.0.1"):
+            MlflowSink(tmp_path, "quick-0001-abc", CONFIG)
+    assert caplog.text.count("nothing answers at http://127.0.0.1") == 1
+    assert not (tmp_path / "mlflow.json").exists()
 
 
 def test_another_place_is_another_run_and_passwords_are_not_kept(tmp_path, monkeypatch):
