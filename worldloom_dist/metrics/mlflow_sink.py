@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json
 from worldloom.core.json_text import read_object, to_json
+from worldloom_dist.metrics.addresses import host_and_port, without_password
 
 __all__ = ["MlflowSink", "check_mlflow"]
 
@@ -43,19 +43,17 @@ def check_mlflow(environment: Mapping[str, str]) -> None:
     uri = environment.get(VARIABLE, "")
     if not uri or uri == "databricks" or uri.startswith("databricks://"):
         return
-    parts = urlsplit(uri)
-    is_server = parts.scheme in ("http", "https") and parts.hostname
-    is_database = parts.scheme.partition("+")[0] in DATABASES and "://" in uri
-    if is_server or is_database:
+    scheme, _, rest = uri.partition("://")
+    if host_and_port(uri) is not None or (scheme.partition("+")[0] in DATABASES and rest):
         return
     why = (
         ", a store of files, which cannot hold a metric beside another whose name goes on from it"
-        if parts.scheme in ("", "file")
+        if scheme == "file" or (":" not in scheme and not rest)
         else ""
     )
     raise ConfigurationError(
         f"{VARIABLE} must be http(s)://HOST, a database like sqlite:////PATH/mlflow.db, or "
-        f"databricks, got {_without_password(uri)!r}{why}; correct it, or unset it to keep the "
+        f"databricks, got {without_password(uri)!r}{why}; correct it, or unset it to keep the "
         "numbers in the run folder"
     )
 
@@ -87,7 +85,7 @@ class MlflowSink:
             self._run_id = known
             return
         self._run_id = self._create(folder, run_id, settings)
-        place = {"tracking_uri": _without_password(uri), "run_id": self._run_id}
+        place = {"tracking_uri": without_password(uri), "run_id": self._run_id}
         write_json(folder / "mlflow.json", place)
 
     def write(self, env_steps: int, values: Mapping[str, float]) -> None:
@@ -156,16 +154,15 @@ class MlflowSink:
 
 def _warn_if_away(uri: str) -> None:
     """Say at once that no server answers: MLflow itself tries for minutes before it does."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    place = host_and_port(uri)
+    if place is None:
         return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname, port), CONNECT_WITHIN_S).close()
+        socket.create_connection(place, CONNECT_WITHIN_S).close()
     except OSError as error:
         logger.warning(
             "mlflow: nothing answers at %s (%s); it is tried for some minutes, and the run goes on",
-            _without_password(uri),
+            without_password(uri),
             error,
         )
 
@@ -184,7 +181,7 @@ def _known_run(folder: Path, uri: str) -> str | None:
         return None
     found = read_object(path)
     known = found.get("run_id")
-    if found.get("tracking_uri") != _without_password(uri) or not isinstance(known, str):
+    if found.get("tracking_uri") != without_password(uri) or not isinstance(known, str):
         return None
     return known
 
@@ -196,10 +193,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from _flat(value, f"{prefix}{key}.")
         elif value is not None:
             yield prefix + key, value if isinstance(value, str) else to_json(value)
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

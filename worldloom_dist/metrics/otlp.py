@@ -20,12 +20,12 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.metrics.addresses import host_and_port, without_password
 
 __all__ = ["OtlpExport", "check_otlp", "otlp_variables"]
 
@@ -54,11 +54,10 @@ def check_otlp(environment: Mapping[str, str]) -> None:
     """
     for name in ENDPOINTS:
         url = environment.get(name, "")
-        parts = urlsplit(url)
-        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        if url and host_and_port(url) is None:
             raise ConfigurationError(
-                f"{name} must be http://HOST:PORT or https://HOST:PORT, got {url!r}; a collector "
-                f"usually listens at {LOCAL}"
+                f"{name} must be http://HOST:PORT or https://HOST:PORT, got "
+                f"{without_password(url)!r}; a collector usually listens at {LOCAL}"
             )
     for name in PROTOCOLS:
         protocol = environment.get(name, "http/protobuf")
@@ -97,9 +96,18 @@ class OtlpExport:
         if not os.environ.get("OTEL_SERVICE_NAME") and "service.name=" not in named:
             own["service.name"] = "worldloom"
         self._resource = Resource.create(own)
-        self._exporter = OTLPMetricExporter()
+        self._exporter: Any = None
+        try:
+            self._exporter = OTLPMetricExporter()
+        except Exception as error:  # the edge: a variable that the exporter cannot read
+            logger.warning(
+                "OpenTelemetry: nothing is exported, because of a variable OTEL_... (%s: %s); the "
+                "run goes on",
+                type(error).__name__,
+                error,
+            )
         url = next((url for name in ENDPOINTS if (url := os.environ.get(name))), LOCAL)
-        self._where = urlsplit(url).netloc.rpartition("@")[2]  # without a password
+        self._where = without_password(url)
         self._began_ns = time.time_ns()
         self._every_s = int(os.environ.get(INTERVAL, DEFAULT_INTERVAL_MS)) / 1000
         self._is_away = False
@@ -112,6 +120,8 @@ class OtlpExport:
         """Export what the hub has now; raises nothing."""
         from opentelemetry.sdk.metrics.export import MetricExportResult
 
+        if self._exporter is None:
+            return
         with self._turn:
             try:
                 result = self._exporter.export(self._data())
@@ -140,7 +150,8 @@ class OtlpExport:
         while not self._closing.wait(self._every_s):
             self.flush()
         self.flush()
-        self._exporter.shutdown()
+        if self._exporter is not None:
+            self._exporter.shutdown()
 
     def _data(self) -> Any:
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics

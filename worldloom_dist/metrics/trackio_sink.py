@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.metrics.addresses import host_and_port, without_password
 from worldloom_dist.metrics.media import PICTURES, VIDEOS
 
 __all__ = ["TrackioSink", "check_trackio"]
@@ -23,13 +23,13 @@ def check_trackio(environment: Mapping[str, str]) -> None:
     url = environment.get("TRACKIO_SERVER_URL", "")
     if not url:
         return
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if host_and_port(url) is None:
         raise ConfigurationError(
-            f"TRACKIO_SERVER_URL must be http://HOST:PORT or https://HOST, got {url!r}; "
+            f"TRACKIO_SERVER_URL must be http://HOST:PORT or https://HOST, got "
+            f"{without_password(url)!r}; "
             "correct it, or unset it to keep the numbers in the run folder"
         )
-    if "write_token=" not in parts.query and not environment.get("TRACKIO_WRITE_TOKEN"):
+    if "write_token=" not in url and not environment.get("TRACKIO_WRITE_TOKEN"):
         raise ConfigurationError(
             "TRACKIO_SERVER_URL needs a write token: put it into TRACKIO_WRITE_TOKEN"
         )

@@ -74,7 +74,7 @@ def test_a_server_that_does_not_answer_is_told_of_at_once(tmp_path, monkeypatch,
         uri = f"http://me:secret@127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        with pytest.raises(Exception, match="127.0.0.1"):
+        with pytest.raises(Exception, match=r"127\.0\.0\.1"):
             MlflowSink(tmp_path, "quick-0001-abc", CONFIG)
     assert caplog.text.count("nothing answers at http://127.0.0.1") == 1
     assert not (tmp_path / "mlflow.json").exists()

@@ -168,5 +168,14 @@ def test_a_collector_that_refuses_is_told_of_once_and_found_again(collector, mon
     assert collector.requests
 
 
+def test_a_variable_that_the_exporter_cannot_read_ends_no_run(collector, monkeypatch, caplog):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    export = OtlpExport(MetricsHub("demo-1"), "demo-1")
+    export.flush()
+    export.close()
+    assert caplog.text.count("nothing is exported") == 1
+    assert not collector.requests
+
+
 def test_a_run_has_a_switch_for_it():
     assert RunConfig(otel=True).to_dict()["otel"]
