@@ -169,7 +169,8 @@ def test_a_collector_that_refuses_is_told_of_once_and_found_again(collector, mon
 
 
 def test_a_variable_that_the_exporter_cannot_read_ends_no_run(collector, monkeypatch, caplog):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    name = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_METRICS_CREDENTIAL_PROVIDER"
+    monkeypatch.setenv(name, "nowhere")
     export = OtlpExport(MetricsHub("demo-1"), "demo-1")
     export.flush()
     export.close()
