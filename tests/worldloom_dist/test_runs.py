@@ -122,6 +122,14 @@ DAMAGE = {
     "env_steps must be an integer": ("summary.json", '{"env_steps": "many"}'),
     "nested too deeply": ("summary.json", '{"a":' * 100_000),
     "holds a list, not a JSON object": ("config.json", "[]"),
+    "config.json: agent must be a text": (
+        "config.json",
+        '{"run": {"env": {"env": "toy:point"}, "agent": 3, "seed": 1}}',
+    ),
+    "config.json: seed must be an integer": (
+        "config.json",
+        '{"run": {"env": {"env": "toy:point"}, "agent": "tdmpc2:ci", "seed": [1]}}',
+    ),
 }
 
 
@@ -150,6 +158,17 @@ def test_bytes_that_are_no_text_cost_a_line_and_no_run(folder, capsys):
     first = lines(capsys)[0]
     assert (first["status"], first["commit"]) == ("completed", "0123456789ab-dirty")
     assert first["return_best"] is not None
+
+
+def test_times_that_are_none_are_not_told(folder, capsys):
+    (folder / "a-2/command.txt").write_text("2026-99-99 99:99:99  python\n")
+    with (folder / "a-2/metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "time": 1e300}\n')
+    for words in ([], ["--json"], ["--csv"], ["--since", "1d"]):
+        assert main([str(folder), *words]) == 0
+    (first,) = [e for e in list_runs([folder]) if e.name == "a-2"]
+    assert (first.status, first.started) == ("completed", None)
+    assert first.updated == pytest.approx(time.time(), abs=600), "of the files then"
 
 
 def test_a_damaged_run_that_no_filter_can_judge_is_named(folder, capsys):

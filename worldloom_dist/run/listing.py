@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from worldloom.core.fields import checked
 from worldloom.core.json_text import read_object
 from worldloom_dist.run.curves import EVALUATION, History
 from worldloom_dist.run.versions import commit_of
@@ -26,6 +27,8 @@ STATUSES = ("completed", "running", "starting", "stopped", "failed", "died", DAM
 """What ``summary.json`` or the lock says of a run, and what is said of one that cannot be read."""
 OF_RUNS = ("summary.json", "metrics.jsonl", "command.txt", "incarnations.json")
 """Files that mark a run's folder where ``config.json`` does not; a saved model has one, too."""
+LAST_S = 253_370_764_800.0
+"""The year 9999, beyond which no date can be written."""
 STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 
@@ -171,9 +174,8 @@ def _of_config(folder: Path) -> dict[str, Any]:
         "agent": run["agent"],
         "seed": run["seed"],
     }
-    wrong = [key for key, value in found.items() if not isinstance(value, int | str)]
-    if wrong:
-        raise ValueError(f"config.json: {', '.join(wrong)} cannot be {found[wrong[0]]!r}")
+    for key, value in found.items():
+        checked(f"config.json: {key}", value, int if key == "seed" else str)
     return found
 
 
@@ -198,13 +200,16 @@ def _of_files(folder: Path) -> dict[str, Any]:
 def _started(folder: Path) -> float | None:
     path = folder / "command.txt"
     found = STAMP.match(path.read_text(errors="replace")) if path.exists() else None
-    return time.mktime(time.strptime(found[0], "%Y-%m-%d %H:%M:%S")) if found else None
+    try:
+        return time.mktime(time.strptime(found[0], "%Y-%m-%d %H:%M:%S")) if found else None
+    except (ValueError, OverflowError):  # no such day
+        return None
 
 
 def _updated(folder: Path) -> float | None:
     """By the newest record, whose time a copy of the folder keeps; else by the files' own times."""
     stamp = last_record(folder / "metrics.jsonl").get("time")
-    if isinstance(stamp, int | float):
+    if isinstance(stamp, int | float) and 0 <= stamp < LAST_S:
         return float(stamp)
     files = [folder / name for name in (*OF_RUNS, "config.json")]
     return max((path.stat().st_mtime for path in files if path.exists()), default=None)
