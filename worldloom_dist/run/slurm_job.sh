@@ -8,6 +8,7 @@ trap 'rm -rf "$STATE" "${TOKEN:-}" "/tmp/ray-$SLURM_JOB_ID"' EXIT
 train() {  # the launcher, on the first node: its process and how it ended are told by files
     "$PYTHON" -m worldloom_dist.launch "$@" &
     echo $! >"$STATE/pid"
+    trap '' TERM  # scancel tells this process too, and the launcher needs its time
     if [ -e "$STATE/warned" ]; then
         kill -USR1 "$(cat "$STATE/pid")"
     fi

@@ -152,7 +152,9 @@ def job(tmp_path, monkeypatch):
         (tmp_path / "job.sh").write_text(
             sbatch_script(SlurmJob(python=str(python), **facts), POINT)
         )
-        process = subprocess.Popen(["bash", "job.sh"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            ["bash", "job.sh"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         running.append(process)
         return process
 
@@ -191,6 +193,16 @@ def test_a_person_who_stops_the_job_gets_a_checkpoint_and_no_requeue(job, tmp_pa
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert (tmp_path / "heard").read_text() == "HUP\n"
+    assert not (tmp_path / "scontrol_said").exists()
+
+
+def test_a_signal_to_every_process_of_the_job_leaves_the_launcher_its_time(job, tmp_path):
+    slow = "#!/bin/bash\ntrap 'sleep 2; echo whole >checkpoint; exit 0' TERM\necho up >up\n"
+    process = job(launcher=slow + "trap 'echo HUP >>heard' HUP\nwhile :; do sleep 0.05; done\n")
+    wait_for(tmp_path / "up")
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert (tmp_path / "checkpoint").read_text() == "whole\n"
     assert not (tmp_path / "scontrol_said").exists()
 
 
