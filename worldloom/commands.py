@@ -37,11 +37,12 @@ RUN_COMMANDS = {
     "plot": ("plot", "curves of runs, as a picture or a table"),
     "report": ("report", "a run's page as one HTML file, with its numbers and films inside"),
     "status": ("status", "what a run does, or how it ended"),
+    "runs": ("runs", "a table of the runs below a folder, with filters"),
     "doctor": ("doctor", "is this machine, or a cluster, ready?"),
     "check-env": ("check_env", "look an environment over before training in it"),
     "data": ("replay.__main__", "rows into and out of a run: data import|export|verify"),
     "serve": ("serve", "answer programs anywhere with a trained policy, over gRPC"),
-    "submit": ("submit", "train on a cluster, as a job of Ray"),
+    "submit": ("submit", "train on a cluster, as a job of Ray or Slurm"),
 }
 """Command -> its module below ``worldloom_dist``, and its help."""
 MODEL_FLAGS = ("--model", "--data", "--horizon", "--seed", "--test")

@@ -308,6 +308,9 @@ class Hub(Protocol):
     def snapshot(self) -> dict[str, float]:
         """Every value now."""
 
+    def flush(self) -> None:
+        """Export over OTLP what is known now, where the run does so."""
+
     def ping(self) -> dict[str, Any]:
         """See :class:`Process`."""
 

@@ -33,7 +33,7 @@ from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.run.machine import check_device
 from worldloom_dist.run.presets import config_changes
-from worldloom_dist.run.signals import StopFlag, stop_on_signals
+from worldloom_dist.run.signals import EXIT_AGAIN, StopFlag, stop_on_signals
 from worldloom_dist.run.view import read_view
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.seeds import run_seeds, split_words
@@ -75,8 +75,8 @@ def main(words: Sequence[str] | None = None) -> int:
             folder = claim_folder(config, folder)
             if config.runtime == "local":
                 keep_freed_memory(is_training=True)
-            run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
-            return 0
+            end = run(plan, RunFolder(folder), port, stop, is_resumed=is_resumed, words=words)
+            return EXIT_AGAIN if end == "stopped" and stop.asks_again else 0
         except EnvBuildError as error:  # no wrong input: it could be built a moment ago
             logger.error("the run failed: %s", error, exc_info=wants_traceback)
             return 1
@@ -192,12 +192,13 @@ def run(
     folder = RunFolder(shown.absolute())  # an env may change the working directory
     settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
-    run_id = folder.open(*settings, words)
+    started_in = Path.cwd()
+    run_id = folder.open(*settings, words, started_in)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:
         announce(plan, shown, port, is_resumed=is_resumed, changed=changed)
-        describe = partial(folder.describe, *settings, words) if is_resumed else None
+        describe = partial(folder.describe, *settings, words, started_in) if is_resumed else None
         status = run_plan(plan, folder, port, stop, screen, describe)
         screen.show_last(partial(read_view, folder.path))
     finally:

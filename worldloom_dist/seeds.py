@@ -27,7 +27,7 @@ from worldloom_dist.run.cli import parse
 from worldloom_dist.run.closing import program
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import run_name
-from worldloom_dist.run.signals import StopFlag, stop_on_signals
+from worldloom_dist.run.signals import EXIT_AGAIN, StopFlag, stop_on_signals
 from worldloom_dist.run.view import duration, read_view
 
 __all__ = ["SeedRuns", "parse_seeds", "run_seeds", "split_words"]
@@ -166,7 +166,8 @@ class SeedRuns:
 
     def run(self) -> int:
         """Run all of them; returns the exit status: 0 when each is complete or was stopped, 2 when
-        one had wrong input, 1 when one failed.
+        one had wrong input, 1 when one failed, 75 when the machine goes away before all are
+        complete.
         """
         with stop_on_signals() as stop:
             try:
@@ -176,7 +177,9 @@ class SeedRuns:
                 self._wait()
         self._say_last(is_stopped=stop.is_set)
         statuses = [run.status for run in self._runs if run.status]
-        return 2 if 2 in statuses else 1 if statuses else 0
+        if statuses:
+            return 2 if 2 in statuses else 1
+        return EXIT_AGAIN if stop.asks_again and not all(map(self._is_complete, self._runs)) else 0
 
     def _run_all(self, stop: StopFlag) -> None:
         waiting = [run for run in self._runs if not self._is_complete(run)]

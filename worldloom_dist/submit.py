@@ -4,7 +4,10 @@ cluster as one of its jobs.
 The working directory is uploaded (``.gitignore`` is honoured), or ``--working-dir none`` uses what
 the cluster's image holds. The log comes here as it is written; at the end the run's
 ``summary.json`` and its exit status come back. What goes to the cluster is the flags and the files,
-nothing of this machine's environment.
+and the git commit that they are at; nothing of this machine's environment.
+
+``--slurm`` writes an sbatch script and hands it to Slurm instead
+(:mod:`worldloom_dist.run.slurm_command`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from worldloom.core.fields import NOT_NEGATIVE, checked
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called
 from worldloom_dist.run.cli import parse
+from worldloom_dist.run.slurm_command import add_options, check_kind, submit_to_slurm
+from worldloom_dist.run.versions import COMMIT_VARIABLE, git_commit
 from worldloom_dist.runtime.jobs import (
     LOOK_EVERY_S,
     OVER,
@@ -175,6 +180,8 @@ def _attempt(
     environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
     if working_dir is not None:
         environment |= {"working_dir": str(working_dir), "excludes": list(EXCLUDES)}
+        if commit := git_commit(working_dir):  # the repository itself stays here
+            environment["env_vars"][COMMIT_VARIABLE] = commit
     command = f"{shlex.quote(python)} -m worldloom_dist.job --job-id {shlex.quote(job_id)}"
     entrypoint = f"exec {command} -- {shlex.join(flags)}"
     send_job(client, entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
@@ -192,6 +199,9 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words[:cut])
     flags = words[cut + 1 :]
     try:
+        check_kind(options, words[:cut])
+        if options.slurm:
+            return submit_to_slurm(options, flags, _to_terminal)
         result = _act_in_foreground(options, flags) if options.foreground else _act(options, flags)
     except ConfigurationError as error:
         for line in str(error).splitlines():
@@ -285,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=called("submit", "worldloom_dist.submit"),
         description="Train as a job of a Ray cluster: the log goes to stderr, "
-        "the run's summary to stdout.",
+        "the run's summary to stdout. With --slurm, as a job of Slurm: its id goes to stdout.",
         epilog="After --, the flags of worldloom_dist.launch. With token authentication, the token "
         "comes from the file that RAY_AUTH_TOKEN_PATH names; never from the command line.",
     )
@@ -330,6 +340,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--summary", type=Path, help="write the run's summary here, too")
     parser.add_argument("--follow", metavar="JOB", help="follow a job that was submitted earlier")
     parser.add_argument("--stop", metavar="JOB", help="ask a job to checkpoint and leave")
+    add_options(parser)
     return parser
 
 

@@ -10,8 +10,11 @@ from worldloom_dist.submit import _parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/deployment.md").read_text()
-OF_OTHERS = {"--build", "--no-config-cache", "--port-forward", "--generate", "--from-literal"}
-"""Flags of docker, ray and kubectl that the page uses."""
+OF_OTHERS = {
+    *("--build", "--no-config-cache", "--port-forward", "--generate", "--from-literal"),
+    *("--qos", "--batch", "--signal", "--exclusive"),
+}
+"""Flags of docker, ray, kubectl and Slurm that the page uses."""
 
 
 @pytest.mark.parametrize("page", ["docs/deployment.md", "SECURITY.md", "README.md"])

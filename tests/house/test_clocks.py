@@ -14,12 +14,17 @@ LABELS = {
     "worldloom_client.spool": "the order in which spools of earlier sessions are sent",
     "worldloom_dist.page.videos": "whether a video is still being written, for people",
     "worldloom_dist.page.state": "when a state was told, for people",
-    "worldloom_dist.metrics.sinks": "whether a file has changed between two looks",
+    "worldloom_dist.metrics.media": "whether a file has changed between two looks",
+    "worldloom_dist.metrics.mlflow_sink": "when a number was written, for MLflow",
+    "worldloom_dist.metrics.otlp": "when a number was written, for a collector",
     "worldloom_dist.replay.imports": "whether a file has changed between two looks",
     "worldloom_dist.replay.shard": "when a row was inserted, for a metric",
     "worldloom_dist.run.folder": "when the run was started, in command.txt",
+    "worldloom_dist.run.listing": "when runs began and last wrote, for people",
     "worldloom_dist.run.report": "when a record was written",
+    "worldloom_dist.run.slurm_command": "part of a script's name, which is random besides",
     "worldloom_dist.run.view": "how old the files of a run on another machine are, for people",
+    "worldloom_dist.runs": "runs that wrote since a time that people name",
     "worldloom_dist.submit": "part of a job's name, which is random besides",
 }
 """Modules that look at it, with the reason."""

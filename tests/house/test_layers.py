@@ -45,7 +45,14 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.metrics.names",
         "worldloom_dist.run",
     },
-    {"worldloom_dist.run.view", "worldloom_dist.run.machine", "worldloom.nn.cuda_graphs"},
+    {
+        "worldloom_dist.run.view",
+        "worldloom_dist.run.machine",
+        "worldloom_dist.run.versions",
+        "worldloom_dist.run.text_table",
+        "worldloom_dist.run.slurm",
+        "worldloom.nn.cuda_graphs",
+    },
     {
         "worldloom_dist.run.bottleneck",
         "worldloom_dist.run.counts",
@@ -57,7 +64,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.run.line",
         "worldloom_dist.run.settings",
     },
-    {"worldloom_dist.run.benchmarks"},
+    {"worldloom_dist.run.benchmarks", "worldloom_dist.run.listing"},
     {"worldloom_dist.run.presets"},
     {"worldloom_dist.page"},
     {
@@ -92,6 +99,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.run.cli"},
     {"worldloom_dist.seeds"},
     {
+        "worldloom_dist.run.slurm_command",
         "worldloom_dist.launch",
         "worldloom_dist.evaluate",
         "worldloom_dist.check_env",
@@ -102,6 +110,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom_dist.submit"},
     {
         "worldloom_dist.status",
+        "worldloom_dist.runs",
         "worldloom_dist.plot",
         "worldloom_dist.report",
         "worldloom_dist.doctor",

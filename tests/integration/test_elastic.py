@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield found
     ray.shutdown()
     found.shutdown()
+
+
+def drain(address: str, node_id: str) -> None:
+    """Announce that a node will go, as an autoscaler does that was told of a spot machine's end."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address]
+    command += ["--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "spot", "--deadline-remaining-seconds", "600"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 def workers() -> dict[str, Any]:
@@ -101,6 +111,7 @@ def test_workers_follow_the_cluster_and_a_preempted_one_loses_nothing(
         )
         run.wait_until(lambda: run.summary()["restarts"]["worker"] == 1)
         assert run.summary()["rows"]["lost_open"] == 0, "it sent what was open before it left"
+        assert run.summary()["drained"]["workers"] == 1
         node = cluster.add_node(num_cpus=4)
         run.wait_until(lambda: len(workers()) == 4, 90)
         enough = 100  # some chunks of each have been acknowledged then, or it would wait
@@ -112,6 +123,10 @@ def test_workers_follow_the_cluster_and_a_preempted_one_loses_nothing(
             90,
         )
         assert node.node_id in {one["node"] for one in answers().values()}
+        there = sum(one["node"] == node.node_id for one in answers().values())
+        drain(cluster.address, node.node_id)
+        run.wait_until(lambda: run.summary()["drained"]["workers"] == 1 + there, 90)
+        assert run.summary()["rows"]["lost_open"] == 0, "they sent what was open before they left"
         cluster.remove_node(node, allow_graceful=False)
         run.wait_until(lambda: len(workers()) == 2, 90)
         before = run.journal_bytes()

@@ -142,6 +142,8 @@ def test_words_are_completed(
     assert completed("train", "--agent", "tdmpc2:c") == ["tdmpc2:ci"]
     assert completed("train", "--preset", "atari100k-") == ["atari100k-smoke"]
     assert completed("status", "") == ["runs/mine-0001"]
+    assert completed("runs", "--rev") == ["--reverse"]
+    assert completed("runs", "--status", "da") == ["damaged"]
     for shell in ("bash", "zsh", "fish"):
         assert main(["completion", shell]) == 0
         assert "worldloom __complete" in capsys.readouterr().out

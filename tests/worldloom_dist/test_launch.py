@@ -1,17 +1,22 @@
 """What the launcher sets up around a run."""
 
+import json
 import logging
+import os
+import signal
 import sys
 
 import pytest
 import torch
 
+from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.envs.toy import PointEnv
 from worldloom_dist.launch import main
 from worldloom_dist.run.announcing import open_log
 from worldloom_dist.run.checks import is_open, without_effect
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.signals import EXIT_AGAIN
 
 
 @pytest.fixture
@@ -36,6 +41,34 @@ def test_each_line_appears_once_on_the_terminal_and_once_in_the_log(
     shown = capsys.readouterr()
     assert (shown.out + shown.err).count("one line") == 1
     assert (tmp_path / "console.log").read_text().count("one line") == 1
+
+
+class WarnedEnv(PointEnv):
+    """A batch system warns the process in its twentieth step, once."""
+
+    steps = 0
+
+    def step(self, action):
+        WarnedEnv.steps += 1
+        if WarnedEnv.steps == 20:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super().step(action)
+
+
+@pytest.mark.usefixtures("restored_root")
+def test_a_run_that_a_batch_system_warns_checkpoints_and_asks_for_another_start(tmp_path):
+    run = tmp_path / "run"
+    words = [*TINY["tdmpc2:ci"], "--env", f"{__name__}:WarnedEnv", "--env-steps", "60"]
+    words += ["--metrics-port", "0", "--run-dir", str(run), "--if-exists", "resume"]
+    before = signal.getsignal(signal.SIGUSR1)
+    assert main(words) == EXIT_AGAIN == 75
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["env_steps"] < 60) == ("stopped", True)
+    assert any((run / "checkpoints").iterdir())
+    assert main(words) == 0, "the same command goes on"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["env_steps"]) == ("completed", 60)
+    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 class BuiltOnceEnv(PointEnv):

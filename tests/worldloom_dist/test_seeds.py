@@ -96,7 +96,8 @@ def test_a_seed_that_fails_is_told_and_the_others_run(tmp_path):
     assert "the same command with --if-exists resume" in out.getvalue()
 
 
-def test_a_stopped_sweep_leaves_runs_that_go_on(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 75)])
+def test_a_stopped_sweep_leaves_runs_that_go_on(tmp_path, number, status):
     words = [*TINY_RUN, "--env-steps", "1000000", "--run-dir", str(tmp_path / "run")]
     command = [sys.executable, "-m", "worldloom_dist.launch", *words, "--seeds", "1-2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -107,11 +108,11 @@ def test_a_stopped_sweep_leaves_runs_that_go_on(tmp_path):
             if summary.exists() and json.loads(summary.read_text())["train_steps"] > 0:
                 break
             time.sleep(0.2)
-        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, number)
         text = process.communicate(timeout=60)[0]
     finally:
         process.kill()
-    assert process.returncode == 0, text
+    assert process.returncode == status, text
     assert json.loads(summary.read_text())["status"] == "stopped"
     assert not (tmp_path / "run-seed2").exists()
     assert "go on    the same command with --if-exists resume" in text

@@ -90,6 +90,17 @@ def test_a_job_brings_back_its_log_once_its_summary_and_its_exit_status(play):
     assert sent["runtime_env"]["working_dir"] == "."
 
 
+def test_the_commit_of_what_is_uploaded_goes_with_it(play, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLDLOOM_COMMIT", "0123456789ab-dirty")
+    client = play(("SUCCEEDED", 0, ""))
+    module.submit([], working_dir=tmp_path)
+    variables = client.sent[0]["runtime_env"]["env_vars"]
+    assert variables["WORLDLOOM_COMMIT"] == "0123456789ab-dirty"
+    monkeypatch.delenv("WORLDLOOM_COMMIT")
+    module.submit([], working_dir=tmp_path)
+    assert "WORLDLOOM_COMMIT" not in client.sent[1]["runtime_env"]["env_vars"]
+
+
 def test_nothing_of_this_machines_environment_is_sent(play, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "hunter2")
     client = play(("SUCCEEDED", 0, ""))

@@ -47,6 +47,7 @@ from worldloom_dist.lockstep.gateway import LocalGateway
 from worldloom_dist.lockstep.workers import LocalWorkers
 from worldloom_dist.metrics.endpoint import read_secret, serve_near
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.otlp import OtlpExport
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.page.app import PageApp
 from worldloom_dist.ports import SampleRequest
@@ -66,10 +67,11 @@ from worldloom_dist.run.builders import (
     trained_facts,
 )
 from worldloom_dist.run.counts import Counts
-from worldloom_dist.run.folder import RunFolder, build_facts
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.plan import Plan, role_seed
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
+from worldloom_dist.run.versions import build_facts
 
 __all__ = ["LocalRuntime"]
 
@@ -125,6 +127,7 @@ class LocalRuntime:
         self.endpoint, _ = serve_near(
             self.hub, plan.config.metrics_host, port, secret, PageApp(folder.path)
         )
+        self._otlp = OtlpExport(self.hub, plan.run_id) if plan.config.otel else None
         self.weights = WeightStore()
         self._store = build_store(plan, folder.path)
         self._found = self._store.newest()
@@ -246,6 +249,8 @@ class LocalRuntime:
         self._close_gateway()
         self.workers.close()
         self.replay.close()
+        if self._otlp is not None:
+            self._otlp.close()
         if self.endpoint is not None:
             self.endpoint.shutdown()
             self.endpoint.server_close()

@@ -291,6 +291,14 @@ METRICS: dict[str, MetricInfo] = {
         "servers die",
     ),
     "worker_restarts_total": _counter("Roles restarted, by kind.", "0", "grows: read console.log"),
+    "workers_drained_total": _counter(
+        "Workers that left a machine which was about to go: a node that drains, or SIGTERM.",
+        "0",
+        "grows: spot machines go",
+    ),
+    "workers_drained_rows_total": _counter(
+        "Open rows that such workers sent before they left.", "grows with workers_drained_total"
+    ),
     "env_errors_total": _counter(
         "Envs that failed, by reason: raised, hung, died.", "0", "grows: read console.log"
     ),
@@ -434,6 +442,8 @@ ZEROS: dict[str, tuple[str, ...]] = {
     ),
     "driver": (
         "learner_updates_lost_total",
+        "workers_drained_total",
+        "workers_drained_rows_total",
         *(f"replay_{what}_steps_total" for what in ("inserted", "evicted", "duplicate")),
         *(f"rate_limiter_blocked_seconds_total{{side={side}}}" for side in ("insert", "sample")),
         *(

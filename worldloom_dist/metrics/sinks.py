@@ -1,5 +1,6 @@
-"""Where a run's numbers go besides Prometheus: TensorBoard and Weights & Biases, from the record
-that ``metrics.jsonl`` gets.
+"""Where a run's numbers go besides Prometheus: TensorBoard, Weights & Biases, Trackio and MLflow,
+from the record that ``metrics.jsonl`` gets. The hub itself tells OpenTelemetry
+(:mod:`worldloom_dist.metrics.otlp`).
 
     run thread --write/show--> bounded queue --> one daemon thread --> every sink
 
@@ -10,25 +11,25 @@ of the table of metrics, as paths (``loss/total``).
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
 import queue
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from worldloom.core.exceptions import MissingDependencyError
+from worldloom_dist.metrics.media import PICTURES, VIDEOS
+from worldloom_dist.metrics.mlflow_sink import MlflowSink, check_mlflow
 from worldloom_dist.metrics.names import path_of
+from worldloom_dist.metrics.otlp import check_otlp
 from worldloom_dist.metrics.tags import tag_of
+from worldloom_dist.metrics.trackio_sink import TrackioSink, check_trackio
 
 __all__ = [
-    "MediaWatch",
-    "Medium",
     "Sink",
     "SinkThread",
     "TensorBoardSink",
@@ -39,12 +40,20 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-PICTURES = (".png", ".gif", ".jpg")
-VIDEOS = (".mp4", ".gif")
 QUEUE_RECORDS = 1000
 MAX_FAILURES = 3
 CLOSE_TIMEOUT_S = 15.0
-UNCHANGED_S = 2.0
+Check = Callable[[Mapping[str, str]], None]
+NEEDS: Mapping[str, tuple[tuple[str, ...], str, Check | None]] = {
+    "tensorboard": (("tensorboardX",), "training", None),
+    "wandb": (("wandb",), "wandb", None),
+    "trackio": (("trackio",), "trackio", check_trackio),
+    "mlflow": (("mlflow", "sqlalchemy", "alembic"), "mlflow", check_mlflow),
+    "otel": (("opentelemetry.exporter.otlp.proto.http",), "otel", check_otlp),
+}
+"""Switch -> the modules that it needs, the extra that brings them, and what looks over its
+variables.
+"""
 
 
 class Sink(Protocol):
@@ -229,85 +238,36 @@ class SinkThread:
             failures[name] = 0
 
 
-class Medium(NamedTuple):
-    """A picture or video: what it shows (of ``open_loop-image-0000012000.gif``:
-    ``open_loop-image``), its file, its env steps.
-    """
-
-    name: str
-    path: Path
-    env_steps: int | None
-
-
-class MediaWatch:
-    """Finds pictures and videos that someone put into a folder, each once, when it has not changed
-    for two seconds.
+def check_sinks(wanted: Collection[str]) -> None:
+    """Refuse a sink whose package is missing, or whose variables lead nowhere, before anything is
+    started.
 
     Args:
-        folder: May not exist yet.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._seen = set(self._files())
-        self._looks: dict[Path, tuple[tuple[int, int], float]] = {}
-
-    def fresh(self, unchanged_s: float = UNCHANGED_S) -> list[Medium]:
-        """What came since the last call, in the order of names; 0 for a run's end, when no one
-        writes any more.
-        """
-        found = []
-        for path in sorted(self._files()):
-            with contextlib.suppress(OSError):  # old ones are deleted
-                if path not in self._seen and self._unchanged_for(path) >= unchanged_s:
-                    self._seen.add(path)
-                    self._looks.pop(path, None)
-                    name, _, steps = path.stem.rpartition("-")
-                    is_numbered = bool(name) and steps.isdigit()
-                    found.append(
-                        Medium(
-                            name if is_numbered else path.stem,
-                            path,
-                            int(steps) if is_numbered else None,
-                        )
-                    )
-        return found
-
-    def _unchanged_for(self, path: Path) -> float:
-        """Seconds since a look first found the file as it is; its own time is another clock's."""
-        status = path.stat()
-        state = (status.st_size, status.st_mtime_ns)
-        known, since = self._looks.get(path, (None, 0.0))
-        if known != state:
-            since = time.monotonic()
-            self._looks[path] = state, since
-        return time.monotonic() - since
-
-    def _files(self) -> list[Path]:
-        known = {*PICTURES, *VIDEOS}
-        return (
-            [path for path in self._folder.glob("*") if path.suffix.lower() in known]
-            if self._folder.is_dir()
-            else []
-        )
-
-
-def check_sinks(*, tensorboard: bool, wandb: bool) -> None:
-    """Refuse a sink whose package is missing, before anything is started.
+        wanted: Names of switches: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``, ``otel``.
 
     Raises:
         MissingDependencyError: With the line that installs it.
+        ConfigurationError: Names the variable, and what it may be.
     """
-    for flag, wanted, module, extra in (
-        ("--tensorboard", tensorboard, "tensorboardX", "training"),
-        ("--wandb", wandb, "wandb", "wandb"),
-    ):
-        if wanted and importlib.util.find_spec(module) is None:
-            raise MissingDependencyError(flag, module, extra)
+    for name, (modules, extra, check) in NEEDS.items():
+        if name not in wanted:
+            continue
+        for module in modules:
+            if not _is_installed(module):
+                raise MissingDependencyError(f"--{name}", module, extra)
+        if check is not None:
+            check(os.environ)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it is in
+        return False
 
 
 def open_sinks(folder: Path, run_id: str, config: Mapping[str, Any]) -> SinkThread:
-    """The sinks that a run asked for (``tensorboard`` and ``wandb`` of its settings).
+    """The sinks that a run asked for (``tensorboard``, ``wandb`` and so on of its settings).
 
     Args:
         folder: The run folder.
@@ -319,4 +279,8 @@ def open_sinks(folder: Path, run_id: str, config: Mapping[str, Any]) -> SinkThre
         openers["tensorboard"] = lambda: TensorBoardSink(folder / "tensorboard")
     if config["wandb"]:
         openers["wandb"] = lambda: WandbSink(folder, run_id, config)
+    if config["trackio"]:
+        openers["trackio"] = lambda: TrackioSink(folder, run_id, config)
+    if config["mlflow"]:
+        openers["mlflow"] = lambda: MlflowSink(folder, run_id, config)
     return SinkThread(openers)

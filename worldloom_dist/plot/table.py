@@ -9,6 +9,7 @@ import numpy as np
 from worldloom.evaluation.seeds import bootstrap_interval, iqm
 from worldloom_dist.plot.runs import Run, experiments_of
 from worldloom_dist.run.curves import EVALUATION
+from worldloom_dist.run.text_table import aligned
 from worldloom_dist.run.view import duration
 
 __all__ = ["table_of"]
@@ -36,7 +37,7 @@ def table_of(runs: Sequence[Run]) -> str:
                     f"[{float(low):.1f}, {float(high):.1f}] over {len(last)} seeds "
                     "(interquartile mean, 95 % interval)"
                 )
-        blocks.append("\n".join([env, *_aligned(lines), *notes]))
+        blocks.append("\n".join([env, *aligned(lines, RIGHT), *notes]))
     return "\n\n".join(blocks)
 
 
@@ -62,14 +63,3 @@ def _line(run: Run, label: str) -> tuple[str, ...]:
         last,
         best,
     )
-
-
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(line[place]) for line in lines) for place in range(len(HEADS))]
-    return [
-        "  ".join(
-            text.rjust(width) if head in RIGHT else text.ljust(width)
-            for head, text, width in zip(HEADS, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    ]

@@ -95,10 +95,10 @@ def check_watching(config: RunConfig) -> None:
         ConfigurationError, MissingDependencyError: With what to do.
     """
     from worldloom_dist.metrics.endpoint import read_secret
-    from worldloom_dist.metrics.sinks import check_sinks
+    from worldloom_dist.metrics.sinks import NEEDS, check_sinks
 
     read_secret(config.metrics_auth_file)
-    check_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
+    check_sinks([name for name in NEEDS if getattr(config, name)])
 
 
 def is_open(config: RunConfig) -> bool:

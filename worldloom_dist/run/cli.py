@@ -35,7 +35,7 @@ __all__ = ["UsageError", "flag_names", "parse", "read_config"]
 
 HIDDEN = ("agent_overrides",)
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-SWITCHES = ("--tensorboard", "--wandb")
+SWITCHES = ("--tensorboard", "--wandb", "--trackio", "--mlflow", "--otel")
 """Flags that mean True when no value follows."""
 ENV_FLAG = "--env.env"
 """What tyro calls the flag that people type as ``--env``."""

@@ -285,6 +285,12 @@ class RunConfig:
     """Write TensorBoard events to RUN_DIR/tensorboard."""
     wandb: bool = False
     """Send the same numbers to Weights & Biases; WANDB_MODE=offline keeps them in RUN_DIR/wandb."""
+    trackio: bool = False
+    """Keep the same numbers in RUN_DIR/trackio, or where TRACKIO_SERVER_URL or _SPACE_ID lead."""
+    mlflow: bool = False
+    """Keep the same numbers in RUN_DIR/mlflow.db, or where MLFLOW_TRACKING_URI leads."""
+    otel: bool = False
+    """Export the hub's metrics over OTLP to OTEL_EXPORTER_OTLP_ENDPOINT (http/protobuf)."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     """Env workers."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)

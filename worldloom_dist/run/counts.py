@@ -30,6 +30,8 @@ class Counts:
         updates_lost: Updates that died with the learners that made them, and were owed again.
         blocked_s: Seconds that a side has waited, by ``insert`` and ``sample``.
         lost_open: Rows that no acknowledgement had covered when their worker died.
+        drained_workers: Workers that left a machine which was about to go.
+        drained_rows: Open rows that they sent before.
         restarts: By kind.
     """
 
@@ -42,6 +44,8 @@ class Counts:
     updates_lost: int = 0
     blocked_s: Mapping[str, float] = field(default_factory=dict)
     lost_open: int = 0
+    drained_workers: int = 0
+    drained_rows: int = 0
     restarts: Mapping[str, int] = field(default_factory=dict)
 
 

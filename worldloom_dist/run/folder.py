@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import platform
 import re
 import shlex
 import sys
@@ -20,7 +19,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +27,16 @@ from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
 from worldloom_dist.run.config import NO_PRESET, RunConfig
+from worldloom_dist.run.versions import versions
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["RunFolder", "build_facts", "choose_folder", "claim_folder", "run_name"]
+__all__ = ["RunFolder", "choose_folder", "claim_folder", "run_name"]
 
 COUNTERS_FILE = "replay/books.json"
 EAGER_FILE = "eager.json"
 LARGEST = 2**24
 """Starts of one role that no run reaches."""
-PACKAGES = (
-    "worldloom-dist",
-    "torch",
-    "ray",
-    "numpy",
-    "gymnasium",
-    "mujoco",
-    "dm-control",
-    "ale-py",
-)
 
 
 def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, bool]:
@@ -147,11 +136,12 @@ class RunFolder:
         env: Mapping[str, Any],
         agent: Mapping[str, Any],
         words: Sequence[str] = (),
+        started_in: Path = Path(),
     ) -> str:
         """Make the folder and hold it; a new run is described in it, and one that goes on keeps its
         id.
 
-        Of a run that goes on nothing is changed here: see :meth:`describe`.
+        Of a run that goes on nothing is changed here: see :meth:`describe`, also for the arguments.
 
         Returns:
             The run's id.
@@ -167,7 +157,7 @@ class RunFolder:
                 f"run_dir: {self.path} cannot be written ({error}); name another folder"
             ) from error
         known = self.read_json("config.json").get("run_id")
-        return str(known) if known else self.describe(config, env, agent, words)
+        return str(known) if known else self.describe(config, env, agent, words, started_in)
 
     def describe(
         self,
@@ -175,6 +165,7 @@ class RunFolder:
         env: Mapping[str, Any],
         agent: Mapping[str, Any],
         words: Sequence[str] = (),
+        started_in: Path = Path(),
     ) -> str:
         """Write the settings, the command line and the versions; the run keeps its id if it has
         one.
@@ -186,6 +177,7 @@ class RunFolder:
             env: What its env gives and takes.
             agent: Settings of its agent.
             words: The flags that it was started with.
+            started_in: The working directory then; its git commit goes beside the versions.
 
         Returns:
             The run's id.
@@ -196,7 +188,7 @@ class RunFolder:
         with (self.path / "command.txt").open("a") as file:
             python = Path(sys.executable).name
             file.write(f"{stamp}  {shlex.join([python, '-m', 'worldloom_dist.launch', *words])}\n")
-        write_text(self.path / "versions.txt", versions())
+        write_text(self.path / "versions.txt", versions(started_in))
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)
         return run_id
@@ -352,25 +344,3 @@ class RunFolder:
                 self.summary_path,
                 error.strerror,
             )
-
-
-def build_facts() -> dict[str, str]:
-    """Labels of the metric ``build_info``."""
-    facts = {"python": platform.python_version()}
-    for label, name in (("version", "worldloom-dist"), ("torch", "torch"), ("ray", "ray")):
-        try:
-            facts[label] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return facts
-
-
-def versions() -> str:
-    """Versions of python, of the machine, and of the packages that matter, one per line."""
-    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
-    for name in PACKAGES:
-        try:
-            lines.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return "\n".join(lines) + "\n"

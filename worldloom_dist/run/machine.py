@@ -42,6 +42,8 @@ EXTRAS = {
     "matplotlib": "viz",
     "tensorboardX": "training",
     "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
 }
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
-from worldloom_dist.metrics.sinks import MediaWatch, Medium, open_sinks
+from worldloom_dist.metrics.media import MediaWatch, Medium
+from worldloom_dist.metrics.sinks import open_sinks
 from worldloom_dist.metrics.totals import RunTotals
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.run.binding_watch import BindingWatch
@@ -80,6 +81,7 @@ class Report:
         self._totals = RunTotals(last_record(folder.path / "metrics.jsonl"))
         self._restarts_before = dict(earlier.get("restarts", {}))
         self._lost_before = int(earlier.get("rows", {}).get("lost_open", 0))
+        self._drained_before = {"workers": 0, "rows": 0, **earlier.get("drained", {})}
         evaluation = earlier.get("eval")
         has_mean = evaluation is not None and evaluation.get("return_mean") is not None
         self.evaluation: dict[str, Any] | None = evaluation if has_mean else None
@@ -322,6 +324,10 @@ class Report:
             "rows": {**rows, "lost_open": self._lost_before + counts.lost_open},
             "restarts": self._restarts(),
             **({"eager": reason} if (reason := self._folder.eager_reason) else {}),
+            "drained": {
+                "workers": self._drained_before["workers"] + counts.drained_workers,
+                "rows": self._drained_before["rows"] + counts.drained_rows,
+            },
             "quarantined": dict(self.quarantined),
             **({"imports_left_out": dict(self.left_out)} if self.left_out else {}),
             "inference": dict(self.inference),

@@ -252,19 +252,27 @@ def _evaluation_problems(evaluation: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
     """The records of a ``metrics.jsonl``; a line that is still being written, or was cut short, is
     left out.
+
+    Args:
+        path: Of the file; there may be none.
+        kind: Only those of this kind: ``train`` or ``eval``. Other lines are not parsed, which
+            takes most of the time of a long file.
     """
     if not path.exists():
         return
-    with path.open() as file:
+    mark = b"" if kind is None else f'"{kind}"'.encode()
+    with path.open("rb") as file:
         for line in file:
+            if mark not in line:
+                continue
             try:
                 record = parse_json(line)
             except ValueError:
                 continue
-            if isinstance(record, dict):
+            if isinstance(record, dict) and kind in (None, record.get("kind")):
                 yield record
 
 

@@ -24,7 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
-from worldloom.core.metrics import Last, MetricMap
+from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.gateway.building import KEY_FILE
 from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.interfaces import (
@@ -39,15 +39,17 @@ from worldloom_dist.interfaces import (
     coordinator_client,
 )
 from worldloom_dist.metrics.endpoint import read_secret
+from worldloom_dist.metrics.otlp import otlp_variables
 from worldloom_dist.metrics.process import NodeMeter
 from worldloom_dist.ports import RowCounters
 from worldloom_dist.replay.identity import known_incarnations
 from worldloom_dist.rpc.actor_client import GONE, submit
 from worldloom_dist.run.counts import Counts
-from worldloom_dist.run.folder import RunFolder, build_facts
+from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan, needs_measuring, place_inference
 from worldloom_dist.run.report import Report
+from worldloom_dist.run.versions import build_facts
 from worldloom_dist.runtime.cluster import store_used
 from worldloom_dist.runtime.coordinator_role import CoordinatorRole
 from worldloom_dist.runtime.deadlines import DEADLINES
@@ -137,6 +139,7 @@ class RayRuntime:
             0,
             self._lost_open,
             on_down=self._worker_down,
+            on_drained=self._note_drained,
         )
         self.shutdown = Shutdown(self.supervisor, self.worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
@@ -170,7 +173,8 @@ class RayRuntime:
         }
         secret = read_secret(config.metrics_auth_file)
         where = (config.metrics_host, self._port, secret, self._folder.path)
-        hub = (plan.run_id, facts, build_facts(), *where)
+        otlp = otlp_variables() if config.otel else None
+        hub = (plan.run_id, facts, build_facts(), *where, otlp)
         add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         add(
             "coordinator",
@@ -318,7 +322,10 @@ class RayRuntime:
                 logger.warning("while stopping: %s", error)
 
     def close(self) -> None:
-        """Nothing: the roles end with their Ray job."""
+        """Let the hub export what it heard last; the roles end with their Ray job."""
+        is_ray_up = self._watch is None or not self._watch.sentence
+        if self._plan.config.otel and is_ray_up:
+            self._ask("hub-0", Hub.flush, DEADLINES.last_look_s)
 
     def _why_servers(self, sentence: str) -> str:
         return f"{sentence}; go on with --resume {shlex.quote(str(self._folder.path))}"
@@ -373,6 +380,8 @@ class RayRuntime:
                 updates_lost=told["updates_lost"] if told else before.updates_lost,
                 blocked_s=told["blocked_s"] if told else before.blocked_s,
                 lost_open=before.lost_open,
+                drained_workers=before.drained_workers,
+                drained_rows=before.drained_rows,
                 restarts=self._restarts(snapshot),
             ),
             snapshot,
@@ -466,6 +475,17 @@ class RayRuntime:
 
     def _worker_down(self, slot: int, incarnation: int) -> None:
         self._coordinator.notify(Coordinator.worker_down, slot, incarnation)
+
+    def _note_drained(self, rows: int) -> None:
+        counts = self._report.counts
+        self._report.counts = replace(
+            counts,
+            drained_workers=counts.drained_workers + 1,
+            drained_rows=counts.drained_rows + rows,
+        )
+        self._reporter.emit(
+            {"workers_drained_total": Sum(1), "workers_drained_rows_total": Sum(rows)}
+        )
 
     def _lost_open(self, rows: int) -> None:
         self._report.counts = replace(

@@ -13,6 +13,7 @@ from typing import Any
 from worldloom.core.metrics import MetricMap
 from worldloom_dist.metrics.endpoint import serve_near
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.metrics.otlp import OtlpExport
 from worldloom_dist.metrics.process import ProcessMeter
 from worldloom_dist.page.app import PageApp
 from worldloom_dist.runtime.log_forwarder import LogForwarder
@@ -32,6 +33,7 @@ class HubRole:
             next free one serves: metrics never end a run.
         secret: Token or password of the endpoint, empty for none.
         folder: Of the run, whose page is served.
+        otlp: Variables of OpenTelemetry, where metrics are exported; None where they are not.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class HubRole:
         port: int,
         secret: str,
         folder: Path,
+        otlp: Mapping[str, str] | None = None,
     ) -> None:
         self._log_forwarder = LogForwarder().listen()
         self._hub = MetricsHub(run_id, constants, build)
         self._gone = threading.Event()
         _, self._port = serve_near(self._hub, host, port, secret, PageApp(folder))
+        self._otlp = None if otlp is None else OtlpExport(self._hub, run_id, otlp)
 
     def emit(
         self, role: str, index: int, values: MetricMap, facts: Mapping[str, Any] | None = None
@@ -58,6 +62,11 @@ class HubRole:
     def snapshot(self) -> dict[str, float]:
         """Every value now."""
         return self._hub.snapshot()
+
+    def flush(self) -> None:
+        """Export over OTLP what is known now, where the run does so."""
+        if self._otlp is not None:
+            self._otlp.flush()
 
     def ping(self) -> dict[str, Any]:
         """Alive."""

@@ -288,7 +288,7 @@ class Supervisor:
             if role._leave_by is not None or (
                 isinstance(result, dict) and result.get("is_preempted")
             ):
-                role.status["open_rows"] = result["open_rows"]
+                role.status |= {"open_rows": result["open_rows"], "left_with": result}
                 self._left(role)
             else:
                 role.is_done = True

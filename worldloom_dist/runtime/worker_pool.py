@@ -55,6 +55,7 @@ class WorkerPool:
         first_incarnation: Incarnations of this driver's workers begin here.
         on_lost: Told how many open rows died with a worker.
         on_down: Told the slot and the incarnation of a worker that has ended.
+        on_drained: Told how many open rows a worker sent before it left a machine that goes.
         cluster_cpus: CPUs of the cluster now.
         draining: Ids of the nodes that are about to go.
 
@@ -72,6 +73,7 @@ class WorkerPool:
         on_lost: Callable[[int], None],
         *,
         on_down: Callable[[int, int], None] = lambda *_: None,
+        on_drained: Callable[[int], None] = lambda _: None,
         cluster_cpus: Callable[[], float] | None = None,
         draining: Callable[[], set[str]] | None = None,
     ) -> None:
@@ -80,6 +82,8 @@ class WorkerPool:
         self.first_incarnation = first_incarnation
         self._on_lost = on_lost
         self._on_down = on_down
+        self._on_drained = on_drained
+        self._draining_workers = set[str]()
         self._cluster_cpus = cluster_cpus or count_cluster_cpus
         self._draining = draining or draining_nodes
         self._cpus_at_start = self._cluster_cpus()
@@ -151,6 +155,7 @@ class WorkerPool:
                     "%s: its node is about to go; it sends what is open and begins again elsewhere",
                     role.name,
                 )
+                self._draining_workers.add(role.name)
                 self._supervisor.move(role)
         if not self.plan.num_workers or not self.plan.config.actors.elastic:
             return
@@ -201,9 +206,14 @@ class WorkerPool:
 
     def _down(self, slot: int) -> None:
         """Book the rows of its open chunk, as of its last heartbeat (at most a few seconds ago),
-        as lost.
+        as lost; what one that left in time has sent is booked as drained.
         """
         role = self._supervisor.roles[f"worker-{slot}"]
+        said = role.status.pop("left_with", {})
+        is_drained = role.name in self._draining_workers or said.get("is_preempted", False)
+        self._draining_workers.discard(role.name)
+        if is_drained and said:
+            self._on_drained(said["flushed_rows"])
         self._next_life[slot] = role.incarnation + 1
         self._on_down(slot, self.first_incarnation + role.incarnation)
         self._on_lost(role.status.pop("open_rows", 0))

@@ -102,6 +102,7 @@ class WorkerRole:
         self._worker = worker
         flushed = time.monotonic()
         every_s = flush_interval_s(self._plan.config.workers)
+        open_rows = 0
         try:
             while not self._stopping.is_set():
                 self._doing = "reset" if worker.begins_episode else "step"
@@ -115,6 +116,7 @@ class WorkerRole:
         finally:
             self._doing = "closing"
             self._since = time.monotonic()
+            open_rows = worker.open_rows
             worker.close()
             self._writer.close()
             permits.close()
@@ -122,6 +124,7 @@ class WorkerRole:
         return {
             "agent_steps": worker.agent_steps,
             "open_rows": worker.open_rows,
+            "flushed_rows": open_rows - worker.open_rows,
             "is_preempted": self._is_preempted,
         }
 

@@ -1,6 +1,5 @@
 """Sinks get every number under the name of the table, and no failure of theirs reaches the run."""
 
-import os
 import sys
 import time
 import types
@@ -11,15 +10,16 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
-from worldloom.core.exceptions import MissingDependencyError
-from worldloom_dist.metrics import sinks as sinks_module
+from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom_dist.metrics.sinks import (
-    MediaWatch,
+    NEEDS,
     SinkThread,
     TensorBoardSink,
     check_sinks,
     open_sinks,
 )
+
+ALL = dict.fromkeys(NEEDS, False)
 
 
 def read_events(folder: Path) -> list[Event]:
@@ -88,7 +88,7 @@ def test_wandb_gets_one_resumable_run_with_env_steps_as_its_axis(tmp_path, monke
     fake.Video = lambda path, format: ("video", path, format)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    sinks = open_sinks(tmp_path, "quick-0001-abc", {"tensorboard": False, "wandb": True, "seed": 3})
+    sinks = open_sinks(tmp_path, "quick-0001-abc", {**ALL, "wandb": True, "seed": 3})
     sinks.write(20, {"loss{name=total}": 1.5})
     sinks.show(20, "videos/a", tmp_path / "a.mp4")
     sinks.show(20, "videos/b", tmp_path / "b.png")
@@ -137,34 +137,81 @@ def test_a_sink_that_hangs_holds_nobody_up(caplog):
     assert caplog.text.count("records are dropped") == 1
 
 
-def test_pictures_are_found_once_and_only_when_they_are_whole(tmp_path, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(sinks_module.time, "monotonic", lambda: now[0])
-    folder = tmp_path / "videos"
-    watch = MediaWatch(folder)
-    assert watch.fresh() == []
-    folder.mkdir()
-    for number, name in enumerate(
-        ("old.gif", "open_loop-image-0000012000.mp4", "growing.png", "notes.txt")
-    ):
-        (folder / name).write_bytes(b"x")
-        os.utime(folder / name, (number * 1e9,) * 2)  # whatever a clock says
-    assert watch.fresh() == []
-    now[0] += 3.0
-    (folder / "growing.png").write_bytes(b"xx")
-    assert [(m.name, m.path.suffix, m.env_steps) for m in watch.fresh()] == [
-        ("old", ".gif", None),
-        ("open_loop-image", ".mp4", 12000),
-    ]
-    assert watch.fresh() == []
-    assert [m.name for m in watch.fresh(unchanged_s=0.0)] == ["growing"], (
-        "at the end of a run nothing grows any more"
-    )
-    assert MediaWatch(folder).fresh() == [], "a resumed run does not show old pictures again"
-
-
-def test_a_sink_without_its_package_is_refused_with_the_line_that_installs_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("tensorboard", r"needs tensorboardX: .*\[training\]"),
+        ("wandb", r"needs wandb: .*worldloom-dist\[wandb\]"),
+        ("trackio", r"needs trackio: .*worldloom-dist\[trackio\]"),
+        ("mlflow", r"needs mlflow: .*worldloom-dist\[mlflow\]"),
+        ("otel", r"needs opentelemetry\S*: .*worldloom-dist\[otel\]"),
+    ],
+)
+def test_a_sink_without_its_package_is_refused_with_the_line_that_installs_it(
+    monkeypatch, name, line
+):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"worldloom-dist\[wandb\]"):
-        check_sinks(tensorboard=False, wandb=True)
-    check_sinks(tensorboard=False, wandb=False)
+    with pytest.raises(MissingDependencyError, match=line):
+        check_sinks([name])
+    check_sinks([])
+
+
+def test_a_package_whose_parent_is_missing_is_missing(monkeypatch):
+    def find(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    with pytest.raises(MissingDependencyError, match="otel"):
+        check_sinks(["otel"])
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "sentence"),
+    [
+        ("mlflow", {"MLFLOW_TRACKING_URI": "mlruns"}, "MLFLOW_TRACKING_URI must be"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "file:///tmp/x"}, "a store of files"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "htp://host"}, "got 'htp://host'"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "http://"}, "http"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "http://host:5o00"}, "got 'http://host:5o00'"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "http://[::1"}, "MLFLOW_TRACKING_URI must be"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "host:5000"}, "got 'host:5000'; correct it"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "sqlite://"}, "got 'sqlite://'"),
+        ("trackio", {"TRACKIO_SERVER_URL": "http://host:99999"}, "TRACKIO_SERVER_URL must be"),
+        ("otel", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:secret@:4318"}, "got 'http://:4318'"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "ftp://me:secret@host"}, "got 'ftp://host'"),
+        ("trackio", {"TRACKIO_SERVER_URL": "host:7860"}, "TRACKIO_SERVER_URL must be"),
+        ("trackio", {"TRACKIO_SERVER_URL": "http://host"}, "write token"),
+        ("otel", {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318"}, "must be http://HOST:PORT"),
+        ("otel", {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "grpc://x"}, "METRICS_ENDPOINT"),
+        ("otel", {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "must be http/protobuf, got 'grpc'"),
+        ("otel", {"OTEL_METRIC_EXPORT_INTERVAL": "1s"}, "milliseconds"),
+    ],
+)
+def test_variables_that_lead_nowhere_are_refused_in_one_sentence(
+    monkeypatch, name, variables, sentence
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as error:
+        check_sinks([name])
+    assert sentence in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("mlflow", {"MLFLOW_TRACKING_URI": "https://host/mlflow"}),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "postgresql+psycopg2://u:p@host/db"}),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "sqlite:////data/mlflow.db"}),
+        ("mlflow", {"MLFLOW_TRACKING_URI": "databricks"}),
+        ("trackio", {"TRACKIO_SERVER_URL": "https://host?write_token=abc"}),
+        ("otel", {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://host:4318/otlp"}),
+    ],
+)
+def test_variables_that_lead_somewhere_are_taken(monkeypatch, name, variables):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    check_sinks([name])

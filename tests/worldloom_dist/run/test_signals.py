@@ -38,3 +38,23 @@ def test_a_run_that_ignores_its_terminal_goes_on():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, former)
+
+
+def test_a_batch_system_that_warns_asks_for_another_start_and_its_limit_leaves_time():
+    former = signal.getsignal(signal.SIGUSR1)
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.is_set
+        assert stop.asks_again
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)  # at the time limit
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGUSR1) is former
+
+
+def test_a_run_that_a_person_stops_asks_for_no_other_start():
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop.asks_again

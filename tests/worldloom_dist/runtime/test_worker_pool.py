@@ -51,7 +51,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster()
 
 
-def fleet_of(cluster: Cluster, **actors: object) -> tuple[WorkerPool, FakeSupervisor, list[int]]:
+def fleet_of(
+    cluster: Cluster, drained: list[int] | None = None, **actors: object
+) -> tuple[WorkerPool, FakeSupervisor, list[int]]:
     config = PRESETS["debug"]()
     config = dataclasses.replace(
         config, workers=4, actors=dataclasses.replace(config.actors, **actors)
@@ -63,6 +65,7 @@ def fleet_of(cluster: Cluster, **actors: object) -> tuple[WorkerPool, FakeSuperv
         supervisor,
         100,
         lost.append,  # type: ignore[arg-type]
+        on_drained=[].append if drained is None else drained.append,
         cluster_cpus=lambda: cluster.cpus,
         draining=lambda: set(cluster.draining),
     )
@@ -124,6 +127,28 @@ def test_workers_leave_a_node_that_is_about_to_go(cluster: Cluster) -> None:
     cluster.draining = frozenset({"old"})
     worker_pool.look()
     assert supervisor.moved == ["worker-0", "worker-1"]
+
+
+def test_what_a_worker_sends_before_its_machine_goes_is_counted(cluster: Cluster) -> None:
+    drained: list[int] = []
+    worker_pool, supervisor, lost = fleet_of(cluster, drained)
+    worker_pool.look()
+    supervisor.all_up()
+    supervisor.roles["worker-0"].status["node"] = "old"
+    cluster.draining = frozenset({"old"})
+    worker_pool.look()
+    for name, flushed, is_preempted in (
+        ("worker-0", 7, False),  # its node drains
+        ("worker-1", 5, True),  # its process was told by SIGTERM
+        ("worker-2", 3, False),  # an elastic run let it go
+    ):
+        role = supervisor.roles[name]
+        said = {"open_rows": 0, "flushed_rows": flushed, "is_preempted": is_preempted}
+        role.status |= {"open_rows": 0, "left_with": said}
+        role.on_down()
+    supervisor.roles["worker-0"].on_down()  # the next process of that slot died
+    assert drained == [7, 5]
+    assert sum(lost) == 0
 
 
 def test_too_few_workers_end_the_run_with_the_reasons(cluster: Cluster) -> None:
