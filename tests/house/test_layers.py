@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
     {"worldloom.algorithms.registry", "worldloom.algorithms.model_registry"},
     {"worldloom.training", "worldloom.evaluation", "worldloom.testing"},
     {"worldloom.distributed"},
+    {"worldloom.export"},
     {"worldloom.factory", "worldloom.agent", "worldloom.completion"},
     {"worldloom.commands"},
     {"worldloom.__main__"},

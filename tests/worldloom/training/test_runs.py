@@ -108,7 +108,7 @@ def test_tdmpc2_encodes_and_imagines_what_the_agent_s_model_computes(runs: Path)
     assert torch.equal(model.predict(state, action).features, agent.model.next_latent(z, action))
     trajectory = model.imagine(state, action[None])
     assert torch.equal(trajectory.rewards[0, :, 0], agent.model.reward(z, action))
-    assert model.config.gamma == agent._discount
+    assert model.config.gamma == agent.discount
     saved = (model.config.horizon, model.config.num_samples, model.config.num_elites)
     assert saved == (3, 8, 2)
 

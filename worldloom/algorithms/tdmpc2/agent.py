@@ -88,10 +88,10 @@ class TDMPC2Policy:
             num_q=architecture.num_q,
             images=len(architecture.image_keys),
         )
-        self._planner = PlannerSettings(
+        self.planner = PlannerSettings(
             min_std=config.min_std, max_std=config.max_std, temperature=config.temperature
         )
-        self._discount = config.discount or 1.0
+        self.discount = config.discount or 1.0
         self._transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
         self._decide: Decide = self._plan
 
@@ -137,8 +137,8 @@ class TDMPC2Policy:
                 z[i:j],
                 mean[i:j],
                 draws.rows(i, j),
-                self._planner,
-                self._discount,
+                self.planner,
+                self.discount,
                 explore=explore,
             )
             for i, j in self._chunks(len(previous))
@@ -228,7 +228,7 @@ class TDMPC2Agent(TDMPC2Policy):
         self.target = make_critics(self.model.architecture).to(self.device)
         self.target.load_state_dict(self.model.critics.state_dict())
         losses = LossSettings(
-            discount=self._discount,
+            discount=self.discount,
             rho=config.rho or 1.0,
             consistency_coef=config.consistency_coef,
             reward_coef=config.reward_coef,
