@@ -26,6 +26,7 @@ from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import to_json
 from worldloom.distributed import distributed
 from worldloom.export import command as export_command
+from worldloom.hub import command as hub_command
 
 __all__ = ["main"]
 
@@ -94,7 +95,7 @@ def _of_run(command: str, words: Sequence[str]) -> int:
 
 
 def _names() -> list[str]:
-    return [*RUN_COMMANDS, "export", "models", "info", "imagine", "completion"]
+    return [*RUN_COMMANDS, "export", "push", "models", "info", "imagine", "completion"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         if name != "evaluate":
             commands.add_parser(name, help=text)
     export_command.add_parser(commands)
+    hub_command.add_parser(commands)
     completion = commands.add_parser("completion", help="lines that a shell completes words with")
     completion.add_argument("shell", choices=list(SHELLS), help="source <(worldloom completion X)")
     completion.set_defaults(run=lambda options: sys.stdout.write(SHELLS[options.shell]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import expanded
+from worldloom.hub.fetching import is_address
 
 __all__ = ["add_parser", "run"]
 
@@ -82,10 +83,11 @@ def run(options: argparse.Namespace) -> None:
 def _folder(options: argparse.Namespace) -> Path:
     if options.output is not None:
         return expanded(options.output, "--output")
-    place = expanded(options.run_dir, "RUN")
-    if place.exists() and not (place / "config.json").exists():
+    is_far = is_address(options.run_dir)
+    place = Path() if is_far else expanded(options.run_dir, "RUN")
+    if is_far or (place.exists() and not (place / "config.json").exists()):
         raise ConfigurationError(
-            f"output: {place} is no run folder, in which the policy could lie; name a folder with "
-            "-o FOLDER"
+            f"output: {options.run_dir} is no run folder, in which the policy could lie; name a "
+            "folder with -o FOLDER"
         )
     return place / "policy"

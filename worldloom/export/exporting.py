@@ -38,6 +38,7 @@ from worldloom.export.recording import (
     record,
     steps_per_second,
 )
+from worldloom.hub.fetching import located
 from worldloom.training.saved_agents import SavedAgent
 
 __all__ = ["FILES", "Exported", "Format", "Precision", "export_policy"]
@@ -117,7 +118,7 @@ def export_policy(
     _check_folder(place)
     if format == "onnx":
         tracing.needs_onnx()
-    saved = SavedAgent.read(expanded(path_or_run, "path_or_run"))
+    saved = SavedAgent.read(located(path_or_run, "path_or_run"))
     if format == "safetensors":
         return _weights_alone(saved, place)
     saved = _configured(saved, samples)

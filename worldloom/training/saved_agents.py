@@ -154,7 +154,8 @@ class SavedAgent:
             "origin": dict(self.origin),
         }
         try:
-            save_tree(folder, {"learner": {"agent": self.state}}, facts)
+            steps = int(self.origin.get("train_steps") or 0)
+            save_tree(folder, {"learner": {"agent": self.state, "train_steps": steps}}, facts)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from error
 
