@@ -1,12 +1,7 @@
 """``worldloom export``: what it writes decides as the agent does, or nothing is written."""
 
-import dataclasses
-import importlib.util
 import json
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +11,19 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from tests.worldloom.export.playing import (
+    graph_of,
+    returns_in_torch,
+    returns_without_torch,
+    runner_of,
+    without_torch,
+)
 from tests.worldloom.export.small import saved_agent
-from worldloom.algorithms.registry import make_step
 from worldloom.commands import main
 from worldloom.core.exceptions import ConfigurationError, MissingDependencyError
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.export import Exported, export_policy
 from worldloom.export import exporting as module
-from worldloom.export.graph import PolicyGraph
 from worldloom.training.saved_agents import SavedAgent
 
 HERE = "tests.worldloom.export.test_exporting"
@@ -73,42 +73,26 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cartpole": {},
+    "pendulum": {},
+    "planner": {"planner": True, "samples": 6},
+}
+
+
 @pytest.fixture(scope="module")
 def policies(agents: Path) -> dict[str, Exported]:
     """One of each kind, exported once."""
-    kinds: dict[str, dict[str, Any]] = {
-        "cartpole": {"decisions": 60},
-        "pendulum": {"decisions": 120},
-        "planner": {"decisions": 120, "planner": True, "samples": 6},
-    }
     return {
-        kind: export_policy(agent_of(agents, kind), agents / f"{kind}-policy", **options)
-        for kind, options in kinds.items()
+        kind: export_policy(
+            agent_of(agents, kind), agents / f"{kind}-policy", decisions=120, **options
+        )
+        for kind, options in OPTIONS.items()
     }
 
 
 def agent_of(agents: Path, kind: str) -> Path:
     return agents / ("pendulum" if kind == "planner" else kind)
-
-
-def runner_of(folder: Path) -> Any:
-    """The module that was written beside the policy."""
-    spec = importlib.util.spec_from_file_location("run_policy", folder / "run_policy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-def graph_of(path: Path, kind: str) -> PolicyGraph:
-    saved = SavedAgent.read(path)
-    planner = kind == "planner"
-    if planner:
-        saved = dataclasses.replace(saved, agent={**saved.agent, "num_samples": 6})
-    policy = saved.build(device="cpu", seed=0)
-    _, step = make_step(str(saved.agent["name"]), policy, planner=planner)
-    return PolicyGraph(step, saved.env, saved.spaces(), saved.env_config())
 
 
 def test_an_exported_dreamer_decides_as_the_agent_does(policies: dict[str, Exported]) -> None:
@@ -142,7 +126,7 @@ def test_an_exported_dreamer_decides_as_the_agent_does(policies: dict[str, Expor
     assert contract["run"]["train_steps"] == 7
     assert contract["batch"] == "any"
     report = json.loads((found.folder / "parity.json").read_text())
-    assert report["decisions"] == 60
+    assert report["decisions"] == 120
     assert set(report["latency_ms"]) == {"torch", "onnxruntime"}
 
 
@@ -191,7 +175,7 @@ def test_pictures_classes_and_dicts_go_in_and_come_out_raw(
 def test_it_takes_any_number_of_rows(
     kind: str, agents: Path, policies: dict[str, Exported]
 ) -> None:
-    graph = graph_of(agent_of(agents, kind), kind)
+    graph = graph_of(agent_of(agents, kind), **OPTIONS[kind])
     run = module.runner_of(policies[kind].folder / "policy.onnx")
     draw = np.random.default_rng(0)
     inputs = {port.name: port.zeros(5) for port in graph.inputs}
@@ -319,77 +303,11 @@ def test_a_missing_package_names_the_line_that_installs_it(
         export_policy(agents / "cartpole", tmp_path / "policy")
 
 
-def without_torch(folder: Path) -> Path:
-    """The Python of an environment that has what ``run_policy.py`` needs and nothing else."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    target = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    needed = (
-        *("numpy", "numpy.libs", "onnxruntime", "flatbuffers", "google", "packaging"),
-        *("gymnasium", "cloudpickle", "typing_extensions.py", "farama_notifications"),
-    )
-    homes = [Path(entry) for entry in [sysconfig.get_path("purelib"), *sys.path] if entry]
-    for name in needed:
-        found = next((home / name for home in homes if (home / name).exists()), None)
-        if found is not None:
-            (target / name).symlink_to(found)
-    return folder / "bin/python"
-
-
-def returns_without_torch(policy: Path, python: Path, episodes: int) -> list[float]:
-    absent = "import importlib.util as u; assert not u.find_spec('torch')"
-    absent += "; assert not u.find_spec('worldloom')"
-    subprocess.run([python, "-I", "-c", absent], check=True, cwd=policy)
-    told = subprocess.run(
-        [python, "-I", "run_policy.py", str(episodes)],
-        check=True,
-        cwd=policy,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    return [float(line.rpartition(" ")[2]) for line in told.stdout.splitlines()]
-
-
-def returns_in_torch(graph: PolicyGraph, policy: Path, episodes: int) -> list[float]:
-    """The same episodes with the graph in torch, and the same draws."""
-    runner = runner_of(policy)
-
-    class InTorch(runner.Policy):  # type: ignore[name-defined, misc]
-        """The runner with another session."""
-
-        def __init__(self) -> None:
-            super().__init__(policy)
-            self.session = self
-
-        def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-            found = graph.run(feed)
-            return [found[name] for name in names]
-
-    acting = InTorch()
-    made = acting.contract["env"]["gymnasium"]
-    env = gymnasium.make(made["id"], **made["kwargs"])
-    found = []
-    for episode in range(episodes):
-        obs, _ = env.reset(seed=episode)
-        acting.reset()
-        total, is_over = 0.0, False
-        while not is_over:
-            action = acting.act(obs)
-            for _ in range(acting.contract["control"]["action_repeat"]):
-                obs, reward, terminated, truncated, _ = env.step(action)
-                total += float(reward)
-                is_over = terminated or truncated
-                if is_over:
-                    break
-        found.append(total)
-    return found
-
-
 @pytest.mark.parametrize("kind", ["cartpole", "pendulum", "planner"])
 def test_it_plays_without_torch_to_the_same_returns(
     kind: str, agents: Path, policies: dict[str, Exported], tmp_path: Path
 ) -> None:
     policy = policies[kind].folder
     found = returns_without_torch(policy, without_torch(tmp_path / "python"), 3)
-    wanted = returns_in_torch(graph_of(agent_of(agents, kind), kind), policy, 3)
+    wanted = returns_in_torch(graph_of(agent_of(agents, kind), **OPTIONS[kind]), policy, 3)
     assert found == pytest.approx(wanted, rel=1e-2)
