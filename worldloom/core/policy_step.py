@@ -50,7 +50,8 @@ class PolicyStep(Protocol):
             obs: Per key ``[N, ...]``, as the agent's spec of the env has it.
             carry: Per name ``[N, ...]``, float32.
             is_first: ``[N]`` bool; the carry is cleared where it is True.
-            uniform, normal: ``[N, uniform]`` and ``[N, normal]`` float32.
+            uniform: ``[N, uniform]`` float32.
+            normal: ``[N, normal]`` float32.
 
         Returns:
             Actions per key ``[N, ...]``: continuous ones in [-1, 1], discrete ones counted from 0;

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from worldloom.algorithms.registry import make_agent_config, make_step, own_field
+from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, replacing_together, write_json
@@ -130,15 +131,16 @@ def export_policy(
     program, takes_any_batch = tracing.program_of(graph, name)
     with _written(place) as staging:
         path = staging / FILES[format]
-        run = _save(program, graph, name, path, precision)
-        parity = compare(
-            run,
-            recording,
-            graph,
-            runtime="onnxruntime" if format == "onnx" else "torch.export",
-            tolerance=TOLERANCE[precision],
-            observations=source.name,
-        )
+        with _by_runtime(name, precision):
+            run = _save(program, graph, name, path, precision)
+            parity = compare(
+                run,
+                recording,
+                graph,
+                runtime="onnxruntime" if format == "onnx" else "torch.export",
+                tolerance=TOLERANCE[precision],
+                observations=source.name,
+            )
         check(parity, f"precision: {path.name} in {precision}")
         described = contract.describe(saved, **facts) | contract.graph_facts(
             graph, file=path.name, precision=precision, takes_any_batch=takes_any_batch
@@ -224,6 +226,22 @@ def _buildable(env: contextlib.AbstractContextManager[RawEnv]) -> Iterator[RawEn
         yield raw
     finally:
         env.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _by_runtime(agent: str, precision: str) -> Iterator[None]:
+    """The runtime may refuse a model that it was given a moment ago, and it says so in its own
+    words.
+    """
+    try:
+        yield
+    except Exception as error:  # the edge: the runtime's errors have no common class
+        if not type(error).__module__.startswith("onnx"):
+            raise
+        raise ConfigurationError(
+            f"precision: agent {agent!r} in {precision} is not run by onnxruntime "
+            f"({first_line(error)}); use --precision float32, or --format torch"
+        ) from error
 
 
 @contextlib.contextmanager

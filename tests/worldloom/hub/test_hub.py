@@ -146,7 +146,7 @@ def test_a_new_run_begins_with_what_is_on_the_hub(
         (["--agent.latent-dim", "24"], "agent.latent_dim: the run was made with 16, not 24"),
         (["--env", "gym:MountainCarContinuous-v0"], "observations: it knows"),
         (["--init-from", "nowhere"], "init_from: there is nothing at nowhere"),
-        (["--init-from", "hf://nobody"], "hub address must be USER/NAME"),
+        (["--init-from", "hf://walker"], "hub address must be USER/NAME"),
     ],
 )
 def test_a_run_cannot_begin_with_another_agent(
