@@ -22,6 +22,7 @@ from worldloom.core.fields import Bounds, checked
 from worldloom.core.files import expanded
 from worldloom.core.json_text import parse_json
 from worldloom.distributed import distributed
+from worldloom.hub.fetching import located
 from worldloom.training.saved_agents import SavedAgent
 from worldloom.training.trained_policy import TrainedPolicy
 
@@ -111,7 +112,7 @@ class Agent:
         threads: int = 1,
     ) -> Agent:
         """As :func:`load_agent`."""
-        path = expanded(path_or_run, "path_or_run")
+        path = located(path_or_run, "path_or_run")
         checked("num_envs", num_envs, int | None, Bounds(1, MOST_ENVS))
         checked("seed", seed, int, Bounds(0, MOST_SEED))
         checked("threads", threads, int, Bounds(1, 1024))
@@ -237,7 +238,8 @@ def load_agent(
 
     Args:
         path_or_run: A run folder (its newest checkpoint), ``RUN/checkpoints/NAME`` (``best``, or a
-            folder's name), a copy of one, or what :meth:`Agent.save` wrote.
+            folder's name), a copy of one, what :meth:`Agent.save` wrote, or
+            ``hf://USER/NAME[@REVISION]`` on a hub.
         num_envs: Act in this many envs side by side, whose observations and actions are batched as
             in ``gymnasium.vector``; None for one env, without a batch axis.
         device: cpu, cuda, cuda:N, or auto.
@@ -248,6 +250,7 @@ def load_agent(
         ConfigurationError: If there is no agent, no such device, or an earlier version wrote it and
             its env cannot be built here.
         CheckpointError: If the files are damaged, or the run has no checkpoint yet.
+        HubError: If the hub cannot be reached.
 
     Example:
         >>> load_agent("runs/none")

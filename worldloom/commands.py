@@ -1,5 +1,5 @@
-"""The ``worldloom`` command: train, evaluate and watch agents; look at presets and saved models,
-measure them, draw what they imagine.
+"""The ``worldloom`` command: train, evaluate and watch agents, export and share them; look at
+presets and saved models, measure them, draw what they imagine.
 
 What trains and watches is ``worldloom_dist``: ``worldloom train`` is ``python -m
 worldloom_dist.launch``, and so on, with the same flags. ``worldloom --help`` lists all of it.
@@ -26,6 +26,8 @@ from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import to_json
 from worldloom.distributed import distributed
+from worldloom.export import command as export_command
+from worldloom.hub import command as hub_command
 
 __all__ = ["main"]
 
@@ -47,6 +49,7 @@ RUN_COMMANDS = {
 """Command -> its module below ``worldloom_dist``, and its help."""
 MODEL_FLAGS = ("--model", "--data", "--horizon", "--seed", "--test")
 """Flags of ``evaluate`` that measure a world model instead of playing."""
+WRONG_INPUT = (ConfigurationError, CheckpointError, MissingDependencyError, ValueError)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -70,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
         run(options)
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigurationError | CheckpointError | ValueError) else 1
+        return 2 if isinstance(error, WRONG_INPUT) else 1
     except OSError as error:
         sys.stderr.write(
             f"error: {error.filename or 'output'}: cannot be written ({error.strerror or error})\n"
@@ -107,7 +110,7 @@ def _of_run(command: str, words: Sequence[str]) -> int:
 
 
 def _names() -> list[str]:
-    return [*RUN_COMMANDS, "models", "info", "imagine", "completion"]
+    return [*RUN_COMMANDS, "export", "push", "models", "info", "imagine", "completion"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, text) in RUN_COMMANDS.items():
         if name != "evaluate":
             commands.add_parser(name, help=text)
+    export_command.add_parser(commands)
+    hub_command.add_parser(commands)
     completion = commands.add_parser("completion", help="lines that a shell completes words with")
     completion.add_argument("shell", choices=list(SHELLS), help="source <(worldloom completion X)")
     completion.set_defaults(run=lambda options: sys.stdout.write(SHELLS[options.shell]))

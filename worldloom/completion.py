@@ -27,7 +27,7 @@ SHELLS = {
     "'(worldloom __complete (commandline -opc)[2..] (commandline -ct))'\n",
 }
 """Shell -> what it reads at its start: ``source <(worldloom completion bash)``."""
-RUN_COMMANDS = ("evaluate", "enjoy", "plot", "report", "serve", "status")
+RUN_COMMANDS = ("evaluate", "enjoy", "export", "plot", "push", "report", "serve", "status")
 
 
 def completions(words: Sequence[str], commands: Sequence[str]) -> list[str]:

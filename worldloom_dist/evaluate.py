@@ -29,6 +29,7 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.factory import make_env
+from worldloom.hub.fetching import located
 from worldloom_dist.actors.videos import VideoReport, picture_of, save_videos
 from worldloom_dist.run.builders import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.run.cli import read_config
@@ -231,7 +232,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prog=called("evaluate", "worldloom_dist.evaluate"),
         description="Play episodes with a checkpoint of a run.",
     )
-    parser.add_argument("run_dir", type=Path, help="a run folder")
+    parser.add_argument("run_dir", help="a run folder, or hf://USER/NAME")
     parser.add_argument(
         "--checkpoint", default="newest", help="newest, best, or a folder name (default: newest)"
     )
@@ -262,7 +263,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         with stdout_to_stderr():
             result = evaluate(
-                options.run_dir,
+                located(options.run_dir, "run_dir"),
                 checkpoint=options.checkpoint,
                 episodes=options.episodes,
                 videos=options.videos,

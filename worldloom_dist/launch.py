@@ -125,6 +125,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         CheckpointError: If the run that should go on has no checkpoint that fits.
     """
     from worldloom_dist.run.builders import check_checkpoints
+    from worldloom_dist.run.initial_agent import check_initial
     from worldloom_dist.run.outcome import check_trains  # after --help, which answers at once
     from worldloom_dist.run.plan import resolve, resolve_again
 
@@ -135,6 +136,8 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
     check_trains(plan)
     if is_resumed:
         check_checkpoints(plan, folder)
+    else:
+        check_initial(plan)
     port = choose_port(config)
     check_watching(config)
     # a remote cluster may have what this machine lacks

@@ -69,6 +69,8 @@ def small(words: list[str]) -> list[str]:
         return replaced(words, settings)
     if words[0] == "evaluate":
         return replaced(words, {"--episodes": "1", "--max-steps": "20"})
+    if words[0] == "export":
+        return replaced(words, {"--decisions": "20"})
     if words[0] == "enjoy":
         return [
             *replaced([word for word in words if word != "--video"], {"--episodes": "1"}),

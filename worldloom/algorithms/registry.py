@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from worldloom.core.config_base import WorldModelConfig
 from worldloom.core.exceptions import ConfigurationError, ModelNotFoundError, nearest
+from worldloom.core.policy_step import PolicyStep
 from worldloom.core.protocol import Agent, AgentSpec, Policy
 from worldloom.core.specs import EnvSpec
 
@@ -30,6 +31,7 @@ __all__ = [
     "make_agent",
     "make_agent_config",
     "make_policy",
+    "make_step",
     "own_field",
     "trained_config",
     "trained_weights",
@@ -50,6 +52,8 @@ SAME_SETTING: Mapping[str, tuple[str, ...]] = {
 ENTRY_POINTS = "worldloom.agents"
 SPEC_NAMES = ("PRESETS", "DEFAULT_PRESET", "ENV_DEFAULTS", "ARCHITECTURE", "make_spec")
 AGENT_NAMES = ("make_agent", "make_policy")
+STEP_NAMES = ("make_step",)
+"""Of the module ``export``, which an agent may lack that is never exported."""
 
 
 class AgentConfig(Protocol):
@@ -177,6 +181,29 @@ def make_policy(
         config, env, device=device, seed=seed, num_envs=num_envs
     )
     return policy
+
+
+def make_step(name: str, policy: Policy, *, planner: bool) -> tuple[Policy, PolicyStep]:
+    """One decision of a policy of the agent ``name`` as a function of tensors.
+
+    Args:
+        name: ``algorithm:preset``.
+        policy: From :func:`make_policy`, on the CPU, with its weights.
+        planner: Search, where the algorithm has a planner beside a policy that acts alone.
+
+    Returns:
+        The policy that acts as the step does, and the step.
+
+    Raises:
+        ConfigurationError: If the agent has no step, or no planner.
+    """
+    algorithm, _ = _split(name)
+    try:
+        module = _part(algorithm, "export", STEP_NAMES)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"agent {name!r} cannot be exported: {error.message}") from error
+    found: tuple[Policy, PolicyStep] = module.make_step(policy, planner=planner)
+    return found
 
 
 def trained_config(config: AgentConfig, env: EnvSpec, device: str) -> WorldModelConfig:

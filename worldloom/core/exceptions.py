@@ -10,6 +10,7 @@
     ├── BufferError (ValueError)  the replay cannot serve the request (no episode is long)
     ├── MissingDependencyError (ImportError) an optional package is not installed; says which line
     installs it
+    ├── HubError (ConnectionError)  a model hub cannot be reached, or failed
     └── EnvFailureError (RuntimeError)  an environment raised, hung or died
 
 Every leaf also inherits the builtin that fits, and every one survives pickling: ``args`` are the
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "EnvFailureError",
+    "HubError",
     "MissingDependencyError",
     "ModelNotFoundError",
     "ShapeMismatchError",
@@ -117,6 +119,10 @@ class MissingDependencyError(WorldLoomError, ImportError):
     def __str__(self) -> str:
         line = install_line(self.extra) if self.extra else f"pip install {self.package}"
         return f"{self.purpose} needs {self.package}: {line}"
+
+
+class HubError(WorldLoomError, ConnectionError):
+    """A model hub cannot be reached, or failed."""
 
 
 class EnvFailureError(WorldLoomError, RuntimeError):

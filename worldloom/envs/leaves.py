@@ -17,7 +17,7 @@ from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.images import ImageLayout, find_image_layout
 from worldloom.core.specs import ArraySpec
 
-__all__ = ["ActionLeaf", "ObsLeaf", "action_leaf", "has_bounds", "obs_leaf"]
+__all__ = ["ActionLeaf", "Choice", "ObsLeaf", "Rescale", "action_leaf", "has_bounds", "obs_leaf"]
 
 UINT8 = np.dtype(np.uint8)
 FLOAT32 = np.dtype(np.float32)
@@ -120,22 +120,22 @@ def action_leaf(key: str, path: Path, space: Any) -> ActionLeaf:
     """
     if isinstance(space, spaces.Discrete):
         spec = ArraySpec((), "int32", (_classes("action", key, space.n),))
-        return ActionLeaf(path, (), spec, _Choice(np.array(space.start), space.dtype))
+        return ActionLeaf(path, (), spec, Choice(np.array(space.start), space.dtype))
     if isinstance(space, spaces.MultiDiscrete):
         classes = tuple(_classes("action", key, n) for n in space.nvec.reshape(-1))
         return ActionLeaf(
             path,
             space.shape,
             ArraySpec(tuple(space.shape), "int32", classes),
-            _Choice(np.asarray(space.start), space.dtype),
+            Choice(np.asarray(space.start), space.dtype),
         )
     if isinstance(space, spaces.MultiBinary):
         shape = tuple(space.shape)
         spec = ArraySpec(shape, "int32", (2,) * int(np.prod(shape)))
-        return ActionLeaf(path, shape, spec, _Choice(np.array(0), space.dtype))
+        return ActionLeaf(path, shape, spec, Choice(np.array(0), space.dtype))
     if isinstance(space, spaces.Box):
         return ActionLeaf(
-            path, tuple(space.shape), ArraySpec(tuple(space.shape)), _Rescale(key, space)
+            path, tuple(space.shape), ArraySpec(tuple(space.shape)), Rescale(key, space)
         )
     raise ConfigurationError(_unsupported("action", key, space))
 
@@ -332,26 +332,38 @@ class _OneHot:
         return result
 
 
-class _Choice:
-    """Classes counted from 0 -> the env's own numbers and dtype."""
+class Choice:
+    """Classes counted from 0 -> the env's own numbers and dtype.
+
+    Attributes:
+        start: What class 0 is in the env, of the action's shape or one number for all.
+        dtype: Of the env's numbers.
+    """
 
     def __init__(self, start: np.ndarray, dtype: Any) -> None:
-        self._start = start
-        self._dtype = np.dtype(dtype)
+        self.start = start
+        self.dtype = np.dtype(dtype)
 
     def __call__(self, value: np.ndarray) -> Any:
-        native: np.ndarray = (value + self._start).astype(self._dtype)
+        """``[..., *shape]`` classes -> as many of the env's numbers."""
+        native: np.ndarray = (value + self.start).astype(self.dtype)
         return native if native.ndim else native[()]
 
     def inverse(self, native: np.ndarray) -> np.ndarray:
         """The env's own numbers -> classes counted from 0."""
-        flat: np.ndarray = native - self._start
+        flat: np.ndarray = native - self.start
         return flat
 
 
-class _Rescale:
+class Rescale:
     """[-1, 1] -> the bounds of a Box, reached exactly at -1 and 1; components without two bounds
     are not scaled.
+
+    Attributes:
+        dtype, native_low, native_high: Of the Box.
+        bounded: Which components have two bounds.
+        scale, shift, low, high: float64; an action of [-1, 1] is ``action * scale + shift``, inside
+            ``low`` and ``high``.
 
     Raises:
         ConfigurationError: If a bound is NaN, a low one lies above its high one, or no action of
@@ -359,48 +371,49 @@ class _Rescale:
     """
 
     def __init__(self, key: str, space: spaces.Box) -> None:
-        self._dtype = np.dtype(space.dtype)
-        self._native_low = space.low
-        self._native_high = space.high
+        self.dtype = np.dtype(space.dtype)
+        self.native_low = space.low
+        self.native_high = space.high
         bounded = has_bounds(space)
         low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
         _check_bounds(key, low, high, bounded)
         with np.errstate(over="ignore"):
-            self._scale = np.where(
+            self.scale = np.where(
                 bounded, np.where(bounded, high, 1) / 2 - np.where(bounded, low, 0) / 2, 1.0
             )
-            self._shift = np.where(
+            self.shift = np.where(
                 bounded, np.where(bounded, high, 0) / 2 + np.where(bounded, low, 0) / 2, 0.0
             )
-        self._low = low
-        self._high = high
-        self._bounded = bounded
-        self._is_unit = bool(np.all((low == -1) & (high == 1))) and self._dtype.kind == "f"
+        self.low = low
+        self.high = high
+        self.bounded = bounded
+        self._is_unit = bool(np.all((low == -1) & (high == 1))) and self.dtype.kind == "f"
         self._is_exact = True
         self._is_exact = self._reaches(LOWEST, space.low) and self._reaches(HIGHEST, space.high)
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
+        """``[..., *shape]`` in [-1, 1], else cut -> inside the bounds."""
         unit = np.minimum(np.maximum(value, LOWEST), HIGHEST)
         native: np.ndarray
         if self._is_unit:
-            return np.asarray(unit, self._dtype)
-        inside = np.minimum(np.maximum(unit * self._scale + self._shift, self._low), self._high)
+            return np.asarray(unit, self.dtype)
+        inside = np.minimum(np.maximum(unit * self.scale + self.shift, self.low), self.high)
         native = (
-            inside.astype(self._dtype, copy=False)
-            if self._dtype.kind == "f"
+            inside.astype(self.dtype, copy=False)
+            if self.dtype.kind == "f"
             else self._whole(np.rint(inside))
         )
         if not self._is_exact:
-            native = np.where(self._bounded & (unit == HIGHEST), self._native_high, native)
-            native = np.where(self._bounded & (unit == LOWEST), self._native_low, native)
+            native = np.where(self.bounded & (unit == HIGHEST), self.native_high, native)
+            native = np.where(self.bounded & (unit == LOWEST), self.native_low, native)
         return np.asarray(native)
 
     def inverse(self, native: np.ndarray) -> np.ndarray:
         """The bounds of a Box -> [-1, 1], not clipped; a component whose two bounds are
         equal is 0.
         """
-        scale = np.where(self._scale > 0, self._scale, 1.0)
-        unit: np.ndarray = np.where(self._scale > 0, (native - self._shift) / scale, 0.0)
+        scale = np.where(self.scale > 0, self.scale, 1.0)
+        unit: np.ndarray = np.where(self.scale > 0, (native - self.shift) / scale, 0.0)
         return unit
 
     def _reaches(self, end: np.ndarray, bound: np.ndarray) -> bool:
@@ -408,16 +421,16 @@ class _Rescale:
         integers that are no floats.
         """
         reached = self(np.broadcast_to(end, bound.shape))
-        return bool(np.all((reached == bound) | ~self._bounded))
+        return bool(np.all((reached == bound) | ~self.bounded))
 
     def _whole(self, rounded: np.ndarray) -> np.ndarray:
         """Whole floats as the Box's integers; those at the far ends of 64 bits are no integers of
         the dtype and become bounds.
         """
-        above = rounded >= self._high
-        below = rounded <= self._low
-        safe = np.where(above | below, 0.0, rounded).astype(self._dtype)
-        return np.where(above, self._native_high, np.where(below, self._native_low, safe))
+        above = rounded >= self.high
+        below = rounded <= self.low
+        safe = np.where(above | below, 0.0, rounded).astype(self.dtype)
+        return np.where(above, self.native_high, np.where(below, self.native_low, safe))
 
 
 def _check_bounds(key: str, low: np.ndarray, high: np.ndarray, bounded: np.ndarray) -> None:

@@ -8,7 +8,7 @@ says which agent, and the env is built once to see its spaces.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from worldloom.algorithms.registry import make_agent, make_agent_config, make_po
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError, nearest
 from worldloom.core.json_text import parse_json
 from worldloom.core.specs import ArraySpec, EnvSpec
+from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom.training.runs import CONFIG_FILE, MANIFEST_FILE, find_run, run_facts
 
@@ -37,6 +38,7 @@ class SavedAgent:
         env: What its env gives and takes.
         state: Of the agent.
         weights_dtype: What the run makes of weights before its own workers and evaluations act.
+        origin: The run that trained it, its checkpoint and counters, as far as they are known.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class SavedAgent:
     env: EnvSpec
     state: Mapping[str, Any]
     weights_dtype: str = "float32"
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> SavedAgent:
@@ -90,7 +93,9 @@ class SavedAgent:
             env = EnvSpec.from_dict({**seen, "spaces": spaces})
             learner = (run or {}).get("run", {}).get("learner", {})
             dtype = facts.get("weights_dtype") or learner.get("weights_dtype") or "float32"
-            return cls(path, dict(known["agent"]), env, tree["learner"]["agent"], str(dtype))
+            agent = dict(known["agent"])
+            state = tree["learner"]["agent"]
+            return cls(path, agent, env, state, str(dtype), _origin(path, facts, run))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, WorldLoomError):
                 raise
@@ -106,6 +111,56 @@ class SavedAgent:
             CheckpointError: If the weights are of another architecture.
             ConfigurationError: If the agent is not known here.
         """
+        policy, weights = self._built(device, seed)
+        policy.load_weights(weights)
+        return policy
+
+    def weights(self) -> WeightsSnapshot:
+        """What the policy acts with; raises as :meth:`build`."""
+        _, weights = self._built("cpu", 0)
+        return weights
+
+    def save(self, folder: Path) -> Path:
+        """Copy the agent to a folder of its own; returns the folder.
+
+        Raises:
+            ConfigurationError: If the folder holds something else than an agent.
+            CheckpointError: If it cannot be written.
+        """
+        if folder.exists() and not (folder / MANIFEST_FILE).is_file():
+            raise ConfigurationError(
+                f"{folder} exists and holds no agent; name a folder that does not exist"
+            )
+        if folder.exists() and run_facts(folder.absolute().parents[1]) is not None:
+            raise ConfigurationError(
+                f"{folder} is a checkpoint of a run, which goes on from it; name another folder"
+            )
+        self.write(folder)
+        return folder
+
+    def write(self, folder: Path) -> None:
+        """Write the files of :meth:`save` beside what else is in a folder.
+
+        Raises:
+            CheckpointError: If they cannot be written.
+        """
+        from worldloom.envs.space_json import spaces_to_json
+        from worldloom.training.checkpoints import save_tree
+
+        facts: dict[str, Any] = {
+            "agent": dict(self.agent),
+            "env": {**self.env.to_dict(), "spaces": spaces_to_json(*self.spaces())},
+            "weights_dtype": self.weights_dtype,
+            "origin": dict(self.origin),
+        }
+        try:
+            steps = int(self.origin.get("train_steps") or 0)
+            save_tree(folder, {"learner": {"agent": self.state, "train_steps": steps}}, facts)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from error
+
+    def _built(self, device: str, seed: int) -> tuple[Any, WeightsSnapshot]:
+        """An untrained policy, and what it acts with."""
         from worldloom.nn.tensor_files import Allowance, tensors_in
 
         settings = dict(self.agent)
@@ -124,8 +179,7 @@ class SavedAgent:
             from worldloom.nn.snapshot import to_bfloat16
 
             weights = to_bfloat16(weights)
-        policy.load_weights(weights)
-        return policy
+        return policy, weights
 
     def spaces(self) -> tuple[Any, Any]:
         """Observation and action space of the env, as Gymnasium has them.
@@ -172,6 +226,14 @@ class SavedAgent:
     def env_config(self) -> EnvConfig:
         """Name and settings of the env that it was trained in."""
         return EnvConfig.from_settings(self.env.name, self.env.settings).resolved()
+
+
+def _origin(path: Path, facts: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
+    if isinstance(facts.get("origin"), Mapping):
+        return dict(facts["origin"])
+    known: dict[str, Any] = {"run_id": (run or {}).get("run_id"), "checkpoint": path.name}
+    known |= {name: facts.get(name) for name in ("env_steps", "train_steps", "score")}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _check_place(path: Path) -> None:

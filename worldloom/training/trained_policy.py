@@ -12,10 +12,9 @@ import numpy as np
 
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, ShapeMismatchError
 from worldloom.core.specs import ArraySpec
-from worldloom.training.runs import MANIFEST_FILE, run_facts
 from worldloom.training.saved_agents import SavedAgent
 
-__all__ = ["EnvBatch", "TrainedPolicy"]
+__all__ = ["EnvBatch", "TrainedPolicy", "obs_reader", "torch_threads"]
 
 
 class TrainedPolicy:
@@ -47,10 +46,10 @@ class TrainedPolicy:
         self.observation_space, self.action_space = saved.spaces()
         count = num_envs or 1
         # one for each env: stacked frames are an env's own
-        self._readers = [_reader(saved, self.observation_space) for _ in range(count)]
+        self._readers = [obs_reader(saved, self.observation_space) for _ in range(count)]
         self._map_action = ActionMapper(self.action_space)
         self._threads = threads
-        with _threads(threads):
+        with torch_threads(threads):
             self._policy = saved.build(device=str(place_of(device)), seed=seed)
         self._batch = None if num_envs is None else EnvBatch(self, num_envs)
         self._carry = self._policy.initial_carry(count)
@@ -83,7 +82,7 @@ class TrainedPolicy:
             if self._batch is None
             else self._batch.read(obs, first)
         )
-        with _threads(self._threads):
+        with torch_threads(self._threads):
             out = self._policy.act(flat, self._carry, first, explore=explore)
         self._carry = out.carry
         self._is_first = np.zeros(len(first), bool)
@@ -115,35 +114,8 @@ class TrainedPolicy:
         return found
 
     def save(self, folder: Path) -> Path:
-        """Copy the agent to a folder of its own; returns the folder.
-
-        Raises:
-            ConfigurationError: If the folder holds something else than an agent.
-            CheckpointError: If it cannot be written, or the checkpoint is gone.
-        """
-        from worldloom.envs.space_json import spaces_to_json
-        from worldloom.training.checkpoints import save_tree
-
-        if folder.exists() and not (folder / MANIFEST_FILE).is_file():
-            raise ConfigurationError(
-                f"{folder} exists and holds no agent; name a folder that does not exist"
-            )
-        if folder.exists() and run_facts(folder.absolute().parents[1]) is not None:
-            raise ConfigurationError(
-                f"{folder} is a checkpoint of a run, which goes on from it; name another folder"
-            )
-        saved = SavedAgent.read(self.saved.path)
-        spaces = spaces_to_json(self.observation_space, self.action_space)
-        facts: dict[str, Any] = {
-            "agent": dict(saved.agent),
-            "env": {**saved.env.to_dict(), "spaces": spaces},
-            "weights_dtype": saved.weights_dtype,
-        }
-        try:
-            save_tree(folder, {"learner": {"agent": saved.state}}, facts)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from error
-        return folder
+        """As :meth:`SavedAgent.save`, read again from where it lies."""
+        return SavedAgent.read(self.saved.path).save(folder)
 
 
 class EnvBatch:
@@ -196,7 +168,7 @@ class EnvBatch:
         return concatenate(space, single, create_empty_array(space, self._num_envs))
 
 
-def _reader(saved: SavedAgent, space: Any) -> Any:
+def obs_reader(saved: SavedAgent, space: Any) -> Any:
     """From the env's observations to the agent's; those of a vector env of the ALE's come resized
     already.
     """
@@ -204,9 +176,11 @@ def _reader(saved: SavedAgent, space: Any) -> Any:
     from worldloom.envs.wrappers import ObsReader
 
     plain = ObsMapper(space)
-    if plain.specs == dict(saved.env.obs):
+    config = saved.env_config()
+    # a grey stack of three has the shape of one picture in colours: shapes alone decide nothing
+    if plain.specs == dict(saved.env.obs) and (config.ale_vector or not plain.frames):
         return lambda obs, *, first: plain(obs)
-    reader = ObsReader(space, saved.env_config())
+    reader = ObsReader(space, config)
     if reader.specs != dict(saved.env.obs):
         raise CheckpointError(
             f"{saved.path}: the agent observes {_shapes(saved.env.obs)}, and the env's space "
@@ -220,7 +194,8 @@ def _shapes(specs: Mapping[str, ArraySpec]) -> str:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with this many threads in this block."""
     import torch
 
     before = torch.get_num_threads()

@@ -68,6 +68,7 @@ from worldloom_dist.run.builders import (
 )
 from worldloom_dist.run.counts import Counts
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.initial_agent import begin_with
 from worldloom_dist.run.plan import Plan, role_seed
 from worldloom_dist.run.report import Report
 from worldloom_dist.run.signals import StopFlag
@@ -301,6 +302,8 @@ class LocalRuntime:
         if found is not None:
             check_trained_env(self._plan, found[0].name, self._store.facts(found[0]))
             self.learner.load_state_dict(tree["learner"])
+        else:
+            begin_with(self._plan, self.learner.agent)
         if not self._plan.spec.random_prefill or self._has_trained():
             self.learner.publish(waits=True)
         self.workers.begin(tree.get("workers", ()))

@@ -40,6 +40,7 @@ from worldloom_dist.run.builders import (
     trained_facts,
 )
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.initial_agent import begin_with
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan
 from worldloom_dist.runtime.allocator import keep_freed_memory
@@ -202,6 +203,8 @@ class LearnerRole:
         saved = self._group.broadcast(saved)
         if saved is not None:
             self._learner.load_state_dict(saved)
+        else:
+            begin_with(self._plan, self._learner.agent)
         has_trained = self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
         if self._rank == 0 and (has_trained or not self._plan.spec.random_prefill):
             self._publish()

@@ -89,7 +89,7 @@ class VectorKey:
         """Raw ``[N, ...]`` to ``[N, width]``: symlog of numbers, one-hot of classes, zeros where
         the key is missing.
         """
-        flat = value.reshape(len(value), -1)
+        flat = value.reshape(value.shape[0], -1)
         codes = one_hot_groups(flat, self.classes) if self.classes else symlog(flat.float())
         return codes.masked_fill(missing(flat).unsqueeze(-1), 0.0)
 
@@ -188,7 +188,7 @@ class ActionKey:
         """Raw ``[N, ...]`` to ``[N, width]``: classes to one-hot, numbers as they are, zeros where
         the key is missing.
         """
-        flat = value.reshape(len(value), -1)
+        flat = value.reshape(value.shape[0], -1)
         codes = one_hot_groups(flat, self.classes) if self.classes else flat.float()
         return codes.masked_fill(missing(flat).unsqueeze(-1), 0.0)
 
@@ -227,7 +227,7 @@ def missing(flat: Tensor) -> Tensor:
     k] -> [N] bool.
     """
     if not flat.is_signed():  # floats are signed, images' and flags' integers are not
-        return torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+        return torch.zeros(flat.shape[0], dtype=torch.bool, device=flat.device)
     return (flat == (float("-inf") if flat.is_floating_point() else -1)).any(-1)
 
 

@@ -31,7 +31,7 @@ from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
 from worldloom.nn.transfer import HostTransfer
 
-__all__ = ["ActingNetworks", "DreamerV3Policy", "seeded_generator"]
+__all__ = ["ActingNetworks", "DreamerV3Policy", "decide", "seeded_generator"]
 
 
 def seeded_generator(sequence: np.random.SeedSequence, device: torch.device) -> torch.Generator:
@@ -66,6 +66,37 @@ class ActingNetworks(NamedTuple):
             for name, p in module.named_parameters()
         }
         return {name: p.detach() for name, p in named.items() if not name.startswith("dyn.prior")}
+
+
+def decide(
+    networks: ActingNetworks, cell: CellWeights, inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """One decision, a pure function of tensors.
+
+    Args:
+        networks: On one device.
+        cell: Of their dynamics.
+        inputs: ``obs/KEY`` per observation key; ``deter``, ``stoch``, ``action`` of the carry;
+            ``is_first`` [N]; the draws ``posterior`` [N, S], ``uniform`` and ``normal``.
+
+    Returns:
+        ``deter`` and ``stoch`` (float32), the encoded ``action``, and ``classes`` [N, S].
+    """
+    token = networks.enc({name: inputs[f"obs/{name}"] for name in networks.enc.layout.names})
+    keep = 1.0 - inputs["is_first"].float().unsqueeze(-1)
+    state = State(inputs["deter"], inputs["stoch"])
+    state, _, classes = networks.dyn.observe_step(
+        cell, state, inputs["action"], token, keep, inputs["posterior"]
+    )
+    action = networks.actor.sample(
+        networks.actor(torch.cat(state, -1)), inputs["uniform"], inputs["normal"]
+    )
+    return {
+        "deter": state.deter.float(),
+        "stoch": state.stoch.float(),
+        "action": action,
+        "classes": classes,
+    }
 
 
 class DreamerV3Policy:
@@ -144,23 +175,8 @@ class DreamerV3Policy:
         """The decision: next state (float32), encoded action and classes [N, S] from tensors on
         this device, and nothing else.
         """
-        nets = self.networks
         with autocast(self.device, self.config.precision):
-            token = nets.enc({name: inputs[f"obs/{name}"] for name in nets.enc.layout.names})
-            keep = 1.0 - inputs["is_first"].float().unsqueeze(-1)
-            state = State(inputs["deter"], inputs["stoch"])
-            state, _, classes = nets.dyn.observe_step(
-                self._weights(), state, inputs["action"], token, keep, inputs["posterior"]
-            )
-            action = nets.actor.sample(
-                nets.actor(torch.cat(state, -1)), inputs["uniform"], inputs["normal"]
-            )
-        return {
-            "deter": state.deter.float(),
-            "stoch": state.stoch.float(),
-            "action": action,
-            "classes": classes,
-        }
+            return decide(self.networks, self._weights(), inputs)
 
     def load_weights(self, snapshot: WeightsSnapshot) -> None:
         """Act with these weights from now on."""

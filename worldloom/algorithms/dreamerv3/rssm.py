@@ -127,7 +127,7 @@ class RSSM(nn.Module):
         """One recurrent step. Returns deter' [N, D]."""
         deter = state.deter.to(w.w_hid.dtype)
         stoch = state.stoch.to(w.w_hid.dtype)
-        rows = len(deter)
+        rows = deter.shape[0]  # len() would fix the number of rows of an exported step
         blocks = self.sizes.blocks
         x_deter = norm_silu(functional.linear(deter, w.w_deter, w.b_deter), w.s_deter)
         x_stoch = norm_silu(functional.linear(stoch, w.w_stoch, w.b_stoch), w.s_stoch)

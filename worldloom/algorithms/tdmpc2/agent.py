@@ -88,7 +88,7 @@ class TDMPC2Policy:
             num_q=architecture.num_q,
             images=len(architecture.image_keys),
         )
-        self._planner = PlannerSettings(
+        self.planner = PlannerSettings(
             min_std=config.min_std, max_std=config.max_std, temperature=config.temperature
         )
         self.discount = config.discount or 1.0
@@ -137,7 +137,7 @@ class TDMPC2Policy:
                 z[i:j],
                 mean[i:j],
                 draws.rows(i, j),
-                self._planner,
+                self.planner,
                 self.discount,
                 explore=explore,
             )

@@ -99,6 +99,11 @@ class DmcEnv(gymnasium.Env[Any, np.ndarray]):
             self.observation_space = spaces.Dict(boxes)
 
     @property
+    def dt(self) -> float:
+        """Simulated seconds of one control step."""
+        return float(self._env.control_timestep())
+
+    @property
     def step_limit(self) -> int | None:
         """Control steps of an episode, None when there is no limit."""
         limit = self._env._step_limit
