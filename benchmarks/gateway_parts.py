@@ -27,6 +27,7 @@ from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.runtime.allocator import keep_freed_memory
 
 __all__ = [
     "ACTION",
@@ -103,6 +104,7 @@ def serve_vectors(pipe: Any) -> None:
 
 def serve_frames(pipe: Any, shard: Any) -> None:
     """A gateway before a shard."""
+    keep_freed_memory()  # as the gateway of a run
 
     async def run() -> None:
         line = AsyncRpcClient(Found(shard), Shard.append)
@@ -152,6 +154,7 @@ def serve_echo(pipe: Any) -> None:
 
 def serve_shard(pipe: Any) -> None:
     """A shard with a journal, which admits everything."""
+    keep_freed_memory()  # as the shards of a run
 
     async def run(folder: Path) -> None:
         shard = ReplayShard(

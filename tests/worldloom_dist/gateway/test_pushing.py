@@ -289,3 +289,47 @@ def test_a_row_of_an_episode_that_was_not_seen_to_begin_may_only_be_left_out() -
     rig = asyncio.run(work())
     assert rig.shard.writer.num_rows == 1
     assert rig.gateway.meter.skipped == 1
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_bytes_after_a_compressed_array_are_refused(kind, tmp_path) -> None:
+    async def work(tail):
+        pushing = await opened(rig_in(tmp_path / tail.hex(), contract=pictures()))
+        return await push(pushing, compressed(kind, tail=tail))
+
+    assert "column 'obs'" in asyncio.run(work(b"\x01")).refusal.message
+    assert asyncio.run(work(b"")).stored == 1
+
+
+def test_pictures_that_come_compressed_are_stored_as_they_came(tmp_path) -> None:
+    from worldloom.data.codec import decode_rows
+
+    contract = pictures()
+
+    async def work():
+        rig = rig_in(tmp_path, contract=contract)
+        request = compressed("zstd")
+        await push(await opened(rig), request)
+        return rig.shard.chunks[0].payload, request.column["obs"].data
+
+    payload, frame = asyncio.run(work())
+    assert frame in payload
+    assert np.array_equal(decode_rows(payload, contract.columns)["obs"], PICTURES)
+
+
+PICTURES = np.repeat(np.arange(3, dtype=np.uint8), 64 * 64 * 3).reshape(3, 64, 64, 3)
+
+
+def pictures():
+    from dataclasses import replace
+
+    base = contract_of()
+    spec = replace(base.env_spec, obs={"obs": ArraySpec((64, 64, 3), "uint8")})
+    return replace(base, env_spec=spec, columns=spec.columns())
+
+
+def compressed(kind, tail=b""):
+    request = chunk(obs=None)
+    request.column["obs"].CopyFrom(encode_tensor(PICTURES, compress=kind))
+    request.column["obs"].data += tail
+    return request
