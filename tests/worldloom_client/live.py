@@ -20,12 +20,7 @@ class Live:
 
     def kill(self) -> None:
         """End without a word, as a process that is killed does."""
-
-        async def end():
-            await self.thread.server._server.stop(None)
-
-        self.thread.call(end())
-        self.thread._end()
+        self.thread.abort()
 
 
 @contextlib.contextmanager

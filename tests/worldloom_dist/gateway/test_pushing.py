@@ -147,8 +147,7 @@ def test_rows_keep_their_version_and_source_and_have_empty_latents(tmp_path) -> 
 
 def test_weights_that_no_question_has_shown_yet_are_looked_for(tmp_path) -> None:
     async def work():
-        rig = rig_in(tmp_path)
-        rig.gateway._version = lambda: (0, 0)
+        rig = rig_in(tmp_path, version=(0, 0))
         return await push(await opened(rig), chunk(version=(1, 7)))
 
     assert not asyncio.run(work()).HasField("refusal")
@@ -198,9 +197,8 @@ def test_sessions_that_act_and_that_push_are_told_apart(tmp_path) -> None:
             with pytest.raises(RefusalError) as caught:
                 await rig.open(**more)
             found.append((caught.value.code, caught.value.message))
-        rig.gateway._append = None
         with pytest.raises(RefusalError) as caught:
-            await rig.open(push=True)
+            await Rig(append=None).open(push=True)
         found.append((caught.value.code, caught.value.message))
         return rig, acting, pushing, found
 
