@@ -70,18 +70,11 @@ def sources(shard):
 def test_rows_that_replay_does_not_want_yet_are_spooled_and_pushed_later(tmp_path) -> None:
     shard = KeptShard(contract_of().columns, tmp_path / "shard")
     with live(shard=shard, contract=contract_of(held_chunks=2)) as server:
-
-        async def hold():
-            shard.permits.clear()
-
-        async def go():
-            shard.permits.set()
-
-        server.thread.call(hold())
+        server.hold()
         session = connect(server.address, on_hold="spool", spool=tmp_path / "spool")
         env, now = play(session, 60)
         assert session.spooled_bytes > 0
-        server.thread.call(go())
+        server.let_go()
         wait_until(lambda: session.spooled_bytes == 0)
         play(session, 40, env, now)
         session.close()
@@ -94,14 +87,7 @@ def test_rows_that_replay_does_not_want_yet_are_spooled_and_pushed_later(tmp_pat
 def test_a_person_may_step_in_while_rows_are_spooled(tmp_path) -> None:
     shard = KeptShard(contract_of().columns, tmp_path / "shard")
     with live(shard=shard, contract=contract_of(held_chunks=1)) as server:
-
-        async def hold():
-            shard.permits.clear()
-
-        async def go():
-            shard.permits.set()
-
-        server.thread.call(hold())
+        server.hold()
         session = connect(server.address, on_hold="spool", spool=tmp_path / "spool")
         env = CountingEnv()
         obs, reward, terminated, truncated = env.reset(seed=0)[0], 0.0, False, False
@@ -116,7 +102,7 @@ def test_a_person_may_step_in_while_rows_are_spooled(tmp_path) -> None:
                 session.executed(action, source="human")
                 told += 1
             obs, reward, terminated, truncated, _ = env.step(action)
-        server.thread.call(go())
+        server.let_go()
         session.close()
         check_all(shard, 60)
         assert sources(shard)[2] == told

@@ -160,14 +160,7 @@ def test_what_is_left_in_a_spool_is_pushed_by_the_next_process(tmp_path) -> None
 def test_a_process_that_is_killed_leaves_whole_chunks(tmp_path) -> None:
     shard = kept_shard(tmp_path)
     server = Live(shard=shard)
-
-    async def hold():
-        shard.permits.clear()
-
-    async def go():
-        shard.permits.set()
-
-    server.thread.call(hold())
+    server.hold()
     done = subprocess.run(
         [sys.executable, "-c", KILLED, server.address, str(tmp_path / "spool")], check=False
     )
@@ -176,7 +169,7 @@ def test_a_process_that_is_killed_leaves_whole_chunks(tmp_path) -> None:
     (folder / "000000000099-0000.tmp").write_bytes(b"half")
     assert not shard.chunks
     assert len(list(folder.glob("*.rows"))) >= 5
-    server.thread.call(go())
+    server.let_go()
     feed(server.address, spool=tmp_path / "spool").close()
     server.thread.stop()
     rows = shard.rows()
@@ -214,19 +207,12 @@ def test_a_full_spool_leaves_rows_out_counts_them_and_joins_nothing(tmp_path) ->
 def test_a_client_is_told_while_the_train_ratio_wants_no_rows(tmp_path) -> None:
     shard = kept_shard(tmp_path)
     with live(shard=shard) as server:
-
-        async def hold():
-            shard.permits.clear()
-
-        async def go():
-            shard.permits.set()
-
-        server.thread.call(hold())
+        server.hold()
         replay = feed(server.address, spool=tmp_path / "spool")
         add_rows(replay, 40)
         wait_until(lambda: replay.is_held)
         assert not shard.chunks
-        server.thread.call(go())
+        server.let_go()
         assert replay.close() == 0
         assert not replay.is_held
         check_counting_rows(shard.rows())
