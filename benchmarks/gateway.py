@@ -1,16 +1,29 @@
-"""What a question through a gateway costs, what a push brings, and how many clients it bears.
+r"""What a question through a gateway costs, what a push brings, and how many clients it bears.
 
-    python benchmarks/gateway.py                      # up to 8 minutes and the 10 of the camera;
+    python benchmarks/gateway.py                      # 13 minutes, see --help for each stage;
                                                       # writes benchmarks/results/gateway.json
-    python benchmarks/gateway.py --camera-seconds 0   # without it
+    python benchmarks/gateway.py --stages push        # the file keeps what the others wrote
     python benchmarks/gateway.py --scale 0.05 --camera-seconds 5 --output /tmp/gateway.json
+
+On a quiet machine: questions 20 s, push 5 s, clients 40 s, import 1 s, ray_serve 1 to 2 minutes,
+camera 11 minutes (10 of them are measured; --camera-seconds). --scale is for the first three and
+ray_serve.
+
+Ray Serve needs packages that nothing here needs, so it runs in an environment of its own, which
+sees the packages of this one:
+
+    python -m venv /tmp/serve
+    python -c "import sys; print(*filter(None, sys.path), sep='\n')" \
+        > "$(echo /tmp/serve/lib/python3*/site-packages)/here.pth"
+    /tmp/serve/bin/pip install starlette fastapi uvicorn grpcio-reflection
+    python benchmarks/gateway.py --serve-python /tmp/serve/bin/python
 
 Each stage gives rows with a value, its unit, and its target beside it. Servers are processes of
 their own. In ``questions`` and ``clients`` the policy answers at once and replay takes everything,
 so what is measured is the gateway's own share; beside it, in the same run, the same client asks a
 bare gRPC echo of messages of the same size, and Ray Serve's gRPC proxy before a replica that
-answers at once (left out, and said to be, where ``ray[serve]`` is not installed). In ``push`` both
-the worker and the client pack frames and see them acknowledged by the journal of one shard. In
+answers at once (left out, and said to be, where its packages are not there). In ``push`` both the
+worker and the client pack frames and see them acknowledged by the journal of one shard. In
 ``camera`` a whole run trains ``dreamerv3:ci`` while a client asks 50 times a second.
 """
 
@@ -18,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import queue
@@ -48,9 +60,9 @@ from gateway_parts import (
     process,
     serve_echo,
     serve_frames,
-    serve_ray,
     serve_shard,
     serve_vectors,
+    serving,
 )
 
 from worldloom.core.sequence import StreamId
@@ -177,16 +189,24 @@ def _ask_echo(
     return found
 
 
-def ray_serve(scale: float) -> list[Row]:
-    """The same question of 4 envs to Ray Serve's gRPC proxy, and to ours right after it."""
-    missing = [name for name in SERVE_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        return [{"name": "Ray Serve", "skipped": f"ray[serve] needs {', '.join(missing)}"}]
+def ray_serve(scale: float, python: str) -> list[Row]:
+    """The same question of 4 envs to Ray Serve's gRPC proxy, and to ours right after it.
+
+    Args:
+        scale: Share of the usual questions.
+        python: Interpreter that has what Ray Serve needs.
+    """
+    found = subprocess.run(
+        [python, "-c", f"import {', '.join(SERVE_PACKAGES)}"], capture_output=True, check=False
+    )
+    if found.returncode:
+        needed = ", ".join(SERVE_PACKAGES)
+        return [{"name": "Ray Serve", "skipped": f"{python} cannot import {needed}; see --help"}]
     count = int(1500 * scale) + 10
     request = message("ActRequest")(
         env=range(4), obs=[encode_tensor(np.zeros((4, OBS), np.float32))]
     )
-    with process(serve_ray) as (port, server), process(serve_vectors) as (own_port, own_server):
+    with serving(python) as (port, server), process(serve_vectors) as (own_port, own_server):
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             act = channel.unary_unary(
                 method("PolicyService", "Act"),
@@ -347,7 +367,7 @@ def clients(scale: float) -> list[Row]:
     ]
 
 
-def importing(_: float) -> list[Row]:
+def importing() -> list[Row]:
     """A program that imports the client; the best of five."""
     found = []
     for _ in range(5):
@@ -430,12 +450,13 @@ def _drive_camera(port: int, seconds: float) -> list[Row]:
     ]
 
 
-STAGES: dict[str, Callable[[float], list[Row]]] = {
-    "questions": questions,
-    "push": push,
-    "clients": clients,
-    "import": importing,
-    "ray_serve": ray_serve,
+STAGES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "questions": lambda options: questions(options.scale),
+    "push": lambda options: push(options.scale),
+    "clients": lambda options: clients(options.scale),
+    "import": lambda _: importing(),
+    "ray_serve": lambda options: ray_serve(options.scale, options.serve_python),
+    "camera": lambda options: camera(options.camera_seconds),
 }
 
 
@@ -444,19 +465,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stages", nargs="*", choices=[*STAGES, "camera"], default=None)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual questions")
     parser.add_argument("--camera-seconds", type=float, default=600.0)
+    parser.add_argument(
+        "--serve-python", default=sys.executable, help="interpreter for Ray Serve, see above"
+    )
     default = Path(__file__).parent / "results" / "gateway.json"
     parser.add_argument("--output", type=Path, default=default)
     options = parser.parse_args()
-    wanted = options.stages or [*STAGES, "camera"]
-    result: dict[str, Any] = {"context": context(), "action": ACTION, "stages": {}}
-    for name in wanted:
+    result: dict[str, Any] = {"action": ACTION, "stages": {}}
+    if options.output.exists():
+        result["stages"] = json.loads(options.output.read_text())["stages"]
+    for name in options.stages:
+        made = context()
         began = time.perf_counter()
-        rows = camera(options.camera_seconds) if name == "camera" else STAGES[name](options.scale)
+        rows = STAGES[name](options)
         took = round(time.perf_counter() - began, 1)
-        result["stages"][name] = {"seconds": took, "rows": rows}
+        result["stages"][name] = {"context": made, "seconds": took, "rows": rows}
         for found in rows:
             print(f"{name:10} {json.dumps(found)}", flush=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +30,7 @@ from worldloom_dist.replay.shard import ReplayShard
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.async_client import AsyncRpcClient
 from worldloom_dist.rpc.connection import Endpoint, RpcServer
+from worldloom_dist.runtime.allocator import keep_freed_memory
 
 __all__ = [
     "ACTION",
@@ -42,6 +46,7 @@ __all__ = [
     "serve_ray",
     "serve_shard",
     "serve_vectors",
+    "serving",
 ]
 
 OBS = 24
@@ -57,6 +62,7 @@ FRAMES = EnvSpec(
     action={"action": ArraySpec((), "int64", (18,))},
 )
 SERVE_PORT = 19_555
+SERVING = "serving"
 
 
 class Found(ActorClient[Shard]):
@@ -91,6 +97,30 @@ def process(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[Any, p
         child.join(10)
 
 
+@contextlib.contextmanager
+def serving(python: str) -> Iterator[tuple[int, psutil.Process]]:
+    """Ray Serve as :func:`serve_ray` starts it, by another interpreter; gives its port."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    child = subprocess.Popen(
+        [python, "-c", "import gateway_parts; gateway_parts.serve_ray()"],
+        env={**os.environ, "PYTHONPATH": paths, "RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            if line.startswith(SERVING):
+                break
+        else:
+            raise RuntimeError(f"Ray Serve did not start with {python}")
+        yield SERVE_PORT, psutil.Process(child.pid)
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
 def serve_vectors(pipe: Any) -> None:
     """A gateway whose policy answers at once, and whose replay takes everything."""
 
@@ -103,6 +133,7 @@ def serve_vectors(pipe: Any) -> None:
 
 def serve_frames(pipe: Any, shard: Any) -> None:
     """A gateway before a shard."""
+    keep_freed_memory()  # as the gateway of a run
 
     async def run() -> None:
         line = AsyncRpcClient(Found(shard), Shard.append)
@@ -152,6 +183,7 @@ def serve_echo(pipe: Any) -> None:
 
 def serve_shard(pipe: Any) -> None:
     """A shard with a journal, which admits everything."""
+    keep_freed_memory()  # as the shards of a run
 
     async def run(folder: Path) -> None:
         shard = ReplayShard(
@@ -182,8 +214,9 @@ def add_policy_service(_: Any, server: Any) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
 
-def serve_ray(pipe: Any) -> None:
-    """Ray Serve's gRPC proxy before one replica that answers at once."""
+def serve_ray() -> None:
+    """Ray Serve's gRPC proxy before one replica that answers at once; says when it is up."""
+    import signal
     import time
 
     import ray
@@ -207,5 +240,6 @@ def serve_ray(pipe: Any) -> None:
             return message("ActResponse")(action=[action])
 
     serve.run(Policy.bind(), name="policy", route_prefix="/policy")
-    pipe.send(SERVE_PORT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # ends Ray, too
+    print(SERVING, flush=True)
     time.sleep(3600)

@@ -12,7 +12,7 @@ takes them, later where it is away or its train ratio wants no more. Each is sto
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -59,19 +59,33 @@ def feed(address: str, *, spool: Any, **settings: Any) -> Feed:
 
 
 class _Open:
-    """The open chunk of one env.
+    """The open chunk of one env. An episode begins in its first row, if in any, and ends in its
+    last one.
 
     Args:
-        buffers: Per column ``[rows, ...]``.
+        buffers: ``[rows, ...]`` for each array of a row, in order.
     """
 
-    def __init__(self, buffers: dict[str, np.ndarray]) -> None:
+    def __init__(self, buffers: list[np.ndarray]) -> None:
         self.buffers = buffers
-        self.rows = 0
+        self.rewards: list[float] = []
+        self.is_first = False
+        self.terminated = False
+        self.truncated = False
         self.seq = 0
         self.next_number = 0
         self.source = ""
         self.version = (0, 0)
+
+    def scalars(self) -> dict[str, np.ndarray]:
+        """The columns that are no arrays of a space, ``[rows]`` each."""
+        rows = len(self.rewards)
+        flags = np.zeros((3, rows), bool)
+        flags[0, 0] = self.is_first
+        flags[1, -1] = self.terminated
+        flags[2, -1] = self.truncated
+        reward = np.array(self.rewards, np.float32)
+        return dict(zip(SCALARS, (reward, *flags), strict=True))
 
 
 class Feed:
@@ -107,8 +121,10 @@ class Feed:
         self._compress: Literal["", "zlib", "zstd"] = "zlib" if settings.compress else ""
         if "zstd" in described.features and has_zstd():
             self._compress = "zstd"  # pictures shrink in less time than it takes to send them
-        self._obs = [(_column("obs", spec), spec) for spec in self.obs_specs]
-        self._action = [(_column("action", spec), spec) for spec in self.action_specs]
+        self._columns = [
+            *(_column("obs", spec) for spec in self.obs_specs),
+            *(_column("action", spec) for spec in self.action_specs),
+        ]
         self._envs = [_Open(self._buffers()) for _ in range(settings.num_envs)]
         self._is_ended = [True] * settings.num_envs
         self._is_closed = False
@@ -163,15 +179,17 @@ class Feed:
         is_last = bool(terminated or truncated) and not is_first
         if action is None and not is_last:
             raise WireError("action: got none; it may be left out in the last row of an episode")
-        arrays = _checked(obs, self._obs, "obs")
-        ran = {} if action is None else _checked(action, self._action, "action")
-        for name, spec in self._action if ran else ():
-            check_action(ran[name], spec, f"action {spec.name!r}")
+        arrays: list[Any] = _checked(obs, self.obs_specs, "obs")
+        if action is not None:
+            ran = _checked(action, self.action_specs, "action")
+            for spec, array in zip(self.action_specs, ran, strict=True):
+                check_action(array, spec, "action")
+            arrays += ran
         self._is_ended[env] = is_last
         self._put(
             env,
             self._envs[env].next_number,
-            arrays | ran,
+            arrays,
             0.0 if is_first else float(reward),
             (is_first, bool(terminated) and not is_first, bool(truncated) and not is_first),
             source,
@@ -180,9 +198,9 @@ class Feed:
 
     def take(self, env: int, row: Row) -> None:
         """One complete row of a session."""
-        arrays = {name: row.obs[spec.name] for name, spec in self._obs}
+        arrays: list[Any] = [row.obs[spec.name] for spec in self.obs_specs]
         if row.ran is not None:
-            arrays |= {name: row.ran[spec.name] for name, spec in self._action}
+            arrays += [row.ran[spec.name] for spec in self.action_specs]
         flags = (row.is_first, row.terminated, row.truncated)
         self._put(env, row.number, arrays, row.reward, flags, row.source, row.version)
 
@@ -190,34 +208,38 @@ class Feed:
         self,
         env: int,
         number: int,
-        arrays: Mapping[str, np.ndarray],
+        arrays: list[Any],
         reward: float,
         flags: tuple[bool, bool, bool],
         source: str,
         version: tuple[int, int],
     ) -> None:
-        """Copy a row into the open chunk, after closing it where the row does not belong to it."""
+        """Copy a row into the open chunk, after closing it where the row does not belong to it.
+
+        Args:
+            arrays: In the order of the columns; those of the action may be missing in the last row
+                of an episode, where nothing is done.
+        """
         chunk = self._envs[env]
         is_first, terminated, truncated = flags
         follows = number == chunk.next_number
         is_alike = (chunk.source, chunk.version) == (source, version)
-        if chunk.rows and (is_first or not follows or not is_alike):
+        if chunk.rewards and (is_first or not follows or not is_alike):
             self._close_chunk(env)
         if not follows and not is_first:
             chunk.seq += 1  # rows are missing here
         chunk.next_number = number + 1
         chunk.source = source
         chunk.version = version
-        place = chunk.rows
-        for name, array in arrays.items():
-            chunk.buffers[name][place] = array
-        if len(arrays) < len(self._obs) + len(self._action):  # the last row, where nothing is done
-            for name, _ in self._action:
-                chunk.buffers[name][place] = 0
-        for name, value in zip(SCALARS, (reward, *flags), strict=True):
-            chunk.buffers[name][place] = value
-        chunk.rows = place + 1
-        if terminated or truncated or chunk.rows == self._max_rows:
+        place = len(chunk.rewards)
+        missing = len(chunk.buffers) - len(arrays)
+        for buffer, array in zip(chunk.buffers, arrays + [0] * missing, strict=True):
+            buffer[place] = array
+        chunk.rewards.append(reward)
+        chunk.is_first |= is_first
+        chunk.terminated = terminated
+        chunk.truncated = truncated
+        if terminated or truncated or place + 1 == self._max_rows:
             self._close_chunk(env)
 
     def flush(self) -> None:
@@ -270,30 +292,29 @@ class Feed:
 
     def _close_chunk(self, env: int) -> None:
         chunk = self._envs[env]
-        if not chunk.rows:
+        if not chunk.rewards:
             return
         data = self._request(env, chunk).SerializeToString()
         if not self._spool.put(self._folder, env, chunk.seq, data):
-            self.rows_skipped += chunk.rows
+            self.rows_skipped += len(chunk.rewards)
         chunk.seq += 1
-        chunk.rows = 0
+        chunk.rewards = []
+        chunk.is_first = False
 
     def _request(self, env: int, chunk: _Open) -> Any:
         request = PushRequest(env=env, seq=chunk.seq, source=SOURCES[chunk.source])
         request.version.incarnation, request.version.update = chunk.version
-        for name, buffer in chunk.buffers.items():
-            tensor = encode_tensor(buffer[: chunk.rows], compress=self._compress)
-            request.column[name].CopyFrom(tensor)
+        rows = len(chunk.rewards)
+        arrays = {
+            name: buffer[:rows] for name, buffer in zip(self._columns, chunk.buffers, strict=True)
+        }
+        for name, array in {**arrays, **chunk.scalars()}.items():
+            request.column[name].CopyFrom(encode_tensor(array, compress=self._compress))
         return request
 
-    def _buffers(self) -> dict[str, np.ndarray]:
-        size = self._max_rows
-        named = {
-            name: np.zeros((size, *spec.shape), spec.dtype)
-            for name, spec in (*self._obs, *self._action)
-        }
-        flags = {name: np.zeros(size, bool) for name in SCALARS[1:]}
-        return {**named, "reward": np.zeros(size, np.float32), **flags}
+    def _buffers(self) -> list[np.ndarray]:
+        specs = (*self.obs_specs, *self.action_specs)
+        return [np.zeros((self._max_rows, *spec.shape), spec.dtype) for spec in specs]
 
     def _most_rows(self, limits: Any) -> int:
         row_bytes = sum(spec.nbytes for spec in (*self.obs_specs, *self.action_specs)) + FLAG_BYTES
@@ -358,21 +379,18 @@ def _column(group: str, spec: Spec) -> str:
     return group if spec.name == group else f"{group}/{spec.name}"
 
 
-def _checked(value: Any, specs: Sequence[tuple[str, Spec]], group: str) -> dict[str, np.ndarray]:
-    """Arrays by column, if they are what the run stores; nothing is copied.
+def _checked(value: Any, specs: Sequence[Spec], group: str) -> list[np.ndarray]:
+    """Arrays in the order of the specs, if they are what the run stores; nothing is copied.
 
     Raises:
         WireError: Says what is not.
     """
-    if isinstance(value, Mapping) or len(specs) != 1:
-        from worldloom_client.state import single
+    if type(value) is np.ndarray and len(specs) == 1:  # most rows
+        return [checked(value, specs[0], f"{group} {specs[0].name!r}")]
+    from worldloom_client.state import single
 
-        given = single(value, group, [spec for _, spec in specs])
-        names = {spec.name for _, spec in specs}
-        if set(given) != names:
-            raise WireError(f"{group}: got keys {sorted(given)}, expected {sorted(names)}")
-        return {
-            name: checked(given[spec.name], spec, f"{group} {spec.name!r}") for name, spec in specs
-        }
-    name, spec = specs[0]
-    return {name: checked(value, spec, f"{group} {spec.name!r}")}
+    given = single(value, group, specs)
+    names = {spec.name for spec in specs}
+    if set(given) != names:
+        raise WireError(f"{group}: got keys {sorted(given)}, expected {sorted(names)}")
+    return [checked(given[spec.name], spec, f"{group} {spec.name!r}") for spec in specs]

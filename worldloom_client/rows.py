@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldloom_client.errors import WireError
-from worldloom_client.wire import Spec
+from worldloom_client.wire import Spec, all_finite
 
 __all__ = ["LARGEST", "Action", "Row", "as_array", "checked", "checked_array"]
 
@@ -80,8 +80,26 @@ def checked(value: Any, spec: Spec, what: str, lead: tuple[int, ...] = ()) -> np
     shape = (*lead, *spec.shape) if lead else spec.shape
     if given.shape != shape:
         raise WireError(f"{what}: got shape {given.shape}, expected {shape}")
-    if given.dtype != spec.dtype and not np.can_cast(given.dtype, spec.dtype, "same_kind"):
+    is_cast = given.dtype != spec.dtype
+    if is_cast and not np.can_cast(given.dtype, spec.dtype, "same_kind"):
         raise WireError(f"{what}: got {given.dtype}, expected {spec.dtype}")
-    if given.dtype.kind == "f" and not np.isfinite(given).all():
+    if given.dtype.kind == "f" and not all_finite(given):
         raise WireError(f"{what}: holds numbers that are not finite")
+    if is_cast and given.size:
+        _check_range(given, np.dtype(spec.dtype), what)
     return given
+
+
+def _check_range(given: np.ndarray, dtype: np.dtype[Any], what: str) -> None:
+    """Raises:
+    WireError: If a number is too large for the dtype, which would wrap around or be infinite.
+    """
+    if np.can_cast(given.dtype, dtype, "safe"):
+        return
+    limits: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+    for extreme in (given.min(), given.max()):
+        if not limits.min <= extreme <= limits.max:
+            raise WireError(
+                f"{what}: got {extreme}, expected numbers of {dtype}, which are from "
+                f"{limits.min} to {limits.max}"
+            )

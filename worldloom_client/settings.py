@@ -16,6 +16,7 @@ __all__ = ["HOLDS", "Settings", "addresses_of"]
 
 LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 HOLDS = ("wait", "act", "spool")
+LAST_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +93,17 @@ def addresses_of(text: str) -> list[str]:
     """``HOST:PORT``, several with commas.
 
     Raises:
-        ClientError: If there is none.
+        ClientError: If there is none, or one is something else.
     """
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found:
         raise ClientError("address: name at least one HOST:PORT")
+    for address in found:
+        host, _, port = address.rpartition(":")
+        is_port = port.isascii() and port.isdigit() and 1 <= int(port) <= LAST_PORT
+        if not host or not is_port or ("/" in host) or (":" in host and host[0] != "["):
+            raise ClientError(
+                f"address: got {address!r}, expected HOST:PORT with a port from 1 to {LAST_PORT}, "
+                "for example 127.0.0.1:50051 or [::1]:50051"
+            )
     return found

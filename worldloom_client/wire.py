@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import math
 import pkgutil
+import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ __all__ = [
     "POOL",
     "SESSION_KEY",
     "SOURCES",
+    "ZSTD",
     "Spec",
+    "all_finite",
     "check_action",
     "decode_tensor",
     "encode_tensor",
@@ -53,7 +56,8 @@ COMPRESS_FROM_BYTES = 4096
 MOST_TOLD = 16
 """Numbers of an action that a message repeats."""
 DTYPES = {1: "bool", 2: "uint8", 3: "int32", 4: "int64", 5: "float32", 6: "float64"}
-NUMBER_OF = {np.dtype(name): number for number, name in DTYPES.items()}
+NUMPY = {number: np.dtype(name) for number, name in DTYPES.items()}
+NUMBER_OF = {dtype: number for number, dtype in NUMPY.items()}
 
 
 def _pool() -> descriptor_pool.DescriptorPool:
@@ -68,6 +72,7 @@ def _pool() -> descriptor_pool.DescriptorPool:
 POOL = _pool()
 
 
+@functools.cache
 def message(name: str) -> Any:
     """The class of a message of the package, for example ``ActRequest``."""
     found = POOL.FindMessageTypeByName(f"{PACKAGE}.{name}")
@@ -192,11 +197,10 @@ def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> 
         WireError: Names what came and what was expected.
     """
     shape = (*lead, *spec.shape)
-    expected = f"{spec.dtype} {list(shape)}"
     dtype = _dtype(tensor.dtype, what)
-    if dtype != np.dtype(spec.dtype) or tuple(tensor.shape) != shape:
+    if dtype != spec.dtype or tuple(tensor.shape) != shape:
         got = f"{dtype} {list(tensor.shape)[:8]}"
-        raise WireError(f"{what}: got {got}, expected {expected}")
+        raise WireError(f"{what}: got {got}, expected {spec.dtype} {list(shape)}")
     size = math.prod(shape) * dtype.itemsize
     data = tensor.data
     if tensor.encoding == ZLIB:
@@ -208,32 +212,57 @@ def decode_tensor(tensor: Any, spec: Spec, lead: tuple[int, ...], what: str) -> 
             f"{what}: encoding {tensor.encoding} is not known; use 0 (raw), 1 (zlib) or 2 (zstd)"
         )
     if len(data) != size:
-        raise WireError(f"{what}: got {len(data)} bytes, expected {size} for {expected}")
+        told = f"{size} for {spec.dtype} {list(shape)}"
+        raise WireError(f"{what}: got {len(data)} bytes, expected {told}")
     if dtype.kind == "b" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise WireError(f"{what}: holds bytes other than 0 and 1, expected bool")
     array = np.frombuffer(data, dtype).reshape(shape)
-    if dtype.kind == "f" and not np.isfinite(array).all():
+    if dtype.kind == "f" and not all_finite(array):
         raise WireError(f"{what}: holds numbers that are not finite, expected finite ones")
     return array
 
 
+def all_finite(array: np.ndarray) -> bool:
+    """True when no element of a float array is NaN or infinite.
+
+    A sum of squares is finite only if every element is, and takes a fifth of the time; squares of
+    large elements overflow, so only a look at every element can say no.
+    """
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+
+
 def _dtype(number: int, what: str) -> np.dtype[Any]:
-    name = DTYPES.get(number)
-    if name is None:
+    dtype = NUMPY.get(number)
+    if dtype is None:
         raise WireError(f"{what}: dtype number {number} is not known to this version")
-    return np.dtype(name)
+    return dtype
 
 
+@functools.cache
 def has_zstd() -> bool:
     """True where ``zstandard`` is installed."""
     return importlib.util.find_spec("zstandard") is not None
 
 
-@functools.cache
-def _zstd() -> Any:
-    import zstandard
+_local = threading.local()
 
-    return zstandard.ZstdCompressor(level=1)
+
+def _zstd() -> Any:
+    """One per thread: the objects are costly to build and not safe to share."""
+    if not hasattr(_local, "compressor"):
+        import zstandard
+
+        _local.compressor = zstandard.ZstdCompressor(level=1)
+    return _local.compressor
+
+
+def _unzstd() -> Any:
+    """As :func:`_zstd`."""
+    if not hasattr(_local, "decompressor"):
+        import zstandard
+
+        _local.decompressor = zstandard.ZstdDecompressor()
+    return _local.decompressor
 
 
 def _unpack_zstd(data: bytes, size: int, what: str) -> bytes:
@@ -245,7 +274,7 @@ def _unpack_zstd(data: bytes, size: int, what: str) -> bytes:
         promised = zstandard.frame_content_size(data)
         if promised != size:
             raise WireError(f"{what}: the zstd frame says {promised} bytes, expected {size}")
-        found: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+        found: bytes = _unzstd().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise WireError(f"{what}: does not decompress ({error})") from error
     return found
@@ -259,6 +288,8 @@ def _inflate(data: bytes, size: int, what: str) -> bytes:
         raise WireError(f"{what}: does not decompress ({error})") from error
     if len(found) != size or not worker.eof:
         raise WireError(f"{what}: decompresses to another size than the {size} bytes expected")
+    if worker.unused_data:
+        raise WireError(f"{what}: has {len(worker.unused_data)} bytes after the compressed ones")
     return found
 
 
@@ -269,12 +300,22 @@ def check_action(action: np.ndarray, spec: Spec, what: str) -> None:
         WireError: If one is none of the policy's.
     """
     if spec.num_classes:
-        most = np.array(spec.num_classes).reshape(spec.shape)
-        if not ((action >= 0) & (action < most)).all():
+        most = _most(spec)
+        if action.ndim == 0:
+            is_one = 0 <= int(action) < spec.num_classes[0]
+        else:
+            is_one = bool(((action >= 0) & (action <= most)).all())
+        if not is_one:
             got = action.tolist() if action.size < MOST_TOLD else "others"
-            raise WireError(f"{what}: got {got}, expected 0 to {(most - 1).tolist()}")
+            raise WireError(f"{what}: got {got}, expected 0 to {most.tolist()}")
     elif np.dtype(spec.dtype).kind == "f" and action.size and not _is_bounded(action):
         raise WireError(f"{what}: got numbers outside of [-1, 1], where actions are")
+
+
+@functools.lru_cache(maxsize=64)
+def _most(spec: Spec) -> np.ndarray:
+    """The largest number of each component of a discrete action."""
+    return np.array(spec.num_classes).reshape(spec.shape) - 1
 
 
 def _is_bounded(action: np.ndarray) -> bool:

@@ -67,9 +67,7 @@ class Client:
                 obs, reward, terminated, truncated = env.reset()[0], 0.0, False, False
             else:
                 obs, reward, terminated, truncated, _ = env.step(action)
-        if self._dies:
-            session._line.drop()
-        else:
+        if not self._dies:  # else it leaves without a word
             session.close()
             self.stored = session.stored[0]
 

@@ -18,14 +18,17 @@ class Live:
         self.thread = GatewayThread(make, port)
         self.address = f"127.0.0.1:{self.thread.port}"
 
+    def hold(self) -> None:
+        """Replay stores nothing for a while."""
+        self.thread.loop.call_soon_threadsafe(self.rig.shard.permits.clear)
+
+    def let_go(self) -> None:
+        """It stores again."""
+        self.thread.loop.call_soon_threadsafe(self.rig.shard.permits.set)
+
     def kill(self) -> None:
         """End without a word, as a process that is killed does."""
-
-        async def end():
-            await self.thread.server._server.stop(None)
-
-        self.thread.call(end())
-        self.thread._end()
+        self.thread.abort()
 
 
 @contextlib.contextmanager

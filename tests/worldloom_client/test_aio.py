@@ -85,19 +85,13 @@ def test_rows_that_replay_does_not_want_yet_are_spooled_and_pushed_later(tmp_pat
     shard = KeptShard(contract_of().columns, tmp_path / "shard")
 
     async def work(server) -> None:
-        async def hold():
-            shard.permits.clear()
-
-        async def go():
-            shard.permits.set()
-
-        await asyncio.to_thread(server.thread.call, hold())
+        server.hold()
         async with await connect(
             server.address, on_hold="spool", spool=tmp_path / "spool"
         ) as session:
             env, now = await play(session, 60)
             assert session.spooled_bytes > 0
-            await asyncio.to_thread(server.thread.call, go())
+            server.let_go()
             await until(lambda: session.spooled_bytes == 0)
             await play(session, 40, env, now)
         assert session.rows_skipped == 0

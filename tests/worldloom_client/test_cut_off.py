@@ -40,6 +40,16 @@ def relayed(shard, **line):
         server.thread.stop(1.0)
 
 
+def resumed(server):
+    """How many sessions came back."""
+
+    async def count():
+        values, _ = server.rig.gateway.drain_metrics()
+        return values.get("gateway_sessions_opened_total{kind=resumed}")
+
+    return server.thread.call(count())
+
+
 def check_all(shard, rows):
     """Every row is there once, and is what the env counted, however its action was chosen."""
     found = shard.rows()
@@ -60,18 +70,11 @@ def sources(shard):
 def test_rows_that_replay_does_not_want_yet_are_spooled_and_pushed_later(tmp_path) -> None:
     shard = KeptShard(contract_of().columns, tmp_path / "shard")
     with live(shard=shard, contract=contract_of(held_chunks=2)) as server:
-
-        async def hold():
-            shard.permits.clear()
-
-        async def go():
-            shard.permits.set()
-
-        server.thread.call(hold())
+        server.hold()
         session = connect(server.address, on_hold="spool", spool=tmp_path / "spool")
         env, now = play(session, 60)
         assert session.spooled_bytes > 0
-        server.thread.call(go())
+        server.let_go()
         wait_until(lambda: session.spooled_bytes == 0)
         play(session, 40, env, now)
         session.close()
@@ -84,14 +87,7 @@ def test_rows_that_replay_does_not_want_yet_are_spooled_and_pushed_later(tmp_pat
 def test_a_person_may_step_in_while_rows_are_spooled(tmp_path) -> None:
     shard = KeptShard(contract_of().columns, tmp_path / "shard")
     with live(shard=shard, contract=contract_of(held_chunks=1)) as server:
-
-        async def hold():
-            shard.permits.clear()
-
-        async def go():
-            shard.permits.set()
-
-        server.thread.call(hold())
+        server.hold()
         session = connect(server.address, on_hold="spool", spool=tmp_path / "spool")
         env = CountingEnv()
         obs, reward, terminated, truncated = env.reset(seed=0)[0], 0.0, False, False
@@ -106,7 +102,7 @@ def test_a_person_may_step_in_while_rows_are_spooled(tmp_path) -> None:
                 session.executed(action, source="human")
                 told += 1
             obs, reward, terminated, truncated, _ = env.step(action)
-        server.thread.call(go())
+        server.let_go()
         session.close()
         check_all(shard, 60)
         assert sources(shard)[2] == told
@@ -204,12 +200,12 @@ def test_a_gateway_that_takes_the_session_no_more_is_told(tmp_path) -> None:
         play(session, 5)
         relay.cut()
         play(session, 5)
-        session._state.secret = b"another run's" * 5
-        relay.mend()
-        wait_until(lambda: session._returner.is_done)
-        with pytest.raises(RefusedError, match="not given out by this run"):
-            play(session, 1)
-        session.close()
+        with live(key=b"another run's" * 3) as other:
+            relay.to_port = other.thread.port
+            relay.mend()
+            with pytest.raises(RefusedError, match="not given out by this run"):
+                wait_until(lambda: play(session, 1) is None)
+            session.close()
 
 
 def test_a_fallback_goes_with_a_policy_that_does_not_wait() -> None:
@@ -221,7 +217,7 @@ def test_a_fallback_goes_with_a_policy_that_does_not_wait() -> None:
 
 def test_several_envs_go_on_together(tmp_path) -> None:
     shard = KeptShard(contract_of().columns, tmp_path / "shard")
-    with relayed(shard) as (_, relay):
+    with relayed(shard) as (server, relay):
         session = connect(
             relay.address,
             num_envs=3,
@@ -239,7 +235,7 @@ def test_several_envs_go_on_together(tmp_path) -> None:
                 relay.cut()
             if step == 25:
                 relay.mend()
-                wait_until(lambda: session._returner is None or session._returner.is_done)
+                wait_until(lambda: resumed(server))
             new = np.zeros((2, 3), bool)
             for place, env in enumerate(envs):
                 if ended[:, place].any():

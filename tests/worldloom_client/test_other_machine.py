@@ -21,7 +21,6 @@ from tests.worldloom_dist.gateway.parts import contract_of
 from worldloom.envs.toy import CountingEnv
 from worldloom_dist.gateway.server import Access
 
-HOST = "10.77.0.1"
 TOKEN = "0123456789abcdef0123456789abcdef"
 STEPS = 400
 CUT_S = 4.0
@@ -46,18 +45,21 @@ def ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def other_machine():
-    """The name of a namespace that reaches ours over a line of its own, and the line's name."""
+    """The name of a namespace that reaches ours over a line of its own, the line's name, and our
+    address on it, which no other such line has.
+    """
     name = f"wl{uuid.uuid4().hex[:6]}"
+    net = f"10.77.{uuid.uuid4().int % 256}"
     line = f"{name}a"
     try:
         ip("netns", "add", name)
         ip("link", "add", line, "type", "veth", "peer", "name", f"{name}b")
         ip("link", "set", f"{name}b", "netns", name)
-        ip("addr", "add", f"{HOST}/24", "dev", line)
+        ip("addr", "add", f"{net}.1/24", "dev", line)
         ip("link", "set", line, "up")
-        ip("-n", name, "addr", "add", "10.77.0.2/24", "dev", f"{name}b")
+        ip("-n", name, "addr", "add", f"{net}.2/24", "dev", f"{name}b")
         ip("-n", name, "link", "set", f"{name}b", "up")
-        yield name, line
+        yield name, line, f"{net}.1"
     finally:
         subprocess.run(["ip", "link", "del", line], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
@@ -78,23 +80,23 @@ def has_namespaces() -> bool:
 def test_a_client_on_another_machine_goes_on_after_a_cut(tmp_path) -> None:
     if not has_namespaces():
         pytest.skip("network namespaces cannot be made here (needs root and iproute2)")
-    make_signed(tmp_path, make_authority(tmp_path), "server")
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text(TOKEN)
-    access = Access(
-        host=HOST,
-        certificate=tmp_path / "server.pem",
-        key=tmp_path / "server.key",
-        token_file=token,
-    )
-    access.check()
-    with other_machine() as (namespace, line):
+    with other_machine() as (namespace, line, host):
+        make_signed(tmp_path, make_authority(tmp_path), "server", host)
+        access = Access(
+            host=host,
+            certificate=tmp_path / "server.pem",
+            key=tmp_path / "server.key",
+            token_file=token,
+        )
+        access.check()
         netem = ["tc", "qdisc", "add", "dev", line, "root", "netem", "delay", "50ms", "loss", "5%"]
         subprocess.run(netem, check=False, capture_output=True)  # not every kernel has it
         with live(access, contract=contract_of(lease_s=1.0)) as server:
             command = ["ip", "netns", "exec", namespace, sys.executable, "-c", CLIENT]
-            address = f"{HOST}:{server.thread.port}"
+            address = f"{host}:{server.thread.port}"
             client = subprocess.Popen(
                 [*command, str(tmp_path), address, str(STEPS)],
                 stdout=subprocess.PIPE,

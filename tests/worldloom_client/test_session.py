@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import check_counting_rows
+from tests.ports import free_port
 from tests.worldloom_client.live import Live, live
 from tests.worldloom_dist.gateway.parts import contract_of
 from worldloom.core.sequence import StreamId
@@ -69,10 +70,10 @@ def test_many_envs_ask_in_one_question() -> None:
 
 def test_a_client_goes_on_at_another_gateway_and_no_row_is_lost_or_doubled() -> None:
     first = Live()
-    session = connect(first.address)
+    port = free_port()
+    session = connect(f"{first.address},127.0.0.1:{port}")
     env, now = play(session, 14)
-    second = Live(shard=first.rig.shard, index=1)
-    session._line.addresses.append(second.address)
+    second = Live(shard=first.rig.shard, index=1, port=port)
     first.kill()
     play(session, 20, env, now)
     session.close()
@@ -201,7 +202,15 @@ def test_a_wrong_observation_is_refused_here(obs, says) -> None:
         session.act(np.zeros(3, np.float32))
 
 
-def test_what_is_refused_was_not_asked() -> None:
+def test_what_is_refused_was_not_asked(monkeypatch) -> None:
+    from worldloom_dist.gateway import gateway
+    from worldloom_dist.gateway.questions import read_question
+
+    def refuse(request, *contract):
+        """As if the package sent what it would not send."""
+        request.obs[0].shape[1] = 4
+        return read_question(request, *contract)
+
     with live() as server:
         session = connect(server.address)
         env, now = play(session, 3)
@@ -213,10 +222,10 @@ def test_what_is_refused_was_not_asked() -> None:
         with pytest.raises(WireError, match=r"action 'action': got numbers outside of \[-1, 1\]"):
             session.executed(np.array([3.0, 0.0], np.float32))
         session.executed(np.array([0.25, 0.25], np.float32))
-        request = session._state.dialogue.question([0], {"obs": now[0][None]}, [1.0], [0], [0])
-        request.obs[0].shape[1] = 4  # what this package would not send
-        with pytest.raises(RefusedError, match="expected float32"):
-            session._line.ask_until(request)
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway, "read_question", refuse)
+            with pytest.raises(RefusedError, match="expected float32"):
+                session.act(now[0], 1.0)
         play(session, 20, env, now)
         session.close()
         rows = joined(server.rig.shard)

@@ -2,6 +2,7 @@
 run learns Pendulum as well as the demo does with workers of its own.
 """
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.integration.running import PATIENCE, launched
 from tests.ports import free_port
-from tests.worldloom_client.test_other_machine import HOST, TOKEN, has_namespaces, other_machine
+from tests.worldloom_client.test_other_machine import TOKEN, has_namespaces, other_machine
 from tests.worldloom_dist.gateway.certificates import make_authority, make_signed
 
 CLIENT = f"{Path(__file__).parents[2] / 'worldloom_client'}[env]"
@@ -42,20 +43,22 @@ def python(tmp_path_factory) -> Path:
 def test_a_client_without_torch_in_another_namespace_trains_pendulum(python, tmp_path) -> None:
     if not has_namespaces():
         pytest.skip("network namespaces cannot be made here (needs root and iproute2)")
-    make_signed(tmp_path, make_authority(tmp_path), "server")
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text(TOKEN)
     folder = tmp_path / "run"
     port = str(free_port())
     words = ["--preset", "quick", "--workers", "0", "--run-dir", str(folder)]
-    words += ["--gateway-port", port, "--gateway.host", HOST, "--metrics-port", "0"]
+    words += ["--gateway-port", port, "--metrics-port", "0"]
     words += ["--gateway.tls-cert", str(tmp_path / "server.pem")]
     words += ["--gateway.tls-key", str(tmp_path / "server.key")]
     words += ["--gateway.token-file", str(token)]
-    with other_machine() as (namespace, _), launched(folder, *words) as run:
+    with contextlib.ExitStack() as stack:
+        namespace, _, host = stack.enter_context(other_machine())
+        make_signed(tmp_path, make_authority(tmp_path), "server", host)
+        run = stack.enter_context(launched(folder, *words, "--gateway.host", host))
         command = ["ip", "netns", "exec", namespace, str(python), "-m", "worldloom_client"]
-        command += ["--env", "gym:Pendulum-v1", "--address", f"{HOST}:{port}", "--seed", "0"]
+        command += ["--env", "gym:Pendulum-v1", "--address", f"{host}:{port}", "--seed", "0"]
         command += ["--ca", str(tmp_path / "ca.pem"), "--token-file", str(token)]
         with (tmp_path / "client.out").open("w") as out:
             client = subprocess.Popen(

@@ -46,6 +46,8 @@ PREFIX = struct.Struct("<4sII")
 MIN_COMPRESSED_BYTES = 1024
 WORTHWHILE = 0.9
 CARRY_RESETS = "carry_resets"
+LARGEST_WINDOW_BYTES = 8 << 20
+"""Of frames of others that are kept: a reader may have to allocate as much."""
 DEFAULT_LEVEL = 1
 
 _local = threading.local()
@@ -68,6 +70,18 @@ class EncodedColumn(NamedTuple):
     def raw(cls, array: np.ndarray) -> EncodedColumn:
         """An array as it is, copied."""
         return cls(array.tobytes(), "raw", array.dtype.name, array.shape)
+
+    @classmethod
+    def of_frame(cls, frame: bytes, array: np.ndarray) -> EncodedColumn | None:
+        """An array with the zstd frame that it was decoded from; None where this module would not
+        have compressed it, or not so.
+        """
+        is_compressed = array.dtype == np.uint8 and array.nbytes >= MIN_COMPRESSED_BYTES
+        if not is_compressed or len(frame) >= WORTHWHILE * array.nbytes:
+            return None
+        if zstandard.get_frame_parameters(frame).window_size > LARGEST_WINDOW_BYTES:
+            return None
+        return cls(frame, "zstd", array.dtype.name, array.shape)
 
     @property
     def decoded_bytes(self) -> int:
@@ -130,7 +144,7 @@ class EncodedColumn(NamedTuple):
 
 
 def encode_rows(
-    rows: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray | EncodedColumn],
     *,
     level: int = DEFAULT_LEVEL,
     carry_resets: Sequence[int] = (),
@@ -139,7 +153,8 @@ def encode_rows(
     """Encode columns that share a leading time axis.
 
     Args:
-        rows: Per column ``[rows, ...]``; all with the same number of rows.
+        rows: Per column ``[rows, ...]``, or what it is encoded as already; all with the same
+            number of rows.
         level: zstd level for the columns that are compressed.
         carry_resets: Rows to mark, see :func:`carry_resets_of`.
         notes: What else the header says of the rows, JSON-ready, see :func:`notes_of`.
@@ -150,14 +165,15 @@ def encode_rows(
     Raises:
         ShapeMismatchError: If the columns differ in length.
     """
-    lengths = {len(array) for array in rows.values()}
-    if len(lengths) != 1:
-        raise ShapeMismatchError(
-            "rows to encode",
-            "columns of one length",
-            {name: len(array) for name, array in rows.items()},
-        )
-    encoded = {name: _encode(np.ascontiguousarray(array), level) for name, array in rows.items()}
+    lengths = {name: column.shape[0] for name, column in rows.items()}
+    if len(set(lengths.values())) != 1:
+        raise ShapeMismatchError("rows to encode", "columns of one length", lengths)
+    encoded = {
+        name: column
+        if isinstance(column, EncodedColumn)
+        else _encode(np.ascontiguousarray(column), level)
+        for name, column in rows.items()
+    }
     entries: list[Any] = [
         [name, c.dtype, list(c.shape), c.encoding, len(c.blob)] for name, c in encoded.items()
     ]
@@ -247,12 +263,12 @@ def make_chunk(
     stream: StreamId,
     seq: int,
     version: PolicyVersion,
-    rows: Mapping[str, np.ndarray],
+    rows: Mapping[str, Any],
     carry_resets: Sequence[int] = (),
     notes: Mapping[str, Any] | None = None,
 ) -> Chunk:
     """Encode consecutive rows of one stream, all acted by ``version``, as the chunk number ``seq``
-    of that stream.
+    of that stream; rows are given as to :func:`encode_rows`, ``is_first`` as an array.
 
     ``carry_resets`` are the rows that :func:`carry_resets_of` shall find, ``notes`` what
     :func:`notes_of` shall.

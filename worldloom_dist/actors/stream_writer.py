@@ -79,6 +79,11 @@ class ChunkBuilder:
         """True when the open chunk is to be closed for its age."""
         return self.num_rows > 0 and self._clock() - self._opened_s >= self._max_age_s
 
+    @property
+    def is_complete(self) -> bool:
+        """True when the open chunk is full or old."""
+        return self.num_rows == self._chunk_rows or self.is_old
+
     def must_close(self, version: PolicyVersion, *, is_first: bool) -> bool:
         """True when such a row cannot join the open chunk."""
         return self.num_rows > 0 and (version != self._version or is_first)
@@ -110,6 +115,35 @@ class ChunkBuilder:
         return (
             self.num_rows == self._chunk_rows or is_last or now - self._opened_s >= self._max_age_s
         )
+
+    def extend(
+        self,
+        columns: Mapping[str, np.ndarray],
+        first: int,
+        last: int,
+        version: PolicyVersion,
+        since_s: float,
+    ) -> int:
+        """Add the rows ``columns[name][first:last]`` in mid-episode, as many as there is room for.
+
+        Args:
+            columns: Per column ``[rows, ...]``.
+            first, last: Which of them.
+            version: Weights that chose their actions.
+            since_s: When the first of them came.
+
+        Returns:
+            How many were added; the chunk may be complete then.
+        """
+        if self.num_rows == 0:
+            self._opened_s = since_s
+            self._version = version
+        begin = self.num_rows
+        taken = min(last - first, self._chunk_rows - begin)
+        for name, buffer in self._pairs:
+            buffer[begin : begin + taken] = columns[name][first : first + taken]
+        self.num_rows = begin + taken
+        return taken
 
     def take(self, *notes: Mapping[str, Any]) -> Chunk:
         """The open chunk, which is closed now; there must be one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,8 +147,9 @@ def check_specs(spec: EnvSpec) -> None:
                 )
 
 
+@functools.lru_cache(maxsize=64)
 def version_message(version: PolicyVersion) -> Any:
-    """A version as it travels."""
+    """A version as it travels; not to be changed."""
     return message("PolicyVersion")(incarnation=version.incarnation, update=version.update)
 
 

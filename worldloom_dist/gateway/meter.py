@@ -54,8 +54,8 @@ class GatewayMeter:
     def stored(self, sources: Sequence[int]) -> None:
         """Rows were stored."""
         self.rows += len(sources)
-        for number in sources:
-            self._counts[f"gateway_rows_total{{source={NAME_OF[number]}}}"] += 1
+        for number, rows in Counter(sources).items():
+            self._counts[f"gateway_rows_total{{source={NAME_OF[number]}}}"] += rows
 
     def committed(self, agent_steps: int) -> None:
         """Rows are complete that are the results of this many decisions."""

@@ -17,9 +17,9 @@ import numpy as np
 from worldloom.core.exceptions import StateError
 from worldloom.core.sequence import NO_POLICY, Chunk, PolicyVersion, StreamId
 from worldloom.core.specs import ACTION, column_name
-from worldloom.data.codec import make_chunk
+from worldloom.data.codec import EncodedColumn, make_chunk
 from worldloom_client.errors import WireError
-from worldloom_client.wire import check_action, decode_tensor, message
+from worldloom_client.wire import ZSTD, check_action, decode_tensor, message
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.meter import GatewayMeter
 from worldloom_dist.gateway.questions import check_source
@@ -159,12 +159,18 @@ class Pushing:
             for name, spec in self._contract.columns.items()
             if name not in rows
         }
+        frames = {
+            name: EncodedColumn.of_frame(request.column[name].data, array)
+            for name, array in rows.items()
+            if request.column[name].encoding == ZSTD
+        }
+        ready = {name: column for name, column in frames.items() if column is not None}
         notes = {} if request.source == POLICY else {CHUNK_SOURCES: [request.source] * count}
         return make_chunk(
             StreamId(self._claim.slot, self._claim.incarnation, request.env),
             request.seq,
             PolicyVersion(request.version.incarnation, request.version.update),
-            {**rows, **own},
+            {**rows, **own, **ready},
             notes=notes,
         )
 

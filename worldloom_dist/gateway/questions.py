@@ -4,13 +4,14 @@ anything of its size is allocated.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from worldloom.core.specs import all_finite
 from worldloom_client.errors import WireError
 from worldloom_client.wire import SOURCES, check_action, named
 from worldloom_dist.gateway.contract import Contract
@@ -41,6 +42,7 @@ class Question:
         skip_store: Its rows stay out of replay.
         begins, ends: ``n`` plain values: the row begins, or ends, its episode.
         rewards: ``n`` plain values.
+        is_plain: It tells nothing but where envs in mid-episode have arrived, to be stored.
     """
 
     envs: list[int]
@@ -55,6 +57,7 @@ class Question:
     begins: Sequence[bool]
     ends: Sequence[bool]
     rewards: Sequence[float]
+    is_plain: bool
 
 
 def read_question(request: Any, contract: Contract, num_envs: int) -> Question:
@@ -77,23 +80,26 @@ def read_question(request: Any, contract: Contract, num_envs: int) -> Question:
 def _read(request: Any, contract: Contract, num_envs: int) -> Question:
     envs = list(request.env)
     count = len(envs)
-    if count > num_envs or len(set(envs)) != count:
-        raise WireError(f"env: got {count} envs, expected each of at most {num_envs} once")
-    if count and max(envs) >= num_envs:
-        raise WireError(f"env: got {max(envs)}, expected 0 to {num_envs - 1}")
+    if envs != _in_order(num_envs):
+        if count > num_envs or len(set(envs)) != count:
+            raise WireError(f"env: got {count} envs, expected each of at most {num_envs} once")
+        if count and max(envs) >= num_envs:
+            raise WireError(f"env: got {max(envs)}, expected 0 to {num_envs - 1}")
     for name in ("step", "reward", "is_first", "terminated", "truncated"):
         found = len(getattr(request, name))
         if found != count:
             raise WireError(f"{name}: got {found} values, expected {count}, one for each env")
-    first = _flags(request, "is_first")
-    terminated = _flags(request, "terminated")
-    truncated = _flags(request, "truncated")
-    begins = first.tolist()
     rewards = list(request.reward)
     reward = np.array(rewards, np.float32)
-    if count and not all_finite(reward):
+    if not math.isfinite(sum(rewards)):  # float32 numbers, summed as float64: none overflows
         raise WireError("reward: holds numbers that are not finite, expected finite ones")
-    if b"\x01" in request.is_first:
+    none, zeros = _none(count)
+    is_quiet = request.is_first == request.terminated == request.truncated == none
+    first = zeros if is_quiet else _flags(request, "is_first")
+    terminated = zeros if is_quiet else _flags(request, "terminated")
+    truncated = zeros if is_quiet else _flags(request, "truncated")
+    begins = first.tolist()
+    if not is_quiet and b"\x01" in request.is_first:
         if (first & (terminated | truncated)).any():
             raise WireError("is_first: a row that begins an episode cannot end it, too")
         if reward[first].any():
@@ -111,9 +117,23 @@ def _read(request: Any, contract: Contract, num_envs: int) -> Question:
         else {},
         bool(request.skip_store),
         begins,
-        (terminated | truncated).tolist(),
+        begins if is_quiet else (terminated | truncated).tolist(),
         rewards,
+        bool(is_quiet and count and not request.skip_store and not request.executed),
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _in_order(num_envs: int) -> list[int]:
+    """Every env of a session; not to be changed."""
+    return list(range(num_envs))
+
+
+@functools.lru_cache(maxsize=1024)
+def _none(count: int) -> tuple[bytes, np.ndarray]:
+    """Flags of which none is set, as they come and as [n] bool, read-only."""
+    data = bytes(count)
+    return data, np.frombuffer(data, bool)
 
 
 def _flags(request: Any, name: str) -> np.ndarray:

@@ -6,7 +6,8 @@ from typing import Any
 
 from worldloom_client.wire import encode_tensor, message
 from worldloom_dist.gateway.contract import Contract, version_message
-from worldloom_dist.gateway.session import Answer, Session
+from worldloom_dist.gateway.memory import Answer
+from worldloom_dist.gateway.session import Session
 
 __all__ = ["act_response", "open_response"]
 

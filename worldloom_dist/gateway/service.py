@@ -20,6 +20,8 @@ __all__ = ["Authenticator", "policy_service", "replay_service"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+ActStreamRequest = message("ActStreamRequest")
+ActStreamResponse = message("ActStreamResponse")
 OPEN_METHODS = ("/grpc.health.v1.Health/",)
 """Methods that need no token."""
 
@@ -128,20 +130,19 @@ class _PolicyService:
             self._gateway.session(secret)
         except RefusalError as error:
             await _abort(self._gateway, context, error)
-        response_class = message("ActStreamResponse")
         async for data in requests:
             number = 0
             try:
                 request = _parse("ActStreamRequest", data)
                 number = request.number
                 answer = await self._gateway.act(secret, request.request)
-                yield response_class(number=number, response=answer)
+                yield ActStreamResponse(number=number, response=answer)
             except RefusalError as error:
                 if error.code in ("NOT_FOUND", "UNAVAILABLE"):
                     await _abort(self._gateway, context, error)
                 self._gateway.meter.refused(error.code)
                 refusal = message("Refusal")(code=error.code, message=error.message)
-                yield response_class(number=number, refusal=refusal)
+                yield ActStreamResponse(number=number, refusal=refusal)
             except Exception:  # the edge of this process: the client shall not see a traceback
                 logger.exception("a question could not be answered")
                 await _abort(self._gateway, context, RefusalError("INTERNAL", INTERNAL))

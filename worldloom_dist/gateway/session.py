@@ -6,6 +6,10 @@
 A row waits for the next question of its env, unless it is the last of its episode. Where an episode
 breaks off (the session ends, or the client begins another one), the row that waits becomes the last
 one and counts as truncated: what it observed is what was last seen. Nothing is invented.
+
+Most questions are of all envs in mid-episode, one step further than the one before. Nothing is done
+env by env for those: they are piled up, and dealt out to the envs some at a time, or as soon as
+another question comes or the state of an env matters.
 """
 
 from __future__ import annotations
@@ -13,102 +17,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from worldloom.core.exceptions import StateError
-from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom.core.sequence import NO_POLICY
 from worldloom.core.specs import ACTION, OBS, all_finite, column_name
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.gateway.contract import Contract
 from worldloom_dist.gateway.decisions import Decider
+from worldloom_dist.gateway.memory import Answer, Decision, EnvState, Row
 from worldloom_dist.gateway.meter import GatewayMeter
 from worldloom_dist.gateway.questions import Executed, Question
 from worldloom_dist.gateway.refusal import RefusalError
 from worldloom_dist.gateway.secret import Claim
 from worldloom_dist.gateway.stream import POLICY, Backlog, StreamSender
 
-__all__ = ["Answer", "Session"]
+__all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
 
 HOLD_S = 0.1
-
-
-class _Decision:
-    """The rows of one question that were asked for the first time, and their answer."""
-
-    def __init__(
-        self, request: ActRequest, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
-    ) -> None:
-        self.request = request
-        self.flags = {
-            "reward": reward,
-            "is_first": request.is_first,
-            "terminated": terminated,
-            "truncated": truncated,
-        }
-        self.reply: ActReply | None = None
-        self.columns: dict[str, np.ndarray] = {}
-        self.task: asyncio.Task[None] | None = None
-        self.waiting: list[asyncio.Future[None]] = []
-
-
-@dataclass(slots=True)
-class _Row:
-    """The newest question of an env."""
-
-    step: int
-    decision: _Decision
-    place: int
-    is_first: bool
-    is_last: bool
-    is_stored: bool = False
-    """Handed on to replay, or none of its."""
-
-
-@dataclass(slots=True)
-class _Env:
-    sender: StreamSender | None
-    next_step: int = 0
-    row: _Row | None = None
-    is_ended: bool = True
-    """The next question begins an episode."""
-    is_skipping: bool = False
-    is_taken_over: bool = False
-    """No question came since another gateway had it."""
-    has_carry: bool = False
-    episode_return: float = 0.0
-    length: int = -1
-
-    @property
-    def is_unknown(self) -> bool:
-        """A row in mid-episode would be of an episode that was not seen to begin."""
-        return self.is_ended and not self.is_taken_over
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Of one question, row by row.
-
-    Attributes:
-        action: Per key ``[n, ...]``.
-        version: Weights that decided; of several the oldest.
-        carry_reset: ``[n]`` bool.
-        stored: ``n`` numbers: steps before them are stored, or left out.
-        hold_s: How long replay wants no more rows; 0 for not at all.
-        queue_s, model_s: Where the time went.
-    """
-
-    action: Mapping[str, np.ndarray]
-    version: PolicyVersion
-    carry_reset: np.ndarray
-    stored: list[int] = field(default_factory=list)
-    hold_s: float = 0.0
-    queue_s: float = 0.0
-    model_s: float = 0.0
 
 
 class Session:
@@ -152,10 +82,20 @@ class Session:
         self._busy = 0
         self.heard_s = clock()
         self._backlog = Backlog()
-        self._envs = [_Env(sender(env, self._backlog)) for env in range(claim.num_envs)]
+        self._envs = [EnvState(sender(env, self._backlog)) for env in range(claim.num_envs)]
         for env, step in zip(self._envs, begin or (), strict=False):
             env.next_step = step
             env.is_taken_over = True
+        self._all = list(range(claim.num_envs))
+        self._all_envs = np.arange(claim.num_envs)
+        self._is_storing = all(env.sender is not None for env in self._envs)
+        self._newest: Decision | None = None
+        """Every env's newest question, where that is the same one, in mid-episode."""
+        self._next_steps: list[int] = []
+        self._pile: list[Decision] = []
+        """Answered questions before ``_newest`` whose rows are complete; the first is what envs
+        still have as their row."""
+        self._piled_at = 0.0
         self._names = {key: column_name(ACTION, key) for key in contract.env_spec.action}
         self._obs_names = {key: column_name(OBS, key) for key in contract.env_spec.obs}
 
@@ -177,6 +117,7 @@ class Session:
     @property
     def positions(self) -> list[tuple[int, int]]:
         """Per env: steps before the first number are stored or left out, the second comes next."""
+        self._deal()
         return [(self._stored(env), env.next_step) for env in self._envs]
 
     def touch(self) -> None:
@@ -190,18 +131,29 @@ class Session:
             RefusalError: If it does not fit what came before; nothing has changed then.
         """
         self.heard_s = self._clock()
-        self._check(question)
+        rows: list[Row] = []
+        newest = self._follow(question)
+        if newest is None:
+            self._deal()
+            self._check(question)
+            rows = self._take(question)
         self._busy += 1
         try:
-            rows = self._take(question)
-            await self._answer(rows)
+            if newest is not None:
+                await self._decided(newest)
+            else:
+                await self._answer(rows)
         finally:
             self._busy -= 1
             self.heard_s = self._clock()
+        if newest is not None and newest.reply is not None:
+            return self._answer_of(newest.reply, question)
         return self._collect(question, rows)
 
     def close(self) -> None:
         """Break off every episode that is open, and send what there is."""
+        self._deal()
+        self._newest = None
         for env in self._envs:
             self._break_off(env)
             if env.sender is not None:
@@ -221,6 +173,7 @@ class Session:
 
     def tend(self) -> None:
         """Send chunks that have grown old."""
+        self._deal()
         for env in self._envs:
             if env.sender is not None:
                 env.sender.close_if_old()
@@ -231,8 +184,12 @@ class Session:
         is_new = False
         for place, number in enumerate(question.envs):
             is_new |= self._check_step(number, question, place)
+        if is_new and not question.skip_store:
+            self._check_room()
+
+    def _check_room(self) -> None:
         limit = self._contract.limits.refused_chunks * self._chunk_rows * len(self._envs)
-        if is_new and not question.skip_store and self.unstored > limit:
+        if self.unstored > limit:
             raise RefusalError(
                 "RESOURCE_EXHAUSTED",
                 f"replay: {self.unstored} rows of this session wait to be stored, and at most "
@@ -276,7 +233,7 @@ class Session:
 
     # ---- rows ----
 
-    def _take(self, question: Question) -> list[_Row]:
+    def _take(self, question: Question) -> list[Row]:
         """The rows of the question: those that are new are entered."""
         fresh = []
         for place, number in enumerate(question.envs):
@@ -287,10 +244,108 @@ class Session:
             decision = self._begin(question, fresh)
             for index, place in enumerate(fresh):
                 self._enter(question.envs[place], question, place, decision, index)
-        rows = [self._envs[number].row for number in question.envs]
-        return [row for row in rows if row is not None]
+        rows = [row for number in question.envs if (row := self._envs[number].row) is not None]
+        self._note_newest(question, rows)
+        return rows
 
-    def _begin(self, question: Question, fresh: list[int]) -> _Decision:
+    # ---- questions of all envs in mid-episode ----
+
+    def _note_newest(self, question: Question, rows: list[Row]) -> None:
+        """See whether the next question may follow this one."""
+        self._newest = None
+        if question.envs != self._all or any(env.is_skipping for env in self._envs):
+            return
+        newest = rows[0].decision
+        for place, row in enumerate(rows):
+            if row.decision is not newest or row.place != place or row.is_last:
+                return
+        self._newest = newest
+        self._next_steps = [step + 1 for step in question.steps]
+
+    def _follow(self, question: Question) -> Decision | None:
+        """Enter a question that is of all envs, one step after their newest one, with nothing to
+        tell but how it went on; None for any other one.
+        """
+        before = self._newest
+        if (
+            before is None
+            or before.reply is None
+            or not question.is_plain
+            or question.steps != self._next_steps
+            or question.envs != self._all
+        ):
+            return None
+        self._check_room()
+        if not self._pile:
+            self._piled_at = self._clock()
+        self._pile.append(before)
+        self._newest = Decision(
+            ActRequest(
+                self.claim.slot,
+                self.claim.incarnation,
+                self._all_envs,
+                question.obs,
+                question.is_first,
+                explore=self.claim.explore,
+            ),
+            question.reward,
+            question.terminated,
+            question.truncated,
+            question.rewards,
+            may_end=False,
+        )
+        if self._is_storing:
+            self._backlog.rows += len(self._all)
+        self._next_steps = [step + 1 for step in question.steps]
+        newest = self._newest
+        if len(self._pile) >= self._chunk_rows:
+            self._deal()
+        return newest
+
+    def _deal(self) -> None:
+        """Give every env its rows of the pile."""
+        pile = self._pile
+        newest = self._newest
+        if not pile or newest is None:
+            return
+        self._pile = []
+        if self._is_storing:
+            self._backlog.rows -= len(pile) * len(self._all)
+        for env in self._envs:
+            self._commit(env)
+        for first, last in _alike(pile, 1):
+            self._deal_run(pile[first:last], len(pile) - first)
+        for number, env in enumerate(self._envs):
+            env.next_step = self._next_steps[number]
+            env.row = Row(env.next_step - 1, newest, number, is_first=False, is_last=False)
+            if env.length >= 0:
+                env.length += len(pile)
+                for decision in (*pile[1:], newest):
+                    env.episode_return += decision.rewards[number]
+
+    def _deal_run(self, run: list[Decision], back: int) -> None:
+        """Rows that one version chose; the first of them are ``back`` steps before the newest."""
+        reply = run[0].reply
+        assert reply is not None
+        if run[0].lost_carry:  # then it is alone
+            for number, env in enumerate(self._envs):
+                step = self._next_steps[number] - 1 - back
+                env.row = Row(step, run[0], number, is_first=False, is_last=False)
+                self._commit(env)
+            return
+        columns = {
+            name: np.stack([decision.columns[name] for decision in run])
+            for name in (run[0].columns if self._is_storing else ())
+        }
+        for number, env in enumerate(self._envs):
+            env.has_carry = reply.version != NO_POLICY
+            if env.sender is not None:
+                rows = {name: value[:, number] for name, value in columns.items()}
+                step = self._next_steps[number] - 1 - back
+                env.sender.extend(rows, len(run), step, reply.version, self._piled_at)
+                self._meter.committed(len(run))
+
+    def _begin(self, question: Question, fresh: list[int]) -> Decision:
         is_whole = len(fresh) == len(question.envs)
         part = slice(None) if is_whole else np.array(fresh)
         begins = question.is_first
@@ -308,12 +363,17 @@ class Session:
             executed={key: np.stack([one[key] for one in ran]) for key in self._names if ran},
             executed_rows=np.array(told, np.int64),
         )
-        return _Decision(
-            request, question.reward[part], question.terminated[part], question.truncated[part]
+        return Decision(
+            request,
+            question.reward[part],
+            question.terminated[part],
+            question.truncated[part],
+            question.rewards if is_whole else [question.rewards[place] for place in fresh],
+            may_end=any(question.ends),
         )
 
     def _enter(
-        self, number: int, question: Question, place: int, decision: _Decision, index: int
+        self, number: int, question: Question, place: int, decision: Decision, index: int
     ) -> None:
         env = self._envs[number]
         step = question.steps[place]
@@ -331,12 +391,12 @@ class Session:
         if env.is_taken_over and not is_first:
             env.has_carry = True
         env.is_taken_over = False
-        env.row = _Row(step, decision, index, is_first, is_last, is_stored=known)
+        env.row = Row(step, decision, index, is_first, is_last, is_stored=known)
         env.next_step = step + 1
         env.is_ended = is_last
         self._count_episode(env, question, place)
 
-    def _count_episode(self, env: _Env, question: Question, place: int) -> None:
+    def _count_episode(self, env: EnvState, question: Question, place: int) -> None:
         if question.begins[place]:
             env.episode_return = 0.0
             env.length = 0
@@ -348,14 +408,16 @@ class Session:
             self._meter.episode(env.episode_return, env.length, reason)
             env.length = -1
 
-    def _break_off(self, env: _Env) -> None:
+    def _break_off(self, env: EnvState) -> None:
         """The open episode, if any, ends with the row that waits."""
         if env.row is not None and not env.row.is_stored:
             self._commit(env, is_cut=True)
         env.is_ended = True
         env.length = -1
 
-    def _commit(self, env: _Env, executed: Executed | None = None, *, is_cut: bool = False) -> None:
+    def _commit(
+        self, env: EnvState, executed: Executed | None = None, *, is_cut: bool = False
+    ) -> None:
         """Hand the row that waits on to replay, if it is not there yet."""
         row = env.row
         if row is None or row.is_stored or row.decision.reply is None:
@@ -400,23 +462,26 @@ class Session:
 
     # ---- answers ----
 
-    async def _answer(self, rows: Sequence[_Row]) -> None:
+    async def _answer(self, rows: Sequence[Row]) -> None:
         """Wait until every row has an answer. What was begun goes on if the caller is cancelled."""
         for decision in {id(row.decision): row.decision for row in rows}.values():
-            if decision.reply is not None:
-                continue
-            answered = asyncio.get_running_loop().create_future()
-            decision.waiting.append(answered)
-            if decision.task is None:
-                decision.task = asyncio.ensure_future(self._ask_policy(decision))
-            try:
-                await answered
-            except StateError as error:
-                raise RefusalError(
-                    "UNAVAILABLE", f"the policy does not answer just now ({error}); ask again"
-                ) from error
+            if decision.reply is None:
+                await self._decided(decision)
 
-    async def _ask_policy(self, decision: _Decision) -> None:
+    async def _decided(self, decision: Decision) -> None:
+        loop = asyncio.get_running_loop()
+        answered = loop.create_future()
+        decision.waiting.append(answered)
+        if decision.task is None:
+            decision.task = loop.create_task(self._ask_policy(decision))
+        try:
+            await answered
+        except StateError as error:
+            raise RefusalError(
+                "UNAVAILABLE", f"the policy does not answer just now ({error}); ask again"
+            ) from error
+
+    async def _ask_policy(self, decision: Decision) -> None:
         """Let the policy decide, and tell those that wait for it, whatever comes of it."""
         failure: Exception | None = None
         try:
@@ -435,19 +500,22 @@ class Session:
             # no one waits any more; who asks again sees whether it fails again
             logger.warning("a decision failed: %s", failure)
 
-    async def _decide_rows(self, decision: _Decision) -> None:
+    async def _decide_rows(self, decision: Decision) -> None:
         reply = await self._decide(decision.request)
         for key, value in reply.action.items():
             if value.dtype.kind == "f" and not all_finite(value):
                 raise StateError(f"its action {key!r} is not finite")
         decision.columns = self._columns(decision, reply)
+        decision.lost_carry = b"\x01" in reply.carry_reset.tobytes()
         decision.reply = reply
+        if not decision.may_end:
+            return
         for number in decision.request.envs.tolist():
             env = self._envs[number]
             if env.row is not None and env.row.decision is decision and env.row.is_last:
                 self._commit(env)
 
-    def _columns(self, decision: _Decision, reply: ActReply) -> dict[str, np.ndarray]:
+    def _columns(self, decision: Decision, reply: ActReply) -> dict[str, np.ndarray]:
         columns = {**reply.extras, **decision.flags}
         for key, name in self._obs_names.items():
             columns[name] = decision.request.obs[key]
@@ -455,7 +523,7 @@ class Session:
             columns[name] = reply.action[key]
         return columns
 
-    def _collect(self, question: Question, rows: Sequence[_Row]) -> Answer:
+    def _collect(self, question: Question, rows: Sequence[Row]) -> Answer:
         stored = [self._stored(self._envs[number]) for number in question.envs]
         hold_s = self._hold_s()
         if not rows:
@@ -463,16 +531,7 @@ class Session:
         first = rows[0].decision
         assert first.reply is not None
         if all(row.decision is first for row in rows) and len(rows) == first.request.num_rows:
-            reply = first.reply
-            return Answer(
-                reply.action,
-                reply.version,
-                reply.carry_reset,
-                stored,
-                hold_s,
-                reply.waited_s + reply.busy_s,
-                reply.model_s,
-            )
+            return self._answer_of(first.reply, question)
         replies = [(row.decision.reply, row.place) for row in rows]
         return Answer(
             {
@@ -485,9 +544,44 @@ class Session:
             hold_s,
         )
 
+    def _answer_of(self, reply: ActReply, question: Question) -> Answer:
+        """Where one reply answers the whole question."""
+        envs = self._envs
+        if self._is_storing:
+            stored = [env.sender.stored for n in question.envs if (env := envs[n]).sender]
+        else:
+            stored = [step + 1 for step in question.steps]
+        return Answer(
+            reply.action,
+            reply.version,
+            reply.carry_reset,
+            stored,
+            self._hold_s(),
+            reply.waited_s + reply.busy_s,
+            reply.model_s,
+        )
+
     def _hold_s(self) -> float:
         limit = self._contract.limits.held_chunks * self._chunk_rows * len(self._envs)
         return HOLD_S if self.unstored > limit else 0.0
 
-    def _stored(self, env: _Env) -> int:
+    def _stored(self, env: EnvState) -> int:
         return env.sender.stored if env.sender is not None else env.next_step
+
+
+def _alike(pile: Sequence[Decision], first: int) -> Iterator[tuple[int, int]]:
+    """Where runs of the pile begin and end that one version chose; where a carry was lost, one
+    question is a run of its own.
+    """
+    while first < len(pile):
+        last = first + 1
+        while last < len(pile) and _is_alike(pile[first], pile[last]):
+            last += 1
+        yield first, last
+        first = last
+
+
+def _is_alike(one: Decision, other: Decision) -> bool:
+    assert one.reply is not None
+    assert other.reply is not None
+    return one.reply.version == other.reply.version and not (one.lost_carry or other.lost_carry)

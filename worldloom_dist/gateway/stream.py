@@ -106,6 +106,38 @@ class StreamSender:
         if self._builder.add(columns, index, version, is_last=is_last, carry_reset=carry_reset):
             self.close_chunk()
 
+    def extend(
+        self,
+        columns: Mapping[str, np.ndarray],
+        count: int,
+        step: int,
+        version: PolicyVersion,
+        since_s: float,
+    ) -> None:
+        """Add consecutive rows in mid-episode that the policy chose.
+
+        Args:
+            columns: Per column ``[count, ...]``.
+            count: How many.
+            step: The client's step of the first one.
+            version: Weights that chose.
+            since_s: When the first one came, by the builder's clock.
+        """
+        place = 0
+        while place < count:
+            if step != self._step or self._builder.must_close(version, is_first=False):
+                self.close_chunk()
+            if self._builder.num_rows == 0:
+                self._first_step = step
+            taken = self._builder.extend(columns, place, count, version, since_s)
+            place += taken
+            step += taken
+            self._step = step
+            self._sources += [POLICY] * taken
+            self._backlog.rows += taken
+            if self._builder.is_complete:
+                self.close_chunk()
+
     def leave_out(self, step: int) -> None:
         """The row of ``step`` is none of replay's."""
         self.close_chunk()

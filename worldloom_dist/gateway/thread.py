@@ -71,6 +71,13 @@ class GatewayThread:
         finally:
             self._end()
 
+    def abort(self) -> None:
+        """End at once, see :meth:`GatewayServer.abort`; clients go on at another gateway."""
+        try:
+            self.call(self.server.abort())
+        finally:
+            self._end()
+
     async def _start(self, make: Callable[[], GatewayServer], port: int) -> tuple[Any, int]:
         server = make()
         found = await server.start(port)

@@ -3,13 +3,21 @@ import zlib
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldloom.core.exceptions import CheckpointError, ShapeMismatchError
 from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec
-from worldloom.data.codec import carry_resets_of, decode_rows, encode_rows, make_chunk, split_rows
+from worldloom.data.codec import (
+    EncodedColumn,
+    carry_resets_of,
+    decode_rows,
+    encode_rows,
+    make_chunk,
+    split_rows,
+)
 
 COLUMNS = {
     "obs/camera": ArraySpec((32, 32, 3), "uint8"),
@@ -160,3 +168,31 @@ def test_a_chunk_travels_out_of_band_and_is_received_as_a_view_without_a_copy():
     )
     assert kept.decode()[0, 0, 0, 0] == before, "what is kept does not"
     assert pickle.loads(pickle.dumps(chunk, 4)) == chunk
+
+
+def test_a_frame_that_was_made_elsewhere_is_kept_where_this_codec_would_have_made_one() -> None:
+    pictures = np.zeros((4, 32, 32, 3), np.uint8)
+    pictures[1] = 7
+    frame = zstandard.ZstdCompressor(level=3).compress(pictures.tobytes())
+    column = EncodedColumn.of_frame(frame, pictures)
+    assert column is not None
+    rows = {"obs": column, "is_first": np.zeros(4, bool)}
+    specs = {"obs": ArraySpec((32, 32, 3), "uint8"), "is_first": ArraySpec((), "bool")}
+    payload = encode_rows(rows)
+    assert frame in payload
+    assert np.array_equal(decode_rows(payload, specs)["obs"], pictures)
+    for other in (pictures[:, :4, :4], pictures.astype(np.int32)):
+        frame = zstandard.ZstdCompressor().compress(other.tobytes())
+        assert EncodedColumn.of_frame(frame, other) is None
+    noise = np.random.default_rng(0).integers(0, 255, 4096, np.uint8)
+    assert (
+        EncodedColumn.of_frame(zstandard.ZstdCompressor().compress(noise.tobytes()), noise) is None
+    )
+
+
+def test_a_frame_whose_reader_would_need_much_memory_is_not_kept() -> None:
+    zeros = np.zeros(16 << 20, np.uint8)
+    wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=24)
+    compressor = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    frame = compressor.compress(zeros.tobytes()) + compressor.flush()
+    assert EncodedColumn.of_frame(frame, zeros) is None

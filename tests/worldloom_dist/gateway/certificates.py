@@ -19,17 +19,23 @@ def make_authority(folder, name="ca"):
     return subject, key
 
 
-def make_signed(folder, authority, name):
+def make_signed(folder, authority, name, host="127.0.0.1"):
     issuer, signer = authority
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    _write(folder / f"{name}.pem", folder / f"{name}.key", _sign(subject, issuer, key, signer), key)
+    _write(
+        folder / f"{name}.pem",
+        folder / f"{name}.key",
+        _sign(subject, issuer, key, signer, host=host),
+        key,
+    )
 
 
-def _sign(subject, issuer, key, signer, *, is_authority=False):
+def _sign(subject, issuer, key, signer, *, is_authority=False, host="127.0.0.1"):
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    names.append(x509.IPAddress(ipaddress.ip_address("10.77.0.1")))
+    hosts = dict.fromkeys(("127.0.0.1", host))
+    names = [x509.DNSName("localhost")]
+    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in hosts]
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

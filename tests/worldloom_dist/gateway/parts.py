@@ -152,6 +152,7 @@ class Rig:
         incarnation=1,
         clock=None,
         policy=None,
+        version=VERSION,
         **more,
     ):
         self.contract = contract or contract_of()
@@ -162,13 +163,11 @@ class Rig:
         more = {"chunk_rows": 4, "max_chunk_age_s": 1e9, **more}
         if clock is not None:
             more["clock"] = clock
+        more = {"key": KEY, "append": self.shard.append, "fence": self.shard.fence, **more}
         self.gateway = Gateway(
             self.contract,
             self.decider,
-            lambda: VERSION,
-            key=KEY,
-            append=self.shard.append,
-            fence=self.shard.fence,
+            lambda: version,
             index=index,
             incarnation=incarnation,
             **more,

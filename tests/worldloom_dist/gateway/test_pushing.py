@@ -147,8 +147,7 @@ def test_rows_keep_their_version_and_source_and_have_empty_latents(tmp_path) -> 
 
 def test_weights_that_no_question_has_shown_yet_are_looked_for(tmp_path) -> None:
     async def work():
-        rig = rig_in(tmp_path)
-        rig.gateway._version = lambda: (0, 0)
+        rig = rig_in(tmp_path, version=(0, 0))
         return await push(await opened(rig), chunk(version=(1, 7)))
 
     assert not asyncio.run(work()).HasField("refusal")
@@ -198,9 +197,8 @@ def test_sessions_that_act_and_that_push_are_told_apart(tmp_path) -> None:
             with pytest.raises(RefusalError) as caught:
                 await rig.open(**more)
             found.append((caught.value.code, caught.value.message))
-        rig.gateway._append = None
         with pytest.raises(RefusalError) as caught:
-            await rig.open(push=True)
+            await Rig(append=None).open(push=True)
         found.append((caught.value.code, caught.value.message))
         return rig, acting, pushing, found
 
@@ -289,3 +287,47 @@ def test_a_row_of_an_episode_that_was_not_seen_to_begin_may_only_be_left_out() -
     rig = asyncio.run(work())
     assert rig.shard.writer.num_rows == 1
     assert rig.gateway.meter.skipped == 1
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_bytes_after_a_compressed_array_are_refused(kind, tmp_path) -> None:
+    async def work(tail):
+        pushing = await opened(rig_in(tmp_path / tail.hex(), contract=pictures()))
+        return await push(pushing, compressed(kind, tail=tail))
+
+    assert "column 'obs'" in asyncio.run(work(b"\x01")).refusal.message
+    assert asyncio.run(work(b"")).stored == 1
+
+
+def test_pictures_that_come_compressed_are_stored_as_they_came(tmp_path) -> None:
+    from worldloom.data.codec import decode_rows
+
+    contract = pictures()
+
+    async def work():
+        rig = rig_in(tmp_path, contract=contract)
+        request = compressed("zstd")
+        await push(await opened(rig), request)
+        return rig.shard.chunks[0].payload, request.column["obs"].data
+
+    payload, frame = asyncio.run(work())
+    assert frame in payload
+    assert np.array_equal(decode_rows(payload, contract.columns)["obs"], PICTURES)
+
+
+PICTURES = np.repeat(np.arange(3, dtype=np.uint8), 64 * 64 * 3).reshape(3, 64, 64, 3)
+
+
+def pictures():
+    from dataclasses import replace
+
+    base = contract_of()
+    spec = replace(base.env_spec, obs={"obs": ArraySpec((64, 64, 3), "uint8")})
+    return replace(base, env_spec=spec, columns=spec.columns())
+
+
+def compressed(kind, tail=b""):
+    request = chunk(obs=None)
+    request.column["obs"].CopyFrom(encode_tensor(PICTURES, compress=kind))
+    request.column["obs"].data += tail
+    return request

@@ -9,6 +9,7 @@ from tests.fakes import check_counting_rows
 from tests.ports import free_port
 from tests.worldloom_client.test_session import play
 from tests.worldloom_dist.small_runs import SMALL, start
+from worldloom.data.codec import decode_rows
 from worldloom_client import UnavailableError, connect
 from worldloom_dist.run.checks import without_effect
 from worldloom_dist.run.cli import UsageError, parse
@@ -64,19 +65,28 @@ def test_clients_feed_a_run_beside_its_workers_or_alone(tmp_path, workers) -> No
     assert ended
 
 
-def test_a_client_acts_at_random_first_and_with_the_policy_then(tmp_path) -> None:
+def test_a_client_acts_at_random_first_and_with_the_policy_then(tmp_path, monkeypatch) -> None:
     port = free_port()
     words = ["--env", "toy:counting", "--workers", "0", "--env-steps", "200"]
     run = start(tmp_path, *words, "--gateway-port", str(port))
     run.begin()
+    kept = []
+    replay = run.runtime.replay
+    store = replay.append
+
+    def keep(chunk):
+        kept.append(chunk)
+        return store(chunk)
+
+    monkeypatch.setattr(replay, "append", keep)
     thread, found = drive_in_thread(port, 120, client="robot")
     while thread.is_alive():
         run.turn()
     assert found["stored"] == [120]
     assert found["version"][1] > 0
-    shard = run.runtime.replay.shards[0]
-    rows = shard.rows.buffer.windows_at(np.arange(1), 120).decode().columns
-    flat = {name: value[0] for name, value in rows.items()}
+    parts = [decode_rows(chunk.payload, run.runtime.replay.shards[0].columns) for chunk in kept]
+    flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    assert len(flat["reward"]) == 120
     flat["truncated"][-1] = flat["terminated"][-1] = False
     check_counting_rows({name: value[:119] for name, value in flat.items()})
     run.runtime.close()
