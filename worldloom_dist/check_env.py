@@ -107,9 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "Look an environment over: rules, spaces, seeding, statistics, speed, memory, "
         "and what to change."
     )
-    parser = argparse.ArgumentParser(
-        prog=called("check-env", "worldloom_dist.check_env"), description=description
-    )
+    parser = argparse.ArgumentParser(prog=called("check-env"), description=description)
     named = parser.add_mutually_exclusive_group(required=True)
     named.add_argument(
         "env",

@@ -23,7 +23,7 @@ __all__ = ["lines", "main"]
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog=called("doctor", "worldloom_dist.doctor"),
+        prog=called("doctor"),
         description="Is this machine, or a whole cluster, ready to train?",
     )
     parser.add_argument(

@@ -134,7 +134,7 @@ def _why_no_window() -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog=called("enjoy", "worldloom_dist.enjoy"),
+        prog=called("enjoy"),
         description="Watch the agent of a run play: in a window, or without a screen as videos.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder")

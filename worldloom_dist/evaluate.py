@@ -229,7 +229,7 @@ def find_checkpoint(store: CheckpointStore, name: str) -> Path:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog=called("evaluate", "worldloom_dist.evaluate"),
+        prog=called("evaluate"),
         description="Play episodes with a checkpoint of a run.",
     )
     parser.add_argument("run_dir", help="a run folder, or hf://USER/NAME")

@@ -71,7 +71,7 @@ def _inlined(video: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog=called("report", "worldloom_dist.report"),
+        prog=called("report"),
         description="The page of a run as one HTML file that needs nothing else.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder, finished or not")

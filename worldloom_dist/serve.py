@@ -318,7 +318,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=called("serve", "worldloom_dist.serve"),
+        prog=called("serve"),
         description="Answer programs anywhere with the policy of a checkpoint, over gRPC.",
     )
     parser.add_argument("run_dir", type=Path, help="a run folder, or one of its checkpoints")

@@ -26,7 +26,7 @@ WATCH_EVERY_S = 2.0
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog=called("status", "worldloom_dist.status"),
+        prog=called("status"),
         description="What a run does, or how it ended.",
     )
     parser.add_argument("run_dir", type=Path, nargs="+", help="run folders")

@@ -185,7 +185,7 @@ def _attempt(
     command = f"{shlex.quote(python)} -m worldloom_dist.job --job-id {shlex.quote(job_id)}"
     entrypoint = f"exec {command} -- {shlex.join(flags)}"
     send_job(client, entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
-    submit = called("submit", "worldloom_dist.submit")
+    submit = called("submit")
     note(write, f"job      {job_id} (stop it with: {submit} --stop {job_id})\n")
     return (
         follow_job(client, job_id, start_timeout_s, write) if wait else job_result(client, job_id)
@@ -293,7 +293,7 @@ def _to_terminal(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=called("submit", "worldloom_dist.submit"),
+        prog=called("submit"),
         description="Train as a job of a Ray cluster: the log goes to stderr, "
         "the run's summary to stdout. With --slurm, as a job of Slurm: its id goes to stdout.",
         epilog="After --, the flags of worldloom_dist.launch. With token authentication, the token "

@@ -17,6 +17,7 @@ FOREIGN = {
     "_unsafe_view": "torch's name of an operator",
     "_schema": "torch's description of an operator",
     "_pytree": "torch.utils._pytree",
+    "_is_protocol": "typing has no other sign of a Protocol",
     "_C": "torch._C",
     "_disabled_torch_function_impl": "torch._C's",
     "_device_dtype_check_for_fused": "torch.optim's",

@@ -7,16 +7,18 @@ from pathlib import Path
 
 __all__ = ["called"]
 
-COMMAND = "worldloom"
+MODULES_OF = "worldloom_dist"
 
 
-def called(command: str, module: str) -> str:
-    """What a usage line begins with: the words that were typed.
+def called(command: str) -> str:
+    """What a usage line begins with: ``worldloom status``, or ``python -m worldloom_dist.status``
+    where that was typed.
 
     Args:
         command: Of ``worldloom``, for example ``status``.
-        module: That does the same by ``python -m``, for example ``worldloom_dist.status``.
     """
-    program = Path(sys.argv[0])
-    is_command = program.stem == COMMAND or program.parts[-2:] == (COMMAND, "__main__.py")
-    return f"{COMMAND} {command}" if is_command else f"python -m {module}"
+    parts = Path(sys.argv[0]).with_suffix("").parts
+    if MODULES_OF not in parts:
+        return f"worldloom {command}"
+    path = [part for part in parts[parts.index(MODULES_OF) :] if part != "__main__"]
+    return f"python -m {'.'.join(path)}"

@@ -49,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=called("plot", "worldloom_dist.plot"),
+        prog=called("plot"),
         description="Return, losses and throughput of runs: one panel per env, one colour per "
         "experiment; runs that differ in their seed alone are one experiment.",
     )

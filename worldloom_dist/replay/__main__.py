@@ -44,7 +44,7 @@ USAGE_ERRORS = (ConfigurationError, MissingDependencyError)
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog=called("data", "worldloom_dist.replay"),
+        prog=called("data"),
         description="Rows into and out of a run folder.",
     )
     actions = parser.add_subparsers(dest="action", required=True)

@@ -137,7 +137,7 @@ def _print_help(agent: str | None) -> None:
         with contextlib.redirect_stdout(out):
             tyro.cli(
                 RunConfig,
-                prog=called("train", "worldloom_dist.launch"),
+                prog=called("train"),
                 description=text,
                 args=["--help"],
                 default=PRESETS["quick"](),
