@@ -21,6 +21,7 @@ from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.json_text import to_json
+from worldloom.core.program import called
 from worldloom_dist.run.listing import DAMAGED, STATUSES, RunEntry, find_runs, read_entry
 from worldloom_dist.run.text_table import aligned
 
@@ -251,7 +252,7 @@ def _moment(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m worldloom_dist.runs",
+        prog=called("runs"),
         description="A table of runs: how far each is, its return, hours, status and commit. "
         "Changes nothing; runs that are damaged are listed with what is wrong.",
     )
