@@ -267,12 +267,12 @@ class RunConfig:
     """Address of an existing Ray cluster; without it a local one is started and stopped for you."""
     run_dir: Path | None = None
     """Run folder (default: runs/NAME-NNNN, a new one)."""
+    init_from: str | None = None
+    """Begin with a trained agent: a run, a checkpoint, a saved agent, or hf://USER/NAME."""
     if_exists: Literal["error", "resume"] = "error"
     """What to do when the run folder holds a run."""
     resume: Path | None = None
     """Carry on the run in this folder; its settings are kept, other flags override them."""
-    init_from: str | None = None
-    """Begin with a trained agent: a run, a checkpoint, a saved agent, or hf://USER/NAME."""
     metrics_port: int | None = None
     """Prometheus endpoint (default: 9464 or the next free port; 0 = off)."""
     metrics_host: str = "127.0.0.1"
