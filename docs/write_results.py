@@ -262,6 +262,7 @@ RETURNS: list[Callable[[], Row]] = [
     lambda: last_evaluation("dreamerv3_cartpole", "`dreamerv3:ci` on CartPole-v1"),
     lambda: last_evaluation("dreamerv3_pixel_toy", "`dreamerv3:ci` on the pixel toy"),
     swingup,
+    lambda: last_evaluation("tdmpc2_cup_catch", "`tdmpc2:1m` on dmc:ball_in_cup-catch, seed 1"),
 ]
 TABLES = {"speed": SPEED, "returns": RETURNS}
 

@@ -128,7 +128,7 @@ class CudaDownload:
     """
 
     def __init__(self, device: str) -> None:
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]
         self._pinned: Tensor | None = None
 
     def begin(self, flat: Tensor) -> Callable[[], np.ndarray]:
@@ -137,12 +137,12 @@ class CudaDownload:
             with torch.cuda.device(flat.device):
                 self._pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
         pinned = self._pinned
-        self._stream.wait_stream(torch.cuda.current_stream(flat.device))
-        with torch.cuda.stream(self._stream):
+        self.stream.wait_stream(torch.cuda.current_stream(flat.device))
+        with torch.cuda.stream(self.stream):
             pinned.copy_(flat, non_blocking=True)
             arrived: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record(self._stream)
-        flat.record_stream(self._stream)
+            arrived.record(self.stream)
+        flat.record_stream(self.stream)
 
         def receive() -> np.ndarray:
             """Wait, and copy out of the pinned buffer, which the next version will use."""

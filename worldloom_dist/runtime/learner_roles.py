@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldloom.core.devices import resolve_device
 from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
@@ -50,6 +50,9 @@ from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.prefetcher import BatchPrefetcher
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
+
+if TYPE_CHECKING:
+    from worldloom.training.checkpoints import CheckpointStore
 
 __all__ = ["LearnerRole", "of_another_rank"]
 
@@ -191,7 +194,7 @@ class LearnerRole:
         self._meeting = address
 
     def _restore(self) -> None:
-        found = self.newest() if self._rank == 0 else None
+        found = newest_checkpoint(self.store, self._plan) if self._rank == 0 else None
         saved = found[1]["learner"] if found is not None else None
         if found is not None:
             logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
@@ -209,23 +212,6 @@ class LearnerRole:
         if self._rank == 0 and (has_trained or not self._plan.spec.random_prefill):
             self._publish()
         self._note("training")
-
-    def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint; a foreign one ends the run, because starting the learner again
-        would not help.
-        """
-        found = self.store.newest()
-        if found is None:
-            try:
-                check_none(self.store)
-            except CheckpointError as error:
-                raise TrainingError(str(error)) from error
-        else:
-            try:
-                check_trained_env(self._plan, found[0].name, self.store.facts(found[0]))
-            except CheckpointError as error:
-                raise TrainingError(str(error)) from error
-        return found
 
     def _loop(self) -> None:
         config = self._plan.config.learner
@@ -371,3 +357,21 @@ def of_another_rank(metrics: MetricMap) -> MetricMap:
     share of every loss.
     """
     return {key: value for key, value in metrics.items() if not key.startswith(COUNTED_ONCE)}
+
+
+def newest_checkpoint(store: CheckpointStore, plan: Plan) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint; a foreign one ends the run, because starting the learner again
+    would not help.
+    """
+    found = store.newest()
+    if found is None:
+        try:
+            check_none(store)
+        except CheckpointError as error:
+            raise TrainingError(str(error)) from error
+    else:
+        try:
+            check_trained_env(plan, found[0].name, store.facts(found[0]))
+        except CheckpointError as error:
+            raise TrainingError(str(error)) from error
+    return found

@@ -258,12 +258,12 @@ class ShardRole:
         # before files are stored again, or their rows would stand for those that are lost
         if known is not None:
             await asyncio.to_thread(self.shard.mark_lost, known)
-        await self.import_new()
+        await import_new(self)
         counters = self.shard.row_counters()
         windows = self.shard.live_windows()
         await coordinator.acall(Coordinator.join, self._index, counters, windows, self._session_id)
         self.joined.set()
-        await asyncio.gather(self.report_for_ever(), self._tend_for_ever())
+        await asyncio.gather(report_for_ever(self), self._tend_for_ever())
 
     def _stuck_reading(self) -> str:
         """Progress counts as life, however long all of it takes."""
@@ -275,26 +275,12 @@ class ShardRole:
             return ""
         return f"it has read nothing of its journal for {DEADLINES.read_s:.0f} s"
 
-    async def report_for_ever(self) -> None:
-        """Apart from everything that may wait for a disk or for another role: a silent role counts
-        as hanging.
-
-        The coordinator answers: a shard to which no chunk comes has no other question by which it
-        would learn that there is a new one, and that one waits for it.
-        """
-        coordinator = self._coordinator.within(timeout_s=REPORT_WITHIN_S, patience_s=0.0)
-        while True:
-            await asyncio.sleep(REPORT_EVERY_S)
-            counters, windows = self.shard.row_counters(), self.shard.live_windows()
-            with contextlib.suppress(RoleGoneError):
-                await coordinator.acall(Coordinator.report, self._index, counters, windows)
-
     async def _tend_for_ever(self) -> None:
         flush = Interval(FLUSH_EVERY_S)
         save = Interval(WEIGHTS_EVERY_S)
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            await self.import_new()
+            await import_new(self)
             if save.is_due():
                 await self._save_weights()
             if flush.is_due():
@@ -307,36 +293,6 @@ class ShardRole:
                 self._meter.drain, self.shard.memory_bytes(), len(self._arriving)
             )
             self._reporter.emit(values)
-
-    async def import_new(self) -> None:
-        """Store this shard's share of files that the run was told of, at its start or later; a bad
-        file costs only itself.
-        """
-        if self.is_finalized:
-            return
-        try:
-            sources = self.imports.take_new()
-        except WorldLoomError as error:
-            logger.error("no file was imported: %s", error)
-            return
-        for source in sources:
-            if self.is_finalized:
-                self.imports.put_back(source)
-                continue
-            try:
-                with self._at_work():
-                    report = await asyncio.to_thread(
-                        load_share, self.shard, source, self._num_shards
-                    )
-                logger.info("shard-%d: %s: %s", self._index, source, report.of_share(self._index))
-                self.left_out.pop(source, None)
-            except (StateError, OSError) as error:
-                self.imports.put_back(source)
-                logger.error("%s is not stored yet, and is tried again: %s", source, error)
-            except WorldLoomError as error:
-                kept = "; what was stored of it before is kept" if is_gone(source) else ""
-                self.left_out[source] = f"{error}{kept}"
-                logger.error("%s was not imported: %s%s", source, error, kept)
 
     async def _save_weights(self) -> None:
         try:
@@ -422,3 +378,47 @@ def _open_shard(plan: Plan, index: int, folder: Path, progress: RecoveryProgress
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.1)
+
+
+async def report_for_ever(role: ShardRole) -> None:
+    """Apart from everything that may wait for a disk or for another role: a silent role counts
+    as hanging.
+
+    The coordinator answers: a shard to which no chunk comes has no other question by which it
+    would learn that there is a new one, and that one waits for it.
+    """
+    coordinator = role._coordinator.within(timeout_s=REPORT_WITHIN_S, patience_s=0.0)
+    while True:
+        await asyncio.sleep(REPORT_EVERY_S)
+        counters, windows = role.shard.row_counters(), role.shard.live_windows()
+        with contextlib.suppress(RoleGoneError):
+            await coordinator.acall(Coordinator.report, role._index, counters, windows)
+
+
+async def import_new(role: ShardRole) -> None:
+    """Store this shard's share of files that the run was told of, at its start or later; a bad
+    file costs only itrole.
+    """
+    if role.is_finalized:
+        return
+    try:
+        sources = role.imports.take_new()
+    except WorldLoomError as error:
+        logger.error("no file was imported: %s", error)
+        return
+    for source in sources:
+        if role.is_finalized:
+            role.imports.put_back(source)
+            continue
+        try:
+            with role._at_work():
+                report = await asyncio.to_thread(load_share, role.shard, source, role._num_shards)
+            logger.info("shard-%d: %s: %s", role._index, source, report.of_share(role._index))
+            role.left_out.pop(source, None)
+        except (StateError, OSError) as error:
+            role.imports.put_back(source)
+            logger.error("%s is not stored yet, and is tried again: %s", source, error)
+        except WorldLoomError as error:
+            kept = "; what was stored of it before is kept" if is_gone(source) else ""
+            role.left_out[source] = f"{error}{kept}"
+            logger.error("%s was not imported: %s%s", source, error, kept)

@@ -99,7 +99,8 @@ def test_states_and_counts_that_do_not_fit_are_described(model: Any) -> None:
         with pytest.raises(ConfigurationError, match="batch_size must be an integer >= 1"):
             model.initial_state(wrong)
     double = LatentState(
-        **{name: getattr(state, name).double() for name in ("deterministic", "stochastic")},
+        deterministic=None if state.deterministic is None else state.deterministic.double(),
+        stochastic=None if state.stochastic is None else state.stochastic.double(),
         latent_type=state.latent_type,
     )
     assert model.predict(double, action).features.dtype == torch.float32

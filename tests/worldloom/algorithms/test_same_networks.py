@@ -80,8 +80,8 @@ def test_the_public_dreamer_loss_is_the_sum_of_the_agent_s() -> None:
     public |= {"continues": np.ones((1, STEPS), np.float32), "last_obs": e["obs"][None, -1]}
     torch.manual_seed(5)
     found = model.compute_loss(public)
-    torch.manual_seed(5)
     rows = rows_learned_from(model, public)
+    torch.manual_seed(5)
     raw = model.net.losses(
         rows, torch.rand(1, STEPS + 1, model.config.stoch_discrete), free_nats=1.0, cont_scale=1.0
     ).losses

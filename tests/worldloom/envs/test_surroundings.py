@@ -246,7 +246,7 @@ def test_an_env_that_works_anywhere_needs_no_main_thread_and_one_that_works_nowh
 
     assert needs_main_thread(env_of("never", fails)) == ""
     for place in ("init", "reset", "step"):
-        with pytest.raises(ConfigurationError, match=r"Disturber.*broken anyway.*check_env"):
+        with pytest.raises(ConfigurationError, match=r"Disturber.*broken anyway.*check-env"):
             needs_main_thread(env_of(place, fails))
 
 

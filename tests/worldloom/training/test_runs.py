@@ -86,7 +86,9 @@ def test_dreamer_encodes_and_imagines_what_the_agent_s_model_computes(runs: Path
     ours = model.encode(obs, deterministic=True)
     assert torch.equal(ours.deterministic, state.deter)
     assert torch.equal(ours.logits, logits)
-    _, classes = net.dyn.imagine_step(w, state, action, draws)
+    _, classes = net.dyn.imagine_step(
+        w, state._replace(stoch=ours.stochastic.flatten(1)), action, draws
+    )
     following = model.predict(ours, action, deterministic=True)
     assert torch.equal(following.logits, classes)
     trajectory = model.imagine(ours, action[None], deterministic=True)

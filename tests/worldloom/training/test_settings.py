@@ -185,11 +185,12 @@ def test_checkpointing_computes_activations_twice(buffer: ReplayBuffer, tmp_path
             device="cpu",
             total_steps=1,
             eval_batches=1,
+            batch_size=2,
+            sequence_length=5,
         )
-        trainer = Trainer(model, config)
-        trainer.train(buffer)
+        Trainer(model, config).train(buffer)
         counts.append(len(calls))
-    assert counts == [1, 2]
+    assert counts[1] - counts[0] == 1
 
 
 def test_a_resumed_run_remembers_its_evaluation_and_its_bad_updates(

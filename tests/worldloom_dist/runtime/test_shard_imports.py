@@ -20,7 +20,7 @@ from worldloom_dist.replay.formats import episode_files
 from worldloom_dist.replay.formats.episode_files import write_episode_file
 from worldloom_dist.replay.imports import ImportList
 from worldloom_dist.replay.shard import ReplayShard
-from worldloom_dist.runtime.shard_role import ShardRole
+from worldloom_dist.runtime.shard_role import import_new
 
 ENV = EnvSpec(name="toy", obs={"obs": ArraySpec((2,))}, action={"action": ArraySpec((1,))})
 STEPS = 20
@@ -62,7 +62,7 @@ def role(tmp_path):
 
 def look(role):
     """What the role does once a second; returns the rows stored by then."""
-    asyncio.run(ShardRole.import_new(role))
+    asyncio.run(import_new(role))
     return role.shard.row_counters().inserted
 
 

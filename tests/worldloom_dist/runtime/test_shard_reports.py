@@ -8,7 +8,6 @@ import pytest
 from worldloom_dist.interfaces import Coordinator
 from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.runtime import shard_role
-from worldloom_dist.runtime.shard_role import ShardRole
 
 
 def test_a_report_that_no_one_answers_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +34,7 @@ def test_a_report_that_no_one_answers_is_made_again(monkeypatch: pytest.MonkeyPa
 
     async def work() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await ShardRole.report_for_ever(role)
+            await shard_role.report_for_ever(role)
 
     asyncio.run(work())
     assert reports == [(2, "counters", 7)] * 3
