@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 WRONG_INPUT = (ConfigurationError, MissingDependencyError, ModelNotFoundError)
+FAULTS = "worldloom.envs.faults"
 DISCRETE_AGENT = "dreamerv3:ci"
 """Rehearsed with where the launcher's usual agent cannot act."""
 
@@ -42,6 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(words))
     options["env"] = options.pop("env_flag") or options["env"]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger(FAULTS).setLevel(logging.CRITICAL)  # the report says what the env did
     settings = {
         f.name: options[f.name]
         for f in dataclasses.fields(EnvConfig)

@@ -118,6 +118,7 @@ def test_an_endpoint_that_others_can_read_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv("WORLDLOOM_METRICS_AUTH", raising=False)
     secret = tmp_path / "secret"
     secret.write_text("user:a-long-word")
+    secret.chmod(0o600)
     assert not is_open(parse([]))
     assert not is_open(parse(["--metrics-host", "127.0.0.2"]))
     assert is_open(parse(["--metrics-host", "0.0.0.0"]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import ipaddress
 import os
 import stat
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client.exposition import make_wsgi_app
@@ -25,7 +27,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from worldloom.core.exceptions import ConfigurationError
 
-__all__ = ["AUTH_VARIABLE", "Page", "read_secret", "serve", "serve_near"]
+__all__ = ["AUTH_VARIABLE", "Page", "is_loopback", "read_secret", "serve", "serve_near"]
 
 AUTH_VARIABLE = "WORLDLOOM_METRICS_AUTH"
 MIN_SECRET_CHARS = 8
@@ -33,6 +35,10 @@ PORTS_TRIED = 50
 UNAUTHORIZED = (
     b"401: send the token or password of this endpoint; a browser asks for it where the secret is "
     b"USER:PASSWORD\n"
+)
+FORBIDDEN = (
+    b"403: this endpoint answers at an address or at localhost; to read it by another name, set "
+    b"--metrics-auth-file\n"
 )
 Answer = Iterable[bytes]
 
@@ -70,9 +76,11 @@ def read_secret(path: Path | None, environment: Mapping[str, str] = os.environ) 
             raise ConfigurationError(
                 f"metrics_auth_file: {path} cannot be read ({type(error).__name__})"
             ) from error
-        if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+        if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH):
             raise ConfigurationError(
-                f"metrics_auth_file: all users may write {path}; run: chmod 600 {path}"
+                f"metrics_auth_file: all users may read or write {path} (mode "
+                f"{stat.S_IMODE(mode):04o}); run: chmod 600 {path} (for a Kubernetes secret set "
+                "defaultMode: 0400)"
             )
     if text is None:
         return ""
@@ -104,7 +112,8 @@ def serve(
     """
     registry = CollectorRegistry()
     registry.register(hub)
-    app = _guarded(make_wsgi_app(registry), secret, page)
+    is_private = is_loopback(host) and not secret
+    app = _guarded(make_wsgi_app(registry), secret, page, is_private=is_private)
     server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server, int(server.server_port)
@@ -146,7 +155,26 @@ class _Quiet(WSGIRequestHandler):
         return str(self.client_address[0])
 
 
-def _guarded(app: Any, secret: str, page: Page | None) -> Callable[[dict[str, Any], Any], Answer]:
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _is_foreign(header: str) -> bool:
+    """True when a Host header names another machine: a page of the web whose name was led to this
+    address (DNS rebinding) has its own name there. An address or ``localhost`` is no such name.
+    """
+    host = urlsplit(f"//{header}").hostname or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host not in ("", "localhost")
+    return False
+
+
+def _guarded(
+    app: Any, secret: str, page: Page | None, *, is_private: bool
+) -> Callable[[dict[str, Any], Any], Answer]:
     def answer(environ: dict[str, Any], start: Any) -> Answer:
         """Answer as a WSGI application: health to anyone, the rest to who may see it."""
         path = environ.get("PATH_INFO", "/")
@@ -159,6 +187,9 @@ def _guarded(app: Any, secret: str, page: Page | None) -> Callable[[dict[str, An
                 "401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", scheme)]
             )
             return [UNAUTHORIZED]
+        if is_private and _is_foreign(environ.get("HTTP_HOST", "")):
+            start("403 Forbidden", [("Content-Type", "text/plain")])
+            return [FORBIDDEN]
         is_read = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
         if is_read and page is not None and page.answers(path):
             return page(environ, start)

@@ -103,10 +103,9 @@ def check_watching(config: RunConfig) -> None:
 
 def is_open(config: RunConfig) -> bool:
     """True when machines beside this one can read the endpoint without a password."""
-    from worldloom_dist.metrics.endpoint import read_secret
+    from worldloom_dist.metrics.endpoint import is_loopback, read_secret
 
-    is_local = config.metrics_host in ("localhost", "::1") or config.metrics_host.startswith("127.")
-    return not is_local and not read_secret(config.metrics_auth_file)
+    return not is_loopback(config.metrics_host) and not read_secret(config.metrics_auth_file)
 
 
 def check_gateways(plan: Plan) -> None:

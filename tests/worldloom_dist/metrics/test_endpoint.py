@@ -22,9 +22,10 @@ def endpoint(secret=""):
         server.server_close()
 
 
-def status(url, authorization=None):
+def status(url, authorization=None, host=None):
+    headers = {"Authorization": authorization, "Host": host}
     request = urllib.request.Request(
-        url, headers={"Authorization": authorization} if authorization else {}
+        url, headers={name: value for name, value in headers.items() if value}
     )
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
@@ -67,6 +68,7 @@ def test_only_metrics_are_served():
 def test_the_secret_comes_from_a_file_or_the_environment(tmp_path):
     file = tmp_path / "token"
     file.write_text("abcdefgh12345678\n")
+    file.chmod(0o640)
     assert read_secret(file, {AUTH_VARIABLE: "other-secret"}) == "abcdefgh12345678"
     assert read_secret(None, {AUTH_VARIABLE: "user:password"}) == "user:password"
     assert read_secret(None, {}) == ""
@@ -76,6 +78,7 @@ def test_the_secret_comes_from_a_file_or_the_environment(tmp_path):
 def test_what_is_no_secret_is_refused_without_being_repeated(tmp_path, text):
     file = tmp_path / "token"
     file.write_text(text)
+    file.chmod(0o600)
     with pytest.raises(ConfigurationError, match="at least 8") as caught:
         read_secret(file)
     assert not text or text not in str(caught.value)
@@ -86,6 +89,20 @@ def test_a_secret_that_cannot_be_read_or_that_anybody_may_change_is_refused(tmp_
         read_secret(tmp_path / "nothing")
     file = tmp_path / "token"
     file.write_text("abcdefgh12345678")
-    file.chmod(0o666)
-    with pytest.raises(ConfigurationError, match="chmod 600"):
-        read_secret(file)
+    for mode in (0o666, 0o644, 0o602):
+        file.chmod(mode)
+        with pytest.raises(ConfigurationError, match=f"mode {mode:04o}.*chmod 600"):
+            read_secret(file)
+
+
+def test_a_page_of_the_web_cannot_read_the_endpoint_by_a_name_of_its_own():
+    with endpoint() as url:
+        port = url.rpartition(":")[2]
+        for host in (f"127.0.0.1:{port}", f"[::1]:{port}", f"localhost:{port}", "10.0.0.7"):
+            assert status(url + "/metrics", host=host)[0] == 200, host
+        code, said = status(url + "/metrics", host=f"evil.example:{port}")
+        assert code == 403
+        assert "--metrics-auth-file" in said
+    with endpoint("0123456789abcdef") as url:
+        bearer = "Bearer 0123456789abcdef"
+        assert status(url + "/metrics", bearer, host="run.example")[0] == 200

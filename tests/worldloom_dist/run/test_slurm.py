@@ -153,7 +153,11 @@ def job(tmp_path, monkeypatch):
             sbatch_script(SlurmJob(python=str(python), **facts), POINT)
         )
         process = subprocess.Popen(
-            ["bash", "job.sh"], stderr=subprocess.PIPE, text=True, start_new_session=True
+            # Slurm starts jobs that hear SIGHUP; tests may run below nohup
+            ["env", "--default-signal=HUP", "bash", "job.sh"],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         running.append(process)
         return process
