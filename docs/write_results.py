@@ -272,7 +272,9 @@ def machine(name: str) -> str:
     if not name.endswith(".json"):
         return ""
     found = load(name.removesuffix(".json"))
-    facts = found.get("machine") or found.get("context", {}).get("machine", {})
+    first = next(iter(found.get("stages", {}).values()), {})
+    context = found.get("context") or first.get("context") or {}
+    facts = found.get("machine") or context.get("machine", {})
     load_at_start = facts.get("load", facts.get("load_average", [None])[0])
     cpu = re.sub(r"\(R\)| Processor", "", facts.get("cpu", ""))
     return f"{cpu}, load {float(load_at_start):.1f}" if load_at_start is not None else cpu

@@ -47,6 +47,7 @@ def pictures(folder) -> set[str]:
     return {f"{line['name']}{line['path'][-4:]}" for line in lines}
 
 
+@pytest.mark.long
 def test_pixels_are_learnt_from_and_drawn_and_their_latents_refreshed(tmp_path):
     summary = run_once(tmp_path / "run", "--env toy:pixel --agent dreamerv3:ci --env-steps 200")
     owed = 4 * (summary["agent_steps"] - PREFILL)

@@ -42,6 +42,7 @@ def imported_rows(folder):
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 def test_a_lost_disk_and_two_shards_killed_at_once_leave_books_that_add_up_while_files_come_and_go(
     tmp_path, capsys
 ):

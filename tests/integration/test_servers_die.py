@@ -13,7 +13,8 @@ from tests.integration.running import PATIENCE, launched, marked
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(300 * PATIENCE)]
 
 
-@pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
 def test_a_run_whose_server_dies_fails_with_a_sentence(tmp_path, server):
     folder = tmp_path / "run"
     words = (

@@ -201,7 +201,6 @@ def test_an_env_is_found_in_the_folder_where_the_command_is_typed(tmp_path: Path
     small = "--preset debug --runtime local --env-steps 110 --eval-episodes 1".split()
     for words in (
         ["train", "--env", "room_env:Room", *small, "--run-dir", "run"],
-        ["train", "--resume", "run", "--env-steps", "120"],
         ["evaluate", "run"],
     ):
         done = subprocess.run(

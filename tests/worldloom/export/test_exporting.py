@@ -148,7 +148,12 @@ def test_an_exported_tdmpc2_decides_as_the_agent_does(
     ("agent", "env", "settings"),
     [
         ("dreamerv3:ci", "RoomEnv", {"image_size": 32, "grayscale": True, "frame_stack": 2}),
-        ("tdmpc2:ci", "ReachEnv", {"image_size": 36, "frame_stack": 2, "time_limit": 5}),
+        pytest.param(
+            "tdmpc2:ci",
+            "ReachEnv",
+            {"image_size": 36, "frame_stack": 2, "time_limit": 5},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_pictures_classes_and_dicts_go_in_and_come_out_raw(
@@ -282,6 +287,7 @@ def test_wrong_words_are_one_sentence(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
+@pytest.mark.long
 def test_an_env_that_is_not_here_is_told(agents: Path, tmp_path: Path) -> None:
     path = saved_agent(tmp_path / "agent", "dreamerv3:ci", f"{HERE}:RoomEnv")
     manifest = path / "manifest.json"

@@ -313,6 +313,7 @@ def test_a_hub_that_fails_is_one_sentence(
         worldloom.load_agent("hf://ada/pendulum")
 
 
+@pytest.mark.long
 def test_the_client_s_own_settings_count(run: Path, tmp_path: Path) -> None:
     with serving() as made:
         env = {
