@@ -27,7 +27,7 @@ def finish(command, **more):
 def test_a_checkpoint_is_served_by_ray_serve(tmp_path) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"ray[serve] is not installed ({', '.join(missing)} missing)")
+        pytest.skip(f"{', '.join(missing)} missing: pip install 'ray[serve]'")
     assert start(tmp_path / "run", *WORDS).run() == "completed"
     port = free_port()
     words = [str(tmp_path / "run"), "--replicas", "2", "--port", str(port)]

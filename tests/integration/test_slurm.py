@@ -14,10 +14,11 @@ import pytest
 from tests.integration.slurm_cluster import run, slurm, state_of, why_not
 from tests.worldloom_dist.tiny_runs import TINY
 
+WHY_NOT = why_not()
 pytestmark = [
     pytest.mark.long,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 ROOT = Path(__file__).parents[2]
 LOCAL = [*TINY["tdmpc2:ci"], "--metrics-port", "0"]

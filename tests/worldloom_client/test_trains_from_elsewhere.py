@@ -16,6 +16,8 @@ from tests.worldloom_client.test_other_machine import TOKEN, has_namespaces, oth
 from tests.worldloom_dist.gateway.certificates import make_authority, make_signed
 
 CLIENT = f"{Path(__file__).parents[2] / 'worldloom_client'}[env]"
+NEEDS = ("hatchling", "grpcio", "protobuf", "gymnasium")
+"""Of others: without an index nothing can be installed; what fails after them is our fault."""
 LEAST_RETURN = -300.0
 """The demo comes to about -165, a random policy to -1,200."""
 LACKS = "import importlib.util as u; print([n for n in ('torch', 'ray') if u.find_spec(n)])"
@@ -28,9 +30,11 @@ def python(tmp_path_factory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     found = folder / "bin" / "python"
     install = [str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    needs = subprocess.run([*install, *NEEDS], capture_output=True, text=True, check=False)
+    if needs.returncode:
+        pytest.skip(f"pip cannot install {', '.join(NEEDS)} here: {needs.stderr[-300:]}")
     done = subprocess.run([*install, CLIENT], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"pip cannot install {CLIENT} here: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr
     out = subprocess.run([str(found), "-c", LACKS], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
     return found

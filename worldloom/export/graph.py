@@ -104,17 +104,7 @@ class PolicyGraph(nn.Module):
         return {name: value.numpy() for name, value in found.items()}
 
     def _inputs(self, step: PolicyStep) -> list[Port]:
-        ports = [
-            Port(
-                name=column_name(OBS, key),
-                role="observation",
-                shape=leaf.native_shape,
-                dtype=graph_dtype(space.dtype),
-                path=leaf.path,
-                space=space,
-            )
-            for key, (space, leaf) in self.read.leaves.items()
-        ]
+        ports = _space_ports(OBS, "observation", self.read.leaves)
         ports += [
             Port(
                 name=CARRY + name,
@@ -136,18 +126,22 @@ class PolicyGraph(nn.Module):
         return ports
 
     def _outputs(self) -> list[Port]:
-        ports = [
-            Port(
-                name=column_name(ACTION, key),
-                role="action",
-                shape=leaf.native_shape,
-                dtype=graph_dtype(space.dtype),
-                path=leaf.path,
-                space=space,
-            )
-            for key, (space, leaf) in self.write.leaves.items()
-        ]
-        return ports + [
+        return _space_ports(ACTION, "action", self.write.leaves) + [
             Port(name=NEXT + name, role="carry", shape=spec.shape, dtype=spec.dtype)
             for name, spec in self.carry.items()
         ]
+
+
+def _space_ports(group: str, role: str, leaves: Mapping[str, tuple[Any, Any]]) -> list[Port]:
+    """One port for each array of a space, as the env has it."""
+    return [
+        Port(
+            name=column_name(group, key),
+            role=role,
+            shape=leaf.native_shape,
+            dtype=graph_dtype(space.dtype),
+            path=leaf.path,
+            space=space,
+        )
+        for key, (space, leaf) in leaves.items()
+    ]

@@ -11,6 +11,8 @@ What is pushed is a run folder without its replay, so that every command that ta
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -154,8 +156,7 @@ def _score(
     if run is None:
         return None
     summary = _read(run.folder / "summary.json")
-    is_newest = run.newest()[0].name if saved.path.name != "best" else ""
-    if saved.path.name == is_newest or place == run.folder:
+    if place == run.folder or saved.path.name == run.newest()[0].name:
         return Score.of(summary.get("eval"))
     if saved.origin.get("score") is not None:
         return Score.of({"return_mean": saved.origin["score"], "episodes": _episodes(run)})
@@ -221,6 +222,9 @@ def _shareable(facts: Mapping[str, Any]) -> dict[str, Any]:
     learner = run.get("learner")
     if isinstance(learner, dict):
         run["learner"] = {**learner, "checkpoints": None}
+    replay = run.get("replay")
+    if isinstance(replay, dict) and isinstance(replay.get("load"), str):
+        run["replay"] = {**replay, "load": _file_names(replay["load"])}
     return {**facts, "run": run}
 
 
@@ -277,9 +281,37 @@ def _film(staging: _Staging, run: Path) -> str:
 
 
 def _command(run: Path) -> str:
-    """How the run was started, and gone on with."""
+    """How the run was started, and gone on with, without what belongs to its machine."""
     lines = _text(run / "command.txt").splitlines()
-    return "\n".join(line.partition("  ")[2] or line for line in lines)
+    commands = (_portable(line.partition("  ")[2] or line) for line in lines)
+    return "\n".join(dict.fromkeys(commands))
+
+
+def _portable(line: str) -> str:
+    """A command line without flags that mean something on its machine only."""
+    try:
+        words = iter(shlex.split(line))
+    except ValueError:  # it was written by hand
+        return ""
+    kept = []
+    for word in words:
+        flag, is_whole, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--"):
+            kept.append(word)
+        elif name in (*LOCAL, "learner.checkpoints") or name.partition(".")[0] in LOCAL_SECTIONS:
+            if not is_whole:
+                next(words, "")
+        elif name == "replay.load":
+            kept += [flag, _file_names(value if is_whole else next(words, ""))]
+        else:
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def _file_names(sources: str) -> str:
+    """``/data/a.npz,rllib:/data/b`` -> ``a.npz,rllib:b``."""
+    return re.sub(r"[^,:]*/", "", sources)
 
 
 def _text(path: Path) -> str:

@@ -164,11 +164,16 @@ def _is_foreign(header: str) -> bool:
     """True when a Host header names another machine: a page of the web whose name was led to this
     address (DNS rebinding) has its own name there. An address or ``localhost`` is no such name.
     """
-    host = urlsplit(f"//{header}").hostname or ""
+    try:
+        host = urlsplit(f"//{header}").hostname or ""
+    except ValueError:  # no host at all, as [x
+        return True
+    if host in ("", "localhost"):
+        return False
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return host not in ("", "localhost")
+        return True
     return False
 
 

@@ -46,7 +46,7 @@ class FilmEnv(gymnasium.Env):
 
 
 def test_images_are_resized_then_grey_then_stacked_oldest_first() -> None:
-    pytest.importorskip("PIL")
+    pytest.importorskip("PIL", reason="needs worldloom-dist[atari]")
     env = adapted(FilmEnv(), image_size=32, grayscale=True, frame_stack=3)
     assert env.spec.obs["obs"].shape == (32, 32, 3)
     grey = [
@@ -200,8 +200,8 @@ def test_pixel_toy_pays_nothing_to_those_who_do_not_look(plan: list[int]) -> Non
 
 
 def test_half_cheetah_goes_by_its_short_name() -> None:
-    pytest.importorskip("mujoco")
-    pytest.importorskip("imageio")
+    pytest.importorskip("mujoco", reason="needs worldloom-dist[mujoco]")
+    pytest.importorskip("imageio", reason="needs worldloom-dist[mujoco]")
     spec = env_spec(EnvConfig(env="mujoco:half-cheetah"))
     assert (
         spec.obs["obs"].shape,
@@ -217,7 +217,7 @@ def test_half_cheetah_goes_by_its_short_name() -> None:
 
 
 def test_dm_control_has_its_own_names_and_never_terminates() -> None:
-    pytest.importorskip("dm_control")
+    pytest.importorskip("dm_control", reason="needs worldloom-dist[dmc]")
     config = EnvConfig(env="dmc:cup-catch", action_repeat=2)
     env = make_env(config, seed=3)
     assert {key: spec.shape for key, spec in env.spec.obs.items()} == {
@@ -241,7 +241,7 @@ def test_dm_control_has_its_own_names_and_never_terminates() -> None:
 
 @pytest.mark.parametrize("task", ["lqr-lqr-2-1", "pendulum-swingup"])
 def test_equal_seeds_give_equal_rows_in_tasks_that_draw_their_model_too(task: str) -> None:
-    pytest.importorskip("dm_control")
+    pytest.importorskip("dm_control", reason="needs worldloom-dist[dmc]")
 
     def play(seed: int) -> np.ndarray:
         env = make_env(EnvConfig(env=f"dmc:{task}"), seed=seed)
@@ -258,7 +258,7 @@ def test_equal_seeds_give_equal_rows_in_tasks_that_draw_their_model_too(task: st
 
 
 def test_atari_has_the_settings_of_dreamerv3() -> None:
-    pytest.importorskip("ale_py")
+    pytest.importorskip("ale_py", reason="needs worldloom-dist[atari]")
     env = make_env(EnvConfig(env="atari:pong"), seed=0)
     assert (env.spec.obs["obs"].shape, env.spec.action["action"].num_classes) == (
         (96, 96, 1),
@@ -275,7 +275,7 @@ def test_atari_has_the_settings_of_dreamerv3() -> None:
 
 @pytest.mark.parametrize(("grayscale", "channels"), [(True, 2), (False, 6)])
 def test_ales_own_vector_env_keeps_the_row_contract(grayscale: bool, channels: int) -> None:
-    pytest.importorskip("ale_py")
+    pytest.importorskip("ale_py", reason="needs worldloom-dist[atari]")
     config = EnvConfig(
         env="atari:pong",
         ale_vector=True,
@@ -309,7 +309,7 @@ def test_ales_own_vector_env_keeps_the_row_contract(grayscale: bool, channels: i
 
 
 def test_atari_is_reproducible_and_ends_with_the_game() -> None:
-    pytest.importorskip("ale_py")
+    pytest.importorskip("ale_py", reason="needs worldloom-dist[atari]")
 
     def play(seed: int) -> list[tuple[float, bool, int]]:
         env = make_env(EnvConfig(env="atari:pong", image_size=32, action_repeat=16), seed=seed)

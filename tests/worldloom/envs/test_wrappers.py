@@ -120,7 +120,7 @@ def test_repeats_of_repeats_are_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_repeats_of_the_ale_are_known() -> None:
-    ale_py = pytest.importorskip("ale_py")
+    ale_py = pytest.importorskip("ale_py", reason="needs worldloom-dist[atari]")
     gymnasium.register_envs(ale_py)
     env = gymnasium.make("ALE/Pong-v5", disable_env_checker=True)
     assert own_repeat(env) == 4

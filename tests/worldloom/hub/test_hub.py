@@ -102,6 +102,7 @@ def test_the_card_says_score_command_and_use(run: Path, hub: LocalHub) -> None:
     assert f"{score:.1f} +- " in body
     assert "over 2 episodes" in body
     assert "-m worldloom_dist.launch --preset debug" in body
+    assert not [text for text in files.values() if str(run.parent).encode() in text]
     assert 'load_agent("hf://ada/pendulum")' in body
     assert "![Return over env steps](curve.png)" in body
     assert "![An episode](film.gif)" in body
@@ -345,3 +346,27 @@ def test_a_missing_package_names_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingDependencyError, match=r"huggingface_hub: pip install .*\[hub\]"):
         located("hf://ada/pendulum")
+
+
+def test_what_belongs_to_the_machine_stays_there(run: Path, hub: LocalHub, tmp_path: Path) -> None:
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    words = (
+        "--env gym:Pendulum-v1 --run-dir /home/ada/run --metrics-auth-file=/home/ada/secret "
+        "--gateway.token-file /home/ada/token --address 10.0.0.7:6379 "
+        "--replay.load /home/ada/a.npz,rllib:/home/ada/b --seed 3"
+    )
+    (mine / "command.txt").write_text(
+        f"2026-11-30 07:00:00  python -m worldloom_dist.launch {words}\n"
+    )
+    config = json.loads((mine / "config.json").read_text())
+    config["run"]["replay"]["load"] = "/home/ada/a.npz"
+    config["run"]["metrics_auth_file"] = "/home/ada/secret"
+    (mine / "config.json").write_text(json.dumps(config))
+    push(mine, "ada/pendulum")
+    _, files = hub.repos["ada/pendulum"].commits[-1]
+    text = b"".join(files[name] for name in ("README.md", "config.json", "policy.json"))
+    assert b"/home/ada" not in text
+    assert b"10.0.0.7" not in text
+    command = "--env gym:Pendulum-v1 --replay.load a.npz,rllib:b --seed 3"
+    assert f"python -m worldloom_dist.launch {command}\n" in files["README.md"].decode()

@@ -167,7 +167,7 @@ def test_row_that_is_not_live_keeps_its_carry() -> None:
 
 
 def test_carries_may_be_torch_tensors() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
 
     class TorchPolicy(FakePolicy):
         def initial_carry(self, num_envs: int) -> Carry:

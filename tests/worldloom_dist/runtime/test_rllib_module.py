@@ -8,14 +8,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core.columns import Columns
 
 import worldloom
 from worldloom.core.exceptions import ConfigurationError
-
-pytest.importorskip("ray.rllib.core.rl_module.torch")
-
-from ray.rllib.core.columns import Columns
-
 from worldloom_dist.runtime.rllib_module import TrainedModule
 
 ARCHIVE = Path(__file__).parents[2] / "data/runs-0.2.0.tar.gz"
