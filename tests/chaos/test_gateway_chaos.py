@@ -150,6 +150,7 @@ def play_rounds(folder, rounds: int, seed: int) -> None:
 
 @pytest.mark.ray
 @pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.timeout(300 * PATIENCE)
 def test_clients_survive_the_death_of_everything_between_them_and_replay(tmp_path) -> None:
     play_rounds(tmp_path / "run", 4, 0)
