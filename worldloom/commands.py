@@ -179,14 +179,21 @@ def _models(options: argparse.Namespace) -> None:
     from worldloom.factory import MODEL_CATALOG
 
     agents = agent_names()
-    width = max(map(len, (*MODEL_CATALOG, *agents)))
-    for name, entry in MODEL_CATALOG.items():
-        text = f"{entry['description']}{'; also --agent' if name in agents else ''}"
-        _say(f"{name:<{width}}  {entry['params'] / 1e6:7.1f} M  {text}")
-    for name in agents:
-        if name not in MODEL_CATALOG:
-            size = "a small one for laptops and tests" if name.endswith(":ci") else "an agent"
-            _say(f"{name:<{width}}  {'':9}  {size}: --agent")
+    names = [*sorted(agents, key=_family_and_size), *(n for n in MODEL_CATALOG if n not in agents)]
+    width = max(map(len, names))
+    for name in names:
+        entry = MODEL_CATALOG.get(name)
+        size = f"{entry['params'] / 1e6:7.1f} M" if entry else " " * 9
+        small = "small, for laptops and tests" if name.endswith(":ci") else "an agent"
+        text = entry["description"] if entry else small
+        _say(f"{name:<{width}}  {size}  {text}{'; --agent' if name in agents else ''}")
+
+
+def _family_and_size(name: str) -> tuple[str, int, str]:
+    """Sorts agents by algorithm and then by size, the smallest (``ci``) first."""
+    family, _, preset = name.partition(":")
+    digits = "".join(filter(str.isdigit, preset))
+    return family, int(digits or 0), preset
 
 
 def _info(options: argparse.Namespace) -> None:

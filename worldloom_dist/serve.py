@@ -156,9 +156,7 @@ class _ServedPolicy(InferenceServer):
     """Begins again, random state included, when it is told that no session is left."""
 
     def __init__(self, policy: Policy, weights: _CheckpointWeights, *, explore: bool) -> None:
-        super().__init__(
-            policy, weights, pull_interval_s=LOOK_FOR_CHECKPOINT_EVERY_S, explore=explore
-        )
+        super().__init__(policy, weights, explore=explore)
         self._own_policy = policy
         self._rng_state = policy.rng_state()
         self.begins_again = False

@@ -189,7 +189,7 @@ def test_what_ran_is_told() -> None:
 @pytest.mark.parametrize(
     ("obs", "says"),
     [
-        (np.zeros(4, np.float32), r"obs 'obs': got shape \(1, 4\), expected \(1, 3\)"),
+        (np.zeros(4, np.float32), r"obs 'obs': got shape \(4,\), expected \(3,\)"),
         (np.full(3, np.nan, np.float32), "not finite"),
         (np.zeros(3, complex), "got complex128, expected float32"),
         ({"camera": np.zeros(3, np.float32)}, r"got keys \['camera'\], expected \['obs'\]"),

@@ -66,7 +66,7 @@ class LocalGateway:
         folder.count_on_from({"gateway": known.gateway})
         incarnation = folder.next_incarnation("gateway")
         policy = build_policy(plan, POLICY_INDEX, incarnation)
-        self._server = InferenceServer(policy, weights, pull_interval_s=0.0)
+        self._server = InferenceServer(policy, weights)
         self._thread = self._start(plan, folder.path, incarnation)
 
     def _start(self, plan: Plan, folder: Path, incarnation: int) -> GatewayThread:
