@@ -65,7 +65,7 @@ def updates_of_dreamerv3() -> Row:
         f"{small[0]:.2f}x / {small[1]:.2f}x the time at size1m (vectors / pixels), "
         f"{large[0]:.2f}x / {large[1]:.2f}x at size12m"
     )
-    what = "DreamerV3 update beside the fastest of three other implementations, one thread"
+    what = "DreamerV3 update beside the fastest of three other implementations (of two for pixels), one thread"
     return what, said, "dreamerv3.json"
 
 
@@ -295,10 +295,10 @@ def readme_sentence() -> str:
     (entry,) = (e for e in load("tdmpc2_2threads")["entries"] if e["preset"] == "5m")
     vectors, pixels = shares_of_dreamerv3("size12m")
     return (
-        f"TD-MPC2 5m makes {entry['speedup_update']['wall_ms_median']:.2f}x the updates/s and "
+        f"With two threads TD-MPC2 5m makes {entry['speedup_update']['wall_ms_median']:.2f}x the updates/s and "
         f"{entry['speedup_plan_1']['wall_ms_median']:.2f}x the plans/s of its authors' code, and a DreamerV3 "
-        f"update takes {vectors:.2f}x (vectors) and {pixels:.2f}x (pixels) of the time of the fastest of "
-        "three other implementations, at size12m."
+        f"update of one thread takes {vectors:.2f}x the time of the fastest of three other implementations for "
+        f"vectors, and {pixels:.2f}x that of the faster of two for pixels, at size12m."
     )
 
 

@@ -285,7 +285,7 @@ class AsyncSession:
                 answer = await self._stream.read()
         except asyncio.InvalidStateError as error:  # the call was over before we asked
             raise _StreamEndedError from error
-        if answer is grpc.aio.EOF:
+        if answer is grpc.aio.EOF or answer.number != self._number:
             raise _StreamEndedError
         self._state.take(request, answer)
 

@@ -55,6 +55,7 @@ __all__ = ["Served", "main", "serve"]
 logger = logging.getLogger(__name__)
 
 LOOK_FOR_CHECKPOINT_EVERY_S = 2.0
+INCARNATION_BITS = 31
 DRAIN_S = 10.0
 
 
@@ -228,6 +229,7 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     gateway = build_gateway(
         plan,
         batcher.ask,
+        incarnation=secrets.randbits(INCARNATION_BITS),  # another one than of any process before
         features=("explore", "zlib", "zstd") if served.explore else ("zlib", "zstd"),
         key=_key(served.run_dir),
         forget=lambda slot: forget(slot),

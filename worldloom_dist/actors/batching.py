@@ -7,8 +7,9 @@ one policy call in a thread --> replies
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -111,7 +112,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         look = Interval(look_every_s)
         looking: asyncio.Future[WeightsSnapshot | None] | None = None
-        with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as fetching:
+        with ThreadPoolExecutor(1) as thread, _fetching_thread() as fetching:
             server = await loop.run_in_executor(thread, build)
             await loop.run_in_executor(thread, server.refresh)
             self.version = server.version
@@ -202,6 +203,16 @@ class Batcher:
             return await arrival
         finally:
             timer.cancel()
+
+
+@contextlib.contextmanager
+def _fetching_thread() -> Iterator[ThreadPoolExecutor]:
+    """Whose end is not waited for: it may hang on a transport, and the event loop must not."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:

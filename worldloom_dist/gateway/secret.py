@@ -4,6 +4,7 @@ any gateway of the run knows it for one of ours after the one that gave it out i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hmac
 import json
@@ -78,5 +79,7 @@ def load_key(path: Path) -> bytes:
             os.write(file, secrets.token_bytes(KEY_BYTES))
         finally:
             os.close(file)
-        os.replace(temporary, path)
+        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+            os.link(temporary, path)
+        temporary.unlink()
     return path.read_bytes()

@@ -77,6 +77,7 @@ class Session:
         self._meter = meter
         self._clock = clock
         self._busy = 0
+        self._deciding: set[asyncio.Task[None]] = set()
         self.heard_s = clock()
         self._backlog = Backlog()
         self._names = {key: column_name(ACTION, key) for key in contract.env_spec.action}
@@ -157,7 +158,9 @@ class Session:
                 env.sender.close_chunk()
 
     async def drained(self) -> None:
-        """Returns when every row is stored."""
+        """Returns when no question is open any more and every row is stored."""
+        while self._deciding:
+            await asyncio.wait(self._deciding)
         for env in self._envs:
             if env.sender is not None:
                 await env.sender.drained()
@@ -251,6 +254,8 @@ class Session:
         decision.waiting.append(answered)
         if decision.task is None:
             decision.task = loop.create_task(self._ask_policy(decision))
+            self._deciding.add(decision.task)
+            decision.task.add_done_callback(self._deciding.discard)
         try:
             await answered
         except StateError as error:
@@ -265,6 +270,8 @@ class Session:
             await self._decide_rows(decision)
         except Exception as error:
             failure = error
+        except asyncio.CancelledError:  # another question took its place
+            failure = StateError("it was asked something else")
         decision.task = None
         waiting = [answered for answered in decision.waiting if not answered.done()]
         decision.waiting = []

@@ -62,7 +62,8 @@ class StopFlag:
         if not self.is_set:
             self.asks_again = number == signal.SIGUSR1
             self.set("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-            _say(f"{self.reason}: stopping; once more leaves at once\n")
+            at_once = "; once more leaves at once" if number in SIGNALS else ""
+            _say(f"{self.reason}: stopping{at_once}\n")
         elif number in (signal.SIGHUP, signal.SIGUSR1):  # they may be said more than once
             return
         elif number == signal.SIGTERM and self.asks_again and not self._is_at_limit:
