@@ -3,7 +3,7 @@
     {"model": {"w": tensor}, "steps": 3}  <->  {"model": {"w": MARK "/model/w"}, "steps": 3}
                                                {"/model/w": tensor}
 
-Whoever stores a state (a checkpoint, shared memory) writes the two as it likes; nothing in either
+A checkpoint writes the two to files, a mirror to shared memory; nothing in either
 needs pickle.
 """
 

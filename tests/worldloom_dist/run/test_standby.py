@@ -21,7 +21,7 @@ def test_memory_decides_where_nothing_is_said():
     is_kept, why = keep_standby(config, 3e9)
     assert not is_kept
     assert why == "1.0 GB of memory are left, and it wants 1.5"
-    assert keep_standby(parse([*BASE, "on"]), 3e9)[0], "whoever asks for it gets it"
+    assert keep_standby(parse([*BASE, "on"]), 3e9)[0], "one that was asked for is kept"
     assert not keep_standby(parse([*BASE, "off"]))[0]
     assert mirror_limit() == 1_000_000_000
 
