@@ -137,7 +137,7 @@ def kill_one(supervisor: Supervisor, reader: Reader, shard: int) -> dict[str, fl
     raise TimeoutError(f"shard-{shard} was not back after {GIVE_UP_S} s")
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, kills: int = KILLS) -> dict[str, Any]:
     """All kills; medians and the longest."""
     capacity = str(2 * SHARDS * ROWS)
     plan = resolve(
@@ -151,7 +151,7 @@ def measure(folder: Path) -> dict[str, Any]:
         while len(reader.batches) < 200:
             supervisor.poll(0.25)
         usual = [b - a for (a, _), (b, _) in itertools.pairwise(reader.batches)]
-        found = [kill_one(supervisor, reader, number % SHARDS) for number in range(KILLS)]
+        found = [kill_one(supervisor, reader, number % SHARDS) for number in range(kills)]
         reader.end()
         counters = coordinator_client().call(Coordinator.counts)["counters"]
     spread = {
@@ -161,7 +161,7 @@ def measure(folder: Path) -> dict[str, Any]:
     }
     assert counters["lost_acked"] == 0
     return {
-        "kills": KILLS,
+        "kills": kills,
         "rows_per_shard": ROWS,
         "usual_pause_s": statistics.median(usual),
         **spread,

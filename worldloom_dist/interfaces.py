@@ -31,7 +31,13 @@ from worldloom.core.sequence import Chunk, PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.data.windows import EncodedWindows
 from worldloom_dist.actors.acting import ActReply, ActRequest
-from worldloom_dist.ports import RowCounters, SampleRequest, StepPermit, StepQuestion
+from worldloom_dist.ports import (
+    MirrorPlace,
+    RowCounters,
+    SampleRequest,
+    StepPermit,
+    StepQuestion,
+)
 from worldloom_dist.rpc.actor_client import ActorClient
 from worldloom_dist.rpc.connection import Listening
 
@@ -158,9 +164,14 @@ class Coordinator(Listening, Protocol):
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
 
-    async def rebase_positions(self, positions: int) -> None:
+    async def rebase_positions(self, positions: int, trained: int | None = None) -> None:
         """A learner begins with this number of trained positions; what its predecessor did beyond
         them is counted as lost, and owed.
+
+        Args:
+            positions: Of its state.
+            trained: Those of its predecessor in the end, where they are known; else what was
+                permitted to it counts as trained.
         """
 
     async def updates_due(self) -> int:
@@ -220,6 +231,17 @@ class Learner(Stoppable, Protocol):
 
     def run(self) -> dict[str, Any]:
         """Build or restore the agent, train, publish, checkpoint; returns the last status."""
+
+    def stand_by(self) -> dict[str, Any]:
+        """Build everything and wait behind another learner, until it is to take over."""
+
+    def follow(self, place: MirrorPlace) -> None:
+        """Follow the state that a learner of this machine keeps in shared memory."""
+
+    def take_over(self, incarnation: int) -> None:
+        """Be the learner of this incarnation, from the state that was followed: :meth:`run` is
+        called next, and the former learner's process has ended.
+        """
 
     def rendezvous(self, incarnation: int) -> tuple[str, int] | None:
         """Where rank 0 waits for the other ranks of this incarnation; None when it does not yet."""

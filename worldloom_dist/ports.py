@@ -28,6 +28,7 @@ __all__ = [
     "FIRST_STEP",
     "SESSION_BITS",
     "FencedError",
+    "MirrorPlace",
     "ReplayWriter",
     "RowCounters",
     "SampleRequest",
@@ -112,6 +113,16 @@ class SampleRequest:
 
     windows: int
     seed: tuple[int, ...]
+
+
+class MirrorPlace(NamedTuple):
+    """Where a learner keeps its newest state in shared memory: a process of this machine, its
+    descriptor there, and which memory of that process it is, because descriptors come again.
+    """
+
+    process: int
+    descriptor: int
+    number: int
 
 
 class StepQuestion(NamedTuple):

@@ -29,7 +29,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -48,6 +47,7 @@ from worldloom.core.files import (
     write_json,
 )
 from worldloom.core.json_text import finite_json, parse_json
+from worldloom.training.trees import join_tree, split_tree
 
 __all__ = [
     "CheckpointStore",
@@ -61,10 +61,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-TENSOR = "__tensor__"
-ARRAY = "__array__"
-TUPLE = "__tuple__"
-FLOAT = "__float__"
 FILES = ("tensors.safetensors", "tree.json")
 MANIFEST = "manifest.json"
 Tree = Mapping[str, Any]
@@ -83,16 +79,20 @@ def save_tree(folder: Path, tree: Tree, facts: Mapping[str, Any] | None = None) 
         CheckpointError: If the tree holds something that cannot be stored without pickle (names
             where), or it cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    skeleton = _strip(tree, "", tensors)
+    skeleton, tensors = split_tree(tree)
     with _told(folder), replacing_together(folder) as staging:
-        save_file(tensors, staging / FILES[0])
+        save_file(_own(tensors), staging / FILES[0])
         (staging / FILES[1]).write_text(json.dumps(skeleton, allow_nan=False))
         files = {
             name: {"sha256": _sha256(staging / name), "bytes": (staging / name).stat().st_size}
             for name in FILES
         }
         _write_manifest(staging, {"format": FORMAT, "files": files, "facts": dict(facts or {})})
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the host that share no memory, as a file needs them."""
+    return {path: value.to("cpu").contiguous().clone() for path, value in tensors.items()}
 
 
 @contextlib.contextmanager
@@ -178,14 +178,14 @@ def save_tree_file(path: Path, tree: Tree, facts: Mapping[str, Any] | None = Non
         CheckpointError: If the tree holds something that cannot be stored without pickle (names
             where), or it cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    skeleton = _strip(tree, "", tensors)
+    skeleton, tensors = split_tree(tree)
     with _told(path):
         facts = finite_json(dict(facts or {}))
         texts = {
             "tree": json.dumps(skeleton, allow_nan=False),
             "facts": json.dumps(facts, allow_nan=False),
         }
+        tensors = _own(tensors)
         metadata = {"worldloom": str(FORMAT), **texts, "sha256": _contents_sha256(texts, tensors)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -233,62 +233,11 @@ def _contents_sha256(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     return digest.hexdigest()
 
 
-def _strip(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Replace tensors by marks; what remains is JSON."""
-    if isinstance(node, Tensor | np.ndarray):
-        value = (
-            node.detach().to("cpu")
-            if isinstance(node, Tensor)
-            else torch.from_numpy(np.array(node))
-        )
-        tensors[path] = value.contiguous().clone()
-        return {TENSOR if isinstance(node, Tensor) else ARRAY: path}
-    if isinstance(node, Mapping):
-        if not all(isinstance(key, str | int) and not isinstance(key, bool) for key in node):
-            raise CheckpointError(
-                f"checkpoint: keys of {path or 'the tree'} must be text or integers, "
-                f"got {list(node)[:3]}"
-            )
-        return {
-            "__int__" + str(k) if isinstance(k, int) else k: _strip(v, f"{path}/{k}", tensors)
-            for k, v in node.items()
-        }
-    if isinstance(node, list | tuple):
-        items = [_strip(item, f"{path}/{index}", tensors) for index, item in enumerate(node)]
-        return {TUPLE: items} if isinstance(node, tuple) else items
-    if isinstance(node, np.generic):
-        node = node.item()
-    if isinstance(node, float) and not math.isfinite(node):
-        return {FLOAT: str(node)}
-    if node is None or isinstance(node, bool | int | float | str):
-        return node
-    raise CheckpointError(
-        f"checkpoint: {path} is a {type(node).__name__}, which cannot be stored without pickle"
-    )
-
-
 def _restored(source: Path, node: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    tree = _restore(node, tensors)
+    tree = join_tree(node, tensors)
     if not isinstance(tree, dict):
         raise CheckpointError(f"{source}: holds no tree of tensors; use an earlier checkpoint")
     return tree
-
-
-def _restore(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(node, dict):
-        if TENSOR in node:
-            return tensors[node[TENSOR]]
-        if ARRAY in node:
-            return tensors[node[ARRAY]].numpy()
-        if FLOAT in node:
-            return float(node[FLOAT])
-        if TUPLE in node:
-            return tuple(_restore(item, tensors) for item in node[TUPLE])
-        return {
-            int(k[7:]) if k.startswith("__int__") else k: _restore(v, tensors)
-            for k, v in node.items()
-        }
-    return [_restore(item, tensors) for item in node] if isinstance(node, list) else node
 
 
 def _link(source: Path, target: Path) -> None:

@@ -210,7 +210,7 @@ class Learner:
                 self.agent, self._batch, env_steps, self.train_steps, wait_s=wait_s
             )
 
-    def note(self, phase: Literal["wait_data", "checkpoint"], seconds: float) -> None:
+    def note(self, phase: Literal["wait_data", "checkpoint", "standby"], seconds: float) -> None:
         """Book time of the training thread that :meth:`train` and :meth:`publish` do not see."""
         self._phases[phase].add(seconds)
 

@@ -73,7 +73,14 @@ def _histogram(text: str, normal: str = "", bad: str = "") -> MetricInfo:
 
 SOURCES = ("policy", "human", "safety", "script")
 """Who chooses the actions of a gateway's clients."""
-LEARNER_PHASES = ("wait_data", "to_device", "forward_backward", "publish", "checkpoint")
+LEARNER_PHASES = (
+    "wait_data",
+    "to_device",
+    "forward_backward",
+    "publish",
+    "checkpoint",
+    "standby",
+)
 """What a training thread does."""
 
 METRICS: dict[str, MetricInfo] = {
@@ -128,7 +135,7 @@ METRICS: dict[str, MetricInfo] = {
     "learner_replayed_steps_total": _counter("Trained positions.", "grows"),
     "learner_update_seconds": _histogram(
         "Time of the training thread, by phase: wait_data, to_device, "
-        "forward_backward, publish, checkpoint.",
+        "forward_backward, publish, checkpoint, standby.",
         "forward_backward leads",
         "wait_data leads: the learner starves",
     ),

@@ -53,6 +53,12 @@ class ReplayBudget:
         """Memory that is taken however well images compress."""
         return self.small_bytes + (0 if self.is_mapped else self.large_bytes)
 
+    @property
+    def most_bytes(self) -> int:
+        """Memory that is taken when images do not compress at all."""
+        images = self.image_bytes if self.hot_bytes is None else self.hot_bytes
+        return self.reserved_bytes + min(images, self.image_bytes)
+
     def describe(self) -> str:
         """One line for people."""
         parts = [

@@ -13,6 +13,7 @@ from worldloom_dist.run.checks import is_open, without_effect
 from worldloom_dist.run.console import LogFile, Screen
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.presets import preset_changes
+from worldloom_dist.run.standby import describe_standby
 
 if TYPE_CHECKING:
     from worldloom_dist.run.plan import Plan
@@ -105,6 +106,8 @@ def announce(
         config.replay.shards,
         config.replay.durability,
     )
+    if config.runtime == "ray":
+        logger.info("standby  %s", describe_standby(plan.standby))
     if config.gateway_port is not None:
         ports = range(config.gateway_port, config.gateway_port + config.gateways)
         where = ", ".join(f"{config.gateway.host}:{port}" for port in ports)

@@ -60,6 +60,7 @@ DEBUG = Preset(
         "learner.publish_every_s": 0.2,
         "learner.checkpoint_every_s": 2.0,
         "learner.checkpoint_every_steps": 200,
+        "learner.standby": "off",
     },
 )
 

@@ -40,6 +40,11 @@ def without_effect(config: RunConfig) -> list[tuple[str, str]]:
             config.runtime == "local" and config.inference_servers != RunConfig().inference_servers,
         ),
         (
+            "--learner.standby on",
+            "with --runtime local, which has one process",
+            config.runtime == "local" and config.learner.standby == "on",
+        ),
+        (
             "--gateways",
             "without --gateway-port",
             config.gateway_port is None and config.gateways != RunConfig().gateways,

@@ -185,6 +185,8 @@ class LearnerConfig:
     """Only operators that give the same bits every time (slower; on CUDA without TF32)."""
     checkpoints: str | None = None
     """Path or URL (s3://, gs://, ...) of the checkpoints (default: in the run folder)."""
+    standby: Literal["auto", "on", "off"] = "auto"
+    """On Ray, CPU only: a second learner goes on when the first dies; auto: memory allowing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +317,19 @@ class RunConfig:
         """Envs that feed replay."""
         return 0 if self.env.is_none else self.workers * self.envs_per_worker
 
+    @property
+    def standby_obstacle(self) -> str:
+        """Why this run can have no standby learner; empty where it can."""
+        if self.runtime == "local":
+            return "--runtime local has one process"
+        if self.learners > 1:
+            return f"{self.learners} learner ranks go on from their newest checkpoint together"
+        if self.address is not None:
+            return "on a cluster that was joined, a learner goes on from its newest checkpoint"
+        if self.learner.device.startswith("cuda"):
+            return "a second learner would take a part of the GPU"
+        return ""
+
     def problems(self) -> list[str]:
         """One sentence per setting that cannot work; an empty list when the run may start. Starts
         and writes nothing.
@@ -351,6 +366,9 @@ class RunConfig:
                 f"learner.device must be auto, cpu, cuda or cuda:N, got {self.learner.device!r}"
             )
         found += self._gateway_problems()
+        obstacle = "" if self.runtime == "local" else self.standby_obstacle
+        if self.learner.standby == "on" and obstacle:
+            found.append(f"learner.standby must be auto or off here, got 'on': {obstacle}")
         if self.runtime == "local" and self.address:
             found.append("address is for --runtime ray, and runtime is local: drop one of the two")
         if self.actors.elastic and self.runtime == "local":

@@ -215,6 +215,10 @@ class RunFolder:
         self.write_incarnations({**known, role: value})
         return value
 
+    def incarnation(self, role: str) -> int:
+        """How often ``role`` was started in the run so far."""
+        return self._incarnations().get(role, 0)
+
     def count_on_from(self, found: Mapping[str, int]) -> None:
         """Let :meth:`next_incarnation` go on above what the run's rows say, where
         ``incarnations.json`` was lost or is an old copy.

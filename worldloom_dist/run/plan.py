@@ -35,6 +35,7 @@ from worldloom_dist.replay.planning import (
 )
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.standby import keep_standby
 
 __all__ = [
     "ActCosts",
@@ -51,6 +52,8 @@ __all__ = [
 LONGEST_EVALUATION_STEPS = 10_000
 """Decisions of an evaluation episode in an env that is not known to allow longer ones."""
 IMAGE_SETTINGS = ("image_size", "grayscale", "frame_stack")
+WORKER_BYTES = 70e6
+"""Memory of an env worker without torch, besides what processes share."""
 TORCH_WORKER_BYTES = 300e6
 """Memory of an env worker that imports torch, besides what processes share."""
 REQUEST_CPU_S = 0.001
@@ -83,6 +86,7 @@ class Plan:
             of fixed size.
         budget: What replay takes of memory and disk.
         measured_inference: Where the policy runs and why, once it has been measured.
+        standby: Whether a second learner follows the first, and why.
         needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of
             its own); empty when it can.
     """
@@ -98,6 +102,7 @@ class Plan:
     splits_envs: bool = True
     budget: ReplayBudget | None = None
     measured_inference: tuple[str, str] | None = None
+    standby: tuple[bool, str] = (False, "")
     needs_main_thread: str = ""
 
     @property
@@ -230,8 +235,18 @@ def resolve(
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
     )
+    others_bytes = budget.most_bytes + WORKER_BYTES * config.workers
     return Plan(
-        config, env, observed, agent, spec, columns, limits, splits_envs=size is None, budget=budget
+        config,
+        env,
+        observed,
+        agent,
+        spec,
+        columns,
+        limits,
+        splits_envs=size is None,
+        budget=budget,
+        standby=keep_standby(config, others_bytes),
     )
 
 

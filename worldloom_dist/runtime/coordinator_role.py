@@ -137,20 +137,21 @@ class CoordinatorRole:
             self.coordinator.report(shard, live_windows)
             await self._notify()
 
-    async def rebase_positions(self, positions: int) -> None:
+    async def rebase_positions(self, positions: int, trained: int | None = None) -> None:
         """A learner begins with this number of trained positions; what its predecessor did beyond
-        them is counted as lost, and owed.
+        them (``trained`` in all, or what was permitted to it) is counted as lost, and owed.
 
         What its predecessor, or the ranks of that, still wait for is void.
         """
         limiter = self.coordinator.limiter
         known = limiter.positions if self._is_whole else self._positions
+        known = known if trained is None else max(positions, trained)
         lost = (known - positions) // self._plan.limits.batch_positions
         if lost > 0:
             self._updates_lost += lost
             logger.warning(
-                "%d updates were lost with the learner that made them; they are made again from "
-                "its last checkpoint, and workers wait while they are owed",
+                "%d updates were lost with the learner that made them; they are made again, and "
+                "workers wait while they are owed",
                 lost,
             )
         self._positions = positions

@@ -34,6 +34,8 @@ class Deadlines:
     """For its last log lines, before it is ended."""
 
     # the driver
+    former_learner_s: float = 5.0
+    """For the process of a learner that was killed to end, before its standby takes over."""
     look_s: float = 5.0
     """For the coordinator's and the hub's numbers; without them the last ones stay."""
     last_look_s: float = 15.0
@@ -95,6 +97,8 @@ class Deadlines:
     """For an inference server's successor."""
 
     # a learner
+    take_over_s: float = 30.0
+    """For a standby that was told to go on, to hear in which incarnation."""
     sample_s: float = 30.0
     """For a shard's windows, before they come from other shards."""
     any_shard_s: float = 120.0

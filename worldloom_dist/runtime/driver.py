@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -69,6 +70,7 @@ from worldloom_dist.runtime.reporting import Reporter
 from worldloom_dist.runtime.server_watch import ServerWatch
 from worldloom_dist.runtime.shard_role import ShardRole
 from worldloom_dist.runtime.shutdown import Shutdown
+from worldloom_dist.runtime.standby import StandbyKeeper
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.weight_roles import WeightStoreRole
 from worldloom_dist.runtime.worker_pool import WorkerPool
@@ -141,6 +143,9 @@ class RayRuntime:
             on_down=self._worker_down,
             on_drained=self._note_drained,
         )
+        self._standby = StandbyKeeper(
+            self.supervisor, self._start_standby, is_wanted=plan.standby[0]
+        )
         self.shutdown = Shutdown(self.supervisor, self.worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None
         if plan.config.address is not None:
@@ -204,7 +209,7 @@ class RayRuntime:
             add("shard", index, Shard.run_forever, make, on_down=tell)
         ranks = LearnerPlaces(plan.config, self._folder)
         for rank in range(plan.config.learners):
-            make = partial(_start_learner, place, ranks, plan, self._folder, rank)
+            make = partial(_start_learner, place, ranks, plan, self._folder, self._standby, rank)
             add(
                 "learner",
                 rank,
@@ -212,15 +217,6 @@ class RayRuntime:
                 make,
                 ping_timeout_s=DEADLINES.ping_learner_s,
                 group="learners",
-            )
-        videos = self._folder.videos
-        if plan.config.eval_episodes:
-            add(
-                "evaluator",
-                0,
-                Evaluator.run_forever,
-                lambda _: _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3),
-                is_vital=False,
             )
         if plan.measured_inference is None:
             self._place_inference()  # the learner starts meanwhile
@@ -231,6 +227,18 @@ class RayRuntime:
                 add("inference", index, Inference.run_forever, make)
         self._add_gateways()
         self.worker_pool.look()
+
+    def _start_evaluator(self) -> None:
+        """Once the learner trains, which needs the cores until then."""
+        if not self._plan.config.eval_episodes or self.supervisor.of_kind("evaluator"):
+            return
+        make = partial(_start_evaluator, self._placement, self._plan, self._folder.videos)
+        self._add("evaluator", 0, Evaluator.run_forever, make, is_vital=False)
+
+    def _start_standby(self, name: str) -> Any:
+        options = self._placement.options("learner", 0)
+        args = (self._plan, self._folder.path, 0)
+        return start_actor(LearnerRole, name, *args, threads=4, options=options)
 
     def _add_gateways(self) -> None:
         config = self._plan.config
@@ -271,6 +279,9 @@ class RayRuntime:
             raise TrainingError(self._why_servers(self._watch.sentence))
         self.supervisor.poll(POLL_S)
         self.worker_pool.look()
+        self._standby.look(has_room=self.worker_pool.is_complete)
+        if self._learner_status().get("train_steps", 0):
+            self._start_evaluator()
         return self._look_due.is_due()
 
     @property
@@ -300,6 +311,7 @@ class RayRuntime:
         Raises:
             TrainingError: If the learner wrote no last checkpoint.
         """
+        self._start_evaluator()
         self.end_inserts(DEADLINES.stop_workers_s)
         if not self._end_training(DEADLINES.stop_learner_s):
             raise TrainingError(
@@ -515,15 +527,26 @@ def _start_gateway(
     return _start(place, GatewayRole, "gateway", index, plan, index, first + incarnation, key)
 
 
+def _start_evaluator(place: Placement, plan: Plan, videos: Path, _: int) -> Any:
+    return _start(place, EvaluatorRole, "evaluator", 0, plan, videos, threads=3)
+
+
 def _start_inference(place: Placement, plan: Plan, index: int, incarnation: int) -> Any:
     return _start(place, InferenceRole, "inference", index, plan, index, incarnation)
 
 
 def _start_learner(
-    place: Placement, ranks: LearnerPlaces, plan: Plan, folder: RunFolder, rank: int, start: int
+    place: Placement,
+    ranks: LearnerPlaces,
+    plan: Plan,
+    folder: RunFolder,
+    standby: StandbyKeeper,
+    rank: int,
+    start: int,
 ) -> Any:
+    """A new process, or the standby that takes its place."""
     own = ranks.options(rank, place.options("learner", rank))
     incarnation = ranks.incarnation(start)
-    return _start(
+    return standby.take(incarnation) or _start(
         place, LearnerRole, "learner", rank, plan, folder.path, incarnation, rank, threads=4, **own
     )

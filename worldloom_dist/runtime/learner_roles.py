@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldloom.core.devices import resolve_device
-from worldloom.core.exceptions import CheckpointError, StateError, TrainingError
+from worldloom.core.exceptions import StateError
 from worldloom.core.metrics import Histogram, Last, MetricMap, Sum
 from worldloom.core.process_group import SINGLE_PROCESS, ProcessGroup
 from worldloom.core.sequence import NO_POLICY
@@ -30,29 +30,25 @@ from worldloom_dist.interfaces import Coordinator, coordinator_client
 from worldloom_dist.learner.prediction_videos import PredictionVideos
 from worldloom_dist.metrics.names import BUCKETS_S
 from worldloom_dist.metrics.process import gpu_metrics
-from worldloom_dist.ports import RowCounters
+from worldloom_dist.ports import MirrorPlace, RowCounters
 from worldloom_dist.rpc.actor_client import RoleGoneError
-from worldloom_dist.run.builders import (
-    build_learner,
-    build_store,
-    check_none,
-    check_trained_env,
-    trained_facts,
-)
+from worldloom_dist.run.builders import build_learner, build_store, trained_facts
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.initial_agent import begin_with
 from worldloom_dist.run.intervals import Interval
 from worldloom_dist.run.plan import Plan
+from worldloom_dist.run.standby import mirror_limit
 from worldloom_dist.runtime.allocator import keep_freed_memory
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.learner_group import join_group
+from worldloom_dist.runtime.learner_state import newest_state
 from worldloom_dist.runtime.log_forwarder import LogForwarder
 from worldloom_dist.runtime.prefetcher import BatchPrefetcher
 from worldloom_dist.runtime.reporting import FLUSH_EVERY_S, Reporter
 from worldloom_dist.runtime.weight_roles import RemoteWeights
 
 if TYPE_CHECKING:
-    from worldloom.training.checkpoints import CheckpointStore
+    from worldloom_dist.learner.mirror import MirrorReader, StateMirror
 
 __all__ = ["LearnerRole", "of_another_rank"]
 
@@ -76,7 +72,7 @@ class LearnerRole:
     Args:
         plan: Of the run.
         folder: The run folder.
-        incarnation: Of this learner (or group of ranks) in the run.
+        incarnation: Of this learner (or group of ranks) in the run; 0 for one that stands by.
         rank: Which of ``plan.config.learners`` ranks this is.
     """
 
@@ -85,6 +81,7 @@ class LearnerRole:
         self._plan = plan
         self._folder = RunFolder(folder)
         self._incarnation = incarnation
+        self._is_standby = not incarnation
         self._rank = rank
         self._stopping = threading.Event()
         self._save_wanted = threading.Event()
@@ -94,12 +91,51 @@ class LearnerRole:
         self._log_forwarder = LogForwarder("worldloom_dist.learner", __name__).listen()
         self._score: float | None = None
         self._meeting: tuple[str, int] | None = None
+        self._mirror: StateMirror | None = None
+        self._followed: MirrorReader | None = None
+        self._is_wanted = threading.Event()
+        self._is_built = threading.Event()
+
+    def stand_by(self) -> dict[str, Any]:
+        """Build everything and wait behind another learner, until it is to take over."""
+        self._build()
+        self._status["state"] = "standby"
+        self._is_built.set()
+        reporter = Reporter("standby")
+        while not self._is_wanted.wait(FLUSH_EVERY_S):
+            reporter.emit()
+        return dict(self._status)
+
+    def follow(self, place: MirrorPlace) -> None:
+        """Follow the state that a learner of this machine keeps in shared memory."""
+        from worldloom_dist.learner.mirror import MirrorReader
+
+        try:
+            followed = MirrorReader(place)
+        except OSError as error:  # it has died meanwhile, or has opened another one
+            logger.info("there is nothing to follow in process %d (%s)", place.process, error)
+            return
+        former = self._followed
+        self._followed = followed
+        self._status["follows"] = place
+        if former is not None:
+            former.close()
+
+    def take_over(self, incarnation: int) -> None:
+        """Be the learner of this incarnation, from the state that was followed: :meth:`run` is
+        called next, and the former learner's process has ended.
+        """
+        self._incarnation = incarnation
+        self._is_wanted.set()
 
     def run(self) -> dict[str, Any]:
         """Build or restore the agent, train, publish, checkpoint; returns the last status."""
         from worldloom_dist.learner.step import CaptureFailedError
 
-        self._build()
+        if self._is_standby:
+            self._await_build()
+        else:
+            self._build()
         self._restore()
         self._prediction_videos = PredictionVideos(
             self._folder.videos, self._plan.config.learner.report_every_steps, self._env_steps()
@@ -161,6 +197,13 @@ class LearnerRole:
         """Ask to end, with a checkpoint."""
         self._stopping.set()
 
+    def _await_build(self) -> None:
+        """Be what :meth:`take_over` says, with what :meth:`stand_by` builds in another thread."""
+        is_told = self._is_wanted.wait(DEADLINES.take_over_s)
+        if not is_told or not self._is_built.wait(DEADLINES.start_s):
+            raise StateError("a standby that is to take over was not told so, or was not built")
+        self._learner.incarnation = self._incarnation
+
     def _build(self) -> None:
         from worldloom_dist.learner.checkpointing import CheckpointWriter
         from worldloom_dist.learner.step import prepare_torch
@@ -194,20 +237,25 @@ class LearnerRole:
         self._meeting = address
 
     def _restore(self) -> None:
-        found = newest_checkpoint(self.store, self._plan) if self._rank == 0 else None
-        saved = found[1]["learner"] if found is not None else None
-        if found is not None:
-            logger.info("learner %d goes on from %s", self._incarnation, found[0].name)
+        from worldloom_dist.learner.mirror import StateMirror, has_shared_memory
+
+        saved = None
         if self._rank == 0:  # before any rank asks for rows
+            saved, where = newest_state(self.store, self._plan, self._followed)
+            if saved is not None:
+                logger.info("learner %d goes on from %s", self._incarnation, where)
             self._coordinator.within(patience_s=DEADLINES.coordinator_patience_s).call(
                 Coordinator.rebase_positions,
                 int(saved["replayed_steps"]) if saved is not None else 0,
+                self._followed.trained if self._followed is not None else None,
             )
         saved = self._group.broadcast(saved)
         if saved is not None:
             self._learner.load_state_dict(saved)
         else:
             begin_with(self._plan, self._learner.agent)
+        if self._plan.standby[0] and has_shared_memory():
+            self._mirror = StateMirror(mirror_limit())
         has_trained = self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
         if self._rank == 0 and (has_trained or not self._plan.spec.random_prefill):
             self._publish()
@@ -230,6 +278,9 @@ class LearnerRole:
                 self._learner.train(staged)
                 staged = None
                 self._note("training")
+                if self._mirror is not None:
+                    self._learner.note("standby", self._mirror.follow(self._learner))
+                    self._status["mirror"] = self._mirror.place
             if self._rank == 0:
                 self._serve(publish, save)
             if flush.is_due():
@@ -280,7 +331,17 @@ class LearnerRole:
         logger.warning("the weight store did not take version %s", self._published)
 
     def _save(self) -> None:
-        """Copy the state and leave the rest to the writer's thread."""
+        """Copy the state and leave the rest to the writer's thread.
+
+        Raises:
+            StateError: If the run has a later learner: this one was taken for dead, and what it
+                has trained since then is no part of the run.
+        """
+        newest = self._folder.incarnation("learner")
+        if newest > self._incarnation:
+            raise StateError(
+                f"learner {self._incarnation} saves nothing: learner {newest} has its place"
+            )
         counts = self._coordinator_counts()
         started = time.monotonic()
         tree = {
@@ -357,21 +418,3 @@ def of_another_rank(metrics: MetricMap) -> MetricMap:
     share of every loss.
     """
     return {key: value for key, value in metrics.items() if not key.startswith(COUNTED_ONCE)}
-
-
-def newest_checkpoint(store: CheckpointStore, plan: Plan) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint; a foreign one ends the run, because starting the learner again
-    would not help.
-    """
-    found = store.newest()
-    if found is None:
-        try:
-            check_none(store)
-        except CheckpointError as error:
-            raise TrainingError(str(error)) from error
-    else:
-        try:
-            check_trained_env(plan, found[0].name, store.facts(found[0]))
-        except CheckpointError as error:
-            raise TrainingError(str(error)) from error
-    return found

@@ -190,6 +190,10 @@ class Supervisor:
             elif role.handle is not None:
                 self.check_ping(role, now)
 
+    def forget(self, role: Role) -> None:
+        """Look after a role no more; its process goes on."""
+        del self.roles[role.name]
+
     def retire(self, role: Role) -> None:
         """Ask a role to end for good; it is forgotten when it has."""
         role.is_leaving = True

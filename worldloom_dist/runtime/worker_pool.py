@@ -26,7 +26,7 @@ from worldloom_dist.runtime.ray_internals import draining_nodes
 from worldloom_dist.runtime.supervisor import Role, Supervisor, start_actor
 from worldloom_dist.runtime.worker_role import WorkerRole
 
-__all__ = ["WorkerPool", "wanted_workers"]
+__all__ = ["WorkerPool", "wanted_workers", "wave_size"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,17 @@ def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: in
     if cpus_at_start <= 0 or cpus <= 0:
         return workers
     return max(1, min_live, round(workers * cpus / cpus_at_start))
+
+
+def wave_size(most: int, cpus: float) -> int:
+    """Workers that start at the same time: each takes a core for a second or more, and one core is
+    left to the learner, whose first update would wait for all of them otherwise.
+
+    Example:
+        >>> [wave_size(8, cpus) for cpus in (0.0, 1.0, 2.0, 4.0, 64.0)]
+        [1, 1, 1, 3, 8]
+    """
+    return max(1, min(most, int(cpus) - 1))
 
 
 class WorkerPool:
@@ -103,6 +114,11 @@ class WorkerPool:
         return sum(role.is_up for role in self.workers)
 
     @property
+    def is_complete(self) -> bool:
+        """True when every wanted worker is up or given up."""
+        return sum(role.is_up or role.is_given_up for role in self.workers) >= self.wanted
+
+    @property
     def quarantined(self) -> dict[str, str]:
         """Envs and workers that are not started again, with the last failure."""
         found = {role.name: role.last_failure for role in self.workers if role.is_given_up}
@@ -123,7 +139,8 @@ class WorkerPool:
             self._follow_cluster()
         workers = self.workers
         starting = sum(not (role.is_up or role.is_given_up) for role in workers)
-        room = max(0, self.plan.config.actors.start_wave - starting)
+        wave = wave_size(self.plan.config.actors.start_wave, self._cluster_cpus())
+        room = max(0, wave - starting)
         for slot in self._free_slots()[: min(room, self.wanted - len(workers))]:
             self._add(slot)
         self._check()

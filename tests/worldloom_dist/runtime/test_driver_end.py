@@ -87,6 +87,9 @@ class FakeSupervisor:
         self.comes_back = True
         self.ends: list[dict[str, Any]] = [{"learner-0": ENDED}]
 
+    def add(self, role: Role) -> None:
+        self.roles[role.name] = role
+
     def put(self, kind: str, index: int, actor: Actor) -> None:
         role = Role(kind, index, lambda _: None, lambda _: None)
         role.handle = actor

@@ -191,7 +191,15 @@ def test_updates_that_died_with_a_learner_are_counted_and_owed(caplog):
         assert counts["debt"] == debt, "all of it, in or outside the band"
         assert counts["updates_lost"] == 12
         assert "5 updates were lost" in caplog.text
-        stale = await coordinator.admit_samples(*asked, [(0, 9, 0)], saved + batch, 0)
+        for number in range(3):
+            assert await coordinator.admit_samples(*asked, [(0, number, 0)], saved, number * batch)
+        await coordinator.rebase_positions(saved + batch, trained=saved + 2 * batch)
+        counts = await coordinator.counts()
+        assert counts["updates_lost"] == 13, "the third was drawn, and never trained"
+        assert counts["debt"] == debt - batch
+        await coordinator.rebase_positions(saved + batch, trained=saved)
+        assert (await coordinator.counts())["updates_lost"] == 13
+        stale = await coordinator.admit_samples(*asked, [(0, 9, 0)], saved + 2 * batch, 0)
         assert stale is None, "a predecessor of that learner"
 
     asyncio.run(story())

@@ -82,15 +82,27 @@ def test_workers_start_in_waves(cluster: Cluster) -> None:
     assert sorted(supervisor.roles) == [f"worker-{slot}" for slot in range(4)]
 
 
+def test_workers_that_start_leave_a_core_to_the_learner(cluster: Cluster) -> None:
+    cluster.cpus = 2.0
+    worker_pool, supervisor, _ = fleet_of(cluster, start_wave=8)
+    for started in range(1, 5):
+        worker_pool.look()
+        worker_pool.look()
+        assert len(supervisor.roles) == started
+        assert not worker_pool.is_complete
+        supervisor.all_up()
+    assert worker_pool.is_complete
+
+
 def test_elastic_fleet_follows_the_cluster_and_never_repeats_a_stream(cluster: Cluster) -> None:
     worker_pool, supervisor, lost = fleet_of(cluster, elastic=True)
     for cpus, workers in ((4.0, 4), (8.0, 8), (2.0, 2), (6.0, 6)):
         cluster.cpus = cpus
         for role in supervisor.roles.values():
             role.status["open_rows"] = 3
-        worker_pool.look()
-        supervisor.all_up()
-        worker_pool.look()
+        for _ in range(2):  # waves
+            worker_pool.look()
+            supervisor.all_up()
         assert (worker_pool.wanted, len(supervisor.roles), worker_pool.live) == (
             workers,
             workers,
