@@ -117,6 +117,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.report",
         "worldloom_dist.doctor",
     },
+    {"worldloom_dist.reproduce"},
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 ALIASES = {
