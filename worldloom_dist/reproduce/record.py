@@ -57,7 +57,7 @@ def _head(whole: RunFolder, config: RunConfig, env: str) -> dict[str, Any]:
         "agent": config.agent,
         "env": env,
         "seed": config.seed,
-        "precision": summary.get("precision", "float32"),
+        "precision": getattr(config.agent_config(), "precision", "float32"),
         "status": summary.get("status", "starting"),
         "env_steps": summary.get("env_steps", 0),
         "hours": round(summary.get("wall_time_s", 0.0) / 3600, 3),

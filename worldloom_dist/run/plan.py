@@ -85,6 +85,7 @@ class Plan:
         measured_inference: Where the policy runs and why, once it has been measured.
         needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of
             its own); empty when it can.
+        precision_line: What was measured of the precision, for people; empty where nothing was.
     """
 
     config: RunConfig
@@ -99,6 +100,7 @@ class Plan:
     budget: ReplayBudget | None = None
     measured_inference: tuple[str, str] | None = None
     needs_main_thread: str = ""
+    precision_line: str = ""
 
     @property
     def is_lockstep(self) -> bool:
