@@ -21,13 +21,13 @@ OURS = "worldloom"
 AUTHORS = "authors"
 WINDOWS = {"dreamerv3": 15_000}
 WINDOW_ENV_STEPS = 10_000
-"""Training episodes that ended within so many env steps count, as in the published means: those of
-DreamerV3 from state are over three bins of 10,000.
+"""Training episodes that ended within this many env steps count, as in the published means: those
+of DreamerV3 from state are over three bins of 10,000.
 """
 EVALUATION_SHARE = 0.05
 """An evaluation counts for env steps that differ from its own by this share at most."""
 PARTS = 4
-"""Beside the published points, the run is looked at after each of so many equal parts."""
+"""Beside the published points, the run is looked at after each of this many equal parts."""
 HEADS = ("env steps", "episodes of", "published", "here", "seeds", "authors' code here", "seeds")
 Records = Sequence[Mapping[str, Any]]
 
