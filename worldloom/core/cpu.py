@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 from pathlib import Path
 
@@ -23,7 +22,6 @@ def cpu_flags() -> frozenset[str]:
     return frozenset((_value("flags") or _value("Features")).split())
 
 
-@functools.cache
 def _value(name: str) -> str:
     """Of the first core."""
     try:

@@ -19,10 +19,8 @@ def told(tmp_path, monkeypatch):
     def tell(text):
         (tmp_path / "cpuinfo").write_text(text)
         monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
-        cpu._value.cache_clear()
 
-    yield tell
-    cpu._value.cache_clear()
+    return tell
 
 
 def test_name_and_instructions_are_those_of_the_first_core(told):
@@ -33,9 +31,7 @@ def test_name_and_instructions_are_those_of_the_first_core(told):
     assert cpu.cpu_flags() == {"fp", "asimd", "bf16"}
 
 
-def test_where_the_kernel_does_not_tell_there_are_no_instructions(told, tmp_path, monkeypatch):
+def test_where_the_kernel_does_not_tell_there_are_no_instructions(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "none")
-    cpu._value.cache_clear()
     assert cpu.cpu_flags() == frozenset()
     assert cpu.cpu_name()
-    cpu._value.cache_clear()
