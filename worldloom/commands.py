@@ -44,6 +44,7 @@ RUN_COMMANDS = {
     "check-env": ("check_env", "look an environment over before training in it"),
     "data": ("replay.__main__", "rows into and out of a run: data import|export|verify"),
     "serve": ("serve", "answer programs anywhere with a trained policy, over gRPC"),
+    "reproduce": ("reproduce", "a published result by name, beside its published numbers"),
     "submit": ("submit", "train on a cluster, as a job of Ray or Slurm"),
 }
 """Command -> its module below ``worldloom_dist``, and its help."""

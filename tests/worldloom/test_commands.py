@@ -141,6 +141,8 @@ def test_words_are_completed(
     assert completed("train", "--replay.sh") == ["--replay.shards"]
     assert completed("train", "--agent", "tdmpc2:c") == ["tdmpc2:ci"]
     assert completed("train", "--preset", "atari100k-") == ["atari100k-smoke"]
+    assert completed("reproduce", "tdmpc2/cup") == ["tdmpc2/cup-catch"]
+    assert completed("reproduce", "tdmpc2/cup-catch", "") == []
     assert completed("status", "") == ["runs/mine-0001"]
     assert completed("runs", "--rev") == ["--reverse"]
     assert completed("runs", "--status", "da") == ["damaged"]

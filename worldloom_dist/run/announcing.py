@@ -93,6 +93,8 @@ def announce(
         f"{prefill_share(plan):.0%}",
         spec.pretrain_updates,
     )
+    if plan.precision_line:
+        logger.info("products %s", plan.precision_line)
     logger.info(
         "workers  %d x %d envs, seed %d, runtime %s",
         plan.num_workers,
