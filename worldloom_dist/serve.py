@@ -26,6 +26,7 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     WorldLoomError,
 )
+from worldloom.core.keys import load_key
 from worldloom.core.program import called
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import PolicyVersion
@@ -37,7 +38,6 @@ from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.evaluate import as_published, find_checkpoint, recorded_env, without_replay
 from worldloom_dist.gateway.building import KEY_FILE, access_of, build_gateway
 from worldloom_dist.gateway.contract import check_specs
-from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.gateway.server import GatewayServer
 from worldloom_dist.run.builders import build_store, restore_agent
 from worldloom_dist.run.cli import read_config

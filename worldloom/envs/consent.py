@@ -11,19 +11,18 @@ from __future__ import annotations
 import hmac
 import importlib.util
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.keys import KEY_BYTES, load_key
 from worldloom.envs.config import EnvConfig
 
 __all__ = ["UntrustedEnvError", "check_env_code", "is_own", "module_of", "sign_run", "with_consent"]
 
 SIGNATURE_FILE = "owner.sig"
-KEY_BYTES = 32
 T = TypeVar("T")
 
 
@@ -128,11 +127,7 @@ def _key(*, makes: bool) -> bytes | None:
         path = Path(state) / "worldloom" / "owner.key"
         if makes and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(file, "wb") as opened:
-                opened.write(secrets.token_bytes(KEY_BYTES))
-            os.replace(fresh, path)
+            load_key(path)
         mode = path.stat().st_mode
         key = path.read_bytes()
     except (OSError, RuntimeError):  # no home: a user without an entry, or a disk that is full

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldloom.core.exceptions import StateError, WorldLoomError
+from worldloom.core.keys import load_key
 from worldloom.core.metrics import MetricMap, merge_into
 from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.gateway.building import KEY_FILE, access_of, build_gateway
 from worldloom_dist.gateway.gateway import Gateway
-from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.gateway.server import GatewayServer
 from worldloom_dist.gateway.thread import GatewayThread
 from worldloom_dist.ports import WeightSource
