@@ -248,6 +248,7 @@ class LearnerRole:
                 Coordinator.rebase_positions,
                 int(saved["replayed_steps"]) if saved is not None else 0,
                 self._followed.trained if self._followed is not None else None,
+                self._incarnation,
             )
         saved = self._group.broadcast(saved)
         if saved is not None:
