@@ -21,7 +21,6 @@ from worldloom.core.exceptions import (
     TrainingError,
     WorldLoomError,
 )
-from worldloom.core.extras import install_line
 from worldloom.core.fields import NOT_NEGATIVE, POSITIVE, Bounds, checked
 from worldloom.core.json_text import to_json
 from worldloom.core.program import called
@@ -29,14 +28,14 @@ from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
 from worldloom.envs.consent import check_env_code, with_consent
-from worldloom.envs.factory import make_env
 from worldloom.hub.fetching import located
-from worldloom_dist.actors.videos import VideoReport, picture_of, save_videos
+from worldloom_dist.actors.videos import VideoReport, save_videos
 from worldloom_dist.run.builders import build_evaluator, build_store, check_none, restore_agent
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.closing import result_line
 from worldloom_dist.run.config import ReplayConfig, RunConfig
 from worldloom_dist.run.console import stdout_to_stderr
+from worldloom_dist.run.drawing import remedy_for, why_not_drawn
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.machine import check_device
 from worldloom_dist.run.plan import resolve
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 PLAYED_ROWS = 100_000
 PLAYED_RAM_GB = 10**6
 """Of a replay that is never built."""
-DRAWING = {"pygame": "classic", "imageio": "video", "ffmpeg": "video", "mujoco": "mujoco"}
-"""What an error of drawing may name -> the extra that installs it."""
 
 __all__ = [
     "as_published",
@@ -146,22 +143,18 @@ def check_draws(env: EnvConfig, videos: int) -> None:
     Raises:
         TrainingError: Why it cannot be drawn, and what to install.
     """
-    made = make_env(env, seed=0, renders=True)
-    try:
-        picture_of(made, made.reset())
-    except ConfigurationError as error:
-        raise TrainingError(_missing_videos(videos, VideoReport((), (str(error),)))) from error
-    finally:
-        made.close()
+    why = why_not_drawn(env)
+    if why:
+        raise TrainingError(_missing_videos(videos, VideoReport((), (why,))))
 
 
 def _missing_videos(wanted: int, saved: VideoReport) -> str:
     """Which videos were made, why others were not, and the line that installs what is missing."""
     made = f"only {len(saved.paths)}" if saved.paths else "none"
     why = f" ({saved.problems[0]})" if saved.problems else ""
-    extra = next((e for name, e in DRAWING.items() if name in why), None)
-    remedy = f"{install_line(extra)}, or leave --videos out" if extra else "leave --videos out"
-    return f"{made} of {wanted} videos could be made{why}; {remedy}"
+    remedy = remedy_for(why)
+    instead = f"{remedy}, or leave --videos out" if remedy else "leave --videos out"
+    return f"{made} of {wanted} videos could be made{why}; {instead}"
 
 
 def as_published(agent: Agent, dtype: str) -> WeightsSnapshot:

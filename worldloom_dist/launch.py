@@ -126,6 +126,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         CheckpointError: If the run that should go on has no checkpoint that fits.
     """
     from worldloom_dist.run.builders import check_checkpoints
+    from worldloom_dist.run.drawing import drawable
     from worldloom_dist.run.initial_agent import check_initial
     from worldloom_dist.run.outcome import check_trains  # after --help, which answers at once
     from worldloom_dist.run.plan import resolve, resolve_again
@@ -137,6 +138,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         config = keep_precision(config, read_config(folder))
     else:
         config, precision_line = choose_precision(config)
+    config = drawable(config)
     plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
     check_trains(plan)
     if is_resumed:

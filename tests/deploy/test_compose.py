@@ -182,9 +182,21 @@ def test_images_have_versions_and_ours_are_targets_of_the_dockerfile():
     assert not [image for image in images if re.search(r":latest$|^[^:]+$", image)]
     assert {stage for base, stage in stages if base == "base"} >= {"cpu", "cuda"}
     assert all(re.search(r":\d", base) for base, _ in stages if base != "base")
-    build = SERVICES["head"]["build"]
+    built = {name for name, service in SERVICES.items() if "build" in service}
+    assert built == {"secrets"}, "two that build one image at once may fail"
+    build = SERVICES["secrets"]["build"]
     assert (ROOT / build["dockerfile"]).exists()
-    assert f":{build['target']}" in SERVICES["head"]["image"]
+    ours = {service["image"] for service in SERVICES.values() if "worldloom" in service["image"]}
+    assert ours == {f"worldloom:{build['target']}"}
+
+
+def test_with_a_gpu_every_process_has_the_image_that_is_built_for_it():
+    overlay = yaml.safe_load((ROOT / "deploy/compose/gpu.yml").read_text())["services"]
+    ours = {name for name, one in SERVICES.items() if one["image"] == "worldloom:cpu"}
+    assert set(overlay) == ours
+    assert {one["image"] for one in overlay.values()} == {"worldloom:cuda"}
+    assert {name for name, one in overlay.items() if "build" in one} == {"secrets"}
+    assert overlay["secrets"]["build"]["target"] == "cuda"
 
 
 def test_what_the_dockerfile_copies_exists_and_is_not_ignored():

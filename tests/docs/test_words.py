@@ -1,6 +1,7 @@
 """Words that were replaced do not come back, and the architecture page names places that exist."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -55,6 +56,13 @@ EXEMPT = {"CHANGELOG.md", "tests/docs/test_words.py"}
 
 
 def tracked() -> list[str]:
+    """Files of the repository; without git (an unpacked archive) those that are there."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return [
+            str(path.relative_to(ROOT))
+            for path in ROOT.rglob("*")
+            if path.is_file() and not {".venv", "runs", "build", "dist", "site"} & set(path.parts)
+        ]
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     )
