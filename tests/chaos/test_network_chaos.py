@@ -43,6 +43,7 @@ pytestmark = [
 NODES = ("head", "a", "b")
 RESOURCES = {"head": {}, "a": {"worldloom_learner": 1}, "b": {"worldloom_replay": 1}}
 NUM_EVENTS = 4
+RAY = "from ray.scripts.scripts import main; main()"
 WORDS = (
     "--preset debug --env toy:counting --eval-episodes 0 --env-steps 10000000 --train-ratio 2 "
     "--workers 4 --inference central --metrics-port 0 --actors.max-restarts 1000 "
@@ -167,7 +168,6 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         self._nodes = {node: self._start(node) for node in NODES}
         words = [sys.executable, "-m", "worldloom_dist.launch", *WORDS.split()]
@@ -178,7 +178,7 @@ class Cluster:
 
     def _start(self, node: str) -> int:
         mine = self.network.address(node)
-        words = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
+        words = [sys.executable, "-c", RAY, "start", "--block"]
         words += ["--node-ip-address", mine, "--num-cpus", "3", "--disable-usage-stats"]
         words += ["--object-store-memory", str(STORE_BYTES)]
         words += ["--resources", json.dumps(RESOURCES[node])]
