@@ -233,7 +233,13 @@ def check(folder: Path, summary: dict) -> None:
     the counters add up, the train ratio is in its band, and versions never fall.
     """
     env = EnvSpec.from_dict(json.loads((folder / "config.json").read_text())["env"])
-    decisions = [check_counting(rows_of(chunks, env)) for chunks in read_journals(folder).values()]
+    streams = read_journals(folder)
+    decisions = [check_counting(rows_of(chunks, env)) for chunks in streams.values()]
+    for stream, chunks in streams.items():
+        versions = [stored.chunk.version for stored in chunks]
+        assert versions == sorted(versions), f"{stream} was acted in by older weights again"
+    newest = max(stored.chunk.version for chunks in streams.values() for stored in chunks)
+    assert newest <= tuple(map(int, summary["policy_version"].split(".")))
     rows = summary["rows"]
     assert sum(decisions) == summary["agent_steps"]
     assert rows["lost_acked"] == 0
@@ -246,12 +252,6 @@ def check(folder: Path, summary: dict) -> None:
     for name in ("env_steps", "agent_steps"):
         values = [record[name] for record in records if name in record]
         assert values == sorted(values), name
-    versions = [
-        tuple(map(int, str(record["policy_version"]).split(".")))
-        for record in records
-        if "policy_version" in record
-    ]
-    assert versions == sorted(versions)
     words = [sys.executable, "-m", "worldloom_dist.replay", "verify", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
