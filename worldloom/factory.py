@@ -62,7 +62,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def cache_dir() -> Path:
     """Where models are looked for by name: ``WORLDLOOM_CACHE_DIR``, or ``~/.cache/worldloom``."""
     named = os.environ.get("WORLDLOOM_CACHE_DIR")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "worldloom"
+    return Path(os.path.expanduser(named or "~/.cache/worldloom"))  # as it is, without a home
 
 
 def _folder_of(model: str | PathLike[str]) -> Path | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.files import expanded
 from worldloom.core.json_text import to_json
 from worldloom_dist.launch import main as launch_here
 from worldloom_dist.run.folder import RunFolder
@@ -38,7 +39,7 @@ def job_words(words: Sequence[str], job_id: str) -> list[str]:
     added = []
     if "--resume" not in given:
         if "--run-dir" not in given:
-            runs = Path(os.environ.get(RUNS_VARIABLE) or Path.home() / "worldloom-runs")
+            runs = expanded(os.environ.get(RUNS_VARIABLE) or "~/worldloom-runs", RUNS_VARIABLE)
             added += ["--run-dir", str(runs / job_id)]
         if "--if-exists" not in given:
             added += ["--if-exists", "resume"]

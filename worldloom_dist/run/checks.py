@@ -23,6 +23,7 @@ __all__ = [
 
 DEFAULT_PORT = 9464
 PORTS_TRIED = 50
+LOOPBACK_S = 5.0
 
 
 def without_effect(config: RunConfig) -> list[tuple[str, str]]:
@@ -141,11 +142,15 @@ def check_gateways(plan: Plan) -> None:
 
 
 def check_address(config: RunConfig) -> None:
-    """Refuse an address where nothing listens, before anything is written.
+    """Refuse an address where nothing listens, before anything is written; of a private cluster
+    the loopback, without which Ray waits for ever.
 
     Raises:
         ConfigurationError: If HOST:PORT does not accept a connection.
     """
+    if config.address is None and config.runtime == "ray":
+        _check_loopback()
+        return
     host, colon, port = (config.address or "").removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # none, or a word like auto, which Ray resolves
@@ -154,6 +159,18 @@ def check_address(config: RunConfig) -> None:
     except OSError as error:
         raise ConfigurationError(
             f"address: nothing answers at {config.address} ({error}); start a cluster there first"
+        ) from error
+
+
+def _check_loopback() -> None:
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=LOOPBACK_S).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"address: processes of this machine do not reach each other at 127.0.0.1 ({error}), "
+            "where Ray starts; run: ip link set lo up (Ray needs IPv4 there), name a cluster with "
+            "--address, or add --runtime local"
         ) from error
 
 

@@ -453,7 +453,7 @@ class RunConfig:
         """Inverse of :meth:`to_dict`.
 
         Raises:
-            ConfigurationError: If a field is unknown to this version.
+            ConfigurationError: If a field is unknown to this version, or holds what it cannot.
         """
         sections = {
             "env": EnvConfig,
@@ -469,6 +469,20 @@ class RunConfig:
                 values[name] = kind(**values.get(name, {}))
             for name in PATHS:
                 values[name] = Path(values[name]) if values.get(name) else None
-            return cls(**values)
+            config = cls(**values)
+            config.to_dict()
         except TypeError as error:
             raise ConfigurationError(f"config.json is of another version: {error}") from error
+        except RecursionError:
+            raise ConfigurationError("config.json is nested too deeply; restore it") from None
+        strange = [
+            *normalize(config),
+            *(
+                text
+                for name in sections
+                for text in normalize(getattr(config, name), prefix=f"{name}.")
+            ),
+        ]
+        if strange:
+            raise ConfigurationError(f"config.json: {'; '.join(strange)}; restore it from a copy")
+        return config

@@ -12,8 +12,11 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.fields import checked
 from worldloom.core.metrics import Last, MetricMap
 from worldloom_dist.metrics.evaluation import eval_metrics, eval_warnings
 from worldloom_dist.metrics.media import MediaWatch, Medium
@@ -33,6 +36,18 @@ __all__ = ["Report"]
 logger = logging.getLogger(__name__)
 
 RESTART_KINDS = ("env", "worker", "inference", "shard", "learner")
+
+
+EARLIER: Mapping[str, Any] = {
+    **dict.fromkeys(("episodes", "agent_steps", "replayed_steps", "train_steps"), int),
+    **dict.fromkeys(("restarts", "rows", "drained"), Mapping[str, int]),
+    "updates_lost": int,
+    "wall_time_s": float,
+    "policy_version": str,
+    "eval": Mapping[str, Any] | None,
+    "train_ratio": Mapping[str, Any] | None,
+}
+"""What a resume goes on from in a summary."""
 
 
 def _ratio_settings(plan: Plan) -> dict[str, float]:
@@ -56,6 +71,20 @@ def _forgiven(plan: Plan, earlier: Mapping[str, Any]) -> str | None:
     return str(forgiven) if forgiven is not None and known == _ratio_settings(plan) else None
 
 
+def _check_earlier(path: Path, earlier: Mapping[str, Any]) -> None:
+    """Refuse a summary in which a value that a resume goes on from is of another kind.
+
+    Raises:
+        ConfigurationError: Names it.
+    """
+    for name, kind in EARLIER.items():
+        if name in earlier:
+            try:
+                checked(name, earlier[name], kind)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{path}: {error}; restore it from a copy") from error
+
+
 class Report:
     """Keeps the numbers of one run and writes them.
 
@@ -73,6 +102,7 @@ class Report:
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, earlier: Mapping[str, Any]) -> None:
+        _check_earlier(folder.summary_path, earlier)
         self._plan = plan
         self._folder = folder
         self._started = time.monotonic()

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import tempfile
 import time
@@ -23,6 +22,7 @@ import psutil
 
 from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.runtime.private_folders import make_held, release, sweep
 from worldloom_dist.runtime.server_watch import ServerWatch, lives
 
 __all__ = ["CPUS_PER_ROLE", "choose_auth_mode", "ray_cluster", "store_used"]
@@ -89,7 +89,7 @@ def ray_cluster(address: str | None, run_id: str) -> Iterator[ServerWatch | None
             del os.environ[name]
         os.environ.update(environment)
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            release(folder)
 
 
 def private_folder() -> Path:
@@ -99,13 +99,14 @@ def private_folder() -> Path:
         ConfigurationError: If there is no place for one.
     """
     asked = tempfile.gettempdir()
+    sweep((asked, *OTHER_PLACES), lambda folder: end_processes(marked(folder)))
     name = "/wl-12345678"
     for place in (asked, *OTHER_PLACES):
         is_short = len(os.fsencode(place)) + len(name + SOCKET) <= LONGEST_SOCKET
         if is_short and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
             if place != asked:
                 logger.info("files of Ray are in %s: %s is too long for a socket", place, asked)
-            return Path(tempfile.mkdtemp(prefix="wl-", dir=place))
+            return make_held(place)
     raise ConfigurationError(
         f"TMPDIR: {asked} is too long for the sockets of Ray, and none of "
         f"{', '.join(OTHER_PLACES)} can be written to; set TMPDIR to a folder of at most "
@@ -118,7 +119,7 @@ def _watch(folder: Path) -> ServerWatch:
 
     def clean_up() -> None:
         end_processes(marked(folder))
-        shutil.rmtree(folder, ignore_errors=True)
+        release(folder)
 
     return ServerWatch(core_servers(), clean_up)
 
@@ -181,7 +182,7 @@ def choose_auth_mode() -> str:
     there is one to show.
     """
     known = bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
-    known = known or (Path.home() / ".ray/auth_token").exists()
+    known = known or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
     return os.environ.get("RAY_AUTH_MODE") or ("token" if known else "disabled")
 
 

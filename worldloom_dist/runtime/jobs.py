@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from worldloom.core.error_text import telling_line
 from worldloom.core.exceptions import ConfigurationError, StateError
+from worldloom_dist.metrics.endpoint import is_loopback
 from worldloom_dist.runtime.cluster import choose_auth_mode
 
 __all__ = [
@@ -103,6 +105,7 @@ def connect(address: str, wait_s: float = 0.0) -> Any:
         raise ConfigurationError(
             f"address must be the job interface's, like http://HEAD:8265, got {address!r}"
         )
+    _pass_by_proxies(address)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -125,6 +128,15 @@ def connect(address: str, wait_s: float = 0.0) -> Any:
                     "port open?"
                 ) from error
         time.sleep(LOOK_EVERY_S)
+
+
+def _pass_by_proxies(address: str) -> None:
+    """No proxy leads to this machine's own loopback, whatever ``http_proxy`` says."""
+    host = urlsplit(address).hostname or ""
+    if is_loopback(host):
+        for name in ("no_proxy", "NO_PROXY"):
+            known = os.environ.get(name, "")
+            os.environ[name] = f"{known},{host}" if known else host
 
 
 def send_job(client: Any, **job: Any) -> None:

@@ -1,0 +1,46 @@
+"""Folders with a token are private, and go also where their launcher could not remove them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from worldloom_dist.runtime.private_folders import LOCK, make_held, release, sweep
+
+HOLDER = (
+    "import sys, time\nfrom worldloom_dist.runtime.private_folders import make_held\n"
+    "print(make_held(sys.argv[1]), flush=True)\ntime.sleep(600)\n"
+)
+
+
+def test_the_folder_of_a_launcher_that_was_killed_goes_with_what_ran_of_it(tmp_path: Path) -> None:
+    ended: list[Path] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        folder = Path(launcher.stdout.readline().strip())
+        (folder / "token").write_text("secret")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        sweep([str(tmp_path)], ended.append)
+        assert (folder / "token").exists(), "its launcher lives"
+        launcher.kill()
+    sweep([str(tmp_path), str(tmp_path / "not-there")], ended.append)
+    assert ended == [folder]
+    assert not folder.exists()
+
+
+def test_own_folders_and_those_that_are_not_a_launchers_stay(tmp_path: Path) -> None:
+    mine = make_held(str(tmp_path))
+    foreign = tmp_path / "wl-foreign"
+    foreign.mkdir()
+    target = tmp_path / "precious"
+    target.mkdir()
+    (target / LOCK).touch()
+    (tmp_path / "wl-link").symlink_to(target)
+    sneaky = tmp_path / "wl-sneaky"
+    sneaky.mkdir()
+    (sneaky / LOCK).symlink_to(target / LOCK)
+    sweep([str(tmp_path)], lambda folder: None)
+    assert all(path.exists() for path in (mine, foreign, target / LOCK, sneaky))
+    release(mine)
+    assert not mine.exists()

@@ -1,0 +1,140 @@
+"""JSON files of a run folder in which a value is of another kind, size or depth: their readers give
+one sentence, or what the file says.
+"""
+
+import copy
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worldloom_dist.local_runs import start
+from tests.worldloom_dist.tiny_runs import TINY
+from worldloom.core.exceptions import WorldLoomError
+from worldloom.training.saved_agents import SavedAgent
+from worldloom_dist.evaluate import find_checkpoint, without_replay
+from worldloom_dist.run.builders import build_store
+from worldloom_dist.run.cli import read_config
+from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.listing import read_entry
+from worldloom_dist.run.plan import resolve
+from worldloom_dist.run.report import Report
+
+ODD: list[Any] = [
+    *(None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, 10**400, -(10**30), 1e308, 0.5, -0.0),
+    *(
+        "",
+        "x",
+        "x" * 5000,
+        "\0",
+        "\ud800",
+        "../../etc/passwd",
+        "nan",
+        [],
+        {},
+        [[]],
+        [None],
+        {"": 0},
+    ),
+    *(float("inf"), float("-inf"), float("nan")),
+]
+
+
+def nested(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    return [path, *(place for key, part in items for place in places(part, (*path, key)))]
+
+
+def changed(value: Any, rng: random.Random) -> Any:
+    """A copy in which one value is replaced, left out, added or nested."""
+    found = copy.deepcopy(value)
+    *way, last = rng.choice([place for place in places(found) if place])
+    home = found
+    for key in way:
+        home = home[key]
+    kind = rng.randrange(4)
+    if kind == 0:
+        del home[last]
+    elif kind == 1 and isinstance(home, dict):
+        home[rng.choice(["x", "", "name", "env", str(last) + "_"])] = rng.choice(ODD)
+    elif kind == 2:
+        home[last] = nested(rng.choice([1, 50, 500]))
+    else:
+        home[last] = rng.choice(ODD)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    words = [*TINY["tdmpc2:ci"], "--env", "toy:point", "--workers", "1", "--env-steps", "30"]
+    start(folder, *words).run()
+    RunFolder(folder).write_incarnations({"learner": 1, "worker-0": 3, "shard-0": 1})
+    return folder
+
+
+def read_run(folder: Path) -> None:
+    """What evaluate, status, a listing and a resume read."""
+    config = read_config(folder)
+    plan = resolve(without_replay(config))
+    found = RunFolder(folder)
+    found.check_readable()
+    found.env_spec()
+    Report(plan, found, found.read_json("summary.json"))
+    find_checkpoint(build_store(plan, folder), "newest")
+
+
+def read_agent(folder: Path) -> None:
+    saved = SavedAgent.read(folder)
+    saved.env_config()
+    saved.build(device="cpu", seed=0)
+
+
+def read_listing(folder: Path) -> None:
+    read_entry(folder, "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "count"),
+    [
+        ("config.json", read_run, 300),
+        ("config.json", read_agent, 60),
+        ("summary.json", read_run, 200),
+        ("incarnations.json", read_run, 100),
+        ("config.json", read_listing, 100),
+        ("summary.json", read_listing, 100),
+        pytest.param("config.json", read_run, 5000, marks=pytest.mark.long),
+        pytest.param("config.json", read_agent, 1500, marks=pytest.mark.long),
+        pytest.param("summary.json", read_run, 4000, marks=pytest.mark.long),
+    ],
+)
+def test_a_strange_value_in_a_file_of_a_run_is_told_in_one_sentence(
+    run: Path, tmp_path: Path, name: str, read: Any, count: int
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    good = json.loads((run / name).read_text())
+    raw: dict[str, int] = {}
+    for seed in range(count):
+        rng = random.Random(seed)
+        (folder / name).write_text(json.dumps(changed(good, rng)))
+        try:
+            read(folder)
+        except WorldLoomError:
+            continue
+        except Exception as error:  # what this test is for: any other error is a fault
+            raw[f"{type(error).__name__}: {error}"[:150]] = seed
+    assert not raw, f"{len(raw)} kinds of raw errors, each with a seed: {raw}"

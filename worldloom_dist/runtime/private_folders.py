@@ -1,0 +1,60 @@
+"""Folders of private clusters, which hold a token: made, held by a lock while their launcher lives,
+and removed by a later launcher where one was killed before it could do so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+__all__ = ["make_held", "release", "sweep"]
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "wl-"
+LOCK = "launcher.lock"
+_held: dict[Path, int] = {}
+
+
+def make_held(place: str) -> Path:
+    """A folder that no one else can read, held as long as this process lives."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    _held[folder] = file
+    return folder
+
+
+def release(folder: Path) -> None:
+    """Remove a folder of this process."""
+    shutil.rmtree(folder, ignore_errors=True)
+    file = _held.pop(folder, None)
+    if file is not None:
+        os.close(file)
+
+
+def sweep(places: Iterable[str], end: Callable[[Path], None]) -> None:
+    """Remove this user's folders whose launcher is dead.
+
+    Args:
+        places: Where such folders are made.
+        end: Ends what still runs of the cluster of a folder.
+    """
+    for folder in {folder for place in places for folder in Path(place).glob(f"{PREFIX}*")}:
+        with contextlib.suppress(OSError):  # without a lock it is not ours, or another was faster
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            file = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                end(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                logger.info("removed %s, which a launcher that was killed had left", folder)
+            finally:
+                os.close(file)
