@@ -4,8 +4,8 @@ order.
 The driver is the control plane only; no row, batch or weight passes through it. When to evaluate,
 what to write and whether the run is complete is decided by :class:`worldloom_dist.run.loop.Run`.
 
-    start:  hub, coordinator, weights, shards  ->  learner, inference, evaluator  ->  workers in
-    waves
+    start:  learner, coordinator, shards, weights, hub, inference, workers in waves
+            -> (first update) evaluator -> (all workers) standby
     end:    workers (flush) -> learner (last version, checkpoint)
             -> last evaluation, of just those weights -> summary -> the rest
 """
@@ -180,7 +180,17 @@ class RayRuntime:
         where = (config.metrics_host, self._port, secret, self._folder.path)
         otlp = otlp_variables() if config.otel else None
         hub = (plan.run_id, facts, build_facts(), *where, otlp)
-        add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
+        ranks = LearnerPlaces(plan.config, self._folder)
+        for rank in range(plan.config.learners):
+            make = partial(_start_learner, place, ranks, plan, self._folder, self._standby, rank)
+            add(
+                "learner",
+                rank,
+                Learner.run,
+                make,
+                ping_timeout_s=DEADLINES.ping_learner_s,
+                group="learners",
+            )
         add(
             "coordinator",
             0,
@@ -197,27 +207,17 @@ class RayRuntime:
                 self._report.counts.updates_lost,
             ),
         )
+        for index in range(plan.config.replay.shards):
+            make = partial(_start_shard, place, plan, index, self._folder)
+            tell = partial(self._coordinator.notify, Coordinator.shard_down, index)
+            add("shard", index, Shard.run_forever, make, on_down=tell)
         add(
             "weights",
             0,
             WeightStore.run_forever,
             lambda _: _start(place, WeightStoreRole, "weights", 0),
         )
-        for index in range(plan.config.replay.shards):
-            make = partial(_start_shard, place, plan, index, self._folder)
-            tell = partial(self._coordinator.notify, Coordinator.shard_down, index)
-            add("shard", index, Shard.run_forever, make, on_down=tell)
-        ranks = LearnerPlaces(plan.config, self._folder)
-        for rank in range(plan.config.learners):
-            make = partial(_start_learner, place, ranks, plan, self._folder, self._standby, rank)
-            add(
-                "learner",
-                rank,
-                Learner.run,
-                make,
-                ping_timeout_s=DEADLINES.ping_learner_s,
-                group="learners",
-            )
+        add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         if plan.measured_inference is None:
             self._place_inference()  # the learner starts meanwhile
         plan = self._plan

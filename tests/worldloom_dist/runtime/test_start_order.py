@@ -63,7 +63,7 @@ def test_workers_come_one_after_the_other_the_evaluator_after_an_update_the_stan
 ):
     supervisor = runtime.supervisor
     runtime.start()
-    first = ["hub-0", "coordinator-0", "weights-0", "shard-0", "learner-0"]
+    first = ["learner-0", "coordinator-0", "shard-0", "weights-0", "hub-0"]
     assert [*supervisor.roles] == [*first, "worker-0"]
     supervisor.up("learner-0", state="training", train_steps=0)
     supervisor.up("worker-0")
