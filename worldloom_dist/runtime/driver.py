@@ -311,7 +311,8 @@ class RayRuntime:
         Raises:
             TrainingError: If the learner wrote no last checkpoint.
         """
-        self._start_evaluator()
+        if self._report.counts.train_steps:
+            self._start_evaluator()
         self.end_inserts(DEADLINES.stop_workers_s)
         if not self._end_training(DEADLINES.stop_learner_s):
             raise TrainingError(

@@ -115,8 +115,9 @@ class WorkerPool:
 
     @property
     def is_complete(self) -> bool:
-        """True when every wanted worker is up or given up."""
-        return sum(role.is_up or role.is_given_up for role in self.workers) >= self.wanted
+        """True when every wanted worker has been up or is given up."""
+        ended = (role.has_been_up or role.is_given_up for role in self.workers)
+        return sum(ended) >= self.wanted
 
     @property
     def quarantined(self) -> dict[str, str]:

@@ -40,6 +40,7 @@ class FakeSupervisor:
 
     def up(self, name: str, **status: object) -> None:
         self.roles[name].ready_at = 1.0
+        self.roles[name].has_been_up = True
         self.roles[name].status = status
 
 
