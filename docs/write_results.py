@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from worldloom_dist.reproduce import TARGETS, Target
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/results.md"
@@ -66,7 +68,7 @@ def updates_of_dreamerv3() -> Row:
         f"{small[0]:.2f}x / {small[1]:.2f}x the time at size1m (vectors / pixels), "
         f"{large[0]:.2f}x / {large[1]:.2f}x at size12m"
     )
-    what = "DreamerV3 update beside the fastest of three other implementations, one thread"
+    what = "DreamerV3 update beside the fastest of three other implementations (of two for pixels), one thread"
     return what, said, "dreamerv3.json"
 
 
@@ -240,6 +242,59 @@ def gateway() -> Row:
     return "A client of the gateway, 4 envs in a question", said, "gateway.json"
 
 
+def named(target: Target) -> tuple[str, str, str, str]:
+    """A row of the table of published results: name, published number, ours, command."""
+    path = RESULTS / f"{target.name.replace('/', '-')}.jsonl"
+    published = target.curve()
+    theirs = "-"
+    if published is not None:
+        place = int(abs(published.curve.steps - target.env_steps).argmin())
+        low = published.curve.low[place]  # type: ignore[index]
+        mean_there = published.curve.values[place]
+        spread = f" ± {mean_there - low:.1f}" if low == low else ""
+        theirs = f"{mean_there:.1f}{spread} at {published.curve.steps[place]:,.0f}"
+    elif target.goal is not None:
+        theirs = f"solved at {target.goal:.0f}"
+    own = f"not run here: {f'{target.hours:g} h a seed' if target.hours else 'needs a GPU'}"
+    if path.exists():
+        own = said_of_named([json.loads(line) for line in path.read_text().splitlines()])
+    return f"`{target.name}`", theirs, own, f"`worldloom reproduce {target.name}`"
+
+
+def said_of_named(records: list[dict[str, Any]]) -> str:
+    """What came out of a result that was run; says when it is not at its end."""
+    head = records[0]
+    assert head["kind"] == "result", head
+    assert not head["is_smoke"], f"{head['name']}: a smoke run is no result"
+    ran = [r for r in records if r["kind"] == "run" and r["by"] == "worldloom"]
+    rows = [r for r in records if r["kind"] == "comparison" and r["worldloom"]]
+    rows = [r for r in rows if r["measured"] == head["measured"]] or rows
+    if not rows:
+        return "begun"
+    last = rows[-1]
+    found = last["worldloom"]
+    seeds = len(found["seeds"])
+    spread = "" if found["std"] is None else f" ± {found['std']:.1f}"
+    said = f"{found['mean']:.1f}{spread} at {last['env_steps']:,} ({last['measured']}), "
+    said += f"{seeds} seed{'s' if seeds > 1 else ''}, {sum(r['hours'] for r in ran):.1f} h"
+    if last["authors"]:
+        said += f"; the authors' code here {last['authors']['mean']:.1f}"
+    reached = min(r["env_steps"] for r in ran)
+    if reached < head["env_steps"]:
+        said += f"; not at its end: {reached:,} of {head['env_steps']:,} env steps"
+    return said
+
+
+def named_table() -> str:
+    """Every published result that has a name, as Markdown."""
+    lines = [
+        "| Name | Published, at env steps | Here | Command |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(named(target)) + " |" for target in TARGETS.values()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 SPEED: list[Callable[[], Row]] = [
     updates_of_tdmpc2,
     updates_of_dreamerv3,
@@ -267,7 +322,12 @@ RETURNS: list[Callable[[], Row]] = [
     lambda: last_evaluation("tdmpc2_cup_catch", "`tdmpc2:1m` on dmc:ball_in_cup-catch, seed 1"),
 ]
 RECOVERY: list[Callable[[], Row]] = [partial(recovery, role) for role in load("recovery")["roles"]]
-TABLES = {"speed": SPEED, "returns": RETURNS, "recovery": RECOVERY}
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": lambda: table(SPEED),
+    "returns": lambda: table(RETURNS),
+    "recovery": lambda: table(RECOVERY),
+    "named": named_table,
+}
 
 
 def machine(name: str) -> str:
@@ -298,21 +358,21 @@ def readme_sentence() -> str:
     (entry,) = (e for e in load("tdmpc2_2threads")["entries"] if e["preset"] == "5m")
     vectors, pixels = shares_of_dreamerv3("size12m")
     return (
-        f"TD-MPC2 5m makes {entry['speedup_update']['wall_ms_median']:.2f}x the updates/s and "
+        f"With two threads TD-MPC2 5m makes {entry['speedup_update']['wall_ms_median']:.2f}x the updates/s and "
         f"{entry['speedup_plan_1']['wall_ms_median']:.2f}x the plans/s of its authors' code, and a DreamerV3 "
-        f"update takes {vectors:.2f}x (vectors) and {pixels:.2f}x (pixels) of the time of the fastest of "
-        "three other implementations, at size12m."
+        f"update of one thread takes {vectors:.2f}x the time of the fastest of three other implementations for "
+        f"vectors, and {pixels:.2f}x that of the faster of two for pixels, at size12m."
     )
 
 
 def written(page: str) -> str:
     """The page with its tables as the files say."""
-    for name, rows in TABLES.items():
+    for name, write in TABLES.items():
         mark = re.escape(MARK.format(name=name))
         end = re.escape(MARK.format(name=f"/{name}"))
         page, count = re.subn(
             rf"({mark}\n).*?({end})",
-            lambda found, rows=rows: found[1] + table(rows) + found[2],
+            lambda found, write=write: found[1] + write() + found[2],
             page,
             flags=re.DOTALL,
         )
@@ -330,7 +390,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write docs/results.md from benchmarks/results.")
     parser.add_argument("--print", action="store_true", help="print the tables only")
     if parser.parse_args().print:
-        print("\n".join([*(table(rows) for rows in TABLES.values()), readme_sentence()]))
+        print("\n".join([*(write() for write in TABLES.values()), readme_sentence()]))
     else:
         PAGE.write_text(written(PAGE.read_text()))
         for name in pictures(PAGE.read_text()):

@@ -2,13 +2,20 @@
 shared with Ray's processes.
 """
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "WORLDLOOM_TEST_STATE" not in os.environ:  # the user's key is of no concern to a test
+    os.environ["WORLDLOOM_TEST_STATE"] = tempfile.mkdtemp(prefix="worldloom-state-")
+    os.environ["XDG_STATE_HOME"] = os.environ["WORLDLOOM_TEST_STATE"]
+    atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

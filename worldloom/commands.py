@@ -44,6 +44,7 @@ RUN_COMMANDS = {
     "check-env": ("check_env", "look an environment over before training in it"),
     "data": ("replay.__main__", "rows into and out of a run: data import|export|verify"),
     "serve": ("serve", "answer programs anywhere with a trained policy, over gRPC"),
+    "reproduce": ("reproduce", "a published result by name, beside its published numbers"),
     "submit": ("submit", "train on a cluster, as a job of Ray or Slurm"),
 }
 """Command -> its module below ``worldloom_dist``, and its help."""
@@ -179,14 +180,21 @@ def _models(options: argparse.Namespace) -> None:
     from worldloom.factory import MODEL_CATALOG
 
     agents = agent_names()
-    width = max(map(len, (*MODEL_CATALOG, *agents)))
-    for name, entry in MODEL_CATALOG.items():
-        text = f"{entry['description']}{'; also --agent' if name in agents else ''}"
-        _say(f"{name:<{width}}  {entry['params'] / 1e6:7.1f} M  {text}")
-    for name in agents:
-        if name not in MODEL_CATALOG:
-            size = "a small one for laptops and tests" if name.endswith(":ci") else "an agent"
-            _say(f"{name:<{width}}  {'':9}  {size}: --agent")
+    names = [*sorted(agents, key=_family_and_size), *(n for n in MODEL_CATALOG if n not in agents)]
+    width = max(map(len, names))
+    for name in names:
+        entry = MODEL_CATALOG.get(name)
+        size = f"{entry['params'] / 1e6:7.1f} M" if entry else " " * 9
+        small = "small, for laptops and tests" if name.endswith(":ci") else "an agent"
+        text = entry["description"] if entry else small
+        _say(f"{name:<{width}}  {size}  {text}{'; --agent' if name in agents else ''}")
+
+
+def _family_and_size(name: str) -> tuple[str, int, str]:
+    """Sorts agents by algorithm and then by size, the smallest (``ci``) first."""
+    family, _, preset = name.partition(":")
+    digits = "".join(filter(str.isdigit, preset))
+    return family, int(digits or 0), preset
 
 
 def _info(options: argparse.Namespace) -> None:

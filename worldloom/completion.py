@@ -44,6 +44,8 @@ def completions(words: Sequence[str], commands: Sequence[str]) -> list[str]:
         found = _of_train(words[-2])
     elif words[0] == "runs" and (typed.startswith("-") or words[-2].startswith("-")):
         found = distributed("runs", "the table of runs").words_after(words[-2])
+    elif words[0] == "reproduce" and not typed.startswith("-") and words[-2] == words[0]:
+        found = list(distributed("reproduce", "published results").TARGETS)
     elif words[0] in RUN_COMMANDS and not typed.startswith("-"):
         found = [str(path.parent) for path in sorted(Path().glob("runs/*/config.json"))]
     else:

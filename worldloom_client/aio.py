@@ -20,7 +20,7 @@ import numpy as np
 from worldloom_client.channel import backoff_s, channel_options, credentials, unavailable
 from worldloom_client.errors import ClientError, UnavailableError
 from worldloom_client.feed import Feed
-from worldloom_client.rows import Action, as_array
+from worldloom_client.rows import Action
 from worldloom_client.settings import Settings, addresses_of
 from worldloom_client.state import (
     ASK_HOLD,
@@ -29,6 +29,7 @@ from worldloom_client.state import (
     SessionState,
     check_retried,
     fallback_actions,
+    one_row,
     plain,
     single,
     stacked,
@@ -127,8 +128,7 @@ class AsyncSession:
         env: int = 0,
     ) -> Any:
         """The action for one env."""
-        named = single(obs, "obs", self.obs_specs)
-        rows = {key: as_array(value, f"obs {key!r}")[None] for key, value in named.items()}
+        rows = one_row(obs, self.obs_specs)
         flags = (np.array([terminated]), np.array([truncated]))
         return plain(await self.act_many(rows, np.array([reward], np.float64), *flags, envs=[env]))
 
@@ -285,7 +285,7 @@ class AsyncSession:
                 answer = await self._stream.read()
         except asyncio.InvalidStateError as error:  # the call was over before we asked
             raise _StreamEndedError from error
-        if answer is grpc.aio.EOF:
+        if answer is grpc.aio.EOF or answer.number != self._number:
             raise _StreamEndedError
         self._state.take(request, answer)
 

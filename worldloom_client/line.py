@@ -145,9 +145,15 @@ class Line:
         assert self._watch is not None
         self._watch.deadline = deadline
         self._questions.put(message("ActStreamRequest")(number=self._number, request=request))
-        answer = next(self._answers, None)
+        try:
+            answer = next(self._answers, None)
+        except grpc.RpcError:
+            raise
+        except BaseException:  # Ctrl-C: this answer, still on its way, is none to the next question
+            self.drop()
+            raise
         self._watch.deadline = None
-        if answer is None:
+        if answer is None or answer.number != self._number:
             raise _StreamEndedError
         self._state.take(request, answer)
 

@@ -91,7 +91,9 @@ class Pusher:
                 tries = 0
             except RefusedError as error:
                 self._note(folder, error)
-            except grpc.RpcError:
+            except (grpc.RpcError, OSError) as error:
+                if isinstance(error, OSError):
+                    self._note_disk(error)
                 tries = tries + 1 if self._spool.waiting_bytes >= before else 0
                 self._is_over.wait(backoff_s(tries))
 
@@ -147,6 +149,12 @@ class Pusher:
         elif (answer.env, answer.stored) == (oldest.env, oldest.seq + 1):
             sent.popleft()
             self._spool.stored(folder)
+
+    def _note_disk(self, error: OSError) -> None:
+        """The spool cannot be read: it is tried again, and said once."""
+        if self.error is None:
+            self.error = ClientError(f"spool: {error}; see that its folder can be read and written")
+            logger.warning("%s", self.error)
 
     def _note(self, folder: SpoolFolder | None, error: RefusedError) -> None:
         if folder is not None:

@@ -21,12 +21,13 @@ import numpy as np
 
 from worldloom_client.errors import ClientError
 from worldloom_client.feed import Feed
-from worldloom_client.rows import Action, as_array
+from worldloom_client.rows import Action
 from worldloom_client.settings import Settings
 from worldloom_client.state import (
     ASK_HOLD,
     SessionState,
     fallback_actions,
+    one_row,
     plain,
     single,
     stacked,
@@ -159,8 +160,7 @@ class Session:
             WireError, RefusedError: If the question is wrong.
             UnavailableError: If no server answers within ``timeout_s``.
         """
-        named = single(obs, "obs", self.obs_specs)
-        rows = {key: as_array(value, f"obs {key!r}")[None] for key, value in named.items()}
+        rows = one_row(obs, self.obs_specs)
         flags = (np.array([terminated]), np.array([truncated]))
         return plain(self.act_many(rows, np.array([reward], np.float64), *flags, envs=[env]))
 

@@ -81,12 +81,19 @@ class Spool:
             return self._bytes
 
     def begin(self, secret: bytes) -> SpoolFolder:
-        """The folder of this process's own chunks."""
+        """The folder of this process's own chunks.
+
+        Raises:
+            ClientError: If the disk takes it not.
+        """
         path = self._path / hashlib.sha256(secret).hexdigest()[:16]
-        path.mkdir(exist_ok=True)
-        file = os.open(path / "secret", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(file, "wb") as stream:
-            stream.write(secret)
+        try:
+            path.mkdir(exist_ok=True)
+            file = os.open(path / "secret", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(file, "wb") as stream:
+                stream.write(secret)
+        except OSError as error:
+            raise ClientError(f"spool: {path} cannot be written ({error.strerror})") from error
         folder = SpoolFolder(path, secret)
         with self._changed:
             self._folders.append(folder)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from worldloom_client.dialogue import Dialogue
-from worldloom_client.errors import ClientError, RefusedError
-from worldloom_client.rows import Action
+from worldloom_client.errors import ClientError, RefusedError, WireError
+from worldloom_client.rows import Action, as_array
 from worldloom_client.settings import Settings
 from worldloom_client.wire import Spec, message, specs_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "SessionState",
     "check_retried",
     "fallback_actions",
+    "one_row",
     "plain",
     "single",
     "stacked",
@@ -162,6 +163,24 @@ def single(value: Any, group: str, specs: Sequence[Spec]) -> Mapping[str, Any]:
         names = ", ".join(spec.name for spec in specs)
         raise ClientError(f"{group}: the policy has the keys {names}; give a mapping with them")
     return {specs[0].name: value}
+
+
+def one_row(obs: Any, specs: Sequence[Spec]) -> dict[str, np.ndarray]:
+    """One env's observation as a question takes it: per key ``[1, *shape]``.
+
+    Raises:
+        ClientError: If the space has several keys and no mapping came.
+        WireError: If an array has another shape than the env's.
+    """
+    shapes = {spec.name: tuple(spec.shape) for spec in specs}
+    rows = {}
+    for key, value in single(obs, "obs", specs).items():
+        array = as_array(value, f"obs {key!r}")
+        expected = shapes.get(key, array.shape)
+        if array.shape != expected:
+            raise WireError(f"obs {key!r}: got shape {array.shape}, expected {expected}")
+        rows[key] = array[None]
+    return rows
 
 
 def plain(action: Action) -> Any:

@@ -24,6 +24,7 @@ from worldloom.core.exceptions import (
 from worldloom.core.extras import install_line
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.program import called
+from worldloom.envs.consent import with_consent
 from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import picture_of
 from worldloom_dist.evaluate import evaluate, load_policy
@@ -37,7 +38,12 @@ Show = Callable[[np.ndarray, str], bool]
 
 
 def play(
-    run_dir: Path, show: Show, *, checkpoint: str = "newest", episodes: int = 3
+    run_dir: Path,
+    show: Show,
+    *,
+    checkpoint: str = "newest",
+    episodes: int = 3,
+    trust_env: bool = False,
 ) -> list[float]:
     """Play episodes and show every picture.
 
@@ -47,6 +53,7 @@ def play(
             closed.
         checkpoint: ``newest``, ``best``, or a folder's name.
         episodes: How many.
+        trust_env: As in :func:`worldloom_dist.evaluate.evaluate`.
 
     Returns:
         The returns of the whole episodes.
@@ -54,7 +61,7 @@ def play(
     Raises:
         ConfigurationError, CheckpointError: If there is no run, or no checkpoint of that name.
     """
-    config, policy = load_policy(run_dir, checkpoint=checkpoint)
+    config, policy = load_policy(run_dir, checkpoint=checkpoint, trust_env=trust_env)
     env = make_env(config, seed=0, renders=True)
     returns: list[float] = []
     try:
@@ -145,6 +152,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--video", action="store_true", help="write videos to the run folder, screen or not"
     )
+    parser.add_argument(
+        "--trust-env",
+        action="store_true",
+        help="run env code of a folder that was made elsewhere, without being asked",
+    )
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
     reason = "as asked with --video" if options.video else _why_no_window()
@@ -155,12 +167,20 @@ def main(words: Sequence[str] | None = None) -> int:
             word = "video" if options.episodes == 1 else f"{options.episodes} videos"
             sys.stderr.write(f"{reason}: writing {word} to {options.run_dir / 'videos'}\n")
             with stdout_to_stderr():
-                result = evaluate(options.run_dir, videos=options.episodes, **chosen)
+                result = with_consent(
+                    lambda trust_env: evaluate(
+                        options.run_dir, videos=options.episodes, trust_env=trust_env, **chosen
+                    ),
+                    trust_env=options.trust_env,
+                )
             lines = [*result["videos"], *result.get("video_problems", [])]
             returns = result["returns"]
         else:
             with stdout_to_stderr(), _window() as show:
-                returns = play(options.run_dir, show, **chosen)
+                returns = with_consent(
+                    lambda trust_env: play(options.run_dir, show, trust_env=trust_env, **chosen),
+                    trust_env=options.trust_env,
+                )
             lines = []
     except KeyboardInterrupt:
         return 130

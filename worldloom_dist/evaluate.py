@@ -28,6 +28,7 @@ from worldloom.core.program import called
 from worldloom.core.protocol import Agent, Policy
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.envs.config import EnvConfig
+from worldloom.envs.consent import check_env_code, with_consent
 from worldloom.envs.factory import make_env
 from worldloom.hub.fetching import located
 from worldloom_dist.actors.videos import VideoReport, picture_of, save_videos
@@ -71,6 +72,7 @@ def evaluate(
     env: str | None = None,
     max_steps: int | None = None,
     timeout_s: float | None = None,
+    trust_env: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint.
 
@@ -83,6 +85,8 @@ def evaluate(
         env: For a run without an env: where to play, if not in the env that its data names.
         max_steps: Decisions after which an episode is cut; by default as in the run.
         timeout_s: Seconds that it may take; by default as in the run.
+        trust_env: Run the env's code, if it is a Python module, also where the folder was made
+            elsewhere.
 
     Returns:
         As ``eval`` in ``summary.json``, with ``checkpoint`` and ``train_steps`` beside it.
@@ -101,11 +105,13 @@ def evaluate(
     check_device("device", device)
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(run_dir, env))
+        trust_env = trust_env or env is not None  # who names it has agreed
     elif env is not None:
         raise ConfigurationError(
             f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; "
             "leave --env out"
         )
+    check_env_code(run_dir, config.env.env, trust_env=trust_env)
     asked: dict[str, Any] = {
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
@@ -167,17 +173,19 @@ def as_published(agent: Agent, dtype: str) -> WeightsSnapshot:
 
 
 def load_policy(
-    run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu"
+    run_dir: Path, *, checkpoint: str = "newest", device: str = "cpu", trust_env: bool = False
 ) -> tuple[EnvConfig, Policy]:
     """A run's env and its trained policy, for example to record episodes with
-    ``worldloom.training.collect``.
+    ``worldloom.training.collect``; ``trust_env`` as in :func:`evaluate`.
 
     Raises:
         ConfigurationError, CheckpointError: If there is no run, no checkpoint of that name, or no
             such device.
     """
     check_device("device", device)
-    plan = resolve(without_replay(read_config(run_dir)))
+    config = read_config(run_dir)
+    check_env_code(run_dir, config.env.env, trust_env=trust_env)
+    plan = resolve(without_replay(config))
     agent, _ = restore_agent(
         plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device
     )
@@ -258,19 +266,28 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--env", default=None, help="where to play, for a run that was trained from files only"
     )
+    parser.add_argument(
+        "--trust-env",
+        action="store_true",
+        help="run env code of a folder that was made elsewhere, without being asked",
+    )
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING)
+    chosen: dict[str, Any] = {
+        "checkpoint": options.checkpoint,
+        "episodes": options.episodes,
+        "videos": options.videos,
+        "device": options.device,
+        "env": options.env,
+        "max_steps": options.max_steps,
+        "timeout_s": options.timeout,
+    }
     try:
         with stdout_to_stderr():
-            result = evaluate(
-                located(options.run_dir, "run_dir"),
-                checkpoint=options.checkpoint,
-                episodes=options.episodes,
-                videos=options.videos,
-                device=options.device,
-                env=options.env,
-                max_steps=options.max_steps,
-                timeout_s=options.timeout,
+            run_dir = located(options.run_dir, "run_dir")
+            result = with_consent(
+                lambda trust_env: evaluate(run_dir, trust_env=trust_env, **chosen),
+                trust_env=options.trust_env,
             )
     except KeyboardInterrupt:
         sys.stderr.write("stopped: the evaluation was left at once, and nothing was written\n")

@@ -32,6 +32,7 @@ from worldloom_dist.run.closing import closing_lines, resume_command
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder, choose_folder, claim_folder
 from worldloom_dist.run.machine import check_device
+from worldloom_dist.run.precision import choose_precision, keep_precision
 from worldloom_dist.run.presets import config_changes
 from worldloom_dist.run.signals import EXIT_AGAIN, StopFlag, stop_on_signals
 from worldloom_dist.run.view import read_view
@@ -130,8 +131,12 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
     from worldloom_dist.run.plan import resolve, resolve_again
 
     folder, is_resumed = choose_folder(config)
+    precision_line = ""
     if is_resumed:
         RunFolder(folder).check_readable()
+        config = keep_precision(config, read_config(folder))
+    else:
+        config, precision_line = choose_precision(config)
     plan = resolve_again(config, RunFolder(folder)) if is_resumed else resolve(config)
     check_trains(plan)
     if is_resumed:
@@ -145,6 +150,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         check_device("learner.device", config.learner.device)
     check_address(config)
     check_gateways(plan)
+    plan = dataclasses.replace(plan, precision_line=precision_line)
     return plan, folder, is_resumed, port
 
 

@@ -26,17 +26,18 @@ from worldloom.core.exceptions import (
     MissingDependencyError,
     WorldLoomError,
 )
+from worldloom.core.keys import load_key
 from worldloom.core.program import called
 from worldloom.core.protocol import Policy
 from worldloom.core.sequence import PolicyVersion
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.envs.consent import check_env_code, with_consent
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.batching import Batcher
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.evaluate import as_published, find_checkpoint, recorded_env, without_replay
 from worldloom_dist.gateway.building import KEY_FILE, access_of, build_gateway
 from worldloom_dist.gateway.contract import check_specs
-from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.gateway.server import GatewayServer
 from worldloom_dist.run.builders import build_store, restore_agent
 from worldloom_dist.run.cli import read_config
@@ -55,6 +56,7 @@ __all__ = ["Served", "main", "serve"]
 logger = logging.getLogger(__name__)
 
 LOOK_FOR_CHECKPOINT_EVERY_S = 2.0
+INCARNATION_BITS = 31
 DRAIN_S = 10.0
 
 
@@ -70,6 +72,7 @@ class Served:
         follow: Take up newer checkpoints as the run writes them.
         device: Where the policy acts.
         env: For a run without an env: which env its data is from.
+        trust_env: As in :func:`worldloom_dist.evaluate.evaluate`.
         gateway: Address, TLS, token and lease.
     """
 
@@ -80,6 +83,7 @@ class Served:
     follow: bool = False
     device: str = "cpu"
     env: str | None = None
+    trust_env: bool = False
     gateway: GatewayConfig = dataclasses.field(default_factory=GatewayConfig)
 
     def located(self) -> Served:
@@ -156,9 +160,7 @@ class _ServedPolicy(InferenceServer):
     """Begins again, random state included, when it is told that no session is left."""
 
     def __init__(self, policy: Policy, weights: _CheckpointWeights, *, explore: bool) -> None:
-        super().__init__(
-            policy, weights, pull_interval_s=LOOK_FOR_CHECKPOINT_EVERY_S, explore=explore
-        )
+        super().__init__(policy, weights, explore=explore)
         self._own_policy = policy
         self._rng_state = policy.rng_state()
         self.begins_again = False
@@ -214,6 +216,8 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     config = read_config(served.run_dir)
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(served.run_dir, served.env))
+    is_agreed = served.trust_env or served.env is not None
+    check_env_code(served.run_dir, config.env.env, trust_env=is_agreed)
     config = dataclasses.replace(
         without_replay(config), gateway=served.gateway, gateways=1, gateway_port=None
     )
@@ -230,6 +234,7 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     gateway = build_gateway(
         plan,
         batcher.ask,
+        incarnation=secrets.randbits(INCARNATION_BITS),  # another one than of any process before
         features=("explore", "zlib", "zstd") if served.explore else ("zlib", "zstd"),
         key=_key(served.run_dir),
         forget=lambda slot: forget(slot),
@@ -297,16 +302,16 @@ def main(words: Sequence[str] | None = None) -> int:
         ),
     )
 
-    async def run() -> None:
+    async def run(trust_env: bool) -> None:
         """Until a signal comes."""
         until = asyncio.Event()
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, until.set)
-        await serve(served, until=until)
+        await serve(dataclasses.replace(served, trust_env=trust_env), until=until)
 
     try:
         with stdout_to_stderr():
-            asyncio.run(run())
+            with_consent(lambda trust: asyncio.run(run(trust)), trust_env=options.trust_env)
     except CheckpointError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -329,6 +334,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--follow", action="store_true", help="take up newer checkpoints as the run writes them")
     add("--device", default="cpu", help="where the policy acts (cpu)")
     add("--env", default=None, help="which env, for a run that was trained from files only")
+    add("--trust-env", action="store_true", help="run env code of a folder made elsewhere")
     add("--host", default="127.0.0.1", help="another than the loopback needs TLS and a token")
     add("--tls-cert", default=None, help="file with the certificate chain, PEM")
     add("--tls-key", default=None, help="file with its private key, PEM")

@@ -76,13 +76,14 @@ CONTAINER = closed(
     ),
     resources=closed(("requests", "limits"), requests=QUANTITIES, limits=QUANTITIES),
     securityContext=closed(allowPrivilegeEscalation=FLAG, capabilities=closed(drop=many(TEXT))),
-    volumeMounts=many(closed(("name", "mountPath"), name=TEXT, mountPath=TEXT)),
+    volumeMounts=many(closed(("name", "mountPath"), name=TEXT, mountPath=TEXT, readOnly=FLAG)),
 )
 VOLUME = closed(
     ("name",),
     name=TEXT,
     persistentVolumeClaim=closed(("claimName",), claimName=TEXT),
     emptyDir=closed(medium=TEXT, sizeLimit=TEXT),
+    secret=closed(("secretName", "defaultMode"), secretName=TEXT, defaultMode=COUNT),
 )
 POD = closed(
     ("containers",),

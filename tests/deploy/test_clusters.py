@@ -180,6 +180,11 @@ def test_the_ray_job_is_a_command_line_that_the_launcher_takes(monkeypatch):
     assert config.if_exists == "resume"
     assert config.address == "auto"
     assert config.metrics_port == 9464
+    pod = load(MANIFESTS[1])["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    (secret,) = [volume for volume in pod["volumes"] if "secret" in volume]
+    (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == secret["name"]]
+    assert config.metrics_auth_file == Path(mount["mountPath"]) / "token"
+    assert not secret["secret"]["defaultMode"] & 0o007, "read_secret refuses what all users read"
     assert config.placement.wait_s > 0, "the cluster grows"
 
 

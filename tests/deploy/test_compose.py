@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from worldloom_dist.metrics.endpoint import read_secret
 from worldloom_dist.run.cli import parse
 from worldloom_dist.submit import _parser
 
@@ -112,6 +113,45 @@ def test_prometheus_scrapes_the_port_where_the_run_serves():
     assert words("train")[words("train").index("--metrics-host") + 1] == "0.0.0.0", (
         "inside the network only: it is not published"
     )
+
+
+def test_prometheus_has_the_token_that_the_run_asks_for(tmp_path):
+    asked = Path(words("train")[words("train").index("--metrics-auth-file") + 1])
+    ours = yaml.safe_load((ROOT / "deploy/compose/prometheus.yml").read_text())
+    alone = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (job,) = ours["scrape_configs"]
+    shown = job.pop("authorization")["credentials_file"]
+    assert ours == alone, "but for the token they are the same"
+    volumes = {mount.split(":")[0]: mount.split(":")[1] for mount in mounts("secrets")}
+    made = [
+        tuple(copy.rsplit(":", 1) for copy in word.split(","))
+        for word in SERVICES["secrets"]["command"][2:]
+    ]
+    ((of_run, run_user), (of_prometheus, prometheus_user)) = next(c for c in made if len(c) == 2)
+    assert Path(of_run) == asked
+    assert (run_user, prometheus_user) == ("1000", "65534"), "the user of Prometheus in its image"
+    for service, path, at_service in (
+        ("head", of_run, asked),
+        ("prometheus", of_prometheus, Path(shown)),
+    ):
+        name = next(n for n, place in volumes.items() if Path(path).parent == Path(place))
+        seen = next(m for m in mounts(service) if m.startswith(f"{name}:"))
+        assert Path(seen.split(":")[1]) / Path(path).name == at_service
+        assert seen.endswith(":ro")
+    user = os.getuid()
+    pair = [f"{tmp_path / name}:{user}" for name in ("a", "b")]
+    script = [sys.executable, str(ROOT / "deploy/compose/make_secrets.py"), ",".join(pair)]
+    for _ in range(2):
+        subprocess.run(script, check=True, timeout=60)
+        secrets = {(tmp_path / name).read_text() for name in ("a", "b")}
+        assert len(secrets) == 1
+        assert len(read_secret(tmp_path / "a")) == 64
+        assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
+        (tmp_path / "b").unlink()
+
+
+def mounts(service: str) -> list[str]:
+    return [mount for mount in SERVICES[service]["volumes"] if ":" in mount]
 
 
 def test_the_training_job_is_a_command_line_that_both_programs_take():

@@ -75,7 +75,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.learner",
         "worldloom_dist.metrics",
     },
-    {"worldloom_dist.run.plan", "worldloom_dist.run.closing"},
+    {"worldloom_dist.run.plan", "worldloom_dist.run.closing", "worldloom_dist.run.precision"},
     {"worldloom_dist.run.held_out", "worldloom_dist.run.initial_agent"},
     {
         "worldloom_dist.run.binding_watch",
@@ -117,6 +117,7 @@ LAYERS: list[set[str]] = [  # low -> high; packages of one layer do not know eac
         "worldloom_dist.report",
         "worldloom_dist.doctor",
     },
+    {"worldloom_dist.reproduce"},
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 ALIASES = {

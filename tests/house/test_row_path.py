@@ -49,6 +49,7 @@ READERS = {
     "worldloom_dist/replay/imports.py": "rows of files",
     "worldloom_dist/replay/recovery.py": "rows of a journal",
     "worldloom_dist/replay/verify_shard.py": "reads a journal",
+    "worldloom_dist/reproduce/record.py": "adds up rewards of a journal, after a run",
 }
 """Files that have rows in hand, or name their types, and are not on the path, with the reason."""
 

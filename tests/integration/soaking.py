@@ -1,11 +1,13 @@
 """Let a run go on for long with a full replay, and look at its processes' memory, open files and
-threads meanwhile.
+threads meanwhile, and at what it says of itself: speed, latencies, object store, disk.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import psutil
 
 from tests.integration.running import Launched, launched
 
-__all__ = ["ROLES", "Growth", "Soak", "soak"]
+__all__ = ["ROLES", "Drift", "Growth", "Soak", "drift_of", "soak"]
 
 ROLES = (
     "ray::LearnerRole",
@@ -25,10 +27,21 @@ ROLES = (
     "ray::HubRole",
     "ray::WorkerRole",
 )
-WORDS = (
-    "--preset debug --env toy:counting --workers 2 --eval-episodes 0 --env-steps "
-    "100000000 --metrics-port 0"
+WORDS = "--preset debug --env toy:counting --eval-episodes 0 --env-steps 100000000 --metrics-port 0"
+DRIFTING = (
+    "env_steps_per_s",
+    "updates_per_s",
+    "env_step_seconds",
+    "inference_seconds",
+    "replay_op_seconds{op=insert}",
+    "replay_op_seconds{op=sample}",
+    "learner_update_seconds{phase=forward_backward}",
+    "learner_update_seconds{phase=wait_data}",
+    "weights_pull_seconds",
+    "object_store_used_bytes",
+    "replay_bytes{storage=disk}",
 )
+"""Of ``metrics.jsonl``: what must not go one way for hours."""
 CAPACITY_STEPS = 2000
 WARM_UP_SHARE = 0.3
 LOOKS = 200
@@ -50,24 +63,49 @@ class Growth:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """Medians of a metric in the first and in the second half of what followed the warm-up."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Soak:
-    """A soak: its length, the last summary of its run, and what became of every process that lived
-    through all looks.
+    """A soak: its length, the last summary of its run, what became of every process that lived
+    through all looks, and of what the run measures itself.
     """
 
     minutes: float
+    workers: int
     looks: int
     summary: dict[str, Any]
     leftovers: list[str]
     growth: dict[str, Growth]
+    drift: dict[str, Drift]
+
+    @property
+    def growth_by_role(self) -> dict[str, dict[str, float]]:
+        """Per role the number of its processes, and of every value the largest."""
+        names = {name.partition(":pid ")[0] for name in self.growth}
+        found: dict[str, dict[str, float]] = {}
+        for role in sorted(names):
+            ones = [one for name, one in self.growth.items() if name.partition(":pid ")[0] == role]
+            found[role] = {
+                "processes": len(ones),
+                **{key: max(getattr(one, key) for one in ones) for key in Growth.__slots__},
+            }
+        return found
 
 
-def soak(folder: Path, minutes: float) -> Soak:
+def soak(folder: Path, minutes: float, workers: int = 2) -> Soak:
     """Run for ``minutes`` after the replay is full; the first share of them is warm-up and not
     looked at.
     """
     words = [
         *WORDS.split(),
+        "--workers",
+        str(workers),
         "--replay.capacity-steps",
         str(CAPACITY_STEPS),
         "--run-dir",
@@ -75,22 +113,39 @@ def soak(folder: Path, minutes: float) -> Soak:
     ]
     with launched(folder, *words) as run:
         # the replay is full
-        run.wait_until(lambda: run.summary().get("rows", {}).get("evicted", 0) > 500, 300)
+        run.wait_until(lambda: run.summary().get("rows", {}).get("evicted", 0) > 500, 600)
         time.sleep(minutes * 60 * WARM_UP_SHARE)
         samples = []
+        began = time.time()
         end = time.monotonic() + minutes * 60 * (1 - WARM_UP_SHARE)
         while time.monotonic() < end:
             samples.append((time.monotonic(), _look(run)))
             time.sleep(max(1.0, minutes * 60 / LOOKS))
         run.process.send_signal(signal.SIGINT)
         assert run.finish() == 0, run.output.read_text()
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        records = [record for record in map(json.loads, lines) if record.get("time", 0) >= began]
         return Soak(
             minutes=minutes,
+            workers=workers,
             looks=len(samples),
             summary=run.summary(),
             leftovers=run.leftovers(),
             growth=_growth(samples),
+            drift=drift_of(records),
         )
+
+
+def drift_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Drift]:
+    """Of every metric in ``DRIFTING`` that at least two records have."""
+    found = {}
+    for name in DRIFTING:
+        values = [record[name] for record in records if record.get(name) is not None]
+        half = len(values) // 2
+        if half:
+            before, after = np.median(values[:half]), np.median(values[half:])
+            found[name] = Drift(before=float(before), after=float(after))
+    return found
 
 
 def _look(run: Launched) -> dict[str, tuple[float, int, int]]:
@@ -99,7 +154,7 @@ def _look(run: Launched) -> dict[str, tuple[float, int, int]]:
     for title in ROLES:
         for pid in run.pids(title):
             process = psutil.Process(pid)
-            found[f"{title}:{pid}"] = (
+            found[f"{title}:pid {pid}"] = (
                 process.memory_full_info().uss / 2**20,
                 process.num_fds(),
                 process.num_threads(),

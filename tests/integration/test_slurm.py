@@ -106,9 +106,12 @@ def test_a_job_on_a_symmetric_ray_is_warned_requeued_and_completes(cluster, tmp_
 
 
 @pytest.mark.parametrize("words", [(), ("--batch", "--signal=TERM")], ids=["plainly", "batch"])
-def test_a_job_that_is_cancelled_leaves_a_checkpoint(cluster, tmp_path, words):
-    job = Job(cluster, tmp_path, ["--slurm.cpus", "1"], [*LOCAL, "--env-steps", "100000"])
-    job.wait(lambda: "| replay" in job.log)
+@pytest.mark.parametrize(
+    ("cpus", "flags"), [("1", LOCAL), ("4", RAY)], ids=["local", "its own ray"]
+)
+def test_a_job_that_is_cancelled_leaves_a_checkpoint(cluster, tmp_path, words, cpus, flags):
+    job = Job(cluster, tmp_path, ["--slurm.cpus", cpus], [*flags, "--env-steps", "100000"])
+    job.wait(lambda: "updates/step" in job.log)
     job.cancel(*words)
     job.wait_for_end()
     job.wait(lambda: job.summary["status"] != "running")

@@ -20,8 +20,8 @@ from worldloom.export import export_policy
 
 EPISODES = 20
 TRAINED = {
-    "dreamerv3:ci": ("gym:CartPole-v1", "8000", False),
-    "tdmpc2:ci": ("gym:Pendulum-v1", "8000", True),
+    "dreamerv3:ci": ("gym:CartPole-v1", "2000", False),
+    "tdmpc2:ci": ("gym:Pendulum-v1", "3000", True),
 }
 """Agent -> env, env steps, and whether it plans."""
 
@@ -56,7 +56,7 @@ def test_an_exported_agent_plays_as_well_without_torch(name: str, tmp_path: Path
     """
     env, steps, planner = TRAINED[name]
     run = tmp_path / ("td2" if planner else "dv3")
-    words = ["--agent", name, "--env", env, "--runtime", "local", "--metrics-port", "0"]
+    words = f"--preset quick --runtime local --metrics-port 0 --agent {name} --env {env}".split()
     words += ["--env-steps", steps, "--eval-every", "0", "--run-dir", str(run)]
     assert main(["train", *words]) == 0
     policy = tmp_path / "policy"

@@ -25,9 +25,10 @@ def test_presets_and_settings_are_shown(capsys: pytest.CaptureFixture[str], tmp_
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines]
-    assert names[: len(MODEL_CATALOG)] == list(MODEL_CATALOG)
-    assert set(agent_names()) <= set(names)
+    assert names[:3] == ["dreamerv3:ci", "dreamerv3:size1m", "dreamerv3:size12m"]
+    assert set(names) == {*agent_names(), *MODEL_CATALOG}
     assert len(names) == len(set(names))
+    assert {line.split()[0] for line in lines if line.endswith("--agent")} == set(agent_names())
     create_world_model("mlp:ci", latent_dim=8).save_pretrained(tmp_path)
     for name in ("mlp:ci", str(tmp_path)):
         assert main(["info", name]) == 0
@@ -140,6 +141,8 @@ def test_words_are_completed(
     assert completed("train", "--replay.sh") == ["--replay.shards"]
     assert completed("train", "--agent", "tdmpc2:c") == ["tdmpc2:ci"]
     assert completed("train", "--preset", "atari100k-") == ["atari100k-smoke"]
+    assert completed("reproduce", "tdmpc2/cup") == ["tdmpc2/cup-catch"]
+    assert completed("reproduce", "tdmpc2/cup-catch", "") == []
     assert completed("status", "") == ["runs/mine-0001"]
     assert completed("runs", "--rev") == ["--reverse"]
     assert completed("runs", "--status", "da") == ["damaged"]

@@ -1,5 +1,6 @@
 """The blocking client against a gateway that listens."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -189,7 +190,7 @@ def test_what_ran_is_told() -> None:
 @pytest.mark.parametrize(
     ("obs", "says"),
     [
-        (np.zeros(4, np.float32), r"obs 'obs': got shape \(1, 4\), expected \(1, 3\)"),
+        (np.zeros(4, np.float32), r"obs 'obs': got shape \(4,\), expected \(3,\)"),
         (np.full(3, np.nan, np.float32), "not finite"),
         (np.zeros(3, complex), "got complex128, expected float32"),
         ({"camera": np.zeros(3, np.float32)}, r"got keys \['camera'\], expected \['obs'\]"),
@@ -293,3 +294,21 @@ def test_streams_are_named_after_the_session() -> None:
         (stream,) = streams(server.rig.shard)
         assert isinstance(stream, StreamId)
         assert stream.slot >= 1_000_000
+
+
+def test_an_answer_that_was_not_waited_for_is_not_that_of_the_next_question() -> None:
+    """Ctrl-C in a notebook while ``act`` waits; the same session is used on."""
+    with live() as server, connect(server.address) as session:
+        gate = server.rig.decider.gate
+        session.act(np.zeros(3, np.float32))
+        server.thread.loop.call_soon_threadsafe(gate.clear)
+        timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            session.act(np.ones(3, np.float32))
+        timer.join()
+        server.thread.loop.call_soon_threadsafe(gate.set)
+        third = session.act(np.full(3, 2, np.float32))
+        fourth = session.act(np.full(3, 3, np.float32))
+    assert third == pytest.approx(0.02, abs=0.006)  # what FakePolicy says to its third question
+    assert fourth == pytest.approx(0.03, abs=0.006)

@@ -13,7 +13,7 @@ from tests.worldloom_dist.tiny_runs import TINY
 from worldloom.envs.toy import PointEnv
 from worldloom_dist.launch import main
 from worldloom_dist.run.announcing import open_log
-from worldloom_dist.run.checks import is_open, without_effect
+from worldloom_dist.run.checks import check_watching, without_effect
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.signals import EXIT_AGAIN
@@ -114,15 +114,39 @@ def test_flags_that_a_run_does_not_use_are_said(words, flags):
     assert [flag for flag, _ in without_effect(parse(words))] == flags
 
 
-def test_an_endpoint_that_others_can_read_is_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "127.example.org", "head", "10.0.0.1"])
+def test_an_endpoint_that_others_could_read_without_a_secret_is_refused(
+    host, tmp_path, monkeypatch, capsys
+):
     monkeypatch.delenv("WORLDLOOM_METRICS_AUTH", raising=False)
     secret = tmp_path / "secret"
     secret.write_text("user:a-long-word")
     secret.chmod(0o600)
-    assert not is_open(parse([]))
-    assert not is_open(parse(["--metrics-host", "127.0.0.2"]))
-    assert is_open(parse(["--metrics-host", "0.0.0.0"]))
-    assert not is_open(parse(["--metrics-host", "0.0.0.0", "--metrics-auth-file", str(secret)]))
+    folder = tmp_path / "run"
+    monkeypatch.setattr("worldloom_dist.launch.choose_port", lambda _: 1)  # names lead nowhere here
+    assert main(["--metrics-host", host, "--runtime", "local", "--run-dir", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "metrics_host: other machines reach" in said
+    assert "--metrics-auth-file FILE" in said
+    assert "Traceback" not in said
+    assert not folder.exists()
+    check_watching(parse(["--metrics-host", host, "--metrics-auth-file", str(secret)]))
+    check_watching(parse(["--metrics-host", host, "--metrics-port", "0"]))
+    monkeypatch.setenv("WORLDLOOM_METRICS_AUTH", "a-long-word")
+    check_watching(parse(["--metrics-host", host]))
+
+
+def test_a_metrics_host_of_another_machine_is_refused(capsys, tmp_path):
+    words = ["--metrics-host", "192.0.2.1", "--runtime", "local", "--run-dir", str(tmp_path / "r")]
+    assert main(words) == 2
+    assert "metrics_host: nothing can listen at '192.0.2.1'" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_an_endpoint_on_the_loopback_needs_no_secret(host, monkeypatch):
+    monkeypatch.delenv("WORLDLOOM_METRICS_AUTH", raising=False)
+    check_watching(parse(["--metrics-host", host]))
 
 
 def test_a_program_that_starts_several_runs_keeps_its_own_log_handlers(tmp_path):

@@ -37,7 +37,7 @@ def run_dir(request, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(folder, **more):
+def serving(folder, port=0, **more):
     ready = threading.Event()
     found = {}
 
@@ -50,7 +50,7 @@ def serving(folder, **more):
                 found["port"] = port
                 ready.set()
 
-            await serve(Served(run_dir=folder, port=0, **more), on_ready, until=until)
+            await serve(Served(run_dir=folder, port=port, **more), on_ready, until=until)
 
         asyncio.run(run())
 
@@ -89,6 +89,22 @@ def test_a_client_gets_the_returns_of_the_evaluation_each_time(run_dir) -> None:
     with serving(run_dir) as address:
         assert returns_of(address, run_dir) == expected
         assert returns_of(address, run_dir) == expected
+
+
+def test_a_client_that_comes_back_is_not_taken_for_one_that_came_first(run_dir) -> None:
+    """The server was started again, and another client was faster."""
+    with serving(run_dir) as address:
+        old = connect(address)
+        obs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in old.obs_specs}
+        old.act(obs)
+    port = int(address.rpartition(":")[2])
+    with serving(run_dir, port=port), connect(address) as new:
+        new.act(obs)
+        old.act(obs)
+        assert new.streams[-1] != old.streams[-1]
+        assert new.streams[-1] not in old.streams
+        new.act(obs)
+        old.close()
 
 
 def test_nothing_is_stored_and_noise_is_for_those_who_start_it_so(run_dir) -> None:

@@ -232,6 +232,14 @@ def _trained_module(name: str) -> Any:
     return importlib.import_module(ALGORITHMS[algorithm] + ".trained")
 
 
+def product_shapes(config: AgentConfig) -> tuple[tuple[int, int, int], ...]:
+    """Rows, inputs and outputs of the layers that take most of an agent's time, for who measures
+    how fast they are; empty where the agent does not say (``product_shapes`` of its ``spec``).
+    """
+    shapes = getattr(_spec_module(_algorithm(config)), "product_shapes", None)
+    return () if shapes is None else tuple(shapes(config))
+
+
 def _split(name: str) -> tuple[str, str]:
     """Algorithm and preset of ``algorithm:preset``; the preset may be missing."""
     algorithm, _, preset = name.partition(":")

@@ -52,6 +52,11 @@ def add_parser(commands: Any) -> None:
         default="env",
         help="env plays in the run's env; random draws from its space (default: %(default)s)",
     )
+    parser.add_argument(
+        "--trust-env",
+        action="store_true",
+        help="run env code of a folder that was made elsewhere, without being asked",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is compared (default: 0)")
     parser.set_defaults(run=run)
 
@@ -62,18 +67,23 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         WorldLoomError: As :func:`worldloom.export.export_policy`.
     """
+    from worldloom.envs.consent import with_consent
     from worldloom.export.exporting import export_policy
 
-    found = export_policy(
-        options.run_dir,
-        _folder(options),
-        format=options.format,
-        planner=options.planner,
-        samples=options.samples,
-        precision=options.precision,
-        decisions=options.decisions,
-        observations=options.observations,
-        seed=options.seed,
+    found = with_consent(
+        lambda trust_env: export_policy(
+            options.run_dir,
+            _folder(options),
+            format=options.format,
+            planner=options.planner,
+            samples=options.samples,
+            precision=options.precision,
+            decisions=options.decisions,
+            observations=options.observations,
+            seed=options.seed,
+            trust_env=trust_env,
+        ),
+        trust_env=options.trust_env,
     )
     lines = [] if found.parity is None else found.parity.lines()
     lines.append(f"{found.folder}: {', '.join(found.files)}")

@@ -26,6 +26,7 @@ from worldloom.core.exceptions import CheckpointError, ConfigurationError, World
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
 from worldloom.core.files import expanded, replacing_together, write_json
 from worldloom.core.json_text import parse_json
+from worldloom.envs.consent import check_env_code
 from worldloom.envs.wrappers import RawEnv
 from worldloom.export import contract, tracing
 from worldloom.export.graph import PolicyGraph
@@ -84,6 +85,7 @@ def export_policy(
     decisions: int = 1000,
     observations: Literal["env", "random"] = "env",
     seed: int = 0,
+    trust_env: bool = False,
 ) -> Exported:
     """Write a trained policy for other runtimes, and compare it with the agent.
 
@@ -101,6 +103,8 @@ def export_policy(
         observations: ``env`` lets the agent play in its env; ``random`` draws from the observation
             space, where the env cannot be built.
         seed: Of episodes and draws.
+        trust_env: Let the agent play in the env, if that is a Python module, also where the agent
+            was made elsewhere.
 
     Raises:
         ConfigurationError: If a setting is wrong, the agent cannot be exported, or the file decides
@@ -122,6 +126,8 @@ def export_policy(
     saved = SavedAgent.read(located(path_or_run, "path_or_run"))
     if format == "safetensors":
         return _weights_alone(saved, place)
+    if observations == "env":
+        check_env_code(saved.path, saved.env.name, trust_env=trust_env)
     saved = _configured(saved, samples)
     name = str(saved.agent["name"])
     policy, step = make_step(name, saved.build(device="cpu", seed=seed), planner=planner)

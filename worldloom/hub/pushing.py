@@ -27,7 +27,7 @@ from worldloom.core.files import expanded, write_json
 from worldloom.core.json_text import parse_json
 from worldloom.distributed import distributed
 from worldloom.export import contract
-from worldloom.export.exporting import CONTRACT, FILES
+from worldloom.export.exporting import CONTRACT, FILES, PARITY, RUNNER
 from worldloom.hub.card import Card, Score
 from worldloom.hub.fetching import HubAddress, client, told
 from worldloom.training.runs import CHECKPOINTS, CONFIG_FILE, TrainedRun, find_run, run_facts
@@ -38,6 +38,20 @@ __all__ = ["Pushed", "push"]
 LOCAL = ("run_dir", "resume", "metrics_auth_file", "address", "init_from")
 """Settings of a run that mean something on its machine only; so do two sections."""
 LOCAL_SECTIONS = ("gateway", "placement")
+SOURCES = ("load", "held_out")
+"""Settings of ``replay`` that name files."""
+MESSAGES = ("error", "eager", "quarantined", "imports_left_out")
+"""Of ``summary.json``: what was said of a failure, which may name anything."""
+OURS = [
+    f"{CHECKPOINTS}/*",
+    *("manifest.json", "tree.json", "tensors.safetensors", CONFIG_FILE, "summary.json"),
+    *("policy.*", PARITY, RUNNER, "curve.png", "film.*"),
+]
+"""What a push may write: what lies there and is not pushed again goes, or an old agent would act
+under a new card.
+"""
+SAME = ("run_id", "checkpoint", "train_steps")
+"""Of the origin: what an exported policy and a checkpoint have in common that are one agent."""
 FILMS = (".mp4", ".gif")
 MOST_FILM_BYTES = 32 << 20
 LONGEST_LICENSE = 64
@@ -129,7 +143,7 @@ def push(
             done = api.upload_folder(
                 repo_id=address.repo,
                 folder_path=staging.place,
-                delete_patterns=[f"{CHECKPOINTS}/*"],  # those of an earlier push
+                delete_patterns=OURS,  # what an earlier push left
                 commit_message=f"Push {saved.agent['name']} in {saved.env.name}",
             )
     return Pushed(url=str(done.commit_url), files=tuple(files), notes=tuple(staging.notes))
@@ -186,7 +200,8 @@ def _fill(
         folder.parent.mkdir()
         write_json(place / CONFIG_FILE, _shareable(run.facts))
         summary = _read(run.folder / "summary.json")
-        write_json(place / "summary.json", {**summary, "eval": _evaluation(summary, score)})
+        shared = {key: value for key, value in summary.items() if key not in MESSAGES}
+        write_json(place / "summary.json", {**shared, "eval": _evaluation(summary, score)})
         curve = _curve(staging, run.folder)
         film = _film(staging, run.folder)
         command = _command(run.folder)
@@ -223,8 +238,9 @@ def _shareable(facts: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(learner, dict):
         run["learner"] = {**learner, "checkpoints": None}
     replay = run.get("replay")
-    if isinstance(replay, dict) and isinstance(replay.get("load"), str):
-        run["replay"] = {**replay, "load": _file_names(replay["load"])}
+    if isinstance(replay, dict):
+        named = {key: replay[key] for key in SOURCES if isinstance(replay.get(key), str)}
+        run["replay"] = replay | {key: _file_names(text) for key, text in named.items()}
     return {**facts, "run": run}
 
 
@@ -236,7 +252,8 @@ def _contract(
     """
     exported = None if run is None else run.folder / "policy"
     found = {} if exported is None else _read(exported / CONTRACT)
-    if exported is not None and found.get("run", {}).get("checkpoint") == saved.path.name:
+    made_of = found.get("run") or {}
+    if exported is not None and all(made_of.get(key) == saved.origin.get(key) for key in SAME):
         for name in found["files"]:
             shutil.copyfile(exported / Path(name).name, staging.place / Path(name).name)
         return found, found["file"] == FILES["onnx"]
@@ -302,7 +319,7 @@ def _portable(line: str) -> str:
         elif name in (*LOCAL, "learner.checkpoints") or name.partition(".")[0] in LOCAL_SECTIONS:
             if not is_whole:
                 next(words, "")
-        elif name == "replay.load":
+        elif name in [f"replay.{source}" for source in SOURCES]:
             kept += [flag, _file_names(value if is_whole else next(words, ""))]
         else:
             kept.append(word)

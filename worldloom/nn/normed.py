@@ -3,7 +3,8 @@ two activations.
 
 On a CPU the native kernels of Mish and of a softmax over groups of eight cost as much as the matrix
 products beside them, so both have an autograd function here that needs a few cheap passes (Mish:
-five times, SimNorm: six times faster, equal to rounding). Elsewhere, and under ``torch.compile``,
+five times, SimNorm: six times faster, equal to rounding); half precision becomes float32 in them,
+or every pass would round. Elsewhere, and under ``torch.compile``,
 the native kernels are used.
 
 Shape legend: R rows (any leading axes), I inputs, M outputs, V group size of SimNorm.
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worldloom.nn.precision import single
 
 __all__ = ["MLP", "Linear", "NormedLinear", "mish", "simnorm"]
 
@@ -81,7 +84,7 @@ def mish(x: Tensor) -> Tensor:
     """X tanh(ln(1 + exp x)) (Misra 2019, arXiv:1908.08681)."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.mish(x)
-    result: Tensor = _CpuMish.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _CpuMish.apply(single(x))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -93,7 +96,7 @@ def simnorm(x: Tensor, group: int) -> Tensor:
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.view(*x.shape[:-1], -1, group).softmax(-1).view(x.shape)
-    result: Tensor = _CpuSimNorm.apply(x, group)  # type: ignore[no-untyped-call]
+    result: Tensor = _CpuSimNorm.apply(single(x), group)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -8,8 +8,9 @@ import contextlib
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["autocast"]
+__all__ = ["autocast", "single"]
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -17,7 +18,16 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
     Args:
         device: Where they run.
-        precision: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on CUDA, float32 elsewhere).
+        precision: ``float32``, ``bfloat16``, or ``default`` and ``auto``: bfloat16 on CUDA,
+            float32 elsewhere; a run that measures puts what it found in the place of ``auto``.
     """
-    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    follows_device = precision in ("default", "auto")
+    half = precision == "bfloat16" or (follows_device and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext()
+
+
+def single(x: Tensor) -> Tensor:
+    """Numbers in half precision as float32, others as they are: for what is summed, exponentiated
+    or compared after a product.
+    """
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldloom.nn.functional import symexp, symlog
+from worldloom.nn.precision import single
 
 __all__ = ["SymlogBins"]
 
@@ -59,9 +60,15 @@ class SymlogBins:
         return target.scatter_add_(-1, (index + 1).clamp_max(self.count - 1), above_weight)
 
     def mean(self, logits: Tensor) -> Tensor:
-        """[..., K] logits -> [...]: symexp of the expected bin."""
+        """[..., K] logits -> [...]: symexp of the expected bin; of logits in half precision in
+        float32, as 8 bits would tell few bins apart.
+        """
         if self.count <= 1:
             return symexp(logits.squeeze(-1)) if self.count else logits.squeeze(-1)
+        whole = single(logits)
+        if whole is not logits:
+            with torch.autocast(logits.device.type, enabled=False):
+                return self.mean(whole)
         bins = torch.linspace(
             self.low, self.high, self.count, dtype=logits.dtype, device=logits.device
         )

@@ -21,6 +21,7 @@ from worldloom.core.metrics import HistogramBuilder, Last, MetricMap, Sum
 from worldloom.core.protocol import Carry, Policy
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
 from worldloom.core.specs import ArraySpec
+from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.metrics.names import BATCH_BUCKETS, BUCKETS_S
 from worldloom_dist.ports import WeightSource
 
@@ -150,6 +151,7 @@ class WeightPuller:
         self.version: PolicyVersion = NO_POLICY
         self._pulled = self._failed = 0
         self._seconds = 0.0
+        self._fetched_in_s = 0.0
         self._bytes = 0
         self._times = HistogramBuilder(BUCKETS_S)
 
@@ -157,27 +159,49 @@ class WeightPuller:
         """Load newer weights if it is time to look and there are any; after a failure the old ones
         stay.
         """
+        newer = self.look()
+        if newer is not None:
+            self.load(newer)
+
+    def look(self) -> WeightsSnapshot | None:
+        """Newer weights, if it is time to look and there are any. Another thread than the one that
+        decides may fetch them, for what ``load`` takes.
+        """
         now = self._clock()
         if self._source is None or now < self._next_s:
-            return
+            return None
         self._next_s = now + self._interval_s
+        newer = None
         try:
             if self._source.version() > self.version:
-                snapshot = self._source.fetch()
-                self._policy.load_weights(snapshot)
-                self.version = snapshot.version
-                self._pulled += 1
-                self._bytes += snapshot.nbytes
-                self._times.add(self._clock() - now)
+                newer = self._source.fetch()
+                self._bytes += newer.nbytes
         # whatever the transport raises: acting goes on with the old weights, and it is counted
         except Exception:
-            self._failed += 1
-            logger.warning(
-                "weights could not be pulled; %s keeps acting",
-                self.version,
-                exc_info=self._failed == 1,
-            )
+            self._note_failure()
+        self._fetched_in_s = self._clock() - now
+        self._seconds += self._fetched_in_s
+        return newer
+
+    def load(self, newer: WeightsSnapshot) -> None:
+        """Act with these weights from now on; if they do not fit, the old ones stay."""
+        now = self._clock()
+        try:
+            self._policy.load_weights(newer)
+            self.version = newer.version
+            self._pulled += 1
+            self._times.add(self._fetched_in_s + self._clock() - now)
+        except Exception:  # a policy may raise anything
+            self._note_failure()
         self._seconds += self._clock() - now
+
+    def _note_failure(self) -> None:
+        self._failed += 1
+        logger.warning(
+            "weights could not be pulled; %s keeps acting",
+            self.version,
+            exc_info=self._failed == 1,
+        )
 
     def drain_metrics(self) -> MetricMap:
         """Pulls, failures and seconds since the last call, and the version in use."""

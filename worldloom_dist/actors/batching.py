@@ -7,8 +7,9 @@ one policy call in a thread --> replies
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from worldloom.core.metrics import HistogramBuilder, Last, MetricMap
 from worldloom.core.sequence import NO_POLICY, PolicyVersion
+from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.actors.acting import ActReply, ActRequest
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.metrics.names import BUCKETS_S
@@ -99,16 +101,18 @@ class Batcher:
         look_every_s: float,
         on_round: Callable[[InferenceServer], object],
     ) -> None:
-        """Build a server in a thread, and decide there, batch after batch.
+        """Build a server in a thread, and decide there, batch after batch. Newer weights are
+        fetched in another one and loaded between two batches: no question waits for the transport.
 
         Args:
             build: Makes the server.
-            look_every_s: How often to look for newer weights while no one asks.
+            look_every_s: How often to look for newer weights.
             on_round: Called after every batch, and while no one asks.
         """
         loop = asyncio.get_running_loop()
         look = Interval(look_every_s)
-        with ThreadPoolExecutor(1) as thread:
+        looking: asyncio.Future[WeightsSnapshot | None] | None = None
+        with ThreadPoolExecutor(1) as thread, _fetching_thread() as fetching:
             server = await loop.run_in_executor(thread, build)
             await loop.run_in_executor(thread, server.refresh)
             self.version = server.version
@@ -120,8 +124,13 @@ class Batcher:
                         batch,
                         lambda requests: loop.run_in_executor(thread, server.act_batch, requests),
                     )
-                elif look.is_due():
-                    await loop.run_in_executor(thread, server.refresh)
+                if looking is not None and looking.done():
+                    newer = looking.result()
+                    looking = None
+                    if newer is not None:
+                        await loop.run_in_executor(thread, server.load, newer)
+                elif looking is None and look.is_due():
+                    looking = loop.run_in_executor(fetching, server.look)
                 self.version = server.version
                 on_round(server)
 
@@ -194,6 +203,16 @@ class Batcher:
             return await arrival
         finally:
             timer.cancel()
+
+
+@contextlib.contextmanager
+def _fetching_thread() -> Iterator[ThreadPoolExecutor]:
+    """Whose end is not waited for: it may hang on a transport, and the event loop must not."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:

@@ -21,6 +21,7 @@ from worldloom.core.exceptions import ConfigurationError, ShapeMismatchError
 from worldloom.core.metrics import MetricMap, merge_into
 from worldloom.core.protocol import Carry, Policy, RemembersActions
 from worldloom.core.sequence import PolicyVersion
+from worldloom.core.weights import WeightsSnapshot
 from worldloom_dist.actors.acting import ActMeter, ActReply, ActRequest, WeightPuller
 from worldloom_dist.ports import WeightSource
 
@@ -103,7 +104,6 @@ class InferenceServer:
     Args:
         policy: Decides.
         source: Where weights are found; None when they never change.
-        pull_interval_s: Look for newer weights at most this often, between batches.
         batch_sizes: Static sizes that batches are padded to (a batch larger than the last is not
             padded); empty for none.
         explore: False for evaluation, whatever a request says.
@@ -118,7 +118,6 @@ class InferenceServer:
         policy: Policy,
         source: WeightSource | None = None,
         *,
-        pull_interval_s: float = 1.0,
         batch_sizes: Sequence[int] = (),
         explore: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -133,7 +132,7 @@ class InferenceServer:
         self._sizes = list(batch_sizes)
         self._clock = clock
         self._table = CarryTable(policy)
-        self._puller = WeightPuller(policy, source, pull_interval_s, clock)
+        self._puller = WeightPuller(policy, source, 0.0, clock)
         self._meter = ActMeter()
 
     @property
@@ -142,8 +141,18 @@ class InferenceServer:
         return self._puller.version
 
     def refresh(self) -> None:
-        """Fetch newer weights if it is time to look."""
+        """Fetch newer weights if there are any, and decide with them from now on."""
         self._puller.pull()
+
+    def look(self) -> WeightsSnapshot | None:
+        """Newer weights for :meth:`load`, if there are any; another thread may fetch them while
+        this server decides.
+        """
+        return self._puller.look()
+
+    def load(self, newer: WeightsSnapshot) -> None:
+        """Decide with these weights from now on."""
+        self._puller.load(newer)
 
     def act_batch(self, requests: Sequence[ActRequest]) -> list[ActReply]:
         """Answer requests of different workers, in order, with one call of the policy (two when
@@ -155,7 +164,6 @@ class InferenceServer:
         """
         if not any(request.num_rows for request in requests):
             return [ActReply({}, {}, self.version, np.zeros(0, bool)) for _ in requests]
-        self._puller.pull()
         plain = [request for request in requests if not request.explore]
         if not plain or not self._explore:
             return self._decide(requests, explore=self._explore)

@@ -1,4 +1,4 @@
-"""What a session remembers of its questions: decisions, the rows that wait, and answers."""
+"""What a session remembers of its questions: decisions, the row that waits, and answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 
 from worldloom.core.sequence import PolicyVersion
 from worldloom_dist.actors.acting import ActReply, ActRequest
-from worldloom_dist.gateway.stream import StreamSender
 
-__all__ = ["Answer", "Decision", "EnvState", "Row"]
+__all__ = ["Answer", "Decision", "Row"]
 
 
 class Decision:
@@ -67,28 +66,6 @@ class Row:
     is_last: bool
     is_stored: bool = False
     """Handed on to replay, or none of its."""
-
-
-@dataclass(slots=True)
-class EnvState:
-    """One env of a session."""
-
-    sender: StreamSender | None
-    next_step: int = 0
-    row: Row | None = None
-    is_ended: bool = True
-    """The next question begins an episode."""
-    is_skipping: bool = False
-    is_taken_over: bool = False
-    """No question came since another gateway had it."""
-    has_carry: bool = False
-    episode_return: float = 0.0
-    length: int = -1
-
-    @property
-    def is_unknown(self) -> bool:
-        """A row in mid-episode would be of an episode that was not seen to begin."""
-        return self.is_ended and not self.is_taken_over
 
 
 @dataclass(frozen=True, slots=True)

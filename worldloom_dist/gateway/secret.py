@@ -7,16 +7,12 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import json
-import os
-import secrets
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from worldloom_dist.gateway.refusal import RefusalError
 
-__all__ = ["Claim", "load_key"]
+__all__ = ["Claim"]
 
-KEY_BYTES = 32
 SIGNATURE_BYTES = 32
 MAX_SECRET_BYTES = 8192
 
@@ -67,16 +63,3 @@ class Claim:
                 "session: this secret was not given out by this run; open a session first",
             )
         return cls(*json.loads(body))
-
-
-def load_key(path: Path) -> bytes:
-    """The key of a run, made when it is not there yet; readable by its owner only."""
-    if not path.is_file():
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(file, secrets.token_bytes(KEY_BYTES))
-        finally:
-            os.close(file)
-        os.replace(temporary, path)
-    return path.read_bytes()

@@ -169,7 +169,7 @@ class StreamSender:
         """Returns when everything is stored, or goes to another session."""
         self.close_chunk()
         while self._task is not None:
-            await asyncio.shield(self._task)
+            await asyncio.wait([self._task])
 
     def cancel(self) -> None:
         """Stop sending; what is not stored is lost."""

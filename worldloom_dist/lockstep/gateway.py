@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldloom.core.exceptions import StateError, WorldLoomError
+from worldloom.core.keys import load_key
 from worldloom.core.metrics import MetricMap, merge_into
 from worldloom.core.sequence import Chunk
 from worldloom_dist.actors.inference import InferenceServer
 from worldloom_dist.gateway.building import KEY_FILE, access_of, build_gateway
 from worldloom_dist.gateway.gateway import Gateway
-from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.gateway.server import GatewayServer
 from worldloom_dist.gateway.thread import GatewayThread
 from worldloom_dist.ports import WeightSource
@@ -66,7 +66,7 @@ class LocalGateway:
         folder.count_on_from({"gateway": known.gateway})
         incarnation = folder.next_incarnation("gateway")
         policy = build_policy(plan, POLICY_INDEX, incarnation)
-        self._server = InferenceServer(policy, weights, pull_interval_s=0.0)
+        self._server = InferenceServer(policy, weights)
         self._thread = self._start(plan, folder.path, incarnation)
 
     def _start(self, plan: Plan, folder: Path, incarnation: int) -> GatewayThread:

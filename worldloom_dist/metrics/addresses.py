@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 __all__ = ["host_and_port", "without_password"]
 
-PASSWORD = re.compile(r"(://)[^/]*@")
+PASSWORD = re.compile(r"(://)[^/\s]*@")
+SECRET = re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|password)=)[^&\s]+")
 PORTS = {"http": 80, "https": 443}
 
 
@@ -28,10 +29,12 @@ def host_and_port(url: str) -> tuple[str, int] | None:
 
 
 def without_password(url: str) -> str:
-    """The URL without user and password, for messages and files.
+    """A URL, or a text with some, without users, passwords and tokens, for messages and files.
 
     Example:
         >>> without_password("postgresql://me:secret@host/db")
         'postgresql://host/db'
+        >>> without_password("http://host/?write_token=abc&x=1")
+        'http://host/?write_token=...&x=1'
     """
-    return PASSWORD.sub(r"\1", url)
+    return SECRET.sub(r"\1...", PASSWORD.sub(r"\1", url))

@@ -13,6 +13,7 @@ import binascii
 import hmac
 import ipaddress
 import os
+import socket
 import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -114,7 +115,9 @@ def serve(
     registry.register(hub)
     is_private = is_loopback(host) and not secret
     app = _guarded(make_wsgi_app(registry), secret, page, is_private=is_private)
-    server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    kind = _IPv6Server if family == socket.AF_INET6 else _Server
+    server = make_server(host, port, app, server_class=kind, handler_class=_Quiet)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server, int(server.server_port)
 
@@ -142,6 +145,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _IPv6Server(_Server):
+    """The same on an IPv6 address."""
+
+    address_family = socket.AF_INET6
+
+
 class _Quiet(WSGIRequestHandler):
     """Writes no log line per scrape, and gives up on clients that say nothing."""
 
@@ -156,8 +165,17 @@ class _Quiet(WSGIRequestHandler):
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address that only this machine reaches."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """True for an address that only this machine reaches. A name does not count, but ``localhost``:
+    where it leads may change.
+
+    Example:
+        >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "", "0.0.0.0", "127.example.org")]
+        [True, True, False, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _is_foreign(header: str) -> bool:

@@ -129,7 +129,7 @@ class OtlpExport:
                     "" if result is MetricExportResult.SUCCESS else f"no answer from {self._where}"
                 )
             except Exception as error:  # the edge: nothing of a collector reaches the run
-                why = f"{type(error).__name__}: {error}"
+                why = without_password(f"{type(error).__name__}: {error}")
         if why and not self._is_away:
             logger.warning(
                 "OpenTelemetry: metrics could not be exported (%s); it is tried again every %g s, "

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from worldloom.core.exceptions import MissingDependencyError
+from worldloom_dist.metrics.addresses import without_password
 from worldloom_dist.metrics.media import PICTURES, VIDEOS
 from worldloom_dist.metrics.mlflow_sink import MlflowSink, check_mlflow
 from worldloom_dist.metrics.names import path_of
@@ -231,9 +232,8 @@ class SinkThread:
         except Exception as error:  # the edge: whatever a service raises stays here
             failures[name] += 1
             if failures[name] == 1:
-                logger.warning(
-                    "%s failed (%s: %s); the run goes on", name, type(error).__name__, error
-                )
+                why = without_password(f"{type(error).__name__}: {error}")
+                logger.warning("%s failed (%s); the run goes on", name, why)
         else:
             failures[name] = 0
 

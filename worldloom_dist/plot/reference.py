@@ -25,6 +25,7 @@ class Published:
 
     Attributes:
         task: As ``suite/task``.
+        by: Key of its source: ``tdmpc2``, ``dreamerv3-pixels``.
         label: Whose it is.
         source: Where the numbers come from, and what they are.
         has_pixels: True where the agents saw images.
@@ -33,6 +34,7 @@ class Published:
     """
 
     task: str
+    by: str
     label: str
     source: str
     has_pixels: bool
@@ -71,11 +73,13 @@ def find_published(task: str) -> list[Published]:
         )
     found = []
     for entry in _data()["curves"][name]:
-        source = _data()["sources"][entry["by"]]
+        by = entry["by"]
+        source = _data()["sources"][by]
         mean = np.array(entry["return_mean"], float)
         spread = np.array([np.nan if s is None else s for s in entry["return_std"]], float)
         curve = Curve(np.array(entry["env_steps"], float), mean, mean - spread, mean + spread)
-        found.append(Published(name, source["label"], source["source"], source["pixels"], curve))
+        facts = (source["label"], source["source"], source["pixels"], curve)
+        found.append(Published(name, by, *facts))
     return found
 
 

@@ -5,7 +5,6 @@ open at the same time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
@@ -13,14 +12,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from worldloom_dist.rpc.actor_client import ActorClient
-from worldloom_dist.rpc.connection import (
-    RECONNECT_EVERY_S,
-    Listening,
-    connect,
-    uses_tls,
-    value_of,
-)
-from worldloom_dist.rpc.frames import HEAD, content_of, pieces_of
+from worldloom_dist.rpc.connection import RECONNECT_EVERY_S, Listening, value_of
+from worldloom_dist.rpc.frames import FrameError, FrameReader, content_of, pieces_of
+from worldloom_dist.rpc.handshake import Line, connect, uses_tls
 
 __all__ = ["AsyncRpcClient"]
 
@@ -47,11 +41,10 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
     ) -> None:
         self._role = role
         self._method = method
-        self._writer: asyncio.StreamWriter | None = None
+        self._line: _Line | None = None
         self._connecting = asyncio.Lock()
         self._open: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
-        self._reading: asyncio.Task[None] | None = None
         self._connect_at = -float("inf")
 
     async def call(self, content: ContentT) -> ResultT:
@@ -65,8 +58,8 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
             number = next(self._numbers)
             answer = asyncio.get_running_loop().create_future()
             self._open[number] = answer
-            assert self._writer is not None
-            self._writer.writelines(pieces_of(number, content))
+            assert self._line is not None
+            self._line.send(number, content)
             try:
                 result: ResultT = value_of(await answer)
                 return result
@@ -78,23 +71,19 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
 
     def close(self) -> None:
         """Hang up; what is open fails, and is asked again."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        for answer in self._open.values():
-            if not answer.done():
-                answer.set_exception(ConnectionError("the connection is closed"))
+        if self._line is not None:
+            self._line.close()
 
     async def _is_open(self) -> bool:
         """Open a connection if there is none; False when that failed a short time ago. A role that
         is away is waited for.
         """
         async with self._connecting:
-            if self._writer is not None or time.monotonic() < self._connect_at or uses_tls():
-                return self._writer is not None
+            if self._line is not None or time.monotonic() < self._connect_at or uses_tls():
+                return self._line is not None
             address = await self._role.acall(Listening.address)
             try:
-                line = await asyncio.to_thread(connect, address, None)
+                opened = await asyncio.to_thread(connect, address, None)
             except OSError as error:
                 self._connect_at = time.monotonic() + RECONNECT_EVERY_S
                 logger.warning(
@@ -104,17 +93,75 @@ class AsyncRpcClient(Generic[RoleT, ContentT, ResultT]):
                     error,
                 )
                 return False
-            reader, self._writer = await asyncio.open_connection(sock=line)
-            self._reading = asyncio.ensure_future(self._read(reader, self._writer))
-            return True
+            line = _Line(opened, self._answer, self._lost)
+            opened.socket.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: line, sock=opened.socket)
+            self._line = None if line.is_lost else line
+            return self._line is not None
 
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                size, number = HEAD.unpack(await reader.readexactly(HEAD.size))
-                result = content_of(await reader.readexactly(size))
-                answer = self._open.get(number)
-                if answer is not None and not answer.done():
-                    answer.set_result(result)
-        if self._writer is writer:
-            self.close()
+    def _answer(self, number: int, body: bytes | bytearray) -> None:
+        result = content_of(body)
+        answer = self._open.get(number)
+        if answer is not None and not answer.done():
+            answer.set_result(result)
+
+    def _lost(self, why: Exception) -> None:
+        self._line = None
+        for answer in self._open.values():
+            if not answer.done():
+                answer.set_exception(why)
+
+
+class _Line(asyncio.BufferedProtocol):
+    """An open connection at the caller's end."""
+
+    def __init__(
+        self,
+        opened: Line,
+        on_frame: Callable[[int, bytes | bytearray], None],
+        on_lost: Callable[[Exception], None],
+    ) -> None:
+        self._mac = opened.sent
+        self._frames = FrameReader(on_frame, opened.received)
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self.is_lost = False
+
+    def send(self, number: int, content: Any) -> None:
+        """Send a call."""
+        assert self._transport is not None
+        for piece in pieces_of(number, content, self._mac):
+            self._transport.write(piece)
+
+    def close(self, why: str = "the connection is closed") -> None:
+        """Hang up, at once."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._lose(ConnectionError(why))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It can be used."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, _: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._frames.free()
+
+    def buffer_updated(self, count: int) -> None:
+        """Bytes came; what the role has not sent ends the connection."""
+        try:
+            self._frames.arrived(count)
+        except FrameError as error:
+            logger.warning("%s: the connection is cut, and what is open is sent again", error)
+            self.close(str(error))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The other side has hung up, or is gone."""
+        self._lose(error or ConnectionError("the other side has hung up"))
+
+    def _lose(self, why: Exception) -> None:
+        if not self.is_lost:
+            self.is_lost = True
+            self._on_lost(why)

@@ -8,9 +8,10 @@ nothing connects.
 What is called for every decision (an inference server) or every chunk (a shard, the coordinator)
 must be cheap, and a call over Ray costs both sides several milliseconds of CPU
 (``docs/adr/007-calls-over-a-socket.md``). A line is opened with a key that the role makes at random
-and tells over Ray, so who may not call the actor may not call here; both sides show that they have
-it before anything is read. What travels afterwards is pickled and not encrypted, as between Ray's
-own processes; where Ray uses TLS, everything goes over Ray.
+and tells over Ray, so who may not call the actor may not call here: both sides show that they have
+it (``rpc/handshake.py``), and every frame afterwards carries a code that only they can make
+(``rpc/frames.py``). What travels is pickled and not encrypted, as between Ray's own processes;
+where Ray uses TLS, everything goes over Ray.
 
 Unblocked by: the answer; the end of the other process, which breaks the connection at once; the
 death of its machine, by keep-alive; the deadline. A call that was under way is made again, so only
@@ -22,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import os
 import secrets
 import select
 import socket
@@ -36,37 +36,30 @@ import ray
 
 from worldloom.core.exceptions import StateError
 from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
-from worldloom_dist.rpc.frames import HEAD, FrameReader, content_of, pieces_of
+from worldloom_dist.rpc.frames import FrameError, FrameReader, content_of, pieces_of
+from worldloom_dist.rpc.handshake import (
+    HANDSHAKE_S,
+    NONCE_BYTES,
+    PROOF_BYTES,
+    Endpoint,
+    Handshake,
+    Line,
+    connect,
+    tune,
+    uses_tls,
+)
+from worldloom_dist.rpc.strangers import Strangers
 
-__all__ = [
-    "LOOK_EVERY_S",
-    "Endpoint",
-    "Listening",
-    "RpcClient",
-    "RpcServer",
-    "connect",
-    "uses_tls",
-    "value_of",
-]
+__all__ = ["LOOK_EVERY_S", "Endpoint", "Listening", "RpcClient", "RpcServer", "value_of"]
 
 logger = logging.getLogger(__name__)
 ContentT = TypeVar("ContentT")
 ResultT = TypeVar("ResultT")
 RoleT = TypeVar("RoleT", bound="Listening")
 
-SECRET_BYTES = 32
-HANDSHAKE_S = 10.0
+KEY_BYTES = 32
 RECONNECT_EVERY_S = 30.0
-LOST_AFTER_S = 30
 LOOK_EVERY_S = 1.0
-
-
-class Endpoint(NamedTuple):
-    """Where a role listens, and the key that opens a connection."""
-
-    host: str
-    port: int
-    key: bytes
 
 
 class Listening(Protocol):
@@ -89,7 +82,8 @@ class RpcServer:
     def __init__(self, ask: Callable[[Any], Awaitable[Any]], *, is_private: bool) -> None:
         self._ask = ask
         self._is_private = is_private
-        self._key = secrets.token_bytes(SECRET_BYTES)
+        self._key = secrets.token_bytes(KEY_BYTES)
+        self._strangers = Strangers()
         self._opening: asyncio.Future[asyncio.Server] | None = None
 
     async def address(self) -> Endpoint:
@@ -98,23 +92,29 @@ class RpcServer:
         if self._opening is None:
             loop = asyncio.get_running_loop()
             self._opening = asyncio.ensure_future(
-                loop.create_server(lambda: _ServerConnection(self._ask, self._key), host, 0)
+                loop.create_server(
+                    lambda: _ServerConnection(self._ask, self._key, self._strangers), host, 0
+                )
             )
         server = await asyncio.shield(self._opening)
         return Endpoint(host, server.sockets[0].getsockname()[1], self._key)
 
 
 class _ServerConnection(asyncio.BufferedProtocol):
-    """One line at the role's end: first both show the key, then frames come."""
+    """One line at the role's end: first both show the key, then frames come. Of a stranger 64
+    bytes are read, and no memory is taken but for these.
+    """
 
-    def __init__(self, ask: Callable[[Any], Awaitable[Any]], key: bytes) -> None:
+    def __init__(
+        self, ask: Callable[[Any], Awaitable[Any]], key: bytes, strangers: Strangers
+    ) -> None:
         self._ask = ask
         self._key = key
-        self._nonce = secrets.token_bytes(SECRET_BYTES)
-        self._hello = bytearray(2 * SECRET_BYTES)
+        self._strangers = strangers
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._hello = bytearray(NONCE_BYTES + PROOF_BYTES)
         self._said = 0
-        self._is_trusted = False
-        self._frames = FrameReader(self._begin)
+        self._frames: FrameReader | None = None  # of who has shown the key
         self._patience: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Future[Any]] = set()  # a loop alone does not keep them alive
 
@@ -122,25 +122,29 @@ class _ServerConnection(asyncio.BufferedProtocol):
         """A client connected; start the handshake deadline."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        _tune(transport.get_extra_info("socket"))
+        self._address = str((transport.get_extra_info("peername") or ("nowhere",))[0])
+        tune(transport.get_extra_info("socket"))
         self._patience = asyncio.get_running_loop().call_later(HANDSHAKE_S, transport.abort)
         transport.write(self._nonce)
+        self._strangers.add(self._address, transport)
 
     def connection_lost(self, _: Exception | None) -> None:
         """No answer is waited for any more."""
-        if self._patience is not None:
-            self._patience.cancel()
+        self._is_no_stranger()
 
     def get_buffer(self, _: int) -> memoryview:
-        """Where the next bytes go: nothing of a stranger is kept but a hello."""
-        return self._frames.free() if self._is_trusted else memoryview(self._hello)[self._said :]
+        """Where the next bytes go."""
+        if self._frames is None:
+            return memoryview(self._hello)[self._said :]
+        return self._frames.free()
 
     def buffer_updated(self, count: int) -> None:
-        """Bytes came; a frame that no peer of ours sends ends the connection."""
-        if self._is_trusted:
+        """Bytes came; what the caller has not sent ends the connection."""
+        if self._frames is not None:
             try:
                 self._frames.arrived(count)
-            except ValueError:
+            except FrameError as error:
+                logger.warning("%s, from %s: the connection is cut", error, self._address)
                 self._transport.abort()
             return
         self._said += count
@@ -148,22 +152,28 @@ class _ServerConnection(asyncio.BufferedProtocol):
             self._let_in()
 
     def _let_in(self) -> None:
-        nonce = bytes(self._hello[:SECRET_BYTES])
-        proof = bytes(self._hello[SECRET_BYTES:])
-        if not hmac.compare_digest(proof, _proof(self._key, b"caller", self._nonce, nonce)):
-            logger.warning(
-                "a client without the secret tried to connect: %s",
-                self._transport.get_extra_info("peername"),
-            )
+        self._is_no_stranger()
+        shared = Handshake(self._key, self._nonce, bytes(self._hello[:NONCE_BYTES]))
+        if not hmac.compare_digest(bytes(self._hello[NONCE_BYTES:]), shared.caller_proof):
+            self._strangers.warn("a client without the key tried to connect", self._address)
             self._transport.abort()
             return
-        self._is_trusted = True
+        self._frames = FrameReader(self._begin, shared.caller_frames())
+        self._mac = shared.role_frames()
+        self._transport.write(shared.role_proof)
+
+    def _is_no_stranger(self) -> None:
+        self._strangers.remove(self._address, self._transport)
         if self._patience is not None:
             self._patience.cancel()
-        self._transport.write(_proof(self._key, b"role", self._nonce, nonce))
 
     def _begin(self, number: int, body: bytes | bytearray) -> None:
-        asked = asyncio.ensure_future(self._ask(content_of(body)))
+        try:
+            content = content_of(body)
+        except Exception as error:  # the edge: code of the caller that this process does not have
+            self._send(number, (False, f"{type(error).__name__}: {error}"))
+            return
+        asked = asyncio.ensure_future(self._ask(content))
         self._asked.add(asked)
         asked.add_done_callback(partial(self._answer, number))
 
@@ -174,12 +184,18 @@ class _ServerConnection(asyncio.BufferedProtocol):
         error = future.exception()
         if error is not None:
             logger.error("a call over a connection failed", exc_info=error)
-        result = (
-            (True, future.result())
-            if error is None
-            else (False, f"{type(error).__name__}: {error}")
-        )
-        for piece in pieces_of(number, result):
+            self._send(number, (False, f"{type(error).__name__}: {error}"))
+        else:
+            self._send(number, (True, future.result()))
+
+    def _send(self, number: int, result: tuple[bool, Any]) -> None:
+        try:
+            pieces = pieces_of(number, result, self._mac)
+        except Exception as error:  # the edge: an answer of the role that cannot be pickled
+            logger.error("an answer cannot be sent", exc_info=error)
+            reason = f"its answer cannot be sent ({type(error).__name__}: {error})"
+            pieces = pieces_of(number, (False, reason), self._mac)
+        for piece in pieces:
             self._transport.write(piece)
 
 
@@ -209,7 +225,8 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
     patience_s: float
     on_wait: Callable[[bool], None] = lambda _: None
     is_away: Callable[[], bool] | None = None
-    _socket: socket.socket | None = field(default=None, init=False)
+    _line: Line | None = field(default=None, init=False)
+    _frames: FrameReader | None = field(default=None, init=False)
     _lines: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
     _early: dict[int, Any] = field(default_factory=dict, init=False)
@@ -230,16 +247,16 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
 
     def close(self) -> None:
         """Hang up."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._line is not None:
+            self._line.socket.close()
+            self._line = None
 
     def _wait(self, content: ContentT, ticket: _PendingCall | None) -> ResultT:
         self.on_wait(True)
         give_up: float | None = None
         try:
             while True:
-                if ticket is not None and ticket.line == self._lines and self._socket is not None:
+                if ticket is not None and ticket.line == self._lines and self._line is not None:
                     try:
                         result: ResultT = value_of(self._receive(ticket.number))
                         return result
@@ -264,12 +281,12 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
     def _send(self, content: ContentT) -> _PendingCall | None:
         """None when there is no line just now."""
         try:
-            if self._socket is None and not self._connect():
+            if self._line is None and not self._connect():
                 return None
             self._calls += 1
-            assert self._socket is not None
-            for piece in pieces_of(self._calls, content):
-                self._socket.sendall(piece)
+            assert self._line is not None
+            for piece in pieces_of(self._calls, content, self._line.sent):
+                self._line.socket.sendall(piece)
         except OSError as error:
             logger.info("no line to %s: %s", self.role.name, error)
             self.close()
@@ -277,13 +294,19 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
         return _PendingCall(self._lines, self._calls)
 
     def _receive(self, number: int) -> Any:
-        assert self._socket is not None
         while number not in self._early:
+            assert self._line is not None
+            assert self._frames is not None
             if self.is_away is not None:
-                self._look_while_silent(self._socket, self.is_away)
-            size, arrived = HEAD.unpack(_read(self._socket, HEAD.size))
-            self._early[arrived] = content_of(_read(self._socket, size))
+                self._look_while_silent(self._line.socket, self.is_away)
+            count = self._line.socket.recv_into(self._frames.free())
+            if not count:
+                raise ConnectionError("the other side has hung up")
+            self._frames.arrived(count)
         return self._early.pop(number)
+
+    def _keep(self, number: int, body: bytes | bytearray) -> None:
+        self._early[number] = content_of(body)
 
     def _look_while_silent(self, line: socket.socket, is_away: Callable[[], bool]) -> None:
         poll = select.poll()
@@ -302,7 +325,7 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
             return False
         address = self.role.within(patience_s=self.patience_s).call(Listening.address)
         try:
-            self._socket = connect(address, self.timeout_s)
+            self._line = connect(address, self.timeout_s)
         except OSError as error:
             self._connect_at = time.monotonic() + RECONNECT_EVERY_S
             logger.warning(
@@ -312,37 +335,10 @@ class RpcClient(Generic[RoleT, ContentT, ResultT]):
                 error,
             )
             return False
+        self._frames = FrameReader(self._keep, self._line.received)
         self._lines = self._lines + 1
         self._early = {}
         return True
-
-
-def uses_tls() -> bool:
-    """True where Ray encrypts, and a line of our own would not."""
-    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-
-
-def connect(address: Endpoint, timeout_s: float | None) -> socket.socket:
-    """Connect and let both sides show the key.
-
-    Raises:
-        OSError: If nothing listens there, or not what was looked for.
-    """
-    line = socket.create_connection((address.host, address.port), timeout=HANDSHAKE_S)
-    try:
-        _tune(line)
-        theirs = bytes(_read(line, SECRET_BYTES))
-        ours = secrets.token_bytes(SECRET_BYTES)
-        line.sendall(ours + _proof(address.key, b"caller", theirs, ours))
-        if not hmac.compare_digest(
-            _read(line, SECRET_BYTES), _proof(address.key, b"role", theirs, ours)
-        ):
-            raise ConnectionError("it does not have the key of the role")
-        line.settimeout(timeout_s)
-    except OSError:
-        line.close()
-        raise
-    return line
 
 
 def value_of(result: tuple[bool, Any]) -> Any:
@@ -355,38 +351,3 @@ def value_of(result: tuple[bool, Any]) -> Any:
     if not is_good:
         raise StateError(value)
     return value
-
-
-def _proof(key: bytes, side: bytes, role_nonce: bytes, caller_nonce: bytes) -> bytes:
-    return hmac.digest(key, side + role_nonce + caller_nonce, "sha256")
-
-
-def _read(line: socket.socket, size: int) -> bytearray:
-    """Exactly this number of bytes.
-
-    Raises:
-        OSError: If the other side has hung up, or nothing came for as long as the socket's timeout.
-    """
-    data = bytearray(size)
-    view = memoryview(data)
-    got = 0
-    while got < size:
-        fresh = line.recv_into(view[got:])
-        if not fresh:
-            raise ConnectionError("the other side has hung up")
-        got += fresh
-    return data
-
-
-def _tune(line: socket.socket) -> None:
-    """Send at once, and notice a machine that is gone."""
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", 10),
-        ("TCP_KEEPINTVL", 5),
-        ("TCP_KEEPCNT", 4),
-        ("TCP_USER_TIMEOUT", LOST_AFTER_S * 1000),
-    ):
-        if hasattr(socket, name):  # Linux; elsewhere the deadline is what is left
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

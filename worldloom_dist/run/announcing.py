@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldloom_dist.run.checks import is_open, without_effect
+from worldloom_dist.run.checks import without_effect
 from worldloom_dist.run.console import LogFile, Screen
 from worldloom_dist.run.folder import RunFolder
 from worldloom_dist.run.presets import preset_changes
@@ -93,6 +93,8 @@ def announce(
         f"{prefill_share(plan):.0%}",
         spec.pretrain_updates,
     )
+    if plan.precision_line:
+        logger.info("products %s", plan.precision_line)
     logger.info(
         "workers  %d x %d envs, seed %d, runtime %s",
         plan.num_workers,
@@ -117,12 +119,6 @@ def announce(
     if port:
         host = f"[{config.metrics_host}]" if ":" in config.metrics_host else config.metrics_host
         logger.info("page     http://%s:%d/ (this run live; its metrics at /metrics)", host, port)
-        if is_open(config):
-            logger.warning(
-                "page and metrics are open to all who can reach %s; --metrics-auth-file FILE asks "
-                "for a password",
-                config.metrics_host,
-            )
     for flag, why in without_effect(config):
         logger.warning("%s has no effect %s", flag, why)
 

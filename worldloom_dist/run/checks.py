@@ -18,7 +18,6 @@ __all__ = [
     "check_gateways",
     "check_watching",
     "choose_port",
-    "is_open",
     "without_effect",
 ]
 
@@ -85,6 +84,11 @@ def choose_port(config: RunConfig) -> int:
                 "to take the next free one, or 0 to serve no metrics"
             )
         return config.metrics_port
+    if not _is_free(config.metrics_host, 0):
+        raise ConfigurationError(
+            f"metrics_host: nothing can listen at {config.metrics_host!r}, which is no address of "
+            "this machine; leave it out for 127.0.0.1, or turn metrics off with --metrics-port 0"
+        )
     free = (
         port
         for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
@@ -94,23 +98,24 @@ def choose_port(config: RunConfig) -> int:
 
 
 def check_watching(config: RunConfig) -> None:
-    """Refuse a secret of the endpoint that is none, and a sink whose package is missing.
+    """Refuse an endpoint that other machines could read without a secret, a secret that is none,
+    and a sink whose package is missing.
 
     Raises:
         ConfigurationError, MissingDependencyError: With what to do.
     """
-    from worldloom_dist.metrics.endpoint import read_secret
+    from worldloom_dist.metrics.endpoint import AUTH_VARIABLE, is_loopback, read_secret
     from worldloom_dist.metrics.sinks import NEEDS, check_sinks
 
-    read_secret(config.metrics_auth_file)
+    secret = read_secret(config.metrics_auth_file)
+    if not secret and config.metrics_port != 0 and not is_loopback(config.metrics_host):
+        raise ConfigurationError(
+            f"metrics_host: other machines reach {config.metrics_host or 'all addresses'!r}, and "
+            "who does could read page and metrics; add --metrics-auth-file FILE (a token or "
+            f"USER:PASSWORD, mode 0600) or set {AUTH_VARIABLE}, leave --metrics-host out and read "
+            "them over SSH, or turn them off with --metrics-port 0"
+        )
     check_sinks([name for name in NEEDS if getattr(config, name)])
-
-
-def is_open(config: RunConfig) -> bool:
-    """True when machines beside this one can read the endpoint without a password."""
-    from worldloom_dist.metrics.endpoint import is_loopback, read_secret
-
-    return not is_loopback(config.metrics_host) and not read_secret(config.metrics_auth_file)
 
 
 def check_gateways(plan: Plan) -> None:
@@ -153,10 +158,12 @@ def check_address(config: RunConfig) -> None:
 
 
 def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+    """True when something can listen there, on IPv4 or IPv6."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError:
+        return False
     return True

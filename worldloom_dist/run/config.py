@@ -228,7 +228,7 @@ class RunConfig:
     """One run: what to train, on what, with how much, and where it is written."""
 
     preset: str = "quick"
-    """A whole run by name, or several (a+b); other flags override it."""
+    """A whole run by name, or several (a+b); flags override it. With --env or --agent: default."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """The environment: --env SPEC, and its settings as --env.FIELD VALUE."""
     agent: str = "tdmpc2:ci"

@@ -26,6 +26,7 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
 from worldloom.core.specs import EnvSpec
+from worldloom.envs.consent import sign_run
 from worldloom_dist.run.config import NO_PRESET, RunConfig
 from worldloom_dist.run.versions import versions
 
@@ -191,6 +192,8 @@ class RunFolder:
         write_text(self.path / "versions.txt", versions(started_in))
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)
+        if not known:
+            sign_run(self.path, config.env.env)
         return run_id
 
     def _lock(self) -> None:

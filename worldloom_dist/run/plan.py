@@ -89,6 +89,7 @@ class Plan:
         standby: Whether a second learner follows the first, and why.
         needs_main_thread: Why the env cannot live in a thread of a role (then it has a process of
             its own); empty when it can.
+        precision_line: What was measured of the precision, for people; empty where nothing was.
     """
 
     config: RunConfig
@@ -104,6 +105,7 @@ class Plan:
     measured_inference: tuple[str, str] | None = None
     standby: tuple[bool, str] = (False, "")
     needs_main_thread: str = ""
+    precision_line: str = ""
 
     @property
     def is_lockstep(self) -> bool:

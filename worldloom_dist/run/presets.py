@@ -27,21 +27,28 @@ __all__ = [
     "default_settings",
     "find_preset",
     "preset_changes",
+    "smoke_settings",
     "with_settings",
 ]
 
 OWN_TO_A_RUN = ("preset", "run_dir", "resume", "if_exists")
 
 
+def smoke_settings(algorithm: str, action_repeat: int) -> dict[str, Any]:
+    """What makes minutes of a run: a small agent, and few decisions.
+
+    Args:
+        algorithm: Of the run's agent.
+        action_repeat: Env steps per decision.
+    """
+    return {**SMOKE[""], **SMOKE[algorithm], "env_steps": SMOKE_DECISIONS * action_repeat}
+
+
 def _smoke(preset: Preset) -> Preset:
     """The same env and the same path through the system with a small agent, in minutes."""
     config = preset()
     repeat = config.env.resolved().action_repeat or 1
-    smaller = {
-        **SMOKE[""],
-        **SMOKE[config.agent.partition(":")[0]],
-        "env_steps": SMOKE_DECISIONS * repeat,
-    }
+    smaller = smoke_settings(config.agent.partition(":")[0], repeat)
     return Preset(
         f"{preset.name}-smoke",
         f"As {preset.name}, in minutes: {SMOKE_DECISIONS} decisions with a small agent, to see "

@@ -62,12 +62,22 @@ class StopFlag:
         if not self.is_set:
             self.asks_again = number == signal.SIGUSR1
             self.set("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+            at_once = "; once more leaves at once" if number in SIGNALS else ""
+            _say(f"{self.reason}: stopping{at_once}\n")
         elif number in (signal.SIGHUP, signal.SIGUSR1):  # they may be said more than once
             return
         elif number == signal.SIGTERM and self.asks_again and not self._is_at_limit:
             self._is_at_limit = True
         else:
             raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    """On the screen at once, since it may take seconds until the run looks (Ray's start does); not
+    by ``print``, which a handler may have interrupted.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
 
 
 @contextlib.contextmanager

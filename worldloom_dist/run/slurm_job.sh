@@ -3,7 +3,13 @@
 # checkpoint and a requeue, and the next start goes on with the run in the same folder.
 
 STATE=$(mktemp -d)
-trap 'rm -rf "$STATE" "${TOKEN:-}" "/tmp/ray-$SLURM_JOB_ID"' EXIT
+cleanup() {
+    if [ -n "$SYMMETRIC" ] && [ "$NODES" -gt 1 ]; then  # Ray's folder is on every node
+        timeout 30 srun --ntasks="$NODES" --ntasks-per-node=1 rm -rf "/tmp/ray-$SLURM_JOB_ID"
+    fi
+    rm -rf "$STATE" "${TOKEN:-}" "/tmp/ray-$SLURM_JOB_ID"
+}
+trap cleanup EXIT
 
 train() {  # the launcher, on the first node: its process and how it ended are told by files
     "$PYTHON" -m worldloom_dist.launch "$@" &

@@ -25,9 +25,9 @@ import ray
 from ray.exceptions import RayError
 
 from worldloom.core.exceptions import TrainingError, WorldLoomError
+from worldloom.core.keys import load_key
 from worldloom.core.metrics import Last, MetricMap, Sum
 from worldloom_dist.gateway.building import KEY_FILE
-from worldloom_dist.gateway.secret import load_key
 from worldloom_dist.interfaces import (
     Coordinator,
     Evaluator,

@@ -143,7 +143,7 @@ class GatewayRole:
         torch.set_num_threads(1)
         index = FIRST_GATEWAY_SLOT + self._index
         policy = build_policy(self._plan, index, self._incarnation)
-        return InferenceServer(policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s)
+        return InferenceServer(policy, RemoteWeights())
 
     def _note_policy(self, server: InferenceServer) -> None:
         self._inference = server

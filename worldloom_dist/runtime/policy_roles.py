@@ -116,9 +116,7 @@ class InferenceRole:
         policy = build_policy(self._plan, self._index, self._incarnation, device=device)
         sizes = batch_sizes(self._plan.config.actors.max_batch) if device != "cpu" else ()
         capture_on_gpu(self._plan, policy, device, sizes)
-        return InferenceServer(
-            policy, RemoteWeights(), pull_interval_s=self._plan.pull_interval_s, batch_sizes=sizes
-        )
+        return InferenceServer(policy, RemoteWeights(), batch_sizes=sizes)
 
 
 class EvaluatorRole:

@@ -162,7 +162,7 @@ def test_pictures_classes_and_dicts_go_in_and_come_out_raw(
     planner = agent.startswith("tdmpc2")
     sizes = {"iterations": 1, "horizon": 1} if planner else {}
     path = saved_agent(tmp_path / "agent", agent, f"{HERE}:{env}", settings, **sizes)
-    found = export_policy(path, tmp_path / "policy", planner=planner, decisions=40)
+    found = export_policy(path, tmp_path / "policy", planner=planner, decisions=40, trust_env=True)
     assert found.parity is not None
     assert found.parity.agreeing >= 0.99
     assert found.contract["env"]["gymnasium"] is None
@@ -293,7 +293,7 @@ def test_an_env_that_is_not_here_is_told(agents: Path, tmp_path: Path) -> None:
     manifest = path / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f"{HERE}:RoomEnv", "gone.envs:RoomEnv"))
     with pytest.raises(ConfigurationError, match=r"cannot be built here .* --observations random"):
-        export_policy(path, tmp_path / "policy", decisions=5)
+        export_policy(path, tmp_path / "policy", decisions=5, trust_env=True)
     assert not (tmp_path / "policy").exists()
     found = export_policy(path, tmp_path / "policy", decisions=5, observations="random")
     assert found.parity is not None

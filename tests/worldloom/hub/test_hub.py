@@ -194,6 +194,35 @@ def test_a_second_push_leaves_one_checkpoint(run: Path, hub: LocalHub, tmp_path:
     assert [path.name for path in (before / "checkpoints").iterdir()] == [old.name]
 
 
+def test_a_run_takes_the_place_of_an_agent_that_was_pushed_before(
+    run: Path, hub: LocalHub, tmp_path: Path
+) -> None:
+    path = saved_agent(tmp_path / "agent", "tdmpc2:ci", "gym:Pendulum-v1")
+    push(path, "ada/pendulum", needs_score=False)
+    push(run, "ada/pendulum")
+    files = hub.repos["ada/pendulum"].commits[-1][1]
+    assert not {"manifest.json", "tree.json", "tensors.safetensors"} & set(files)
+    found = worldloom.load_agent("hf://ada/pendulum").path
+    assert found.parent.name == "checkpoints"
+
+
+def test_a_policy_of_other_weights_is_not_pushed_under_their_name(
+    run: Path, hub: LocalHub, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    export_policy(copy, copy / "policy")
+    push(copy, "ada/pendulum")
+    assert "policy.onnx" in hub.repos["ada/pendulum"].commits[-1][1]
+    contract = json.loads((copy / "policy/policy.json").read_text())
+    contract["run"]["train_steps"] -= 1
+    (copy / "policy/policy.json").write_text(json.dumps(contract))
+    pushed = push(copy, "ada/pendulum")
+    left = hub.repos["ada/pendulum"].commits[-1][1]
+    assert not {"policy.onnx", "parity.json", "run_policy.py"} & set(left)
+    assert any("of another checkpoint" in note for note in pushed.notes)
+
+
 def test_a_saved_agent_goes_without_a_run(hub: LocalHub, tmp_path: Path) -> None:
     path = saved_agent(tmp_path / "agent", "dreamerv3:ci", "gym:CartPole-v1")
     with pytest.raises(ConfigurationError, match="never evaluated"):
@@ -354,19 +383,23 @@ def test_what_belongs_to_the_machine_stays_there(run: Path, hub: LocalHub, tmp_p
     words = (
         "--env gym:Pendulum-v1 --run-dir /home/ada/run --metrics-auth-file=/home/ada/secret "
         "--gateway.token-file /home/ada/token --address 10.0.0.7:6379 "
-        "--replay.load /home/ada/a.npz,rllib:/home/ada/b --seed 3"
+        "--replay.load /home/ada/a.npz,rllib:/home/ada/b --replay.held-out=/home/ada/c.npz --seed 3"
     )
     (mine / "command.txt").write_text(
         f"2026-11-30 07:00:00  python -m worldloom_dist.launch {words}\n"
     )
     config = json.loads((mine / "config.json").read_text())
-    config["run"]["replay"]["load"] = "/home/ada/a.npz"
+    config["run"]["replay"] |= {"load": "/home/ada/a.npz", "held_out": "/home/ada/c.npz"}
     config["run"]["metrics_auth_file"] = "/home/ada/secret"
     (mine / "config.json").write_text(json.dumps(config))
+    summary = json.loads((mine / "summary.json").read_text())
+    summary["imports_left_out"] = {"/home/ada/a.npz": "it is damaged"}
+    (mine / "summary.json").write_text(json.dumps(summary))
     push(mine, "ada/pendulum")
     _, files = hub.repos["ada/pendulum"].commits[-1]
-    text = b"".join(files[name] for name in ("README.md", "config.json", "policy.json"))
+    names = ("README.md", "config.json", "policy.json", "summary.json")
+    text = b"".join(files[name] for name in names)
     assert b"/home/ada" not in text
     assert b"10.0.0.7" not in text
-    command = "--env gym:Pendulum-v1 --replay.load a.npz,rllib:b --seed 3"
+    command = "--env gym:Pendulum-v1 --replay.load a.npz,rllib:b --replay.held-out c.npz --seed 3"
     assert f"python -m worldloom_dist.launch {command}\n" in files["README.md"].decode()

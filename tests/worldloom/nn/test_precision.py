@@ -11,9 +11,11 @@ from worldloom.nn.precision import autocast
     [
         ("cpu", "float32", None),
         ("cpu", "auto", None),
+        ("cpu", "default", None),
         ("cpu", "bfloat16", ("cpu", torch.bfloat16)),
         ("cuda", "float32", None),
         ("cuda", "auto", ("cuda", torch.bfloat16)),
+        ("cuda", "default", ("cuda", torch.bfloat16)),
         ("cuda", "bfloat16", ("cuda", torch.bfloat16)),
     ],
 )

@@ -41,3 +41,12 @@ def test_without_bins_it_is_regression() -> None:
         bins = SymlogBins(count=count)
         torch.testing.assert_close(bins.mean(bins.two_hot(x)), x)
         assert bins.loss(bins.two_hot(x), bins.two_hot(x)).tolist() == [0, 0]
+
+
+def test_a_mean_of_half_precision_logits_is_taken_in_single() -> None:
+    bins = SymlogBins()
+    logits = torch.randn(64, 101, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = bins.mean(logits)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, bins.mean(logits.float()))

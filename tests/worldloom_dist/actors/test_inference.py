@@ -104,9 +104,10 @@ def test_empty_batch_needs_no_policy() -> None:
 
 def test_weights_are_pulled_between_batches_and_named_in_the_reply() -> None:
     weights = FakeWeights()
-    central = server(source=weights, pull_interval_s=0.0)
+    central = server(source=weights)
     (before,) = central.act_batch([request(0, [0], first=True)])
     weights.publish(snapshot_of(0.5, PolicyVersion(2, 9)))
+    central.refresh()
     (after,) = central.act_batch([request(0, [0])])
     assert (before.version.update, after.version) == (0, PolicyVersion(2, 9))
     assert after.action["action"][0, 0] > 0.4

@@ -424,3 +424,42 @@ def test_draining_stores_what_is_open() -> None:
     rig, left = run(work())
     assert left == 0
     assert rig.shard.writer.num_rows == 3
+
+
+def test_a_slot_is_free_when_no_question_of_its_session_is_open() -> None:
+    """A client hangs up while the policy still decides for it; the next one gets a slot of its
+    own, and what waited is told.
+    """
+
+    async def work():
+        rig = Rig()
+        opened = await rig.open()
+        rig.decider.gate.clear()
+        one = question([(0, 0, np.zeros(3), 0.0, True, False, False)])
+        asked = asyncio.ensure_future(rig.gateway.act(opened.secret, one))
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(rig.gateway.close(opened.secret))
+        await asyncio.sleep(0.01)
+        other = await rig.open()
+        rig.decider.gate.set()
+        await asyncio.wait_for(asyncio.gather(asked, closing, return_exceptions=True), 10)
+        third = await rig.open()
+        return opened.slot, other.slot, third.slot
+
+    first, second, third = run(work())
+    assert second != first
+    assert third == first
+
+
+def test_who_waits_is_told_when_a_decision_is_given_up() -> None:
+    async def work():
+        rig = Rig()
+        opened = await rig.open()
+        one = question([(0, 0, np.zeros(3), 0.0, True, False, False)])
+        rig.decider.failures = [asyncio.CancelledError()]
+        with pytest.raises(RefusalError) as caught:
+            await asyncio.wait_for(rig.gateway.act(opened.secret, one), 10)
+        again = await asyncio.wait_for(rig.gateway.act(opened.secret, one), 10)
+        return caught.value.code, len(again.action)
+
+    assert run(work()) == ("UNAVAILABLE", 1)

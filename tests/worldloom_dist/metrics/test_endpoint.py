@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import socket
 import urllib.error
 import urllib.request
 
@@ -10,6 +11,8 @@ import pytest
 from worldloom.core.exceptions import ConfigurationError
 from worldloom_dist.metrics.endpoint import AUTH_VARIABLE, read_secret, serve
 from worldloom_dist.metrics.hub import MetricsHub
+from worldloom_dist.run.checks import choose_port
+from worldloom_dist.run.config import RunConfig
 
 
 @contextlib.contextmanager
@@ -107,3 +110,23 @@ def test_a_page_of_the_web_cannot_read_the_endpoint_by_a_name_of_its_own():
     with endpoint("0123456789abcdef") as url:
         bearer = "Bearer 0123456789abcdef"
         assert status(url + "/metrics", bearer, host="run.example")[0] == 200
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+def test_the_endpoint_answers_on_ipv6_too():
+    assert choose_port(RunConfig(metrics_host="::1")) > 0
+    server, port = serve(MetricsHub("r1"), "::1", 0)
+    try:
+        assert status(f"http://[::1]:{port}/healthz") == (200, "ok\n")
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -123,6 +123,15 @@ def test_a_broken_sink_is_given_up_and_the_others_go_on(caplog):
     assert "given up after 3 failures" in caplog.text
 
 
+def test_a_password_in_an_error_is_not_logged(caplog):
+    def refuse():
+        raise OSError("API request to https://me:secret@host/api?write_token=abc failed")
+
+    SinkThread({"never": refuse}).close()
+    assert "https://host/api?write_token=... failed" in caplog.text
+    assert "secret@" not in caplog.text
+
+
 def test_a_sink_that_hangs_holds_nobody_up(caplog):
     class Hanging(Remembering):
         def write(self, env_steps, values) -> None:

@@ -1,109 +1,24 @@
-"""Both ends of a line, over a real socket on this machine; Ray is a fake that answers at once."""
+"""Calls over a line: answered by number, sent again to a successor, and over Ray where there is no
+line.
+"""
 
 import asyncio
-import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.loop_threads import LoopThread
 from tests.waiting import wait_until
+from tests.worldloom_dist.rpc.answering import NoRay, Server, envs_of, request_of, serving
 from worldloom.core.exceptions import StateError
-from worldloom.core.sequence import PolicyVersion
-from worldloom_dist.actors.acting import ActReply, ActRequest
+from worldloom_dist.actors.acting import ActRequest
 from worldloom_dist.interfaces import Inference
 from worldloom_dist.rpc import connection as line_module
-from worldloom_dist.rpc.actor_client import ActorClient, RoleGoneError
+from worldloom_dist.rpc.actor_client import RoleGoneError
 from worldloom_dist.rpc.async_client import AsyncRpcClient
-from worldloom_dist.rpc.connection import SECRET_BYTES, Endpoint, Listening, RpcClient, RpcServer
-
-
-def request_of(*envs: int, slot: int = 0) -> ActRequest:
-    return ActRequest(
-        slot,
-        0,
-        np.array(envs),
-        {"obs": np.array([[env] for env in envs], np.float32)},
-        np.ones(len(envs), bool),
-    )
-
-
-def envs_of(reply: ActReply) -> list[int]:
-    return reply.action["env"].tolist()
-
-
-class Server(LoopThread):
-    """An inference server without a policy: the action of an env is its number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[list[int]] = []
-        self.holds = False
-        self.held: list[tuple[ActRequest, asyncio.Future[ActReply]]] = []
-        self.server = RpcServer(self._ask, is_private=True)
-
-    @property
-    def address(self) -> Endpoint:
-        return self.run(self.server.address())
-
-    def release(self) -> None:
-        """Answer what is held, the newest question first."""
-        self.soon(lambda: [self._reply(*self.held.pop()) for _ in list(self.held)])
-
-    async def _ask(self, request: ActRequest) -> ActReply:
-        future: asyncio.Future[ActReply] = self.loop.create_future()
-        self.asked.append(request.envs.tolist())
-        if self.holds:
-            self.held.append((request, future))
-        else:
-            self._reply(request, future)
-        return await future
-
-    def _reply(self, request: ActRequest, future: "asyncio.Future[ActReply]") -> None:
-        future.set_result(
-            ActReply(
-                {"env": request.envs}, {}, PolicyVersion(0, 3), np.zeros(request.num_rows, bool)
-            )
-        )
-
-
-class NoRay(ActorClient[Inference]):
-    """Says where the present server is, and acts itself when it is asked to."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__("inference-0")
-        self.server = server
-        self.acted = 0
-        self.told: Endpoint | None = None
-
-    def within(self, **_: float | None) -> "NoRay":
-        return self
-
-    def call(self, method: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
-        if method is Listening.address:
-            return self.told or self.server.address
-        assert method is Inference.act
-        self.acted += 1
-        request: ActRequest = args[0]
-        return ActReply(
-            {"env": request.envs}, {}, PolicyVersion(0, 0), np.zeros(request.num_rows, bool)
-        )
-
-    async def acall(self, method: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
-        return await asyncio.to_thread(self.call, method, *args)
-
-
-@contextlib.contextmanager
-def serving() -> Iterator[Server]:
-    server = Server()
-    try:
-        yield server
-    finally:
-        server.end()
+from worldloom_dist.rpc.connection import KEY_BYTES, Endpoint, RpcClient
+from worldloom_dist.rpc.handshake import NONCE_BYTES, PROOF_BYTES
 
 
 def test_questions_are_answered_by_number_whatever_the_order_of_the_answers() -> None:
@@ -157,7 +72,7 @@ def test_ray_stands_in_when_nothing_connects() -> None:
     with serving() as server, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound and not listening: refused
         ray = NoRay(server)
-        ray.told = Endpoint("127.0.0.1", closed.getsockname()[1], b"k" * SECRET_BYTES)
+        ray.told = Endpoint("127.0.0.1", closed.getsockname()[1], b"k" * KEY_BYTES)
         line = RpcClient(ray, Inference.act, 10.0, 10.0)
         assert [envs_of(line.call(request_of(env))) for env in (1, 2)] == [[1], [2]]
         assert ray.acted == 2
@@ -176,7 +91,7 @@ def test_where_ray_encrypts_everything_goes_over_ray(monkeypatch: pytest.MonkeyP
 def test_who_does_not_know_the_key_is_not_heard() -> None:
     with serving() as server:
         ray = NoRay(server)
-        ray.told = server.address._replace(key=b"k" * SECRET_BYTES)
+        ray.told = server.address._replace(key=b"k" * KEY_BYTES)
         assert envs_of(RpcClient(ray, Inference.act, 10.0, 10.0).call(request_of(1))) == [1]
         assert ray.acted == 1
         assert not server.asked
@@ -188,8 +103,8 @@ def test_server_that_does_not_know_the_key_is_not_asked() -> None:
         def pretend() -> None:
             line, _ = false_friend.accept()
             with line:
-                line.sendall(bytes(2 * SECRET_BYTES))
-                line.recv(2 * SECRET_BYTES)
+                line.sendall(bytes(NONCE_BYTES + PROOF_BYTES))
+                line.recv(NONCE_BYTES + PROOF_BYTES)
 
         thread = threading.Thread(target=pretend)
         thread.start()
@@ -264,7 +179,7 @@ def test_event_loop_calls_over_ray_when_nothing_connects() -> None:
 
     with serving() as server:
         ray = NoRay(server)
-        ray.told = server.address._replace(key=b"k" * SECRET_BYTES)
+        ray.told = server.address._replace(key=b"k" * KEY_BYTES)
         asyncio.run(play(ray))
         assert ray.acted == 1
 
@@ -274,5 +189,28 @@ def test_failure_of_the_role_reaches_the_caller_with_its_reason() -> None:
         line = RpcClient(NoRay(server), Inference.act, 10.0, 10.0)
         with pytest.raises(StateError, match="AttributeError"):
             line.call("no request")
+        assert envs_of(line.call(request_of(1))) == [1]
+        line.close()
+
+
+def test_what_cannot_be_unpickled_or_pickled_is_told_to_the_caller_and_the_line_goes_on(
+    monkeypatch,
+) -> None:
+    with serving() as server:
+        line = RpcClient(NoRay(server), Inference.act, 10.0, 10.0)
+        pickled = b"cno_such_module\nNotHere\n."
+        with monkeypatch.context() as patch:
+            patch.setattr("worldloom_dist.rpc.frames.pickle.dumps", lambda *_, **__: pickled)
+            ticket = line.submit("whatever")
+        with pytest.raises(StateError, match="no_such_module"):
+            ticket()
+
+        async def lock(_: object) -> object:
+            return threading.Lock()
+
+        server.ask = lock
+        with pytest.raises(StateError, match=r"its answer cannot be sent .*lock"):
+            line.call(request_of(1))
+        server.ask = None
         assert envs_of(line.call(request_of(1))) == [1]
         line.close()

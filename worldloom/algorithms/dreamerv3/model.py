@@ -141,7 +141,13 @@ class WorldModel(nn.Module):
         return torch.sigmoid(self.con.from_first(first)["logit"].squeeze(-1))
 
     def losses(
-        self, batch: ModelBatch, draws: Tensor, *, free_nats: float, cont_scale: float
+        self,
+        batch: ModelBatch,
+        draws: Tensor,
+        *,
+        free_nats: float,
+        cont_scale: float,
+        weights: CellWeights | None = None,
     ) -> ModelOutput:
         """World-model losses of a batch.
 
@@ -151,8 +157,9 @@ class WorldModel(nn.Module):
             free_nats: KL below this is not penalised; applied after the sum over categoricals.
             cont_scale: Factor on the continuation target (1 - 1/horizon when the discount is
                 learnt, else 1).
+            weights: From :meth:`weights`, where the caller has prepared them.
         """
-        post = self.observe(self.weights(), batch, draws)
+        post = self.observe(self.weights() if weights is None else weights, batch, draws)
         prior = self.dyn.prior_logits(post.deter)
         losses, metrics = self._kl_losses(post.logits, prior, free_nats)
         lead = batch.reward.shape

@@ -164,7 +164,11 @@ class Networks(nn.Module):
         c = self.config
         w = self.model.weights()
         out = self.model.losses(
-            batch, draws.posterior, free_nats=c.free_nats, cont_scale=self._cont_scale()
+            batch,
+            draws.posterior,
+            free_nats=c.free_nats,
+            cont_scale=self._cont_scale(),
+            weights=w,
         )
         start = State(
             out.posterior.deter.detach().flatten(0, 1), out.posterior.stoch.detach().flatten(0, 1)

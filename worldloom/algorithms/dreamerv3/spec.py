@@ -26,6 +26,7 @@ __all__ = [
     "PRESETS",
     "DreamerV3AgentConfig",
     "make_spec",
+    "product_shapes",
 ]
 
 LATENT_DETER = "latent/deter"
@@ -111,8 +112,8 @@ class DreamerV3AgentConfig(DreamerSizes):
     """Added to the optimizer's root mean square."""
     weight_decay: float = 0.0
     """Decoupled weight decay of kernels."""
-    precision: str = "auto"
-    """float32 or bfloat16 for matrix products; auto is bfloat16 on CUDA, else float32."""
+    precision: str = "default"
+    """Of products: float32, bfloat16, default (bfloat16 on CUDA, else float32), auto (faster)."""
     report_length: int = 32
     """Steps of the open-loop prediction video, the first half of them with observations."""
 
@@ -142,7 +143,7 @@ class DreamerV3AgentConfig(DreamerSizes):
 _LOSS_SCALES = tuple(
     f"scale_{loss}" for loss in ("obs", "rew", "con", "dyn", "rep", "policy", "value", "repval")
 )
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("default", "auto", "float32", "bfloat16")
 BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(
         ("deter", "hidden", "stoch", "classes", "units", "depth", "blocks", "space_blocks", "bins"),
@@ -229,6 +230,20 @@ ENV_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """Env settings per suite, as the official code runs them; 27,000 decisions are its 108,000 Atari
 frames.
 """
+
+
+def product_shapes(config: DreamerV3AgentConfig) -> list[tuple[int, int, int]]:
+    """Rows, inputs and outputs of the layers that take most of an update: heads and prior over all
+    positions, the recurrent core over a batch.
+    """
+    rows = config.batch_size * config.batch_length
+    block = config.deter // config.blocks
+    return [
+        (rows, config.deter, config.hidden),
+        (rows, config.units, config.units),
+        (rows, block, 3 * block),
+        (config.batch_size, config.deter, config.hidden),
+    ]
 
 
 def make_spec(config: DreamerV3AgentConfig, env: EnvSpec) -> AgentSpec:

@@ -27,6 +27,7 @@ from worldloom.core.seeds import seed_of
 from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
+from worldloom.nn.precision import autocast
 from worldloom.nn.snapshot import pack, unpack_into
 from worldloom.nn.transfer import HostTransfer
 
@@ -91,6 +92,7 @@ class TDMPC2Policy:
         self.planner = PlannerSettings(
             min_std=config.min_std, max_std=config.max_std, temperature=config.temperature
         )
+        self.plan_precision = config.precision if self.device.type == "cpu" else "float32"
         self.discount = config.discount or 1.0
         self.transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
         self._decide: Decide = self._plan
@@ -125,6 +127,10 @@ class TDMPC2Policy:
         """The decision: ``action_and_mean`` [N, 1+H, A] from tensors on this device, and nothing
         else.
         """
+        with autocast(self.device, self.plan_precision):
+            return self._planned(inputs, explore=explore)
+
+    def _planned(self, inputs: Mapping[str, Tensor], *, explore: bool) -> dict[str, Tensor]:
         draws = PlanDraws.from_named(inputs, "draws/")
         z = self.model.encode(
             {key: inputs[f"obs/{key}"] for key in self.env.obs}, shift=draws.shift

@@ -117,7 +117,7 @@ class TDMPC2AgentConfig(TDMPC2Sizes, TDMPC2Planning):
     prefill_agent_steps: int | None = None
     """Random agent steps before the first update; None is 5 episodes, at least 1000."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of an update's matrix products: bfloat16 by autocast, auto only on CUDA, or float32."""
+    """Of products, on a CPU also of planning: float32, bfloat16, auto (the faster one)."""
     pretrain_updates: int | None = None
     """Updates in one burst after the prefill; None is as many as prefill steps."""
 
@@ -255,6 +255,15 @@ def resolve(config: TDMPC2AgentConfig, env: EnvSpec) -> TDMPC2AgentConfig:
         if config.pretrain_updates is not None
         else prefill,
     )
+
+
+def product_shapes(config: TDMPC2AgentConfig) -> list[tuple[int, int, int]]:
+    """Rows, inputs and outputs of the layers that take most of an update and of a plan."""
+    return [
+        (config.batch_size, config.latent_dim, config.mlp_dim),
+        (config.batch_size, config.mlp_dim, config.mlp_dim),
+        (config.num_samples, config.mlp_dim, config.mlp_dim),
+    ]
 
 
 def make_spec(config: TDMPC2AgentConfig, env: EnvSpec) -> AgentSpec:

@@ -286,3 +286,24 @@ def test_half_precision_trains_close_to_single_and_keeps_its_weights_in_single(
     assert losses["auto"] == losses["float32"], "auto is single precision on a CPU"
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_a_plan_in_half_precision_is_near_the_one_in_single() -> None:
+    """With the same weights and draws, the means of the next distribution differ by less than 0.1
+    of their range of 2 on average: single elites may change places.
+    """
+    env = make_env(VECTOR)
+    trained = build(env, precision="float32")
+    for seed in range(5):
+        trained.train_step(random_batch(env, trained.config, seed))
+    obs = random_obs(env, 4)
+    found = {}
+    for precision in ("float32", "bfloat16", "auto"):
+        agent = build(env, precision=precision)
+        agent.load_weights(trained.policy_weights())
+        out = agent.act(obs, agent.initial_carry(4), first(4), explore=False)
+        assert out.carry["prev_mean"].dtype == np.float32
+        found[precision] = out.carry["prev_mean"]
+    assert np.array_equal(found["auto"], found["float32"])
+    assert not np.array_equal(found["bfloat16"], found["float32"])
+    assert np.abs(found["bfloat16"] - found["float32"]).mean() < 0.1

@@ -1,0 +1,183 @@
+"""Env code of a folder that was made elsewhere runs only where that was agreed to."""
+
+import asyncio
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.worldloom_dist.local_runs import start
+from tests.worldloom_dist.tiny_runs import TINY
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.consent import (
+    SIGNATURE_FILE,
+    UntrustedEnvError,
+    check_env_code,
+    is_own,
+    module_of,
+    sign_run,
+)
+from worldloom.export.exporting import export_policy
+from worldloom_dist.evaluate import evaluate, load_policy
+from worldloom_dist.serve import Served, serve
+
+ENV = """
+import pathlib
+from worldloom.envs.toy import PointEnv
+
+pathlib.Path(__file__).with_name("ran").touch()
+
+
+class Room(PointEnv):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "module"),
+    [
+        ("a.b:C", "a.b"),
+        ("os:abort", "os"),
+        ("gym:pack:Room-v0", "pack"),
+        ("pack:Room-v0", None),
+        ("gym:Pendulum-v1", None),
+        ("toy:point", None),
+        ("rpc:127.0.0.1:5000", None),
+        ("none", None),
+    ],
+)
+def test_envs_that_are_code_are_known_by_their_names(env, module):
+    try:
+        assert module_of(env) == module
+    except ConfigurationError:
+        assert module is None, "no env at all"
+
+
+def test_ones_own_runs_ask_nothing_and_those_of_others_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    sign_run(tmp_path, "my_env:Room")
+    assert is_own(tmp_path, "my_env:Room")
+    check_env_code(tmp_path, "my_env:Room", trust_env=False)
+    check_env_code(tmp_path / "checkpoints" / "step-1", "my_env:Room", trust_env=False)
+    assert not is_own(tmp_path, "other_env:Room"), "the name in the folder was changed"
+    with pytest.raises(UntrustedEnvError, match=r"module other_env .* add --trust-env"):
+        check_env_code(tmp_path, "other_env:Room", trust_env=False)
+    key = tmp_path / "mine/worldloom/owner.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    key.chmod(0o644)
+    assert not is_own(tmp_path, "my_env:Room"), "others may have read the key"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    assert not is_own(tmp_path, "my_env:Room")
+    check_env_code(tmp_path, "my_env:Room", trust_env=True)
+    check_env_code(tmp_path, "toy:point", trust_env=False)
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
+def test_a_user_without_a_home_signs_nothing_and_is_asked(tmp_path, monkeypatch, home):
+    monkeypatch.setenv("XDG_STATE_HOME", home)
+    sign_run(tmp_path, "my_env:Room")
+    assert not is_own(tmp_path, "my_env:Room")
+    assert not (tmp_path / SIGNATURE_FILE).exists()
+
+
+@pytest.fixture(scope="module")
+def received(tmp_path_factory):
+    """A folder with a run and the module of its env, as one gets it from someone."""
+    place = tmp_path_factory.mktemp("received")
+    (place / "their_room_env.py").write_text(ENV)
+    words = [*TINY["tdmpc2:ci"], "--workers", "1", "--env-steps", "60", "--eval-episodes", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place))
+        start(place / "run", *words, "--env", "their_room_env:Room").run()
+    assert (place / "run" / SIGNATURE_FILE).exists()
+    sys.modules.pop("their_room_env")
+    (place / "ran").unlink()
+    (place / "run" / SIGNATURE_FILE).write_text("00" * 32)
+    return place
+
+
+def commands(place: Path) -> dict[str, list[str]]:
+    run = str(place / "run")
+    return {
+        "evaluate": ["-m", "worldloom_dist.evaluate", run, "--episodes", "1"],
+        "enjoy": ["-m", "worldloom_dist.enjoy", run, "--episodes", "1", "--video"],
+        "serve": ["-m", "worldloom_dist.serve", run, "--port", "0"],
+    }
+
+
+@pytest.mark.parametrize("name", ["evaluate", "enjoy", "serve"])
+def test_a_command_in_a_received_folder_runs_none_of_its_code(received, name):
+    done = subprocess.run(
+        [sys.executable, *commands(received)[name]],
+        cwd=received,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "was not made by you on this machine" in done.stderr
+    assert str(received / "their_room_env.py") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (received / "ran").exists()
+
+
+@pytest.mark.parametrize(("answer", "status"), [(b"n\n", 2), (b"\n", 2), (b"y\n", 0)])
+def test_at_a_terminal_it_is_asked(received, answer, status):
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer)
+        done = subprocess.run(
+            [sys.executable, *commands(received)["evaluate"]],
+            cwd=received,
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=100,
+        )
+        said = os.read(ours, 100_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == status, said
+    assert "Run it? [y/N]" in said
+    assert (received / "ran").exists() == (status == 0)
+    (received / "ran").unlink(missing_ok=True)
+
+
+def test_the_library_refuses_until_it_is_agreed_to(received, monkeypatch):
+    monkeypatch.syspath_prepend(str(received))
+    for call in (evaluate, load_policy):
+        with pytest.raises(UntrustedEnvError, match="trust_env=True"):
+            call(received / "run")
+    with pytest.raises(UntrustedEnvError):
+        asyncio.run(serve(Served(run_dir=received / "run", port=0), until=asyncio.Event()))
+    assert not (received / "ran").exists()
+    assert evaluate(received / "run", episodes=1, trust_env=True)["episodes"] == 1
+    assert (received / "ran").exists()
+    (received / "ran").unlink()
+    sys.modules.pop("their_room_env")
+
+
+def test_export_plays_in_the_env_of_a_received_agent_only_when_agreed(received, tmp_path):
+    with pytest.raises(UntrustedEnvError):
+        export_policy(received / "run", tmp_path / "out", format="torch")
+    assert not (received / "ran").exists()
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    export_policy(received / "run", tmp_path / "out", format="torch", observations="random")
+    assert not (received / "ran").exists()
+
+
+def test_a_run_that_goes_on_is_not_made_ones_own(received):
+    words = ["--resume", str(received / "run"), "--env-steps", "70"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(received))
+        start(received / "run", *words).run()
+    assert not is_own(received / "run", "their_room_env:Room")
+    (received / "ran").unlink(missing_ok=True)
+    sys.modules.pop("their_room_env", None)

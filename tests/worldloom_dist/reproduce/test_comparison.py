@@ -1,0 +1,80 @@
+"""Returns are compared at equal env steps, measured as the published ones were."""
+
+import pytest
+
+from worldloom_dist.reproduce import TARGETS
+from worldloom_dist.reproduce.comparison import compared, comparison_table
+
+
+def episode(env_steps, value, *, by="worldloom", seed=1, ended="last"):
+    kinds = {"kind": "episode", "by": by, "seed": seed, "ended": ended}
+    return {**kinds, "env_steps": env_steps, "return": value}
+
+
+def evaluation(env_steps, returns, *, by="worldloom", seed=1):
+    return {"kind": "eval", "by": by, "seed": seed, "env_steps": env_steps, "returns": returns}
+
+
+def at(rows, env_steps, measured):
+    (row,) = [r for r in rows if (r["env_steps"], r["measured"]) == (env_steps, measured)]
+    return row
+
+
+def test_training_episodes_near_a_published_point_count():
+    target = TARGETS["dreamerv3/cartpole-swingup"]
+    records = [
+        episode(14_000, 500.0),  # too early for 30,000
+        episode(16_000, 100.0),
+        episode(45_000, 200.0),
+        episode(46_000, 900.0),  # too late
+        episode(30_000, 7_000.0, ended="cut"),
+        episode(31_000, 300.0, seed=2),
+        episode(50_000, 1.0),
+    ]
+    row = at(compared(target, records), 30_000, "training")
+    assert row["published"] == pytest.approx(249.3)
+    assert row["published_std"] == pytest.approx(31.3)
+    assert row["window_env_steps"] == 15_000
+    assert row["worldloom"] == {"mean": 225.0, "std": 75.0, "seeds": {"1": 150.0, "2": 300.0}}
+    assert row["authors"] is None
+
+
+def test_an_evaluation_counts_for_env_steps_near_its_own():
+    target = TARGETS["tdmpc2/cup-catch"]
+    records = [
+        evaluation(90_000, [0.0]),
+        evaluation(100_058, [900.0, 1000.0]),
+        evaluation(100_000, [980.0], by="authors"),
+        episode(100_000, 3.0),
+    ]
+    row = at(compared(target, records), 100_000, "evaluation")
+    assert row["published"] == pytest.approx(981.2)
+    assert row["worldloom"]["mean"] == 950.0
+    assert row["worldloom"]["std"] is None, "one seed has no deviation over seeds"
+    assert row["authors"]["mean"] == 980.0
+
+
+def test_a_run_that_is_not_at_its_end_has_no_point_beyond_itself():
+    target = TARGETS["tdmpc2/cup-catch"]
+    rows = compared(target, [episode(51_000, 5.0), evaluation(40_000, [1.0])])
+    assert [row["env_steps"] for row in rows] == [25_000, 50_000]
+    assert all(row["published"] is None for row in rows)
+    assert compared(target, []) == []
+
+
+def test_without_published_numbers_the_end_is_compared():
+    rows = compared(TARGETS["gym/pendulum"], [evaluation(5_070, [-100.0, -200.0])])
+    row = at(rows, 5_070, "evaluation")
+    assert row["published"] is None
+    assert row["worldloom"]["mean"] == -150.0
+
+
+def test_the_table_has_the_authors_only_where_they_were_run():
+    target = TARGETS["tdmpc2/cup-catch"]
+    ours = [evaluation(100_000, [950.0])]
+    lines = comparison_table(compared(target, ours))
+    assert "authors" not in lines[0]
+    assert "981.2 +- 5.7" in lines[-1] or "981.2 +- 5.7" in "".join(lines)
+    both = comparison_table(compared(target, [*ours, evaluation(100_000, [981.0], by="authors")]))
+    assert "authors' code here" in both[0]
+    assert "981.0" in "".join(both)

@@ -1,0 +1,138 @@
+"""The authors' code is run as it is, goes on where it was stopped, and is read as our runs are."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.worldloom_dist.reproduce.authors_code import make_checkout
+from worldloom.core.exceptions import ConfigurationError
+from worldloom_dist.reproduce import TARGETS, peers, tdmpc2_authors
+from worldloom_dist.reproduce.peers import Peer, find_peer
+from worldloom_dist.run.signals import StopFlag
+
+TARGET = TARGETS["tdmpc2/cup-catch"]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path / "authors")
+
+
+def started(checkout, folder, **wanted):
+    settings = {"task": "cup-catch", "steps": 20, "seed": 1, "eval_episodes": 2, "model_size": 1}
+    words = [checkout, folder, json.dumps({**settings, **wanted})]
+    return subprocess.Popen(
+        [sys.executable, tdmpc2_authors.__file__, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(*args, **wanted):
+    process = started(*args, **wanted)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return [json.loads(line) for line in (args[1] / "episodes.jsonl").read_text().splitlines()]
+
+
+def test_their_loop_tells_of_its_episodes_and_of_the_last_evaluation(checkout, tmp_path):
+    before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
+    lines = finished(checkout, tmp_path / "run")
+    assert {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()} == before
+    assert [(line["kind"], line["env_steps"]) for line in lines] == [
+        ("episode", 10),
+        ("episode", 20),
+        ("episode", 30),
+        ("eval", 40),
+        ("episode", 40),
+    ]
+    assert len(lines[3]["returns"]) == 2
+    assert len(set(lines[3]["returns"])) == 2
+    assert all(line["length"] == 5 for line in lines if line["kind"] == "episode")
+
+
+def test_a_loop_that_was_stopped_goes_on_as_if_it_had_not_been(checkout, tmp_path):
+    whole = finished(checkout, tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    process = started(checkout, folder, slow=0.05)
+    path = folder / "state.pt"
+    seen = threading.Event()
+    for _ in range(600):
+        if path.exists() or process.poll() is not None:
+            break
+        seen.wait(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    with (folder / "episodes.jsonl").open("a") as file:  # as a kill may leave it
+        file.write('{"kind": "episode", "env_st')
+    again = finished(checkout, folder)
+    drop = [{k: v for k, v in line.items() if k != "hours"} for line in again]
+    assert drop == [{k: v for k, v in line.items() if k != "hours"} for line in whole]
+
+
+def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
+    def command(target, seed, checkout, folder):
+        wanted = {"task": "cup-catch", "steps": 10, "seed": seed, "model_size": 1}
+        return [tdmpc2_authors.__file__, str(checkout), str(folder), json.dumps(wanted)]
+
+    kind = peers.KINDS["tdmpc2"]
+    quick = type(kind)(kind.home, kind.files, kind.packages, command, kind.read)
+    monkeypatch.setattr(peers, "KINDS", {"tdmpc2": quick})
+    peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
+    folder = tmp_path / "peer"
+    assert peer.run(1, folder, StopFlag())
+    head, *records = peer.records(folder)
+    assert (head["kind"], head["status"], head["seed"]) == ("run", "completed", 1)
+    assert head["env_steps"] == 20
+    assert [r["kind"] for r in records] == ["episode", "eval", "episode"]
+    said = (folder / "log.txt").read_text()
+    assert peer.run(1, folder, StopFlag())
+    assert (folder / "log.txt").read_text() == said, "it was complete"
+    with pytest.raises(ConfigurationError, match="run of another kind"):
+        peer.run(2, folder, StopFlag())
+    stop = StopFlag()
+    stop.set("a test")
+    assert not peer.run(2, tmp_path / "other", stop)
+    assert json.loads((tmp_path / "other/run.json").read_text())["status"] == "stopped"
+
+
+def test_code_that_fails_says_so(checkout, tmp_path):
+    (checkout / "tdmpc2/trainer/online_trainer.py").write_text("raise RuntimeError('theirs')\n")
+    peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
+    with pytest.raises(subprocess.CalledProcessError):
+        peer.run(1, tmp_path / "peer", StopFlag())
+    assert "theirs" in (tmp_path / "peer/log.txt").read_text()
+    assert json.loads((tmp_path / "peer/run.json").read_text())["status"] == "failed"
+
+
+def test_packages_that_are_missing_are_named(checkout, monkeypatch):
+    kind = peers.KINDS["tdmpc2"]
+    wanted = ("torch", "no-such-package", "gymnasium==0.1")
+    odd = type(kind)(kind.home, kind.files, wanted, kind.command, kind.read)
+    monkeypatch.setattr(peers, "KINDS", {"tdmpc2": odd})
+    with pytest.raises(ConfigurationError, match=r"lacks no-such-package, gymnasium==0\.1, which"):
+        find_peer(TARGET, checkout, None)
+    with pytest.raises(ConfigurationError, match=r"--peer-python: .*nothing cannot be run"):
+        find_peer(TARGET, checkout, checkout / "nothing")
+
+
+def test_dreamerv3_s_line_has_the_settings_of_the_target(tmp_path):
+    target = TARGETS["dreamerv3/walker-stand-pixels"]
+    words = peers.KINDS["dreamerv3"].command(target, 3, tmp_path, tmp_path / "out")
+    assert words[1:4] == ["--configs", "dmc_vision", "size1m"]
+    line = " ".join(words)
+    for part in (
+        "--task dmc_walker_stand",
+        "--seed 3",
+        "--env.dmc.repeat 2",
+        "--run.steps 25000",
+        "--run.train_ratio 256.0",
+        "--run.envs 1",
+        "--jax.platform cpu",
+    ):
+        assert part in line

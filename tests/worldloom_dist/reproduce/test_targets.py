@@ -1,0 +1,63 @@
+"""The table of published results names what exists, fits into its replay, and ends where a
+published number stands.
+"""
+
+import pytest
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.envs.config import EnvConfig
+from worldloom_dist.plot.reference import task_key
+from worldloom_dist.reproduce import TARGETS, find_target
+from worldloom_dist.reproduce.targets import flags
+from worldloom_dist.run.cli import parse
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_name_is_a_run_that_the_command_line_takes(name: str) -> None:
+    target = TARGETS[name]
+    config = parse(flags(target.settings))
+    assert config == target.config().__class__.from_dict(
+        {**target.config().to_dict(), "preset": target.settings["preset"]}
+    )
+    assert config.env_steps == target.env_steps
+    assert config.agent.partition(":")[0] == target.algorithm
+    assert not config.problems()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_row_of_a_curve_is_evicted(name: str) -> None:
+    config = TARGETS[name].config()
+    repeat = config.env.resolved().action_repeat or 1
+    decisions = config.env_steps // repeat
+    assert config.replay.capacity_steps >= decisions
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.published])
+def test_a_published_curve_is_of_that_task_and_has_a_point_at_the_end(name: str) -> None:
+    target = TARGETS[name]
+    published = target.curve()
+    config = target.config()
+    assert task_key(published.task) == task_key(config.env.env)
+    assert published.has_pixels == bool(config.env.pixels or config.env.suite == "atari")
+    steps = published.curve.steps
+    assert any(abs(step - target.env_steps) <= 0.05 * target.env_steps for step in steps)
+    if target.measured == "evaluation":
+        assert config.eval_episodes >= 10
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_smoke_run_has_the_same_env_and_is_short(name: str) -> None:
+    target = TARGETS[name]
+    small = target.smaller()
+    config = parse(flags(small.settings))
+    repeat = config.env.resolved().action_repeat or 1
+    assert config.env == target.config().env
+    assert config.env_steps // repeat <= 1000
+    assert config.agent.endswith(":ci")
+    assert config.runtime == target.config().runtime
+    assert EnvConfig(env=config.env.env).suite == target.config().env.suite
+
+
+def test_an_unknown_name_is_one_sentence_with_the_nearest() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean tdmpc2/cup-catch"):
+        find_target("tdmpc2/cup-cach")

@@ -1,0 +1,135 @@
+"""Whose code a run folder would have run: a run of an env that is a Python module names code, and
+who received the folder may not know it.
+
+A run of such an env is signed where it is made, with a key that the user has on this machine
+(``$XDG_STATE_HOME/worldloom/owner.key``, mode 0600), so that one's own runs ask nothing. The
+signature covers the name of the env, not the code behind it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from worldloom.core.exceptions import ConfigurationError
+from worldloom.core.keys import KEY_BYTES, load_key
+from worldloom.envs.config import EnvConfig
+
+__all__ = ["UntrustedEnvError", "check_env_code", "is_own", "module_of", "sign_run", "with_consent"]
+
+SIGNATURE_FILE = "owner.sig"
+T = TypeVar("T")
+
+
+class UntrustedEnvError(ConfigurationError):
+    """A folder that was made elsewhere names env code, and no one has agreed to run it."""
+
+
+def module_of(env: str) -> str | None:
+    """The Python module that an env's name has imported; None for an env of a suite.
+
+    Example:
+        >>> module_of("my_env:Room"), module_of("gym:my_pack:Room-v0"), module_of("atari:pong")
+        ('my_env', 'my_pack', None)
+    """
+    config = EnvConfig(env=env)
+    is_code = config.suite == "module" or (config.suite == "gym" and ":" in config.name)
+    return config.name.partition(":")[0] if is_code else None
+
+
+def sign_run(folder: Path, env: str) -> None:
+    """Note in a new run folder that this user made it; a home that cannot be written to leaves it
+    unsigned, so that it asks later.
+    """
+    key = _key(makes=True)
+    if module_of(env) is None or key is None:
+        return
+    (folder / SIGNATURE_FILE).write_text(_signature(key, env) + "\n")
+
+
+def is_own(folder: Path, env: str) -> bool:
+    """True when this user made the run on this machine, in this env."""
+    key = _key(makes=False)
+    try:
+        found = (folder / SIGNATURE_FILE).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return False
+    return key is not None and hmac.compare_digest(found, _signature(key, env))
+
+
+def check_env_code(folder: Path, env: str, *, trust_env: bool) -> None:
+    """Refuse to run the env code of a folder that was made elsewhere, unless that was agreed to.
+
+    Args:
+        folder: Of the run, or of a checkpoint in it.
+        env: Its env's name.
+        trust_env: It was agreed to.
+
+    Raises:
+        UntrustedEnvError: Names the module and where it lies.
+    """
+    module = module_of(env)
+    runs = (folder, *folder.absolute().parents[:2])
+    if trust_env or module is None or any(is_own(run, env) for run in runs):
+        return
+    raise UntrustedEnvError(
+        f"run_dir: {folder} was not made by you on this machine, and its env {env!r} is Python "
+        f"code: module {module} {_place_of(module)} would run as you; look at it, then add "
+        "--trust-env (in Python trust_env=True)"
+    )
+
+
+def with_consent(call: Callable[[bool], T], *, trust_env: bool) -> T:
+    """Do something for a command, and ask at a terminal whether env code may run, where that is
+    not known.
+
+    Args:
+        call: Takes ``trust_env``.
+        trust_env: As it was typed.
+
+    Raises:
+        UntrustedEnvError: If the answer is not yes, or there is no terminal.
+    """
+    try:
+        return call(trust_env)
+    except UntrustedEnvError as error:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        sys.stderr.write(f"{error}\nRun it? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise
+    return call(True)
+
+
+def _place_of(module: str) -> str:
+    """Where it would be imported from; finds the file without running it."""
+    try:
+        found = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        found = None
+    return f"({found.origin or 'a folder'})" if found else "(not found from here)"
+
+
+def _signature(key: bytes, env: str) -> str:
+    return hmac.digest(key, env.encode(), "sha256").hex()
+
+
+def _key(*, makes: bool) -> bytes | None:
+    """The user's; None where there is none, or other users could have read or written it."""
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        path = Path(state) / "worldloom" / "owner.key"
+        if makes and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            load_key(path)
+        mode = path.stat().st_mode
+        key = path.read_bytes()
+    except (OSError, RuntimeError):  # no home: a user without an entry, or a disk that is full
+        return None
+    return key if len(key) == KEY_BYTES and not mode & 0o077 else None

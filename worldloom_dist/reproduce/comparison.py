@@ -1,0 +1,142 @@
+"""Our returns, the published ones and those of the authors' code at equal env steps.
+
+Each is measured as the published ones were: the mean of an evaluation's episodes, or the mean of
+the training episodes that ended near those env steps. A record of a curve says whose it is
+(``by``), its seed, and its ``kind``; see ``record``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from worldloom_dist.reproduce.targets import Measured, Target
+from worldloom_dist.run.text_table import aligned
+
+__all__ = ["AUTHORS", "OURS", "compared", "comparison_table"]
+
+OURS = "worldloom"
+AUTHORS = "authors"
+WINDOWS = {"dreamerv3": 15_000}
+WINDOW_ENV_STEPS = 10_000
+"""Training episodes that ended within this many env steps count, as in the published means: those
+of DreamerV3 from state are over three bins of 10,000.
+"""
+EVALUATION_SHARE = 0.05
+"""An evaluation counts for env steps that differ from its own by this share at most."""
+PARTS = 4
+"""Beside the published points, the run is looked at after each of this many equal parts."""
+HEADS = ("env steps", "episodes of", "published", "here", "seeds", "authors' code here", "seeds")
+Records = Sequence[Mapping[str, Any]]
+
+
+def compared(target: Target, records: Records) -> list[dict[str, Any]]:
+    """One record per point of the comparison, in the order of env steps.
+
+    Args:
+        target: What was run.
+        records: Of all runs, ours and those of the authors' code.
+
+    Returns:
+        ``env_steps``; ``measured`` (episodes of evaluations or of training) and for the latter
+        ``window_env_steps``; ``published`` mean and ``published_std`` (None where there is none);
+        per side ``mean``, ``std`` over seeds (population; None for one seed) and ``seeds``, the
+        mean of each.
+    """
+    reached = max((float(r["env_steps"]) for r in records if r["kind"] != "run"), default=0.0)
+    found = []
+    for env_steps, measured, mean, std, window in _points(target, reached):
+        row: dict[str, Any] = {
+            "kind": "comparison",
+            "env_steps": int(env_steps),
+            "measured": measured,
+            "published": mean,
+            "published_std": std,
+        }
+        if measured == "training":
+            row["window_env_steps"] = window
+        for side in (OURS, AUTHORS):
+            row[side] = _side([r for r in records if r["by"] == side], env_steps, measured, window)
+        found.append(row)
+    return found
+
+
+def _points(
+    target: Target, reached: float
+) -> list[tuple[float, Measured, float | None, float | None, float]]:
+    """Env steps, what is measured there, published mean and deviation, and the window."""
+    found: list[tuple[float, Measured, float | None, float | None, float]] = []
+    published = target.curve()
+    window = WINDOWS.get(target.published, WINDOW_ENV_STEPS)
+    if published is not None:
+        curve = published.curve
+        for i, env_steps in enumerate(curve.steps):
+            if env_steps > reached * (1 + EVALUATION_SHARE):
+                break
+            low = math.nan if curve.low is None else float(curve.low[i])
+            spread = float(curve.values[i]) - low
+            std = round(spread, 2) if math.isfinite(spread) else None
+            point = (float(env_steps), float(curve.values[i]), std)
+            found.append((point[0], target.measured, point[1], point[2], window))
+    elif reached:
+        found.append((reached, target.measured, None, None, window))
+    part = target.env_steps / PARTS
+    for number in range(1, PARTS + 1):
+        if number * part <= reached * (1 + EVALUATION_SHARE):
+            found.append((number * part, "training", None, None, part / 2))
+    known = {(env_steps, measured): None for env_steps, measured, mean, *_ in found if mean}
+    found = [row for row in found if row[2] is not None or (row[0], row[1]) not in known]
+    return sorted(found, key=lambda row: (row[0], row[1]))
+
+
+def _side(
+    records: Iterable[Mapping[str, Any]], env_steps: float, measured: Measured, window: float
+) -> dict[str, Any] | None:
+    """One side at a point; None where it has no episodes there."""
+    by_seed: dict[int, list[float]] = {}
+    for record in records:
+        distance = abs(record["env_steps"] - env_steps)
+        if measured == "evaluation":
+            if record["kind"] == "eval" and distance <= EVALUATION_SHARE * env_steps:
+                by_seed[record["seed"]] = list(record["returns"])  # the last one counts
+        elif record["kind"] == "episode" and record["ended"] == "last" and distance <= window:
+            by_seed.setdefault(record["seed"], []).append(record["return"])
+    means = {seed: fmean(returns) for seed, returns in sorted(by_seed.items()) if returns}
+    if not means:
+        return None
+    values = list(means.values())
+    return {
+        "mean": round(fmean(values), 2),
+        "std": round(pstdev(values), 2) if len(values) > 1 else None,
+        "seeds": {str(seed): round(mean, 2) for seed, mean in means.items()},
+    }
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows of :func:`compared` as lines of text; the columns of the authors' code are left out
+    where it was not run.
+    """
+    has_authors = any(row[AUTHORS] for row in rows)
+    columns = len(HEADS) if has_authors else len(HEADS) - 2
+    lines: list[Sequence[str]] = [HEADS[:columns]]
+    for row in rows:
+        cells = [
+            f"{row['env_steps']:,}",
+            row["measured"],
+            _shown(row["published"], row["published_std"]),
+        ]
+        for side in (OURS, AUTHORS):
+            found = row[side]
+            cells.append(_shown(found["mean"], found["std"]) if found else "-")
+            seeds = found["seeds"] if found else {}
+            cells.append(", ".join(f"{seed}: {mean:.1f}" for seed, mean in seeds.items()) or "-")
+        lines.append(cells[:columns])
+    return aligned(lines, right=("env steps", "published", "here", "authors' code here"))
+
+
+def _shown(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} +- {std:.1f}"
