@@ -55,7 +55,14 @@ def runtime(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     report = Report(plan, folder, {})
-    yield RayRuntime(plan, folder, report, port=0)
+    found = RayRuntime(plan, folder, report, port=0)
+    yield SimpleNamespace(
+        start=found.start,
+        work=found.work,
+        supervisor=found.supervisor,
+        worker_pool=found.worker_pool,
+        report=report,
+    )
     report.close()
 
 
@@ -70,8 +77,11 @@ def test_workers_come_one_after_the_other_the_evaluator_after_an_update_the_stan
     supervisor.up("worker-0")
     runtime.work()
     assert [*supervisor.roles] == [*first, "worker-0", "worker-1"]
+    assert not runtime.worker_pool.leaves_core, "a learner that waits for rows needs none"
     supervisor.up("learner-0", state="training", train_steps=3)
+    runtime.report.counts = replace(runtime.report.counts, debt=1e6)
     runtime.work()
+    assert runtime.worker_pool.leaves_core
     assert [*supervisor.roles][7:] == ["evaluator-0"], "a worker still comes up"
     supervisor.up("worker-1")
     runtime.work()

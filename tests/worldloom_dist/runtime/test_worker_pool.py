@@ -96,12 +96,21 @@ def test_workers_that_start_leave_a_core_to_the_learner(cluster: Cluster) -> Non
     assert worker_pool.is_complete, "one that is started again holds up nothing"
 
 
+def test_cores_that_the_learner_does_not_need_start_workers(cluster: Cluster) -> None:
+    cluster.cpus = 2.0
+    worker_pool, supervisor, _ = fleet_of(cluster, start_wave=3)
+    worker_pool.leaves_core = False
+    worker_pool.look()
+    assert len(supervisor.roles) == 3, "never more than the user allows"
+
+
 def test_elastic_fleet_follows_the_cluster_and_never_repeats_a_stream(cluster: Cluster) -> None:
     worker_pool, supervisor, lost = fleet_of(cluster, elastic=True)
     for cpus, workers in ((4.0, 4), (8.0, 8), (2.0, 2), (6.0, 6)):
         cluster.cpus = cpus
         for role in supervisor.roles.values():
             role.status["open_rows"] = 3
+        worker_pool.leaves_core = False
         for _ in range(2):  # waves
             worker_pool.look()
             supervisor.all_up()
