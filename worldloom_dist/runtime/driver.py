@@ -278,11 +278,11 @@ class RayRuntime:
         if self._watch is not None and self._watch.sentence:
             raise TrainingError(self._why_servers(self._watch.sentence))
         self.supervisor.poll(POLL_S)
-        is_built = self._learner_status().get("state") == "training"
-        self.worker_pool.leaves_core = not is_built or self.owes_update
+        has_trained = bool(self._learner_status().get("train_steps", 0))
+        self.worker_pool.leaves_core = not has_trained or self.owes_update
         self.worker_pool.look()
         self._standby.look(has_room=self.worker_pool.is_complete)
-        if self._learner_status().get("train_steps", 0):
+        if has_trained:
             self._start_evaluator()
         return self._look_due.is_due()
 

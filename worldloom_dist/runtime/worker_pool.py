@@ -52,8 +52,8 @@ def wave_size(most: int, cpus: float, *, leaves_core: bool) -> int:
     Args:
         most: What the user allows (``actors.start_wave``).
         cpus: Cores of the cluster.
-        leaves_core: True while the learner has work to do, which would have to share its core;
-            else the cores are kept busy.
+        leaves_core: True until the learner has made an update, and while it owes some: it would
+            have to share its core. Else the cores are kept busy.
 
     Example:
         >>> [wave_size(8, cpus, leaves_core=True) for cpus in (0.0, 1.0, 2.0, 4.0, 64.0)]

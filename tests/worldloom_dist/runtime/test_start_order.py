@@ -77,11 +77,13 @@ def test_workers_come_one_after_the_other_the_evaluator_after_an_update_the_stan
     supervisor.up("worker-0")
     runtime.work()
     assert [*supervisor.roles] == [*first, "worker-0", "worker-1"]
-    assert not runtime.worker_pool.leaves_core, "a learner that waits for rows needs none"
+    assert runtime.worker_pool.leaves_core, "its first update waits for no worker"
     supervisor.up("learner-0", state="training", train_steps=3)
+    runtime.work()
+    assert not runtime.worker_pool.leaves_core, "a learner that waits for rows needs none"
     runtime.report.counts = replace(runtime.report.counts, debt=1e6)
     runtime.work()
-    assert runtime.worker_pool.leaves_core
+    assert runtime.worker_pool.leaves_core, "it owes updates"
     assert [*supervisor.roles][7:] == ["evaluator-0"], "a worker still comes up"
     supervisor.up("worker-1")
     runtime.work()
