@@ -129,7 +129,9 @@ class Coordinator(Listening, Protocol):
     async def stored(self, shard: int) -> None:
         """A chunk that was admitted is stored, or never will be."""
 
-    async def give_back(self, shard: int, agent_steps: int) -> None:
+    async def give_back(
+        self, shard: int, agent_steps: int, maker: tuple[int, int] | None = None
+    ) -> None:
         """Steps that were admitted and not inserted."""
 
     async def shard_down(self, shard: int) -> None:
@@ -164,7 +166,9 @@ class Coordinator(Listening, Protocol):
     async def split(self, windows: int, seed: tuple[int, ...]) -> dict[int, SampleRequest]:
         """Requests for windows of an admitted batch that a shard could not give."""
 
-    async def rebase_positions(self, positions: int, trained: int | None = None) -> None:
+    async def rebase_positions(
+        self, positions: int, trained: int | None = None, incarnation: int | None = None
+    ) -> None:
         """A learner begins with this number of trained positions; what its predecessor did beyond
         them is counted as lost, and owed.
 
@@ -172,6 +176,7 @@ class Coordinator(Listening, Protocol):
             positions: Of its state.
             trained: Those of its predecessor in the end, where they are known; else what was
                 permitted to it counts as trained.
+            incarnation: Of the learner; what it says again changes nothing.
         """
 
     async def updates_due(self) -> int:

@@ -271,7 +271,8 @@ class CheckpointStore:
         """
         folder = self.root / f"step-{step:012d}"
         save_tree(folder, tree, {"step": step, **(facts or {})})
-        for old in self.folders()[self.keep :]:
+        saved = [path for path in self.folders() if path.name <= folder.name]  # later ones: damaged
+        for old in saved[self.keep :]:
             remove_folder(old)
         for abandoned in self.root.glob("*.tmp"):
             shutil.rmtree(abandoned, ignore_errors=True)

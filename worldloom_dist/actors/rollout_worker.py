@@ -215,8 +215,9 @@ class RolloutWorker:
             return 0
         assert self._row is not None
         row = self._row
-        choice = self._question()
-        self._question = None
+        question = self._question
+        self._question = None  # if it fails, it can be asked again
+        choice = question()
         chosen = self._clock()
         made = self.agent_steps
         written = self._store(row, choice)

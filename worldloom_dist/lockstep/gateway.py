@@ -118,6 +118,8 @@ class LocalGateway:
                 self._resolve(waiting, self._do(waiting.content))
             except StateError as error:
                 self._fail([waiting], error)
+            except (WorldLoomError, OSError) as error:  # this client's alone, which sends it again
+                self._fail([waiting], StateError(str(error)))
 
     def drain_metrics(self) -> tuple[MetricMap, Mapping[str, Any]]:
         """Metrics and facts since the last call."""

@@ -185,8 +185,12 @@ class ReplayCoordinator:
         self._insert_blocked.permitted(self._clock())
         self._count(shard, agent_steps)
 
-    def give_back(self, shard: int, agent_steps: int) -> None:
-        """Return permitted steps that were not inserted (a duplicate, a failure)."""
+    def give_back(self, shard: int, agent_steps: int, maker: tuple[int, int] | None = None) -> None:
+        """Return permitted steps that were not inserted (a duplicate, a failure): they did not
+        arrive from the worker (slot, incarnation) that made them either.
+        """
+        if maker is not None:
+            self.permits.arrived(*maker, -agent_steps)
         self._count(shard, -agent_steps)
 
     def try_sample(self, request: SampleRequest) -> dict[int, SampleRequest] | None:

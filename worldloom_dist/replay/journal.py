@@ -223,6 +223,8 @@ class Journal:
         with self._sync_lock:
             if self._synced >= target:
                 return
+            if self._broken:  # the disk says it once, to one of those who wait
+                raise StateError(self.failure)
             upto = self._written
             try:
                 os.fsync(self._file)
@@ -236,7 +238,8 @@ class Journal:
         exists, whenever we die.
 
         Raises:
-            StateError: If the disk takes no more; the log is then as before the call.
+            StateError: If the disk takes no more; the log is then as before the call, or takes no
+                records until it is opened again.
         """
         number = max([self._segment, *self.segments], default=-1) + 1
         path = self.path(number)
@@ -253,9 +256,13 @@ class Journal:
                 "nothing is acknowledged, free space"
             ) from error
         self.sync()
-        temporary.rename(path)
-        self._sync_directory()
-        self._open_segment(number, path.stat().st_size)
+        try:
+            temporary.rename(path)
+            self._sync_directory()
+            self._open_segment(number, path.stat().st_size)
+        except OSError as error:  # which segment is the last one is not known any more
+            self._broken = error
+            raise StateError(self.failure) from error
 
     def truncate(self, position: JournalPosition) -> None:
         """Forget everything after ``position``.
@@ -284,7 +291,8 @@ class Journal:
     def close(self) -> None:
         """Flush if ``fsync`` is on, and let go of the directory."""
         if self._file >= 0:
-            self.sync()
+            if not self._broken:
+                self.sync()
             os.close(self._file)
             self._file = -1
         if self._lock_file >= 0:
@@ -297,10 +305,15 @@ class Journal:
 
     def _open_segment(self, number: int, offset: int) -> None:
         with self._sync_lock:
+            file = os.open(self.path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            try:
+                os.ftruncate(file, offset)
+            except OSError:
+                os.close(file)
+                raise
             if self._file >= 0:
                 os.close(self._file)
-            self._file = os.open(self.path(number), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            os.ftruncate(self._file, offset)
+            self._file = file
             self._segment = number
             self._offset = offset
 

@@ -49,6 +49,7 @@ class StepPermits:
     def __init__(self, limiter: RateLimiter) -> None:
         self._limiter = limiter
         self._accounts: dict[int, _Account] = {}
+        self._ended: dict[int, int] = {}
 
     def ask(self, question: StepQuestion, *, target: int, is_bound: bool) -> int:
         """Permit a worker its next steps.
@@ -99,19 +100,28 @@ class StepPermits:
 
     def gone(self, slot: int, incarnation: int) -> None:
         """A worker has ended: what it had in hand will not come."""
+        self._ended[slot] = max(incarnation, self._ended.get(slot, incarnation))
         account = self._accounts.get(slot)
         if account is not None and account.incarnation <= incarnation:
-            self._set(account, permitted=account.arrived)
-            del self._accounts[slot]
+            self._close(slot, account)
+
+    def _close(self, slot: int, account: _Account) -> None:
+        self._set(account, permitted=account.arrived)
+        del self._accounts[slot]
 
     def _account(self, question: StepQuestion) -> _Account | None:
-        """The worker's account as its question says it; None for one that has a successor."""
+        """The worker's account as its question says it; None for one that has ended, or has a
+        successor.
+        """
         slot, incarnation, _, made, in_chunks, *_ = question
         account = self._accounts.get(slot)
+        if incarnation <= self._ended.get(slot, -1):
+            return None
         if account is not None and account.incarnation > incarnation:
             return None
         if account is None or account.incarnation < incarnation:
-            self.gone(slot, incarnation)
+            if account is not None:
+                self._close(slot, account)
             account = self._accounts[slot] = _Account(incarnation, is_exact=False)
         # a chunk that arrived and is not acknowledged yet would count twice otherwise
         if in_chunks == 0 or not account.is_exact:

@@ -349,7 +349,7 @@ def build_shard(
         capacity_rows=replay.capacity_steps // replay.shards,
         directory=None if replay.durability == "none" else folder / f"shard-{index}",
         durability=replay.durability,
-        kept_snapshots=plan.config.learner.keep_checkpoints,
+        kept_snapshots=plan.config.learner.keep_checkpoints + 1,  # the next one is not saved yet
         capacity_bytes=int(replay.capacity_gb * 1e9 / replay.shards)
         if replay.capacity_gb
         else _most_in_memory(plan),

@@ -347,10 +347,11 @@ class RunConfig:
             found.append(
                 f"actors.min_live must be <= workers ({self.workers}), got {self.actors.min_live}"
             )
-        if self.actors.chunk_rows > self.replay.capacity_steps:
+        capacity = self.replay.capacity_steps // self.replay.shards
+        if self.actors.chunk_rows > capacity:
             found.append(
-                "actors.chunk_rows must be <= replay.capacity_steps "
-                f"({self.replay.capacity_steps}), got {self.actors.chunk_rows}"
+                "actors.chunk_rows must be <= replay.capacity_steps / replay.shards "
+                f"({capacity}), got {self.actors.chunk_rows}"
             )
         if self.env.is_none and not self.replay.load:
             found.append(

@@ -56,6 +56,7 @@ class CoordinatorRole:
             run was begun with other settings of the train ratio: what lies outside the band when
             the learner begins is forgiven then.
         updates_lost: Updates that died with learners before.
+        ended: The newest incarnation of every worker slot that has ended, by slot.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class CoordinatorRole:
         known: Mapping[str, Mapping[str, int]] | None = None,
         forgiven: str | None = "0",
         updates_lost: int = 0,
+        ended: Mapping[int, int] | None = None,
     ) -> None:
         self._plan = plan
         self._positions = positions
@@ -75,6 +77,8 @@ class CoordinatorRole:
         self.coordinator = ReplayCoordinator(
             plan.limits, window_positions=plan.spec.sampling.length
         )
+        for slot, incarnation in (ended or {}).items():
+            self.coordinator.permits.gone(slot, incarnation)
         self._counters: dict[int, RowCounters] = {}
         self._live: dict[int, int] = {}
         self._sessions: dict[str, str] = {}
@@ -86,6 +90,7 @@ class CoordinatorRole:
         self._updates_lost = updates_lost
         # trained positions that the learner began with, and those permitted to each rank since
         self._began_at: int | None = None
+        self._learner: int | None = None
         self._taken: dict[str, int] = {}
         self._steps = StepQueue(self.coordinator, plan.target_agent_steps)
         # admitted chunks that are not stored yet, per shard; in lock-step only
@@ -137,12 +142,18 @@ class CoordinatorRole:
             self.coordinator.report(shard, live_windows)
             await self._notify()
 
-    async def rebase_positions(self, positions: int, trained: int | None = None) -> None:
+    async def rebase_positions(
+        self, positions: int, trained: int | None = None, incarnation: int | None = None
+    ) -> None:
         """A learner begins with this number of trained positions; what its predecessor did beyond
         them (``trained`` in all, or what was permitted to it) is counted as lost, and owed.
 
-        What its predecessor, or the ranks of that, still wait for is void.
+        What its predecessor, or the ranks of that, still wait for is void. A learner that says it
+        again, because the answer did not come, changes nothing.
         """
+        if incarnation is not None and incarnation == self._learner:
+            return
+        self._learner = incarnation
         limiter = self.coordinator.limiter
         known = limiter.positions if self._is_whole else self._positions
         known = known if trained is None else max(positions, trained)
@@ -192,6 +203,7 @@ class CoordinatorRole:
     async def worker_down(self, slot: int, incarnation: int) -> None:
         """A worker has ended: what it had in hand will not come."""
         self.coordinator.permits.gone(slot, incarnation)
+        self._steps.gone(slot, incarnation)
         await self._notify()
 
     async def stored(self, shard: int) -> None:
@@ -201,9 +213,11 @@ class CoordinatorRole:
         self._storing[shard] = max(0, self._storing[shard] - 1)
         await self._notify()
 
-    async def give_back(self, shard: int, agent_steps: int) -> None:
-        """Steps that were admitted and not inserted."""
-        self.coordinator.give_back(shard, agent_steps)
+    async def give_back(
+        self, shard: int, agent_steps: int, maker: tuple[int, int] | None = None
+    ) -> None:
+        """Steps that were admitted and not inserted; of a worker, whose slot and incarnation."""
+        self.coordinator.give_back(shard, agent_steps, maker)
         await self._notify()
 
     async def admit_samples(

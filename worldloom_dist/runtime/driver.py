@@ -120,6 +120,8 @@ class RayRuntime:
         self._folder = folder
         self._port = port
         self._report = report
+        self._ended: dict[int, int] = {}
+        """Newest incarnation of every worker slot that has ended."""
         self._counters = folder.read_counters()
         self._final_counters = dict[str, dict[str, int]]()
         actors = plan.config.actors
@@ -205,7 +207,9 @@ class RayRuntime:
                 self._counters,
                 self._report.counts.forgiven,
                 self._report.counts.updates_lost,
+                dict(self._ended),
             ),
+            on_down=self._coordinator.forget,  # or a notice would go to the dead one
         )
         for index in range(plan.config.replay.shards):
             make = partial(_start_shard, place, plan, index, self._folder)
@@ -489,6 +493,7 @@ class RayRuntime:
         self._report.reading = "; ".join(f"{name}: {text}" for name, text in reading.items())
 
     def _worker_down(self, slot: int, incarnation: int) -> None:
+        self._ended[slot] = incarnation
         self._coordinator.notify(Coordinator.worker_down, slot, incarnation)
 
     def _note_drained(self, rows: int) -> None:

@@ -15,7 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as AtNode
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -135,11 +139,13 @@ class LearnerPlaces:
                 if isinstance(alone.get("scheduling_strategy"), AtNode)
                 else bundle
             )
-            self._group = placement_group([first, *[bundle] * (ranks - 1)], strategy="PACK")
-            if not self._group.wait(max(DEADLINES.place_learners_s, self._config.placement.wait_s)):
+            group = placement_group([first, *[bundle] * (ranks - 1)], strategy="PACK")
+            if not group.wait(max(DEADLINES.place_learners_s, self._config.placement.wait_s)):
+                remove_placement_group(group)
                 raise ConfigurationError(
                     f"learners: the cluster has no room for {ranks} ranks; ask for fewer"
                 )
+            self._group = group
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self._group, placement_group_bundle_index=rank
         )

@@ -251,6 +251,7 @@ class LearnerRole:
                 Coordinator.rebase_positions,
                 int(saved["replayed_steps"]) if saved is not None else 0,
                 self._followed.trained if self._followed is not None else None,
+                self._incarnation,
             )
         if self._followed is not None:
             self._followed.close()

@@ -317,7 +317,10 @@ class ShardRole:
                 is_new = await self.inline_shard.append(chunk)
         finally:
             if not is_new:
-                self._coordinator.notify(Coordinator.give_back, self._index, chunk.num_agent_steps)
+                maker = None if _is_of_gateway(chunk) else chunk.stream[:2]
+                self._coordinator.notify(
+                    Coordinator.give_back, self._index, chunk.num_agent_steps, maker
+                )
             self._reports()
             if self._is_lockstep:
                 self._coordinator.notify(Coordinator.stored, self._index)
@@ -346,9 +349,9 @@ class ShardRole:
         """False when a successor of this shard has shown up. What a worker made was permitted
         before, so it waits behind nothing that has to be.
         """
-        slot, incarnation, _ = chunk.stream
-        if slot >= FIRST_GATEWAY_SLOT:
+        if _is_of_gateway(chunk):
             return await self._admission.admit(chunk.num_agent_steps)
+        slot, incarnation, _ = chunk.stream
         made = (chunk.num_agent_steps, (slot, incarnation))
         return await self._admission_of_workers.admit(made)
 
@@ -422,3 +425,8 @@ async def import_new(role: ShardRole) -> None:
             kept = "; what was stored of it before is kept" if is_gone(source) else ""
             role.left_out[source] = f"{error}{kept}"
             logger.error("%s was not imported: %s%s", source, error, kept)
+
+
+def _is_of_gateway(chunk: Chunk) -> bool:
+    """True for rows from outside of the run: their steps are not permitted before they are made."""
+    return chunk.stream.slot >= FIRST_GATEWAY_SLOT

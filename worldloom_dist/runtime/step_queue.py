@@ -62,6 +62,12 @@ class StepQueue:
         """It waits no more."""
         self._hungry.discard(learner)
 
+    def gone(self, slot: int, incarnation: int) -> None:
+        """A worker has ended: no one waits for what it asked."""
+        question, answer = self._waiting.get(slot, (None, None))
+        if question is not None and answer is not None and question.incarnation <= incarnation:
+            self._answer(question, answer, StepPermit(0))
+
     def close(self) -> None:
         """The run ends: no more steps are made, and what workers have in hand is wanted."""
         self._is_closed = True

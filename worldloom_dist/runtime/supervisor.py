@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from worldloom.core.backoff import Backoff
 from worldloom.core.error_text import last_line
-from worldloom.core.exceptions import EnvFailureError, TrainingError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, TrainingError
 from worldloom_dist.interfaces import Process, Stoppable
 from worldloom_dist.rpc.actor_client import submit
 from worldloom_dist.runtime.deadlines import DEADLINES
@@ -277,6 +277,10 @@ class Supervisor:
         """Start its process, or try again soon while the name of the dead one is taken."""
         try:
             role.handle = role.start(role.incarnation)
+        except ConfigurationError as error:
+            if role.has_been_up:
+                raise TrainingError(f"{role.name} cannot be started again: {error}") from error
+            raise
         except ValueError:  # the name of the dead actor is not free yet
             role.start_at = time.monotonic() + 0.1
             return

@@ -75,6 +75,20 @@ def test_newest_skips_a_corrupt_checkpoint_with_a_warning(tmp_path, caplog):
     assert "step-000000000003" in caplog.text
 
 
+def test_a_damaged_checkpoint_of_a_later_step_takes_no_place_from_a_whole_one(tmp_path):
+    """A run went on from an older one than its newest, which is damaged, and keeps one."""
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(5, {"step": 5})
+    (tmp_path / "step-000000000005" / "tree.json").write_text("{}")
+    store.save(3, {"step": 3})
+    assert store.newest()[1]["step"] == 3
+    store.save(4, {"step": 4})
+    assert store.newest()[1]["step"] == 4
+    store.save(5, {"step": 5})
+    assert [f.name for f in store.folders()] == ["step-000000000005"]
+    assert store.newest()[1]["step"] == 5
+
+
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(1, {"step": 1})

@@ -232,6 +232,7 @@ def test_policy_that_diverged_is_named_and_not_blamed_on_the_env() -> None:
         TrainingError, match=r"policy of version 1.3 gave an action 'action' that is not finite"
     ):
         worker.step()
+    assert worker.checkpoint(), "a run that fails by it keeps its envs as they are"
 
 
 def test_env_in_quarantine_is_listed_and_the_others_go_on() -> None:

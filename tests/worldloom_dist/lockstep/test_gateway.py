@@ -1,5 +1,6 @@
 """A lock-step run with a gateway: clients' rows are stored, trained and found again."""
 
+import contextlib
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.worldloom_client.test_session import play
 from tests.worldloom_dist.small_runs import SMALL, start
 from worldloom.data.codec import decode_rows
 from worldloom_client import UnavailableError, connect
+from worldloom_dist.replay.direct import DirectReplay
 from worldloom_dist.run.checks import without_effect
 from worldloom_dist.run.cli import UsageError, parse
 from worldloom_dist.run.folder import RunFolder
@@ -29,6 +31,37 @@ def drive_in_thread(port, steps, **settings):
     thread = threading.Thread(target=work)
     thread.start()
     return thread, found
+
+
+def test_a_disk_that_fails_for_one_client_does_not_end_the_run(tmp_path, monkeypatch) -> None:
+    port = free_port()
+    words = ["--env", "toy:counting", "--workers", "0", "--env-steps", "60"]
+    run = start(tmp_path, *words, "--gateway-port", str(port))
+    original = DirectReplay.append
+    failures = [OSError(28, "No space left on device")]
+
+    def append(self, *args):
+        if failures:
+            raise failures.pop()
+        return original(self, *args)
+
+    monkeypatch.setattr(DirectReplay, "append", append)
+
+    def client() -> None:
+        with contextlib.suppress(UnavailableError), connect(f"127.0.0.1:{port}") as session:
+            play(session, 100_000)  # until the run ends
+
+    thread = threading.Thread(target=client)
+    begin = run.runtime.start
+
+    def start_and_drive() -> None:
+        begin()
+        thread.start()
+
+    run.runtime.start = start_and_drive
+    assert run.run() == "completed"
+    thread.join(60)
+    assert not failures
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -13,6 +13,7 @@ from worldloom.core.sequence import NO_POLICY, StreamId
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom.data.codec import make_chunk
 from worldloom_dist.ports import SampleRequest
+from worldloom_dist.replay.journal import Journal
 from worldloom_dist.replay.shard import ReplayShard
 
 COLUMNS = EnvSpec(
@@ -135,6 +136,71 @@ def test_a_failed_sync_acknowledges_nothing_and_the_shard_asks_to_be_opened_anew
     again.append(counting_chunk(0, 1))  # it had reached the file, or it is stored now
     assert again.append(counting_chunk(0, 2))
     assert again.row_counters().inserted == 3 * ROWS
+
+
+def test_who_waits_for_a_sync_that_fails_is_not_acknowledged_by_the_next_one(tmp_path, monkeypatch):
+    """The kernel tells a failed write once; the next fsync of the same file succeeds."""
+    journal = Journal(tmp_path, fsync=True)
+    assert not list(journal.read())
+    journal.rotate(b"head")
+    begun, may_fail = threading.Event(), threading.Event()
+    told = []
+
+    def fails_once(file):
+        if not told:
+            told.append(file)
+            begun.set()
+            assert may_fail.wait(10)
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    results = []
+    both_appended = threading.Event()
+
+    def write():
+        journal.append(2, [b"row"])
+        if begun.is_set():
+            both_appended.set()
+        try:
+            journal.sync()
+        except StateError as error:
+            results.append(str(error))
+        else:
+            results.append("acknowledged")
+
+    first = threading.Thread(target=write)
+    first.start()
+    assert begun.wait(10)
+    second = threading.Thread(target=write)
+    second.start()
+    assert both_appended.wait(10)
+    may_fail.set()
+    first.join(10)
+    second.join(10)
+    assert len(results) == 2
+    assert all("Input/output error" in text for text in results)
+
+
+def test_a_segment_that_cannot_be_opened_leaves_no_foreign_file_open(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    assert not list(journal.read())
+    journal.rotate(b"head")
+    real = os.open
+
+    def full(path, *args):
+        if str(path).endswith("00000001.wal"):
+            raise OSError(24, "Too many open files")
+        return real(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(StateError, match="Too many open files"):
+            journal.rotate(b"head")
+    with pytest.raises(StateError, match="Too many open files"):
+        journal.append(2, [b"row"])
+    other = real(tmp_path / "other", os.O_CREAT | os.O_WRONLY)
+    journal.close()
+    os.close(other)  # which is still ours
 
 
 def test_books_that_do_not_add_up_stop_a_checkpoint(tmp_path):

@@ -127,7 +127,7 @@ def test_what_is_being_stored_belongs_to_the_last_word_and_nothing_comes_after_i
         counters = await finalizing
         assert await storing
         assert coordinator.agent_steps == counters.agent_steps == 8
-        assert (Coordinator.give_back, (0, 8)) in coordinator.told, (
+        assert (Coordinator.give_back, (0, 8, (0, 0))) in coordinator.told, (
             "what was permitted to the chunk that was refused"
         )
 

@@ -223,3 +223,75 @@ def test_a_run_that_goes_on_with_another_ratio_is_forgiven_once_what_lies_outsid
     assert asyncio.run(story(None)) == (slack, slack)
     owed = asyncio.run(story("0"))
     assert owed[0] == owed[1] > 100 * slack
+
+
+def test_a_worker_that_is_gone_for_good_leaves_no_steps_in_hand():
+    """It asked just before it died, and its question still waits; it has no successor."""
+    plan = plan_of("--env-steps", "1000000")
+
+    async def story() -> None:
+        coordinator = await prefilled(plan)
+        room = coordinator.coordinator.limiter.room()
+        assert (await coordinator.permit_steps(question(0, 1, least=room))).steps == room
+        asked = question(1, 1, made=5, in_chunks=5, least=2)
+        waiting = asyncio.ensure_future(coordinator.permit_steps(asked))
+        await turns()
+        assert not waiting.done()
+        await coordinator.worker_down(1, 1)
+        assert await waiting == StepPermit(0)
+        assert (await coordinator.counts())["steps_in_hand"] == room
+        late = asyncio.ensure_future(coordinator.permit_steps(asked._replace(number=2)))
+        await turns()
+        late.cancel()
+        assert (await coordinator.counts())["steps_in_hand"] == room, "what the dead asks is void"
+
+    asyncio.run(story())
+
+
+def test_a_coordinator_that_is_started_again_knows_who_has_ended():
+    plan = plan_of("--env-steps", "1000000")
+
+    async def story() -> None:
+        coordinator = CoordinatorRole(plan, 0, ended={1: 1})
+        await coordinator.join(0, RowCounters(), 0)
+        dead = asyncio.ensure_future(coordinator.permit_steps(question(1, 9, made=7, in_chunks=7)))
+        await turns()
+        assert not dead.done()
+        dead.cancel()
+        assert (await coordinator.counts())["steps_in_hand"] == 0
+        alive = await coordinator.permit_steps(question(1, 1)._replace(incarnation=2))
+        assert alive.steps == 64
+
+    asyncio.run(story())
+
+
+def test_a_chunk_that_comes_again_is_still_in_hand_once():
+    plan = plan_of("--env-steps", "1000000")
+
+    async def story() -> None:
+        coordinator = CoordinatorRole(plan, 0)
+        await coordinator.join(0, RowCounters(), 0)
+        assert (await coordinator.permit_steps(question(0, 1))).steps == 64
+        for number in (1, 2):  # the line broke before the answer was read
+            assert await coordinator.admit(InsertQuestion(0, "session", number, [40], [(0, 1)]))
+        await coordinator.give_back(0, 40, (0, 1))
+        counts = await coordinator.counts()
+        assert (counts["steps_in_hand"], counts["agent_steps"]) == (24, 40)
+
+    asyncio.run(story())
+
+
+def test_a_learner_that_says_twice_where_it_begins_has_lost_its_updates_once():
+    plan = plan_of("--env-steps", "1000000")
+    batch = plan.limits.batch_positions
+
+    async def story() -> None:
+        coordinator = CoordinatorRole(plan, 10 * batch)
+        await coordinator.join(0, RowCounters(agent_steps=1000), 10)
+        for _ in range(2):
+            await coordinator.rebase_positions(8 * batch, 11 * batch, 2)
+        assert (await coordinator.counts())["updates_lost"] == 3
+        await coordinator.rebase_positions(8 * batch, 9 * batch, 3)
+        assert (await coordinator.counts())["updates_lost"] == 4
+
+    asyncio.run(story())

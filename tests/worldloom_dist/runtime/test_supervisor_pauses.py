@@ -5,7 +5,7 @@ import pytest
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from worldloom.core.exceptions import EnvFailureError
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError, TrainingError
 from worldloom_dist.runtime import supervisor as module
 from worldloom_dist.runtime.supervisor import (
     MAX_QUICK_ENV_LOSSES,
@@ -153,3 +153,28 @@ def test_a_role_that_reads_its_journal_for_long_lives_and_one_that_fails_after_i
         supervisor.died(role, "it raised CheckpointError: its journal is damaged")
         assert role.is_given_up == (failures > MAX_VAIN_STARTS)
         clock.pass_for(supervisor, role, 200)
+
+
+def test_a_role_that_cannot_be_placed_says_so_and_is_not_tried_for_ever() -> None:
+    def start(_: int) -> None:
+        raise ConfigurationError("learners: 2 ranks need a GPU each, and the cluster has 1")
+
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = role_of()
+    role.start = start
+    with pytest.raises(ConfigurationError, match="need a GPU each"):
+        supervisor.start_role(role)
+    role.has_been_up = True  # the run has data by now: it failed, and was not started wrongly
+    with pytest.raises(TrainingError, match=r"worker-0 cannot be started again: learners: 2 ranks"):
+        supervisor.start_role(role)
+
+
+def test_a_name_that_is_not_free_yet_is_tried_again() -> None:
+    def start(_: int) -> None:
+        raise ValueError("Actor with name 'worker-0' already exists")
+
+    supervisor = Supervisor(max_restarts=20, window_s=600.0)
+    role = role_of()
+    role.start = start
+    supervisor.start_role(role)
+    assert role.start_at > time.monotonic()
