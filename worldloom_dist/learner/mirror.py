@@ -24,7 +24,6 @@ import math
 import mmap
 import os
 import struct
-import sys
 import time
 import zlib
 from collections.abc import Mapping
@@ -38,7 +37,7 @@ from worldloom.core.json_text import parse_json
 from worldloom.training.trees import join_tree, split_tree
 from worldloom_dist.ports import MirrorPlace
 
-__all__ = ["MirrorReader", "StateMirror", "has_shared_memory"]
+__all__ = ["MirrorReader", "StateMirror"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +51,6 @@ SLOT = struct.Struct("<QQQQQ")
 """Sequence number, bytes of the text, bytes of all, checksum of the text, sum of the tensors."""
 SLOTS = 2
 WORD = 2**64
-
-
-def has_shared_memory() -> bool:
-    """True where memory can be shared through a descriptor."""
-    return hasattr(os, "memfd_create") and sys.platform.startswith("linux")
 
 
 class Trained(Protocol):

@@ -4,6 +4,7 @@ on where that was when it is killed. Decided before anything is started; needs n
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,8 @@ def keep_standby(config: RunConfig, others_bytes: float = 0) -> tuple[bool, str]
     reason = config.standby_obstacle
     if not reason and config.learner.device == "auto" and has_gpu_driver():
         reason = "a second learner would take a part of the GPU"
+    if not reason and not hasattr(os, "memfd_create"):
+        reason = "this system shares no memory without a name"
     if reason or wanted != "auto":
         return not reason and wanted == "on", reason or f"--learner.standby {wanted}"
     left = memory_left() - others_bytes

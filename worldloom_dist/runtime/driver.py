@@ -4,8 +4,8 @@ order.
 The driver is the control plane only; no row, batch or weight passes through it. When to evaluate,
 what to write and whether the run is complete is decided by :class:`worldloom_dist.run.loop.Run`.
 
-    start:  hub, coordinator, weights, shards  ->  learner, inference, evaluator  ->  workers in
-    waves
+    start:  learner, coordinator, shards, weights, hub, inference, workers in waves
+            -> (first update) evaluator -> (all workers) standby
     end:    workers (flush) -> learner (last version, checkpoint)
             -> last evaluation, of just those weights -> summary -> the rest
 """
@@ -182,7 +182,17 @@ class RayRuntime:
         where = (config.metrics_host, self._port, secret, self._folder.path)
         otlp = otlp_variables() if config.otel else None
         hub = (plan.run_id, facts, build_facts(), *where, otlp)
-        add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
+        ranks = LearnerPlaces(plan.config, self._folder)
+        for rank in range(plan.config.learners):
+            make = partial(_start_learner, place, ranks, plan, self._folder, self._standby, rank)
+            add(
+                "learner",
+                rank,
+                Learner.run,
+                make,
+                ping_timeout_s=DEADLINES.ping_learner_s,
+                group="learners",
+            )
         add(
             "coordinator",
             0,
@@ -201,27 +211,17 @@ class RayRuntime:
             ),
             on_down=self._coordinator.forget,  # or a notice would go to the dead one
         )
+        for index in range(plan.config.replay.shards):
+            make = partial(_start_shard, place, plan, index, self._folder)
+            tell = partial(self._coordinator.notify, Coordinator.shard_down, index)
+            add("shard", index, Shard.run_forever, make, on_down=tell)
         add(
             "weights",
             0,
             WeightStore.run_forever,
             lambda _: _start(place, WeightStoreRole, "weights", 0),
         )
-        for index in range(plan.config.replay.shards):
-            make = partial(_start_shard, place, plan, index, self._folder)
-            tell = partial(self._coordinator.notify, Coordinator.shard_down, index)
-            add("shard", index, Shard.run_forever, make, on_down=tell)
-        ranks = LearnerPlaces(plan.config, self._folder)
-        for rank in range(plan.config.learners):
-            make = partial(_start_learner, place, ranks, plan, self._folder, self._standby, rank)
-            add(
-                "learner",
-                rank,
-                Learner.run,
-                make,
-                ping_timeout_s=DEADLINES.ping_learner_s,
-                group="learners",
-            )
+        add("hub", 0, Hub.run_forever, lambda _: _start(place, HubRole, "hub", 0, *hub, threads=8))
         if plan.measured_inference is None:
             self._place_inference()  # the learner starts meanwhile
         plan = self._plan
@@ -282,9 +282,11 @@ class RayRuntime:
         if self._watch is not None and self._watch.sentence:
             raise TrainingError(self._why_servers(self._watch.sentence))
         self.supervisor.poll(POLL_S)
+        has_trained = bool(self._learner_status().get("train_steps", 0))
+        self.worker_pool.leaves_core = not has_trained or self.owes_update
         self.worker_pool.look()
         self._standby.look(has_room=self.worker_pool.is_complete)
-        if self._learner_status().get("train_steps", 0):
+        if has_trained:
             self._start_evaluator()
         return self._look_due.is_due()
 
@@ -315,7 +317,8 @@ class RayRuntime:
         Raises:
             TrainingError: If the learner wrote no last checkpoint.
         """
-        self._start_evaluator()
+        if self._report.counts.train_steps:
+            self._start_evaluator()
         self.end_inserts(DEADLINES.stop_workers_s)
         if not self._end_training(DEADLINES.stop_learner_s):
             raise TrainingError(

@@ -98,9 +98,11 @@ class LearnerRole:
 
     def stand_by(self) -> dict[str, Any]:
         """Build everything and wait behind another learner, until it is to take over."""
-        self._build()
-        self._status["state"] = "standby"
-        self._is_built.set()
+        try:
+            self._build()
+            self._status["state"] = "standby"
+        finally:
+            self._is_built.set()
         reporter = Reporter("standby")
         while not self._is_wanted.wait(FLUSH_EVERY_S):
             reporter.emit()
@@ -200,7 +202,8 @@ class LearnerRole:
     def _await_build(self) -> None:
         """Be what :meth:`take_over` says, with what :meth:`stand_by` builds in another thread."""
         is_told = self._is_wanted.wait(DEADLINES.take_over_s)
-        if not is_told or not self._is_built.wait(DEADLINES.start_s):
+        is_built = self._is_built.wait(DEADLINES.start_s) and self._status["state"] == "standby"
+        if not is_told or not is_built:
             raise StateError("a standby that is to take over was not told so, or was not built")
         self._learner.incarnation = self._incarnation
 
@@ -237,7 +240,7 @@ class LearnerRole:
         self._meeting = address
 
     def _restore(self) -> None:
-        from worldloom_dist.learner.mirror import StateMirror, has_shared_memory
+        from worldloom_dist.learner.mirror import StateMirror
 
         saved = None
         if self._rank == 0:  # before any rank asks for rows
@@ -250,12 +253,15 @@ class LearnerRole:
                 self._followed.trained if self._followed is not None else None,
                 self._incarnation,
             )
+        if self._followed is not None:
+            self._followed.close()
+            self._followed = None
         saved = self._group.broadcast(saved)
         if saved is not None:
             self._learner.load_state_dict(saved)
         else:
             begin_with(self._plan, self._learner.agent)
-        if self._plan.standby[0] and has_shared_memory():
+        if self._plan.standby[0]:
             self._mirror = StateMirror(mirror_limit())
         has_trained = self._learner.train_steps >= max(1, self._plan.spec.pretrain_updates)
         if self._rank == 0 and (has_trained or not self._plan.spec.random_prefill):

@@ -46,15 +46,23 @@ def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: in
     return max(1, min_live, round(workers * cpus / cpus_at_start))
 
 
-def wave_size(most: int, cpus: float) -> int:
-    """Workers that start at the same time: each takes a core for a second or more, and one core is
-    left to the learner, whose first update would wait for all of them otherwise.
+def wave_size(most: int, cpus: float, *, leaves_core: bool) -> int:
+    """Workers that start at the same time: each takes a core for a second or more.
+
+    Args:
+        most: What the user allows (``actors.start_wave``).
+        cpus: Cores of the cluster.
+        leaves_core: True until the learner has made an update, and while it owes some: it would
+            have to share its core. Else the cores are kept busy.
 
     Example:
-        >>> [wave_size(8, cpus) for cpus in (0.0, 1.0, 2.0, 4.0, 64.0)]
+        >>> [wave_size(8, cpus, leaves_core=True) for cpus in (0.0, 1.0, 2.0, 4.0, 64.0)]
         [1, 1, 1, 3, 8]
+        >>> [wave_size(8, cpus, leaves_core=False) for cpus in (0.0, 1.0, 2.0, 4.0, 64.0)]
+        [1, 2, 4, 8, 8]
     """
-    return max(1, min(most, int(cpus) - 1))
+    room = int(cpus) - 1 if leaves_core else 2 * int(cpus)
+    return max(1, min(most, room))
 
 
 class WorkerPool:
@@ -73,6 +81,7 @@ class WorkerPool:
     Attributes:
         plan: What workers are started with.
         wanted: How many there should be.
+        leaves_core: True while workers that start must not take the learner's core.
         options: Ray's options for the worker of a slot.
     """
 
@@ -101,6 +110,7 @@ class WorkerPool:
         self._look = Interval(CLUSTER_EVERY_S)
         self._next_life: dict[int, int] = {}
         self.wanted = plan.num_workers
+        self.leaves_core = True
         self.options: Callable[[int], Mapping[str, Any]] = lambda _: {"num_cpus": CPUS_PER_ROLE}
 
     @property
@@ -115,8 +125,9 @@ class WorkerPool:
 
     @property
     def is_complete(self) -> bool:
-        """True when every wanted worker is up or given up."""
-        return sum(role.is_up or role.is_given_up for role in self.workers) >= self.wanted
+        """True when every wanted worker has been up or is given up."""
+        ended = (role.has_been_up or role.is_given_up for role in self.workers)
+        return sum(ended) >= self.wanted
 
     @property
     def quarantined(self) -> dict[str, str]:
@@ -139,7 +150,8 @@ class WorkerPool:
             self._follow_cluster()
         workers = self.workers
         starting = sum(not (role.is_up or role.is_given_up) for role in workers)
-        wave = wave_size(self.plan.config.actors.start_wave, self._cluster_cpus())
+        most = self.plan.config.actors.start_wave
+        wave = wave_size(most, self._cluster_cpus(), leaves_core=self.leaves_core)
         room = max(0, wave - starting)
         for slot in self._free_slots()[: min(room, self.wanted - len(workers))]:
             self._add(slot)

@@ -49,6 +49,11 @@ def test_where_there_can_be_none_it_is_refused_and_auto_says_why(words, why):
     assert why in reason
 
 
+def test_a_system_without_such_memory_has_none(monkeypatch):
+    monkeypatch.delattr(module.os, "memfd_create")
+    assert keep_standby(parse([*BASE, "on"]))[0] is False
+
+
 def test_a_local_run_has_none():
     assert not keep_standby(parse([*BASE, "on", "--runtime", "local"]))[0]
 

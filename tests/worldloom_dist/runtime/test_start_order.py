@@ -40,6 +40,7 @@ class FakeSupervisor:
 
     def up(self, name: str, **status: object) -> None:
         self.roles[name].ready_at = 1.0
+        self.roles[name].has_been_up = True
         self.roles[name].status = status
 
 
@@ -55,7 +56,14 @@ def runtime(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     report = Report(plan, folder, {})
-    yield RayRuntime(plan, folder, report, port=0)
+    found = RayRuntime(plan, folder, report, port=0)
+    yield SimpleNamespace(
+        start=found.start,
+        work=found.work,
+        supervisor=found.supervisor,
+        worker_pool=found.worker_pool,
+        report=report,
+    )
     report.close()
 
 
@@ -64,14 +72,19 @@ def test_workers_come_one_after_the_other_the_evaluator_after_an_update_the_stan
 ):
     supervisor = runtime.supervisor
     runtime.start()
-    first = ["hub-0", "coordinator-0", "weights-0", "shard-0", "learner-0"]
+    first = ["learner-0", "coordinator-0", "shard-0", "weights-0", "hub-0"]
     assert [*supervisor.roles] == [*first, "worker-0"]
     supervisor.up("learner-0", state="training", train_steps=0)
     supervisor.up("worker-0")
     runtime.work()
     assert [*supervisor.roles] == [*first, "worker-0", "worker-1"]
+    assert runtime.worker_pool.leaves_core, "its first update waits for no worker"
     supervisor.up("learner-0", state="training", train_steps=3)
     runtime.work()
+    assert not runtime.worker_pool.leaves_core, "a learner that waits for rows needs none"
+    runtime.report.counts = replace(runtime.report.counts, debt=1e6)
+    runtime.work()
+    assert runtime.worker_pool.leaves_core, "it owes updates"
     assert [*supervisor.roles][7:] == ["evaluator-0"], "a worker still comes up"
     supervisor.up("worker-1")
     runtime.work()

@@ -38,6 +38,7 @@ class FakeSupervisor:
     def all_up(self) -> None:
         for role in self.roles.values():
             role.ready_at = 1.0
+            role.has_been_up = True
 
 
 class Cluster:
@@ -91,7 +92,16 @@ def test_workers_that_start_leave_a_core_to_the_learner(cluster: Cluster) -> Non
         assert len(supervisor.roles) == started
         assert not worker_pool.is_complete
         supervisor.all_up()
-    assert worker_pool.is_complete
+    supervisor.roles["worker-0"].ready_at = None
+    assert worker_pool.is_complete, "one that is started again holds up nothing"
+
+
+def test_cores_that_the_learner_does_not_need_start_workers(cluster: Cluster) -> None:
+    cluster.cpus = 2.0
+    worker_pool, supervisor, _ = fleet_of(cluster, start_wave=3)
+    worker_pool.leaves_core = False
+    worker_pool.look()
+    assert len(supervisor.roles) == 3, "never more than the user allows"
 
 
 def test_elastic_fleet_follows_the_cluster_and_never_repeats_a_stream(cluster: Cluster) -> None:
@@ -100,6 +110,7 @@ def test_elastic_fleet_follows_the_cluster_and_never_repeats_a_stream(cluster: C
         cluster.cpus = cpus
         for role in supervisor.roles.values():
             role.status["open_rows"] = 3
+        worker_pool.leaves_core = False
         for _ in range(2):  # waves
             worker_pool.look()
             supervisor.all_up()
