@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import subprocess
 import sys
@@ -57,6 +58,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     target = find_target(options.task)
     if options.smoke:
         target = target.smaller()
+    if options.precision is not None:
+        settings = {**target.settings, "agent.precision": options.precision}
+        target = dataclasses.replace(target, settings=settings)
     seeds = parse_seeds(options.seeds)
     root = _root(options)
     outcome = Outcome(target, root, is_smoke=options.smoke)
@@ -113,6 +117,9 @@ def _root(options: argparse.Namespace) -> Path:
 def _check_same(words: Sequence[str], outcome: Outcome, seeds: Sequence[int]) -> None:
     """Refuse to go on with runs of other settings, another end among them: it was fixed before."""
     wanted = parse(words)
+    may_differ = ["seed ", "metrics_port "]
+    if wanted.agent_overrides.get("precision") == "auto":  # it was chosen when the run began
+        may_differ.append("agent.precision ")
     for seed in seeds:
         folder = outcome.folder(seed)
         if not (folder / "config.json").exists():
@@ -120,7 +127,7 @@ def _check_same(words: Sequence[str], outcome: Outcome, seeds: Sequence[int]) ->
         changes = [
             change
             for change in config_changes(read_config(folder), wanted)
-            if not change.startswith(("seed ", "metrics_port "))
+            if not change.startswith(tuple(may_differ))
         ]
         if changes:
             raise ConfigurationError(
@@ -188,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--smoke", action="store_true", help="the same path in minutes; proves nothing but the path"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "auto"],
+        help="of matrix products; auto measures which is faster here (default: the agent's own)",
     )
     parser.add_argument(
         "--peer",

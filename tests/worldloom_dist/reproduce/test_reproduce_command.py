@@ -102,6 +102,19 @@ def test_a_result_is_run_written_and_left_as_it_is(tiny, tmp_path, capfd):
     assert read(tmp_path / "out/toy-point.jsonl") == records
 
 
+def test_a_precision_that_was_chosen_is_kept(tiny, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("WORLDLOOM_CACHE_DIR", str(tmp_path / "cache"))
+    words = [tiny.name, "--output", str(tmp_path / "out")]
+    assert main([*words, "--precision", "bfloat16"]) == 0
+    capfd.readouterr()
+    assert main([*words, "--precision", "auto"]) == 0
+    assert "complete already" in capfd.readouterr().out
+    (run,) = [r for r in read(tmp_path / "out/toy-point.jsonl") if r["kind"] == "run"]
+    assert run["precision"] == "bfloat16"
+    assert main([*words, "--precision", "float32"]) == 2
+    assert "agent.precision bfloat16 -> float32" in capfd.readouterr().err
+
+
 def test_a_folder_with_another_end_is_refused(tiny, tmp_path, capfd):
     folder = tmp_path / "out/toy-point-seed1"
     folder.mkdir(parents=True)
