@@ -293,8 +293,7 @@ class SeedRuns:
         self._say(f"plot     {program()} plot {folders}")
         self._say(f"compare  {program()} plot --table {folders}")
         if is_stopped or any(run.status for run in self._runs):
-            goes_on = self._config.if_exists == "resume"
-            self._say(f"go on    the same command{'' if goes_on else ' with --if-exists resume'}")
+            self._say("go on    the same command with --if-exists resume")
 
     def _folder_of(self, seed: int) -> Path:
         return self._root.with_name(f"{self._root.name}-seed{seed}")
