@@ -39,6 +39,8 @@ ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
+WITHOUT_SCREEN = {"MUJOCO_GL": "egl"}
+"""Unless the user says how envs render: DreamerV3's do so from state, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def _dreamerv3_command(target: Target, seed: int, checkout: Path, folder: Path) 
         "run.train_ratio": made.train_ratio,
         "run.envs": made.num_envs,
         "run.report_every": 10**9,
+        "run.save_every": 120,
         "jax.platform": "cpu",
         "logger.outputs": "jsonl",
     }
@@ -108,11 +111,15 @@ def _dreamerv3_command(target: Target, seed: int, checkout: Path, folder: Path) 
 
 
 def _dreamerv3_records(folder: Path) -> list[dict[str, Any]]:
-    """Their ``scores.jsonl``: env steps and score of every finished training episode."""
-    found = []
+    """Their ``scores.jsonl``: env steps and score of every finished training episode. Where a run
+    went back to its checkpoint, what it had told beyond that is left out: it was played again.
+    """
+    found: list[dict[str, Any]] = []
     for line in _json_lines(folder / "logdir/scores.jsonl"):
         if "episode/score" in line:
             record = {"kind": "episode", "env_steps": int(line["step"]), "ended": "last"}
+            while found and found[-1]["env_steps"] >= record["env_steps"]:
+                found.pop()
             found.append({**record, "return": float(line["episode/score"])})
     return found
 
@@ -178,7 +185,7 @@ class Peer:
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, **ONE_THREAD},
+                env={**WITHOUT_SCREEN, **os.environ, **ONE_THREAD},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C reaches it once, through us

@@ -121,6 +121,21 @@ def test_packages_that_are_missing_are_named(checkout, monkeypatch):
         find_peer(TARGET, checkout, checkout / "nothing")
 
 
+def test_scores_that_dreamerv3_plays_again_count_once(tmp_path):
+    lines = [(1002, 1.0), (2002, 2.0), (3002, 3.0), (2004, 20.0), (3004, 30.0)]
+    (tmp_path / "logdir").mkdir()
+    text = "".join(f'{{"step": {step}, "episode/score": {score}}}\n' for step, score in lines)
+    (tmp_path / "logdir/scores.jsonl").write_text(text + '{"step": 4, "fps": 1}\n{"step": 40')
+    found = peers.KINDS["dreamerv3"].read(tmp_path)
+    assert [(r["env_steps"], r["return"]) for r in found] == [
+        (1002, 1.0),
+        (2002, 2.0),
+        (2004, 20.0),
+        (3004, 30.0),
+    ]
+    assert all(r["kind"] == "episode" and r["ended"] == "last" for r in found)
+
+
 def test_dreamerv3_s_line_has_the_settings_of_the_target(tmp_path):
     target = TARGETS["dreamerv3/walker-stand-pixels"]
     words = peers.KINDS["dreamerv3"].command(target, 3, tmp_path, tmp_path / "out")
