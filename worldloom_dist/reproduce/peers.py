@@ -51,6 +51,7 @@ class _Kind:
         home: Where it comes from.
         files: What a checkout of it has.
         packages: What its Python must have; a version behind ``==`` is the beginning of its own.
+        precision: In which it makes its products.
         command: Of a target, a seed, the checkout and the folder -> what follows the Python.
         read: Of the folder -> its episodes and evaluations.
     """
@@ -58,6 +59,7 @@ class _Kind:
     home: str
     files: tuple[str, ...]
     packages: tuple[str, ...]
+    precision: str
     command: Callable[[Target, int, Path, Path], list[str]]
     read: Callable[[Path], list[dict[str, Any]]]
 
@@ -129,6 +131,7 @@ KINDS: Mapping[str, _Kind] = {
         "github.com/nicklashansen/tdmpc2",
         ("tdmpc2/tdmpc2.py", "tdmpc2/config.yaml", "tdmpc2/trainer/online_trainer.py"),
         ("torch", "tensordict==0.8", "torchrl==0.8", "gymnasium==0.29", "dm-control", "termcolor"),
+        "float32",
         _tdmpc2_command,
         _tdmpc2_records,
     ),
@@ -136,6 +139,7 @@ KINDS: Mapping[str, _Kind] = {
         "github.com/danijar/dreamerv3",
         ("dreamerv3/main.py", "dreamerv3/configs.yaml", "embodied/envs/dmc.py"),
         ("jax", "ninjax", "optax", "elements", "portal", "ruamel.yaml", "dm-control"),
+        "bfloat16",
         _dreamerv3_command,
         _dreamerv3_records,
     ),
@@ -213,11 +217,13 @@ class Peer:
     def _facts(self, seed: int, folder: Path, command: list[str]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / RUN
+        commit = git_commit(self.checkout, is_ours=False)
         shown = [word.replace(str(folder), ".") for word in command[1:]]
         facts: dict[str, Any] = {
-            "agent": f"{self._kind.home} at {git_commit(self.checkout) or 'an unknown commit'}",
+            "agent": f"{self._kind.home} at {commit or 'an unknown commit'}",
             "env": self.target.task,
             "seed": seed,
+            "precision": self._kind.precision,
             "command": shown,
             "machine": {"cpu": cpu_name(), "threads": 1, "cores": 1},
             "status": "starting",

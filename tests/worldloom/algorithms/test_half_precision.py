@@ -85,7 +85,7 @@ class WeightCasts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         wanted = (kwargs or {}).get("dtype")
-        if func._overloadpacket is torch.ops.aten._to_copy and wanted is torch.bfloat16:
+        if func.name() == "aten::_to_copy" and wanted is torch.bfloat16:
             place = (args[0].data_ptr(), tuple(args[0].shape))
             if self.known.get(place[0]) == place[1]:
                 self.casts[place] += 1

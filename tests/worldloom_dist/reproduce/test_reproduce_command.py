@@ -62,6 +62,15 @@ def test_a_wrong_line_is_one_sentence(words, sentence, capsys, tmp_path, monkeyp
     assert not any(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence(capfd, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert main(["tdmpc2/cup-catch", "--output", str(tmp_path / "file/below")]) == 2
+    out, error = capfd.readouterr()
+    assert not out
+    assert "cannot be made" in error
+    assert error.count("\n") == 1
+
+
 def test_a_missing_plot_package_is_said_before_anything_runs(capsys, tmp_path, monkeypatch):
     def missing(path, **_):
         raise MissingDependencyError("a plot", "matplotlib", "viz")
