@@ -5,18 +5,22 @@ how close to the peak.
     python benchmarks/dreamerv3.py --store act img       # some cases, stored beside the others
     python benchmarks/dreamerv3.py update vec size1m     # one case, printed only
     python benchmarks/dreamerv3.py act img size1m
+    python benchmarks/dreamerv3.py --precision bfloat16 --store update  # stored as "... bfloat16"
 
-Cases as in the published comparisons: batch 16 x 64 (+1 context row), imagination 15, float32,
-random data; ``vec`` is 24 numbers and 6 continuous actions, ``img`` is 64x64x3 and 6 discrete ones.
+Cases as in the published comparisons: batch 16 x 64 (+1 context row), imagination 15, float32
+(or ``--precision bfloat16``), random data; ``vec`` is 24 numbers and 6 continuous actions, ``img``
+is 64x64x3 and 6 discrete ones.
 Each case runs in a process of its own, so that the peak of resident memory is its own. ``cpu_ms``
 is the CPU time of the process, which other work on the machine disturbs least; ``wall_ms`` means
 something on a quiet machine only (``load`` says how quiet it was). ``fraction_of_peak`` compares
-the multiply-adds of an update with a 1024-cubed float32 matrix product on the same thread.
+the multiply-adds of an update with a 1024-cubed matrix product in the case's precision on the same
+thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -36,7 +40,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldloom.algorithms.dreamerv3.agent import DreamerV3Agent, make_agent, make_policy
-from worldloom.algorithms.dreamerv3.spec import PRESETS
+from worldloom.algorithms.dreamerv3.spec import PRESETS, DreamerV3AgentConfig
+from worldloom.core.cpu import cpu_name
 from worldloom.core.sequence import SequenceBatch
 from worldloom.core.specs import ArraySpec, EnvSpec
 from worldloom_dist.runtime.allocator import keep_freed_memory
@@ -125,10 +130,10 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": round(min(values), 2), "median": round(statistics.median(values), 2)}
 
 
-def peak_flops() -> float:
+def peak_flops(precision: str) -> float:
     """Floating-point operations per CPU second of a large matrix product."""
-    a = torch.randn(1024, 1024)
-    b = torch.randn(1024, 1024)
+    a = torch.randn(1024, 1024).to(getattr(torch, precision))
+    b = torch.randn(1024, 1024).to(getattr(torch, precision))
     _, cpu = timed(lambda: a @ b, 8)
     return 2 * 1024**3 / (min(cpu) / 1e3)
 
@@ -169,10 +174,15 @@ def phases(agent: DreamerV3Agent, batch: SequenceBatch) -> dict[str, float]:
     return {phase: round(value, 1) for phase, value in spent.items()}
 
 
-def update_case(kind: str, size: str) -> dict[str, Any]:
+def settings_of(size: str, precision: str) -> DreamerV3AgentConfig:
+    """A preset that computes in a precision."""
+    return dataclasses.replace(PRESETS[size](), precision=precision)
+
+
+def update_case(kind: str, size: str, precision: str) -> dict[str, Any]:
     """One preset's update."""
     env = ENVS[kind]
-    agent = make_agent(PRESETS[size](), env)
+    agent = make_agent(settings_of(size, precision), env)
     batch = random_batch(agent, env)
     agent.train_step(batch)
     wall, cpu = timed(lambda: agent.train_step(batch), UPDATES[kind, size])
@@ -180,8 +190,9 @@ def update_case(kind: str, size: str) -> dict[str, Any]:
     with FlopCounterMode(display=False) as counter:
         agent.train_step(batch)
     flops = counter.get_total_flops()
-    peak = peak_flops()
+    peak = peak_flops(precision)
     return {
+        "precision": precision,
         "parameters": sum(p.numel() for p in agent.all_networks.trained().values()),
         "wall_ms": spread(wall),
         "cpu_ms": spread(cpu),
@@ -193,11 +204,11 @@ def update_case(kind: str, size: str) -> dict[str, Any]:
     }
 
 
-def act_case(kind: str, size: str) -> dict[str, Any]:
+def act_case(kind: str, size: str, precision: str) -> dict[str, Any]:
     """One preset's decision for 1, 16 and 64 envs."""
     env = ENVS[kind]
     results = {}
-    policy = make_policy(PRESETS[size](), env)
+    policy = make_policy(settings_of(size, precision), env)
     rng = np.random.default_rng(0)
     for num_envs in ENV_COUNTS:
         obs = {name: random_array(spec, rng, num_envs) for name, spec in env.obs.items()}
@@ -213,9 +224,9 @@ def act_case(kind: str, size: str) -> dict[str, Any]:
     return results
 
 
-def run_case(name: str) -> dict[str, Any]:
+def run_case(name: str, precision: str) -> dict[str, Any]:
     """One case in a fresh process."""
-    command = [sys.executable, __file__, *name.split()]
+    command = [sys.executable, __file__, "--precision", precision, *name.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -253,17 +264,20 @@ def main() -> None:
         action="store_true",
         help="the words are the beginning of the names of cases to run and store",
     )
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory(is_training=True)  # as the learner of a run does
     if arguments.case and not arguments.store:
         task, kind, size = arguments.case
-        print(json.dumps(update_case(kind, size) if task == "update" else act_case(kind, size)))
+        run = update_case if task == "update" else act_case
+        print(json.dumps(run(kind, size, arguments.precision)))
         return
-    store([name for name in PEERS_MS if name.startswith(" ".join(arguments.case))])
+    begin = " ".join(arguments.case)
+    store([name for name in PEERS_MS if name.startswith(begin)], arguments.precision)
 
 
-def store(names: list[str]) -> None:
+def store(names: list[str], precision: str) -> None:
     """Run cases, each in its own process, and put them into the file of results."""
     path = Path(__file__).parent / "results" / "dreamerv3.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {}
@@ -271,8 +285,10 @@ def store(names: list[str]) -> None:
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     for name in names:
-        results[name] = run_case(name) | {"load": round(os.getloadavg()[0], 2), "commit": commit}
-        print(compare(name, results[name]), flush=True)
+        key = name if precision == "float32" else f"{name} {precision}"
+        load = {"load": round(os.getloadavg()[0], 2), "commit": commit}
+        results[key] = run_case(name, precision) | load
+        print(compare(name, results[key]), precision, flush=True)
     report = {
         "command": "python benchmarks/dreamerv3.py",
         "machine": {
@@ -289,15 +305,6 @@ def store(names: list[str]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {path}")
-
-
-def cpu_name() -> str:
-    """As the kernel calls it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
 
 
 if __name__ == "__main__":

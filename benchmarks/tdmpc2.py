@@ -2,6 +2,8 @@
 
     python benchmarks/tdmpc2.py --threads 1 2 --presets 1m 5m --reference ~/tdmpc2
     python benchmarks/tdmpc2.py --threads 1 --presets 1m --envs 1 --compile
+    python benchmarks/tdmpc2.py --threads 1 --presets 5m --envs 1 --precision float32 bfloat16 \
+        --out benchmarks/results/tdmpc2_bf16.json
 
 Prints a table and writes JSON to ``benchmarks/results/``. Every number is given as wall and as CPU
 time, because only the latter means something on a loaded machine. With ``--reference`` (a checkout
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import platform
 import re
@@ -83,11 +86,9 @@ def measure(
     }
 
 
-def peak_flops() -> float:
-    """Floating-point operations per CPU second of a large float32 matrix product on the threads in
-    use.
-    """
-    a = torch.randn(2048, 2048)
+def peak_flops(precision: str) -> float:
+    """Floating-point operations per CPU second of a large matrix product on the threads in use."""
+    a = torch.randn(2048, 2048).to(getattr(torch, precision))
     result = measure({"product": lambda: a @ a}, 5)
     return 2 * 2048**3 / (result["product"]["cpu_ms_min"] / 1e3)
 
@@ -104,9 +105,12 @@ def random_batch(rng: np.random.Generator, size: int, rows: int) -> SequenceBatc
     return SequenceBatch.from_columns(columns | flags).map(torch.tensor)
 
 
-def ours(preset: str, envs: list[int], device: str) -> dict[str, Callable[[], object]]:
+def ours(
+    preset: str, envs: list[int], device: str, precision: str
+) -> dict[str, Callable[[], object]]:
     """Calls to time: one update, and one ``act`` per number of envs."""
-    agent = make_agent(make_agent_config(f"tdmpc2:{preset}"), ENV, device=device)
+    config = make_agent_config(f"tdmpc2:{preset}", {"precision": precision})
+    agent = make_agent(config, ENV, device=device)
     rng = np.random.default_rng(0)
     sampling = agent.spec.sampling
     batch = random_batch(rng, sampling.batch_size, sampling.window_rows)
@@ -243,9 +247,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     entries = []
     for threads in options.threads:
         torch.set_num_threads(threads)
-        peak = peak_flops()
-        for preset in options.presets:
-            calls = ours(preset, options.envs, options.device)
+        for preset, precision in itertools.product(options.presets, options.precision):
+            peak = peak_flops(precision)
+            calls = ours(preset, options.envs, options.device, precision)
             paired = {name: calls[name] for name in ("update", "plan_1") if name in calls}
             if options.reference and preset != "ci":
                 paired |= reference(options.reference, preset)
@@ -262,6 +266,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 times |= measure({name: calls[name]}, 2)
             entry: dict[str, Any] = {
                 "preset": preset,
+                "precision": precision,
                 "threads": threads,
                 "peak_gflop_per_cpu_s": peak / 1e9,
                 "times": times,
@@ -293,7 +298,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 def show(entry: dict[str, Any]) -> None:
     """Print one entry as a small table."""
     print(
-        f"\n{entry['preset']}, {entry['threads']} thread(s), peak "
+        f"\n{entry['preset']}, {entry['precision']}, {entry['threads']} thread(s), peak "
         f"{entry['peak_gflop_per_cpu_s']:.0f} GFLOP per CPU second"
     )
     for name, t in sorted(entry["times"].items()):
@@ -351,6 +356,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument(
         "--envs", nargs="+", type=int, default=[1, 16, 64], help="envs per planning call"
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=["float32", "bfloat16"], default=["float32"]
     )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", default="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from worldloom_dist.reproduce.outcome import Outcome
 from worldloom_dist.reproduce.peers import Peer, find_peer
 from worldloom_dist.reproduce.targets import MACHINE, TARGETS, Target, find_target, flags
 from worldloom_dist.run.cli import parse, read_config
+from worldloom_dist.run.folder import choose_folder
 from worldloom_dist.run.presets import config_changes
 from worldloom_dist.run.signals import EXIT_AGAIN, stop_on_signals
 from worldloom_dist.run.text_table import aligned
@@ -57,6 +59,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     target = find_target(options.task)
     if options.smoke:
         target = target.smaller()
+    if options.precision is not None:
+        settings = {**target.settings, "agent.precision": options.precision}
+        target = dataclasses.replace(target, settings=settings)
     seeds = parse_seeds(options.seeds)
     root = _root(options)
     outcome = Outcome(target, root, is_smoke=options.smoke)
@@ -74,7 +79,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         sys.stdout.write(line + "\n")
     if not has_ended and status in (0, EXIT_AGAIN):
         sys.stdout.write("not at its end: the same command goes on\n")
-    if options.smoke:
+    if options.smoke and has_ended:
         sys.stdout.write(SMOKE + "\n")
     return status
 
@@ -111,16 +116,21 @@ def _root(options: argparse.Namespace) -> Path:
 
 
 def _check_same(words: Sequence[str], outcome: Outcome, seeds: Sequence[int]) -> None:
-    """Refuse to go on with runs of other settings, another end among them: it was fixed before."""
+    """Refuse a folder that cannot be written, and to go on with runs of other settings, another end
+    among them: it was fixed before.
+    """
     wanted = parse(words)
+    may_differ = ["seed ", "metrics_port "]
+    if wanted.agent_overrides.get("precision") == "auto":  # it was chosen when the run began
+        may_differ.append("agent.precision ")
     for seed in seeds:
         folder = outcome.folder(seed)
-        if not (folder / "config.json").exists():
+        if not choose_folder(dataclasses.replace(wanted, run_dir=folder, if_exists="resume"))[1]:
             continue
         changes = [
             change
             for change in config_changes(read_config(folder), wanted)
-            if not change.startswith(("seed ", "metrics_port "))
+            if not change.startswith(tuple(may_differ))
         ]
         if changes:
             raise ConfigurationError(
@@ -188,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--smoke", action="store_true", help="the same path in minutes; proves nothing but the path"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "auto"],
+        help="of matrix products; auto measures which is faster here (default: the agent's own)",
     )
     parser.add_argument(
         "--peer",

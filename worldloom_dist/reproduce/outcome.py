@@ -81,7 +81,7 @@ class Outcome:
             draw(self.target, records, path, self._note(records))
         return [
             "",
-            *comparison_table(rows),
+            *(comparison_table(rows) if rows else ["nothing to compare yet"]),
             "",
             *self._said_of_runs(records),
             f"curve    {self.curve}",

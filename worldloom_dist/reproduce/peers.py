@@ -39,6 +39,8 @@ ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
+WITHOUT_SCREEN = {"MUJOCO_GL": "egl"}
+"""Unless the user says how envs render: DreamerV3's do so from state, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class _Kind:
         home: Where it comes from.
         files: What a checkout of it has.
         packages: What its Python must have; a version behind ``==`` is the beginning of its own.
+        precision: In which it makes its products.
         command: Of a target, a seed, the checkout and the folder -> what follows the Python.
         read: Of the folder -> its episodes and evaluations.
     """
@@ -56,6 +59,7 @@ class _Kind:
     home: str
     files: tuple[str, ...]
     packages: tuple[str, ...]
+    precision: str
     command: Callable[[Target, int, Path, Path], list[str]]
     read: Callable[[Path], list[dict[str, Any]]]
 
@@ -96,6 +100,7 @@ def _dreamerv3_command(target: Target, seed: int, checkout: Path, folder: Path) 
         "run.train_ratio": made.train_ratio,
         "run.envs": made.num_envs,
         "run.report_every": 10**9,
+        "run.save_every": 120,
         "jax.platform": "cpu",
         "logger.outputs": "jsonl",
     }
@@ -108,11 +113,15 @@ def _dreamerv3_command(target: Target, seed: int, checkout: Path, folder: Path) 
 
 
 def _dreamerv3_records(folder: Path) -> list[dict[str, Any]]:
-    """Their ``scores.jsonl``: env steps and score of every finished training episode."""
-    found = []
+    """Their ``scores.jsonl``: env steps and score of every finished training episode. Where a run
+    went back to its checkpoint, what it had told beyond that is left out: it was played again.
+    """
+    found: list[dict[str, Any]] = []
     for line in _json_lines(folder / "logdir/scores.jsonl"):
         if "episode/score" in line:
             record = {"kind": "episode", "env_steps": int(line["step"]), "ended": "last"}
+            while found and found[-1]["env_steps"] >= record["env_steps"]:
+                found.pop()
             found.append({**record, "return": float(line["episode/score"])})
     return found
 
@@ -122,6 +131,7 @@ KINDS: Mapping[str, _Kind] = {
         "github.com/nicklashansen/tdmpc2",
         ("tdmpc2/tdmpc2.py", "tdmpc2/config.yaml", "tdmpc2/trainer/online_trainer.py"),
         ("torch", "tensordict==0.8", "torchrl==0.8", "gymnasium==0.29", "dm-control", "termcolor"),
+        "float32",
         _tdmpc2_command,
         _tdmpc2_records,
     ),
@@ -129,6 +139,7 @@ KINDS: Mapping[str, _Kind] = {
         "github.com/danijar/dreamerv3",
         ("dreamerv3/main.py", "dreamerv3/configs.yaml", "embodied/envs/dmc.py"),
         ("jax", "ninjax", "optax", "elements", "portal", "ruamel.yaml", "dm-control"),
+        "bfloat16",
         _dreamerv3_command,
         _dreamerv3_records,
     ),
@@ -178,7 +189,7 @@ class Peer:
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, **ONE_THREAD},
+                env={**WITHOUT_SCREEN, **os.environ, **ONE_THREAD},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C reaches it once, through us
@@ -206,11 +217,13 @@ class Peer:
     def _facts(self, seed: int, folder: Path, command: list[str]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / RUN
+        commit = git_commit(self.checkout, is_ours=False)
         shown = [word.replace(str(folder), ".") for word in command[1:]]
         facts: dict[str, Any] = {
-            "agent": f"{self._kind.home} at {git_commit(self.checkout) or 'an unknown commit'}",
+            "agent": f"{self._kind.home} at {commit or 'an unknown commit'}",
             "env": self.target.task,
             "seed": seed,
+            "precision": self._kind.precision,
             "command": shown,
             "machine": {"cpu": cpu_name(), "threads": 1, "cores": 1},
             "status": "starting",

@@ -20,6 +20,7 @@ from worldloom_dist.replay.records import CHUNK, StoredChunk
 from worldloom_dist.run.cli import read_config
 from worldloom_dist.run.config import RunConfig
 from worldloom_dist.run.folder import RunFolder
+from worldloom_dist.run.machine import learner_has_gpu
 from worldloom_dist.run.view import read_records
 
 __all__ = ["run_records", "training_episodes"]
@@ -57,7 +58,7 @@ def _head(whole: RunFolder, config: RunConfig, env: str) -> dict[str, Any]:
         "agent": config.agent,
         "env": env,
         "seed": config.seed,
-        "precision": getattr(config.agent_config(), "precision", "float32"),
+        "precision": _precision(config),
         "status": summary.get("status", "starting"),
         "env_steps": summary.get("env_steps", 0),
         "hours": round(summary.get("wall_time_s", 0.0) / 3600, 3),
@@ -66,6 +67,15 @@ def _head(whole: RunFolder, config: RunConfig, env: str) -> dict[str, Any]:
         "machine": {"cpu": cpu_name(), "platform": platform.platform()},
         "versions": (whole.path / "versions.txt").read_text().split("\n"),
     }
+
+
+def _precision(config: RunConfig) -> str:
+    """In which the learner makes its products."""
+    said: str = getattr(config.agent_config(), "precision", "float32")
+    if said not in ("default", "auto"):
+        return said
+    has_gpu = learner_has_gpu(config.learner.device, is_local=config.runtime == "local")
+    return "bfloat16" if has_gpu else "float32"
 
 
 def training_episodes(

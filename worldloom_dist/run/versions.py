@@ -56,14 +56,15 @@ def versions(folder: Path = Path()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def git_commit(folder: Path = Path()) -> str:
+def git_commit(folder: Path = Path(), *, is_ours: bool = True) -> str:
     """The commit that a folder is at, with ``-dirty`` behind it where tracked files have changed
     since; empty where there is no repository, no git, or none that answers in time.
 
     Args:
         folder: By default the working directory.
+        is_ours: False for the code of others, whose commit the variable does not name.
     """
-    given = os.environ.get(COMMIT_VARIABLE, "").strip()
+    given = os.environ.get(COMMIT_VARIABLE, "").strip() if is_ours else ""
     if COMMIT.fullmatch(given):
         return given
     # without optional locks, so that a git of the user at work beside us is not disturbed

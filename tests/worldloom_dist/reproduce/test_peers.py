@@ -1,5 +1,6 @@
 """The authors' code is run as it is, goes on where it was stopped, and is read as our runs are."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
         return [tdmpc2_authors.__file__, str(checkout), str(folder), json.dumps(wanted)]
 
     kind = peers.KINDS["tdmpc2"]
-    quick = type(kind)(kind.home, kind.files, kind.packages, command, kind.read)
+    quick = dataclasses.replace(kind, command=command)
     monkeypatch.setattr(peers, "KINDS", {"tdmpc2": quick})
     peer = Peer(target=TARGET, checkout=checkout, python=sys.executable)
     folder = tmp_path / "peer"
@@ -89,6 +90,7 @@ def test_a_peer_is_run_once_and_read_as_a_run(checkout, tmp_path, monkeypatch):
     head, *records = peer.records(folder)
     assert (head["kind"], head["status"], head["seed"]) == ("run", "completed", 1)
     assert head["env_steps"] == 20
+    assert head["precision"] == "float32"
     assert [r["kind"] for r in records] == ["episode", "eval", "episode"]
     said = (folder / "log.txt").read_text()
     assert peer.run(1, folder, StopFlag())
@@ -113,12 +115,27 @@ def test_code_that_fails_says_so(checkout, tmp_path):
 def test_packages_that_are_missing_are_named(checkout, monkeypatch):
     kind = peers.KINDS["tdmpc2"]
     wanted = ("torch", "no-such-package", "gymnasium==0.1")
-    odd = type(kind)(kind.home, kind.files, wanted, kind.command, kind.read)
+    odd = dataclasses.replace(kind, packages=wanted)
     monkeypatch.setattr(peers, "KINDS", {"tdmpc2": odd})
     with pytest.raises(ConfigurationError, match=r"lacks no-such-package, gymnasium==0\.1, which"):
         find_peer(TARGET, checkout, None)
     with pytest.raises(ConfigurationError, match=r"--peer-python: .*nothing cannot be run"):
         find_peer(TARGET, checkout, checkout / "nothing")
+
+
+def test_scores_that_dreamerv3_plays_again_count_once(tmp_path):
+    lines = [(1002, 1.0), (2002, 2.0), (3002, 3.0), (2004, 20.0), (3004, 30.0)]
+    (tmp_path / "logdir").mkdir()
+    text = "".join(f'{{"step": {step}, "episode/score": {score}}}\n' for step, score in lines)
+    (tmp_path / "logdir/scores.jsonl").write_text(text + '{"step": 4, "fps": 1}\n{"step": 40')
+    found = peers.KINDS["dreamerv3"].read(tmp_path)
+    assert [(r["env_steps"], r["return"]) for r in found] == [
+        (1002, 1.0),
+        (2002, 2.0),
+        (2004, 20.0),
+        (3004, 30.0),
+    ]
+    assert all(r["kind"] == "episode" and r["ended"] == "last" for r in found)
 
 
 def test_dreamerv3_s_line_has_the_settings_of_the_target(tmp_path):

@@ -62,6 +62,15 @@ def test_a_wrong_line_is_one_sentence(words, sentence, capsys, tmp_path, monkeyp
     assert not any(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence(capfd, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert main(["tdmpc2/cup-catch", "--output", str(tmp_path / "file/below")]) == 2
+    out, error = capfd.readouterr()
+    assert not out
+    assert "cannot be made" in error
+    assert error.count("\n") == 1
+
+
 def test_a_missing_plot_package_is_said_before_anything_runs(capsys, tmp_path, monkeypatch):
     def missing(path, **_):
         raise MissingDependencyError("a plot", "matplotlib", "viz")
@@ -100,6 +109,19 @@ def test_a_result_is_run_written_and_left_as_it_is(tiny, tmp_path, capfd):
     assert "seed 1: complete already" in capfd.readouterr().out
     assert (tmp_path / "out/toy-point-seed1/command.txt").read_text() == before
     assert read(tmp_path / "out/toy-point.jsonl") == records
+
+
+def test_a_precision_that_was_chosen_is_kept(tiny, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("WORLDLOOM_CACHE_DIR", str(tmp_path / "cache"))
+    words = [tiny.name, "--output", str(tmp_path / "out")]
+    assert main([*words, "--precision", "bfloat16"]) == 0
+    capfd.readouterr()
+    assert main([*words, "--precision", "auto"]) == 0
+    assert "complete already" in capfd.readouterr().out
+    (run,) = [r for r in read(tmp_path / "out/toy-point.jsonl") if r["kind"] == "run"]
+    assert run["precision"] == "bfloat16"
+    assert main([*words, "--precision", "float32"]) == 2
+    assert "agent.precision bfloat16 -> float32" in capfd.readouterr().err
 
 
 def test_a_folder_with_another_end_is_refused(tiny, tmp_path, capfd):
