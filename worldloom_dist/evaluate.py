@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldloom.algorithms.registry import outside_module
 from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -108,7 +109,7 @@ def evaluate(
             f"env: {run_dir} was trained in {config.env.env}, and is evaluated there; "
             "leave --env out"
         )
-    check_env_code(run_dir, config.env.env, trust_env=trust_env)
+    check_env_code(run_dir, config.env.env, outside_module(config.agent), trust_env=trust_env)
     asked: dict[str, Any] = {
         "eval_episodes": episodes or config.eval_episodes or 10,
         "eval_videos": videos,
@@ -177,7 +178,7 @@ def load_policy(
     """
     check_device("device", device)
     config = read_config(run_dir)
-    check_env_code(run_dir, config.env.env, trust_env=trust_env)
+    check_env_code(run_dir, config.env.env, outside_module(config.agent), trust_env=trust_env)
     plan = resolve(without_replay(config))
     agent, _ = restore_agent(
         plan, find_checkpoint(build_store(plan, run_dir), checkpoint), device=device

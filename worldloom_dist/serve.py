@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldloom.algorithms.registry import outside_module
 from worldloom.core.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -214,10 +215,17 @@ def _prepare(served: Served) -> tuple[Plan, GatewayServer, Batcher, _ServedPolic
     access = access_of(served.gateway)
     access.check()
     config = read_config(served.run_dir)
+    is_agreed = served.trust_env
     if config.env.is_none:
         config = dataclasses.replace(config, env=recorded_env(served.run_dir, served.env))
-    is_agreed = served.trust_env or served.env is not None
-    check_env_code(served.run_dir, config.env.env, trust_env=is_agreed)
+        is_agreed = is_agreed or served.env is not None  # who names it has agreed
+    elif served.env is not None:
+        raise ConfigurationError(
+            f"env: {served.run_dir} was trained in {config.env.env}, and is served for it; "
+            "leave --env out"
+        )
+    outside = outside_module(config.agent)
+    check_env_code(served.run_dir, config.env.env, outside, trust_env=is_agreed)
     config = dataclasses.replace(
         without_replay(config), gateway=served.gateway, gateways=1, gateway_port=None
     )

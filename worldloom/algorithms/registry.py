@@ -32,6 +32,7 @@ __all__ = [
     "make_agent_config",
     "make_policy",
     "make_step",
+    "outside_module",
     "own_field",
     "trained_config",
     "trained_weights",
@@ -204,6 +205,19 @@ def make_step(name: str, policy: Policy, *, planner: bool) -> tuple[Policy, Poli
         raise ConfigurationError(f"agent {name!r} cannot be exported: {error.message}") from error
     found: tuple[Policy, PolicyStep] = module.make_step(policy, planner=planner)
     return found
+
+
+def outside_module(name: str) -> str | None:
+    """The Python module that an agent's name has imported, where it is neither one of ours nor that
+    of an installed package's entry point; else None.
+
+    Example:
+        >>> outside_module("my_pack.greedy:small"), outside_module("tdmpc2:5m")
+        ('my_pack.greedy', None)
+    """
+    algorithm, _ = _split(name)
+    is_installed = any(importlib.metadata.entry_points(group=ENTRY_POINTS, name=algorithm))
+    return None if algorithm in ALGORITHMS or is_installed else algorithm
 
 
 def trained_config(config: AgentConfig, env: EnvSpec, device: str) -> WorldModelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -26,7 +25,12 @@ def load_key(path: Path) -> bytes:
             os.write(file, secrets.token_bytes(KEY_BYTES))
         finally:
             os.close(file)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(fresh, path)
-        fresh.unlink()
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
     return path.read_bytes()

@@ -1,7 +1,7 @@
-"""Whose code a run folder would have run: a run of an env that is a Python module names code, and
-who received the folder may not know it.
+"""Whose code a run folder would have run: a run of an env, or an agent, that is a Python module
+names code, and who received the folder may not know it.
 
-A run of such an env is signed where it is made, with a key that the user has on this machine
+Such a run is signed where it is made, with a key that the user has on this machine
 (``$XDG_STATE_HOME/worldloom/owner.key``, mode 0600), so that one's own runs ask nothing. The
 signature covers the name of the env, not the code behind it.
 """
@@ -38,47 +38,54 @@ def module_of(env: str) -> str | None:
         ('my_env', 'my_pack', None)
     """
     config = EnvConfig(env=env)
-    is_code = config.suite == "module" or (config.suite == "gym" and ":" in config.name)
+    is_gymnasium = config.suite in ("gym", "mujoco")
+    is_code = config.suite == "module" or (is_gymnasium and ":" in config.name)
     return config.name.partition(":")[0] if is_code else None
 
 
-def sign_run(folder: Path, env: str) -> None:
+def sign_run(folder: Path, env: str, agent_module: str | None = None) -> None:
     """Note in a new run folder that this user made it; a home that cannot be written to leaves it
     unsigned, so that it asks later.
     """
-    key = _key(makes=True)
-    if module_of(env) is None or key is None:
+    if module_of(env) is None and agent_module is None:
         return
-    (folder / SIGNATURE_FILE).write_text(_signature(key, env) + "\n")
+    key = _key(makes=True)
+    if key is not None:
+        (folder / SIGNATURE_FILE).write_text(_signature(key, env, agent_module) + "\n")
 
 
-def is_own(folder: Path, env: str) -> bool:
-    """True when this user made the run on this machine, in this env."""
+def is_own(folder: Path, env: str, agent_module: str | None = None) -> bool:
+    """True when this user made the run on this machine, in this env and with this agent."""
     key = _key(makes=False)
     try:
         found = (folder / SIGNATURE_FILE).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return False
-    return key is not None and hmac.compare_digest(found, _signature(key, env))
+    return key is not None and hmac.compare_digest(found, _signature(key, env, agent_module))
 
 
-def check_env_code(folder: Path, env: str, *, trust_env: bool) -> None:
-    """Refuse to run the env code of a folder that was made elsewhere, unless that was agreed to.
+def check_env_code(
+    folder: Path, env: str, agent_module: str | None = None, *, trust_env: bool
+) -> None:
+    """Refuse to run the env code of a folder that was made elsewhere, or that of an agent from
+    outside, unless that was agreed to.
 
     Args:
         folder: Of the run, or of a checkpoint in it.
         env: Its env's name.
+        agent_module: Where its agent comes from, if that is none of ours.
         trust_env: It was agreed to.
 
     Raises:
         UntrustedEnvError: Names the module and where it lies.
     """
-    module = module_of(env)
+    module = module_of(env) or agent_module
     runs = (folder, *folder.absolute().parents[:2])
-    if trust_env or module is None or any(is_own(run, env) for run in runs):
+    if trust_env or module is None or any(is_own(run, env, agent_module) for run in runs):
         return
+    what = f"env {env!r}" if module_of(env) else "agent"
     raise UntrustedEnvError(
-        f"run_dir: {folder} was not made by you on this machine, and its env {env!r} is Python "
+        f"run_dir: {folder} was not made by you on this machine, and its {what} is Python "
         f"code: module {module} {_place_of(module)} would run as you; look at it, then add "
         "--trust-env (in Python trust_env=True)"
     )
@@ -116,8 +123,9 @@ def _place_of(module: str) -> str:
     return f"({found.origin or 'a folder'})" if found else "(not found from here)"
 
 
-def _signature(key: bytes, env: str) -> str:
-    return hmac.digest(key, env.encode(), "sha256").hex()
+def _signature(key: bytes, env: str, agent_module: str | None) -> str:
+    named = env if agent_module is None else f"{env}\n{agent_module}"
+    return hmac.digest(key, named.encode(), "sha256").hex()
 
 
 def _key(*, makes: bool) -> bytes | None:

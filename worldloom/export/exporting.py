@@ -20,7 +20,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from worldloom.algorithms.registry import make_agent_config, make_step, own_field
+from worldloom.algorithms.registry import (
+    make_agent_config,
+    make_step,
+    outside_module,
+    own_field,
+)
 from worldloom.core.error_text import first_line
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, WorldLoomError
 from worldloom.core.fields import NOT_NEGATIVE, Bounds, checked
@@ -126,8 +131,9 @@ def export_policy(
     saved = SavedAgent.read(located(path_or_run, "path_or_run"))
     if format == "safetensors":
         return _weights_alone(saved, place)
-    if observations == "env":
-        check_env_code(saved.path, saved.env.name, trust_env=trust_env)
+    outside = outside_module(str(saved.agent["name"]))
+    if observations == "env" or outside is not None:
+        check_env_code(saved.path, saved.env.name, outside, trust_env=trust_env)
     saved = _configured(saved, samples)
     name = str(saved.agent["name"])
     policy, step = make_step(name, saved.build(device="cpu", seed=seed), planner=planner)

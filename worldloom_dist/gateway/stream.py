@@ -168,8 +168,12 @@ class StreamSender:
     async def drained(self) -> None:
         """Returns when everything is stored, or goes to another session."""
         self.close_chunk()
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while (task := self._task) is not None:
+            await asyncio.wait([task])
+            if self._task is task:  # cancelled before it began
+                self._task = None
+            if not task.cancelled():
+                task.result()
 
     def cancel(self) -> None:
         """Stop sending; what is not stored is lost."""

@@ -74,7 +74,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     status = run_seeds([*words, "--if-exists", "resume", "--metrics-port", "0"], given)
     has_ended = status == 0 and outcome.is_complete(seeds)
     if peer is not None and has_ended:
-        has_ended = _run_peer(peer, outcome, seeds)
+        has_ended, status = _run_peer(peer, outcome, seeds)
     for line in outcome.write(seeds, peer):
         sys.stdout.write(line + "\n")
     if not has_ended and status in (0, EXIT_AGAIN):
@@ -84,8 +84,10 @@ def _reproduce(options: argparse.Namespace) -> int:
     return status
 
 
-def _run_peer(peer: Peer, outcome: Outcome, seeds: Sequence[int]) -> bool:
-    """The authors' code for every seed in turn; returns whether all are complete."""
+def _run_peer(peer: Peer, outcome: Outcome, seeds: Sequence[int]) -> tuple[bool, int]:
+    """The authors' code for every seed in turn; returns whether all are complete, and the exit
+    status.
+    """
     with stop_on_signals() as stop:
         for seed in seeds:
             folder = outcome.peer_folder(seed)
@@ -93,13 +95,13 @@ def _run_peer(peer: Peer, outcome: Outcome, seeds: Sequence[int]) -> bool:
             sys.stdout.flush()
             try:
                 if not peer.run(seed, folder, stop):
-                    return False
+                    return False, EXIT_AGAIN if stop.asks_again else 0
             except subprocess.CalledProcessError as error:
                 raise CheckpointError(
                     f"the authors' code ended with exit status {error.returncode}; "
                     f"{folder / 'log.txt'} has what it said"
                 ) from error
-    return True
+    return True, 0
 
 
 def _peer(options: argparse.Namespace, target: Target) -> Peer | None:

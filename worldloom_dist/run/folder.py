@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worldloom.algorithms.registry import outside_module
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.files import write_json, write_text
 from worldloom.core.json_text import read_object, to_json
@@ -193,7 +194,7 @@ class RunFolder:
         facts = {"run_id": run_id, "run": config.to_dict(), "env": env, "agent": agent}
         write_json(self.path / "config.json", facts)
         if not known:
-            sign_run(self.path, config.env.env)
+            sign_run(self.path, config.env.env, outside_module(config.agent))
         return run_id
 
     def _lock(self) -> None:

@@ -56,6 +56,8 @@ WORKER_BYTES = 70e6
 """Memory of an env worker without torch, besides what processes share."""
 TORCH_WORKER_BYTES = 300e6
 """Memory of an env worker that imports torch, besides what processes share."""
+TORCH_ROLES = 3
+"""Other processes of a run that import torch: learner, evaluator, inference server."""
 REQUEST_CPU_S = 0.001
 """CPU time of a request to an inference server, both sides together (a Ray call with arguments)."""
 ROLES = (
@@ -237,7 +239,8 @@ def resolve(
         band_agent_steps=config.replay.band_steps,
         lead_share=0.0 if in_lockstep else 0.5,
     )
-    others_bytes = budget.most_bytes + WORKER_BYTES * config.workers
+    each = WORKER_BYTES if config.inference == "central" else TORCH_WORKER_BYTES
+    others_bytes = budget.most_bytes + each * config.workers + TORCH_ROLES * TORCH_WORKER_BYTES
     return Plan(
         config,
         env,

@@ -146,7 +146,10 @@ class RayRuntime:
             on_drained=self._note_drained,
         )
         self._standby = StandbyKeeper(
-            self.supervisor, self._start_standby, is_wanted=plan.standby[0]
+            self.supervisor,
+            self._start_standby,
+            is_wanted=plan.standby[0],
+            checks_memory=plan.config.learner.standby == "auto",
         )
         self.shutdown = Shutdown(self.supervisor, self.worker_pool)
         self._measuring = begin_measuring(plan) if needs_measuring(plan) else None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ import psutil
 
 from worldloom_dist.interfaces import Learner
 from worldloom_dist.rpc.actor_client import submit
+from worldloom_dist.run.standby import memory_left
 from worldloom_dist.runtime.deadlines import DEADLINES
 from worldloom_dist.runtime.server_watch import lives
 from worldloom_dist.runtime.supervisor import Role, Supervisor
@@ -36,6 +38,8 @@ KIND = "standby"
 READY = "standby"
 """What a standby that has built everything says of its state."""
 TITLE = "ray::LearnerRole"
+SPARE_BYTES = 1e9
+"""Of memory, beside a standby: what the run and others may still come to need."""
 
 
 class StandbyKeeper:
@@ -46,6 +50,7 @@ class StandbyKeeper:
         start: Starts the actor of a standby, under a name.
         is_wanted: False where the run keeps none.
         end: Ends the process of a former learner, and waits until it is gone; False if it was not.
+        checks_memory: Keep none where a second learner would not fit.
     """
 
     def __init__(
@@ -55,11 +60,13 @@ class StandbyKeeper:
         *,
         is_wanted: bool,
         end: Callable[[int], bool] | None = None,
+        checks_memory: bool = False,
     ) -> None:
         self._supervisor = supervisor
         self._start = start
         self._is_wanted = is_wanted
         self._end = end or end_process
+        self._checks_memory = checks_memory
         self._started = 0
         self._told: Any = None
         self._is_said = False
@@ -80,7 +87,7 @@ class StandbyKeeper:
             return
         standby = self.role
         if standby is None:
-            if has_room and learner.status.get("state") == "training":
+            if has_room and learner.status.get("state") == "training" and self._fits(learner):
                 self._add()
             return
         is_ready = standby.status.get("state") == READY and "follows" in standby.status
@@ -115,6 +122,27 @@ class StandbyKeeper:
 
     def _learner(self) -> Role | None:
         return next(iter(self._supervisor.of_kind("learner")), None)
+
+    def _fits(self, learner: Role) -> bool:
+        """False, and said once, where a second process of the learner's size does not fit now that
+        all others are up.
+        """
+        if not self._checks_memory:
+            return True
+        left = memory_left()
+        with contextlib.suppress(psutil.Error):
+            pid = int(learner.status.get("pid", os.getpid()))
+            size = psutil.Process(pid).memory_info().rss
+            if left < size + SPARE_BYTES:
+                logger.warning(
+                    "no standby learner: it takes as much memory as the learner (%.1f GB), and "
+                    "%.1f GB are left",
+                    size / 1e9,
+                    left / 1e9,
+                )
+                self._is_wanted = False
+                return False
+        return True
 
     def _add(self) -> None:
         index = self._started

@@ -10,6 +10,7 @@ elsewhere. Every process of a slot gets an incarnation of its own, so no stream 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = ["WorkerPool", "wanted_workers", "wave_size"]
 logger = logging.getLogger(__name__)
 
 CLUSTER_EVERY_S = 2.0
+STARTS_WITHIN_S = 20.0
+"""A worker that needs longer, or that comes back, holds up no other one's start."""
 
 
 def wanted_workers(workers: int, cpus_at_start: float, cpus: float, min_live: int) -> int:
@@ -104,6 +107,7 @@ class WorkerPool:
         self._on_down = on_down
         self._on_drained = on_drained
         self._draining_workers = set[str]()
+        self._added_at: dict[int, float] = {}
         self._cluster_cpus = cluster_cpus or count_cluster_cpus
         self._draining = draining or draining_nodes
         self._cpus_at_start = self._cluster_cpus()
@@ -149,7 +153,12 @@ class WorkerPool:
         if self._look.is_due():
             self._follow_cluster()
         workers = self.workers
-        starting = sum(not (role.is_up or role.is_given_up) for role in workers)
+        now = time.monotonic()
+        starting = sum(
+            not (role.is_up or role.is_given_up)
+            and now - self._added_at[role.index] < STARTS_WITHIN_S
+            for role in workers
+        )
         most = self.plan.config.actors.start_wave
         wave = wave_size(most, self._cluster_cpus(), leaves_core=self.leaves_core)
         room = max(0, wave - starting)
@@ -212,6 +221,7 @@ class WorkerPool:
         first = self._next_life.get(slot, 0)
         actors = self.plan.config.actors
         start = partial(self._start_worker, slot)
+        self._added_at[slot] = time.monotonic()
         self._supervisor.add(
             Role(
                 "worker",

@@ -1,6 +1,7 @@
 """Env code of a folder that was made elsewhere runs only where that was agreed to."""
 
 import asyncio
+import json
 import os
 import pty
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from tests.worldloom_dist.local_runs import start
 from tests.worldloom_dist.tiny_runs import TINY
+from worldloom.algorithms.registry import outside_module
 from worldloom.core.exceptions import ConfigurationError
 from worldloom.envs.consent import (
     SIGNATURE_FILE,
@@ -44,6 +46,8 @@ class Room(PointEnv):
         ("os:abort", "os"),
         ("gym:pack:Room-v0", "pack"),
         ("pack:Room-v0", None),
+        ("mujoco:pack:Room-v0", "pack"),
+        ("mujoco:HalfCheetah-v5", None),
         ("gym:Pendulum-v1", None),
         ("toy:point", None),
         ("rpc:127.0.0.1:5000", None),
@@ -74,6 +78,44 @@ def test_ones_own_runs_ask_nothing_and_those_of_others_are_refused(tmp_path, mon
     assert not is_own(tmp_path, "my_env:Room")
     check_env_code(tmp_path, "my_env:Room", trust_env=True)
     check_env_code(tmp_path, "toy:point", trust_env=False)
+
+
+def test_an_agent_from_outside_is_code_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    assert outside_module("evil:x") == "evil"
+    assert outside_module("tdmpc2:5m") is None
+    with pytest.raises(UntrustedEnvError, match=r"its agent is Python code: module evil .* would"):
+        check_env_code(tmp_path, "toy:point", "evil", trust_env=False)
+    sign_run(tmp_path, "toy:point", "evil")
+    check_env_code(tmp_path, "toy:point", "evil", trust_env=False)
+    with pytest.raises(UntrustedEnvError, match="module other"):
+        check_env_code(tmp_path, "toy:point", "other", trust_env=False)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "serve"])
+def test_the_code_of_a_received_agent_does_not_run_unasked(command, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text('import pathlib\npathlib.Path(__file__ + ".ran").touch()\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = tmp_path / "run"
+    assert start(run, *TINY["tdmpc2:ci"], "--env", "toy:point", "--env-steps", "60").run()
+    config = json.loads((run / "config.json").read_text())
+    config["run"]["agent"] = config["agent"]["name"] = "evil:x"
+    (run / "config.json").write_text(json.dumps(config))
+    ways = {
+        "evaluate": lambda: evaluate(run, episodes=1),
+        "serve": lambda: asyncio.run(serve(Served(run_dir=run, port=0), until=asyncio.Event())),
+    }
+    with pytest.raises(UntrustedEnvError, match="module evil"):
+        ways[command]()
+    assert not list(tmp_path.glob("*.ran"))
+
+
+def test_an_env_that_serve_would_not_use_is_refused_and_is_no_consent(tmp_path):
+    run = tmp_path / "run"
+    assert start(run, *TINY["tdmpc2:ci"], "--env", "toy:point", "--env-steps", "60").run()
+    served = Served(run_dir=run, port=0, env="gym:Pendulum-v1")
+    with pytest.raises(ConfigurationError, match="leave --env out"):
+        asyncio.run(serve(served, until=asyncio.Event()))
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])

@@ -28,6 +28,7 @@ from worldloom.core.sequence import SequenceBatch, transitions
 from worldloom.core.specs import EnvSpec
 from worldloom.core.weights import WeightsSnapshot
 from worldloom.nn.precision import autocast
+from worldloom.nn.product_speed import has_half_products
 from worldloom.nn.snapshot import pack, unpack_into
 from worldloom.nn.transfer import HostTransfer
 
@@ -92,7 +93,8 @@ class TDMPC2Policy:
         self.planner = PlannerSettings(
             min_std=config.min_std, max_std=config.max_std, temperature=config.temperature
         )
-        self.plan_precision = config.precision if self.device.type == "cpu" else "float32"
+        is_half = self.device.type == "cpu" and has_half_products()
+        self.plan_precision = config.precision if is_half else "float32"
         self.discount = config.discount or 1.0
         self.transfer = HostTransfer(self.device) if self.device.type == "cuda" else None
         self._decide: Decide = self._plan
