@@ -296,7 +296,7 @@ class DreamerV3WorldModel(BaseWorldModel):
         reward = data["rewards"]
         ended = data["continues"] < 0.5
         if "last_obs" in data:
-            obs = torch.cat([obs, data["last_obs"][:, None].to(obs.dtype)], 1)
+            obs = torch.cat([obs, data["last_obs"][:, None]], 1)
         count = obs.shape[1] - 1
         blank = torch.zeros_like(action[:, :1])
         previous = torch.cat([blank, action[:, :count]], 1)
