@@ -150,6 +150,12 @@ class BaseWorldModel(InputChecks, ABC):
 
     # -- the shared part of the protocol -----------------------------------------------------------
 
+    def natural_obs(self, obs: Tensor) -> Tensor:
+        """Observations ``[..., *obs_shape]`` in the units in which :meth:`decode` gives them: uint8
+        as fractions of 255, floats as they are.
+        """
+        return obs.float() / 255.0 if obs.dtype == torch.uint8 else obs.float()
+
     def predict(
         self, state: LatentState, action: Tensor, deterministic: bool = False
     ) -> LatentState:

@@ -354,7 +354,7 @@ class TDMPC2WorldModel(BaseWorldModel):
         if "termination_loss" in m:
             parts["continue"] = m["termination_loss"]
         if self.decoder is not None:
-            parts["reconstruction"] = self._reconstruction(data)
+            parts["reconstruction"] = self._reconstruction(data, task)
             total = total + parts["reconstruction"]
         return {
             "loss": total,
@@ -411,13 +411,17 @@ class TDMPC2WorldModel(BaseWorldModel):
             None if bool(mask.all()) else cut(seen, horizon),
         )
 
-    def _reconstruction(self, data: dict[str, Tensor]) -> Tensor:
-        """Squared error in symlog space of a decoder that reads latents without moving them."""
+    def _reconstruction(self, data: dict[str, Tensor], task: Tensor | None) -> Tensor:
+        """Squared error in symlog space of a decoder that reads latents without moving them;
+        ``task`` [B].
+        """
         assert self.decoder is not None  # the caller asks
+        steps = data["obs"].shape[1]
         flat = data["obs"].flatten(0, 1)
+        of_rows = None if task is None else task.repeat_interleave(steps)
         with torch.no_grad():
-            z = self.net.encode({KEY: self._private_obs(flat)})
-        target = flat.float() / 255.0 if flat.dtype == torch.uint8 else flat
+            z = self.net.encode({KEY: self._private_obs(flat)}, self.net.embed(of_rows))
+        target = self.natural_obs(flat)
         predicted: Tensor = self.decoder(z)
         return (predicted - symlog(target.flatten(1))).square().mean()
 

@@ -110,3 +110,28 @@ def test_ends_of_episodes_without_a_final_observation_reach_the_termination_head
     share = (data["continues"] == 0).float().mean()
     assert 0.05 < share < 0.25
     assert slope.item() == pytest.approx(-share.item(), abs=1e-3)
+
+
+def test_the_decoder_of_several_tasks_learns_from_the_latents_of_each() -> None:
+    model = build(num_tasks=3, use_decoder=True)
+    tasks = torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        model.net.task_emb.mul_(20)
+        found = losses(model, batch() | {"task_id": tasks})["reconstruction"]
+        rows = range(B)
+        alone = [
+            losses(model, {n: v[r : r + 1] for n, v in batch().items()} | {"task_id": tasks[r]})
+            for r in rows
+        ]
+    assert found == pytest.approx(sum(one["reconstruction"].item() for one in alone) / B)
+
+
+def test_rows_of_several_tasks_can_be_taken_apart() -> None:
+    model = build(num_tasks=3)
+    with torch.no_grad():
+        model.net.task_emb.mul_(20)
+    state = model.encode(torch.rand(3, O), task_id=torch.tensor([0, 1, 2]))
+    action = torch.zeros(3, A)
+    order = [2, 0, 1]
+    taken = model.predict_q(state[order], action)
+    assert torch.allclose(taken, model.predict_q(state, action)[:, order], atol=1e-5)
