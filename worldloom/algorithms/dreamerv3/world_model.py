@@ -147,6 +147,10 @@ class DreamerV3WorldModel(BaseWorldModel):
             }
         )
 
+    def natural_obs(self, obs: Tensor) -> Tensor:
+        """See :meth:`BaseWorldModel.natural_obs`; uint8 vectors are decoded as 0..255."""
+        return obs.float() if self.config.encoder_type == "mlp" else super().natural_obs(obs)
+
     def predict_reward(self, state: LatentState) -> Tensor:
         """Expected reward on arrival in ``state``. ``[B]``."""
         return self.net.reward(self._state(state).features)
