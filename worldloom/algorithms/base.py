@@ -93,7 +93,8 @@ class BaseWorldModel(InputChecks, ABC):
 
     tunable: ClassVar[frozenset[str]] = TRAINING_FIELDS
     """Config fields that may change without building the networks again."""
-    discount: ClassVar[float] = 0.99
+
+    discount: float = 0.99
     """Per step, of the values of a trajectory where the model has no critics."""
 
     def __init__(self, config: WorldModelConfig) -> None:

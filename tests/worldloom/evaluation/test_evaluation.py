@@ -131,6 +131,9 @@ def test_rows_of_several_tasks_are_measured_as_their_own() -> None:
     batch = create_random_buffer(60, (4,), 2, 3, 20, seed=0).sample(3, 5)
     tasks = torch.tensor([0, 1, 2])
     together = open_loop(model, batch | {"task_id": tasks}, horizon=3, warm_up=2)
+    with torch.no_grad():
+        seen = model.encode(batch["obs"][:, 2], task_id=tasks).features
+    assert np.allclose(together.latent[1][0], seen.numpy(), atol=1e-5)
     for row in range(3):
         one = {name: value[row : row + 1] for name, value in batch.items()}
         alone = open_loop(model, one | {"task_id": tasks[row]}, horizon=3, warm_up=2)
