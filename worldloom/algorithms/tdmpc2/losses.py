@@ -231,6 +231,8 @@ def policy_loss(
     settings: LossSettings,
     tau: float,
     gather: Callable[[Tensor], Tensor] = SINGLE_PROCESS.gather,
+    *,
+    trains_tasks: bool = True,
 ) -> PolicyLoss:
     """Climb the scaled value of the drawn critics, with an entropy bonus.
 
@@ -246,8 +248,12 @@ def policy_loss(
         draws, settings: As for :func:`model_loss`.
         tau: Speed of the running scale.
         gather: From [B] values to those of all learner ranks, whose spread is the scale.
+        trains_tasks: Let the gradient reach the task embedding; False where the loss is added to
+            the model's, whose optimizer would follow it.
     """
     task = model.embed(task_index)
+    if task is not None and not trains_tasks:
+        task = task.detach()
     mask = model.mask(task_index)
     sample = model.policy(z, draws.policy_noise, task, mask)
     q = policy_values(model, z, sample.action, task, draws)

@@ -341,7 +341,14 @@ class TDMPC2WorldModel(BaseWorldModel):
         draws = self._draw(horizon, size)
         model = model_loss(self.net, self.target, windows, draws, settings)
         policy = policy_loss(
-            self.net, model.z.detach(), self.scale, windows.task, draws, settings, TAU
+            self.net,
+            model.z.detach(),
+            self.scale,
+            windows.task,
+            draws,
+            settings,
+            TAU,
+            trains_tasks=False,
         )
         total = model.total + policy.total
         m = model.metrics

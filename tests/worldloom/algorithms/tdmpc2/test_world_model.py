@@ -135,3 +135,19 @@ def test_rows_of_several_tasks_can_be_taken_apart() -> None:
     order = [2, 0, 1]
     taken = model.predict_q(state[order], action)
     assert torch.allclose(taken, model.predict_q(state, action)[:, order], atol=1e-5)
+
+
+def test_the_policy_s_loss_trains_the_policy_alone() -> None:
+    model = build(num_tasks=3)
+    data = batch() | {"task_id": torch.tensor([0, 1, 2, 0])}
+    trained = {name: p for name, p in model.net.named_parameters() if not name.startswith("pi.")}
+
+    def gradients() -> list[Tensor]:
+        found = torch.autograd.grad(losses(model, data)["loss"], list(trained.values()))
+        return list(found)
+
+    before = gradients()
+    with torch.no_grad():
+        model.scale.mul_(1e-3)  # the policy's loss follows values a thousand times as much
+    after = gradients()
+    assert [n for n, a, b in zip(trained, before, after, strict=True) if not a.equal(b)] == []
