@@ -23,12 +23,16 @@ from worldloom.algorithms.inputs import InputChecks
 from worldloom.algorithms.pretrained import (
     SavedModel,
     allowance_of,
-    check_conflicts,
     load_weights,
     open_model,
     save_model,
 )
-from worldloom.core.config_base import CONFIG_CLASSES, MODEL_CLASSES, WorldModelConfig
+from worldloom.core.config_base import (
+    CONFIG_CLASSES,
+    MODEL_CLASSES,
+    WorldModelConfig,
+    check_conflicts,
+)
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.state import LatentState

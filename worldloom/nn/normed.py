@@ -96,7 +96,8 @@ def simnorm(x: Tensor, group: int) -> Tensor:
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         # no -1: an empty axis would leave it open
-        return x.unflatten(-1, (x.shape[-1] // group, group)).softmax(-1).flatten(-2)
+        groups = x.view(*x.shape[:-1], x.shape[-1] // group, group)
+        return groups.softmax(-1).view(x.shape)
     result: Tensor = _CpuSimNorm.apply(single(x), group)  # type: ignore[no-untyped-call]
     return result
 

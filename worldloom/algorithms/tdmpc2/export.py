@@ -173,7 +173,7 @@ class PlannerStep(nn.Module):
         order = keys.view(-1, s.iterations, s.num_q).topk(2, largest=False).indices
         return PlanDraws(
             # there may be none, and of nothing no -1 can be told
-            first.unflatten(1, (s.horizon, s.policy_samples, s.action_dim)),
+            first.view(first.shape[0], s.horizon, s.policy_samples, s.action_dim),
             sampled.view(-1, s.iterations, s.horizon, others, s.action_dim),
             last.view(-1, s.iterations, s.samples, s.action_dim),
             order,
