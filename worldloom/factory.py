@@ -20,6 +20,7 @@ from worldloom.algorithms.model_registry import (
     WorldModelRegistry,
     refuse_file,
 )
+from worldloom.core.config_base import check_conflicts
 from worldloom.core.exceptions import CheckpointError, ConfigurationError, nearest
 from worldloom.core.files import expanded
 from worldloom.training.runs import find_run
@@ -63,6 +64,13 @@ def cache_dir() -> Path:
     """Where models are looked for by name: ``WORLDLOOM_CACHE_DIR``, or ``~/.cache/worldloom``."""
     named = os.environ.get("WORLDLOOM_CACHE_DIR")
     return Path(os.path.expanduser(named or "~/.cache/worldloom"))  # as it is, without a home
+
+
+def _check_device(device: Any) -> None:
+    if device is None:
+        raise ConfigurationError(
+            "device must be auto, cpu, cuda or cuda:N, got None; leave it out for the CPU"
+        )
 
 
 def _folder_of(model: str | PathLike[str]) -> Path | None:
@@ -158,10 +166,7 @@ def create_world_model(
         for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim))
         if value is not None
     }
-    if device is None:
-        raise ConfigurationError(
-            "device must be auto, cpu, cuda or cuda:N, got None; leave it out for the CPU"
-        )
+    _check_device(device)
     folder = _folder_of(model)
     run = None if folder is None else find_run(folder)
     if run is not None:
@@ -188,7 +193,16 @@ def get_config(
     action_dim: int | None = None,
     **kwargs: Any,
 ) -> WorldModelConfig:
-    """The config that :func:`create_world_model` would use; the arguments are the same."""
+    """The config that :func:`create_world_model` would use; the arguments are the same.
+
+    Raises:
+        ModelNotFoundError: If nothing has this name.
+        ConfigurationError: If a field does not exist, its value is not allowed, or it contradicts a
+            saved model or a run.
+        CheckpointError: If the folder's config is missing or damaged.
+    """
+    device = kwargs.pop("device", "cpu")
+    _check_device(device)
     wanted = {
         name: value
         for name, value in (("obs_shape", obs_shape), ("action_dim", action_dim))
@@ -197,9 +211,10 @@ def get_config(
     folder = _folder_of(model)
     if folder is not None:
         run = find_run(folder)
-        saved = WorldModelConfig.load(folder) if run is None else run.config()
-        return saved.replaced(**wanted, **kwargs)
-    return _preset(str(model), wanted | kwargs)
+        saved = WorldModelConfig.load(folder) if run is None else run.config(device)
+        check_conflicts(folder, saved, wanted | kwargs)
+        return saved.replaced(device=device)
+    return _preset(str(model), wanted | kwargs | {"device": device})
 
 
 def list_models(verbose: bool = False) -> list[str] | dict[str, dict[str, Any]]:

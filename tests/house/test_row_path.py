@@ -27,6 +27,7 @@ READERS = {
     "worldloom/envs/gym_vector.py": "in the place of envs/local.py",
     "worldloom/envs/supervised.py": "in the place of envs/local.py",
     "worldloom/testing/noise.py": "makes rows for the check of an agent",
+    "worldloom/training/collect.py": "makes episodes for offline training",
     "worldloom/training/data.py": "offline training",
     "worldloom_dist/actors/acting.py": "acts on observations",
     "worldloom_dist/actors/evaluation.py": "stores no rows",

@@ -86,3 +86,24 @@ def test_a_model_kept_in_the_cache_is_found_by_name(
     monkeypatch.delenv("WORLDLOOM_CACHE_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "worldloom"
+
+
+def test_the_config_is_the_one_that_the_model_has(tmp_path: Path) -> None:
+    fields = {"obs_shape": (3,), "action_dim": 2}
+    for name in ("mlp:ci", "tdmpc2:ci", "dreamerv3:ci"):
+        model = create_world_model(name, **fields)
+        assert get_config(name, **fields) == model.config
+        model.save_pretrained(tmp_path)
+        assert (
+            get_config(tmp_path, device="auto")
+            == create_world_model(tmp_path, device="auto").config
+        )
+        assert get_config(tmp_path, action_dim=2).device == "cpu"
+        said = []
+        for make in (get_config, create_world_model):
+            with pytest.raises(ConfigurationError, match="saved with 2, got 9") as error:
+                make(tmp_path, action_dim=9)
+            said.append(str(error.value))
+            with pytest.raises(ConfigurationError, match="device must be"):
+                make(tmp_path, device=None)  # type: ignore[arg-type]
+        assert said[0] == said[1]

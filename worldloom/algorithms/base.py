@@ -23,12 +23,16 @@ from worldloom.algorithms.inputs import InputChecks
 from worldloom.algorithms.pretrained import (
     SavedModel,
     allowance_of,
-    check_conflicts,
     load_weights,
     open_model,
     save_model,
 )
-from worldloom.core.config_base import CONFIG_CLASSES, MODEL_CLASSES, WorldModelConfig
+from worldloom.core.config_base import (
+    CONFIG_CLASSES,
+    MODEL_CLASSES,
+    WorldModelConfig,
+    check_conflicts,
+)
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.state import LatentState
@@ -93,7 +97,8 @@ class BaseWorldModel(InputChecks, ABC):
 
     tunable: ClassVar[frozenset[str]] = TRAINING_FIELDS
     """Config fields that may change without building the networks again."""
-    discount: ClassVar[float] = 0.99
+
+    discount: float = 0.99
     """Per step, of the values of a trajectory where the model has no critics."""
 
     def __init__(self, config: WorldModelConfig) -> None:
@@ -149,6 +154,12 @@ class BaseWorldModel(InputChecks, ABC):
         return ()
 
     # -- the shared part of the protocol -----------------------------------------------------------
+
+    def natural_obs(self, obs: Tensor) -> Tensor:
+        """Observations ``[..., *obs_shape]`` in the units in which :meth:`decode` gives them: uint8
+        as fractions of 255, floats as they are.
+        """
+        return obs.float() / 255.0 if obs.dtype == torch.uint8 else obs.float()
 
     def predict(
         self, state: LatentState, action: Tensor, deterministic: bool = False

@@ -180,7 +180,11 @@ class InputChecks(nn.Module):
             _check_finite(key, value)
             result[key] = value.to(self.device).float()
         if "last_obs" in batch:
-            result["last_obs"] = self._obs(batch["last_obs"], lead[0], name="last_obs")
+            last = result["last_obs"] = self._obs(batch["last_obs"], lead[0], name="last_obs")
+            if last.dtype != obs.dtype:  # one of the two would be read in units of the other
+                raise ShapeMismatchError(
+                    "dtype of last_obs (give it as obs is)", obs.dtype, last.dtype
+                )
             mask = tensor_of(
                 "last_obs_mask", batch.get("last_obs_mask", torch.ones(lead[0], dtype=torch.bool))
             )

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from worldloom.algorithms.configs import WorldModelConfig
 from worldloom.core.damage import reading
-from worldloom.core.exceptions import CheckpointError, ConfigurationError
+from worldloom.core.exceptions import CheckpointError
 from worldloom.core.files import (
     expanded,
     open_together,
@@ -40,7 +40,6 @@ from worldloom.nn.tensor_files import Allowance, read_tensors
 __all__ = [
     "SavedModel",
     "allowance_of",
-    "check_conflicts",
     "load_weights",
     "open_model",
     "save_model",
@@ -146,24 +145,6 @@ def _stated_facts(text: bytes, source: Path) -> Mapping[str, Mapping[str, Any]]:
         raise CheckpointError(
             f"{source}: cannot be read ({type(error).__name__} {error})"
         ) from error
-
-
-def check_conflicts(folder: Path, config: WorldModelConfig, wanted: Mapping[str, Any]) -> None:
-    """Refuse settings that a saved model does not have.
-
-    Raises:
-        ConfigurationError: Names field, saved and wanted value.
-    """
-    for name, value in config.known(wanted).items():
-        saved = getattr(config, name)
-        # what cannot be is told below, beside what is
-        with contextlib.suppress(ConfigurationError):
-            value = getattr(config.replaced(**{name: value}), name)
-        if value not in (saved, "auto"):
-            raise ConfigurationError(
-                f"{name}: the model in {folder} was saved with {saved!r}, got "
-                f"{value!r}; drop the argument, or create a new model"
-            )
 
 
 def allowance_of(saved: SavedModel) -> Allowance:

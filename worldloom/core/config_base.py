@@ -6,6 +6,7 @@ imported from.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -26,6 +27,7 @@ __all__ = [
     "CONFIG_CLASSES",
     "MODEL_CLASSES",
     "WorldModelConfig",
+    "check_conflicts",
     "not_among",
     "sized",
     "understanding",
@@ -264,6 +266,24 @@ class WorldModelConfig:
             return kind.from_dict(data)
         except (ConfigurationError, TypeError, ValueError) as error:
             raise CheckpointError(f"{source}: does not describe a model ({error})") from error
+
+
+def check_conflicts(folder: Path, config: WorldModelConfig, wanted: Mapping[str, Any]) -> None:
+    """Refuse settings that a saved model does not have.
+
+    Raises:
+        ConfigurationError: Names field, saved and wanted value.
+    """
+    for name, value in config.known(wanted).items():
+        saved = getattr(config, name)
+        # what cannot be is told below, beside what is
+        with contextlib.suppress(ConfigurationError):
+            value = getattr(config.replaced(**{name: value}), name)
+        if value not in (saved, "auto"):
+            raise ConfigurationError(
+                f"{name}: the model in {folder} was saved with {saved!r}, got "
+                f"{value!r}; drop the argument, or create a new model"
+            )
 
 
 def not_among(config: Any, name: str, allowed: tuple[str, ...]) -> tuple[bool, str]:

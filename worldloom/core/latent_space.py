@@ -178,7 +178,8 @@ class SimNormLatentSpace(LatentSpace):
 
     def _groups(self, params: Tensor) -> Tensor:
         """[..., D] -> [..., D / simnorm_dim, simnorm_dim]."""
-        return params.reshape(*params.shape[:-1], -1, self.simnorm_dim)
+        *lead, width = params.shape
+        return params.reshape(*lead, width // self.simnorm_dim, self.simnorm_dim)
 
     def sample(self, params: Tensor, deterministic: bool = False) -> Tensor:
         """The simplices; there is no randomness."""

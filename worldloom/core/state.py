@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class LatentState:
         prior_logits, posterior_logits: ``[B, S, C]`` before and after seeing the observation.
         codebook_indices, commitment_loss: Of a vector-quantised latent.
         latent_type: A :class:`LatentType` or its name.
-        metadata: Anything a caller wants to keep beside it.
+        metadata: Anything a caller wants to keep beside it, such as the ``task_id`` of each row.
 
     Raises:
         StateError: If deterministic, stochastic and codebook_indices are all missing.
@@ -148,8 +149,12 @@ class LatentState:
     @property
     def batch_size(self) -> int:
         """B."""
-        has_time = self.deterministic is not None and self.deterministic.ndim > 2
-        return int(self._first.shape[1 if has_time else 0])
+        return int(self._first.shape[self._batch_axis])
+
+    @property
+    def _batch_axis(self) -> int:
+        """1 where a time axis leads, else 0."""
+        return int(self.deterministic is not None and self.deterministic.ndim > 2)
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +171,11 @@ class LatentState:
         changed: dict[str, Any] = {
             name: function(value) for name, value in values.items() if isinstance(value, Tensor)
         }
-        return replace(self, **(changed | {"metadata": dict(self.metadata)}))
+        metadata = {
+            name: function(value) if isinstance(value, Tensor) else value
+            for name, value in self.metadata.items()
+        }
+        return replace(self, **(changed | {"metadata": metadata}))
 
     def to(self, device: torch.device | str) -> LatentState:
         """The same state on another device."""
@@ -185,8 +194,30 @@ class LatentState:
         return self._map(lambda tensor: tensor.clone())
 
     def __getitem__(self, index: Any) -> LatentState:
-        """Some of the rows, or of the steps when there is a time axis: every part indexed alike."""
-        return self._map(lambda tensor: tensor[index])
+        """Some of the rows, or of the steps when there is a time axis: every part indexed alike.
+
+        Rows take their own along of what ``metadata`` holds for each of them: tensors, arrays and
+        lists of :attr:`batch_size` entries.
+        """
+        parts = replace(self, metadata={})._map(lambda tensor: tensor[index])
+        axes = index if isinstance(index, tuple) else (index,)
+        rows = axes[self._batch_axis :][:1]
+        metadata = self.metadata if not rows else self._metadata_of(rows[0])
+        return replace(parts, metadata=dict(metadata))
+
+    def _metadata_of(self, rows: Any) -> dict[str, Any]:
+        """What is kept beside some of the rows."""
+        size = self.batch_size
+        rows = rows.cpu() if isinstance(rows, Tensor) else rows
+        chosen = torch.arange(size)[rows]
+        result = dict(self.metadata)
+        for name, value in self.metadata.items():
+            if isinstance(value, Tensor | np.ndarray) and value.shape[:1] == (size,):
+                result[name] = value[chosen if isinstance(value, Tensor) else chosen.numpy()]
+            elif type(value) in (list, tuple) and len(value) == size:
+                picked = [value[i] for i in chosen.reshape(-1).tolist()]
+                result[name] = type(value)(picked) if chosen.ndim else picked[0]
+        return result
 
     @classmethod
     def stack(cls, states: Sequence[LatentState]) -> LatentState:

@@ -166,7 +166,7 @@ def open_loop(model: Any, batch: Mapping[str, Tensor], *, horizon: int, warm_up:
     was_training = model.training
     model.eval()
     try:
-        states = _filtered(model, obs[:, : warm_up + horizon], actions)
+        states = _filtered(model, obs[:, : warm_up + horizon], actions, batch.get("task_id"))
         last = warm_up - 1
         dreamt = model.imagine(
             states[last], actions[:, last : last + horizon].transpose(0, 1), deterministic=True
@@ -177,7 +177,7 @@ def open_loop(model: Any, batch: Mapping[str, Tensor], *, horizon: int, warm_up:
     ahead = slice(warm_up, warm_up + horizon)
     came = slice(last, last + horizon)
     has_obs = "obs" in decoded[0]
-    seen = _units(obs)
+    seen = _units(model, obs)
     return OpenLoop(
         latent=(
             _numpy(dreamt.to_features_tensor()[1:]),
@@ -212,9 +212,11 @@ def calibration(probability: np.ndarray, outcome: np.ndarray, bins: int = 10) ->
     return float(np.sum(gaps))
 
 
-def _filtered(model: Any, obs: Tensor, actions: Tensor) -> list[LatentState]:
-    """States after every observation."""
-    states = [model.encode(obs[:, 0], deterministic=True)]
+def _filtered(model: Any, obs: Tensor, actions: Tensor, task: Tensor | None) -> list[LatentState]:
+    """States after every observation; ``task`` [B] is told to a model that knows several."""
+    knows_tasks = getattr(getattr(model, "config", None), "num_tasks", 1) > 1
+    told = {"task_id": task} if knows_tasks and task is not None else {}
+    states = [model.encode(obs[:, 0], deterministic=True, **told)]
     for t in range(1, obs.shape[1]):
         states.append(model.observe(states[-1], actions[:, t - 1], obs[:, t], deterministic=True))
     return states
@@ -236,7 +238,11 @@ def _continuation(
     return _numpy(predicted.squeeze(-1)), _numpy(batch["continues"][:, came].transpose(0, 1))
 
 
-def _units(obs: Tensor) -> Tensor:
+def _units(model: Any, obs: Tensor) -> Tensor:
+    """Observations as the model decodes them; a model that does not say so decodes fractions."""
+    if hasattr(model, "natural_obs"):
+        natural: Tensor = model.natural_obs(obs)
+        return natural
     return obs.float() / 255.0 if obs.dtype == torch.uint8 else obs.float()
 
 

@@ -265,7 +265,11 @@ def _write_mp4(frames: np.ndarray, target: Path, fps: int, kind: str) -> None:
 
 
 def _images(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """[T, B, C, Y, X] or [T, B, Y, X, C] in [0, 1] -> [T, B, Y, X, 3] uint8."""
+    """[T, B, C, Y, X] or [T, B, Y, X, C] -> [T, B, Y, X, 3] uint8; other numbers than those in
+    [0, 1] are black at ``low`` and white at ``high``.
+    """
+    if low < 0 or high > 1:
+        values = (values - low) / max(high - low, 1e-6)
     is_first = values.shape[2] < values.shape[4]
     last = np.moveaxis(values, 2, -1) if is_first else values
     channels = last.shape[-1]

@@ -95,7 +95,9 @@ def simnorm(x: Tensor, group: int) -> Tensor:
     Source: TD-MPC2, arXiv:2310.16828v2, Eq. 5 (temperature 1).
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x.view(*x.shape[:-1], -1, group).softmax(-1).view(x.shape)
+        # no -1: an empty axis would leave it open
+        groups = x.view(*x.shape[:-1], x.shape[-1] // group, group)
+        return groups.softmax(-1).view(x.shape)
     result: Tensor = _CpuSimNorm.apply(single(x), group)  # type: ignore[no-untyped-call]
     return result
 

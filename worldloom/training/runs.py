@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldloom.algorithms.registry import make_agent_config, trained_config, trained_weights
-from worldloom.core.config_base import WorldModelConfig
+from worldloom.core.config_base import WorldModelConfig, check_conflicts
 from worldloom.core.exceptions import CheckpointError, ConfigurationError
 from worldloom.core.json_text import parse_json
 from worldloom.core.specs import EnvSpec
@@ -75,7 +75,6 @@ class TrainedRun:
             CheckpointError: If there is no checkpoint, or it is damaged or of another architecture.
         """
         from worldloom.algorithms.model_registry import WorldModelRegistry
-        from worldloom.algorithms.pretrained import check_conflicts
 
         config = self.config(device)
         check_conflicts(self.folder, config, wanted or {})

@@ -193,6 +193,10 @@ def test_wrong_input_is_refused_with_both_shapes(name: str) -> None:
         model.compute_loss({"obs": torch.zeros(B, T, O)})
     with pytest.raises(ShapeMismatchError, match="rewards of a batch"):
         model.compute_loss(batch(rewards=torch.zeros(B, T + 1)))
+    with pytest.raises(ShapeMismatchError, match=r"dtype of last_obs .*uint8.*float32"):
+        model.compute_loss(
+            batch(obs=torch.zeros(B, T, O, dtype=torch.uint8), last_obs=torch.zeros(B, O))
+        )
     with pytest.raises(StateError, match="LatentState"):
         model.predict(torch.zeros(B, 3), torch.zeros(B, A))
     with pytest.raises(ConfigurationError, match="built into the networks"):

@@ -36,3 +36,9 @@ def test_categorical_samples_are_one_hot_with_gradient() -> None:
 def test_simnorm_refuses_a_ragged_size() -> None:
     with pytest.raises(ValueError, match="multiple"):
         SimNormLatentSpace(10, 8)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_no_rows_have_no_samples(space: LatentSpace) -> None:
+    sample = space.sample(torch.zeros(2, 0, space.param_dim))
+    assert sample.flatten(2).shape == (2, 0, space.sample_dim)

@@ -66,3 +66,28 @@ def test_rows_of_a_state_can_be_taken() -> None:
     state = LatentState(torch.arange(6.0).view(3, 2), torch.zeros(3, 4, 5))
     assert state[:2].batch_size == 2
     assert state[torch.tensor([2, 0])].features[:, 0].tolist() == [4.0, 0.0]
+
+
+def test_what_is_kept_for_every_row_goes_with_it() -> None:
+    kept = {
+        "task_id": torch.tensor([0, 1, 2]),
+        "name": ["a", "b", "c"],
+        "pair": ("a", "b"),
+        "one": torch.tensor(4),
+    }
+    kept["array"] = kept["task_id"].numpy()
+    rows = LatentState(torch.arange(6.0).view(3, 2), metadata=kept)
+    for index in ([2, 0], torch.tensor([2, 0]), torch.tensor([True, False, True]), slice(1, None)):
+        taken = rows[index]
+        want = (taken.features[:, 0] / 2).long().tolist()
+        assert taken.metadata["task_id"].tolist() == want
+        assert taken.metadata["array"].tolist() == want
+        assert taken.metadata["name"] == ["abc"[row] for row in want]
+        assert (taken.metadata["pair"], taken.metadata["one"]) == (("a", "b"), 4)
+    assert (rows[1].metadata["task_id"], rows[1].metadata["name"]) == (1, "b")
+    steps = LatentState.stack([rows, rows])
+    assert steps[1].metadata["task_id"].tolist() == [0, 1, 2]
+    assert steps[:, [2, 0]].metadata["name"] == ["c", "a"]
+    copied = rows.clone()
+    copied.metadata["task_id"][0] = 9
+    assert rows.metadata["task_id"].tolist() == [0, 1, 2]

@@ -16,7 +16,7 @@ from worldloom.evaluation import (
     plot_predictions,
     visualize_imagination,
 )
-from worldloom.evaluation.metrics import calibration
+from worldloom.evaluation.metrics import calibration, open_loop
 from worldloom.evaluation.visualize import (
     ACCENT,
     BAR_SIDE,
@@ -85,6 +85,60 @@ def test_errors_are_exactly_those_of_a_model_that_drifts() -> None:
     assert report.one_step_error == report.to_dict()["obs_error"][0]
     with pytest.raises(ConfigurationError, match="too short"):
         evaluate_world_model(Counter(0.0), counting(), horizon=8, warm_up=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "changes", "value"),
+    [
+        ("dreamerv3:ci", (4,), {}, 200.0),
+        ("dreamerv3:ci", (3, 32, 32), {"encoder_type": "mlp"}, 200.0),
+        ("dreamerv3:ci", (3, 32, 32), {}, 200 / 255),
+        ("tdmpc2:ci", (4,), {"use_decoder": True}, 200 / 255),
+        ("mlp:ci", (4,), {}, 200 / 255),
+    ],
+)
+def test_reality_has_the_units_of_what_is_decoded(
+    name: str, shape: tuple[int, ...], changes: dict[str, Any], value: float
+) -> None:
+    torch.manual_seed(0)
+    model: Any = create_world_model(name, obs_shape=shape, action_dim=2, **changes)
+    obs = torch.full((2, 4, *shape), 200, dtype=torch.uint8)
+    blank = {"actions": torch.zeros(2, 4, 2), "rewards": torch.zeros(2, 4)}
+    batch = {"obs": obs, "continues": torch.ones(2, 4), **blank}
+    report = evaluate_world_model(model, batch, horizon=2, warm_up=2)
+    assert report.steps is not None
+    assert report.steps.obs is not None
+    assert report.steps.obs[1] == pytest.approx(value)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(10 if len(shape) == 1 else 0):
+        optimizer.zero_grad()
+        model.compute_loss(batch | {"obs": obs})["loss"].backward()
+        optimizer.step()
+    if len(shape) == 3:
+        batch["obs"][:, 2:] = 0
+        row = np.array_split(imagination_frames(model, batch, horizon=2, warm_up=1), 3, axis=1)[0]
+        assert np.unique(row[0, :32, :32]).tolist() == ([255] if value > 1 else [200])
+        assert not row[1, :32, :32].any()
+    else:
+        decoded = model.decode(model.encode(obs[:, 0]))["obs"].mean()
+        assert (decoded > 2) == (value > 1)
+
+
+def test_rows_of_several_tasks_are_measured_as_their_own() -> None:
+    model: Any = create_world_model("tdmpc2:ci", obs_shape=(4,), action_dim=2, num_tasks=3)
+    with torch.no_grad():
+        model.net.task_emb.mul_(20)
+    batch = create_random_buffer(60, (4,), 2, 3, 20, seed=0).sample(3, 5)
+    tasks = torch.tensor([0, 1, 2])
+    together = open_loop(model, batch | {"task_id": tasks}, horizon=3, warm_up=2)
+    with torch.no_grad():
+        seen = model.encode(batch["obs"][:, 2], task_id=tasks).features
+    assert np.allclose(together.latent[1][0], seen.numpy(), atol=1e-5)
+    for row in range(3):
+        one = {name: value[row : row + 1] for name, value in batch.items()}
+        alone = open_loop(model, one | {"task_id": tasks[row]}, horizon=3, warm_up=2)
+        assert np.allclose(together.latent[0][:, row], alone.latent[0][:, 0], atol=1e-5)
+        assert np.allclose(together.latent[1][:, row], alone.latent[1][:, 0], atol=1e-5)
 
 
 def test_calibration_is_the_gap_between_probability_and_frequency() -> None:

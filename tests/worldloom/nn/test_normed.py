@@ -47,6 +47,16 @@ def test_simnorm_is_a_softmax_in_each_group(group: int) -> None:
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("is_compiling", [False, True])
+def test_simnorm_of_no_rows_is_no_rows(is_compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
+    x = torch.zeros(3, 0, 16)
+    assert simnorm(x, 8).shape == x.shape
+    full = torch.randn(3, 2, 16)
+    want = full.view(3, 2, 2, 8).softmax(-1).view(3, 2, 16)
+    torch.testing.assert_close(simnorm(full, 8), want)
+
+
 def test_simnorm_accepts_strided_input() -> None:
     x = torch.randn(24, 5).T
     torch.testing.assert_close(simnorm(x, 8), simnorm(x.contiguous(), 8))

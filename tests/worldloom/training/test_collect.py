@@ -1,13 +1,22 @@
 import dataclasses
 import re
+from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from worldloom.core.exceptions import ConfigurationError
+from tests.worldloom.envs import faulty_envs
+from worldloom.core.exceptions import ConfigurationError, EnvFailureError
 from worldloom.core.protocol import ActOutput
-from worldloom.envs.config import EnvConfig
+from worldloom.envs.config import EnvConfig, EnvLimits
 from worldloom.envs.factory import make_env
+from worldloom.envs.gym_vector import GymVectorAdapter
+from worldloom.envs.local import LocalVectorEnv
+from worldloom.envs.toy import CountingEnv
+from worldloom.envs.wrappers import EnvAdapter, RawEnv
 from worldloom.training.collect import collect_buffer, collect_episodes
 
 
@@ -98,3 +107,140 @@ def test_a_trained_policy_plays_with_its_memory_reset_at_every_episode() -> None
 def test_wrong_counts_and_actions_are_named(change: dict, words: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(words)):
         collect_buffer(EnvConfig(env="CartPole-v1"), **({"episodes": 1, "max_steps": 3} | change))
+
+
+def rebuilding(make: Any, num_envs: int = 1, **limits: Any) -> LocalVectorEnv:
+    """Envs in this process that are built again when they fail."""
+    config = EnvConfig(env="toy:counting").resolved()
+    bounds = EnvLimits(backoff_s=1e-6, max_backoff_s=1e-6, **limits)
+    return LocalVectorEnv(lambda: EnvAdapter(RawEnv(make()), config), num_envs, 0, limits=bounds)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_an_env_that_fails_cuts_its_episode_and_splices_no_two(
+    num_envs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULTY_DIR", str(tmp_path))
+    env = rebuilding(faulty_envs.raises, num_envs)
+    played = list(collect_episodes(env, 3, policy=Follower()))  # type: ignore[arg-type]
+    env.close()
+    assert [len(e["rewards"]) for e in played] == [2, 5, 1]
+    for episode in played:
+        steps = np.arange(len(episode["rewards"]))
+        assert episode["obs"][:, 1].tolist() == steps.tolist()
+        assert episode["rewards"].tolist() == (steps + 1).tolist()
+        assert episode["final_obs"][1] == len(steps)
+        assert np.allclose(episode["actions"][:, 0], steps / 10)
+    assert [bool(e["truncated"][-1]) for e in played] == [True, False, True]
+
+
+def test_an_env_that_fails_at_once_leaves_no_empty_episode() -> None:
+    failures = iter([True, True])
+
+    class Failing(CountingEnv):
+        def step(self, action: np.ndarray) -> Any:
+            if next(failures, False):
+                raise RuntimeError("broken on purpose")
+            return super().step(action)
+
+    env = rebuilding(Failing)
+    played = list(collect_episodes(env, 2))
+    env.close()
+    assert [len(e["rewards"]) for e in played] == [5, 1]
+
+
+def test_an_env_that_always_fails_ends_the_collecting_also_beside_one_that_works() -> None:
+    count = iter(range(100))
+
+    class Failing(CountingEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self._works = next(count) == 1
+
+        def step(self, action: np.ndarray) -> Any:
+            if self._works:
+                return super().step(action)
+            raise RuntimeError("broken on purpose")
+
+    env = rebuilding(Failing, 2, max_failures=3)
+    with pytest.raises(EnvFailureError, match=r"env 0 of .*broken on purpose"):
+        list(collect_episodes(env, 2))
+    env.close()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_rows_of_other_envs_alone_are_no_rows(mode: AutoresetMode) -> None:
+    class Short(CountingEnv):
+        LENGTHS = (2, 1, 2, 1, 2)
+
+    vector = SyncVectorEnv([CountingEnv, Short], autoreset_mode=mode)
+    config = EnvConfig(env="toy:counting").resolved()
+    env = GymVectorAdapter(vector, config, 2, 0)
+    played = list(collect_episodes(env, 4, policy=Follower()))  # type: ignore[arg-type]
+    env.close()
+    for episode in played:
+        steps = np.arange(len(episode["rewards"]))
+        number = int(episode["final_obs"][0])
+        assert len(steps) == CountingEnv.LENGTHS[number % 5]
+        assert set(episode["obs"][:, 0]) == {number}
+        assert episode["obs"][:, 1].tolist() == steps.tolist()
+        assert np.allclose(episode["actions"][:, 0], steps / 10)
+
+
+@pytest.mark.parametrize(
+    ("actions", "codes"),
+    [
+        (gymnasium.spaces.Discrete(1), [[1.0]]),
+        (gymnasium.spaces.MultiDiscrete([1]), [[1.0]]),
+        (gymnasium.spaces.Box(-1, 1, (2, 1)), [[0.5, 0.5]]),
+        (gymnasium.spaces.Box(-1, 1, ()), [[0.5]]),
+    ],
+)
+def test_spaces_of_any_rank_are_stored_as_a_model_reads_them(
+    actions: Any, codes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays(monkeypatch, gymnasium.spaces.Box(-1, 1, ()), actions)
+    value = 0.5 if isinstance(actions, gymnasium.spaces.Box) else 0
+    buffer = collect_buffer(EnvConfig(env="toy:counting"), 1, policy=lambda obs: np.array(value))
+    assert buffer.obs_shape == (1,)
+    (episode,) = buffer.episodes()
+    assert episode["actions"].tolist() == codes
+    assert episode["obs"].tolist() == [[0.25]]
+    assert episode["final_obs"].tolist() == [0.25]
+
+
+@pytest.mark.parametrize(
+    "actions", [gymnasium.spaces.MultiDiscrete([2, 2]), gymnasium.spaces.MultiBinary(2)]
+)
+def test_several_choices_in_one_action_are_refused_before_anything_is_played(
+    actions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = plays(monkeypatch, gymnasium.spaces.Box(-1, 1, (2,)), actions)
+    with pytest.raises(ConfigurationError, match="2 discrete components"):
+        collect_buffer(EnvConfig(env="toy:counting"), 1)
+    assert [env.steps for env in built] == [0]
+
+
+def plays(monkeypatch: pytest.MonkeyPatch, obs: Any, actions: Any) -> list[Any]:
+    """Let every env be one of these spaces that ends after a step; returns those that were made."""
+    built = []
+
+    class One(gymnasium.Env[Any, Any]):
+        observation_space = obs
+        action_space = actions
+        steps = 0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.full(obs.shape, 0.25, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            assert actions.contains(action)
+            return np.full(obs.shape, 0.25, np.float32), 1.0, True, False, {}
+
+    def make(config: EnvConfig, *, seed: int) -> LocalVectorEnv:
+        built.append(One())
+        return LocalVectorEnv(lambda: EnvAdapter(RawEnv(built[-1]), config.resolved()), 1, seed)
+
+    monkeypatch.setattr("worldloom.training.collect.make_env", make)
+    return built

@@ -33,6 +33,8 @@ BLOCKS = (8, 4, 2, 1)
 """Numbers of blocks, the official one first, of which sizes that others chose take the first that
 fits.
 """
+RETURN_HORIZON = 333
+"""Steps over which the authors' agent discounts."""
 MLP_LAYERS = 3
 """Layers of the vector branches of encoder and decoder; the official number."""
 
@@ -183,6 +185,8 @@ class DreamerV3Config(WorldModelConfig, DreamerConstants):
         "kl_free": NOT_NEGATIVE,
         "kl_balance": FRACTION,
         "loss_scales": NOT_NEGATIVE,
+        "discount": FRACTION,
+        "continue_scale": Bounds(above=0, most=1),
     }
     model_type: str = "dreamer"
     """Which model."""
@@ -224,6 +228,10 @@ class DreamerV3Config(WorldModelConfig, DreamerConstants):
     """Blocks of the recurrent core; by default the official 8, or fewer if deter_dim needs it."""
     space_blocks: int | None = None
     """Blocks of the decoder's first image layer; by default as blocks, and divides 4 cnn_depth."""
+    discount: float = 1 - 1 / RETURN_HORIZON
+    """Factor per step of the values of a trajectory; by default the authors', over 333 steps."""
+    continue_scale: float = 1.0
+    """Target of the continuation head where an episode goes on; a run's head holds a discount."""
 
     @classmethod
     def of(cls, sizes: DreamerSizes, **others: Any) -> DreamerV3Config:

@@ -12,6 +12,7 @@ from typing import Any
 from worldloom.algorithms.dreamerv3.config import DreamerV3Config
 from worldloom.algorithms.dreamerv3.spec import DreamerV3AgentConfig
 from worldloom.algorithms.single_space import public_spaces
+from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.specs import EnvSpec
 
 __all__ = ["public_config", "public_weights"]
@@ -20,11 +21,18 @@ PREFIX = "model."
 
 
 def public_config(config: DreamerV3AgentConfig, env: EnvSpec, device: str) -> DreamerV3Config:
-    """Settings of the public model with the agent's networks and factors of losses.
+    """Settings of the public model with the agent's networks, discount and factors of losses.
 
     Raises:
-        ConfigurationError: If the env has what a public model cannot read.
+        ConfigurationError: If the env has what a public model cannot read, or the agent learns a
+            discount of 0.
     """
+    discount = 1.0 - 1.0 / config.horizon
+    if config.learn_discount and not discount:
+        raise ConfigurationError(
+            "horizon must be >= 2 for a world model of the public API, got 1, with which the "
+            "continuation head learns 0 everywhere; use the agent (worldloom_dist.evaluate)"
+        )
     kl = config.scale_dyn + config.scale_rep
     is_half = config.precision == "bfloat16" or (
         config.precision == "auto" and device.startswith("cuda")
@@ -42,6 +50,8 @@ def public_config(config: DreamerV3AgentConfig, env: EnvSpec, device: str) -> Dr
             "reward": config.scale_rew,
             "continue": config.scale_con,
         },
+        discount=discount,
+        continue_scale=discount if config.learn_discount else 1.0,
         learning_rate=config.lr,
         dtype="bfloat16" if is_half else "float32",
         device=device,

@@ -35,8 +35,6 @@ from worldloom.nn.distributions import binary_loss, two_hot, two_hot_loss
 __all__ = ["DreamerV3WorldModel", "dreamer_env"]
 
 KEY = "obs"
-RETURN_HORIZON = 333
-"""Steps over which the authors' agent discounts."""
 
 
 def dreamer_env(config: DreamerV3Config) -> EnvSpec:
@@ -69,10 +67,11 @@ class DreamerV3WorldModel(BaseWorldModel):
     """
 
     tunable = TRAINING_FIELDS | {"kl_free", "kl_balance", "loss_scales"}
-    discount = 1 - 1 / RETURN_HORIZON
+    discount = DreamerV3Config.discount
 
     def __init__(self, config: DreamerV3Config) -> None:
         super().__init__(config)
+        self.discount = config.discount
         self.net = WorldModel(dreamer_env(config), config.sizes(), mlp_layers=config.mlp_layers)
         self.to(place_of(config.device))
 
@@ -138,14 +137,18 @@ class DreamerV3WorldModel(BaseWorldModel):
             feature = torch.cat([inner.deter, inner.stoch], -1)
             obs = self.net.dec(inner.deter, inner.stoch)[KEY]
             reward = self.net.reward(feature)
-            cont = self.net.cont(feature)
+            cont = self._goes_on(feature)
         return Predictions(
             {
                 "obs": self._public_obs(obs),
                 "reward": reward[:, None].float(),
-                "continue": cont[:, None].float(),
+                "continue": cont[:, None],
             }
         )
+
+    def natural_obs(self, obs: Tensor) -> Tensor:
+        """See :meth:`BaseWorldModel.natural_obs`; uint8 vectors are decoded as 0..255."""
+        return obs.float() if self.config.encoder_type == "mlp" else super().natural_obs(obs)
 
     def predict_reward(self, state: LatentState) -> Tensor:
         """Expected reward on arrival in ``state``. ``[B]``."""
@@ -193,8 +196,15 @@ class DreamerV3WorldModel(BaseWorldModel):
         return (
             self.net.reward(feature)[..., None].float(),
             None,
-            self.net.cont(feature)[..., None].float(),
+            self._goes_on(feature)[..., None],
         )
+
+    def _goes_on(self, feature: Tensor) -> Tensor:
+        """Probability [...] that the episode goes on after arrival, without the discount that its
+        head may hold.
+        """
+        scale: float = self.config.continue_scale
+        return (self.net.cont(feature).float() / scale).clamp(max=1.0)
 
     # -- between the public and the private form ---------------------------------------------------
 
@@ -271,7 +281,7 @@ class DreamerV3WorldModel(BaseWorldModel):
         c = self.config
         rows = self._rows(data)
         draws = torch.rand(*rows.reward.shape, self.net.sizes.stoch, device=self.device)
-        out = self.net.losses(rows, draws, free_nats=c.kl_free, cont_scale=1.0)
+        out = self.net.losses(rows, draws, free_nats=c.kl_free, cont_scale=c.continue_scale)
         seen = torch.ones_like(rows.reward)
         if "last_obs_mask" in data:
             seen[:, -1] = data["last_obs_mask"].float()
@@ -296,7 +306,7 @@ class DreamerV3WorldModel(BaseWorldModel):
         reward = data["rewards"]
         ended = data["continues"] < 0.5
         if "last_obs" in data:
-            obs = torch.cat([obs, data["last_obs"][:, None].to(obs.dtype)], 1)
+            obs = torch.cat([obs, data["last_obs"][:, None]], 1)
         count = obs.shape[1] - 1
         blank = torch.zeros_like(action[:, :1])
         previous = torch.cat([blank, action[:, :count]], 1)
@@ -345,7 +355,7 @@ class DreamerV3WorldModel(BaseWorldModel):
         )
         cont = binary_loss(
             self.net.con(feature)["logit"].squeeze(-1),
-            (data["continues"][batch, time] >= 0.5).float(),
+            (data["continues"][batch, time] >= 0.5).float() * self.config.continue_scale,
         )
         return reward.sum(), cont.sum(), zero + len(batch)
 

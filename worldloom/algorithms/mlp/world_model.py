@@ -210,8 +210,7 @@ class MLPWorldModel(BaseWorldModel):
         return [member for member in self.members if isinstance(member, Member)]
 
     def _flat(self, obs: Tensor, lead: int = 1) -> Tensor:
-        flat = obs.flatten(lead)
-        return flat.float() / 255.0 if obs.dtype == torch.uint8 else flat
+        return self.natural_obs(obs.flatten(lead))
 
     def _joint(self, latent: LatentState | Tensor) -> Tensor:
         """All members' latents side by side."""

@@ -172,7 +172,8 @@ class PlannerStep(nn.Module):
             shift = (places * SHIFTS).long().clamp(0, SHIFTS - 1).view(-1, s.images, 2)
         order = keys.view(-1, s.iterations, s.num_q).topk(2, largest=False).indices
         return PlanDraws(
-            first.view(-1, s.horizon, s.policy_samples, s.action_dim),
+            # there may be none, and of nothing no -1 can be told
+            first.view(first.shape[0], s.horizon, s.policy_samples, s.action_dim),
             sampled.view(-1, s.iterations, s.horizon, others, s.action_dim),
             last.view(-1, s.iterations, s.samples, s.action_dim),
             order,

@@ -55,6 +55,8 @@ class UpdateBatch:
         reward: [H, B] received for ``action``.
         terminated: [H, B] 1.0 where the episode terminated on arrival after ``action``.
         task: [B] integer tasks, or None.
+        seen: [H, B] 1.0 where the observation after ``action`` was recorded and 0.0 where it is a
+            blank, of which only ``reward`` and ``terminated`` count; None where all were.
     """
 
     obs: Mapping[str, Tensor]
@@ -62,6 +64,7 @@ class UpdateBatch:
     reward: Tensor
     terminated: Tensor
     task: Tensor | None = None
+    seen: Tensor | None = None
 
 
 class ModelLoss(NamedTuple):
@@ -89,6 +92,11 @@ class PolicyLoss(NamedTuple):
 def time_weights(steps: int, rho: float, like: Tensor) -> Tensor:
     """[steps] rho^t / steps."""
     return rho ** torch.arange(steps, dtype=like.dtype, device=like.device) / steps
+
+
+def weighted_mean(error: Tensor, weight: Tensor) -> Tensor:
+    """[H] means of [H, B] errors by 0/1 weights; 0 at a step without any weight."""
+    return (error * weight).sum(1) / weight.sum(1).clamp(min=1.0)
 
 
 @torch.no_grad()
@@ -125,6 +133,9 @@ def model_loss(
 ) -> ModelLoss:
     """Consistency, reward, value and termination loss of the model's own rollout from the first
     observation.
+
+    An arrival without an observation has no latent to be consistent with, and a value only where
+    the episode terminated: there the temporal-difference target is the reward alone.
     """
     horizon = batch.action.shape[0]
     next_z, td = td_target(model, target, batch, draws, settings)
@@ -141,7 +152,11 @@ def model_loss(
     rollout = torch.stack(z)  # [H+1, B, L]
     decay = time_weights(horizon, settings.rho, td)
 
-    consistency = (rollout[1:] - next_z).square().mean((1, 2)) @ decay
+    distance = (rollout[1:] - next_z).square()  # [H, B, L]
+    if batch.seen is None:
+        consistency = distance.mean((1, 2)) @ decay
+    else:
+        consistency = weighted_mean(distance.mean(2), batch.seen) @ decay
     joint = model.joint(rollout[:-1], batch.action, task).flatten(0, 1)  # [H*B, L+D+A]
     reward_error = model.bins.loss(
         model.reward_head(joint), model.bins.two_hot(batch.reward.flatten())
@@ -149,7 +164,13 @@ def model_loss(
     reward = reward_error.view(horizon, -1).mean(1) @ decay
     logits = ensemble_forward(model.critics.stacked, joint, draws.value_dropout)  # [Q, H*B, K]
     value_error = model.bins.loss(logits, model.bins.two_hot(td.flatten()))
-    value = value_error.view(-1, horizon, td.shape[1]).mean((0, 2)) @ decay
+    value_error = value_error.view(-1, horizon, td.shape[1])  # [Q, H, B]
+    if batch.seen is None:
+        value = value_error.mean((0, 2)) @ decay
+    else:
+        known = torch.maximum(batch.seen, batch.terminated)
+        value_error = value_error * known
+        value = weighted_mean(value_error.mean(0), known) @ decay
     total = (
         settings.consistency_coef * consistency
         + settings.reward_coef * reward
@@ -164,7 +185,7 @@ def model_loss(
             ends[-1], batch.terminated[-1]
         )
     metrics = {"total_loss": total, **metrics}
-    td_error = value_error.detach().view(-1, horizon, td.shape[1]).mean((0, 1))
+    td_error = value_error.detach().mean((0, 1))
     return ModelLoss(
         total, rollout, {name: value.detach() for name, value in metrics.items()}, td_error
     )
@@ -210,6 +231,8 @@ def policy_loss(
     settings: LossSettings,
     tau: float,
     gather: Callable[[Tensor], Tensor] = SINGLE_PROCESS.gather,
+    *,
+    trains_tasks: bool = True,
 ) -> PolicyLoss:
     """Climb the scaled value of the drawn critics, with an entropy bonus.
 
@@ -225,8 +248,12 @@ def policy_loss(
         draws, settings: As for :func:`model_loss`.
         tau: Speed of the running scale.
         gather: From [B] values to those of all learner ranks, whose spread is the scale.
+        trains_tasks: Let the gradient reach the task embedding; False where the loss is added to
+            the model's, whose optimizer would follow it.
     """
     task = model.embed(task_index)
+    if task is not None and not trains_tasks:
+        task = task.detach()
     mask = model.mask(task_index)
     sample = model.policy(z, draws.policy_noise, task, mask)
     q = policy_values(model, z, sample.action, task, draws)

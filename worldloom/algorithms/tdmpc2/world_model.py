@@ -336,14 +336,19 @@ class TDMPC2WorldModel(BaseWorldModel):
 
     def _losses(self, data: dict[str, Tensor], task: Tensor | None) -> dict[str, Tensor]:
         windows = self._windows(data, task)
-        if windows is None:
-            return self._rewards_only(data, task)
         c, (horizon, size) = self.config, windows.reward.shape
         settings = LossSettings(discount=c.gamma)
         draws = self._draw(horizon, size)
         model = model_loss(self.net, self.target, windows, draws, settings)
         policy = policy_loss(
-            self.net, model.z.detach(), self.scale, windows.task, draws, settings, TAU
+            self.net,
+            model.z.detach(),
+            self.scale,
+            windows.task,
+            draws,
+            settings,
+            TAU,
+            trains_tasks=False,
         )
         total = model.total + policy.total
         m = model.metrics
@@ -355,10 +360,8 @@ class TDMPC2WorldModel(BaseWorldModel):
         }
         if "termination_loss" in m:
             parts["continue"] = m["termination_loss"]
-        tail = self._tail_loss(data, task)
-        total = total + settings.reward_coef * tail
         if self.decoder is not None:
-            parts["reconstruction"] = self._reconstruction(data)
+            parts["reconstruction"] = self._reconstruction(data, task)
             total = total + parts["reconstruction"]
         return {
             "loss": total,
@@ -384,27 +387,18 @@ class TDMPC2WorldModel(BaseWorldModel):
             horizon, size, shape, mlp_dim=a.mlp_dim, dropout=dropout, generator=source
         )
 
-    def _rewards_only(self, data: dict[str, Tensor], task: Tensor | None) -> dict[str, Tensor]:
-        """Losses of single steps with nothing observed after them: only their rewards can be
-        learnt from.
-        """
-        tail = self._tail_loss(data, task)
-        zero = torch.zeros_like(tail)
-        parts = {"consistency": zero, "reward": tail, "td": zero, "policy": zero}
-        total = LossSettings(discount=self.config.gamma).reward_coef * tail
-        named = {f"{name}_loss": value for name, value in parts.items()}
-        return {"loss": total, **parts, **named, "policy_scale": self.scale.clone()}
-
-    def _windows(self, data: dict[str, Tensor], task: Tensor | None) -> UpdateBatch | None:
+    def _windows(self, data: dict[str, Tensor], task: Tensor | None) -> UpdateBatch:
         """The batch cut into windows of the config's horizon, time first; the last two may overlap.
-        None without any step.
+
+        Where no observation was recorded after the last action, a blank stands for it.
         """
         obs = data["obs"]
-        if "last_obs" in data and bool(data["last_obs_mask"].all()):
-            obs = torch.cat([obs, data["last_obs"][:, None].to(obs.dtype)], 1)
-        steps = obs.shape[1] - 1
-        if steps < 1:
-            return None
+        size, steps = data["rewards"].shape
+        last = data.get("last_obs", torch.zeros_like(obs[:, 0]))
+        mask = data.get("last_obs_mask", torch.zeros(size, dtype=torch.bool, device=self.device))
+        obs = torch.cat([obs, last[:, None]], 1)
+        seen = torch.ones_like(data["rewards"])
+        seen[:, -1] = mask.float()
         horizon = min(self.config.horizon, steps)
         starts = list(range(0, steps - horizon + 1, horizon))
         starts += [steps - horizon] if starts[-1] != steps - horizon else []
@@ -421,30 +415,20 @@ class TDMPC2WorldModel(BaseWorldModel):
             cut(data["rewards"], horizon),
             (cut(data["continues"], horizon) < 0.5).float(),
             None if task is None else task.repeat(len(starts)),
+            None if bool(mask.all()) else cut(seen, horizon),
         )
 
-    def _tail_loss(self, data: dict[str, Tensor], task: Tensor | None) -> Tensor:
-        """Reward loss of the last action where no observation was recorded after it, so that its
-        reward is not lost.
+    def _reconstruction(self, data: dict[str, Tensor], task: Tensor | None) -> Tensor:
+        """Squared error in symlog space of a decoder that reads latents without moving them;
+        ``task`` [B].
         """
-        if "last_obs" in data and bool(data["last_obs_mask"].all()):
-            return torch.zeros((), device=self.device)
-        z = self.net.encode({KEY: self._private_obs(data["obs"][:, -1])}, self.net.embed(task))
-        logits = self.net.reward_head(
-            self.net.joint(z, data["actions"][:, -1], self.net.embed(task))
-        )
-        return (
-            self.net.bins.loss(logits, self.net.bins.two_hot(data["rewards"][:, -1])).mean()
-            / data["obs"].shape[1]
-        )
-
-    def _reconstruction(self, data: dict[str, Tensor]) -> Tensor:
-        """Squared error in symlog space of a decoder that reads latents without moving them."""
         assert self.decoder is not None  # the caller asks
+        steps = data["obs"].shape[1]
         flat = data["obs"].flatten(0, 1)
+        of_rows = None if task is None else task.repeat_interleave(steps)
         with torch.no_grad():
-            z = self.net.encode({KEY: self._private_obs(flat)})
-        target = flat.float() / 255.0 if flat.dtype == torch.uint8 else flat
+            z = self.net.encode({KEY: self._private_obs(flat)}, self.net.embed(of_rows))
+        target = self.natural_obs(flat)
         predicted: Tensor = self.decoder(z)
         return (predicted - symlog(target.flatten(1))).square().mean()
 

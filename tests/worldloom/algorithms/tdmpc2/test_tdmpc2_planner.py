@@ -14,11 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldloom.algorithms.registry import make_agent_config
+from worldloom.algorithms.tdmpc2.agent import make_policy
 from worldloom.algorithms.tdmpc2.config import Architecture
 from worldloom.algorithms.tdmpc2.draws import PlanDraws, PlanShape
+from worldloom.algorithms.tdmpc2.export import PlannerStep
 from worldloom.algorithms.tdmpc2.networks import TDMPC2Networks
 from worldloom.algorithms.tdmpc2.planner import Plan, PlanIteration, PlannerSettings, plan
-from worldloom.core.specs import ArraySpec
+from worldloom.core.specs import ArraySpec, EnvSpec
 
 SETTINGS = PlannerSettings(min_std=0.05, max_std=2.0, temperature=0.5)
 DISCOUNT = 0.97
@@ -169,3 +172,16 @@ def test_a_value_that_is_not_a_number_counts_as_zero() -> None:
     result = plan(model, z, mean, draws, SETTINGS, DISCOUNT, explore=True, watch=seen.append)
     assert all(torch.equal(found.value, torch.zeros(1, 10).double()) for found in seen)
     assert result.action.isfinite().all()
+
+
+def test_a_planner_without_policy_samples_is_exported_as_any() -> None:
+    env = EnvSpec(name="toy:x", obs={"obs": ArraySpec((3,))}, action={"action": ArraySpec((2,))})
+    config: Any = make_agent_config("tdmpc2:ci", {"num_policy_samples": 0})
+    step = PlannerStep(make_policy(config, env))
+    carry = {name: torch.zeros(2, *spec.shape) for name, spec in step.carry.items()}
+    uniform = torch.full((2, step.uniform), 0.5)
+    normal = torch.randn(2, step.normal)
+    first = torch.ones(2, dtype=torch.bool)
+    action, after = step({"obs": torch.zeros(2, 3)}, carry, first, uniform, normal)
+    assert action["action"].shape == (2, 2)
+    assert after["prev_mean"].shape == carry["prev_mean"].shape
