@@ -23,10 +23,10 @@ from worldloom.core.exceptions import ConfigurationError
 from worldloom.core.fields import Bounds, checked
 from worldloom.core.json_text import read_object
 from worldloom.evaluation.seeds import bootstrap_interval
+from worldloom_dist.run.claim import run_name
 from worldloom_dist.run.cli import parse
 from worldloom_dist.run.closing import program
 from worldloom_dist.run.config import RunConfig
-from worldloom_dist.run.folder import run_name
 from worldloom_dist.run.signals import EXIT_AGAIN, StopFlag, stop_on_signals
 from worldloom_dist.run.view import duration, read_view
 
