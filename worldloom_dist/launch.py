@@ -204,8 +204,9 @@ def run(
     settings = (plan.config, plan.env_spec.to_dict(), dataclasses.asdict(plan.agent))  # type: ignore[call-overload]
     changed = config_changes(read_config(folder.path), plan.config) if is_resumed else []
     started_in = Path.cwd()
-    run_id = folder.open(*settings, words, started_in)
+    folder.hold()
     claim.is_held = True
+    run_id = folder.open(*settings, words, started_in)
     plan = dataclasses.replace(plan, run_id=run_id)
     screen = open_log(folder)
     try:

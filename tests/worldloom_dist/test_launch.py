@@ -144,7 +144,7 @@ def test_wrong_input_before_a_run_begins_leaves_no_folder(tmp_path, monkeypatch)
     monkeypatch.setattr("worldloom_dist.lockstep.runtime.begin_with", refuse)
     words = [*TINY["tdmpc2:ci"], "--metrics-port", "0"]
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
-    with pytest.raises(ConfigurationError, match="replay.load: no"):
+    with pytest.raises(ConfigurationError, match=r"replay\.load: no"):
         train([*words, "--run-dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 

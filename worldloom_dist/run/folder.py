@@ -72,21 +72,8 @@ class RunFolder:
         """True once the run has recorded a number: there is something to look at."""
         return (self.path / "metrics.jsonl").is_file()
 
-    def open(
-        self,
-        config: RunConfig,
-        env: Mapping[str, Any],
-        agent: Mapping[str, Any],
-        words: Sequence[str] = (),
-        started_in: Path = Path(),
-    ) -> str:
-        """Make the folder and hold it; a new run is described in it, and one that goes on keeps its
-        id.
-
-        Of a run that goes on nothing is changed here: see :meth:`describe`, also for the arguments.
-
-        Returns:
-            The run's id.
+    def hold(self) -> None:
+        """Make the folder, and hold it for the life of this process.
 
         Raises:
             ConfigurationError: If another launcher uses the folder, or it cannot be written.
@@ -98,6 +85,26 @@ class RunFolder:
             raise ConfigurationError(
                 f"run_dir: {self.path} cannot be written ({error}); name another folder"
             ) from error
+
+    def open(
+        self,
+        config: RunConfig,
+        env: Mapping[str, Any],
+        agent: Mapping[str, Any],
+        words: Sequence[str] = (),
+        started_in: Path = Path(),
+    ) -> str:
+        """A new run is described in the folder, and one that goes on keeps its id. The folder is
+        held before: see :meth:`hold`.
+
+        Of a run that goes on nothing is changed here: see :meth:`describe`, also for the arguments.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            ConfigurationError: If it holds a run that cannot be read.
+        """
         known = self.read_json("config.json").get("run_id")
         return str(known) if known else self.describe(config, env, agent, words, started_in)
 

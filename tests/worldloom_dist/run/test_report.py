@@ -105,6 +105,7 @@ def test_who_waits_names_the_bottleneck(plan, tmp_path):
 
 def test_the_folder_keeps_the_runs_id_and_its_incarnations_rise(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
+    folder.hold()
     first = folder.open(plan.config, plan.env_spec.to_dict(), {})
     assert folder.open(plan.config, plan.env_spec.to_dict(), {}) == first
     assert len((folder.path / "command.txt").read_text().splitlines()) == 1, (
