@@ -124,7 +124,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
         ConfigurationError, MissingDependencyError, ModelNotFoundError: If the input is wrong.
         CheckpointError: If the run that should go on has no checkpoint that fits.
     """
-    from worldloom_dist.run.builders import check_checkpoints
+    from worldloom_dist.run.builders import check_checkpoints, check_new_store
     from worldloom_dist.run.initial_agent import check_initial
     from worldloom_dist.run.outcome import check_trains  # after --help, which answers at once
     from worldloom_dist.run.plan import resolve, resolve_again
@@ -141,6 +141,7 @@ def prepare(config: RunConfig) -> tuple[Plan, Path, bool, int]:
     if is_resumed:
         check_checkpoints(plan, folder)
     else:
+        check_new_store(plan, folder)
         check_initial(plan)
     port = choose_port(config)
     check_watching(config)

@@ -138,7 +138,7 @@ class SeedRuns:
         out: TextIO | None = None,
     ) -> None:
         self._config = config
-        self._words = _without(words, "--run-dir", "--seed")
+        self._words = _without(words, "--run-dir", "--seed", "--learner.checkpoints")
         self._parallel = checked("parallel", parallel, int, Bounds(1, MOST_SEEDS))
         self._out = out or sys.stdout
         given = {word.partition("=")[0] for word in words}
@@ -209,6 +209,7 @@ class SeedRuns:
         command = [
             *(sys.executable, "-m", "worldloom_dist.launch", *self._words),
             *("--seed", str(run.seed), "--run-dir", str(run.folder)),
+            *self._checkpoints_of(run.seed),
         ]
         is_alone = self._parallel == 1
         self._say(f"seed {run.seed}: {run.folder}")
@@ -297,6 +298,11 @@ class SeedRuns:
 
     def _folder_of(self, seed: int) -> Path:
         return self._root.with_name(f"{self._root.name}-seed{seed}")
+
+    def _checkpoints_of(self, seed: int) -> list[str]:
+        """Each seed has checkpoints of its own, where one place is named for all."""
+        place = self._config.learner.checkpoints
+        return ["--learner.checkpoints", f"{place.rstrip('/')}/seed{seed}"] if place else []
 
     def _say(self, line: str) -> None:
         self._out.write(line + "\n")

@@ -83,6 +83,16 @@ def test_each_seed_is_a_run_and_an_interrupted_sweep_goes_on(tmp_path, capfd):
     assert capfd.readouterr().out.count("complete already") == 2
 
 
+def test_seeds_share_no_place_of_checkpoints(tmp_path):
+    place = tmp_path / "kept"
+    words = [*TINY_RUN, "--learner.checkpoints", str(place), "--run-dir", str(tmp_path / "run")]
+    assert launch.main([*words, "--seeds", "1-2"]) == 0
+    assert sorted(folder.name for folder in place.iterdir()) == ["seed1", "seed2"]
+    for folder in place.iterdir():
+        assert any(folder.glob("step-*"))
+    assert launch.main([*words, "--seeds", "1-2", "--if-exists", "resume"]) == 0
+
+
 def test_a_seed_that_fails_is_told_and_the_others_run(tmp_path):
     out = io.StringIO()
     root = tmp_path / "run"

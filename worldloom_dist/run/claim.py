@@ -57,7 +57,8 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
     """The folder of a run, and whether a run in it goes on. Creates nothing.
 
     Raises:
-        ConfigurationError: If the folder holds a run and ``if_exists`` is ``error``.
+        ConfigurationError: If the folder holds a run and ``if_exists`` is ``error``, or if none is
+            named and ``if_exists`` is ``resume``.
     """
     if config.resume is not None:
         return config.resume, True
@@ -70,6 +71,11 @@ def choose_folder(config: RunConfig, root: Path = Path("runs")) -> tuple[Path, b
                 "resume to go on with it, or name another folder"
             )
         return config.run_dir, exists
+    if config.if_exists == "resume":
+        raise ConfigurationError(
+            "if_exists: --if-exists resume needs --run-dir, the folder of the run that goes on, "
+            "and without it every run gets a new one; add --run-dir, or name the run by --resume"
+        )
     name = run_name(config)
     taken = [
         int(p.name.rsplit("-", 1)[1])
