@@ -23,7 +23,7 @@ from worldloom.core.exceptions import (
 )
 from worldloom.core.extras import install_line
 from worldloom.core.fields import Bounds, checked
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom.envs.consent import with_consent
 from worldloom.envs.factory import make_env
 from worldloom_dist.actors.videos import picture_of
@@ -138,6 +138,7 @@ def _why_no_window() -> str:
     return ""
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -182,8 +183,6 @@ def main(words: Sequence[str] | None = None) -> int:
                     trust_env=options.trust_env,
                 )
             lines = []
-    except KeyboardInterrupt:
-        return 130
     except WorldLoomError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigurationError | MissingDependencyError) else 1

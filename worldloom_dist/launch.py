@@ -23,6 +23,7 @@ from worldloom.core.exceptions import (
     TrainingError,
     WorldLoomError,
 )
+from worldloom.core.program import interruptible
 from worldloom.envs.building import EnvBuildError
 from worldloom.envs.thread_check import ThreadCheck
 from worldloom_dist.run.announcing import announce, log_handlers_of_one_run, open_log
@@ -51,6 +52,7 @@ logger = logging.getLogger("worldloom_dist")
 USAGE_ERRORS = (ConfigurationError, MissingDependencyError, ModelNotFoundError)
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldloom.core.json_text import to_json
-from worldloom.core.program import called
+from worldloom.core.program import called, interruptible
 from worldloom_dist.run.console import plain, render
 from worldloom_dist.run.view import View, read_view
 
@@ -23,6 +23,7 @@ __all__ = ["main"]
 WATCH_EVERY_S = 2.0
 
 
+@interruptible
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(

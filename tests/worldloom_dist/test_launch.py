@@ -103,6 +103,16 @@ def test_env_that_cannot_be_built_any_more_fails_the_run_and_is_no_wrong_input(t
     assert "the licence is in use" in (folder / "console.log").read_text()
 
 
+def test_ctrl_c_before_a_run_is_open_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("worldloom_dist.launch.prepare", interrupt)
+    assert main(["--preset", "debug", "--run-dir", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert not (tmp_path / "run").exists()
+
+
 class WithdrawnEnv(PointEnv):
     """It can be had for training, and is gone when an evaluation asks for it."""
 
