@@ -34,6 +34,8 @@ __all__ = ["main", "play"]
 
 WINDOW_FRAMES_PER_S = 30
 WINDOW_SIDE = 512
+INVISIBLE = ("offscreen", "dummy")
+"""What SDL draws to where the screen that a variable names is no more."""
 Show = Callable[[np.ndarray, str], bool]
 
 
@@ -135,6 +137,16 @@ def _why_no_window() -> str:
         return "there is no screen"
     if importlib.util.find_spec("pygame") is None:
         return f"a window needs pygame ({install_line('classic')})"
+    with stdout_to_stderr():  # it greets
+        import pygame
+    try:
+        pygame.display.init()  # a variable may name a screen that is no more
+    except pygame.error as error:
+        return f"no window can be opened ({error})"
+    driver = pygame.display.get_driver()
+    if driver in INVISIBLE and "SDL_VIDEODRIVER" not in os.environ:
+        pygame.display.quit()
+        return f"no window can be opened (there is no screen, and {driver} would show none)"
     return ""
 
 

@@ -41,7 +41,7 @@ def report_html(run_dir: Path, *, videos: int = MOST_VIDEOS) -> str:
     """
     checked("videos", videos, int, NOT_NEGATIVE)
     try:
-        state = RunState(run_dir).read()
+        state = RunState(run_dir, most_videos=None).read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigurationError(
             f"{run_dir} holds no run (no config.json); give a folder that a run writes to"

@@ -160,7 +160,7 @@ def draw_held_out(
 
 
 def together(curves: Sequence[Curve]) -> list[Curve]:
-    """What is drawn of the seeds of an experiment: one curve, or where they share no step, theirs."""
+    """What is drawn of several seeds: one curve, or where they share no step, their own."""
     one = combine(curves) if curves else None
     return list(curves) if one is None else [one]
 
