@@ -97,17 +97,17 @@ def _draw_experiment(axes: Any, experiment: Experiment, axis: str | None, colour
                 alpha=0.45,
                 marker="." if len(curve.steps) == 1 else None,
             )
-    curve = combine(evaluations) if evaluations else None
-    if evaluations and curve is None:
+    whole = combine(evaluations) if evaluations else None
+    if evaluations and whole is None:
         axes.plot([], [], color=colour, linewidth=0.6, label=f"{label}, {NO_COMMON_STEP}")
-    if curve is not None:
-        _band(axes, curve, colour)
+    if whole is not None:
+        _band(axes, whole, colour)
         axes.plot(
-            curve.steps,
-            curve.values,
+            whole.steps,
+            whole.values,
             color=colour,
             linewidth=2,
-            marker="o" if len(curve.steps) <= MOST_MARKERS else None,
+            marker="o" if len(whole.steps) <= MOST_MARKERS else None,
             markersize=3.5,
             label=label,
             zorder=3,
